@@ -1,0 +1,118 @@
+"""Runs the one line of revisions on each database: the whole chain on the columns, then on the metadata.
+
+Called by the `alembic` command, which opens the databases that `repo.schema.targets` finds, and by
+`repo.schema.migrate`, which hands over a live connection. Each database has its own `alembic_version`.
+"""
+
+import os
+from contextlib import ExitStack
+from logging.config import fileConfig
+from typing import Any
+
+from alembic import context
+from alembic.util import CommandError
+from sqlalchemy import Connection
+
+import repo.schema.migrate  # teaches Alembic DuckDB
+from repo.engines import sqlite
+from repo.errors import HoldfastError
+from repo.models import MetadataBase, TimeSeriesBase
+from repo.schema.targets import Target, find_targets, held
+
+config = context.config
+MODELS = {"metadata": MetadataBase.metadata, "timeseries": TimeSeriesBase.metadata}
+WRITING = {"upgrade", "downgrade", "stamp"}
+
+
+def command_name() -> str:
+    """Return which Alembic command runs; "" if it cannot be known."""
+    chosen = getattr(config.cmd_opts, "cmd", None)
+    return config.attributes.get("command") or (chosen[0].__name__ if chosen else "")
+
+
+def include_object(thing: Any, _name: str | None, kind: str, reflected: bool, _other: Any) -> bool:
+    """Leave out of the comparison what the models keep for another engine, as the index on seq."""
+    condition = getattr(thing, "_ddl_if", None)
+    wanted = None if condition is None else condition.dialect
+    return kind != "index" or reflected or wanted in (None, context.get_context().dialect.name)
+
+
+def number(_context: Any, _revision: Any, directives: list[Any]) -> None:
+    """Number a new revision after the last one, unless it was given an id."""
+    if getattr(config.cmd_opts, "rev_id", None) is None:
+        directives[0].rev_id = f"{int(context.script.get_current_head() or 0) + 1:04}"
+
+
+def configure(database: str, **given: Any) -> None:
+    context.configure(
+        target_metadata=MODELS[database],
+        upgrade_token=f"{database}_upgrades",
+        downgrade_token=f"{database}_downgrades",
+        transactional_ddl=True,
+        transaction_per_migration=True,
+        render_as_batch=False,
+        include_object=include_object,
+        process_revision_directives=number,
+        **given,
+    )
+
+
+def run(database: str, connection: Connection) -> None:
+    configure(database, connection=connection)
+    with context.begin_transaction():
+        context.run_migrations(database=database)
+
+
+def run_all(connections: dict[str, Connection]) -> None:
+    """Run the command on each database, and leave no DDL in DuckDB's log."""
+    with ExitStack() as both:
+        if command_name() == "downgrade":
+            # A refusal by either leaves both as they are: neither commits before both are done.
+            for connection in connections.values():
+                both.enter_context(connection.begin())
+        for database, connection in connections.items():
+            if command_name() == "current":
+                config.print_stdout("%s:", database)
+            run(database, connection)
+    for connection in connections.values():
+        if command_name() in WRITING and connection.dialect.name == "duckdb":
+            connection.rollback()
+            connection.connection.cursor().execute("CHECKPOINT")
+
+
+def run_command(targets: list[Target]) -> None:
+    """Open the databases, under their leases, for a run from the command line."""
+    options = {} if command_name() in WRITING else sqlite.READ
+    for target in targets:
+        target.require(create=command_name() == "upgrade")
+    with ExitStack() as stack:
+        stack.enter_context(held(targets))
+        connections = {}
+        for target in targets:
+            engine = stack.enter_context(target.opened()).execution_options(**options)
+            connections[target.database] = stack.enter_context(engine.connect())
+        run_all(connections)
+
+
+def run_offline(targets: list[Target]) -> None:
+    for target in targets:
+        url = "sqlite://"
+        if target.engine == "duckdb":
+            import repo.engines.dialect  # registers it
+
+            url = "duckdb+holdfast://"
+        configure(target.database, url=url, literal_binds=True)
+        with context.begin_transaction():
+            context.run_migrations(database=target.database)
+
+
+if "connections" in config.attributes:
+    run_all(config.attributes["connections"])
+else:
+    if config.config_file_name is not None:
+        fileConfig(config.config_file_name, disable_existing_loggers=False)
+    try:
+        chosen = find_targets(context.get_x_argument(as_dictionary=True), os.environ)
+        (run_offline if context.is_offline_mode() else run_command)(chosen)
+    except HoldfastError as error:
+        raise CommandError(str(error)) from error

@@ -1,0 +1,222 @@
+"""Journal, series, sinks and ledger; the points rebuilt.
+
+Revision 0002, after 0001. In DuckDB the points lose their key and indexes. Definitions here are frozen: never those of the models. The one-row tables
+`store_state` and `timeseries_state` are made empty: the store fills them when it first opens. Points that stood
+before have no seq (NULL): there is no cursor that they could be missing from.
+"""
+
+import sqlalchemy as sa
+from alembic import context, op
+from alembic.util import CommandError
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+SUMMARY = """
+    sensor_id {text} NOT NULL,
+    metric_name {text} NOT NULL,
+    count {int64} NOT NULL,
+    first_us {int64} NOT NULL,
+    last_us {int64} NOT NULL,
+    last_value {number},
+    last_value_text {text},
+    last_quality INTEGER,
+    last_metadata {text},
+    last_seq {int64}"""
+
+LEDGER = """
+    entry_id {text} NOT NULL,
+    what {text} NOT NULL,
+    reason {text} NOT NULL,
+    detail {text},
+    count {int64},
+    first_us {int64},
+    last_us {int64},
+    recorded_us {int64} NOT NULL"""
+
+POINTS = """
+    sensor_id {text} NOT NULL,
+    metric_name {text} NOT NULL,
+    timestamp_us {int64} NOT NULL,
+    value {number},
+    value_text {text},
+    quality INTEGER,
+    metadata {text},
+    seq {int64}"""
+
+STATE = """
+    id INTEGER NOT NULL,
+    store_id {text} NOT NULL,
+    file_id {text} NOT NULL,
+    generation INTEGER NOT NULL,
+    watermark {int64} NOT NULL"""
+
+LEGACY_POINTS = """
+    timestamp_us BIGINT NOT NULL,
+    sensor_id VARCHAR NOT NULL,
+    metric_name VARCHAR NOT NULL,
+    value DOUBLE NOT NULL,
+    quality INTEGER DEFAULT 100,
+    metadata VARCHAR,
+    PRIMARY KEY (timestamp_us, sensor_id, metric_name)"""
+
+TYPES = {
+    "duckdb": {"text": "VARCHAR", "int64": "BIGINT", "number": "DOUBLE"},
+    "sqlite": {"text": "TEXT", "int64": "INTEGER", "number": "REAL"},
+}
+
+METADATA = (
+    """CREATE TABLE journal (
+        seq INTEGER NOT NULL PRIMARY KEY,
+        count INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        payload BLOB NOT NULL,
+        created_us INTEGER NOT NULL
+    ) STRICT""",
+    """CREATE TABLE store_state (
+        id INTEGER NOT NULL PRIMARY KEY,
+        store_id TEXT NOT NULL,
+        last_seq INTEGER NOT NULL,
+        copied_through INTEGER NOT NULL,
+        pruned_through INTEGER NOT NULL,
+        engine TEXT,
+        file_id TEXT,
+        generation INTEGER NOT NULL,
+        created_us INTEGER NOT NULL
+    ) STRICT""",
+    """CREATE TABLE series (
+        sensor_id TEXT NOT NULL,
+        metric_name TEXT NOT NULL,
+        kind TEXT,
+        unit TEXT,
+        description TEXT,
+        labels TEXT,
+        PRIMARY KEY (sensor_id, metric_name)
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE sinks (
+        name TEXT NOT NULL PRIMARY KEY,
+        confirmed_seq INTEGER NOT NULL,
+        created_us INTEGER NOT NULL,
+        updated_us INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID""",
+)
+
+
+def upgrade(database: str) -> None:
+    """Run this revision on one database."""
+    globals()[f"upgrade_{database}"]()
+
+
+def downgrade(database: str) -> None:
+    """Take this revision back on one database; raises before anything is lost."""
+    if context.is_offline_mode():
+        raise CommandError("0002 can only be taken back with the database at hand: what it holds decides")
+    globals()[f"downgrade_{database}"]()
+
+
+# --- metadata ------------------------------------------------------------------------------------------
+
+
+def upgrade_metadata() -> None:
+    for statement in METADATA:
+        op.execute(statement)
+    make("latest", SUMMARY, key="sensor_id, metric_name", rowid=False)
+    make("loss_ledger", LEDGER, key="entry_id")
+
+
+def downgrade_metadata() -> None:
+    refuse_if_any("journal entries that may not be in the columns yet", "journal")
+    refuse_if_any("sinks with their cursors", "sinks")
+    refuse_if_any("entries of the loss ledger", "loss_ledger")
+    refuse_if_any("series descriptions", "series", "coalesce(unit, description, labels) IS NOT NULL")
+    for table in ("journal", "store_state", "series", "latest", "sinks", "loss_ledger"):
+        op.execute(f"DROP TABLE {table}")
+
+
+# --- time series ---------------------------------------------------------------------------------------
+
+
+def upgrade_timeseries() -> None:
+    make("series", SUMMARY, key="sensor_id, metric_name", rowid=False)
+    make("timeseries_state", STATE, key="id")
+    make("loss_ledger", LEDGER, key="entry_id")
+    make("time_series_data_0002", POINTS, key="sensor_id, metric_name, timestamp_us", rowid=False)
+    # NaN was how the legacy program stored "no reading"; SQLite cannot hold one.
+    value = "CASE WHEN isnan(p.value) THEN NULL ELSE p.value END" if on_duckdb() else "p.value"
+    op.execute(f"""
+        INSERT INTO series
+        SELECT p.sensor_id, p.metric_name, s.points, s.first_us, s.last_us, {value}, NULL, p.quality, p.metadata, NULL
+        FROM time_series_data AS p
+        JOIN (
+            SELECT sensor_id, metric_name, count(*) AS points,
+                min(timestamp_us) AS first_us, max(timestamp_us) AS last_us
+            FROM time_series_data GROUP BY sensor_id, metric_name
+        ) AS s ON p.sensor_id = s.sensor_id AND p.metric_name = s.metric_name AND p.timestamp_us = s.last_us""")
+    # In the order in which they stand, about that of time: it needs no sort, whatever the size.
+    move_points(
+        "time_series_data_0002",
+        f"SELECT p.sensor_id, p.metric_name, p.timestamp_us, {value}, NULL, p.quality, p.metadata, NULL "
+        "FROM time_series_data AS p",
+    )
+    if not on_duckdb():
+        op.execute("CREATE INDEX idx_seq ON time_series_data (seq)")
+
+
+def downgrade_timeseries() -> None:
+    refuse_if_any("text points", "time_series_data", "value_text IS NOT NULL")
+    refuse_if_any("points without a number", "time_series_data", "value IS NULL AND value_text IS NULL")
+    refuse_if_any("entries of the loss ledger", "loss_ledger")
+    op.execute(f"CREATE TABLE time_series_data_0001 ({LEGACY_POINTS})")
+    move_points(
+        "time_series_data_0001",
+        "SELECT timestamp_us, sensor_id, metric_name, value, quality, metadata FROM time_series_data",
+    )
+    op.execute("CREATE INDEX idx_time_sensor ON time_series_data (timestamp_us, sensor_id)")
+    op.execute("CREATE INDEX idx_metric ON time_series_data (metric_name, timestamp_us)")
+    for table in ("series", "timeseries_state", "loss_ledger"):
+        op.execute(f"DROP TABLE {table}")
+
+
+def move_points(target: str, selection: str) -> None:
+    """Fill the new table, compare the counts, and put it in the place of the old one."""
+    before = count("time_series_data")
+    op.execute(f"INSERT INTO {target} {selection}")
+    after = count(target)
+    if before != after:
+        raise CommandError(f"{before} points became {after} on the way to {target}; nothing was changed")
+    op.execute("DROP TABLE time_series_data")
+    op.execute(f"ALTER TABLE {target} RENAME TO time_series_data")
+
+
+# --- tools ---------------------------------------------------------------------------------------------
+
+
+def on_duckdb() -> bool:
+    return op.get_context().dialect.name == "duckdb"
+
+
+def make(table: str, columns: str, *, key: str, rowid: bool = True) -> None:
+    """Create a table; SQLite's are STRICT and keyed, DuckDB's have no key: it costs much and speeds up nothing."""
+    body = columns.format_map(TYPES[op.get_context().dialect.name])
+    if on_duckdb():
+        op.execute(f"CREATE TABLE {table} ({body})")
+    else:
+        tail = "STRICT" if rowid else "STRICT, WITHOUT ROWID"
+        op.execute(f"CREATE TABLE {table} ({body}, PRIMARY KEY ({key})) {tail}")
+
+
+def count(table: str, condition: str = "true") -> int:
+    if context.is_offline_mode():
+        return 0
+    return op.get_bind().execute(sa.text(f"SELECT count(*) FROM {table} WHERE {condition}")).scalar_one()
+
+
+def refuse_if_any(what: str, table: str, condition: str = "true") -> None:
+    rows = count(table, condition)
+    if rows:
+        raise CommandError(
+            f"revision 0001 has no place for the {rows} {what} in {table}; nothing was changed. "
+            "Deliver or export them and remove them first"
+        )

@@ -1,0 +1,99 @@
+"""Holdfast: a store-and-forward time-series buffer for the edge.
+
+    from repo import Store
+
+    with Store("./data/edge") as store:
+        store.points.insert("SENSOR-001", "pressure", 2500.5)
+
+The names here are the public ones; they are loaded when first used, so that importing is light.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from repo import models
+    from repo.errors import (
+        EngineMissing,
+        FlushFailed,
+        HoldfastError,
+        InvalidPoint,
+        InvalidQuery,
+        InvalidRecord,
+        InvalidSettings,
+        MissingExtra,
+        Refusal,
+        SchemaOutdated,
+        SchemaTooNew,
+        StoreBusy,
+        StoreClosed,
+        StoreCorrupt,
+        StoreForked,
+        StoreFull,
+        StoreMissing,
+        StoreUnsupported,
+        TransactionRule,
+    )
+    from repo.repositories.points import PointRepository, Written
+    from repo.repositories.records import RecordRepository
+    from repo.settings import Settings
+    from repo.store.results import Result
+    from repo.store.status import Status
+    from repo.store.store import Store
+
+_HOMES = {
+    "PointRepository": "repo.repositories.points",
+    "RecordRepository": "repo.repositories.records",
+    "Result": "repo.store.results",
+    "Settings": "repo.settings",
+    "Status": "repo.store.status",
+    "Store": "repo.store.store",
+    "Written": "repo.repositories.points",
+}
+
+__all__ = [
+    "EngineMissing",
+    "FlushFailed",
+    "HoldfastError",
+    "InvalidPoint",
+    "InvalidQuery",
+    "InvalidRecord",
+    "InvalidSettings",
+    "MissingExtra",
+    "PointRepository",
+    "RecordRepository",
+    "Refusal",
+    "Result",
+    "SchemaOutdated",
+    "SchemaTooNew",
+    "Settings",
+    "Status",
+    "Store",
+    "StoreBusy",
+    "StoreClosed",
+    "StoreCorrupt",
+    "StoreForked",
+    "StoreFull",
+    "StoreMissing",
+    "StoreUnsupported",
+    "TransactionRule",
+    "Written",
+    "models",
+]
+
+logging.getLogger("holdfast").addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    if name == "models":
+        return import_module("repo.models")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "repo.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

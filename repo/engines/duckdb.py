@@ -1,0 +1,117 @@
+"""DuckDB: how its file is opened, checkpointed and closed, and what its errors mean. Never what is stored."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from repo.engines.dialect import ConnectionWrapper, Dialect
+from repo.errors import HoldfastError, StoreBusy, StoreCorrupt, StoreFull
+
+__all__ = ["close_engine", "log_bytes", "log_path", "open_engine", "set_log_aside", "typed_error"]
+
+
+def open_engine(path: Path, *, memory_limit_bytes: int, threads: int, temp_folder: Path) -> Engine:
+    """Open a DuckDB file for this process and make an engine on it; the caller holds the lease.
+
+    One instance, and a cursor of it for each connection of the engine: so each thread that takes a
+    connection has a transaction and results of its own. Nothing outside the file and `temp_folder` can be
+    reached through it. Raises the typed errors of `typed_error`; then nothing stays open.
+    """
+    config: dict[str, Any] = {
+        "memory_limit": f"{memory_limit_bytes}B",
+        "threads": threads,
+        # Flush alone decides when to checkpoint; the engine's own would come in the middle of a commit.
+        "wal_autocheckpoint": "1TB",
+        "temp_directory": str(temp_folder),
+        "max_temp_directory_size": "1GB",
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+        "preserve_insertion_order": True,
+    }
+    dialect = Dialect()
+    try:
+        base = dialect.connect(os.path.realpath(path), config=config)
+        for statement in (
+            "PRAGMA disable_checkpoint_on_shutdown",
+            "SET enable_external_access = false",
+            "SET lock_configuration = true",
+        ):
+            base.execute(statement)
+    except duckdb.Error as error:
+        raise typed_error(error, path) from error
+    engine = create_engine(
+        "duckdb+holdfast://",
+        # The wrapper hides the driver's connection; what it gives as a cursor passes `cursor` through to it.
+        creator=lambda: ConnectionWrapper(base.cursor().cursor()),
+        poolclass=NullPool,
+    )
+    _bases[id(engine)] = base
+    return engine
+
+
+def close_engine(engine: Engine) -> None:
+    """Close the file, without a checkpoint; the log stays beside it and is replayed at the next open."""
+    engine.dispose()
+    _bases.pop(id(engine)).close()
+
+
+def log_path(path: Path) -> Path:
+    """Return where DuckDB keeps the log of this file."""
+    return path.with_name(path.name + ".wal")
+
+
+def log_bytes(path: Path) -> int:
+    """Return the size of the file's log; 0 when there is none."""
+    try:
+        return log_path(path).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def set_log_aside(path: Path, now_us: int) -> Path:
+    """Rename a log that cannot be replayed; what it held is still in the journal. Returns its new name."""
+    stamp = datetime.fromtimestamp(now_us // 1_000_000, UTC).strftime("%Y%m%dT%H%M%SZ")
+    log = log_path(path)
+    aside = log.with_name(f"{log.name}.corrupt-{stamp}")
+    log.rename(aside)
+    return aside
+
+
+def is_log_damage(error: BaseException) -> bool:
+    """Say whether an open failed because the log could not be replayed."""
+    cause = error.__cause__ if isinstance(error, HoldfastError) else error
+    return isinstance(cause, duckdb.Error) and "replaying WAL" in str(cause)
+
+
+def typed_error(error: BaseException, path: Path) -> HoldfastError:
+    """Translate an error of the driver, bare or wrapped by SQLAlchemy, into the library's own.
+
+    The caller raises the result `from` the original. Only the lock and the full disk are told by their
+    words, because DuckDB gives them no class of their own.
+    """
+    if isinstance(error, HoldfastError):
+        return error
+    original = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    text = str(original)
+    if isinstance(original, duckdb.IOException) and "Could not set lock" in text:
+        return StoreBusy(
+            f"{path} is open in a program that does not go through Holdfast ({text}); stop it", path=path
+        )
+    if "No space left on device" in text:
+        return StoreFull(f"no space left for {path}; free some space and try again", path=path)
+    return StoreCorrupt(
+        f"DuckDB failed on {path}: {text}. The file is left as it is; acknowledged points that are not "
+        "in it stay in the journal",
+        path=path,
+    )
+
+
+_bases: dict[int, Any] = {}

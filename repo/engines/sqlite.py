@@ -1,0 +1,132 @@
+"""SQLite: how a file is opened, how its WAL is folded back, and what its errors mean. Never what is stored."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
+
+from repo.errors import HoldfastError, StoreBusy, StoreCorrupt, StoreFull, StoreUnsupported
+
+__all__ = ["READ", "DriverError", "Folded", "fold_wal", "has_wal_reset_bug", "only_reading", "open_engine", "require_version", "typed_error"]
+
+DriverError = sqlite3.Error
+"""The root of what the driver raises by itself, past SQLAlchemy."""
+
+OLDEST_VERSION = (3, 37, 0)
+"""STRICT tables came with 3.37."""
+
+READ: dict[str, Any] = {"sqlite_begin": "DEFERRED"}
+"""Execution options of a connection that only reads: its transactions take no write lock."""
+
+_READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+_REPAIRED = {(3, 44, 6), (3, 50, 7)}
+_LAST_AFFECTED = (3, 51, 2)
+
+_SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
+
+
+class Folded(NamedTuple):
+    """What a WAL checkpoint did: pages in the log, and how many of them are now in the file."""
+
+    log_pages: int
+    done_pages: int
+
+
+def require_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> None:
+    """Raise `StoreUnsupported` unless this SQLite is new enough for STRICT tables."""
+    if version < OLDEST_VERSION:
+        found, wanted = (".".join(map(str, v)) for v in (version, OLDEST_VERSION))
+        raise StoreUnsupported(f"SQLite {found} is too old: {wanted} or newer is needed; use a newer Python build")
+
+
+def has_wal_reset_bug(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
+    """Say whether this SQLite can lose commits when a checkpoint races a WAL reset (sqlite.org/wal.html).
+
+    `fold_wal` never lets the two meet, so a store is safe with these versions too; other programs that open
+    the same file may not be.
+    """
+    return (3, 7, 0) <= version <= _LAST_AFFECTED and version not in _REPAIRED
+
+
+def open_engine(
+    path: Path, *, durability: Literal["full", "normal"] = "full", busy_timeout_s: float = 30.0
+) -> Engine:
+    """Make an engine on one SQLite file in WAL mode, creating the file if need be.
+
+    Transactions begin IMMEDIATE, unless the connection carries the execution options `READ`. No connection
+    checkpoints by itself: see `fold_wal`. Foreign keys stay off, so that batch migrations cannot cascade.
+    """
+    require_version()
+    # mode=rwc keeps SQLite from treating the path as anything but one file name.
+    uri = f"file:{_uri_path(path)}?mode=rwc"
+    engine = create_engine(
+        URL.create("sqlite", database=uri, query={"uri": "true"}),
+        connect_args={"timeout": busy_timeout_s, "isolation_level": None, "check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _set_up(connection: sqlite3.Connection, _record: object) -> None:
+        for pragma in (
+            "journal_mode = WAL",
+            f"synchronous = {_SYNCHRONOUS[durability]}",
+            "wal_autocheckpoint = 0",
+            "foreign_keys = OFF",
+            "temp_store = MEMORY",
+            "trusted_schema = OFF",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
+        connection.exec_driver_sql(f"BEGIN {mode}")
+
+    return engine
+
+
+def fold_wal(engine: Engine) -> Folded:
+    """Copy the WAL into the file while nobody can commit.
+
+    A second connection holds the write lock meanwhile: that keeps the WAL-reset bug of older SQLite
+    versions from ever being met. Waits for other writers as long as the engine's busy timeout.
+    """
+    with engine.connect() as guard, guard.begin() as held, engine.connect() as worker:
+        driver = worker.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        _busy, log, done = driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        held.rollback()
+    return Folded(log, done)
+
+
+def only_reading(action: int, *_: object) -> int:
+    """Authorize reading and nothing else; for `set_authorizer`."""
+    return sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY
+
+
+def typed_error(error: BaseException, path: Path) -> HoldfastError:
+    """Translate an error of the driver, bare or wrapped by SQLAlchemy, into the library's own.
+
+    The caller raises the result `from` the original.
+    """
+    original = error.orig if isinstance(error, DBAPIError) else error
+    name = getattr(original, "sqlite_errorname", "") or ""
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return StoreBusy(f"{path} is locked by another writer; try again, or stop that process", path=path)
+    if name.startswith("SQLITE_FULL"):
+        return StoreFull(f"no space left for {path}; free some space and write again", path=path)
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return StoreCorrupt(f"{path} is damaged ({original}); keep the file and restore a backup", path=path)
+    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+        return HoldfastError(f"{path} cannot be written ({original}); check its owner and mode", path=path)
+    return HoldfastError(f"SQLite failed on {path}: {original}", path=path)
+
+
+def _uri_path(path: Path) -> str:
+    """Quote what a SQLite URI would read as syntax."""
+    text = os.path.realpath(path)
+    return text.replace("%", "%25").replace("?", "%3f").replace("#", "%23")

@@ -1,0 +1,140 @@
+"""Every error that Holdfast raises: one root, each saying what failed, on which file, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = [
+    "EngineMissing",
+    "FlushFailed",
+    "HoldfastError",
+    "InvalidPoint",
+    "InvalidQuery",
+    "InvalidRecord",
+    "InvalidSettings",
+    "MissingExtra",
+    "Refusal",
+    "SchemaOutdated",
+    "SchemaTooNew",
+    "StoreBusy",
+    "StoreClosed",
+    "StoreCorrupt",
+    "StoreForked",
+    "StoreFull",
+    "StoreMissing",
+    "StoreUnsupported",
+    "TransactionRule",
+]
+
+
+class HoldfastError(Exception):
+    """The root of all errors of this library.
+
+    `path` is the file or folder concerned, where there is one.
+    """
+
+    def __init__(self, message: str, *, path: str | Path | None = None) -> None:
+        super().__init__(message)
+        self.path = None if path is None else Path(path)
+
+
+class StoreMissing(HoldfastError):
+    """There is no store at this path, and none was to be made. Nothing was changed."""
+
+
+class StoreClosed(HoldfastError):
+    """The handle was closed, or inherited through fork(); open the store again in this process."""
+
+
+class StoreBusy(HoldfastError):
+    """Another process held what was needed until the deadline. Nothing was changed; trying again is safe.
+
+    `holder` is the process id that was named in the lock file, if it could be read.
+    """
+
+    def __init__(self, message: str, *, path: str | Path | None = None, holder: int | None = None) -> None:
+        super().__init__(message, path=path)
+        self.holder = holder
+
+
+class StoreFull(HoldfastError):
+    """The disk is full. What was to be written was not acknowledged; earlier data is untouched."""
+
+
+class StoreCorrupt(HoldfastError):
+    """A file is damaged, or would be damaged by opening it. It was left as it is."""
+
+
+class StoreForked(HoldfastError):
+    """This store is a copy of another, or was rolled back: its identity no longer fits."""
+
+
+class StoreUnsupported(HoldfastError):
+    """This platform, file system or SQLite version cannot keep the promises of the store."""
+
+
+class SchemaOutdated(HoldfastError):
+    """The store's schema is older than this program; run `holdfast migrate`."""
+
+
+class SchemaTooNew(HoldfastError):
+    """The store was written by a newer version of this program; update the package."""
+
+
+class EngineMissing(HoldfastError):
+    """The engine that holds the columns is not installed here. Writing goes on; point reads cannot."""
+
+
+class MissingExtra(HoldfastError):
+    """An optional package is needed for this; the message names it."""
+
+
+class FlushFailed(HoldfastError):
+    """Journal rows could not be applied to the columns. They stay in the journal; nothing is lost."""
+
+
+class InvalidSettings(HoldfastError, ValueError):
+    """A setting has an unknown name, a wrong type or a value out of range."""
+
+
+class InvalidQuery(HoldfastError, ValueError):
+    """A query asks for something that does not exist or does not fit together. Nothing was read."""
+
+
+class InvalidRecord(HoldfastError, ValueError):
+    """A record cannot be stored as it was given. Nothing was written."""
+
+
+class TransactionRule(HoldfastError):
+    """The connection's transaction cannot take this step safely; commit first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One thing wrong with one row: its index in the batch (None for a single point), the field, why."""
+
+    row: int | None
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        where = "" if self.row is None else f"row {self.row}: "
+        return f"{where}{self.field}: {self.reason}"
+
+
+_SHOWN = 5
+
+
+class InvalidPoint(HoldfastError, ValueError):
+    """One or more points cannot be stored. Nothing of the call was written.
+
+    `refusals` lists every bad row, in row order.
+    """
+
+    def __init__(self, refusals: Sequence[Refusal]) -> None:
+        self.refusals = tuple(refusals)
+        shown = "; ".join(str(refusal) for refusal in self.refusals[:_SHOWN])
+        more = len(self.refusals) - _SHOWN
+        super().__init__(shown + (f"; and {more} more" if more > 0 else ""))

@@ -1,0 +1,1 @@
+"""Exchange: readings in and out as files of other formats."""

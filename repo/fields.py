@@ -1,0 +1,179 @@
+"""What each field of a point may be: owns the rules of one value at a time, knows nothing of rows.
+
+Every function returns the value as it is stored, or raises `Unfit` with the reason. Text keeps its Unicode
+form (no normalisation). Metadata may hold control characters, which JSON escapes, but no lone surrogates and
+no keys that are not text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from math import isinf, nan
+from numbers import Real
+from operator import index
+from typing import Any, Final, SupportsIndex
+
+from repo.errors import InvalidPoint, Refusal
+from repo.moments import Unfit
+
+__all__ = [
+    "DEFAULT_QUALITY",
+    "MAX_METADATA_BYTES",
+    "MAX_NAME_CHARS",
+    "MAX_TEXT_BYTES",
+    "QUALITY_RANGE",
+    "check_name",
+    "described",
+    "metadata_json",
+    "name_of",
+    "number_of",
+    "quality_of",
+    "text_of",
+]
+
+DEFAULT_QUALITY: Final = 100
+QUALITY_RANGE: Final = (-(2**31), 2**31 - 1)
+MAX_NAME_CHARS: Final = 255
+MAX_TEXT_BYTES: Final = 65_536
+"""The longest text reading, in UTF-8."""
+MAX_METADATA_BYTES: Final = 1_048_576
+"""The longest metadata of one point, as JSON in UTF-8; a journal payload (4 MiB) holds it with room."""
+
+_FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNESCAPED_CONTROL = re.compile("[\x7f-\x9f]")
+_EXACT_INT = 2**53
+_encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+def check_name(name: object, field: str) -> str:
+    """Return a sensor or metric name that may be stored; raises InvalidPoint naming `field`.
+
+    1 to 255 characters, without control characters and lone surrogates.
+    """
+    try:
+        return name_of(name)
+    except Unfit as fault:
+        raise InvalidPoint([Refusal(None, field, str(fault))]) from fault
+
+
+def name_of(name: object) -> str:
+    """Return a sensor or metric name: 1 to 255 characters, no control character, no lone surrogate."""
+    if not isinstance(name, str):
+        raise Unfit(f"is {described(name)}, not a text")
+    if not name:
+        raise Unfit("is empty")
+    if len(name) > MAX_NAME_CHARS:
+        raise Unfit(f"has {len(name)} characters; at most {MAX_NAME_CHARS} are allowed")
+    if not name.isprintable():
+        _refuse_control(name)
+    return name if type(name) is str else str.__str__(name)
+
+
+def text_of(text: str) -> str:
+    """Return a text reading (it may be empty): no number, no control character, no lone surrogate."""
+    try:
+        float(text)
+    except ValueError:
+        pass
+    else:
+        raise Unfit(f"{text[:40]!r} is a number given as text; give it as a number")
+    if not text.isprintable():
+        _refuse_control(text)
+    if len(text) > MAX_TEXT_BYTES // 4 and len(text.encode()) > MAX_TEXT_BYTES:
+        raise Unfit(f"is longer than {MAX_TEXT_BYTES} bytes")
+    return text if type(text) is str else str.__str__(text)
+
+
+def number_of(value: Any, accept_bool: bool) -> float:
+    """Return a number as a float: NaN for None (no reading), zero for minus zero.
+
+    Any real number will do, also Decimal and NumPy's; refused is what a float cannot hold: too large, or an
+    integer beyond 2**53 that would be rounded.
+    """
+    if value is None:
+        return nan
+    kind = getattr(getattr(value, "dtype", None), "kind", None)  # NumPy's, without importing it
+    if isinstance(value, bool) or kind == "b":
+        if not accept_bool:
+            raise Unfit("is a bool; pass accept_bool to store 0 and 1")
+        value, kind = bool(value), None
+    if (kind is not None and (kind not in "iuf" or value.shape != ())) or not (
+        isinstance(value, (Real, SupportsIndex)) or hasattr(type(value), "__float__")
+    ):
+        raise Unfit(f"is {described(value)}; a number or a text is wanted")
+    try:
+        exact = value.__index__() if kind != "f" and isinstance(value, SupportsIndex) else value
+        number = float(exact)
+    except OverflowError:
+        raise Unfit("is too large for a 64-bit float") from None
+    except (TypeError, ValueError) as fault:
+        raise Unfit(f"is not a number: {fault}") from fault
+    if isinf(number) and exact != number:
+        raise Unfit("is too large for a 64-bit float")
+    if abs(number) >= _EXACT_INT and not isinf(number) and exact != number:
+        raise Unfit(f"{str(exact)[:40]} is an integer that a 64-bit float would round to {number!r}")
+    return number + 0.0
+
+
+def quality_of(quality: Any) -> int:
+    """Return a quality, an integer of 32 bits; 100 for None."""
+    if quality is None:
+        return DEFAULT_QUALITY
+    try:
+        grade = None if isinstance(quality, bool) else index(quality)
+    except TypeError:
+        grade = None
+    if grade is None:
+        raise Unfit(f"is {described(quality)}, not an integer")
+    if not QUALITY_RANGE[0] <= grade <= QUALITY_RANGE[1]:
+        raise Unfit("does not fit into 32 bits")
+    return grade
+
+
+def metadata_json(metadata: object) -> str | None:
+    """Return a mapping as canonical JSON (sorted keys, no spaces, Unicode as it is), None for None."""
+    if metadata is None:
+        return None
+    if not isinstance(metadata, Mapping):
+        raise Unfit(f"is {described(metadata)}, not a mapping")
+    try:
+        content = metadata if type(metadata) is dict else dict(metadata)
+        text = _encode(content)
+        keys_are_text = _keys_are_text(content)
+    except (TypeError, ValueError) as fault:
+        raise Unfit(f"is not JSON: {fault}") from fault
+    except RecursionError:
+        raise Unfit("is nested too deeply, or contains itself") from None
+    if not keys_are_text:
+        raise Unfit("has a key that is not a text")
+    if not text.isprintable():
+        if _SURROGATE.search(text):
+            raise Unfit("holds a lone surrogate, which no encoding can carry")
+        text = _UNESCAPED_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    if len(text) > MAX_METADATA_BYTES // 4 and len(text.encode()) > MAX_METADATA_BYTES:
+        raise Unfit(f"is longer than {MAX_METADATA_BYTES} bytes of JSON")
+    return text
+
+
+def described(value: object) -> str:
+    """Return the type of a value, with its article, for a message."""
+    name = type(value).__name__
+    return "None" if value is None else f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+
+def _refuse_control(text: str) -> None:
+    found = _FORBIDDEN.search(text)
+    if found:
+        what = "control character" if ord(found[0]) < 0xA0 else "lone surrogate"
+        raise Unfit(f"{text[:40]!r} holds the {what} U+{ord(found[0]):04X} at position {found.start()}")
+
+
+def _keys_are_text(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(map(_keys_are_text, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_keys_are_text, value))
+    return True

@@ -1,0 +1,259 @@
+"""Every table, declared once: the metadata database's and the time-series database's.
+
+The metadata database is always SQLite. The time-series database is DuckDB or, where that does not exist,
+SQLite: the same classes serve both, and what differs between them is said here by `ddl_if` alone. Fresh
+stores are made by the migrations, never by `create_all`; `alembic check` holds the two equal.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import BigInteger, DateTime, Double, Index, Integer, LargeBinary, PrimaryKeyConstraint, String
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.types import TypeEngine
+from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
+
+__all__ = [
+    "BufferMetadata",
+    "BufferedRecord",
+    "JournalRow",
+    "LedgerEntry",
+    "MetadataBase",
+    "Point",
+    "Series",
+    "SeriesLatest",
+    "SeriesSummary",
+    "Sink",
+    "StorageMetadata",
+    "StoreState",
+    "TimeSeriesBase",
+    "TimeSeriesLedgerEntry",
+    "TimeSeriesState",
+]
+
+# STRICT tables of SQLite know only their own type names.
+_Integer64 = BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
+_Number: TypeEngine[float] = Double().with_variant(sqlite.REAL(), "sqlite")
+_Text = String().with_variant(sqlite.TEXT(), "sqlite")
+_Blob = LargeBinary().with_variant(sqlite.BLOB(), "sqlite")
+
+_STRICT: dict[str, Any] = {"sqlite_strict": True}
+_STRICT_KEYED: dict[str, Any] = {"sqlite_strict": True, "sqlite_with_rowid": False}
+
+
+class MetadataBase(DeclarativeBase):
+    """Base of the tables of `offline_buffer.db` (SQLite)."""
+
+    database: ClassVar[str] = "metadata"
+
+
+class TimeSeriesBase(DeclarativeBase):
+    """Base of the tables of the time-series database (DuckDB or SQLite)."""
+
+    database: ClassVar[str] = "timeseries"
+
+
+class SeriesKey:
+    """What names a series: sensor and metric."""
+
+    sensor_id: Mapped[str] = mapped_column(_Text, nullable=False, sort_order=-2)
+    metric_name: Mapped[str] = mapped_column(_Text, nullable=False, sort_order=-1)
+
+
+class SummaryColumns(SeriesKey):
+    """What is known of a series without reading its points: how many, since when, and the newest one."""
+
+    count: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    first_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    last_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    last_value: Mapped[float | None] = mapped_column(_Number)
+    last_value_text: Mapped[str | None] = mapped_column(_Text)
+    last_quality: Mapped[int | None] = mapped_column(Integer)
+    last_metadata: Mapped[str | None] = mapped_column(_Text)
+    last_seq: Mapped[int | None] = mapped_column(_Integer64)
+
+
+class LedgerColumns:
+    """One thing that was dropped: what, how many, which time span, why."""
+
+    entry_id: Mapped[str] = mapped_column(_Text, nullable=False)
+    what: Mapped[str] = mapped_column(_Text, nullable=False)
+    reason: Mapped[str] = mapped_column(_Text, nullable=False)
+    detail: Mapped[str | None] = mapped_column(_Text)
+    count: Mapped[int | None] = mapped_column(_Integer64)
+    first_us: Mapped[int | None] = mapped_column(_Integer64)
+    last_us: Mapped[int | None] = mapped_column(_Integer64)
+    recorded_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
+
+
+# --- the metadata database -----------------------------------------------------------------------------
+
+
+class BufferedRecord(MetadataBase):
+    """A record that waits for delivery. The table is the legacy program's, to the letter."""
+
+    __tablename__ = "buffered_records"
+    __table_args__ = (
+        Index("idx_timestamp", "timestamp"),
+        Index("idx_source", "source"),
+        Index("idx_retry_count", "retry_count"),
+        {"sqlite_autoincrement": True},
+    )
+
+    # The legacy tables' own keys do not say NOT NULL.
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, nullable=True)
+    record_id: Mapped[str] = mapped_column(_Text, nullable=False, unique=True)
+    source: Mapped[str] = mapped_column(_Text, nullable=False)
+    data: Mapped[str] = mapped_column(_Text, nullable=False)
+    timestamp: Mapped[float] = mapped_column(_Number, nullable=False)
+    retry_count: Mapped[int | None] = mapped_column(Integer, server_default="0")
+    last_retry: Mapped[float | None] = mapped_column(_Number)
+    created_at: Mapped[float] = mapped_column(_Number, nullable=False)
+
+
+class BufferMetadata(MetadataBase):
+    """The legacy program's notes, kept as they are."""
+
+    __tablename__ = "buffer_metadata"
+
+    key: Mapped[str] = mapped_column(_Text, primary_key=True, nullable=True)
+    value: Mapped[str] = mapped_column(_Text, nullable=False)
+
+
+class JournalRow(MetadataBase):
+    """A batch of changes to the columns, acknowledged and not yet pruned; `seq` is the last of its seqs."""
+
+    __tablename__ = "journal"
+    __table_args__ = _STRICT
+
+    seq: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    count: Mapped[int] = mapped_column(Integer, nullable=False)
+    kind: Mapped[str] = mapped_column(_Text, nullable=False)
+    payload: Mapped[bytes] = mapped_column(_Blob, nullable=False)
+    created_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
+
+
+class StoreState(MetadataBase):
+    """The one row of small facts: identity, the seq counter, and how far flush and prune have come."""
+
+    __tablename__ = "store_state"
+    __table_args__ = _STRICT
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    store_id: Mapped[str] = mapped_column(_Text, nullable=False)
+    last_seq: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    copied_through: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    pruned_through: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    engine: Mapped[str | None] = mapped_column(_Text)
+    file_id: Mapped[str | None] = mapped_column(_Text)
+    generation: Mapped[int] = mapped_column(Integer, nullable=False)
+    created_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
+
+
+class Series(SeriesKey, MetadataBase):
+    """A series' kind (`number` or `text`), fixed by its first reading (NULL before it), and its description."""
+
+    __tablename__ = "series"
+    __table_args__ = (PrimaryKeyConstraint("sensor_id", "metric_name"), _STRICT_KEYED)
+
+    kind: Mapped[str | None] = mapped_column(_Text)
+    unit: Mapped[str | None] = mapped_column(_Text)
+    description: Mapped[str | None] = mapped_column(_Text)
+    labels: Mapped[str | None] = mapped_column(_Text)
+
+
+class SeriesLatest(SummaryColumns, MetadataBase):
+    """The copy of `SeriesSummary` as of `store_state.copied_through`, readable without the lease."""
+
+    __tablename__ = "latest"
+    __table_args__ = (PrimaryKeyConstraint("sensor_id", "metric_name"), _STRICT_KEYED)
+
+
+class Sink(MetadataBase):
+    """A destination and the seq through which it has confirmed everything."""
+
+    __tablename__ = "sinks"
+    __table_args__ = _STRICT_KEYED
+
+    name: Mapped[str] = mapped_column(_Text, primary_key=True)
+    confirmed_seq: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    created_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    updated_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
+
+
+class LedgerEntry(LedgerColumns, MetadataBase):
+    """The loss ledger."""
+
+    __tablename__ = "loss_ledger"
+    __table_args__ = (PrimaryKeyConstraint("entry_id"), _STRICT)
+
+
+# --- the time-series database --------------------------------------------------------------------------
+
+
+class Point(SeriesKey, TimeSeriesBase):
+    """One reading.
+
+    In DuckDB the table has no key and no index (they cost space and time and make no query faster; flush
+    keeps identities unique). In SQLite it is keyed by series and time, with an index on seq.
+    """
+
+    __tablename__ = "time_series_data"
+
+    timestamp_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    value: Mapped[float | None] = mapped_column(_Number)
+    value_text: Mapped[str | None] = mapped_column(_Text)
+    quality: Mapped[int | None] = mapped_column(Integer)
+    metadata_json: Mapped[str | None] = mapped_column("metadata", _Text)
+    seq: Mapped[int | None] = mapped_column(_Integer64)
+
+    @declared_attr.directive
+    @classmethod
+    def __table_args__(cls) -> Any:
+        return (
+            PrimaryKeyConstraint("sensor_id", "metric_name", "timestamp_us").ddl_if(dialect="sqlite"),
+            Index("idx_seq", "seq").ddl_if(dialect="sqlite"),
+            _STRICT_KEYED,
+        )
+
+
+class SeriesSummary(SummaryColumns, TimeSeriesBase):
+    """What flush keeps of each series that has points."""
+
+    __tablename__ = "series"
+    __table_args__ = (
+        PrimaryKeyConstraint("sensor_id", "metric_name").ddl_if(dialect="sqlite"),
+        _STRICT_KEYED,
+    )
+
+
+class TimeSeriesState(TimeSeriesBase):
+    """The one row that ties the file to its store, with the watermark."""
+
+    __tablename__ = "timeseries_state"
+    __table_args__ = (PrimaryKeyConstraint("id").ddl_if(dialect="sqlite"), _STRICT)
+
+    id: Mapped[int] = mapped_column(Integer, nullable=False, autoincrement=False)
+    store_id: Mapped[str] = mapped_column(_Text, nullable=False)
+    file_id: Mapped[str] = mapped_column(_Text, nullable=False)
+    generation: Mapped[int] = mapped_column(Integer, nullable=False)
+    watermark: Mapped[int] = mapped_column(_Integer64, nullable=False)
+
+
+class TimeSeriesLedgerEntry(LedgerColumns, TimeSeriesBase):
+    """Ledger entries written with the drop itself; flush copies them to SQLite and then removes them."""
+
+    __tablename__ = "loss_ledger"
+    __table_args__ = (PrimaryKeyConstraint("entry_id").ddl_if(dialect="sqlite"), _STRICT)
+
+
+class StorageMetadata(TimeSeriesBase):
+    """The legacy program's notes, kept as they are."""
+
+    __tablename__ = "storage_metadata"
+
+    key: Mapped[str] = mapped_column(_Text, primary_key=True)
+    value: Mapped[str] = mapped_column(_Text, nullable=False)
+    updated_at: Mapped[datetime | None] = mapped_column(DateTime)

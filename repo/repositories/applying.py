@@ -1,0 +1,359 @@
+"""Applying: one batch of changes to the columns in one transaction, whatever the engine. Never commits.
+
+The order of the steps is fixed: deletes on stored rows, comparison with stored rows, removal of those that
+are overwritten, append, summaries. Nothing after the append reads or deletes points: DuckDB 2.0.0 doubles
+rows or crashes if it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Double,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    and_,
+    delete,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+)
+from sqlalchemy.schema import CreateTable
+
+from repo.engines.traits import Traits, traits_of
+from repo.models import Point
+from repo.repositories.selection import Selection
+from repo.repositories.series import Summary, SummaryRepository
+
+__all__ = ["Applied", "Dropped", "Row", "apply"]
+
+GAP_US = 3_600_000_000
+"""Points further apart than an hour are compared with stored rows separately, so that one late point does
+not widen the span that is read."""
+
+MOST_SPANS = 8
+
+_FIRST_WINDOW_US = 3_600_000_000
+_WINDOW_GROWTH = 16
+
+
+class Row(NamedTuple):
+    """One point as it is stored, in the order of the table's columns."""
+
+    sensor_id: str
+    metric_name: str
+    timestamp_us: int
+    value: float | None
+    value_text: str | None
+    quality: int | None
+    metadata: str | None
+    seq: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What a delete took: how many points, and their time span."""
+
+    count: int = 0
+    first_us: int | None = None
+    last_us: int | None = None
+
+    def plus(self, other: Dropped) -> Dropped:
+        """Return both together."""
+        firsts = [us for us in (self.first_us, other.first_us) if us is not None]
+        lasts = [us for us in (self.last_us, other.last_us) if us is not None]
+        return Dropped(self.count + other.count, min(firsts, default=None), max(lasts, default=None))
+
+
+@dataclass(slots=True)
+class Applied:
+    """What a batch changed: points appended (overwriting included), points dropped, series touched."""
+
+    appended: int = 0
+    overwritten: int = 0
+    dropped: Dropped = field(default_factory=Dropped)
+    touched: dict[tuple[str, str], Summary] = field(default_factory=dict)
+    gone: set[tuple[str, str]] = field(default_factory=set)
+
+
+_temporary = MetaData()
+_incoming = Table(
+    "holdfast_incoming",
+    _temporary,
+    Column("sensor_id", String),
+    Column("metric_name", String),
+    Column("timestamp_us", BigInteger),
+    Column("value", Double),
+    Column("value_text", String),
+    Column("quality", Integer),
+    Column("metadata", String),
+    Column("seq", BigInteger),
+    prefixes=["TEMPORARY"],
+)
+_points: Any = Point.__table__
+
+
+def apply(
+    connection: Connection,
+    rows: Sequence[Row],
+    deletion: Selection | None,
+    known: dict[tuple[str, str], Summary],
+) -> Applied:
+    """Apply one deletion (to every stored point) and then `rows` (unique by identity, seqs unique).
+
+    `known` holds the summaries of all series and is brought up to date; if the transaction does not commit,
+    the caller must read it anew.
+    """
+    traits = traits_of(connection)
+    applied = Applied()
+    if deletion is not None:
+        _delete(connection, deletion, known, applied)
+    if rows:
+        rows = _compare(connection, traits, rows, known, applied)
+    for row in rows:
+        pair = (row[0], row[1])
+        applied.touched[pair] = known[pair] = _with_row(known.get(pair), row)
+    if rows:
+        connection.execute(insert(_points).from_select([c.name for c in _incoming.c], select(_incoming)))
+        connection.execute(delete(_incoming))
+    applied.appended = len(rows)
+    applied.gone -= applied.touched.keys()
+    SummaryRepository(connection).replace(applied.touched, applied.gone)
+    return applied
+
+
+def _with_row(summary: Summary | None, row: Row) -> Summary:
+    """Return the summary with one more point."""
+    if summary is None:
+        return Summary(1, row[2], row[2], *row[3:])
+    count, first_us, last_us = summary[0] + 1, summary[1], summary[2]
+    if row[2] >= last_us:
+        return Summary(count, min(first_us, row[2]), row[2], *row[3:])
+    return Summary(count, min(first_us, row[2]), last_us, *summary[3:])
+
+
+# --- deletes --------------------------------------------------------------------------------------------
+
+
+def _delete(
+    connection: Connection, deletion: Selection, known: dict[tuple[str, str], Summary], applied: Applied
+) -> None:
+    where = deletion.where(Point, known)
+    taken = {
+        (sensor, metric): Dropped(count, first_us, last_us)
+        for sensor, metric, count, first_us, last_us in connection.execute(
+            select(
+                _points.c.sensor_id,
+                _points.c.metric_name,
+                func.count(),
+                func.min(_points.c.timestamp_us),
+                func.max(_points.c.timestamp_us),
+            )
+            .where(where)
+            .group_by(_points.c.sensor_id, _points.c.metric_name)
+        )
+    }
+    if not taken:
+        return
+    connection.execute(delete(_points).where(where))
+    for dropped in taken.values():
+        applied.dropped = applied.dropped.plus(dropped)
+    _mend_summaries(connection, taken, known, applied)
+
+
+def _mend_summaries(
+    connection: Connection,
+    taken: dict[tuple[str, str], Dropped],
+    known: dict[tuple[str, str], Summary],
+    applied: Applied,
+) -> None:
+    """Take the dropped points out of the summaries; edges that fell are looked for beside the cut."""
+    lost_first: dict[tuple[str, str], int] = {}
+    lost_last: dict[tuple[str, str], int] = {}
+    for pair, dropped in taken.items():
+        summary = known[pair]
+        assert dropped.first_us is not None
+        assert dropped.last_us is not None
+        if dropped.count >= summary.count:
+            del known[pair]
+            applied.gone.add(pair)
+            continue
+        known[pair] = applied.touched[pair] = summary._replace(count=summary.count - dropped.count)
+        if dropped.first_us <= summary.first_us:
+            lost_first[pair] = summary.first_us
+        if dropped.last_us >= summary.last_us:
+            lost_last[pair] = summary.last_us
+    for pair, row in _nearest(connection, lost_first, known, forward=True).items():
+        known[pair] = applied.touched[pair] = known[pair]._replace(first_us=row[2])
+    for pair, row in _nearest(connection, lost_last, known, forward=False).items():
+        known[pair] = applied.touched[pair] = known[pair]._replace(
+            last_us=row[2],
+            last_value=row[3],
+            last_value_text=row[4],
+            last_quality=row[5],
+            last_metadata=row[6],
+            last_seq=row[7],
+        )
+
+
+def _nearest(
+    connection: Connection,
+    lost: dict[tuple[str, str], int],
+    known: dict[tuple[str, str], Summary],
+    *,
+    forward: bool,
+) -> dict[tuple[str, str], Any]:
+    """Find the remaining point of each series that is nearest to its lost edge, in growing windows.
+
+    Every series given still has points, so each is found at the latest when the window covers its span.
+    """
+    found: dict[tuple[str, str], Any] = {}
+    window_us = _FIRST_WINDOW_US
+    time = _points.c.timestamp_us
+    extreme = func.min(time) if forward else func.max(time)
+    while missing := [pair for pair in lost if pair not in found]:
+        edges = [lost[pair] for pair in missing]
+        low, high = (
+            (min(edges), max(edges) + window_us) if forward else (min(edges) - window_us, max(edges))
+        )
+        names = or_(
+            *(and_(_points.c.sensor_id == s, _points.c.metric_name == m) for s, m in missing[:200])
+        )
+        edge = (
+            select(_points.c.sensor_id, _points.c.metric_name, extreme.label("timestamp_us"))
+            .where(time.between(low, high), names)
+            .group_by(_points.c.sensor_id, _points.c.metric_name)
+            .subquery()
+        )
+        query = select(_points).join(
+            edge,
+            and_(
+                _points.c.sensor_id == edge.c.sensor_id,
+                _points.c.metric_name == edge.c.metric_name,
+                time == edge.c.timestamp_us,
+            ),
+        )
+        before = len(found)
+        for row in connection.execute(query.where(time.between(low, high))):
+            found[(row[0], row[1])] = row
+        if len(found) == before:
+            spans = [known[pair] for pair in missing]
+            if low <= min(s.first_us for s in spans) and high >= max(s.last_us for s in spans):
+                raise AssertionError(f"summaries of {missing[:3]} count points that are not stored")
+            window_us *= _WINDOW_GROWTH
+    return found
+
+
+# --- the comparison with stored rows --------------------------------------------------------------------
+
+
+def _compare(
+    connection: Connection,
+    traits: Traits,
+    rows: Sequence[Row],
+    known: dict[tuple[str, str], Summary],
+    applied: Applied,
+) -> Sequence[Row]:
+    """Load the rows; take out those that are stored already; remove stored rows that they overwrite."""
+    _load(connection, traits, rows)
+    stored = _stored(connection, traits, _spans(rows, known))
+    if not stored:
+        return rows
+    same = {seq for seq, _, equal in stored if equal}
+    overwritten = [(seq, rowid) for seq, rowid, equal in stored if not equal]
+    if same:
+        rows = [row for row in rows if row[7] not in same]
+        connection.execute(delete(_incoming))
+        if rows:
+            traits.load(connection, _incoming.name, len(_incoming.c), rows)
+    if overwritten:
+        _remove(connection, traits, [rowid for _, rowid in overwritten])
+        seqs = {seq for seq, _ in overwritten}
+        for row in rows:
+            if row[7] in seqs:
+                pair = (row[0], row[1])
+                known[pair] = known[pair]._replace(count=known[pair].count - 1)
+    applied.overwritten = len(overwritten)
+    return rows
+
+
+def _load(connection: Connection, traits: Traits, rows: Sequence[Row]) -> None:
+    # IF NOT EXISTS, and not a note on the connection: a rollback takes the table away again.
+    connection.execute(CreateTable(_incoming, if_not_exists=True))
+    traits.load(connection, _incoming.name, len(_incoming.c), rows)
+
+
+def _spans(rows: Sequence[Row], known: dict[tuple[str, str], Summary]) -> list[tuple[int, int]]:
+    """Return the time spans in which stored rows could meet these.
+
+    Rows past the newest stored point of their series meet nothing; that is the steady state, and costs
+    nothing.
+    """
+    times = sorted(
+        {row[2] for row in rows if (s := known.get((row[0], row[1]))) and s.first_us <= row[2] <= s.last_us}
+    )
+    if not times:
+        return []
+    gaps = sorted(
+        (b - a, at) for at, (a, b) in enumerate(zip(times, times[1:], strict=False), 1) if b - a > GAP_US
+    )
+    cuts = sorted(at for _, at in gaps[-(MOST_SPANS - 1) :])
+    return [
+        (times[start], times[end - 1])
+        for start, end in zip([0, *cuts], [*cuts, len(times)], strict=True)
+    ]
+
+
+def _stored(
+    connection: Connection, traits: Traits, spans: Iterable[tuple[int, int]]
+) -> list[tuple[int, Any, bool]]:
+    """Return (seq of the incoming row, rowid of the stored one, whether they are equal) for each meeting."""
+    equal = and_(
+        *(
+            _points.c[name].is_not_distinct_from(_incoming.c[name])
+            for name in ("value", "value_text", "quality", "metadata")
+        )
+    )
+    rowid = literal_column("time_series_data.rowid") if traits.has_rowid else _incoming.c.seq
+    met: list[tuple[int, Any, bool]] = []
+    for low, high in spans:
+        query = (
+            select(_incoming.c.seq, rowid, equal)
+            .join_from(
+                _incoming,
+                _points,
+                and_(
+                    _points.c.sensor_id == _incoming.c.sensor_id,
+                    _points.c.metric_name == _incoming.c.metric_name,
+                    _points.c.timestamp_us == _incoming.c.timestamp_us,
+                ),
+            )
+            .where(_points.c.timestamp_us.between(low, high), _incoming.c.timestamp_us.between(low, high))
+        )
+        met += [(seq, stored, bool(same)) for seq, stored, same in connection.execute(query)]
+    return met
+
+
+def _remove(connection: Connection, traits: Traits, rowids: list[Any]) -> None:
+    """Delete the stored rows that are overwritten, in one statement."""
+    if traits.has_rowid:
+        # Numbers of the engine's own, straight from its answer: inlined, because a list of parameters
+        # of this length costs more than the delete.
+        doomed = ", ".join(str(int(rowid)) for rowid in rowids)
+        connection.exec_driver_sql(f"DELETE FROM time_series_data WHERE rowid IN ({doomed})")
+        return
+    key = (_points.c.sensor_id, _points.c.metric_name, _points.c.timestamp_us)
+    twin = select(_incoming.c.sensor_id, _incoming.c.metric_name, _incoming.c.timestamp_us)
+    connection.execute(delete(_points).where(tuple_(*key).in_(twin)))
+

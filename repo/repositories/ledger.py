@@ -1,0 +1,80 @@
+"""The loss ledger: everything that was ever dropped, on a connection that the caller gives; never commits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Connection, delete, func, insert, select
+
+from repo.engines.traits import traits_of
+from repo.models import LedgerEntry, TimeSeriesLedgerEntry
+
+__all__ = ["Loss", "ColumnsLedgerRepository", "LedgerRepository"]
+
+
+class Loss(NamedTuple):
+    """One thing that was dropped. `entry_id` is unique, so that copying it twice adds nothing.
+
+    `what` is `points` or `records`; `count` is None where nobody can know it; times in µs.
+    """
+
+    entry_id: str
+    what: str
+    reason: str
+    detail: str | None
+    count: int | None
+    first_us: int | None
+    last_us: int | None
+    recorded_us: int
+
+
+class LedgerRepository:
+    """The ledger itself (metadata database)."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, losses: Sequence[Loss]) -> None:
+        """Add entries; one whose id stands already is left as it is."""
+        if losses:
+            self._connection.execute(
+                insert(LedgerEntry).prefix_with("OR IGNORE"), [loss._asdict() for loss in losses]
+            )
+
+    def list(self, limit: int = 1000) -> list[Loss]:
+        """Return the newest entries first."""
+        columns = [getattr(LedgerEntry, name) for name in Loss._fields]
+        query = select(*columns).order_by(LedgerEntry.recorded_us.desc(), LedgerEntry.entry_id).limit(limit)
+        return [Loss(*row) for row in self._connection.execute(query)]
+
+    def totals(self) -> tuple[int, int]:
+        """Return the number of entries, and the number of things that they count."""
+        entries, things = self._connection.execute(
+            select(func.count(), func.coalesce(func.sum(LedgerEntry.count), 0)).select_from(LedgerEntry)
+        ).one()
+        return int(entries), int(things)
+
+
+class ColumnsLedgerRepository:
+    """Entries that wait beside the points for their copy into the ledger (time-series database)."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, loss: Loss) -> None:
+        """Add an entry in the transaction of the drop itself."""
+        table = TimeSeriesLedgerEntry.__table__
+        traits_of(self._connection).load(self._connection, "loss_ledger", len(table.c), [tuple(loss)])
+
+    def all(self) -> list[Loss]:
+        """Return the entries that wait."""
+        columns = [getattr(TimeSeriesLedgerEntry, name) for name in Loss._fields]
+        return [Loss(*row) for row in self._connection.execute(select(*columns))]
+
+    def remove(self, entry_ids: Sequence[str]) -> None:
+        """Remove entries that were copied."""
+        if entry_ids:
+            self._connection.execute(
+                delete(TimeSeriesLedgerEntry).where(TimeSeriesLedgerEntry.entry_id.in_(entry_ids))
+            )

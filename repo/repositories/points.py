@@ -1,0 +1,310 @@
+"""Points on a SQLAlchemy connection of your own, DuckDB or SQLite; never commits, never opens anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, cast
+from weakref import WeakKeyDictionary
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import Connection, RootTransaction, func, select
+
+from repo.clock import Clock, system_clock
+from repo.engines.traits import traits_of
+from repo.errors import InvalidQuery, TransactionRule
+from repo.models import Point
+from repo.moments import bound_us, parse_duration_us, to_datetime
+from repo.repositories import reading
+from repo.repositories.applying import Row, apply
+from repo.repositories.buckets import Buckets
+from repo.repositories.selection import Names, Selection
+from repo.repositories.series import SummaryRepository
+from repo.values import Batch, check_point, check_rows
+
+__all__ = [
+    "PointDict",
+    "PointRepository",
+    "Written",
+    "aggregate_dicts",
+    "make_buckets",
+    "next_points",
+    "point_dict",
+    "rows_of",
+    "select_points",
+]
+
+Time = float | datetime | None
+PointDict = dict[str, Any]
+"""Keys: sensor_id, metric_name, timestamp (aware UTC datetime), timestamp_us, value (number, text or None),
+quality, metadata (dict or None)."""
+
+_PAGE_ROWS = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a write did: its seqs (None when nothing was accepted), and how many rows."""
+
+    first_seq: int | None
+    last_seq: int | None
+    accepted: int
+    rejected: int = 0
+
+
+class PointRepository:
+    """Write and read points in the transaction of a connection that you opened.
+
+    The database has the tables of `repo.models.TimeSeriesBase`. Identity is (sensor_id, metric_name,
+    timestamp); a later write wins. On DuckDB a transaction may write points once, and reads must come before
+    it: `TransactionRule` otherwise, with nothing changed. Not thread-safe, as its connection is not.
+    """
+
+    def __init__(self, connection: Connection, *, clock: Clock = system_clock) -> None:
+        self._connection = connection
+        self._clock = clock
+
+    def insert(
+        self,
+        sensor_id: str,
+        metric_name: str,
+        value: Any,
+        timestamp: Time = None,
+        quality: int | None = 100,
+        metadata: dict[str, Any] | None = None,
+    ) -> Written:
+        """Write one point; raises `InvalidPoint`. Times are Unix seconds or aware datetimes; None is now."""
+        return self._write(
+            check_point(
+                sensor_id,
+                metric_name,
+                value,
+                timestamp,
+                quality,
+                metadata,
+                accept_bool=False,
+                now_us=self._clock(),
+            )
+        )
+
+    def insert_many(self, rows: Iterable[Any], on_error: Literal["raise", "skip"] = "raise") -> Written:
+        """Write many points in one go: dicts, tuples or dataclasses.
+
+        `on_error="raise"` writes all or, raising `InvalidPoint` with every bad row, none; `"skip"` writes the
+        good ones and counts the others.
+        """
+        batch, refusals = check_rows(
+            rows, accept_bool=False, now_us=self._clock(), skip=_skips(on_error)
+        )
+        return self._write(batch, len(refusals))
+
+    def delete(
+        self, sensor_id: Names = None, metric_name: Names = None, start: Time = None, end: Time = None
+    ) -> int:
+        """Delete points in [start, end); None leaves a side or a name open. Returns how many there were."""
+        selection = select_points(sensor_id, metric_name, start, end)
+        self._begin_write()
+        return apply(self._connection, (), selection, self._summaries().all()).dropped.count
+
+    def range(
+        self, sensor_id: Names, metric_name: Names, start: Time = None, end: Time = None
+    ) -> Iterator[PointDict]:
+        """Yield points in [start, end) in order of time, a page at a time."""
+        selection = select_points(sensor_id, metric_name, start, end)
+        position = None
+        while True:
+            rows = reading.page(self._reading(), selection, self._known(), position, _PAGE_ROWS)
+            yield from map(point_dict, rows)
+            if len(rows) < _PAGE_ROWS:
+                return
+            position = reading.Position(rows[-1][2], rows[-1][0], rows[-1][1])
+
+    def latest(self, sensor_id: Names, metric_name: Names = None, limit: int = 1) -> list[PointDict]:
+        """Return the newest `limit` points of each series, newest first."""
+        rows = reading.newest(
+            self._reading(), select_points(sensor_id, metric_name, None, None), self._known(), limit
+        )
+        return [point_dict(row) for row in rows]
+
+    def aggregate(
+        self,
+        sensor_id: Names,
+        metric_name: Names,
+        start: Time = None,
+        end: Time = None,
+        *,
+        agg: str | Sequence[str] = "avg",
+        every: str | None = None,
+        tz: str = "UTC",
+    ) -> list[dict[str, Any]]:
+        """Return aggregates per series and, with `every`, per bucket; see `Store.points.aggregate`."""
+        connection, known = self._reading(), self._known()
+        selection = select_points(sensor_id, metric_name, start, end)
+        aggregates = [agg] if isinstance(agg, str) else list(agg)
+        buckets = make_buckets(connection, selection, known, every, tz)
+        return aggregate_dicts(reading.aggregate(connection, selection, known, aggregates, buckets), aggregates, buckets)
+
+    def after(self, seq: int, limit: int = 100_000) -> list[PointDict]:
+        """Return up to `limit` points past `seq` in the order of their seqs, each with its `seq`."""
+        connection = self._reading()
+        last = self._last_seq()
+        return next_points(connection, seq, last, limit)
+
+    def _write(self, batch: Batch, rejected: int = 0) -> Written:
+        if not len(batch):
+            return Written(None, None, 0, rejected)
+        self._begin_write()
+        first = self._last_seq() + 1
+        unique: dict[tuple[str, str, int], Row] = {}
+        for row in rows_of(batch, first):
+            unique[row[:3]] = row
+        apply(self._connection, list(unique.values()), None, self._summaries().all())
+        return Written(first, first + len(batch) - 1, len(batch), rejected)
+
+    def _last_seq(self) -> int:
+        return int(self._connection.scalar(select(func.max(Point.seq))) or 0)
+
+    def _summaries(self) -> SummaryRepository:
+        return SummaryRepository(self._connection)
+
+    def _known(self) -> list[tuple[str, str]]:
+        return list(self._summaries().all())
+
+    def _reading(self) -> Connection:
+        if self._connection.get_transaction() in _written:
+            raise TransactionRule(
+                "this DuckDB transaction has written points and must not read them again (DuckDB 2.0 gives wrong "
+                "rows then); commit first, or read before writing"
+            )
+        return self._connection
+
+    def _begin_write(self) -> None:
+        if not traits_of(self._connection).one_write_per_transaction:
+            return
+        self._reading()
+        if not self._connection.in_transaction():
+            self._connection.begin()
+        transaction = self._connection.get_transaction()
+        assert transaction is not None
+        _written[transaction] = True
+
+
+_written: WeakKeyDictionary[RootTransaction | None, bool] = WeakKeyDictionary()
+
+
+def rows_of(batch: Batch, first_seq: int) -> Iterator[Row]:
+    """Yield the rows of a batch as they are stored, numbered from `first_seq`.
+
+    They are plain tuples in the order of `Row`: making the named ones would cost more than all the rest.
+    """
+    sensors = [sensor for sensor, _ in batch.series]
+    metrics = [metric for _, metric in batch.series]
+    texts, metadata = batch.texts, batch.metadata
+    rows = range(len(batch))
+    columns = zip(
+        map(sensors.__getitem__, batch.codes),
+        map(metrics.__getitem__, batch.codes),
+        batch.timestamps_us,
+        [None if value != value else value for value in batch.values],  # noqa: PLR0124  NaN is no reading
+        map(texts.get, rows) if texts else [None] * len(batch),
+        [batch.qualities] * len(batch) if isinstance(batch.qualities, int) else batch.qualities,
+        map(metadata.get, rows) if metadata else [None] * len(batch),
+        range(first_seq, first_seq + len(batch)),
+        strict=True,
+    )
+    return cast("Iterator[Row]", columns)
+
+
+def point_dict(row: Any) -> PointDict:
+    """Return a stored row as an application sees it."""
+    sensor_id, metric_name, timestamp_us, value, text, quality, metadata = row[:7]
+    return {
+        "sensor_id": sensor_id,
+        "metric_name": metric_name,
+        "timestamp": to_datetime(timestamp_us),
+        "timestamp_us": timestamp_us,
+        "value": value if text is None else text,
+        "quality": quality,
+        "metadata": None if metadata is None else _parsed(metadata),
+    }
+
+
+def next_points(connection: Connection, seq: int, through: int, limit: int) -> list[PointDict]:
+    """Return the next points past `seq` and up to `through`, at most `limit`; see `window`.
+
+    Seqs have gaps (overwritten and deleted points); where a window is all gap the next one is wider.
+    """
+    low, width = seq, limit
+    while low < through:
+        rows = reading.window(connection, low, min(low + width, through))
+        if rows:
+            return [{**point_dict(row), "seq": row[7]} for row in rows[:limit]]
+        low += width
+        width *= 4
+    return []
+
+
+def make_buckets(
+    connection: Connection, selection: Selection, known: Iterable[tuple[str, str]], every: str | None, tz: str
+) -> Buckets | None:
+    """Return the buckets of a query over what is there; None without `every`."""
+    if every is None:
+        return None
+    try:
+        zone = ZoneInfo(tz)
+    except (KeyError, ValueError, OSError) as error:
+        raise InvalidQuery(f"there is no time zone {tz!r}; names are like 'UTC' or 'Europe/Oslo'") from error
+    try:
+        every_us = parse_duration_us(every)
+    except ValueError as error:
+        raise InvalidQuery(f"every: {error}") from error
+    found = reading.span(connection, selection, known) or (0, 0)
+    return Buckets(every_us, zone, *found)
+
+
+def aggregate_dicts(
+    rows: Iterable[Any], aggregates: Sequence[str], buckets: Buckets | None
+) -> list[dict[str, Any]]:
+    """Return the rows of `reading.aggregate` as an application sees them."""
+    dicts = []
+    for row in rows:
+        point: dict[str, Any] = {"sensor_id": row[0], "metric_name": row[1]}
+        at = 2
+        if buckets is not None:
+            point["bucket"] = buckets.start_of(row[2])
+            at = 3
+        for name in aggregates:
+            value = row[at]
+            at += 1
+            if name in ("first", "last"):
+                value = row[at] if value is None else value
+                at += 1
+            # inf - inf: SQLite says NULL, DuckDB NaN; both mean that there is no such number.
+            point[name] = None if isinstance(value, float) and value != value else value  # noqa: PLR0124
+        dicts.append(point)
+    return dicts
+
+
+def select_points(sensor_id: Names, metric_name: Names, start: Time, end: Time) -> Selection:
+    """Return the selection that a caller's names and times mean; raises `InvalidQuery`."""
+    return Selection.of(
+        sensor_id,
+        metric_name,
+        None if start is None else bound_us(start, "start"),
+        None if end is None else bound_us(end, "end"),
+    )
+
+
+def _skips(on_error: str) -> bool:
+    if on_error not in ("raise", "skip"):
+        raise InvalidQuery(f"on_error = {on_error!r}: 'raise' or 'skip'")
+    return on_error == "skip"
+
+
+def _parsed(metadata: str) -> Any:
+    try:
+        return json.loads(metadata)
+    except ValueError:
+        return metadata  # legacy rows hold any text

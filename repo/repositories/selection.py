@@ -1,0 +1,123 @@
+"""Selections: which series and which span a query or a delete means. Resolves names; reads no table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, false, true
+
+from repo.errors import InvalidQuery
+
+__all__ = ["Names", "Selection"]
+
+Names = str | Sequence[str] | None
+"""None is every name; a text with `*`, `?` or `[` is a glob; any other text, and each of a list, is exact."""
+
+MOST_NAMES = 20_000
+"""SQLite takes at most 32,766 parameters in one statement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Series by sensor and metric names, and a span [start_us, end_us); None leaves a side open."""
+
+    sensor_id: str | tuple[str, ...] | None = None
+    metric_name: str | tuple[str, ...] | None = None
+    start_us: int | None = None
+    end_us: int | None = None
+
+    @classmethod
+    def of(
+        cls, sensor_id: Names, metric_name: Names, start_us: int | None = None, end_us: int | None = None
+    ) -> Selection:
+        """Check what a caller gave; raises `InvalidQuery` for names that are no text."""
+        return cls(_names(sensor_id, "sensor_id"), _names(metric_name, "metric_name"), start_us, end_us)
+
+    @property
+    def exact(self) -> tuple[str, str] | None:
+        """The one series that is meant, if names alone say so."""
+        if isinstance(self.sensor_id, str) and isinstance(self.metric_name, str):
+            if not _is_glob(self.sensor_id) and not _is_glob(self.metric_name):
+                return self.sensor_id, self.metric_name
+        return None
+
+    def names(self, sensor_id: str, metric_name: str) -> bool:
+        """Say whether the series is selected."""
+        return _matches(self.sensor_id, sensor_id) and _matches(self.metric_name, metric_name)
+
+    def spans(self, timestamp_us: int) -> bool:
+        """Say whether the time is selected."""
+        return (self.start_us is None or timestamp_us >= self.start_us) and (
+            self.end_us is None or timestamp_us < self.end_us
+        )
+
+    def where(self, table: Any, known: Iterable[tuple[str, str]]) -> ColumnElement[bool]:
+        """Build the condition on a table of points; globs are resolved among the `known` series.
+
+        So the engines only ever compare names for equality: their own globs differ in details.
+        """
+        parts: list[ColumnElement[bool]] = []
+        known = list(known) if _is_glob(self.sensor_id) or _is_glob(self.metric_name) else ()
+        for column, wanted, found in (
+            (table.sensor_id, self.sensor_id, {s for s, _ in known}),
+            (table.metric_name, self.metric_name, {m for _, m in known}),
+        ):
+            if wanted is None:
+                continue
+            if isinstance(wanted, str) and not _is_glob(wanted):
+                parts.append(column == wanted)
+                continue
+            chosen = sorted(n for n in found if _matches(wanted, n)) if isinstance(wanted, str) else wanted
+            if len(chosen) > MOST_NAMES:
+                raise InvalidQuery(f"{len(chosen)} names match {wanted!r}: more than {MOST_NAMES}; narrow it")
+            parts.append(column.in_(chosen) if chosen else false())
+        if self.start_us is not None:
+            parts.append(table.timestamp_us >= self.start_us)
+        if self.end_us is not None:
+            parts.append(table.timestamp_us < self.end_us)
+        return and_(true(), *parts)
+
+    def to_json(self) -> bytes:
+        """Return the form that a journal row keeps."""
+        return json.dumps(
+            [self.sensor_id, self.metric_name, self.start_us, self.end_us], ensure_ascii=False
+        ).encode()
+
+    @classmethod
+    def from_json(cls, payload: bytes) -> Selection:
+        """Read the form that a journal row keeps."""
+        sensor_id, metric_name, start_us, end_us = json.loads(payload)
+        return cls(
+            tuple(sensor_id) if isinstance(sensor_id, list) else sensor_id,
+            tuple(metric_name) if isinstance(metric_name, list) else metric_name,
+            start_us,
+            end_us,
+        )
+
+
+def _names(names: Names, field: str) -> str | tuple[str, ...] | None:
+    if names is None or isinstance(names, str):
+        return names
+    if isinstance(names, bytes) or not isinstance(names, Iterable):
+        raise InvalidQuery(f"{field}: a name, a glob, a list of names or None, not {type(names).__name__}")
+    listed = tuple(dict.fromkeys(names))
+    for name in listed:
+        if not isinstance(name, str):
+            raise InvalidQuery(f"{field}: every name is a text, not {type(name).__name__}")
+    return listed
+
+
+def _is_glob(names: str | tuple[str, ...] | None) -> bool:
+    return isinstance(names, str) and any(sign in names for sign in "*?[")
+
+
+def _matches(wanted: str | tuple[str, ...] | None, name: str) -> bool:
+    if wanted is None:
+        return True
+    if isinstance(wanted, tuple):
+        return name in wanted
+    return fnmatchcase(name, wanted) if _is_glob(wanted) else name == wanted

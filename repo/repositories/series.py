@@ -1,0 +1,170 @@
+"""What is known of series: kinds and descriptions, summaries, and the copy of these. Never commits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, and_, delete, insert, or_, select, update
+
+from repo.engines.traits import traits_of
+from repo.models import Series, SeriesLatest, SeriesSummary
+from repo.repositories.selection import Selection
+
+__all__ = ["LatestRepository", "SeriesInfo", "SeriesRepository", "Summary", "SummaryRepository"]
+
+_CHUNK = 500
+
+
+class Summary(NamedTuple):
+    """How many points a series has, since when, and the newest one."""
+
+    count: int
+    first_us: int
+    last_us: int
+    last_value: float | None
+    last_value_text: str | None
+    last_quality: int | None
+    last_metadata: str | None
+    last_seq: int | None
+
+
+class SeriesInfo(NamedTuple):
+    """A series as an application sees it; times in µs since 1970 UTC, None where it has no points."""
+
+    sensor_id: str
+    metric_name: str
+    kind: str | None
+    unit: str | None
+    description: str | None
+    labels: dict[str, Any]
+    count: int
+    first_us: int | None
+    last_us: int | None
+
+
+class SeriesRepository:
+    """Kinds and descriptions (metadata database)."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def kinds(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str | None]:
+        """Return the kinds of those of `pairs` that are registered."""
+        driver: Any = self._connection.connection.driver_connection
+        found: dict[tuple[str, str], str | None] = {}
+        for pair in pairs:
+            row = driver.execute(
+                "SELECT kind FROM series WHERE sensor_id = ? AND metric_name = ?", pair
+            ).fetchone()
+            if row is not None:
+                found[pair] = row[0]
+        return found
+
+    def register(self, kinds: Mapping[tuple[str, str], str | None]) -> None:
+        """Add series, and fix the kind of those that had none; a kind that stands is never changed."""
+        driver: Any = self._connection.connection.driver_connection
+        driver.executemany(
+            "INSERT INTO series (sensor_id, metric_name, kind) VALUES (?, ?, ?) ON CONFLICT "
+            "(sensor_id, metric_name) DO UPDATE SET kind = excluded.kind WHERE kind IS NULL",
+            [(*pair, kind) for pair, kind in kinds.items()],
+        )
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return the names of all series."""
+        return [(s, m) for s, m in self._connection.execute(select(Series.sensor_id, Series.metric_name))]
+
+    def list(self, selection: Selection | None = None) -> list[SeriesInfo]:
+        """Return the selected series in order of their names, with what flush last counted of each."""
+        latest = SeriesLatest
+        query = (
+            select(
+                Series.sensor_id,
+                Series.metric_name,
+                Series.kind,
+                Series.unit,
+                Series.description,
+                Series.labels,
+                latest.count,
+                latest.first_us,
+                latest.last_us,
+            )
+            .outerjoin(
+                latest,
+                and_(Series.sensor_id == latest.sensor_id, Series.metric_name == latest.metric_name),
+            )
+            .order_by(Series.sensor_id, Series.metric_name)
+        )
+        return [
+            SeriesInfo(s, m, kind, unit, text, json.loads(labels) if labels else {}, count or 0, first, last)
+            for s, m, kind, unit, text, labels, count, first, last in self._connection.execute(query)
+            if selection is None or selection.names(s, m)
+        ]
+
+    def describe(self, pair: tuple[str, str], changes: Mapping[str, str | None]) -> bool:
+        """Set unit, description or labels (JSON); False if there is no such series."""
+        return bool(
+            self._connection.execute(
+                update(Series)
+                .where(Series.sensor_id == pair[0], Series.metric_name == pair[1])
+                .values(**changes)
+            ).rowcount
+        )
+
+
+class _Summaries:
+    """Reading and replacing summaries, in whichever table keeps them."""
+
+    _table: Any
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def all(self) -> dict[tuple[str, str], Summary]:
+        """Return the summaries of all series."""
+        return {(row[0], row[1]): Summary(*row[2:]) for row in self._connection.execute(select(self._table))}
+
+    def replace(
+        self, summaries: Mapping[tuple[str, str], Summary], gone: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        """Put these summaries in place of what stands, and remove those of series without points."""
+        doomed = [*summaries, *gone]
+        table = self._table
+        for start in range(0, len(doomed), _CHUNK):
+            chunk = doomed[start : start + _CHUNK]
+            self._connection.execute(
+                delete(table).where(
+                    or_(*(and_(table.c.sensor_id == s, table.c.metric_name == m) for s, m in chunk))
+                )
+            )
+        if summaries:
+            rows = [(*pair, *summary) for pair, summary in summaries.items()]
+            traits_of(self._connection).load(self._connection, table.name, len(table.c), rows)
+
+
+class SummaryRepository(_Summaries):
+    """The summaries that flush keeps beside the points (time-series database)."""
+
+    _table = SeriesSummary.__table__
+
+
+class LatestRepository(_Summaries):
+    """Their copy in the metadata database, readable without the lease."""
+
+    _table = SeriesLatest.__table__
+
+    def select(self, selection: Selection) -> dict[tuple[str, str], Summary]:
+        """Return the summaries of the selected series."""
+        if selection.exact is None:
+            return {pair: summary for pair, summary in self.all().items() if selection.names(*pair)}
+        sensor, metric = selection.exact
+        table = self._table
+        row = self._connection.execute(
+            select(table).where(table.c.sensor_id == sensor, table.c.metric_name == metric)
+        ).one_or_none()
+        return {} if row is None else {selection.exact: Summary(*row[2:])}
+
+    def clear(self) -> None:
+        """Remove all, before a whole copy."""
+        self._connection.execute(delete(SeriesLatest))

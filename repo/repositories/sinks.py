@@ -1,0 +1,52 @@
+"""Sinks and their cursors, on a connection that the caller gives; never commits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sqlalchemy import Connection, func, select, update
+from sqlalchemy.dialects.sqlite import insert
+
+from repo.models import Sink
+
+__all__ = ["Cursor", "SinkRepository"]
+
+
+class Cursor(NamedTuple):
+    """A sink's name, and the seq through which it has confirmed everything."""
+
+    name: str
+    confirmed_seq: int
+    updated_us: int
+
+
+class SinkRepository:
+    """Register sinks and move their cursors."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def register(self, name: str, now_us: int) -> int:
+        """Add a sink at the very beginning, unless it exists; returns what it has confirmed."""
+        self._connection.execute(
+            insert(Sink)
+            .values(name=name, confirmed_seq=0, created_us=now_us, updated_us=now_us)
+            .on_conflict_do_nothing()
+        )
+        confirmed = self._connection.scalar(select(Sink.confirmed_seq).where(Sink.name == name))
+        assert confirmed is not None
+        return confirmed
+
+    def confirm(self, name: str, seq: int, now_us: int) -> bool:
+        """Move a cursor forward to `seq`; it never goes back. False if the sink is unknown."""
+        result = self._connection.execute(
+            update(Sink)
+            .where(Sink.name == name)
+            .values(confirmed_seq=func.max(Sink.confirmed_seq, seq), updated_us=now_us)
+        )
+        return bool(result.rowcount)
+
+    def list(self) -> list[Cursor]:
+        """Return all sinks in order of their names."""
+        query = select(Sink.name, Sink.confirmed_seq, Sink.updated_us).order_by(Sink.name)
+        return [Cursor(*row) for row in self._connection.execute(query)]

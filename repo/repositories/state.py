@@ -1,0 +1,75 @@
+"""The one-row tables of facts: the store's in SQLite, and the time-series database's. Never commits."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, insert, select, update
+
+from repo.models import StoreState, TimeSeriesState
+
+__all__ = ["ColumnsState", "ColumnsStateRepository", "State", "StateRepository"]
+
+
+class State(NamedTuple):
+    """The facts of a store; seqs as defined in `StoreState`."""
+
+    store_id: str
+    last_seq: int
+    copied_through: int
+    pruned_through: int
+    engine: str | None
+    file_id: str | None
+    generation: int
+    created_us: int
+
+
+class ColumnsState(NamedTuple):
+    """What ties a time-series file to its store, and its watermark."""
+
+    store_id: str
+    file_id: str
+    generation: int
+    watermark: int
+
+
+class StateRepository:
+    """Facts of the metadata database."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self) -> State | None:
+        """Return the facts, or None in a database that no store has taken yet."""
+        columns = [getattr(StoreState, name) for name in State._fields]
+        row = self._connection.execute(select(*columns)).one_or_none()
+        return None if row is None else State(*row)
+
+    def create(self, state: State) -> None:
+        """Write the facts of a new store."""
+        self._connection.execute(insert(StoreState).values(id=1, **state._asdict()))
+
+    def set(self, **facts: Any) -> None:
+        """Change some facts."""
+        self._connection.execute(update(StoreState).where(StoreState.id == 1).values(**facts))
+
+
+class ColumnsStateRepository:
+    """Facts of the time-series database."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self) -> ColumnsState | None:
+        """Return the facts, or None in a file that no store has taken yet."""
+        columns = [getattr(TimeSeriesState, name) for name in ColumnsState._fields]
+        row = self._connection.execute(select(*columns)).one_or_none()
+        return None if row is None else ColumnsState(*row)
+
+    def create(self, state: ColumnsState) -> None:
+        """Tie a new file to its store."""
+        self._connection.execute(insert(TimeSeriesState).values(id=1, **state._asdict()))
+
+    def set_watermark(self, watermark: int) -> None:
+        """Say through which seq this database holds everything."""
+        self._connection.execute(update(TimeSeriesState).values(watermark=watermark))

@@ -1,0 +1,1 @@
+"""The schema: which version a database has, and how it is brought to the present one."""

@@ -1,0 +1,143 @@
+"""Which databases a run of the `alembic` command concerns, and how each is opened. Never runs a migration."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import Engine, make_url
+from sqlalchemy.exc import ArgumentError
+
+from repo.clock import system_clock
+from repo.engines import sqlite
+from repo.engines.lease import Lease
+from repo.errors import HoldfastError, StoreMissing
+from repo.settings import Settings
+
+__all__ = ["DATABASES", "Target", "find_targets", "held"]
+
+DATABASES = ("timeseries", "metadata")
+"""The order of a run. The columns come first: a service that has them open is noticed before anything was
+changed, and metadata at the head, which a store looks at first, means that the columns are there too."""
+
+DEFAULT_STORE = "./data/buffer"
+
+_SETTINGS = ("store", "path", *(f"{database}.url" for database in DATABASES))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One database of a run: which one, on which engine, in which file."""
+
+    database: str
+    engine: Literal["sqlite", "duckdb"]
+    path: Path
+
+    def require(self, *, create: bool) -> None:
+        """Raise `StoreMissing` if there is no such file, or make its folder if the file is to be made."""
+        if create:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        elif not self.path.exists():
+            raise StoreMissing(
+                f"there is no {self.database} database at {self.path}; `alembic upgrade head` makes it, "
+                "`-x path=FOLDER` names another store",
+                path=self.path,
+            )
+
+    @contextmanager
+    def opened(self) -> Iterator[Engine]:
+        """Open the database, creating the file if need be, and close it again."""
+        settings = Settings.load(self.path.parent)
+        if self.engine == "sqlite":
+            engine = sqlite.open_engine(self.path, busy_timeout_s=max(30.0, settings.busy_timeout_s))
+            try:
+                yield engine
+            finally:
+                engine.dispose()
+        else:
+            from repo.engines import duckdb
+
+            engine = duckdb.open_engine(
+                self.path,
+                memory_limit_bytes=settings.duckdb_memory_limit_bytes,
+                threads=settings.duckdb_threads,
+                temp_folder=self.path.with_name(self.path.name + ".tmp"),
+            )
+            try:
+                yield engine
+            finally:
+                duckdb.close_engine(engine)
+
+
+def find_targets(arguments: Mapping[str, str], environment: Mapping[str, str]) -> list[Target]:
+    """Resolve the databases of a run, in the order in which they are run.
+
+    `arguments` are Alembic's `-x` pairs: `store=metadata|timeseries` limits the run; `metadata.url=`,
+    `timeseries.url=` and `path=` (a store's folder) say where, each before its environment variable
+    (`HOLDFAST_METADATA_URL`, `HOLDFAST_TIMESERIES_URL`, `HOLDFAST_STORE`); else it is ./data/buffer. Opens
+    nothing. Raises `HoldfastError` for an unknown name or a URL of another engine.
+    """
+    for name in arguments:
+        if name not in _SETTINGS:
+            raise HoldfastError(f"there is no -x {name}=; there are {', '.join(_SETTINGS)}")
+    only = arguments.get("store")
+    if only is not None and only not in DATABASES:
+        raise HoldfastError(f"-x store={only}: it is one of {', '.join(DATABASES)}")
+    folder = Path(arguments.get("path") or environment.get("HOLDFAST_STORE") or DEFAULT_STORE).expanduser()
+    found = []
+    for database in DATABASES:
+        url = arguments.get(f"{database}.url") or (
+            # A folder given by hand wins over addresses that the environment carries.
+            None if "path" in arguments else environment.get(f"HOLDFAST_{database.upper()}_URL")
+        )
+        if only in (None, database):
+            found.append(_from_url(database, url) if url else _in_folder(database, folder))
+    return found
+
+
+@contextmanager
+def held(targets: list[Target]) -> Iterator[None]:
+    """Hold the lease of each store concerned, so that no other process opens its columns meanwhile.
+
+    Raises `StoreBusy` when one is not handed over within the store's `lease_timeout_s`.
+    """
+    folders = {target.path.parent for target in targets if target.path.parent.is_dir()}
+    with ExitStack() as stack:
+        for folder in sorted(folders):
+            lease = Lease(folder, system_clock)
+            stack.callback(lease.close)
+            lease.acquire(Settings.load(folder).lease_timeout_s, "alembic")
+        yield
+
+
+def _from_url(database: str, text: str) -> Target:
+    try:
+        url = make_url(text)
+    except ArgumentError as error:
+        raise HoldfastError(f"{text!r} is not the address of a {database} database: {error}") from error
+    engine = url.get_backend_name()
+    if not url.database or url.database.startswith((":memory:", "file:")):
+        raise HoldfastError(f"{text!r} names no file; use {engine}:///PATH")
+    if engine == "sqlite":
+        return Target(database, "sqlite", Path(url.database))
+    if engine == "duckdb" and database == "timeseries":
+        return Target(database, "duckdb", Path(url.database))
+    raise HoldfastError(f"{text!r}: a {database} database is never kept in {engine}")
+
+
+def _in_folder(database: str, folder: Path) -> Target:
+    if database == "metadata":
+        return Target(database, "sqlite", folder / "offline_buffer.db")
+    columns, rows = folder / "timeseries.duckdb", folder / "timeseries.sqlite"
+    if columns.exists() and rows.exists():
+        raise HoldfastError(
+            f"{folder} holds both {columns.name} and {rows.name}; name the right one with -x timeseries.url=",
+            path=folder,
+        )
+    if rows.exists() or not (columns.exists() or importlib.util.find_spec("duckdb")):
+        return Target(database, "sqlite", rows)
+    return Target(database, "duckdb", columns)

@@ -1,0 +1,80 @@
+"""Which schema version a database has, and how that stands to this program's. Reads only; light to import."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+
+from sqlalchemy import Connection, inspect, text
+
+from repo.errors import SchemaOutdated, SchemaTooNew, StoreCorrupt
+
+__all__ = ["HEAD", "REVISIONS", "Standing", "compare", "require_head", "version_of"]
+
+REVISIONS = ("0001", "0002")
+"""Every revision, oldest first; a test holds it equal to the migration scripts."""
+
+HEAD = REVISIONS[-1]
+
+
+class Standing(StrEnum):
+    """How a database's version stands to `HEAD`."""
+
+    UNVERSIONED = "unversioned"
+    """No migration has run: the database is empty, or the legacy program's."""
+
+    OUTDATED = "outdated"
+    HEAD = "head"
+    TOO_NEW = "too new"
+    """The revision is unknown here, so a newer program made it."""
+
+
+def version_of(connection: Connection) -> str | None:
+    """Return the revision that the database is at, or None when no migration has ever run on it.
+
+    Reads in the connection's transaction. Raises `StoreCorrupt` when more than one revision is noted: the
+    history is one line.
+    """
+    # Looked up first: in DuckDB an error would abort the caller's transaction.
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all()
+    if len(found) > 1:
+        raise StoreCorrupt(
+            f"alembic_version of {_name(connection)} notes {len(found)} revisions ({', '.join(found)}), "
+            "where there can be one; restore a backup"
+        )
+    return str(found[0]) if found else None
+
+
+def compare(found: str | None) -> Standing:
+    """Say how a version read by `version_of` stands to this program's."""
+    if found is None:
+        return Standing.UNVERSIONED
+    if found not in REVISIONS:
+        return Standing.TOO_NEW
+    return Standing.HEAD if found == HEAD else Standing.OUTDATED
+
+
+def require_head(connection: Connection, path: Path) -> None:
+    """Raise `SchemaOutdated` or `SchemaTooNew` unless the database is at `HEAD`; changes nothing."""
+    found = version_of(connection)
+    standing = compare(found)
+    if standing is Standing.TOO_NEW:
+        raise too_new(found, path)
+    if standing is not Standing.HEAD:
+        at = "has no schema version yet" if found is None else f"is at schema version {found}"
+        raise SchemaOutdated(f"{path} {at}, this program needs {HEAD}; run `holdfast migrate`", path=path)
+
+
+def too_new(found: str | None, path: Path) -> SchemaTooNew:
+    """Make the error for a version that this program does not know."""
+    return SchemaTooNew(
+        f"{path} is at schema version {found}, which this program (at {HEAD}) does not know: a newer one "
+        "made it; update the package",
+        path=path,
+    )
+
+
+def _name(connection: Connection) -> str:
+    return str(connection.engine.url.database or "the database")

@@ -1,0 +1,171 @@
+"""What can be set, in which unit, with which default and why; and where a value comes from."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_type_hints
+
+from repo.errors import InvalidSettings
+
+__all__ = ["CONFIG_FILE", "ENVIRONMENT_PREFIX", "Settings"]
+
+CONFIG_FILE = "holdfast.toml"
+ENVIRONMENT_PREFIX = "HOLDFAST_"
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of one store. Immutable; `Settings.load` merges the sources.
+
+    Precedence: argument, environment (`HOLDFAST_` + the upper-case name), `holdfast.toml` in the store's
+    folder, default.
+    """
+
+    durability: Literal["full", "normal"] = "full"
+    """What an acknowledged write survives: `full` a power loss, `normal` a killed process."""
+
+    engine: Literal["auto", "duckdb", "sqlite"] = "auto"
+    """The engine of a NEW store: `auto` is DuckDB where it can be imported. A store that exists keeps its own."""
+
+    auto_migrate: bool = True
+    """Bring an outdated schema to the present one at open; otherwise `SchemaOutdated`."""
+
+    background: bool = True
+    """Run one daemon thread that flushes, checkpoints and gives the lease away when others wait."""
+
+    flush_interval_s: float = 1.0
+    """How long acknowledged points may wait in the journal before the background thread applies them."""
+
+    flush_batch_points: int = 65_536
+    """The most points that one flush transaction holds in memory (about 300 bytes each while it runs)."""
+
+    lease_timeout_s: float = 10.0
+    """How long a call waits for another process to hand the columns over before `StoreBusy`."""
+
+    lease_idle_s: float = 1.0
+    """How long an unused lease is kept, so that the next call need not reopen the file (20-50 ms)."""
+
+    busy_timeout_s: float = 10.0
+    """How long SQLite waits for another writer's transaction; never less than 5 (writers are unfair)."""
+
+    submit_queue_points: int = 100_000
+    """The most points that `submit` holds before it makes its caller wait."""
+
+    checkpoint_log_bytes: int = 1_000_000
+    """DuckDB's log is folded into its file past this size: small enough to replay at once, large enough
+    that flash is not rewritten at every flush."""
+
+    checkpoint_interval_s: float = 60.0
+    """The longest that applied points wait for their checkpoint, and so stay in the journal."""
+
+    wal_checkpoint_bytes: int = 4_194_304
+    """SQLite's WAL is folded into its file after about this much was written (SQLite's own default)."""
+
+    duckdb_memory_limit_bytes: int = 64_000_000
+    """DuckDB's buffer memory; the process needs about 2.5 times as much at its peak."""
+
+    duckdb_threads: int = 2
+    """DuckDB's worker threads; gateways have few cores and other work to do."""
+
+    accept_bool: bool = False
+    """Take True and False as the values 1 and 0 instead of refusing them."""
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise InvalidSettings(f"{name} = {getattr(self, name)!r} is too small: at least {least}")
+        for name, hint in _HINTS.items():
+            choices = get_args(hint)
+            if choices and getattr(self, name) not in choices:
+                raise InvalidSettings(
+                    f"{name} = {getattr(self, name)!r} is not one of {', '.join(map(str, choices))}"
+                )
+
+    @classmethod
+    def load(
+        cls, folder: str | Path | None = None, environment: Mapping[str, str] | None = None, **arguments: Any
+    ) -> Self:
+        """Merge arguments over environment over the folder's `holdfast.toml` over the defaults.
+
+        Raises `InvalidSettings` for an unknown name, a wrong type or a value out of range. An argument that
+        is None counts as not given.
+        """
+        merged: dict[str, Any] = {}
+        if folder is not None:
+            merged |= _from_file(Path(folder) / CONFIG_FILE)
+        merged |= _from_environment(os.environ if environment is None else environment)
+        for name, value in arguments.items():
+            if value is not None:
+                merged[_known(name, "argument")] = _typed(name, value, "argument")
+        return replace(cls(), **merged)
+
+
+_HINTS = get_type_hints(Settings)
+_NAMES = tuple(field.name for field in fields(Settings))
+_LEAST: dict[str, float] = {
+    "flush_interval_s": 0.01,
+    "flush_batch_points": 1,
+    "lease_timeout_s": 0,
+    "lease_idle_s": 0,
+    "busy_timeout_s": 5,
+    "submit_queue_points": 1,
+    "checkpoint_log_bytes": 0,
+    "checkpoint_interval_s": 0,
+    "wal_checkpoint_bytes": 65_536,
+    "duckdb_memory_limit_bytes": 16_000_000,
+    "duckdb_threads": 1,
+}
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    try:
+        table = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSettings(f"{path} is not valid TOML: {error}", path=path) from error
+    return {_known(name, str(path)): _typed(name, value, str(path)) for name, value in table.items()}
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        name: _parsed(name, environment[key], key)
+        for name in _NAMES
+        if (key := ENVIRONMENT_PREFIX + name.upper()) in environment
+    }
+
+
+def _known(name: str, origin: str) -> str:
+    if name not in _HINTS:
+        raise InvalidSettings(f"{origin}: there is no setting {name!r}; there are {', '.join(_NAMES)}")
+    return name
+
+
+def _typed(name: str, value: Any, origin: str) -> Any:
+    kind = type(getattr(Settings(), name))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise InvalidSettings(f"{origin}: {name} = {value!r} must be of type {kind.__name__}")
+    return value
+
+
+def _parsed(name: str, text: str, origin: str) -> Any:
+    kind = type(getattr(Settings(), name))
+    try:
+        if kind is bool:
+            if text.lower() not in _TRUE | _FALSE:
+                raise ValueError(text)
+            return text.lower() in _TRUE
+        return kind(text)
+    except ValueError as error:
+        raise InvalidSettings(f"{origin} = {text!r} is not a valid {kind.__name__}") from error

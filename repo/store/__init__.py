@@ -1,0 +1,1 @@
+"""The store: what an application opens, writes, reads and closes."""

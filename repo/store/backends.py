@@ -1,0 +1,214 @@
+"""Backends: what an open store has to know of the engine that holds its columns, one class an engine."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, Engine
+
+from repo.clock import Clock
+from repo.engines import sqlite
+from repo.errors import EngineMissing, HoldfastError, InvalidQuery
+from repo.settings import Settings
+
+__all__ = ["Backend", "DuckDBBackend", "SQLiteBackend", "backend_for", "duckdb_is_installed"]
+
+log = logging.getLogger("holdfast.backends")
+
+Params = Sequence[Any] | Mapping[str, Any]
+
+
+class Backend(Protocol):
+    """One engine under the columns."""
+
+    name: str
+    path: Path
+    durable_at_commit: bool
+    """Whether a committed flush is durable without a checkpoint."""
+
+    def open(self) -> Engine:
+        """Open the file, making it if need be; the caller holds the lease. Raises typed errors."""
+
+    def close(self, engine: Engine) -> None:
+        """Close the file."""
+
+    def checkpoint(self, engine: Engine) -> None:
+        """Make everything committed durable in the file itself; nobody else uses it meanwhile."""
+
+    def log_bytes(self) -> int:
+        """Return the size of the log that a checkpoint would fold in."""
+
+    def typed_error(self, error: BaseException) -> HoldfastError:
+        """Translate an error of the engine."""
+
+    def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
+        """Run one SELECT that can neither write nor leave the store; `InvalidQuery` for anything else."""
+
+
+class DuckDBBackend:
+    """`timeseries.duckdb`."""
+
+    name = "duckdb"
+    durable_at_commit = False
+
+    def __init__(self, path: Path, settings: Settings, clock: Clock) -> None:
+        self.path = path
+        self._settings = settings
+        self._clock = clock
+
+    def open(self) -> Engine:
+        """Open the file; a log that cannot be replayed is set aside, for the journal still has its rows."""
+        from repo.engines import duckdb
+
+        temp = self.path.parent / "tmp"
+        for last_try in (False, True):
+            try:
+                return duckdb.open_engine(
+                    self.path,
+                    memory_limit_bytes=self._settings.duckdb_memory_limit_bytes,
+                    threads=self._settings.duckdb_threads,
+                    temp_folder=temp,
+                )
+            except HoldfastError as error:
+                if last_try or not duckdb.is_log_damage(error):
+                    raise
+                aside = duckdb.set_log_aside(self.path, self._clock())
+                log.error("the log of %s was damaged; kept as %s, applying the journal again", self.path, aside)
+        raise AssertionError
+
+    def close(self, engine: Engine) -> None:
+        """Close the file without a checkpoint."""
+        from repo.engines import duckdb
+
+        duckdb.close_engine(engine)
+
+    def checkpoint(self, engine: Engine) -> None:
+        """CHECKPOINT, and sync the folder: DuckDB makes and removes its log there without doing so."""
+        with engine.connect() as connection:
+            connection.exec_driver_sql("CHECKPOINT")
+        _sync_folder(self.path.parent)
+
+    def log_bytes(self) -> int:
+        """Return the size of `timeseries.duckdb.wal`."""
+        from repo.engines import duckdb
+
+        return duckdb.log_bytes(self.path)
+
+    def typed_error(self, error: BaseException) -> HoldfastError:
+        """Translate an error of DuckDB."""
+        from repo.engines import duckdb
+
+        return duckdb.typed_error(error, self.path)
+
+    def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
+        """Run one SELECT; the instance itself has no access outside."""
+        import duckdb
+
+        driver: Any = connection.connection.driver_connection
+        try:
+            statements = driver.extract_statements(query)
+            kinds = [statement.type for statement in statements]
+            if kinds not in ([duckdb.StatementType.SELECT], [duckdb.StatementType.EXPLAIN]):
+                raise InvalidQuery("sql: exactly one SELECT is allowed")
+            cursor = driver.execute(statements[0], params or None)
+            return _dicts(cursor.description, cursor.fetchall())
+        except duckdb.Error as error:
+            raise InvalidQuery(f"sql: {error}") from error
+
+
+class SQLiteBackend:
+    """`timeseries.sqlite`, where DuckDB does not exist."""
+
+    name = "sqlite"
+    durable_at_commit = True
+
+    def __init__(self, path: Path, settings: Settings, clock: Clock) -> None:
+        self.path = path
+        self._settings = settings
+
+    def open(self) -> Engine:
+        """Open the file; its commits are durable by themselves."""
+        try:
+            return sqlite.open_engine(
+                self.path, durability="full", busy_timeout_s=self._settings.busy_timeout_s
+            )
+        except sqlite.DriverError as error:
+            raise sqlite.typed_error(error, self.path) from error
+
+    def close(self, engine: Engine) -> None:
+        """Close the file."""
+        engine.dispose()
+
+    def checkpoint(self, engine: Engine) -> None:
+        """Fold the WAL into the file and empty it; under the lease nobody else can be writing."""
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def log_bytes(self) -> int:
+        """Return the size of the WAL."""
+        try:
+            return os.stat(f"{self.path}-wal").st_size
+        except FileNotFoundError:
+            return 0
+
+    def typed_error(self, error: BaseException) -> HoldfastError:
+        """Translate an error of SQLite."""
+        return error if isinstance(error, HoldfastError) else sqlite.typed_error(error, self.path)
+
+    def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
+        """Run one SELECT; the authorizer lets nothing but reading through."""
+        driver: Any = connection.connection.driver_connection
+        driver.set_authorizer(sqlite.only_reading)
+        try:
+            cursor = driver.execute(query, params)
+            if cursor.description is None:
+                raise InvalidQuery("sql: exactly one SELECT is allowed")
+            return _dicts(cursor.description, cursor.fetchall())
+        except sqlite.DriverError as error:
+            raise InvalidQuery(f"sql: {error}") from error
+        finally:
+            driver.set_authorizer(None)
+
+
+def duckdb_is_installed() -> bool:
+    """Say whether DuckDB, in a version that keeps our promises, and its dialect can be imported."""
+    if importlib.util.find_spec("duckdb") is None or importlib.util.find_spec("duckdb_engine") is None:
+        return False
+    import duckdb
+
+    if not duckdb.__version__.startswith("2.0."):
+        log.warning("DuckDB %s is not used: this version of Holdfast needs 2.0", duckdb.__version__)
+        return False
+    return True
+
+
+def backend_for(engine: str, folder: Path, settings: Settings, clock: Clock) -> Backend:
+    """Return the backend of a store's active engine; `EngineMissing` where it cannot be used here."""
+    if engine == "sqlite":
+        return SQLiteBackend(folder / "timeseries.sqlite", settings, clock)
+    if not duckdb_is_installed():
+        raise EngineMissing(
+            f"the columns of {folder} are in DuckDB, which is not installed here ({platform.machine()}); "
+            "install duckdb 2.0 and duckdb-engine 0.17.0. Writing to this store goes on without them",
+            path=folder,
+        )
+    return DuckDBBackend(folder / "timeseries.duckdb", settings, clock)
+
+
+def _dicts(description: Sequence[Sequence[Any]], rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    names = [column[0] for column in description]
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,329 @@
+"""Flush: applies journal rows, in the order of their seqs, to the columns, and prunes what is durable there.
+
+Everything here runs alone, under the lease. A crash at any point repeats or skips whole steps, because the
+watermark is committed with the rows that it speaks of, and the journal keeps every row until the columns
+are durable through it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import Engine
+
+from repo.clock import Clock
+from repo.errors import FlushFailed, HoldfastError, StoreForked
+from repo.repositories.applying import Applied, Row, apply
+from repo.repositories.journal import DELETE, Entry, JournalRepository
+from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
+from repo.repositories.points import rows_of
+from repo.repositories.selection import Selection
+from repo.repositories.series import LatestRepository, SeriesRepository, Summary, SummaryRepository
+from repo.repositories.sinks import SinkRepository
+from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
+from repo.settings import Settings
+from repo.store.columns import Columns, OpenColumns
+from repo.store.metadata import MetadataDatabase
+from repo.store.packing import unpack
+
+__all__ = ["Flusher"]
+
+log = logging.getLogger("holdfast.flush")
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one transaction applies: at most one delete, before everything else, and rows unique by identity."""
+
+    through: int
+    deletion: Selection | None = None
+    deletion_seq: int = 0
+    rows: dict[tuple[str, str, int], Row] = field(default_factory=dict)
+
+
+class Flusher:
+    """Moves the store's changes from the journal to the columns."""
+
+    def __init__(
+        self,
+        metadata: MetadataDatabase,
+        columns: Columns,
+        settings: Settings,
+        clock: Clock,
+        bring_to_head: Callable[[Engine], None],
+    ) -> None:
+        self._metadata = metadata
+        self._columns = columns
+        self._settings = settings
+        self._clock = clock
+        self._bring_to_head = bring_to_head
+        self._state: ColumnsState | None = None
+        self._known: dict[tuple[str, str], Summary] = {}
+        self._copied_losses: list[str] = []
+        self._pruned_through = 0
+        self._checkpointed_s = time.monotonic()
+        columns.notify(opened=self._opened, closed=self._closed)
+
+    @property
+    def watermark(self) -> int:
+        """The seq up to which the open file holds everything; -1 while it is not open here."""
+        return -1 if self._state is None else self._state.watermark
+
+    @property
+    def known(self) -> Iterable[tuple[str, str]]:
+        """The series that have points in the open file."""
+        return self._known
+
+    def through(self, opened: OpenColumns, seq: int) -> None:
+        """Flush until the columns hold everything up to `seq`; raises `FlushFailed` or a typed error.
+
+        What could not be applied stays in the journal, and the next call begins there.
+        """
+        while self.watermark < seq and (work := self._take(seq)) is not None:
+            opened = self._apply(opened, work)
+            if self._checkpoint_due(opened):
+                self.checkpoint(opened)
+
+    def checkpoint_if_due(self, opened: OpenColumns) -> None:
+        """Checkpoint when the log is long, or when rows have waited long for it."""
+        if self._checkpoint_due(opened):
+            self.checkpoint(opened)
+
+    def checkpoint(self, opened: OpenColumns) -> None:
+        """Make the columns durable through the watermark, read it back, and prune the journal up to there.
+
+        One that fails is tried later and prunes nothing.
+        """
+        try:
+            opened.backend.checkpoint(opened.engine)
+            durable = self._read_state(opened).watermark
+        except Exception as error:  # noqa: BLE001  whatever the engine raised: nothing may be pruned
+            log.warning("a checkpoint of %s failed and is tried later: %s", opened.backend.path, error)
+            self._columns.reopen()
+            return
+        finally:
+            self._checkpointed_s = time.monotonic()
+        self._prune(durable)
+
+    # --- one transaction ------------------------------------------------------------------------------
+
+    def _take(self, seq: int) -> _Work | None:
+        """Read the next journal rows, as many as one transaction may hold. A delete always begins one."""
+        entries: list[Entry] = []
+        points = 0
+        with self._metadata.read() as connection:
+            for entry in JournalRepository(connection).after(self.watermark, seq):
+                full = points + entry.count > self._settings.flush_batch_points
+                if entries and (entry.kind == DELETE or full):
+                    break
+                entries.append(entry)
+                points += entry.count
+        if not entries:
+            return None
+        work = _Work(through=entries[-1].seq)
+        for entry in entries:
+            if entry.kind == DELETE:
+                work.deletion, work.deletion_seq = Selection.from_json(entry.payload), entry.seq
+            else:
+                _net(work.rows, entry)
+        return work
+
+    def _apply(self, opened: OpenColumns, work: _Work) -> OpenColumns:
+        """Commit one piece of work, believe only the watermark that is read back, and copy what changed."""
+        connection = opened.flush_connection
+        losses: list[Loss] = []
+        try:
+            with connection.begin():
+                ledger = ColumnsLedgerRepository(connection)
+                ledger.remove(self._copied_losses)
+                applied = apply(connection, list(work.rows.values()), work.deletion, self._known)
+                if applied.dropped.count:
+                    losses.append(self._loss(work, applied))
+                    ledger.add(losses[0])
+                ColumnsStateRepository(connection).set_watermark(work.through)
+            self._state = self._read_state(opened)
+        except Exception as error:
+            # Committed or not: only the file itself can say. Reopening reads its watermark and its series.
+            typed = opened.backend.typed_error(error)
+            opened = self._columns.reopen()
+            if self.watermark < work.through:
+                raise typed from error
+            log.warning("a commit reported an error and had happened all the same: %s", error)
+            return opened
+        if self.watermark < work.through:
+            self._columns.reopen()
+            raise FlushFailed(
+                f"{opened.backend.path} took a commit through seq {work.through} and stands at {self.watermark}; "
+                "the points are still in the journal",
+                path=opened.backend.path,
+            )
+        self._copied_losses = []
+        self._copy(applied.touched, applied.gone, losses)
+        if opened.backend.durable_at_commit:
+            self._prune(self.watermark)
+        return opened
+
+    def _copy(
+        self,
+        touched: dict[tuple[str, str], Summary],
+        gone: Iterable[tuple[str, str]],
+        losses: list[Loss],
+    ) -> None:
+        """Copy the summaries of touched series, and ledger entries, to SQLite, where no lease is needed."""
+        with self._metadata.write() as connection:
+            LatestRepository(connection).replace(touched, gone)
+            LedgerRepository(connection).add(losses)
+            StateRepository(connection).set(copied_through=self.watermark)
+        self._copied_losses += [loss.entry_id for loss in losses]
+        self._metadata.fold_if_due()
+
+    def _prune(self, durable: int) -> None:
+        if durable <= self._pruned_through:
+            return
+        with self._metadata.write() as connection:
+            StateRepository(connection).set(pruned_through=durable)
+            JournalRepository(connection).prune(durable)
+        self._pruned_through = durable
+        self._metadata.fold_if_due()
+
+    def _checkpoint_due(self, opened: OpenColumns) -> bool:
+        waited_s = time.monotonic() - self._checkpointed_s
+        return opened.backend.log_bytes() > self._settings.checkpoint_log_bytes or (
+            self.watermark > self._pruned_through and waited_s > self._settings.checkpoint_interval_s
+        )
+
+    def _loss(self, work: _Work, applied: Applied) -> Loss:
+        assert self._state is not None
+        assert work.deletion is not None
+        return Loss(
+            entry_id=f"{self._state.store_id}:{work.deletion_seq}",
+            what="points",
+            reason="delete",
+            detail=work.deletion.to_json().decode(),
+            count=applied.dropped.count,
+            first_us=applied.dropped.first_us,
+            last_us=applied.dropped.last_us,
+            recorded_us=self._clock(),
+        )
+
+    # --- each time that the file is opened ------------------------------------------------------------
+
+    def _opened(self, opened: OpenColumns) -> None:
+        """Bring the file to the present schema, and see that it and the metadata belong together."""
+        self._bring_to_head(opened.engine)
+        with self._metadata.read() as connection:
+            facts = StateRepository(connection).get()
+            cursors = SinkRepository(connection).list()
+        assert facts is not None
+        found = self._read_state_or_none(opened)
+        if found is not None and found.store_id != facts.store_id:
+            raise StoreForked(
+                f"{opened.backend.path} belongs to the store {found.store_id}, not to this one "
+                f"({facts.store_id}); put the file of this store back",
+                path=opened.backend.path,
+            )
+        state = found or ColumnsState(facts.store_id, uuid4().hex, facts.generation, 0)
+        loss = None
+        if state.watermark < facts.pruned_through:
+            loss = self._older_columns(opened, state, facts)
+            state = state._replace(watermark=facts.pruned_through)
+        if state != found:
+            connection = opened.flush_connection
+            with connection.begin():
+                repository = ColumnsStateRepository(connection)
+                if found is None:
+                    repository.create(state)
+                else:
+                    repository.set_watermark(state.watermark)
+                if loss is not None:
+                    ColumnsLedgerRepository(connection).add(loss)
+        self._state = self._read_state(opened)
+        self._pruned_through = facts.pruned_through
+        with opened.flush_connection.begin():
+            self._known = SummaryRepository(opened.flush_connection).all()
+            losses = ColumnsLedgerRepository(opened.flush_connection).all()
+        floor = max(self.watermark, facts.pruned_through, *(cursor.confirmed_seq for cursor in cursors), 0)
+        self._agree(opened, facts, floor, losses)
+
+    def _agree(self, opened: OpenColumns, facts: State, floor: int, losses: list[Loss]) -> None:
+        """Bring the metadata's side up to what the file says, where they differ."""
+        assert self._state is not None
+        bound = (facts.engine, facts.file_id) == (opened.backend.name, self._state.file_id)
+        if bound and facts.copied_through == self.watermark and facts.last_seq >= floor and not losses:
+            return
+        with self._metadata.write() as connection:
+            state = StateRepository(connection)
+            if facts.last_seq < floor:
+                log.error("the metadata of %s is older than its columns: raising seqs past %d", opened.backend.path, floor)
+                JournalRepository(connection).renumber_past(floor)
+            latest = LatestRepository(connection)
+            latest.clear()
+            latest.replace(self._known)
+            SeriesRepository(connection).register(
+                {pair: _kind_of(summary) for pair, summary in self._known.items()}
+            )
+            LedgerRepository(connection).add(losses)
+            state.set(
+                copied_through=self.watermark, engine=opened.backend.name, file_id=self._state.file_id
+            )
+        self._copied_losses = [loss.entry_id for loss in losses]
+
+    def _older_columns(self, opened: OpenColumns, state: ColumnsState, facts: State) -> Loss:
+        log.error(
+            "%s holds points through seq %d, but %d were pruned from the journal: it was replaced or restored; "
+            "see the loss ledger",
+            opened.backend.path,
+            state.watermark,
+            facts.pruned_through,
+        )
+        return Loss(
+            entry_id=f"{facts.store_id}:columns:{state.watermark}-{facts.pruned_through}",
+            what="points",
+            reason="columns-older-than-journal",
+            detail=json.dumps({"first_seq": state.watermark + 1, "last_seq": facts.pruned_through}),
+            count=None,
+            first_us=None,
+            last_us=None,
+            recorded_us=self._clock(),
+        )
+
+    def _closed(self) -> None:
+        self._state = None
+        self._known = {}
+
+    def _read_state(self, opened: OpenColumns) -> ColumnsState:
+        state = self._read_state_or_none(opened)
+        assert state is not None
+        return state
+
+    def _read_state_or_none(self, opened: OpenColumns) -> ColumnsState | None:
+        with opened.flush_connection.begin():
+            return ColumnsStateRepository(opened.flush_connection).get()
+
+
+def _net(rows: dict[tuple[str, str, int], Row], entry: Entry) -> None:
+    """Add the points of a journal row; of equal identity the last wins, but one that changes nothing."""
+    seq = entry.first_seq
+    for batch in unpack(entry.payload):
+        new = list(rows_of(batch, seq))
+        seq += len(batch)
+        keys = [row[:3] for row in new]
+        if len(set(keys)) == len(keys) and rows.keys().isdisjoint(keys):
+            rows.update(zip(keys, new, strict=True))
+            continue
+        for key, row in zip(keys, new, strict=True):
+            before = rows.get(key)
+            if before is None or before[3:7] != row[3:7]:
+                rows[key] = row
+
+
+def _kind_of(summary: Summary) -> Any:
+    if summary.last_value_text is not None:
+        return "text"
+    return None if summary.last_value is None else "number"

@@ -1,0 +1,66 @@
+"""The keeper: the one background thread of an open store. Owns when things are done, never how."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from repo.errors import HoldfastError, StoreBusy
+from repo.repositories.state import StateRepository
+from repo.store.access import Access
+
+__all__ = ["Keeper"]
+
+log = logging.getLogger("holdfast.keeper")
+
+TEND_S = 0.02
+"""How often the turnstile is looked at while the lease is held: the longest that another process waits for
+an idle holder."""
+
+
+class Keeper:
+    """Flushes every `flush_interval_s`, checkpoints when due, and gives the lease away when others wait."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._stop = threading.Event()
+        self._failing: str | None = None
+        self._thread = threading.Thread(target=self._run, name="holdfast-keeper", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop and join the thread; a flush that runs is finished first."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        columns, _ = self._access.parts()
+        interval_s = self._access.settings.flush_interval_s
+        next_flush_s = time.monotonic() + interval_s
+        while not self._stop.wait(TEND_S if columns.is_open else min(interval_s, 0.25)):
+            try:
+                if time.monotonic() >= next_flush_s:
+                    next_flush_s = time.monotonic() + interval_s
+                    self._flush()
+                columns.tend()
+                self._failing = None
+            except HoldfastError as error:
+                # Acknowledged points are safe in the journal; say it once, and go on trying.
+                if str(error) != self._failing:
+                    self._failing = str(error)
+                    log.error("the background flush failed and is tried again: %s", error)
+
+    def _flush(self) -> None:
+        columns, flusher = self._access.parts()
+        with self._access.metadata.read() as connection:
+            state = StateRepository(connection).get()
+        assert state is not None
+        if state.last_seq <= state.copied_through and not columns.is_open:
+            return
+        try:
+            with columns.alone("background flush", timeout_s=0.0 if not columns.is_open else None) as opened:
+                flusher.through(opened, state.last_seq)
+                flusher.checkpoint_if_due(opened)
+        except StoreBusy:
+            return  # who holds the lease flushes everything, ours too

@@ -1,0 +1,121 @@
+"""The metadata database of an open store: its connections, its one writer at a time, and its WAL."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from repo.engines import sqlite
+from repo.errors import HoldfastError, StoreClosed
+from repo.settings import Settings
+
+__all__ = ["MetadataDatabase"]
+
+log = logging.getLogger("holdfast.metadata")
+
+_COMMIT_BYTES = 16_384
+"""What a small commit adds to the WAL: about four pages."""
+
+
+class MetadataDatabase:
+    """`offline_buffer.db`, open. Thread-safe.
+
+    Writers of this process queue here, on one connection, instead of in SQLite, whose waiting is a sleep.
+    """
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self.path = path
+        self.engine = sqlite.open_engine(
+            path, durability=settings.durability, busy_timeout_s=settings.busy_timeout_s
+        )
+        # Identities, cursors and policies commit in full whatever the journal's durability is.
+        self._careful = (
+            self.engine
+            if settings.durability == "full"
+            else sqlite.open_engine(path, durability="full", busy_timeout_s=settings.busy_timeout_s)
+        )
+        self._reader = self.engine.execution_options(**sqlite.READ)
+        self._lock = threading.RLock()
+        self._writer: Connection | None = None
+        self._fold_bytes = settings.wal_checkpoint_bytes
+        self._unfolded_bytes = 0
+        self._pid = os.getpid()
+        self._closed = False
+
+    @contextmanager
+    def journal_write(self, payload_bytes: int = 0) -> Iterator[Connection]:
+        """A transaction that appends to the journal: committed at the end of the block, as durably as set."""
+        with self._lock:
+            self._usable()
+            if self._writer is None:
+                self._writer = self.engine.connect()
+            with self._typed(), self._writer.begin():
+                yield self._writer
+            self._unfolded_bytes += payload_bytes + _COMMIT_BYTES
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction on anything else: committed in full at the end of the block."""
+        with self._lock:
+            self._usable()
+            with self._typed(), self._careful.begin() as connection:
+                yield connection
+            self._unfolded_bytes += _COMMIT_BYTES
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A snapshot to read from. Keep it short: the WAL cannot be folded past it."""
+        self._usable()
+        with self._typed(), self._reader.begin() as connection:
+            yield connection
+
+    def fold_if_due(self) -> None:
+        """Fold the WAL into the file when enough was written since the last time.
+
+        It comes after a commit and never fails it: what did not work now is tried again later.
+        """
+        if self._unfolded_bytes < self._fold_bytes:
+            return
+        with self._lock:
+            self._unfolded_bytes = 0
+            try:
+                with self._typed():
+                    sqlite.fold_wal(self._careful)
+            except HoldfastError as error:
+                log.warning("the WAL of %s was not folded and goes on growing: %s", self.path, error)
+
+    def close(self) -> None:
+        """Close all connections; does nothing in a child of the process that opened them."""
+        with self._lock:
+            if self._closed or os.getpid() != self._pid:
+                return
+            self._closed = True
+            if self._writer is not None:
+                self._writer.close()
+            self.engine.dispose()
+            self._careful.dispose()
+
+    @contextmanager
+    def _typed(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            raise sqlite.typed_error(error, self.path) from error
+        except sqlite.DriverError as error:
+            raise sqlite.typed_error(error, self.path) from error
+
+    def _usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise StoreClosed(
+                f"the store {self.path.parent} was opened before fork(); open it again in this process",
+                path=self.path.parent,
+            )
+        if self._closed:
+            raise StoreClosed(f"the store {self.path.parent} is closed", path=self.path.parent)

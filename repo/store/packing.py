@@ -1,0 +1,132 @@
+"""The packed form of points in a journal row. Owns the byte format; never touches a database.
+
+A payload is a row of blocks, each on its own: what threads wrote at the same moment is joined by
+concatenation. All numbers are little-endian.
+
+    offset  size  field
+         0     2  magic b"HF"
+         2     1  format version, 1
+         3     1  flags: 1 one quality for all rows, 2 one series for all rows
+         4     4  CRC-32 of everything that follows
+         8     4  rows n
+        12     4  length j of the names part
+        16     4  quality of all rows (flag 1), else 0
+        20     j  names: JSON [[[sensor, metric, kind], ...], {row: text}, {row: metadata}]
+                  (the two objects only where the batch has texts or metadata)
+           n * 8  timestamps, int64, microseconds since 1970 UTC
+           n * 8  values, float64; NaN where the row holds no number
+           n * 4  index into the series list, uint32 (not with flag 2)
+           n * 4  qualities, int32 (not with flag 1)
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from array import array
+from collections.abc import Iterator
+from zlib import crc32
+
+from repo.errors import StoreCorrupt
+from repo.values import Batch
+
+__all__ = ["BLOCK_BYTES", "BLOCK_POINTS", "count_points", "pack", "unpack"]
+
+BLOCK_POINTS = 65_536
+"""The most points of one block, and of one journal row: bounds the memory of a flush."""
+
+BLOCK_BYTES = 4_194_304
+"""The size past which a journal row takes no further block."""
+
+_MAGIC = b"HF\x01"
+_ONE_QUALITY = 1
+_ONE_SERIES = 2
+_HEAD = struct.Struct("<3sBIIIi")
+_SUMMED_FROM = 8
+_BODY_FROM = _HEAD.size
+_encode_names = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def pack(batch: Batch) -> bytes:
+    """Pack a batch of at most `BLOCK_POINTS` points into one block."""
+    flags = 0
+    names: list[object] = [[(*pair, kind) for pair, kind in zip(batch.series, batch.kinds, strict=True)]]
+    if batch.texts or batch.metadata:
+        names += [batch.texts, batch.metadata]
+    head = _encode_names(names).encode()
+    parts = [head, _to_bytes(batch.timestamps_us), _to_bytes(batch.values)]
+    if len(batch.series) == 1:
+        flags |= _ONE_SERIES
+    else:
+        parts.append(_to_bytes(batch.codes))
+    quality = 0
+    if isinstance(batch.qualities, int):
+        flags |= _ONE_QUALITY
+        quality = batch.qualities
+    else:
+        parts.append(_to_bytes(batch.qualities))
+    body = b"".join(parts)
+    fixed = struct.pack("<IIi", len(batch), len(head), quality)
+    return _MAGIC + struct.pack("<BI", flags, crc32(body, crc32(fixed))) + fixed + body
+
+
+def unpack(payload: bytes) -> Iterator[Batch]:
+    """Yield the batches of a payload in order; raises `StoreCorrupt` where a checksum does not fit."""
+    view = memoryview(payload)
+    while view:
+        size, batch = _unpack_block(view)
+        yield batch
+        view = view[size:]
+
+
+def count_points(payload: bytes) -> int:
+    """Return how many points a payload holds, by its headers alone."""
+    return sum(len(batch) for batch in unpack(payload))
+
+
+def _unpack_block(view: memoryview) -> tuple[int, Batch]:
+    if len(view) < _BODY_FROM:
+        raise StoreCorrupt("a journal row ends in the middle of a block header")
+    magic, flags, checksum, rows, names_bytes, quality = _HEAD.unpack_from(view)
+    if magic != _MAGIC:
+        raise StoreCorrupt(f"a journal row has the unknown block format {bytes(magic)!r}")
+    one_series, one_quality = bool(flags & _ONE_SERIES), bool(flags & _ONE_QUALITY)
+    size = _BODY_FROM + names_bytes + rows * (16 + (0 if one_series else 4) + (0 if one_quality else 4))
+    if len(view) < size or crc32(view[_SUMMED_FROM:size]) != checksum:
+        raise StoreCorrupt("the checksum of a block of journal points does not fit its bytes")
+    position = _BODY_FROM + names_bytes
+    names = json.loads(bytes(view[_BODY_FROM:position]))
+
+    def take(typecode: str) -> array[int]:
+        nonlocal position
+        column = array(typecode)
+        end = position + rows * column.itemsize
+        column.frombytes(view[position:end])
+        if sys.byteorder == "big":
+            column.byteswap()
+        position = end
+        return column
+
+    timestamps_us = take("q")
+    values: array[float] = take("d")  # type: ignore[assignment]
+    codes = array("I", bytes(4 * rows)) if one_series else take("I")
+    qualities = quality if one_quality else take("i")
+    texts, metadata = (names[1], names[2]) if len(names) > 1 else ({}, {})
+    return size, Batch(
+        series=[(sensor, metric) for sensor, metric, _ in names[0]],
+        kinds=[kind for _, _, kind in names[0]],
+        codes=codes,
+        timestamps_us=timestamps_us,
+        values=values,
+        texts={int(row): text for row, text in texts.items()},
+        qualities=qualities,
+        metadata={int(row): text for row, text in metadata.items()},
+    )
+
+
+def _to_bytes(column: array[int] | array[float]) -> bytes:
+    if sys.byteorder == "big":
+        column = array(column.typecode, column)
+        column.byteswap()
+    return column.tobytes()

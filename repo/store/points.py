@@ -1,0 +1,237 @@
+"""`store.points`: writing, reading and deleting points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from datetime import datetime
+from typing import Any, Literal
+
+from repo.errors import InvalidQuery
+from repo.repositories import reading
+from repo.repositories.journal import DELETE, JournalRepository
+from repo.repositories.points import (
+    PointDict,
+    Written,
+    aggregate_dicts,
+    make_buckets,
+    next_points,
+    point_dict,
+    select_points,
+)
+from repo.repositories.selection import Names, Selection
+from repo.repositories.series import LatestRepository, SeriesRepository
+from repo.repositories.state import StateRepository
+from repo.store.access import Access
+from repo.store.packing import unpack
+from repo.store.results import Result
+from repo.store.writer import DeleteChange, PointsChange, Submission
+from repo.values import Batch, check_point, check_rows
+
+__all__ = ["PointWriter", "Points"]
+
+Time = float | datetime | None
+
+TAIL_BYTES = 1_048_576
+"""`latest` reads a journal tail up to this size; a longer one is flushed first."""
+
+
+class PointWriter:
+    """The writing half, shared by the store and its transactions."""
+
+    def __init__(self, access: Access, send: Callable[[Submission], Written]) -> None:
+        self._access = access
+        self._send = send
+
+    def insert(
+        self,
+        sensor_id: str,
+        metric_name: str,
+        value: Any,
+        timestamp: Time = None,
+        quality: int | None = 100,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Written:
+        """Write one point and return when it is durable.
+
+        `timestamp`: Unix seconds or an aware datetime, None is now. `value`: a number, a text (a state), or
+        None for "no reading". A point of the same sensor, metric and time is overwritten. Raises
+        `InvalidPoint`, `StoreBusy` or `StoreFull`; then nothing was written.
+        """
+        batch = check_point(
+            sensor_id,
+            metric_name,
+            value,
+            timestamp,
+            quality,
+            metadata,
+            accept_bool=self._access.settings.accept_bool,
+            now_us=self._access.clock(),
+        )
+        return self._send(Submission((PointsChange.of(batch),)))
+
+    def insert_many(self, rows: Iterable[Any], on_error: Literal["raise", "skip"] = "raise") -> Written:
+        """Write many points in one commit and return when they are durable.
+
+        Rows are dicts (`sensor_id, metric_name, value`, and perhaps `timestamp` or `timestamp_us`, `quality`,
+        `metadata`), tuples `(sensor_id, metric_name, timestamp, value[, quality[, metadata]])`, or dataclasses.
+        `on_error="raise"`: all are written or, with `InvalidPoint` listing every bad row, none.
+        `on_error="skip"`: good rows are written, the others counted in `rejected`.
+        """
+        submission = self._submission(rows, on_error)
+        return self._send(submission)
+
+    def delete(
+        self, sensor_id: Names = None, metric_name: Names = None, start: Time = None, end: Time = None
+    ) -> Written:
+        """Delete the points in [start, end) that were written before; durable on return, needs no lease.
+
+        Names may be globs, lists or None (all). What was delivered already stays delivered; how many points
+        fell is counted when the journal is applied, and kept in the loss ledger.
+        """
+        selection = select_points(sensor_id, metric_name, start, end)
+        return self._send(Submission((DeleteChange(selection),)))
+
+    def _submission(self, rows: Iterable[Any], on_error: str) -> Submission:
+        if on_error not in ("raise", "skip"):
+            raise InvalidQuery(f"on_error = {on_error!r}: 'raise' or 'skip'")
+        batch, refusals = check_rows(
+            rows,
+            accept_bool=self._access.settings.accept_bool,
+            now_us=self._access.clock(),
+            skip=on_error == "skip",
+        )
+        changes = (PointsChange.of(batch),) if len(batch) else ()
+        return Submission(changes, rejected=len(refusals))
+
+
+class Points(PointWriter):
+    """`store.points`. Thread-safe. Reads see every write acknowledged before they began."""
+
+    def submit(self, rows: Iterable[Any], on_error: Literal["raise", "skip"] = "raise") -> Future[Written]:
+        """Queue many points and return at once; the future is done when they are durable.
+
+        Checks the rows first and raises `InvalidPoint` as `insert_many` does. Waits while the queue is full.
+        With asyncio, `await asyncio.wrap_future(store.points.submit(rows))`.
+        """
+        return self._access.writer.submit(self._submission(rows, on_error))
+
+    def range(self, sensor_id: Names, metric_name: Names, start: Time = None, end: Time = None) -> Result:
+        """Return the points in [start, end) in order of time; None leaves a side open.
+
+        A name may be exact, a glob (`*`, `?`, `[`), a list of exact names, or None for all.
+        """
+        selection = select_points(sensor_id, metric_name, start, end)
+
+        def fetch(position: reading.Position | None, limit: int) -> Sequence[Any]:
+            with self._access.reading("range query") as (connection, known):
+                return reading.page(connection, selection, known, position, limit)
+
+        return Result(fetch)
+
+    def latest(self, sensor_id: Names, metric_name: Names = None, limit: int = 1) -> list[PointDict]:
+        """Return the newest `limit` points of each series, newest first within a series.
+
+        One a series (the default) needs neither the lease nor, mostly, a flush.
+        """
+        selection = Selection.of(sensor_id, metric_name)
+        if limit < 1:
+            raise InvalidQuery(f"limit = {limit}: at least 1")
+        if limit == 1 and (found := self._latest_without_lease(selection)) is not None:
+            return found
+        with self._access.reading("latest query") as (connection, known):
+            return [point_dict(row) for row in reading.newest(connection, selection, known, limit)]
+
+    def aggregate(
+        self,
+        sensor_id: Names,
+        metric_name: Names,
+        start: Time = None,
+        end: Time = None,
+        *,
+        agg: str | Sequence[str] = "avg",
+        every: str | None = None,
+        tz: str = "UTC",
+    ) -> list[dict[str, Any]]:
+        """Return avg, min, max, sum, count, first or last over [start, end), a row per series.
+
+        With `every` (`"10s"`, `"1m"`, `"6h"`, `"1d"`, `"1w"`), a row per series and bucket that has points, in
+        order; `bucket` is the moment it begins, in the zone `tz`. Widths up to an hour follow real time, wider
+        ones the wall clock of the zone. Points without a reading are skipped; a text series has only count,
+        first and last (`InvalidQuery`).
+        """
+        selection = select_points(sensor_id, metric_name, start, end)
+        aggregates = [agg] if isinstance(agg, str) else list(agg)
+        if not aggregates:
+            raise InvalidQuery(f"agg is empty; there are {', '.join(reading.AGGREGATES)}")
+        self._refuse_numbers_of_texts(selection, aggregates)
+        with self._access.reading("aggregate query") as (connection, known):
+            buckets = make_buckets(connection, selection, known, every, tz)
+            rows = reading.aggregate(connection, selection, known, aggregates, buckets)
+        return aggregate_dicts(rows, aggregates, buckets)
+
+    def after(self, seq: int, limit: int = 100_000) -> list[PointDict]:
+        """Return the next points past `seq` in the order of their seqs, at most `limit`, each with its `seq`.
+
+        For delivery: ask again with the last seq, until the list is empty. Overwritten and deleted points
+        leave gaps.
+        """
+        if limit < 1:
+            raise InvalidQuery(f"limit = {limit}: at least 1")
+        _, flusher = self._access.parts()
+        with self._access.reading("delivery") as (connection, _):
+            return next_points(connection, seq, flusher.watermark, limit)
+
+    def _refuse_numbers_of_texts(self, selection: Selection, aggregates: Sequence[str]) -> None:
+        wanted = [name for name in aggregates if name in reading.NUMERIC]
+        if not wanted or selection.exact is None:
+            return
+        with self._access.metadata.read() as connection:
+            kind = SeriesRepository(connection).kinds([selection.exact]).get(selection.exact)
+        if kind == "text":
+            sensor, metric = selection.exact
+            raise InvalidQuery(
+                f"the series {sensor!r} {metric!r} holds texts, which have no {', '.join(wanted)}; "
+                "ask for count, first or last"
+            )
+
+    def _latest_without_lease(self, selection: Selection) -> list[PointDict] | None:
+        """Merge the copy of summaries with the journal rows past it; None where only the columns can tell."""
+        with self._access.metadata.read() as connection:
+            state = StateRepository(connection).get()
+            assert state is not None
+            rows = {
+                pair: (*pair, summary.last_us, *summary[3:])
+                for pair, summary in LatestRepository(connection).select(selection).items()
+            }
+            size = 0
+            for entry in JournalRepository(connection).after(state.copied_through):
+                size += len(entry.payload)
+                if entry.kind == DELETE or size > TAIL_BYTES:
+                    return None
+                for batch in unpack(entry.payload):
+                    _overlay(rows, batch, selection)
+        return [point_dict(rows[pair]) for pair in sorted(rows)]
+
+
+def _overlay(rows: dict[tuple[str, str], Any], batch: Batch, selection: Selection) -> None:
+    """Put the points of a later batch over what is known, where they are newer or as new."""
+    chosen = {code for code, pair in enumerate(batch.series) if selection.names(*pair)}
+    if not chosen:
+        return
+    for row, code in enumerate(batch.codes):
+        if code not in chosen:
+            continue
+        pair = batch.series[code]
+        at = batch.timestamps_us[row]
+        if pair in rows and rows[pair][2] > at:
+            continue
+        value = batch.values[row]
+        rows[pair] = (
+            *pair,
+            at,
+            None if value != value else value,  # noqa: PLR0124  NaN is no reading
+            batch.texts.get(row),
+            batch.qualities if isinstance(batch.qualities, int) else batch.qualities[row],
+            batch.metadata.get(row),
+        )

@@ -1,0 +1,63 @@
+"""`store.series`: which series there are, and what they are called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from repo.errors import InvalidQuery
+from repo.repositories.selection import Names, Selection
+from repo.repositories.series import SeriesInfo, SeriesRepository
+from repo.store.access import Access
+
+__all__ = ["SeriesRoom"]
+
+
+class SeriesRoom:
+    """`store.series`. Thread-safe."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    def list(self, sensor_id: Names = None, metric_name: Names = None) -> list[SeriesInfo]:
+        """Return the series in order of their names; names may be globs, lists or None (all).
+
+        Counts and times are those of the last flush; a series that was never flushed counts 0.
+        """
+        selection = Selection.of(sensor_id, metric_name)
+        with self._access.metadata.read() as connection:
+            return SeriesRepository(connection).list(selection)
+
+    def describe(
+        self,
+        sensor_id: str,
+        metric_name: str,
+        *,
+        unit: str | None = None,
+        description: str | None = None,
+        labels: Mapping[str, Any] | None = None,
+    ) -> SeriesInfo:
+        """Set the unit, description or labels of a series, those that are given, and return it.
+
+        Raises `InvalidQuery` if there is no such series.
+        """
+        changes: dict[str, str | None] = {}
+        if unit is not None:
+            changes["unit"] = unit
+        if description is not None:
+            changes["description"] = description
+        if labels is not None:
+            try:
+                changes["labels"] = json.dumps(dict(labels), ensure_ascii=False, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise InvalidQuery(f"labels: cannot be written as JSON: {error}") from error
+        if changes:
+            with self._access.metadata.write() as connection:
+                SeriesRepository(connection).describe((sensor_id, metric_name), changes)
+        found = self.list([sensor_id], [metric_name])
+        if not found:
+            raise InvalidQuery(
+                f"there is no series {sensor_id!r} {metric_name!r}; `store.series.list()` names them"
+            )
+        return found[0]

@@ -1,0 +1,131 @@
+"""Status: what a store can say of itself from SQLite and the folder alone, whatever anybody holds open."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from repo.engines.lease import Holder, read_holder
+from repo.engines.sqlite import has_wal_reset_bug
+from repo.repositories.journal import JournalRepository
+from repo.repositories.ledger import LedgerRepository
+from repo.repositories.records import RecordRepository
+from repo.repositories.series import LatestRepository, SeriesRepository
+from repo.repositories.sinks import SinkRepository
+from repo.repositories.state import StateRepository
+
+__all__ = ["SinkStatus", "Status", "read_status"]
+
+STORE_FILES = (
+    "offline_buffer.db",
+    "offline_buffer.db-wal",
+    "timeseries.duckdb",
+    "timeseries.duckdb.wal",
+    "timeseries.sqlite",
+    "timeseries.sqlite-wal",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SinkStatus:
+    """A sink, the seq through which it has confirmed everything, and how many seqs it is behind."""
+
+    name: str
+    confirmed_seq: int
+    behind: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A snapshot; seqs count points and operations, times are µs since 1970 UTC, sizes bytes."""
+
+    path: str
+    store_id: str
+    engine: str
+    schema: str
+    last_seq: int
+    flushed_seq: int
+    pruned_seq: int
+    journal_rows: int
+    journal_seqs: int
+    unflushed: int
+    points: int
+    series: int
+    oldest_us: int | None
+    newest_us: int | None
+    records_pending: int
+    ledger_entries: int
+    ledger_dropped: int
+    sinks: tuple[SinkStatus, ...]
+    bytes_by_file: dict[str, int]
+    bytes_total: int
+    bytes_free_on_disk: int
+    holder: Holder | None
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain dicts, lists and numbers; the documented form of `holdfast --json status`."""
+        return asdict(self)
+
+
+def read_status(connection: Connection, folder: Path, schema: str) -> Status:
+    """Read the status in one snapshot of the metadata; takes no lease and opens no column file."""
+    state = StateRepository(connection).get()
+    assert state is not None
+    rows, seqs = JournalRepository(connection).backlog()
+    summaries = LatestRepository(connection).all().values()
+    entries, dropped = LedgerRepository(connection).totals()
+    sizes = {name: size for name in STORE_FILES if (size := _size(folder / name)) is not None}
+    return Status(
+        path=str(folder),
+        store_id=state.store_id,
+        engine=state.engine or "none yet",
+        schema=schema,
+        last_seq=state.last_seq,
+        flushed_seq=state.copied_through,
+        pruned_seq=state.pruned_through,
+        journal_rows=rows,
+        journal_seqs=seqs,
+        unflushed=max(0, state.last_seq - state.copied_through),
+        points=sum(summary.count for summary in summaries),
+        series=len(SeriesRepository(connection).pairs()),
+        oldest_us=min((summary.first_us for summary in summaries), default=None),
+        newest_us=max((summary.last_us for summary in summaries), default=None),
+        records_pending=RecordRepository(connection).count(),
+        ledger_entries=entries,
+        ledger_dropped=dropped,
+        sinks=tuple(
+            SinkStatus(sink.name, sink.confirmed_seq, max(0, state.last_seq - sink.confirmed_seq))
+            for sink in SinkRepository(connection).list()
+        ),
+        bytes_by_file=sizes,
+        bytes_total=sum(sizes.values()),
+        bytes_free_on_disk=shutil.disk_usage(folder).free,
+        holder=read_holder(folder),
+        warnings=_warnings(LedgerRepository(connection)),
+    )
+
+
+def _warnings(ledger: LedgerRepository) -> tuple[str, ...]:
+    warnings = [
+        f"the column store was replaced by an older one: {loss.detail} may be missing"
+        for loss in ledger.list()
+        if loss.reason == "columns-older-than-journal"
+    ]
+    if has_wal_reset_bug():
+        warnings.append(
+            "this SQLite version has the WAL-reset bug (sqlite.org/wal.html): Holdfast avoids it, but do not "
+            "write to offline_buffer.db with other programs"
+        )
+    return tuple(warnings)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None

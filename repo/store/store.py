@@ -1,0 +1,253 @@
+"""The store: opens and closes the two databases of a folder, and wires the rooms that work on them."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+from sqlalchemy import Engine
+
+from repo.clock import Clock, system_clock
+from repo.engines import sqlite
+from repo.engines.lease import Lease
+from repo.errors import EngineMissing, SchemaOutdated, StoreCorrupt, StoreMissing
+from repo.repositories.sinks import SinkRepository
+from repo.repositories.state import State, StateRepository
+from repo.schema import version
+from repo.settings import Settings
+from repo.store.access import Access
+from repo.store.backends import backend_for, duckdb_is_installed
+from repo.store.columns import Columns
+from repo.store.flush import Flusher
+from repo.store.keeper import Keeper
+from repo.store.metadata import MetadataDatabase
+from repo.store.points import Points
+from repo.store.records import Records
+from repo.store.series import SeriesRoom
+from repo.store.status import Status, read_status
+from repo.store.transaction import Transaction
+from repo.store.writer import Writer
+
+__all__ = ["METADATA_FILE", "Store"]
+
+log = logging.getLogger("holdfast.store")
+
+METADATA_FILE = "offline_buffer.db"
+_COLUMN_FILES = {"duckdb": "timeseries.duckdb", "sqlite": "timeseries.sqlite"}
+
+
+class Store:
+    """A store-and-forward buffer for time-series in one folder. Thread-safe; many processes may have it open.
+
+    Opening makes a new store if the folder holds none (`create=False`: `StoreMissing`), and brings an older
+    schema to the present one. A write is durable when its call returns. Close it, or use it as a context
+    manager; closing is quick, and what was not flushed stays safe in the journal.
+
+    After fork() the handle of the parent is of no use in the child: `StoreClosed`; open it again there.
+    """
+
+    points: Points
+    series: SeriesRoom
+    records: Records
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        settings: Settings | None = None,
+        *,
+        create: bool = True,
+        clock: Clock = system_clock,
+    ) -> None:
+        self.path = Path(os.path.realpath(path))
+        self.settings = Settings.load(self.path) if settings is None else settings
+        self._pid = os.getpid()
+        self._keeper: Keeper | None = None
+        self._find(create)
+        metadata = MetadataDatabase(self.path / METADATA_FILE, self.settings)
+        try:
+            state = self._prepared(metadata, clock)
+            self._access = self._wired(metadata, state, clock)
+        except BaseException:
+            metadata.close()
+            raise
+        self.points = Points(self._access, self._access.writer.commit)
+        self.records = Records(self._access, self._access.writer.commit)
+        self.series = SeriesRoom(self._access)
+        if self.settings.background and self._access.columns is not None:
+            self._keeper = Keeper(self._access)
+        _open_stores.add(self)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Collect writes of points and records, and commit them as one when the block ends well.
+
+        An error in the block, or at the commit, leaves nothing of it.
+        """
+        transaction = Transaction(self._access)
+        yield transaction
+        transaction.written = self._access.writer.commit(transaction.end())
+
+    def sql(self, query: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
+        """Run one SELECT on the columns (`time_series_data`, `series`) and return its rows as dicts.
+
+        Values go by `params` (`?`, or `$name` on DuckDB and `:name` on SQLite). It can neither write nor reach
+        anything outside the store: `InvalidQuery`. All rows are fetched at once, so mind the memory.
+        """
+        columns, _ = self._access.parts()
+        with self._access.reading("sql query") as (connection, _):
+            return columns.backend.query(connection, query, params)
+
+    def flush(self) -> int:
+        """Apply everything acknowledged so far to the columns; returns the seq that they now hold."""
+        return self._access.flush()
+
+    def checkpoint(self) -> int:
+        """Flush, make the columns durable and prune the journal; returns the seq that they now hold."""
+        return self._access.checkpoint()
+
+    def status(self) -> Status:
+        """Describe the store, from SQLite alone: it answers at once, whoever holds the columns."""
+        with self._access.metadata.read() as connection:
+            return read_status(connection, self.path, version.version_of(connection) or "none")
+
+    def register_sink(self, name: str) -> int:
+        """Add a destination, if it is new, and return the seq through which it has confirmed everything."""
+        with self._access.metadata.write() as connection:
+            return SinkRepository(connection).register(name, self._access.clock())
+
+    def confirm_sink(self, name: str, seq: int) -> None:
+        """Move a destination's cursor forward to `seq`, durably; it never goes back."""
+        with self._access.metadata.write() as connection:
+            SinkRepository(connection).confirm(name, seq, self._access.clock())
+
+    def close(self) -> None:
+        """Commit what was submitted, let go of the files, and stop the threads. Safe to call again."""
+        if os.getpid() != self._pid:
+            return
+        _open_stores.discard(self)
+        self._access.writer.close()
+        if self._keeper is not None:
+            self._keeper.stop()
+            self._keeper = None
+        if self._access.columns is not None:
+            self._access.columns.close()
+        self._access.metadata.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r})"
+
+    # --- opening --------------------------------------------------------------------------------------
+
+    def _find(self, create: bool) -> None:
+        """See that the folder holds a store, or may become one."""
+        database = self.path / METADATA_FILE
+        has_metadata = database.exists() and (
+            database.stat().st_size > 0 or database.with_name(f"{database.name}-wal").exists()
+        )
+        columns = [self.path / name for name in _COLUMN_FILES.values() if (self.path / name).exists()]
+        if not has_metadata and columns:
+            raise StoreCorrupt(
+                f"{columns[0]} has no {METADATA_FILE} beside it, which holds the journal: this is a damaged store, "
+                f"not a new one. Restore {METADATA_FILE}, or move the file away to begin anew",
+                path=self.path,
+            )
+        if not has_metadata and not create:
+            raise StoreMissing(f"there is no store in {self.path}; `holdfast init` makes one", path=self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def _prepared(self, metadata: MetadataDatabase, clock: Clock) -> State:
+        """Return the store's facts, after bringing its schema to the present one."""
+        with metadata.read() as connection:
+            standing = version.compare(version.version_of(connection))
+            if standing is version.Standing.TOO_NEW:
+                raise version.too_new(version.version_of(connection), metadata.path)
+            if standing is version.Standing.HEAD:
+                state = StateRepository(connection).get()
+                if state is not None:
+                    return state
+        lease = Lease(self.path, clock)
+        lease.acquire(self.settings.lease_timeout_s, "preparing the store")
+        try:
+            self._bring_to_head(metadata.engine, "metadata", metadata.path)
+            with metadata.write() as connection:
+                state = StateRepository(connection).get()
+                if state is None:
+                    state = State(uuid4().hex, 0, 0, 0, self._first_engine(), None, 1, clock())
+                    StateRepository(connection).create(state)
+            return state
+        finally:
+            lease.close()
+
+    def _wired(self, metadata: MetadataDatabase, state: State, clock: Clock) -> Access:
+        writer = Writer(metadata, clock, self.settings.submit_queue_points)
+        try:
+            backend = backend_for(state.engine or self._first_engine(), self.path, self.settings, clock)
+        except EngineMissing as missing:
+            log.warning("%s", missing)
+            return Access(metadata, writer, self.settings, clock, None, None, missing)
+        columns = Columns(self.path, backend, self.settings, clock)
+        flusher = Flusher(
+            metadata,
+            columns,
+            self.settings,
+            clock,
+            lambda engine: self._bring_to_head(engine, "timeseries", backend.path),
+        )
+        return Access(metadata, writer, self.settings, clock, columns, flusher)
+
+    def _first_engine(self) -> str:
+        """Choose the engine of a store that has none yet."""
+        for engine, name in _COLUMN_FILES.items():
+            if (self.path / name).exists():
+                return engine
+        if self.settings.engine != "auto":
+            return self.settings.engine
+        if duckdb_is_installed():
+            return "duckdb"
+        log.warning("DuckDB is not installed: the columns of %s go into SQLite", self.path)
+        return "sqlite"
+
+    def _bring_to_head(self, engine: Engine, database: Any, path: Path) -> None:
+        with engine.execution_options(**sqlite.READ).connect() as connection:
+            found = version.version_of(connection)
+        standing = version.compare(found)
+        if standing is version.Standing.HEAD:
+            return
+        if standing is version.Standing.TOO_NEW:
+            raise version.too_new(found, path)
+        if standing is version.Standing.OUTDATED and not self.settings.auto_migrate:
+            raise SchemaOutdated(
+                f"{path} has the schema {found or 'of the legacy program'}, and {version.HEAD} is needed; run "
+                f"`holdfast --store {self.path} migrate`",
+                path=path,
+            )
+        from repo.schema import migrate
+
+        migrate.upgrade(engine, database, path=path)
+
+
+_open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for store in list(_open_stores):
+        store.close()
+
+
+atexit.register(_close_all)

@@ -1,0 +1,42 @@
+"""Transactions: points, deletes and records that are acknowledged together, in one journal commit."""
+
+from __future__ import annotations
+
+from repo.errors import TransactionRule
+from repo.repositories.points import Written
+from repo.store.access import Access
+from repo.store.points import PointWriter
+from repo.store.records import RecordWriter
+from repo.store.writer import Change, PointsChange, Submission
+
+__all__ = ["Transaction"]
+
+
+class Transaction:
+    """What `store.transaction()` gives. It collects, and commits when the block ends without an error.
+
+    No lock is held meanwhile. Its methods check at once and raise as those of the store do; the seqs in what
+    they return are None, because only the commit gives them: see `written`. Not thread-safe.
+    """
+
+    def __init__(self, access: Access) -> None:
+        self._changes: list[Change] = []
+        self._rejected = 0
+        self._open = True
+        self.points = PointWriter(access, self._collect)
+        self.records = RecordWriter(access, self._collect)
+        self.written: Written | None = None
+        """What the commit wrote, all changes together; None before."""
+
+    def _collect(self, submission: Submission) -> Written:
+        if not self._open:
+            raise TransactionRule("this transaction has ended; begin another with store.transaction()")
+        self._changes += submission.changes
+        self._rejected += submission.rejected
+        accepted = sum(c.count for c in submission.changes if isinstance(c, PointsChange))
+        return Written(None, None, accepted, submission.rejected)
+
+    def end(self) -> Submission:
+        """Return all that was collected; nothing more is taken."""
+        self._open = False
+        return Submission(self._changes, rejected=self._rejected)

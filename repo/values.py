@@ -1,0 +1,474 @@
+"""What a point may be: owns the checks that turn callers' rows into columns, never touches a file or a clock.
+
+There are two roads to the same columns. The short one looks at whole columns and knows the ordinary case
+only; whatever it does not know goes the long road, row by row, which alone decides and words a refusal.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import datetime
+from itertools import compress, count, repeat
+from math import isfinite, nan
+from operator import add, attrgetter, eq, itemgetter, ne
+from typing import Any, Final
+
+from repo.errors import InvalidPoint, Refusal
+from repo.fields import (
+    DEFAULT_QUALITY,
+    QUALITY_RANGE,
+    check_name,
+    described,
+    metadata_json,
+    name_of,
+    number_of,
+    quality_of,
+    text_of,
+)
+from repo.moments import (
+    EXACT_FLOAT_S,
+    MAX_TIMESTAMP_US,
+    MIN_TIMESTAMP_US,
+    Unfit,
+    bound_us,
+    checked_us,
+    moment_us,
+    to_datetime,
+    to_us,
+)
+
+__all__ = [
+    "DEFAULT_QUALITY",
+    "KIND_NUMBER",
+    "KIND_TEXT",
+    "MAX_TIMESTAMP_US",
+    "MIN_TIMESTAMP_US",
+    "Batch",
+    "bound_us",
+    "check_name",
+    "check_point",
+    "check_rows",
+    "metadata_json",
+    "to_datetime",
+    "to_us",
+]
+
+KIND_NUMBER: Final = "number"
+KIND_TEXT: Final = "text"
+
+_FIELDS: Final = ("sensor_id", "metric_name", "timestamp", "timestamp_us", "value", "quality", "metadata")
+_KNOWN: Final = frozenset(_FIELDS)
+_REQUIRED: Final = ("sensor_id", "metric_name", "value")
+_POSITIONS: Final = ("sensor_id", "metric_name", "timestamp", "value", "quality", "metadata")
+
+_MINUS_ZERO = struct.pack("=d", -0.0)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Checked points as columns, between the front door and the engines."""
+
+    series: list[tuple[str, str]]
+    """The distinct (sensor_id, metric_name), in order of first appearance."""
+    kinds: list[str | None]
+    """Per series: `number`, `text`, or None when the batch holds no reading of it."""
+    codes: array[int]
+    """Per row ('I'): index into `series`."""
+    timestamps_us: array[int]
+    """Per row ('q')."""
+    values: array[float]
+    """Per row ('d'); NaN where there is no number: no reading, or a text."""
+    texts: dict[int, str]
+    """Row to text, for text readings only."""
+    qualities: int | array[int]
+    """One for all rows, or one a row ('i')."""
+    metadata: dict[int, str]
+    """Row to canonical JSON, for rows that have any."""
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Return the rows [start, stop) as a batch of the same series."""
+        rows = range(start, stop)
+        return Batch(
+            self.series,
+            self.kinds,
+            self.codes[start:stop],
+            self.timestamps_us[start:stop],
+            self.values[start:stop],
+            {row - start: self.texts[row] for row in rows if row in self.texts} if self.texts else {},
+            self.qualities if isinstance(self.qualities, int) else self.qualities[start:stop],
+            {row - start: self.metadata[row] for row in rows if row in self.metadata}
+            if self.metadata
+            else {},
+        )
+
+
+def check_point(
+    sensor_id: object,
+    metric_name: object,
+    value: object,
+    timestamp: object,
+    quality: object,
+    metadata: object,
+    *,
+    accept_bool: bool,
+    now_us: int,
+) -> Batch:
+    """Return one point as a batch of one; raises InvalidPoint, naming the first field that does not fit.
+
+    `timestamp`: Unix seconds or an aware datetime, None for `now_us`. `quality` None is 100.
+    """
+    try:
+        sensor, metric, moment, number, text, grade, extra = _check_fields(
+            (sensor_id, metric_name, timestamp, None, value, quality, metadata), accept_bool, now_us
+        )
+    except _Refused as refused:
+        raise InvalidPoint([Refusal(None, refused.field, refused.reason)]) from refused.__cause__
+    kind = KIND_TEXT if text is not None else KIND_NUMBER if number == number else None
+    return Batch(
+        [(sensor, metric)],
+        [kind],
+        array("I", _ZERO_CODE),
+        array("q", (moment,)),
+        array("d", (number,)),
+        {} if text is None else {0: text},
+        grade,
+        {} if extra is None else {0: extra},
+    )
+
+
+def check_rows(
+    rows: Iterable[Any], *, accept_bool: bool, now_us: int, skip: bool = False
+) -> tuple[Batch, tuple[Refusal, ...]]:
+    """Return the rows as columns, and what was refused; without `skip`, any refusal raises InvalidPoint.
+
+    A row is a mapping or a dataclass with the fields sensor_id, metric_name, value and perhaps timestamp
+    (Unix seconds or aware datetime) or timestamp_us (int), quality, metadata; or a tuple or list (sensor,
+    metric, timestamp, value[, quality[, metadata]]). Forms may be mixed; an iterator is consumed once. Each
+    bad row is refused once, by the first of its fields that does not fit. Where one series has numbers and
+    texts, its first reading rules and rows of the other kind are refused.
+    """
+    if isinstance(rows, (str, bytes, Mapping)):
+        raise InvalidPoint([Refusal(None, "rows", f"is one {type(rows).__name__}, not a sequence of rows")])
+    listed: Sequence[Any] = rows if isinstance(rows, (list, tuple)) else _listed(rows)
+    batch = _short_road(listed, now_us)
+    if batch is not None:
+        return batch, ()
+    batch, refusals = _long_road(listed, accept_bool, now_us)
+    if refusals and not skip:
+        raise InvalidPoint(refusals)
+    return batch, tuple(refusals)
+
+
+# --- the long road: row by row -------------------------------------------------------------------------
+
+
+class _Refused(Exception):
+    def __init__(self, field: str, reason: str) -> None:
+        self.field, self.reason = field, reason
+
+
+_Fields = tuple[object, object, object, object, object, object, object]
+_ZERO_CODE = (0,)
+_TUPLE_FORM = "(sensor, metric, timestamp, value[, quality[, metadata]])"
+
+
+def _listed(rows: Iterable[Any]) -> list[Any]:
+    try:
+        iterator = iter(rows)
+    except TypeError as fault:
+        raise InvalidPoint(
+            [Refusal(None, "rows", f"is {described(rows)}, not a sequence of rows")]
+        ) from fault
+    return list(iterator)
+
+
+def _check_fields(
+    row: _Fields, accept_bool: bool, now_us: int
+) -> tuple[str, str, int, float, str | None, int, str | None]:
+    sensor, metric, time, time_us, value, quality, metadata = row
+    field = "sensor_id"
+    try:
+        sensor = name_of(sensor)
+        field = "metric_name"
+        metric = name_of(metric)
+        field = "timestamp"
+        if time_us is not None:
+            field = "timestamp_us"
+            moment = checked_us(time_us)
+        else:
+            moment = now_us if time is None else moment_us(time)
+        field = "value"
+        text = None
+        if type(value) is float:
+            number = value + 0.0
+        elif isinstance(value, str):
+            number, text = nan, text_of(value)
+        else:
+            number = number_of(value, accept_bool)
+        field = "quality"
+        grade = quality if type(quality) is int and 0 <= quality <= 255 else quality_of(quality)
+        field = "metadata"
+        extra = None if metadata is None else metadata_json(metadata)
+    except Unfit as fault:
+        raise _Refused(field, str(fault)) from fault
+    return sensor, metric, moment, number, text, grade, extra
+
+
+def _fields_of(row: Any) -> _Fields:
+    """The seven fields of a row of any form."""
+    kind = type(row)
+    if kind is dict or isinstance(row, Mapping):
+        return _fields_by_name(row)
+    names = _attribute_names(kind)
+    if names is not None:
+        return _fields_by_name({name: getattr(row, name) for name in names if hasattr(row, name)})
+    if isinstance(row, (tuple, list)):
+        if not 4 <= len(row) <= 6:
+            raise _Refused("row", f"has {len(row)} items, not {_TUPLE_FORM}")
+        sensor, metric, time, value, *rest = row
+        quality, metadata = (*rest, None, None)[:2]
+        return sensor, metric, time, None, value, quality, metadata
+    raise _Refused("row", f"is {described(row)}; a mapping, a tuple, a list or a dataclass is wanted")
+
+
+def _fields_by_name(row: Mapping[Any, object]) -> _Fields:
+    if not row.keys() <= _KNOWN:
+        stranger = next(key for key in row if key not in _KNOWN)
+        shown = (
+            repr(stranger[:40]) if isinstance(stranger, str) else f"the key of type {type(stranger).__name__}"
+        )
+        raise _Refused(shown, f"is no field of a point; those are {', '.join(_FIELDS)}")
+    for name in _REQUIRED:
+        if name not in row:
+            raise _Refused(name, "is missing")
+    if row.get("timestamp") is not None and row.get("timestamp_us") is not None:
+        raise _Refused("timestamp", "is given twice, as timestamp and as timestamp_us")
+    sensor, metric, time, time_us, value, quality, metadata = map(row.get, _FIELDS)
+    return sensor, metric, time, time_us, value, quality, metadata
+
+
+def _attribute_names(kind: type) -> tuple[str, ...] | None:
+    """The field names of a dataclass or a named tuple; None for other types."""
+    if is_dataclass(kind):
+        return tuple(field.name for field in fields(kind))
+    names = getattr(kind, "_fields", None)
+    return names if issubclass(kind, tuple) and isinstance(names, tuple) else None
+
+
+def _long_road(rows: Sequence[Any], accept_bool: bool, now_us: int) -> tuple[Batch, list[Refusal]]:
+    code_of: dict[tuple[str, str], int] = {}
+    kinds: list[str | None] = []
+    codes: list[int] = []
+    times: list[int] = []
+    numbers: list[float] = []
+    qualities: list[int] = []
+    texts: dict[int, str] = {}
+    metadata: dict[int, str] = {}
+    refusals: list[Refusal] = []
+    for index, row in enumerate(rows):
+        try:
+            sensor, metric, moment, number, text, grade, extra = _check_fields(
+                _fields_of(row), accept_bool, now_us
+            )
+            pair = (sensor, metric)
+            code = code_of.get(pair)
+            kind = KIND_TEXT if text is not None else KIND_NUMBER if number == number else None
+            if code is None:
+                code = code_of[pair] = len(kinds)
+                kinds.append(kind)
+            elif kind is not None and kinds[code] != kind:
+                kinds[code] = _same_kind(pair, kinds[code], kind)
+        except _Refused as refused:
+            refusals.append(Refusal(index, refused.field, refused.reason))
+            continue
+        if text is not None:
+            texts[len(codes)] = text
+        if extra is not None:
+            metadata[len(codes)] = extra
+        codes.append(code)
+        times.append(moment)
+        numbers.append(number)
+        qualities.append(grade)
+    batch = Batch(
+        list(code_of),
+        kinds,
+        array("I", codes),
+        array("q", times),
+        array("d", numbers),
+        texts,
+        _one_or_many(qualities),
+        metadata,
+    )
+    return batch, refusals
+
+
+def _same_kind(series: tuple[str, str], first: str | None, later: str) -> str:
+    if first is not None:
+        raise _Refused("value", f"is a {later}, but {series[0]!r} {series[1]!r} has {first}s in this batch")
+    return later
+
+
+def _one_or_many(qualities: Sequence[int]) -> int | array[int]:
+    if not qualities:
+        return DEFAULT_QUALITY
+    first = qualities[0]
+    return first if qualities.count(first) == len(qualities) else array("i", qualities)
+
+
+# --- the short road: column by column ------------------------------------------------------------------
+
+_NOTHING = type(None)
+_EPOCH = to_datetime(0)
+_Column = Sequence[Any]
+
+
+def _short_road(rows: Sequence[Any], now_us: int) -> Batch | None:
+    """The batch, if every column is of the ordinary sort; None hands the rows to the long road."""
+    if not rows:
+        return None
+    try:
+        columns = _columns(rows)
+        return None if columns is None else _batch_of(columns, len(rows), now_us)
+    except (TypeError, ValueError, OverflowError, LookupError, AttributeError):
+        return None  # the long road finds the same fault, and names the row
+
+
+def _columns(rows: Sequence[Any]) -> dict[str, _Column] | None:
+    kinds = set(map(type, rows))
+    if kinds <= {tuple, list}:
+        width = len(rows[0])
+        return dict(zip(_POSITIONS, _transposed(rows, width), strict=False)) if 4 <= width <= 6 else None
+    if len(kinds) > 1:
+        return None
+    kind = kinds.pop()
+    if kind is dict:
+        return _dict_columns(rows)
+    names = _attribute_names(kind)
+    if names is None or not _KNOWN.issuperset(names) or not set(_REQUIRED).issubset(names):
+        return None
+    return {name: list(map(attrgetter(name), rows)) for name in names}
+
+
+def _transposed(rows: Sequence[Any], width: int) -> Iterable[_Column]:
+    if len(rows) <= 8_192:  # zip opens an iterator a row: quickest while they fit into the cache
+        return zip(*rows, strict=True)
+    if set(map(len, rows)) != {width}:
+        raise ValueError("rows of different lengths")
+    return [list(map(itemgetter(position), rows)) for position in range(width)]
+
+
+def _dict_columns(rows: Sequence[dict[Any, Any]]) -> dict[str, _Column] | None:
+    names = rows[0].keys()
+    if set(map(len, rows)) == {len(names)} and names <= _KNOWN and names >= set(_REQUIRED):
+        try:
+            return {name: list(map(itemgetter(name), rows)) for name in names}
+        except KeyError:
+            pass  # as many keys, but others
+    every = set().union(*rows)
+    if not every <= _KNOWN:
+        return None
+    columns: dict[str, _Column] = {name: list(map(itemgetter(name), rows)) for name in _REQUIRED}
+    columns.update((name, [row.get(name) for row in rows]) for name in every.difference(_REQUIRED))
+    return columns
+
+
+def _batch_of(columns: dict[str, _Column], row_count: int, now_us: int) -> Batch | None:
+    times = _time_column(columns, row_count, now_us)
+    if times is None:
+        return None
+    pairs = zip(columns["sensor_id"], columns["metric_name"], strict=True)
+    code_of: defaultdict[tuple[str, str], int] = defaultdict(count().__next__)
+    codes = array("I", list(map(code_of.__getitem__, pairs)))
+    for sensor, metric in code_of:
+        if type(sensor) is not str or type(metric) is not str:
+            return None
+        name_of(sensor)
+        name_of(metric)
+    series = list(code_of)
+    column = columns["value"]
+    values = _value_column(column)
+    if values is None:
+        return None
+    kinds: list[str | None]
+    texts: dict[int, str] = {}
+    if isfinite(sum(values)):
+        kinds = [KIND_NUMBER] * len(series)
+    else:
+        numeric = set(compress(codes, map(eq, values, values)))
+        texts = {row: text for row, text in enumerate(column) if type(text) is str}
+        textual = {codes[row] for row in texts}
+        if not numeric.isdisjoint(textual):
+            return None
+        for text in set(texts.values()):
+            text_of(text)
+        kinds = [
+            KIND_NUMBER if code in numeric else KIND_TEXT if code in textual else None
+            for code in range(len(series))
+        ]
+    qualities = _quality_column(columns.get("quality"))
+    if qualities is None:
+        return None
+    extras = map(metadata_json, columns.get("metadata", ()))
+    metadata = {row: extra for row, extra in enumerate(extras) if extra is not None}
+    return Batch(series, kinds, codes, times, values, texts, qualities, metadata)
+
+
+def _time_column(columns: dict[str, _Column], row_count: int, now_us: int) -> array[int] | None:
+    if "timestamp_us" in columns:
+        column = columns["timestamp_us"]
+        if "timestamp" in columns or set(map(type, column)) != {int}:
+            return None
+        return _int64s(column) if _within(column, MIN_TIMESTAMP_US, MAX_TIMESTAMP_US) else None
+    column = columns.get("timestamp", ())
+    kinds = set(map(type, column))
+    if kinds <= {_NOTHING}:
+        return array("q", (now_us,)) * row_count
+    if all(kind is int or issubclass(kind, float) for kind in kinds):
+        if not _within(column, -EXACT_FLOAT_S, EXACT_FLOAT_S):
+            return None
+        to_int = float.__round__
+        return _int64s([to_int(seconds * 1e6) for seconds in column])  # raises for NaN
+    if kinds == {datetime}:
+        spans = [moment - _EPOCH for moment in column]
+        us = [(span.days * 86_400 + span.seconds) * 1_000_000 + span.microseconds for span in spans]
+        return _int64s(us) if _within(us, MIN_TIMESTAMP_US, MAX_TIMESTAMP_US) else None
+    return None
+
+
+def _value_column(column: _Column) -> array[float] | None:
+    kinds = set(map(type, column))
+    if not all(kind in {int, str, _NOTHING} or issubclass(kind, float) for kind in kinds):
+        return None
+    if str in kinds or _NOTHING in kinds:
+        column = [nan if value is None or type(value) is str else value for value in column]
+    values = array("d", column)
+    if int in kinds and sum(map(ne, values, column)) != sum(map(ne, column, column)):
+        return None  # besides NaN, only a rounded integer differs from its own float
+    if _MINUS_ZERO in values.tobytes():
+        values = array("d", list(map(add, values, repeat(0.0))))
+    return values
+
+
+def _quality_column(column: _Column | None) -> int | array[int] | None:
+    if column is None:
+        return DEFAULT_QUALITY
+    kinds = set(map(type, column))
+    if _NOTHING in kinds:
+        column = [DEFAULT_QUALITY if quality is None else quality for quality in column]
+        kinds.discard(_NOTHING)
+    return _one_or_many(column) if kinds <= {int} and _within(column, *QUALITY_RANGE) else None
+
+
+def _within(column: _Column, lowest: float, highest: float) -> bool:
+    return bool(lowest <= min(column) and max(column) <= highest)
+
+
+def _int64s(column: Sequence[int]) -> array[int]:
+    return array("q", struct.pack(f"={len(column)}q", *column))  # array("q", column) takes half as long again

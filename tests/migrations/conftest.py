@@ -1,0 +1,95 @@
+"""Engines on fresh files, legacy samples, and the command line, for the tests of the migrations."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from repo.engines import duckdb, sqlite
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = ROOT.parent / "shared" / "data" / "legacy"
+
+OpenEngine = Callable[[Path], Engine]
+Alembic = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def open_engine() -> Iterator[OpenEngine]:
+    """Open files by their suffix; everything is closed at the end of the test, or by `engine.dispose`."""
+    opened: list[Engine] = []
+
+    def _open(path: Path) -> Engine:
+        if path.suffix == ".duckdb":
+            engine = duckdb.open_engine(
+                path, memory_limit_bytes=64_000_000, threads=2, temp_folder=path.with_suffix(".tmp")
+            )
+            opened.append(engine)
+            return engine
+        return sqlite.open_engine(path)
+
+    yield _open
+    for engine in opened:
+        duckdb.close_engine(engine)
+
+
+@pytest.fixture(params=["metadata", "timeseries.duckdb", "timeseries.sqlite"])
+def database_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """One of the three databases there are; not there yet."""
+    return tmp_path / ("offline_buffer.db" if request.param == "metadata" else request.param)
+
+
+@pytest.fixture(params=["timeseries.duckdb", "timeseries.sqlite"])
+def timeseries_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A time-series database of either engine; not there yet."""
+    return tmp_path / str(request.param)
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Callable[[str], Path]:
+    """Copy a database that the legacy program left, with its log; skip where the samples are not at hand."""
+
+    def _copy(name: str) -> Path:
+        source, target = SAMPLES / name, tmp_path / name
+        packed = SAMPLES / (name + ".xz")
+        if not source.exists() and not packed.exists():
+            pytest.skip(f"the legacy samples are not at hand: {source}")
+        if packed.exists():
+            with lzma.open(packed) as content, target.open("wb") as out:
+                shutil.copyfileobj(content, out)
+        for file in SAMPLES.glob(name + "*"):
+            if file.suffix not in (".xz", ".db-shm"):
+                shutil.copyfile(file, tmp_path / file.name)
+        return target
+
+    return _copy
+
+
+@pytest.fixture
+def alembic() -> Alembic:
+    """Run `python -m alembic` from the project's root, or another folder, as a developer does."""
+
+    def _run(
+        *arguments: str, cwd: Path = ROOT, ok: bool = True, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-m", "alembic", *arguments],
+            cwd=cwd,
+            env=clean | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode == 0) is ok, done.stdout + done.stderr
+        return done
+
+    return _run

@@ -1,0 +1,142 @@
+"""Numbers and times of NumPy and pandas, which the library takes without importing either."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from repo.errors import InvalidPoint
+from repo.values import Batch, check_point, check_rows
+
+np = pytest.importorskip("numpy")
+
+NOW_US = 1_700_000_000_123_456
+
+
+def both_roads(*, accept_bool: bool = False, **fields: Any) -> Batch:
+    """One row, alone and as rows; the roads must agree."""
+    row = {"sensor_id": "S", "metric_name": "m", "value": 1.0} | fields
+    batch, _ = check_rows([row, row], accept_bool=accept_bool, now_us=NOW_US)
+    if "timestamp_us" not in fields:
+        alone = check_point(
+            "S",
+            "m",
+            row["value"],
+            row.get("timestamp"),
+            row.get("quality"),
+            None,
+            accept_bool=accept_bool,
+            now_us=NOW_US,
+        )
+        assert alone.timestamps_us[0] == batch.timestamps_us[0]
+        assert alone.values.tobytes() * 2 == batch.values.tobytes()
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        (np.float64(2.5), 2.5),
+        (np.float64(-0.0), 0.0),
+        (np.float32(2.5), 2.5),
+        (np.float16(2.5), 2.5),
+        (np.int16(-3), -3.0),
+        (np.uint64(2**60), 2.0**60),
+        (np.float64("inf"), math.inf),
+        (np.array(2.5), 2.5),
+        (np.array(2), 2.0),
+    ],
+)
+def test_numpy_numbers_are_stored_as_the_floats_they_are(given: Any, stored: float) -> None:
+    got = both_roads(value=given).values[0]
+    assert (got, math.copysign(1.0, got)) == (stored, math.copysign(1.0, stored))
+
+
+@pytest.mark.parametrize("given", [np.float64("nan"), np.float32("nan")])
+def test_numpy_nan_is_no_reading(given: Any) -> None:
+    assert both_roads(value=given).kinds == [None]
+
+
+def test_a_numpy_bool_is_a_bool() -> None:
+    assert both_roads(value=np.True_, accept_bool=True).values[0] == 1.0
+    with pytest.raises(InvalidPoint, match="is a bool"):
+        both_roads(value=np.True_)
+
+
+def test_numpy_text_is_text() -> None:
+    batch = both_roads(value=np.str_("OPEN"), sensor_id=np.str_("T"))
+    assert type(batch.texts[0]) is type(batch.series[0][0]) is str
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        np.int64(2**53 + 1),
+        np.array([1.0]),
+        np.complex128(1),
+        np.datetime64("2024-01-01"),
+        np.timedelta64(5, "s"),
+        np.bytes_(b"1"),
+        np.array(["a"], dtype=object),
+    ],
+)
+def test_other_things_of_numpy_are_refused(given: Any) -> None:
+    with pytest.raises(InvalidPoint, match=r"row 0: value: .*; row 1: value: "):
+        both_roads(value=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "us"),
+    [
+        (np.float64(1_700_000_000.123456), 1_700_000_000_123_456),
+        (np.int64(1_700_000_000), 1_700_000_000_000_000),
+        (np.int32(1_700_000_000), 1_700_000_000_000_000),
+        (np.uint32(2**32 - 1), 4_294_967_295_000_000),
+    ],
+)
+def test_numpy_seconds_are_exact(given: Any, us: int) -> None:
+    assert both_roads(timestamp=given).timestamps_us[0] == us
+    assert both_roads(timestamp_us=np.int64(us)).timestamps_us[0] == us
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (np.float64("nan"), "NaN"),
+        (np.float64(1e308), "outside the years"),
+        (np.float64(1.7e12), "looks like milliseconds"),
+        (np.int64(1_700_000_000_000_000_000), "looks like nanoseconds"),
+        (np.True_, "bool"),
+        (np.datetime64("2024-01-01"), "datetime64"),
+        (np.timedelta64(5, "s"), "span of time"),
+        (np.array([1.0]), "ndarray"),
+    ],
+)
+def test_what_is_no_time_is_refused(given: Any, reason: str) -> None:
+    with pytest.raises(InvalidPoint, match=f"timestamp: .*{reason}"):
+        both_roads(timestamp=given)
+
+
+def test_a_numpy_span_is_no_number_of_microseconds() -> None:
+    with pytest.raises(InvalidPoint, match=r"timestamp_us: .*timedelta64"):
+        both_roads(timestamp_us=np.timedelta64(5, "s"))
+
+
+def test_numpy_qualities_are_integers() -> None:
+    assert both_roads(quality=np.int16(7)).qualities == 7
+    with pytest.raises(InvalidPoint, match="quality: is a float64"):
+        both_roads(quality=np.float64(7))
+    with pytest.raises(InvalidPoint, match="quality: is a"):
+        both_roads(quality=np.True_)
+
+
+def test_pandas_timestamps_are_datetimes() -> None:
+    pd = pytest.importorskip("pandas")
+    moment = pd.Timestamp("2024-01-01T00:00:00.000001Z")
+    assert both_roads(timestamp=moment).timestamps_us[0] == 1_704_067_200_000_001
+    with pytest.raises(InvalidPoint, match="without a time zone"):
+        both_roads(timestamp=pd.Timestamp("2024-01-01"))
+    with pytest.raises(InvalidPoint, match="timestamp"):
+        both_roads(timestamp=pd.NaT)

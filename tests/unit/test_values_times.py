@@ -1,0 +1,221 @@
+"""Times: from callers' forms to microseconds UTC and back, and as people write them."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from repo.errors import InvalidPoint, InvalidQuery
+from repo.moments import local_us, parse_duration_us, parse_time
+from repo.values import (
+    MAX_TIMESTAMP_US,
+    MIN_TIMESTAMP_US,
+    bound_us,
+    check_point,
+    check_rows,
+    to_datetime,
+    to_us,
+)
+
+NOW_US = 1_700_000_000_123_456
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+def us_of(given: Any) -> int:
+    """The stored time, the same through each door."""
+    alone = check_point("S", "m", 1.0, given, None, None, accept_bool=False, now_us=NOW_US)
+    among, _ = check_rows([("S", "m", given, 1.0)] * 2, accept_bool=False, now_us=NOW_US)
+    assert list(among.timestamps_us) == [alone.timestamps_us[0]] * 2
+    return alone.timestamps_us[0]
+
+
+def test_the_range_is_the_years_1678_to_2261() -> None:
+    assert to_datetime(MIN_TIMESTAMP_US) == datetime(1678, 1, 1, tzinfo=UTC)
+    assert to_datetime(MAX_TIMESTAMP_US) == datetime(2261, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("given", "us"),
+    [
+        (0, 0),
+        (-1, -1_000_000),
+        (1.5, 1_500_000),
+        (-1.5, -1_500_000),
+        (1_700_000_000.123456, 1_700_000_000_123_456),
+        (4_294_967_295.999999, 4_294_967_295_999_999),
+        (4_294_967_296.000001, 4_294_967_296_000_001),
+        (8_589_934_591.999999, 8_589_934_591_999_999),
+        (9_214_646_399, 9_214_646_399_000_000),
+        (-9_214_560_000, MIN_TIMESTAMP_US),
+        (None, NOW_US),
+        (Decimal("9214646399.999999"), MAX_TIMESTAMP_US),
+        (Fraction(1, 4), 250_000),
+        (datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), -1),
+        (datetime(2261, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), MAX_TIMESTAMP_US),
+        (datetime(2024, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))), 1_704_067_200_000_000),
+        (datetime(2024, 10, 27, 2, 30, tzinfo=BERLIN, fold=0), 1_729_989_000_000_000),
+        (datetime(2024, 10, 27, 2, 30, tzinfo=BERLIN, fold=1), 1_729_992_600_000_000),
+    ],
+)
+def test_seconds_and_aware_datetimes_are_exact_to_the_microsecond(given: Any, us: int) -> None:
+    assert us_of(given) == us
+    if given is not None:
+        assert to_us(given, "start") == bound_us(given, "start") == us
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (datetime(2024, 1, 1), "without a time zone"),  # noqa: DTZ001
+        (date(2024, 1, 1), "type date"),
+        (True, "is a bool"),
+        ("2024-01-01", "is a text"),
+        (b"1", "type bytes"),
+        (float("nan"), "NaN"),
+        (float("inf"), "infinite"),
+        (Decimal("NaN"), "NaN"),
+        (1_700_000_000_000, "looks like milliseconds"),
+        (1_700_000_000_000.0, "looks like milliseconds"),
+        (1_700_000_000_000_000, "looks like microseconds"),
+        (9_214_646_400, "9214646400 s lies outside the years 1678 to 2261"),
+        (-9_214_560_001, "outside the years"),
+        (10**400, "bits s lies outside"),
+        (datetime(2262, 1, 1, tzinfo=UTC), "outside the years"),
+        (datetime(1677, 12, 31, tzinfo=UTC), "outside the years"),
+    ],
+)
+def test_what_is_no_time_is_refused_with_its_likely_meaning(given: Any, reason: str) -> None:
+    with pytest.raises(InvalidPoint, match=f"timestamp: .*({reason})"):
+        check_point("S", "m", 1.0, given, None, None, accept_bool=False, now_us=NOW_US)
+    with pytest.raises(InvalidPoint, match=f"row 1: timestamp: .*({reason})"):
+        check_rows([("S", "m", 0, 1.0), ("S", "m", given, 1.0)], accept_bool=False, now_us=NOW_US)
+    with pytest.raises(InvalidPoint, match=f"since: .*({reason})"):
+        to_us(given, "since")
+    with pytest.raises(InvalidQuery, match=f"start: .*({reason})"):
+        bound_us(given, "start")
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (1.0, "type float"),
+        (True, "type bool"),
+        ("1", "type str"),
+        (MAX_TIMESTAMP_US + 1, "outside the years"),
+        (MIN_TIMESTAMP_US - 1, "outside the years"),
+        (1_700_000_000_000_000_000, "looks like nanoseconds"),
+    ],
+)
+def test_timestamp_us_takes_integers_in_range_only(given: Any, reason: str) -> None:
+    row = {"sensor_id": "S", "metric_name": "m", "value": 1.0, "timestamp_us": given}
+    with pytest.raises(InvalidPoint, match=f"row 0: timestamp_us: .*{reason}"):
+        check_rows([row, row], accept_bool=False, now_us=NOW_US)
+
+
+def test_timestamp_us_is_kept_as_it_is() -> None:
+    rows = [
+        {"sensor_id": "S", "metric_name": "m", "value": 1.0, "timestamp_us": us}
+        for us in (MIN_TIMESTAMP_US, -1, 0, MAX_TIMESTAMP_US)
+    ]
+    batch, _ = check_rows(rows, accept_bool=False, now_us=NOW_US)
+    assert list(batch.timestamps_us) == [MIN_TIMESTAMP_US, -1, 0, MAX_TIMESTAMP_US]
+
+
+@pytest.mark.parametrize(
+    ("text", "us"),
+    [
+        ("2024-05-01T12:00Z", 1_714_564_800_000_000),
+        ("2024-05-01 12:00:00.000001+02:00", 1_714_557_600_000_001),
+        ("2024-05-01", 1_714_521_600_000_000),
+        (" 2024-05-01T00 ", 1_714_521_600_000_000),
+        ("1700000000", 1_700_000_000_000_000),
+        ("1700000000.000001", 1_700_000_000_000_001),
+        ("-3600", -3_600_000_000),
+        ("0", 0),
+        ("20240501.0", 20_240_501_000_000),
+        ("now", NOW_US),
+        ("-6h", NOW_US - 21_600_000_000),
+        ("now-15m", NOW_US - 900_000_000),
+        ("+30s", NOW_US + 30_000_000),
+        ("-7d", NOW_US - 7 * 86_400_000_000),
+        ("-2w", NOW_US - 14 * 86_400_000_000),
+        ("-1.5h", NOW_US - 5_400_000_000),
+        ("-250ms", NOW_US - 250_000),
+    ],
+)
+def test_times_as_people_write_them(text: str, us: int) -> None:
+    assert parse_time(text, now_us=NOW_US) == us
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "is no time"),
+        ("yesterday", "is no time"),
+        ("6h", "is no time"),
+        ("-6M", "is no time"),
+        ("-6 h", "is no time"),
+        ("-6x", "no duration"),
+        ("-1.2.3h", "no duration"),
+        ("-0s", "not a positive"),
+        ("-20000w", "outside the years"),
+        ("-999999999999w", "longer than time"),
+        ("2024", "could be a date or Unix seconds"),
+        ("20240501", "could be a date or Unix seconds"),
+        ("1700000000000", "looks like milliseconds"),
+        ("2024-13-01", "is no time"),
+        ("2262-01-01", "outside the years"),
+        ("0001-01-01T00:00+14:00", "outside the years"),
+        ("nan", "is no time"),
+        ("１２３", "is no time"),
+        ("2024-05-01\x00", "is no time"),
+        ("\ud800", "is no time"),
+        ("1" * 5000, "is no time"),
+    ],
+)
+def test_what_is_no_written_time_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(InvalidQuery, match=reason) as caught:
+        parse_time(text, now_us=NOW_US)
+    assert len(str(caught.value)) < 250
+
+
+def test_a_naive_time_is_local_to_the_zone() -> None:
+    assert parse_time("2024-07-01T12:00", now_us=NOW_US, zone=BERLIN) == 1_719_828_000_000_000
+    assert parse_time("2024-01-01T12:00", now_us=NOW_US, zone=BERLIN) == 1_704_106_800_000_000
+
+
+def test_a_local_time_that_occurs_twice_or_never_is_refused() -> None:
+    with pytest.raises(InvalidQuery, match="occurs twice in Europe/Berlin"):
+        parse_time("2024-10-27T02:30", now_us=NOW_US, zone=BERLIN)
+    with pytest.raises(InvalidQuery, match="does not exist in Europe/Berlin"):
+        parse_time("2024-03-31T02:30", now_us=NOW_US, zone=BERLIN)
+    assert parse_time("2024-10-27T02:30+01:00", now_us=NOW_US, zone=BERLIN) == 1_729_992_600_000_000
+
+
+def test_fold_says_which_of_two_local_times_is_meant() -> None:
+    twice = datetime(2024, 10, 27, 2, 30)  # noqa: DTZ001
+    assert local_us(twice, BERLIN, fold=1) - local_us(twice, BERLIN, fold=0) == 3_600_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "us"),
+    [
+        ("1us", 1), ("1ms", 1_000), ("1s", 1_000_000), ("1m", 60_000_000), ("1h", 3_600_000_000),
+        ("1d", 86_400_000_000), ("1w", 604_800_000_000), ("0.5s", 500_000), (" 90s ", 90_000_000),
+    ],
+)  # fmt: skip
+def test_durations(text: str, us: int) -> None:
+    assert parse_duration_us(text) == us
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", "m", "-1m", "0m", "0.5us", "1M", "1 m", "1mo", "1h30m", "9" * 30 + "w", "１s"]
+)
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(InvalidQuery):
+        parse_duration_us(text)
