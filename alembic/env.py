@@ -13,7 +13,7 @@ from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection
 
-import repo.schema.migrate  # teaches Alembic DuckDB
+import repo.schema.migrate  # noqa: F401  # teaches Alembic DuckDB
 from repo.engines import sqlite
 from repo.errors import HoldfastError
 from repo.models import MetadataBase, TimeSeriesBase
@@ -44,6 +44,7 @@ def number(_context: Any, _revision: Any, directives: list[Any]) -> None:
 
 
 def configure(database: str, **given: Any) -> None:
+    """Set Alembic up for one database: its models, and a transaction for each migration."""
     context.configure(
         target_metadata=MODELS[database],
         upgrade_token=f"{database}_upgrades",
@@ -58,6 +59,7 @@ def configure(database: str, **given: Any) -> None:
 
 
 def run(database: str, connection: Connection) -> None:
+    """Run the command on one database."""
     configure(database, connection=connection)
     with context.begin_transaction():
         context.run_migrations(database=database)
@@ -95,10 +97,11 @@ def run_command(targets: list[Target]) -> None:
 
 
 def run_offline(targets: list[Target]) -> None:
+    """Write the SQL that the command would run, opening nothing."""
     for target in targets:
         url = "sqlite://"
         if target.engine == "duckdb":
-            import repo.engines.dialect  # registers it
+            import repo.engines.dialect  # noqa: F401  # registers it
 
             url = "duckdb+holdfast://"
         configure(target.database, url=url, literal_binds=True)

@@ -10,6 +10,7 @@ __all__ = [
     "EngineMissing",
     "FlushFailed",
     "HoldfastError",
+    "InvalidFile",
     "InvalidPoint",
     "InvalidQuery",
     "InvalidRecord",
@@ -93,6 +94,10 @@ class MissingExtra(HoldfastError):
 
 class FlushFailed(HoldfastError):
     """Journal rows could not be applied to the columns. They stay in the journal; nothing is lost."""
+
+
+class InvalidFile(HoldfastError, ValueError):
+    """A file to be read in cannot be used: its encoding, its header or its form."""
 
 
 class InvalidSettings(HoldfastError, ValueError):

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 from sqlalchemy import BigInteger, DateTime, Double, Index, Integer, LargeBinary, PrimaryKeyConstraint, String
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.types import TypeEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
+from sqlalchemy.types import TypeEngine
 
 __all__ = [
     "BufferMetadata",
@@ -82,7 +82,7 @@ class LedgerColumns:
     what: Mapped[str] = mapped_column(_Text, nullable=False)
     reason: Mapped[str] = mapped_column(_Text, nullable=False)
     detail: Mapped[str | None] = mapped_column(_Text)
-    count: Mapped[int | None] = mapped_column(_Integer64)
+    dropped: Mapped[int | None] = mapped_column(_Integer64)
     first_us: Mapped[int | None] = mapped_column(_Integer64)
     last_us: Mapped[int | None] = mapped_column(_Integer64)
     recorded_us: Mapped[int] = mapped_column(_Integer64, nullable=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta, tzinfo
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from fractions import Fraction
 from math import isfinite, isnan
 from numbers import Integral, Rational, Real
@@ -45,6 +45,8 @@ EXACT_FLOAT_S = 2.0**32
 There the float is off by at most 0.24 µs and the product by 0.25 µs: together less than half.
 """
 
+_MOST_DIGITS = 25
+_EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)
 _PLAUSIBLE_S = (315_532_800, MAX_TIMESTAMP_US // _SECOND_US)  # from 1980 on: what a mistaken unit may mean
 _UNITS_PER_S = (("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds", 10**9))
 
@@ -92,12 +94,12 @@ def moment_us(value: object) -> int:
         raise Unfit("is a text; give Unix seconds or an aware datetime")
     if _is_span(value):
         raise Unfit(f"is of type {kind.__name__}, a span of time, not a moment")
-    if isinstance(value, Decimal) and not value.is_finite():
-        raise Unfit(f"is {value}, not a time")
     if isinstance(value, Integral):
         return _in_range(int(value) * _SECOND_US, int(value))
-    if isinstance(value, (Decimal, Rational)):
+    if isinstance(value, Rational):
         return _in_range(round(Fraction(value) * _SECOND_US), value)
+    if isinstance(value, Decimal):
+        return _decimal_seconds_us(value)
     if isinstance(value, Real):
         return _float_seconds_us(float(value))
     raise Unfit(f"is of type {kind.__name__}; give Unix seconds or an aware datetime")
@@ -138,6 +140,14 @@ def _float_seconds_us(seconds: float) -> int:
     if not isfinite(seconds):
         raise Unfit("is NaN, not a time" if isnan(seconds) else "is infinite, not a time")
     return _in_range(round(Fraction(seconds) * _SECOND_US), seconds)
+
+
+def _decimal_seconds_us(seconds: Decimal) -> int:
+    if not seconds.is_finite():
+        raise Unfit(f"is {seconds}, not a time")
+    if seconds.adjusted() > _MOST_DIGITS:  # before any arithmetic: 1e999999999 would fill the memory
+        raise Unfit(f"{_shown(seconds)} s lies outside the years 1678 to 2261")
+    return _in_range(int(_EXACT.to_integral_value(_EXACT.scaleb(seconds, 6))), seconds)
 
 
 def _datetime_us(moment: datetime) -> int:

@@ -16,8 +16,16 @@ __all__ = ["CONFIG_FILE", "ENVIRONMENT_PREFIX", "Settings"]
 CONFIG_FILE = "holdfast.toml"
 ENVIRONMENT_PREFIX = "HOLDFAST_"
 
-_TRUE = {"1", "true", "yes", "on"}
-_FALSE = {"0", "false", "no", "off"}
+_BOOLEANS = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,10 +170,6 @@ def _typed(name: str, value: Any, origin: str) -> Any:
 def _parsed(name: str, text: str, origin: str) -> Any:
     kind = type(getattr(Settings(), name))
     try:
-        if kind is bool:
-            if text.lower() not in _TRUE | _FALSE:
-                raise ValueError(text)
-            return text.lower() in _TRUE
-        return kind(text)
-    except ValueError as error:
+        return _BOOLEANS[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError) as error:
         raise InvalidSettings(f"{origin} = {text!r} is not a valid {kind.__name__}") from error

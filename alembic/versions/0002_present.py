@@ -31,7 +31,7 @@ LEDGER = """
     what {text} NOT NULL,
     reason {text} NOT NULL,
     detail {text},
-    count {int64},
+    dropped {int64},
     first_us {int64},
     last_us {int64},
     recorded_us {int64} NOT NULL"""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -119,11 +120,13 @@ def apply(
     applied = Applied()
     if deletion is not None:
         _delete(connection, deletion, known, applied)
+    groups = _grouped(rows)
     if rows:
-        rows = _compare(connection, traits, rows, known, applied)
-    for row in rows:
-        pair = (row[0], row[1])
-        applied.touched[pair] = known[pair] = _with_row(known.get(pair), row)
+        left = _compare(connection, traits, rows, groups, known, applied)
+        if len(left) < len(rows):
+            rows, groups = left, _grouped(left)
+    for pair, group in groups.items():
+        applied.touched[pair] = known[pair] = _with_group(known.get(pair), group)
     if rows:
         connection.execute(insert(_points).from_select([c.name for c in _incoming.c], select(_incoming)))
         connection.execute(delete(_incoming))
@@ -133,14 +136,41 @@ def apply(
     return applied
 
 
-def _with_row(summary: Summary | None, row: Row) -> Summary:
-    """Return the summary with one more point."""
+class _Group:
+    """The rows of one series in a batch: how many, the first time, and the newest row."""
+
+    __slots__ = ("first_us", "newest", "points")
+
+    def __init__(self, row: Row) -> None:
+        self.points = 0
+        self.first_us: int = row[2]
+        self.newest = row
+
+
+def _grouped(rows: Iterable[Row]) -> dict[tuple[str, str], _Group]:
+    groups: dict[tuple[str, str], _Group] = {}
+    for row in rows:
+        pair = (row[0], row[1])
+        group = groups.get(pair)
+        if group is None:
+            group = groups[pair] = _Group(row)
+        elif row[2] > group.newest[2]:
+            group.newest = row
+        elif row[2] < group.first_us:
+            group.first_us = row[2]
+        group.points += 1
+    return groups
+
+
+def _with_group(summary: Summary | None, group: _Group) -> Summary:
+    """Return the summary of a series with these rows as well."""
+    newest = group.newest
     if summary is None:
-        return Summary(1, row[2], row[2], *row[3:])
-    count, first_us, last_us = summary[0] + 1, summary[1], summary[2]
-    if row[2] >= last_us:
-        return Summary(count, min(first_us, row[2]), row[2], *row[3:])
-    return Summary(count, min(first_us, row[2]), last_us, *summary[3:])
+        return Summary(group.points, group.first_us, newest[2], *newest[3:])
+    points, first_us = summary.points + group.points, min(summary.first_us, group.first_us)
+    if newest[2] >= summary.last_us:
+        return Summary(points, first_us, newest[2], *newest[3:])
+    return summary._replace(points=points, first_us=first_us)
 
 
 # --- deletes --------------------------------------------------------------------------------------------
@@ -185,11 +215,11 @@ def _mend_summaries(
         summary = known[pair]
         assert dropped.first_us is not None
         assert dropped.last_us is not None
-        if dropped.count >= summary.count:
+        if dropped.count >= summary.points:
             del known[pair]
             applied.gone.add(pair)
             continue
-        known[pair] = applied.touched[pair] = summary._replace(count=summary.count - dropped.count)
+        known[pair] = applied.touched[pair] = summary._replace(points=summary.points - dropped.count)
         if dropped.first_us <= summary.first_us:
             lost_first[pair] = summary.first_us
         if dropped.last_us >= summary.last_us:
@@ -224,12 +254,8 @@ def _nearest(
     extreme = func.min(time) if forward else func.max(time)
     while missing := [pair for pair in lost if pair not in found]:
         edges = [lost[pair] for pair in missing]
-        low, high = (
-            (min(edges), max(edges) + window_us) if forward else (min(edges) - window_us, max(edges))
-        )
-        names = or_(
-            *(and_(_points.c.sensor_id == s, _points.c.metric_name == m) for s, m in missing[:200])
-        )
+        low, high = (min(edges), max(edges) + window_us) if forward else (min(edges) - window_us, max(edges))
+        names = or_(*(and_(_points.c.sensor_id == s, _points.c.metric_name == m) for s, m in missing[:200]))
         edge = (
             select(_points.c.sensor_id, _points.c.metric_name, extreme.label("timestamp_us"))
             .where(time.between(low, high), names)
@@ -262,12 +288,13 @@ def _compare(
     connection: Connection,
     traits: Traits,
     rows: Sequence[Row],
+    groups: dict[tuple[str, str], _Group],
     known: dict[tuple[str, str], Summary],
     applied: Applied,
 ) -> Sequence[Row]:
     """Load the rows; take out those that are stored already; remove stored rows that they overwrite."""
     _load(connection, traits, rows)
-    stored = _stored(connection, traits, _spans(rows, known))
+    stored = _stored(connection, traits, _spans(rows, groups, known))
     if not stored:
         return rows
     same = {seq for seq, _, equal in stored if equal}
@@ -283,7 +310,7 @@ def _compare(
         for row in rows:
             if row[7] in seqs:
                 pair = (row[0], row[1])
-                known[pair] = known[pair]._replace(count=known[pair].count - 1)
+                known[pair] = known[pair]._replace(points=known[pair].points - 1)
     applied.overwritten = len(overwritten)
     return rows
 
@@ -294,24 +321,30 @@ def _load(connection: Connection, traits: Traits, rows: Sequence[Row]) -> None:
     traits.load(connection, _incoming.name, len(_incoming.c), rows)
 
 
-def _spans(rows: Sequence[Row], known: dict[tuple[str, str], Summary]) -> list[tuple[int, int]]:
+def _spans(
+    rows: Sequence[Row],
+    groups: dict[tuple[str, str], _Group],
+    known: dict[tuple[str, str], Summary],
+) -> list[tuple[int, int]]:
     """Return the time spans in which stored rows could meet these.
 
-    Rows past the newest stored point of their series meet nothing; that is the steady state, and costs
-    nothing.
+    Rows past the newest stored point of their series meet nothing: that is the steady state, and then
+    nothing is read.
     """
-    times = sorted(
-        {row[2] for row in rows if (s := known.get((row[0], row[1]))) and s.first_us <= row[2] <= s.last_us}
-    )
-    if not times:
+    late = {
+        pair
+        for pair, group in groups.items()
+        if (stored := known.get(pair)) is not None
+        and group.first_us <= stored.last_us
+        and group.newest[2] >= stored.first_us
+    }
+    if not late:
         return []
-    gaps = sorted(
-        (b - a, at) for at, (a, b) in enumerate(zip(times, times[1:], strict=False), 1) if b - a > GAP_US
-    )
+    times = sorted({row[2] for row in rows if (row[0], row[1]) in late})
+    gaps = sorted((b - a, at) for at, (a, b) in enumerate(pairwise(times), 1) if b - a > GAP_US)
     cuts = sorted(at for _, at in gaps[-(MOST_SPANS - 1) :])
     return [
-        (times[start], times[end - 1])
-        for start, end in zip([0, *cuts], [*cuts, len(times)], strict=True)
+        (times[start], times[end - 1]) for start, end in zip([0, *cuts], [*cuts, len(times)], strict=True)
     ]
 
 
@@ -356,4 +389,3 @@ def _remove(connection: Connection, traits: Traits, rowids: list[Any]) -> None:
     key = (_points.c.sensor_id, _points.c.metric_name, _points.c.timestamp_us)
     twin = select(_incoming.c.sensor_id, _incoming.c.metric_name, _incoming.c.timestamp_us)
     connection.execute(delete(_points).where(tuple_(*key).in_(twin)))
-

@@ -19,7 +19,9 @@ _MICROSECOND = timedelta(microseconds=1)
 _HOUR_US = 3_600_000_000
 _WEEK_US = 7 * 24 * _HOUR_US
 _MONDAY_US = 4 * 24 * _HOUR_US  # 1970-01-05
-_FAR_US = 20_000_000_000_000_000  # past every timestamp that a point may have, so that modulo meets no negative
+_FAR_US = (
+    20_000_000_000_000_000  # past every timestamp that a point may have, so that modulo meets no negative
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Buckets:
             )
         shift = _FAR_US - _FAR_US % self.every_us - (_MONDAY_US if self.every_us % _WEEK_US == 0 else 0)
         into = (time + offset + shift) % self.every_us
-        return time + offset - into if self.wall_clock else time - into
+        start: ColumnElement[int] = time + offset - into if self.wall_clock else time - into
+        return start
 
     def start_of(self, number: int) -> datetime:
         """Return the moment at which a bucket begins, in the zone."""

@@ -19,17 +19,17 @@ DELETE = "delete"
 
 
 class Entry(NamedTuple):
-    """One journal row; `seq` is the last of its `count` seqs."""
+    """One journal row; `seq` is the last of its `seqs` seqs."""
 
     seq: int
-    count: int
+    seqs: int
     kind: str
     payload: bytes
 
     @property
     def first_seq(self) -> int:
         """The first seq of the row."""
-        return self.seq - self.count + 1
+        return self.seq - self.seqs + 1
 
 
 class JournalRepository:

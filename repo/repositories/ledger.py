@@ -10,20 +10,20 @@ from sqlalchemy import Connection, delete, func, insert, select
 from repo.engines.traits import traits_of
 from repo.models import LedgerEntry, TimeSeriesLedgerEntry
 
-__all__ = ["Loss", "ColumnsLedgerRepository", "LedgerRepository"]
+__all__ = ["ColumnsLedgerRepository", "LedgerRepository", "Loss"]
 
 
 class Loss(NamedTuple):
     """One thing that was dropped. `entry_id` is unique, so that copying it twice adds nothing.
 
-    `what` is `points` or `records`; `count` is None where nobody can know it; times in µs.
+    `what` is `points` or `records`; `dropped` is None where nobody can know it; times in µs.
     """
 
     entry_id: str
     what: str
     reason: str
     detail: str | None
-    count: int | None
+    dropped: int | None
     first_us: int | None
     last_us: int | None
     recorded_us: int
@@ -51,9 +51,9 @@ class LedgerRepository:
     def totals(self) -> tuple[int, int]:
         """Return the number of entries, and the number of things that they count."""
         entries, things = self._connection.execute(
-            select(func.count(), func.coalesce(func.sum(LedgerEntry.count), 0)).select_from(LedgerEntry)
+            select(func.count(), func.coalesce(func.sum(LedgerEntry.dropped), 0)).select_from(LedgerEntry)
         ).one()
-        return int(entries), int(things)
+        return int(entries), int(things or 0)
 
 
 class ColumnsLedgerRepository:

@@ -95,9 +95,7 @@ class PointRepository:
         `on_error="raise"` writes all or, raising `InvalidPoint` with every bad row, none; `"skip"` writes the
         good ones and counts the others.
         """
-        batch, refusals = check_rows(
-            rows, accept_bool=False, now_us=self._clock(), skip=_skips(on_error)
-        )
+        batch, refusals = check_rows(rows, accept_bool=False, now_us=self._clock(), skip=_skips(on_error))
         return self._write(batch, len(refusals))
 
     def delete(
@@ -144,7 +142,9 @@ class PointRepository:
         selection = select_points(sensor_id, metric_name, start, end)
         aggregates = [agg] if isinstance(agg, str) else list(agg)
         buckets = make_buckets(connection, selection, known, every, tz)
-        return aggregate_dicts(reading.aggregate(connection, selection, known, aggregates, buckets), aggregates, buckets)
+        return aggregate_dicts(
+            reading.aggregate(connection, selection, known, aggregates, buckets), aggregates, buckets
+        )
 
     def after(self, seq: int, limit: int = 100_000) -> list[PointDict]:
         """Return up to `limit` points past `seq` in the order of their seqs, each with its `seq`."""
@@ -207,7 +207,7 @@ def rows_of(batch: Batch, first_seq: int) -> Iterator[Row]:
         map(sensors.__getitem__, batch.codes),
         map(metrics.__getitem__, batch.codes),
         batch.timestamps_us,
-        [None if value != value else value for value in batch.values],  # noqa: PLR0124  NaN is no reading
+        [None if value != value else value for value in batch.values],
         map(texts.get, rows) if texts else [None] * len(batch),
         [batch.qualities] * len(batch) if isinstance(batch.qualities, int) else batch.qualities,
         map(metadata.get, rows) if metadata else [None] * len(batch),
@@ -282,7 +282,7 @@ def aggregate_dicts(
                 value = row[at] if value is None else value
                 at += 1
             # inf - inf: SQLite says NULL, DuckDB NaN; both mean that there is no such number.
-            point[name] = None if isinstance(value, float) and value != value else value  # noqa: PLR0124
+            point[name] = None if isinstance(value, float) and value != value else value
         dicts.append(point)
     return dicts
 

@@ -78,9 +78,7 @@ def newest(connection: Connection, selection: Selection, known: Pairs, limit: in
 
 def window(connection: Connection, after: int, through: int) -> Sequence[Any]:
     """Return the rows with after < seq <= through in order of seq."""
-    return connection.execute(
-        select(_points).where(_c.seq > after, _c.seq <= through).order_by(_c.seq)
-    ).all()
+    return connection.execute(select(_points).where(_c.seq > after, _c.seq <= through).order_by(_c.seq)).all()
 
 
 def span(connection: Connection, selection: Selection, known: Pairs) -> tuple[int, int] | None:

@@ -40,9 +40,10 @@ class Selection:
     @property
     def exact(self) -> tuple[str, str] | None:
         """The one series that is meant, if names alone say so."""
-        if isinstance(self.sensor_id, str) and isinstance(self.metric_name, str):
-            if not _is_glob(self.sensor_id) and not _is_glob(self.metric_name):
-                return self.sensor_id, self.metric_name
+        names = (self.sensor_id, self.metric_name)
+        sensor, metric = names
+        if isinstance(sensor, str) and isinstance(metric, str) and not any(map(_is_glob, names)):
+            return sensor, metric
         return None
 
     def names(self, sensor_id: str, metric_name: str) -> bool:

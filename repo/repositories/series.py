@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, or_, select, update
 
 from repo.engines.traits import traits_of
 from repo.models import Series, SeriesLatest, SeriesSummary
@@ -20,7 +20,7 @@ _CHUNK = 500
 class Summary(NamedTuple):
     """How many points a series has, since when, and the newest one."""
 
-    count: int
+    points: int
     first_us: int
     last_us: int
     last_value: float | None
@@ -39,7 +39,7 @@ class SeriesInfo(NamedTuple):
     unit: str | None
     description: str | None
     labels: dict[str, Any]
-    count: int
+    points: int
     first_us: int | None
     last_us: int | None
 
@@ -97,8 +97,8 @@ class SeriesRepository:
             .order_by(Series.sensor_id, Series.metric_name)
         )
         return [
-            SeriesInfo(s, m, kind, unit, text, json.loads(labels) if labels else {}, count or 0, first, last)
-            for s, m, kind, unit, text, labels, count, first, last in self._connection.execute(query)
+            SeriesInfo(s, m, kind, unit, text, json.loads(labels) if labels else {}, points or 0, first, last)
+            for s, m, kind, unit, text, labels, points, first, last in self._connection.execute(query)
             if selection is None or selection.names(s, m)
         ]
 

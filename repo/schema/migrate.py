@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote
 
 from alembic import command
 from alembic.config import Config
@@ -137,7 +138,9 @@ def _told(difference: Sequence[Any]) -> str:
 
 
 def _file_of(engine: Engine, path: Path | None) -> Path:
-    return path or Path(engine.url.database or "the database")
+    # SQLite files are opened by URI: file:PATH?mode=rwc, quoted.
+    shown = (engine.url.database or "the database").removeprefix("file:").partition("?")[0]
+    return path or Path(unquote(shown))
 
 
 @contextmanager

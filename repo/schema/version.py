@@ -9,7 +9,7 @@ from sqlalchemy import Connection, inspect, text
 
 from repo.errors import SchemaOutdated, SchemaTooNew, StoreCorrupt
 
-__all__ = ["HEAD", "REVISIONS", "Standing", "compare", "require_head", "version_of"]
+__all__ = ["HEAD", "REVISIONS", "Standing", "compare", "require_head", "too_new", "version_of"]
 
 REVISIONS = ("0001", "0002")
 """Every revision, oldest first; a test holds it equal to the migration scripts."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -15,20 +13,13 @@ from sqlalchemy.exc import DBAPIError
 from repo.clock import Clock
 from repo.errors import EngineMissing
 from repo.repositories.journal import JournalRepository
-from repo.repositories.points import Written
 from repo.settings import Settings
 from repo.store.columns import Columns
 from repo.store.flush import Flusher
 from repo.store.metadata import MetadataDatabase
-from repo.store.writer import Submission, Writer
+from repo.store.writer import Writer
 
-__all__ = ["Access", "Sending"]
-
-
-class Sending(Protocol):
-    """Where changes go: the writer itself, or a transaction that collects them."""
-
-    def __call__(self, submission: Submission) -> Written: ...
+__all__ = ["Access", "Reading"]
 
 
 class Reading(NamedTuple):
@@ -49,7 +40,6 @@ class Access:
     columns: Columns | None
     flusher: Flusher | None
     missing: EngineMissing | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def journal_end(self) -> int:
         """Return the last seq that is committed to the journal."""
@@ -93,6 +83,3 @@ class Access:
             assert self.missing is not None
             raise self.missing
         return self.columns, self.flusher
-
-
-Pending = Future[Written]

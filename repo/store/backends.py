@@ -79,7 +79,9 @@ class DuckDBBackend:
                 if last_try or not duckdb.is_log_damage(error):
                     raise
                 aside = duckdb.set_log_aside(self.path, self._clock())
-                log.error("the log of %s was damaged; kept as %s, applying the journal again", self.path, aside)
+                log.error(
+                    "the log of %s was damaged; kept as %s, applying the journal again", self.path, aside
+                )
         raise AssertionError
 
     def close(self, engine: Engine) -> None:
@@ -128,7 +130,7 @@ class SQLiteBackend:
     name = "sqlite"
     durable_at_commit = True
 
-    def __init__(self, path: Path, settings: Settings, clock: Clock) -> None:
+    def __init__(self, path: Path, settings: Settings) -> None:
         self.path = path
         self._settings = settings
 
@@ -191,7 +193,7 @@ def duckdb_is_installed() -> bool:
 def backend_for(engine: str, folder: Path, settings: Settings, clock: Clock) -> Backend:
     """Return the backend of a store's active engine; `EngineMissing` where it cannot be used here."""
     if engine == "sqlite":
-        return SQLiteBackend(folder / "timeseries.sqlite", settings, clock)
+        return SQLiteBackend(folder / "timeseries.sqlite", settings)
     if not duckdb_is_installed():
         raise EngineMissing(
             f"the columns of {folder} are in DuckDB, which is not installed here ({platform.machine()}); "

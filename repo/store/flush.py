@@ -18,7 +18,7 @@ from uuid import uuid4
 from sqlalchemy import Engine
 
 from repo.clock import Clock
-from repo.errors import FlushFailed, HoldfastError, StoreForked
+from repo.errors import FlushFailed, StoreForked
 from repo.repositories.applying import Applied, Row, apply
 from repo.repositories.journal import DELETE, Entry, JournalRepository
 from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
@@ -119,11 +119,11 @@ class Flusher:
         points = 0
         with self._metadata.read() as connection:
             for entry in JournalRepository(connection).after(self.watermark, seq):
-                full = points + entry.count > self._settings.flush_batch_points
+                full = points + entry.seqs > self._settings.flush_batch_points
                 if entries and (entry.kind == DELETE or full):
                     break
                 entries.append(entry)
-                points += entry.count
+                points += entry.seqs
         if not entries:
             return None
         work = _Work(through=entries[-1].seq)
@@ -206,7 +206,7 @@ class Flusher:
             what="points",
             reason="delete",
             detail=work.deletion.to_json().decode(),
-            count=applied.dropped.count,
+            dropped=applied.dropped.count,
             first_us=applied.dropped.first_us,
             last_us=applied.dropped.last_us,
             recorded_us=self._clock(),
@@ -260,7 +260,11 @@ class Flusher:
         with self._metadata.write() as connection:
             state = StateRepository(connection)
             if facts.last_seq < floor:
-                log.error("the metadata of %s is older than its columns: raising seqs past %d", opened.backend.path, floor)
+                log.error(
+                    "the metadata of %s is older than its columns: raising seqs past %d",
+                    opened.backend.path,
+                    floor,
+                )
                 JournalRepository(connection).renumber_past(floor)
             latest = LatestRepository(connection)
             latest.clear()
@@ -269,9 +273,7 @@ class Flusher:
                 {pair: _kind_of(summary) for pair, summary in self._known.items()}
             )
             LedgerRepository(connection).add(losses)
-            state.set(
-                copied_through=self.watermark, engine=opened.backend.name, file_id=self._state.file_id
-            )
+            state.set(copied_through=self.watermark, engine=opened.backend.name, file_id=self._state.file_id)
         self._copied_losses = [loss.entry_id for loss in losses]
 
     def _older_columns(self, opened: OpenColumns, state: ColumnsState, facts: State) -> Loss:
@@ -287,7 +289,7 @@ class Flusher:
             what="points",
             reason="columns-older-than-journal",
             detail=json.dumps({"first_seq": state.watermark + 1, "last_seq": facts.pruned_through}),
-            count=None,
+            dropped=None,
             first_us=None,
             last_us=None,
             recorded_us=self._clock(),

@@ -55,8 +55,8 @@ class MetadataDatabase:
         with self._lock:
             self._usable()
             if self._writer is None:
-                self._writer = self.engine.connect()
-            with self._typed(), self._writer.begin():
+                self._writer = self.engine.connect().execution_options(**sqlite.BARE)
+            with self._typed(), sqlite.bare_transaction(self._writer):
                 yield self._writer
             self._unfolded_bytes += payload_bytes + _COMMIT_BYTES
 

@@ -230,7 +230,7 @@ def _overlay(rows: dict[tuple[str, str], Any], batch: Batch, selection: Selectio
         rows[pair] = (
             *pair,
             at,
-            None if value != value else value,  # noqa: PLR0124  NaN is no reading
+            None if value != value else value,
             batch.texts.get(row),
             batch.qualities if isinstance(batch.qualities, int) else batch.qualities[row],
             batch.metadata.get(row),

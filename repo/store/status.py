@@ -91,7 +91,7 @@ def read_status(connection: Connection, folder: Path, schema: str) -> Status:
         journal_rows=rows,
         journal_seqs=seqs,
         unflushed=max(0, state.last_seq - state.copied_through),
-        points=sum(summary.count for summary in summaries),
+        points=sum(summary.points for summary in summaries),
         series=len(SeriesRepository(connection).pairs()),
         oldest_us=min((summary.first_us for summary in summaries), default=None),
         newest_us=max((summary.last_us for summary in summaries), default=None),

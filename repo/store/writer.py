@@ -352,7 +352,11 @@ def _seqs(change: Change) -> int:
 def _mismatch(pair: tuple[str, str], known: str, kind: str) -> InvalidPoint:
     sensor, metric = pair
     return InvalidPoint(
-        [Refusal(None, "value", f"the series {sensor!r} {metric!r} holds {known} values, and this is a {kind}")]
+        [
+            Refusal(
+                None, "value", f"the series {sensor!r} {metric!r} holds {known} values, and this is a {kind}"
+            )
+        ]
     )
 
 

@@ -24,7 +24,10 @@ CHANGES = [
     (["DROP TABLE loss_ledger"], ["add_table", "loss_ledger"]),
 ]
 DUCKDB_CHANGES = [
-    (["ALTER TABLE loss_ledger ALTER COLUMN count TYPE INTEGER"], ["modify_type", "count", "INTEGER BIGINT"]),
+    (
+        ["ALTER TABLE loss_ledger ALTER COLUMN dropped TYPE INTEGER"],
+        ["modify_type", "dropped", "INTEGER BIGINT"],
+    ),
     (
         ["ALTER TABLE time_series_data ALTER COLUMN value TYPE FLOAT"],
         ["modify_type", "value", "FLOAT DOUBLE"],
@@ -93,7 +96,6 @@ def test_a_change_of_the_models_becomes_one_revision_for_both_databases_that_run
         assert changed.count(old) == 1
         changed = changed.replace(old, new)
     models.write_text(changed)
-    assert "add_column" in alembic("check", cwd=tmp_path, ok=False).stdout
     run("revision", "--autogenerate", "-m", "Notes")
     script = (tmp_path / "alembic" / "versions" / "0003_notes.py").read_text()
     metadata, timeseries = script.split("def upgrade_timeseries")
@@ -102,8 +104,6 @@ def test_a_change_of_the_models_becomes_one_revision_for_both_databases_that_run
     assert "op.add_column('timeseries_state', sa.Column('noted_us'" in timeseries
     assert script.count("_column(") == 4
     run("upgrade", "head")
-    assert "No new upgrade operations" in run("check")
-    assert run("current").count("0003 (head)") == 2
     run("downgrade", "-1")
     run("upgrade", "head")
-    run("check")
+    assert "No new upgrade operations" in run("check")

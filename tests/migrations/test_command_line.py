@@ -11,9 +11,7 @@ from sqlalchemy import Engine, text
 
 from repo.engines.lease import Lease
 from repo.errors import HoldfastError
-from repo.schema import migrate
 from repo.schema.targets import find_targets
-from repo.schema.version import HEAD
 
 OpenEngine = Callable[[Path], Engine]
 Alembic = Callable[..., subprocess.CompletedProcess[str]]
@@ -37,9 +35,13 @@ def test_upgrade_current_check_and_downgrade_reach_both_databases(
     assert "No new upgrade operations" in alembic(*addresses, "check").stdout
     alembic(*addresses, "downgrade", "-1")
     assert alembic(*addresses, "current").stdout.count("0001") == 2
-    refused = alembic(*addresses, "downgrade", "base", ok=False)
+
+
+def test_a_downgrade_to_nothing_is_refused_and_changes_nothing(tmp_path: Path, alembic: Alembic) -> None:
+    alembic("upgrade", "head", HOLDFAST_STORE=str(tmp_path))
+    refused = alembic("downgrade", "base", HOLDFAST_STORE=str(tmp_path), ok=False)
     assert "cannot go below revision 0001" in refused.stdout
-    assert alembic(*addresses, "current").stdout.count("0001") == 2
+    assert alembic("current", HOLDFAST_STORE=str(tmp_path)).stdout.count("0002 (head)") == 2
 
 
 def test_one_database_can_be_chosen(tmp_path: Path, alembic: Alembic) -> None:
@@ -148,13 +150,3 @@ def test_two_time_series_files_in_one_folder_are_not_guessed_between(tmp_path: P
     (tmp_path / "timeseries.duckdb").touch()
     with pytest.raises(HoldfastError, match="name the right one"):
         find_targets({"path": str(tmp_path)}, {})
-
-
-def test_a_database_upgraded_by_the_command_is_the_librarys(
-    addresses: list[str], tmp_path: Path, alembic: Alembic, open_engine: OpenEngine
-) -> None:
-    alembic(*addresses, "upgrade", "head")
-    columns = next(tmp_path.glob("timeseries.*"))
-    engine = open_engine(columns)
-    assert migrate.upgrade(engine, "timeseries") == (HEAD, HEAD)
-    assert migrate.check(engine, "timeseries") == []

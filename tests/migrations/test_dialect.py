@@ -33,7 +33,7 @@ def test_reflection_tells_columns_types_keys_constraints_and_indexes(engine: Eng
             'CREATE TABLE child (x INTEGER NOT NULL CHECK (x > 0), "q""uoted, name" DOUBLE DEFAULT 1.5, '
             "p BIGINT REFERENCES parent (id), b BLOB, j JSON)"
         )
-        connection.exec_driver_sql('CREATE UNIQUE INDEX both ON child ("q""uoted, name", x)')
+        connection.exec_driver_sql('CREATE UNIQUE INDEX by_two ON child ("q""uoted, name", x)')
     tables = MetaData()
     tables.reflect(engine)
     assert {
@@ -47,7 +47,7 @@ def test_reflection_tells_columns_types_keys_constraints_and_indexes(engine: Eng
     assert [column.nullable for column in child.columns] == [False, True, True, True, True]
     assert [key.target_fullname for key in child.foreign_keys] == ["parent.id"]
     assert [(index.name, index.unique, index.columns.keys()) for index in child.indexes] == [
-        ("both", True, ['q"uoted, name', "x"])
+        ("by_two", True, ['q"uoted, name', "x"])
     ]
     assert [found["column_names"] for found in seen.get_unique_constraints("parent")] == [["a"]]
     assert [found["sqltext"] for found in seen.get_check_constraints("child")] == ["(x > 0)"]

@@ -46,10 +46,12 @@ def _put(engine: Engine, table: str, columns: str, rows: list[Any]) -> None:
 
 
 def _get(engine: Engine, table: str, columns: str = "*") -> list[Any]:
+    return _same(_read(engine, table, columns))
+
+
+def _read(engine: Engine, table: str, columns: str) -> list[Any]:
     with engine.connect() as connection:
-        return sorted(
-            (tuple(row) for row in connection.execute(text(f"SELECT {columns} FROM {table}"))), key=str
-        )
+        return list(connection.execute(text(f"SELECT {columns} FROM {table}")))
 
 
 def _same(rows: list[Any]) -> list[Any]:
@@ -144,7 +146,8 @@ def test_a_legacy_file_without_its_indexes_is_given_them(tmp_path: Path, open_en
         legacy.execute(
             "CREATE TABLE buffered_records (id INTEGER PRIMARY KEY AUTOINCREMENT, "
             "record_id TEXT UNIQUE NOT NULL, source TEXT NOT NULL, data TEXT NOT NULL, "
-            "timestamp REAL NOT NULL, retry_count INTEGER DEFAULT 0, last_retry REAL, created_at REAL NOT NULL)"
+            "timestamp REAL NOT NULL, retry_count INTEGER DEFAULT 0, last_retry REAL, "
+            "created_at REAL NOT NULL)"
         )
     legacy.close()
     engine = open_engine(path)
@@ -235,11 +238,11 @@ def test_the_points_of_a_clean_legacy_file_reach_the_head_unchanged(
 ) -> None:
     path = sample(name)
     engine, expected = open_engine(path), _expected(path, SAMPLES)
-    legacy = _get(engine, "time_series_data", POINT_COLUMNS)
+    legacy = _read(engine, "time_series_data", POINT_COLUMNS)
     assert _checksum(legacy) == expected["time_series_data"]
     assert migrate.upgrade(engine, "timeseries") == (None, HEAD)
     assert migrate.check(engine, "timeseries") == []
-    upgraded = _get(engine, "time_series_data", POINT_COLUMNS)
+    upgraded = _read(engine, "time_series_data", POINT_COLUMNS)
     assert _checksum(upgraded) == _checksum(_nan_to_null(legacy))
     assert len(upgraded) == expected["time_series_data"]["rows"]
     missing = expected["special_values"]["nan"] + expected["special_values"]["null"]

@@ -1,0 +1,38 @@
+# Everything runs in a virtual environment that is made on first use. PYTHON may name another interpreter.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.holdfast-ready
+
+.PHONY: demo test test-all lint bench wheel clean
+
+demo: $(STAMP)
+	$(BIN)/python cli.py demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow and not bench"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -m "not bench"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.run
+
+wheel: $(STAMP)
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable ".[terminal]" --group dev
+	touch $@
