@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
+    "DemoFailed",
     "EngineMissing",
     "FlushFailed",
     "HoldfastError",
@@ -19,6 +20,8 @@ __all__ = [
     "Refusal",
     "SchemaOutdated",
     "SchemaTooNew",
+    "SinkRefused",
+    "SinkUnreachable",
     "StoreBusy",
     "StoreClosed",
     "StoreCorrupt",
@@ -110,6 +113,25 @@ class InvalidQuery(HoldfastError, ValueError):
 
 class InvalidRecord(HoldfastError, ValueError):
     """A record cannot be stored as it was given. Nothing was written."""
+
+
+class SinkUnreachable(HoldfastError):
+    """A destination gave no receipt. The batch goes again with the same key; the cursor has not moved.
+
+    `retry_after_s` is how long the destination asked to be left alone, if it did.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class SinkRefused(HoldfastError):
+    """A destination answered that it will not take a batch. It stays first in line; nothing was lost."""
+
+
+class DemoFailed(HoldfastError):
+    """The demo could not be played to its end; the message names the process that failed, and why."""
 
 
 class TransactionRule(HoldfastError):

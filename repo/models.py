@@ -136,7 +136,7 @@ class JournalRow(MetadataBase):
 
 
 class StoreState(MetadataBase):
-    """The one row of small facts: identity, the seq counter, and how far flush and prune have come."""
+    """The one row of small facts: identity, how far flush and prune have come, and the last seq pruned away."""
 
     __tablename__ = "store_state"
     __table_args__ = _STRICT

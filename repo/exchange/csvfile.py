@@ -111,16 +111,16 @@ def read_csv(stream: TextIO, layout: CsvLayout) -> Iterator[Chunk]:
     """
     times = time_reader(layout.time_formats, layout.zone, layout.ambiguous)
     _check_layout(layout)
-    try:
-        records = Records(stream, layout.delimiter)
-    except (TypeError, ValueError) as fault:
-        raise InvalidSettings(f"the delimiter {layout.delimiter!r} cannot be used: {fault}") from fault
-    return _chunks(records, layout, times)
+    return _chunks(Records(stream, layout.delimiter), layout, times)
 
 
 def _check_layout(layout: CsvLayout) -> None:
     if layout.shape not in {"auto", "long", "wide"} or layout.decimal not in {".", ","}:
         raise InvalidSettings("shape may be auto, long or wide; decimal may be a point or a comma")
+    if len(layout.delimiter) != 1 or layout.delimiter in '\r\n\0" ':
+        raise InvalidSettings(
+            f"the delimiter {layout.delimiter!r} cannot be used: one character, such as , ; or a tab"
+        )
     if layout.decimal == layout.delimiter:
         raise InvalidSettings("the decimal comma needs another delimiter, such as ';'")
     if not layout.time_columns:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from functools import lru_cache, partial
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -35,6 +35,7 @@ _TIME = frozenset("HIMSfp%")
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - local times are naive until their zone is applied
 _STRPTIME_DAY = datetime(1900, 1, 1)  # noqa: DTZ001 - the day that strptime gives to a time alone
 _MAX_CHARS = 64
+_EXACT = Context(prec=_MAX_CHARS)
 _CACHED_HALVES = 8_192  # dates and times of day recur; this many of each are remembered
 
 
@@ -131,7 +132,9 @@ def _read_unix(exponent: int, text: str) -> int | None:
         number = Decimal(text)
     except InvalidOperation:
         return None
-    return moment_us(number.scaleb(exponent) if number.is_finite() else number)
+    if number.is_finite() and number.adjusted() < _MAX_CHARS:  # a larger one is refused as it is
+        number = _EXACT.scaleb(number, exponent)
+    return moment_us(number)
 
 
 def _read_pattern(pattern: str, place: _Place, text: str) -> int | None:

@@ -1,4 +1,4 @@
-"""The journal's table and the counter of seqs, on a connection that the caller gives; never commits."""
+"""The journal's table, from which seqs are counted, on a connection that the caller gives; never commits."""
 
 from __future__ import annotations
 
@@ -38,13 +38,17 @@ class JournalRepository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def reserve(self, count: int) -> int:
-        """Advance the counter by `count` and return the last seq; the caller's transaction is IMMEDIATE."""
-        # One statement through the driver: this and `append` are the whole cost of an acknowledged point.
+    def last_seq(self) -> int:
+        """Return the last seq that was ever given out; in an IMMEDIATE transaction, the next ones are free.
+
+        It is the journal's own last or, once that was pruned, the one that `prune` left in `store_state`: so
+        a commit writes one page, not two.
+        """
+        # Through the driver: this and `append` are the whole cost of an acknowledged point.
         driver = self._connection.connection.driver_connection
         assert driver is not None
         row = driver.execute(
-            "UPDATE store_state SET last_seq = last_seq + ? WHERE id = 1 RETURNING last_seq", (count,)
+            "SELECT max(last_seq, coalesce((SELECT max(seq) FROM journal), 0)) FROM store_state WHERE id = 1"
         ).fetchone()
         return int(row[0])
 
@@ -66,10 +70,6 @@ class JournalRepository:
         for row in self._connection.execute(query.order_by(table.seq).execution_options(yield_per=1)):
             yield Entry(*row)
 
-    def last_seq(self) -> int:
-        """Return the last seq that was committed to the journal or, if it is empty, 0."""
-        return int(self._connection.scalar(select(func.max(JournalRow.seq))) or 0)
-
     def backlog(self) -> tuple[int, int]:
         """Return the number of rows and the seqs (points and operations) that the journal holds."""
         rows, seqs = self._connection.execute(
@@ -78,10 +78,11 @@ class JournalRepository:
         return int(rows), int(seqs)
 
     def prune(self, through: int) -> int:
-        """Delete the rows at or below `through`; returns how many."""
+        """Delete the rows at or below `through`, never to use their seqs again; returns how many."""
+        self._connection.execute(update(StoreState).values(last_seq=func.max(StoreState.last_seq, through)))
         return self._connection.execute(delete(JournalRow).where(JournalRow.seq <= through)).rowcount
 
     def renumber_past(self, floor: int) -> None:
-        """Give every row, and the counter, seqs past `floor`; for a journal older than what was made of it."""
+        """Give every row a seq past `floor`, and every later one; for a journal older than its columns."""
         self._connection.execute(update(JournalRow).values(seq=JournalRow.seq + floor))
-        self._connection.execute(update(StoreState).values(last_seq=StoreState.last_seq + floor))
+        self._connection.execute(update(StoreState).values(last_seq=floor))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
-from repo.models import StoreState, TimeSeriesState
+from repo.models import JournalRow, StoreState, TimeSeriesState
 
 __all__ = ["ColumnsState", "ColumnsStateRepository", "State", "StateRepository"]
 
@@ -42,6 +42,8 @@ class StateRepository:
     def get(self) -> State | None:
         """Return the facts, or None in a database that no store has taken yet."""
         columns = [getattr(StoreState, name) for name in State._fields]
+        newest = select(func.coalesce(func.max(JournalRow.seq), 0)).scalar_subquery()
+        columns[State._fields.index("last_seq")] = func.max(StoreState.last_seq, newest)
         row = self._connection.execute(select(*columns)).one_or_none()
         return None if row is None else State(*row)
 

@@ -26,12 +26,13 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterator
+from functools import lru_cache
 from zlib import crc32
 
 from repo.errors import StoreCorrupt
 from repo.values import Batch
 
-__all__ = ["BLOCK_BYTES", "BLOCK_POINTS", "count_points", "pack", "unpack"]
+__all__ = ["BLOCK_BYTES", "BLOCK_POINTS", "pack", "unpack"]
 
 BLOCK_POINTS = 65_536
 """The most points of one block, and of one journal row: bounds the memory of a flush."""
@@ -51,10 +52,7 @@ _encode_names = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).enco
 def pack(batch: Batch) -> bytes:
     """Pack a batch of at most `BLOCK_POINTS` points into one block."""
     flags = 0
-    names: list[object] = [[(*pair, kind) for pair, kind in zip(batch.series, batch.kinds, strict=True)]]
-    if batch.texts or batch.metadata:
-        names += [batch.texts, batch.metadata]
-    head = _encode_names(names).encode()
+    head = _names_of(batch)
     parts = [head, _to_bytes(batch.timestamps_us), _to_bytes(batch.values)]
     if len(batch.series) == 1:
         flags |= _ONE_SERIES
@@ -71,6 +69,19 @@ def pack(batch: Batch) -> bytes:
     return _MAGIC + struct.pack("<BI", flags, crc32(body, crc32(fixed))) + fixed + body
 
 
+def _names_of(batch: Batch) -> bytes:
+    series = [(*pair, kind) for pair, kind in zip(batch.series, batch.kinds, strict=True)]
+    if batch.texts or batch.metadata:
+        return _encode_names([series, batch.texts, batch.metadata]).encode()
+    return _one_series_names(*series[0]) if len(series) == 1 else _encode_names([series]).encode()
+
+
+@lru_cache(maxsize=1024)
+def _one_series_names(sensor_id: str, metric_name: str, kind: str | None) -> bytes:
+    """Encode the names part of single points, where it is most of the work; the same series come again."""
+    return _encode_names([[(sensor_id, metric_name, kind)]]).encode()
+
+
 def unpack(payload: bytes) -> Iterator[Batch]:
     """Yield the batches of a payload in order; raises `StoreCorrupt` where a checksum does not fit."""
     view = memoryview(payload)
@@ -78,11 +89,6 @@ def unpack(payload: bytes) -> Iterator[Batch]:
         size, batch = _unpack_block(view)
         yield batch
         view = view[size:]
-
-
-def count_points(payload: bytes) -> int:
-    """Return how many points a payload holds, by its headers alone."""
-    return sum(len(batch) for batch in unpack(payload))
 
 
 def _unpack_block(view: memoryview) -> tuple[int, Batch]:

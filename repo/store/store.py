@@ -118,6 +118,10 @@ class Store:
         with self._access.metadata.read() as connection:
             return read_status(connection, self.path, version.version_of(connection) or "none")
 
+    def last_seq(self) -> int:
+        """Return the seq of the newest acknowledged change, from SQLite alone; 0 in a new store."""
+        return self._access.journal_end()
+
     def register_sink(self, name: str) -> int:
         """Add a destination, if it is new, and return the seq through which it has confirmed everything."""
         with self._access.metadata.write() as connection:

@@ -86,6 +86,7 @@ class _Party:
     submissions: Sequence[Submission]
     wake: threading.Lock = field(default_factory=threading.Lock)
     done: bool = False
+    leads: bool = False
 
     def __post_init__(self) -> None:
         self.wake.acquire()
@@ -126,11 +127,16 @@ class Writer:
             self._queue.append(party)
             follows = self._led
             self._led = True
-        if follows:
-            party.wake.acquire()  # until a leader lets go of it: committed, or called to lead
-            if party.done:
-                return
-        self._lead()
+            party.leads = not follows
+        try:
+            if follows:
+                party.wake.acquire()  # until a leader lets go of it: committed, or called to lead
+                if party.done:
+                    return
+            self._lead()
+        except BaseException:
+            self._withdraw(party)
+            raise
 
     def submit(self, submission: Submission) -> Future[Written]:
         """Queue one submission for the writer's own thread; waits only while the queue is full."""
@@ -145,21 +151,33 @@ class Writer:
         with self._mutex:
             group, self._queue = self._queue, []
         started = time.perf_counter()
-        submissions = [submission for party in group for submission in party.submissions]
         try:
-            self._commit_group(submissions)
+            self._commit_group([submission for party in group for submission in party.submissions])
         finally:
             self._last_commit_s = time.perf_counter() - started
             self._last_party = len(group)
             with self._mutex:
-                successor = self._queue[0] if self._queue else None
-                self._led = successor is not None
+                self._hand_over()
             for party in group:
                 party.done = True
                 party.wake.release()
-            if successor is not None:
-                successor.wake.release()
         self._metadata.fold_if_due()
+
+    def _hand_over(self) -> None:
+        """Call the first who waits to lead; inside the mutex."""
+        self._led = bool(self._queue)
+        if self._queue:
+            self._queue[0].leads = True
+            self._queue[0].wake.release()
+
+    def _withdraw(self, party: _Party) -> None:
+        """Take a party out whose thread was interrupted, so that nobody waits for it."""
+        with self._mutex:
+            if party not in self._queue:
+                return
+            self._queue.remove(party)
+            if party.leads:
+                self._hand_over()
 
     def _linger(self) -> None:
         """Wait a little for those who were in the last commit: they are likely to write again at once."""
@@ -195,8 +213,7 @@ class Writer:
     def _append(self, connection: Connection, submissions: Sequence[Submission]) -> None:
         journal = JournalRepository(connection)
         now_us = self._clock()
-        needed = sum(_seqs(change) for submission in submissions for change in submission.changes)
-        seq = journal.reserve(needed) - needed
+        seq = journal.last_seq()
         row = _PointsRow(journal, now_us)
         for submission in submissions:
             before, points = seq, 0
@@ -341,12 +358,6 @@ class _Inbox:
             else:
                 assert submission.written is not None
                 submission.future.set_result(submission.written)
-
-
-def _seqs(change: Change) -> int:
-    if isinstance(change, PointsChange):
-        return change.count
-    return 1 if isinstance(change, DeleteChange) else 0
 
 
 def _mismatch(pair: tuple[str, str], known: str, kind: str) -> InvalidPoint:

@@ -1,0 +1,43 @@
+"""DuckDB by itself, one durable insert after the other, in autocommit mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+__all__ = ["DuckDBAutocommit"]
+
+
+class DuckDBAutocommit:
+    """A plain table on one connection that stays open; each insert is a transaction and a sync of the log."""
+
+    name = "DuckDB autocommit"
+
+    def __init__(self, folder: Path) -> None:
+        self._connection = duckdb.connect(
+            str(folder / "autocommit.duckdb"),
+            config={
+                "threads": 2,  # as the store has; one row needs no more
+                "memory_limit": "1GB",  # nothing here comes near it
+                "checkpoint_threshold": "64MB",  # rare checkpoints: none falls into a short run
+            },
+        )
+        # Without a key, because one would slow each insert down.
+        self._connection.execute(
+            "CREATE TABLE points (series INTEGER, time_us BIGINT, value DOUBLE, quality INTEGER, metadata VARCHAR)"
+        )
+
+    def insert(self, row: Sequence[Any]) -> None:
+        """Insert one row (series, µs, value, quality, metadata); durable on return."""
+        self._connection.execute("INSERT INTO points VALUES (?, ?, ?, ?, ?)", row)
+
+    def count(self) -> int:
+        """Return how many rows there are."""
+        return int(self._connection.execute("SELECT count(*) FROM points").fetchall()[0][0])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()

@@ -1,0 +1,27 @@
+/* Makes every fsync and fdatasync take SLOW_FSYNC_MS milliseconds longer, as an SD card would.
+ * Preloaded into a child process by benchmarks/slow_fsync.py; it changes nothing else. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <time.h>
+
+static void wait_a_little(void)
+{
+    const char *text = getenv("SLOW_FSYNC_MS");
+    long us = text ? (long)(atof(text) * 1000) : 0;
+    struct timespec left = {us / 1000000, us % 1000000 * 1000};
+    while (us > 0 && nanosleep(&left, &left) != 0) {
+    }
+}
+
+static int slowly(const char *name, int descriptor)
+{
+    int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
+    int result = real(descriptor);
+    wait_a_little();
+    return result;
+}
+
+int fsync(int descriptor) { return slowly("fsync", descriptor); }
+
+int fdatasync(int descriptor) { return slowly("fdatasync", descriptor); }

@@ -1,0 +1,127 @@
+"""The batch that travels: its canonical content, checksum and idempotency key. Never reads or sends.
+
+Content (also the body on the wire): UTF-8, one line of JSON a point, in ascending order of seq, each ended by
+a line feed, without spaces, its keys in this order:
+
+    {"seq":7,"sensor_id":"W-1","metric_name":"flow","timestamp_us":0,"value":1.5,"quality":100,"metadata":null}
+
+A number is written as Python's shortest form that reads back as the same double; ±infinity as `±1e999`, which
+is JSON and is read as infinity; a text point as a JSON string; no reading as `null`. Metadata has sorted keys.
+The checksum is the SHA-256 of these bytes, so a receiver can check what came before it parses anything.
+
+Key: `holdfast-1.STORE_ID.FIRST.LAST.COUNT.SHA256`. FIRST and LAST are the range of seqs that the batch
+answers for, both included. Seqs whose points were overwritten or deleted are in the range, not in the content.
+
+What a receiver has to do, to get each point's last value once and in order:
+
+1. A key that it knows: give the receipt again, and take nothing.
+2. Any other batch: leave out the points with a seq at or below the last LAST that it took from this store.
+
+The second rule is needed because a killed sender reads its batch again: meanwhile the last, incomplete range
+may have grown, and points may have been overwritten, and then the key is another one. Leaving out by seq loses
+nothing: an overwritten point comes again with its new, higher seq.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+__all__ = ["BatchKey", "DeliveryBatch", "canonical", "checksum"]
+
+_KEY = re.compile(r"holdfast-1\.([0-9a-f]{32})\.(\d{1,19})\.(\d{1,19})\.(\d{1,19})\.([0-9a-f]{64})", re.ASCII)
+
+
+class BatchKey(NamedTuple):
+    """What an idempotency key says of its batch."""
+
+    store_id: str
+    first_seq: int
+    last_seq: int
+    count: int
+    checksum: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a key; raises `ValueError` if it is none."""
+        match = _KEY.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text[:120]!r} is not a key of the form holdfast-1.STORE_ID.FIRST.LAST.COUNT.SHA256")
+        store_id, first, last, count, digest = match.groups()
+        return cls(store_id, int(first), int(last), int(count), digest)
+
+    def __str__(self) -> str:
+        return f"holdfast-1.{self.store_id}.{self.first_seq}.{self.last_seq}.{self.count}.{self.checksum}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryBatch:
+    """Points of one range of seqs, ready to be sent, with the key that tells it from every other batch."""
+
+    identity: BatchKey
+    body: bytes
+
+    @classmethod
+    def of(cls, store_id: str, first_seq: int, points: Sequence[Mapping[str, Any]]) -> Self:
+        """Pack points that stand in ascending order of seq; `first_seq` is where the range begins."""
+        body = canonical(points)
+        return cls(BatchKey(store_id, first_seq, points[-1]["seq"], len(points), checksum(body)), body)
+
+    @property
+    def key(self) -> str:
+        """The idempotency key as text."""
+        return str(self.identity)
+
+    @property
+    def first_seq(self) -> int:
+        """The first seq that the batch answers for."""
+        return self.identity.first_seq
+
+    @property
+    def last_seq(self) -> int:
+        """The last seq that the batch answers for: the cursor, once there is a receipt."""
+        return self.identity.last_seq
+
+    def __len__(self) -> int:
+        return self.identity.count
+
+
+def canonical(points: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return the canonical content of points as `Store.points.after` gives them."""
+    names: dict[tuple[str, str], str] = {}
+    lines = []
+    for point in points:
+        pair = point["sensor_id"], point["metric_name"]
+        series = names.get(pair)
+        if series is None:
+            series = names[pair] = f'"sensor_id":{_json(pair[0])},"metric_name":{_json(pair[1])}'
+        quality, metadata = point["quality"], point["metadata"]
+        lines.append(
+            f'{{"seq":{point["seq"]},{series},"timestamp_us":{point["timestamp_us"]},'
+            f'"value":{_value(point["value"])},"quality":{"null" if quality is None else quality},'
+            f'"metadata":{"null" if metadata is None else _json(metadata)}}}\n'
+        )
+    return "".join(lines).encode()
+
+
+def checksum(content: bytes) -> str:
+    """Return the SHA-256 of canonical content, as 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _value(value: float | str | None) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return _json(value)
+    if value in (float("inf"), float("-inf")):
+        return "1e999" if value > 0 else "-1e999"
+    return repr(float(value))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,120 @@
+"""The HTTP sink: one POST a batch, with its key in a header. Owns the wire, never the cursor.
+
+Request: `POST`, body as `repo.delivery.batch` describes it, `Content-Type: application/x-ndjson`,
+`Idempotency-Key: <the batch's key>`. A receipt is an answer 200-299 whose body is a JSON object with the same
+key: `{"key": "...", "repeat": false}`. An answer without it is not a receipt, for the login page of a hotel's
+network answers 200 to everything.
+
+Answers: 408, 425, 429 and 5xx are tried again (`Retry-After` in seconds is heeded); every other one refuses.
+Redirects are not followed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from repo.delivery.batch import DeliveryBatch
+from repo.delivery.sinks import Receipt
+from repo.errors import InvalidSettings, SinkRefused, SinkUnreachable
+
+__all__ = ["HttpSink"]
+
+_AGAIN = frozenset({408, 425, 429})
+_ANSWER_BYTES = 65_536
+
+
+class HttpSink:
+    """Sends batches to an HTTP or HTTPS address over one connection that is kept open. For one thread.
+
+    `timeout_s` bounds connecting, sending and each wait for the answer. `headers` go with every request
+    (an authorization, say) and are never logged.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        timeout_s: float = 30.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise InvalidSettings(f"{url!r} is not an address: {error}") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InvalidSettings(f"{url!r} is not an address like http://host:port/path or https://host/path")
+        if parts.username is not None or parts.password is not None:
+            raise InvalidSettings("an address must not hold a user name or a password; give them in `headers`")
+        self._name = name
+        self._address = f"{parts.scheme}://{parts.hostname}" + (f":{port}" if port else "")
+        self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        self._connection: HTTPConnection = kind(parts.hostname, port, timeout=timeout_s)
+        self._headers = {"Content-Type": "application/x-ndjson", "Accept": "application/json", **(headers or {})}
+
+    @property
+    def name(self) -> str:
+        """The name of the cursor in the store."""
+        return self._name
+
+    def send(self, batch: DeliveryBatch) -> Receipt:
+        """Send one batch and return the receipt; raises `SinkUnreachable` or `SinkRefused`."""
+        kept_open = self._connection.sock is not None
+        try:
+            try:
+                status, reason, retry_after, answer = self._exchange(batch)
+            except ConnectionError:
+                if not kept_open:
+                    raise
+                # The receiver had closed the idle connection: no sign of a dead link. The key makes it safe.
+                self._connection.close()
+                status, reason, retry_after, answer = self._exchange(batch)
+        except (OSError, HTTPException) as error:
+            self._connection.close()
+            raise SinkUnreachable(
+                f"{self._address} gave no answer: {str(error) or type(error).__name__}"
+            ) from error
+        return self._receipt(status, reason, retry_after, answer)
+
+    def close(self) -> None:
+        """Close the connection. Safe to call again; sending opens it anew."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _exchange(self, batch: DeliveryBatch) -> tuple[int, str, str | None, bytes]:
+        headers = {**self._headers, "Idempotency-Key": batch.key}
+        self._connection.request("POST", self._target, batch.body, headers)
+        with self._connection.getresponse() as response:
+            answer = response.read(_ANSWER_BYTES)
+            if not response.isclosed():
+                self._connection.close()  # the rest of a long answer would be read as the next one
+            return response.status, response.reason, response.getheader("Retry-After"), answer
+
+    def _receipt(self, status: int, reason: str, retry_after: str | None, answer: bytes) -> Receipt:
+        said = answer[:200].decode("utf-8", "replace").strip()
+        if status in _AGAIN or status >= 500:
+            after_s = float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else None
+            raise SinkUnreachable(f"{self._address} answered {status} {reason}: {said}", retry_after_s=after_s)
+        if not 200 <= status < 300:
+            raise SinkRefused(f"{self._address} answered {status} {reason}: {said}")
+        try:
+            receipt = json.loads(answer)
+            return Receipt(str(receipt["key"]), receipt.get("repeat") is True)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SinkUnreachable(
+                f"{self._address} answered {status} without a receipt (a login page, a proxy?): {said}"
+            ) from error

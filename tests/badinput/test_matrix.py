@@ -1,0 +1,268 @@
+"""Every field, through every door, with every fault: stored as promised, or refused with nothing written.
+
+`pytest tests/badinput -s` prints the grid. The cells are data (`cases.py`); a door is one function here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo import Settings, Store
+from repo.errors import InvalidFile, InvalidPoint
+from repo.exchange.csvfile import CsvLayout, read_csv
+from tests.badinput.cases import CASES, NOW_US, Case, Expectation, NoPoint, Refused, Stored
+
+Fields = dict[str, Any]
+Row = make_dataclass(
+    "Row", ["sensor_id", "metric_name", "value", "timestamp", ("quality", Any, 100), ("metadata", Any, None)]
+)
+
+
+class Turned(Exception):
+    """A door refused what was brought, with this message; or had nothing to bring in."""
+
+
+def positions(fields: Fields) -> tuple[Any, ...]:
+    return tuple(
+        fields[name] for name in ("sensor_id", "metric_name", "timestamp", "value", "quality", "metadata")
+    )
+
+
+def by_insert(store: Store, fields: Fields) -> None:
+    store.points.insert(**fields)
+
+
+def by_tuple(store: Store, fields: Fields) -> None:
+    store.points.insert_many([positions(fields)])
+
+
+def by_tuple_among_others(store: Store, fields: Fields) -> None:
+    store.points.insert_many([positions(fields), ("other", "m", 1, 1.0, 100, None)])
+
+
+def by_dict(store: Store, fields: Fields) -> None:
+    store.points.insert_many([fields])
+
+
+def by_dict_among_others(store: Store, fields: Fields) -> None:
+    other = {"sensor_id": "other", "metric_name": "m", "value": 1.0, "timestamp": 1}
+    store.points.insert_many([other, fields, other])
+
+
+def by_dataclass(store: Store, fields: Fields) -> None:
+    store.points.insert_many([Row(**fields)])
+
+
+def by_submit(store: Store, fields: Fields) -> None:
+    store.points.submit([positions(fields)]).result(timeout=30)
+
+
+def by_transaction(store: Store, fields: Fields) -> None:
+    with store.transaction() as transaction:
+        transaction.points.insert(**fields)
+
+
+def by_csv_long(store: Store, fields: Fields) -> None:
+    names = ("sensor_id", "metric_name", "timestamp", "value", "quality")
+    bring_csv(store, [names, [fields[name] for name in names]], CsvLayout(time_formats=("unix", "iso")))
+
+
+def by_csv_wide(store: Store, fields: Fields) -> None:
+    names = ("sensor_id", "timestamp", "quality")
+    rows = [(*names, fields["metric_name"]), [*(fields[name] for name in names), fields["value"]]]
+    bring_csv(store, rows, CsvLayout(time_formats=("unix", "iso"), shape="wide"))
+
+
+def bring_csv(store: Store, rows: list[Any], layout: CsvLayout) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    text.seek(0)
+    rejected = []
+    for chunk in read_csv(text, layout):
+        rejected += chunk.rejected
+        store.points.insert_many(chunk.rows)
+    if rejected:
+        raise Turned("; ".join(map(str, rejected)))
+
+
+DOORS: dict[str, Callable[[Store, Fields], None]] = {
+    "insert": by_insert,
+    "tuple": by_tuple,
+    "tuple among others": by_tuple_among_others,
+    "dict": by_dict,
+    "dict among others": by_dict_among_others,
+    "dataclass": by_dataclass,
+    "submit": by_submit,
+    "transaction": by_transaction,
+    "CSV long": by_csv_long,
+    "CSV wide": by_csv_wide,
+}
+
+
+def expectation(case: Case, door: str) -> Expectation:
+    if door.startswith("CSV"):
+        return case.long if door == "CSV long" else case.wide
+    return case.expect if case.doors is None or door in case.doors else None
+
+
+CELLS = [(case, door) for case in CASES for door in DOORS if expectation(case, door) is not None]
+
+
+@dataclass
+class Outcome:
+    """What happened at a door: the refusal's message or None, and the points that are in the store for it."""
+
+    message: str | None
+    seqs_used: int
+    points: list[dict[str, Any]]
+
+
+def mark(index: int) -> str:
+    return f"cell {index}"
+
+
+def brought(index: int) -> Fields:
+    """The fields of a cell: all good but one, and marked so that its point is found again."""
+    case, door = CELLS[index]
+    through_csv = door.startswith("CSV")
+    fields: Fields = {
+        "sensor_id": mark(index) if case.field != "sensor_id" else None,
+        "metric_name": mark(index) if case.field == "sensor_id" else "m",
+        "value": 1.5,
+        "timestamp": 7,
+        "quality": 100,
+    }
+    if not through_csv:
+        fields["metadata"] = None
+    if case.field == "timestamp_us":
+        del fields["timestamp"]
+    fields[case.field] = case.cell if through_csv else case.given
+    return fields
+
+
+@pytest.fixture(scope="module", params=["duckdb", "sqlite"])
+def outcomes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Outcome]]:
+    """Bring every cell to its door of one store, then read the whole store once."""
+    if request.param == "duckdb":
+        pytest.importorskip("duckdb")
+    folder: Path = tmp_path_factory.mktemp(request.param)
+    settings = Settings(engine=request.param, background=False)
+    messages: list[str | None] = []
+    used: list[int] = []
+    with Store(folder, settings, clock=lambda: NOW_US) as store:
+        last_seq = 0
+        for index, (_, door) in enumerate(CELLS):
+            try:
+                DOORS[door](store, brought(index))
+            except (InvalidPoint, InvalidFile, Turned) as refusal:
+                messages.append(str(refusal))
+            else:
+                messages.append(None)
+            now_seq = store.status().last_seq
+            used.append(now_seq - last_seq)
+            last_seq = now_seq
+        found: dict[str, list[dict[str, Any]]] = {}
+        for point in store.points.range(None, None):
+            for name in (point["sensor_id"], point["metric_name"]):
+                if name.startswith("cell "):
+                    found.setdefault(name, []).append(dict(point))
+        series = {pair for pair in store.sql("SELECT DISTINCT sensor_id FROM series")[0].values()}
+        assert series
+    yield [Outcome(messages[index], used[index], found.get(mark(index), [])) for index in range(len(CELLS))]
+
+
+def fault_of(index: int, outcome: Outcome) -> str | None:
+    """What is wrong with the outcome of a cell; None if it is as promised."""
+    case, door = CELLS[index]
+    wanted = expectation(case, door)
+    if isinstance(wanted, Stored):
+        if outcome.message is not None:
+            return f"refused: {outcome.message}"
+        if len(outcome.points) != 1:
+            return f"{len(outcome.points)} points are in the store"
+        field = "timestamp_us" if case.field == "timestamp" else case.field
+        got = outcome.points[0][field]
+        same = type(got) is type(wanted.value) and got == wanted.value
+        if same and isinstance(got, float):
+            same = math.copysign(1.0, got) == math.copysign(1.0, wanted.value)
+        return None if same else f"stored as {got!r}, not {wanted.value!r}"
+    if outcome.seqs_used or outcome.points:
+        return f"{outcome.seqs_used} seqs were used and {outcome.points!r} written"
+    if isinstance(wanted, NoPoint):
+        return None if outcome.message is None else f"refused: {outcome.message}"
+    assert isinstance(wanted, Refused)
+    if outcome.message is None:
+        return "nothing was written, but nobody was told"
+    return (
+        None
+        if wanted.text in outcome.message
+        else f"the message is {outcome.message!r}, without {wanted.text!r}"
+    )
+
+
+def grid(marks: dict[tuple[int, str], str]) -> str:
+    """The matrix as text: S stored, R refused, - no point, ! not as promised, a dot where no door leads."""
+    width = max(len(f"{case.field}: {case.fault}") for case in CASES)
+    lines = [f"{'':{width}}  " + "  ".join(f"{number}" for number in range(len(DOORS)))]
+    lines += [f"{'':{width}}  {number} {door}" for number, door in enumerate(DOORS)]
+    for row, case in enumerate(CASES):
+        cells = "  ".join(marks.get((row, door), "·") for door in DOORS)
+        lines.append(f"{case.field + ': ' + case.fault:{width}}  {cells}")
+    return "\n".join(lines)
+
+
+def test_the_matrix_is_as_promised_and_printed(outcomes: list[Outcome]) -> None:
+    letters = {Stored: "S", Refused: "R", NoPoint: "-"}
+    row_of = {id(case): row for row, case in enumerate(CASES)}
+    marks, faults = {}, []
+    for index, outcome in enumerate(outcomes):
+        case, door = CELLS[index]
+        fault = fault_of(index, outcome)
+        marks[row_of[id(case)], door] = letters[type(expectation(case, door))] if fault is None else "!"
+        if fault is not None:
+            faults.append(f"{case.field}, {case.fault}, by {door}: {fault}")
+    empty = len(CASES) * len(DOORS) - len(CELLS)
+    picture = (
+        f"{grid(marks)}\n{len(CELLS)} cells, {len(faults)} not as promised, {empty} empty (·: no such way in)"
+    )
+    print(f"\n{picture}")
+    assert not faults, "\n".join([picture, *faults])
+
+
+def test_what_is_refused_names_its_field_and_what_is_good_beside_it_is_not_written(
+    outcomes: list[Outcome],
+) -> None:
+    for index, outcome in enumerate(outcomes):
+        case, door = CELLS[index]
+        if isinstance(expectation(case, door), Refused) and not door.startswith("CSV"):
+            assert outcome.message is not None
+            assert f"{case.field}: " in outcome.message
+            if "among others" in door:
+                assert "row " in outcome.message
+
+
+def test_only_ways_that_cannot_be_are_empty_in_the_matrix() -> None:
+    """CSV has neither metadata nor Python's types; timestamp_us is a key of dicts; some faults are CSV's own."""
+    python_doors = {door for door in DOORS if not door.startswith("CSV")}
+    for case in CASES:
+        led = {door for door in DOORS if expectation(case, door) is not None}
+        if case.expect is not None:
+            assert python_doors <= led or case.field == "timestamp_us", case
+        if case.cell is not None:
+            assert "CSV long" in led, case
+            assert "CSV wide" in led or (case.field, case.fault) in {
+                ("metric_name", "empty"),
+                ("metric_name", "blank"),
+            }, case
+        if case.cell is None and case.field not in {"metadata", "timestamp_us"}:
+            assert not isinstance(case.given, str) or case.fault in {"'nan' as text", "longest text"}, case

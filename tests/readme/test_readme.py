@@ -1,0 +1,83 @@
+"""The README's examples, run as a reader would run them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+PYTHON = [body for language, body in BLOCKS if language == "python"]
+SHELL = [body for language, body in BLOCKS if language == "sh" and "make " not in body]
+
+
+def run(arguments: list[str], folder: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    return subprocess.run(
+        arguments, cwd=folder, env=environment, input=stdin, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reader's folder, with `holdfast` on the path as an installation would put it there."""
+    folder = tmp_path_factory.mktemp("reader")
+    script = folder / "bin" / "holdfast"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT / "cli.py"}" "$@"\n')
+    script.chmod(0o755)
+    return folder
+
+
+def test_every_python_example_runs_as_it_stands(folder: Path) -> None:
+    assert len(PYTHON) == 2
+    for example in PYTHON:
+        done = run([sys.executable, "-c", example], folder)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_first_example_prints_the_newest_point_and_the_buckets(folder: Path) -> None:
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    printed = run([sys.executable, "-c", PYTHON[0]], folder).stdout.splitlines()
+    assert "2500.5" in printed[0]
+    assert printed[1].startswith("2026-01-01 01:00:00+01:00")
+    assert len([line for line in printed if line.startswith("2026-01-01")]) == 6
+
+
+def test_every_command_example_ends_well(folder: Path) -> None:
+    run([sys.executable, "-c", PYTHON[0]], folder)
+    path = f"PATH={folder / 'bin'}:$PATH"
+    assert len(SHELL) == 2
+    for example in SHELL:
+        done = run(["sh", "-ec", f"{path}\n{example}"], folder)
+        assert done.returncode == 0, done.stderr
+    assert "2500.5" in run(["sh", "-ec", f"{path}\n{SHELL[1]}"], folder).stdout
+
+
+def test_the_first_screen_names_the_two_commands() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    first_screen = "\n".join(README.splitlines()[:20])
+    for command in ("demo", "test"):
+        assert f"make {command}" in first_screen
+        assert f"\n{command}: " in makefile
+
+
+def test_every_folder_that_the_readme_lists_exists() -> None:
+    for name in re.findall(r"^\| (`[^|]+`) \|", README, flags=re.MULTILINE):
+        for folder in re.findall(r"`([^`]+)/`", name):
+            assert (ROOT / folder).is_dir(), folder
+
+
+def test_every_setting_that_the_readme_names_exists() -> None:
+    from repo import Settings
+
+    assert Settings(engine="sqlite").durability == "full"
+    assert "HOLDFAST_ENGINE" in README
+    assert Settings.load(environment={"HOLDFAST_ENGINE": "sqlite"}).engine == "sqlite"
