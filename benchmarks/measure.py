@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.data import Shape
 
-__all__ = ["Figure", "Plan", "Samples", "Side", "compare", "profile", "ratio", "timed"]
+__all__ = ["Contest", "Figure", "Job", "Plan", "Samples", "Side", "ratio", "timed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +44,7 @@ class Plan:
     """Where standing stores are kept from one run of the benchmarks to the next."""
 
     rebuild: bool = False
-    only_profile: bool = False
-    """Run the store's sides once, under the profiler, and no peer."""
+    """Make the standing store anew."""
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -98,35 +97,76 @@ class Figure:
         return median(self.values)
 
 
-def compare(
-    sides: Sequence[Side], rounds: int, prepare: Callable[[], object] = lambda: None
-) -> dict[str, Samples]:
-    """Run all sides in each round, in turning order; the first round warms up and is dropped.
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """One comparison: the store's sides first, then its peers.
 
-    `prepare` makes the next data of all sides, untimed, before each round.
+    `prepare` makes the next data of all sides, untimed, before each round; `judge` makes figures of what
+    was measured.
     """
-    samples: dict[str, list[float]] = {side.name: [] for side in sides}
-    for number in range(rounds + 1):
-        prepare()
-        # What the benchmark itself holds is not garbage that a side should have to look through.
-        gc.collect()
-        gc.freeze()
-        for side in [*sides[number % len(sides) :], *sides[: number % len(sides)]]:
-            rate = side.run()
+
+    keys: Sequence[str]
+    product: Sequence[Side]
+    peers: Sequence[Side]
+    judge: Callable[[dict[str, Samples]], list[Figure]]
+    prepare: Callable[[], object] = lambda: None
+    times: int = 1
+    """How many times as many rounds as others: for what a shared disk scatters most."""
+
+    def play(self, rounds: int) -> list[Figure]:
+        """Run all sides in each round, in turning order; the first round warms up and is dropped."""
+        sides = [*self.product, *self.peers]
+        values: dict[str, list[float]] = {side.name: [] for side in sides}
+        for number in range(rounds * self.times + 1):
+            self.prepare()
+            with _own_garbage_only():
+                for side in [*sides[number % len(sides) :], *sides[: number % len(sides)]]:
+                    rate = side.run()
+                    side.settle()
+                    gc.collect()
+                    if number:
+                        values[side.name].append(rate)
+        return self.judge({name: Samples(name, kept) for name, kept in values.items()})
+
+    def profile(self, lines: int) -> str:
+        """Run each of the store's sides once to warm up and once under cProfile; returns the top lines.
+
+        Only the calling thread is seen.
+        """
+        pieces: list[str] = []
+        for side in self.product:
+            self.prepare()
+            side.run()
             side.settle()
-            gc.collect()
-            if number:
-                samples[side.name].append(rate)
+            self.prepare()
+            with _own_garbage_only():
+                profiler = cProfile.Profile()
+                rate = profiler.runcall(side.run)
+            side.settle()
+            text = io.StringIO()
+            pstats.Stats(profiler, stream=text).sort_stats("tottime").print_stats(lines)
+            pieces.append(
+                f"=== {side.name}: {rate:,.1f} a second under the profiler\n{text.getvalue().strip()}\n"
+            )
+        return "\n".join(pieces)
+
+
+def ratio(key: str, samples: dict[str, Samples], product: str, peer: str, per: str, note: str = "") -> Figure:
+    """How many times as fast as its peer a side was, round by round; the other sides are shown beside."""
+    a, b = samples[product], samples[peer]
+    others = [side for name, side in samples.items() if name not in (product, peer)]
+    return Figure(key, [x / y for x, y in zip(a.values, b.values, strict=True)], [a, b, *others], per, note)
+
+
+@contextmanager
+def _own_garbage_only() -> Iterator[None]:
+    """Hide the benchmark's own data from the collector: no side should have to look through it."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
         gc.unfreeze()
-    return {name: Samples(name, values) for name, values in samples.items()}
-
-
-def ratio(
-    key: str, product: Samples, peer: Samples, per: str, note: str = "", others: Sequence[Samples] = ()
-) -> Figure:
-    """How many times as fast the product was, round by round."""
-    values = [a / b for a, b in zip(product.values, peer.values, strict=True)]
-    return Figure(key, values, [product, peer, *others], per, note)
 
 
 def timed(work: Callable[[], object], units: int) -> float:
@@ -136,18 +176,5 @@ def timed(work: Callable[[], object], units: int) -> float:
     return units / (time.perf_counter() - started)
 
 
-def profile(sides: Sequence[Side], prepare: Callable[[], object], lines: int = 15) -> str:
-    """Run each side once to warm up and once under cProfile (this thread alone); returns the top lines."""
-    pieces: list[str] = []
-    for side in sides:
-        prepare()
-        side.run()
-        side.settle()
-        prepare()
-        profiler = cProfile.Profile()
-        rate = profiler.runcall(side.run)
-        side.settle()
-        text = io.StringIO()
-        pstats.Stats(profiler, stream=text).sort_stats("tottime").print_stats(lines)
-        pieces.append(f"=== {side.name}: {rate:,.0f} a second under the profiler\n{text.getvalue().strip()}\n")
-    return "\n".join(pieces)
+Job = Callable[[Plan], Iterator[Contest | Figure]]
+"""Gives contests to be played while it waits, or figures that it measured by itself."""

@@ -11,6 +11,7 @@ The names here are the public ones; they are loaded when first used, so that imp
 from __future__ import annotations
 
 import logging
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         EngineMissing,
         FlushFailed,
         HoldfastError,
+        InvalidFile,
         InvalidPoint,
         InvalidQuery,
         InvalidRecord,
@@ -58,6 +60,7 @@ __all__ = [
     "EngineMissing",
     "FlushFailed",
     "HoldfastError",
+    "InvalidFile",
     "InvalidPoint",
     "InvalidQuery",
     "InvalidRecord",
@@ -85,6 +88,19 @@ __all__ = [
 ]
 
 logging.getLogger("holdfast").addHandler(logging.NullHandler())
+
+
+def _refuse_namesake(folder: str) -> None:
+    """Raise ImportError if the distribution called `repo` shares our folder, and so some of our files."""
+    for entry in os.scandir(folder):
+        if entry.name.startswith("repo-") and entry.name.endswith(".dist-info"):
+            raise ImportError(
+                f"another distribution named 'repo' is installed in {folder} and overwrites parts of holdfast-edge; "
+                "uninstall both, then install holdfast-edge alone: pip uninstall -y repo holdfast-edge"
+            )
+
+
+_refuse_namesake(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def __getattr__(name: str) -> Any:

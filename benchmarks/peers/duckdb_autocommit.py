@@ -8,7 +8,13 @@ from typing import Any
 
 import duckdb
 
-__all__ = ["DuckDBAutocommit"]
+__all__ = ["CONFIG", "DuckDBAutocommit"]
+
+CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    "threads": 2,  # as the store has; one row needs no more
+    "memory_limit": "1GB",  # nothing here comes near it
+    "checkpoint_threshold": "64MB",  # rare checkpoints: none falls into a short run
+}
 
 
 class DuckDBAutocommit:
@@ -19,11 +25,7 @@ class DuckDBAutocommit:
     def __init__(self, folder: Path) -> None:
         self._connection = duckdb.connect(
             str(folder / "autocommit.duckdb"),
-            config={
-                "threads": 2,  # as the store has; one row needs no more
-                "memory_limit": "1GB",  # nothing here comes near it
-                "checkpoint_threshold": "64MB",  # rare checkpoints: none falls into a short run
-            },
+            config=CONFIG,
         )
         # Without a key, because one would slow each insert down.
         self._connection.execute(
@@ -32,6 +34,7 @@ class DuckDBAutocommit:
 
     def insert(self, row: Sequence[Any]) -> None:
         """Insert one row (series, µs, value, quality, metadata); durable on return."""
+        # Measured beside a prepared statement and an appender flushed at each row: this is the fastest.
         self._connection.execute("INSERT INTO points VALUES (?, ?, ?, ?, ?)", row)
 
     def count(self) -> int:

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SQLiteCommits"]
+__all__ = ["PRAGMAS", "SQLiteCommits"]
+
+PRAGMAS = (
+    "journal_mode = WAL",  # one sequential append and one sync a commit, instead of two files
+    "synchronous = FULL",  # the sync that makes a commit survive a power loss
+    "temp_store = MEMORY",  # nothing but the log goes to the disk
+)
 
 
 class SQLiteCommits:
@@ -18,11 +24,7 @@ class SQLiteCommits:
     def __init__(self, folder: Path) -> None:
         # Autocommit by SQLite itself: no BEGIN and COMMIT to prepare and step for each insert.
         self._connection = sqlite3.connect(folder / "commits.sqlite", isolation_level=None)
-        for pragma in (
-            "journal_mode = WAL",  # one sequential append and one sync a commit, instead of two files
-            "synchronous = FULL",  # the sync that makes a commit survive a power loss
-            "temp_store = MEMORY",
-        ):
+        for pragma in PRAGMAS:
             self._connection.execute(f"PRAGMA {pragma}")
         # A rowid table appends to its last page: one page a commit goes to the WAL.
         self._connection.execute(

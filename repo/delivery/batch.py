@@ -29,11 +29,14 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, Self
 
-__all__ = ["BatchKey", "DeliveryBatch", "canonical", "checksum"]
+__all__ = ["BatchKey", "DeliveryBatch", "canonical", "checksum", "checksum_of"]
 
 _KEY = re.compile(r"holdfast-1\.([0-9a-f]{32})\.(\d{1,19})\.(\d{1,19})\.(\d{1,19})\.([0-9a-f]{64})", re.ASCII)
+
+_INFINITE = {"inf": "1e999", "-inf": "-1e999"}
 
 
 class BatchKey(NamedTuple):
@@ -42,7 +45,7 @@ class BatchKey(NamedTuple):
     store_id: str
     first_seq: int
     last_seq: int
-    count: int
+    points: int
     checksum: str
 
     @classmethod
@@ -50,12 +53,14 @@ class BatchKey(NamedTuple):
         """Read a key; raises `ValueError` if it is none."""
         match = _KEY.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text[:120]!r} is not a key of the form holdfast-1.STORE_ID.FIRST.LAST.COUNT.SHA256")
+            raise ValueError(
+                f"{text[:120]!r} is not a key of the form holdfast-1.STORE_ID.FIRST.LAST.COUNT.SHA256"
+            )
         store_id, first, last, count, digest = match.groups()
         return cls(store_id, int(first), int(last), int(count), digest)
 
     def __str__(self) -> str:
-        return f"holdfast-1.{self.store_id}.{self.first_seq}.{self.last_seq}.{self.count}.{self.checksum}"
+        return f"holdfast-1.{self.store_id}.{self.first_seq}.{self.last_seq}.{self.points}.{self.checksum}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,7 @@ class DeliveryBatch:
         return self.identity.last_seq
 
     def __len__(self) -> int:
-        return self.identity.count
+        return self.identity.points
 
 
 def canonical(points: Iterable[Mapping[str, Any]]) -> bytes:
@@ -113,14 +118,21 @@ def checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def checksum_of(points: Iterable[Mapping[str, Any]]) -> str:
+    """Return the checksum of the canonical content of any number of points, a piece at a time."""
+    digest, rest = hashlib.sha256(), iter(points)
+    while piece := list(islice(rest, 10_000)):
+        digest.update(canonical(piece))
+    return digest.hexdigest()
+
+
 def _value(value: float | str | None) -> str:
     if value is None:
         return "null"
     if isinstance(value, str):
         return _json(value)
-    if value in (float("inf"), float("-inf")):
-        return "1e999" if value > 0 else "-1e999"
-    return repr(float(value))
+    number = repr(float(value))
+    return _INFINITE.get(number, number)
 
 
 def _json(value: Any) -> str:

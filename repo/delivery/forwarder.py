@@ -122,12 +122,7 @@ class Forwarder:
             batch = self._in_flight
             if batch is None:
                 return Step(Outcome.IDLE, self._poll_s)
-            receipt = self._sink.send(batch)
-            if receipt.key != batch.key:
-                raise SinkUnreachable(
-                    f"{self._sink.name} answered with a receipt for another batch ({receipt.key!r}): "
-                    "something between here and the receiver is in the way"
-                )
+            receipt = self._sent(batch)
             if self._on_receipt is not None:
                 self._on_receipt(batch, receipt)
             self._confirm(batch.last_seq)
@@ -169,6 +164,15 @@ class Forwarder:
         # Nothing of these seqs is left: deletes, and points that later ones overwrote.
         self._confirm(end)
         return None
+
+    def _sent(self, batch: DeliveryBatch) -> Receipt:
+        receipt = self._sink.send(batch)
+        if receipt.key != batch.key:
+            raise SinkUnreachable(
+                f"{self._sink.name} answered with a receipt for another batch ({receipt.key[:200]!r}): "
+                "something between here and the receiver is in the way"
+            )
+        return receipt
 
     def _confirm(self, seq: int) -> None:
         self._store.confirm_sink(self._sink.name, seq)

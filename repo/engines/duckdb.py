@@ -13,9 +13,18 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from repo.engines.dialect import ConnectionWrapper, Dialect
-from repo.errors import HoldfastError, StoreBusy, StoreCorrupt, StoreFull
+from repo.errors import HoldfastError, StoreBusy, StoreClosed, StoreCorrupt, StoreFull
 
 __all__ = ["close_engine", "log_bytes", "log_path", "open_engine", "set_log_aside", "typed_error"]
+
+_DAMAGE = (
+    "checksum",
+    "Corrupt",
+    "corrupted",
+    "not a valid DuckDB database",
+    "Could not read enough bytes",
+    "replaying WAL",
+)
 
 
 def open_engine(path: Path, *, memory_limit_bytes: int, threads: int, temp_folder: Path) -> Engine:
@@ -23,8 +32,15 @@ def open_engine(path: Path, *, memory_limit_bytes: int, threads: int, temp_folde
 
     One instance, and a cursor of it for each connection of the engine: so each thread that takes a
     connection has a transaction and results of its own. Nothing outside the file and `temp_folder` can be
-    reached through it. Raises the typed errors of `typed_error`; then nothing stays open.
+    reached through it. Raises the typed errors of `typed_error`, and `StoreClosed` in a child of a process that
+    had the file open; then nothing stays open.
     """
+    if os.path.realpath(path) in _inherited:
+        raise StoreClosed(
+            f"{path} was open when this process was forked, and DuckDB would give the child its parent's instance, "
+            "whose writes go nowhere; fork before the store is used, or start processes by spawn",
+            path=path,
+        )
     config: dict[str, Any] = {
         "memory_limit": f"{memory_limit_bytes}B",
         "threads": threads,
@@ -53,14 +69,15 @@ def open_engine(path: Path, *, memory_limit_bytes: int, threads: int, temp_folde
         creator=lambda: ConnectionWrapper(base.cursor().cursor()),
         poolclass=NullPool,
     )
-    _bases[id(engine)] = base
+    _bases[id(engine)] = (os.path.realpath(path), base)
     return engine
 
 
 def close_engine(engine: Engine) -> None:
     """Close the file, without a checkpoint; the log stays beside it and is replayed at the next open."""
     engine.dispose()
-    _bases.pop(id(engine)).close()
+    _, base = _bases.pop(id(engine))
+    base.close()
 
 
 def log_path(path: Path) -> Path:
@@ -94,8 +111,8 @@ def is_log_damage(error: BaseException) -> bool:
 def typed_error(error: BaseException, path: Path) -> HoldfastError:
     """Translate an error of the driver, bare or wrapped by SQLAlchemy, into the library's own.
 
-    The caller raises the result `from` the original. Only the lock and the full disk are told by their
-    words, because DuckDB gives them no class of their own.
+    The caller raises the result `from` the original. The lock, the full disk and damage are told by their
+    words, because DuckDB gives them no classes of their own.
     """
     if isinstance(error, HoldfastError):
         return error
@@ -107,11 +124,25 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
         )
     if "No space left on device" in text:
         return StoreFull(f"no space left for {path}; free some space and try again", path=path)
-    return StoreCorrupt(
-        f"DuckDB failed on {path}: {text}. The file is left as it is; acknowledged points that are not "
-        "in it stay in the journal",
+    if any(word in text for word in _DAMAGE):
+        return StoreCorrupt(
+            f"{path} is damaged: {text}. It is left as it is; acknowledged points that are not in it stay in "
+            "the journal. Keep the file, and restore a backup",
+            path=path,
+        )
+    return HoldfastError(
+        f"work on {path} failed: {type(original).__name__}: {text}. Acknowledged points that are not in it stay "
+        "in the journal; try again",
         path=path,
     )
 
 
-_bases: dict[int, Any] = {}
+_bases: dict[int, tuple[str, Any]] = {}
+_inherited: set[str] = set()
+
+
+def _note_in_child() -> None:
+    _inherited.update(path for path, _ in _bases.values())
+
+
+os.register_at_fork(after_in_child=_note_in_child)

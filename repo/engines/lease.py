@@ -71,13 +71,13 @@ class Lease:
         """Take the lease, waiting at most `timeout_s` seconds; raises `StoreBusy` naming the holder."""
         if self._descriptor is not None:
             return
-        waiter = self._waiter or _Waiter(self._folder)
-        self._waiter = None
-        self._descriptor = waiter.wait(timeout_s)
+        if self._waiter is None or self._waiter.spent:
+            self._waiter = _Waiter(self._folder)
+        self._descriptor = self._waiter.wait(timeout_s)
         if self._descriptor is None:
-            # Its thread still stands in the queue; the next call takes its place over.
-            self._waiter = waiter
+            # Its thread still stands in the queue; a call that comes before its turn takes the place over.
             raise self._busy(timeout_s)
+        self._waiter = None
         self.held_since_s = time.monotonic()
         note = json.dumps({"pid": os.getpid(), "since_us": self._now_us(), "doing": doing}).encode()
         os.ftruncate(self._descriptor, 0)
@@ -101,9 +101,7 @@ class Lease:
     def close(self) -> None:
         """Release the lease and the turnstile for good."""
         self.release()
-        if self._waiter is not None:
-            self._waiter.abandon()
-            self._waiter = None
+        self._waiter = None
         if self._probe >= 0:
             os.close(self._probe)
             self._probe = -1
@@ -131,7 +129,10 @@ class Lease:
 
 
 class _Waiter:
-    """One place in the queue for the lease. flock knows no deadline, so a thread blocks in our stead."""
+    """One place in the queue for the lease. flock knows no deadline, so a thread blocks in our stead.
+
+    A lock that comes when no call waits for it is given straight back, and the place is spent.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -139,11 +140,14 @@ class _Waiter:
         self._settled = threading.Event()
         self._descriptor: int | None = None
         self._error: OSError | None = None
-        self._abandoned = False
+        self._awaited = False
         self._started = False
+        self.spent = False
 
     def wait(self, timeout_s: float) -> int | None:
         """Return the locked descriptor of the lease file, or None after `timeout_s`."""
+        with self._lock:
+            self._awaited = True
         if not self._started:
             self._started = True
             descriptor = self._at_once()
@@ -152,6 +156,7 @@ class _Waiter:
             threading.Thread(target=self._block, name="holdfast-lease", daemon=True).start()
         self._settled.wait(timeout_s)
         with self._lock:
+            self._awaited = False
             if self._error is not None:
                 raise StoreUnsupported(
                     f"{self._folder} is on a file system without locks ({self._error}); use a local disk",
@@ -159,14 +164,6 @@ class _Waiter:
                 ) from self._error
             descriptor, self._descriptor = self._descriptor, None
             return descriptor
-
-    def abandon(self) -> None:
-        """Leave the queue; a lock that comes later is given straight back."""
-        with self._lock:
-            self._abandoned = True
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
 
     def _at_once(self) -> int | None:
         turn = _open_lock(self._folder / TURN_FILE)
@@ -192,10 +189,11 @@ class _Waiter:
             os.close(lease)
         else:
             with self._lock:
-                if self._abandoned:
-                    os.close(lease)
-                else:
+                if self._awaited:
                     self._descriptor = lease
+                else:
+                    self.spent = True
+                    os.close(lease)
         finally:
             os.close(turn)
             self._settled.set()

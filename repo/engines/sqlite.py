@@ -18,8 +18,10 @@ __all__ = [
     "BARE",
     "READ",
     "DriverError",
+    "DriverWarning",
     "Folded",
     "bare_transaction",
+    "empty_wal",
     "fold_wal",
     "has_wal_reset_bug",
     "only_reading",
@@ -30,6 +32,9 @@ __all__ = [
 
 DriverError = sqlite3.Error
 """The root of what the driver raises by itself, past SQLAlchemy."""
+
+DriverWarning = sqlite3.Warning
+"""What it raises, in Python 3.11, for more than one statement."""
 
 OLDEST_VERSION = (3, 37, 0)
 """STRICT tables came with 3.37."""
@@ -134,12 +139,15 @@ def fold_wal(engine: Engine) -> Folded:
     A second connection holds the write lock meanwhile: that keeps the WAL-reset bug of older SQLite
     versions from ever being met. Waits for other writers as long as the engine's busy timeout.
     """
-    with engine.connect() as guard, guard.begin() as held, engine.connect() as worker:
-        driver = worker.connection.driver_connection
-        assert isinstance(driver, sqlite3.Connection)
-        _busy, log, done = driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    with engine.connect() as guard, guard.begin() as held:
+        folded = _checkpoint(engine, "PASSIVE")
         held.rollback()
-    return Folded(log, done)
+    return folded
+
+
+def empty_wal(engine: Engine) -> Folded:
+    """Fold the WAL into the file and cut it to nothing; the caller sees to it that nobody else writes or reads."""
+    return _checkpoint(engine, "TRUNCATE")
 
 
 def only_reading(action: int, *_: object) -> int:
@@ -163,6 +171,16 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
     if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
         return HoldfastError(f"{path} cannot be written ({original}); check its owner and mode", path=path)
     return HoldfastError(f"SQLite failed on {path}: {original}", path=path)
+
+
+def _checkpoint(engine: Engine, mode: str) -> Folded:
+    # Through the driver: SQLAlchemy would begin a transaction, in which no checkpoint can run.
+    with engine.connect() as worker:
+        driver: Any = worker.connection.driver_connection
+        busy, log, done = driver.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+    if busy:
+        raise StoreBusy("a WAL checkpoint met another reader or writer; it is tried again later")
+    return Folded(log, done)
 
 
 def _uri_path(path: Path) -> str:

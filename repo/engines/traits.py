@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, FromClause
 
 from repo.errors import StoreUnsupported
 
@@ -21,8 +21,8 @@ class Traits:
 
     name: str
 
-    load: Callable[[Connection, str, int, Iterable[Row]], None]
-    """Put rows into a table that the library made: (connection, table, columns a row, rows).
+    load: Callable[[Connection, FromClause, Iterable[Row]], None]
+    """Append rows to a table, each a sequence in the order of the table's columns.
     Goes through the driver: SQLAlchemy's own executemany is 40 times slower into DuckDB."""
 
     has_rowid: bool
@@ -46,16 +46,18 @@ def traits_of(connection: Connection) -> Traits:
         raise StoreUnsupported(f"points can be kept in {known}, not in {name}") from None
 
 
-def _load_duckdb(connection: Connection, table: str, _columns: int, rows: Iterable[Row]) -> None:
+def _load_duckdb(connection: Connection, table: FromClause, rows: Iterable[Row]) -> None:
     driver: Any = connection.connection.driver_connection
-    appender = driver.appender(table)
+    appender = driver.appender(str(table), columns=table.c.keys())
     appender.append_rows(rows)
     appender.flush()
 
 
-def _load_sqlite(connection: Connection, table: str, columns: int, rows: Iterable[Row]) -> None:
+def _load_sqlite(connection: Connection, table: FromClause, rows: Iterable[Row]) -> None:
     driver: Any = connection.connection.driver_connection
-    driver.executemany(f'INSERT INTO "{table}" VALUES ({", ".join("?" * columns)})', rows)
+    names = table.c.keys()
+    columns, values = ", ".join(f'"{name}"' for name in names), ", ".join("?" * len(names))
+    driver.executemany(f"INSERT INTO {table} ({columns}) VALUES ({values})", rows)
 
 
 _TRAITS = {

@@ -1,7 +1,8 @@
 """Lines of a CSV text as records: owns the parser's state between lines, knows nothing of what the cells mean.
 
 One record is one line, because no name and no reading may hold a line break: so a stray quote costs its own
-line and not the rest of the file.
+line and not the rest of the file. A line whose quotes do not pair is refused, also where it would parse: it may
+be the end of a cell that another line began.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ __all__ = ["MAX_LINE_CHARS", "Records"]
 
 MAX_LINE_CHARS = 1_048_576
 """A longer line is refused, and is never in memory as a whole."""
+
+_UNPAIRED = "the line has a quote that is not closed on it"
 
 
 class Records:
@@ -44,7 +47,7 @@ class Records:
     def __next__(self) -> str:
         """Return the next line to the parser, which asks for a second one only if a quote is open."""
         if self._line_was_fed:
-            raise csv.Error("a quoted cell is not closed on its line")
+            raise csv.Error(_UNPAIRED)
         self.line += 1
         line = self._read()
         if len(line) == MAX_LINE_CHARS and not line.endswith("\n"):
@@ -53,6 +56,8 @@ class Records:
             raise csv.Error(f"the line is longer than {MAX_LINE_CHARS} characters")
         if not line:
             raise StopIteration
+        if line.count('"') % 2:
+            raise csv.Error(_UNPAIRED)
         self._line_was_fed = True
         return line
 

@@ -118,16 +118,19 @@ def apply(
     """
     traits = traits_of(connection)
     applied = Applied()
-    if deletion is not None:
-        _delete(connection, deletion, known, applied)
+    for piece in () if deletion is None else list(deletion.pieces(known)):
+        _delete(connection, piece, known, applied)
     groups = _grouped(rows)
-    if rows:
-        left = _compare(connection, traits, rows, groups, known, applied)
+    spans = _spans(rows, groups, known)
+    if spans:
+        left = _compare(connection, traits, rows, spans, known, applied)
         if len(left) < len(rows):
             rows, groups = left, _grouped(left)
     for pair, group in groups.items():
         applied.touched[pair] = known[pair] = _with_group(known.get(pair), group)
-    if rows:
+    if rows and not spans:
+        traits.load(connection, _points, rows)
+    elif rows:
         connection.execute(insert(_points).from_select([c.name for c in _incoming.c], select(_incoming)))
         connection.execute(delete(_incoming))
     applied.appended = len(rows)
@@ -288,13 +291,13 @@ def _compare(
     connection: Connection,
     traits: Traits,
     rows: Sequence[Row],
-    groups: dict[tuple[str, str], _Group],
+    spans: Iterable[tuple[int, int]],
     known: dict[tuple[str, str], Summary],
     applied: Applied,
 ) -> Sequence[Row]:
     """Load the rows; take out those that are stored already; remove stored rows that they overwrite."""
     _load(connection, traits, rows)
-    stored = _stored(connection, traits, _spans(rows, groups, known))
+    stored = _stored(connection, traits, spans)
     if not stored:
         return rows
     same = {seq for seq, _, equal in stored if equal}
@@ -303,7 +306,7 @@ def _compare(
         rows = [row for row in rows if row[7] not in same]
         connection.execute(delete(_incoming))
         if rows:
-            traits.load(connection, _incoming.name, len(_incoming.c), rows)
+            traits.load(connection, _incoming, rows)
     if overwritten:
         _remove(connection, traits, [rowid for _, rowid in overwritten])
         seqs = {seq for seq, _ in overwritten}
@@ -318,7 +321,7 @@ def _compare(
 def _load(connection: Connection, traits: Traits, rows: Sequence[Row]) -> None:
     # IF NOT EXISTS, and not a note on the connection: a rollback takes the table away again.
     connection.execute(CreateTable(_incoming, if_not_exists=True))
-    traits.load(connection, _incoming.name, len(_incoming.c), rows)
+    traits.load(connection, _incoming, rows)
 
 
 def _spans(

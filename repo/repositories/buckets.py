@@ -59,7 +59,8 @@ class Buckets:
     def start_of(self, number: int) -> datetime:
         """Return the moment at which a bucket begins, in the zone."""
         if self.wall_clock:
-            return (_NAIVE_EPOCH + number * _MICROSECOND).replace(tzinfo=self.zone)
+            wall = (_NAIVE_EPOCH + number * _MICROSECOND).replace(tzinfo=self.zone)
+            return wall.astimezone(UTC).astimezone(self.zone)  # where clocks skip the start: when they go on
         return (_EPOCH + number * _MICROSECOND).astimezone(self.zone)
 
     @cached_property

@@ -82,7 +82,14 @@ class JournalRepository:
         self._connection.execute(update(StoreState).values(last_seq=func.max(StoreState.last_seq, through)))
         return self._connection.execute(delete(JournalRow).where(JournalRow.seq <= through)).rowcount
 
-    def renumber_past(self, floor: int) -> None:
-        """Give every row a seq past `floor`, and every later one; for a journal older than its columns."""
-        self._connection.execute(update(JournalRow).values(seq=JournalRow.seq + floor))
+    def renumber_past(self, floor: int, applied: int) -> int:
+        """Give the rows past `applied`, and every later one, seqs past `floor`; returns the new last seq.
+
+        For a journal older than its columns. What was applied before keeps its place: applied once more at
+        the end, it would undo what came after it.
+        """
+        table = JournalRow
+        moved = update(table).where(table.seq > applied).values(seq=table.seq + (floor - applied))
+        self._connection.execute(moved)
         self._connection.execute(update(StoreState).values(last_seq=floor))
+        return self.last_seq()

@@ -65,7 +65,7 @@ class ColumnsLedgerRepository:
     def add(self, loss: Loss) -> None:
         """Add an entry in the transaction of the drop itself."""
         table = TimeSeriesLedgerEntry.__table__
-        traits_of(self._connection).load(self._connection, "loss_ledger", len(table.c), [tuple(loss)])
+        traits_of(self._connection).load(self._connection, table, [tuple(loss)])
 
     def all(self) -> list[Loss]:
         """Return the entries that wait."""

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, RootTransaction, func, select
 
 from repo.clock import Clock, system_clock
 from repo.engines.traits import traits_of
-from repo.errors import InvalidQuery, TransactionRule
+from repo.errors import InvalidQuery, Refusal, TransactionRule
 from repo.models import Point
 from repo.moments import bound_us, parse_duration_us, to_datetime
 from repo.repositories import reading
@@ -52,6 +52,8 @@ class Written:
     last_seq: int | None
     accepted: int
     rejected: int = 0
+    refusals: tuple[Refusal, ...] = ()
+    """What `on_error="skip"` left out, in row order; `rejected` counts them."""
 
 
 class PointRepository:
@@ -96,7 +98,7 @@ class PointRepository:
         good ones and counts the others.
         """
         batch, refusals = check_rows(rows, accept_bool=False, now_us=self._clock(), skip=_skips(on_error))
-        return self._write(batch, len(refusals))
+        return self._write(batch, refusals)
 
     def delete(
         self, sensor_id: Names = None, metric_name: Names = None, start: Time = None, end: Time = None
@@ -152,16 +154,16 @@ class PointRepository:
         last = self._last_seq()
         return next_points(connection, seq, last, limit)
 
-    def _write(self, batch: Batch, rejected: int = 0) -> Written:
+    def _write(self, batch: Batch, refusals: tuple[Refusal, ...] = ()) -> Written:
         if not len(batch):
-            return Written(None, None, 0, rejected)
+            return Written(None, None, 0, len(refusals), refusals)
         self._begin_write()
         first = self._last_seq() + 1
         unique: dict[tuple[str, str, int], Row] = {}
         for row in rows_of(batch, first):
             unique[row[:3]] = row
         apply(self._connection, list(unique.values()), None, self._summaries().all())
-        return Written(first, first + len(batch) - 1, len(batch), rejected)
+        return Written(first, first + len(batch) - 1, len(batch), len(refusals), refusals)
 
     def _last_seq(self) -> int:
         return int(self._connection.scalar(select(func.max(Point.seq))) or 0)

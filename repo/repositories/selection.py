@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,7 +18,7 @@ Names = str | Sequence[str] | None
 """None is every name; a text with `*`, `?` or `[` is a glob; any other text, and each of a list, is exact."""
 
 MOST_NAMES = 20_000
-"""SQLite takes at most 32,766 parameters in one statement."""
+"""The most names of one statement: SQLite takes at most 32,766 parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,11 @@ class Selection:
     def of(
         cls, sensor_id: Names, metric_name: Names, start_us: int | None = None, end_us: int | None = None
     ) -> Selection:
-        """Check what a caller gave; raises `InvalidQuery` for names that are no text."""
-        return cls(_names(sensor_id, "sensor_id"), _names(metric_name, "metric_name"), start_us, end_us)
+        """Check what a caller gave; raises `InvalidQuery` for names that are no text, or too many."""
+        selection = cls(_names(sensor_id, "sensor_id"), _names(metric_name, "metric_name"), start_us, end_us)
+        lists = [names for names in (selection.sensor_id, selection.metric_name) if isinstance(names, tuple)]
+        _refuse_too_many(sum(map(len, lists)))
+        return selection
 
     @property
     def exact(self) -> tuple[str, str] | None:
@@ -63,6 +66,7 @@ class Selection:
         """
         parts: list[ColumnElement[bool]] = []
         known = list(known) if _is_glob(self.sensor_id) or _is_glob(self.metric_name) else ()
+        listed = 0
         for column, wanted, found in (
             (table.sensor_id, self.sensor_id, {s for s, _ in known}),
             (table.metric_name, self.metric_name, {m for _, m in known}),
@@ -73,14 +77,21 @@ class Selection:
                 parts.append(column == wanted)
                 continue
             chosen = sorted(n for n in found if _matches(wanted, n)) if isinstance(wanted, str) else wanted
-            if len(chosen) > MOST_NAMES:
-                raise InvalidQuery(f"{len(chosen)} names match {wanted!r}: more than {MOST_NAMES}; narrow it")
+            listed += len(chosen)
+            _refuse_too_many(listed)
             parts.append(column.in_(chosen) if chosen else false())
         if self.start_us is not None:
             parts.append(table.timestamp_us >= self.start_us)
         if self.end_us is not None:
             parts.append(table.timestamp_us < self.end_us)
         return and_(true(), *parts)
+
+    def pieces(self, known: Iterable[tuple[str, str]]) -> Iterator[Selection]:
+        """Yield selections that together mean the same, however many `known` names the globs match."""
+        known = list(known)
+        for sensors in _pieces(self.sensor_id, {s for s, _ in known}):
+            for metrics in _pieces(self.metric_name, {m for _, m in known}):
+                yield replace(self, sensor_id=sensors, metric_name=metrics)
 
     def to_json(self) -> bytes:
         """Return the form that a journal row keeps."""
@@ -102,14 +113,36 @@ class Selection:
 
 def _names(names: Names, field: str) -> str | tuple[str, ...] | None:
     if names is None or isinstance(names, str):
-        return names
+        return names if names is None else _encodable(names, field)
     if isinstance(names, bytes) or not isinstance(names, Iterable):
         raise InvalidQuery(f"{field}: a name, a glob, a list of names or None, not {type(names).__name__}")
     listed = tuple(dict.fromkeys(names))
     for name in listed:
         if not isinstance(name, str):
             raise InvalidQuery(f"{field}: every name is a text, not {type(name).__name__}")
+        _encodable(name, field)
     return listed
+
+
+def _encodable(name: str, field: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidQuery(f"{field}: {name[:40]!r} holds a lone surrogate, which no name does") from error
+    return name
+
+
+def _refuse_too_many(names: int) -> None:
+    if names > MOST_NAMES:
+        raise InvalidQuery(f"{names} names are selected: at most {MOST_NAMES} in one call; narrow it")
+
+
+def _pieces(wanted: str | tuple[str, ...] | None, found: set[str]) -> list[Any]:
+    if not _is_glob(wanted):
+        return [wanted]
+    chosen = sorted(name for name in found if _matches(wanted, name))
+    step = MOST_NAMES // 2
+    return [tuple(chosen[start : start + step]) for start in range(0, len(chosen), step)]
 
 
 def _is_glob(names: str | tuple[str, ...] | None) -> bool:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, delete, or_, select, update
+from sqlalchemy import Connection, and_, delete, select, tuple_, update
 
 from repo.engines.traits import traits_of
 from repo.models import Series, SeriesLatest, SeriesSummary
@@ -134,13 +134,11 @@ class _Summaries:
         for start in range(0, len(doomed), _CHUNK):
             chunk = doomed[start : start + _CHUNK]
             self._connection.execute(
-                delete(table).where(
-                    or_(*(and_(table.c.sensor_id == s, table.c.metric_name == m) for s, m in chunk))
-                )
+                delete(table).where(tuple_(table.c.sensor_id, table.c.metric_name).in_(chunk))
             )
         if summaries:
             rows = [(*pair, *summary) for pair, summary in summaries.items()]
-            traits_of(self._connection).load(self._connection, table.name, len(table.c), rows)
+            traits_of(self._connection).load(self._connection, table, rows)
 
 
 class SummaryRepository(_Summaries):

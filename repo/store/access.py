@@ -52,7 +52,7 @@ class Access:
         columns, flusher = self.parts()
         target = self.journal_end()
         with columns.shared(
-            doing, lambda: flusher.watermark >= target, lambda opened: flusher.through(opened, target)
+            doing, lambda: flusher.reached(target), lambda opened: flusher.through(opened, target)
         ) as connection:
             known = list(flusher.known)
             try:
@@ -73,8 +73,7 @@ class Access:
         columns, flusher = self.parts()
         target = self.journal_end()
         with columns.alone("checkpoint") as opened:
-            flusher.through(opened, target)
-            flusher.checkpoint(opened)
+            flusher.checkpoint(flusher.through(opened, target))
             return flusher.watermark
 
     def parts(self) -> tuple[Columns, Flusher]:

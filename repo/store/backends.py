@@ -23,6 +23,8 @@ log = logging.getLogger("holdfast.backends")
 
 Params = Sequence[Any] | Mapping[str, Any]
 
+_ONE_SELECT = "sql: exactly one SELECT is allowed"
+
 
 class Backend(Protocol):
     """One engine under the columns."""
@@ -115,12 +117,14 @@ class DuckDBBackend:
         driver: Any = connection.connection.driver_connection
         try:
             statements = driver.extract_statements(query)
-            kinds = [statement.type for statement in statements]
-            if kinds not in ([duckdb.StatementType.SELECT], [duckdb.StatementType.EXPLAIN]):
-                raise InvalidQuery("sql: exactly one SELECT is allowed")
+            if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+                raise InvalidQuery(_ONE_SELECT)
+            # A SELECT may delete: `WITH gone AS (DELETE ... RETURNING ...) SELECT ...`.
+            driver.rollback()
+            driver.execute("BEGIN TRANSACTION READ ONLY")
             cursor = driver.execute(statements[0], params or None)
             return _dicts(cursor.description, cursor.fetchall())
-        except duckdb.Error as error:
+        except (duckdb.Error, UnicodeError, TypeError) as error:
             raise InvalidQuery(f"sql: {error}") from error
 
 
@@ -149,8 +153,7 @@ class SQLiteBackend:
 
     def checkpoint(self, engine: Engine) -> None:
         """Fold the WAL into the file and empty it; under the lease nobody else can be writing."""
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        sqlite.empty_wal(engine)
 
     def log_bytes(self) -> int:
         """Return the size of the WAL."""
@@ -170,9 +173,9 @@ class SQLiteBackend:
         try:
             cursor = driver.execute(query, params)
             if cursor.description is None:
-                raise InvalidQuery("sql: exactly one SELECT is allowed")
+                raise InvalidQuery(_ONE_SELECT)
             return _dicts(cursor.description, cursor.fetchall())
-        except sqlite.DriverError as error:
+        except (sqlite.DriverError, sqlite.DriverWarning, UnicodeError, OverflowError, TypeError) as error:
             raise InvalidQuery(f"sql: {error}") from error
         finally:
             driver.set_authorizer(None)

@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,7 @@ class Columns:
         self._changed = threading.Condition()
         self._readers = 0
         self._alone = False
-        self._alone_waiting = 0
+        self._queue: deque[object] = deque()
         self._open: OpenColumns | None = None
         self._left_s = 0.0
         self._closed = False
@@ -78,7 +79,7 @@ class Columns:
 
     @contextmanager
     def shared(
-        self, doing: str, ready: Callable[[], bool], prepare: Callable[[OpenColumns], None]
+        self, doing: str, ready: Callable[[], bool], prepare: Callable[[OpenColumns], object]
     ) -> Iterator[Connection]:
         """A connection to read on, beside other readers, in a transaction of its own.
 
@@ -122,7 +123,7 @@ class Columns:
     def tend(self) -> None:
         """Let go while nobody uses it, if another process waits or it has been idle for long."""
         with self._changed:
-            if self._open is None or self._readers or self._alone or self._alone_waiting:
+            if self._open is None or self._readers or self._alone or self._queue:
                 return
             idle_s = time.monotonic() - self._left_s
             if idle_s < self._settings.lease_idle_s and not self._lease.wanted():
@@ -141,25 +142,24 @@ class Columns:
         self._let_go()
         self._lease.close()
 
-    # --- the gate: one alone, or many shared; who wants to be alone goes first ------------------------
+    # --- the gate: one alone, or many shared; in the order in which they came -------------------------
 
     def _enter(self, doing: str, deadline: float, *, alone: bool) -> None:
+        ticket = object()
+
         def free() -> bool:
-            if alone:
-                return not self._alone and not self._readers
-            return not self._alone and not self._alone_waiting
+            return self._queue[0] is ticket and not self._alone and not (alone and self._readers)
 
         with self._changed:
-            self._alone_waiting += alone
+            self._queue.append(ticket)
             try:
-                entered = self._changed.wait_for(free, deadline - time.monotonic())
+                entered = self._changed.wait_for(free, max(0.0, deadline - time.monotonic()))
             finally:
-                self._alone_waiting -= alone
-            if self._closed:
+                self._queue.remove(ticket)
                 self._changed.notify_all()
+            if self._closed:
                 raise StoreClosed(f"the store {self._folder} is closed", path=self._folder)
             if not entered:
-                self._changed.notify_all()
                 raise StoreBusy(
                     f"another thread of this process used the columns of {self._folder} until the deadline; "
                     f"wanted for: {doing}. Try again, or raise lease_timeout_s",

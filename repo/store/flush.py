@@ -67,6 +67,7 @@ class Flusher:
         self._known: dict[tuple[str, str], Summary] = {}
         self._copied_losses: list[str] = []
         self._pruned_through = 0
+        self._renumbered_through = 0
         self._checkpointed_s = time.monotonic()
         columns.notify(opened=self._opened, closed=self._closed)
 
@@ -80,22 +81,25 @@ class Flusher:
         """The series that have points in the open file."""
         return self._known
 
-    def through(self, opened: OpenColumns, seq: int) -> None:
+    def reached(self, seq: int) -> bool:
+        """Say whether the open file holds everything that was in the journal when its last seq was `seq`."""
+        return self.watermark >= max(seq, self._renumbered_through)
+
+    def through(self, opened: OpenColumns, seq: int) -> OpenColumns:
         """Flush until the columns hold everything up to `seq`; raises `FlushFailed` or a typed error.
 
-        What could not be applied stays in the journal, and the next call begins there.
+        What could not be applied stays in the journal, and the next call begins there. Returns the open
+        columns, which are others after an error that made it reopen the file.
         """
-        while self.watermark < seq and (work := self._take(seq)) is not None:
-            opened = self._apply(opened, work)
-            if self._checkpoint_due(opened):
-                self.checkpoint(opened)
+        while not self.reached(seq) and (work := self._take(max(seq, self._renumbered_through))) is not None:
+            opened = self.checkpoint_if_due(self._apply(opened, work))
+        return opened
 
-    def checkpoint_if_due(self, opened: OpenColumns) -> None:
+    def checkpoint_if_due(self, opened: OpenColumns) -> OpenColumns:
         """Checkpoint when the log is long, or when rows have waited long for it."""
-        if self._checkpoint_due(opened):
-            self.checkpoint(opened)
+        return self.checkpoint(opened) if self._checkpoint_due(opened) else opened
 
-    def checkpoint(self, opened: OpenColumns) -> None:
+    def checkpoint(self, opened: OpenColumns) -> OpenColumns:
         """Make the columns durable through the watermark, read it back, and prune the journal up to there.
 
         One that fails is tried later and prunes nothing.
@@ -105,11 +109,11 @@ class Flusher:
             durable = self._read_state(opened).watermark
         except Exception as error:  # noqa: BLE001  whatever the engine raised: nothing may be pruned
             log.warning("a checkpoint of %s failed and is tried later: %s", opened.backend.path, error)
-            self._columns.reopen()
-            return
+            return self._columns.reopen()
         finally:
             self._checkpointed_s = time.monotonic()
         self._prune(durable)
+        return opened
 
     # --- one transaction ------------------------------------------------------------------------------
 
@@ -164,7 +168,11 @@ class Flusher:
                 path=opened.backend.path,
             )
         self._copied_losses = []
-        self._copy(applied.touched, applied.gone, losses)
+        try:
+            self._copy(applied.touched, applied.gone, losses)
+        except Exception as error:  # noqa: BLE001  opening copies everything, or raises what stands in the way
+            log.warning("the summaries of %s are copied once more: %s", opened.backend.path, error)
+            return self._columns.reopen()
         if opened.backend.durable_at_commit:
             self._prune(self.watermark)
         return opened
@@ -265,7 +273,8 @@ class Flusher:
                     opened.backend.path,
                     floor,
                 )
-                JournalRepository(connection).renumber_past(floor)
+                applied = min(facts.copied_through, self.watermark)
+                self._renumbered_through = JournalRepository(connection).renumber_past(floor, applied)
             latest = LatestRepository(connection)
             latest.clear()
             latest.replace(self._known)

@@ -60,7 +60,6 @@ class Keeper:
             return
         try:
             with columns.alone("background flush", timeout_s=0.0 if not columns.is_open else None) as opened:
-                flusher.through(opened, state.last_seq)
-                flusher.checkpoint_if_due(opened)
+                flusher.checkpoint_if_due(flusher.through(opened, state.last_seq))
         except StoreBusy:
             return  # who holds the lease flushes everything, ours too

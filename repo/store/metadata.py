@@ -52,6 +52,7 @@ class MetadataDatabase:
     @contextmanager
     def journal_write(self, payload_bytes: int = 0) -> Iterator[Connection]:
         """A transaction that appends to the journal: committed at the end of the block, as durably as set."""
+        self.refuse_after_fork()
         with self._lock:
             self._usable()
             if self._writer is None:
@@ -63,6 +64,7 @@ class MetadataDatabase:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction on anything else: committed in full at the end of the block."""
+        self.refuse_after_fork()
         with self._lock:
             self._usable()
             with self._typed(), self._careful.begin() as connection:
@@ -93,8 +95,10 @@ class MetadataDatabase:
 
     def close(self) -> None:
         """Close all connections; does nothing in a child of the process that opened them."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
-            if self._closed or os.getpid() != self._pid:
+            if self._closed:
                 return
             self._closed = True
             if self._writer is not None:
@@ -111,11 +115,19 @@ class MetadataDatabase:
         except sqlite.DriverError as error:
             raise sqlite.typed_error(error, self.path) from error
 
-    def _usable(self) -> None:
+    def refuse_after_fork(self) -> None:
+        """Raise `StoreClosed` in a child of the process that opened it; takes no lock.
+
+        A thread of the parent may have held any lock at the moment of the fork, and in the child nobody ever
+        lets go of it.
+        """
         if os.getpid() != self._pid:
             raise StoreClosed(
                 f"the store {self.path.parent} was opened before fork(); open it again in this process",
                 path=self.path.parent,
             )
+
+    def _usable(self) -> None:
+        self.refuse_after_fork()
         if self._closed:
             raise StoreClosed(f"the store {self.path.parent} is closed", path=self.path.parent)

@@ -76,7 +76,7 @@ class PointWriter:
         Rows are dicts (`sensor_id, metric_name, value`, and perhaps `timestamp` or `timestamp_us`, `quality`,
         `metadata`), tuples `(sensor_id, metric_name, timestamp, value[, quality[, metadata]])`, or dataclasses.
         `on_error="raise"`: all are written or, with `InvalidPoint` listing every bad row, none.
-        `on_error="skip"`: good rows are written, the others counted in `rejected`.
+        `on_error="skip"`: good rows are written, the others are in `refusals`.
         """
         submission = self._submission(rows, on_error)
         return self._send(submission)
@@ -102,7 +102,7 @@ class PointWriter:
             skip=on_error == "skip",
         )
         changes = (PointsChange.of(batch),) if len(batch) else ()
-        return Submission(changes, rejected=len(refusals))
+        return Submission(changes, refusals=refusals)
 
 
 class Points(PointWriter):

@@ -99,9 +99,9 @@ def points_of(data: Mapping[str, Any], source: str, timestamp_us: int) -> list[d
     moment = data.get("timestamp")
     if _is_number(moment):
         timestamp_us = to_us(moment, "data.timestamp")
-    numbers = {name: data[name] for name in READING_FIELDS if _is_number(data.get(name))}
+    numbers = [(name, data[name]) for name in READING_FIELDS if _is_number(data.get(name))]
     if _is_number(data.get("value")):
-        numbers[data.get("metric_name") or data.get("metric") or "unknown"] = data["value"]
+        numbers.append((data.get("metric_name") or data.get("metric") or "unknown", data["value"]))
     quality = data.get("quality")
     return [
         {
@@ -111,7 +111,7 @@ def points_of(data: Mapping[str, Any], source: str, timestamp_us: int) -> list[d
             "value": number,
             "quality": quality if type(quality) is int else None,
         }
-        for metric, number in numbers.items()
+        for metric, number in numbers
     ]
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, inspect
 
 from repo.clock import Clock, system_clock
 from repo.engines import sqlite
@@ -92,8 +92,11 @@ class Store:
         An error in the block, or at the commit, leaves nothing of it.
         """
         transaction = Transaction(self._access)
-        yield transaction
-        transaction.written = self._access.writer.commit(transaction.end())
+        try:
+            yield transaction
+        finally:
+            submission = transaction.end()
+        transaction.written = self._access.writer.commit(submission)
 
     def sql(self, query: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
         """Run one SELECT on the columns (`time_series_data`, `series`) and return its rows as dicts.
@@ -164,16 +167,20 @@ class Store:
         has_metadata = database.exists() and (
             database.stat().st_size > 0 or database.with_name(f"{database.name}-wal").exists()
         )
-        columns = [self.path / name for name in _COLUMN_FILES.values() if (self.path / name).exists()]
-        if not has_metadata and columns:
-            raise StoreCorrupt(
-                f"{columns[0]} has no {METADATA_FILE} beside it, which holds the journal: this is a damaged store, "
-                f"not a new one. Restore {METADATA_FILE}, or move the file away to begin anew",
-                path=self.path,
-            )
+        if not has_metadata:
+            self._refuse_columns_alone()
         if not has_metadata and not create:
             raise StoreMissing(f"there is no store in {self.path}; `holdfast init` makes one", path=self.path)
         self.path.mkdir(parents=True, exist_ok=True)
+
+    def _refuse_columns_alone(self) -> None:
+        columns = [self.path / name for name in _COLUMN_FILES.values() if (self.path / name).exists()]
+        if columns:
+            raise StoreCorrupt(
+                f"{columns[0]} has no {METADATA_FILE} beside it, or an empty one; it holds the journal: this is a "
+                f"damaged store, not a new one. Restore {METADATA_FILE}, or move the file away to begin anew",
+                path=self.path,
+            )
 
     def _prepared(self, metadata: MetadataDatabase, clock: Clock) -> State:
         """Return the store's facts, after bringing its schema to the present one."""
@@ -185,6 +192,8 @@ class Store:
                 state = StateRepository(connection).get()
                 if state is not None:
                     return state
+            if standing is version.Standing.UNVERSIONED and not inspect(connection).get_table_names():
+                self._refuse_columns_alone()
         lease = Lease(self.path, clock)
         lease.acquire(self.settings.lease_timeout_s, "preparing the store")
         try:

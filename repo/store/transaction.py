@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repo.errors import TransactionRule
+from repo.errors import Refusal, TransactionRule
 from repo.repositories.points import Written
 from repo.store.access import Access
 from repo.store.points import PointWriter
@@ -21,7 +21,7 @@ class Transaction:
 
     def __init__(self, access: Access) -> None:
         self._changes: list[Change] = []
-        self._rejected = 0
+        self._refusals: tuple[Refusal, ...] = ()
         self._open = True
         self.points = PointWriter(access, self._collect)
         self.records = RecordWriter(access, self._collect)
@@ -32,11 +32,11 @@ class Transaction:
         if not self._open:
             raise TransactionRule("this transaction has ended; begin another with store.transaction()")
         self._changes += submission.changes
-        self._rejected += submission.rejected
+        self._refusals += submission.refusals
         accepted = sum(c.count for c in submission.changes if isinstance(c, PointsChange))
-        return Written(None, None, accepted, submission.rejected)
+        return Written(None, None, accepted, len(submission.refusals), submission.refusals)
 
     def end(self) -> Submission:
         """Return all that was collected; nothing more is taken."""
         self._open = False
-        return Submission(self._changes, rejected=self._rejected)
+        return Submission(self._changes, refusals=self._refusals)

@@ -72,7 +72,7 @@ class Submission:
     """Changes that are acknowledged together or not at all."""
 
     changes: Sequence[Change]
-    rejected: int = 0
+    refusals: tuple[Refusal, ...] = ()
     written: Written | None = None
     error: BaseException | None = None
     future: Future[Written] | None = None
@@ -122,6 +122,7 @@ class Writer:
 
     def commit_all(self, submissions: Sequence[Submission]) -> None:
         """Make several durable in one commit; each then has `written` or `error`."""
+        self._metadata.refuse_after_fork()
         party = _Party(submissions)
         with self._mutex:
             self._queue.append(party)
@@ -140,6 +141,7 @@ class Writer:
 
     def submit(self, submission: Submission) -> Future[Written]:
         """Queue one submission for the writer's own thread; waits only while the queue is full."""
+        self._metadata.refuse_after_fork()
         return self._inbox.put(submission)
 
     def close(self) -> None:
@@ -232,7 +234,9 @@ class Writer:
                         change.record_id, change.source, change.data_json, change.timestamp_s, now_us / 1e6
                     )
             first_seq, last_seq = (before + 1, seq) if seq > before else (None, None)
-            submission.written = Written(first_seq, last_seq, points, submission.rejected)
+            submission.written = Written(
+                first_seq, last_seq, points, len(submission.refusals), submission.refusals
+            )
         row.end()
 
     def _kinds_fit(

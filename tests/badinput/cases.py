@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,15 @@ Expectation = Stored | Refused | NoPoint | None
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the grid. `expect` holds for all doors of Python, but for those that `doors` names."""
+    """One row of the grid. `expect` is for the doors of Python, or for those in `doors`; `csv` for a CSV cell."""
 
     field: str
     fault: str
     given: Any = None
     expect: Expectation = None
     cell: str | None = None
-    long: Expectation = None
-    wide: Expectation = None
+    csv: Expectation = None
+    wide: Expectation | Literal["as long"] = "as long"
     doors: tuple[str, ...] | None = None
 
 
@@ -56,16 +56,16 @@ def _names(field: str) -> list[Case]:
     """Sensor and metric names follow one rule; only an unnamed column of a wide file is no metric at all."""
 
     def both(fault: str, given: str, expect: Expectation) -> Case:
-        return Case(field, fault, given, expect, given, expect, expect)
+        return Case(field, fault, given, expect, given, expect)
 
     is_header = field == "metric_name"
     return [
         Case(field, "None", None, Refused("is None")),
-        Case(field, "empty", "", Refused("is empty"), "", Refused("is empty"), None if is_header else Refused("is empty")),
-        Case(field, "wrong type", 7, Refused("is an int"), "7", Stored("7"), Stored("7")),
-        Case(field, "bool", True, Refused("is a bool"), "True", Stored("True"), Stored("True")),
-        Case(field, "NaN", math.nan, Refused("is a float"), "NaN", Stored("NaN"), Stored("NaN")),
-        Case(field, "inf", math.inf, Refused("is a float"), "inf", Stored("inf"), Stored("inf")),
+        Case(field, "empty", "", Refused("is empty"), "", Refused("is empty"), None if is_header else "as long"),
+        Case(field, "wrong type", 7, Refused("is an int"), "7", Stored("7")),
+        Case(field, "bool", True, Refused("is a bool"), "True", Stored("True")),
+        Case(field, "NaN", math.nan, Refused("is a float"), "NaN", Stored("NaN")),
+        Case(field, "inf", math.inf, Refused("is a float"), "inf", Stored("inf")),
         Case(field, "Decimal", Decimal(1), Refused("is a Decimal")),
         Case(field, "bytes", b"S", Refused("is a bytes")),
         Case(field, "list", ["S"], Refused("is a list")),
@@ -73,7 +73,7 @@ def _names(field: str) -> list[Case]:
         both("control character", "a\tb", Refused("U+0009")),
         both("NUL", "a\x00b", Refused("U+0000")),
         both("C1 control character", "a\x9bb", Refused("U+009B")),
-        Case(field, "line break", "a\nb", Refused("U+000A"), "a\nb", Refused("quoted cell"), Refused("quoted cell")),
+        Case(field, "line break", "a\nb", Refused("U+000A"), "a\nb", Refused("not closed")),
         both("lone surrogate", "a\udc80b", Refused("lone surrogate")),
         both("255 characters", "\u00e9" * 255, Stored("\u00e9" * 255)),
         both("256 characters", "x" * 256, Refused("256 characters")),
@@ -83,81 +83,84 @@ def _names(field: str) -> list[Case]:
         both("format characters", "{0}%s%n", Stored("{0}%s%n")),
         both("decomposed accent", "e\u0301", Stored("e\u0301")),
         both("beyond the BMP", "\U0001f321", Stored("\U0001f321")),
-        Case(field, "blank", " ", Stored(" "), " ", Stored(" "), None if is_header else Stored(" ")),
+        Case(field, "blank", " ", Stored(" "), " ", Stored(" "), None if is_header else "as long"),
     ]  # fmt: skip
 
 
 _NO_TIME = Refused("fits no time format")
 _TIMES = [
     Case("timestamp", "None", None, Stored(NOW_US)),
-    Case("timestamp", "empty", "", Refused("is a text"), "", _NO_TIME, _NO_TIME),
+    Case("timestamp", "empty", "", Refused("is a text"), "", _NO_TIME),
     Case("timestamp", "wrong type", [1], Refused("type list")),
-    Case("timestamp", "bool", True, Refused("is a bool"), "True", _NO_TIME, _NO_TIME),
-    Case("timestamp", "NaN", math.nan, Refused("NaN"), "NaN", Refused("not a time"), Refused("not a time")),
-    Case("timestamp", "inf", math.inf, Refused("infinite"), "inf", Refused("not a time"), Refused("not a time")),
-    Case("timestamp", "minus zero", -0.0, Stored(0), "-0.0", Stored(0), Stored(0)),
-    Case("timestamp", "huge int", 10**400, Refused("outside the years"), "1" + "0" * 400, _NO_TIME, _NO_TIME),
+    Case("timestamp", "bool", True, Refused("is a bool"), "True", _NO_TIME),
+    Case("timestamp", "NaN", math.nan, Refused("NaN"), "NaN", Refused("not a time")),
+    Case("timestamp", "inf", math.inf, Refused("infinite"), "inf", Refused("not a time")),
+    Case("timestamp", "minus zero", -0.0, Stored(0), "-0.0", Stored(0)),
+    Case("timestamp", "huge int", 10**400, Refused("outside the years"), "1" + "0" * 400, _NO_TIME),
     Case("timestamp", "2**53+1", 2**53 + 1, Refused("looks like microseconds"), "9007199254740993",
-         Refused("looks like microseconds"), Refused("looks like microseconds")),
-    Case("timestamp", "Decimal", Decimal("1.5"), Stored(1_500_000), "1.5", Stored(1_500_000), Stored(1_500_000)),
+         Refused("looks like microseconds")),
+    Case("timestamp", "Decimal", Decimal("1.5"), Stored(1_500_000), "1.5", Stored(1_500_000)),
     Case("timestamp", "huge Decimal", Decimal("1e999999999"), Refused("outside the years"), "1e999999999",
-         Refused("outside the years"), Refused("outside the years")),
-    Case("timestamp", "numeric text", "12", Refused("is a text"), "12", Stored(12_000_000), Stored(12_000_000)),
+         Refused("outside the years")),
+    Case("timestamp", "numeric text", "12", Refused("is a text"), "12", Stored(12_000_000)),
     Case("timestamp", "time as text", "2024-01-01T00:00:00Z", Refused("is a text"), "2024-01-01T00:00:00Z",
-         Stored(1_704_067_200_000_000), Stored(1_704_067_200_000_000)),
+         Stored(1_704_067_200_000_000)),
     Case("timestamp", "bytes", b"12", Refused("type bytes")),
-    Case("timestamp", "control character", "12\t3", Refused("is a text"), "12\t3", _NO_TIME, _NO_TIME),
-    Case("timestamp", "NUL", "12\x00", Refused("is a text"), "12\x00", _NO_TIME, _NO_TIME),
-    Case("timestamp", "lone surrogate", "12\udc80", Refused("is a text"), "12\udc80", _NO_TIME, _NO_TIME),
-    Case("timestamp", "injection text", "0); DROP TABLE x", Refused("is a text"), "0); DROP TABLE x", _NO_TIME, _NO_TIME),
+    Case("timestamp", "control character", "12\t3", Refused("is a text"), "12\t3", _NO_TIME),
+    Case("timestamp", "NUL", "12\x00", Refused("is a text"), "12\x00", _NO_TIME),
+    Case("timestamp", "lone surrogate", "12\udc80", Refused("is a text"), "12\udc80", _NO_TIME),
+    Case("timestamp", "injection text", "0); DROP TABLE x", Refused("is a text"), "0); DROP TABLE x", _NO_TIME),
     Case("timestamp", "milliseconds", 1_700_000_000_000, Refused("looks like milliseconds"), "1700000000000",
-         Refused("looks like milliseconds"), Refused("looks like milliseconds")),
+         Refused("looks like milliseconds")),
     Case("timestamp", "microseconds", 1_700_000_000_000_000, Refused("looks like microseconds"), "1700000000000000",
-         Refused("looks like microseconds"), Refused("looks like microseconds")),
+         Refused("looks like microseconds")),
     Case("timestamp", "nanoseconds", 1.7e18, Refused("looks like nanoseconds"), "1700000000000000000",
-         Refused("looks like nanoseconds"), Refused("looks like nanoseconds")),
+         Refused("looks like nanoseconds")),
     Case("timestamp", "last moment", datetime(2261, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
          Stored(9_214_646_399_999_999), "2261-12-31T23:59:59.999999Z",
-         Stored(9_214_646_399_999_999), Stored(9_214_646_399_999_999)),
+         Stored(9_214_646_399_999_999)),
     Case("timestamp", "year 2262", datetime(2262, 1, 1, tzinfo=UTC), Refused("1678 to 2261"), "2262-01-01T00:00Z",
-         Refused("1678 to 2261"), Refused("1678 to 2261")),
+         Refused("1678 to 2261")),
     Case("timestamp", "year 2262 in seconds", 9_214_646_400, Refused("1678 to 2261"), "9214646400",
-         Refused("1678 to 2261"), Refused("1678 to 2261")),
+         Refused("1678 to 2261")),
     Case("timestamp", "first moment", -9_214_560_000, Stored(-9_214_560_000_000_000), "1678-01-01",
-         Stored(-9_214_560_000_000_000), Stored(-9_214_560_000_000_000)),
+         Stored(-9_214_560_000_000_000)),
     Case("timestamp", "year 1677", datetime(1677, 12, 31, tzinfo=UTC), Refused("1678 to 2261"), "1677-12-31",
-         Refused("1678 to 2261"), Refused("1678 to 2261")),
-    Case("timestamp", "before 1970", -1.5, Stored(-1_500_000), "-1.5", Stored(-1_500_000), Stored(-1_500_000)),
+         Refused("1678 to 2261")),
+    Case("timestamp", "before 1970", -1.5, Stored(-1_500_000), "-1.5", Stored(-1_500_000)),
     Case("timestamp", "naive datetime", datetime(2024, 1, 1), Refused("without a time zone"), "2024-01-01 00:00:00",  # noqa: DTZ001
-         Stored(1_704_067_200_000_000), Stored(1_704_067_200_000_000)),
+         Stored(1_704_067_200_000_000)),
     Case("timestamp", "other zone", datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=1))),
          Stored(1_704_063_600_000_000), "2024-01-01T00:00:00+01:00",
-         Stored(1_704_063_600_000_000), Stored(1_704_063_600_000_000)),
+         Stored(1_704_063_600_000_000)),
     Case("timestamp", "date", date(2024, 1, 1), Refused("type date"), "2024-01-01",
-         Stored(1_704_067_200_000_000), Stored(1_704_067_200_000_000)),
+         Stored(1_704_067_200_000_000)),
     Case("timestamp", "microsecond float", 1_700_000_000.123457, Stored(1_700_000_000_123_457), "1700000000.123457",
-         Stored(1_700_000_000_123_457), Stored(1_700_000_000_123_457)),
-    Case("timestamp", "impossible day", None, None, "2023-02-29", _NO_TIME, _NO_TIME),
+         Stored(1_700_000_000_123_457)),
+    Case("timestamp", "impossible day", None, None, "2023-02-29", _NO_TIME),
 ]  # fmt: skip
 
 _US_DOORS = ("dict", "dict among others")
 _MICROSECONDS = [
-    Case("timestamp_us", fault, given, expect, doors=_US_DOORS)
-    for fault, given, expect in [
-        ("None", None, Stored(NOW_US)),
-        ("bool", True, Refused("type bool")),
-        ("float", 1.0, Refused("type float")),
-        ("NaN", math.nan, Refused("type float")),
-        ("Decimal", Decimal(1), Refused("type Decimal")),
-        ("numeric text", "1", Refused("type str")),
-        ("bytes", b"1", Refused("type bytes")),
-        ("huge int", 10**400, Refused("outside the years")),
-        ("nanoseconds", 1_700_000_000_000_000_000, Refused("looks like nanoseconds")),
-        ("2**53+1", 2**53 + 1, Stored(2**53 + 1)),
-        ("year 2262", 9_214_646_400_000_000, Refused("outside the years")),
-        ("naive datetime", datetime(2024, 1, 1), Refused("type datetime")),  # noqa: DTZ001
-        ("before 1970", -1, Stored(-1)),
-    ]
+    Case("timestamp_us", "None", None, Stored(NOW_US), doors=_US_DOORS),
+    Case("timestamp_us", "bool", True, Refused("type bool"), doors=_US_DOORS),
+    Case("timestamp_us", "float", 1.0, Refused("type float"), doors=_US_DOORS),
+    Case("timestamp_us", "NaN", math.nan, Refused("type float"), doors=_US_DOORS),
+    Case("timestamp_us", "Decimal", Decimal(1), Refused("type Decimal"), doors=_US_DOORS),
+    Case("timestamp_us", "numeric text", "1", Refused("type str"), doors=_US_DOORS),
+    Case("timestamp_us", "bytes", b"1", Refused("type bytes"), doors=_US_DOORS),
+    Case("timestamp_us", "huge int", 10**400, Refused("outside the years"), doors=_US_DOORS),
+    Case(
+        "timestamp_us",
+        "nanoseconds",
+        1_700_000_000_000_000_000,
+        Refused("looks like nanoseconds"),
+        doors=_US_DOORS,
+    ),
+    Case("timestamp_us", "2**53+1", 2**53 + 1, Stored(2**53 + 1), doors=_US_DOORS),
+    Case("timestamp_us", "year 2262", 9_214_646_400_000_000, Refused("outside the years"), doors=_US_DOORS),
+    Case("timestamp_us", "naive datetime", datetime(2024, 1, 1), Refused("type datetime"), doors=_US_DOORS),  # noqa: DTZ001
+    Case("timestamp_us", "before 1970", -1, Stored(-1), doors=_US_DOORS),
 ]
 
 _NO_NUMBER = Refused("is not a number")
@@ -168,54 +171,54 @@ _VALUES = [
     Case("value", "wrong type", [1.0], Refused("is a list")),
     Case("value", "object", object(), Refused("is an object")),
     Case("value", "complex", 1j, Refused("is a complex")),
-    Case("value", "datetime", datetime(2024, 1, 1, tzinfo=UTC), Refused("is a datetime"), "2024-01-01", _NO_NUMBER, _NO_NUMBER),
-    Case("value", "bool", True, Refused("is a bool"), "True", _NO_NUMBER, _NO_NUMBER),
+    Case("value", "datetime", datetime(2024, 1, 1, tzinfo=UTC), Refused("is a datetime"), "2024-01-01", _NO_NUMBER),
+    Case("value", "bool", True, Refused("is a bool"), "True", _NO_NUMBER),
     Case("value", "NaN", math.nan, Stored(None), "nan", Stored(None), NoPoint()),
-    Case("value", "inf", math.inf, Stored(math.inf), "inf", Stored(math.inf), Stored(math.inf)),
-    Case("value", "-inf", -math.inf, Stored(-math.inf), "-Infinity", Stored(-math.inf), Stored(-math.inf)),
-    Case("value", "minus zero", -0.0, Stored(0.0), "-0.0", Stored(0.0), Stored(0.0)),
-    Case("value", "smallest", 5e-324, Stored(5e-324), "5e-324", Stored(5e-324), Stored(5e-324)),
+    Case("value", "inf", math.inf, Stored(math.inf), "inf", Stored(math.inf)),
+    Case("value", "-inf", -math.inf, Stored(-math.inf), "-Infinity", Stored(-math.inf)),
+    Case("value", "minus zero", -0.0, Stored(0.0), "-0.0", Stored(0.0)),
+    Case("value", "smallest", 5e-324, Stored(5e-324), "5e-324", Stored(5e-324)),
     Case("value", "largest", 1.7976931348623157e308, Stored(1.7976931348623157e308), "1.7976931348623157e308",
-         Stored(1.7976931348623157e308), Stored(1.7976931348623157e308)),
-    Case("value", "huge int", 10**400, Refused("too large"), "1" + "0" * 400, Refused("too large"), Refused("too large")),
-    Case("value", "2**53", 2**53, Stored(2.0**53), "9007199254740992", Stored(2.0**53), Stored(2.0**53)),
-    Case("value", "2**53+1", 2**53 + 1, Refused("would round"), "9007199254740993", Refused("would round"), Refused("would round")),
-    Case("value", "Decimal", Decimal("0.1"), Stored(0.1), "0.1", Stored(0.1), Stored(0.1)),
+         Stored(1.7976931348623157e308)),
+    Case("value", "huge int", 10**400, Refused("too large"), "1" + "0" * 400, Refused("too large")),
+    Case("value", "2**53", 2**53, Stored(2.0**53), "9007199254740992", Stored(2.0**53)),
+    Case("value", "2**53+1", 2**53 + 1, Refused("would round"), "9007199254740993", Refused("would round")),
+    Case("value", "Decimal", Decimal("0.1"), Stored(0.1), "0.1", Stored(0.1)),
     Case("value", "huge Decimal", Decimal("1e999999999"), Refused("too large"), "1e999999999",
-         Refused("too large"), Refused("too large")),
-    Case("value", "numeric text", "12", Refused("given as text"), "12", Stored(12.0), Stored(12.0)),
+         Refused("too large")),
+    Case("value", "numeric text", "12", Refused("given as text"), "12", Stored(12.0)),
     Case("value", "'nan' as text", "nan", Refused("given as text")),
-    Case("value", "grouped digits", 1_000, Stored(1000.0), "1_000", Refused("only to Python"), Refused("only to Python")),
-    Case("value", "decimal comma", "1,5", Stored("1,5"), "1,5", _NO_NUMBER, _NO_NUMBER),
-    Case("value", "hexadecimal text", "0x1F", Stored("0x1F"), "0x1F", _NO_NUMBER, _NO_NUMBER),
+    Case("value", "grouped digits", "1_000", Refused("given as text"), "1_000", Refused("only to Python")),
+    Case("value", "decimal comma", "1,5", Stored("1,5"), "1,5", _NO_NUMBER),
+    Case("value", "hexadecimal text", "0x1F", Stored("0x1F"), "0x1F", _NO_NUMBER),
     Case("value", "other digits", "\uff11\uff12", Refused("given as text"), "\uff11\uff12",
-         Refused("only to Python"), Refused("only to Python")),
-    Case("value", "state text", "OPEN", Stored("OPEN"), "OPEN", _NO_NUMBER, _NO_NUMBER),
+         Refused("only to Python")),
+    Case("value", "state text", "OPEN", Stored("OPEN"), "OPEN", _NO_NUMBER),
     Case("value", "bytes", b"1", Refused("is a bytes")),
-    Case("value", "control character", "a\nb", Refused("U+000A"), "a\tb", _NO_NUMBER, _NO_NUMBER),
-    Case("value", "NUL", "a\x00", Refused("U+0000"), "1\x00", _NO_NUMBER, _NO_NUMBER),
-    Case("value", "lone surrogate", "\ud800", Refused("lone surrogate"), "\udc80", _NO_NUMBER, _NO_NUMBER),
+    Case("value", "control character", "a\nb", Refused("U+000A"), "a\tb", _NO_NUMBER),
+    Case("value", "NUL", "a\x00", Refused("U+0000"), "1\x00", _NO_NUMBER),
+    Case("value", "lone surrogate", "\ud800", Refused("lone surrogate"), "\udc80", _NO_NUMBER),
     Case("value", "longest text", "x" * 65_536, Stored("x" * 65_536)),
-    Case("value", "too long", "x" * 65_537, Refused("longer than"), "9" * 140_000, Refused("field larger"), Refused("field larger")),
-    Case("value", "injection text", "1); DROP TABLE x;--", Stored("1); DROP TABLE x;--"), "1); DROP TABLE x;--", _NO_NUMBER, _NO_NUMBER),
-    Case("value", "spreadsheet formula", "=1+1", Stored("=1+1"), "=1+1", _NO_NUMBER, _NO_NUMBER),
+    Case("value", "too long", "x" * 65_537, Refused("longer than"), "9" * 140_000, Refused("field larger")),
+    Case("value", "injection text", "1); DROP TABLE x", Stored("1); DROP TABLE x"), "1); DROP TABLE x", _NO_NUMBER),
+    Case("value", "spreadsheet formula", "=1+1", Stored("=1+1"), "=1+1", _NO_NUMBER),
 ]  # fmt: skip
 
 _NO_INT = Refused("not an integer")
 _QUALITIES = [
     Case("quality", "None", None, Stored(100)),
-    Case("quality", "empty", "", Refused("is a str"), "", Stored(100), Stored(100)),
+    Case("quality", "empty", "", Refused("is a str"), "", Stored(100)),
     Case("quality", "wrong type", [1], Refused("is a list")),
-    Case("quality", "float", 1.0, Refused("is a float"), "1.0", _NO_INT, _NO_INT),
-    Case("quality", "bool", True, Refused("is a bool"), "True", _NO_INT, _NO_INT),
-    Case("quality", "NaN", math.nan, Refused("is a float"), "nan", _NO_INT, _NO_INT),
-    Case("quality", "inf", math.inf, Refused("is a float"), "inf", _NO_INT, _NO_INT),
-    Case("quality", "minus zero", -0.0, Refused("is a float"), "-0", Stored(0), Stored(0)),
+    Case("quality", "float", 1.0, Refused("is a float"), "1.0", _NO_INT),
+    Case("quality", "bool", True, Refused("is a bool"), "True", _NO_INT),
+    Case("quality", "NaN", math.nan, Refused("is a float"), "nan", _NO_INT),
+    Case("quality", "inf", math.inf, Refused("is a float"), "inf", _NO_INT),
+    Case("quality", "minus zero", -0.0, Refused("is a float"), "-0", Stored(0)),
     Case(
         "quality", "largest", 2**31 - 1, Stored(2**31 - 1), "2147483647", Stored(2**31 - 1), Stored(2**31 - 1)
     ),
-    Case("quality", "2**31", 2**31, Refused("32 bits"), "2147483648", Refused("32 bits"), Refused("32 bits")),
-    Case("quality", "least", -(2**31), Stored(-(2**31)), "-2147483648", Stored(-(2**31)), Stored(-(2**31))),
+    Case("quality", "2**31", 2**31, Refused("32 bits"), "2147483648", Refused("32 bits")),
+    Case("quality", "least", -(2**31), Stored(-(2**31)), "-2147483648", Stored(-(2**31))),
     Case(
         "quality",
         "2**53+1",
@@ -235,11 +238,11 @@ _QUALITIES = [
         Refused("32 bits"),
     ),
     Case("quality", "Decimal", Decimal(1), Refused("is a Decimal")),
-    Case("quality", "numeric text", "12", Refused("is a str"), "12", Stored(12), Stored(12)),
+    Case("quality", "numeric text", "12", Refused("is a str"), "12", Stored(12)),
     Case("quality", "bytes", b"1", Refused("is a bytes")),
-    Case("quality", "NUL", "1\x00", Refused("is a str"), "1\x00", _NO_INT, _NO_INT),
-    Case("quality", "lone surrogate", "\ud800", Refused("is a str"), "\udc80", _NO_INT, _NO_INT),
-    Case("quality", "injection text", "1 OR 1=1", Refused("is a str"), "1 OR 1=1", _NO_INT, _NO_INT),
+    Case("quality", "NUL", "1\x00", Refused("is a str"), "1\x00", _NO_INT),
+    Case("quality", "lone surrogate", "\ud800", Refused("is a str"), "\udc80", _NO_INT),
+    Case("quality", "injection text", "1 OR 1=1", Refused("is a str"), "1 OR 1=1", _NO_INT),
 ]
 
 _METADATA = [

@@ -202,6 +202,13 @@ def test_a_stray_quote_costs_its_own_line_only(bad: str) -> None:
     assert [one.line for one in at_the_end.rejected] == [3]
 
 
+def test_a_cell_with_a_line_break_costs_the_lines_it_spans() -> None:
+    text = LONG + '"S-1\nS-2",m,2024-01-01,1\nS-3,m,2024-01-01,2\n'
+    chunk = whole(text)
+    assert [one.line for one in chunk.rejected] == [2, 3]
+    assert [row[0] for row in chunk.rows] == ["S-3"]
+
+
 def test_a_huge_cell_and_a_huge_line_cost_their_own_line_only() -> None:
     text = WIDE + "2024-01-01," + "1" * 200_000 + ",2\n" + "x" * 3_000_000 + "\n2024-01-02,3,4\n"
     chunk = whole(text, sensor="S")

@@ -415,5 +415,7 @@ def test_one_point_is_refused_without_a_row_number() -> None:
 def test_long_batches_are_checked_like_short_ones() -> None:
     rows: list[Any] = [(f"S-{index % 7}", "m", float(index), float(index)) for index in range(20_000)]
     assert len(rows_of(rows)) == 20_000
+    rows[7] = ("S-0", "m", 7.0, 7.0, 50)
+    assert rows_of(rows).qualities == array("i", [50 if row == 7 else 100 for row in range(20_000)])
     rows[12_345] = ("S", "m", 0.0)
     assert [refusal.row for refusal in refusals_of(rows)] == [12_345]

@@ -49,15 +49,23 @@ class HttpSink:
         except ValueError as error:
             raise InvalidSettings(f"{url!r} is not an address: {error}") from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidSettings(f"{url!r} is not an address like http://host:port/path or https://host/path")
+            raise InvalidSettings(
+                f"{url!r} is not an address like http://host:port/path or https://host/path"
+            )
         if parts.username is not None or parts.password is not None:
-            raise InvalidSettings("an address must not hold a user name or a password; give them in `headers`")
+            raise InvalidSettings(
+                "an address must not hold a user name or a password; give them in `headers`"
+            )
         self._name = name
         self._address = f"{parts.scheme}://{parts.hostname}" + (f":{port}" if port else "")
         self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._connection: HTTPConnection = kind(parts.hostname, port, timeout=timeout_s)
-        self._headers = {"Content-Type": "application/x-ndjson", "Accept": "application/json", **(headers or {})}
+        self._headers = {
+            "Content-Type": "application/x-ndjson",
+            "Accept": "application/json",
+            **(headers or {}),
+        }
 
     @property
     def name(self) -> str:
@@ -107,8 +115,14 @@ class HttpSink:
     def _receipt(self, status: int, reason: str, retry_after: str | None, answer: bytes) -> Receipt:
         said = answer[:200].decode("utf-8", "replace").strip()
         if status in _AGAIN or status >= 500:
-            after_s = float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else None
-            raise SinkUnreachable(f"{self._address} answered {status} {reason}: {said}", retry_after_s=after_s)
+            after_s = (
+                float(retry_after)
+                if retry_after and retry_after.isascii() and retry_after.isdigit()
+                else None
+            )
+            raise SinkUnreachable(
+                f"{self._address} answered {status} {reason}: {said}", retry_after_s=after_s
+            )
         if not 200 <= status < 300:
             raise SinkRefused(f"{self._address} answered {status} {reason}: {said}")
         try:

@@ -1,0 +1,44 @@
+"""The jobs that are measured, by name; each gives the contests and figures of some entries of targets.toml."""
+
+from __future__ import annotations
+
+from benchmarks.jobs import batches, inserts, process, queries
+from benchmarks.measure import Job
+
+__all__ = ["JOBS", "KEYS", "SHAPED"]
+
+JOBS: dict[str, Job] = {
+    "import": process.imports,
+    "help": process.command_help,
+    "inserts": inserts.one,
+    "threads": inserts.threads,
+    "tuples": batches.tuples,
+    "dicts": batches.dicts,
+    "queries": queries.queries,
+    "memory": process.memory,
+}
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "import": ("import",),
+    "help": ("help",),
+    "inserts": ("insert-one-sqlite", "insert-one-duckdb"),
+    "threads": ("threads-8", "threads-8-slow-fsync"),
+    "tuples": ("batch-1000-tuples",),
+    "dicts": ("batch-10000-dicts",),
+    "queries": (
+        "range-1h",
+        "range-24h",
+        "aggregate-24h",
+        "buckets-one",
+        "buckets-all",
+        "latest-one",
+        "latest-all",
+        "drain",
+        "load",
+    ),
+    "memory": ("memory",),
+}
+"""The entries of targets.toml that each job fills in."""
+
+SHAPED = ("inserts", "tuples", "dicts", "queries")
+"""Those that depend on the shape of the data."""

@@ -1,0 +1,119 @@
+"""The command: `python -m benchmarks.run`. Owns what is run in which order and on which data."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.data import SHAPES
+from benchmarks.jobs import JOBS, KEYS, SHAPED
+from benchmarks.measure import Contest, Figure, Plan
+from benchmarks.report import load_targets, print_conditions, print_figure, print_table, save
+
+__all__ = ["main"]
+
+TUNED_SEED = 1
+"""The seed that is used while tuning; the second pass takes one that nobody has seen."""
+
+_PROFILE_LINES = 15
+
+
+def main() -> int:
+    """Run what was asked for, print it, and save it; a missed target is reported, not an error."""
+    options = _options()
+    targets = load_targets()
+    plans = _plans(options)
+    conditions = print_conditions(plans)
+    figures: list[Figure] = []
+    for plan in plans:
+        for name, job in JOBS.items():
+            if not _wanted(options.job or options.profile, name):
+                continue
+            if plan is not plans[0] and name not in SHAPED:
+                continue
+            for item in job(plan):
+                keys = item.keys if isinstance(item, Contest) else (item.key,)
+                asked = options.job or options.profile
+                if asked is not None and asked != name and asked not in keys:
+                    continue
+                if isinstance(item, Figure):
+                    found = [item]
+                elif options.profile:
+                    print(
+                        f"--- {', '.join(item.keys)} ({plan.shape})\n{item.profile(_PROFILE_LINES)}",
+                        flush=True,
+                    )
+                    continue
+                else:
+                    found = item.play(plan.rounds)
+                for figure in found:
+                    figure.shape = plan.shape if name in SHAPED else ""
+                    print_figure(figure, targets[figure.key])
+                figures += found
+    if figures:
+        print_table(figures, targets)
+        print(f"\nsaved: {save(conditions, figures, targets)}")
+    return 0
+
+
+def _wanted(asked: str | None, name: str) -> bool:
+    return asked is None or asked == name or asked in KEYS[name]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    names = sorted({*JOBS, *(key for keys in KEYS.values() for key in keys)})
+    add = parser.add_argument
+    add("--quick", action="store_true", help="small and short: to see that it runs, not to quote")
+    add("--job", choices=names, metavar="NAME", help=f"only this job: {', '.join(names)}")
+    add("--profile", choices=names, metavar="NAME", help="profile the store's side of a job instead")
+    add("--points", type=int, help="points of the standing store that is queried (10,000,000)")
+    add("--batch-points", type=int, help="points of each run of batches (1,500,000)")
+    add("--rounds", type=int, help="rounds that are kept (5)")
+    add("--seed", type=int, default=TUNED_SEED, help="seed of the first pass")
+    add("--shape", choices=SHAPES, default=SHAPES[0], help="shape of the first pass")
+    add("--one-pass", action="store_true", help="leave out the pass on another shape and seed")
+    add(
+        "--data",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "holdfast-benchmarks",
+        help="folder, on the disk to be measured, where standing stores are kept",
+    )
+    add("--rebuild", action="store_true", help="make the standing stores anew")
+    return parser.parse_args()
+
+
+def _plans(options: argparse.Namespace) -> list[Plan]:
+    quick = options.quick
+    first = Plan(
+        quick=quick,
+        shape=options.shape,
+        seed=options.seed,
+        rounds=options.rounds or (3 if quick else 5),
+        run_s=0.5 if quick else 1.5,
+        points=options.batch_points or (200_000 if quick else 1_500_000),
+        store_points=options.points or (500_000 if quick else 10_000_000),
+        steady_s=12.0 if quick else 90.0,
+        cache=options.data.resolve(),
+        rebuild=options.rebuild,
+    )
+    if quick or options.one_pass or options.profile:
+        return [first]
+    other = next(shape for shape in SHAPES if shape != options.shape)
+    unseen = replace(
+        first,
+        shape=other,
+        seed=secrets.randbelow(10**6),
+        rounds=max(3, first.rounds // 2),
+        points=first.points // 2,
+        store_points=first.store_points // 5,
+    )
+    return [first, unseen]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

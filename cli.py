@@ -1,0 +1,6 @@
+"""The `holdfast` command of a checkout: `python cli.py status`."""
+
+from repo.commands import main
+
+if __name__ == "__main__":
+    main()

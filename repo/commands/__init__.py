@@ -1,0 +1,121 @@
+"""The `holdfast` command: owns the list of commands, each loaded when it is called, and how a call ends.
+
+Light to import: no engine, no SQLAlchemy, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from repo.commands.exits import Exit, failure
+from repo.commands.session import DEFAULT_STORE, Session, log_to_stderr
+from repo.errors import HoldfastError
+
+__all__ = ["holdfast", "main"]
+
+# Name: module, and the first line of its help, so that the list of commands loads none of them.
+_COMMANDS = {
+    "init": ("folders", "Make a store, or see that there is one."),
+    "status": ("folders", "Show what the store holds, its backlog, its files and who has it open."),
+    "migrate": ("folders", "Bring the store's schema to this program's version."),
+    "query": ("reading", "Print points of SENSOR and METRIC, or aggregates of them."),
+    "latest": ("reading", "Print the newest points of each series."),
+    "series": ("reading", "List the series of the store."),
+    "ingest": ("ingest", "Read CSV files into the store."),
+    "demo": ("demo", "Show a site through an outage and two kills, and count what arrived."),
+}
+
+
+class _Commands(click.Group):
+    """Loads a command when it is called, and turns errors into messages and exit codes."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        module, _ = _COMMANDS[name]
+        command: click.Command = getattr(import_module(f"repo.commands.{module}"), name)
+        return command
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, told) for name, (_, told) in _COMMANDS.items()])
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            result = super().invoke(context)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader has seen enough, as `head` does
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            context.exit(Exit.PIPE)
+        except KeyboardInterrupt:
+            context.exit(Exit.INTERRUPTED)
+        except (HoldfastError, OSError) as error:
+            raise failure(error) from error
+        return result
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if not wanted or context.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        click.echo(f"holdfast {version('holdfast-edge')}")
+    except PackageNotFoundError:
+        click.echo("holdfast (a checkout that is not installed)")
+    context.exit()
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"auto_envvar_prefix": "HOLDFAST", "help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 problems found (rows rejected), 4 busy, "
+    "5 schema outdated or too new. Data goes to stdout, all else to stderr. Every option can be given by the "
+    "environment: HOLDFAST_STORE, HOLDFAST_QUERY_LIMIT; so can every setting: HOLDFAST_LEASE_TIMEOUT_S.",
+)
+@click.option(
+    "--store",
+    metavar="DIR",
+    default=DEFAULT_STORE,
+    show_default=True,
+    show_envvar=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder of the store.",
+)
+@click.option("--json", "as_json", is_flag=True, envvar="HOLDFAST_JSON", help="Print JSON, for programs.")
+@click.option("-q", "--quiet", is_flag=True, help="Print data and errors only.")
+@click.option("-v", "--verbose", count=True, help="Tell what the store does; twice for more.")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version.",
+)
+@click.pass_context
+def holdfast(context: click.Context, store: Path, as_json: bool, quiet: bool, verbose: int) -> None:
+    """Store-and-forward time-series buffer: write, query and forward readings at the edge."""
+    if quiet and verbose:
+        raise click.UsageError("-q and -v contradict each other")
+    log_to_stderr(quiet=quiet, verbose=verbose)
+    context.obj = Session(store, as_json=as_json, quiet=quiet)
+
+
+def main() -> None:
+    """Run the command of this process's arguments, and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # a terminal that cannot show a letter must not end the command
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    holdfast(prog_name="holdfast")

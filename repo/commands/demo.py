@@ -1,0 +1,70 @@
+"""`demo`: plays the story and shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from repo.commands.exits import Exit
+from repo.commands.output import print_json
+from repo.commands.session import Session, json_option
+
+__all__ = ["demo"]
+
+
+@click.command()
+@click.option("--seconds", type=float, default=8.0, show_default=True, help="How long to write, in all.")
+@click.option("--rate", type=float, default=10_000.0, show_default=True, help="Points a second.")
+@click.option("--seed", type=int, help="Play the site of this seed again; by chance if not given.")
+@click.option(
+    "--keep",
+    metavar="FOLDER",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Leave the store, the receiver's file and the logs in this new or empty folder.",
+)
+@json_option
+@click.pass_obj
+def demo(session: Session, seconds: float, rate: float, seed: int | None, keep: Path | None) -> None:
+    """Show a site through an outage and two kills, and count what arrived.
+
+    A writer fills a store while the link is down and is killed with SIGKILL; the link returns; the sender is
+    killed between a receipt and the commit of its cursor. Then the receiver's points are held against the
+    site's, one by one. It takes about twice as long as it writes, uses the loopback only, and a folder of its
+    own, not that of --store. Exit code 1 if anything does not hold.
+
+    \b
+    JSON: {"ok", "seed", "rate", "engine", "checks": [{"what", "store", "receiver", "holds"}], "figures":
+    {name with unit: number}, "events": [{"at_s", "what"}]}
+    """
+    import random
+    from tempfile import TemporaryDirectory
+
+    from repo.demo.report import event_line, heading, plot, table
+    from repo.demo.story import Story
+
+    def tell(text: str) -> None:
+        if not session.as_json:
+            session.say(text)
+
+    if seed is None:
+        seed = random.randrange(10_000)  # noqa: S311  printed, so that it can be given back
+    with TemporaryDirectory(prefix="holdfast-demo-") as temporary:
+        story = Story(
+            keep or Path(temporary),
+            seconds=seconds,
+            rate=rate,
+            seed=seed,
+            on_event=lambda at_s, what: tell(event_line(at_s, what)),
+        )
+        tell(heading(seed, rate))
+        result = story.play()
+    if session.as_json:
+        print_json(result.as_dict())
+    tell(table(result))
+    tell("")
+    tell(plot(result))
+    if keep is not None:
+        tell(f"\nKept in {keep}; look inside with: holdfast --store {keep / 'store'} status")
+    if not result.ok:
+        raise click.exceptions.Exit(Exit.FAILED)

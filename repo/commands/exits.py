@@ -1,0 +1,54 @@
+"""Exit codes: the one place where an error becomes a message and a number."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import click
+
+from repo.commands.output import printable
+from repo.errors import InvalidQuery, InvalidSettings, SchemaOutdated, SchemaTooNew, StoreBusy
+
+__all__ = ["Exit", "failure"]
+
+
+class Exit(IntEnum):
+    """What the exit code of a command says."""
+
+    DONE = 0
+    """Done, or already so."""
+    FAILED = 1
+    USAGE = 2
+    """An argument, an option or a setting is wrong; nothing was done."""
+    PROBLEMS = 3
+    """It ran, and found problems: rows were rejected, a check did not pass."""
+    BUSY = 4
+    """Another process held the columns until the deadline; trying again is safe."""
+    SCHEMA = 5
+    """The schema is older than this program (run `holdfast migrate`) or newer (update it)."""
+    INTERRUPTED = 130
+    """Ctrl-C: 128 and the number of SIGINT, as shells count."""
+    PIPE = 141
+    """The reader of stdout went away: 128 and the number of SIGPIPE."""
+
+
+_CODES: tuple[tuple[type[Exception], Exit], ...] = (
+    (StoreBusy, Exit.BUSY),
+    (SchemaOutdated, Exit.SCHEMA),
+    (SchemaTooNew, Exit.SCHEMA),
+    (InvalidQuery, Exit.USAGE),
+    (InvalidSettings, Exit.USAGE),
+)
+
+
+def failure(error: Exception) -> click.ClickException:
+    """Return what Click is to print and exit with: the message, its notes, the code of its type."""
+    lines = [str(error) or type(error).__name__, *getattr(error, "__notes__", ())]
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), Exit.FAILED)
+    return _Failure("\n".join(map(printable, lines)), code)
+
+
+class _Failure(click.ClickException):
+    def __init__(self, message: str, code: Exit) -> None:
+        super().__init__(message)
+        self.exit_code = code  # type: ignore[misc]  # Click reads it from the instance

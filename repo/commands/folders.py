@@ -1,0 +1,163 @@
+"""`init`, `status`, `migrate`: the store as a folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from repo.commands.exits import Exit
+from repo.commands.output import print_json
+from repo.commands.session import Session, json_option
+
+if TYPE_CHECKING:
+    from repo import Status
+
+__all__ = ["init", "migrate", "status"]
+
+
+@click.command()
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "duckdb", "sqlite"]),
+    help="Where a new store keeps its columns; auto (the default) is DuckDB where it is installed.",
+)
+@json_option
+@click.pass_obj
+def init(session: Session, engine: str | None) -> None:
+    """Make a store, or see that there is one.
+
+    A store that exists is left as it is, and keeps its engine.
+
+    \b
+    JSON: {"path", "created": true if it was made now, "engine", "schema", "store_id"}
+    """
+    from repo import StoreMissing
+    from repo.errors import InvalidSettings
+
+    created = False
+    try:
+        with session.opened() as store:
+            found = store.status()
+    except StoreMissing:
+        created = True
+        with session.opened(create=True, engine=engine) as store:
+            found = store.status()
+    if engine not in (None, "auto", found.engine):
+        raise InvalidSettings(
+            f"{found.path} keeps its columns in {found.engine}, and a store keeps its engine", path=found.path
+        )
+    if session.as_json:
+        print_json(
+            {
+                "path": found.path,
+                "created": created,
+                "engine": found.engine,
+                "schema": found.schema,
+                "store_id": found.store_id,
+            }
+        )
+    else:
+        what = "made a store" if created else "there is a store"
+        session.say(f"{what} in {found.path} ({found.engine}, schema {found.schema})")
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def status(session: Session) -> None:
+    """Show what the store holds, its backlog, its files and who has it open.
+
+    Asks SQLite alone, so it answers at once whatever another process holds open. Counts and times of points
+    are those of the last flush.
+
+    \b
+    JSON: {"path", "store_id", "engine", "schema", "last_seq", "flushed_seq", "pruned_seq", "journal_rows",
+    "journal_seqs", "unflushed", "points", "series", "oldest_us", "newest_us", "records_pending",
+    "ledger_entries", "ledger_dropped", "sinks": [{"name", "confirmed_seq", "behind"}], "bytes_by_file":
+    {file: bytes}, "bytes_total", "bytes_free_on_disk", "holder": {"pid", "since_us", "doing"} or null,
+    "warnings": [text]}
+    """
+    with session.opened() as store:
+        found = store.status()
+    if session.as_json:
+        print_json(found.as_dict())
+        return
+    for name, text in _told(found):
+        session.say(f"{name:<12}{text}")
+    for warning in found.warnings:
+        session.note(f"warning: {warning}")
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Change nothing; exit 5 if a migration is due.")
+@json_option
+@click.pass_obj
+def migrate(session: Session, check: bool) -> None:
+    """Bring the store's schema to this program's version.
+
+    Both databases are migrated under the store's lease, each migration in one transaction.
+
+    \b
+    JSON: {"path", "head", "outdated": true if a migration is still due, "databases": [{"database": "metadata"
+    or "timeseries", "engine", "file", "before": revision or null, "after"}]}
+    """
+    from repo.schema.version import HEAD
+    from repo.store.migrating import migrate_store
+
+    databases = migrate_store(session.folder, check=check)
+    outdated = any(database.after != HEAD for database in databases)
+    if session.as_json:
+        print_json(
+            {
+                "path": str(session.folder.resolve()),
+                "head": HEAD,
+                "outdated": outdated,
+                "databases": [database._asdict() for database in databases],
+            }
+        )
+    else:
+        for database in databases:
+            before, after = database.before or "none", database.after or "none"
+            step = f"{before} -> {after}" if before != after else f"at {after}"
+            due = "" if after == HEAD else f", {HEAD} is due"
+            session.say(f"{database.database:<12}{step}{due}  ({database.file})")
+    if outdated:
+        raise click.exceptions.Exit(Exit.SCHEMA)
+
+
+def _told(found: Status) -> list[tuple[str, str]]:
+    """Describe the store for people."""
+    from repo.moments import to_datetime
+
+    lines = [
+        ("store", f"{found.path}  ({found.engine}, schema {found.schema}, id {found.store_id})"),
+        ("points", f"{found.points:,} in {found.series:,} series"),
+    ]
+    if found.oldest_us is not None and found.newest_us is not None:
+        span = [to_datetime(us).strftime("%Y-%m-%d %H:%M:%S") for us in (found.oldest_us, found.newest_us)]
+        lines.append(("", f"{span[0]} to {span[1]} UTC"))
+    lines += [
+        (
+            "journal",
+            f"{found.journal_rows:,} rows; {found.unflushed:,} of {found.last_seq:,} seqs not yet applied",
+        ),
+        ("records", f"{found.records_pending:,} pending"),
+    ]
+    lines += [
+        (f"sink {s.name}", f"confirmed seq {s.confirmed_seq:,}, {s.behind:,} behind") for s in found.sinks
+    ]
+    lines.append(("lost", f"{found.ledger_dropped:,} dropped, in {found.ledger_entries:,} ledger entries"))
+    lines += [("file", f"{_size(size):>10}  {name}") for name, size in found.bytes_by_file.items()]
+    lines.append(("disk", f"{_size(found.bytes_free_on_disk):>10}  free"))
+    if found.holder is not None:
+        lines.append(("columns", f"held by process {found.holder.pid}, doing: {found.holder.doing}"))
+    return lines
+
+
+def _size(size_bytes: int) -> str:
+    size, units = float(size_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:,.0f} {units[0]}" if units[0] == "bytes" else f"{size:,.1f} {units[0]}"

@@ -1,0 +1,271 @@
+"""`ingest`: CSV files into the store."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+import click
+
+from repo.commands.exits import Exit
+from repo.commands.output import print_json, printable
+from repo.commands.session import Session, json_option
+
+if TYPE_CHECKING:
+    from repo.exchange.csvfile import Rejected
+    from repo.exchange.csvsource import CsvSource
+
+__all__ = ["ingest"]
+
+_SHOWN_REJECTIONS = 20
+_DEFAULT_MARKS = ("", "NA", "NaN", "null")
+
+
+@click.command()
+@click.argument(
+    "files",
+    metavar="FILE.csv...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+)
+@click.option(
+    "--shape",
+    type=click.Choice(["auto", "long", "wide"]),
+    default="auto",
+    help="A reading a line, or a line of readings.",
+)
+@click.option("--sensor", metavar="NAME", help="The sensor of every line, in place of a column.")
+@click.option(
+    "--metric", metavar="NAME", help="The metric of every line of a long file, in place of a column."
+)
+@click.option("--sensor-column", metavar="COLUMN", default="sensor_id", show_default=True)
+@click.option("--metric-column", metavar="COLUMN", default="metric_name", show_default=True)
+@click.option("--value-column", metavar="COLUMN", default="value", show_default=True)
+@click.option(
+    "--quality-column", metavar="COLUMN", default="quality", show_default=True, help="Used if it is there."
+)
+@click.option(
+    "--time-column",
+    "time_columns",
+    metavar="COLUMN",
+    multiple=True,
+    default=["timestamp"],
+    show_default=True,
+    help="Several, as a date and a time of day, are joined by a space.",
+)
+@click.option(
+    "--time-format",
+    "time_formats",
+    metavar="FORMAT",
+    multiple=True,
+    default=["iso"],
+    show_default=True,
+    help="iso, unix, unix_ms, unix_us, or a pattern as %d/%m/%Y %H:%M; several are tried in order.",
+)
+@click.option(
+    "--zone", metavar="ZONE", default="UTC", show_default=True, help="The zone of times without an offset."
+)
+@click.option(
+    "--ambiguous",
+    type=click.Choice(["refuse", "earlier", "later"]),
+    default="refuse",
+    show_default=True,
+    help="What a local time means that occurred twice, when the clock was set back.",
+)
+@click.option(
+    "--only",
+    "metrics",
+    metavar="COLUMN",
+    multiple=True,
+    help="Read this metric of a wide file; may be given again.",
+)
+@click.option(
+    "--ignore", "ignored", metavar="COLUMN", multiple=True, help="Leave out this column; may be given again."
+)
+@click.option(
+    "--text", "texts", metavar="METRIC", multiple=True, help="This metric holds texts (states), not numbers."
+)
+@click.option(
+    "--missing",
+    metavar="MARK",
+    multiple=True,
+    help="A mark of a missing reading, besides an empty cell, NA, NaN and null; may be given again.",
+)
+@click.option(
+    "--delimiter", metavar="SIGN", default=",", show_default=True, help="Between cells; `tab` is a tab."
+)
+@click.option("--decimal", type=click.Choice([".", ","]), default=".", show_default=True)
+@click.option("--encoding", metavar="NAME", default="utf-8", show_default=True)
+@click.option(
+    "--errors",
+    "errors_file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Keep every rejection in this CSV file: file, line, column, reason, text.",
+)
+@click.option("--strict", is_flag=True, help="Check everything first; write nothing if anything is rejected.")
+@json_option
+@click.pass_obj
+def ingest(
+    session: Session,
+    /,
+    files: tuple[str, ...],
+    errors_file: Path | None,
+    strict: bool,
+    encoding: str,
+    **options: Any,
+) -> None:
+    """Read CSV files into the store.
+
+    A long file has a reading a line: sensor, metric, time, value. A wide one has a column for each metric.
+    `-` is standard input; gzip is unpacked. What cannot be stored is rejected with its line and the reason,
+    the rest is written, and the exit code is 3. Reading the same file again changes nothing.
+
+    \b
+    JSON: {"path", "files": [{"file", "points", "rejected", "no_reading"}], "points": acknowledged,
+    "rejected", "no_reading", "elapsed_s", "points_per_s"}
+    """
+    from repo.exchange.csvsource import CsvSource
+    from repo.store.importing import import_csv
+
+    layout = _layout(**options)
+    began_s = time.monotonic()
+    with ExitStack() as stack:
+        sources = [
+            CsvSource(sys.stdin.buffer, name="standard input", encoding=encoding)
+            if file == "-"
+            else CsvSource(file, encoding=encoding)
+            for file in files
+        ]
+        for source in sources:
+            stack.callback(source.close)
+        store = stack.enter_context(session.opened())
+        progress = stack.enter_context(_Progress(shown=sys.stderr.isatty() and not session.quiet))
+        rejections = stack.enter_context(_Rejections(session, errors_file, progress, many=len(files) > 1))
+        done = import_csv(
+            store, sources, layout, strict=strict, on_progress=progress.show, on_rejected=rejections.add
+        )
+    elapsed_s = time.monotonic() - began_s
+    report = {
+        "path": str(store.path),
+        "files": [
+            {"file": f.file, "points": f.points, "rejected": f.rejected, "no_reading": f.no_reading}
+            for f in done
+        ],
+        "points": sum(f.points for f in done),
+        "rejected": sum(f.rejected for f in done),
+        "no_reading": sum(f.no_reading for f in done),
+        "elapsed_s": round(elapsed_s, 3),
+        "points_per_s": round(sum(f.points for f in done) / elapsed_s),
+    }
+    if session.as_json:
+        print_json(report)
+    else:
+        session.say(_told(report, strict))
+    if report["rejected"]:
+        raise click.exceptions.Exit(Exit.PROBLEMS)
+
+
+def _layout(
+    *,
+    missing: tuple[str, ...],
+    delimiter: str,
+    metrics: tuple[str, ...],
+    texts: tuple[str, ...],
+    **same: Any,
+) -> Any:
+    from repo.exchange.csvfile import CsvLayout
+
+    return CsvLayout(
+        missing=(*_DEFAULT_MARKS, *missing),
+        delimiter="\t" if delimiter in ("tab", "\\t") else delimiter,
+        metrics=metrics or None,
+        text_metrics=texts,
+        **same,
+    )
+
+
+def _told(report: dict[str, Any], strict: bool) -> str:
+    if strict and report["rejected"]:
+        return f"nothing was written: {report['rejected']:,} rejected"
+    return (
+        f"{report['points']:,} points in {report['elapsed_s']:.1f} s ({report['points_per_s']:,}/s), "
+        f"{report['no_reading']:,} without a reading, {report['rejected']:,} rejected"
+    )
+
+
+class _Progress:
+    """A line on the terminal that tells how far it is; a few times a second."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown
+        self._next_s = 0.0
+        self._began_s = time.monotonic()
+        self._length = 0
+
+    def show(self, source: CsvSource, readings: int) -> None:
+        if not self._shown or (now_s := time.monotonic()) < self._next_s:
+            return
+        self._next_s = now_s + 0.2
+        share = source.share_read
+        part = "" if share is None else f"{share:>4.0%}  "
+        rate = readings / max(now_s - self._began_s, 1e-3)
+        line = f"{part}{printable(source.name)}  {readings:,} readings  {rate:,.0f}/s"
+        sys.stderr.write("\r" + line.ljust(self._length))
+        sys.stderr.flush()
+        self._length = len(line)
+
+    def clear(self) -> None:
+        if self._length:
+            sys.stderr.write("\r" + " " * self._length + "\r")
+            self._length = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+
+class _Rejections:
+    """Shows the first rejections, and keeps all in a file if there is one."""
+
+    def __init__(self, session: Session, file: Path | None, progress: _Progress, *, many: bool) -> None:
+        self._session = session
+        self._path = file
+        self._progress = progress
+        self._many = many
+        self._count = 0
+        self._stream: TextIO | None = None
+        self._writer: Any = None
+
+    def add(self, source: CsvSource, one: Rejected) -> None:
+        self._count += 1
+        if self._writer is not None:
+            self._writer.writerow([source.name, one.line, one.column or "", one.reason, one.text])
+        if self._count <= _SHOWN_REJECTIONS:
+            self._progress.clear()
+            self._session.note((f"{source.name}, " if self._many else "") + str(one))
+
+    def __enter__(self) -> Self:
+        if self._path is not None:
+            self._stream = self._path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+            self._writer = csv.writer(self._stream, lineterminator="\n")
+            self._writer.writerow(["file", "line", "column", "reason", "text"])
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        more = self._count - _SHOWN_REJECTIONS
+        if more > 0:
+            where = f"all are in {self._path}" if self._path else "--errors FILE keeps all"
+            self._session.note(f"and {more:,} more; {where}")

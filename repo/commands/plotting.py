@@ -1,0 +1,90 @@
+"""Plots in the terminal. The only place here that knows plotext."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import tzinfo
+from typing import Any
+
+from repo.commands.output import printable
+from repo.errors import InvalidQuery, MissingExtra
+from repo.moments import to_datetime
+
+__all__ = ["MOST_LINES", "draw", "plot_columns"]
+
+MOST_LINES = 6
+"""More lines than this cannot be told apart."""
+
+_ROWS = 24
+_NARROWEST = 40
+_WIDEST = 160
+_TICKS = 4
+
+
+def plot_columns() -> int:
+    """Return how many columns a plot may take."""
+    return max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size().columns))
+
+
+def draw(lines: Mapping[str, Sequence[tuple[int, float]]], zone: tzinfo) -> str:
+    """Return a plot of lines by name, each of (µs since 1970 UTC, value) in order of time.
+
+    Without colours where stdout is no terminal. Raises `MissingExtra` without plotext, `InvalidQuery` for
+    more than `MOST_LINES` lines.
+    """
+    plotext = _plotext()
+    if len(lines) > MOST_LINES:
+        raise InvalidQuery(
+            f"a plot of {len(lines)} series cannot be read: at most {MOST_LINES}; narrow the names"
+        )
+    figure = plotext.figure
+    figure.clear()
+    figure.plot_size(plot_columns(), _ROWS)
+    if not sys.stdout.isatty():
+        figure.theme("colorless")
+    if len(lines) == 1:
+        figure.title(printable(next(iter(lines))))
+    for name, points in lines.items():
+        # Seconds from the first one: what is drawn has a float's 15 digits, a time in µs needs 16.
+        signal = figure.signal(
+            [us / 1e6 for us, _ in points], [value for _, value in points], marker="braille"
+        )
+        signal.lines()
+        if len(lines) > 1:
+            signal.label(printable(name))
+        figure.draw(signal)
+    times = [us for points in lines.values() for us, _ in (points[0], points[-1])]
+    marks = _marks(min(times), max(times))
+    figure.ruler("x").ticks([us / 1e6 for us in marks], _named(marks, zone))
+    drawn = str(figure.build())
+    figure.clear()
+    return drawn if sys.stdout.isatty() else _plain(plotext.uncolorize(drawn))
+
+
+def _plotext() -> Any:
+    try:
+        import plotext
+    except ImportError as error:
+        raise MissingExtra(
+            "a plot needs plotext: pip install 'holdfast-edge[terminal]', or choose another --format"
+        ) from error
+    return plotext
+
+
+def _marks(first_us: int, last_us: int) -> list[int]:
+    step = (last_us - first_us) // _TICKS
+    return [first_us + step * number for number in range(_TICKS)] + [last_us] if step else [first_us]
+
+
+def _named(marks: Sequence[int], zone: tzinfo) -> list[str]:
+    """Write the times as short as their span allows."""
+    span_s = (marks[-1] - marks[0]) / 1e6
+    days = 86_400
+    pattern = "%Y-%m-%d" if span_s > 10 * days else "%m-%d %H:%M" if span_s > days / 2 else "%H:%M:%S"
+    return [to_datetime(us).astimezone(zone).strftime(pattern) for us in marks]
+
+
+def _plain(drawn: str) -> str:
+    return "\n".join(line.rstrip() for line in drawn.splitlines())

@@ -1,0 +1,271 @@
+"""`query`, `latest`, `series`: what the store holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, tzinfo
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from repo.clock import system_clock
+from repo.commands.output import FORMATS, write_rows
+from repo.commands.session import Session, json_option
+from repo.errors import InvalidQuery
+from repo.moments import parse_duration_us, parse_time, to_datetime, to_us
+
+if TYPE_CHECKING:
+    from repo import Store
+
+__all__ = ["latest", "query", "series"]
+
+_POINT_COLUMNS = ("sensor_id", "metric_name", "timestamp", "value", "quality", "metadata")
+_SERIES_COLUMNS = (
+    "sensor_id",
+    "metric_name",
+    "kind",
+    "unit",
+    "points",
+    "first",
+    "last",
+    "description",
+    "labels",
+)
+
+
+@click.command()
+@click.argument("sensor")
+@click.argument("metric")
+@click.option("--start", metavar="TIME", help="The first moment.")
+@click.option("--end", metavar="TIME", help="The moment before which it ends.")
+@click.option("--since", metavar="SPAN", help="The last 6h, 15m, 7d; in place of --start.")
+@click.option("--every", metavar="SPAN", help="One row for each 10s, 1m, 6h, 1d, 1w.")
+@click.option(
+    "--agg",
+    "aggs",
+    metavar="NAMES",
+    multiple=True,
+    help="avg, min, max, sum, count, first, last: several with commas, or again. With --every: avg.",
+)
+@click.option("--tz", metavar="ZONE", default="UTC", show_default=True, help="The zone of times and of days.")
+@click.option("--limit", metavar="ROWS", type=click.IntRange(min=1), help="Print the first rows only.")
+@click.option(
+    "--format", "form", type=click.Choice([*FORMATS, "plot"]), help="How to print; a table if not given."
+)
+@json_option
+@click.pass_obj
+def query(
+    session: Session,
+    sensor: str,
+    metric: str,
+    start: str | None,
+    end: str | None,
+    since: str | None,
+    every: str | None,
+    aggs: tuple[str, ...],
+    tz: str,
+    limit: int | None,
+    form: str | None,
+) -> None:
+    """Print points of SENSOR and METRIC, or aggregates of them.
+
+    Both may be globs in quotes ('PUMP-*', '*'). Points come in order of time, from --start up to, but not
+    at, --end. A TIME is ISO 8601 (in --tz unless it has an offset), Unix seconds, `now`, or relative (-6h).
+    The CSV of points can be ingested again; metadata is not read back.
+
+    \b
+    JSON: an array, or an object a line (ndjson). Points: {"sensor_id", "metric_name", "timestamp": ISO 8601,
+    "timestamp_us": µs since 1970 UTC, "value": number, text or null, "quality", "metadata"}. Aggregates:
+    {"sensor_id", "metric_name", "bucket": ISO 8601 and "bucket_us" (with --every), and one for each of
+    --agg}. An infinite number is the text "Infinity" or "-Infinity".
+    """
+    zone = _zone(tz)
+    low, high = _bounds(start, end, since, zone)
+    names = [name.strip() for given in aggs for name in given.split(",") if name.strip()]
+    form = form or ("json" if session.as_json else "table")
+    with session.opened() as store:
+        if form == "plot":
+            from repo.commands.plotting import draw
+
+            lines = _lines(store, (sensor, metric), low, high, every, names)
+            if lines:
+                click.echo(draw(lines, zone))
+            count = len(lines)
+        elif every or names:
+            asked: dict[str, Any] = {"agg": names or "avg", "every": every, "tz": tz}
+            found = store.points.aggregate(sensor, metric, low, high, **asked)
+            columns = ["sensor_id", "metric_name", *(["bucket"] if every else []), *(names or ["avg"])]
+            count = write_rows(form, columns, islice(map(_shown_aggregate, found), limit))
+        else:
+            points = _points(store, (sensor, metric), low, high, limit)
+            count = write_rows(form, _POINT_COLUMNS, (_shown_point(point, zone) for point in points))
+    if not count:
+        session.note(f"no points of {sensor} {metric} there; `holdfast series` lists what the store has")
+
+
+@click.command()
+@click.argument("sensor", required=False)
+@click.argument("metric", required=False)
+@click.option(
+    "--limit", metavar="POINTS", type=click.IntRange(min=1), default=1, help="So many of each series."
+)
+@json_option
+@click.pass_obj
+def latest(session: Session, sensor: str | None, metric: str | None, limit: int) -> None:
+    """Print the newest points of each series.
+
+    SENSOR and METRIC may be names or globs in quotes; without them it is every series. One a series (the
+    default) is answered by SQLite alone, whatever another process holds open.
+
+    \b
+    JSON: an array of points as `holdfast query` prints them, newest first within a series.
+    """
+    with session.opened() as store:
+        found = store.points.latest(sensor, metric, limit)
+    form = "json" if session.as_json else "table"
+    if not write_rows(form, _POINT_COLUMNS, (_shown_point(point, UTC) for point in found)):
+        session.note("no points there; `holdfast series` lists what the store has")
+
+
+@click.command()
+@click.argument("pattern", required=False)
+@json_option
+@click.pass_obj
+def series(session: Session, pattern: str | None) -> None:
+    """List the series of the store.
+
+    PATTERN is a name or a glob in quotes; it selects by the name of the sensor or of the metric. Counts and
+    times are those of the last flush.
+
+    \b
+    JSON: [{"sensor_id", "metric_name", "kind": "number", "text" or null, "unit", "description", "labels",
+    "points", "first_us", "last_us"}]
+    """
+    with session.opened() as store:
+        found = {(info.sensor_id, info.metric_name): info for info in store.series.list(pattern)}
+        if pattern is not None:
+            found |= {(info.sensor_id, info.metric_name): info for info in store.series.list(None, pattern)}
+    rows = [found[pair]._asdict() for pair in sorted(found)]
+    if session.as_json:
+        write_rows("json", _SERIES_COLUMNS, rows)
+        return
+    for row in rows:
+        for edge in ("first", "last"):
+            us = row[f"{edge}_us"]
+            row[edge] = None if us is None else _iso(to_datetime(us))
+    if not write_rows("table", _SERIES_COLUMNS, rows):
+        session.note("no series there" if pattern else "the store has no series yet")
+
+
+# --- arguments ------------------------------------------------------------------------------------------
+
+
+def _zone(name: str) -> tzinfo:
+    from zoneinfo import ZoneInfo
+
+    if name.upper() == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise InvalidQuery(f"--tz: there is no time zone {name!r}; names are like Europe/Oslo") from error
+
+
+def _bounds(
+    start: str | None, end: str | None, since: str | None, zone: tzinfo
+) -> tuple[datetime | None, datetime | None]:
+    if start is not None and since is not None:
+        raise InvalidQuery("--start and --since both say where to begin; give one")
+    now_us = system_clock()
+    if since is not None:
+        start_us = now_us - parse_duration_us(since.removeprefix("-"))
+        return to_datetime(start_us), _moment(end, now_us, zone)
+    return _moment(start, now_us, zone), _moment(end, now_us, zone)
+
+
+def _moment(text: str | None, now_us: int, zone: tzinfo) -> datetime | None:
+    return None if text is None else to_datetime(parse_time(text, now_us=now_us, zone=zone))
+
+
+# --- rows -----------------------------------------------------------------------------------------------
+
+
+def _points(
+    store: Store, names: tuple[str, str], low: datetime | None, high: datetime | None, limit: int | None
+) -> Iterator[Any]:
+    found = store.points.range(*names, low, high)
+    if limit is None or limit > _page_rows():
+        return islice(iter(found), limit)
+    return iter(next(found.pages(limit), []))
+
+
+def _page_rows() -> int:
+    from repo.store.results import PAGE_ROWS
+
+    return PAGE_ROWS
+
+
+def _shown_point(point: Any, zone: tzinfo) -> dict[str, Any]:
+    moment = point["timestamp"]
+    return {**point, "timestamp": _iso(moment if zone is UTC else moment.astimezone(zone))}
+
+
+def _shown_aggregate(row: dict[str, Any]) -> dict[str, Any]:
+    if "bucket" not in row:
+        return row
+    return {**row, "bucket": _iso(row["bucket"]), "bucket_us": to_us(row["bucket"])}
+
+
+def _iso(moment: datetime) -> str:
+    text = moment.isoformat()
+    return text[:-6] + "Z" if text.endswith("+00:00") else text
+
+
+# --- plots ----------------------------------------------------------------------------------------------
+
+
+def _lines(
+    store: Store,
+    names: tuple[str, str],
+    low: datetime | None,
+    high: datetime | None,
+    every: str | None,
+    aggs: list[str],
+) -> dict[str, list[tuple[int, float]]]:
+    """Return what to draw: with `every` the aggregates asked for, else the least and greatest of each column."""
+    wanted = aggs or ["avg"]
+    if every is None:
+        if aggs:
+            raise InvalidQuery("one aggregate of everything is no plot; add --every")
+        every, wanted = _column_width(store, names, low, high), ["min", "max"]
+    if every is None:
+        return {}
+    found = store.points.aggregate(*names, low, high, agg=wanted, every=every)
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in found:
+        for name in wanted:
+            value = row[name]
+            if isinstance(value, int | float) and abs(value) != float("inf"):
+                title = f"{row['sensor_id']} {row['metric_name']}" + (f" {name}" if aggs else "")
+                lines.setdefault(title, []).append((to_us(row["bucket"]), value))
+    return lines
+
+
+def _column_width(
+    store: Store, names: tuple[str, str], low: datetime | None, high: datetime | None
+) -> str | None:
+    """Return the width of a plot's column as a span; None where there is nothing to plot."""
+    from repo.commands.plotting import plot_columns
+
+    first = next(_points(store, names, low, high, 1), None)
+    if first is None:
+        return None
+    last_us = max(point["timestamp_us"] for point in _newest(store, names))
+    if high is not None:
+        last_us = min(last_us, to_us(high))
+    return f"{max(1, (last_us - first['timestamp_us']) // plot_columns())}us"
+
+
+def _newest(store: Store, names: tuple[str, str]) -> Iterable[Any]:
+    return store.points.latest(*names)

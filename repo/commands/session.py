@@ -1,0 +1,78 @@
+"""A session: what a command is given besides its own arguments, and how it opens the store and speaks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from repo.commands.output import printable
+
+if TYPE_CHECKING:
+    from repo import Store
+
+__all__ = ["DEFAULT_STORE", "Session", "json_option", "log_to_stderr"]
+
+DEFAULT_STORE = "./data/buffer"
+
+
+@dataclass(slots=True)
+class Session:
+    """The store's folder, and how the user wants to be told."""
+
+    folder: Path
+    as_json: bool = False
+    quiet: bool = False
+
+    @contextmanager
+    def opened(self, *, create: bool = False, **settings: Any) -> Iterator[Store]:
+        """Open the store, without a background thread: a command is short, and flushes what it needs."""
+        from repo import Settings, Store
+
+        loaded = Settings.load(self.folder, background=False, **settings)
+        with Store(self.folder, loaded, create=create) as store:
+            yield store
+
+    def say(self, text: str) -> None:
+        """Print a report for people to stdout."""
+        if not self.quiet:
+            click.echo(printable(text))
+
+    def note(self, text: str) -> None:
+        """Print a remark to stderr."""
+        if not self.quiet:
+            click.echo(printable(text), err=True)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let `--json` also stand after the command's name, where one types it first."""
+
+    def switch(context: click.Context, _parameter: click.Parameter, given: bool) -> None:
+        if given:
+            context.find_object(Session).as_json = True  # type: ignore[union-attr]
+
+    option = click.option(
+        "--json", is_flag=True, expose_value=False, callback=switch, help="Print JSON, for programs."
+    )
+    return option(command)
+
+
+def log_to_stderr(*, quiet: bool, verbose: int) -> None:
+    """Show the library's log on stderr: warnings, or only errors, or what it does."""
+    logger = logging.getLogger("holdfast")
+    for handler in [found for found in logger.handlers if isinstance(found, _Stderr)]:
+        logger.removeHandler(handler)
+    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    handler = _Stderr(level)
+    logger.addHandler(handler)
+    logger.setLevel(level)
+
+
+class _Stderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"{record.levelname.lower()}: {printable(record.getMessage())}", err=True)

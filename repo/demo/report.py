@@ -1,0 +1,75 @@
+"""The report: a result as text for people, 80 columns wide and plain. Measures and judges nothing."""
+
+from __future__ import annotations
+
+import textwrap
+
+from repo.demo.chart import chart
+from repo.demo.story import Result
+
+__all__ = ["WIDTH", "event_line", "heading", "plot", "table"]
+
+WIDTH = 80
+_PLOT_ROWS = 12
+_WHAT, _CELL = 40, 15
+
+
+def heading(seed: int, rate: float) -> str:
+    """Say what is going to be played."""
+    return "\n".join(
+        (
+            f"Holdfast demo, seed {seed}",
+            "",
+            *textwrap.wrap(
+                f"A site of 12 wells writes {rate:,.0f} points/s while its link is down. The writing process is "
+                "killed, and later the sending one. The receiver is a third process, with a database of its own.",
+                WIDTH,
+            ),
+            "",
+        )
+    )
+
+
+def event_line(at_s: float, what: str) -> str:
+    """Say what happened, and when."""
+    lead = f"{at_s:6.1f} s  "
+    return textwrap.fill(what, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead))
+
+
+def table(result: Result) -> str:
+    """Show what has to hold, then the figures."""
+    rule = "-" * WIDTH
+    lines = [
+        "",
+        f"{'what has to hold':<{_WHAT}}{'site and store':>{_CELL}}{'receiver':>{_CELL}}     holds",
+        rule,
+    ]
+    lines += [
+        f"{check.what:<{_WHAT}}{check.store:>{_CELL}}{check.receiver:>{_CELL}}{'yes' if check.holds else 'NO':>10}"
+        for check in result.checks
+    ]
+    figures = result.figures
+    points = max(1, figures.arrived_points)
+    lines += [
+        rule,
+        f"written   {figures.written_points_per_s:,.0f} points/s of {result.rate:,.0f} that came, "
+        "durable when the call returned",
+        f"drained   {figures.drained_points_per_s:,.0f} points/s: read, sent, stored there and confirmed",
+        f"backlog   {figures.backlog_points:,} points in {figures.backlog_cleared_s:.1f} s, "
+        "the killed sender's restart included",
+        f"size      {figures.store_bytes / points:.0f} bytes a point in the store ({result.engine}), "
+        f"{figures.wire_bytes / points:.0f} on the wire, {figures.receiver_bytes / points:.0f} there",
+        f"wall      {figures.wall_s:.1f} s",
+    ]
+    if result.ok:
+        verdict = "Everything holds."
+    else:
+        failed = [check.what for check in result.checks if not check.holds]
+        verdict = textwrap.fill(f"NOT ALL HOLDS: {'; '.join(failed)}.", WIDTH)
+    return "\n".join([*lines, "", verdict])
+
+
+def plot(result: Result) -> str:
+    """Draw the points that were acknowledged and that arrived, over time."""
+    title = f"{'points':<{WIDTH - 35}}.  acknowledged here   #  arrived"
+    return chart({".": result.acknowledged, "#": result.arrived}, title=title, width=WIDTH, rows=_PLOT_ROWS)

@@ -1,0 +1,95 @@
+"""The command, run in this process on a store of the test's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from repo import Settings, Store
+from repo.commands import holdfast
+
+HOLDER = """
+import sys
+from pathlib import Path
+from repo.clock import system_clock
+from repo.engines.lease import Lease
+lease = Lease(Path(sys.argv[1]), system_clock)
+lease.acquire(5, "holding on for a test")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+class Command:
+    """Calls `holdfast --store FOLDER ...` and keeps what it said."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *arguments: object, code: int = 0, stdin: str | bytes | None = None) -> Result:
+        """Run it, and see that it exits with `code`."""
+        given = ["--store", str(self.folder), *map(str, arguments)]
+        result = CliRunner().invoke(holdfast, given, input=stdin)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, f"exit {result.exit_code}\n{result.stdout}\n{result.stderr}"
+        return result
+
+    def json(self, *arguments: object, code: int = 0, stdin: str | bytes | None = None) -> Any:
+        """Run it with --json and return what it printed."""
+        return json.loads(self("--json", *arguments, code=code, stdin=stdin).stdout)
+
+    def write(self, *rows: Any) -> None:
+        """Write points into the store."""
+        with Store(self.folder, Settings(background=False)) as store:
+            store.points.insert_many(rows)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("HOLDFAST_") and "TEST" not in name]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """The command, on a folder that does not exist yet."""
+    return Command(tmp_path / "store")
+
+
+@pytest.fixture
+def on_store(command: Command, engine: str) -> Command:
+    """The command, on an empty store; each engine in turn."""
+    command("init", "--engine", engine)
+    return command
+
+
+@pytest.fixture
+def on_duckdb(command: Command) -> Command:
+    """The command, on an empty store with DuckDB."""
+    command("init", "--engine", "duckdb")
+    return command
+
+
+@pytest.fixture
+def held(
+    command: Command, spawn: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], int]:
+    """Have another process hold the store's columns; returns its process id."""
+    monkeypatch.setenv("HOLDFAST_LEASE_TIMEOUT_S", "0.2")
+
+    def hold() -> int:
+        process = spawn(HOLDER, command.folder)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process.pid
+
+    return hold

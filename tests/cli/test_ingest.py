@@ -1,0 +1,210 @@
+"""`ingest`: layouts, what is rejected, all or nothing, and doing it twice."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LONG = """sensor_id,metric_name,timestamp,value
+P-1,flow,2024-05-01T00:00:00Z,1.5
+P-1,flow,2024-05-01T00:01:00Z,2.5
+P-2,flow,1714521600,7
+"""
+WIDE = """Date,Time,Power,Voltage
+1/5/2024,00:00:00,1.0,230
+1/5/24,00:01:00,?,231
+2/5/2024,00:00:00,3.0,
+"""
+WIDE_OPTIONS = [
+    *("--sensor", "house", "--time-column", "Date", "--time-column", "Time", "--missing", "?"),
+    *("--time-format", "%d/%m/%Y %H:%M:%S", "--time-format", "%d/%m/%y %H:%M:%S"),
+]
+BAD = """sensor_id,metric_name,timestamp,value
+P-1,flow,2024-05-01T00:00:00Z,1.5
+P-1,flow,yesterday,2.5
+P-1,flow,2024-05-01T00:02:00Z,low
+P-1,flow,2024-05-01T00:03:00Z
+,flow,2024-05-01T00:04:00Z,4
+P-1,flow,2024-05-01T00:05:00Z,5.5
+"""
+BOTH_TIMES = ["--time-format", "iso", "--time-format", "unix"]
+
+
+def values(command: Any, sensor: str = "*", metric: str = "*") -> list[Any]:
+    return [point["value"] for point in command.json("query", sensor, metric)]
+
+
+def test_a_long_file_goes_in(on_store: Any, tmp_path: Path) -> None:
+    file = tmp_path / "long.csv"
+    file.write_text(LONG)
+    said = on_store.json("ingest", file, *BOTH_TIMES)
+    assert said.keys() == {"path", "files", "points", "rejected", "no_reading", "elapsed_s", "points_per_s"}
+    assert said["files"] == [{"file": str(file), "points": 3, "rejected": 0, "no_reading": 0}]
+    assert values(on_store, "P-1", "flow") == [1.5, 2.5]
+    assert values(on_store, "P-2", "flow") == [7.0]
+
+
+def test_a_wide_file_goes_in_by_its_columns(on_store: Any) -> None:
+    said = on_store.json("ingest", "-", *WIDE_OPTIONS, stdin=WIDE)
+    assert (said["points"], said["no_reading"], said["rejected"]) == (4, 2, 0)
+    assert values(on_store, "house", "Power") == [1.0, 3.0]
+    assert [p["timestamp"] for p in on_store.json("query", "house", "Voltage")] == [
+        "2024-05-01T00:00:00Z",
+        "2024-05-01T00:01:00Z",
+    ]
+
+
+def test_columns_of_a_wide_file_can_be_chosen_or_left_out(on_duckdb: Any) -> None:
+    assert on_duckdb.json("ingest", "-", *WIDE_OPTIONS, "--ignore", "Power", stdin=WIDE)["points"] == 2
+    assert on_duckdb.json("ingest", "-", *WIDE_OPTIONS, "--only", "Power", stdin=WIDE)["points"] == 2
+    assert [row["metric_name"] for row in on_duckdb.json("series")] == ["Power", "Voltage"]
+
+
+def test_columns_may_have_other_names_and_local_times(on_duckdb: Any) -> None:
+    text = "wer;was;wann;wert;güte\nP-1;Druck;2024-05-01 02:00;1,5;50\n"
+    options = (
+        "--sensor-column wer --metric-column was --time-column wann --value-column wert --quality-column güte"
+    )
+    on_duckdb(
+        "ingest",
+        "-",
+        *options.split(),
+        "--delimiter",
+        ";",
+        "--decimal",
+        ",",
+        "--zone",
+        "Europe/Oslo",
+        stdin=text,
+    )
+    (point,) = on_duckdb.json("query", "P-1", "Druck")
+    assert (point["value"], point["quality"], point["timestamp"]) == (1.5, 50, "2024-05-01T00:00:00Z")
+
+
+def test_states_are_read_where_they_are_declared(on_duckdb: Any) -> None:
+    text = "timestamp,valve\n2024-05-01,OPEN\n2024-05-02,SHUT\n"
+    assert on_duckdb.json("ingest", "-", "--sensor", "V-1", "--text", "valve", stdin=text)["points"] == 2
+    assert values(on_duckdb) == ["OPEN", "SHUT"]
+
+
+def test_gzip_is_unpacked_whatever_its_name(on_duckdb: Any, tmp_path: Path) -> None:
+    for name in ("a.csv.gz", "b.csv"):
+        (tmp_path / name).write_bytes(gzip.compress(LONG.encode()))
+        assert on_duckdb.json("ingest", tmp_path / name, *BOTH_TIMES)["points"] == 3
+    assert on_duckdb.json("ingest", "-", *BOTH_TIMES, stdin=gzip.compress(LONG.encode()))["points"] == 3
+    assert len(values(on_duckdb)) == 3
+
+
+def test_a_gzip_that_was_cut_short_is_told(on_duckdb: Any, tmp_path: Path) -> None:
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(LONG.encode() * 5_000)[:-200])
+    result = on_duckdb("ingest", tmp_path / "cut.csv.gz", *BOTH_TIMES, code=1)
+    assert "cut short or damaged gzip" in result.stderr
+    (tmp_path / "no.csv.gz").write_text(LONG)
+    assert "is not gzip" in on_duckdb("ingest", tmp_path / "no.csv.gz", code=1).stderr
+
+
+def test_bad_rows_are_told_by_line_and_the_good_ones_written(on_store: Any) -> None:
+    result = on_store("ingest", "-", stdin=BAD, code=3)
+    assert "2 points" in result.stdout
+    assert "4 rejected" in result.stdout
+    told = result.stderr.splitlines()
+    assert [line.split(":")[0].split(",")[0] for line in told] == ["line 3", "line 4", "line 5", "line 6"]
+    assert "line 4, value: is not a number" in told[1]
+    assert "line 6, sensor_id: is empty" in told[3]
+    assert values(on_store) == [1.5, 5.5]
+
+
+def test_rejections_are_kept_in_a_file(on_duckdb: Any, tmp_path: Path) -> None:
+    good, bad, kept = tmp_path / "good.csv", tmp_path / "bad.csv", tmp_path / "errors.csv"
+    good.write_text(LONG.replace("1714521600", "2024-05-01"))
+    bad.write_bytes(BAD.encode() + b"P-\xff1,flow,2024-05-01T00:06:00Z,6\n" * 30)
+    result = on_duckdb("ingest", good, bad, "--errors", kept, code=3)
+    assert f"{bad}, line 3" in result.stderr
+    assert f"and 14 more; all are in {kept}" in result.stderr
+    with kept.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 34
+    assert rows[0] == {
+        "file": str(bad),
+        "line": "3",
+        "column": "timestamp",
+        "reason": "fits no time format (iso)",
+        "text": "yesterday",
+    }
+    assert on_duckdb("-q", "ingest", bad, "--errors", kept, code=3).stderr == ""
+
+
+def test_strict_writes_nothing_of_any_file_if_one_row_is_bad(on_store: Any, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.csv", tmp_path / "bad.csv"
+    good.write_text(LONG)
+    bad.write_text(BAD)
+    said = on_store.json("ingest", good, bad, "--strict", *BOTH_TIMES, code=3)
+    assert (said["points"], said["rejected"]) == (0, 4)
+    assert on_store.json("status")["last_seq"] == 0
+    assert "nothing was written" in on_store("ingest", bad, "--strict", code=3).stdout
+
+
+@pytest.mark.parametrize("source", ["file", "stdin"])
+def test_strict_writes_what_is_good(on_duckdb: Any, tmp_path: Path, source: str) -> None:
+    (tmp_path / "good.csv").write_text(LONG)
+    file = "-" if source == "stdin" else tmp_path / "good.csv"
+    assert on_duckdb.json("ingest", file, "--strict", *BOTH_TIMES, stdin=LONG)["points"] == 3
+    assert len(values(on_duckdb)) == 3
+
+
+def test_numbers_for_a_series_of_texts_are_rejected_one_by_one(on_store: Any) -> None:
+    on_store.write(("P-1", "flow", 1_714_521_600, "OPEN"))
+    for options in ([], ["--strict"]):
+        result = on_store("ingest", "-", *BOTH_TIMES, *options, stdin=LONG, code=3)
+        assert "line 2, value: the series holds text values, and this is a number" in result.stderr
+        assert "2 rejected" in result.stdout
+    assert values(on_store, "P-1") == ["OPEN"]
+    assert values(on_store, "P-2") == [7.0]
+
+
+def test_ingesting_again_changes_nothing(on_store: Any) -> None:
+    for _ in range(2):
+        assert on_store.json("ingest", "-", *BOTH_TIMES, stdin=LONG)["points"] == 3
+        assert len(values(on_store)) == 3
+    on_store("ingest", "-", *BOTH_TIMES, stdin=LONG.replace("2.5", "9.5"))
+    assert values(on_store, "P-1") == [1.5, 9.5]
+
+
+def test_of_lines_for_the_same_moment_the_last_wins(on_store: Any) -> None:
+    lines = "".join(f"P-1,flow,2024-05-01T00:00:00Z,{n}\n" for n in range(25_000))
+    on_store("ingest", "-", stdin="sensor_id,metric_name,timestamp,value\n" + lines)
+    assert values(on_store) == [24_999.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "code", "told"),
+    [
+        ("", "", 1, "the file is empty"),
+        ("a,b\n1,2\n", "", 1, "there is no column 'timestamp'"),
+        ("sensor_id;metric_name;timestamp;value\n", "", 1, "is ';' its delimiter"),
+        (LONG, "--time-format %H:%M", 2, "has no year"),
+        (LONG, "--zone Mars/Olympus", 2, "no time zone"),
+        (LONG, "--encoding klingon", 2, "no text encoding"),
+        (LONG, "--decimal ,", 2, "delimiter"),
+        (LONG, "--shape round", 2, "--shape"),
+    ],
+)
+def test_a_file_or_a_layout_that_cannot_be_is_told(
+    on_duckdb: Any, text: str, options: str, code: int, told: str
+) -> None:
+    assert told in on_duckdb("ingest", "-", *options.split(), stdin=text, code=code).stderr
+
+
+def test_a_file_that_is_not_there_is_told_before_anything_is_written(on_duckdb: Any, tmp_path: Path) -> None:
+    (tmp_path / "good.csv").write_text(LONG)
+    result = on_duckdb("ingest", tmp_path / "good.csv", tmp_path / "gone.csv", *BOTH_TIMES, code=2)
+    assert "gone.csv" in result.stderr
+    assert on_duckdb.json("status")["last_seq"] == 0
+
+
+def test_no_progress_is_drawn_where_stderr_is_no_terminal(on_duckdb: Any) -> None:
+    assert on_duckdb("ingest", "-", *BOTH_TIMES, stdin=LONG).stderr == ""

@@ -1,0 +1,153 @@
+"""The command as a process: what it loads, and how it ends when something goes away under it."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from repo.commands import holdfast
+
+ROOT = Path(__file__).resolve().parents[2]
+HEADER = "sensor_id,metric_name,timestamp,value\n"
+HEAVY = ("sqlalchemy", "duckdb", "alembic", "numpy", "pandas", "pyarrow", "plotext", "sqlite3")
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "cli.py", *map(str, arguments)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def lines(count: int) -> Iterator[bytes]:
+    for number in range(count):
+        yield f"s,m,{1_714_521_600 + number},{number}.5\n".encode()
+
+
+def points_in_journal(folder: Path) -> int:
+    connection = sqlite3.connect(folder / "offline_buffer.db")
+    try:
+        return int(
+            connection.execute(
+                "SELECT max(last_seq, coalesce((SELECT max(seq) FROM journal), 0)) FROM store_state"
+            ).fetchone()[0]
+        )
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--help", "query --help", "ingest --help", "status --help", "demo --help"]
+)
+def test_help_loads_no_engine(arguments: str) -> None:
+    script = (
+        "import sys\nfrom repo.commands import holdfast\n"
+        f"try: holdfast({arguments.split()!r}, prog_name='holdfast')\nexcept SystemExit as end: code = end.code\n"
+        f"print('loaded', code, sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.splitlines()[0].startswith("Usage: holdfast")
+    assert ended.stdout.splitlines()[-1] == "loaded 0 []"
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself() -> None:
+    import click
+
+    context = click.Context(holdfast)
+    listed = CliRunner().invoke(holdfast, ["--help"], terminal_width=200, max_content_width=200).stdout
+    for name in holdfast.list_commands(context):
+        command = holdfast.get_command(context, name)
+        assert command is not None
+        assert re.search(
+            rf"^  {name} +{re.escape((command.help or '').splitlines()[0])}$", listed, re.MULTILINE
+        )
+
+
+def test_an_unknown_command_is_wrong_usage() -> None:
+    assert CliRunner().invoke(holdfast, ["explode"]).exit_code == 2
+    assert CliRunner().invoke(holdfast, ["-q", "-v", "status"]).exit_code == 2
+
+
+def test_python_cli_py_is_the_command(tmp_path: Path) -> None:
+    process = start("--store", tmp_path / "store", "init")
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, b"")
+    assert out.startswith(b"made a store in")
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(on_duckdb: Any) -> None:
+    on_duckdb.write(*(("s", "m", 1_714_521_600 + n, float(n)) for n in range(30_000)))
+    process = start("--store", on_duckdb.folder, "query", "s", "m", "--format", "csv")
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith(b"sensor_id,")
+    process.stdout.close()
+    process.stdout = None
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (141, b"")
+
+
+def test_ctrl_c_ends_it_quietly_and_keeps_what_was_acknowledged(on_duckdb: Any) -> None:
+    process = start(
+        "--store",
+        on_duckdb.folder,
+        "ingest",
+        "-",
+        "--time-format",
+        "unix",
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdin is not None
+    process.stdin.write(HEADER.encode() + b"".join(lines(30_000)))
+    process.stdin.flush()
+    deadline = time.monotonic() + 30
+    while points_in_journal(on_duckdb.folder) == 0 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    out, err = process.communicate()
+    assert (out, err) == (b"", b"")
+    stored = points_in_journal(on_duckdb.folder)
+    assert 10_000 <= stored <= 30_000
+    assert len(on_duckdb.json("query", "s", "m")) == stored
+
+
+def test_a_full_disk_says_how_much_was_acknowledged_and_ingesting_again_mends_it(
+    on_duckdb: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "many.csv"
+    file.write_bytes(HEADER.encode() + b"".join(lines(200_000)))
+
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
+
+    ingest = ("--store", on_duckdb.folder, "ingest", file, "--time-format", "unix")
+    process = start(*ingest, preexec_fn=limit_files)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    told = re.search(r"([\d,]+) points of this import were acknowledged", err.decode())
+    assert told is not None, err
+    acknowledged = int(told[1].replace(",", ""))
+    assert 0 < acknowledged < 200_000
+    assert points_in_journal(on_duckdb.folder) >= acknowledged
+    again = start(*ingest, env=os.environ | {"HOLDFAST_QUIET": "1"})
+    out, err = again.communicate(timeout=60)
+    assert (again.returncode, out, err) == (0, b"", b"")
+    assert on_duckdb.json("query", "s", "m", "--agg", "count,sum")[0]["count"] == 200_000

@@ -1,0 +1,151 @@
+"""Fixtures for all tests: stores in real folders, on both engines, with a clock that the test moves."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+from repo import Settings, Store
+
+ROOT = Path(__file__).resolve().parents[1]
+ENGINES = ("duckdb", "sqlite")
+COLUMN_FILES = {"duckdb": "timeseries.duckdb", "sqlite": "timeseries.sqlite"}
+SEED_VARIABLE = "HOLDFAST_TEST_SEED"
+
+OpenStore = Callable[..., Store]
+RunPython = Callable[..., subprocess.CompletedProcess[str]]
+
+hypothesis.settings.register_profile(
+    "holdfast",
+    deadline=None,
+    print_blob=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("holdfast")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose one seed for all random tests; workers inherit it."""
+    os.environ.setdefault(SEED_VARIABLE, str(random.SystemRandom().randrange(2**32)))
+    if config.getoption("hypothesis_seed", None) is None:
+        hypothesis.core.global_force_seed = int(os.environ[SEED_VARIABLE])
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how to run the same random cases again."""
+    terminalreporter.write_line(f"random tests: {SEED_VARIABLE}={os.environ[SEED_VARIABLE]}")
+
+
+class Clock:
+    """A clock that stands until the test moves it; starts at 2024-05-01T00:00:00Z."""
+
+    def __init__(self) -> None:
+        self.now_us = 1_714_521_600_000_000
+
+    def __call__(self) -> int:
+        return self.now_us
+
+    def advance(self, seconds: float) -> None:
+        """Move on."""
+        self.now_us += round(seconds * 1e6)
+
+
+@pytest.fixture
+def seed() -> int:
+    """The seed of this run, for tests that make random data themselves."""
+    return int(os.environ[SEED_VARIABLE])
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The clock of the test's stores."""
+    return Clock()
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each engine in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def open_store(tmp_path: Path, engine: str, clock: Clock) -> Iterator[OpenStore]:
+    """Open stores by name, with settings to change; without a background thread. All are closed at the end."""
+    opened: list[Store] = []
+
+    def open_(name: str = "store", **settings: Any) -> Store:
+        options: dict[str, Any] = {"background": False, "engine": engine} | settings
+        store = Store(tmp_path / name, Settings(**options), clock=clock)
+        opened.append(store)
+        return store
+
+    yield open_
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(open_store: OpenStore) -> Store:
+    """One fresh store."""
+    return open_store()
+
+
+@pytest.fixture
+def columns_file(engine: str) -> str:
+    """The name of the file that holds the columns."""
+    return COLUMN_FILES[engine]
+
+
+def start_python(script: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """Start a Python process on the script; warnings are errors in it too."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.fixture
+def run_python() -> RunPython:
+    """Run a script in a process of its own and return what it said; it has 60 s."""
+
+    def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        process = start_python(script, *arguments)
+        try:
+            out, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            pytest.fail(f"the process hung\n{out}\n{err}")
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start scripts that live beside the test; those still there at its end are killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(script: str, *arguments: object) -> subprocess.Popen[str]:
+        process = start_python(script, *arguments)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

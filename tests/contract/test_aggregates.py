@@ -1,0 +1,178 @@
+"""Aggregates, whole and by buckets of any zone, against a calculation in plain Python."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from repo import InvalidQuery, Store
+
+AGGREGATES = ["avg", "min", "max", "sum", "count", "first", "last"]
+EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  wall-clock arithmetic is meant
+UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+Points = list[tuple[int, Any]]
+
+
+def summary(points: Points) -> dict[str, Any]:
+    """All aggregates of points (µs, value) in one bucket, by hand."""
+    readings = [value for _, value in sorted(points, key=lambda point: point[0]) if value is not None]
+    if not readings:
+        return dict.fromkeys(AGGREGATES) | {"count": 0}
+    total = math.fsum(readings)
+    return {
+        "avg": total / len(readings),
+        "min": min(readings),
+        "max": max(readings),
+        "sum": total,
+        "count": len(readings),
+        "first": readings[0],
+        "last": readings[-1],
+    }
+
+
+def bucket_of(us: int, every: str, zone: ZoneInfo) -> datetime:
+    """The moment at which the bucket of a time begins, by hand."""
+    width = timedelta(seconds=int(every[:-1]) * UNITS[every[-1]])
+    moment = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)).astimezone(zone)
+    wall = moment.replace(tzinfo=None, fold=0)
+    origin = datetime(1970, 1, 5) if every.endswith("w") else EPOCH  # noqa: DTZ001  a Monday
+    into = (wall - origin) % width
+    if width <= timedelta(hours=1):
+        return (moment.astimezone(UTC) - into).astimezone(zone)
+    return (wall - into).replace(tzinfo=zone)
+
+
+def by_buckets(points: Iterable[tuple[int, Any]], every: str, zone: ZoneInfo) -> list[dict[str, Any]]:
+    buckets: dict[datetime, Points] = {}
+    for us, value in points:
+        buckets.setdefault(bucket_of(us, every, zone).astimezone(UTC), []).append((us, value))
+    # Keyed in UTC: within one zone, the two 02:00 of an autumn night compare equal.
+    return [{"bucket": bucket, **summary(buckets[bucket])} for bucket in sorted(buckets)]
+
+
+def same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    assert len(found) == len(wanted)
+    for left, right in zip(found, wanted, strict=True):
+        for name, value in right.items():
+            if isinstance(value, datetime):
+                # As moments: a time that a zone has twice, or never, equals none of another zone.
+                assert left[name].timestamp() == value.timestamp(), (name, left, right)
+            elif isinstance(value, float):
+                assert left[name] == pytest.approx(value, rel=1e-9, abs=1e-9), (name, left, right)
+            else:
+                assert left[name] == value, (name, left, right)
+
+
+def test_every_aggregate_of_a_whole_range(store: Store, seed: int) -> None:
+    rng = random.Random(seed)
+    points = [(at * 10**6, rng.choice([None, rng.gauss(0, 1e6)])) for at in rng.sample(range(5000), 400)]
+    store.points.insert_many([("a", "m", us / 1e6, value) for us, value in points] + [("b", "m", 1, 1.0)])
+    [row] = store.points.aggregate("a", "m", agg=AGGREGATES)
+    same([row], [{"sensor_id": "a", "metric_name": "m", **summary(points)}])
+    inside = [(us, value) for us, value in points if 1000 * 10**6 <= us < 2000 * 10**6]
+    same(store.points.aggregate("a", "m", 1000, 2000, agg=AGGREGATES), [summary(inside)])
+
+
+@pytest.mark.parametrize(
+    ("zone", "around"),
+    [
+        ("Europe/Oslo", "2024-03-31"),
+        ("Europe/Oslo", "2024-10-27"),
+        ("America/New_York", "2024-03-10"),
+        ("America/New_York", "2024-11-03"),
+        ("Asia/Kolkata", "2024-01-01"),
+        ("Australia/Lord_Howe", "2024-04-07"),
+    ],
+)
+def test_buckets_follow_the_zone_over_the_days_when_clocks_change(
+    store: Store, zone: str, around: str
+) -> None:
+    start = datetime.fromisoformat(around).replace(tzinfo=ZoneInfo(zone)) - timedelta(days=1)
+    start_us = round(start.timestamp() * 1e6)
+    points = [(start_us + step * 937 * 10**6, float(step % 11)) for step in range(300)]
+    store.points.insert_many([("a", "m", us / 1e6, value) for us, value in points])
+    for every in ("1m", "1h", "2h", "6h", "1w", "1d"):
+        found = store.points.aggregate("a", "m", agg=AGGREGATES, every=every, tz=zone)
+        same(found, by_buckets(points, every, ZoneInfo(zone)))
+    starts = [row["bucket"].astimezone(UTC) for row in found]
+    odd = {"Asia/Kolkata": 24.0, "Australia/Lord_Howe": 24.5}.get(zone, 23.0 if "-03-" in around else 25.0)
+    assert timedelta(hours=odd) in {later - earlier for earlier, later in pairwise(starts)}
+
+
+def test_buckets_before_1970_and_over_centuries(store: Store) -> None:
+    years = [1678, 1899, 1901, 1969, 1970, 1971, 2024, 2261]
+    moments = [datetime(year, 7, 1, 12, tzinfo=UTC) for year in years]
+    points = [(round(m.timestamp()) * 10**6, float(m.year)) for m in moments]
+    store.points.insert_many([("a", "m", us // 10**6, value) for us, value in points])
+    for every in ("1h", "1d", "1w"):
+        found = store.points.aggregate("a", "m", agg=AGGREGATES, every=every, tz="Europe/Oslo")
+        same(found, by_buckets(points, every, ZoneInfo("Europe/Oslo")))
+
+
+def test_each_series_has_its_own_rows_in_order(store: Store) -> None:
+    store.points.insert_many([(s, m, at, 1.0) for at in (0, 61, 200) for s in "ba" for m in "tp"])
+    rows = store.points.aggregate("*", None, agg="count", every="1m")
+    keys = [(row["sensor_id"], row["metric_name"], row["bucket"].timestamp(), row["count"]) for row in rows]
+    assert keys == [(s, m, at, 1) for s in "ab" for m in "pt" for at in (0, 60, 180)]
+
+
+def test_nothing_selected_gives_no_row_and_only_gaps_give_a_count_of_zero(store: Store) -> None:
+    store.points.insert_many([("gap", "m", 1, None), ("gap", "m", 2, float("nan"))])
+    assert store.points.aggregate("nobody", "m", agg=AGGREGATES) == []
+    assert store.points.aggregate("gap", "m", 10, 20, agg=AGGREGATES) == []
+    same(store.points.aggregate("gap", "m", agg=AGGREGATES), [summary([(1, None)])])
+
+
+def test_first_and_last_skip_gaps(store: Store) -> None:
+    store.points.insert_many([("a", "m", 1, None), ("a", "m", 2, 2.0), ("a", "m", 3, 3.0), ("a", "m", 4, None)])
+    [row] = store.points.aggregate("a", "m", agg=["first", "last"])
+    assert (row["first"], row["last"]) == (2.0, 3.0)
+
+
+def test_infinities_pass_through_and_their_difference_is_no_number(store: Store) -> None:
+    inf = float("inf")
+    store.points.insert_many([("a", "m", 1, inf), ("a", "m", 2, 1.0), ("b", "m", 1, inf), ("b", "m", 2, -inf)])
+    up, both = store.points.aggregate(None, "m", agg=["avg", "min", "max", "sum"])
+    assert (up["avg"], up["min"], up["max"], up["sum"]) == (inf, 1.0, inf, inf)
+    assert (both["avg"], both["min"], both["max"], both["sum"]) == (None, -inf, inf, None)
+
+
+def test_text_series_have_first_last_and_count_only(store: Store) -> None:
+    store.points.insert_many([("v", "state", 1, "OPEN"), ("v", "state", 2, "SHUT"), ("v", "state", 3, None)])
+    store.points.insert("v", "flow", 1.0, timestamp=1)
+    [row] = store.points.aggregate("v", "state", agg=["first", "last", "count"])
+    assert (row["first"], row["last"], row["count"]) == ("OPEN", "SHUT", 2)
+    for name in ("avg", "min", "max", "sum"):
+        with pytest.raises(InvalidQuery, match="texts"):
+            store.points.aggregate("v", "state", agg=name)
+    flow, state = store.points.aggregate("v", None, agg=["avg", "last"])
+    assert (flow["avg"], flow["last"], state["avg"], state["last"]) == (1.0, 1.0, None, "SHUT")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"agg": "median"},
+        {"agg": []},
+        {"agg": "avg(value); DROP TABLE time_series_data"},
+        {"every": "1 fortnight"},
+        {"every": "0s"},
+        {"every": ""},
+        {"every": "1h", "tz": "Mars/Olympus"},
+        {"every": "1h", "tz": "../../etc/passwd"},
+        {"start": "yesterday"},
+        {"start": datetime(2024, 1, 1)},  # noqa: DTZ001
+    ],
+    ids=str,
+)
+def test_what_does_not_exist_is_refused(store: Store, options: dict[str, Any]) -> None:
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    with pytest.raises(InvalidQuery):
+        store.points.aggregate("a", "m", **options)

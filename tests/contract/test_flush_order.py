@@ -1,0 +1,121 @@
+"""The order of the steps of a flush: what DuckDB 2.0.0 would answer with doubled rows if it were another.
+
+Read or delete rows of a table in a transaction that has appended to it, and DuckDB doubles rows, raises
+"Conflict on tuple deletion" or crashes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, event, select
+
+from repo import Store
+from repo.engines import duckdb, sqlite
+from repo.models import Point
+from repo.repositories.applying import Row, apply
+from repo.repositories.selection import Selection
+from repo.repositories.series import SummaryRepository
+from repo.schema import migrate
+
+
+@pytest.fixture
+def columns(tmp_path: Path, engine: str) -> Iterator[Engine]:
+    """A bare time-series database at the head of the schema."""
+    path = tmp_path / f"columns.{engine}"
+    if engine == "duckdb":
+        opened = duckdb.open_engine(
+            path, memory_limit_bytes=64_000_000, threads=2, temp_folder=tmp_path / "temporary"
+        )
+    else:
+        opened = sqlite.open_engine(path)
+    migrate.upgrade(opened, "timeseries")
+    yield opened
+    (duckdb.close_engine if engine == "duckdb" else Engine.dispose)(opened)
+
+
+def stored(connection: Connection) -> list[tuple[Any, ...]]:
+    return sorted(tuple(row) for row in connection.execute(select(Point.__table__)))
+
+
+def row(key: int, value: float, seq: int) -> Row:
+    return Row(f"s{key % 5}", "m", key * 60_000_000, value, None, 100, None, seq)
+
+
+@pytest.mark.parametrize("deletes", [False, True], ids=["overwrites", "deletes and overwrites"])
+def test_thousands_of_overwrites_of_random_keys_leave_each_key_once(
+    columns: Engine, seed: int, deletes: bool
+) -> None:
+    rng = random.Random(seed)
+    model: dict[int, tuple[float, int]] = {}
+    seq = 0
+    with columns.connect() as connection:
+        for number in range(40):
+            deletion = None
+            if deletes and rng.random() < 0.5:
+                start, sensor = rng.randrange(9000), rng.randrange(5)
+                deletion = Selection(f"s{sensor}", None, start * 60_000_000, (start + 2000) * 60_000_000)
+                model = {
+                    k: v for k, v in model.items() if k % 5 != sensor or not start <= k < start + 2000
+                }
+            rows = []
+            for key in {rng.randrange(9000) for _ in range(rng.choice([1, 5, 50, 400, 2000]))}:
+                seq += 1
+                value = float(rng.randrange(3))
+                rows.append(row(key, value, seq))
+                if model.get(key, (None,))[0] != value:
+                    model[key] = (value, seq)
+            with connection.begin():
+                known = SummaryRepository(connection).all()
+                apply(connection, rows, deletion, known)
+            with connection.begin():
+                wanted = sorted(tuple(row(key, *found)) for key, found in model.items())
+                assert stored(connection) == wanted, f"transaction {number}"
+                counts = {pair: summary.points for pair, summary in SummaryRepository(connection).all().items()}
+                assert sum(counts.values()) == len(model)
+                assert SummaryRepository(connection).all() == known
+
+
+def test_nothing_reads_or_deletes_points_after_the_append(columns: Engine) -> None:
+    with columns.connect() as connection:
+        with connection.begin():
+            apply(connection, [row(key, 1.0, key + 1) for key in range(500)], None, {})
+        said: list[str] = []
+
+        def listen(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            said.append(" ".join(statement.split()))
+
+        event.listen(columns, "before_cursor_execute", listen)
+        with connection.begin():
+            known = SummaryRepository(connection).all()
+            changed = [row(key, 2.0, 1000 + key) for key in range(400, 600)]
+            equal = [row(key, 1.0, 2000 + key) for key in range(300, 400)]
+            apply(connection, equal + changed, Selection("s1", None, 0, 60_000_000 * 100), known)
+    touching = [statement for statement in said if "time_series_data" in statement]
+    appends = [at for at, statement in enumerate(touching) if statement.startswith("INSERT INTO time_series_data")]
+    assert appends == [len(touching) - 1], touching
+    assert sum(statement.startswith("DELETE FROM time_series_data") for statement in touching) == 2
+
+
+def test_a_flush_of_many_kinds_of_work_is_right_at_any_size_of_its_transactions(
+    open_store: Any, seed: int
+) -> None:
+    rng = random.Random(seed)
+    model: dict[int, float] = {}
+    stores: list[Store] = [open_store(f"s{size}", flush_batch_points=size) for size in (1, 50, 65_536)]
+    for _ in range(12):
+        rows = [(rng.randrange(150), float(rng.randrange(4))) for _ in range(rng.choice([1, 20, 80]))]
+        start = rng.randrange(150)
+        for store in stores:
+            store.points.insert_many([("a", "m", at, value) for at, value in rows])
+            store.points.delete("a", "m", start, start + 10)
+        model.update(rows)
+        model = {at: value for at, value in model.items() if not start <= at < start + 10}
+    for store in stores:
+        found = {r["timestamp_us"] // 10**6: r["value"] for r in store.points.range("a", "m")}
+        assert found == model
+        assert store.series.list()[0].points == len(model)

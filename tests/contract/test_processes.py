@@ -1,0 +1,308 @@
+"""Many processes and forks: the columns change hands, and a child never uses its parent's handle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo import StoreBusy, StoreClosed
+from repo.clock import system_clock
+from repo.engines.lease import Lease
+
+# Opens the store named by its arguments; the rest of the script runs with it.
+OPEN = """
+import sys, time
+from repo import Settings, Store
+folder, engine = sys.argv[1:3]
+store = Store(folder, Settings(background=BACKGROUND, engine=engine, lease_timeout_s=20))
+"""
+QUIET, BUSY = OPEN.replace("BACKGROUND", "False"), OPEN.replace("BACKGROUND", "True")
+
+HOLD = (
+    BUSY
+    + """
+columns, _ = store._access.parts()
+with columns.alone("a very long job"):
+    print("held", flush=True)
+    sys.stdin.readline()
+store.close()
+"""
+)
+
+ECHO = (
+    "BODY"
+    + """
+for line in sys.stdin:
+    at = int(line)
+    seen = [row["value"] for row in store.points.range("a", "m")]
+    store.points.insert("a", "m", float(at), timestamp=at)
+    store.flush()
+    print(len(seen), flush=True)
+store.close()
+"""
+)
+
+
+def ask(process: Any, line: str) -> str:
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    assert answer, process.stderr.read()
+    return str(answer).strip()
+
+
+@pytest.mark.parametrize("body", [QUIET, BUSY], ids=["without", "with a background thread"])
+def test_two_processes_take_turns_on_the_columns(
+    open_store: Any, spawn: Callable[..., Any], engine: str, body: str
+) -> None:
+    store = open_store(background=body is BUSY)
+    other = spawn(ECHO.replace("BODY", body), store.path, engine)
+    for at in range(0, 20, 2):
+        store.points.insert("a", "m", float(at), timestamp=at)
+        assert int(ask(other, str(at + 1))) == at + 1, "the other process sees what was acknowledged here"
+        assert len(store.points.range("a", "m").all()) == at + 2, "and we see what was acknowledged there"
+    out, err = other.communicate(timeout=20)
+    assert (other.returncode, err) == (0, "")
+    assert len({row["seq"] for row in store.points.after(0)}) == 20
+
+
+def test_a_write_needs_no_lease_and_a_read_says_who_holds_it(
+    open_store: Any, spawn: Callable[..., Any], engine: str
+) -> None:
+    store = open_store(lease_timeout_s=0.3)
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    store.flush()
+    holder = spawn(HOLD, store.path, engine)
+    assert holder.stdout.readline() == "held\n"
+    store.points.insert("a", "m", 2.0, timestamp=2)
+    assert store.points.latest("a", "m")[0]["value"] == 2.0
+    status = store.status()
+    assert status.holder is not None
+    assert (status.holder.pid, status.holder.doing) == (holder.pid, "a very long job")
+    for _ in range(3):
+        with pytest.raises(StoreBusy, match=f"process {holder.pid}.*a very long job") as busy:
+            store.points.range("a", "m").all()
+        assert busy.value.holder == holder.pid
+    ask_and_end(holder)
+    assert [row["value"] for row in store.points.range("a", "m")] == [1.0, 2.0]
+    assert store.status().holder is None
+
+
+def ask_and_end(holder: Any) -> None:
+    _, err = holder.communicate("\n", timeout=20)
+    assert (holder.returncode, err) == (0, "")
+
+
+def test_who_gave_up_waiting_does_not_keep_the_lease_from_others(
+    open_store: Any, spawn: Callable[..., Any], engine: str
+) -> None:
+    store = open_store(lease_timeout_s=0.2)
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    holder = spawn(HOLD, store.path, engine)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(StoreBusy):
+        store.flush()
+    ask_and_end(holder)
+    third = Lease(store.path, system_clock)
+    third.acquire(3.0, "another process's turn")
+    third.close()
+    store.flush()
+
+
+def test_a_killed_holder_leaves_the_lease_to_who_waits(
+    open_store: Any, spawn: Callable[..., Any], engine: str
+) -> None:
+    store = open_store(lease_timeout_s=20)
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    holder = spawn(HOLD, store.path, engine)
+    assert holder.stdout.readline() == "held\n"
+    threading.Timer(0.3, holder.send_signal, [signal.SIGKILL]).start()
+    assert store.flush() == 1
+
+
+def test_an_idle_holder_gives_way_at_once(open_store: Any, spawn: Callable[..., Any], engine: str) -> None:
+    store = open_store(background=True, lease_idle_s=60.0)
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    store.flush()
+    other = spawn(ECHO.replace("BODY", QUIET), store.path, engine)
+    started = time.monotonic()
+    assert ask(other, "2") == "1"
+    assert time.monotonic() - started < 10
+    other.communicate(timeout=20)
+
+
+def test_two_handles_of_one_process_share_a_store(open_store: Any) -> None:
+    first, second = open_store(), open_store()
+    for at in range(6):
+        (first, second)[at % 2].points.insert("a", "m", float(at), timestamp=at)
+        assert len(first.points.range("a", "m").all()) == len(second.points.range("a", "m").all()) == at + 1
+
+
+FORK = (
+    BUSY
+    + """
+import os, threading
+from repo import StoreClosed
+store.points.insert("a", "m", 1.0, timestamp=1)
+store.points.range("a", "m").all()
+stop = threading.Event()
+
+def write():
+    at = 10
+    while not stop.is_set():
+        at += 1
+        store.points.insert("a", "m", 1.0, timestamp=at)
+
+writers = [threading.Thread(target=write) for _ in range(4)]
+for writer in writers:
+    writer.start()
+
+CALLS = {
+    "insert": lambda: store.points.insert("a", "m", 1.0),
+    "submit": lambda: store.points.submit([("a", "m", 1, 1.0)]),
+    "delete": lambda: store.points.delete(),
+    "range": lambda: store.points.range("a", "m").all(),
+    "latest": lambda: store.points.latest("a", "m"),
+    "after": lambda: store.points.after(0),
+    "sql": lambda: store.sql("SELECT 1"),
+    "flush": lambda: store.flush(),
+    "checkpoint": lambda: store.checkpoint(),
+    "status": lambda: store.status(),
+    "series": lambda: store.series.list(),
+    "record": lambda: store.records.add("r", "s", {"value": 1}),
+    "pending": lambda: store.records.pending(),
+    "sent": lambda: store.records.mark_sent("r"),
+}
+for _ in range(10):
+    time.sleep(0.01)
+    child = os.fork()
+    if child == 0:
+        wrong = []
+        for name, call in CALLS.items():
+            try:
+                call()
+                wrong.append(name)
+            except StoreClosed:
+                pass
+        store.close()
+        if wrong:
+            print("no StoreClosed from", wrong, flush=True)
+        sys.exit(len(wrong))
+    deadline = time.monotonic() + 10
+    while (done := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, 9)
+            sys.exit("the child hung")
+        time.sleep(0.005)
+    if done[1]:
+        sys.exit(f"the child ended with {done[1]}")
+stop.set()
+for writer in writers:
+    writer.join()
+store.points.insert("b", "m", 2.0, timestamp=1)
+assert store.points.range("b", "m").all()[0]["value"] == 2.0
+seqs = [row["seq"] for row in store.points.after(0)]
+assert len(seqs) == len(set(seqs))
+store.close()
+again = Store(folder, Settings(background=False, engine=engine))
+assert again.points.range("b", "m").all()[0]["value"] == 2.0
+again.close()
+"""
+)
+
+
+def test_a_forked_child_is_refused_and_the_parent_goes_on(
+    tmp_path: Path, engine: str, run_python: Any
+) -> None:
+    done = run_python(FORK, tmp_path / "store", engine)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+@pytest.mark.parametrize("columns", ["in use", "let go of"])
+def test_a_child_opens_the_store_for_itself(tmp_path: Path, engine: str, run_python: Any, columns: str) -> None:
+    script = (
+        (BUSY if columns == "in use" else QUIET)
+        + """
+import os
+from repo import StoreClosed
+store.points.insert("a", "m", 1.0, timestamp=1)
+store.flush()
+child = os.fork()
+if child == 0:
+    own = Store(folder, Settings(background=False, engine=engine, lease_timeout_s=20))
+    own.points.insert("a", "m", 2.0, timestamp=2)
+    try:
+        result = 0 if len(own.points.range("a", "m").all()) == 2 else 7
+    except StoreClosed:
+        result = 8
+    own.close()
+    os._exit(result)
+status = os.waitpid(child, 0)[1]
+assert len(store.points.range("a", "m").all()) == 2
+store.close()
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+    )
+    done = run_python(script, tmp_path / "store", engine)
+    # DuckDB keeps one instance of a file in a process, and a child inherits it, dead.
+    refused = engine == "duckdb" and columns == "in use"
+    assert done.returncode == (8 if refused else 0), done.stderr
+
+
+def test_close_is_quick_and_may_come_twice(open_store: Any) -> None:
+    for background in (False, True):
+        store = open_store(f"b{background}", background=background)
+        store.points.insert_many([("a", "m", at, 1.0) for at in range(10_000)])
+        store.points.range("a", "m").all()
+        future = store.points.submit([("b", "m", 1, 1.0)])
+        started = time.monotonic()
+        store.close()
+        store.close()
+        assert time.monotonic() - started < 1.0
+        assert future.result(timeout=0).accepted == 1, "what was submitted is written first"
+        assert not [t.name for t in threading.enumerate() if t.name.startswith("holdfast")]
+
+
+def test_a_closed_store_refuses_everything(open_store: Any) -> None:
+    store = open_store()
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    rows = store.points.range("a", "m")
+    store.close()
+    calls: list[Callable[[], Any]] = [
+        lambda: store.points.insert("a", "m", 1.0),
+        lambda: store.points.insert_many([("a", "m", 1, 1.0)]),
+        lambda: store.points.submit([("a", "m", 1, 1.0)]),
+        lambda: store.points.delete(),
+        rows.all,
+        lambda: store.points.latest("a", "m"),
+        lambda: store.points.latest("a", "m", limit=2),
+        lambda: store.points.aggregate("a", "m"),
+        lambda: store.points.after(0),
+        lambda: store.records.add("r", "s", {}),
+        lambda: store.records.pending(),
+        lambda: store.series.list(),
+        lambda: store.sql("SELECT 1"),
+        store.flush,
+        store.checkpoint,
+        store.status,
+    ]
+    for number, call in enumerate(calls):
+        with pytest.raises(StoreClosed):
+            pytest.fail(f"call {number} gave {call()!r}")
+
+
+def test_a_process_that_ends_without_closing_leaves_everything(
+    tmp_path: Path, engine: str, run_python: Any, open_store: Any
+) -> None:
+    script = BUSY + "\nstore.points.insert('a', 'm', 1.0, timestamp=1)\nstore.points.submit([('a', 'm', 2, 2.0)])\n"
+    done = run_python(script, tmp_path / "store", engine)
+    assert done.returncode == 0, done.stderr
+    assert len(open_store().points.range("a", "m").all()) == 2
+    assert os.path.exists(tmp_path / "store" / "lease.lock")

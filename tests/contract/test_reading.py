@@ -1,0 +1,245 @@
+"""Range and latest: what is selected, in which order, and that reads see every write before them."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from repo import InvalidQuery, Store
+from repo.store import results
+
+ALL = [(s, m) for s in ("a1", "a2", "b[1]", "b1") for m in ("p", "t")]
+
+
+def names(rows: Any) -> list[str]:
+    return [f"{row['sensor_id']}/{row['metric_name']}" for row in rows]
+
+
+def test_a_point_comes_back_as_it_was_written(store: Store) -> None:
+    at = datetime(2024, 5, 1, 12, 0, 0, 123456, UTC)
+    store.points.insert("Pump ø", "p'\";--", 2500.5, at, 42, {"b": [1, None], "a": "æ"})
+    assert store.points.range("Pump ø", "p'\";--").all() == [
+        {
+            "sensor_id": "Pump ø",
+            "metric_name": "p'\";--",
+            "timestamp": at,
+            "timestamp_us": 1_714_564_800_123_456,
+            "value": 2500.5,
+            "quality": 42,
+            "metadata": {"a": "æ", "b": [1, None]},
+        }
+    ]
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (None, None),
+        (float("nan"), None),
+        (float("inf"), float("inf")),
+        (float("-inf"), float("-inf")),
+        (-0.0, 0.0),
+        (5e-324, 5e-324),
+        (2**53, 2.0**53),
+        ("OPEN", "OPEN"),
+    ],
+    ids=str,
+)
+def test_values_at_the_edge_are_kept_the_same_way(store: Store, given: Any, kept: Any, flushed: bool) -> None:
+    store.points.insert("a", "m", given, timestamp=1)
+    if flushed:
+        store.checkpoint()
+    for rows in (store.points.latest("a", "m"), store.points.range("a", "m").all(), store.points.after(0)):
+        assert [repr(row["value"]) for row in rows] == [repr(kept)]
+
+
+def test_a_missing_reading_is_null_in_the_columns(store: Store) -> None:
+    store.points.insert_many([("a", "m", 1, None), ("a", "m", 2, float("nan"))])
+    query = "SELECT count(*) AS n, count(value) AS v, count(value_text) AS t FROM time_series_data"
+    assert store.sql(query) == [{"n": 2, "v": 0, "t": 0}]
+
+
+def test_range_takes_its_start_and_leaves_its_end(store: Store) -> None:
+    store.points.insert_many([("a", "m", at, float(at)) for at in range(10)])
+
+    def read(start: Any, end: Any) -> list[float]:
+        return [row["value"] for row in store.points.range("a", "m", start, end)]
+
+    assert read(3, 5) == [3.0, 4.0]
+    assert read(None, 2) == [0.0, 1.0]
+    assert read(8, None) == [8.0, 9.0]
+    assert read(5, 5) == []
+    assert read(datetime.fromtimestamp(9, UTC), None) == [9.0]
+
+
+@pytest.mark.parametrize(
+    ("sensor", "metric", "found"),
+    [
+        ("a1", "p", ["a1/p"]),
+        ("a*", "p", ["a1/p", "a2/p"]),
+        ("?1", "t", ["a1/t", "b1/t"]),
+        ("b[1]", "p", ["b1/p"]),
+        (["b[1]"], "p", ["b[1]/p"]),
+        (["a1", "b1", "nobody"], ["t"], ["a1/t", "b1/t"]),
+        (None, "t", ["a1/t", "a2/t", "b1/t", "b[1]/t"]),
+        (None, None, sorted(f"{s}/{m}" for s, m in ALL)),
+        ("A*", None, []),
+        ([], None, []),
+        ("nobody", "p", []),
+    ],
+    ids=str,
+)
+def test_names_are_exact_globs_lists_or_all(store: Store, sensor: Any, metric: Any, found: list[str]) -> None:
+    store.points.insert_many([(s, m, 1, 1.0) for s, m in ALL])
+    assert names(store.points.latest(sensor, metric)) == found  # from the journal
+    assert names(store.points.range(sensor, metric)) == found
+    assert names(store.points.latest(sensor, metric)) == found  # from the copy
+    assert names(store.points.latest(sensor, metric, limit=2)) == found  # from the columns
+    assert names(store.points.aggregate(sensor, metric, agg="count")) == found
+    assert names(store.series.list(sensor, metric)[i]._asdict() for i in range(len(found))) == found
+
+
+@pytest.mark.parametrize("names_", [5, [5], b"a", {"a": None}.values, "\ud800", ["\udfff"]], ids=repr)
+def test_names_that_are_no_names_are_refused(store: Store, names_: Any) -> None:
+    for call in (store.points.range, store.points.latest, store.points.delete, store.points.aggregate):
+        with pytest.raises(InvalidQuery):
+            call(names_, "m")
+        with pytest.raises(InvalidQuery):
+            call("a", names_)
+
+
+def test_a_long_range_comes_in_pages_of_the_same_rows(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Four series at the same moments: pages end in the middle of one moment.
+    rows = [(s, m, at, float(at)) for at in range(60) for s in "ab" for m in "pt"]
+    store.points.insert_many(rows)
+    wanted = [(at * 10**6, s, m) for s, m, at, _ in rows]
+    for size in (1, 7, 100, 1000):
+        pages = list(store.points.range(None, None).pages(size))
+        assert all(len(page) <= size for page in pages)
+        found = [(row["timestamp_us"], row["sensor_id"], row["metric_name"]) for page in pages for row in page]
+        assert found == wanted
+    one = [row["timestamp_us"] for page in store.points.range("b", "t").pages(7) for row in page]
+    assert one == [at * 10**6 for at in range(60)]
+
+
+def test_pages_go_on_while_another_thread_writes_deletes_and_flushes(open_store: Any) -> None:
+    store = open_store(background=True, flush_interval_s=0.05)
+    store.points.insert_many([("a", "m", at, 1.0) for at in range(3 * results.PAGE_ROWS)])
+    stop = threading.Event()
+    failed: list[BaseException] = []
+
+    def disturb() -> None:
+        round_ = 0
+        try:
+            while not stop.wait(0.05):
+                round_ += 1
+                store.points.insert_many([("a", "m", at, 2.0) for at in range(0, 3 * results.PAGE_ROWS, 997)])
+                store.points.insert("b", "m", float(round_), timestamp=round_)
+                store.points.delete("b", "m", None, round_ - 5)
+        except BaseException as error:  # noqa: BLE001
+            failed.append(error)
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        found = [row["timestamp_us"] // 10**6 for row in store.points.range("a", "m")]
+    finally:
+        stop.set()
+        thread.join()
+    assert not failed
+    assert found == list(range(3 * results.PAGE_ROWS))
+
+
+def test_a_read_sees_what_another_thread_was_told_is_written(open_store: Any) -> None:
+    store = open_store(background=True)
+    written = threading.Barrier(2, timeout=30)
+    failed: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            for at in range(30):
+                store.points.insert("a", "m", float(at), timestamp=at)
+                written.wait()
+                written.wait()
+        except BaseException as error:  # noqa: BLE001
+            failed.append(error)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    for at in range(30):
+        written.wait()
+        assert [row["value"] for row in store.points.latest("a", "m")] == [float(at)]
+        assert len(store.points.range("a", "m").all()) == at + 1
+        assert store.points.aggregate("a", "m", agg="count")[0]["count"] == at + 1
+        written.wait()
+    thread.join()
+    assert not failed
+
+
+def latest(store: Store) -> dict[str, tuple[int, Any]]:
+    rows = store.points.latest(None)
+    return {row["sensor_id"]: (row["timestamp_us"] // 10**6, row["value"]) for row in rows}
+
+
+def test_latest_puts_the_journal_over_what_was_flushed(store: Store) -> None:
+    store.points.insert_many([("newer", "m", 10, 1.0), ("late", "m", 10, 1.0), ("same", "m", 10, 1.0)])
+    store.points.insert_many([("still", "m", 10, 1.0), ("gap", "m", 10, 1.0)])
+    store.flush()
+    store.points.insert_many([("newer", "m", 11, 2.0), ("late", "m", 9, 2.0), ("same", "m", 10, 2.0)])
+    store.points.insert_many([("fresh", "m", 3, 3.0), ("fresh", "m", 2, 2.0), ("gap", "m", 11, None)])
+    wanted = {
+        "newer": (11, 2.0),
+        "late": (10, 1.0),
+        "same": (10, 2.0),
+        "still": (10, 1.0),
+        "fresh": (3, 3.0),
+        "gap": (11, None),
+    }
+    assert store.status().unflushed == 6
+    assert latest(store) == wanted
+    assert store.status().unflushed == 6, "one point a series needs no flush"
+    store.flush()
+    assert latest(store) == wanted
+
+
+def test_latest_sees_deletes_that_are_not_flushed(store: Store) -> None:
+    store.points.insert_many([("a", "m", 1, 1.0), ("a", "m", 2, 2.0), ("b", "m", 1, 1.0)])
+    store.flush()
+    store.points.insert("a", "m", 3.0, timestamp=3)
+    store.points.delete("a", "m", 2, None)
+    store.points.delete("b")
+    assert latest(store) == {"a": (1, 1.0)}
+    store.points.insert("b", "m", 5.0, timestamp=0)
+    store.points.delete("a")
+    assert latest(store) == {"b": (0, 5.0)}
+
+
+def test_latest_gives_the_newest_points_of_each_series_newest_first(store: Store) -> None:
+    store.points.insert_many([(s, "m", at, float(at)) for at in (3, 1, 2, 5, 4) for s in "ab"])
+    found = [(row["sensor_id"], row["value"]) for row in store.points.latest("*", "m", limit=3)]
+    assert found == [("a", 5.0), ("a", 4.0), ("a", 3.0), ("b", 5.0), ("b", 4.0), ("b", 3.0)]
+    assert [row["value"] for row in store.points.latest("b", "m", limit=2)] == [5.0, 4.0]
+    with pytest.raises(InvalidQuery):
+        store.points.latest("a", "m", limit=0)
+
+
+def test_latest_stays_right_after_the_copy_of_summaries_failed(store: Store) -> None:
+    store.points.insert_many([("a", "m", 1, 1.0), ("b", "m", 1, 1.0)])
+    store.flush()
+    metadata = store._access.metadata
+    refuse = "CREATE TRIGGER refuse BEFORE INSERT ON latest BEGIN SELECT RAISE(ABORT, 'no copy'); END"
+    with metadata.write() as connection:
+        connection.exec_driver_sql(refuse)
+    store.points.insert("a", "m", 2.0, timestamp=2)
+    with pytest.raises(Exception, match="no copy"):
+        store.flush()
+    with metadata.write() as connection:
+        connection.exec_driver_sql("DROP TRIGGER refuse")
+    store.points.insert("b", "m", 2.0, timestamp=2)
+    store.checkpoint()
+    assert latest(store) == {"a": (2, 2.0), "b": (2, 2.0)}
+    assert [series.points for series in store.series.list()] == [2, 2]

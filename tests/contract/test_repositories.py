@@ -1,0 +1,242 @@
+"""Repositories on a connection of one's own: what is written is the caller's to commit, for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, select
+
+from repo import InvalidPoint, InvalidQuery, PointRepository, RecordRepository, TransactionRule, models
+from repo.engines import duckdb, sqlite
+from repo.repositories.journal import POINTS, JournalRepository
+from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
+from repo.repositories.series import LatestRepository, SeriesRepository, Summary, SummaryRepository
+from repo.repositories.sinks import SinkRepository
+from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
+from repo.schema import migrate
+
+Write = Callable[[Connection], Any]
+
+LOSS = Loss("x", "points", "delete", None, 1, 0, 0, 0)
+SUMMARY = Summary(1, 0, 0, 1.0, None, 100, None, 1)
+PAIR = ("a", "m")
+
+
+def with_point(connection: Connection) -> None:
+    PointRepository(connection).insert("old", "m", 1.0, timestamp=1)
+
+
+def with_facts(connection: Connection) -> None:
+    StateRepository(connection).create(State("id", 0, 0, 0, "duckdb", None, 1, 0))
+    JournalRepository(connection).append(1, 1, POINTS, b"", 0)
+    RecordRepository(connection).add("old", "s", "{}", 0.0, 0.0)
+    SeriesRepository(connection).register({("old", "m"): "number"})
+    LatestRepository(connection).replace({("old", "m"): SUMMARY})
+    SinkRepository(connection).register("old", 0)
+
+
+def with_columns_facts(connection: Connection) -> None:
+    ColumnsStateRepository(connection).create(ColumnsState("id", "file", 1, 0))
+    ColumnsLedgerRepository(connection).add(LOSS._replace(entry_id="old"))
+    SummaryRepository(connection).replace({("old", "m"): SUMMARY})
+
+
+POINT_WRITES: dict[str, Write] = {
+    "insert": lambda c: PointRepository(c).insert("a", "m", 2.0, timestamp=1),
+    "insert_many": lambda c: PointRepository(c).insert_many([("a", "m", at, 1.0) for at in range(50)]),
+    "insert_many, overwriting": lambda c: PointRepository(c).insert_many([("old", "m", 1, 2.0)]),
+    "delete": lambda c: PointRepository(c).delete("old"),
+}
+COLUMNS_WRITES: dict[str, Write] = {
+    "summaries.replace": lambda c: SummaryRepository(c).replace({PAIR: SUMMARY}, [("old", "m")]),
+    "ledger.add": lambda c: ColumnsLedgerRepository(c).add(LOSS),
+    "ledger.remove": lambda c: ColumnsLedgerRepository(c).remove(["old"]),
+    "state.set_watermark": lambda c: ColumnsStateRepository(c).set_watermark(7),
+}
+METADATA_WRITES: dict[str, Write] = {
+    "records.add": lambda c: RecordRepository(c).add("r", "s", "{}", 0.0, 0.0),
+    "records.add, replacing": lambda c: RecordRepository(c).add("old", "s", '{"a":1}', 0.0, 0.0),
+    "records.mark_sent": lambda c: RecordRepository(c).mark_sent(["old"]),
+    "records.mark_failed": lambda c: RecordRepository(c).mark_failed(["old"], 1.0),
+    "journal.append": lambda c: JournalRepository(c).append(9, 1, POINTS, b"", 0),
+    "journal.prune": lambda c: JournalRepository(c).prune(5),
+    "journal.renumber_past": lambda c: JournalRepository(c).renumber_past(50, 0),
+    "series.register": lambda c: SeriesRepository(c).register({PAIR: "number"}),
+    "series.describe": lambda c: SeriesRepository(c).describe(("old", "m"), {"unit": "bar"}),
+    "latest.replace": lambda c: LatestRepository(c).replace({PAIR: SUMMARY}),
+    "latest.clear": lambda c: LatestRepository(c).clear(),
+    "ledger.add": lambda c: LedgerRepository(c).add([LOSS]),
+    "sinks.register": lambda c: SinkRepository(c).register("s", 0),
+    "sinks.confirm": lambda c: SinkRepository(c).confirm("old", 5, 1),
+    "state.set": lambda c: StateRepository(c).set(copied_through=5),
+}
+DRIVEN = {"ledger.add", "journal.append", "series.register"}
+"""Writes that go straight to the driver, for speed: the caller has begun a transaction, always."""
+
+
+def cases() -> Iterator[Any]:
+    columns = [(kind, "points.", with_point, POINT_WRITES) for kind in ("duckdb", "sqlite")]
+    columns += [(kind, "columns ", with_columns_facts, COLUMNS_WRITES) for kind in ("duckdb", "sqlite")]
+    for kind, prefix, prepare, writes in [*columns, ("metadata", "", with_facts, METADATA_WRITES)]:
+        for name, write in writes.items():
+            for ending in ("left", "rolled back", "committed"):
+                if not (ending == "left" and name in DRIVEN):
+                    yield pytest.param(kind, prepare, write, ending, id=f"{kind} {prefix}{name}, {ending}")
+
+
+def open_database(path: Path, kind: str) -> Engine:
+    if kind == "duckdb":
+        found = duckdb.open_engine(
+            path, memory_limit_bytes=64_000_000, threads=2, temp_folder=path.with_suffix(".tmp")
+        )
+    else:
+        found = sqlite.open_engine(path)
+    migrate.upgrade(found, "metadata" if kind == "metadata" else "timeseries")
+    return found
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Callable[[str], Engine]]:
+    """Make a database at the head of the schema, of a kind: duckdb, sqlite or metadata."""
+    opened: list[tuple[str, Engine]] = []
+
+    def open_(kind: str) -> Engine:
+        opened.append((kind, open_database(tmp_path / f"my.{kind}", kind)))
+        return opened[-1][1]
+
+    yield open_
+    for kind, found in opened:
+        (duckdb.close_engine if kind == "duckdb" else Engine.dispose)(found)
+
+
+@pytest.fixture
+def columns(database: Callable[[str], Engine], engine: str) -> Engine:
+    """A time-series database of one's own."""
+    return database(engine)
+
+
+def everything(database: Engine) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of all tables, read by the driver through a second connection."""
+    base = models.MetadataBase if "my.metadata" in str(database.url.database) else models.TimeSeriesBase
+    raw = database.raw_connection()
+    try:
+        found = {}
+        for table in sorted(base.metadata.tables):
+            cursor = raw.cursor()
+            cursor.execute(f"SELECT * FROM {table}")
+            found[table] = sorted(map(tuple, cursor.fetchall()), key=repr)
+        return found
+    finally:
+        raw.close()
+
+
+@pytest.mark.parametrize(("kind", "prepare", "write", "ending"), cases())
+def test_a_write_is_stored_when_the_caller_commits_and_only_then(
+    database: Callable[[str], Engine], kind: str, prepare: Write, write: Write, ending: str
+) -> None:
+    opened = database(kind)
+    with opened.begin() as connection:
+        prepare(connection)
+    before = everything(opened)
+    with opened.connect() as connection:
+        transaction = None if ending == "left" else connection.begin()
+        write(connection)
+        assert connection.in_transaction(), "it must not commit"
+        if kind != "metadata":
+            assert everything(opened) == before, "nobody else sees it yet"
+        if transaction is not None:
+            transaction.commit() if ending == "committed" else transaction.rollback()
+    assert (everything(opened) != before) == (ending == "committed")
+
+
+def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
+    named = {name.split(",")[0].split(".")[-1] for name in (*POINT_WRITES, *COLUMNS_WRITES, *METADATA_WRITES)}
+    reads = {"range", "latest", "aggregate", "after", "pending", "count", "kinds", "pairs", "list", "all", "select"}
+    reads |= {"totals", "backlog", "last_seq", "get"}
+    found = {
+        name
+        for repository in (
+            PointRepository,
+            RecordRepository,
+            JournalRepository,
+            SeriesRepository,
+            SummaryRepository,
+            LatestRepository,
+            LedgerRepository,
+            ColumnsLedgerRepository,
+            SinkRepository,
+            StateRepository,
+            ColumnsStateRepository,
+        )
+        for kind in repository.__mro__
+        for name in vars(kind)
+        if not name.startswith("_")
+    }
+    assert found - reads - named == {"create"}, "`create` is what the cases are prepared with"
+
+
+def test_points_on_a_connection_of_ones_own_are_as_those_of_a_store(columns: Engine) -> None:
+    with columns.begin() as connection:
+        written = PointRepository(connection).insert_many(
+            [("a", "m", 2, 2.0), ("a", "m", 1, 1.0), ("a", "m", 2, 3.0), ("v", "s", 1, "OPEN")]
+        )
+        assert (written.first_seq, written.last_seq, written.accepted) == (1, 4, 4)
+    with columns.begin() as connection:
+        points = PointRepository(connection)
+        assert [row["value"] for row in points.range("a", "m")] == [1.0, 3.0]
+        assert [row["value"] for row in points.latest(None)] == [3.0, "OPEN"]
+        [row] = points.aggregate("a", "m", agg=["sum", "count"], every="1h", tz="Europe/Oslo")
+        assert (row["sum"], row["count"]) == (4.0, 2)
+        assert [row["seq"] for row in points.after(0)] == [2, 3, 4]
+    with columns.begin() as connection:
+        assert PointRepository(connection).delete("a", "m", 2, None) == 1
+    with columns.begin() as connection:
+        assert [row["value"] for row in PointRepository(connection).range(None, None)] == [1.0, "OPEN"]
+
+
+def test_one_bad_row_writes_nothing(columns: Engine) -> None:
+    with columns.begin() as connection:
+        with pytest.raises(InvalidPoint):
+            PointRepository(connection).insert_many([("a", "m", 1, 1.0), ("", "m", 1, 1.0)])
+        written = PointRepository(connection).insert_many(
+            [("a", "m", 1, 1.0), ("", "m", 1, 1.0)], on_error="skip"
+        )
+        assert (written.accepted, written.rejected) == (1, 1)
+    with columns.begin() as connection, pytest.raises(InvalidQuery):
+        PointRepository(connection).insert_many([], on_error="ignore")  # type: ignore[arg-type]
+    with columns.connect() as connection:
+        assert len(connection.execute(select(models.Point.seq)).all()) == 1
+
+
+def test_duckdb_takes_one_write_a_transaction_and_no_read_after_it(database: Callable[[str], Engine]) -> None:
+    opened = database("duckdb")
+    with opened.begin() as connection:
+        points = PointRepository(connection)
+        list(points.range("a", "m"))
+        points.insert("a", "m", 1.0, timestamp=1)
+        for call in (
+            lambda: points.insert("a", "m", 2.0, timestamp=2),
+            lambda: PointRepository(connection).insert_many([("a", "m", 3, 1.0)]),
+            lambda: points.delete("a"),
+            lambda: list(points.range("a", "m")),
+            lambda: points.latest("a", "m"),
+            lambda: points.aggregate("a", "m"),
+            lambda: points.after(0),
+        ):
+            with pytest.raises(TransactionRule):
+                call()
+    with opened.begin() as connection:
+        assert [row["value"] for row in PointRepository(connection).range("a", "m")] == [1.0]
+        PointRepository(connection).insert("a", "m", 2.0, timestamp=2)
+
+
+def test_sqlite_takes_many_writes_and_reads_a_transaction(database: Callable[[str], Engine]) -> None:
+    with database("sqlite").begin() as connection:
+        points = PointRepository(connection)
+        for value in (1.0, 2.0):
+            points.insert_many([("a", "m", at, value) for at in range(10)])
+            points.delete("a", "m", 5, None)
+            assert [row["value"] for row in points.range("a", "m")] == [value] * 5

@@ -1,0 +1,146 @@
+"""`store.sql` reads the columns and nothing else, and no caller's value is ever part of a statement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo import InvalidQuery, Store
+
+INJECTIONS = (
+    "'; DROP TABLE time_series_data; --",
+    '"; DELETE FROM journal; --',
+    "a' OR '1'='1",
+    "%s %(x)s :name $1 ? {} ${x}",
+    "a\\'b",
+    "SELECT 1",
+    "ünï\u202e😀",
+)
+
+
+def snapshot(store: Store) -> tuple[Any, ...]:
+    rows = store.points.range(None, None).all()
+    return (rows, [tuple(series) for series in store.series.list()], store.status().last_seq)
+
+
+def test_it_gives_rows_as_dicts_with_bound_values(store: Store, engine: str) -> None:
+    store.points.insert_many([("a", "m", at, float(at)) for at in range(5)])
+    query = "SELECT count(*) AS n, max(value) AS top FROM time_series_data WHERE sensor_id = ? AND value > ?"
+    assert store.sql(query, ["a", 1.5]) == [{"n": 3, "top": 4.0}]
+    name = "$least" if engine == "duckdb" else ":least"
+    named = f"SELECT count(*) AS n FROM time_series_data WHERE value >= {name}"
+    assert store.sql(named, {"least": 4}) == [{"n": 1}]
+    assert store.sql("WITH x AS (SELECT 1 AS a) SELECT a FROM x") == [{"a": 1}]
+    assert store.sql("SELECT points FROM (SELECT count AS points FROM series)") == [{"points": 5}]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        ";",
+        "-- nothing",
+        "nonsense",
+        "SELECT 1; SELECT 2",
+        "SELECT 1; DELETE FROM time_series_data",
+        "DELETE FROM time_series_data",
+        "INSERT INTO time_series_data (sensor_id) VALUES ('x')",
+        "UPDATE time_series_data SET value = 0",
+        "UPDATE timeseries_state SET watermark = 0",
+        "DROP TABLE time_series_data",
+        "CREATE TABLE mine (x INTEGER)",
+        "CREATE TEMPORARY TABLE mine (x INTEGER)",
+        "EXPLAIN ANALYZE DELETE FROM time_series_data",
+        "WITH gone AS (DELETE FROM time_series_data RETURNING *) SELECT * FROM gone",
+        "WITH more AS (INSERT INTO series SELECT * FROM series RETURNING *) SELECT * FROM more",
+        "ATTACH 'other.db' AS other",
+        "PRAGMA user_version = 5",
+        "PRAGMA journal_mode = DELETE",
+        "SET memory_limit = '1GB'",
+        "RESET memory_limit",
+        "CHECKPOINT",
+        "BEGIN",
+        "COMMIT",
+        "ROLLBACK",
+        "VACUUM",
+        "LOAD httpfs",
+        "INSTALL httpfs",
+        "COPY time_series_data TO 'out.csv'",
+        "EXPORT DATABASE 'out'",
+        "CALL force_checkpoint()",
+        "SELECT * FROM nowhere",
+        "SELECT load_extension('x')",
+        "SELECT ?",
+    ],
+)
+def test_whatever_is_not_one_select_is_refused_and_changes_nothing(
+    store: Store, query: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store.points.insert_many([("a", "m", at, float(at)) for at in range(5)])
+    before = snapshot(store)
+    with pytest.raises(InvalidQuery):
+        store.sql(query)
+    assert snapshot(store) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_it_cannot_reach_files_or_python(store: Store, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.csv"
+    secret.write_text("a,b\n1,2\n")
+    columns = next(store.path.glob("offline_buffer.db"))
+    frame = {"a": [1]}  # noqa: F841  DuckDB may look for tables among Python's variables
+    for query in (
+        f"SELECT * FROM '{secret}'",
+        f"SELECT * FROM read_csv('{secret}')",
+        f"SELECT * FROM read_text('{secret}')",
+        f"SELECT * FROM read_blob('{columns}')",
+        f"SELECT * FROM glob('{tmp_path}/*')",
+        f"SELECT * FROM sqlite_scan('{columns}', 'journal')",
+        "SELECT * FROM frame",
+        "SELECT * FROM statements",
+        f"SELECT readfile('{secret}')",
+        "SELECT * FROM duckdb_secrets()",
+        "SELECT getenv('HOME')",
+    ):
+        with pytest.raises(InvalidQuery):
+            store.sql(query)
+
+
+@pytest.mark.parametrize("params", [[object()], ["\ud800"], [1, 2], [{1: 2}.keys()], {"x": 1}], ids=repr)
+def test_parameters_that_do_not_fit_are_refused(store: Store, params: Any) -> None:
+    with pytest.raises(InvalidQuery):
+        store.sql("SELECT ? AS x", params)
+
+
+@pytest.mark.parametrize("text", INJECTIONS)
+def test_texts_that_look_like_sql_are_only_texts(store: Store, text: str) -> None:
+    metadata = {text: [text]}
+    store.points.insert(text, text, text, 1, 100, metadata)
+    store.points.insert("other", "m", 1.0, timestamp=1)
+    store.records.add(text, text, {"note": text, "metric_name": text, "value": 1.0, "well_name": f"{text}2"})
+    store.checkpoint()
+    store.series.describe(text, text, unit=text, description=text, labels=metadata)
+
+    [row] = store.points.range([text], [text]).all()
+    assert (row["sensor_id"], row["metric_name"], row["value"], row["metadata"]) == (text, text, text, metadata)
+    assert [row["value"] for row in store.points.latest([text], [text])] == [text]
+    [aggregate] = store.points.aggregate([text], [text], agg=["first", "count"], every="1h")
+    assert (aggregate["first"], aggregate["count"]) == (text, 1)
+    [series] = store.series.list([text], [text])
+    assert (series.unit, series.description, series.labels) == (text, text, metadata)
+    [record] = store.records.pending(source=text)
+    assert record["data"]["note"] == text
+    assert store.sql("SELECT sensor_id FROM time_series_data WHERE sensor_id = ?", [text]) == [{"sensor_id": text}]
+    assert store.records.mark_sent([text]) == 1
+    store.points.delete([text], [text])
+    assert len(store.points.range(None, None).all()) == 2
+    assert len(store.points.range("other", "m").all()) == 1
+
+
+def test_a_query_sees_what_was_written_just_before(store: Store) -> None:
+    for at in range(3):
+        store.points.insert("a", "m", float(at), timestamp=at)
+        assert store.sql("SELECT count(*) AS n FROM time_series_data") == [{"n": at + 1}]

@@ -1,0 +1,274 @@
+"""Writing: what is acknowledged, how it is numbered, and what is refused without harm to anything else."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from repo import InvalidPoint, InvalidQuery, InvalidRecord, Store, TransactionRule, Written
+
+
+def count(store: Store) -> int:
+    return int(store.sql("SELECT count(*) AS n FROM time_series_data")[0]["n"])
+
+
+def test_seqs_follow_the_order_of_the_writes(store: Store) -> None:
+    assert store.points.insert("a", "m", 1.0) == Written(1, 1, 1)
+    assert store.points.insert_many([("a", "m", at, 1.0) for at in range(5)]) == Written(2, 6, 5)
+    assert store.points.delete("nobody") == Written(7, 7, 0)
+    assert store.points.insert_many([]) == Written(None, None, 0)
+    assert store.points.submit([("a", "m", 9, 1.0)]).result() == Written(8, 8, 1)
+
+
+def test_a_point_without_a_time_is_of_now(store: Store, clock: Any) -> None:
+    store.points.insert("a", "m", 1.0)
+    clock.advance(1.5)
+    store.points.insert_many([{"sensor_id": "a", "metric_name": "m", "value": 2.0}])
+    assert [row["timestamp_us"] for row in store.points.range("a", "m")] == [clock() - 1_500_000, clock()]
+
+
+def test_rows_may_be_dicts_tuples_and_dataclasses(store: Store) -> None:
+    @dataclass
+    class Reading:
+        sensor_id: str
+        metric_name: str
+        value: float
+        timestamp: float
+
+    store.points.insert_many(
+        row
+        for row in (
+            {"sensor_id": "a", "metric_name": "m", "value": 1.0, "timestamp_us": 1_000_000},
+            ("a", "m", 2, 2.0, 50, {"k": 1}),
+            Reading("a", "m", 3.0, 3),
+        )
+    )
+    assert [(row["value"], row["quality"]) for row in store.points.range("a", "m")] == [
+        (1.0, 100),
+        (2.0, 50),
+        (3.0, 100),
+    ]
+
+
+def test_a_batch_with_one_bad_row_writes_nothing(store: Store) -> None:
+    with pytest.raises(InvalidPoint) as refused:
+        store.points.insert_many([("a", "m", 1, 1.0), ("", "m", 2, 2.0), ("a", "m", 3, True)])
+    assert [(refusal.row, refusal.field) for refusal in refused.value.refusals] == [(1, "sensor_id"), (2, "value")]
+    assert count(store) == 0
+    assert store.status().last_seq == 0
+
+
+def test_skipping_bad_rows_writes_the_good_ones(store: Store) -> None:
+    rows = [("a", "m", 1, 1.0), ("", "m", 2, 2.0), ("a", "m", 3, 3.0)]
+    assert store.points.insert_many(rows, on_error="skip") == Written(1, 2, 2, 1)
+    assert count(store) == 2
+    with pytest.raises(InvalidQuery):
+        store.points.insert_many(rows, on_error="ignore")  # type: ignore[arg-type]
+
+
+def test_a_large_batch_is_split_and_keeps_its_order(store: Store) -> None:
+    rows = [("a", "m", at, float(at), 100, {"n": "x" * 300}) for at in range(30_000)]
+    written = store.points.insert_many(rows)
+    assert store.status().journal_rows > 1
+    assert (written.first_seq, written.last_seq) == (1, 30_000)
+    found = [row["value"] for row in store.points.after(0)]
+    assert found == [float(at) for at in range(30_000)]
+
+
+@pytest.mark.parametrize("first", [1.0, "OPEN"])
+@pytest.mark.parametrize("flushed", [False, True])
+def test_a_series_keeps_the_kind_of_its_first_reading(open_store: Any, first: Any, flushed: bool) -> None:
+    store = open_store()
+    other: Any = "OPEN" if first == 1.0 else 1.0
+    store.points.insert("a", "m", None, timestamp=1)
+    store.points.insert("a", "m", first, timestamp=2)
+    if flushed:
+        store.checkpoint()
+    with pytest.raises(InvalidPoint, match="holds"):
+        store.points.insert("a", "m", other, timestamp=3)
+    store.points.insert("a", "m", None, timestamp=4)
+    store.points.delete()
+    store.close()
+    store = open_store()
+    with pytest.raises(InvalidPoint, match="holds"):
+        store.points.insert("a", "m", other, timestamp=5)
+    assert count(store) == 0
+
+
+def test_a_mismatch_of_kinds_fails_alone_among_those_who_commit_together(open_store: Any) -> None:
+    store = open_store()
+    store.points.insert("a", "m", 1.0, timestamp=0)
+    metadata = store._access.metadata
+    results: list[Any] = [None] * 12
+
+    def write(at: int) -> None:
+        try:
+            results[at] = store.points.insert("a", "m", "TEXT" if at % 3 == 0 else float(at), timestamp=at)
+        except InvalidPoint as error:
+            results[at] = error
+
+    threads = [threading.Thread(target=write, args=(at,)) for at in range(12)]
+    with metadata.write():  # the journal is held, so that all of them queue behind the first
+        for thread in threads:
+            thread.start()
+        while sum(len(party.submissions) for party in list(store._access.writer._queue)) < 11:
+            pass
+    for thread in threads:
+        thread.join()
+    assert [at for at in range(12) if isinstance(results[at], InvalidPoint)] == [0, 3, 6, 9]
+    assert count(store) == 1 + 8
+    assert store.status().journal_rows <= 3
+
+
+def test_of_two_kinds_for_a_new_series_in_one_commit_the_first_wins(store: Store) -> None:
+    first = store.points.submit([("new", "m", 1, 1.0)])
+    second = store.points.submit([("new", "m", 2, "OPEN")])
+    third = store.points.submit([("new", "m", 3, 3.0)])
+    assert first.result().accepted == third.result().accepted == 1
+    with pytest.raises(InvalidPoint):
+        second.result()
+    assert [row["value"] for row in store.points.range("new", "m")] == [1.0, 3.0]
+
+
+def test_many_threads_write_singly_and_every_point_has_a_seq_of_its_own(open_store: Any) -> None:
+    store = open_store(background=True)
+    seqs: list[list[int]] = [[] for _ in range(8)]
+
+    def write(thread: int) -> None:
+        for at in range(50):
+            seq = store.points.insert(f"s{thread}", "m", float(at), timestamp=at).first_seq
+            assert seq is not None
+            seqs[thread].append(seq)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(mine == sorted(mine) for mine in seqs)
+    assert sorted(seq for mine in seqs for seq in mine) == list(range(1, 401))
+    assert {row["seq"] for row in store.points.after(0)} == set(range(1, 401))
+
+
+def test_submitted_rows_are_durable_when_their_future_is_done(open_store: Any) -> None:
+    store = open_store(submit_queue_points=100)
+    futures: list[Future[Written]] = [
+        store.points.submit([("a", "m", n * 10 + at, 1.0) for at in range(10)]) for n in range(50)
+    ]
+    assert sum(future.result().accepted for future in futures) == 500
+    assert count(store) == 500
+    assert store.points.submit([("b", "m", at, 1.0) for at in range(1000)]).result().accepted == 1000
+
+    async def wait() -> Written:
+        return await asyncio.wrap_future(store.points.submit([("c", "m", 1, 1.0)]))
+
+    assert asyncio.run(wait()).accepted == 1
+    with pytest.raises(InvalidPoint):
+        store.points.submit([("", "m", 1, 1.0)])
+
+
+def test_a_transaction_commits_points_deletes_and_records_as_one(store: Store) -> None:
+    store.points.insert("old", "m", 1.0, timestamp=1)
+    with store.transaction() as transaction:
+        assert transaction.points.insert("a", "m", 1.0, timestamp=1) == Written(None, None, 1)
+        transaction.points.delete(["a", "old"])
+        transaction.points.insert("a", "m", 2.0, timestamp=2)
+        transaction.records.add("r", "gateway", {"metric_name": "p", "value": 3.0, "timestamp": 5})
+        assert store.records.pending() == []
+        assert count(store) == 1
+    assert transaction.written == Written(2, 5, 3)
+    assert [(row["sensor_id"], row["value"]) for row in store.points.range(None, None)] == [
+        ("a", 2.0),
+        ("gateway", 3.0),
+    ]
+    assert [record["record_id"] for record in store.records.pending()] == ["r"]
+
+
+def test_a_transaction_that_fails_leaves_nothing_and_takes_nothing_more(store: Store) -> None:
+    with pytest.raises(KeyError), store.transaction() as transaction:
+        transaction.points.insert("a", "m", 1.0, timestamp=1)
+        transaction.records.add("r", "s", {"value": 1})
+        raise KeyError
+    with pytest.raises(TransactionRule):
+        transaction.points.insert("a", "m", 1.0)
+    with pytest.raises(InvalidPoint), store.transaction() as transaction:
+        transaction.records.add("r", "s", {})
+        transaction.points.insert_many([("a", "m", 1, 1.0)])
+        transaction.points.insert_many([("a", "m", 1, "TEXT")])
+    assert store.records.pending() == []
+    assert count(store) == 0
+    assert store.status().last_seq == 0
+
+
+def test_a_record_is_kept_whole_with_every_number_as_a_point(store: Store, clock: Any) -> None:
+    data = {
+        "well_name": "W-1",
+        "pressure": 10.5,
+        "temperature": 20,
+        "flowRate": None,
+        "value": 7.0,
+        "metric": "level",
+        "quality": 42,
+        "timestamp": 100.25,
+        "note": {"deep": ["ø", None, True]},
+    }
+    store.records.add("r1", "gateway", data)
+    [record] = store.records.pending()
+    assert record["data"] == data
+    assert record["timestamp"] == clock() / 1e6
+    assert {(row["sensor_id"], row["metric_name"], row["value"]) for row in store.points.range(None, None)} == {
+        ("W-1", "pressure", 10.5),
+        ("W-1", "temperature", 20.0),
+        ("W-1", "level", 7.0),
+    }
+    assert {(row["timestamp_us"], row["quality"]) for row in store.points.range(None, None)} == {(100_250_000, 42)}
+
+
+def test_a_record_without_numbers_is_a_record_only(store: Store) -> None:
+    assert store.records.add("r", "s", {"status": "ok"}) == Written(None, None, 0)
+    assert len(store.records.pending()) == 1
+    assert count(store) == 0
+
+
+def test_the_same_record_again_changes_nothing_and_other_data_replaces_it(store: Store) -> None:
+    store.records.add("r", "s", {"value": 1}, timestamp=1)
+    assert store.records.mark_failed(["r", "nobody"]) == 1
+    store.records.add("r", "s", {"value": 1}, timestamp=1)
+    store.records.add("q", "s", {"value": 1}, timestamp=0)
+    store.records.add("r", "s", {"value": 2}, timestamp=1)
+    r, q = store.records.pending()
+    assert (r["record_id"], r["data"], r["retry_count"]) == ("r", {"value": 2}, 1)
+    assert q["retry_count"] == 0
+    assert [record["record_id"] for record in store.records.pending(limit=1)] == ["r"]
+    assert store.records.pending(source="other") == []
+    assert store.records.mark_sent(["r", "r", "nobody"]) == 1
+    assert store.records.mark_sent("q") == 1
+    assert count(store) == 2, "points stay as history"
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        ({"value": float("nan")}, InvalidRecord),
+        ({"value": 2**70}, InvalidPoint),
+        ({"value": 1, "metric_name": ["a"]}, InvalidPoint),
+        ({"value": 1, "metric_name": {"a": 1}}, InvalidPoint),
+        ({"value": 1, "sensor_id": 5}, InvalidPoint),
+        ({"value": 1, "timestamp": 1e18}, InvalidPoint),
+        ({"text": "\ud800"}, InvalidRecord),
+        ({"set": {1}}, InvalidRecord),
+        (["value", 1], InvalidRecord),
+        (None, InvalidRecord),
+    ],
+    ids=repr,
+)
+def test_a_record_that_cannot_be_kept_whole_is_refused(store: Store, data: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        store.records.add("r", "s", data)
+    assert store.records.pending() == []
+    assert store.status().last_seq == 0

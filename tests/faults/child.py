@@ -1,0 +1,296 @@
+"""What runs in the processes that are killed, and in those that count afterwards. Judges nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from repo.settings import Settings
+from repo.store.backends import DuckDBBackend
+from repo.store.store import Store
+from tests.faults import steps
+from tests.faults.workload import (
+    MOST_UNDER_WAY,
+    AddRecord,
+    Delete,
+    Insert,
+    MarkSent,
+    Operation,
+    State,
+    operation,
+)
+
+__all__ = ["App", "Census", "Counted", "perform", "run_app", "take_census"]
+
+LIFE_S = 120.0
+"""A child that nobody kills ends by itself."""
+
+
+@dataclass(slots=True)
+class App:
+    """An application: which store, which writers from which state on, and where to stand still."""
+
+    folder: Path
+    seed: str
+    settings: dict[str, Any]
+    writers: dict[int, tuple[int, State]]
+    """Writer -> (index of its next operation, what stands of it)."""
+    place: steps.Place | None = None
+    nth: int = 1
+    prune_at_commit: bool = False
+    """The negative control: prune the journal when flush has committed, before any CHECKPOINT."""
+
+
+@dataclass(slots=True)
+class Census:
+    """A count: which store, and whether to checkpoint it meanwhile."""
+
+    folder: Path
+    checkpoint: bool
+    create: bool = False
+
+
+@dataclass(slots=True)
+class Counted:
+    """What another process found: first in SQLite as the kill left it, then through the store, then raw."""
+
+    found_state: dict[str, Any] | None = None
+    found_journal: list[tuple[int, int]] = field(default_factory=list)
+    latest: list[Any] = field(default_factory=list)
+    range: list[Any] = field(default_factory=list)
+    after: list[Any] = field(default_factory=list)
+    records: list[Any] = field(default_factory=list)
+    watermark: int = -1
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    series: list[tuple[Any, ...]] = field(default_factory=list)
+    columns_state: list[tuple[Any, ...]] = field(default_factory=list)
+    columns_ledger: list[str] = field(default_factory=list)
+    columns_revision: list[Any] = field(default_factory=list)
+    latest_copy: list[tuple[Any, ...]] = field(default_factory=list)
+    state: dict[str, Any] | None = None
+    journal: list[tuple[int, int]] = field(default_factory=list)
+    ledger: list[tuple[Any, ...]] = field(default_factory=list)
+    revision: list[Any] = field(default_factory=list)
+    integrity: list[Any] = field(default_factory=list)
+    kinds: list[tuple[Any, ...]] = field(default_factory=list)
+
+
+# --- the application ------------------------------------------------------------------------------------
+
+
+def run_app(app: App, say: Callable[[str], None]) -> None:
+    """Write, flush and read until killed; every acknowledgement is said after its call has returned."""
+    if app.prune_at_commit:
+        DuckDBBackend.durable_at_commit = True
+    if app.place is not None:
+        steps.install(app.place, app.nth, say)
+    store = Store(app.folder, Settings(**app.settings))
+    say("READY")
+    rng = Random(f"{app.seed}/app")
+    threads = [
+        threading.Thread(target=_guard, args=(say, _write, store, app, writer, say), name=f"writer-{writer}")
+        for writer in app.writers
+    ]
+    threads.append(threading.Thread(target=_guard, args=(say, _flush, store, rng, say), name="flusher"))
+    threads.append(threading.Thread(target=_guard, args=(say, _read, store, app, rng), name=steps.READER))
+    for thread in threads:
+        thread.daemon = True
+        thread.start()
+    time.sleep(LIFE_S)
+    os._exit(4)
+
+
+def _guard(say: Callable[[str], None], work: Callable[..., None], *arguments: Any) -> None:
+    try:
+        work(*arguments)
+    except BaseException as error:  # noqa: BLE001  the parent must hear of anything
+        traceback.print_exc()
+        say(f"ERROR {threading.current_thread().name}: {error!r}".replace("\n", " ")[:1000])
+
+
+def _write(store: Store, app: App, writer: int, say: Callable[[str], None]) -> None:
+    index, state = app.writers[writer]
+    rng = Random(f"{app.seed}/{writer}/reads")
+    under_way: list[tuple[int, Future[Any]]] = []
+    while True:
+        act = operation(app.seed, writer, index)
+        if act.kind != "submit" or len(under_way) == MOST_UNDER_WAY:
+            for at, future in under_way:
+                future.result()
+                say(f"ACK {writer} {at}")
+            under_way.clear()
+        if act.kind == "submit":
+            under_way.append((index, store.points.submit(_dicts(act.parts[0]))))
+        else:
+            perform(store, act)
+            say(f"ACK {writer} {index}")
+        state.apply(act)
+        index += 1
+        if not under_way and rng.random() < 0.05:
+            _read_back(store, writer, state)
+        time.sleep(rng.random() * 0.004)
+
+
+def perform(store: Store, act: Operation) -> None:
+    """Do one operation, and return when it is acknowledged."""
+    if act.kind == "together":
+        with store.transaction() as tx:
+            for part in act.parts:
+                _do_part(tx, part)
+    elif act.kind == "insert":
+        (identity, content), *_ = act.parts[0].rows  # type: ignore[union-attr]
+        sensor, metric, at = identity
+        value = content.value if content.text is None else content.text
+        metadata = None if content.metadata is None else json.loads(content.metadata)
+        store.points.insert(sensor, metric, value, at / 1_000_000, content.quality, metadata)
+    else:
+        _do_part(store, act.parts[0])
+
+
+def _do_part(target: Any, part: Any) -> None:
+    match part:
+        case Insert():
+            target.points.insert_many(_dicts(part))
+        case Delete(sensor, metric, start_us, end_us):
+            start, end = (None if us is None else us / 1_000_000 for us in (start_us, end_us))
+            target.points.delete(sensor, metric, start, end)
+        case AddRecord(record_id, source, data, timestamp_us):
+            target.records.add(record_id, source, data, timestamp_us / 1_000_000)
+        case MarkSent(record_ids):
+            target.records.mark_sent(record_ids)
+
+
+def _dicts(part: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "sensor_id": sensor,
+            "metric_name": metric,
+            "timestamp_us": at,
+            "value": content.value if content.text is None else content.text,
+            "quality": content.quality,
+            "metadata": None if content.metadata is None else json.loads(content.metadata),
+        }
+        for (sensor, metric, at), content in part.rows
+    ]
+
+
+def _read_back(store: Store, writer: int, state: State) -> None:
+    """See that a writer reads exactly what it has written."""
+    found = {
+        (row["sensor_id"], row["metric_name"], row["timestamp_us"]): row["value"]
+        for row in store.points.range([f"site{writer}", f"well{writer}"], None)
+    }
+    expected = {
+        identity: content.value if content.text is None else content.text
+        for identity, content in state.points.items()
+    }
+    if found != expected:
+        wrong = sorted(set(found.items()) ^ set(expected.items()), key=repr)
+        raise AssertionError(f"writer {writer} does not read what it wrote: {wrong[:4]}, {len(wrong)} in all")
+
+
+def _flush(store: Store, rng: Random, say: Callable[[str], None]) -> None:
+    while True:
+        store.checkpoint() if rng.random() < 0.25 else store.flush()
+        say("FLUSHED")
+        time.sleep(rng.random() * 0.04)
+
+
+def _read(store: Store, app: App, rng: Random) -> None:
+    writers = sorted(app.writers)
+    while True:
+        sensor = f"site{rng.choice(writers)}"
+        match rng.randrange(5):
+            case 0:
+                list(store.points.range(sensor, "pressure"))
+            case 1:
+                store.points.latest(None)
+            case 2:
+                store.points.aggregate(sensor, ["pressure", "flow"], agg=["avg", "count"], every="1h")
+            case 3:
+                store.points.after(0, limit=500)
+            case 4:
+                store.points.latest(sensor, "flow", limit=3)
+        time.sleep(rng.random() * 0.01)
+
+
+# --- the count ------------------------------------------------------------------------------------------
+
+
+def take_census(census: Census) -> Counted:
+    """Open the store anew, read everything through it, close it, and read both files raw."""
+    counted = Counted()
+    database = census.folder / "offline_buffer.db"
+    if not census.create:
+        with _raw(database) as raw:
+            counted.found_state = _facts(raw)
+            counted.found_journal = raw.execute("SELECT seq, count FROM journal ORDER BY seq").fetchall()
+    settings = Settings(flush_interval_s=60.0, lease_timeout_s=30.0, lease_idle_s=30.0)
+    with Store(census.folder, settings, create=census.create) as store:
+        counted.latest = store.points.latest(None)
+        counted.watermark = store.checkpoint() if census.checkpoint else store.flush()
+        counted.range = list(store.points.range(None, None))
+        while page := store.points.after(counted.after[-1]["seq"] if counted.after else 0, limit=2000):
+            counted.after += page
+        counted.records = store.records.pending(limit=1_000_000)
+    with _raw(database) as raw:
+        counted.state = _facts(raw)
+        counted.journal = raw.execute("SELECT seq, count FROM journal ORDER BY seq").fetchall()
+        counted.latest_copy = raw.execute("SELECT * FROM latest").fetchall()
+        counted.ledger = raw.execute(
+            "SELECT reason, detail, dropped, first_us, last_us FROM loss_ledger"
+        ).fetchall()
+        counted.revision = raw.execute("SELECT version_num FROM alembic_version").fetchall()
+        counted.kinds = raw.execute("SELECT sensor_id, metric_name, kind FROM series").fetchall()
+        counted.integrity = raw.execute("PRAGMA integrity_check").fetchall()
+    ask = _ask_columns(census.folder)
+    counted.rows = ask(
+        "SELECT sensor_id, metric_name, timestamp_us, value, value_text, quality, metadata, seq FROM time_series_data"
+    )
+    counted.series = ask("SELECT * FROM series")
+    counted.columns_state = ask("SELECT store_id, file_id, generation, watermark FROM timeseries_state")
+    counted.columns_ledger = [row[0] for row in ask("SELECT entry_id FROM loss_ledger")]
+    counted.columns_revision = ask("SELECT version_num FROM alembic_version")
+    return counted
+
+
+class _raw:
+    """A plain connection of the standard library, closed at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path, timeout=30)
+
+    def __enter__(self) -> sqlite3.Connection:
+        return self._connection
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+
+def _facts(raw: sqlite3.Connection) -> dict[str, Any] | None:
+    cursor = raw.execute("SELECT * FROM store_state")
+    rows = cursor.fetchall()
+    if len(rows) != 1:
+        return None
+    return dict(zip([column[0] for column in cursor.description], rows[0], strict=True))
+
+
+def _ask_columns(folder: Path) -> Callable[[str], list[Any]]:
+    fallback = folder / "timeseries.sqlite"
+    if fallback.exists():
+        raw = sqlite3.connect(fallback, timeout=30)
+        return lambda query: raw.execute(query).fetchall()
+    import duckdb
+
+    base = duckdb.connect(str(folder / "timeseries.duckdb"), read_only=True)
+    return lambda query: base.execute(query).fetchall()

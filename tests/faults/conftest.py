@@ -1,0 +1,56 @@
+"""The nursery, the seed, and campaigns of kills, for the fault tests."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.kills import Campaign
+from tests.faults.nursery import Nursery
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """One process that has imported the library and forks the children."""
+    with Nursery() as ready:
+        yield ready
+
+
+@pytest.fixture(scope="session")
+def seed() -> int:
+    """A new seed each time; HOLDFAST_TEST_SEED gives one back."""
+    return int(os.environ.get("HOLDFAST_TEST_SEED", time.time_ns() % 1_000_000))
+
+
+@pytest.fixture(scope="module")
+def duckdb_campaign(
+    nursery: Nursery, seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Campaign]:
+    """Kills of stores on DuckDB."""
+    pytest.importorskip("duckdb")
+    campaign = Campaign(nursery, tmp_path_factory.mktemp("kills"), seed, "duckdb")
+    yield campaign
+    campaign.close()
+
+
+@pytest.fixture(scope="module")
+def sqlite_campaign(
+    nursery: Nursery, seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Campaign]:
+    """Kills of stores on the fallback."""
+    campaign = Campaign(nursery, tmp_path_factory.mktemp("kills"), seed, "sqlite")
+    yield campaign
+    campaign.close()
+
+
+@pytest.fixture
+def own_campaign(nursery: Nursery, seed: int, tmp_path: Path) -> Iterator[Campaign]:
+    """Kills of stores on DuckDB that no other test goes on with."""
+    pytest.importorskip("duckdb")
+    campaign = Campaign(nursery, tmp_path, seed, "duckdb")
+    yield campaign
+    campaign.close()

@@ -1,0 +1,146 @@
+"""The acts of the full-disk tests, each run as a process of its own on a tiny file system. Judges nothing.
+
+    python -m tests.faults.full_disk ACT FOLDER ENGINE NOTES
+
+What an act has learned goes to NOTES, which lies on another disk, before the process ends or is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from repo.errors import HoldfastError
+from repo.settings import Settings
+from repo.store.store import Store
+from tests.faults.child import Census, Counted, perform, take_census
+from tests.faults.workload import State, operation
+
+SEED = "full disk"
+FILLER_BYTES = 3_000_000
+MOST_OPERATIONS = 5_000
+
+
+@dataclass(slots=True)
+class Notes:
+    """What happened so far."""
+
+    state: State = field(default_factory=State)
+    next_index: int = 0
+    acknowledged: int = 0
+    refused: list[str] = field(default_factory=list)
+    """The types of the errors of writes."""
+    while_full: list[str] = field(default_factory=list)
+    """The types of the errors of flushes and reads on the full disk; `ok` where there was none."""
+    after: int = 0
+    """Operations acknowledged once there was space again."""
+    counted: Counted | None = None
+
+    def write(self, store: Store) -> bool:
+        """Do the next operation; False if it was refused, and then nothing of it may stand."""
+        act = operation(SEED, 0, self.next_index)
+        self.next_index += 1
+        try:
+            perform(store, act)
+        except HoldfastError as error:
+            self.refused.append(type(error).__name__)
+            return False
+        self.state.apply(act)
+        self.acknowledged += 1
+        return True
+
+    def save(self, path: Path) -> None:
+        """Keep them for the next act."""
+        path.write_bytes(pickle.dumps(self))
+
+
+def open_store(folder: Path, engine: str) -> Store:
+    """Open the store that is on the tiny disk; everything is frequent and small."""
+    settings = Settings(
+        engine=engine,  # type: ignore[arg-type]
+        flush_interval_s=0.05,
+        checkpoint_interval_s=0.2,
+        checkpoint_log_bytes=100_000,
+        wal_checkpoint_bytes=200_000,
+        lease_timeout_s=10.0,
+    )
+    return Store(folder / "store", settings)
+
+
+def fill(folder: Path, engine: str, notes: Notes) -> Store:
+    """Write until the disk is full, and try everything a little longer."""
+    (folder / "filler").write_bytes(bytes(FILLER_BYTES))
+    store = open_store(folder, engine)
+    while len(notes.refused) < 3 and notes.next_index < MOST_OPERATIONS:
+        notes.write(store)
+    # The last free blocks are taken too, so that not even a small write finds one by chance.
+    with (folder / "rest").open("wb", buffering=0) as rest:
+        try:
+            while rest.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+    for _ in range(5):
+        notes.write(store)
+        for act in (store.flush, store.checkpoint, lambda: list(store.points.range(None, None))):
+            notes.while_full.append(_tried(act))
+        time.sleep(0.1)
+    return store
+
+
+def go_on(folder: Path, store: Store, notes: Notes) -> None:
+    """Make space, and see that everything works again."""
+    (folder / "rest").unlink()
+    (folder / "filler").unlink()
+    for _ in range(20):
+        notes.after += notes.write(store)
+    store.checkpoint()
+    time.sleep(0.3)  # the background thread has its turns too
+    store.close()
+
+
+def _tried(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except HoldfastError as error:
+        return type(error).__name__
+    return "ok"
+
+
+def main(act: str, folder: Path, engine: str, path: Path) -> None:
+    """Run one act."""
+    notes: Notes = pickle.loads(path.read_bytes()) if path.exists() else Notes()
+    match act:
+        case "fill-and-go-on":
+            go_on(folder, fill(folder, engine, notes), notes)
+        case "fill-and-die":
+            fill(folder, engine, notes)
+            notes.save(path)
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "open-on-the-full-disk":
+            try:
+                store = open_store(folder, engine)
+            except HoldfastError as error:
+                notes.while_full.append(type(error).__name__)
+                (folder / "rest").unlink()
+                (folder / "filler").unlink()
+                (folder / "filler").touch()
+                (folder / "rest").touch()
+                store = open_store(folder, engine)
+            go_on(folder, store, notes)
+        case "count":
+            notes.counted = take_census(Census(folder / "store", checkpoint=True))
+    notes.save(path)
+
+
+if __name__ == "__main__":
+    # `-m` calls this module __main__; what is pickled must bear its name.
+    from tests.faults import full_disk
+
+    full_disk.main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))

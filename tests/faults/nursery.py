@@ -1,0 +1,179 @@
+"""The nursery: a process that has imported the library, opened nothing, and forks a child for each request.
+
+So a child costs milliseconds instead of a second, and forking is safe: there is one thread and no open file.
+Owns processes, their pipes and their ends; knows nothing of what they do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import importlib.util
+import logging
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.faults.child import App, run_app, take_census
+
+__all__ = ["Child", "Nursery"]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Child:
+    """A forked process, and what it has said on its pipe."""
+
+    def __init__(self, pid: int, pipe: int, errors: Path, door: socket.socket) -> None:
+        self.pid = pid
+        self.errors = errors
+        self.lines: list[str] = []
+        self._pipe = pipe
+        self._door = door
+        self._rest = b""
+        self._ended = False
+
+    def wait_for(self, *words: str, timeout_s: float) -> str | None:
+        """Read until a new line begins with one of `words`, and return it; None at its end or too late."""
+        deadline = time.monotonic() + timeout_s
+        seen = len(self.lines)
+        while True:
+            for line in self.lines[seen:]:
+                if line.startswith(words):
+                    return line
+            seen = len(self.lines)
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not select.select([self._pipe], [], [], left_s)[0] or not self._read():
+                return None
+
+    def kill(self) -> int:
+        """SIGKILL it, read what it had said before, and return its exit code (-9: it was still alive)."""
+        if not self._ended:
+            # Its number cannot be another's by now: the nursery has not reaped it yet.
+            os.kill(self.pid, signal.SIGKILL)
+        return self.end()
+
+    def end(self) -> int:
+        """Read to the end of its pipe, reap it, and return its exit code."""
+        while self._read():
+            pass
+        os.close(self._pipe)
+        self._ended = True
+        self._door.sendall(b"reap %d" % self.pid)
+        return int(self._door.recv(64))
+
+    def read_all(self, timeout_s: float) -> bytes:
+        """Return all that it writes until its end; kills it after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        answer = b""
+        while select.select([self._pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            piece = os.read(self._pipe, 1 << 20)
+            if not piece:
+                break
+            answer += piece
+        else:
+            os.kill(self.pid, signal.SIGKILL)
+        self.end()
+        return answer
+
+    def _read(self) -> bool:
+        piece = os.read(self._pipe, 1 << 16)
+        *whole, self._rest = (self._rest + piece).split(b"\n")
+        self.lines += [line.decode() for line in whole]
+        return bool(piece)
+
+
+class Nursery:
+    """The parent's side. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._door, theirs = socket.socketpair()
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.nursery", str(theirs.fileno())],
+            cwd=ROOT,
+            env=environment,
+            pass_fds=[theirs.fileno()],
+        )
+        theirs.close()
+
+    def start(self, asked: Any, request: Path) -> Child:
+        """Fork a child that does what is `asked`; `request` is where to put the question, and its stderr."""
+        request.write_bytes(pickle.dumps(asked))
+        ours, theirs = os.pipe()
+        socket.send_fds(self._door, [os.fsencode(request)], [theirs])
+        os.close(theirs)
+        return Child(int(self._door.recv(64)), ours, request.with_suffix(".stderr"), self._door)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._door.close()
+        self._process.wait(30)
+
+
+def _serve(door: socket.socket) -> None:
+    for name in ("duckdb", "duckdb_engine", "repo.schema.migrate"):
+        if importlib.util.find_spec(name) is not None:
+            importlib.import_module(name)
+    children: set[int] = set()
+    while True:
+        message, pipes, _, _ = socket.recv_fds(door, 4096, 1)
+        if not message:
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            return
+        if message.startswith(b"reap "):
+            _, status = os.waitpid(child := int(message[5:]), 0)
+            children.discard(child)
+            door.sendall(b"%d" % os.waitstatus_to_exitcode(status))
+            continue
+        child = os.fork()
+        if child == 0:
+            door.close()
+            _live(Path(os.fsdecode(message)), pipes[0])
+        children.add(child)
+        os.close(pipes[0])
+        door.sendall(b"%d" % child)
+
+
+def _live(request: Path, pipe: int) -> None:
+    """The whole life of a forked process."""
+    os.dup2(os.open(request.with_suffix(".stderr"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    faulthandler.enable()
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    try:
+        asked = pickle.loads(request.read_bytes())
+        if isinstance(asked, App):
+            run_app(asked, lambda line: _say(pipe, line))
+        else:
+            answer = pickle.dumps(take_census(asked))
+            while answer:
+                answer = answer[os.write(pipe, answer) :]
+    except BaseException as error:  # noqa: BLE001  whatever it is, the parent reads it in the file
+        traceback.print_exc()
+        if "asked" in locals() and isinstance(asked, App):
+            _say(pipe, f"ERROR main: {error!r}".replace("\n", " ")[:1000])
+        os._exit(5)
+    os._exit(0)
+
+
+def _say(pipe: int, line: str) -> None:
+    os.write(pipe, line.encode() + b"\n")  # shorter than PIPE_BUF: whole, whichever thread says it
+
+
+if __name__ == "__main__":
+    _serve(socket.socket(fileno=int(sys.argv[1])))

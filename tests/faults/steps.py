@@ -1,0 +1,253 @@
+"""The steps at which a child is killed, and how it is held there. Knows no verdict.
+
+The code under test runs as it is. The stops come from outside, in the child alone: from SQLAlchemy's events
+around each statement, from SQLite's own trace of statements, and from wrappers around public functions (`DefaultDialect.do_commit` of
+SQLAlchemy; `bare_transaction`, `fold_wal` and `empty_wal` of `repo.engines.sqlite`; `acquire` and `release`
+of the lease). At the wanted step the child says so on its pipe and then
+- stands still there until it is killed (a stop), or
+- goes on, and is killed while the engine is at it (a race: COMMIT, CHECKPOINT, folding, a query). Whether the
+  kill came in time is known: the child says when it has passed the step, so a late kill is not counted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.pool import Pool
+
+from repo.engines import sqlite
+from repo.engines.lease import Lease
+
+__all__ = ["STEPS", "Place", "install"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in the code: its name, and whether the child races on instead of standing still."""
+
+    name: str
+    race: bool = False
+
+
+STEPS: dict[str, tuple[Place, ...]] = {
+    "before a journal commit": (Place("journal filled"),),
+    "in a journal commit": (Place("journal COMMIT", race=True),),
+    "after a journal commit": (Place("journal committed"),),
+    "in flush's transaction": (
+        Place("before incoming"),
+        Place("before delete"),
+        Place("after delete"),
+        Place("before append"),
+        Place("after append"),
+        Place("before summaries"),
+        Place("after watermark"),
+    ),
+    "in flush's COMMIT": (Place("flush COMMIT", race=True),),
+    "between flush's COMMIT and the copy": (
+        Place("flush committed"),
+        Place("before copy"),
+        Place("after copied_through"),
+    ),
+    "between the copy and the CHECKPOINT": (Place("before CHECKPOINT"),),
+    "in the CHECKPOINT": (Place("CHECKPOINT", race=True),),
+    "between the CHECKPOINT and the prune": (Place("after CHECKPOINT"), Place("before pruned_through")),
+    "in the prune": (
+        Place("after pruned_through"),
+        Place("after prune"),
+        Place("prune COMMIT", race=True),
+    ),
+    "in the folding of SQLite's WAL": (Place("fold", race=True),),
+    "in a query": (Place("after query"), Place("query", race=True)),
+    "in the hand-over of the lease": (
+        Place("lease released"),
+        Place("before release"),
+        Place("lease taken"),
+        Place("lease wanted", race=True),
+    ),
+    "in the creation of the store": (Place("creation"),),
+    "at a random time": (),
+}
+
+_STATEMENTS = {
+    "incoming": re.compile(r"\s*CREATE TEMPORARY TABLE"),
+    "delete": re.compile(r"\s*DELETE FROM time_series_data"),
+    "append": re.compile(r"\s*INSERT INTO time_series_data"),
+    "summaries": re.compile(r"\s*DELETE FROM series\b"),
+    "watermark": re.compile(r"\s*UPDATE timeseries_state SET watermark"),
+    "copy": re.compile(r"\s*DELETE FROM latest"),
+    "copied_through": re.compile(r"\s*UPDATE store_state SET copied_through"),
+    "pruned_through": re.compile(r"\s*UPDATE store_state SET pruned_through"),
+    "prune": re.compile(r"\s*DELETE FROM journal"),
+    "CHECKPOINT": re.compile(r"\s*CHECKPOINT"),
+    "query": re.compile(r"\s*SELECT\b.*\btime_series_data\b", re.DOTALL),
+}
+_COMMITS = {"watermark": "flush", "prune": "prune"}
+READER = "reader"
+"""The thread whose SELECTs are queries; flush asks the same table."""
+
+
+class _Stopper:
+    """Counts the times that the wanted place is reached, and holds the child there."""
+
+    def __init__(self, place: Place, nth: int, say: Callable[[str], None]) -> None:
+        self._place = place
+        self._left = nth
+        self._say = say
+        self._lock = threading.Lock()
+        self._racing = threading.local()
+
+    def reach(self, name: str) -> None:
+        """Stand still here, if this is the place and the time."""
+        if name != self._place.name:
+            return
+        with self._lock:
+            self._left -= 1
+            if self._left != 0:
+                return
+        self._say("STEP")
+        if self._place.race:
+            self._racing.on = True
+            return
+        time.sleep(120)
+        os._exit(3)
+
+    def passed(self, name: str) -> None:
+        """Say that a race is over, if this thread was in one."""
+        if name == self._place.name and getattr(self._racing, "on", False):
+            self._racing.on = False
+            self._say("PASSED")
+
+
+def install(place: Place, nth: int, say: Callable[[str], None]) -> None:
+    """Hold this process at the `nth` time that it comes to `place`; for the rest of its life."""
+    stopper = _Stopper(place, nth, say)
+    _watch_statements(stopper)
+    _watch_commits(stopper)
+    _watch_journal(stopper)
+    _watch_folding(stopper)
+    _watch_lease(stopper)
+    if place.name in ("journal COMMIT", "fold", "before CHECKPOINT", "CHECKPOINT"):
+        _trace_sqlite(stopper)
+
+
+_here = threading.local()
+
+
+def _watch_statements(stopper: _Stopper) -> None:
+    def name_of(statement: str) -> str | None:
+        for name, pattern in _STATEMENTS.items():
+            if pattern.match(statement):
+                return name if name != "query" or threading.current_thread().name == READER else None
+        return None
+
+    @event.listens_for(Engine, "before_cursor_execute")
+    def _before(_connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        stopper.reach("creation")
+        if name := name_of(statement):
+            stopper.reach(f"before {name}")
+            stopper.reach(name)
+
+    @event.listens_for(Engine, "after_cursor_execute")
+    def _after(_connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        if name := name_of(statement):
+            stopper.passed(name)
+            if name in _COMMITS:
+                _here.committing = _COMMITS[name]
+            stopper.reach(f"after {name}")
+
+
+def _watch_commits(stopper: _Stopper) -> None:
+    original = DefaultDialect.do_commit
+
+    def do_commit(self: DefaultDialect, connection: Any) -> None:
+        what, _here.committing = getattr(_here, "committing", None), None
+        stopper.reach("creation")
+        if what is not None:
+            stopper.reach(f"{what} COMMIT")
+        original(self, connection)
+        if what is not None:
+            stopper.passed(f"{what} COMMIT")
+            stopper.reach(f"{what} committed")
+
+    DefaultDialect.do_commit = do_commit  # type: ignore[method-assign]
+
+
+def _watch_journal(stopper: _Stopper) -> None:
+    original = sqlite.bare_transaction
+
+    @contextmanager
+    def bare_transaction(connection: Connection) -> Iterator[None]:
+        with original(connection):
+            yield
+            stopper.reach("journal filled")
+            _here.journal = True
+        _here.journal = False
+        stopper.passed("journal COMMIT")
+        stopper.reach("journal committed")
+
+    sqlite.bare_transaction = bare_transaction
+
+
+def _watch_folding(stopper: _Stopper) -> None:
+    original, empty = sqlite.fold_wal, sqlite.empty_wal
+
+    def fold_wal(engine: Engine) -> sqlite.Folded:
+        folded = original(engine)
+        stopper.passed("fold")
+        return folded
+
+    def empty_wal(engine: Engine) -> sqlite.Folded:
+        folded = empty(engine)
+        stopper.passed("CHECKPOINT")
+        stopper.reach("after CHECKPOINT")
+        return folded
+
+    sqlite.fold_wal, sqlite.empty_wal = fold_wal, empty_wal
+
+
+def _trace_sqlite(stopper: _Stopper) -> None:
+    def trace(statement: str) -> None:
+        if statement == "COMMIT" and getattr(_here, "journal", False):
+            stopper.reach("journal COMMIT")
+        elif statement.startswith("PRAGMA wal_checkpoint(PASSIVE)"):
+            stopper.reach("fold")
+        elif statement.startswith("PRAGMA wal_checkpoint(TRUNCATE)"):
+            stopper.reach("before CHECKPOINT")
+            stopper.reach("CHECKPOINT")
+
+    @event.listens_for(Pool, "connect")
+    def _connected(connection: Any, _record: object) -> None:
+        if hasattr(connection, "set_trace_callback"):
+            connection.set_trace_callback(trace)
+
+
+def _watch_lease(stopper: _Stopper) -> None:
+    acquire, release = Lease.acquire, Lease.release
+
+    def watched_acquire(self: Lease, timeout_s: float, doing: str) -> None:
+        if self.held:
+            return
+        stopper.reach("lease wanted")
+        acquire(self, timeout_s, doing)
+        stopper.passed("lease wanted")
+        stopper.reach("lease taken")
+
+    def watched_release(self: Lease) -> None:
+        held = self.held
+        if held:
+            stopper.reach("before release")
+        release(self)
+        if held:
+            stopper.reach("lease released")
+
+    Lease.acquire = watched_acquire  # type: ignore[method-assign]
+    Lease.release = watched_release  # type: ignore[method-assign]

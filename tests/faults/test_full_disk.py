@@ -1,0 +1,81 @@
+"""A full disk refuses writes by `StoreFull`, loses nothing acknowledged, and works again when there is space.
+
+The disk is a tmpfs of a few megabytes in a user and mount namespace of its own.
+"""
+
+from __future__ import annotations
+
+import pickle
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from repo.schema.version import HEAD
+from tests.faults.full_disk import SEED, Notes
+from tests.faults.judge import Expected, judge
+
+ROOT = Path(__file__).resolve().parents[2]
+DISK = "size=8m"
+
+
+def _in_a_namespace(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def _play(acts: list[str], engine: str, folder: Path) -> Notes:
+    if shutil.which("unshare") is None:
+        pytest.skip("a tiny disk needs unshare, of Linux")
+    disk, path = folder / "disk", folder / "notes"
+    disk.mkdir()
+    mount = f"mount -t tmpfs -o {DISK} tmpfs {shlex.quote(str(disk))}"
+    if _in_a_namespace(mount).returncode:
+        pytest.skip("a tiny disk needs user and mount namespaces, which are not permitted here")
+    words = [sys.executable, "-m", "tests.faults.full_disk"]
+    script = [mount]
+    for act in acts:
+        line = shlex.join([*words, act, str(disk), engine, str(path)])
+        script.append(line if act != "fill-and-die" else f"({line}; test $? -eq 137)")
+    done = _in_a_namespace(" && ".join(script))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "Traceback" not in done.stderr
+    notes = pickle.loads(path.read_bytes())
+    assert isinstance(notes, Notes)
+    return notes
+
+
+def _nothing_is_lost(notes: Notes) -> None:
+    assert notes.counted is not None
+    # What was refused must not stand: so only the acknowledged state is right, and no later one.
+    verdict = judge(notes.counted, {0: Expected(notes.state, notes.next_index)}, SEED, HEAD)
+    assert verdict.problems == []
+    assert verdict.standing[0].points == notes.state.points
+
+
+@pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
+def test_a_full_disk_refuses_writes_and_works_again_with_space(engine: str, tmp_path: Path) -> None:
+    notes = _play(["fill-and-go-on", "count"], engine, tmp_path)
+    assert notes.acknowledged > 20
+    assert set(notes.refused) == {"StoreFull"}
+    assert set(notes.while_full) <= {"StoreFull", "ok"}
+    assert notes.after == 20
+    _nothing_is_lost(notes)
+
+
+@pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
+def test_a_process_killed_on_a_full_disk_loses_nothing(engine: str, tmp_path: Path) -> None:
+    notes = _play(["fill-and-die", "open-on-the-full-disk", "count"], engine, tmp_path)
+    assert set(notes.refused) == {"StoreFull"}
+    assert set(notes.while_full) <= {"StoreFull", "ok"}
+    assert notes.after == 20
+    _nothing_is_lost(notes)

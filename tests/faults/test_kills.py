@@ -1,0 +1,42 @@
+"""Whatever is killed, and when: what was acknowledged stands once. `kills.py` says how."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.kills import Campaign, until_hit
+from tests.faults.steps import STEPS
+
+LONG_HITS = 20
+LONG_HITS_SQLITE = 4
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_loses_and_doubles_nothing_on_duckdb(step: str, duckdb_campaign: Campaign) -> None:
+    before = len(duckdb_campaign.failures)
+    for _ in range(2):
+        duckdb_campaign.round(step)
+    assert duckdb_campaign.failures[before:] == []
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_loses_and_doubles_nothing_on_sqlite(step: str, sqlite_campaign: Campaign) -> None:
+    before = len(sqlite_campaign.failures)
+    sqlite_campaign.round(step)
+    assert sqlite_campaign.failures[before:] == []
+
+
+@pytest.mark.slow
+def test_many_kills_at_every_step_lose_and_double_nothing_on_duckdb(own_campaign: Campaign) -> None:
+    for _ in until_hit(own_campaign, LONG_HITS):
+        pass
+    print(f"\n{own_campaign.table()}")
+    assert own_campaign.failures == []
+
+
+@pytest.mark.slow
+def test_many_kills_at_every_step_lose_and_double_nothing_on_sqlite(sqlite_campaign: Campaign) -> None:
+    for _ in until_hit(sqlite_campaign, LONG_HITS_SQLITE):
+        pass
+    print(f"\n{sqlite_campaign.table()}")
+    assert sqlite_campaign.failures == []

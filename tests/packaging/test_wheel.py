@@ -1,0 +1,103 @@
+"""The distribution, built and installed as a user would, with no developer dependency and no checkout in reach."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str | Path, folder: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HOLDFAST", "VIRTUAL_ENV"))}
+    done = subprocess.run(
+        [str(a) for a in arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, made from the source distribution."""
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", out, ROOT, folder=out)
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` folder of a new environment with nothing but the wheel and what it depends on."""
+    home = tmp_path_factory.mktemp("environment")
+    venv.create(home, with_pip=True)
+    run(home / "bin" / "python", "-m", "pip", "install", "--quiet", wheel, folder=home)
+    return home / "bin"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    folder = tmp_path / "a place with 100% blanks"
+    folder.mkdir()
+    return folder
+
+
+def test_the_wheel_holds_the_package_and_the_migrations_alone(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        shipped = {
+            Path(name).name: archive.read(name) for name in names if name.startswith("repo/migrations/versions/")
+        }
+    assert {name.split("/")[0] for name in names} == {"repo", next(n for n in names if "dist-info" in n).split("/")[0]}
+    versions = (ROOT / "alembic" / "versions").glob("*.py")
+    assert shipped == {path.name: path.read_bytes() for path in versions}
+    assert "repo/py.typed" in names
+
+
+def test_an_installed_store_keeps_points_far_from_any_checkout(installed: Path, elsewhere: Path) -> None:
+    program = (
+        "import alembic, sys; assert hasattr(alembic, 'command') or __import__('alembic.command')\n"
+        "from repo import Store\n"
+        "with Store('data') as store:\n"
+        "    store.points.insert('SENSOR-001', 'pressure', 2500.5)\n"
+        "    print(store.points.range('SENSOR-001', 'pressure').all()[0]['value'], store.status().engine)\n"
+    )
+    assert run(installed / "python", "-W", "error", "-c", program, folder=elsewhere).stdout == "2500.5 duckdb\n"
+
+
+def test_the_installed_command_works_in_any_folder(installed: Path, elsewhere: Path) -> None:
+    holdfast = installed / "holdfast"
+    run(holdfast, "--store", "site", "init", folder=elsewhere)
+    (elsewhere / "r.csv").write_text("time,pressure\n2026-01-01T00:00:00Z,2500.5\n")
+    run(holdfast, "--store", "site", "ingest", "r.csv", "--sensor", "W", folder=elsewhere)
+    status = json.loads(run(holdfast, "--json", "--store", "site", "status", folder=elsewhere).stdout)
+    assert status["last_seq"] == 1
+    run(holdfast, "--store", "site", "migrate", "--check", folder=elsewhere)
+
+
+@pytest.mark.slow
+def test_the_installed_demo_runs_without_extras(installed: Path, elsewhere: Path) -> None:
+    assert "arrived" in run(installed / "holdfast", "demo", folder=elsewhere).stdout
+
+
+def test_another_distribution_called_repo_in_the_same_folder_is_named(installed: Path, elsewhere: Path) -> None:
+    home = Path(run(installed / "python", "-c", "import repo; print(repo.__file__)", folder=elsewhere).stdout.strip())
+    namesake = home.parents[1] / "repo-0.5.0.dist-info"
+    namesake.mkdir()
+    try:
+        refused = run(installed / "python", "-c", "import repo", folder=elsewhere, check=False)
+    finally:
+        namesake.rmdir()
+    assert "another distribution named 'repo'" in refused.stderr
