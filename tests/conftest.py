@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Choose one seed for all random tests; workers inherit it."""
     os.environ.setdefault(SEED_VARIABLE, str(random.SystemRandom().randrange(2**32)))
     if config.getoption("hypothesis_seed", None) is None:
-        hypothesis.core.global_force_seed = int(os.environ[SEED_VARIABLE])
+        hypothesis.core.global_force_seed = int(os.environ[SEED_VARIABLE])  # type: ignore[assignment]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

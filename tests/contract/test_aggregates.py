@@ -131,14 +131,18 @@ def test_nothing_selected_gives_no_row_and_only_gaps_give_a_count_of_zero(store:
 
 
 def test_first_and_last_skip_gaps(store: Store) -> None:
-    store.points.insert_many([("a", "m", 1, None), ("a", "m", 2, 2.0), ("a", "m", 3, 3.0), ("a", "m", 4, None)])
+    store.points.insert_many(
+        [("a", "m", 1, None), ("a", "m", 2, 2.0), ("a", "m", 3, 3.0), ("a", "m", 4, None)]
+    )
     [row] = store.points.aggregate("a", "m", agg=["first", "last"])
     assert (row["first"], row["last"]) == (2.0, 3.0)
 
 
 def test_infinities_pass_through_and_their_difference_is_no_number(store: Store) -> None:
     inf = float("inf")
-    store.points.insert_many([("a", "m", 1, inf), ("a", "m", 2, 1.0), ("b", "m", 1, inf), ("b", "m", 2, -inf)])
+    store.points.insert_many(
+        [("a", "m", 1, inf), ("a", "m", 2, 1.0), ("b", "m", 1, inf), ("b", "m", 2, -inf)]
+    )
     up, both = store.points.aggregate(None, "m", agg=["avg", "min", "max", "sum"])
     assert (up["avg"], up["min"], up["max"], up["sum"]) == (inf, 1.0, inf, inf)
     assert (both["avg"], both["min"], both["max"], both["sum"]) == (None, -inf, inf, None)

@@ -59,9 +59,7 @@ def test_thousands_of_overwrites_of_random_keys_leave_each_key_once(
             if deletes and rng.random() < 0.5:
                 start, sensor = rng.randrange(9000), rng.randrange(5)
                 deletion = Selection(f"s{sensor}", None, start * 60_000_000, (start + 2000) * 60_000_000)
-                model = {
-                    k: v for k, v in model.items() if k % 5 != sensor or not start <= k < start + 2000
-                }
+                model = {k: v for k, v in model.items() if k % 5 != sensor or not start <= k < start + 2000}
             rows = []
             for key in {rng.randrange(9000) for _ in range(rng.choice([1, 5, 50, 400, 2000]))}:
                 seq += 1
@@ -75,7 +73,9 @@ def test_thousands_of_overwrites_of_random_keys_leave_each_key_once(
             with connection.begin():
                 wanted = sorted(tuple(row(key, *found)) for key, found in model.items())
                 assert stored(connection) == wanted, f"transaction {number}"
-                counts = {pair: summary.points for pair, summary in SummaryRepository(connection).all().items()}
+                counts = {
+                    pair: summary.points for pair, summary in SummaryRepository(connection).all().items()
+                }
                 assert sum(counts.values()) == len(model)
                 assert SummaryRepository(connection).all() == known
 
@@ -96,7 +96,9 @@ def test_nothing_reads_or_deletes_points_after_the_append(columns: Engine) -> No
             equal = [row(key, 1.0, 2000 + key) for key in range(300, 400)]
             apply(connection, equal + changed, Selection("s1", None, 0, 60_000_000 * 100), known)
     touching = [statement for statement in said if "time_series_data" in statement]
-    appends = [at for at, statement in enumerate(touching) if statement.startswith("INSERT INTO time_series_data")]
+    appends = [
+        at for at, statement in enumerate(touching) if statement.startswith("INSERT INTO time_series_data")
+    ]
     assert appends == [len(touching) - 1], touching
     assert sum(statement.startswith("DELETE FROM time_series_data") for statement in touching) == 2
 

@@ -173,7 +173,9 @@ def test_a_glob_that_matches_more_names_than_a_statement_takes_still_deletes(
 
 def test_a_delete_finds_the_edges_that_remain_far_from_the_cut(store: Store) -> None:
     day = 86_400
-    store.points.insert_many([("a", "m", at * day, float(at)) for at in (-20_000, -3, 0, 1, 2, 3, 9_000, 90_000)])
+    store.points.insert_many(
+        [("a", "m", at * day, float(at)) for at in (-20_000, -3, 0, 1, 2, 3, 9_000, 90_000)]
+    )
     store.flush()
     store.points.delete("a", "m", -30_000 * day, 2 * day)
     store.points.delete("a", "m", 3 * day + 1, None)

@@ -68,7 +68,7 @@ def test_two_processes_take_turns_on_the_columns(
         store.points.insert("a", "m", float(at), timestamp=at)
         assert int(ask(other, str(at + 1))) == at + 1, "the other process sees what was acknowledged here"
         assert len(store.points.range("a", "m").all()) == at + 2, "and we see what was acknowledged there"
-    out, err = other.communicate(timeout=20)
+    _, err = other.communicate(timeout=20)
     assert (other.returncode, err) == (0, "")
     assert len({row["seq"] for row in store.points.after(0)}) == 20
 
@@ -226,7 +226,9 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on(
 
 
 @pytest.mark.parametrize("columns", ["in use", "let go of"])
-def test_a_child_opens_the_store_for_itself(tmp_path: Path, engine: str, run_python: Any, columns: str) -> None:
+def test_a_child_opens_the_store_for_itself(
+    tmp_path: Path, engine: str, run_python: Any, columns: str
+) -> None:
     script = (
         (BUSY if columns == "in use" else QUIET)
         + """
@@ -301,7 +303,10 @@ def test_a_closed_store_refuses_everything(open_store: Any) -> None:
 def test_a_process_that_ends_without_closing_leaves_everything(
     tmp_path: Path, engine: str, run_python: Any, open_store: Any
 ) -> None:
-    script = BUSY + "\nstore.points.insert('a', 'm', 1.0, timestamp=1)\nstore.points.submit([('a', 'm', 2, 2.0)])\n"
+    script = (
+        BUSY
+        + "\nstore.points.insert('a', 'm', 1.0, timestamp=1)\nstore.points.submit([('a', 'm', 2, 2.0)])\n"
+    )
     done = run_python(script, tmp_path / "store", engine)
     assert done.returncode == 0, done.stderr
     assert len(open_store().points.range("a", "m").all()) == 2

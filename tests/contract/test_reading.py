@@ -120,7 +120,9 @@ def test_a_long_range_comes_in_pages_of_the_same_rows(store: Store, monkeypatch:
     for size in (1, 7, 100, 1000):
         pages = list(store.points.range(None, None).pages(size))
         assert all(len(page) <= size for page in pages)
-        found = [(row["timestamp_us"], row["sensor_id"], row["metric_name"]) for page in pages for row in page]
+        found = [
+            (row["timestamp_us"], row["sensor_id"], row["metric_name"]) for page in pages for row in page
+        ]
         assert found == wanted
     one = [row["timestamp_us"] for page in store.points.range("b", "t").pages(7) for row in page]
     assert one == [at * 10**6 for at in range(60)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from repo import Store, StoreCorrupt, StoreForked, StoreMissing, Settings
+from repo import Settings, Store, StoreCorrupt, StoreForked, StoreMissing
 
 
 def metadata_files(folder: Path) -> list[Path]:

@@ -133,7 +133,7 @@ def everything(database: Engine) -> dict[str, list[tuple[Any, ...]]]:
         raw.close()
 
 
-@pytest.mark.parametrize(("kind", "prepare", "write", "ending"), cases())
+@pytest.mark.parametrize(("kind", "prepare", "write", "ending"), list(cases()))
 def test_a_write_is_stored_when_the_caller_commits_and_only_then(
     database: Callable[[str], Engine], kind: str, prepare: Write, write: Write, ending: str
 ) -> None:
@@ -154,7 +154,19 @@ def test_a_write_is_stored_when_the_caller_commits_and_only_then(
 
 def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
     named = {name.split(",")[0].split(".")[-1] for name in (*POINT_WRITES, *COLUMNS_WRITES, *METADATA_WRITES)}
-    reads = {"range", "latest", "aggregate", "after", "pending", "count", "kinds", "pairs", "list", "all", "select"}
+    reads = {
+        "range",
+        "latest",
+        "aggregate",
+        "after",
+        "pending",
+        "count",
+        "kinds",
+        "pairs",
+        "list",
+        "all",
+        "select",
+    }
     reads |= {"totals", "backlog", "last_seq", "get"}
     found = {
         name

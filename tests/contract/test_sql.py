@@ -125,7 +125,12 @@ def test_texts_that_look_like_sql_are_only_texts(store: Store, text: str) -> Non
     store.series.describe(text, text, unit=text, description=text, labels=metadata)
 
     [row] = store.points.range([text], [text]).all()
-    assert (row["sensor_id"], row["metric_name"], row["value"], row["metadata"]) == (text, text, text, metadata)
+    assert (row["sensor_id"], row["metric_name"], row["value"], row["metadata"]) == (
+        text,
+        text,
+        text,
+        metadata,
+    )
     assert [row["value"] for row in store.points.latest([text], [text])] == [text]
     [aggregate] = store.points.aggregate([text], [text], agg=["first", "count"], every="1h")
     assert (aggregate["first"], aggregate["count"]) == (text, 1)
@@ -133,7 +138,9 @@ def test_texts_that_look_like_sql_are_only_texts(store: Store, text: str) -> Non
     assert (series.unit, series.description, series.labels) == (text, text, metadata)
     [record] = store.records.pending(source=text)
     assert record["data"]["note"] == text
-    assert store.sql("SELECT sensor_id FROM time_series_data WHERE sensor_id = ?", [text]) == [{"sensor_id": text}]
+    assert store.sql("SELECT sensor_id FROM time_series_data WHERE sensor_id = ?", [text]) == [
+        {"sensor_id": text}
+    ]
     assert store.records.mark_sent([text]) == 1
     store.points.delete([text], [text])
     assert len(store.points.range(None, None).all()) == 2

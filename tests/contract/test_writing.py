@@ -58,14 +58,19 @@ def test_rows_may_be_dicts_tuples_and_dataclasses(store: Store) -> None:
 def test_a_batch_with_one_bad_row_writes_nothing(store: Store) -> None:
     with pytest.raises(InvalidPoint) as refused:
         store.points.insert_many([("a", "m", 1, 1.0), ("", "m", 2, 2.0), ("a", "m", 3, True)])
-    assert [(refusal.row, refusal.field) for refusal in refused.value.refusals] == [(1, "sensor_id"), (2, "value")]
+    assert [(refusal.row, refusal.field) for refusal in refused.value.refusals] == [
+        (1, "sensor_id"),
+        (2, "value"),
+    ]
     assert count(store) == 0
     assert store.status().last_seq == 0
 
 
 def test_skipping_bad_rows_writes_the_good_ones(store: Store) -> None:
     rows = [("a", "m", 1, 1.0), ("", "m", 2, 2.0), ("a", "m", 3, 3.0)]
-    assert store.points.insert_many(rows, on_error="skip") == Written(1, 2, 2, 1)
+    written = store.points.insert_many(rows, on_error="skip")
+    assert (written.first_seq, written.last_seq, written.accepted, written.rejected) == (1, 2, 2, 1)
+    assert [(refusal.row, refusal.field) for refusal in written.refusals] == [(1, "sensor_id")]
     assert count(store) == 2
     with pytest.raises(InvalidQuery):
         store.points.insert_many(rows, on_error="ignore")  # type: ignore[arg-type]
@@ -221,12 +226,16 @@ def test_a_record_is_kept_whole_with_every_number_as_a_point(store: Store, clock
     [record] = store.records.pending()
     assert record["data"] == data
     assert record["timestamp"] == clock() / 1e6
-    assert {(row["sensor_id"], row["metric_name"], row["value"]) for row in store.points.range(None, None)} == {
+    assert {
+        (row["sensor_id"], row["metric_name"], row["value"]) for row in store.points.range(None, None)
+    } == {
         ("W-1", "pressure", 10.5),
         ("W-1", "temperature", 20.0),
         ("W-1", "level", 7.0),
     }
-    assert {(row["timestamp_us"], row["quality"]) for row in store.points.range(None, None)} == {(100_250_000, 42)}
+    assert {(row["timestamp_us"], row["quality"]) for row in store.points.range(None, None)} == {
+        (100_250_000, 42)
+    }
 
 
 def test_a_record_without_numbers_is_a_record_only(store: Store) -> None:
@@ -255,7 +264,7 @@ def test_the_same_record_again_changes_nothing_and_other_data_replaces_it(store:
     ("data", "error"),
     [
         ({"value": float("nan")}, InvalidRecord),
-        ({"value": 2**70}, InvalidPoint),
+        ({"value": 2**53 + 1}, InvalidPoint),
         ({"value": 1, "metric_name": ["a"]}, InvalidPoint),
         ({"value": 1, "metric_name": {"a": 1}}, InvalidPoint),
         ({"value": 1, "sensor_id": 5}, InvalidPoint),
@@ -267,7 +276,9 @@ def test_the_same_record_again_changes_nothing_and_other_data_replaces_it(store:
     ],
     ids=repr,
 )
-def test_a_record_that_cannot_be_kept_whole_is_refused(store: Store, data: Any, error: type[Exception]) -> None:
+def test_a_record_that_cannot_be_kept_whole_is_refused(
+    store: Store, data: Any, error: type[Exception]
+) -> None:
     with pytest.raises(error):
         store.records.add("r", "s", data)
     assert store.records.pending() == []

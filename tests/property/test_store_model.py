@@ -65,7 +65,9 @@ class Life(RuleBasedStateMachine):
     def take(self, seq: int, sensor: str, metric: str, at: int, value: Any, quality: int = 100) -> None:
         key = (sensor, metric, at)
         if self.model.get(key) == (value, quality):
-            self.seqs[key].add(seq)  # it keeps the old one, unless another value came and went between two flushes
+            self.seqs[key].add(
+                seq
+            )  # it keeps the old one, unless another value came and went between two flushes
         else:
             # A value that came back before it was flushed may keep the seq that it had.
             self.model[key] = (value, quality)
@@ -175,7 +177,13 @@ class Life(RuleBasedStateMachine):
     def read_range(self, sensor: Any, start: int | None, end: int | None) -> None:
         assert self.store is not None
         found = [
-            (row["timestamp_us"] // 1_000_000, row["sensor_id"], row["metric_name"], row["value"], row["quality"])
+            (
+                row["timestamp_us"] // 1_000_000,
+                row["sensor_id"],
+                row["metric_name"],
+                row["value"],
+                row["quality"],
+            )
             for page in self.store.points.range(sensor, None, start, end).pages(3)
             for row in page
         ]
@@ -209,13 +217,16 @@ class Life(RuleBasedStateMachine):
         assert self.store is not None
         rows = self.store.points.after(0)
         found = {
-            (row["sensor_id"], row["metric_name"], row["timestamp_us"] // 1_000_000): row["seq"] for row in rows
+            (row["sensor_id"], row["metric_name"], row["timestamp_us"] // 1_000_000): row["seq"]
+            for row in rows
         }
         assert found.keys() == self.model.keys()
         for key, seq in found.items():
             assert seq in self.seqs[key], key
         for row in rows[:: max(1, len(rows) // 4)]:
-            assert self.store.points.after(row["seq"]) == [other for other in rows if other["seq"] > row["seq"]]
+            assert self.store.points.after(row["seq"]) == [
+                other for other in rows if other["seq"] > row["seq"]
+            ]
 
     def see_latest(self) -> None:
         assert self.store is not None
@@ -246,7 +257,9 @@ class Life(RuleBasedStateMachine):
             self.read_counts()
             self.read_after_any_point()
             self.deliver(100_000)
-            assert {key: self.mirror[key] for key in self.model} == self.model, "the sink has every point's last value"
+            assert {key: self.mirror[key] for key in self.model} == self.model, (
+                "the sink has every point's last value"
+            )
             counted = {(s.sensor_id, s.metric_name): s for s in self.store.series.list() if s.points}
             times: dict[tuple[str, str], list[int]] = {}
             for sensor, metric, at in self.model:
