@@ -89,32 +89,25 @@ def _batches(
         alone = open_.enter_context(Store(folder / "alone", Settings(background=False)))
         peers = make_peers(folder, source, open_)
         applied: list[float] = []
+        began_s = 0.0
 
-        def run(
-            insert: Callable[[_Rows], object],
-            form: Callable[[Readings], _Rows],
-            note: Callable[[float], None],
-        ) -> float:
+        def run(form: Callable[[Readings], _Rows], insert: Callable[[_Rows], object]) -> float:
+            nonlocal began_s
             batches = chunks(form(now[0]))
 
             def work() -> None:
                 for batch in batches:
                     insert(batch)
 
-            started = time.perf_counter()
-            rate = timed(work, points)
-            note(started)
-            return rate
+            began_s = time.perf_counter()
+            return timed(work, points)
 
-        def until_applied(started: float) -> None:
+        def until_applied() -> None:
             store.flush()
-            applied.append(points / (time.perf_counter() - started))
-
-        def nothing(_started: float) -> None:
-            pass
+            applied.append(points / (time.perf_counter() - began_s))
 
         def side(name: str, form: Callable[[Readings], _Rows], insert: Callable[[_Rows], object]) -> Side:
-            return Side(name, lambda: run(insert, form, nothing))
+            return Side(name, lambda: run(form, insert))
 
         def judge(samples: dict[str, Samples]) -> list[Figure]:
             count = int(store.sql("SELECT count(*) AS n FROM time_series_data")[0]["n"])
@@ -127,8 +120,8 @@ def _batches(
         yield Contest(
             (key,),
             [
-                Side(_DEFAULT, lambda: run(store.points.insert_many, form, until_applied)),
-                Side(_ALONE, lambda: run(alone.points.insert_many, form, nothing), alone.flush),
+                Side(_DEFAULT, lambda: run(form, store.points.insert_many), until_applied),
+                Side(_ALONE, lambda: run(form, alone.points.insert_many), alone.flush),
             ],
             [side(name, rows_of, insert) for name, rows_of, insert, _ in peers],
             judge,

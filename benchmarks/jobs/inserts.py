@@ -79,10 +79,10 @@ def _in_child(key: str, plan: Plan, folder: Path, variables: dict[str, str]) -> 
     command = [
         sys.executable,
         "-m",
-        "benchmarks.jobs.inserts",
+        "benchmarks.contention",
         str(folder),
         str(plan.run_s),
-        str(plan.rounds),
+        str(2 * plan.rounds),
     ]
     answer = subprocess.run(
         command, env=os.environ | variables, stdout=subprocess.PIPE, text=True, check=True

@@ -68,6 +68,8 @@ def open_engine(path: Path, *, memory_limit_bytes: int, threads: int, temp_folde
         # The wrapper hides the driver's connection; what it gives as a cursor passes `cursor` through to it.
         creator=lambda: ConnectionWrapper(base.cursor().cursor()),
         poolclass=NullPool,
+        # Closing a cursor ends its transaction; a ROLLBACK before that fails, loudly, after a fatal error.
+        pool_reset_on_return=None,
     )
     _bases[id(engine)] = (os.path.realpath(path), base)
     return engine

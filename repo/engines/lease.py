@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -80,8 +81,10 @@ class Lease:
         self._waiter = None
         self.held_since_s = time.monotonic()
         note = json.dumps({"pid": os.getpid(), "since_us": self._now_us(), "doing": doing}).encode()
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, note, 0)
+        # The note only helps others to name the holder: a full disk must not keep anybody from the lease.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, note, 0)
 
     def wanted(self) -> bool:
         """Say whether another process waits for the lease."""

@@ -164,7 +164,8 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
     name = getattr(original, "sqlite_errorname", "") or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return StoreBusy(f"{path} is locked by another writer; try again, or stop that process", path=path)
-    if name.startswith("SQLITE_FULL"):
+    # On a full disk the shared memory beside the WAL cannot be made, which SQLite calls an I/O error.
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR_SHM")):
         return StoreFull(f"no space left for {path}; free some space and write again", path=path)
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return StoreCorrupt(f"{path} is damaged ({original}); keep the file and restore a backup", path=path)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from repo.clock import Clock
 from repo.engines.lease import Lease
@@ -36,13 +37,19 @@ class OpenColumns:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.engine: Engine = backend.open()
-        self.flush_connection: Connection = self.engine.connect()
+        try:
+            self.flush_connection: Connection = self.engine.connect()
+        except DBAPIError as error:
+            backend.close(self.engine)
+            raise backend.typed_error(error) from error
         self.checkpointed_s = time.monotonic()
 
     def close(self) -> None:
         """Close the connection and the file."""
-        self.flush_connection.close()
-        self.backend.close(self.engine)
+        try:
+            self.flush_connection.close()
+        finally:
+            self.backend.close(self.engine)
 
 
 class Columns:
@@ -206,8 +213,10 @@ class Columns:
             opened = OpenColumns(self.backend)
             try:
                 self._on_open(opened)
-            except BaseException:
+            except BaseException as error:
                 opened.close()
+                if isinstance(error, DBAPIError):
+                    raise self.backend.typed_error(error) from error
                 raise
             self._open = opened
         return self._open

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 
-from repo.errors import HoldfastError, StoreBusy
+from repo.errors import StoreBusy
 from repo.repositories.state import StateRepository
 from repo.store.access import Access
 
@@ -45,7 +45,7 @@ class Keeper:
                     self._flush()
                 columns.tend()
                 self._failing = None
-            except HoldfastError as error:
+            except Exception as error:  # noqa: BLE001  without this thread nobody would hand the lease over
                 # Acknowledged points are safe in the journal; say it once, and go on trying.
                 if str(error) != self._failing:
                     self._failing = str(error)

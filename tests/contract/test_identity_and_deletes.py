@@ -142,7 +142,6 @@ def test_a_ledger_entry_is_counted_once_however_often_the_store_is_opened(open_s
         (["a*"], None, {"a1/p", "a1/t", "a2/p", "a2/t", "b/p", "b/t"}),
         ([], None, {"a1/p", "a1/t", "a2/p", "a2/t", "b/p", "b/t"}),
     ],
-    ids=str,
 )
 def test_a_delete_takes_globs_lists_and_none(store: Store, sensor: Any, metric: Any, left: set[str]) -> None:
     store.points.insert_many([(s, m, 1, 1.0) for s in ("a1", "a2", "b") for m in "pt"])

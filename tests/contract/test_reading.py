@@ -103,7 +103,7 @@ def test_names_are_exact_globs_lists_or_all(store: Store, sensor: Any, metric: A
     assert names(store.series.list(sensor, metric)[i]._asdict() for i in range(len(found))) == found
 
 
-@pytest.mark.parametrize("names_", [5, [5], b"a", {"a": None}.values, "\ud800", ["\udfff"]], ids=repr)
+@pytest.mark.parametrize("names_", [5, [5], b"a", {"a": None}.values, "\ud800", ["\udfff"]])
 def test_names_that_are_no_names_are_refused(store: Store, names_: Any) -> None:
     for call in (store.points.range, store.points.latest, store.points.delete, store.points.aggregate):
         with pytest.raises(InvalidQuery):
@@ -214,6 +214,8 @@ def test_latest_sees_deletes_that_are_not_flushed(store: Store) -> None:
     store.points.insert("a", "m", 3.0, timestamp=3)
     store.points.delete("a", "m", 2, None)
     store.points.delete("b")
+    assert latest(store) == {"a": (1, 1.0)}
+    assert store.status().unflushed == 0
     assert latest(store) == {"a": (1, 1.0)}
     store.points.insert("b", "m", 5.0, timestamp=0)
     store.points.delete("a")

@@ -109,7 +109,7 @@ def test_it_cannot_reach_files_or_python(store: Store, tmp_path: Path) -> None:
             store.sql(query)
 
 
-@pytest.mark.parametrize("params", [[object()], ["\ud800"], [1, 2], [{1: 2}.keys()], {"x": 1}], ids=repr)
+@pytest.mark.parametrize("params", [[object()], ["\ud800"], [1, 2], [{1: 2}.keys()], {"x": 1}])
 def test_parameters_that_do_not_fit_are_refused(store: Store, params: Any) -> None:
     with pytest.raises(InvalidQuery):
         store.sql("SELECT ? AS x", params)

@@ -106,8 +106,8 @@ def test_a_series_keeps_the_kind_of_its_first_reading(open_store: Any, first: An
 
 
 def test_a_mismatch_of_kinds_fails_alone_among_those_who_commit_together(open_store: Any) -> None:
-    store = open_store()
-    store.points.insert("a", "m", 1.0, timestamp=0)
+    open_store().points.insert("a", "m", 1.0, timestamp=0)
+    store = open_store()  # it has not heard of the series, and has to look
     metadata = store._access.metadata
     results: list[Any] = [None] * 12
 
@@ -195,16 +195,26 @@ def test_a_transaction_commits_points_deletes_and_records_as_one(store: Store) -
 
 
 def test_a_transaction_that_fails_leaves_nothing_and_takes_nothing_more(store: Store) -> None:
-    with pytest.raises(KeyError), store.transaction() as transaction:
-        transaction.points.insert("a", "m", 1.0, timestamp=1)
-        transaction.records.add("r", "s", {"value": 1})
-        raise KeyError
+    def fail_in_the_block() -> Any:
+        with store.transaction() as transaction:
+            left.append(transaction)
+            transaction.points.insert("a", "m", 1.0, timestamp=1)
+            transaction.records.add("r", "s", {"value": 1})
+            raise KeyError
+
+    def fail_at_the_commit() -> None:
+        with store.transaction() as transaction:
+            transaction.records.add("r", "s", {})
+            transaction.points.insert_many([("a", "m", 1, 1.0)])
+            transaction.points.insert_many([("a", "m", 1, "TEXT")])
+
+    left: list[Any] = []
+    with pytest.raises(KeyError):
+        fail_in_the_block()
     with pytest.raises(TransactionRule):
-        transaction.points.insert("a", "m", 1.0)
-    with pytest.raises(InvalidPoint), store.transaction() as transaction:
-        transaction.records.add("r", "s", {})
-        transaction.points.insert_many([("a", "m", 1, 1.0)])
-        transaction.points.insert_many([("a", "m", 1, "TEXT")])
+        left[0].points.insert("a", "m", 1.0)
+    with pytest.raises(InvalidPoint):
+        fail_at_the_commit()
     assert store.records.pending() == []
     assert count(store) == 0
     assert store.status().last_seq == 0

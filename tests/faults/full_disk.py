@@ -86,12 +86,17 @@ def fill(folder: Path, engine: str, notes: Notes) -> Store:
                 pass
         except OSError:
             pass
+    try_all(store, notes)
+    return store
+
+
+def try_all(store: Store, notes: Notes) -> None:
+    """Write, flush, checkpoint and read on the full disk; the background thread has its turns between."""
     for _ in range(5):
         notes.write(store)
         for act in (store.flush, store.checkpoint, lambda: list(store.points.range(None, None))):
             notes.while_full.append(_tried(act))
         time.sleep(0.1)
-    return store
 
 
 def go_on(folder: Path, store: Store, notes: Notes) -> None:
@@ -128,11 +133,11 @@ def main(act: str, folder: Path, engine: str, path: Path) -> None:
                 store = open_store(folder, engine)
             except HoldfastError as error:
                 notes.while_full.append(type(error).__name__)
-                (folder / "rest").unlink()
-                (folder / "filler").unlink()
-                (folder / "filler").touch()
-                (folder / "rest").touch()
+                for name in ("rest", "filler"):
+                    os.truncate(folder / name, 0)
                 store = open_store(folder, engine)
+            else:
+                try_all(store, notes)
             go_on(folder, store, notes)
         case "count":
             notes.counted = take_census(Census(folder / "store", checkpoint=True))

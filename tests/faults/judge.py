@@ -191,7 +191,9 @@ def _reads(counted: Counted, stored: dict[Identity, Content], verdict: Verdict) 
     raw = {i: (c.value if c.text is None else c.text, c.quality) for i, c in stored.items()}
     for name, rows in (("range", counted.range), ("after", counted.after)):
         if len(rows) != len(raw) or dict(map(content, rows)) != raw:
-            verdict.problems.append(f"{name} answers {len(rows)} points that differ from the {len(raw)} stored")
+            verdict.problems.append(
+                f"{name} answers {len(rows)} points that differ from the {len(raw)} stored"
+            )
     newest: dict[tuple[str, str], Identity] = {}
     for identity in stored:
         pair = identity[:2]

@@ -129,7 +129,9 @@ class Campaign:
 
     def table(self) -> str:
         """Return step x kills x hits x lost x doubled as text."""
-        lines = [f"{'step (' + self._engine + ')':40}{'kills':>6}{'hits':>6}{'lost':>6}{'doubled':>9}{'wrong':>7}"]
+        lines = [
+            f"{'step (' + self._engine + ')':40}{'kills':>6}{'hits':>6}{'lost':>6}{'doubled':>9}{'wrong':>7}"
+        ]
         total = Tally()
         for step, tally in self.tallies.items():
             lines.append(_line(step, tally))
@@ -150,7 +152,13 @@ class Campaign:
         return self._chain
 
     def _kill(
-        self, chain: Chain, step: str, place: Place | None, rng: Random, request: Path, options: dict[str, Any]
+        self,
+        chain: Chain,
+        step: str,
+        place: Place | None,
+        rng: Random,
+        request: Path,
+        options: dict[str, Any],
     ) -> bool:
         settings = _settings(rng, chain.engine)
         app = App(chain.store, chain.seed, settings, self._writers(chain, (0, 1)), place, **options)
@@ -235,9 +243,7 @@ class Campaign:
         verdict = judge(counted, chain.expected, chain.seed, HEAD)
         for writer, state in verdict.standing.items():
             # What may have been under way is never done again: its index would stand for two things.
-            chain.expected[writer] = Expected(
-                state, chain.expected[writer].next_index + MOST_UNDER_WAY
-            )
+            chain.expected[writer] = Expected(state, chain.expected[writer].next_index + MOST_UNDER_WAY)
         return verdict
 
 
@@ -304,7 +310,9 @@ def until_hit(campaign: Campaign, hits: int, steps: Sequence[str] = tuple(STEPS)
 
 def main() -> int:
     """Run the long form and print its table; 1 if anything was lost, doubled or wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engine", choices=("duckdb", "sqlite"), default="duckdb")
     parser.add_argument("--hits", type=int, default=20, help="hits of each step")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
@@ -315,7 +323,12 @@ def main() -> int:
     with Nursery() as nursery:
         campaign = Campaign(nursery, root, chosen.seed, chosen.engine)
         for done, step in enumerate(until_hit(campaign, chosen.hits, chosen.step or tuple(STEPS)), 1):
-            print(f"\r{done} kills, {len(campaign.failures)} failed; {step:40}", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r{done} kills, {len(campaign.failures)} failed; {step:40}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
         campaign.close()
     print(file=sys.stderr)
     print(campaign.table())

@@ -1,7 +1,8 @@
 """The steps at which a child is killed, and how it is held there. Knows no verdict.
 
 The code under test runs as it is. The stops come from outside, in the child alone: from SQLAlchemy's events
-around each statement, from SQLite's own trace of statements, and from wrappers around public functions (`DefaultDialect.do_commit` of
+around each statement, from SQLite's own trace of statements, and from wrappers around public functions
+(`DefaultDialect.do_commit` of
 SQLAlchemy; `bare_transaction`, `fold_wal` and `empty_wal` of `repo.engines.sqlite`; `acquire` and `release`
 of the lease). At the wanted step the child says so on its pipe and then
 - stands still there until it is killed (a stop), or
@@ -173,7 +174,7 @@ def _watch_commits(stopper: _Stopper) -> None:
         stopper.reach("creation")
         if what is not None:
             stopper.reach(f"{what} COMMIT")
-        original(self, connection)
+        original(self, connection)  # type: ignore[no-untyped-call]
         if what is not None:
             stopper.passed(f"{what} COMMIT")
             stopper.reach(f"{what} committed")

@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: str | Path, folder: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HOLDFAST", "VIRTUAL_ENV"))}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HOLDFAST", "VIRTUAL_ENV"))
+    }
     done = subprocess.run(
         [str(a) for a in arguments],
         cwd=folder,
@@ -58,9 +60,14 @@ def test_the_wheel_holds_the_package_and_the_migrations_alone(wheel: Path) -> No
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         shipped = {
-            Path(name).name: archive.read(name) for name in names if name.startswith("repo/migrations/versions/")
+            Path(name).name: archive.read(name)
+            for name in names
+            if name.startswith("repo/migrations/versions/")
         }
-    assert {name.split("/")[0] for name in names} == {"repo", next(n for n in names if "dist-info" in n).split("/")[0]}
+    assert {name.split("/")[0] for name in names} == {
+        "repo",
+        next(n for n in names if "dist-info" in n).split("/")[0],
+    }
     versions = (ROOT / "alembic" / "versions").glob("*.py")
     assert shipped == {path.name: path.read_bytes() for path in versions}
     assert "repo/py.typed" in names
@@ -74,13 +81,15 @@ def test_an_installed_store_keeps_points_far_from_any_checkout(installed: Path, 
         "    store.points.insert('SENSOR-001', 'pressure', 2500.5)\n"
         "    print(store.points.range('SENSOR-001', 'pressure').all()[0]['value'], store.status().engine)\n"
     )
-    assert run(installed / "python", "-W", "error", "-c", program, folder=elsewhere).stdout == "2500.5 duckdb\n"
+    assert (
+        run(installed / "python", "-W", "error", "-c", program, folder=elsewhere).stdout == "2500.5 duckdb\n"
+    )
 
 
 def test_the_installed_command_works_in_any_folder(installed: Path, elsewhere: Path) -> None:
     holdfast = installed / "holdfast"
     run(holdfast, "--store", "site", "init", folder=elsewhere)
-    (elsewhere / "r.csv").write_text("time,pressure\n2026-01-01T00:00:00Z,2500.5\n")
+    (elsewhere / "r.csv").write_text("timestamp,pressure\n2026-01-01T00:00:00Z,2500.5\n")
     run(holdfast, "--store", "site", "ingest", "r.csv", "--sensor", "W", folder=elsewhere)
     status = json.loads(run(holdfast, "--json", "--store", "site", "status", folder=elsewhere).stdout)
     assert status["last_seq"] == 1
@@ -92,8 +101,12 @@ def test_the_installed_demo_runs_without_extras(installed: Path, elsewhere: Path
     assert "arrived" in run(installed / "holdfast", "demo", folder=elsewhere).stdout
 
 
-def test_another_distribution_called_repo_in_the_same_folder_is_named(installed: Path, elsewhere: Path) -> None:
-    home = Path(run(installed / "python", "-c", "import repo; print(repo.__file__)", folder=elsewhere).stdout.strip())
+def test_another_distribution_called_repo_in_the_same_folder_is_named(
+    installed: Path, elsewhere: Path
+) -> None:
+    home = Path(
+        run(installed / "python", "-c", "import repo; print(repo.__file__)", folder=elsewhere).stdout.strip()
+    )
     namesake = home.parents[1] / "repo-0.5.0.dist-info"
     namesake.mkdir()
     try:

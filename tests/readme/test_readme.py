@@ -21,7 +21,14 @@ SHELL = [body for language, body in BLOCKS if language == "sh" and "make " not i
 def run(arguments: list[str], folder: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
     return subprocess.run(
-        arguments, cwd=folder, env=environment, input=stdin, capture_output=True, text=True, timeout=60, check=False
+        arguments,
+        cwd=folder,
+        env=environment,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
