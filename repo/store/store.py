@@ -18,7 +18,7 @@ from sqlalchemy import Engine, inspect
 from repo.clock import Clock, system_clock
 from repo.engines import sqlite
 from repo.engines.lease import Lease
-from repo.errors import EngineMissing, SchemaOutdated, StoreCorrupt, StoreMissing
+from repo.errors import EngineMissing, InvalidQuery, SchemaOutdated, StoreCorrupt, StoreMissing
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import State, StateRepository
 from repo.schema import version
@@ -131,9 +131,13 @@ class Store:
             return SinkRepository(connection).register(name, self._access.clock())
 
     def confirm_sink(self, name: str, seq: int) -> None:
-        """Move a destination's cursor forward to `seq`, durably; it never goes back."""
+        """Move a destination's cursor forward to `seq`, durably; it never goes back.
+
+        Raises `InvalidQuery` for a destination that was never registered.
+        """
         with self._access.metadata.write() as connection:
-            SinkRepository(connection).confirm(name, seq, self._access.clock())
+            if not SinkRepository(connection).confirm(name, seq, self._access.clock()):
+                raise InvalidQuery(f"there is no sink {name!r}; store.register_sink({name!r}) adds it")
 
     def close(self) -> None:
         """Commit what was submitted, let go of the files, and stop the threads. Safe to call again."""

@@ -23,7 +23,7 @@ from tests.faults.child import Census, Counted, perform, take_census
 from tests.faults.workload import State, operation
 
 SEED = "full disk"
-FILLER_BYTES = 3_000_000
+FILLER_BYTES = 5_500_000
 MOST_OPERATIONS = 5_000
 
 
@@ -64,7 +64,7 @@ def open_store(folder: Path, engine: str) -> Store:
     """Open the store that is on the tiny disk; everything is frequent and small."""
     settings = Settings(
         engine=engine,  # type: ignore[arg-type]
-        flush_interval_s=0.05,
+        flush_interval_s=0.2,
         checkpoint_interval_s=0.2,
         checkpoint_log_bytes=100_000,
         wal_checkpoint_bytes=200_000,
