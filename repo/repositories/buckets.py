@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cached_property
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from sqlalchemy import ColumnElement, case, literal
 
@@ -33,7 +32,7 @@ class Buckets:
     """
 
     every_us: int
-    zone: ZoneInfo
+    zone: tzinfo
     start_us: int
     end_us: int
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, delete, func, select, update
 
@@ -37,6 +37,7 @@ class JournalRepository:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._driver: Any = connection.connection.driver_connection
 
     def last_seq(self) -> int:
         """Return the last seq that was ever given out; in an IMMEDIATE transaction, the next ones are free.
@@ -45,18 +46,14 @@ class JournalRepository:
         a commit writes one page, not two.
         """
         # Through the driver: this and `append` are the whole cost of an acknowledged point.
-        driver = self._connection.connection.driver_connection
-        assert driver is not None
-        row = driver.execute(
+        row = self._driver.execute(
             "SELECT max(last_seq, coalesce((SELECT max(seq) FROM journal), 0)) FROM store_state WHERE id = 1"
         ).fetchone()
         return int(row[0])
 
     def append(self, seq: int, count: int, kind: str, payload: bytes, created_us: int) -> None:
         """Add one row whose last seq is `seq`."""
-        driver = self._connection.connection.driver_connection
-        assert driver is not None
-        driver.execute(
+        self._driver.execute(
             "INSERT INTO journal (seq, count, kind, payload, created_us) VALUES (?, ?, ?, ?, ?)",
             (seq, count, kind, payload, created_us),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 from zoneinfo import ZoneInfo
@@ -242,7 +242,10 @@ def next_points(connection: Connection, seq: int, through: int, limit: int) -> l
     while low < through:
         rows = reading.window(connection, low, min(low + width, through))
         if rows:
-            return [{**point_dict(row), "seq": row[7]} for row in rows[:limit]]
+            points = list(map(point_dict, rows[:limit]))
+            for point, row in zip(points, rows, strict=False):
+                point["seq"] = row[7]
+            return points
         low += width
         width *= 4
     return []
@@ -254,16 +257,23 @@ def make_buckets(
     """Return the buckets of a query over what is there; None without `every`."""
     if every is None:
         return None
-    try:
-        zone = ZoneInfo(tz)
-    except (KeyError, ValueError, OSError) as error:
-        raise InvalidQuery(f"there is no time zone {tz!r}; names are like 'UTC' or 'Europe/Oslo'") from error
+    zone = _zone(tz)
     try:
         every_us = parse_duration_us(every)
     except ValueError as error:
         raise InvalidQuery(f"every: {error}") from error
-    found = reading.span(connection, selection, known) or (0, 0)
-    return Buckets(every_us, zone, *found)
+    # Only a zone whose clocks change has to know which changes the points span.
+    found = None if zone is UTC else reading.span(connection, selection, known)
+    return Buckets(every_us, zone, *(found or (0, 0)))
+
+
+def _zone(tz: str) -> tzinfo:
+    if tz == "UTC":
+        return UTC  # needs no time zone database
+    try:
+        return ZoneInfo(tz)
+    except (KeyError, ValueError, OSError) as error:
+        raise InvalidQuery(f"there is no time zone {tz!r}; names are like 'UTC' or 'Europe/Oslo'") from error
 
 
 def aggregate_dicts(
@@ -271,11 +281,15 @@ def aggregate_dicts(
 ) -> list[dict[str, Any]]:
     """Return the rows of `reading.aggregate` as an application sees them."""
     dicts = []
+    starts: dict[int, datetime] = {}
     for row in rows:
         point: dict[str, Any] = {"sensor_id": row[0], "metric_name": row[1]}
         at = 2
         if buckets is not None:
-            point["bucket"] = buckets.start_of(row[2])
+            number = row[2]
+            if number not in starts:
+                starts[number] = buckets.start_of(number)
+            point["bucket"] = starts[number]
             at = 3
         for name in aggregates:
             value = row[at]

@@ -57,8 +57,11 @@ class MetadataDatabase:
             self._usable()
             if self._writer is None:
                 self._writer = self.engine.connect().execution_options(**sqlite.BARE)
-            with self._typed(), sqlite.bare_transaction(self._writer):
-                yield self._writer
+            try:
+                with sqlite.bare_transaction(self._writer):
+                    yield self._writer
+            except (SQLAlchemyError, sqlite.DriverError) as error:
+                raise sqlite.typed_error(error, self.path) from error
             self._unfolded_bytes += payload_bytes + _COMMIT_BYTES
 
     @contextmanager

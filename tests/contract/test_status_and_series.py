@@ -74,7 +74,8 @@ def test_series_are_listed_and_described(open_store: Any) -> None:
         store.series.describe("a", "p", labels={"x": float("nan")})
 
 
-def test_cursors_from_any_point_see_exactly_the_later_points(store: Store) -> None:
+def test_cursors_from_any_point_see_exactly_the_later_points(open_store: Any) -> None:
+    store = open_store(background=True)
     store.points.insert_many([("a", "m", at, 1.0) for at in range(40)])
     store.flush()
     store.points.insert_many([("a", "m", at, 2.0) for at in range(0, 40, 2)])

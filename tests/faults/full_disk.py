@@ -23,7 +23,7 @@ from tests.faults.child import Census, Counted, perform, take_census
 from tests.faults.workload import State, operation
 
 SEED = "full disk"
-FILLER_BYTES = 5_500_000
+FILLER_BYTES = 6_000_000
 MOST_OPERATIONS = 5_000
 
 
@@ -40,6 +40,8 @@ class Notes:
     """The types of the errors of flushes and reads on the full disk; `ok` where there was none."""
     after: int = 0
     """Operations acknowledged once there was space again."""
+    unflushed: int = -1
+    """What the background thread left in the journal, given time."""
     counted: Counted | None = None
 
     def write(self, store: Store) -> bool:
@@ -105,8 +107,11 @@ def go_on(folder: Path, store: Store, notes: Notes) -> None:
     (folder / "filler").unlink()
     for _ in range(20):
         notes.after += notes.write(store)
+    deadline = time.monotonic() + 30.0
+    while store.status().unflushed and time.monotonic() < deadline:
+        time.sleep(0.05)
+    notes.unflushed = store.status().unflushed
     store.checkpoint()
-    time.sleep(0.3)  # the background thread has its turns too
     store.close()
 
 

@@ -2,9 +2,9 @@
 
 The code under test runs as it is. The stops come from outside, in the child alone: from SQLAlchemy's events
 around each statement, from SQLite's own trace of statements, and from wrappers around public functions
-(`DefaultDialect.do_commit` of
-SQLAlchemy; `bare_transaction`, `fold_wal` and `empty_wal` of `repo.engines.sqlite`; `acquire` and `release`
-of the lease). At the wanted step the child says so on its pipe and then
+(`DefaultDialect.do_commit` of SQLAlchemy; `bare_transaction`, `fold_wal` and `empty_wal` of
+`repo.engines.sqlite`; `acquire` and `release` of the lease). At the wanted step the child says so on its pipe
+and then
 - stands still there until it is killed (a stop), or
 - goes on, and is killed while the engine is at it (a race: COMMIT, CHECKPOINT, folding, a query). Whether the
   kill came in time is known: the child says when it has passed the step, so a late kill is not counted.

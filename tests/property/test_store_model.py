@@ -272,7 +272,7 @@ class Life(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-@pytest.mark.parametrize(("engine", "lives"), [("duckdb", 25), ("sqlite", 50)])
+@pytest.mark.parametrize(("engine", "lives"), [("duckdb", 12), ("sqlite", 20)])
 def test_any_life_of_a_store_equals_a_dict(engine: str, lives: int) -> None:
     machine = type("Life", (Life,), {"engine": engine})
     run_state_machine_as_test(
