@@ -74,8 +74,10 @@ def test_logs_that_are_damaged_after_many_kills_lose_nothing(damage: Damage, own
 
 def test_pruning_before_the_checkpoint_would_be_caught(own_campaign: Campaign) -> None:
     """The negative control: journal rows deleted at flush's COMMIT, and the log gone."""
-    own_campaign.round("between the copy and the CHECKPOINT", damage=removed, prune_at_commit=True)
-    tally = own_campaign.tallies["between the copy and the CHECKPOINT"]
-    assert tally.hits == 1
-    assert tally.lost > 0
-    assert "acknowledged points are not as they were acknowledged" in own_campaign.failures[0]
+    step = "between the copy and the CHECKPOINT"
+    for _ in range(5):  # a kill before the first points are flushed leaves nothing to lose
+        own_campaign.round(step, damage=removed, prune_at_commit=True)
+        if own_campaign.tallies[step].lost:
+            break
+    assert own_campaign.tallies[step].lost > 0
+    assert any("are not as they were acknowledged" in failure for failure in own_campaign.failures)
