@@ -18,8 +18,8 @@ MODULES = sorted(path for path in [*(ROOT / "repo").rglob("*.py"), ROOT / "cli.p
 PUBLIC = """
     EngineMissing FlushFailed HoldfastError InvalidFile InvalidPoint InvalidQuery InvalidRecord
     InvalidSettings MissingExtra PointRepository RecordRepository Refusal Result SchemaOutdated
-    SchemaTooNew Settings SinkRefused SinkUnreachable Status Store StoreBusy StoreClosed StoreCorrupt StoreForked StoreFull
-    StoreMissing StoreUnsupported TransactionRule Written models
+    SchemaTooNew Settings SinkRefused SinkUnreachable Status Store StoreBusy StoreClosed StoreCorrupt
+    StoreForked StoreFull StoreMissing StoreUnsupported TransactionRule Written models
 """
 
 
