@@ -51,7 +51,9 @@ STATE = """
     store_id {text} NOT NULL,
     file_id {text} NOT NULL,
     generation INTEGER NOT NULL,
-    watermark {int64} NOT NULL"""
+    watermark {int64} NOT NULL,
+    flushed_from {int64} NOT NULL,
+    flush_digest {int64} NOT NULL"""
 
 LEGACY_POINTS = """
     timestamp_us BIGINT NOT NULL,

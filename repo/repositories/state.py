@@ -31,6 +31,8 @@ class ColumnsState(NamedTuple):
     file_id: str
     generation: int
     watermark: int
+    flushed_from: int = 0
+    flush_digest: int = 0
 
 
 class StateRepository:
@@ -72,6 +74,10 @@ class ColumnsStateRepository:
         """Tie a new file to its store."""
         self._connection.execute(insert(TimeSeriesState).values(id=1, **state._asdict()))
 
-    def set_watermark(self, watermark: int) -> None:
-        """Say through which seq this database holds everything."""
-        self._connection.execute(update(TimeSeriesState).values(watermark=watermark))
+    def set_watermark(self, watermark: int, flushed_from: int = 0, flush_digest: int = 0) -> None:
+        """Say through which seq this database holds everything, and by which journal rows it came there."""
+        self._connection.execute(
+            update(TimeSeriesState).values(
+                watermark=watermark, flushed_from=flushed_from, flush_digest=flush_digest
+            )
+        )

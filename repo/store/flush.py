@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
+from zlib import crc32
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from repo.clock import Clock
 from repo.errors import FlushFailed, StoreForked
@@ -42,6 +43,7 @@ class _Work:
     """What one transaction applies: at most one delete, before everything else, and rows unique by identity."""
 
     through: int
+    digest: int
     deletion: Selection | None = None
     deletion_seq: int = 0
     rows: dict[tuple[str, str, int], Row] = field(default_factory=dict)
@@ -130,7 +132,7 @@ class Flusher:
                 points += entry.seqs
         if not entries:
             return None
-        work = _Work(through=entries[-1].seq)
+        work = _Work(entries[-1].seq, _digest(entries))
         for entry in entries:
             if entry.kind == DELETE:
                 work.deletion, work.deletion_seq = Selection.from_json(entry.payload), entry.seq
@@ -150,7 +152,9 @@ class Flusher:
                 if applied.dropped.count:
                     losses.append(self._loss(work, applied))
                     ledger.add(losses[0])
-                ColumnsStateRepository(connection).set_watermark(work.through)
+                ColumnsStateRepository(connection).set_watermark(
+                    work.through, flushed_from=self.watermark, flush_digest=work.digest
+                )
             self._state = self._read_state(opened)
         except Exception as error:
             # Committed or not: only the file itself can say. Reopening reads its watermark and its series.
@@ -267,14 +271,13 @@ class Flusher:
             return
         with self._metadata.write() as connection:
             state = StateRepository(connection)
-            if facts.last_seq < floor:
+            if facts.last_seq < floor or not self._is_what_was_flushed(connection, facts.copied_through):
                 log.error(
-                    "the metadata of %s is older than its columns: raising seqs past %d",
-                    opened.backend.path,
-                    floor,
+                    "the metadata of %s is older than its columns: it gets new seqs", opened.backend.path
                 )
+                journal = JournalRepository(connection)
                 applied = min(facts.copied_through, self.watermark)
-                self._renumbered_through = JournalRepository(connection).renumber_past(floor, applied)
+                self._renumbered_through = journal.renumber_past(max(floor, journal.last_seq()), applied)
             latest = LatestRepository(connection)
             latest.clear()
             latest.replace(self._known)
@@ -284,6 +287,18 @@ class Flusher:
             LedgerRepository(connection).add(losses)
             state.set(copied_through=self.watermark, engine=opened.backend.name, file_id=self._state.file_id)
         self._copied_losses = [loss.entry_id for loss in losses]
+
+    def _is_what_was_flushed(self, connection: Connection, copied: int) -> bool:
+        """Say whether the journal rows past the last copy, up to the watermark, are those that were applied.
+
+        After a crash between a flush and its copy they are; in a metadata database that was restored and
+        written to since, others stand there, which must not count as applied.
+        """
+        assert self._state is not None
+        if copied >= self.watermark or self._state.flush_digest == 0:
+            return True
+        entries = JournalRepository(connection).after(copied, self.watermark)
+        return copied == self._state.flushed_from and _digest(entries) == self._state.flush_digest
 
     def _older_columns(self, opened: OpenColumns, state: ColumnsState, facts: State) -> Loss:
         log.error(
@@ -316,6 +331,14 @@ class Flusher:
     def _read_state_or_none(self, opened: OpenColumns) -> ColumnsState | None:
         with opened.flush_connection.begin():
             return ColumnsStateRepository(opened.flush_connection).get()
+
+
+def _digest(entries: Iterable[Entry]) -> int:
+    """Return the CRC-32 of journal rows, by seq and payload; never 0, which stands for none."""
+    digest = 0
+    for entry in entries:
+        digest = crc32(entry.payload, crc32(b"%d %d" % (entry.seq, entry.seqs), digest))
+    return digest or 1
 
 
 def _net(rows: dict[tuple[str, str, int], Row], entry: Entry) -> None:

@@ -167,11 +167,6 @@ def test_points_written_on_a_restored_older_metadata_database_are_not_lost(
     assert [row["sensor_id"] for row in store.points.after(seqs[-new_points] - 1)] == ["new"] * new_points
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a restored older journal that outgrew the watermark before the columns were opened cannot be told "
-    "from a crash between a flush and its copy",
-)
 def test_many_points_written_on_a_restored_older_metadata_database_are_not_lost(
     open_store: Any, tmp_path: Path
 ) -> None:
