@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from repo import Settings, Store
+from repo.commands import holdfast
 from repo.errors import InvalidFile, InvalidPoint
 from repo.exchange.csvfile import CsvLayout, read_csv
 from tests.badinput.cases import CASES, NOW_US, Case, Expectation, NoPoint, Refused, Stored
@@ -93,6 +95,16 @@ def bring_csv(store: Store, rows: list[Any], layout: CsvLayout) -> None:
         raise Turned("; ".join(map(str, rejected)))
 
 
+def by_command(store: Store, fields: Fields) -> None:
+    file = store.path.parent / "command.csv"
+    file.write_text(f"timestamp,value\n{fields['timestamp']},{fields['value']}\n", encoding="utf-8")
+    arguments = ["--store", str(store.path), "ingest", str(file), "--time-format=unix", "--time-format=iso"]
+    arguments += [f"--sensor={fields['sensor_id']}", f"--metric={fields['metric_name']}"]
+    done = CliRunner().invoke(holdfast, arguments)
+    if done.exit_code:
+        raise Turned(done.stderr)
+
+
 DOORS: dict[str, Callable[[Store, Fields], None]] = {
     "insert": by_insert,
     "tuple": by_tuple,
@@ -104,10 +116,18 @@ DOORS: dict[str, Callable[[Store, Fields], None]] = {
     "transaction": by_transaction,
     "CSV long": by_csv_long,
     "CSV wide": by_csv_wide,
+    "command": by_command,
 }
 
 
 def expectation(case: Case, door: str) -> Expectation:
+    if door == "command":  # its arguments are names; the file beside them is the CSV doors' matter
+        led = (
+            case.field in ("sensor_id", "metric_name")
+            and isinstance(case.given, str)
+            and case.csv is not None
+        )
+        return case.expect if led else None
     if door.startswith("CSV"):
         return case.csv if door == "CSV long" or case.wide == "as long" else case.wide
     return case.expect if case.doors is None or door in case.doors else None
@@ -132,7 +152,7 @@ def mark(index: int) -> str:
 def brought(index: int) -> Fields:
     """The fields of a cell: all good but one, and marked so that its point is found again."""
     case, door = CELLS[index]
-    through_csv = door.startswith("CSV")
+    through_csv = door.startswith(("CSV", "command"))
     fields: Fields = {
         "sensor_id": mark(index) if case.field != "sensor_id" else None,
         "metric_name": mark(index) if case.field == "sensor_id" else "m",
@@ -209,8 +229,8 @@ def fault_of(index: int, outcome: Outcome) -> str | None:
 def grid(marks: dict[tuple[int, str], str]) -> str:
     """The matrix as text: S stored, R refused, - no point, ! not as promised, a dot where no door leads."""
     width = max(len(f"{case.field}: {case.fault}") for case in CASES)
-    lines = [f"{'':{width}}  " + "  ".join(f"{number}" for number in range(len(DOORS)))]
-    lines += [f"{'':{width}}  {number} {door}" for number, door in enumerate(DOORS)]
+    lines = [f"{'':{width}}  " + "  ".join(f"{number:x}" for number in range(len(DOORS)))]
+    lines += [f"{'':{width}}  {number:x} {door}" for number, door in enumerate(DOORS)]
     for row, case in enumerate(CASES):
         cells = "  ".join(marks.get((row, door), "·") for door in DOORS)
         lines.append(f"{case.field + ': ' + case.fault:{width}}  {cells}")
@@ -240,7 +260,7 @@ def test_what_is_refused_names_its_field_and_what_is_good_beside_it_is_not_writt
 ) -> None:
     for index, outcome in enumerate(outcomes):
         case, door = CELLS[index]
-        if isinstance(expectation(case, door), Refused) and not door.startswith("CSV"):
+        if isinstance(expectation(case, door), Refused) and not door.startswith(("CSV", "command")):
             assert outcome.message is not None
             assert f"{case.field}: " in outcome.message
             if "among others" in door:
@@ -249,7 +269,7 @@ def test_what_is_refused_names_its_field_and_what_is_good_beside_it_is_not_writt
 
 def test_only_ways_that_cannot_be_are_empty_in_the_matrix() -> None:
     """CSV has neither metadata nor Python's types; timestamp_us is a key of dicts; some faults are CSV's own."""
-    python_doors = {door for door in DOORS if not door.startswith("CSV")}
+    python_doors = {door for door in DOORS if not door.startswith(("CSV", "command"))}
     for case in CASES:
         led = {door for door in DOORS if expectation(case, door) is not None}
         if case.expect is not None:
