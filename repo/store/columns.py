@@ -42,7 +42,6 @@ class OpenColumns:
         except DBAPIError as error:
             backend.close(self.engine)
             raise backend.typed_error(error) from error
-        self.checkpointed_s = time.monotonic()
 
     def close(self) -> None:
         """Close the connection and the file."""

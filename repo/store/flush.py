@@ -99,7 +99,15 @@ class Flusher:
 
     def checkpoint_if_due(self, opened: OpenColumns) -> OpenColumns:
         """Checkpoint when the log is long, or when rows have waited long for it."""
-        return self.checkpoint(opened) if self._checkpoint_due(opened) else opened
+        unpruned = self.watermark > self._pruned_through
+        return self.checkpoint(opened) if self.checkpoint_is_due(unpruned=unpruned) else opened
+
+    def checkpoint_is_due(self, *, unpruned: bool) -> bool:
+        """Say whether the log is long, or rows that are `unpruned` have waited long; opens nothing."""
+        waited_s = time.monotonic() - self._checkpointed_s
+        return self._columns.backend.log_bytes() > self._settings.checkpoint_log_bytes or (
+            unpruned and waited_s > self._settings.checkpoint_interval_s
+        )
 
     def checkpoint(self, opened: OpenColumns) -> OpenColumns:
         """Make the columns durable through the watermark, read it back, and prune the journal up to there.
@@ -203,12 +211,6 @@ class Flusher:
             JournalRepository(connection).prune(durable)
         self._pruned_through = durable
         self._metadata.fold_if_due()
-
-    def _checkpoint_due(self, opened: OpenColumns) -> bool:
-        waited_s = time.monotonic() - self._checkpointed_s
-        return opened.backend.log_bytes() > self._settings.checkpoint_log_bytes or (
-            self.watermark > self._pruned_through and waited_s > self._settings.checkpoint_interval_s
-        )
 
     def _loss(self, work: _Work, applied: Applied) -> Loss:
         assert self._state is not None

@@ -56,8 +56,9 @@ class Keeper:
         with self._access.metadata.read() as connection:
             state = StateRepository(connection).get()
         assert state is not None
-        if state.last_seq <= state.copied_through and not columns.is_open:
-            return
+        waits = state.last_seq > state.copied_through
+        if not waits and not flusher.checkpoint_is_due(unpruned=state.copied_through > state.pruned_through):
+            return  # an idle holder must grow idle: using the columns would keep the lease for ever
         try:
             with columns.alone("background flush", timeout_s=0.0 if not columns.is_open else None) as opened:
                 flusher.checkpoint_if_due(flusher.through(opened, state.last_seq))

@@ -138,6 +138,23 @@ def test_an_idle_holder_gives_way_at_once(open_store: Any, spawn: Callable[..., 
     other.communicate(timeout=20)
 
 
+def test_an_idle_holder_lets_go_unasked_and_comes_back_for_its_checkpoint(open_store: Any) -> None:
+    store = open_store(background=True, flush_interval_s=0.05, lease_idle_s=0.2, checkpoint_interval_s=0.6)
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    assert len(store.points.range("a", "m").all()) == 1
+    assert store.status().holder is not None
+    _until(lambda: store.status().holder is None)
+    _until(lambda: store.status().journal_rows == 0)
+    _until(lambda: store.status().holder is None)
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_two_handles_of_one_process_share_a_store(open_store: Any) -> None:
     first, second = open_store(), open_store()
     for at in range(6):
