@@ -7,6 +7,7 @@ Called by the `alembic` command, which opens the databases that `repo.schema.tar
 import os
 from contextlib import ExitStack
 from logging.config import fileConfig
+from pathlib import Path
 from typing import Any
 
 from alembic import context
@@ -14,7 +15,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection
 
 import repo.schema.migrate  # noqa: F401  # teaches Alembic DuckDB
-from repo.engines import sqlite
+from repo.engines import sqlite, torn
 from repo.errors import HoldfastError
 from repo.models import MetadataBase, TimeSeriesBase
 from repo.schema.targets import Target, find_targets, held
@@ -79,7 +80,11 @@ def run_all(connections: dict[str, Connection]) -> None:
     for connection in connections.values():
         if command_name() in WRITING and connection.dialect.name == "duckdb":
             connection.rollback()
-            connection.connection.cursor().execute("CHECKPOINT")
+            cursor = connection.connection.cursor()
+            cursor.execute("SELECT path FROM duckdb_databases() WHERE database_name = current_database()")
+            [(file,)] = cursor.fetchall()
+            with torn.noted(Path(file)):
+                cursor.execute("CHECKPOINT")
 
 
 def run_command(targets: list[Target]) -> None:

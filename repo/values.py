@@ -49,6 +49,7 @@ __all__ = [
     "MIN_TIMESTAMP_US",
     "Batch",
     "bound_us",
+    "check_columns",
     "check_name",
     "check_point",
     "check_rows",
@@ -164,6 +165,21 @@ def check_rows(
     if refusals and not skip:
         raise InvalidPoint(refusals)
     return batch, tuple(refusals)
+
+
+def check_columns(
+    columns: Mapping[str, Sequence[Any]], *, accept_bool: bool, skip: bool = False
+) -> tuple[Batch, tuple[Refusal, ...]]:
+    """Return points that come as columns, one of a name in `_FIELDS` each, as `check_rows` does."""
+    rows = len(next(iter(columns.values())))
+    try:
+        batch = _batch_of(dict(columns), rows, 0) if rows else None
+    except _NOT_ORDINARY:
+        batch = None
+    if batch is not None:
+        return batch, ()
+    listed = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return check_rows(listed, accept_bool=accept_bool, now_us=0, skip=skip)
 
 
 # --- the long road: row by row -------------------------------------------------------------------------
@@ -327,6 +343,7 @@ def _one_or_many(qualities: Sequence[int]) -> int | array[int]:
 _NOTHING = type(None)
 _EPOCH = to_datetime(0)
 _Column = Sequence[Any]
+_NOT_ORDINARY = (TypeError, ValueError, OverflowError, LookupError, AttributeError)
 
 
 def _short_road(rows: Sequence[Any], now_us: int) -> Batch | None:
@@ -336,7 +353,7 @@ def _short_road(rows: Sequence[Any], now_us: int) -> Batch | None:
     try:
         columns = _columns(rows)
         return None if columns is None else _batch_of(columns, len(rows), now_us)
-    except (TypeError, ValueError, OverflowError, LookupError, AttributeError):
+    except _NOT_ORDINARY:
         return None  # the long road finds the same fault, and names the row
 
 

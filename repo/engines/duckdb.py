@@ -15,7 +15,16 @@ from sqlalchemy.pool import NullPool
 from repo.engines.dialect import ConnectionWrapper, Dialect
 from repo.errors import HoldfastError, StoreBusy, StoreClosed, StoreCorrupt, StoreFull
 
-__all__ = ["close_engine", "log_bytes", "log_path", "open_engine", "set_log_aside", "typed_error"]
+__all__ = [
+    "close_engine",
+    "log_bytes",
+    "log_path",
+    "metadata_blocks",
+    "open_engine",
+    "open_scratch",
+    "set_log_aside",
+    "typed_error",
+]
 
 _DAMAGE = (
     "checksum",
@@ -41,17 +50,9 @@ def open_engine(path: Path, *, memory_limit_bytes: int, threads: int, temp_folde
             "whose writes go nowhere; fork before the store is used, or start processes by spawn",
             path=path,
         )
-    config: dict[str, Any] = {
-        "memory_limit": f"{memory_limit_bytes}B",
-        "threads": threads,
-        # Flush alone decides when to checkpoint; the engine's own would come in the middle of a commit.
-        "wal_autocheckpoint": "1TB",
-        "temp_directory": str(temp_folder),
-        "max_temp_directory_size": "1GB",
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-        "preserve_insertion_order": True,
-    }
+    config = _config(memory_limit_bytes, threads, temp_folder)
+    # Flush alone decides when to checkpoint: the engine's own would come in a commit, and is not noted (`torn`).
+    config["wal_autocheckpoint"] = "1TB"
     dialect = Dialect()
     try:
         base = dialect.connect(os.path.realpath(path), config=config)
@@ -75,11 +76,38 @@ def open_engine(path: Path, *, memory_limit_bytes: int, threads: int, temp_folde
     return engine
 
 
+def open_scratch(*, memory_limit_bytes: int, threads: int, temp_folder: Path) -> Any:
+    """Open a DuckDB in memory, to look at objects of this process with; it reaches no file but in `temp_folder`."""
+    base = duckdb.connect(":memory:", config=_config(memory_limit_bytes, threads, temp_folder))
+    base.execute("SET enable_external_access = false")
+    base.execute("SET lock_configuration = true")
+    return base
+
+
+def _config(memory_limit_bytes: int, threads: int, temp_folder: Path) -> dict[str, Any]:
+    return {
+        "memory_limit": f"{memory_limit_bytes}B",
+        "threads": threads,
+        "temp_directory": str(temp_folder),
+        "max_temp_directory_size": "1GB",
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+        "preserve_insertion_order": True,
+    }
+
+
 def close_engine(engine: Engine) -> None:
     """Close the file, without a checkpoint; the log stays beside it and is replayed at the next open."""
     engine.dispose()
     _, base = _bases.pop(id(engine))
     base.close()
+
+
+def metadata_blocks(engine: Engine) -> list[int]:
+    """Return the numbers of the blocks that a checkpoint rewrites in place."""
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql("SELECT block_id FROM pragma_metadata_info()")
+        return [int(row[0]) for row in found]
 
 
 def log_path(path: Path) -> Path:

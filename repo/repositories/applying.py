@@ -37,7 +37,7 @@ from repo.models import Point
 from repo.repositories.selection import Selection
 from repo.repositories.series import Summary, SummaryRepository
 
-__all__ = ["Applied", "Dropped", "Row", "apply"]
+__all__ = ["EQUAL", "SAME_IDENTITY", "Applied", "Dropped", "Row", "apply", "incoming"]
 
 GAP_US = 3_600_000_000
 """Points further apart than an hour are compared with stored rows separately, so that one late point does
@@ -89,7 +89,7 @@ class Applied:
 
 
 _temporary = MetaData()
-_incoming = Table(
+incoming = Table(
     "holdfast_incoming",
     _temporary,
     Column("sensor_id", String),
@@ -102,7 +102,20 @@ _incoming = Table(
     Column("seq", BigInteger),
     prefixes=["TEMPORARY"],
 )
+"""Where rows wait, on the connection's own side, to be compared with stored points."""
+
 _points: Any = Point.__table__
+
+SAME_IDENTITY = and_(
+    *(_points.c[name] == incoming.c[name] for name in ("sensor_id", "metric_name", "timestamp_us"))
+)
+EQUAL = and_(
+    *(
+        _points.c[name].is_not_distinct_from(incoming.c[name])
+        for name in ("value", "value_text", "quality", "metadata")
+    )
+)
+"""Whether an incoming row would change nothing of the stored point of its identity."""
 
 
 def apply(
@@ -110,9 +123,12 @@ def apply(
     rows: Sequence[Row],
     deletion: Selection | None,
     known: dict[tuple[str, str], Summary],
+    *,
+    keep: bool = False,
 ) -> Applied:
     """Apply one deletion (to every stored point) and then `rows` (unique by identity, seqs unique).
 
+    With `keep`, a stored point stands against the row of its identity.
     `known` holds the summaries of all series and is brought up to date; if the transaction does not commit,
     the caller must read it anew.
     """
@@ -123,7 +139,7 @@ def apply(
     groups = _grouped(rows)
     spans = _spans(rows, groups, known)
     if spans:
-        left = _compare(connection, traits, rows, spans, known, applied)
+        left = _compare(connection, traits, rows, spans, known, applied, keep=keep)
         if len(left) < len(rows):
             rows, groups = left, _grouped(left)
     for pair, group in groups.items():
@@ -131,8 +147,8 @@ def apply(
     if rows and not spans:
         traits.load(connection, _points, rows)
     elif rows:
-        connection.execute(insert(_points).from_select([c.name for c in _incoming.c], select(_incoming)))
-        connection.execute(delete(_incoming))
+        connection.execute(insert(_points).from_select([c.name for c in incoming.c], select(incoming)))
+        connection.execute(delete(incoming))
     applied.appended = len(rows)
     applied.gone -= applied.touched.keys()
     SummaryRepository(connection).replace(applied.touched, applied.gone)
@@ -294,19 +310,21 @@ def _compare(
     spans: Iterable[tuple[int, int]],
     known: dict[tuple[str, str], Summary],
     applied: Applied,
+    *,
+    keep: bool,
 ) -> Sequence[Row]:
     """Load the rows; take out those that are stored already; remove stored rows that they overwrite."""
     _load(connection, traits, rows)
     stored = _stored(connection, traits, spans)
     if not stored:
         return rows
-    same = {seq for seq, _, equal in stored if equal}
-    overwritten = [(seq, rowid) for seq, rowid, equal in stored if not equal]
+    same = {seq for seq, _, equal in stored if equal or keep}
+    overwritten = [] if keep else [(seq, rowid) for seq, rowid, equal in stored if not equal]
     if same:
         rows = [row for row in rows if row[7] not in same]
-        connection.execute(delete(_incoming))
+        connection.execute(delete(incoming))
         if rows:
-            traits.load(connection, _incoming, rows)
+            traits.load(connection, incoming, rows)
     if overwritten:
         _remove(connection, traits, [rowid for _, rowid in overwritten])
         seqs = {seq for seq, _ in overwritten}
@@ -320,8 +338,8 @@ def _compare(
 
 def _load(connection: Connection, traits: Traits, rows: Sequence[Row]) -> None:
     # IF NOT EXISTS, and not a note on the connection: a rollback takes the table away again.
-    connection.execute(CreateTable(_incoming, if_not_exists=True))
-    traits.load(connection, _incoming, rows)
+    connection.execute(CreateTable(incoming, if_not_exists=True))
+    traits.load(connection, incoming, rows)
 
 
 def _spans(
@@ -355,27 +373,13 @@ def _stored(
     connection: Connection, traits: Traits, spans: Iterable[tuple[int, int]]
 ) -> list[tuple[int, Any, bool]]:
     """Return (seq of the incoming row, rowid of the stored one, whether they are equal) for each meeting."""
-    equal = and_(
-        *(
-            _points.c[name].is_not_distinct_from(_incoming.c[name])
-            for name in ("value", "value_text", "quality", "metadata")
-        )
-    )
-    rowid = literal_column("time_series_data.rowid") if traits.has_rowid else _incoming.c.seq
+    rowid = literal_column("time_series_data.rowid") if traits.has_rowid else incoming.c.seq
     met: list[tuple[int, Any, bool]] = []
     for low, high in spans:
         query = (
-            select(_incoming.c.seq, rowid, equal)
-            .join_from(
-                _incoming,
-                _points,
-                and_(
-                    _points.c.sensor_id == _incoming.c.sensor_id,
-                    _points.c.metric_name == _incoming.c.metric_name,
-                    _points.c.timestamp_us == _incoming.c.timestamp_us,
-                ),
-            )
-            .where(_points.c.timestamp_us.between(low, high), _incoming.c.timestamp_us.between(low, high))
+            select(incoming.c.seq, rowid, EQUAL)
+            .join_from(incoming, _points, SAME_IDENTITY)
+            .where(_points.c.timestamp_us.between(low, high), incoming.c.timestamp_us.between(low, high))
         )
         met += [(seq, stored, bool(same)) for seq, stored, same in connection.execute(query)]
     return met
@@ -390,5 +394,5 @@ def _remove(connection: Connection, traits: Traits, rowids: list[Any]) -> None:
         connection.exec_driver_sql(f"DELETE FROM time_series_data WHERE rowid IN ({doomed})")
         return
     key = (_points.c.sensor_id, _points.c.metric_name, _points.c.timestamp_us)
-    twin = select(_incoming.c.sensor_id, _incoming.c.metric_name, _incoming.c.timestamp_us)
+    twin = select(incoming.c.sensor_id, incoming.c.metric_name, incoming.c.timestamp_us)
     connection.execute(delete(_points).where(tuple_(*key).in_(twin)))

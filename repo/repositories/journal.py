@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, delete, func, select, update
 
 from repo.models import JournalRow, StoreState
 
-__all__ = ["DELETE", "POINTS", "Entry", "JournalRepository"]
+__all__ = ["BULK", "DELETE", "KEEP", "POINTS", "VOID", "Entry", "JournalRepository"]
 
 POINTS = "points"
 """Kind of a row whose payload is packed points."""
 
+KEEP = "keep"
+"""Kind of a row of packed points that give way to points already stored."""
+
 DELETE = "delete"
 """Kind of a row whose payload is a selection of points to delete."""
+
+BULK = "bulk"
+"""Kind of a row that reserves the seqs of a chunk of a table, which goes straight to the columns. Met past
+the watermark by anyone but its own load, it means that the load died."""
+
+VOID = "void"
+"""Kind of what such a row becomes: its seqs were given to nothing. It stays, as the record of that."""
 
 
 class Entry(NamedTuple):
@@ -70,14 +80,24 @@ class JournalRepository:
     def backlog(self) -> tuple[int, int]:
         """Return the number of rows and the seqs (points and operations) that the journal holds."""
         rows, seqs = self._connection.execute(
-            select(func.count(), func.coalesce(func.sum(JournalRow.count), 0)).select_from(JournalRow)
+            select(func.count(), func.coalesce(func.sum(JournalRow.count), 0)).where(JournalRow.kind != VOID)
         ).one()
         return int(rows), int(seqs)
 
     def prune(self, through: int) -> int:
-        """Delete the rows at or below `through`, never to use their seqs again; returns how many."""
+        """Delete the rows at or below `through`, but the void ones; their seqs are never used again.
+
+        Returns how many.
+        """
         self._connection.execute(update(StoreState).values(last_seq=func.max(StoreState.last_seq, through)))
-        return self._connection.execute(delete(JournalRow).where(JournalRow.seq <= through)).rowcount
+        done = delete(JournalRow).where(JournalRow.seq <= through, JournalRow.kind != VOID)
+        return self._connection.execute(done).rowcount
+
+    def void(self, seqs: Sequence[int]) -> None:
+        """Say of bulk rows, by their last seqs, that their loads died."""
+        for seq in seqs:
+            died = update(JournalRow).where(JournalRow.seq == seq, JournalRow.kind == BULK)
+            self._connection.execute(died.values(kind=VOID))
 
     def renumber_past(self, floor: int, applied: int) -> int:
         """Give the rows past `applied`, and every later one, seqs past `floor`; returns the new last seq.

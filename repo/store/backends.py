@@ -23,6 +23,8 @@ log = logging.getLogger("holdfast.backends")
 
 Params = Sequence[Any] | Mapping[str, Any]
 
+_MOST_TORN_BLOCKS = 100
+
 _ONE_SELECT = "sql: exactly one SELECT is allowed"
 
 
@@ -33,6 +35,8 @@ class Backend(Protocol):
     path: Path
     durable_at_commit: bool
     """Whether a committed flush is durable without a checkpoint."""
+    takes_tables: bool
+    """Whether a table can be merged as it is; otherwise it goes through the journal, as packed rows."""
 
     def open(self) -> Engine:
         """Open the file, making it if need be; the caller holds the lease. Raises typed errors."""
@@ -58,6 +62,7 @@ class DuckDBBackend:
 
     name = "duckdb"
     durable_at_commit = False
+    takes_tables = True
 
     def __init__(self, path: Path, settings: Settings, clock: Clock) -> None:
         self.path = path
@@ -65,17 +70,41 @@ class DuckDBBackend:
         self._clock = clock
 
     def open(self) -> Engine:
-        """Open the file; a log that cannot be replayed is set aside, for the journal still has its rows."""
+        """Open the file; a torn checkpoint is mended, and a log that cannot be replayed is set aside.
+
+        The journal still has what such a log held.
+        """
+        from repo.engines import duckdb, torn
+
+        if not torn.is_noted(self.path):
+            return self._open()
+        for _ in range(_MOST_TORN_BLOCKS):
+            try:
+                engine = self._open()
+            except HoldfastError as error:
+                if not torn.mend(self.path, error):
+                    raise
+                log.info("a checkpoint of %s was torn by a kill, and is mended", self.path)
+            else:
+                blocks = duckdb.metadata_blocks(engine)
+                duckdb.close_engine(engine)
+                mended = [block for block in blocks if torn.mend_block(self.path, block)]
+                if not mended:
+                    break
+        engine = self._open()
+        torn.forget(self.path)
+        return engine
+
+    def _open(self) -> Engine:
         from repo.engines import duckdb
 
-        temp = self.path.parent / "tmp"
         for last_try in (False, True):
             try:
                 return duckdb.open_engine(
                     self.path,
                     memory_limit_bytes=self._settings.duckdb_memory_limit_bytes,
                     threads=self._settings.duckdb_threads,
-                    temp_folder=temp,
+                    temp_folder=self.path.parent / "tmp",
                 )
             except HoldfastError as error:
                 if last_try or not duckdb.is_log_damage(error):
@@ -94,9 +123,12 @@ class DuckDBBackend:
 
     def checkpoint(self, engine: Engine) -> None:
         """CHECKPOINT, and sync the folder: DuckDB makes and removes its log there without doing so."""
-        with engine.connect() as connection:
-            connection.exec_driver_sql("CHECKPOINT")
-        _sync_folder(self.path.parent)
+        from repo.engines import torn
+
+        with torn.noted(self.path):
+            with engine.connect() as connection:
+                connection.exec_driver_sql("CHECKPOINT")
+            torn.sync_folder(self.path.parent)
 
     def log_bytes(self) -> int:
         """Return the size of `timeseries.duckdb.wal`."""
@@ -133,6 +165,7 @@ class SQLiteBackend:
 
     name = "sqlite"
     durable_at_commit = True
+    takes_tables = False
 
     def __init__(self, path: Path, settings: Settings) -> None:
         self.path = path
@@ -209,11 +242,3 @@ def backend_for(engine: str, folder: Path, settings: Settings, clock: Clock) -> 
 def _dicts(description: Sequence[Sequence[Any]], rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
     names = [column[0] for column in description]
     return [dict(zip(names, row, strict=True)) for row in rows]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,16 +12,17 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 from zlib import crc32
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from repo.clock import Clock
 from repo.errors import FlushFailed, StoreForked
 from repo.repositories.applying import Applied, Row, apply
-from repo.repositories.journal import DELETE, Entry, JournalRepository
+from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, Entry, JournalRepository
 from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
 from repo.repositories.points import rows_of
 from repo.repositories.selection import Selection
@@ -33,20 +34,50 @@ from repo.store.columns import Columns, OpenColumns
 from repo.store.metadata import MetadataDatabase
 from repo.store.packing import unpack
 
-__all__ = ["Flusher"]
+__all__ = ["Flusher", "Work", "digest_of"]
 
 log = logging.getLogger("holdfast.flush")
 
 
+Known = dict[tuple[str, str], Summary]
+
+
+class Work(Protocol):
+    """What one transaction applies: journal rows through a seq, with the digest of these rows."""
+
+    @property
+    def through(self) -> int:
+        """The last seq of the journal rows."""
+
+    @property
+    def digest(self) -> int:
+        """Their `digest_of`."""
+
+    def apply(self, connection: Connection, known: Known) -> Applied:
+        """Do it in the transaction of the connection; `known` are the summaries, brought up to date."""
+
+    def loss(self, applied: Applied) -> tuple[str, str, str] | None:
+        """Return what stands in the ledger of what was dropped: id, reason, detail; None if nothing was."""
+
+
 @dataclass(slots=True)
-class _Work:
-    """What one transaction applies: at most one delete, before everything else, and rows unique by identity."""
+class _JournalWork:
+    """At most one delete, before everything else, and rows unique by identity."""
 
     through: int
     digest: int
     deletion: Selection | None = None
     deletion_seq: int = 0
+    keep: bool = False
     rows: dict[tuple[str, str, int], Row] = field(default_factory=dict)
+
+    def apply(self, connection: Connection, known: Known) -> Applied:
+        return apply(connection, list(self.rows.values()), self.deletion, known, keep=self.keep)
+
+    def loss(self, applied: Applied) -> tuple[str, str, str] | None:
+        if self.deletion is None or not applied.dropped.count:
+            return None
+        return str(self.deletion_seq), "delete", self.deletion.to_json().decode()
 
 
 class Flusher:
@@ -66,7 +97,7 @@ class Flusher:
         self._clock = clock
         self._bring_to_head = bring_to_head
         self._state: ColumnsState | None = None
-        self._known: dict[tuple[str, str], Summary] = {}
+        self._known: Known = {}
         self._copied_losses: list[str] = []
         self._pruned_through = 0
         self._renumbered_through = 0
@@ -94,7 +125,7 @@ class Flusher:
         columns, which are others after an error that made it reopen the file.
         """
         while not self.reached(seq) and (work := self._take(max(seq, self._renumbered_through))) is not None:
-            opened = self.checkpoint_if_due(self._apply(opened, work))
+            opened = self.checkpoint_if_due(self.commit(opened, work))
         return opened
 
     def checkpoint_if_due(self, opened: OpenColumns) -> OpenColumns:
@@ -115,50 +146,79 @@ class Flusher:
         One that fails is tried later and prunes nothing.
         """
         try:
-            opened.backend.checkpoint(opened.engine)
-            durable = self._read_state(opened).watermark
+            self.make_durable(opened)
         except Exception as error:  # noqa: BLE001  whatever the engine raised: nothing may be pruned
             log.warning("a checkpoint of %s failed and is tried later: %s", opened.backend.path, error)
             return self._columns.reopen()
+        return opened
+
+    def make_durable(self, opened: OpenColumns) -> int:
+        """Checkpoint and prune, and return the seq through which the columns are durable.
+
+        Raises a typed error where the checkpoint fails; then nothing was pruned.
+        """
+        try:
+            opened.backend.checkpoint(opened.engine)
+            durable = self._read_state(opened).watermark
+        except DBAPIError as error:
+            raise opened.backend.typed_error(error) from error
         finally:
             self._checkpointed_s = time.monotonic()
         self._prune(durable)
-        return opened
+        return durable
 
     # --- one transaction ------------------------------------------------------------------------------
 
-    def _take(self, seq: int) -> _Work | None:
-        """Read the next journal rows, as many as one transaction may hold. A delete always begins one."""
+    def _take(self, seq: int) -> _JournalWork | None:
+        """Read the next journal rows, as many as one transaction may hold. A delete always begins one.
+
+        A bulk row past the watermark is one whose load died, for a load that lives keeps the lease.
+        """
         entries: list[Entry] = []
         points = 0
         with self._metadata.read() as connection:
             for entry in JournalRepository(connection).after(self.watermark, seq):
                 full = points + entry.seqs > self._settings.flush_batch_points
-                if entries and (entry.kind == DELETE or full):
+                if entries and (entry.kind == DELETE or full or _differ(entry, entries[-1])):
                     break
                 entries.append(entry)
                 points += entry.seqs
         if not entries:
             return None
-        work = _Work(entries[-1].seq, _digest(entries))
+        self._void([entry for entry in entries if entry.kind == BULK])
+        work = _JournalWork(entries[-1].seq, digest_of(entries), keep=entries[-1].kind == KEEP)
         for entry in entries:
             if entry.kind == DELETE:
                 work.deletion, work.deletion_seq = Selection.from_json(entry.payload), entry.seq
-            else:
+            elif entry.kind in (POINTS, KEEP):
                 _net(work.rows, entry)
         return work
 
-    def _apply(self, opened: OpenColumns, work: _Work) -> OpenColumns:
-        """Commit one piece of work, believe only the watermark that is read back, and copy what changed."""
+    def _void(self, dead: list[Entry]) -> None:
+        if not dead:
+            return
+        for entry in dead:
+            log.info(
+                "a bulk load was never acknowledged: the seqs %d to %d are void", entry.first_seq, entry.seq
+            )
+        with self._metadata.write() as connection:
+            JournalRepository(connection).void([entry.seq for entry in dead])
+
+    def commit(self, opened: OpenColumns, work: Work) -> OpenColumns:
+        """Commit one piece of work, believe only the watermark that is read back, and copy what changed.
+
+        Returns the open columns, which are others if the file had to be opened anew. Raises a typed error
+        where the work is not in the columns.
+        """
         connection = opened.flush_connection
         losses: list[Loss] = []
         try:
             with connection.begin():
                 ledger = ColumnsLedgerRepository(connection)
                 ledger.remove(self._copied_losses)
-                applied = apply(connection, list(work.rows.values()), work.deletion, self._known)
-                if applied.dropped.count:
-                    losses.append(self._loss(work, applied))
+                applied = work.apply(connection, self._known)
+                if loss := work.loss(applied):
+                    losses.append(self._loss(*loss, applied))
                     ledger.add(losses[0])
                 ColumnsStateRepository(connection).set_watermark(
                     work.through, flushed_from=self.watermark, flush_digest=work.digest
@@ -212,14 +272,13 @@ class Flusher:
         self._pruned_through = durable
         self._metadata.fold_if_due()
 
-    def _loss(self, work: _Work, applied: Applied) -> Loss:
+    def _loss(self, entry: str, reason: str, detail: str, applied: Applied) -> Loss:
         assert self._state is not None
-        assert work.deletion is not None
         return Loss(
-            entry_id=f"{self._state.store_id}:{work.deletion_seq}",
+            entry_id=f"{self._state.store_id}:{entry}",
             what="points",
-            reason="delete",
-            detail=work.deletion.to_json().decode(),
+            reason=reason,
+            detail=detail,
             dropped=applied.dropped.count,
             first_us=applied.dropped.first_us,
             last_us=applied.dropped.last_us,
@@ -300,7 +359,7 @@ class Flusher:
         if copied >= self.watermark or self._state.flush_digest == 0:
             return True
         entries = JournalRepository(connection).after(copied, self.watermark)
-        return copied == self._state.flushed_from and _digest(entries) == self._state.flush_digest
+        return copied == self._state.flushed_from and digest_of(entries) == self._state.flush_digest
 
     def _older_columns(self, opened: OpenColumns, state: ColumnsState, facts: State) -> Loss:
         log.error(
@@ -335,12 +394,17 @@ class Flusher:
             return ColumnsStateRepository(opened.flush_connection).get()
 
 
-def _digest(entries: Iterable[Entry]) -> int:
+def digest_of(entries: Iterable[Entry]) -> int:
     """Return the CRC-32 of journal rows, by seq and payload; never 0, which stands for none."""
     digest = 0
     for entry in entries:
         digest = crc32(entry.payload, crc32(b"%d %d" % (entry.seq, entry.seqs), digest))
     return digest or 1
+
+
+def _differ(entry: Entry, last: Entry) -> bool:
+    """Say whether one gives way to stored points and the other does not: they cannot be applied together."""
+    return (entry.kind == KEEP) != (last.kind == KEEP)
 
 
 def _net(rows: dict[tuple[str, str, int], Row], entry: Entry) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from repo.errors import InvalidQuery
 from repo.repositories import reading
-from repo.repositories.journal import DELETE, JournalRepository
+from repo.repositories.journal import BULK, DELETE, KEEP, VOID, JournalRepository
 from repo.repositories.points import (
     PointDict,
     Written,
@@ -23,6 +23,7 @@ from repo.repositories.selection import Names, Selection
 from repo.repositories.series import LatestRepository, SeriesRepository
 from repo.repositories.state import StateRepository
 from repo.store.access import Access
+from repo.store.bulk import Bulk
 from repo.store.packing import unpack
 from repo.store.results import Result
 from repo.store.writer import DeleteChange, PointsChange, Submission
@@ -108,6 +109,14 @@ class PointWriter:
 class Points(PointWriter):
     """`store.points`. Thread-safe. Reads see every write acknowledged before they began."""
 
+    def __init__(self, access: Access, send: Callable[[Submission], Written]) -> None:
+        super().__init__(access, send)
+        self._bulk = Bulk(access)
+
+    def close(self) -> None:
+        """Let go of what tables were looked at with."""
+        self._bulk.close()
+
     def submit(self, rows: Iterable[Any], on_error: Literal["raise", "skip"] = "raise") -> Future[Written]:
         """Queue many points and return at once; the future is done when they are durable.
 
@@ -115,6 +124,33 @@ class Points(PointWriter):
         With asyncio, `await asyncio.wrap_future(store.points.submit(rows))`.
         """
         return self._access.writer.submit(self._submission(rows, on_error))
+
+    def insert_table(
+        self,
+        table: Any,
+        *,
+        on_error: Literal["raise", "skip"] = "raise",
+        on_conflict: Literal["overwrite", "keep"] = "overwrite",
+    ) -> Written:
+        """Write a table of points and return when all of it is durable.
+
+        `table`: a pyarrow, pandas or polars table, a DuckDB relation, anything else with `__arrow_c_stream__`,
+        or a dict of arrays or lists of equal length, in which a text stands for a whole column. Columns, in any
+        order: `sensor_id`, `metric_name`; `timestamp` (with a time zone, or Unix seconds; NumPy's times are
+        UTC) or `timestamp_us`; `value` (numbers or texts) or `value_text` or both, one of them empty in each
+        row; and perhaps `quality` and `metadata` (JSON objects as text, structs or dicts). Values mean what they
+        mean in `insert_many`, but each row needs its time.
+
+        `on_error="raise"`: a bad row refuses the table with `InvalidPoint`, before anything is written; of a
+        stream, which can be read once only, the chunks before it are written. `"skip"`: good rows are written,
+        the others are in `refusals`. `on_conflict="keep"`: a point stored before stands; in a table with
+        several points of one identity the last counts, if they stand within a million rows.
+
+        Tables of `bulk_rows` and more go straight to the columns, a million rows at a time, if these are to be
+        had at once, else, as small ones do, through the journal. Seqs may have gaps. An error or a kill while it
+        runs leaves whole chunks of the table, or none; writing it again is harmless.
+        """
+        return self._bulk.insert(table, on_error, on_conflict)
 
     def range(self, sensor_id: Names, metric_name: Names, start: Time = None, end: Time = None) -> Result:
         """Return the points in [start, end) in order of time; None leaves a side open.
@@ -207,7 +243,9 @@ class Points(PointWriter):
             size = 0
             for entry in JournalRepository(connection).after(state.copied_through):
                 size += len(entry.payload)
-                if entry.kind == DELETE or size > TAIL_BYTES:
+                if entry.kind in (BULK, VOID):
+                    continue  # not acknowledged: seqs of a load under way, or of one that died
+                if entry.kind in (DELETE, KEEP) or size > TAIL_BYTES:
                     return None
                 for batch in unpack(entry.payload):
                     _overlay(rows, batch, selection)

@@ -145,6 +145,7 @@ class Store:
             return
         _open_stores.discard(self)
         self._access.writer.close()
+        self.points.close()
         if self._keeper is not None:
             self._keeper.stop()
             self._keeper = None

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from repo.clock import Clock
 from repo.errors import HoldfastError, InvalidPoint, Refusal, StoreClosed
-from repo.repositories.journal import DELETE, POINTS, JournalRepository
+from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, JournalRepository
 from repo.repositories.points import Written
 from repo.repositories.records import RecordRepository
 from repo.repositories.selection import Selection
@@ -22,7 +22,7 @@ from repo.store.metadata import MetadataDatabase
 from repo.store.packing import BLOCK_BYTES, BLOCK_POINTS, pack
 from repo.values import Batch
 
-__all__ = ["DeleteChange", "PointsChange", "RecordChange", "Submission", "Writer"]
+__all__ = ["BulkChange", "DeleteChange", "PointsChange", "RecordChange", "Submission", "Writer"]
 
 LINGER_SHARE = 0.25
 """How much of the last commit's time a leader waits for threads that are about to write again."""
@@ -39,12 +39,23 @@ class PointsChange:
     kinds: dict[tuple[str, str], str | None]
     blocks: list[tuple[int, bytes]]
     count: int
+    keep: bool = False
+    """Whether they give way to points already stored."""
 
     @classmethod
-    def of(cls, batch: Batch) -> PointsChange:
+    def of(cls, batch: Batch, *, keep: bool = False) -> PointsChange:
         """Pack a batch, in blocks that a journal row can hold."""
         kinds = dict(zip(batch.series, batch.kinds, strict=True))
-        return cls(kinds, [(len(part), pack(part)) for part in _parts(batch)], len(batch))
+        return cls(kinds, [(len(part), pack(part)) for part in _parts(batch)], len(batch), keep)
+
+
+@dataclass(frozen=True, slots=True)
+class BulkChange:
+    """Seqs to reserve for a chunk of a table that goes straight to the columns; `token` tells it from others."""
+
+    kinds: dict[tuple[str, str], str | None]
+    count: int
+    token: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +75,7 @@ class RecordChange:
     timestamp_s: float
 
 
-Change = PointsChange | DeleteChange | RecordChange
+Change = PointsChange | BulkChange | DeleteChange | RecordChange
 
 
 @dataclass(slots=True, eq=False)
@@ -221,10 +232,15 @@ class Writer:
             before, points = seq, 0
             for change in submission.changes:
                 if isinstance(change, PointsChange):
+                    kind = KEEP if change.keep else POINTS
                     for count, block in change.blocks:
                         seq += count
-                        row.add(seq, count, block)
+                        row.add(seq, count, block, kind)
                     points += change.count
+                elif isinstance(change, BulkChange):
+                    row.end()
+                    seq += change.count
+                    journal.append(seq, change.count, BULK, change.token, now_us)
                 elif isinstance(change, DeleteChange):
                     row.end()
                     seq += 1
@@ -245,7 +261,7 @@ class Writer:
         """Register new series; on a series of another kind the submission fails alone."""
         wanted: dict[tuple[str, str], str | None] = {}
         for change in submission.changes:
-            if isinstance(change, PointsChange):
+            if isinstance(change, (PointsChange, BulkChange)):
                 for pair, kind in change.kinds.items():
                     known = self._kinds.get(pair) or registered.get(pair) or wanted.get(pair)
                     if known is None:
@@ -280,12 +296,15 @@ class _PointsRow:
         self._journal = journal
         self._now_us = now_us
         self._blocks: list[bytes] = []
+        self._kind = POINTS
         self._seq = self._count = self._bytes = 0
 
-    def add(self, seq: int, count: int, block: bytes) -> None:
+    def add(self, seq: int, count: int, block: bytes, kind: str) -> None:
         """Add a block whose last seq is `seq`."""
-        if self._blocks and (self._count + count > BLOCK_POINTS or self._bytes + len(block) > BLOCK_BYTES):
+        full = self._count + count > BLOCK_POINTS or self._bytes + len(block) > BLOCK_BYTES
+        if self._blocks and (full or kind != self._kind):
             self.end()
+        self._kind = kind
         self._blocks.append(block)
         self._seq, self._count, self._bytes = seq, self._count + count, self._bytes + len(block)
 
@@ -293,7 +312,7 @@ class _PointsRow:
         """Write the row, if it holds anything."""
         if self._blocks:
             payload = self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)
-            self._journal.append(self._seq, self._count, POINTS, payload, self._now_us)
+            self._journal.append(self._seq, self._count, self._kind, payload, self._now_us)
             self._blocks, self._count, self._bytes = [], 0, 0
 
 

@@ -153,8 +153,22 @@ def perform(store: Store, act: Operation) -> None:
         value = content.value if content.text is None else content.text
         metadata = None if content.metadata is None else json.loads(content.metadata)
         store.points.insert(sensor, metric, value, at / 1_000_000, content.quality, metadata)
+    elif act.kind == "table":
+        store.points.insert_table(_columns(act.parts[0]))
     else:
         _do_part(store, act.parts[0])
+
+
+def _columns(part: Any) -> dict[str, list[Any]]:
+    return {
+        "sensor_id": [sensor for (sensor, _, _), _ in part.rows],
+        "metric_name": [metric for (_, metric, _), _ in part.rows],
+        "timestamp_us": [at for (_, _, at), _ in part.rows],
+        "value": [content.value for _, content in part.rows],
+        "value_text": [content.text for _, content in part.rows],
+        "quality": [content.quality for _, content in part.rows],
+        "metadata": [content.metadata for _, content in part.rows],
+    }
 
 
 def _do_part(target: Any, part: Any) -> None:
@@ -224,6 +238,12 @@ def _read(store: Store, app: App, rng: Random) -> None:
         time.sleep(rng.random() * 0.01)
 
 
+_JOURNAL = (
+    "SELECT seq, count FROM journal "
+    "WHERE kind <> 'void' OR seq > (SELECT pruned_through FROM store_state) ORDER BY seq"
+)
+
+
 # --- the count ------------------------------------------------------------------------------------------
 
 
@@ -234,7 +254,7 @@ def take_census(census: Census) -> Counted:
     if not census.create:
         with _raw(database) as raw:
             counted.found_state = _facts(raw)
-            counted.found_journal = raw.execute("SELECT seq, count FROM journal ORDER BY seq").fetchall()
+            counted.found_journal = raw.execute(_JOURNAL).fetchall()
     settings = Settings(flush_interval_s=60.0, lease_timeout_s=30.0, lease_idle_s=30.0)
     with Store(census.folder, settings, create=census.create) as store:
         counted.latest = store.points.latest(None)
@@ -245,7 +265,7 @@ def take_census(census: Census) -> Counted:
         counted.records = store.records.pending(limit=1_000_000)
     with _raw(database) as raw:
         counted.state = _facts(raw)
-        counted.journal = raw.execute("SELECT seq, count FROM journal ORDER BY seq").fetchall()
+        counted.journal = raw.execute(_JOURNAL).fetchall()
         counted.latest_copy = raw.execute("SELECT * FROM latest").fetchall()
         counted.ledger = raw.execute(
             "SELECT reason, detail, dropped, first_us, last_us FROM loss_ledger"

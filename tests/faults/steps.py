@@ -3,8 +3,8 @@
 The code under test runs as it is. The stops come from outside, in the child alone: from SQLAlchemy's events
 around each statement, from SQLite's own trace of statements, and from wrappers around public functions
 (`DefaultDialect.do_commit` of SQLAlchemy; `bare_transaction`, `fold_wal` and `empty_wal` of
-`repo.engines.sqlite`; `acquire` and `release` of the lease). At the wanted step the child says so on its pipe
-and then
+`repo.engines.sqlite`; `append` of the journal; `acquire` and `release` of the lease). At the wanted step the
+child says so on its pipe and then
 - stands still there until it is killed (a stop), or
 - goes on, and is killed while the engine is at it (a race: COMMIT, CHECKPOINT, folding, a query). Whether the
   kill came in time is known: the child says when it has passed the step, so a late kill is not counted.
@@ -27,8 +27,9 @@ from sqlalchemy.pool import Pool
 
 from repo.engines import sqlite
 from repo.engines.lease import Lease
+from repo.repositories.journal import JournalRepository
 
-__all__ = ["STEPS", "Place", "install"]
+__all__ = ["BULK", "STEPS", "Place", "install"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,12 @@ STEPS: dict[str, tuple[Place, ...]] = {
         Place("after append"),
         Place("before summaries"),
         Place("after watermark"),
+    ),
+    "in a bulk load": (
+        Place("bulk reserved"),
+        Place("before bulk"),
+        Place("bulk", race=True),
+        Place("after bulk"),
     ),
     "in flush's COMMIT": (Place("flush COMMIT", race=True),),
     "between flush's COMMIT and the copy": (
@@ -78,7 +85,11 @@ STEPS: dict[str, tuple[Place, ...]] = {
     "at a random time": (),
 }
 
+BULK = "in a bulk load"
+"""DuckDB alone has it: SQLite takes tables through the journal."""
+
 _STATEMENTS = {
+    "bulk": re.compile(r"\s*INSERT INTO (time_series_data|holdfast_incoming)\b.*OVER \(\) AS seq", re.DOTALL),
     "incoming": re.compile(r"\s*CREATE TEMPORARY TABLE"),
     "delete": re.compile(r"\s*DELETE FROM time_series_data"),
     "append": re.compile(r"\s*INSERT INTO time_series_data"),
@@ -183,7 +194,15 @@ def _watch_commits(stopper: _Stopper) -> None:
 
 
 def _watch_journal(stopper: _Stopper) -> None:
-    original = sqlite.bare_transaction
+    original, append = sqlite.bare_transaction, JournalRepository.append
+
+    def watched_append(
+        self: JournalRepository, seq: int, count: int, kind: str, payload: bytes, created_us: int
+    ) -> None:
+        append(self, seq, count, kind, payload, created_us)
+        _here.bulk = kind == "bulk"
+
+    JournalRepository.append = watched_append  # type: ignore[method-assign]
 
     @contextmanager
     def bare_transaction(connection: Connection) -> Iterator[None]:
@@ -194,6 +213,9 @@ def _watch_journal(stopper: _Stopper) -> None:
         _here.journal = False
         stopper.passed("journal COMMIT")
         stopper.reach("journal committed")
+        if getattr(_here, "bulk", False):
+            _here.bulk = False
+            stopper.reach("bulk reserved")
 
     sqlite.bare_transaction = bare_transaction
 

@@ -80,7 +80,8 @@ Part = Insert | Delete | AddRecord | MarkSent
 
 
 class Operation(NamedTuple):
-    """One call that is acknowledged as a whole: `insert`, `many`, `submit`, `delete`, `record`, `sent`, `together`."""
+    """One call that is acknowledged as a whole: `insert`, `many`, `submit`, `table`, `delete`, `record`, `sent`,
+    `together`."""
 
     kind: str
     parts: tuple[Part, ...]
@@ -140,8 +141,8 @@ def operation(seed: str, writer: int, index: int) -> Operation:
     """Return what a writer does at this index."""
     rng = Random(f"{seed}/{writer}/{index}")
     kind = rng.choices(
-        ("insert", "many", "big", "submit", "delete", "record", "sent", "together"),
-        (30, 25, 5, 12, 8, 12, 4, 8),
+        ("insert", "many", "big", "submit", "table", "delete", "record", "sent", "together"),
+        (30, 25, 5, 12, 8, 8, 12, 4, 8),
     )[0]
     match kind:
         case "insert":
@@ -150,6 +151,8 @@ def operation(seed: str, writer: int, index: int) -> Operation:
             return Operation(kind, (_rows(rng, writer, rng.randint(5, 120)),))
         case "big":
             return Operation("many", (_rows(rng, writer, rng.randint(800, 3000)),))
+        case "table":
+            return Operation("table", (_rows(rng, writer, rng.randint(1, 3000)),))
         case "delete":
             return Operation("delete", (_delete(rng, writer),))
         case "record":

@@ -1,0 +1,304 @@
+"""Bulk: tables straight into the columns, a chunk at a time under the lease; else through the journal.
+
+A chunk reserves its seqs by a journal row and is merged into the columns in one transaction; after the last one
+the columns are checkpointed, and only then is the call acknowledged, for these rows stand in no journal.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import Connection
+
+from repo.errors import FlushFailed, InvalidPoint, InvalidQuery, Refusal, StoreBusy
+from repo.exchange.scanning import SOURCE, Scan, scan
+from repo.exchange.tables import Chunk, Lists, Table, table_of
+from repo.repositories.applying import Applied
+from repo.repositories.journal import BULK, Entry
+from repo.repositories.merging import Part, merge
+from repo.repositories.points import Written
+from repo.repositories.series import Summary
+from repo.store.access import Access
+from repo.store.backends import duckdb_is_installed
+from repo.store.columns import SLICE_S
+from repo.store.flush import digest_of
+from repo.store.writer import BulkChange, PointsChange, Submission
+from repo.values import check_columns
+
+__all__ = ["Bulk"]
+
+CHUNK_ROWS = 1_000_000
+"""Rows of a chunk: some half a second under the lease, and as much work lost if the process dies."""
+
+JOURNAL_ROWS = 262_144
+"""Rows that go into the journal in one commit: about 6 MB."""
+
+_NO_POINTS = Written(None, None, 0)
+
+
+class Bulk:
+    """What `insert_table` does. Thread-safe."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._lock = threading.Lock()
+        self._scratch: Any = None
+
+    def insert(self, given: Any, on_error: str, on_conflict: str) -> Written:
+        """See `Points.insert_table`."""
+        for name, choice, choices in (
+            ("on_error", on_error, ("raise", "skip")),
+            ("on_conflict", on_conflict, ("overwrite", "keep")),
+        ):
+            if choice not in choices:
+                raise InvalidQuery(f"{name} = {choice!r}: {' or '.join(map(repr, choices))}")
+        self._access.metadata.refuse_after_fork()
+        scratch = self._opened_scratch()
+        try:
+            table = table_of(given, CHUNK_ROWS, scratch)
+            load = _Load(self._access, scratch, keep=on_conflict == "keep", skip=on_error == "skip")
+            return load.run(table)
+        finally:
+            if scratch is not None:
+                scratch.close()
+
+    def close(self) -> None:
+        """Let go of the memory in which tables are looked at."""
+        with self._lock:
+            if self._scratch is not None:
+                self._scratch.close()
+                self._scratch = None
+
+    def _opened_scratch(self) -> Any:
+        """Return a connection to a DuckDB in memory, which looks at tables; None where there is no DuckDB."""
+        if not duckdb_is_installed():
+            return None
+        from repo.engines import duckdb
+
+        with self._lock:
+            if self._scratch is None:
+                settings = self._access.settings
+                self._scratch = duckdb.open_scratch(
+                    memory_limit_bytes=settings.duckdb_memory_limit_bytes,
+                    threads=settings.duckdb_threads,
+                    temp_folder=self._access.metadata.path.parent / "tmp",
+                )
+            return self._scratch.cursor()
+
+
+@dataclass(slots=True)
+class _Looked:
+    """A chunk after the look at it: scanned, or else its points checked and packed."""
+
+    chunk: Chunk
+    scan: Scan | None
+    changes: Sequence[PointsChange] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+
+class _Load:
+    """One call."""
+
+    def __init__(self, access: Access, scratch: Any, *, keep: bool, skip: bool) -> None:
+        self._access = access
+        self._scratch = scratch
+        self._keep = keep
+        self._skip = skip
+        self._kinds: dict[tuple[str, str], str] = {}
+        self._written: list[Written] = []
+        self._undurable_seq = 0
+
+    def run(self, table: Table) -> Written:
+        """Look at the table, all of it first if it can be gone through twice, write it, and make it durable."""
+        looked = self._look(table.chunks)
+        refusals: list[Refusal] = []
+        try:
+            for one in list(looked) if table.repeatable else looked:
+                refusals += one.refusals
+                self._write(one)
+            self._make_durable()
+        except Exception as error:  # also what the caller's stream raised
+            if done := sum(written.accepted for written in self._written):
+                error.add_note(
+                    f"{done:,} rows of this table were written before that, and may stay; writing all of it "
+                    "again is harmless"
+                )
+            raise
+        written = self._written or [_NO_POINTS]
+        return Written(
+            written[0].first_seq,
+            written[-1].last_seq,
+            sum(one.accepted for one in written),
+            len(refusals),
+            tuple(refusals),
+        )
+
+    # --- the look -------------------------------------------------------------------------------------
+
+    def _look(self, chunks: Iterable[Chunk]) -> Iterator[_Looked]:
+        first_row = 0
+        for chunk in chunks:
+            if chunk.rows:
+                yield self._looked(chunk, first_row)
+            first_row += chunk.rows
+
+    def _looked(self, chunk: Chunk, first_row: int) -> _Looked:
+        source = None if self._scratch is None else chunk.source
+        found = None if source is None else scan(self._scratch, source)
+        if found is not None and all(self._is_kind(group.pair, group.kind) for group in found.groups):
+            return _Looked(chunk, found)
+        looked = _Looked(chunk, None, *self._packed(chunk, first_row))
+        if looked.refusals and not self._skip:
+            raise InvalidPoint(looked.refusals)
+        return looked
+
+    def _packed(self, chunk: Chunk, first_row: int) -> tuple[list[PointsChange], tuple[Refusal, ...]]:
+        """Check the rows of a chunk as rows, and pack the good ones."""
+        changes: list[PointsChange] = []
+        refusals: list[Refusal] = []
+        for start in range(0, chunk.rows, JOURNAL_ROWS):
+            columns = _plain(chunk.lists(start, JOURNAL_ROWS))
+            accept_bool = self._access.settings.accept_bool
+            batch, refused = check_columns(columns, accept_bool=accept_bool, skip=True)
+            refusals += [replace(one, row=(one.row or 0) + start + first_row) for one in refused]
+            for pair, kind in zip(batch.series, batch.kinds, strict=True):
+                if not self._is_kind(pair, kind):
+                    raise InvalidPoint(
+                        [
+                            Refusal(
+                                None,
+                                "value",
+                                f"the series {pair[0]!r} {pair[1]!r} has numbers and texts here",
+                            )
+                        ]
+                    )
+            if len(batch):
+                changes.append(PointsChange.of(batch, keep=self._keep))
+        return changes, tuple(refusals)
+
+    def _is_kind(self, pair: tuple[str, str], kind: str | None) -> bool:
+        return kind is None or self._kinds.setdefault(pair, kind) == kind
+
+    # --- writing --------------------------------------------------------------------------------------
+
+    def _write(self, looked: _Looked) -> None:
+        """Write a chunk: straight to the columns if it is large and they are to be had, else to the journal."""
+        found = looked.scan
+        if found is not None:
+            large = found.rows >= self._access.settings.bulk_rows or self._undurable_seq
+            if large and self._straight(looked.chunk, found):
+                return
+            looked.changes, _ = self._packed(looked.chunk, 0)
+        for change in looked.changes:
+            self._written.append(self._access.writer.commit(Submission((change,))))
+
+    def _straight(self, chunk: Chunk, found: Scan) -> bool:
+        """Merge a chunk into the columns; False if they cannot be had at once, or take no tables."""
+        if self._access.columns is None or not self._access.columns.backend.takes_tables:
+            return False
+        columns, flusher = self._access.parts()
+        try:
+            with columns.alone("bulk load", timeout_s=SLICE_S) as opened:
+                kinds = {group.pair: group.kind for group in found.groups}
+                change = BulkChange(kinds, found.rows, uuid4().bytes)
+                reserved = self._access.writer.commit(Submission((change,)))
+                assert reserved.first_seq is not None
+                assert reserved.last_seq is not None
+                entry = Entry(reserved.last_seq, found.rows, BULK, change.token)
+                opened = flusher.through(opened, entry.first_seq - 1)
+                flusher.commit(opened, _Merge.of(entry, chunk.source, found, keep=self._keep))
+        except StoreBusy:
+            return False
+        self._undurable_seq = entry.seq
+        self._written.append(Written(entry.first_seq, entry.seq, found.rows))
+        return True
+
+    def _make_durable(self) -> None:
+        """Checkpoint what went straight to the columns."""
+        if not self._undurable_seq:
+            return
+        columns, flusher = self._access.parts()
+        with columns.alone("bulk load") as opened:
+            if flusher.make_durable(opened) < self._undurable_seq:
+                raise FlushFailed(
+                    f"{opened.backend.path} lost the rows of this table before they were durable; write it again",
+                    path=opened.backend.path,
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class _Merge:
+    """A chunk as a piece of work for flush."""
+
+    through: int
+    digest: int
+    source: Any
+    scan: Scan
+    first_seq: int
+    keep: bool
+
+    @classmethod
+    def of(cls, entry: Entry, source: Any, found: Scan, *, keep: bool) -> _Merge:
+        return cls(entry.seq, digest_of([entry]), source, found, entry.first_seq, keep)
+
+    def apply(self, connection: Connection, known: dict[tuple[str, str], Summary]) -> Applied:
+        parts = {
+            group.pair: Part(
+                group.rows, group.first_us, group.last_us, (*group.newest, self.first_seq + group.place)
+            )
+            for group in self.scan.groups
+        }
+        return merge(
+            connection,
+            (SOURCE, self.source),
+            self.scan.select,
+            parts,
+            known,
+            first_seq=self.first_seq,
+            unique=self.scan.unique,
+            keep=self.keep,
+        )
+
+    def loss(self, _applied: Applied) -> None:
+        return None
+
+
+class NoTime:
+    """Stands for a time that a table lacks: a row may leave it out, and means now; a table may not."""
+
+
+def _plain(lists: Lists) -> dict[str, Sequence[Any]]:
+    """Return the columns of a table as those of rows."""
+    columns = dict(lists)
+    for name in ("timestamp", "timestamp_us"):
+        if name in columns and None in columns[name]:
+            columns[name] = [NoTime() if time is None else time for time in columns[name]]
+    if "value_text" in columns:
+        texts = columns.pop("value_text")
+        numbers = columns.get("value", [None] * len(texts))
+        columns["value"] = [_either(number, text) for number, text in zip(numbers, texts, strict=True)]
+    if "metadata" in columns:
+        columns["metadata"] = [_mapping(metadata) for metadata in columns["metadata"]]
+    return columns
+
+
+def _either(number: Any, text: Any) -> Any:
+    if text is None:
+        return number
+    return text if number is None or number != number else (number, text)  # both are refused
+
+
+def _mapping(metadata: Any) -> Any:
+    """Return metadata given as JSON as what it says; what is no JSON object is refused as it stands."""
+    if not isinstance(metadata, str):
+        return metadata
+    try:
+        parsed = json.loads(metadata)
+    except (ValueError, RecursionError):
+        return metadata
+    return parsed if isinstance(parsed, Mapping) else metadata
