@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, select
 
 from repo import InvalidPoint, InvalidQuery, PointRepository, RecordRepository, TransactionRule, models
 from repo.engines import duckdb, sqlite
-from repo.repositories.journal import POINTS, JournalRepository
+from repo.repositories.journal import BULK, POINTS, JournalRepository
 from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
 from repo.repositories.series import LatestRepository, SeriesRepository, Summary, SummaryRepository
 from repo.repositories.sinks import SinkRepository
@@ -32,6 +32,7 @@ def with_point(connection: Connection) -> None:
 def with_facts(connection: Connection) -> None:
     StateRepository(connection).create(State("id", 0, 0, 0, "duckdb", None, 1, 0))
     JournalRepository(connection).append(1, 1, POINTS, b"", 0)
+    JournalRepository(connection).append(7, 6, BULK, b"", 0)
     RecordRepository(connection).add("old", "s", "{}", 0.0, 0.0)
     SeriesRepository(connection).register({("old", "m"): "number"})
     LatestRepository(connection).replace({("old", "m"): SUMMARY})
@@ -62,6 +63,7 @@ METADATA_WRITES: dict[str, Write] = {
     "records.mark_sent": lambda c: RecordRepository(c).mark_sent(["old"]),
     "records.mark_failed": lambda c: RecordRepository(c).mark_failed(["old"], 1.0),
     "journal.append": lambda c: JournalRepository(c).append(9, 1, POINTS, b"", 0),
+    "journal.void": lambda c: JournalRepository(c).void([7]),
     "journal.prune": lambda c: JournalRepository(c).prune(5),
     "journal.renumber_past": lambda c: JournalRepository(c).renumber_past(50, 0),
     "series.register": lambda c: SeriesRepository(c).register({PAIR: "number"}),
