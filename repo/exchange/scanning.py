@@ -139,7 +139,9 @@ def _time(types: Mapping[str, str], odd: list[str]) -> str | None:
         return "timestamp_us::BIGINT"
     kind = types["timestamp"]
     if kind in _MOMENTS:
-        us = "epoch_us(timestamp::TIMESTAMPTZ)"
+        us = "epoch_us(timestamp)"
+        if kind == "TIMESTAMPTZ_NS":  # a cast would round it
+            us = "(epoch_ns(timestamp) - ((epoch_ns(timestamp) % 1000) + 1000) % 1000) // 1000"
         odd.append("NOT isfinite(timestamp::TIMESTAMPTZ)")
         odd.append(f"{us} NOT BETWEEN {MIN_TIMESTAMP_US} AND {MAX_TIMESTAMP_US}")
         return us

@@ -166,7 +166,7 @@ def _utc(column: Any) -> Any:
         return column
     import pyarrow as pa
 
-    return pa.array(column).cast(pa.timestamp("us", "UTC"), safe=False)
+    return pa.array(column.astype("datetime64[us]")).cast(pa.timestamp("us", "UTC"))
 
 
 def _of_lists(columns: Lists, rows: int, chunk_rows: int) -> Table:
@@ -292,12 +292,18 @@ def _arrow_list(name: str, column: Any) -> tuple[str, list[Any]]:
 
     if pa.types.is_timestamp(column.type) and column.type.tz is not None:
         # As integers: Python's datetimes hold no nanoseconds, and need a time zone database.
-        column = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
-        return "timestamp_us" if name == "timestamp" else name, column.to_pylist()
+        up, down = _PER_UNIT[column.type.unit]
+        counts = column.cast(pa.int64()).to_pylist()
+        listed = [None if count is None else count * up // down for count in counts]
+        return "timestamp_us" if name == "timestamp" else name, listed
     listed = column.to_pylist()
     if pa.types.is_map(column.type):
         listed = [None if item is None else dict(item) for item in listed]
     return name, listed
+
+
+_PER_UNIT = {"s": (1_000_000, 1), "ms": (1_000, 1), "us": (1, 1), "ns": (1, 1_000)}
+"""How many µs a count of a unit is."""
 
 
 def _checked_names(names: Iterable[Any]) -> tuple[str, ...]:
