@@ -40,7 +40,12 @@ class Settings:
     """What an acknowledged write survives: `full` a power loss, `normal` a killed process."""
 
     engine: Literal["auto", "duckdb", "sqlite"] = "auto"
-    """The engine of a NEW store: `auto` is DuckDB where it can be imported. A store that exists keeps its own."""
+    """The engine of a NEW store: `auto` is DuckDB where it can be imported. A store that exists keeps its own
+    (see `convert_at_open`)."""
+
+    convert_at_open: bool = False
+    """Move the columns of a store that exists to `engine`, at open, if that names another than they are in. It
+    takes minutes for ten million points, in which nobody can read them."""
 
     auto_migrate: bool = True
     """Bring an outdated schema to the present one at open; otherwise `SchemaOutdated`."""

@@ -25,6 +25,8 @@ _COMMANDS = {
     "init": ("folders", "Make a store, or see that there is one."),
     "status": ("folders", "Show what the store holds, its backlog, its files and who has it open."),
     "migrate": ("folders", "Bring the store's schema to this program's version."),
+    "promote": ("engines", "Move the columns from SQLite to DuckDB."),
+    "demote": ("engines", "Move the columns from DuckDB to SQLite."),
     "query": ("reading", "Print points of SENSOR and METRIC, or aggregates of them."),
     "latest": ("reading", "Print the newest points of each series."),
     "series": ("reading", "List the series of the store."),

@@ -72,11 +72,11 @@ def status(session: Session) -> None:
     are those of the last flush.
 
     \b
-    JSON: {"path", "store_id", "engine", "schema", "last_seq", "flushed_seq", "pruned_seq", "journal_rows",
-    "journal_seqs", "unflushed", "points", "series", "oldest_us", "newest_us", "records_pending",
-    "ledger_entries", "ledger_dropped", "sinks": [{"name", "confirmed_seq", "behind"}], "bytes_by_file":
-    {file: bytes}, "bytes_total", "bytes_free_on_disk", "holder": {"pid", "since_us", "doing"} or null,
-    "warnings": [text]}
+    JSON: {"path", "store_id", "engine", "generation", "schema", "last_seq", "flushed_seq", "pruned_seq",
+    "journal_rows", "journal_seqs", "unflushed", "points", "series", "oldest_us", "newest_us",
+    "records_pending", "ledger_entries", "ledger_dropped", "sinks": [{"name", "confirmed_seq", "behind"}],
+    "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {file that was set aside: bytes}, "bytes_total",
+    "bytes_free_on_disk", "holder": {"pid", "since_us", "doing"} or null, "warnings": [text]}
     """
     with session.opened() as store:
         found = store.status()
@@ -149,6 +149,7 @@ def _told(found: Status) -> list[tuple[str, str]]:
     ]
     lines.append(("lost", f"{found.ledger_dropped:,} dropped, in {found.ledger_entries:,} ledger entries"))
     lines += [("file", f"{_size(size):>10}  {name}") for name, size in found.bytes_by_file.items()]
+    lines += [("kept", f"{_size(size):>10}  {name}") for name, size in found.bytes_by_kept_file.items()]
     lines.append(("disk", f"{_size(found.bytes_free_on_disk):>10}  free"))
     if found.holder is not None:
         lines.append(("columns", f"held by process {found.holder.pid}, doing: {found.holder.doing}"))

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sqlalchemy import Engine, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import Engine, inspect, make_url, select
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from repo.clock import system_clock
 from repo.engines import sqlite
 from repo.engines.lease import Lease
 from repo.errors import HoldfastError, StoreMissing
+from repo.models import StoreState
 from repo.settings import Settings
 
 __all__ = ["DATABASES", "Target", "find_targets", "held"]
@@ -129,10 +130,30 @@ def _from_url(database: str, text: str) -> Target:
     raise HoldfastError(f"{text!r}: a {database} database is never kept in {engine}")
 
 
+def _active_engine(metadata: Path) -> Literal["sqlite", "duckdb"] | None:
+    """Return the engine that a store says its columns are in; None where no store says anything yet."""
+    if not metadata.exists():
+        return None
+    engine = sqlite.open_engine(metadata)
+    try:
+        with engine.execution_options(**sqlite.READ).connect() as connection:
+            if not inspect(connection).has_table(StoreState.__tablename__):
+                return None
+            found = connection.scalar(select(StoreState.engine))
+    except SQLAlchemyError as error:
+        raise sqlite.typed_error(error, metadata) from error
+    finally:
+        engine.dispose()
+    return "sqlite" if found == "sqlite" else "duckdb" if found == "duckdb" else None
+
+
 def _in_folder(database: str, folder: Path) -> Target:
     if database == "metadata":
         return Target(database, "sqlite", folder / "offline_buffer.db")
     columns, rows = folder / "timeseries.duckdb", folder / "timeseries.sqlite"
+    active = _active_engine(folder / "offline_buffer.db")
+    if active is not None:
+        return Target(database, active, columns if active == "duckdb" else rows)
     if columns.exists() and rows.exists():
         raise HoldfastError(
             f"{folder} holds both {columns.name} and {rows.name}; name the right one with -x timeseries.url=",

@@ -11,7 +11,6 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from repo.clock import Clock
-from repo.errors import EngineMissing
 from repo.repositories.journal import JournalRepository
 from repo.settings import Settings
 from repo.store.columns import Columns
@@ -31,15 +30,14 @@ class Reading(NamedTuple):
 
 @dataclass(slots=True)
 class Access:
-    """The parts of an open store. `columns` and `flusher` are None where its engine is not installed."""
+    """The parts of an open store. Using the columns raises `EngineMissing` where their engine is not installed."""
 
     metadata: MetadataDatabase
     writer: Writer
     settings: Settings
     clock: Clock
-    columns: Columns | None
-    flusher: Flusher | None
-    missing: EngineMissing | None = None
+    columns: Columns
+    flusher: Flusher
 
     def journal_end(self) -> int:
         """Return the last seq that is committed to the journal."""
@@ -49,7 +47,7 @@ class Access:
     @contextmanager
     def reading(self, doing: str) -> Iterator[Reading]:
         """A transaction on the columns that sees every write acknowledged before."""
-        columns, flusher = self.parts()
+        columns, flusher = self.columns, self.flusher
         target = self.journal_end()
         with columns.shared(
             doing, lambda: flusher.reached(target), lambda opened: flusher.through(opened, target)
@@ -62,23 +60,14 @@ class Access:
 
     def flush(self, doing: str = "flush") -> int:
         """Apply everything acknowledged so far; returns the watermark."""
-        columns, flusher = self.parts()
         target = self.journal_end()
-        with columns.alone(doing) as opened:
-            flusher.through(opened, target)
-            return flusher.watermark
+        with self.columns.alone(doing) as opened:
+            self.flusher.through(opened, target)
+            return self.flusher.watermark
 
     def checkpoint(self) -> int:
         """Flush, make the columns durable, and prune the journal; returns the watermark."""
-        columns, flusher = self.parts()
         target = self.journal_end()
-        with columns.alone("checkpoint") as opened:
-            flusher.checkpoint(flusher.through(opened, target))
-            return flusher.watermark
-
-    def parts(self) -> tuple[Columns, Flusher]:
-        """Return columns and flusher; raises `EngineMissing` where the engine cannot be used."""
-        if self.columns is None or self.flusher is None:
-            assert self.missing is not None
-            raise self.missing
-        return self.columns, self.flusher
+        with self.columns.alone("checkpoint") as opened:
+            self.flusher.checkpoint(self.flusher.through(opened, target))
+            return self.flusher.watermark

@@ -17,9 +17,19 @@ from repo.engines import sqlite
 from repo.errors import EngineMissing, HoldfastError, InvalidQuery
 from repo.settings import Settings
 
-__all__ = ["Backend", "DuckDBBackend", "SQLiteBackend", "backend_for", "duckdb_is_installed"]
+__all__ = [
+    "COLUMN_FILES",
+    "Backend",
+    "DuckDBBackend",
+    "SQLiteBackend",
+    "backend_for",
+    "duckdb_is_installed",
+]
 
 log = logging.getLogger("holdfast.backends")
+
+COLUMN_FILES = {"duckdb": "timeseries.duckdb", "sqlite": "timeseries.sqlite"}
+"""Where each engine keeps the columns, in the store's folder."""
 
 Params = Sequence[Any] | Mapping[str, Any]
 
@@ -226,17 +236,18 @@ def duckdb_is_installed() -> bool:
     return True
 
 
-def backend_for(engine: str, folder: Path, settings: Settings, clock: Clock) -> Backend:
-    """Return the backend of a store's active engine; `EngineMissing` where it cannot be used here."""
+def backend_for(engine: str, path: Path, settings: Settings, clock: Clock) -> Backend:
+    """Return the backend of an engine for a file; `EngineMissing` where it cannot be used here."""
     if engine == "sqlite":
-        return SQLiteBackend(folder / "timeseries.sqlite", settings)
+        return SQLiteBackend(path, settings)
     if not duckdb_is_installed():
         raise EngineMissing(
-            f"the columns of {folder} are in DuckDB, which is not installed here ({platform.machine()}); "
-            "install duckdb 2.0 and duckdb-engine 0.17.0. Writing to this store goes on without them",
-            path=folder,
+            f"{path} needs DuckDB, which is not installed here ({platform.machine()}); install duckdb 2.0 and "
+            "duckdb-engine 0.17.0. Writing to this store goes on without it; `holdfast demote`, where DuckDB is "
+            "installed, moves the columns to SQLite",
+            path=path,
         )
-    return DuckDBBackend(folder / "timeseries.duckdb", settings, clock)
+    return DuckDBBackend(path, settings, clock)
 
 
 def _dicts(description: Sequence[Sequence[Any]], rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from sqlalchemy import Connection
 
-from repo.errors import FlushFailed, InvalidPoint, InvalidQuery, Refusal, StoreBusy
+from repo.errors import EngineMissing, FlushFailed, InvalidPoint, InvalidQuery, Refusal, StoreBusy
 from repo.exchange.scanning import SOURCE, Scan, scan
 from repo.exchange.tables import Chunk, Lists, Table, table_of
 from repo.repositories.applying import Applied
@@ -25,7 +25,6 @@ from repo.repositories.points import Written
 from repo.repositories.series import Summary
 from repo.store.access import Access
 from repo.store.backends import duckdb_is_installed
-from repo.store.columns import SLICE_S
 from repo.store.flush import digest_of
 from repo.store.writer import BulkChange, PointsChange, Submission
 from repo.values import check_columns
@@ -37,6 +36,10 @@ CHUNK_ROWS = 1_000_000
 
 JOURNAL_ROWS = 262_144
 """Rows that go into the journal in one commit: about 6 MB."""
+
+WAIT_S = 0.2
+"""How long a chunk waits for the columns before it goes through the journal: a hand-over takes 30-80 ms, and
+threads that read here before it some more."""
 
 _NO_POINTS = Written(None, None, 0)
 
@@ -199,11 +202,11 @@ class _Load:
 
     def _straight(self, chunk: Chunk, found: Scan) -> bool:
         """Merge a chunk into the columns; False if they cannot be had at once, or take no tables."""
-        if self._access.columns is None or not self._access.columns.backend.takes_tables:
-            return False
-        columns, flusher = self._access.parts()
+        columns, flusher = self._access.columns, self._access.flusher
         try:
-            with columns.alone("bulk load", timeout_s=SLICE_S) as opened:
+            with columns.alone("bulk load", timeout_s=WAIT_S) as opened:
+                if not opened.backend.takes_tables:
+                    return False
                 kinds = {group.pair: group.kind for group in found.groups}
                 change = BulkChange(kinds, found.rows, uuid4().bytes)
                 reserved = self._access.writer.commit(Submission((change,)))
@@ -212,7 +215,7 @@ class _Load:
                 entry = Entry(reserved.last_seq, found.rows, BULK, change.token)
                 opened = flusher.through(opened, entry.first_seq - 1)
                 flusher.commit(opened, _Merge.of(entry, chunk.source, found, keep=self._keep))
-        except StoreBusy:
+        except (StoreBusy, EngineMissing):
             return False
         self._undurable_seq = entry.seq
         self._written.append(Written(entry.first_seq, entry.seq, found.rows))
@@ -222,9 +225,8 @@ class _Load:
         """Checkpoint what went straight to the columns."""
         if not self._undurable_seq:
             return
-        columns, flusher = self._access.parts()
-        with columns.alone("bulk load") as opened:
-            if flusher.make_durable(opened) < self._undurable_seq:
+        with self._access.columns.alone("bulk load") as opened:
+            if self._access.flusher.make_durable(opened) < self._undurable_seq:
                 raise FlushFailed(
                     f"{opened.backend.path} lost the rows of this table before they were durable; write it again",
                     path=opened.backend.path,

@@ -56,11 +56,13 @@ class Columns:
 
     `alone` gives a thread the database by itself (flush, checkpoint); `shared` lets many read at once. Both
     take the lease and open the file as needed. The last to leave lets go when another process waits; `tend`
-    does so while nobody uses it.
+    does so while nobody uses it. Which engine is active is asked anew, under the lease, at each opening: `choose`
+    says it, or raises `EngineMissing`, as then do `alone` and `shared`.
     """
 
-    def __init__(self, folder: Path, backend: Backend, settings: Settings, clock: Clock) -> None:
-        self.backend = backend
+    def __init__(self, folder: Path, choose: Callable[[], Backend], settings: Settings, clock: Clock) -> None:
+        self._choose = choose
+        self._backend: Backend | None = None
         self._settings = settings
         self._folder = folder
         self._lease = Lease(folder, clock)
@@ -77,6 +79,13 @@ class Columns:
     def notify(self, *, opened: Callable[[OpenColumns], None], closed: Callable[[], None]) -> None:
         """Set what is called, alone, after each opening and before each closing."""
         self._on_open, self._on_close = opened, closed
+
+    @property
+    def backend(self) -> Backend:
+        """The engine that was active when it was last asked; raises `EngineMissing` if it cannot be used here."""
+        if self._backend is None:
+            self._backend = self._choose()
+        return self._backend
 
     @property
     def is_open(self) -> bool:
@@ -208,14 +217,17 @@ class Columns:
 
     def _opened(self, doing: str, deadline: float) -> OpenColumns:
         if self._open is None:
+            self._backend = None
+            _ = self.backend  # where its engine is missing, nobody needs to wait for the lease
             self._lease.acquire(max(0.0, deadline - time.monotonic()), doing)
-            opened = OpenColumns(self.backend)
+            self._backend = self._choose()
+            opened = OpenColumns(self._backend)
             try:
                 self._on_open(opened)
             except BaseException as error:
                 opened.close()
                 if isinstance(error, DBAPIError):
-                    raise self.backend.typed_error(error) from error
+                    raise opened.backend.typed_error(error) from error
                 raise
             self._open = opened
         return self._open

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 from zlib import crc32
@@ -20,7 +21,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from repo.clock import Clock
-from repo.errors import FlushFailed, StoreForked
+from repo.errors import FlushFailed, StoreCorrupt, StoreForked
 from repo.repositories.applying import Applied, Row, apply
 from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, Entry, JournalRepository
 from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
@@ -89,13 +90,15 @@ class Flusher:
         columns: Columns,
         settings: Settings,
         clock: Clock,
-        bring_to_head: Callable[[Engine], None],
+        bring_to_head: Callable[[Engine, Path], None],
+        set_aside: Callable[[str, int], None],
     ) -> None:
         self._metadata = metadata
         self._columns = columns
         self._settings = settings
         self._clock = clock
         self._bring_to_head = bring_to_head
+        self._set_aside = set_aside
         self._state: ColumnsState | None = None
         self._known: Known = {}
         self._copied_losses: list[str] = []
@@ -113,6 +116,11 @@ class Flusher:
     def known(self) -> Iterable[tuple[str, str]]:
         """The series that have points in the open file."""
         return self._known
+
+    @property
+    def points(self) -> int:
+        """How many points the open file holds."""
+        return sum(summary.points for summary in self._known.values())
 
     def reached(self, seq: int) -> bool:
         """Say whether the open file holds everything that was in the journal when its last seq was `seq`."""
@@ -289,7 +297,7 @@ class Flusher:
 
     def _opened(self, opened: OpenColumns) -> None:
         """Bring the file to the present schema, and see that it and the metadata belong together."""
-        self._bring_to_head(opened.engine)
+        self._bring_to_head(opened.engine, opened.backend.path)
         with self._metadata.read() as connection:
             facts = StateRepository(connection).get()
             cursors = SinkRepository(connection).list()
@@ -301,6 +309,13 @@ class Flusher:
                 f"({facts.store_id}); put the file of this store back",
                 path=opened.backend.path,
             )
+        if found is not None and found.generation != facts.generation:
+            raise StoreCorrupt(
+                f"{opened.backend.path} is of generation {found.generation}, and the store is at {facts.generation}: "
+                "it was set aside when the columns moved to another engine. Put the file of this generation back",
+                path=opened.backend.path,
+            )
+        self._set_aside(opened.backend.name, facts.generation)
         state = found or ColumnsState(facts.store_id, uuid4().hex, facts.generation, 0)
         loss = None
         if state.watermark < facts.pruned_through:

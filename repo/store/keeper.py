@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 
-from repo.errors import StoreBusy
+from repo.errors import EngineMissing, StoreBusy
 from repo.repositories.state import StateRepository
 from repo.store.access import Access
 
@@ -35,7 +35,7 @@ class Keeper:
         self._thread.join()
 
     def _run(self) -> None:
-        columns, _ = self._access.parts()
+        columns = self._access.columns
         interval_s = self._access.settings.flush_interval_s
         next_flush_s = time.monotonic() + interval_s
         while not self._stop.wait(TEND_S if columns.is_open else min(interval_s, 0.25)):
@@ -52,15 +52,17 @@ class Keeper:
                     log.error("the background flush failed and is tried again: %s", error)
 
     def _flush(self) -> None:
-        columns, flusher = self._access.parts()
+        columns, flusher = self._access.columns, self._access.flusher
         with self._access.metadata.read() as connection:
             state = StateRepository(connection).get()
         assert state is not None
         waits = state.last_seq > state.copied_through
-        if not waits and not flusher.checkpoint_is_due(unpruned=state.copied_through > state.pruned_through):
-            return  # an idle holder must grow idle: using the columns would keep the lease for ever
         try:
+            if not waits and not flusher.checkpoint_is_due(
+                unpruned=state.copied_through > state.pruned_through
+            ):
+                return  # an idle holder must grow idle: using the columns would keep the lease for ever
             with columns.alone("background flush", timeout_s=0.0 if not columns.is_open else None) as opened:
                 flusher.checkpoint_if_due(flusher.through(opened, state.last_seq))
-        except StoreBusy:
-            return  # who holds the lease flushes everything, ours too
+        except (StoreBusy, EngineMissing):
+            return  # who holds the lease flushes everything, ours too; so does who has the engine

@@ -214,9 +214,8 @@ class Points(PointWriter):
         """
         if limit < 1:
             raise InvalidQuery(f"limit = {limit}: at least 1")
-        _, flusher = self._access.parts()
         with self._access.reading("delivery") as (connection, _):
-            return next_points(connection, seq, flusher.watermark, limit)
+            return next_points(connection, seq, self._access.flusher.watermark, limit)
 
     def _refuse_numbers_of_texts(self, selection: Selection, aggregates: Sequence[str]) -> None:
         wanted = [name for name in aggregates if name in reading.NUMERIC]

@@ -20,6 +20,9 @@ from repo.repositories.state import StateRepository
 
 __all__ = ["SinkStatus", "Status", "read_status"]
 
+KEPT = ("timeseries.*.inactive-*", "*.corrupt-*")
+"""Files that were set aside: the columns of the engine that was active before, and damaged logs."""
+
 STORE_FILES = (
     "offline_buffer.db",
     "offline_buffer.db-wal",
@@ -46,6 +49,7 @@ class Status:
     path: str
     store_id: str
     engine: str
+    generation: int
     schema: str
     last_seq: int
     flushed_seq: int
@@ -62,6 +66,7 @@ class Status:
     ledger_dropped: int
     sinks: tuple[SinkStatus, ...]
     bytes_by_file: dict[str, int]
+    bytes_by_kept_file: dict[str, int]
     bytes_total: int
     bytes_free_on_disk: int
     holder: Holder | None
@@ -80,10 +85,12 @@ def read_status(connection: Connection, folder: Path, schema: str) -> Status:
     summaries = LatestRepository(connection).all().values()
     entries, dropped = LedgerRepository(connection).totals()
     sizes = {name: size for name in STORE_FILES if (size := _size(folder / name)) is not None}
+    kept = {path.name: _size(path) or 0 for pattern in KEPT for path in sorted(folder.glob(pattern))}
     return Status(
         path=str(folder),
         store_id=state.store_id,
         engine=state.engine or "none yet",
+        generation=state.generation,
         schema=schema,
         last_seq=state.last_seq,
         flushed_seq=state.copied_through,
@@ -103,7 +110,8 @@ def read_status(connection: Connection, folder: Path, schema: str) -> Status:
             for sink in SinkRepository(connection).list()
         ),
         bytes_by_file=sizes,
-        bytes_total=sum(sizes.values()),
+        bytes_by_kept_file=kept,
+        bytes_total=sum(sizes.values()) + sum(kept.values()),
         bytes_free_on_disk=shutil.disk_usage(folder).free,
         holder=read_holder(folder),
         warnings=_warnings(LedgerRepository(connection)),

@@ -6,7 +6,7 @@ import atexit
 import logging
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +24,9 @@ from repo.repositories.state import State, StateRepository
 from repo.schema import version
 from repo.settings import Settings
 from repo.store.access import Access
-from repo.store.backends import backend_for, duckdb_is_installed
+from repo.store.backends import COLUMN_FILES, Backend, backend_for, duckdb_is_installed
 from repo.store.columns import Columns
+from repo.store.converting import Converted, convert, set_inactive_aside
 from repo.store.flush import Flusher
 from repo.store.keeper import Keeper
 from repo.store.metadata import MetadataDatabase
@@ -41,7 +42,8 @@ __all__ = ["METADATA_FILE", "Store"]
 log = logging.getLogger("holdfast.store")
 
 METADATA_FILE = "offline_buffer.db"
-_COLUMN_FILES = {"duckdb": "timeseries.duckdb", "sqlite": "timeseries.sqlite"}
+
+Progress = Callable[[int, int], object]
 
 
 class Store:
@@ -81,9 +83,15 @@ class Store:
         self.points = Points(self._access, self._access.writer.commit)
         self.records = Records(self._access, self._access.writer.commit)
         self.series = SeriesRoom(self._access)
-        if self.settings.background and self._access.columns is not None:
+        if self.settings.background:
             self._keeper = Keeper(self._access)
         _open_stores.add(self)
+        if self.settings.convert_at_open and self.settings.engine != "auto":
+            try:
+                self._convert(self.settings.engine)
+            except BaseException:
+                self.close()
+                raise
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -104,9 +112,8 @@ class Store:
         Values go by `params` (`?`, or `$name` on DuckDB and `:name` on SQLite). It can neither write nor reach
         anything outside the store: `InvalidQuery`. All rows are fetched at once, so mind the memory.
         """
-        columns, _ = self._access.parts()
         with self._access.reading("sql query") as (connection, _):
-            return columns.backend.query(connection, query, params)
+            return self._access.columns.backend.query(connection, query, params)
 
     def flush(self) -> int:
         """Apply everything acknowledged so far to the columns; returns the seq that they now hold."""
@@ -115,6 +122,20 @@ class Store:
     def checkpoint(self) -> int:
         """Flush, make the columns durable and prune the journal; returns the seq that they now hold."""
         return self._access.checkpoint()
+
+    def promote(self, progress: Progress = lambda _done, _points: None) -> Converted:
+        """Move the columns from SQLite to DuckDB, and return when they are durable there and DuckDB is active.
+
+        Writing goes on meanwhile; reading waits, in every process, and so may end in `StoreBusy`. The old file is
+        kept, under another name. A kill leaves the one engine active or the other, with everything in it. Does
+        nothing where DuckDB is active. `progress` is told how many of how many points were moved. Raises
+        `EngineMissing`, `StoreBusy`, `StoreFull` or the engine's typed error; then nothing was changed.
+        """
+        return self._convert("duckdb", progress)
+
+    def demote(self, progress: Progress = lambda _done, _points: None) -> Converted:
+        """Move the columns from DuckDB to SQLite; as `promote`."""
+        return self._convert("sqlite", progress)
 
     def status(self) -> Status:
         """Describe the store, from SQLite alone: it answers at once, whoever holds the columns."""
@@ -149,8 +170,7 @@ class Store:
         if self._keeper is not None:
             self._keeper.stop()
             self._keeper = None
-        if self._access.columns is not None:
-            self._access.columns.close()
+        self._access.columns.close()
         self._access.metadata.close()
 
     def __enter__(self) -> Self:
@@ -179,7 +199,7 @@ class Store:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def _refuse_columns_alone(self) -> None:
-        columns = [self.path / name for name in _COLUMN_FILES.values() if (self.path / name).exists()]
+        columns = [self.path / name for name in COLUMN_FILES.values() if (self.path / name).exists()]
         if columns:
             raise StoreCorrupt(
                 f"{columns[0]} has no {METADATA_FILE} beside it, or an empty one; it holds the journal: this is a "
@@ -214,31 +234,53 @@ class Store:
 
     def _wired(self, metadata: MetadataDatabase, state: State, clock: Clock) -> Access:
         writer = Writer(metadata, clock, self.settings.submit_queue_points)
+
+        def active() -> Backend:
+            with metadata.read() as connection:
+                found = StateRepository(connection).get()
+            engine = (found or state).engine or self._first_engine()
+            return backend_for(engine, self._column_file(engine), self.settings, clock)
+
+        columns = Columns(self.path, active, self.settings, clock)
+        flusher = Flusher(
+            metadata, columns, self.settings, clock, self._bring_columns_to_head, self._set_inactive_aside
+        )
         try:
-            backend = backend_for(state.engine or self._first_engine(), self.path, self.settings, clock)
+            _ = columns.backend
         except EngineMissing as missing:
             log.warning("%s", missing)
-            return Access(metadata, writer, self.settings, clock, None, None, missing)
-        columns = Columns(self.path, backend, self.settings, clock)
-        flusher = Flusher(
-            metadata,
-            columns,
-            self.settings,
-            clock,
-            lambda engine: self._bring_to_head(engine, "timeseries", backend.path),
-        )
         return Access(metadata, writer, self.settings, clock, columns, flusher)
+
+    def _column_file(self, engine: str) -> Path:
+        return self.path / COLUMN_FILES[engine]
+
+    def _bring_columns_to_head(self, engine: Engine, path: Path) -> None:
+        self._bring_to_head(engine, "timeseries", path)
+
+    def _set_inactive_aside(self, active: str, generation: int) -> None:
+        inactive = [self._column_file(engine) for engine in COLUMN_FILES if engine != active]
+        set_inactive_aside(self.path, inactive, generation)
+
+    def _convert(self, engine: str, progress: Progress = lambda _done, _points: None) -> Converted:
+        def build(to: str, path: Path) -> Backend:
+            return backend_for(to, path, self.settings, self._access.clock)
+
+        return convert(self._access, build, self._column_file, self._bring_columns_to_head, engine, progress)
 
     def _first_engine(self) -> str:
         """Choose the engine of a store that has none yet."""
-        for engine, name in _COLUMN_FILES.items():
+        for engine, name in COLUMN_FILES.items():
             if (self.path / name).exists():
                 return engine
         if self.settings.engine != "auto":
             return self.settings.engine
         if duckdb_is_installed():
             return "duckdb"
-        log.warning("DuckDB is not installed: the columns of %s go into SQLite", self.path)
+        log.warning(
+            "Failed to initialize DuckDB, falling back to SQLite: duckdb 2.0 and duckdb-engine 0.17.0 are not "
+            "installed here; the columns of %s are kept in SQLite, with the same features",
+            self.path,
+        )
         return "sqlite"
 
     def _bring_to_head(self, engine: Engine, database: Any, path: Path) -> None:

@@ -37,6 +37,8 @@ STATUS_KEYS = {
     "bytes_total",
     "bytes_free_on_disk",
     "holder",
+    "generation",
+    "bytes_by_kept_file",
     "warnings",
 }
 

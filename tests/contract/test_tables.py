@@ -418,7 +418,7 @@ def test_a_load_that_died_leaves_void_seqs_and_everything_else(
         "store.points.insert_table({'sensor_id': 'b', 'metric_name': 'm', 'timestamp': [1, 2], 'value': [1.0, 2.0]})",
         path,
     )
-    died.wait()
+    died.communicate()
     assert died.returncode == 9
     store = open_store(bulk_rows=1)
     assert store.points.latest("b", "m") == []

@@ -1,0 +1,73 @@
+"""`promote`, `demote`: from one engine to the other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from repo.commands.output import print_json
+from repo.commands.session import Session, json_option
+
+if TYPE_CHECKING:
+    from repo import Store
+    from repo.store.converting import Converted
+
+__all__ = ["demote", "promote"]
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def promote(session: Session) -> None:
+    """Move the columns from SQLite to DuckDB, which reads them faster in a fifth of the space.
+
+    Applications may go on writing; their reads wait until it is done. The old file is kept as
+    timeseries.sqlite.inactive-N, to be removed by hand. Stopped at any moment, it leaves the store as it was, or
+    moved. Does nothing where the columns are in DuckDB already.
+
+    \b
+    JSON: {"path", "before": engine, "after": engine, "points", "generation"}
+    """
+    _move(session, "duckdb")
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def demote(session: Session) -> None:
+    """Move the columns from DuckDB to SQLite, for a device on which DuckDB does not run.
+
+    As promote, in the other direction: the old file is kept as timeseries.duckdb.inactive-N.
+
+    \b
+    JSON: {"path", "before": engine, "after": engine, "points", "generation"}
+    """
+    _move(session, "sqlite")
+
+
+def _move(session: Session, engine: str) -> None:
+    with session.opened() as store:
+        if session.as_json or session.quiet:
+            done = _moved(store, engine, lambda _done, _points: None)
+        else:
+            with click.progressbar(length=1, label=f"to {engine}", file=sys.stderr) as bar:
+
+                def show(moved: int, points: int) -> None:
+                    bar.length = max(1, points)
+                    bar.update(moved - bar.pos)
+
+                done = _moved(store, engine, show)
+        path = str(store.path)
+    if session.as_json:
+        print_json({"path": path, **done._asdict()})
+    elif done.before == done.after:
+        session.say(f"the columns of {path} are in {done.after} already")
+    else:
+        session.say(f"moved {done.points:,} points of {path} from {done.before} to {done.after}")
+
+
+def _moved(store: Store, engine: str, progress: Callable[[int, int], object]) -> Converted:
+    return store.promote(progress) if engine == "duckdb" else store.demote(progress)

@@ -1,0 +1,243 @@
+"""Moving the columns to the other engine and back: nothing is lost, whoever writes and reads meanwhile."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo import Settings, Store, StoreCorrupt, StoreFull
+
+OTHER = {"duckdb": "sqlite", "sqlite": "duckdb"}
+FILES = {"duckdb": "timeseries.duckdb", "sqlite": "timeseries.sqlite"}
+
+
+def move(store: Store) -> str:
+    """To the other engine; returns its name."""
+    engine = OTHER[store.status().engine]
+    done = store.promote() if engine == "duckdb" else store.demote()
+    assert (done.before, done.after) == (OTHER[engine], engine)
+    return engine
+
+
+def everything(store: Store) -> list[tuple[Any, ...]]:
+    columns = "sensor_id, metric_name, timestamp_us, value, value_text, quality, metadata, seq"
+    return [
+        tuple(row.values()) for row in store.sql(f"SELECT {columns} FROM time_series_data ORDER BY 1, 2, 3")
+    ]
+
+
+def odd_points(store: Store) -> None:
+    inf = float("inf")
+    values = [0.1, -0.0, inf, -inf, None, 5e-324, 1.7976931348623157e308, 2.0**53]
+    store.points.insert_many([("ü'--", "m", -(10**9) + at, value) for at, value in enumerate(values)])
+    store.points.insert("v", "state", "läuft", timestamp=1, quality=-(2**31), metadata={"a": [1, None, "☃"]})
+    store.points.insert("v", "state", "", timestamp=2)
+    store.points.insert("empty", "m", None, timestamp=1)
+
+
+def test_every_value_survives_both_ways_bit_for_bit(store: Store) -> None:
+    odd_points(store)
+    store.points.insert_many([(f"s{at % 5}", "m", at, at / 3) for at in range(5000)])
+    store.points.delete("s1", "m", 10, 90)
+    before, ledger = everything(store), store.status().ledger_dropped
+    series = store.series.list()
+    for generation in (2, 3, 4):
+        move(store)
+        assert everything(store) == before
+        assert store.series.list() == series
+        status = store.status()
+        assert (status.generation, status.ledger_dropped) == (generation, ledger)
+    assert len(status.bytes_by_kept_file) >= 3
+
+
+def test_moving_to_the_active_engine_does_nothing(store: Store, engine: str) -> None:
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    done = store.promote() if engine == "duckdb" else store.demote()
+    assert (done.before, done.after, done.points, done.generation) == (engine, engine, 1, 1)
+    assert store.status().bytes_by_kept_file == {}
+
+
+def test_toggled_twice_with_overwrites_and_deletes_in_each_phase(open_store: Any, seed: int) -> None:
+    rng = random.Random(seed)
+    store: Store = open_store(bulk_rows=50, flush_batch_points=80)
+    other: Store = open_store(bulk_rows=50)  # open through all of it
+    model: dict[tuple[str, int], float] = {}
+    sent = 0
+    for phase in range(5):
+        if phase:
+            move(rng.choice([store, other]))
+        for _ in range(6):
+            writer = rng.choice([store, other])
+            rows = [(f"s{rng.randrange(3)}", rng.randrange(150), float(rng.randrange(4))) for _ in range(70)]
+            if rng.random() < 0.5:
+                writer.points.insert_many([(s, "m", at, value) for s, at, value in rows])
+            else:
+                writer.points.insert_table(
+                    {
+                        "sensor_id": [s for s, _, _ in rows],
+                        "metric_name": "m",
+                        "timestamp": [at for _, at, _ in rows],
+                        "value": [value for _, _, value in rows],
+                    }
+                )
+            model |= {(s, at): value for s, at, value in rows}
+            if rng.random() < 0.5:
+                start = rng.randrange(150)
+                writer.points.delete("s1", "m", start, start + 20)
+                model = {k: v for k, v in model.items() if k[0] != "s1" or not start <= k[1] < start + 20}
+            if rng.random() < 0.3:
+                rng.choice([store, other]).checkpoint()
+        for reader in (store, other):
+            found = {
+                (r["sensor_id"], r["timestamp_us"] // 10**6): r["value"]
+                for r in reader.points.range(None, None)
+            }
+            assert found == model, f"phase {phase}"
+            assert len(reader.points.after(0)) == len(model)
+            assert sum(series.points for series in reader.series.list()) == len(model)
+            newest = {r["sensor_id"]: r["timestamp_us"] // 10**6 for r in reader.points.latest(None)}
+            assert newest == {s: max(at for t, at in model if t == s) for s, _ in model}
+        newly = store.points.after(sent, limit=10**6)
+        assert all(row["seq"] > sent for row in newly)
+        sent = max([sent, *(row["seq"] for row in newly)])
+
+
+def test_the_old_file_is_kept_under_another_name_and_a_later_opening_finds_the_new_one(
+    open_store: Any, engine: str
+) -> None:
+    store = open_store()
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    now = move(store)
+    assert not (store.path / FILES[engine]).exists()
+    assert (store.path / f"{FILES[engine]}.inactive-2").exists()
+    assert f"{FILES[engine]}.inactive-2" in store.status().bytes_by_kept_file
+    store.close()
+    store = open_store()  # asks for the engine that it began with
+    assert store.status().engine == now
+    assert len(everything(store)) == 1
+
+
+def test_an_old_file_that_was_put_back_is_refused(open_store: Any, engine: str) -> None:
+    store = open_store()
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    store.checkpoint()
+    move(store)
+    store.points.insert("a", "m", 2.0, timestamp=2)
+    move(store)
+    store.close()
+    for file in store.path.glob(f"{FILES[engine]}*"):
+        if "inactive" not in file.name:
+            file.unlink()
+    (store.path / f"{FILES[engine]}.inactive-2").rename(store.path / FILES[engine])
+    store = open_store()
+    with pytest.raises(StoreCorrupt, match="generation 1"):
+        everything(store)
+
+
+@pytest.mark.parametrize("moment", ["while it was built", "before the switch", "after the switch"])
+def test_what_a_kill_leaves_is_tidied_up_and_means_nothing(
+    open_store: Any, engine: str, moment: str, spawn: Any
+) -> None:
+    store = open_store()
+    store.points.insert_many([("a", "m", at, float(at)) for at in range(100)])
+    path = store.path
+    store.close()
+    die = {
+        "while it was built": "converting._summed = lambda *_: os._exit(9)",
+        "before the switch": "converting.StateRepository.set = lambda self, **facts: os._exit(9)"
+        " if 'generation' in facts else set_facts(self, **facts)",
+        "after the switch": "Columns.reopen = lambda _: os._exit(9)",
+    }[moment]
+    died = spawn(
+        "import os, sys; from repo import Settings, Store\n"
+        "from repo.store import converting\n"
+        "from repo.store.columns import Columns\n"
+        "set_facts = converting.StateRepository.set\n"
+        f"{die}\n"
+        "with Store(sys.argv[1], Settings(background=False)) as store:\n"
+        f"    store.{'demote' if engine == 'duckdb' else 'promote'}()\n",
+        path,
+    )
+    died.communicate()
+    assert died.returncode == 9
+    for again in range(2):
+        store = open_store()
+        store.points.insert("a", "m", -1.0, timestamp=1000 + again)
+        assert len(everything(store)) == 101 + again
+        assert store.status().engine == (OTHER[engine] if moment == "after the switch" else engine)
+        store.close()
+    inactive = [file.name for file in path.glob("*.inactive-*")]
+    assert bool(inactive) == (moment != "while it was built")
+    store = open_store()
+    move(store)
+    assert len(everything(store)) == 102
+    assert list(path.glob("*.building*")) == []
+
+
+def test_at_open_only_settings_that_say_so_move_the_columns(open_store: Any, engine: str) -> None:
+    store = open_store()
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    store.close()
+    store = open_store(engine=OTHER[engine])
+    assert store.status().engine == engine
+    store.close()
+    store = open_store(engine=OTHER[engine], convert_at_open=True)
+    assert store.status().engine == OTHER[engine]
+    assert len(everything(store)) == 1
+
+
+def test_a_disk_without_room_is_told_beforehand_with_the_number(
+    open_store: Any, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    monkeypatch.setattr("repo.store.converting.BYTES_A_POINT", dict.fromkeys(FILES, 10**15))
+    with pytest.raises(StoreFull, match="1,000,000,000,000,000 bytes"):
+        move(store)
+    assert store.status().engine == engine
+    assert len(everything(store)) == 1
+
+
+def test_another_process_goes_on_with_the_other_engine(open_store: Any, spawn: Any, engine: str) -> None:
+    store = open_store()
+    other = spawn(
+        "import sys; from repo import Settings, Store\n"
+        "with Store(sys.argv[1], Settings()) as store:\n"
+        "    for line in sys.stdin:\n"
+        "        at = int(line)\n"
+        "        store.points.insert('b', 'm', 1.0, timestamp=at)\n"
+        "        print(len(store.points.range(None, None).all()), flush=True)\n",
+        store.path,
+    )
+    for at in range(4):
+        store.points.insert("a", "m", 1.0, timestamp=at)
+        other.stdin.write(f"{at}\n")
+        other.stdin.flush()
+        assert int(other.stdout.readline()) == 2 * at + 2
+        move(store)
+        assert len(everything(store)) == 2 * at + 2
+    _, complaints = other.communicate()
+    assert other.returncode == 0, complaints
+
+
+def test_files_of_an_engine_that_is_not_active_are_no_targets_of_migrations(
+    open_store: Any, engine: str
+) -> None:
+    from repo.schema.targets import find_targets
+
+    store = open_store()
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    store.flush()
+    (store.path / FILES[OTHER[engine]]).write_bytes(b"")
+    found = [
+        target for target in find_targets({"path": str(store.path)}, {}) if target.database == "timeseries"
+    ]
+    assert [target.path.name for target in found] == [FILES[engine]]
+    with sqlite3.connect(Path(store.path) / "offline_buffer.db") as raw:
+        assert raw.execute("SELECT engine FROM store_state").fetchone() == (engine,)
+    raw.close()
+    assert Settings().convert_at_open is False
