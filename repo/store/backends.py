@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine
 from repo.clock import Clock
 from repo.engines import sqlite
 from repo.errors import EngineMissing, HoldfastError, InvalidQuery
+from repo.files import StoreFiles
 from repo.settings import Settings
 
 __all__ = ["Backend", "DuckDBBackend", "SQLiteBackend", "backend_for", "duckdb_is_installed"]
@@ -64,8 +65,9 @@ class DuckDBBackend:
     durable_at_commit = False
     takes_tables = True
 
-    def __init__(self, path: Path, settings: Settings, clock: Clock) -> None:
-        self.path = path
+    def __init__(self, files: StoreFiles, settings: Settings, clock: Clock) -> None:
+        self.path = files.duckdb
+        self._scratch = files.scratch
         self._settings = settings
         self._clock = clock
 
@@ -104,7 +106,8 @@ class DuckDBBackend:
                     self.path,
                     memory_limit_bytes=self._settings.duckdb_memory_limit_bytes,
                     threads=self._settings.duckdb_threads,
-                    temp_folder=self.path.parent / "tmp",
+                    temp_folder=self._scratch,
+                    compress=self._settings.compress,
                 )
             except HoldfastError as error:
                 if last_try or not duckdb.is_log_damage(error):
@@ -226,17 +229,17 @@ def duckdb_is_installed() -> bool:
     return True
 
 
-def backend_for(engine: str, folder: Path, settings: Settings, clock: Clock) -> Backend:
+def backend_for(engine: str, files: StoreFiles, settings: Settings, clock: Clock) -> Backend:
     """Return the backend of a store's active engine; `EngineMissing` where it cannot be used here."""
     if engine == "sqlite":
-        return SQLiteBackend(folder / "timeseries.sqlite", settings)
+        return SQLiteBackend(files.sqlite, settings)
     if not duckdb_is_installed():
         raise EngineMissing(
-            f"the columns of {folder} are in DuckDB, which is not installed here ({platform.machine()}); "
+            f"the columns of {files.folder} are in DuckDB, which is not installed here ({platform.machine()}); "
             "install duckdb 2.0 and duckdb-engine 0.17.0. Writing to this store goes on without them",
-            path=folder,
+            path=files.duckdb,
         )
-    return DuckDBBackend(folder / "timeseries.duckdb", settings, clock)
+    return DuckDBBackend(files, settings, clock)
 
 
 def _dicts(description: Sequence[Sequence[Any]], rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:

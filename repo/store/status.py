@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from repo.engines.lease import Holder, read_holder
 from repo.engines.sqlite import has_wal_reset_bug
+from repo.files import StoreFiles
 from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository
 from repo.repositories.records import RecordRepository
@@ -19,15 +20,6 @@ from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import StateRepository
 
 __all__ = ["SinkStatus", "Status", "read_status"]
-
-STORE_FILES = (
-    "offline_buffer.db",
-    "offline_buffer.db-wal",
-    "timeseries.duckdb",
-    "timeseries.duckdb.wal",
-    "timeseries.sqlite",
-    "timeseries.sqlite-wal",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +64,16 @@ class Status:
         return asdict(self)
 
 
-def read_status(connection: Connection, folder: Path, schema: str) -> Status:
+def read_status(connection: Connection, files: StoreFiles, schema: str) -> Status:
     """Read the status in one snapshot of the metadata; takes no lease and opens no column file."""
     state = StateRepository(connection).get()
     assert state is not None
     rows, seqs = JournalRepository(connection).backlog()
     summaries = LatestRepository(connection).all().values()
     entries, dropped = LedgerRepository(connection).totals()
-    sizes = {name: size for name in STORE_FILES if (size := _size(folder / name)) is not None}
+    sizes = {path.name: size for path in files.all() if (size := _size(path)) is not None}
     return Status(
-        path=str(folder),
+        path=str(files.folder),
         store_id=state.store_id,
         engine=state.engine or "none yet",
         schema=schema,
@@ -104,8 +96,8 @@ def read_status(connection: Connection, folder: Path, schema: str) -> Status:
         ),
         bytes_by_file=sizes,
         bytes_total=sum(sizes.values()),
-        bytes_free_on_disk=shutil.disk_usage(folder).free,
-        holder=read_holder(folder),
+        bytes_free_on_disk=shutil.disk_usage(files.folder).free,
+        holder=read_holder(files.folder, files.prefix),
         warnings=_warnings(LedgerRepository(connection)),
     )
 
