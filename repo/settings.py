@@ -90,6 +90,9 @@ class Settings:
     duckdb_threads: int = 2
     """DuckDB's worker threads; gateways have few cores and other work to do."""
 
+    compress: bool = True
+    """Compress what is written from now on: columns as DuckDB chooses for each, Parquet by zstd."""
+
     accept_bool: bool = False
     """Take True and False as the values 1 and 0 instead of refusing them."""
 

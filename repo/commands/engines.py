@@ -22,9 +22,9 @@ __all__ = ["demote", "promote"]
 @json_option
 @click.pass_obj
 def promote(session: Session) -> None:
-    """Move the columns from SQLite to DuckDB, which reads them faster in a fifth of the space.
+    """Move the columns from SQLite to DuckDB.
 
-    Applications may go on writing; their reads wait until it is done. The old file is kept as
+    It reads them faster, in a fifth of the space. Applications may go on writing; their reads wait until it is done. The old file is kept as
     timeseries.sqlite.inactive-N, to be removed by hand. Stopped at any moment, it leaves the store as it was, or
     moved. Does nothing where the columns are in DuckDB already.
 
@@ -38,9 +38,9 @@ def promote(session: Session) -> None:
 @json_option
 @click.pass_obj
 def demote(session: Session) -> None:
-    """Move the columns from DuckDB to SQLite, for a device on which DuckDB does not run.
+    """Move the columns from DuckDB to SQLite.
 
-    As promote, in the other direction: the old file is kept as timeseries.duckdb.inactive-N.
+    For a device on which DuckDB does not run. As promote, in the other direction: the old file is kept as timeseries.duckdb.inactive-N.
 
     \b
     JSON: {"path", "before": engine, "after": engine, "points", "generation"}

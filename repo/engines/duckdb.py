@@ -36,7 +36,9 @@ _DAMAGE = (
 )
 
 
-def open_engine(path: Path, *, memory_limit_bytes: int, threads: int, temp_folder: Path) -> Engine:
+def open_engine(
+    path: Path, *, memory_limit_bytes: int, threads: int, temp_folder: Path, compress: bool = True
+) -> Engine:
     """Open a DuckDB file for this process and make an engine on it; the caller holds the lease.
 
     One instance, and a cursor of it for each connection of the engine: so each thread that takes a
@@ -53,6 +55,7 @@ def open_engine(path: Path, *, memory_limit_bytes: int, threads: int, temp_folde
     config = _config(memory_limit_bytes, threads, temp_folder)
     # Flush alone decides when to checkpoint: the engine's own would come in a commit, and is not noted (`torn`).
     config["wal_autocheckpoint"] = "1TB"
+    config["force_compression"] = "auto" if compress else "uncompressed"
     dialect = Dialect()
     try:
         base = dialect.connect(os.path.realpath(path), config=config)

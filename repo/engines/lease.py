@@ -30,10 +30,10 @@ class Holder:
     doing: str
 
 
-def read_holder(folder: Path) -> Holder | None:
+def read_holder(folder: Path, prefix: str = "") -> Holder | None:
     """Return who holds the lease of this store now, or None. Takes nothing that anyone could wait for long."""
     try:
-        descriptor = os.open(folder / LEASE_FILE, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(folder / f"{prefix}{LEASE_FILE}", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
@@ -52,14 +52,16 @@ class Lease:
     `flock` on files of their own, never deleted, so that closing a database file cannot drop it. A second
     file is the turnstile: a waiter takes `turn`, then `lease`, then lets `turn` go; so the holder sees by
     `wanted` that somebody waits, and waiters are served in order. Thread-safe only as its owner makes it so.
+    `prefix` begins the names of both, where a folder holds several stores.
     """
 
-    def __init__(self, folder: Path, now_us: Callable[[], int]) -> None:
+    def __init__(self, folder: Path, now_us: Callable[[], int], *, prefix: str = "") -> None:
         self._folder = folder
+        self._prefix = prefix
         self._now_us = now_us
         self._descriptor: int | None = None
         self._waiter: _Waiter | None = None
-        self._probe = _open_lock(folder / TURN_FILE)
+        self._probe = _open_lock(folder / f"{prefix}{TURN_FILE}")
         self.held_since_s = 0.0
         _leases.add(self)
 
@@ -73,7 +75,7 @@ class Lease:
         if self._descriptor is not None:
             return
         if self._waiter is None or self._waiter.spent:
-            self._waiter = _Waiter(self._folder)
+            self._waiter = _Waiter(self._folder, self._prefix)
         self._descriptor = self._waiter.wait(timeout_s)
         if self._descriptor is None:
             # Its thread still stands in the queue; a call that comes before its turn takes the place over.
@@ -117,7 +119,7 @@ class Lease:
         self._descriptor, self._probe, self._waiter = None, -1, None
 
     def _busy(self, timeout_s: float) -> StoreBusy:
-        holder = read_holder(self._folder)
+        holder = read_holder(self._folder, self._prefix)
         if holder is None:
             told = "another process"
         else:
@@ -137,8 +139,9 @@ class _Waiter:
     A lock that comes when no call waits for it is given straight back, and the place is spent.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, prefix: str) -> None:
         self._folder = folder
+        self._turn, self._lease = folder / f"{prefix}{TURN_FILE}", folder / f"{prefix}{LEASE_FILE}"
         self._lock = threading.Lock()
         self._settled = threading.Event()
         self._descriptor: int | None = None
@@ -169,8 +172,8 @@ class _Waiter:
             return descriptor
 
     def _at_once(self) -> int | None:
-        turn = _open_lock(self._folder / TURN_FILE)
-        lease = _open_lock(self._folder / LEASE_FILE)
+        turn = _open_lock(self._turn)
+        lease = _open_lock(self._lease)
         try:
             fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,8 +185,8 @@ class _Waiter:
         return lease
 
     def _block(self) -> None:
-        turn = _open_lock(self._folder / TURN_FILE)
-        lease = _open_lock(self._folder / LEASE_FILE)
+        turn = _open_lock(self._turn)
+        lease = _open_lock(self._lease)
         try:
             fcntl.flock(turn, fcntl.LOCK_EX)
             fcntl.flock(lease, fcntl.LOCK_EX)

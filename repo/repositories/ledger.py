@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from repo.engines.traits import traits_of
 from repo.models import LedgerEntry, TimeSeriesLedgerEntry
@@ -41,6 +41,35 @@ class LedgerRepository:
             self._connection.execute(
                 insert(LedgerEntry).prefix_with("OR IGNORE"), [loss._asdict() for loss in losses]
             )
+
+    def merge(self, loss: Loss) -> None:
+        """Add an entry, or count its things on to the one that has its id, so that the ledger stays bounded."""
+        stored = self._connection.execute(
+            select(LedgerEntry.dropped, LedgerEntry.first_us, LedgerEntry.last_us).where(
+                LedgerEntry.entry_id == loss.entry_id
+            )
+        ).one_or_none()
+        if stored is None:
+            self._connection.execute(insert(LedgerEntry).values(**loss._asdict()))
+            return
+        firsts = [us for us in (stored.first_us, loss.first_us) if us is not None]
+        lasts = [us for us in (stored.last_us, loss.last_us) if us is not None]
+        self._connection.execute(
+            update(LedgerEntry)
+            .where(LedgerEntry.entry_id == loss.entry_id)
+            .values(
+                dropped=(stored.dropped or 0) + (loss.dropped or 0),
+                first_us=min(firsts, default=None),
+                last_us=max(lasts, default=None),
+                recorded_us=loss.recorded_us,
+            )
+        )
+
+    def get(self, entry_id: str) -> Loss | None:
+        """Return the entry that has this id, if there is one."""
+        columns = [getattr(LedgerEntry, name) for name in Loss._fields]
+        row = self._connection.execute(select(*columns).where(LedgerEntry.entry_id == entry_id)).one_or_none()
+        return None if row is None else Loss(*row)
 
     def list(self, limit: int = 1000) -> list[Loss]:
         """Return the newest entries first."""

@@ -2,90 +2,243 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, select, true
 
+from repo.clock import Clock, system_clock
+from repo.errors import InvalidQuery, InvalidRecord
 from repo.models import BufferedRecord
+from repo.moments import to_us
+from repo.values import check_name
 
-__all__ = ["PendingRecord", "RecordRepository"]
-
-_CHUNK = 10_000
+__all__ = ["Dropped", "NewRecord", "PendingRecord", "RecordCounts", "RecordRepository", "listed_ids"]
 
 PendingRecord = dict[str, Any]
 """Keys: id, record_id, source, data (as given), timestamp (Unix seconds), retry_count, last_retry, created_at."""
 
+# Texts for the driver: these are a message's whole way through the store, and building statements anew each time
+# costs as much as a durable commit.
+_INSERT = (
+    "INSERT INTO buffered_records (record_id, source, data, timestamp, retry_count, created_at) "
+    "VALUES (?, ?, ?, ?, 0, ?) ON CONFLICT (record_id) DO NOTHING"
+)
+_REPLACE = (
+    "UPDATE buffered_records SET source = ?, data = ?, timestamp = ? "
+    "WHERE record_id = ? AND (source <> ? OR data <> ?)"
+)
+_SENT = "DELETE FROM buffered_records WHERE record_id = ?"
+_FAILED = "UPDATE buffered_records SET retry_count = coalesce(retry_count, 0) + ?, last_retry = ? WHERE record_id = ?"
+
+
+class NewRecord(NamedTuple):
+    """A record as it is stored; times in Unix seconds."""
+
+    record_id: str
+    source: str
+    data_json: str
+    timestamp_s: float
+    created_s: float
+
+    @classmethod
+    def of(
+        cls,
+        record_id: str,
+        source: str,
+        data: Mapping[str, Any],
+        timestamp: float | datetime | None,
+        now_us: int,
+    ) -> NewRecord:
+        """Check what a caller gave; raises `InvalidRecord` or `InvalidPoint`."""
+        check_name(record_id, "record_id")
+        check_name(source, "source")
+        timestamp_us = now_us if timestamp is None else to_us(timestamp)
+        return cls(record_id, source, _json(data), timestamp_us / 1e6, now_us / 1e6)
+
+
+class RecordCounts(NamedTuple):
+    """How many records wait: in all, by source, by failed tries; and the time of the oldest (Unix seconds)."""
+
+    total: int
+    by_source: dict[str, int]
+    by_retry_count: dict[int, int]
+    oldest_s: float | None
+
+
+class Dropped(NamedTuple):
+    """How many records were dropped unsent, and the span of their times in µs."""
+
+    records: int
+    first_us: int | None
+    last_us: int | None
+
 
 class RecordRepository:
-    """Add, list and settle records.
+    """Add, list and settle records in the transaction of a connection that you opened.
 
-    On a connection of your own it writes the record alone; `store.records.add` also writes its points.
+    The database is SQLite and has the tables of `repo.models.MetadataBase`. Here a record is written alone;
+    `store.records.add` also writes its points. Not thread-safe, as its connection is not.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, clock: Clock = system_clock) -> None:
         self._connection = connection
+        self._clock = clock
 
-    def add(self, record_id: str, source: str, data_json: str, timestamp_s: float, created_s: float) -> bool:
+    def add(
+        self,
+        record_id: str,
+        source: str,
+        data: Mapping[str, Any],
+        timestamp: float | datetime | None = None,
+    ) -> bool:
         """Add a record, or replace the data of the one that has this id; its retry count stays.
 
         Returns False if the same data stood there already, and nothing was changed.
         """
-        table = BufferedRecord
-        stored = self._connection.execute(
-            select(table.data, table.source).where(table.record_id == record_id)
-        ).one_or_none()
-        if stored is None:
-            self._connection.execute(
-                insert(table).values(
-                    record_id=record_id,
-                    source=source,
-                    data=data_json,
-                    timestamp=timestamp_s,
-                    retry_count=0,
-                    created_at=created_s,
-                )
-            )
-            return True
-        if tuple(stored) == (data_json, source):
-            return False
-        self._connection.execute(
-            update(table)
-            .where(table.record_id == record_id)
-            .values(source=source, data=data_json, timestamp=timestamp_s)
-        )
-        return True
+        return self.put(NewRecord.of(record_id, source, data, timestamp, self._clock()))
 
-    def pending(self, source: str | None = None, limit: int = 1000) -> list[tuple[Any, ...]]:
-        """Return up to `limit` rows in the order of their ids, data still as JSON text."""
+    def put(self, record: NewRecord) -> bool:
+        """Do what `add` does with a record that was checked before."""
+        record_id, source, data_json, timestamp_s, _ = record
+        driver = self._driver()
+        if driver.execute(_INSERT, record).rowcount:
+            return True
+        changes = (source, data_json, timestamp_s, record_id, source, data_json)
+        return bool(driver.execute(_REPLACE, changes).rowcount)
+
+    def has(self, record_id: str) -> bool:
+        """Say whether the record waits here."""
+        query = select(BufferedRecord.id).where(BufferedRecord.record_id == record_id)
+        return self._connection.scalar(query) is not None
+
+    def pending(
+        self,
+        source: str | None = None,
+        limit: int = 1000,
+        *,
+        after_id: int = 0,
+        max_retries: int | None = None,
+    ) -> list[PendingRecord]:
+        """Return up to `limit` records past `after_id` in the order of their ids, oldest first.
+
+        The next page begins after the last `id` of this one, whatever was settled meanwhile. `max_retries`
+        leaves out those that failed so often or oftener.
+        """
+        if limit < 0:
+            raise InvalidQuery(f"limit = {limit}: at least 0")
         table = BufferedRecord
-        query: Select[Any] = select(*table.__table__.c).order_by(table.id).limit(limit)
+        query: Select[Any] = (
+            select(*table.__table__.c).where(table.id > after_id).order_by(table.id).limit(limit)
+        )
         if source is not None:
             query = query.where(table.source == source)
-        return [tuple(row) for row in self._connection.execute(query)]
+        if max_retries is not None:
+            query = query.where(func.coalesce(table.retry_count, 0) < max_retries)
+        return [_pending_record(row) for row in self._connection.execute(query)]
 
-    def mark_sent(self, record_ids: Sequence[str]) -> int:
+    def mark_sent(self, record_ids: str | Iterable[str]) -> int:
         """Remove records that were delivered; returns how many there were. Their points stay."""
-        removed = 0
-        for start in range(0, len(record_ids), _CHUNK):
-            chunk = record_ids[start : start + _CHUNK]
-            removed += self._connection.execute(
-                delete(BufferedRecord).where(BufferedRecord.record_id.in_(chunk))
-            ).rowcount
-        return removed
+        return self._settle(_SENT, [(record_id,) for record_id in listed_ids(record_ids)])
 
-    def mark_failed(self, record_ids: Sequence[str], now_s: float) -> int:
-        """Count one more failed try of these records; returns how many there were."""
-        statement = (
-            update(BufferedRecord)
-            .where(BufferedRecord.record_id.in_(bindparam("ids", expanding=True)))
-            .values(retry_count=func.coalesce(BufferedRecord.retry_count, 0) + 1, last_retry=now_s)
-        )
-        return sum(
-            self._connection.execute(statement, {"ids": record_ids[start : start + _CHUNK]}).rowcount
-            for start in range(0, len(record_ids), _CHUNK)
-        )
+    def mark_failed(self, record_ids: str | Iterable[str], *, increment_retry: bool = True) -> int:
+        """Note a failed try of these records now, and count it unless told not to; returns how many there were."""
+        step, now_s = int(increment_retry), self._clock() / 1e6
+        return self._settle(_FAILED, [(step, now_s, record_id) for record_id in listed_ids(record_ids)])
 
     def count(self) -> int:
         """Return how many records wait."""
         return int(self._connection.scalar(select(func.count()).select_from(BufferedRecord)) or 0)
+
+    def counts(self) -> RecordCounts:
+        """Count the records that wait, in every way that statistics ask for."""
+        table = BufferedRecord
+        retries = func.coalesce(table.retry_count, 0)
+
+        def grouped(key: Any) -> dict[Any, int]:
+            query = select(key, func.count()).group_by(key).order_by(key)
+            return {value: int(count) for value, count in self._connection.execute(query)}
+
+        by_source = grouped(table.source)
+        oldest = self._connection.scalar(select(func.min(table.timestamp)))
+        return RecordCounts(sum(by_source.values()), by_source, grouped(retries), oldest)
+
+    def drop(
+        self,
+        source: str | None = None,
+        *,
+        before_s: float | None = None,
+        min_retries: int | None = None,
+    ) -> Dropped:
+        """Delete the unsent records that meet every condition given; the caller writes the ledger entry."""
+        table = BufferedRecord
+        conditions: list[ColumnElement[bool]] = [true()]
+        if source is not None:
+            conditions.append(table.source == source)
+        if before_s is not None:
+            conditions.append(table.timestamp < before_s)
+        if min_retries is not None:
+            conditions.append(func.coalesce(table.retry_count, 0) >= min_retries)
+        where = and_(*conditions)
+        count, first_s, last_s = self._connection.execute(
+            select(func.count(), func.min(table.timestamp), func.max(table.timestamp)).where(where)
+        ).one()
+        if count:
+            self._connection.execute(delete(table).where(where))
+        return Dropped(int(count), _us(first_s), _us(last_s))
+
+    def _settle(self, statement: str, rows: list[tuple[Any, ...]]) -> int:
+        if not rows:
+            return 0
+        return int(self._driver().executemany(statement, rows).rowcount)
+
+    def _driver(self) -> Any:
+        """Return the driver's connection, in a transaction: a message's way costs little but its commit."""
+        driver: Any = self._connection.connection.driver_connection
+        if not driver.in_transaction and not self._connection.in_transaction():
+            self._connection.begin()
+        return driver
+
+
+def listed_ids(record_ids: str | Iterable[str]) -> list[str]:
+    """Return one id or many as a list; raises `InvalidRecord` for what no record can be called."""
+    found = [record_ids] if isinstance(record_ids, str) else list(record_ids)
+    for record_id in found:
+        if not isinstance(record_id, str):
+            raise InvalidRecord(f"record_id: a text is needed, not {type(record_id).__name__}: {record_id!r}")
+    try:
+        "".join(found).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRecord("record_id: a lone surrogate, which no id holds") from error
+    return found
+
+
+def _pending_record(row: Any) -> PendingRecord:
+    return {
+        "id": row[0],
+        "record_id": row[1],
+        "source": row[2],
+        "data": json.loads(row[3]),
+        "timestamp": row[4],
+        "retry_count": row[5] or 0,
+        "last_retry": row[6],
+        "created_at": row[7],
+    }
+
+
+def _us(seconds: object) -> int | None:
+    # A legacy table may hold anything in its number columns.
+    return round(seconds * 1e6) if isinstance(seconds, (int, float)) else None
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    if not isinstance(data, Mapping):
+        raise InvalidRecord(f"data: a mapping is needed, not {type(data).__name__}")
+    try:
+        text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRecord(f"data: cannot be written as JSON: {error}") from error
+    return text

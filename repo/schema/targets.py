@@ -16,6 +16,7 @@ from repo.clock import system_clock
 from repo.engines import sqlite
 from repo.engines.lease import Lease
 from repo.errors import HoldfastError, StoreMissing
+from repo.files import StoreFiles
 from repo.models import StoreState
 from repo.settings import Settings
 
@@ -37,6 +38,8 @@ class Target:
     database: str
     engine: Literal["sqlite", "duckdb"]
     path: Path
+    files: StoreFiles | None = None
+    """Those of its store, where it was named by the store."""
 
     def require(self, *, create: bool) -> None:
         """Raise `StoreMissing` if there is no such file, or make its folder if the file is to be made."""
@@ -106,10 +109,13 @@ def held(targets: list[Target]) -> Iterator[None]:
 
     Raises `StoreBusy` when one is not handed over within the store's `lease_timeout_s`.
     """
-    folders = {target.path.parent for target in targets if target.path.parent.is_dir()}
+    places = {
+        (target.files.folder, target.files.prefix) if target.files else (target.path.parent, "")
+        for target in targets
+    }
     with ExitStack() as stack:
-        for folder in sorted(folders):
-            lease = Lease(folder, system_clock)
+        for folder, prefix in sorted(place for place in places if place[0].is_dir()):
+            lease = Lease(folder, system_clock, prefix=prefix)
             stack.callback(lease.close)
             lease.acquire(Settings.load(folder).lease_timeout_s, "alembic")
         yield
@@ -148,17 +154,18 @@ def _active_engine(metadata: Path) -> Literal["sqlite", "duckdb"] | None:
 
 
 def _in_folder(database: str, folder: Path) -> Target:
+    files = StoreFiles.of(folder)
     if database == "metadata":
-        return Target(database, "sqlite", folder / "offline_buffer.db")
-    columns, rows = folder / "timeseries.duckdb", folder / "timeseries.sqlite"
-    active = _active_engine(folder / "offline_buffer.db")
+        return Target(database, "sqlite", files.metadata, files)
+    columns, rows = files.duckdb, files.sqlite
+    active = _active_engine(files.metadata)
     if active is not None:
-        return Target(database, active, columns if active == "duckdb" else rows)
+        return Target(database, active, files.columns(active), files)
     if columns.exists() and rows.exists():
         raise HoldfastError(
             f"{folder} holds both {columns.name} and {rows.name}; name the right one with -x timeseries.url=",
             path=folder,
         )
     if rows.exists() or not (columns.exists() or importlib.util.find_spec("duckdb")):
-        return Target(database, "sqlite", rows)
-    return Target(database, "duckdb", columns)
+        return Target(database, "sqlite", rows, files)
+    return Target(database, "duckdb", columns, files)

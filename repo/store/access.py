@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from repo.clock import Clock
+from repo.files import StoreFiles
 from repo.repositories.journal import JournalRepository
 from repo.settings import Settings
 from repo.store.columns import Columns
@@ -32,6 +33,7 @@ class Reading(NamedTuple):
 class Access:
     """The parts of an open store. Using the columns raises `EngineMissing` where their engine is not installed."""
 
+    files: StoreFiles
     metadata: MetadataDatabase
     writer: Writer
     settings: Settings

@@ -15,10 +15,10 @@ from sqlalchemy import Connection, Engine
 from repo.clock import Clock
 from repo.engines import sqlite
 from repo.errors import EngineMissing, HoldfastError, InvalidQuery
+from repo.files import StoreFiles
 from repo.settings import Settings
 
 __all__ = [
-    "COLUMN_FILES",
     "Backend",
     "DuckDBBackend",
     "SQLiteBackend",
@@ -27,9 +27,6 @@ __all__ = [
 ]
 
 log = logging.getLogger("holdfast.backends")
-
-COLUMN_FILES = {"duckdb": "timeseries.duckdb", "sqlite": "timeseries.sqlite"}
-"""Where each engine keeps the columns, in the store's folder."""
 
 Params = Sequence[Any] | Mapping[str, Any]
 
@@ -74,8 +71,9 @@ class DuckDBBackend:
     durable_at_commit = False
     takes_tables = True
 
-    def __init__(self, path: Path, settings: Settings, clock: Clock) -> None:
+    def __init__(self, path: Path, scratch: Path, settings: Settings, clock: Clock) -> None:
         self.path = path
+        self._scratch = scratch
         self._settings = settings
         self._clock = clock
 
@@ -114,7 +112,8 @@ class DuckDBBackend:
                     self.path,
                     memory_limit_bytes=self._settings.duckdb_memory_limit_bytes,
                     threads=self._settings.duckdb_threads,
-                    temp_folder=self.path.parent / "tmp",
+                    temp_folder=self._scratch,
+                    compress=self._settings.compress,
                 )
             except HoldfastError as error:
                 if last_try or not duckdb.is_log_damage(error):
@@ -236,8 +235,14 @@ def duckdb_is_installed() -> bool:
     return True
 
 
-def backend_for(engine: str, path: Path, settings: Settings, clock: Clock) -> Backend:
-    """Return the backend of an engine for a file; `EngineMissing` where it cannot be used here."""
+def backend_for(
+    engine: str, files: StoreFiles, settings: Settings, clock: Clock, *, path: Path | None = None
+) -> Backend:
+    """Return the backend of an engine, for its column file or another `path`.
+
+    Raises `EngineMissing` where it cannot be used here.
+    """
+    path = path or files.columns(engine)
     if engine == "sqlite":
         return SQLiteBackend(path, settings)
     if not duckdb_is_installed():
@@ -247,7 +252,7 @@ def backend_for(engine: str, path: Path, settings: Settings, clock: Clock) -> Ba
             "installed, moves the columns to SQLite",
             path=path,
         )
-    return DuckDBBackend(path, settings, clock)
+    return DuckDBBackend(path, files.scratch, settings, clock)
 
 
 def _dicts(description: Sequence[Sequence[Any]], rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:

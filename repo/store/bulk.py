@@ -89,7 +89,7 @@ class Bulk:
                 self._scratch = duckdb.open_scratch(
                     memory_limit_bytes=settings.duckdb_memory_limit_bytes,
                     threads=settings.duckdb_threads,
-                    temp_folder=self._access.metadata.path.parent / "tmp",
+                    temp_folder=self._access.files.scratch,
                 )
             return self._scratch.cursor()
 

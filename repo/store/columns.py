@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -20,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from repo.clock import Clock
 from repo.engines.lease import Lease
 from repo.errors import StoreBusy, StoreClosed
+from repo.files import StoreFiles
 from repo.settings import Settings
 from repo.store.backends import Backend
 
@@ -60,12 +60,14 @@ class Columns:
     says it, or raises `EngineMissing`, as then do `alone` and `shared`.
     """
 
-    def __init__(self, folder: Path, choose: Callable[[], Backend], settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self, files: StoreFiles, choose: Callable[[], Backend], settings: Settings, clock: Clock
+    ) -> None:
         self._choose = choose
         self._backend: Backend | None = None
         self._settings = settings
-        self._folder = folder
-        self._lease = Lease(folder, clock)
+        self._folder = files.folder
+        self._lease = Lease(files.folder, clock, prefix=files.prefix)
         self._changed = threading.Condition()
         self._readers = 0
         self._alone = False

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine, insert, select
 from repo.engines import torn
 from repo.engines.traits import traits_of
 from repo.errors import FlushFailed, StoreFull
+from repo.files import StoreFiles
 from repo.models import Point, TimeSeriesBase, TimeSeriesState
 from repo.repositories.state import ColumnsState, ColumnsStateRepository, StateRepository
 from repo.store.access import Access
@@ -53,18 +54,19 @@ class Converted(NamedTuple):
 def convert(
     access: Access,
     build: Callable[[str, Path], Backend],
-    path_of: Callable[[str], Path],
+    files: StoreFiles,
     bring_to_head: Callable[[Engine, Path], None],
     to: str,
     progress: Callable[[int, int], object],
 ) -> Converted:
     """Move the columns to the engine `to` and return when they are durable there and it is active.
 
-    `build` makes a backend for an engine and a file, and raises `EngineMissing`; `path_of` says where an
-    engine's columns lie. Writers go on meanwhile; readers wait. Raises `StoreFull` beforehand if the disk may
-    not hold both files, and typed errors later; the engine is then the one that it was.
+    `build` makes a backend for an engine and a file, and raises `EngineMissing`. Writers go on meanwhile; readers
+    wait. Raises `StoreFull` beforehand if the disk may not hold both files, and typed errors later; the engine is
+    then the one that it was.
     """
-    target = build(to, path_of(to).with_name(path_of(to).name + ".building"))
+    path = files.columns(to)
+    target = build(to, path.with_name(path.name + ".building"))
     goal = access.journal_end()
     with access.columns.alone(f"moving the columns to {to}") as opened:
         opened = access.flusher.through(opened, goal)
@@ -80,19 +82,19 @@ def convert(
         state = ColumnsState(facts.store_id, uuid4().hex, facts.generation + 1, access.flusher.watermark)
         try:
             _built(opened, target, state, bring_to_head, lambda done: progress(done, points))
-            set_inactive_aside(target.path.parent, [path_of(to)], facts.generation)
-            target.path.rename(path_of(to))
-            torn.sync_folder(target.path.parent)
+            set_inactive_aside([path], facts.generation)
+            target.path.rename(path)
+            torn.sync_folder(path.parent)
         finally:
             _remove(target.path)
         with access.metadata.write() as connection:
             StateRepository(connection).set(engine=to, file_id=state.file_id, generation=state.generation)
-        log.info("the columns of %s are in %s now", target.path.parent, to)
+        log.info("the columns are in %s now", path)
         access.columns.reopen()
     return Converted(before, to, points, state.generation)
 
 
-def set_inactive_aside(folder: Path, paths: Iterable[Path], generation: int) -> list[Path]:
+def set_inactive_aside(paths: Iterable[Path], generation: int) -> list[Path]:
     """Rename column files that are not the active engine's, with their logs; returns their new names.
 
     The caller holds the lease and has read the fact under it.
@@ -103,7 +105,7 @@ def set_inactive_aside(folder: Path, paths: Iterable[Path], generation: int) -> 
             continue
         name = f"{path.name}.inactive-{generation}"
         number = 1
-        while (folder / name).exists():
+        while path.with_name(name).exists():
             number += 1
             name = f"{path.name}.inactive-{generation}-{number}"
         for companion in reversed(
@@ -111,11 +113,10 @@ def set_inactive_aside(folder: Path, paths: Iterable[Path], generation: int) -> 
         ):  # the file itself last: while it has its name, its log is looked for
             old = path.with_name(path.name + companion)
             if old.exists():
-                old.rename(folder / (name + companion))
+                old.rename(path.with_name(name + companion))
         log.warning("%s is not the active column file any more; kept as %s", path, name)
-        renamed.append(folder / name)
-    if renamed:
-        torn.sync_folder(folder)
+        renamed.append(path.with_name(name))
+        torn.sync_folder(path.parent)
     return renamed
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import NamedTuple, cast
 
 from repo.clock import system_clock
 from repo.engines.lease import Lease
 from repo.errors import StoreMissing
+from repo.files import StoreFiles
 from repo.schema import migrate
 from repo.schema.targets import find_targets
 from repo.schema.version import Standing, compare, too_new
@@ -34,11 +34,14 @@ def migrate_store(path: str | os.PathLike[str], *, check: bool = False) -> list[
     that is not there yet is made, at the head, when it is first needed. Raises `StoreMissing`,
     `SchemaTooNew`; a database is then at the last revision that was completed.
     """
-    folder = Path(os.path.realpath(path))
-    targets = [target for target in find_targets({"path": str(folder)}, {}) if target.path.exists()]
+    files = StoreFiles.of(os.path.realpath(path))
+    folder = files.folder
+    targets = [
+        target for target in find_targets({"path": os.path.realpath(path)}, {}) if target.path.exists()
+    ]
     if not any(target.database == "metadata" for target in targets):
         raise StoreMissing(f"there is no store in {folder}; `holdfast init` makes one", path=folder)
-    lease = Lease(folder, system_clock)
+    lease = Lease(folder, system_clock, prefix=files.prefix)
     try:
         lease.acquire(Settings.load(folder).lease_timeout_s, "migrate")
         found = []

@@ -7,18 +7,31 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from repo.errors import InvalidRecord
+from sqlalchemy import Connection
+
 from repo.moments import to_us
+from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.points import Written
-from repo.repositories.records import PendingRecord, RecordRepository
+from repo.repositories.records import (
+    Dropped,
+    NewRecord,
+    PendingRecord,
+    RecordCounts,
+    RecordRepository,
+    listed_ids,
+)
+from repo.repositories.state import StateRepository
 from repo.store.access import Access
-from repo.store.writer import Change, PointsChange, RecordChange, Submission
-from repo.values import check_name, check_rows
+from repo.store.writer import Change, PointsChange, RecordChange, SettleChange, Submission
+from repo.values import check_rows
 
 __all__ = ["RecordWriter", "Records", "points_of"]
 
 READING_FIELDS = ("pressure", "temperature", "flow_rate", "flowRate")
 """Fields of a record's data that are readings by their own name, beside `value`."""
+
+
+DAY_US = 86_400_000_000
 
 
 class RecordWriter:
@@ -40,57 +53,116 @@ class RecordWriter:
         Sensor is `sensor_id`, `well_name` or the source; `value` is a point of `metric_name`, `metric` or
         `unknown`; so is each of `pressure, temperature, flow_rate, flowRate` of its own name. Their time is
         the data's `timestamp`, where it has a number there, else the record's. The same `record_id` again
-        replaces the data and keeps the retry count; the same data again changes nothing.
+        replaces the data and keeps the retry count; the same data again changes nothing, whatever the time.
         Raises `InvalidRecord` or `InvalidPoint`; then nothing was written.
         """
-        check_name(record_id, "record_id")
-        check_name(source, "source")
         now_us = self._access.clock()
-        timestamp_us = now_us if timestamp is None else to_us(timestamp)
-        data_json = _json(data)
-        changes: list[Change] = [RecordChange(record_id, source, data_json, timestamp_us / 1e6)]
-        rows = points_of(data, source, timestamp_us)
+        change = RecordChange(NewRecord.of(record_id, source, data, timestamp, now_us))
+        changes: list[Change] = [change]
+        rows = points_of(data, source, now_us if timestamp is None else to_us(timestamp))
         if rows:
             batch, _ = check_rows(rows, accept_bool=False, now_us=now_us)
-            changes.append(PointsChange.of(batch))
+            changes.append(PointsChange.of(batch, record=change))
         return self._send(Submission(changes))
 
 
 class Records(RecordWriter):
     """`store.records`. Thread-safe."""
 
-    def pending(self, source: str | None = None, limit: int = 1000) -> list[PendingRecord]:
-        """Return up to `limit` records that wait, oldest first, with their data as given."""
+    def pending(
+        self,
+        source: str | None = None,
+        limit: int = 1000,
+        *,
+        after_id: int = 0,
+        max_retries: int | None = None,
+    ) -> list[PendingRecord]:
+        """Return up to `limit` records that wait, oldest first, with their data as given.
+
+        `after_id` is the `id` of the last one of the page before: so a long backlog is read page by page,
+        each row once. `max_retries` leaves out those that failed so often or oftener.
+        """
         with self._access.metadata.read() as connection:
-            rows = RecordRepository(connection).pending(source, limit)
-        return [
-            {
-                "id": row[0],
-                "record_id": row[1],
-                "source": row[2],
-                "data": json.loads(row[3]),
-                "timestamp": row[4],
-                "retry_count": row[5] or 0,
-                "last_retry": row[6],
-                "created_at": row[7],
-            }
-            for row in rows
-        ]
+            return RecordRepository(connection).pending(
+                source, limit, after_id=after_id, max_retries=max_retries
+            )
+
+    def has(self, record_id: str) -> bool:
+        """Say whether the record waits."""
+        with self._access.metadata.read() as connection:
+            return RecordRepository(connection).has(record_id)
+
+    def counts(self) -> RecordCounts:
+        """Count the records that wait: in all, by source, by failed tries."""
+        with self._access.metadata.read() as connection:
+            return RecordRepository(connection).counts()
+
+    def count(self) -> int:
+        """Return how many records wait."""
+        with self._access.metadata.read() as connection:
+            return RecordRepository(connection).count()
 
     def mark_sent(self, record_ids: str | Iterable[str]) -> int:
-        """Remove records that were delivered, in one commit; returns how many there were.
+        """Remove records that were delivered, any number in one commit; returns how many there were.
 
-        Their points stay as history.
+        Their points stay as history. As durable as any write; threads share commits.
         """
-        with self._access.metadata.write() as connection:
-            removed = RecordRepository(connection).mark_sent(_listed(record_ids))
-        self._access.metadata.fold_if_due()
-        return removed
+        return self._settle(SettleChange(listed_ids(record_ids), sent=True))
 
-    def mark_failed(self, record_ids: str | Iterable[str]) -> int:
-        """Count one more failed try of these records, in one commit; returns how many there were."""
+    def mark_failed(self, record_ids: str | Iterable[str], *, increment_retry: bool = True) -> int:
+        """Note a failed try of these records, in one commit; returns how many there were.
+
+        It counts as one more unless `increment_retry` is False: then only its time is kept.
+        """
+        return self._settle(SettleChange(listed_ids(record_ids), sent=False, increment_retry=increment_retry))
+
+    def drop_old(self, *, max_age_s: float | None = None, max_retries: int | None = None) -> int:
+        """Drop, unsent, the records whose time lies further back than `max_age_s`, and those that failed
+        `max_retries` times or oftener; returns how many.
+
+        They are gone for good: the loss ledger says how many, of which time, and why, in the same commit.
+        Their points stay.
+        """
+        dropped = 0
+        now_us = self._access.clock()
         with self._access.metadata.write() as connection:
-            return RecordRepository(connection).mark_failed(_listed(record_ids), self._access.clock() / 1e6)
+            records = RecordRepository(connection)
+            if max_age_s is not None:
+                fallen = records.drop(before_s=now_us / 1e6 - max_age_s)
+                self._note(connection, fallen, "age", {"max_age_s": max_age_s}, now_us)
+                dropped += fallen.records
+            if max_retries is not None:
+                fallen = records.drop(min_retries=max_retries)
+                self._note(connection, fallen, "retries", {"max_retries": max_retries}, now_us)
+                dropped += fallen.records
+        self._access.metadata.fold_if_due()
+        return dropped
+
+    def clear(self, source: str | None = None) -> int:
+        """Drop, unsent, all records, or those of one source; returns how many. The loss ledger tells."""
+        now_us = self._access.clock()
+        with self._access.metadata.write() as connection:
+            fallen = RecordRepository(connection).drop(source)
+            self._note(connection, fallen, "clear", {"source": source}, now_us)
+        self._access.metadata.fold_if_due()
+        return fallen.records
+
+    def _settle(self, change: SettleChange) -> int:
+        if change.record_ids:
+            self._send(Submission((change,)))
+        return change.found
+
+    def _note(
+        self, connection: Connection, dropped: Dropped, reason: str, why: Mapping[str, Any], now_us: int
+    ) -> None:
+        """Write the drop into the ledger, in its transaction: one entry a day for each reason."""
+        if not dropped.records:
+            return
+        state = StateRepository(connection).get()
+        assert state is not None
+        detail = json.dumps(why, ensure_ascii=False)
+        entry_id = f"{state.store_id}:records:{reason}:{now_us // DAY_US}:{detail}"
+        LedgerRepository(connection).merge(Loss(entry_id, "records", reason, detail, *dropped, now_us))
 
 
 def points_of(data: Mapping[str, Any], source: str, timestamp_us: int) -> list[dict[str, Any]]:
@@ -117,18 +189,3 @@ def points_of(data: Mapping[str, Any], source: str, timestamp_us: int) -> list[d
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _json(data: Mapping[str, Any]) -> str:
-    if not isinstance(data, Mapping):
-        raise InvalidRecord(f"data: a mapping is needed, not {type(data).__name__}")
-    try:
-        text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        text.encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRecord(f"data: cannot be written as JSON: {error}") from error
-    return text
-
-
-def _listed(record_ids: str | Iterable[str]) -> list[str]:
-    return [record_ids] if isinstance(record_ids, str) else list(record_ids)

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from repo.engines.lease import Holder, read_holder
 from repo.engines.sqlite import has_wal_reset_bug
+from repo.files import StoreFiles
 from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository
 from repo.repositories.records import RecordRepository
@@ -19,18 +20,6 @@ from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import StateRepository
 
 __all__ = ["SinkStatus", "Status", "read_status"]
-
-KEPT = ("timeseries.*.inactive-*", "*.corrupt-*")
-"""Files that were set aside: the columns of the engine that was active before, and damaged logs."""
-
-STORE_FILES = (
-    "offline_buffer.db",
-    "offline_buffer.db-wal",
-    "timeseries.duckdb",
-    "timeseries.duckdb.wal",
-    "timeseries.sqlite",
-    "timeseries.sqlite-wal",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +66,17 @@ class Status:
         return asdict(self)
 
 
-def read_status(connection: Connection, folder: Path, schema: str) -> Status:
+def read_status(connection: Connection, files: StoreFiles, schema: str) -> Status:
     """Read the status in one snapshot of the metadata; takes no lease and opens no column file."""
     state = StateRepository(connection).get()
     assert state is not None
     rows, seqs = JournalRepository(connection).backlog()
     summaries = LatestRepository(connection).all().values()
     entries, dropped = LedgerRepository(connection).totals()
-    sizes = {name: size for name in STORE_FILES if (size := _size(folder / name)) is not None}
-    kept = {path.name: _size(path) or 0 for pattern in KEPT for path in sorted(folder.glob(pattern))}
+    sizes = {path.name: size for path in files.all() if (size := _size(path)) is not None}
+    kept = {path.name: _size(path) or 0 for path in files.kept()}
     return Status(
-        path=str(folder),
+        path=str(files.folder),
         store_id=state.store_id,
         engine=state.engine or "none yet",
         generation=state.generation,
@@ -112,8 +101,8 @@ def read_status(connection: Connection, folder: Path, schema: str) -> Status:
         bytes_by_file=sizes,
         bytes_by_kept_file=kept,
         bytes_total=sum(sizes.values()) + sum(kept.values()),
-        bytes_free_on_disk=shutil.disk_usage(folder).free,
-        holder=read_holder(folder),
+        bytes_free_on_disk=shutil.disk_usage(files.folder).free,
+        holder=read_holder(files.folder, files.prefix),
         warnings=_warnings(LedgerRepository(connection)),
     )
 

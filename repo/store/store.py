@@ -19,12 +19,14 @@ from repo.clock import Clock, system_clock
 from repo.engines import sqlite
 from repo.engines.lease import Lease
 from repo.errors import EngineMissing, InvalidQuery, SchemaOutdated, StoreCorrupt, StoreMissing
+from repo.files import ENGINES, StoreFiles
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import State, StateRepository
 from repo.schema import version
+from repo.schema.targets import Target
 from repo.settings import Settings
 from repo.store.access import Access
-from repo.store.backends import COLUMN_FILES, Backend, backend_for, duckdb_is_installed
+from repo.store.backends import Backend, backend_for, duckdb_is_installed
 from repo.store.columns import Columns
 from repo.store.converting import Converted, convert, set_inactive_aside
 from repo.store.flush import Flusher
@@ -37,11 +39,9 @@ from repo.store.status import Status, read_status
 from repo.store.transaction import Transaction
 from repo.store.writer import Writer
 
-__all__ = ["METADATA_FILE", "Store"]
+__all__ = ["Store"]
 
 log = logging.getLogger("holdfast.store")
-
-METADATA_FILE = "offline_buffer.db"
 
 Progress = Callable[[int, int], object]
 
@@ -49,6 +49,7 @@ Progress = Callable[[int, int], object]
 class Store:
     """A store-and-forward buffer for time-series in one folder. Thread-safe; many processes may have it open.
 
+    `path` is its folder, or the column file that it was made beside (`DuckDBTimeSeriesStorage`).
     Opening makes a new store if the folder holds none (`create=False`: `StoreMissing`), and brings an older
     schema to the present one. A write is durable when its call returns. Close it, or use it as a context
     manager; closing is quick, and what was not flushed stays safe in the journal.
@@ -67,13 +68,15 @@ class Store:
         *,
         create: bool = True,
         clock: Clock = system_clock,
+        files: StoreFiles | None = None,
     ) -> None:
         self.path = Path(os.path.realpath(path))
-        self.settings = Settings.load(self.path) if settings is None else settings
+        self.files = StoreFiles.of(self.path) if files is None else files
+        self.settings = Settings.load(self.files.folder) if settings is None else settings
         self._pid = os.getpid()
         self._keeper: Keeper | None = None
         self._find(create)
-        metadata = MetadataDatabase(self.path / METADATA_FILE, self.settings)
+        metadata = MetadataDatabase(self.files.metadata, self.settings)
         try:
             state = self._prepared(metadata, clock)
             self._access = self._wired(metadata, state, clock)
@@ -140,7 +143,7 @@ class Store:
     def status(self) -> Status:
         """Describe the store, from SQLite alone: it answers at once, whoever holds the columns."""
         with self._access.metadata.read() as connection:
-            return read_status(connection, self.path, version.version_of(connection) or "none")
+            return read_status(connection, self.files, version.version_of(connection) or "none")
 
     def last_seq(self) -> int:
         """Return the seq of the newest acknowledged change, from SQLite alone; 0 in a new store."""
@@ -187,8 +190,8 @@ class Store:
     # --- opening --------------------------------------------------------------------------------------
 
     def _find(self, create: bool) -> None:
-        """See that the folder holds a store, or may become one."""
-        database = self.path / METADATA_FILE
+        """See that there is a store, or that one may be made."""
+        database = self.files.metadata
         has_metadata = database.exists() and (
             database.stat().st_size > 0 or database.with_name(f"{database.name}-wal").exists()
         )
@@ -196,16 +199,34 @@ class Store:
             self._refuse_columns_alone()
         if not has_metadata and not create:
             raise StoreMissing(f"there is no store in {self.path}; `holdfast init` makes one", path=self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.files.folder.mkdir(parents=True, exist_ok=True)
 
     def _refuse_columns_alone(self) -> None:
-        columns = [self.path / name for name in COLUMN_FILES.values() if (self.path / name).exists()]
-        if columns:
-            raise StoreCorrupt(
-                f"{columns[0]} has no {METADATA_FILE} beside it, or an empty one; it holds the journal: this is a "
-                f"damaged store, not a new one. Restore {METADATA_FILE}, or move the file away to begin anew",
-                path=self.path,
-            )
+        for engine in ENGINES:
+            columns = self.files.columns(engine)
+            if columns.exists() and not (self.files.apart and self._is_legacy(engine, columns)):
+                name = self.files.metadata.name
+                raise StoreCorrupt(
+                    f"{columns} has no {name} beside it, or an empty one; it holds the journal: this is a "
+                    f"damaged store, not a new one. Restore {name}, or move the file away to begin anew",
+                    path=self.path,
+                )
+
+    def _is_legacy(self, engine: Any, columns: Path) -> bool:
+        """Say whether it is a file of the legacy program, which had no journal that could be missing."""
+        lease = self._lease(system_clock)
+        try:
+            lease.acquire(self.settings.lease_timeout_s, "looking at a file of the legacy program")
+            with (
+                Target("timeseries", engine, columns, self.files).opened() as opened,
+                opened.execution_options(**sqlite.READ).connect() as connection,
+            ):
+                return version.version_of(connection) is None
+        finally:
+            lease.close()
+
+    def _lease(self, clock: Clock) -> Lease:
+        return Lease(self.files.folder, clock, prefix=self.files.prefix)
 
     def _prepared(self, metadata: MetadataDatabase, clock: Clock) -> State:
         """Return the store's facts, after bringing its schema to the present one."""
@@ -219,7 +240,7 @@ class Store:
                     return state
             if standing is version.Standing.UNVERSIONED and not inspect(connection).get_table_names():
                 self._refuse_columns_alone()
-        lease = Lease(self.path, clock)
+        lease = self._lease(clock)
         lease.acquire(self.settings.lease_timeout_s, "preparing the store")
         try:
             self._bring_to_head(metadata.engine, "metadata", metadata.path)
@@ -239,9 +260,9 @@ class Store:
             with metadata.read() as connection:
                 found = StateRepository(connection).get()
             engine = (found or state).engine or self._first_engine()
-            return backend_for(engine, self._column_file(engine), self.settings, clock)
+            return backend_for(engine, self.files, self.settings, clock)
 
-        columns = Columns(self.path, active, self.settings, clock)
+        columns = Columns(self.files, active, self.settings, clock)
         flusher = Flusher(
             metadata, columns, self.settings, clock, self._bring_columns_to_head, self._set_inactive_aside
         )
@@ -249,28 +270,24 @@ class Store:
             _ = columns.backend
         except EngineMissing as missing:
             log.warning("%s", missing)
-        return Access(metadata, writer, self.settings, clock, columns, flusher)
-
-    def _column_file(self, engine: str) -> Path:
-        return self.path / COLUMN_FILES[engine]
+        return Access(self.files, metadata, writer, self.settings, clock, columns, flusher)
 
     def _bring_columns_to_head(self, engine: Engine, path: Path) -> None:
         self._bring_to_head(engine, "timeseries", path)
 
     def _set_inactive_aside(self, active: str, generation: int) -> None:
-        inactive = [self._column_file(engine) for engine in COLUMN_FILES if engine != active]
-        set_inactive_aside(self.path, inactive, generation)
+        set_inactive_aside([self.files.columns(name) for name in ENGINES if name != active], generation)
 
     def _convert(self, engine: str, progress: Progress = lambda _done, _points: None) -> Converted:
         def build(to: str, path: Path) -> Backend:
-            return backend_for(to, path, self.settings, self._access.clock)
+            return backend_for(to, self.files, self.settings, self._access.clock, path=path)
 
-        return convert(self._access, build, self._column_file, self._bring_columns_to_head, engine, progress)
+        return convert(self._access, build, self.files, self._bring_columns_to_head, engine, progress)
 
     def _first_engine(self) -> str:
         """Choose the engine of a store that has none yet."""
-        for engine, name in COLUMN_FILES.items():
-            if (self.path / name).exists():
+        for engine in ENGINES:
+            if self.files.columns(engine).exists():
                 return engine
         if self.settings.engine != "auto":
             return self.settings.engine

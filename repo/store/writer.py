@@ -15,38 +15,53 @@ from repo.clock import Clock
 from repo.errors import HoldfastError, InvalidPoint, Refusal, StoreClosed
 from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, JournalRepository
 from repo.repositories.points import Written
-from repo.repositories.records import RecordRepository
+from repo.repositories.records import NewRecord, RecordRepository
 from repo.repositories.selection import Selection
 from repo.repositories.series import SeriesRepository
 from repo.store.metadata import MetadataDatabase
 from repo.store.packing import BLOCK_BYTES, BLOCK_POINTS, pack
 from repo.values import Batch
 
-__all__ = ["BulkChange", "DeleteChange", "PointsChange", "RecordChange", "Submission", "Writer"]
+__all__ = [
+    "BulkChange",
+    "DeleteChange",
+    "PointsChange",
+    "RecordChange",
+    "SettleChange",
+    "Submission",
+    "Writer",
+]
 
 LINGER_SHARE = 0.25
 """How much of the last commit's time a leader waits for threads that are about to write again."""
 
 LINGER_LIMIT_S = 0.002
 
+RECORD_LOG_BYTES = 500
+"""What adding or settling one record of many writes, in the table and its four indexes."""
+
 _PAUSE_S = 0.000_05
 
 
 @dataclass(slots=True)
 class PointsChange:
-    """Points to write, packed by the thread that brings them: (count, block) in order."""
+    """Points to write, packed by the thread that brings them: (count, block) in order.
+
+    Those of a `record`, which stands before them in the submission, are written if it changed anything.
+    """
 
     kinds: dict[tuple[str, str], str | None]
     blocks: list[tuple[int, bytes]]
     count: int
     keep: bool = False
     """Whether they give way to points already stored."""
+    record: RecordChange | None = None
 
     @classmethod
-    def of(cls, batch: Batch, *, keep: bool = False) -> PointsChange:
+    def of(cls, batch: Batch, *, keep: bool = False, record: RecordChange | None = None) -> PointsChange:
         """Pack a batch, in blocks that a journal row can hold."""
         kinds = dict(zip(batch.series, batch.kinds, strict=True))
-        return cls(kinds, [(len(part), pack(part)) for part in _parts(batch)], len(batch), keep)
+        return cls(kinds, [(len(part), pack(part)) for part in _parts(batch)], len(batch), keep, record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +80,27 @@ class DeleteChange:
     selection: Selection
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RecordChange:
     """A record to add; its points are a change of their own in the same submission."""
 
-    record_id: str
-    source: str
-    data_json: str
-    timestamp_s: float
+    record: NewRecord
+    changed: bool = False
+    """Whether it was new, or other data than stood there; set by the commit."""
 
 
-Change = PointsChange | BulkChange | DeleteChange | RecordChange
+@dataclass(slots=True)
+class SettleChange:
+    """Records that were sent, and go, or that failed once more."""
+
+    record_ids: Sequence[str]
+    sent: bool
+    increment_retry: bool = True
+    found: int = 0
+    """How many of them there were; set by the commit."""
+
+
+Change = PointsChange | BulkChange | DeleteChange | RecordChange | SettleChange
 
 
 @dataclass(slots=True, eq=False)
@@ -201,13 +226,7 @@ class Writer:
             time.sleep(_PAUSE_S)
 
     def _commit_group(self, submissions: Sequence[Submission]) -> None:
-        size = sum(
-            len(block)
-            for submission in submissions
-            for change in submission.changes
-            if isinstance(change, PointsChange)
-            for _, block in change.blocks
-        )
+        size = sum(_size(change) for submission in submissions for change in submission.changes)
         registered: dict[tuple[str, str], str] = {}
         try:
             with self._metadata.journal_write(size) as connection:
@@ -225,6 +244,7 @@ class Writer:
 
     def _append(self, connection: Connection, submissions: Sequence[Submission]) -> None:
         journal = JournalRepository(connection)
+        records = RecordRepository(connection, clock=self._clock)
         now_us = self._clock()
         seq = journal.last_seq()
         row = _PointsRow(journal, now_us)
@@ -232,6 +252,8 @@ class Writer:
             before, points = seq, 0
             for change in submission.changes:
                 if isinstance(change, PointsChange):
+                    if change.record is not None and not change.record.changed:
+                        continue
                     kind = KEEP if change.keep else POINTS
                     for count, block in change.blocks:
                         seq += count
@@ -245,9 +267,13 @@ class Writer:
                     row.end()
                     seq += 1
                     journal.append(seq, 1, DELETE, change.selection.to_json(), now_us)
+                elif isinstance(change, RecordChange):
+                    change.changed = records.put(change.record)
+                elif change.sent:
+                    change.found = records.mark_sent(change.record_ids)
                 else:
-                    RecordRepository(connection).add(
-                        change.record_id, change.source, change.data_json, change.timestamp_s, now_us / 1e6
+                    change.found = records.mark_failed(
+                        change.record_ids, increment_retry=change.increment_retry
                     )
             first_seq, last_seq = (before + 1, seq) if seq > before else (None, None)
             submission.written = Written(
@@ -392,6 +418,15 @@ def _mismatch(pair: tuple[str, str], known: str, kind: str) -> InvalidPoint:
             )
         ]
     )
+
+
+def _size(change: Change) -> int:
+    """Return about how many bytes of log a change makes, beside those of its commit."""
+    if isinstance(change, PointsChange):
+        return sum(len(block) for _, block in change.blocks)
+    if isinstance(change, RecordChange):
+        return len(change.record.data_json) + RECORD_LOG_BYTES
+    return RECORD_LOG_BYTES * len(change.record_ids) if isinstance(change, SettleChange) else 0
 
 
 def _parts(batch: Batch) -> list[Batch]:

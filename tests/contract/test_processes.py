@@ -28,7 +28,7 @@ QUIET, BUSY = OPEN.replace("BACKGROUND", "False"), OPEN.replace("BACKGROUND", "T
 HOLD = (
     BUSY
     + """
-columns, _ = store._access.parts()
+columns = store._access.columns
 with columns.alone("a very long job"):
     print("held", flush=True)
     sys.stdin.readline()

@@ -13,6 +13,7 @@ from repo import InvalidPoint, InvalidQuery, PointRepository, RecordRepository, 
 from repo.engines import duckdb, sqlite
 from repo.repositories.journal import BULK, POINTS, JournalRepository
 from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
+from repo.repositories.records import NewRecord
 from repo.repositories.series import LatestRepository, SeriesRepository, Summary, SummaryRepository
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
@@ -33,7 +34,7 @@ def with_facts(connection: Connection) -> None:
     StateRepository(connection).create(State("id", 0, 0, 0, "duckdb", None, 1, 0))
     JournalRepository(connection).append(1, 1, POINTS, b"", 0)
     JournalRepository(connection).append(7, 6, BULK, b"", 0)
-    RecordRepository(connection).add("old", "s", "{}", 0.0, 0.0)
+    RecordRepository(connection).add("old", "s", {})
     SeriesRepository(connection).register({("old", "m"): "number"})
     LatestRepository(connection).replace({("old", "m"): SUMMARY})
     SinkRepository(connection).register("old", 0)
@@ -58,10 +59,12 @@ COLUMNS_WRITES: dict[str, Write] = {
     "state.set_watermark": lambda c: ColumnsStateRepository(c).set_watermark(7),
 }
 METADATA_WRITES: dict[str, Write] = {
-    "records.add": lambda c: RecordRepository(c).add("r", "s", "{}", 0.0, 0.0),
-    "records.add, replacing": lambda c: RecordRepository(c).add("old", "s", '{"a":1}', 0.0, 0.0),
+    "records.add": lambda c: RecordRepository(c).add("r", "s", {}),
+    "records.add, replacing": lambda c: RecordRepository(c).add("old", "s", {"a": 1}),
+    "records.put": lambda c: RecordRepository(c).put(NewRecord("r", "s", "{}", 0.0, 0.0)),
     "records.mark_sent": lambda c: RecordRepository(c).mark_sent(["old"]),
-    "records.mark_failed": lambda c: RecordRepository(c).mark_failed(["old"], 1.0),
+    "records.drop": lambda c: RecordRepository(c).drop("s"),
+    "records.mark_failed": lambda c: RecordRepository(c).mark_failed(["old"]),
     "journal.append": lambda c: JournalRepository(c).append(9, 1, POINTS, b"", 0),
     "journal.void": lambda c: JournalRepository(c).void([7]),
     "journal.prune": lambda c: JournalRepository(c).prune(5),
@@ -71,6 +74,7 @@ METADATA_WRITES: dict[str, Write] = {
     "latest.replace": lambda c: LatestRepository(c).replace({PAIR: SUMMARY}),
     "latest.clear": lambda c: LatestRepository(c).clear(),
     "ledger.add": lambda c: LedgerRepository(c).add([LOSS]),
+    "ledger.merge": lambda c: LedgerRepository(c).merge(LOSS),
     "sinks.register": lambda c: SinkRepository(c).register("s", 0),
     "sinks.confirm": lambda c: SinkRepository(c).confirm("old", 5, 1),
     "state.set": lambda c: StateRepository(c).set(copied_through=5),
@@ -169,7 +173,7 @@ def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
         "all",
         "select",
     }
-    reads |= {"totals", "backlog", "last_seq", "get"}
+    reads |= {"totals", "backlog", "last_seq", "get", "has", "counts"}
     found = {
         name
         for repository in (

@@ -1,0 +1,161 @@
+"""Where the files of a store are: owns their names and the links between them, opens none of them."""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from repo.errors import InvalidSettings
+
+__all__ = ["ENGINES", "METADATA_FILE", "StoreFiles", "place_columns"]
+
+METADATA_FILE = "offline_buffer.db"
+BESIDE_SUFFIX = ".meta.db"
+
+ENGINES = ("duckdb", "sqlite")
+
+_DUCKDB_FILE, _SQLITE_FILE = "timeseries.duckdb", "timeseries.sqlite"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFiles:
+    """The files of one store.
+
+    Mostly a folder of its own holds them all. A store may also be made beside a column file: then its metadata
+    database is `<name>.meta.db`, and `prefix` keeps its lock files apart from those of its neighbours.
+    """
+
+    folder: Path
+    metadata: Path
+    duckdb: Path
+    sqlite: Path
+    prefix: str = ""
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> StoreFiles:
+        """Return the files of the store that a path means: its folder, or the column file that it stands beside.
+
+        Links are followed, so that whichever way one comes, a store's files have one name each.
+        """
+        given = Path(path)
+        if given.is_file() and (given.suffix == ".duckdb" or _metadata_beside(_followed(given)).exists()):
+            return cls.beside(given)
+        return cls._of_folder(given)
+
+    @classmethod
+    def beside(cls, column_file: str | os.PathLike[str]) -> StoreFiles:
+        """Return the files of the store whose columns are in this file: the folder's, if it is a folder's."""
+        return cls._of_columns(_followed(Path(column_file)))
+
+    @classmethod
+    def _of_folder(cls, folder: Path) -> StoreFiles:
+        metadata = _followed(folder / METADATA_FILE)
+        if metadata.name.endswith(BESIDE_SUFFIX):
+            return cls._beside(metadata.with_name(metadata.name.removesuffix(BESIDE_SUFFIX)))
+        if not metadata.exists() and _metadata_beside(folder / _DUCKDB_FILE).is_file():
+            return cls._beside(folder / _DUCKDB_FILE)
+        return cls(folder, metadata, _followed(folder / _DUCKDB_FILE), _followed(folder / _SQLITE_FILE))
+
+    @classmethod
+    def _of_columns(cls, file: Path) -> StoreFiles:
+        metadata = _followed(_metadata_beside(file))
+        if metadata.name == METADATA_FILE:
+            return cls._of_folder(metadata.parent)
+        in_folder = file.name in (_DUCKDB_FILE, _SQLITE_FILE) and (file.parent / METADATA_FILE).exists()
+        if in_folder and not metadata.exists():
+            return cls._of_folder(file.parent)
+        return cls._beside(file)
+
+    @classmethod
+    def _beside(cls, file: Path) -> StoreFiles:
+        rows = file.with_suffix(".sqlite") if file.suffix != ".sqlite" else Path(f"{file}.sqlite")
+        return cls(file.parent, _metadata_beside(file), file, rows, f"{file.name}.")
+
+    @property
+    def scratch(self) -> Path:
+        """The folder for what an engine sets aside while it works."""
+        return self.folder / f"{self.prefix}tmp"
+
+    @property
+    def apart(self) -> bool:
+        """Whether the column file has a place of its own, not that of its kind in the store's folder."""
+        return bool(self.prefix) or self.duckdb.parent != self.folder
+
+    def columns(self, engine: str) -> Path:
+        """Return the column file of an engine."""
+        return self.duckdb if engine == "duckdb" else self.sqlite
+
+    def all(self) -> list[Path]:
+        """Return every file that holds data, the logs too; some may not exist."""
+        return [
+            self.metadata,
+            Path(f"{self.metadata}-wal"),
+            self.duckdb,
+            Path(f"{self.duckdb}.wal"),
+            self.sqlite,
+            Path(f"{self.sqlite}-wal"),
+        ]
+
+    def kept(self) -> list[Path]:
+        """Return the files that were set aside: inactive columns, and damaged logs."""
+        return sorted(
+            path
+            for own in {self.duckdb, self.sqlite}
+            for path in own.parent.glob(f"{glob.escape(own.name)}*")
+            if ".inactive-" in path.name or ".corrupt-" in path.name
+        )
+
+
+def place_columns(folder: Path, file: Path) -> None:
+    """Let the DuckDB file of the store in this folder lie elsewhere, for good.
+
+    A link in the folder says where, and one beside the file leads back, so that the store is found from both
+    ends. If a store was made beside that file before, the folder becomes another door to it. Raises
+    `InvalidSettings` if the folder's store has its columns in another place, or would become two stores.
+    """
+    folder, file = Path(os.path.realpath(folder)), Path(os.path.realpath(file))
+    own, link, back = folder / METADATA_FILE, folder / _DUCKDB_FILE, _metadata_beside(file)
+    files = StoreFiles.of(folder)
+    if file == Path(os.path.realpath(files.duckdb)):
+        if files.prefix and not own.exists():
+            _link(own, files.metadata)
+        return
+    if os.path.lexists(link):
+        raise InvalidSettings(
+            f"the store in {folder} has its columns in {os.path.realpath(link)}, not in {file}: while nothing uses "
+            f"it, move the file and its log there and remove {link}, or name the place where it is",
+            path=folder,
+        )
+    foreign = back.exists() and _followed(back) != own
+    if foreign and own.exists():
+        raise InvalidSettings(
+            f"{file} holds the columns of the store {_followed(back)}, and {folder} holds a store of its own; "
+            "they cannot become one: name another file, or another folder",
+            path=file,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _link(link, file)
+    if foreign:
+        _link(own, _followed(back))
+    elif not os.path.lexists(back):
+        _link(back, own)
+
+
+def _metadata_beside(file: Path) -> Path:
+    return file.with_name(file.name + BESIDE_SUFFIX)
+
+
+def _followed(path: Path) -> Path:
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _link(link: Path, target: Path) -> None:
+    # Relative, so that a folder with both can be moved as a whole.
+    try:
+        link.symlink_to(os.path.relpath(target, link.parent))
+    except FileExistsError:
+        if _followed(link) != target:
+            raise
