@@ -9,31 +9,29 @@ from typing import Any, Literal
 
 from repo.errors import InvalidQuery
 from repo.repositories import reading
-from repo.repositories.journal import DELETE, JournalRepository
 from repo.repositories.points import (
     PointDict,
     Written,
     aggregate_dicts,
     make_buckets,
     next_points,
-    point_dict,
+    point_dicts,
     select_points,
 )
 from repo.repositories.selection import Names, Selection
-from repo.repositories.series import LatestRepository, SeriesRepository
-from repo.repositories.state import StateRepository
+from repo.repositories.series import SeriesRepository
 from repo.store.access import Access
-from repo.store.packing import unpack
+from repo.store.latest import Newest
 from repo.store.results import Result
 from repo.store.writer import DeleteChange, PointsChange, Submission
-from repo.values import Batch, check_point, check_rows
+from repo.values import check_point, check_rows
 
 __all__ = ["PointWriter", "Points"]
 
 Time = float | datetime | None
 
-TAIL_BYTES = 1_048_576
-"""`latest` reads a journal tail up to this size; a longer one is flushed first."""
+_LATEST_TRIES = 3
+"""How often `latest` flushes and looks again, where others go on deleting, before it asks the columns."""
 
 
 class PointWriter:
@@ -108,6 +106,10 @@ class PointWriter:
 class Points(PointWriter):
     """`store.points`. Thread-safe. Reads see every write acknowledged before they began."""
 
+    def __init__(self, access: Access, send: Callable[[Submission], Written]) -> None:
+        super().__init__(access, send)
+        self._newest = Newest(access.metadata)
+
     def submit(self, rows: Iterable[Any], on_error: Literal["raise", "skip"] = "raise") -> Future[Written]:
         """Queue many points and return at once; the future is done when they are durable.
 
@@ -132,15 +134,22 @@ class Points(PointWriter):
     def latest(self, sensor_id: Names, metric_name: Names = None, limit: int = 1) -> list[PointDict]:
         """Return the newest `limit` points of each series, newest first within a series.
 
-        One a series (the default) needs neither the lease nor, mostly, a flush.
+        One a series (the default) is answered from memory, which follows every commit of every process; it needs
+        neither the lease nor, unless a delete was just acknowledged, a flush. The dicts are the caller's own.
         """
-        selection = Selection.of(sensor_id, metric_name)
         if limit < 1:
             raise InvalidQuery(f"limit = {limit}: at least 1")
-        if limit == 1 and (found := self._latest_without_lease(selection)) is not None:
-            return found
+        if limit == 1 and type(sensor_id) is str and type(metric_name) is str:
+            at_hand = self._newest.at_hand((sensor_id, metric_name))
+            if at_hand is not None:
+                return at_hand
+        selection = Selection.of(sensor_id, metric_name)
+        for _ in range(_LATEST_TRIES if limit == 1 else 0):
+            if (found := self._newest.points(selection)) is not None:
+                return found
+            self._access.flush("latest query")
         with self._access.reading("latest query") as (connection, known):
-            return [point_dict(row) for row in reading.newest(connection, selection, known, limit)]
+            return point_dicts(reading.newest(connection, selection, known, limit))
 
     def aggregate(
         self,
@@ -194,44 +203,3 @@ class Points(PointWriter):
                 f"the series {sensor!r} {metric!r} holds texts, which have no {', '.join(wanted)}; "
                 "ask for count, first or last"
             )
-
-    def _latest_without_lease(self, selection: Selection) -> list[PointDict] | None:
-        """Merge the copy of summaries with the journal rows past it; None where only the columns can tell."""
-        with self._access.metadata.read() as connection:
-            state = StateRepository(connection).get()
-            assert state is not None
-            rows = {
-                pair: (*pair, summary.last_us, *summary[3:])
-                for pair, summary in LatestRepository(connection).select(selection).items()
-            }
-            size = 0
-            for entry in JournalRepository(connection).after(state.copied_through):
-                size += len(entry.payload)
-                if entry.kind == DELETE or size > TAIL_BYTES:
-                    return None
-                for batch in unpack(entry.payload):
-                    _overlay(rows, batch, selection)
-        return [point_dict(rows[pair]) for pair in sorted(rows)]
-
-
-def _overlay(rows: dict[tuple[str, str], Any], batch: Batch, selection: Selection) -> None:
-    """Put the points of a later batch over what is known, where they are newer or as new."""
-    chosen = {code for code, pair in enumerate(batch.series) if selection.names(*pair)}
-    if not chosen:
-        return
-    for row, code in enumerate(batch.codes):
-        if code not in chosen:
-            continue
-        pair = batch.series[code]
-        at = batch.timestamps_us[row]
-        if pair in rows and rows[pair][2] > at:
-            continue
-        value = batch.values[row]
-        rows[pair] = (
-            *pair,
-            at,
-            None if value != value else value,
-            batch.texts.get(row),
-            batch.qualities if isinstance(batch.qualities, int) else batch.qualities[row],
-            batch.metadata.get(row),
-        )
