@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, Integer, delete, func, insert, literal_column, select, update
 
 from repo.engines.traits import traits_of
 from repo.models import LedgerEntry, TimeSeriesLedgerEntry
@@ -76,6 +76,11 @@ class LedgerRepository:
         columns = [getattr(LedgerEntry, name) for name in Loss._fields]
         query = select(*columns).order_by(LedgerEntry.recorded_us.desc(), LedgerEntry.entry_id).limit(limit)
         return [Loss(*row) for row in self._connection.execute(query)]
+
+    def last_entry(self) -> int:
+        """Return the place of the newest entry, 0 when there is none; it grows with each one that is added."""
+        newest = func.max(literal_column("rowid", Integer))
+        return self._connection.scalar(select(newest).select_from(LedgerEntry)) or 0
 
     def totals(self) -> tuple[int, int]:
         """Return the number of entries, and the number of things that they count."""

@@ -16,7 +16,7 @@ from repo.clock import Clock, system_clock
 from repo.engines.traits import traits_of
 from repo.errors import InvalidQuery, Refusal, TransactionRule
 from repo.models import Point
-from repo.moments import bound_us, parse_duration_us, to_datetime
+from repo.moments import bound_us, parse_duration_us, to_datetime, to_datetimes
 from repo.repositories import reading
 from repo.repositories.applying import Row, apply
 from repo.repositories.buckets import Buckets
@@ -31,7 +31,9 @@ __all__ = [
     "aggregate_dicts",
     "make_buckets",
     "next_points",
+    "parsed_metadata",
     "point_dict",
+    "point_dicts",
     "rows_of",
     "select_points",
 ]
@@ -229,8 +231,27 @@ def point_dict(row: Any) -> PointDict:
         "timestamp_us": timestamp_us,
         "value": value if text is None else text,
         "quality": quality,
-        "metadata": None if metadata is None else _parsed(metadata),
+        "metadata": None if metadata is None else parsed_metadata(metadata),
     }
+
+
+def point_dicts(rows: Sequence[Sequence[Any]]) -> list[PointDict]:
+    """Return many stored rows, all columns of the table, as `point_dict` does, but quicker."""
+    moments = to_datetimes([row[2] for row in rows])
+    return [
+        {
+            "sensor_id": sensor_id,
+            "metric_name": metric_name,
+            "timestamp": moment,
+            "timestamp_us": timestamp_us,
+            "value": value if text is None else text,
+            "quality": quality,
+            "metadata": None if metadata is None else parsed_metadata(metadata),
+        }
+        for (sensor_id, metric_name, timestamp_us, value, text, quality, metadata, _), moment in zip(
+            rows, moments, strict=True
+        )
+    ]
 
 
 def next_points(connection: Connection, seq: int, through: int, limit: int) -> list[PointDict]:
@@ -319,7 +340,8 @@ def _skips(on_error: str) -> bool:
     return on_error == "skip"
 
 
-def _parsed(metadata: str) -> Any:
+def parsed_metadata(metadata: str) -> Any:
+    """Return the metadata of a stored row as it was given."""
     try:
         return json.loads(metadata)
     except ValueError:

@@ -152,17 +152,6 @@ class LatestRepository(_Summaries):
 
     _table = SeriesLatest.__table__
 
-    def select(self, selection: Selection) -> dict[tuple[str, str], Summary]:
-        """Return the summaries of the selected series."""
-        if selection.exact is None:
-            return {pair: summary for pair, summary in self.all().items() if selection.names(*pair)}
-        sensor, metric = selection.exact
-        table = self._table
-        row = self._connection.execute(
-            select(table).where(table.c.sensor_id == sensor, table.c.metric_name == metric)
-        ).one_or_none()
-        return {} if row is None else {selection.exact: Summary(*row[2:])}
-
     def clear(self) -> None:
         """Remove all, before a whole copy."""
         self._connection.execute(delete(SeriesLatest))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +44,7 @@ class MetadataDatabase:
         self._reader = self.engine.execution_options(**sqlite.READ)
         self._lock = threading.RLock()
         self._writer: Connection | None = None
+        self._before_close: list[Callable[[], None]] = []
         self._fold_bytes = settings.wal_checkpoint_bytes
         self._unfolded_bytes = 0
         self._pid = os.getpid()
@@ -81,6 +82,20 @@ class MetadataDatabase:
         with self._typed(), self._reader.begin() as connection:
             yield connection
 
+    def standing_reader(self, before_close: Callable[[], None]) -> Connection:
+        """Open a connection that only reads and stays, for one thread at a time; its owner closes it.
+
+        No transaction on it may outlive a call: the WAL cannot be folded past it. `before_close` is called when
+        this database closes, and has to close it.
+        """
+        self.refuse_after_fork()
+        with self._lock:
+            self._usable()
+            with self._typed():
+                connection = self._reader.connect()
+            self._before_close.append(before_close)
+        return connection
+
     def fold_if_due(self) -> None:
         """Fold the WAL into the file when enough was written since the last time.
 
@@ -104,6 +119,9 @@ class MetadataDatabase:
             if self._closed:
                 return
             self._closed = True
+        for close in self._before_close:  # not under the lock: their owners may be waiting for it
+            close()
+        with self._lock:
             if self._writer is not None:
                 self._writer.close()
             self.engine.dispose()

@@ -9,32 +9,30 @@ from typing import Any, Literal
 
 from repo.errors import InvalidQuery
 from repo.repositories import reading
-from repo.repositories.journal import BULK, DELETE, KEEP, VOID, JournalRepository
 from repo.repositories.points import (
     PointDict,
     Written,
     aggregate_dicts,
     make_buckets,
     next_points,
-    point_dict,
+    point_dicts,
     select_points,
 )
 from repo.repositories.selection import Names, Selection
-from repo.repositories.series import LatestRepository, SeriesRepository
-from repo.repositories.state import StateRepository
+from repo.repositories.series import SeriesRepository
 from repo.store.access import Access
 from repo.store.bulk import Bulk
-from repo.store.packing import unpack
+from repo.store.latest import Newest
 from repo.store.results import Result
 from repo.store.writer import DeleteChange, PointsChange, Submission
-from repo.values import Batch, check_point, check_rows
+from repo.values import check_point, check_rows
 
 __all__ = ["PointWriter", "Points"]
 
 Time = float | datetime | None
 
-TAIL_BYTES = 1_048_576
-"""`latest` reads a journal tail up to this size; a longer one is flushed first."""
+_LATEST_TRIES = 3
+"""How often `latest` flushes and looks again, where others go on deleting, before it asks the columns."""
 
 
 class PointWriter:
@@ -112,6 +110,7 @@ class Points(PointWriter):
     def __init__(self, access: Access, send: Callable[[Submission], Written]) -> None:
         super().__init__(access, send)
         self._bulk = Bulk(access)
+        self._newest = Newest(access.metadata)
 
     def close(self) -> None:
         """Let go of what tables were looked at with."""
@@ -168,15 +167,22 @@ class Points(PointWriter):
     def latest(self, sensor_id: Names, metric_name: Names = None, limit: int = 1) -> list[PointDict]:
         """Return the newest `limit` points of each series, newest first within a series.
 
-        One a series (the default) needs neither the lease nor, mostly, a flush.
+        One a series (the default) is answered from memory, which follows every commit of every process; it needs
+        neither the lease nor, unless a delete was just acknowledged, a flush. The dicts are the caller's own.
         """
-        selection = Selection.of(sensor_id, metric_name)
         if limit < 1:
             raise InvalidQuery(f"limit = {limit}: at least 1")
-        if limit == 1 and (found := self._latest_without_lease(selection)) is not None:
-            return found
+        if limit == 1 and type(sensor_id) is str and type(metric_name) is str:
+            at_hand = self._newest.at_hand((sensor_id, metric_name))
+            if at_hand is not None:
+                return at_hand
+        selection = Selection.of(sensor_id, metric_name)
+        for _ in range(_LATEST_TRIES if limit == 1 else 0):
+            if (found := self._newest.points(selection)) is not None:
+                return found
+            self._access.flush("latest query")
         with self._access.reading("latest query") as (connection, known):
-            return [point_dict(row) for row in reading.newest(connection, selection, known, limit)]
+            return point_dicts(reading.newest(connection, selection, known, limit))
 
     def aggregate(
         self,
@@ -229,46 +235,3 @@ class Points(PointWriter):
                 f"the series {sensor!r} {metric!r} holds texts, which have no {', '.join(wanted)}; "
                 "ask for count, first or last"
             )
-
-    def _latest_without_lease(self, selection: Selection) -> list[PointDict] | None:
-        """Merge the copy of summaries with the journal rows past it; None where only the columns can tell."""
-        with self._access.metadata.read() as connection:
-            state = StateRepository(connection).get()
-            assert state is not None
-            rows = {
-                pair: (*pair, summary.last_us, *summary[3:])
-                for pair, summary in LatestRepository(connection).select(selection).items()
-            }
-            size = 0
-            for entry in JournalRepository(connection).after(state.copied_through):
-                size += len(entry.payload)
-                if entry.kind in (BULK, VOID):
-                    continue  # not acknowledged: seqs of a load under way, or of one that died
-                if entry.kind in (DELETE, KEEP) or size > TAIL_BYTES:
-                    return None
-                for batch in unpack(entry.payload):
-                    _overlay(rows, batch, selection)
-        return [point_dict(rows[pair]) for pair in sorted(rows)]
-
-
-def _overlay(rows: dict[tuple[str, str], Any], batch: Batch, selection: Selection) -> None:
-    """Put the points of a later batch over what is known, where they are newer or as new."""
-    chosen = {code for code, pair in enumerate(batch.series) if selection.names(*pair)}
-    if not chosen:
-        return
-    for row, code in enumerate(batch.codes):
-        if code not in chosen:
-            continue
-        pair = batch.series[code]
-        at = batch.timestamps_us[row]
-        if pair in rows and rows[pair][2] > at:
-            continue
-        value = batch.values[row]
-        rows[pair] = (
-            *pair,
-            at,
-            None if value != value else value,
-            batch.texts.get(row),
-            batch.qualities if isinstance(batch.qualities, int) else batch.qualities[row],
-            batch.metadata.get(row),
-        )

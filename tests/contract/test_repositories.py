@@ -171,9 +171,8 @@ def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
         "pairs",
         "list",
         "all",
-        "select",
     }
-    reads |= {"totals", "backlog", "last_seq", "get", "has", "counts"}
+    reads |= {"totals", "backlog", "last_seq", "last_entry", "get", "has", "counts"}
     found = {
         name
         for repository in (

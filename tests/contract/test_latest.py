@@ -1,0 +1,289 @@
+"""The newest points in memory: right whoever writes, deletes, flushes, prunes, closes or forks meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repo import InvalidQuery, Settings, Store, StoreClosed
+from repo.engines import sqlite
+from repo.repositories.journal import JournalRepository
+from repo.repositories.series import LatestRepository, Summary
+from repo.repositories.state import StateRepository
+
+OpenStore = Callable[..., Store]
+
+WRITER = """
+import sys
+from repo import Settings, Store
+store = Store(sys.argv[1], Settings(background=False, engine=sys.argv[2]))
+for line in sys.stdin:
+    command, *numbers = line.split()
+    if command == "insert":
+        store.points.insert("a", "m", float(numbers[1]), timestamp=float(numbers[0]))
+    elif command == "delete":
+        store.points.delete("a", "m", float(numbers[0]), None)
+    else:
+        getattr(store, command)()
+    print("done", flush=True)
+store.close()
+"""
+
+
+def newest(store: Store, sensor: Any = "a", metric: Any = "m") -> list[tuple[float, Any]]:
+    return [(row["timestamp"].timestamp(), row["value"]) for row in store.points.latest(sensor, metric)]
+
+
+def test_the_newest_point_follows_writes_overwrites_late_points_and_deletes(store: Store) -> None:
+    points = store.points
+    assert newest(store) == []
+    points.insert("a", "m", 1.0, timestamp=10)
+    assert newest(store) == [(10, 1.0)]
+    points.insert("a", "m", 2.0, timestamp=20)
+    assert newest(store) == [(20, 2.0)]
+    points.insert("a", "m", 3.0, timestamp=20)
+    assert newest(store) == [(20, 3.0)]
+    points.insert("a", "m", 4.0, timestamp=15)
+    assert newest(store) == [(20, 3.0)]
+    points.delete("a", "m", 16, None)
+    assert newest(store) == [(15, 4.0)]
+    points.insert("a", "m", None, timestamp=16)
+    assert newest(store) == [(16, None)]
+    store.checkpoint()
+    assert newest(store) == [(16, None)]
+    points.delete()
+    assert newest(store) == []
+    points.insert("a", "m", 5.0, timestamp=1)
+    assert newest(store) == [(1, 5.0)]
+
+
+def test_one_batch_may_hold_many_series_and_times_out_of_order(store: Store) -> None:
+    rows: list[Any] = [("b", "m", 3, 1.0), ("a", "m", 9, 2.0), ("b", "m", 5, 3.0), ("a", "m", 1, 4.0)]
+    rows += [("a", "m", 9, 5.0, 7, {"k": [1]}), ("b", "t", 2, "OPEN")]
+    store.points.insert_many(rows)
+    expected = [
+        ("a", "m", 9, 5.0, 7, {"k": [1]}),
+        ("b", "m", 5, 3.0, 100, None),
+        ("b", "t", 2, "OPEN", 100, None),
+    ]
+    for _ in range(2):
+        found = [
+            (
+                p["sensor_id"],
+                p["metric_name"],
+                p["timestamp_us"] // 10**6,
+                p["value"],
+                p["quality"],
+                p["metadata"],
+            )
+            for p in store.points.latest(None)
+        ]
+        assert found == expected
+        assert [p["sensor_id"] for p in store.points.latest("b*", ["m", "t"])] == ["b", "b"]
+        store.flush()
+
+
+def test_what_a_caller_does_to_its_answer_is_seen_by_nobody(store: Store) -> None:
+    store.points.insert("a", "m", 1.0, timestamp=1, metadata={"k": [1]})
+    for names in (("a", "m"), ("a", "m"), (None, None), (None, None)):
+        answer = store.points.latest(*names)[0]
+        assert answer["metadata"] == {"k": [1]}
+        answer["metadata"]["k"].append(2)
+        answer["value"] = None
+        answer.clear()
+    assert store.points.latest("a", "m")[0]["value"] == 1.0
+
+
+def test_a_name_with_the_signs_of_a_glob_is_a_glob(store: Store) -> None:
+    store.points.insert_many([("b[1]", "m", 1, 1.0), ("b1", "m", 1, 2.0)])
+    for _ in range(2):
+        assert [p["sensor_id"] for p in store.points.latest("b[1]", "m")] == ["b1"]
+        assert [p["sensor_id"] for p in store.points.latest(["b[1]"], "m")] == ["b[1]"]
+    with pytest.raises(InvalidQuery):
+        store.points.latest("a", "m", limit=0)
+
+
+def test_what_another_process_does_is_seen_at_once(
+    store: Store, engine: str, spawn: Callable[..., Any]
+) -> None:
+    other = spawn(WRITER, store.path, engine)
+
+    def do(command: str) -> None:
+        other.stdin.write(f"{command}\n")
+        other.stdin.flush()
+        assert other.stdout.readline() == "done\n", other.stderr.read()
+
+    for step, expected in [
+        ("insert 10 1", [(10, 1.0)]),
+        ("insert 20 2", [(20, 2.0)]),
+        ("insert 20 3", [(20, 3.0)]),
+        ("insert 5 9", [(20, 3.0)]),
+        ("flush", [(20, 3.0)]),
+        ("insert 30 4", [(30, 4.0)]),
+        ("delete 15", [(10, 1.0)]),
+        ("insert 12 5", [(12, 5.0)]),
+        ("checkpoint", [(12, 5.0)]),
+        ("delete 0", []),
+        ("insert 1 6", [(1, 6.0)]),
+    ]:
+        do(step)
+        assert newest(store) == expected, step
+    # What was written, deleted, flushed and pruned between two looks is in no journal row any more.
+    for step in ("insert 40 7", "delete 35", "checkpoint", "insert 2 8", "checkpoint"):
+        do(step)
+    assert newest(store) == [(2, 8.0)]
+    assert newest(store, None, None) == [(2, 8.0)]
+
+
+def test_points_that_pass_the_journal_by_are_seen_with_the_copy_of_their_summaries(store: Store) -> None:
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    store.flush()
+    metadata = store._access.metadata
+    with metadata.journal_write() as connection:
+        journal = JournalRepository(connection)
+        loaded = journal.last_seq() + 100
+        journal.append(loaded, 100, "bulk", b"", 0)
+    store.points.insert("b", "m", 2.0, timestamp=2)
+    assert newest(store, None, None) == [(1, 1.0), (2, 2.0)]
+    with metadata.write() as connection:
+        LatestRepository(connection).replace(
+            {("a", "m"): Summary(101, 1, 9_000_000, 9.0, None, 100, None, loaded)}
+        )
+        StateRepository(connection).set(copied_through=loaded)
+    assert newest(store, None, None) == [(9, 9.0), (2, 2.0)]
+
+
+def test_columns_put_back_from_a_backup_take_back_what_was_known(
+    open_store: OpenStore, columns_file: str
+) -> None:
+    first = open_store()
+    first.points.insert("a", "m", 1.0, timestamp=1)
+    first.checkpoint()
+    backup = (first.path / columns_file).read_bytes()
+    first.points.insert("a", "m", 2.0, timestamp=2)
+    first.checkpoint()
+    assert newest(first) == [(2, 2.0)]
+    for left in first.path.glob(f"{columns_file}*"):
+        left.unlink()
+    (first.path / columns_file).write_bytes(backup)
+    first.points.range("a", "m").all()
+    assert newest(first) == [(1, 1.0)]
+
+
+def test_threads_see_their_own_writes_while_others_write_delete_and_flush(open_store: OpenStore) -> None:
+    store = open_store(background=True, flush_interval_s=0.05)
+    failed: list[BaseException] = []
+
+    def live(sensor: str) -> None:
+        try:
+            for at in range(60):
+                store.points.insert(sensor, "m", float(at), timestamp=at)
+                assert newest(store, sensor) == [(at, float(at))]
+                if at % 20 == 19:
+                    store.points.delete(sensor, "m", at, None)
+                    assert newest(store, sensor) == [(at - 1, float(at - 1))]
+                assert all(len(row) == 7 for row in store.points.latest(None))
+        except BaseException as error:  # noqa: BLE001
+            failed.append(error)
+
+    threads = [threading.Thread(target=live, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed, failed[0]
+
+
+def test_no_transaction_outlives_the_call(store: Store) -> None:
+    """An open snapshot would let the WAL grow without end: then not all of it can be folded."""
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    newest(store)
+    store.points.insert("a", "m", 2.0, timestamp=2)
+    assert newest(store) == [(2, 2.0)]
+    folded = sqlite.fold_wal(store._access.metadata.engine)
+    assert folded.done_pages == folded.log_pages > 0
+
+
+def test_a_closed_store_refuses_and_leaves_no_log_behind(open_store: OpenStore) -> None:
+    store = open_store()
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    newest(store)
+    store.close()
+    with pytest.raises(StoreClosed):
+        store.points.latest("a", "m")
+    assert not list(store.path.glob("offline_buffer.db-*"))
+
+
+def test_a_child_of_fork_is_refused_even_while_a_thread_of_the_parent_asks(store: Store) -> None:
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    newest(store)
+    with store.points._newest._lock:
+        child = os.fork()
+        if child == 0:
+            try:
+                store.points.latest("a", "m")
+            except StoreClosed:
+                os._exit(7)
+            finally:
+                os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert newest(store) == [(1, 1.0)]
+
+
+TIMES = st.integers(0, 6)
+STEPS = st.one_of(
+    st.tuples(
+        st.just("insert"),
+        st.lists(
+            st.tuples(st.sampled_from("abc"), st.just("m"), TIMES, st.sampled_from([None, 1.0, 2.0])),
+            max_size=6,
+        ),
+    ),
+    st.tuples(st.just("delete"), st.sampled_from([None, "a", "[bc]"]), TIMES, TIMES),
+    st.tuples(st.sampled_from(["flush", "checkpoint", "reopen", "look"])),
+)
+
+
+@settings(max_examples=25)
+@given(steps=st.lists(st.tuples(st.integers(0, 1), STEPS), max_size=14))
+def test_two_handles_on_one_store_always_agree_with_a_plain_dict(engine: str, steps: list[Any]) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-latest-"))
+    options = Settings(background=False, engine=engine, flush_batch_points=4)  # type: ignore[arg-type]
+    model: dict[tuple[str, int], Any] = {}
+    stores = [Store(folder / "store", options) for _ in range(2)]
+    try:
+        for who, (what, *details) in steps:
+            store = stores[who]
+            if what == "insert":
+                store.points.insert_many(details[0])
+                model |= {(sensor, at): value for sensor, _, at, value in details[0]}
+            elif what == "delete":
+                names, start, end = details
+                store.points.delete(names, "m", start, end)
+                doomed = "abc" if names is None else names
+                model = {k: v for k, v in model.items() if k[0] not in doomed or not start <= k[1] < end}
+            elif what == "reopen":
+                store.close()
+                stores[who] = Store(folder / "store", options)
+            elif what != "look":
+                getattr(store, what)()
+            expected = []
+            for sensor in "abc":
+                times = [at for name, at in model if name == sensor]
+                if times:
+                    expected.append((max(times), model[sensor, max(times)]))
+            # Not at every step by both: what one has not looked at for a while has to be caught up with.
+            assert newest(stores[who], None, None) == expected
+    finally:
+        for store in stores:
+            store.close()
+        shutil.rmtree(folder)
