@@ -13,6 +13,7 @@ from fractions import Fraction
 from itertools import repeat
 from math import isfinite, isnan
 from numbers import Integral, Rational, Real
+from typing import NamedTuple
 
 from repo.errors import InvalidPoint, InvalidQuery, Refusal
 
@@ -21,12 +22,14 @@ __all__ = [
     "MAX_TIMESTAMP_US",
     "MIN_TIMESTAMP_US",
     "Unfit",
+    "Width",
     "bound_us",
     "checked_us",
     "local_us",
     "moment_us",
     "parse_duration_us",
     "parse_time",
+    "parse_width",
     "to_datetime",
     "to_datetimes",
     "to_us",
@@ -211,11 +214,14 @@ _UNIT_US = {
     "d": _DAY_US,
     "w": 7 * _DAY_US,
 }
+_MONTHS = {"mo": 1, "y": 12}
 _DURATION = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)(us|ms|[smhdw])")
+_CALENDAR = re.compile(r"([0-9]{1,18})(mo|y)")
 _RELATIVE = re.compile(r"(?:now)?([+-])([0-9.]+[a-z]+)")
 _UNIX_SECONDS = re.compile(r"[+-]?[0-9]+(?:\.[0-9]{0,9})?")
 _LIKE_A_DATE = re.compile(r"(?:19|20)[0-9]{2}(?:[01][0-9][0-3][0-9])?")
 _MAX_CHARS = 64
+_MOST_MONTHS = 584 * 12
 _TIME_FORMS = "ISO 8601 (2024-05-01T12:00Z), Unix seconds, now, or relative (-6h, now-15m)"
 
 
@@ -233,6 +239,30 @@ def parse_duration_us(text: str) -> int:
     if us > MAX_TIMESTAMP_US - MIN_TIMESTAMP_US:
         raise InvalidQuery(f"the duration {text[:40]!r} is longer than time itself here (1678 to 2261)")
     return int(us)
+
+
+class Width(NamedTuple):
+    """How wide buckets are: `us` microseconds, or `months` calendar months; the other is 0."""
+
+    us: int
+    months: int
+
+
+def parse_width(text: str) -> Width:
+    """Return the width of buckets: a duration as `parse_duration_us` reads it, or `1mo`, `3mo`, `1y`.
+
+    Months (mo) and years (y) are those of the calendar, in whole numbers. Raises InvalidQuery.
+    """
+    found = _CALENDAR.fullmatch(text.strip())
+    if not found:
+        try:
+            return Width(parse_duration_us(text), 0)
+        except InvalidQuery as error:
+            raise InvalidQuery(f"{error}; buckets also come in mo (months) and y (years)") from error
+    months = int(found[1]) * _MONTHS[found[2]]
+    if not 0 < months <= _MOST_MONTHS:
+        raise InvalidQuery(f"the width {text[:40]!r} is not between 1mo and {_MOST_MONTHS // 12}y")
+    return Width(0, months)
 
 
 def parse_time(text: str, *, now_us: int, zone: tzinfo = UTC) -> int:

@@ -24,9 +24,9 @@ __all__ = ["demote", "promote"]
 def promote(session: Session) -> None:
     """Move the columns from SQLite to DuckDB.
 
-    It reads them faster, in a fifth of the space. Applications may go on writing; their reads wait until it is done. The old file is kept as
-    timeseries.sqlite.inactive-N, to be removed by hand. Stopped at any moment, it leaves the store as it was, or
-    moved. Does nothing where the columns are in DuckDB already.
+    It reads them faster, in a fifth of the space. Applications may go on writing; their reads wait until it is
+    done. The old file is kept as timeseries.sqlite.inactive-N, to be removed by hand. Stopped at any moment, it
+    leaves the store as it was, or moved. Does nothing where the columns are in DuckDB already.
 
     \b
     JSON: {"path", "before": engine, "after": engine, "points", "generation"}
@@ -40,7 +40,8 @@ def promote(session: Session) -> None:
 def demote(session: Session) -> None:
     """Move the columns from DuckDB to SQLite.
 
-    For a device on which DuckDB does not run. As promote, in the other direction: the old file is kept as timeseries.duckdb.inactive-N.
+    For a device on which DuckDB does not run. As promote, in the other direction: the old file is kept as
+    timeseries.duckdb.inactive-N.
 
     \b
     JSON: {"path", "before": engine, "after": engine, "points", "generation"}

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, FromClause
+from sqlalchemy import ColumnElement, Connection, FromClause, func
 
+from repo.engines.statistics import add_statistics
 from repo.errors import StoreUnsupported
 
 __all__ = ["Traits", "traits_of"]
@@ -28,8 +29,21 @@ class Traits:
     has_rowid: bool
     """Whether a stored point can be named by its rowid (a WITHOUT ROWID table has none)."""
 
+    keyed_by_series: bool
+    """Whether the points of one series lie together, and are found by its names and their time."""
+
     has_arg_extremes: bool
     """Whether `arg_min` and `arg_max` exist."""
+
+    add_statistics: Callable[[Connection], None]
+    """Make `stddev_samp` and what `percentiles` needs known to the connection."""
+
+    percentiles: Callable[[Any, Sequence[float]], ColumnElement[Any]]
+    """The SQL for the readings at some fractions of a group: a list, or a JSON text of it."""
+
+    most_in_memory: int | None
+    """How many readings one query may keep for percentiles: DuckDB keeps those of all groups at once, and twice
+    this number is too much for the 64 MB that a store gives it. None: one group at a time is kept."""
 
     one_write_per_transaction: bool
     """DuckDB 2.0.0 doubles rows or crashes when a transaction that has appended to a table goes on to read
@@ -60,19 +74,35 @@ def _load_sqlite(connection: Connection, table: FromClause, rows: Iterable[Row])
     driver.executemany(f"INSERT INTO {table} ({columns}) VALUES ({values})", rows)
 
 
+def _percentiles_duckdb(value: Any, fractions: Sequence[float]) -> ColumnElement[Any]:
+    return func.quantile_cont(value, func.list_value(*fractions))
+
+
+def _percentiles_sqlite(value: Any, fractions: Sequence[float]) -> ColumnElement[Any]:
+    return func.quantile_cont(value, *fractions)
+
+
 _TRAITS = {
     "duckdb": Traits(
         name="duckdb",
         load=_load_duckdb,
         has_rowid=True,
+        keyed_by_series=False,
         has_arg_extremes=True,
+        add_statistics=lambda _: None,
+        percentiles=_percentiles_duckdb,
+        most_in_memory=1_000_000,
         one_write_per_transaction=True,
     ),
     "sqlite": Traits(
         name="sqlite",
         load=_load_sqlite,
         has_rowid=False,
+        keyed_by_series=True,
         has_arg_extremes=False,
+        add_statistics=add_statistics,
+        percentiles=_percentiles_sqlite,
+        most_in_memory=None,
         one_write_per_transaction=False,
     ),
 }

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import datetime
 from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
-from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, RootTransaction, func, select
 
@@ -16,10 +15,10 @@ from repo.clock import Clock, system_clock
 from repo.engines.traits import traits_of
 from repo.errors import InvalidQuery, Refusal, TransactionRule
 from repo.models import Point
-from repo.moments import bound_us, parse_duration_us, to_datetime, to_datetimes
+from repo.moments import bound_us, to_datetime, to_datetimes
 from repo.repositories import reading
+from repo.repositories.answers import Aggregates
 from repo.repositories.applying import Row, apply
-from repo.repositories.buckets import Buckets
 from repo.repositories.selection import Names, Selection
 from repo.repositories.series import SummaryRepository
 from repo.values import Batch, check_point, check_rows
@@ -28,8 +27,6 @@ __all__ = [
     "PointDict",
     "PointRepository",
     "Written",
-    "aggregate_dicts",
-    "make_buckets",
     "next_points",
     "parsed_metadata",
     "point_dict",
@@ -140,15 +137,11 @@ class PointRepository:
         agg: str | Sequence[str] = "avg",
         every: str | None = None,
         tz: str = "UTC",
+        fill: str | None = None,
     ) -> list[dict[str, Any]]:
         """Return aggregates per series and, with `every`, per bucket; see `Store.points.aggregate`."""
-        connection, known = self._reading(), self._known()
-        selection = select_points(sensor_id, metric_name, start, end)
-        aggregates = [agg] if isinstance(agg, str) else list(agg)
-        buckets = make_buckets(connection, selection, known, every, tz)
-        return aggregate_dicts(
-            reading.aggregate(connection, selection, known, aggregates, buckets), aggregates, buckets
-        )
+        question = Aggregates.of(select_points(sensor_id, metric_name, start, end), agg, every, tz, fill)
+        return question.dicts(*question.ask(self._reading(), self._summaries().all()))
 
     def after(self, seq: int, limit: int = 100_000) -> list[PointDict]:
         """Return up to `limit` points past `seq` in the order of their seqs, each with its `seq`."""
@@ -270,58 +263,6 @@ def next_points(connection: Connection, seq: int, through: int, limit: int) -> l
         low += width
         width *= 4
     return []
-
-
-def make_buckets(
-    connection: Connection, selection: Selection, known: Iterable[tuple[str, str]], every: str | None, tz: str
-) -> Buckets | None:
-    """Return the buckets of a query over what is there; None without `every`."""
-    if every is None:
-        return None
-    zone = _zone(tz)
-    try:
-        every_us = parse_duration_us(every)
-    except ValueError as error:
-        raise InvalidQuery(f"every: {error}") from error
-    # Only a zone whose clocks change has to know which changes the points span.
-    found = None if zone is UTC else reading.span(connection, selection, known)
-    return Buckets(every_us, zone, *(found or (0, 0)))
-
-
-def _zone(tz: str) -> tzinfo:
-    if tz == "UTC":
-        return UTC  # needs no time zone database
-    try:
-        return ZoneInfo(tz)
-    except (KeyError, ValueError, OSError) as error:
-        raise InvalidQuery(f"there is no time zone {tz!r}; names are like 'UTC' or 'Europe/Oslo'") from error
-
-
-def aggregate_dicts(
-    rows: Iterable[Any], aggregates: Sequence[str], buckets: Buckets | None
-) -> list[dict[str, Any]]:
-    """Return the rows of `reading.aggregate` as an application sees them."""
-    dicts = []
-    starts: dict[int, datetime] = {}
-    for row in rows:
-        point: dict[str, Any] = {"sensor_id": row[0], "metric_name": row[1]}
-        at = 2
-        if buckets is not None:
-            number = row[2]
-            if number not in starts:
-                starts[number] = buckets.start_of(number)
-            point["bucket"] = starts[number]
-            at = 3
-        for name in aggregates:
-            value = row[at]
-            at += 1
-            if name in ("first", "last"):
-                value = row[at] if value is None else value
-                at += 1
-            # inf - inf: SQLite says NULL, DuckDB NaN; both mean that there is no such number.
-            point[name] = None if isinstance(value, float) and value != value else value
-        dicts.append(point)
-    return dicts
 
 
 def select_points(sensor_id: Names, metric_name: Names, start: Time, end: Time) -> Selection:

@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
 
-from repo.engines.traits import traits_of
-from repo.errors import InvalidQuery
 from repo.models import Point
-from repo.repositories.buckets import Buckets
 from repo.repositories.selection import Selection
 
-__all__ = ["AGGREGATES", "NUMERIC", "Position", "aggregate", "newest", "page", "span", "window"]
-
-AGGREGATES = ("avg", "min", "max", "sum", "count", "first", "last")
-"""What `aggregate` can compute. All skip rows without a reading; `first` and `last` go by time."""
-
-NUMERIC = frozenset({"avg", "min", "max", "sum"})
-"""Those that a text series does not have."""
+__all__ = ["Position", "newest", "page", "window"]
 
 Pairs = Iterable[tuple[str, str]]
 
@@ -79,76 +70,3 @@ def newest(connection: Connection, selection: Selection, known: Pairs, limit: in
 def window(connection: Connection, after: int, through: int) -> Sequence[Any]:
     """Return the rows with after < seq <= through in order of seq."""
     return connection.execute(select(_points).where(_c.seq > after, _c.seq <= through).order_by(_c.seq)).all()
-
-
-def span(connection: Connection, selection: Selection, known: Pairs) -> tuple[int, int] | None:
-    """Return the first and last time of the selected points, or None if there are none."""
-    first, last = connection.execute(
-        select(func.min(_c.timestamp_us), func.max(_c.timestamp_us)).where(selection.where(Point, known))
-    ).one()
-    return None if first is None else (first, last)
-
-
-def aggregate(
-    connection: Connection,
-    selection: Selection,
-    known: Pairs,
-    aggregates: Sequence[str],
-    buckets: Buckets | None,
-) -> Sequence[Any]:
-    """Return a row per series and bucket: names, [bucket number,] then each aggregate.
-
-    `first` and `last` take two columns each: the number, and the text.
-    """
-    for name in aggregates:
-        if name not in AGGREGATES:
-            raise InvalidQuery(f"there is no aggregate {name!r}; there are {', '.join(AGGREGATES)}")
-    keys: list[ColumnElement[Any]] = [_c.sensor_id, _c.metric_name]
-    if buckets is not None:
-        keys.append(buckets.expression(_c.timestamp_us).label("bucket"))
-    if {"first", "last"} & set(aggregates) and not traits_of(connection).has_arg_extremes:
-        return connection.execute(_joined(selection, known, aggregates, keys)).all()
-    columns = [column for name in aggregates for column in _columns(name)]
-    query = select(*keys, *columns).where(selection.where(Point, known)).group_by(*keys).order_by(*keys)
-    return connection.execute(query).all()
-
-
-def _columns(name: str) -> list[ColumnElement[Any]]:
-    if name == "count":
-        return [(func.count(_c.value) + func.count(_c.value_text)).label("count")]
-    if name in ("first", "last"):
-        pick = func.arg_min if name == "first" else func.arg_max
-        return [pick(column, _c.timestamp_us) for column in (_c.value, _c.value_text)]
-    return [getattr(func, name)(_c.value).label(name)]
-
-
-def _joined(
-    selection: Selection, known: Pairs, aggregates: Sequence[str], keys: Sequence[ColumnElement[Any]]
-) -> Select[Any]:
-    """The same by a join with the first and last readings, for engines that have no arg_min."""
-    readings = or_(_c.value.is_not(None), _c.value_text.is_not(None))
-    at = func.iif(readings, _c.timestamp_us, None)
-    plain = [column for name in aggregates if name not in ("first", "last") for column in _columns(name)]
-    groups = (
-        select(*keys, *plain, func.min(at).label("first_at"), func.max(at).label("last_at"))
-        .where(selection.where(Point, known))
-        .group_by(*keys)
-        .subquery()
-    )
-    chosen: list[Any] = list(groups.c)[: len(keys)]
-    source: Any = groups
-    for name in aggregates:
-        if name in ("first", "last"):
-            edge = _points.alias(name)
-            source = source.outerjoin(
-                edge,
-                and_(
-                    edge.c.sensor_id == groups.c.sensor_id,
-                    edge.c.metric_name == groups.c.metric_name,
-                    edge.c.timestamp_us == groups.c[f"{name}_at"],
-                ),
-            )
-            chosen += [edge.c.value, edge.c.value_text]
-        else:
-            chosen.append(groups.c[name])
-    return select(*chosen).select_from(source).order_by(*list(groups.c)[: len(keys)])

@@ -53,6 +53,13 @@ class Selection:
         """Say whether the series is selected."""
         return _matches(self.sensor_id, sensor_id) and _matches(self.metric_name, metric_name)
 
+    def chosen(self, known: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return those of the known series that are selected, in order of their names."""
+        pairs = list(known)
+        sensors = _chosen(self.sensor_id, {s for s, _ in pairs})
+        metrics = _chosen(self.metric_name, {m for _, m in pairs})
+        return sorted(pair for pair in pairs if pair[0] in sensors and pair[1] in metrics)
+
     def spans(self, timestamp_us: int) -> bool:
         """Say whether the time is selected."""
         return (self.start_us is None or timestamp_us >= self.start_us) and (
@@ -143,6 +150,12 @@ def _pieces(wanted: str | tuple[str, ...] | None, found: set[str]) -> list[Any]:
     chosen = sorted(name for name in found if _matches(wanted, name))
     step = MOST_NAMES // 2
     return [tuple(chosen[start : start + step]) for start in range(0, len(chosen), step)]
+
+
+def _chosen(wanted: str | tuple[str, ...] | None, found: set[str]) -> set[str]:
+    if isinstance(wanted, tuple):
+        return found.intersection(wanted)
+    return {name for name in found if _matches(wanted, name)}
 
 
 def _is_glob(names: str | tuple[str, ...] | None) -> bool:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from repo.clock import Clock
 from repo.files import StoreFiles
 from repo.repositories.journal import JournalRepository
+from repo.repositories.series import Summary
 from repo.settings import Settings
 from repo.store.columns import Columns
 from repo.store.flush import Flusher
@@ -23,10 +24,10 @@ __all__ = ["Access", "Reading"]
 
 
 class Reading(NamedTuple):
-    """A connection to the columns, and the series that have points there."""
+    """A connection to the columns, and the summaries of the series that have points there."""
 
     connection: Connection
-    known: list[tuple[str, str]]
+    known: dict[tuple[str, str], Summary]
 
 
 @dataclass(slots=True)
@@ -54,7 +55,7 @@ class Access:
         with columns.shared(
             doing, lambda: flusher.reached(target), lambda opened: flusher.through(opened, target)
         ) as connection:
-            known = list(flusher.known)
+            known = dict(flusher.known)
             try:
                 yield Reading(connection, known)
             except DBAPIError as error:

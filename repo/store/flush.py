@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -113,8 +113,8 @@ class Flusher:
         return -1 if self._state is None else self._state.watermark
 
     @property
-    def known(self) -> Iterable[tuple[str, str]]:
-        """The series that have points in the open file."""
+    def known(self) -> Mapping[tuple[str, str], Summary]:
+        """The summaries of the series that have points in the open file."""
         return self._known
 
     @property

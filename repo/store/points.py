@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from repo.errors import InvalidQuery
 from repo.repositories import reading
+from repo.repositories.aggregates import is_numeric
+from repo.repositories.answers import Aggregates
 from repo.repositories.points import (
     PointDict,
     Written,
-    aggregate_dicts,
-    make_buckets,
     next_points,
     point_dicts,
     select_points,
@@ -194,23 +194,34 @@ class Points(PointWriter):
         agg: str | Sequence[str] = "avg",
         every: str | None = None,
         tz: str = "UTC",
+        fill: Literal["none", "null", "previous", "linear"] | None = None,
     ) -> list[dict[str, Any]]:
-        """Return avg, min, max, sum, count, first or last over [start, end), a row per series.
+        """Return aggregates over [start, end): a row per series, or per series and bucket, in this order.
 
-        With `every` (`"10s"`, `"1m"`, `"6h"`, `"1d"`, `"1w"`), a row per series and bucket that has points, in
-        order; `bucket` is the moment it begins, in the zone `tz`. Widths up to an hour follow real time, wider
-        ones the wall clock of the zone. Points without a reading are skipped; a text series has only count,
-        first and last (`InvalidQuery`).
+        `agg`, one or several, whose names are the row's keys: `avg`, `min`, `max`, `sum`, `count`, `first`, `last`
+        (by time), `stddev` (of a sample, by n - 1: None for one reading), `median`, and percentiles `p0` to `p100`
+        (`p95`, `p99.9`; between two readings by a straight line, NumPy's default). Points without a reading
+        are skipped; where there is no such number (none read, inf - inf) it is None. A text series has only
+        count, first and last: `InvalidQuery` when it is asked for others by its name, None in a glob.
+
+        `every`: `10s`, `1m` (a minute), `6h`, `1d`, `1w`, `1mo`, `3mo`, `1y`. `bucket` is the moment at which it
+        begins, in the zone `tz`. Widths up to an hour follow real time, wider ones the zone's wall clock:
+        days from local midnight, weeks from Monday, months and years of the calendar (counted from January
+        1970, so that `3mo` are its quarters).
+
+        `fill`: None or "none" gives the buckets that have points. The others give every bucket of [start, end),
+        or where one is None from the first, to the last, point of each series, for all selected series that
+        the store has; its `count` is then 0, and the other aggregates are
+        "null": None; "previous": those of the last bucket that has readings, and before the first one those of
+        the series' last reading before `start`, if there is any; "linear": on a straight line between the
+        buckets with readings to both sides, by the times at which they begin; None outside of them, and for
+        texts. `InvalidQuery` if that made more than 10,000,000 rows.
         """
-        selection = select_points(sensor_id, metric_name, start, end)
-        aggregates = [agg] if isinstance(agg, str) else list(agg)
-        if not aggregates:
-            raise InvalidQuery(f"agg is empty; there are {', '.join(reading.AGGREGATES)}")
-        self._refuse_numbers_of_texts(selection, aggregates)
+        question = Aggregates.of(select_points(sensor_id, metric_name, start, end), agg, every, tz, fill)
+        self._refuse_numbers_of_texts(question)
         with self._access.reading("aggregate query") as (connection, known):
-            buckets = make_buckets(connection, selection, known, every, tz)
-            rows = reading.aggregate(connection, selection, known, aggregates, buckets)
-        return aggregate_dicts(rows, aggregates, buckets)
+            answer = question.ask(connection, known)
+        return question.dicts(*answer)
 
     def after(self, seq: int, limit: int = 100_000) -> list[PointDict]:
         """Return the next points past `seq` in the order of their seqs, at most `limit`, each with its `seq`.
@@ -223,15 +234,16 @@ class Points(PointWriter):
         with self._access.reading("delivery") as (connection, _):
             return next_points(connection, seq, self._access.flusher.watermark, limit)
 
-    def _refuse_numbers_of_texts(self, selection: Selection, aggregates: Sequence[str]) -> None:
-        wanted = [name for name in aggregates if name in reading.NUMERIC]
-        if not wanted or selection.exact is None:
+    def _refuse_numbers_of_texts(self, question: Aggregates) -> None:
+        exact = question.selection.exact
+        wanted = [name for name in question.names if is_numeric(name)]
+        if exact is None or not (wanted or question.fill == "linear"):
             return
         with self._access.metadata.read() as connection:
-            kind = SeriesRepository(connection).kinds([selection.exact]).get(selection.exact)
-        if kind == "text":
-            sensor, metric = selection.exact
-            raise InvalidQuery(
-                f"the series {sensor!r} {metric!r} holds texts, which have no {', '.join(wanted)}; "
-                "ask for count, first or last"
-            )
+            kind = SeriesRepository(connection).kinds([exact]).get(exact)
+        if kind != "text":
+            return
+        series = f"the series {exact[0]!r} {exact[1]!r} holds texts, which have no"
+        if wanted:
+            raise InvalidQuery(f"{series} {', '.join(wanted)}; ask for count, first or last")
+        raise InvalidQuery(f'{series} line between them; fill="previous" holds the last one')

@@ -161,7 +161,7 @@ def test_where_there_is_nothing_stdout_is_empty_and_stderr_says_so(filled: Any) 
         ("--since 5", "is no duration"),
         ("--since 1h --start now", "give one"),
         ("--every 0s", "positive"),
-        ("--agg median", "there is no aggregate 'median'"),
+        ("--agg mode", "there is no aggregate 'mode'"),
         ("--tz Mars/Olympus", "no time zone"),
         ("--limit 0", "--limit"),
         ("--format xml", "--format"),
