@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from repo.clock import Clock
 from repo.errors import EngineMissing
 from repo.repositories.journal import JournalRepository
+from repo.repositories.series import Summary
 from repo.settings import Settings
 from repo.store.columns import Columns
 from repo.store.flush import Flusher
@@ -23,10 +24,10 @@ __all__ = ["Access", "Reading"]
 
 
 class Reading(NamedTuple):
-    """A connection to the columns, and the series that have points there."""
+    """A connection to the columns, and the series that have points there, with what is known of each."""
 
     connection: Connection
-    known: list[tuple[str, str]]
+    known: Mapping[tuple[str, str], Summary]
 
 
 @dataclass(slots=True)
@@ -54,9 +55,8 @@ class Access:
         with columns.shared(
             doing, lambda: flusher.reached(target), lambda opened: flusher.through(opened, target)
         ) as connection:
-            known = list(flusher.known)
             try:
-                yield Reading(connection, known)
+                yield Reading(connection, flusher.known)
             except DBAPIError as error:
                 raise columns.backend.typed_error(error) from error
 

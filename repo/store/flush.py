@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -79,8 +79,8 @@ class Flusher:
         return -1 if self._state is None else self._state.watermark
 
     @property
-    def known(self) -> Iterable[tuple[str, str]]:
-        """The series that have points in the open file."""
+    def known(self) -> Mapping[tuple[str, str], Summary]:
+        """The series that have points in the open file, with what is known of each."""
         return self._known
 
     def reached(self, seq: int) -> bool:
