@@ -28,7 +28,7 @@ _COLUMNS = (*_NAMES, "timestamp", "value", "value_text", "quality", "metadata")
 
 
 class ArrowPages:
-    """Pages as `pyarrow.RecordBatch`. Names are dictionary-encoded."""
+    """Pages as `pyarrow.Table`, in the engine's own chunks. Names are dictionary-encoded."""
 
     def __init__(self, *, with_seq: bool) -> None:
         pa = self._pa = _needed("pyarrow", "arrow")
@@ -56,7 +56,7 @@ class ArrowPages:
         columns["timestamp"] = columns["timestamp_us"]
         for at, name in enumerate(_NAMES):
             columns[name] = self._named(columns.get(name), query, at, size)
-        return self._pa.RecordBatch.from_arrays(
+        return self._pa.Table.from_arrays(
             [columns[field.name].cast(field.type) for field in self.schema], schema=self.schema
         )
 
@@ -66,7 +66,8 @@ class ArrowPages:
 
     def join(self, pages: Sequence[Any]) -> Any:
         """Return all pages as one `pyarrow.Table`."""
-        return self._pa.Table.from_batches(pages, self.schema).unify_dictionaries()
+        table = self._pa.concat_tables(pages) if pages else self.schema.empty_table()
+        return table.unify_dictionaries()
 
     def reader(self, pages: Iterable[Any]) -> Any:
         """Return a `pyarrow.RecordBatchReader` that reads the pages as it is read."""
@@ -76,9 +77,9 @@ class ArrowPages:
         pa, arrow = self._pa, traits_of(connection).arrow
         if arrow is None:
             found = _column_lists(connection, query, most)
-            return (
-                None if found is None else {name: pa.array(c, _stored(pa, name)) for name, c in found.items()}
-            )
+            if found is None:
+                return None
+            return {name: pa.chunked_array([column], _stored(pa, name)) for name, column in found.items()}
         reader = pa.RecordBatchReader.from_stream(arrow(connection, query.statement))
         batches, size = [], 0
         for batch in reader:
@@ -87,7 +88,7 @@ class ArrowPages:
                 return None
             batches.append(batch)
         table = pa.Table.from_batches(batches, reader.schema)
-        return {name: table[name].combine_chunks() for name in table.column_names}
+        return dict(zip(table.column_names, table.columns, strict=True))
 
     def _sorted(self, columns: Arrays, key: Any) -> Arrays:
         compute = self._compute
@@ -102,7 +103,11 @@ class ArrowPages:
             numbers = pa.repeat(pa.scalar(0, pa.int32()), size)
             return pa.DictionaryArray.from_arrays(numbers, pa.array([query.series[at]], pa.string()))
         if query.names is not None:
-            return pa.DictionaryArray.from_arrays(found, pa.array(query.names[at], pa.string()))
+            names = pa.array(query.names[at], pa.string())
+            return pa.chunked_array(
+                [pa.DictionaryArray.from_arrays(chunk, names) for chunk in found.chunks],
+                self.schema.field(at).type,
+            )
         return found.dictionary_encode()
 
 

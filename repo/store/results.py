@@ -81,11 +81,11 @@ class Result:
     def batches(self, rows: int = BATCH_ROWS) -> Iterator[Any]:
         """Yield `pyarrow.RecordBatch`es of at most `rows`, all of one schema; names are dictionary-encoded.
 
-        Memory is bounded by `rows` (about 50 bytes each, and the texts).
+        So many are read at a time, and come in the engine's own chunks (some 100,000 rows in DuckDB), uncopied;
+        memory is bounded by `rows` (about 50 bytes each, and the texts).
         """
         for page in self._pages(frames.ArrowPages(with_seq=self._with_seq), rows):
-            for start in range(0, page.num_rows, rows):
-                yield page.slice(start, rows)
+            yield from page.to_batches(max_chunksize=rows)
 
     def to_arrow(self) -> Any:
         """Return a `pyarrow.Table`; names are dictionary-encoded."""
