@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, cast
@@ -19,8 +19,9 @@ from repo.moments import bound_us, to_datetime, to_datetimes
 from repo.repositories import reading
 from repo.repositories.answers import Aggregates
 from repo.repositories.applying import Row, apply
+from repo.repositories.paging import Rows, SeqPages, TimePages
 from repo.repositories.selection import Names, Selection
-from repo.repositories.series import SummaryRepository
+from repo.repositories.series import Summary, SummaryRepository
 from repo.values import Batch, check_point, check_rows
 
 __all__ = [
@@ -31,8 +32,10 @@ __all__ = [
     "parsed_metadata",
     "point_dict",
     "point_dicts",
+    "range_dicts",
     "rows_of",
     "select_points",
+    "seq_dicts",
 ]
 
 Time = float | datetime | None
@@ -112,20 +115,17 @@ class PointRepository:
     ) -> Iterator[PointDict]:
         """Yield points in [start, end) in order of time, a page at a time."""
         selection = select_points(sensor_id, metric_name, start, end)
-        position = None
-        while True:
-            rows = reading.page(self._reading(), selection, self._known(), position, _PAGE_ROWS)
-            yield from map(point_dict, rows)
-            if len(rows) < _PAGE_ROWS:
-                return
-            position = reading.Position(rows[-1][2], rows[-1][0], rows[-1][1])
+        pages = TimePages(selection, _PAGE_ROWS)
+        while not pages.done:
+            rows = pages.step(self._reading(), self._known(), Rows())
+            yield from range_dicts(rows or [], selection.exact)
 
     def latest(self, sensor_id: Names, metric_name: Names = None, limit: int = 1) -> list[PointDict]:
         """Return the newest `limit` points of each series, newest first."""
         rows = reading.newest(
             self._reading(), select_points(sensor_id, metric_name, None, None), self._known(), limit
         )
-        return [point_dict(row) for row in rows]
+        return point_dicts(rows)
 
     def aggregate(
         self,
@@ -146,8 +146,8 @@ class PointRepository:
     def after(self, seq: int, limit: int = 100_000) -> list[PointDict]:
         """Return up to `limit` points past `seq` in the order of their seqs, each with its `seq`."""
         connection = self._reading()
-        last = self._last_seq()
-        return next_points(connection, seq, last, limit)
+        last, known = self._last_seq(), self._known()
+        return next_points(connection, seq, last, limit, known)
 
     def _write(self, batch: Batch, refusals: tuple[Refusal, ...] = ()) -> Written:
         if not len(batch):
@@ -166,8 +166,8 @@ class PointRepository:
     def _summaries(self) -> SummaryRepository:
         return SummaryRepository(self._connection)
 
-    def _known(self) -> list[tuple[str, str]]:
-        return list(self._summaries().all())
+    def _known(self) -> Mapping[tuple[str, str], Summary]:
+        return self._summaries().all()
 
     def _reading(self) -> Connection:
         if self._connection.get_transaction() in _written:
@@ -247,21 +247,43 @@ def point_dicts(rows: Sequence[Sequence[Any]]) -> list[PointDict]:
     ]
 
 
-def next_points(connection: Connection, seq: int, through: int, limit: int) -> list[PointDict]:
-    """Return the next points past `seq` and up to `through`, at most `limit`; see `window`.
+def range_dicts(rows: Sequence[Sequence[Any]], series: tuple[str, str] | None) -> list[PointDict]:
+    """Return the rows of a range as applications see them; those of one `series` are without names and seq."""
+    if series is None:
+        return point_dicts(rows)
+    sensor_id, metric_name = series
+    moments = to_datetimes([row[0] for row in rows])
+    return [
+        {
+            "sensor_id": sensor_id,
+            "metric_name": metric_name,
+            "timestamp": moment,
+            "timestamp_us": timestamp_us,
+            "value": value if text is None else text,
+            "quality": quality,
+            "metadata": None if metadata is None else parsed_metadata(metadata),
+        }
+        for (timestamp_us, value, text, quality, metadata), moment in zip(rows, moments, strict=True)
+    ]
 
-    Seqs have gaps (overwritten and deleted points); where a window is all gap the next one is wider.
-    """
-    low, width = seq, limit
-    while low < through:
-        rows = reading.window(connection, low, min(low + width, through))
-        if rows:
-            points = list(map(point_dict, rows[:limit]))
-            for point, row in zip(points, rows, strict=False):
-                point["seq"] = row[7]
-            return points
-        low += width
-        width *= 4
+
+def seq_dicts(rows: Sequence[Sequence[Any]]) -> list[PointDict]:
+    """Return rows as applications see them, each with its seq."""
+    points = point_dicts(rows)
+    for point, row in zip(points, rows, strict=True):
+        point["seq"] = row[7]
+    return points
+
+
+def next_points(
+    connection: Connection, seq: int, through: int, limit: int, known: Mapping[tuple[str, str], Summary]
+) -> list[PointDict]:
+    """Return the next points past `seq` and up to `through`, at most `limit`."""
+    pages = SeqPages(seq, limit, through)
+    while not pages.done:
+        rows = pages.step(connection, known, Rows())
+        if rows is not None:
+            return seq_dicts(rows)
     return []
 
 

@@ -3,58 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, select
+from sqlalchemy.types import NullType
 
+from repo.engines.traits import traits_of
 from repo.models import Point
 from repo.repositories.selection import Selection
 
-__all__ = ["Position", "newest", "page", "window"]
+__all__ = ["Query", "in_seq", "in_time", "newest"]
 
 Pairs = Iterable[tuple[str, str]]
 
 _points: Any = Point.__table__
 _c = _points.c
+_READING = (_c.timestamp_us, _c.value, _c.value_text, _c.quality, _c.metadata)
+
+MOST_NUMBERED = 1_000
+"""The most names that are numbered by a query; more are dearer to find in a list than to fetch as texts."""
 
 
-class Position(NamedTuple):
-    """The last row of a page, from which the next one goes on."""
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query for points, and what its columns stand for.
 
-    timestamp_us: int
-    sensor_id: str
-    metric_name: str
+    Columns: [seq,] [sensor_id, metric_name,] timestamp_us, value, value_text, quality, metadata.
+    """
 
-
-def page(
-    connection: Connection, selection: Selection, known: Pairs, position: Position | None, limit: int
-) -> Sequence[Any]:
-    """Return the next rows in order of time, then names: all columns of the table."""
-    query = select(_points).where(selection.where(Point, known)).limit(limit)
-    if selection.exact:
-        query = query.order_by(_c.timestamp_us)
-    else:
-        query = query.order_by(_c.timestamp_us, _c.sensor_id, _c.metric_name)
-    if position is not None:
-        query = query.where(_c.timestamp_us >= position.timestamp_us, _past(position))
-    return connection.execute(query).all()
+    statement: Select[Any]
+    series: tuple[str, str] | None
+    """The one series that all rows are of; its names are then no columns."""
+    names: tuple[list[str], list[str]] | None
+    """The sensors and metrics, in order, that numbers stand for in place of the names; None: names are texts."""
+    sorted_by: str | None
+    """The column by which rows have still to be sorted (mostly they are already); None: they are."""
 
 
-def _past(position: Position) -> ColumnElement[bool]:
-    return or_(
-        _c.timestamp_us > position.timestamp_us,
-        _c.sensor_id > position.sensor_id,
-        and_(_c.sensor_id == position.sensor_id, _c.metric_name > position.metric_name),
-    )
+def in_time(connection: Connection, selection: Selection, known: Pairs) -> Query:
+    """Ask for points in order of time, then names; all those of one moment, or none."""
+    where = selection.where(Point, known)
+    if selection.exact is not None:
+        return Query(select(*_READING).where(where), selection.exact, None, "timestamp_us")
+    names, columns = _name_columns(connection, known)
+    statement = select(*columns, *_READING).where(where).order_by(_c.timestamp_us, *columns)
+    return Query(statement, None, names, None)
+
+
+def in_seq(connection: Connection, after: int, through: int, known: Pairs) -> Query:
+    """Ask for the points with after < seq <= through in order of seq."""
+    names, columns = _name_columns(connection, known)
+    statement = select(_c.seq, *columns, *_READING).where(_c.seq > after, _c.seq <= through)
+    return Query(statement, None, names, "seq")
+
+
+def _name_columns(
+    connection: Connection, known: Pairs
+) -> tuple[tuple[list[str], list[str]] | None, list[ColumnElement[Any]]]:
+    if traits_of(connection).numbers_names:
+        pairs = list(known)
+        names = sorted({sensor for sensor, _ in pairs}), sorted({metric for _, metric in pairs})
+        if max(map(len, names)) <= MOST_NUMBERED:
+            return names, [
+                (func.list_position(_list_of(listed), column) - 1).label(column.name)
+                for listed, column in zip(names, (_c.sensor_id, _c.metric_name), strict=True)
+            ]
+    return None, [_c.sensor_id, _c.metric_name]
+
+
+def _list_of(names: list[str]) -> ColumnElement[Any]:
+    return bindparam(None, names, type_=NullType(), unique=True)
 
 
 def newest(connection: Connection, selection: Selection, known: Pairs, limit: int) -> Sequence[Any]:
     """Return the newest `limit` rows of each selected series, newest first within a series."""
     where = selection.where(Point, known)
     if selection.exact:
-        return connection.execute(
-            select(_points).where(where).order_by(_c.timestamp_us.desc()).limit(limit)
-        ).all()
+        query = select(_points).where(where).order_by(_c.timestamp_us.desc()).limit(limit)
+        return traits_of(connection).rows(connection, query, -1)
     rank = func.row_number().over(
         partition_by=(_c.sensor_id, _c.metric_name), order_by=_c.timestamp_us.desc()
     )
@@ -64,9 +91,4 @@ def newest(connection: Connection, selection: Selection, known: Pairs, limit: in
         .where(ranked.c.rank <= limit)
         .order_by(ranked.c.sensor_id, ranked.c.metric_name, ranked.c.timestamp_us.desc())
     )
-    return connection.execute(query).all()
-
-
-def window(connection: Connection, after: int, through: int) -> Sequence[Any]:
-    """Return the rows with after < seq <= through in order of seq."""
-    return connection.execute(select(_points).where(_c.seq > after, _c.seq <= through).order_by(_c.seq)).all()
+    return traits_of(connection).rows(connection, query, -1)

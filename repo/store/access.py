@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,7 +27,7 @@ class Reading(NamedTuple):
     """A connection to the columns, and the summaries of the series that have points there."""
 
     connection: Connection
-    known: dict[tuple[str, str], Summary]
+    known: Mapping[tuple[str, str], Summary]
 
 
 @dataclass(slots=True)
@@ -55,9 +55,8 @@ class Access:
         with columns.shared(
             doing, lambda: flusher.reached(target), lambda opened: flusher.through(opened, target)
         ) as connection:
-            known = dict(flusher.known)
             try:
-                yield Reading(connection, known)
+                yield Reading(connection, flusher.known)
             except DBAPIError as error:
                 raise columns.backend.typed_error(error) from error
 

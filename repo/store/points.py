@@ -11,6 +11,7 @@ from repo.errors import InvalidQuery
 from repo.repositories import reading
 from repo.repositories.aggregates import is_numeric
 from repo.repositories.answers import Aggregates
+from repo.repositories.paging import SeqPages, TimePages
 from repo.repositories.points import (
     PointDict,
     Written,
@@ -157,12 +158,11 @@ class Points(PointWriter):
         A name may be exact, a glob (`*`, `?`, `[`), a list of exact names, or None for all.
         """
         selection = select_points(sensor_id, metric_name, start, end)
-
-        def fetch(position: reading.Position | None, limit: int) -> Sequence[Any]:
-            with self._access.reading("range query") as (connection, known):
-                return reading.page(connection, selection, known, position, limit)
-
-        return Result(fetch)
+        return Result(
+            lambda: self._access.reading("range query"),
+            lambda rows: TimePages(selection, rows),
+            selection.exact,
+        )
 
     def latest(self, sensor_id: Names, metric_name: Names = None, limit: int = 1) -> list[PointDict]:
         """Return the newest `limit` points of each series, newest first within a series.
@@ -231,8 +231,20 @@ class Points(PointWriter):
         """
         if limit < 1:
             raise InvalidQuery(f"limit = {limit}: at least 1")
-        with self._access.reading("delivery") as (connection, _):
-            return next_points(connection, seq, self._access.flusher.watermark, limit)
+        with self._access.reading("delivery") as (connection, known):
+            return next_points(connection, seq, self._access.flusher.watermark, limit, known)
+
+    def since(self, seq: int) -> Result:
+        """Return all points past `seq` in the order of their seqs, each with its `seq`, to be read as columns.
+
+        For delivery in bulk: `for batch in store.points.since(seq).batches(): ...`, then go on from the last seq.
+        It ends at what was acknowledged when reading it began. Overwritten and deleted points leave gaps.
+        """
+        return Result(
+            lambda: self._access.reading("delivery"),
+            lambda rows: SeqPages(seq, rows, self._access.flusher.watermark),
+            with_seq=True,
+        )
 
     def _refuse_numbers_of_texts(self, question: Aggregates) -> None:
         exact = question.selection.exact

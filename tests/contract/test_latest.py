@@ -253,7 +253,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(steps=st.lists(st.tuples(st.integers(0, 1), STEPS), max_size=14))
 def test_two_handles_on_one_store_always_agree_with_a_plain_dict(engine: str, steps: list[Any]) -> None:
     folder = Path(tempfile.mkdtemp(prefix="holdfast-latest-"))
