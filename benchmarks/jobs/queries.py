@@ -114,6 +114,13 @@ def queries(plan: Plan) -> Iterator[Contest | Figure]:
         yield contest("range-1h", 20, hour, exact, sqlite.range_dicts, sqlite.range_tuples)
         yield contest("range-24h", 4, day, exact, sqlite.range_dicts, sqlite.range_tuples)
         yield contest(
+            "range-24h-arrow",
+            4,
+            day,
+            lambda *where: points.range(*where).to_arrow(),
+            sqlite.range_arrow,
+        )
+        yield contest(
             "aggregate-24h",
             10,
             day,
@@ -159,6 +166,31 @@ def queries(plan: Plan) -> Iterator[Contest | Figure]:
                 ratio("drain", samples, _PRODUCT, _SAME, "points/s", f"the first {DRAIN_PAGES} pages")
             ],
         )
+        yield Contest(
+            ("drain-tuples",),
+            [Side(_PRODUCT, lambda: _drained(points.since(0).tuples(DRAIN_PAGE_ROWS)))],
+            [Side(_TUPLES, lambda: _drained(sqlite.drain(DRAIN_PAGE_ROWS)))],
+            lambda samples: [
+                ratio(
+                    "drain-tuples", samples, _PRODUCT, _TUPLES, "points/s", f"the first {DRAIN_PAGES} pages"
+                )
+            ],
+        )
+        yield Contest(
+            ("drain-arrow",),
+            [Side(_PRODUCT, lambda: _drained(points.since(0).batches(), None))],
+            [Side(_TUPLES, lambda: _drained(sqlite.drain(DRAIN_PAGE_ROWS)))],
+            lambda samples: [
+                ratio(
+                    "drain-arrow",
+                    samples,
+                    _PRODUCT,
+                    _TUPLES,
+                    "points/s",
+                    "all points; the peer's first pages",
+                )
+            ],
+        )
     yield _loading(standing)
 
 
@@ -177,9 +209,9 @@ def _after(store: Store) -> Iterator[list[Any]]:
         seq = page[-1]["seq"]
 
 
-def _drained(pages: Iterator[list[Any]]) -> float:
+def _drained(pages: Iterator[Any], most: int | None = DRAIN_PAGES) -> float:
     started = time.perf_counter()
-    count = sum(len(page) for page in islice(pages, DRAIN_PAGES))
+    count = sum(len(page) for page in islice(pages, most))
     return count / (time.perf_counter() - started)
 
 
@@ -187,6 +219,8 @@ def _require_same(key: str, ours: Any, theirs: Any) -> None:
     """Raise unless both sides gave the same answer; averages may differ by rounding."""
 
     def same(a: Any, b: Any) -> bool:
+        if hasattr(a, "to_pylist"):
+            return same(a.to_pylist(), b.to_pylist())
         if isinstance(a, list):
             return isinstance(b, list) and len(a) == len(b) and all(map(same, a, b))
         if isinstance(a, dict):

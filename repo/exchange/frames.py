@@ -30,6 +30,8 @@ _COLUMNS = (*_NAMES, "timestamp", "value", "value_text", "quality", "metadata")
 class ArrowPages:
     """Pages as `pyarrow.Table`, in the engine's own chunks. Names are dictionary-encoded."""
 
+    numbered = True
+
     def __init__(self, *, with_seq: bool) -> None:
         pa = self._pa = _needed("pyarrow", "arrow")
         self._compute = _needed("pyarrow.compute", "arrow")
@@ -114,6 +116,8 @@ class ArrowPages:
 class PolarsPages:
     """Pages as `polars.DataFrame`, with names as texts until they are joined."""
 
+    numbered = True
+
     def __init__(self, *, with_seq: bool) -> None:
         pl = self._pl = _needed("polars", "polars")
         types = {
@@ -163,6 +167,8 @@ class PolarsPages:
 
 class NumpyPages:
     """Pages as dicts of arrays: `datetime64[us]`, float64 with NaN for missing, objects with None, masked int32."""
+
+    numbered = True
 
     def __init__(self, *, with_seq: bool) -> None:
         self._np = _needed("numpy", "numpy")

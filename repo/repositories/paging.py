@@ -34,6 +34,9 @@ _STEP = 4
 class Form(Protocol[Page]):
     """In what shape a page comes: rows, or the columns of one package or another."""
 
+    numbered: bool
+    """Whether names may come as numbers."""
+
     def fetch(self, connection: Connection, query: Query, most: int) -> Page | None:
         """Run the query; None where it has more than `most` rows (-1: any number will do)."""
 
@@ -53,7 +56,9 @@ class Pages(Protocol):
 
 
 class Rows:
-    """Pages as lists of plain tuples, in the order of the table's columns: with seq, or without names and seq."""
+    """Pages as lists of the driver's plain tuples: all columns of the table or, of one series, its readings alone."""
+
+    numbered = False  # putting the names back would cost more than fetching them as texts
 
     def fetch(self, connection: Connection, query: Query, most: int) -> list[Any] | None:
         """Run the query; None where it has more than `most` rows."""
@@ -61,16 +66,8 @@ class Rows:
         if 0 <= most < len(rows):
             return None
         if query.sorted_by is not None:
-            rows.sort(key=itemgetter(0))
-        if query.series is not None:
-            return rows
-        with_seq = query.sorted_by == "seq"
-        sensors, metrics = query.names or (None, None)
-        if with_seq and sensors is not None and metrics is not None:
-            return [(sensors[s], metrics[m], at, v, t, q, x, seq) for seq, s, m, at, v, t, q, x in rows]
-        if sensors is not None and metrics is not None:
-            return [(sensors[s], metrics[m], at, v, t, q, x, None) for s, m, at, v, t, q, x in rows]
-        return [(*row[1:], row[0]) if with_seq else (*row, None) for row in rows]
+            rows.sort(key=itemgetter(-1 if query.sorted_by == "seq" else 0))
+        return rows
 
     def size(self, page: list[Any]) -> int:
         """Return its number of rows."""
@@ -102,7 +99,8 @@ class TimePages:
         if not is_last and self._width_us is not None:
             piece, span_us = replace(piece, end_us=start_us + self._width_us), self._width_us
         most = self._rows if span_us > 1 else -1
-        page = form.fetch(connection, reading.in_time(connection, piece, known), most)
+        query = reading.in_time(connection, piece, known, numbered=form.numbered)
+        page = form.fetch(connection, query, most)
         if page is None:
             self._width_us = max(1, span_us // _STEP)
             return None
@@ -149,7 +147,8 @@ class SeqPages:
     def step(self, connection: Connection, known: Known, form: Form[Page]) -> Page | None:
         """Read the next page; None where it would be empty or too large: ask again."""
         through = min(self._after + self._width, self._through)
-        page = form.fetch(connection, reading.in_seq(connection, self._after, through, known), self._rows)
+        query = reading.in_seq(connection, self._after, through, known, numbered=form.numbered)
+        page = form.fetch(connection, query, self._rows)
         if page is None:
             self._width = self._rows
             return None

@@ -29,7 +29,7 @@ MOST_NUMBERED = 1_000
 class Query:
     """A query for points, and what its columns stand for.
 
-    Columns: [seq,] [sensor_id, metric_name,] timestamp_us, value, value_text, quality, metadata.
+    Columns: [sensor_id, metric_name,] timestamp_us, value, value_text, quality, metadata [, seq].
     """
 
     statement: Select[Any]
@@ -41,27 +41,28 @@ class Query:
     """The column by which rows have still to be sorted (mostly they are already); None: they are."""
 
 
-def in_time(connection: Connection, selection: Selection, known: Pairs) -> Query:
-    """Ask for points in order of time, then names; all those of one moment, or none."""
+def in_time(connection: Connection, selection: Selection, known: Pairs, *, numbered: bool) -> Query:
+    """Ask for points in order of time, then names; with `numbered`, names may come as numbers, without seq."""
     where = selection.where(Point, known)
     if selection.exact is not None:
         return Query(select(*_READING).where(where), selection.exact, None, "timestamp_us")
-    names, columns = _name_columns(connection, known)
-    statement = select(*columns, *_READING).where(where).order_by(_c.timestamp_us, *columns)
+    names, columns = _name_columns(connection, known, numbered)
+    wanted = _READING if numbered else (*_READING, _c.seq)
+    statement = select(*columns, *wanted).where(where).order_by(_c.timestamp_us, *columns)
     return Query(statement, None, names, None)
 
 
-def in_seq(connection: Connection, after: int, through: int, known: Pairs) -> Query:
-    """Ask for the points with after < seq <= through in order of seq."""
-    names, columns = _name_columns(connection, known)
-    statement = select(_c.seq, *columns, *_READING).where(_c.seq > after, _c.seq <= through)
+def in_seq(connection: Connection, after: int, through: int, known: Pairs, *, numbered: bool) -> Query:
+    """Ask for the points with after < seq <= through in order of seq; `numbered` as above."""
+    names, columns = _name_columns(connection, known, numbered)
+    statement = select(*columns, *_READING, _c.seq).where(_c.seq > after, _c.seq <= through)
     return Query(statement, None, names, "seq")
 
 
 def _name_columns(
-    connection: Connection, known: Pairs
+    connection: Connection, known: Pairs, numbered: bool
 ) -> tuple[tuple[list[str], list[str]] | None, list[ColumnElement[Any]]]:
-    if traits_of(connection).numbers_names:
+    if numbered and traits_of(connection).numbers_names:
         pairs = list(known)
         names = sorted({sensor for sensor, _ in pairs}), sorted({metric for _, metric in pairs})
         if max(map(len, names)) <= MOST_NUMBERED:

@@ -73,7 +73,7 @@ class Result:
         """Yield the points as they are stored, in lists of at most `rows`: the cheapest form without packages.
 
         `(sensor_id, metric_name, timestamp_us, value, value_text, quality, metadata text, seq)`; the seq is None
-        but after `since`.
+        where one exact series was asked for.
         """
         for page in self._slices(rows):
             yield [(*self._series, *row, None) for row in page] if self._series else page
