@@ -40,7 +40,7 @@ class StoreFiles:
         Links are followed, so that whichever way one comes, a store's files have one name each.
         """
         given = Path(path)
-        if given.is_file() and (given.suffix == ".duckdb" or _metadata_beside(_followed(given)).exists()):
+        if not given.is_dir() and (given.is_file() or _metadata_beside(given).exists()):
             return cls.beside(given)
         return cls._of_folder(given)
 
@@ -87,16 +87,13 @@ class StoreFiles:
         """Return the column file of an engine."""
         return self.duckdb if engine == "duckdb" else self.sqlite
 
-    def all(self) -> list[Path]:
-        """Return every file that holds data, the logs too; some may not exist."""
-        return [
-            self.metadata,
-            Path(f"{self.metadata}-wal"),
-            self.duckdb,
-            Path(f"{self.duckdb}.wal"),
-            self.sqlite,
-            Path(f"{self.sqlite}-wal"),
-        ]
+    def metadata_files(self) -> list[Path]:
+        """Return the metadata database and its log; they may not exist."""
+        return [self.metadata, Path(f"{self.metadata}-wal")]
+
+    def column_files(self) -> list[Path]:
+        """Return the column files of both engines and their logs; most do not exist."""
+        return [self.duckdb, Path(f"{self.duckdb}.wal"), self.sqlite, Path(f"{self.sqlite}-wal")]
 
     def kept(self) -> list[Path]:
         """Return the files that were set aside: inactive columns, and damaged logs."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,6 +55,9 @@ class Backend(Protocol):
 
     def log_bytes(self) -> int:
         """Return the size of the log that a checkpoint would fold in."""
+
+    def free_bytes(self, connection: Connection) -> int:
+        """Return how many bytes of the file are free blocks."""
 
     def typed_error(self, error: BaseException) -> HoldfastError:
         """Translate an error of the engine."""
@@ -145,6 +147,11 @@ class DuckDBBackend:
 
         return duckdb.log_bytes(self.path)
 
+    def free_bytes(self, connection: Connection) -> int:
+        """Return how many bytes of the file are free blocks, as of the last checkpoint."""
+        query = "SELECT free_blocks * block_size FROM pragma_database_size()"
+        return int(connection.exec_driver_sql(query).scalar_one())
+
     def typed_error(self, error: BaseException) -> HoldfastError:
         """Translate an error of DuckDB."""
         from repo.engines import duckdb
@@ -199,10 +206,11 @@ class SQLiteBackend:
 
     def log_bytes(self) -> int:
         """Return the size of the WAL."""
-        try:
-            return os.stat(f"{self.path}-wal").st_size
-        except FileNotFoundError:
-            return 0
+        return sqlite.log_bytes(self.path)
+
+    def free_bytes(self, connection: Connection) -> int:
+        """Return how many bytes of the file are free pages."""
+        return sqlite.free_bytes(connection)
 
     def typed_error(self, error: BaseException) -> HoldfastError:
         """Translate an error of SQLite."""
