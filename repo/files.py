@@ -125,18 +125,19 @@ def place_columns(folder: Path, file: Path) -> None:
             f"it, move the file and its log there and remove {link}, or name the place where it is",
             path=folder,
         )
-    foreign = back.exists() and _followed(back) != own
-    if foreign and own.exists():
+    owner = _followed(back)
+    foreign = owner.exists() and owner != own
+    if foreign and (own.exists() or owner.name == METADATA_FILE):
         raise InvalidSettings(
-            f"{file} holds the columns of the store {_followed(back)}, and {folder} holds a store of its own; "
-            "they cannot become one: name another file, or another folder",
+            f"{file} holds the columns of the store {owner}, and {folder} is another; two stores cannot become "
+            "one: name another file, or that folder",
             path=file,
         )
     folder.mkdir(parents=True, exist_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     _link(link, file)
     if foreign:
-        _link(own, _followed(back))
+        _link(own, owner)
     elif not os.path.lexists(back):
         _link(back, own)
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine
 
 from repo.clock import Clock
 from repo.engines import sqlite
-from repo.errors import EngineMissing, HoldfastError, InvalidQuery
+from repo.errors import EngineMissing, HoldfastError, InvalidQuery, StoreUnsupported
 from repo.files import StoreFiles
 from repo.settings import Settings
 
@@ -74,6 +74,11 @@ class DuckDBBackend:
     takes_tables = True
 
     def __init__(self, path: Path, scratch: Path, settings: Settings, clock: Clock) -> None:
+        if "?" in str(path):
+            raise StoreUnsupported(
+                f"DuckDB takes what follows a '?' in {path} for options and loses its log; choose another path",
+                path=path,
+            )
         self.path = path
         self._scratch = scratch
         self._settings = settings
