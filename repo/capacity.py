@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from repo.errors import StoreBusy
+from repo.errors import EngineMissing, StoreBusy
 from repo.store.space import Size
 from repo.store.store import Store
 
@@ -79,6 +79,6 @@ class Capacity:
         try:
             self._store.checkpoint()
             inside = self._store.size(inside=True)
-        except StoreBusy:
+        except (StoreBusy, EngineMissing):
             return 0  # who holds the columns may be the one that makes room; it is looked at again
         return self._used_bytes(self._store.size()) - self._used_bytes(inside)

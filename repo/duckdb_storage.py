@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from repo.capacity import Capacity
@@ -60,7 +61,7 @@ class DuckDBTimeSeriesStorage:
     ) -> None:
         if max_size_mb < 0:
             raise InvalidSettings(f"max_size_mb = {max_size_mb!r}: at least 0")
-        self.db_path = db_path
+        self.db_path = Path(db_path)
         self.max_size_mb = max_size_mb
         self.enable_compression = enable_compression
         files = StoreFiles.beside(os.path.realpath(db_path))
@@ -213,7 +214,7 @@ class DuckDBTimeSeriesStorage:
             raise StoreFull(
                 f"{self.db_path} has reached max_size_mb = {self.max_size_mb:g}; raise it, or delete with "
                 "cleanup_old_data. Nothing of this call was written",
-                path=self.db_path if isinstance(self.db_path, str) else os.fspath(self.db_path),
+                path=self.db_path,
             )
 
 

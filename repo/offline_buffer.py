@@ -209,16 +209,23 @@ class OfflineBufferManager:
     # --- one folder, one store ------------------------------------------------------------------------
 
     def _has_duckdb(self) -> bool:
-        """Say whether the points are in DuckDB, and it can be used here; warn as documented if not."""
+        """Say whether the points are in DuckDB and it can be used here; where settings allow, move them there.
+
+        A store that is made where DuckDB cannot be imported has warned of it already.
+        """
+        store = self._loan.store
         if not duckdb_is_installed():
-            reason = "DuckDB 2.0 and duckdb-engine are not installed"
-        elif self._loan.store.status().engine != "duckdb":
-            reason = (
-                f"the store in {self.buffer_path} keeps its points in SQLite; `holdfast promote` moves them"
-            )
-        else:
+            return False
+        if store.status().engine == "duckdb":
             return True
-        log.warning("Failed to initialize DuckDB, falling back to SQLite: %s", reason)
+        if store.settings.convert_at_open:
+            store.promote()
+            return True
+        log.warning(
+            "Failed to initialize DuckDB, falling back to SQLite: the store in %s keeps its points there; "
+            "`holdfast promote` moves them, and so does the setting convert_at_open",
+            self.buffer_path,
+        )
         return False
 
     @property

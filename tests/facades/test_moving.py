@@ -83,6 +83,24 @@ def test_on_one_folder_they_are_one_store_and_moving_loses_nothing(
     new.shutdown()
 
 
+def test_an_sqlite_store_is_moved_to_duckdb_at_open_where_settings_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = OfflineBufferManager(tmp_path / "b", use_duckdb=False)
+    fill(old, 10)
+    old.shutdown()
+    kept = OfflineBufferManager(tmp_path / "b")
+    assert (kept.use_duckdb, kept.duckdb_storage) == (False, None), "the engine is a fact of the store"
+    kept.shutdown()
+    monkeypatch.setenv("HOLDFAST_CONVERT_AT_OPEN", "true")
+    moved = OfflineBufferManager(tmp_path / "b")
+    assert moved.use_duckdb
+    assert moved.get_buffer_stats()["duckdb"]["total_records"] == 9
+    assert (tmp_path / "b/timeseries.duckdb").exists()
+    assert len(moved.get_pending_records()) == 10
+    moved.shutdown()
+
+
 def test_a_record_that_was_not_moved_is_settled_by_any_buffer_of_the_folder(tmp_path: Path) -> None:
     producer = OfflineBufferManager(tmp_path / "b", use_duckdb=True)
     sender = OfflineBufferManager(tmp_path / "b", use_duckdb=False)
