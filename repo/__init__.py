@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from repo import models
+    from repo.duckdb_storage import DuckDBTimeSeriesStorage
     from repo.errors import (
         EngineMissing,
         FlushFailed,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         StoreUnsupported,
         TransactionRule,
     )
+    from repo.offline_buffer import OfflineBufferManager
     from repo.repositories.points import PointRepository, Written
     from repo.repositories.records import RecordRepository
     from repo.settings import Settings
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from repo.store.store import Store
 
 _HOMES = {
+    "DuckDBTimeSeriesStorage": "repo.duckdb_storage",
+    "OfflineBufferManager": "repo.offline_buffer",
     "PointRepository": "repo.repositories.points",
     "RecordRepository": "repo.repositories.records",
     "Result": "repo.store.results",
@@ -59,6 +63,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "DuckDBTimeSeriesStorage",
     "EngineMissing",
     "FlushFailed",
     "HoldfastError",
@@ -68,6 +73,7 @@ __all__ = [
     "InvalidRecord",
     "InvalidSettings",
     "MissingExtra",
+    "OfflineBufferManager",
     "PointRepository",
     "RecordRepository",
     "Refusal",

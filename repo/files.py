@@ -40,7 +40,7 @@ class StoreFiles:
         Links are followed, so that whichever way one comes, a store's files have one name each.
         """
         given = Path(path)
-        if given.is_file() and (given.suffix == ".duckdb" or _metadata_beside(_followed(given)).exists()):
+        if not given.is_dir() and (given.is_file() or _metadata_beside(given).exists()):
             return cls.beside(given)
         return cls._of_folder(given)
 
@@ -87,16 +87,13 @@ class StoreFiles:
         """Return the column file of an engine."""
         return self.duckdb if engine == "duckdb" else self.sqlite
 
-    def all(self) -> list[Path]:
-        """Return every file that holds data, the logs too; some may not exist."""
-        return [
-            self.metadata,
-            Path(f"{self.metadata}-wal"),
-            self.duckdb,
-            Path(f"{self.duckdb}.wal"),
-            self.sqlite,
-            Path(f"{self.sqlite}-wal"),
-        ]
+    def metadata_files(self) -> list[Path]:
+        """Return the metadata database and its log; they may not exist."""
+        return [self.metadata, Path(f"{self.metadata}-wal")]
+
+    def column_files(self) -> list[Path]:
+        """Return the column files of both engines and their logs; most do not exist."""
+        return [self.duckdb, Path(f"{self.duckdb}.wal"), self.sqlite, Path(f"{self.sqlite}-wal")]
 
     def kept(self) -> list[Path]:
         """Return the files that were set aside: inactive columns, and damaged logs."""
@@ -128,18 +125,19 @@ def place_columns(folder: Path, file: Path) -> None:
             f"it, move the file and its log there and remove {link}, or name the place where it is",
             path=folder,
         )
-    foreign = back.exists() and _followed(back) != own
-    if foreign and own.exists():
+    owner = _followed(back)
+    foreign = owner.exists() and owner != own
+    if foreign and (own.exists() or owner.name == METADATA_FILE):
         raise InvalidSettings(
-            f"{file} holds the columns of the store {_followed(back)}, and {folder} holds a store of its own; "
-            "they cannot become one: name another file, or another folder",
+            f"{file} holds the columns of the store {owner}, and {folder} is another; two stores cannot become "
+            "one: name another file, or that folder",
             path=file,
         )
     folder.mkdir(parents=True, exist_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     _link(link, file)
     if foreign:
-        _link(own, _followed(back))
+        _link(own, owner)
     elif not os.path.lexists(back):
         _link(back, own)
 

@@ -23,7 +23,9 @@ __all__ = [
     "bare_transaction",
     "empty_wal",
     "fold_wal",
+    "free_bytes",
     "has_wal_reset_bug",
+    "log_bytes",
     "only_reading",
     "open_engine",
     "require_version",
@@ -148,6 +150,20 @@ def fold_wal(engine: Engine) -> Folded:
 def empty_wal(engine: Engine) -> Folded:
     """Fold the WAL into the file and cut it to nothing; the caller sees to it that nobody else writes or reads."""
     return _checkpoint(engine, "TRUNCATE")
+
+
+def log_bytes(path: Path) -> int:
+    """Return the size of the file's WAL; 0 when there is none."""
+    try:
+        return os.stat(f"{path}-wal").st_size
+    except FileNotFoundError:
+        return 0
+
+
+def free_bytes(connection: Connection) -> int:
+    """Return how many bytes of the file are free pages, which will be used before it grows."""
+    free = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
+    return int(free * connection.exec_driver_sql("PRAGMA page_size").scalar_one())
 
 
 def only_reading(action: int, *_: object) -> int:

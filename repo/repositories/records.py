@@ -204,7 +204,10 @@ class RecordRepository:
 
 def listed_ids(record_ids: str | Iterable[str]) -> list[str]:
     """Return one id or many as a list; raises `InvalidRecord` for what no record can be called."""
-    found = [record_ids] if isinstance(record_ids, str) else list(record_ids)
+    given = (
+        [record_ids] if isinstance(record_ids, str) or not isinstance(record_ids, Iterable) else record_ids
+    )
+    found = list(given)
     for record_id in found:
         if not isinstance(record_id, str):
             raise InvalidRecord(f"record_id: a text is needed, not {type(record_id).__name__}: {record_id!r}")

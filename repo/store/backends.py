@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from sqlalchemy import Connection, Engine
 
 from repo.clock import Clock
 from repo.engines import sqlite
-from repo.errors import EngineMissing, HoldfastError, InvalidQuery
+from repo.errors import EngineMissing, HoldfastError, InvalidQuery, StoreUnsupported
 from repo.files import StoreFiles
 from repo.settings import Settings
 
@@ -57,6 +56,9 @@ class Backend(Protocol):
     def log_bytes(self) -> int:
         """Return the size of the log that a checkpoint would fold in."""
 
+    def free_bytes(self, connection: Connection) -> int:
+        """Return how many bytes of the file are free blocks."""
+
     def typed_error(self, error: BaseException) -> HoldfastError:
         """Translate an error of the engine."""
 
@@ -72,6 +74,11 @@ class DuckDBBackend:
     takes_tables = True
 
     def __init__(self, path: Path, scratch: Path, settings: Settings, clock: Clock) -> None:
+        if "?" in str(path):
+            raise StoreUnsupported(
+                f"DuckDB takes what follows a '?' in {path} for options and loses its log; choose another path",
+                path=path,
+            )
         self.path = path
         self._scratch = scratch
         self._settings = settings
@@ -145,6 +152,11 @@ class DuckDBBackend:
 
         return duckdb.log_bytes(self.path)
 
+    def free_bytes(self, connection: Connection) -> int:
+        """Return how many bytes of the file are free blocks, as of the last checkpoint."""
+        query = "SELECT free_blocks * block_size FROM pragma_database_size()"
+        return int(connection.exec_driver_sql(query).scalar_one())
+
     def typed_error(self, error: BaseException) -> HoldfastError:
         """Translate an error of DuckDB."""
         from repo.engines import duckdb
@@ -199,10 +211,11 @@ class SQLiteBackend:
 
     def log_bytes(self) -> int:
         """Return the size of the WAL."""
-        try:
-            return os.stat(f"{self.path}-wal").st_size
-        except FileNotFoundError:
-            return 0
+        return sqlite.log_bytes(self.path)
+
+    def free_bytes(self, connection: Connection) -> int:
+        """Return how many bytes of the file are free pages."""
+        return sqlite.free_bytes(connection)
 
     def typed_error(self, error: BaseException) -> HoldfastError:
         """Translate an error of SQLite."""

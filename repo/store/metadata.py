@@ -103,13 +103,19 @@ class MetadataDatabase:
         """
         if self._unfolded_bytes < self._fold_bytes:
             return
+        try:
+            self.fold()
+        except HoldfastError as error:
+            log.warning("the WAL of %s was not folded and goes on growing: %s", self.path, error)
+
+    def fold(self) -> int:
+        """Fold the WAL into the file now; returns how many bytes of it the next commits use again."""
         with self._lock:
+            self._usable()
             self._unfolded_bytes = 0
-            try:
-                with self._typed():
-                    sqlite.fold_wal(self._careful)
-            except HoldfastError as error:
-                log.warning("the WAL of %s was not folded and goes on growing: %s", self.path, error)
+            with self._typed():
+                folded = sqlite.fold_wal(self._careful)
+            return sqlite.log_bytes(self.path) if folded.done_pages == folded.log_pages else 0
 
     def close(self) -> None:
         """Close all connections; does nothing in a child of the process that opened them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
@@ -18,6 +17,7 @@ from repo.repositories.records import RecordRepository
 from repo.repositories.series import LatestRepository, SeriesRepository
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import StateRepository
+from repo.store.space import sizes_of
 
 __all__ = ["SinkStatus", "Status", "read_status"]
 
@@ -73,8 +73,8 @@ def read_status(connection: Connection, files: StoreFiles, schema: str) -> Statu
     rows, seqs = JournalRepository(connection).backlog()
     summaries = LatestRepository(connection).all().values()
     entries, dropped = LedgerRepository(connection).totals()
-    sizes = {path.name: size for path in files.all() if (size := _size(path)) is not None}
-    kept = {path.name: _size(path) or 0 for path in files.kept()}
+    sizes = sizes_of([*files.metadata_files(), *files.column_files()])
+    kept = sizes_of(files.kept())
     return Status(
         path=str(files.folder),
         store_id=state.store_id,
@@ -119,10 +119,3 @@ def _warnings(ledger: LedgerRepository) -> tuple[str, ...]:
             "write to offline_buffer.db with other programs"
         )
     return tuple(warnings)
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None

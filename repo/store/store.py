@@ -20,6 +20,7 @@ from repo.engines import sqlite
 from repo.engines.lease import Lease
 from repo.errors import EngineMissing, InvalidQuery, SchemaOutdated, StoreCorrupt, StoreMissing
 from repo.files import ENGINES, StoreFiles
+from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import State, StateRepository
 from repo.schema import version
@@ -35,6 +36,7 @@ from repo.store.metadata import MetadataDatabase
 from repo.store.points import Points
 from repo.store.records import Records
 from repo.store.series import SeriesRoom
+from repo.store.space import Size, measure
 from repo.store.status import Status, read_status
 from repo.store.transaction import Transaction
 from repo.store.writer import Writer
@@ -144,6 +146,25 @@ class Store:
         """Describe the store, from SQLite alone: it answers at once, whoever holds the columns."""
         with self._access.metadata.read() as connection:
             return read_status(connection, self.files, version.version_of(connection) or "none")
+
+    def size(self, *, inside: bool = False) -> Size:
+        """Return the bytes of the store's files, and how many are free inside them.
+
+        From SQLite alone it answers at once, and free blocks of the columns count as taken; with `inside` it
+        opens the columns, as a read does, and knows them too.
+        """
+        return measure(self._access, inside=inside)
+
+    def dropped_by(self, seq: int) -> Loss | None:
+        """Return the ledger's entry for the delete with this seq; None if it met no point or was not flushed."""
+        with self._access.metadata.read() as connection:
+            state = StateRepository(connection).get()
+            assert state is not None
+            return LedgerRepository(connection).get(f"{state.store_id}:{seq}")
+
+    def now_us(self) -> int:
+        """Return the time by the store's clock, in µs since 1970 UTC."""
+        return self._access.clock()
 
     def last_seq(self) -> int:
         """Return the seq of the newest acknowledged change, from SQLite alone; 0 in a new store."""

@@ -1,0 +1,227 @@
+"""`DuckDBTimeSeriesStorage`: the documented class for points in one column file, thin over a store."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from repo.capacity import Capacity
+from repo.environment import filled_from_environment
+from repo.errors import InvalidQuery, InvalidSettings, StoreFull
+from repo.files import StoreFiles
+from repo.moments import bound_us, to_datetime
+from repo.sharing import borrow
+
+__all__ = ["MB", "DuckDBTimeSeriesStorage"]
+
+log = logging.getLogger("holdfast.duckdb_storage")
+
+MB = 1024 * 1024
+
+POINT_BYTES = 100
+"""About what a point takes while it is in the journal."""
+
+_AGGREGATIONS = {
+    "avg": "avg(value)",
+    "min": "min(value)",
+    "max": "max(value)",
+    "sum": "sum(value)",
+    "count": "count(*)",
+}
+
+_AGGREGATE = """
+    SELECT {aggregation} AS value, count(*) AS count, count(value_text) AS texts,
+        min(timestamp_us) AS first_us, max(timestamp_us) AS last_us
+    FROM time_series_data
+    WHERE sensor_id = ? AND metric_name = ? AND timestamp_us BETWEEN ? AND ?
+        AND (value IS NOT NULL OR value_text IS NOT NULL)"""
+
+
+class DuckDBTimeSeriesStorage:
+    """Points in one DuckDB file, or in SQLite where DuckDB does not exist. Thread-safe.
+
+    Times are Unix seconds; bounds are inclusive. Its metadata database lies beside the file as
+    `<name>.meta.db`; in a buffer's folder it is the buffer's own. All objects on one file in a process share one
+    open store. Arguments that are left out come from `DUCKDB_STORAGE_PATH` and `DUCKDB_MAX_SIZE_MB`, where set.
+    `enable_compression` concerns what is written from now on. Errors are raised, as those of `Store` are; `close`
+    lets go of the file, and so does the end of the process.
+    """
+
+    @filled_from_environment(
+        {"db_path": ("DUCKDB_STORAGE_PATH", str), "max_size_mb": ("DUCKDB_MAX_SIZE_MB", float)}
+    )
+    def __init__(
+        self,
+        db_path: str | os.PathLike[str] = "./data/edge/timeseries.duckdb",
+        max_size_mb: float = 1000,
+        enable_compression: bool = True,
+    ) -> None:
+        if max_size_mb < 0:
+            raise InvalidSettings(f"max_size_mb = {max_size_mb!r}: at least 0")
+        self.db_path = Path(db_path)
+        self.max_size_mb = max_size_mb
+        self.enable_compression = enable_compression
+        files = StoreFiles.beside(os.path.realpath(db_path))
+        self._loan = borrow(files, compress=enable_compression)
+        self._capacity = Capacity(
+            self._loan.store, lambda size: size.columns_used_bytes, max_bytes=max_size_mb * MB
+        )
+        if not any(path.exists() for path in files.column_files()):
+            self._loan.store.flush()
+
+    def insert_data_point(
+        self,
+        sensor_id: str,
+        metric_name: str,
+        value: Any,
+        timestamp: float | None = None,
+        quality: int = 100,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Write one point, durable on return, and return True. Raises `InvalidPoint`, `StoreFull`.
+
+        A point of the same sensor, metric and time is overwritten.
+        """
+        store = self._loan.store
+        with self._capacity.place(POINT_BYTES) as granted:
+            self._refuse_unless(granted)
+            store.points.insert(sensor_id, metric_name, value, timestamp, quality, metadata)
+        return True
+
+    def insert_batch(self, data_points: Iterable[Any]) -> int:
+        """Write many points in one commit; returns how many were accepted.
+
+        Each is a dict as `insert_data_point` has arguments, or a tuple (sensor, metric, timestamp, value[,
+        quality[, metadata]]). Bad ones are left out and named in the log. Raises `StoreFull`.
+        """
+        store = self._loan.store
+        rows = list(data_points)
+        with self._capacity.place(POINT_BYTES * len(rows)) as granted:
+            self._refuse_unless(granted)
+            written = store.points.insert_many(rows, on_error="skip")
+        if written.rejected:
+            first = written.refusals[0]
+            log.warning("%d of %d points were refused, the first: %s", written.rejected, len(rows), first)
+        return written.accepted
+
+    def query_time_range(
+        self,
+        sensor_id: str,
+        metric_name: str,
+        start_time: float,
+        end_time: float,
+        aggregation: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return the points from `start_time` through `end_time` in order of time, or one aggregate of them.
+
+        Points: `timestamp, value, quality, metadata`. With `aggregation` (avg, min, max, count, sum) one dict
+        `sensor_id, metric_name, value, start_timestamp, end_timestamp, count, aggregation`, where the two times
+        are those of the first and last point; an empty list when there is nothing. Raises `InvalidQuery`.
+        """
+        store = self._loan.store
+        start_us, end_us = bound_us(start_time, "start_time"), bound_us(end_time, "end_time")
+        if aggregation is not None:
+            return self._aggregate(sensor_id, metric_name, start_us, end_us, aggregation)
+        found = store.points.range([sensor_id], [metric_name], to_datetime(start_us), to_datetime(end_us + 1))
+        return [_plain(row) for row in found]
+
+    def query_latest(
+        self, sensor_id: str, metric_name: str | None = None, limit: int = 100
+    ) -> list[dict[str, Any]]:
+        """Return the newest `limit` points of a sensor, or of one metric of it, newest first.
+
+        Each is `timestamp, metric_name, value, quality, metadata`.
+        """
+        metrics = None if metric_name is None else [metric_name]
+        found = self._loan.store.points.latest([sensor_id], metrics, limit)
+        found.sort(key=lambda row: row["timestamp_us"], reverse=True)
+        return [{"metric_name": row["metric_name"], **_plain(row)} for row in found[:limit]]
+
+    def get_storage_stats(self) -> dict[str, Any]:
+        """Return `total_records` (points), `unique_sensors, unique_metrics, time_range` (`start, end` as Unix
+        seconds or None, `duration_seconds`), `storage_size_mb, max_size_mb, usage_percent`.
+        """
+        store = self._loan.store
+        store.flush()
+        series = [info for info in store.series.list() if info.points]
+        first_us = min((info.first_us for info in series if info.first_us is not None), default=None)
+        last_us = max((info.last_us for info in series if info.last_us is not None), default=None)
+        size_mb = store.size().columns_bytes / MB
+        return {
+            "total_records": sum(info.points for info in series),
+            "unique_sensors": len({info.sensor_id for info in series}),
+            "unique_metrics": len({info.metric_name for info in series}),
+            "time_range": {
+                "start": None if first_us is None else first_us / 1e6,
+                "end": None if last_us is None else last_us / 1e6,
+                "duration_seconds": 0.0
+                if first_us is None or last_us is None
+                else (last_us - first_us) / 1e6,
+            },
+            "storage_size_mb": size_mb,
+            "max_size_mb": self.max_size_mb,
+            "usage_percent": 100 * size_mb / self.max_size_mb if self.max_size_mb else 100.0,
+        }
+
+    def cleanup_old_data(self, max_age_seconds: float = 2592000, sensor_id: str | None = None) -> int:
+        """Delete the points older than `max_age_seconds`, of one sensor or of all; returns how many.
+
+        They are counted in the loss ledger. Should the columns be busy (`StoreBusy`), the deletion is durable all
+        the same, and only its count is not known yet.
+        """
+        store = self._loan.store
+        cutoff = to_datetime(store.now_us() - round(max_age_seconds * 1e6))
+        written = store.points.delete(None if sensor_id is None else [sensor_id], end=cutoff)
+        assert written.last_seq is not None
+        store.flush()
+        dropped = store.dropped_by(written.last_seq)
+        return 0 if dropped is None else dropped.dropped or 0
+
+    def close(self) -> None:
+        """Let go of the store; others in this process may go on using it. Safe to call again."""
+        self._loan.give_back()
+
+    def _aggregate(
+        self, sensor_id: str, metric_name: str, start_us: int, end_us: int, aggregation: str
+    ) -> list[dict[str, Any]]:
+        if aggregation not in _AGGREGATIONS:
+            raise InvalidQuery(f"aggregation = {aggregation!r} is not one of {', '.join(_AGGREGATIONS)}")
+        query = _AGGREGATE.format(aggregation=_AGGREGATIONS[aggregation])
+        [row] = self._loan.store.sql(query, (sensor_id, metric_name, start_us, end_us))
+        if not row["count"]:
+            return []
+        if row["texts"] and aggregation != "count":
+            raise InvalidQuery(
+                f"the series {sensor_id!r} {metric_name!r} holds texts, which have no {aggregation}"
+            )
+        return [
+            {
+                "sensor_id": sensor_id,
+                "metric_name": metric_name,
+                "value": row["value"],
+                "start_timestamp": row["first_us"] / 1e6,
+                "end_timestamp": row["last_us"] / 1e6,
+                "count": row["count"],
+                "aggregation": aggregation,
+            }
+        ]
+
+    def _refuse_unless(self, granted: bool) -> None:
+        if not granted:
+            raise StoreFull(
+                f"{self.db_path} has reached max_size_mb = {self.max_size_mb:g}; raise it, or delete with "
+                "cleanup_old_data. Nothing of this call was written",
+                path=self.db_path,
+            )
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "timestamp": row["timestamp_us"] / 1e6,
+        "value": row["value"],
+        "quality": row["quality"],
+        "metadata": row["metadata"],
+    }

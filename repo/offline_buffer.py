@@ -1,0 +1,271 @@
+"""`OfflineBufferManager`: the documented class for records that wait for delivery, thin over a store."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from repo.capacity import Capacity
+from repo.duckdb_storage import MB, DuckDBTimeSeriesStorage
+from repo.environment import filled_from_environment, from_environment
+from repo.errors import HoldfastError, InvalidSettings
+from repo.files import METADATA_FILE, StoreFiles, place_columns
+from repo.sharing import borrow
+from repo.store.backends import duckdb_is_installed
+
+__all__ = ["OfflineBufferManager"]
+
+log = logging.getLogger("holdfast.offline_buffer")
+
+TIME_SERIES_FIELDS = frozenset(
+    (
+        "sensor_id",
+        "metric_name",
+        "value",
+        "pressure",
+        "temperature",
+        "flow_rate",
+        "flowRate",
+        "timestamp",
+        "well_name",
+    )
+)
+
+RECORD_BYTES = 1000
+"""About what a small record takes, in its table, the indexes and the journal."""
+
+
+class OfflineBufferManager:
+    """Records in `offline_buffer.db` until they were sent, and the points in them as history. Thread-safe.
+
+    With `use_duckdb` points are kept in `timeseries.duckdb` in the same folder, or in the file that
+    `DUCKDB_STORAGE_PATH` names; else, and where DuckDB cannot be imported when the buffer is made, in SQLite. A
+    folder is one store, whose engine is a fact of it: `use_duckdb` then says whether it is DuckDB. All objects on
+    one folder in a process share one open store.
+    Arguments that are left out come from `OFFLINE_BUFFER_PATH`, `OFFLINE_BUFFER_MAX_SIZE`,
+    `OFFLINE_BUFFER_MAX_SIZE_MB`, `OFFLINE_BUFFER_CLEANUP_INTERVAL` and `USE_DUCKDB`, where set.
+    A thread drops what `cleanup_old_records` drops every `cleanup_interval` seconds. Errors are raised, as those
+    of `Store` are.
+    """
+
+    @filled_from_environment(
+        {
+            "buffer_path": ("OFFLINE_BUFFER_PATH", str),
+            "max_buffer_size": ("OFFLINE_BUFFER_MAX_SIZE", int),
+            "max_buffer_size_mb": ("OFFLINE_BUFFER_MAX_SIZE_MB", float),
+            "cleanup_interval": ("OFFLINE_BUFFER_CLEANUP_INTERVAL", float),
+            "use_duckdb": ("USE_DUCKDB", bool),
+        }
+    )
+    def __init__(
+        self,
+        buffer_path: str | os.PathLike[str] = "./data/buffer",
+        max_buffer_size: int = 100000,
+        max_buffer_size_mb: float = 500,
+        cleanup_interval: float = 3600,
+        use_duckdb: bool = True,
+    ) -> None:
+        if max_buffer_size < 0 or max_buffer_size_mb < 0 or cleanup_interval <= 0:
+            raise InvalidSettings(
+                "max_buffer_size and max_buffer_size_mb are at least 0, cleanup_interval more"
+            )
+        self.buffer_path = Path(buffer_path)
+        self.db_path = self.buffer_path / METADATA_FILE
+        self.max_buffer_size = max_buffer_size
+        self.max_buffer_size_mb = max_buffer_size_mb
+        self.cleanup_interval = cleanup_interval
+        self.duckdb_storage: DuckDBTimeSeriesStorage | None = None
+        self._kind = use_duckdb
+        folder = Path(os.path.realpath(buffer_path))
+        if use_duckdb and (elsewhere := from_environment("DUCKDB_STORAGE_PATH", str)) is not None:
+            place_columns(folder, Path(elsewhere))
+        files = StoreFiles.of(folder)
+        self._loan = borrow(
+            files,
+            engine=None if use_duckdb else "sqlite",
+            # A log that may grow larger than the whole limit would fill a small buffer by itself.
+            wal_checkpoint_bytes=max(65_536, min(4_194_304, round(max_buffer_size_mb * MB / 16))),
+        )
+        try:
+            self.use_duckdb = use_duckdb and self._has_duckdb()
+            if self.use_duckdb:
+                self.duckdb_storage = DuckDBTimeSeriesStorage(files.duckdb)
+            self._join_the_others()
+        except BaseException:
+            self._loan.give_back()
+            raise
+        store = self._loan.store
+        self._capacity = Capacity(
+            store,
+            lambda size: size.used_bytes,
+            max_bytes=max_buffer_size_mb * MB,
+            count=store.records.count,
+            max_count=max_buffer_size,
+        )
+        self._stop = threading.Event()
+        self._cleaner = threading.Thread(
+            target=_clean_periodically,
+            args=(weakref.ref(self), self._stop, cleanup_interval),
+            name="holdfast-cleanup",
+            daemon=True,
+        )
+        self._cleaner.start()
+
+    def add_record(
+        self, record_id: str, source: str, data: Mapping[str, Any], timestamp: float | None = None
+    ) -> bool:
+        """Add a record, durable on return with its points; False if the buffer is full, and nothing was written.
+
+        The numbers of a time-series record are points of their own: see `Store.records.add`. The same
+        `record_id` again replaces the data and keeps the retry count; the same data changes nothing. Raises
+        `InvalidRecord` or `InvalidPoint` for what cannot be stored as it is.
+        """
+        records = self._loan.store.records
+        with self._capacity.place(RECORD_BYTES + 4 * len(str(data))) as granted:
+            if not granted and not records.has(record_id):
+                return False
+            if self._shared_by_both_kinds and records.has(record_id):
+                self._loan.shared.moved[record_id] = self._kind
+            records.add(record_id, source, data, timestamp)
+        return True
+
+    def get_pending_records(
+        self, source: str | None = None, limit: int = 1000, max_retries: int = 10
+    ) -> list[dict[str, Any]]:
+        """Return the records that wait, oldest first, but those that failed `max_retries` times or oftener.
+
+        Each is `id, record_id, source, data` (as it was given), `timestamp, retry_count, last_retry, created_at`.
+        """
+        return self._loan.store.records.pending(source, limit, max_retries=max_retries)
+
+    def mark_sent(self, record_id: str) -> bool:
+        """Remove a record that was delivered; False if it does not wait here. Its points stay as history."""
+        records = self._loan.store.records
+        if self._was_moved(record_id):
+            return records.has(record_id)
+        return records.mark_sent(record_id) > 0
+
+    def mark_failed(self, record_id: str, increment_retry: bool = True) -> bool:
+        """Note a failed try, and count it if `increment_retry`; False if the record does not wait here."""
+        return self._loan.store.records.mark_failed(record_id, increment_retry=increment_retry) > 0
+
+    def get_buffer_stats(self) -> dict[str, Any]:
+        """Return how many records wait, and how full the buffer is.
+
+        Keys: `total_records, by_source, by_retry_count, oldest_record_age_seconds, buffer_size_mb` (all files,
+        with logs), `max_buffer_size, max_buffer_size_mb, buffer_usage_percent` (of the records),
+        `duckdb_enabled`; and then `duckdb`, as `DuckDBTimeSeriesStorage.get_storage_stats` returns it.
+        """
+        store = self._loan.store
+        counts = store.records.counts()
+        size = store.size()
+        now_s = store.now_us() / 1e6
+        stats: dict[str, Any] = {
+            "total_records": counts.total,
+            "by_source": counts.by_source,
+            "by_retry_count": counts.by_retry_count,
+            "oldest_record_age_seconds": 0.0 if counts.oldest_s is None else now_s - counts.oldest_s,
+            "buffer_size_mb": (size.metadata_bytes + size.columns_bytes) / MB,
+            "max_buffer_size": self.max_buffer_size,
+            "max_buffer_size_mb": self.max_buffer_size_mb,
+            "buffer_usage_percent": 100 * counts.total / self.max_buffer_size
+            if self.max_buffer_size
+            else 100.0,
+            "duckdb_enabled": self.use_duckdb,
+        }
+        if self.duckdb_storage is not None:
+            stats["duckdb"] = self.duckdb_storage.get_storage_stats()
+        return stats
+
+    def cleanup_old_records(self, max_age_seconds: float = 604800, max_retries: int = 20) -> int:
+        """Drop, unsent, records older than `max_age_seconds` and those that failed `max_retries` times.
+
+        Returns how many; the loss ledger keeps how many, of which time, and why. Their points stay.
+        """
+        return self._loan.store.records.drop_old(max_age_s=max_age_seconds, max_retries=max_retries)
+
+    def clear_buffer(self, source: str | None = None) -> int:
+        """Drop, unsent, all records or those of one source; returns how many. The loss ledger tells."""
+        return self._loan.store.records.clear(source)
+
+    def shutdown(self) -> None:
+        """Stop the cleanup thread and let go of the store, at once. Everything is safe. Safe to call again."""
+        self._stop.set()
+        if threading.current_thread() is not self._cleaner:
+            self._cleaner.join()
+        if self.duckdb_storage is not None:
+            self.duckdb_storage.close()
+        self._loan.give_back()
+
+    def _is_time_series_data(self, data: Mapping[str, Any]) -> bool:
+        """Say whether a record's data has any of the fields of a reading."""
+        return isinstance(data, Mapping) and not TIME_SERIES_FIELDS.isdisjoint(data)
+
+    # --- one folder, one store ------------------------------------------------------------------------
+
+    def _has_duckdb(self) -> bool:
+        """Say whether the points are in DuckDB and it can be used here; where settings allow, move them there.
+
+        A store that is made where DuckDB cannot be imported has warned of it already.
+        """
+        store = self._loan.store
+        if not duckdb_is_installed():
+            return False
+        if store.status().engine == "duckdb":
+            return True
+        if store.settings.convert_at_open:
+            store.promote()
+            return True
+        log.warning(
+            "Failed to initialize DuckDB, falling back to SQLite: the store in %s keeps its points there; "
+            "`holdfast promote` moves them, and so does the setting convert_at_open",
+            self.buffer_path,
+        )
+        return False
+
+    @property
+    def _shared_by_both_kinds(self) -> bool:
+        return any(other._kind is not self._kind for other in list(self._loan.shared.buffers))
+
+    def _join_the_others(self) -> None:
+        self._loan.shared.buffers.add(self)
+        if self._shared_by_both_kinds:
+            log.warning(
+                "two buffers on %s, with and without use_duckdb, are one store: there is nothing to move from one "
+                "to the other",
+                self.buffer_path,
+            )
+
+    def _was_moved(self, record_id: str) -> bool:
+        """Say whether a buffer of the other kind on this store has taken the record over, once.
+
+        Programs that moved records from an SQLite buffer to one with DuckDB on the same folder add each there and
+        then mark it sent here. It is one record: it was not sent, and stays.
+        """
+        moved = self._loan.shared.moved
+        if moved.get(record_id, self._kind) is self._kind:
+            return False
+        del moved[record_id]
+        return True
+
+
+def _clean_periodically(
+    buffer: weakref.ref[OfflineBufferManager], stop: threading.Event, interval_s: float
+) -> None:
+    while not stop.wait(interval_s):
+        manager = buffer()
+        if manager is None:
+            return
+        try:
+            dropped = manager.cleanup_old_records()
+            if dropped:
+                log.warning("%d records were dropped unsent: too old, or failed too often", dropped)
+        except HoldfastError as error:
+            # Nothing was dropped, and the next round comes.
+            log.error("the cleanup of %s failed and is tried again: %s", manager.buffer_path, error)
+        del manager

@@ -1,0 +1,70 @@
+"""Buffers and storages by the documented classes, on both engines; all are shut down at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo import DuckDBTimeSeriesStorage, OfflineBufferManager
+
+MakeBuffer = Callable[..., OfflineBufferManager]
+MakeStorage = Callable[..., DuckDBTimeSeriesStorage]
+
+VARIABLES = (
+    "USE_DUCKDB",
+    "DUCKDB_STORAGE_PATH",
+    "DUCKDB_MAX_SIZE_MB",
+    "OFFLINE_BUFFER_PATH",
+    "OFFLINE_BUFFER_MAX_SIZE",
+    "OFFLINE_BUFFER_MAX_SIZE_MB",
+    "OFFLINE_BUFFER_CLEANUP_INTERVAL",
+)
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def make_buffer(tmp_path: Path, engine: str) -> Iterator[MakeBuffer]:
+    made: list[OfflineBufferManager] = []
+
+    def make(name: str = "buffer", **arguments: Any) -> OfflineBufferManager:
+        given = {"use_duckdb": engine == "duckdb"} | arguments
+        made.append(OfflineBufferManager(tmp_path / name, **given))
+        return made[-1]
+
+    yield make
+    for buffer in made:
+        buffer.shutdown()
+
+
+@pytest.fixture
+def buffer(make_buffer: MakeBuffer) -> OfflineBufferManager:
+    return make_buffer()
+
+
+@pytest.fixture
+def make_storage(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeStorage]:
+    """Make storages; on SQLite as where DuckDB does not exist."""
+    monkeypatch.setenv("HOLDFAST_ENGINE", engine)
+    made: list[DuckDBTimeSeriesStorage] = []
+
+    def make(name: str = "edge/points.duckdb", **arguments: Any) -> DuckDBTimeSeriesStorage:
+        made.append(DuckDBTimeSeriesStorage(str(tmp_path / name), **arguments))
+        return made[-1]
+
+    yield make
+    for storage in made:
+        storage.close()
+
+
+@pytest.fixture
+def storage(make_storage: MakeStorage) -> DuckDBTimeSeriesStorage:
+    return make_storage()
