@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ __all__ = [
     "log_path",
     "metadata_blocks",
     "open_engine",
+    "open_sandbox",
     "open_scratch",
+    "sandbox_path",
     "set_log_aside",
     "typed_error",
 ]
@@ -85,6 +89,29 @@ def open_scratch(*, memory_limit_bytes: int, threads: int, temp_folder: Path) ->
     base.execute("SET enable_external_access = false")
     base.execute("SET lock_configuration = true")
     return base
+
+
+@contextmanager
+def open_sandbox(descriptors: Iterable[int], *, memory_limit_bytes: int) -> Iterator[Any]:
+    """Open a DuckDB in memory, for the block, that can read and write these open files and nothing else.
+
+    They are named as `sandbox_path` says. One thread, so that rows keep their order without a buffer for each;
+    nothing is spilled to disk: what does not fit into the memory limit raises.
+    """
+    base = duckdb.connect(":memory:", config=_config(memory_limit_bytes, 1, Path()) | {"temp_directory": ""})
+    try:
+        allowed = ", ".join(f"'{sandbox_path(descriptor)}'" for descriptor in descriptors)
+        base.execute(f"SET allowed_paths = [{allowed}]")
+        base.execute("SET enable_external_access = false")
+        base.execute("SET lock_configuration = true")
+        yield base
+    finally:
+        base.close()
+
+
+def sandbox_path(descriptor: int) -> str:
+    """Return the name of an open file, in SQL too: it has no sign that could mean something else."""
+    return f"/dev/fd/{descriptor:d}"
 
 
 def _config(memory_limit_bytes: int, threads: int, temp_folder: Path) -> dict[str, Any]:

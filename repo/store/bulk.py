@@ -61,14 +61,16 @@ class Bulk:
             if choice not in choices:
                 raise InvalidQuery(f"{name} = {choice!r}: {' or '.join(map(repr, choices))}")
         self._access.metadata.refuse_after_fork()
-        scratch = self._opened_scratch()
+        # A connection cannot look at what it is itself the source of: so one spools, and the other looks.
+        scratch, spool = self._opened_scratch(), self._opened_scratch()
         try:
-            table = table_of(given, CHUNK_ROWS, scratch)
+            table = table_of(given, CHUNK_ROWS, spool)
             load = _Load(self._access, scratch, keep=on_conflict == "keep", skip=on_error == "skip")
             return load.run(table)
         finally:
             if scratch is not None:
                 scratch.close()
+                spool.close()
 
     def close(self) -> None:
         """Let go of the memory in which tables are looked at."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 from uuid import uuid4
 
 from sqlalchemy import Engine, inspect
@@ -21,6 +21,8 @@ from repo.engines.lease import Lease
 from repo.errors import EngineMissing, InvalidQuery, SchemaOutdated, StoreCorrupt, StoreMissing
 from repo.files import ENGINES, StoreFiles
 from repo.repositories.ledger import LedgerRepository, Loss
+from repo.repositories.points import select_points
+from repo.repositories.selection import Names
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import State, StateRepository
 from repo.schema import version
@@ -30,10 +32,11 @@ from repo.store.access import Access
 from repo.store.backends import Backend, backend_for, duckdb_is_installed
 from repo.store.columns import Columns
 from repo.store.converting import Converted, convert, set_inactive_aside
+from repo.store.exporting import Exported, export_parquet
 from repo.store.flush import Flusher
 from repo.store.keeper import Keeper
 from repo.store.metadata import MetadataDatabase
-from repo.store.points import Points
+from repo.store.points import Points, Time
 from repo.store.records import Records
 from repo.store.series import SeriesRoom
 from repo.store.space import Size, measure
@@ -141,6 +144,39 @@ class Store:
     def demote(self, progress: Progress = lambda _done, _points: None) -> Converted:
         """Move the columns from DuckDB to SQLite; as `promote`."""
         return self._convert("sqlite", progress)
+
+    def export_parquet(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        sensor_id: Names = None,
+        metric_name: Names = None,
+        start: Time = None,
+        end: Time = None,
+        partition: Literal["day"] | None = None,
+        compression: Literal["zstd", "none"] = "zstd",
+        on_progress: Progress = lambda _done, _points: None,
+    ) -> Exported:
+        """Write the points in [start, end) to Parquet, and return when the files are durable.
+
+        Names and times are selected as in `points.range`. `repo.exchange.parquet` describes a file, and
+        `repo.exchange.bundle` the folder that `partition="day"` makes: a file a day (UTC), and a manifest with
+        their SHA-256; a single file has its own in `NAME.sha256` beside it. A file stands whole or not at all, and
+        replaces one of its name; a folder must be new, or hold this same export cut off, which then goes on where
+        it was. In memory there is a page of points, and the columns are free for others between pages: what is
+        written meanwhile may show. `on_progress` is told how many points were read, of about how many.
+
+        Raises `InvalidQuery`, `InvalidFile` where the path cannot be written, `StoreFull`, `StoreBusy`, or
+        `MissingExtra` where neither DuckDB nor pyarrow is installed.
+        """
+        return export_parquet(
+            self._access,
+            Path(path),
+            select_points(sensor_id, metric_name, start, end),
+            partition=partition,
+            compression=compression,
+            on_progress=on_progress,
+        )
 
     def status(self) -> Status:
         """Describe the store, from SQLite alone: it answers at once, whoever holds the columns."""

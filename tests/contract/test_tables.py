@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from repo import InvalidPoint, InvalidQuery, Store
+from tests.conftest import RunPython
 
 START_US = 1_714_521_600_000_000
 Columns = dict[str, Any]
@@ -430,3 +432,26 @@ def test_a_load_that_died_leaves_void_seqs_and_everything_else(
     assert store.status().journal_rows == 0
     table, _ = a_table()
     assert store.points.insert_table(table).first_seq == 5
+
+
+WITHOUT_PYARROW = """
+import sys
+for name in ("pyarrow", "numpy", "pandas", "polars", "pytz"):
+    sys.modules[name] = None
+import duckdb
+from repo import Settings, Store
+table = duckdb.connect().sql(
+    "SELECT 's' AS sensor_id, 'm' AS metric_name, i AS timestamp_us, i / 2 AS value FROM range(5000) AS r(i)"
+)
+with Store(sys.argv[1], Settings(engine=sys.argv[2], background=False, bulk_rows=int(sys.argv[3]))) as store:
+    assert store.points.insert_table(table).accepted == 5000
+    assert sum(row["value"] for row in store.points.range("s", "m")) == 4999 * 5000 / 4
+"""
+
+
+@pytest.mark.parametrize("bulk_rows", [1, 10_000])
+def test_a_relation_needs_no_pyarrow(
+    tmp_path: Path, engine: str, bulk_rows: int, run_python: RunPython
+) -> None:
+    done = run_python(WITHOUT_PYARROW, tmp_path / "store", engine, bulk_rows)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,177 @@
+"""Arrow C streams without pyarrow: takes pages out of streams, and chains pages into one stream that a reader pulls.
+
+The layout of the structs is fixed by https://arrow.apache.org/docs/format/CDataInterface.html and
+https://arrow.apache.org/docs/format/CStreamInterface.html. A struct is moved by copying its bytes; whoever has
+it last calls `release`, once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+__all__ = ["Chain", "HasStream", "Page", "take_page"]
+
+_STREAM = b"arrow_array_stream"
+
+
+class HasStream(Protocol):
+    """Anything that gives its rows by the Arrow PyCapsule interface."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> Any:
+        """Return a capsule that holds an ArrowArrayStream."""
+
+
+class _Array(ctypes.Structure):
+    _fields_ = (
+        ("length", ctypes.c_int64),
+        ("null_count", ctypes.c_int64),
+        ("offset", ctypes.c_int64),
+        ("n_buffers", ctypes.c_int64),
+        ("n_children", ctypes.c_int64),
+        ("buffers", ctypes.c_void_p),
+        ("children", ctypes.c_void_p),
+        ("dictionary", ctypes.c_void_p),
+        ("release", ctypes.c_void_p),
+        ("private_data", ctypes.c_void_p),
+    )
+
+
+class _Stream(ctypes.Structure):
+    _fields_ = (
+        ("get_schema", ctypes.c_void_p),
+        ("get_next", ctypes.c_void_p),
+        ("get_last_error", ctypes.c_void_p),
+        ("release", ctypes.c_void_p),
+        ("private_data", ctypes.c_void_p),
+    )
+
+
+_Fill = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_Tell = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+_Release = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.restype = ctypes.c_void_p
+_capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+_new_capsule = ctypes.pythonapi.PyCapsule_New
+_new_capsule.restype = ctypes.py_object
+_new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+
+
+class _Source:
+    """A stream that somebody else made, as long as its capsule lives."""
+
+    def __init__(self, source: HasStream) -> None:
+        self._capsule = source.__arrow_c_stream__()
+        self._address = _capsule_pointer(self._capsule, _STREAM)
+        self._stream = _Stream.from_address(self._address)
+
+    def fill_schema(self, out: int) -> int:
+        return int(_Fill(self._stream.get_schema)(self._address, out))
+
+    def next(self) -> _Array | None:
+        array = _Array()
+        if _Fill(self._stream.get_next)(self._address, ctypes.addressof(array)):
+            told = _Tell(self._stream.get_last_error)(self._address)
+            raise OSError(
+                ctypes.string_at(told).decode(errors="replace") if told else "an Arrow stream failed"
+            )
+        return array if array.release else None
+
+
+class Page:
+    """The batches of one page, in memory, owned until they are handed on or dropped. `rows` counts them all."""
+
+    def __init__(self) -> None:
+        self._arrays: deque[_Array] = deque()
+        self.rows = 0
+
+    def add(self, array: _Array) -> None:
+        """Take a batch over."""
+        self._arrays.append(array)
+        self.rows += array.length
+
+    def hand_on(self, out: int) -> bool:
+        """Move the next batch to the address of a struct; False when none is left."""
+        if not self._arrays:
+            return False
+        array = self._arrays.popleft()
+        ctypes.memmove(out, ctypes.addressof(array), ctypes.sizeof(array))
+        array.release = None
+        return True
+
+    def drop(self) -> None:
+        """Free what was not handed on."""
+        while self._arrays:
+            array = self._arrays.popleft()
+            _Release(array.release)(ctypes.addressof(array))
+
+    def __del__(self) -> None:
+        self.drop()
+
+
+def take_page(source: HasStream) -> Page:
+    """Pull all batches of a stream into memory, so that its connection is free again.
+
+    Raises OSError with what the stream told of its failure.
+    """
+    page = Page()
+    stream = _Source(source)
+    while (array := stream.next()) is not None:
+        page.add(array)
+    return page
+
+
+class Chain:
+    """Pages behind one another as one stream, to be read once, by DuckDB or whatever else reads Arrow.
+
+    `pages` is advanced when the reader wants more, in the reader's thread. What it raises ends the stream and
+    stands in `error`, to be raised by who started the reader. `shape` gives the schema, and no rows. Close it when
+    the reader has ended, not before.
+    """
+
+    def __init__(self, shape: HasStream, pages: Iterator[Page]) -> None:
+        self._shape = _Source(shape)
+        self._pages = pages
+        self._page: Page | None = None
+        self.error: BaseException | None = None
+        self._told = ctypes.create_string_buffer(b"the pages could not be read")
+        self._functions: tuple[Any, ...] = (
+            _Fill(lambda _stream, out: self._shape.fill_schema(out)),
+            _Fill(lambda _stream, out: self._fill(out)),
+            _Tell(lambda _stream: ctypes.addressof(self._told)),
+            _Release(_released),
+        )
+        self._streams: list[_Stream] = []
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> Any:
+        """Return a stream; a reader may ask for one to see the schema and for another to read the rows."""
+        stream = _Stream(*(ctypes.cast(function, ctypes.c_void_p) for function in self._functions), None)
+        self._streams.append(stream)
+        return _new_capsule(ctypes.addressof(stream), _STREAM, None)
+
+    def close(self) -> None:
+        """Free what was not read; no reader may be at work any more."""
+        if self._page is not None:
+            self._page.drop()
+        self._functions = ()  # they hold this object, and so all that it holds
+
+    def _fill(self, out: int) -> int:
+        try:
+            while self._page is None or not self._page.hand_on(out):
+                self._page = next(self._pages, None)
+                if self._page is None:
+                    ctypes.memset(out, 0, ctypes.sizeof(_Array))
+                    break
+        except BaseException as error:  # noqa: BLE001  nothing may pass through the reader's C code; kept in `error`
+            self.error = error
+            return errno.EIO
+        return 0
+
+
+def _released(address: int) -> None:
+    _Stream.from_address(address).release = None

@@ -1,0 +1,224 @@
+"""Exporting: the points of an open store into Parquet files, a page at a time. Never holds the lease while it writes.
+
+A page is read into memory under a lease of its own, and encoded after that. So what is written meanwhile may show
+in later pages, as it does in a `Result`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from repo.errors import InvalidFile, InvalidQuery
+from repo.exchange.bundle import DAY_US, combined, day_path, drafting
+from repo.exchange.landing import landing, put
+from repo.exchange.parquet import COMPRESSIONS, FileFacts, ParquetWriter, note_of, writer_here
+from repo.exchange.streams import Page, take_page
+from repo.repositories.selection import Selection
+from repo.repositories.series import Summary, SummaryRepository
+from repo.repositories.slices import SliceReader, slices_on, span_of
+from repo.repositories.state import StateRepository
+from repo.store.access import Access
+from repo.store.backends import duckdb_is_installed
+
+__all__ = ["Exported", "Progress", "export_parquet"]
+
+Progress = Callable[[int, int], object]
+"""Told how many points were read so far, and about how many there are."""
+
+ARROW_ROWS = 262_144
+"""Rows of a page of columns: 20 MB, and some 100 ms under the lease."""
+
+PLAIN_ROWS = 65_536
+"""Rows of a page of Python objects: 25 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export wrote. Times are µs since 1970 UTC; spans are None where there are no points."""
+
+    path: Path
+    files: int
+    points: int
+    bytes: int
+    first_us: int | None
+    last_us: int | None
+    first_seq: int | None
+    last_seq: int | None
+    resumed: int = 0
+    """How many of the files stood already, from an export that was cut off."""
+
+
+def export_parquet(
+    access: Access,
+    path: Path,
+    selection: Selection,
+    *,
+    partition: Literal["day"] | None,
+    compression: str,
+    on_progress: Progress,
+) -> Exported:
+    """See `Store.export_parquet`."""
+    if partition not in (None, "day"):
+        raise InvalidQuery(f"partition = {partition!r}: 'day', or None for one file")
+    if compression not in COMPRESSIONS:
+        raise InvalidQuery(f"compression = {compression!r}: {' or '.join(map(repr, COMPRESSIONS))}")
+    writer = writer_here(access.settings.duckdb_memory_limit_bytes, duckdb=duckdb_is_installed())
+    with access.metadata.read() as connection:
+        state = StateRepository(connection).get()
+    assert state is not None
+    job = _Job(access, selection, writer, compression, note_of(state.store_id), on_progress)
+    return job.one_file(path) if partition is None else job.bundle(path, state.store_id)
+
+
+class _Job:
+    """One export."""
+
+    def __init__(
+        self,
+        access: Access,
+        selection: Selection,
+        writer: ParquetWriter,
+        compression: str,
+        note: str,
+        on_progress: Progress,
+    ) -> None:
+        self._selection = selection
+        self._writer = writer
+        self._compression = compression
+        self._note = note
+        self._slices = _Slices(access, selection, on_progress)
+
+    def one_file(self, path: Path) -> Exported:
+        """Write everything into one file, and its sum beside it."""
+        if path.is_dir():
+            raise InvalidFile(f"{path} is a folder; name a file, or export with partition='day'", path=path)
+        checksum = path.with_name(f"{path.name}.sha256")
+        with landing(path) as descriptor:
+            facts = self._write(descriptor, self._slices.start_us, self._slices.end_us)
+            # The old sum must not stand beside the new file: that would look like damage.
+            checksum.unlink(missing_ok=True)
+        put(checksum, f"{facts.sha256}  {path.name}\n".encode())
+        return Exported(path, 1, **combined([facts]))
+
+    def bundle(self, path: Path, store_id: str) -> Exported:
+        """Write a file a day, those that do not stand yet, and the manifest."""
+        request = {
+            "store": store_id,
+            "selection": json.loads(json.dumps(asdict(self._selection))),
+            "compression": self._compression,
+        }
+        with drafting(path, request) as bundle:
+            resumed = len(bundle.done)
+            at = self._slices.start_us
+            while (first := self._slices.first_from(at)) is not None:
+                day = first // DAY_US
+                at = min((day + 1) * DAY_US, self._slices.end_us)
+                name = day_path(store_id, day)
+                if name in bundle.done:
+                    self._slices.skip(bundle.done[name].points)
+                    continue
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                with landing(path / name) as descriptor:
+                    facts = self._write(descriptor, first, at)
+                bundle.add(name, facts)
+            bundle.finish()
+            return Exported(path, len(bundle.done), **combined(bundle.done.values()), resumed=resumed)
+
+    def _write(self, descriptor: int, start_us: int, end_us: int) -> FileFacts:
+        pages = self._slices.pages(start_us, end_us)
+        return self._writer.write(descriptor, pages, compression=self._compression, note=self._note)
+
+
+class _Slices:
+    """Walks over the selected points in pages, each a span that is as wide as the points are dense."""
+
+    def __init__(self, access: Access, selection: Selection, on_progress: Progress) -> None:
+        self._access = access
+        self._selection = selection
+        self._on_progress = on_progress
+        self._read = 0
+        with access.reading("export") as (connection, _):
+            known = {
+                pair: summary
+                for pair, summary in SummaryRepository(connection).all().items()
+                if selection.names(*pair)
+            }
+        self.start_us, self.end_us, self._total = _outline(selection, known)
+        span_us = self.end_us - self.start_us
+        self._width_us = max(1, span_us * PLAIN_ROWS // max(self._total, PLAIN_ROWS))
+        self._on_progress(0, self._total)
+
+    def skip(self, points: int) -> None:
+        """Count points as read that need not be."""
+        self._advance(points)
+
+    def first_from(self, start_us: int) -> int | None:
+        """Return the time of the first point from a moment on."""
+        if start_us >= self.end_us:
+            return None
+        with self._access.reading("export") as (connection, known):
+            return slices_on(connection, known).first(span_of(self._selection, start_us, self.end_us))
+
+    def pages(self, start_us: int, end_us: int) -> Iterator[Page | Sequence[Any]]:
+        """Yield the points of a span; the lease is not held between pages."""
+        at_us = start_us
+        while at_us < end_us:
+            with self._access.reading("export") as (connection, known):
+                reader = slices_on(connection, known)
+                piece, count = self._fitting(reader, at_us, end_us)
+                found = _taken(reader.read(piece)) if count else None
+                if found is None:
+                    next_us = reader.first(span_of(self._selection, at_us, end_us))
+            if found is None:
+                if next_us is None:
+                    return
+                at_us = next_us
+                continue
+            at_us = piece.end_us or end_us
+            yield found
+            self._advance(count)
+
+    def _fitting(self, reader: SliceReader, at_us: int, end_us: int) -> tuple[Selection, int]:
+        """Return a span from `at_us` on with at most a page of points, and their number.
+
+        The points of one microsecond stay together, however many they are.
+        """
+        most = ARROW_ROWS if reader.columnar else PLAIN_ROWS
+        width_us = min(self._width_us, end_us - at_us)
+        while True:
+            piece = span_of(self._selection, at_us, at_us + width_us)
+            count = reader.count(piece)
+            if count <= most or width_us == 1:
+                break
+            width_us = max(1, min(width_us // 2, width_us * most // count))
+        wanted_us = width_us * most * 3 // 4 // max(count, 1)
+        self._width_us = max(1, min(wanted_us, width_us * 8))
+        return piece, count
+
+    def _advance(self, points: int) -> None:
+        self._read += points
+        self._on_progress(self._read, max(self._total, self._read))
+
+
+def _taken(found: Any) -> Page | Sequence[Any]:
+    return take_page(found) if hasattr(found, "__arrow_c_stream__") else found
+
+
+def _outline(selection: Selection, known: Mapping[tuple[str, str], Summary]) -> tuple[int, int, int]:
+    """Return the span in which there are points, [first, end), and about how many there are in it."""
+    first_us = min((summary.first_us for summary in known.values()), default=0)
+    end_us = max((summary.last_us + 1 for summary in known.values()), default=0)
+    if selection.start_us is not None:
+        first_us = max(first_us, selection.start_us)
+    if selection.end_us is not None:
+        end_us = min(end_us, selection.end_us)
+    points = 0.0
+    for summary in known.values():
+        whole_us = summary.last_us + 1 - summary.first_us
+        inside_us = min(end_us, summary.last_us + 1) - max(first_us, summary.first_us)
+        points += summary.points * max(0, inside_us) / whole_us
+    return first_us, max(first_us, end_us), round(points)

@@ -1,0 +1,347 @@
+"""Exports: what is in the files and folders, on both engines, and what an error or a kill leaves of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas
+import polars
+import pyarrow.parquet as pq
+import pytest
+
+from repo import InvalidFile, InvalidQuery, Store
+from tests.conftest import OpenStore, RunPython, start_python
+
+DAY_S = 86_400
+BEGIN_S = 1_714_521_600
+IDENTITY = itemgetter("sensor_id", "metric_name", "timestamp")
+
+
+class Stopped(Exception):
+    """What a test raises in the middle of an export."""
+
+
+def fill(store: Store, days: int = 3) -> list[dict[str, Any]]:
+    """Write points of every sort on several days, and return all of them."""
+    rows: list[Any] = [
+        (f"s{n % 3}", "temperature", BEGIN_S + day * DAY_S + n * 600.000001, n / 4)
+        for day in range(days)
+        for n in range(100)
+    ]
+    rows += [
+        ("s0", "state", BEGIN_S, "OPEN", 50, {"by": "Grüße", "n": [1, None]}),
+        ("s0", "state", BEGIN_S + 1, None),
+        ("s9", "odd", BEGIN_S, float("-inf")),
+        ("s9", "odd", BEGIN_S + 1e-6, None, -5, {}),
+        ("s9", "odd", -1.5, 1e-300),
+    ]
+    store.points.insert_many(rows)
+    return points_of(store)
+
+
+def points_of(store: Store) -> list[dict[str, Any]]:
+    """Return all points, in order of series and time, as a file holds them."""
+    points = store.points.range(None, None).all()
+    return sorted(points, key=lambda point: (point["sensor_id"], point["metric_name"], point["timestamp_us"]))
+
+
+def rows_of(*files: Path) -> list[dict[str, Any]]:
+    """Return what files hold, read by pyarrow, in the form of points."""
+    found = []
+    for file in files:
+        for row in pq.read_table(file, partitioning=None).to_pylist():
+            text = row.pop("value_text")
+            row["value"] = row["value"] if text is None else text
+            row["metadata"] = None if row["metadata"] is None else json.loads(row["metadata"])
+            del row["seq"]
+            found.append(row)
+    return found
+
+
+def without_us(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in point.items() if name != "timestamp_us"} for point in points]
+
+
+def test_a_file_holds_every_point_as_it_is_stored(store: Store, tmp_path: Path) -> None:
+    points = fill(store)
+    done = store.export_parquet(tmp_path / "all.parquet")
+    assert rows_of(tmp_path / "all.parquet") == without_us(points)
+    assert (done.points, done.files, done.path) == (len(points), 1, tmp_path / "all.parquet")
+    assert (done.first_us, done.last_us) == (
+        min(point["timestamp_us"] for point in points),
+        max(point["timestamp_us"] for point in points),
+    )
+    assert done.bytes == (tmp_path / "all.parquet").stat().st_size
+
+
+def test_a_file_has_the_documented_columns_and_note(store: Store, tmp_path: Path) -> None:
+    fill(store)
+    store.export_parquet(tmp_path / "all.parquet")
+    schema = pq.read_schema(tmp_path / "all.parquet")
+    assert {field.name: str(field.type) for field in schema} == {
+        "sensor_id": "string",
+        "metric_name": "string",
+        "timestamp": "timestamp[us, tz=UTC]",
+        "value": "double",
+        "value_text": "string",
+        "quality": "int32",
+        "metadata": "string",
+        "seq": "int64",
+    }
+    assert json.loads(schema.metadata[b"holdfast"]) == {"format": 1, "store": store.status().store_id}
+
+
+def test_other_programs_read_equal_sums(store: Store, tmp_path: Path) -> None:
+    points = fill(store)
+    file = tmp_path / "all.parquet"
+    store.export_parquet(file, metric_name="temperature")
+    expected = sum(point["value"] for point in points if point["metric_name"] == "temperature")
+    assert pandas.read_parquet(file)["value"].sum() == expected
+    assert polars.read_parquet(file)["value"].sum() == expected
+    [(in_duckdb,)] = (
+        duckdb.connect().execute("SELECT sum(value) FROM read_parquet(?)", [str(file)]).fetchall()
+    )
+    assert in_duckdb == expected
+
+
+def test_the_sum_beside_a_file_is_what_sha256sum_checks(store: Store, tmp_path: Path) -> None:
+    fill(store)
+    store.export_parquet(tmp_path / "all.parquet")
+    subprocess.run(["sha256sum", "--check", "--strict", "all.parquet.sha256"], cwd=tmp_path, check=True)
+    assert sorted(os.listdir(tmp_path)) == ["all.parquet", "all.parquet.sha256", "store"]
+
+
+def test_names_and_times_select_as_in_a_range(store: Store, tmp_path: Path) -> None:
+    fill(store)
+    start, end = BEGIN_S + DAY_S, BEGIN_S + 2 * DAY_S
+    store.export_parquet(tmp_path / "some.parquet", sensor_id="s[12]", start=start, end=end)
+    expected = store.points.range("s[12]", None, start, end).all()
+    expected.sort(key=lambda point: (point["sensor_id"], point["timestamp_us"]))
+    assert expected
+    assert rows_of(tmp_path / "some.parquet") == without_us(expected)
+
+
+def test_nothing_selected_is_an_empty_file(store: Store, tmp_path: Path) -> None:
+    assert store.export_parquet(tmp_path / "none.parquet").points == 0
+    fill(store)
+    done = store.export_parquet(tmp_path / "none.parquet", sensor_id="nobody")
+    assert (done.points, done.first_us, done.last_seq) == (0, None, None)
+    assert pq.read_table(tmp_path / "none.parquet").num_rows == 0
+
+
+def test_a_folder_has_a_file_a_day_and_a_manifest_of_sums(store: Store, tmp_path: Path) -> None:
+    points = fill(store)
+    done = store.export_parquet(tmp_path / "bundle", partition="day")
+    manifest = json.loads((tmp_path / "bundle/manifest.json").read_text())
+    files = [tmp_path / "bundle" / file["path"] for file in manifest["files"]]
+    home = f"store={store.status().store_id}"
+    assert [file["path"] for file in manifest["files"]] == [
+        f"{home}/date={day}/points.parquet"
+        for day in ("1969-12-31", "2024-05-01", "2024-05-02", "2024-05-03")
+    ]
+    for file, told in zip(files, manifest["files"], strict=True):
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == told["sha256"]
+        assert (pq.read_metadata(file).num_rows, file.stat().st_size) == (told["points"], told["bytes"])
+    assert sorted(rows_of(*files), key=IDENTITY) == without_us(points)
+    assert (done.points, done.files, manifest["points"]) == (len(points), 4, len(points))
+    assert (manifest["first_seq"], manifest["last_seq"]) == (1, store.last_seq())
+    assert sorted(os.listdir(tmp_path / "bundle")) == sorted(["manifest.json", home])
+
+
+def test_a_finished_or_foreign_folder_is_left_alone(store: Store, tmp_path: Path) -> None:
+    fill(store)
+    store.export_parquet(tmp_path / "bundle", partition="day")
+    before = (tmp_path / "bundle/manifest.json").read_bytes()
+    with pytest.raises(InvalidFile, match="finished bundle"):
+        store.export_parquet(tmp_path / "bundle", partition="day")
+    assert (tmp_path / "bundle/manifest.json").read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").touch()
+    with pytest.raises(InvalidFile, match="not empty"):
+        store.export_parquet(tmp_path / "mine", partition="day")
+    assert os.listdir(tmp_path / "mine") == ["letter.txt"]
+
+
+def stop_after(points: int) -> Any:
+    def told(done: int, _total: int) -> None:
+        if done >= points:
+            raise Stopped
+
+    return told
+
+
+def test_a_folder_that_was_cut_off_goes_on_where_it_was(store: Store, tmp_path: Path) -> None:
+    points = fill(store)
+    with pytest.raises(Stopped):
+        store.export_parquet(tmp_path / "bundle", partition="day", on_progress=stop_after(150))
+    assert not (tmp_path / "bundle/manifest.json").exists()
+    standing = {file: file.stat().st_ino for file in (tmp_path / "bundle").rglob("*.parquet")}
+    with pytest.raises(InvalidFile, match="something else"):
+        store.export_parquet(tmp_path / "bundle", partition="day", sensor_id="s1")
+    done = store.export_parquet(tmp_path / "bundle", partition="day")
+    assert 0 < done.resumed == len(standing) < done.files
+    assert all(file.stat().st_ino == inode for file, inode in standing.items())
+    assert done.points == len(points)
+    assert not [file for file in (tmp_path / "bundle").rglob("*") if file.name.startswith(".")]
+
+
+def test_a_line_cut_off_by_a_kill_is_forgotten(store: Store, tmp_path: Path) -> None:
+    points = fill(store)
+    with pytest.raises(Stopped):
+        store.export_parquet(tmp_path / "bundle", partition="day", on_progress=stop_after(150))
+    draft = tmp_path / "bundle/export.ndjson"
+    draft.write_bytes(draft.read_bytes()[:-20])
+    assert store.export_parquet(tmp_path / "bundle", partition="day").points == len(points)
+
+
+def test_an_error_leaves_the_file_that_stood_there(store: Store, tmp_path: Path) -> None:
+    fill(store)
+    store.export_parquet(tmp_path / "all.parquet")
+    before = (tmp_path / "all.parquet").read_bytes()
+    store.points.insert("s1", "temperature", 5)
+    with pytest.raises(Stopped):
+        store.export_parquet(tmp_path / "all.parquet", on_progress=stop_after(1))
+    assert (tmp_path / "all.parquet").read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["all.parquet", "all.parquet.sha256", "store"]
+
+
+ODD_NAMES = [
+    "a'b.parquet",
+    "[1].parquet",
+    "*.parquet",
+    '"; DROP TABLE x --.parquet',
+    "ü?{a,b}.parquet",
+    "a\nb",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_name_is_never_a_pattern_or_sql(store: Store, tmp_path: Path, name: str) -> None:
+    points = fill(store, days=1)
+    (tmp_path / "out").mkdir()
+    store.export_parquet(tmp_path / "out" / ".." / name)
+    assert sorted(os.listdir(tmp_path)) == sorted([name, f"{name}.sha256", "out", "store"])
+    with (tmp_path / name).open("rb") as stream:
+        assert pq.read_table(stream).num_rows == len(points)
+
+
+def test_a_symbolic_link_is_replaced_and_its_target_stays(store: Store, tmp_path: Path) -> None:
+    fill(store, days=1)
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "out.parquet").symlink_to(tmp_path / "precious")
+    store.export_parquet(tmp_path / "out.parquet")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "out.parquet").is_symlink()
+
+
+def test_a_path_that_cannot_be_written_is_named(store: Store, tmp_path: Path) -> None:
+    fill(store, days=1)
+    with pytest.raises(InvalidFile, match=r"nowhere.*No such file"):
+        store.export_parquet(tmp_path / "nowhere" / "a.parquet")
+    with pytest.raises(InvalidFile, match="is a folder"):
+        store.export_parquet(tmp_path)
+    with pytest.raises(InvalidQuery, match="partition"):
+        store.export_parquet(tmp_path / "b", partition="hour")  # type: ignore[arg-type]
+    with pytest.raises(InvalidQuery, match="compression"):
+        store.export_parquet(tmp_path / "b", compression="'; --")  # type: ignore[arg-type]
+
+
+def test_the_columns_are_free_for_others_between_pages(
+    open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repo.store.exporting.ARROW_ROWS", 50)
+    monkeypatch.setattr("repo.store.exporting.PLAIN_ROWS", 50)
+    store = open_store(lease_timeout_s=0.5)
+    points = fill(store)
+    calls = []
+
+    def use_it(done: int, _total: int) -> None:
+        calls.append(done)
+        store.points.insert("other", "m", done, timestamp=BEGIN_S + 10 * DAY_S + len(calls))
+        store.flush()
+
+    done = store.export_parquet(tmp_path / "all.parquet", on_progress=use_it, end=BEGIN_S + 9 * DAY_S)
+    assert len(calls) > len(points) / 50
+    assert done.points == len(points)
+    found = sorted(rows_of(tmp_path / "all.parquet"), key=IDENTITY)
+    assert found == without_us(points)
+
+
+EXPORT = """
+import sys
+for name in {hidden!r}:
+    sys.modules[name] = None
+from repo import Settings, Store
+with Store(sys.argv[1], Settings(background=False)) as store:
+    print(store.export_parquet(sys.argv[2]).points)
+    print(store.export_parquet(sys.argv[3], partition="day").points)
+"""
+
+
+def test_no_optional_package_is_needed(store: Store, tmp_path: Path, run_python: RunPython) -> None:
+    points = fill(store)
+    store.close()
+    script = EXPORT.format(hidden=("pyarrow", "numpy", "pandas", "polars", "pytz"))
+    done = run_python(script, store.path, tmp_path / "a.parquet", tmp_path / "b")
+    assert done.stdout.split() == [str(len(points))] * 2, done.stderr
+    assert rows_of(tmp_path / "a.parquet") == without_us(points)
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_without_duckdb_pyarrow_writes_the_same_file(
+    store: Store, tmp_path: Path, run_python: RunPython
+) -> None:
+    points = fill(store)
+    store.export_parquet(tmp_path / "by_duckdb.parquet")
+    store.close()
+    hidden = ("duckdb", "duckdb_engine", "numpy", "pandas")
+    done = run_python(EXPORT.format(hidden=hidden), store.path, tmp_path / "a.parquet", tmp_path / "b")
+    assert done.stdout.split() == [str(len(points))] * 2, done.stderr
+    one, other = (pq.read_table(tmp_path / name) for name in ("a.parquet", "by_duckdb.parquet"))
+    assert one.equals(other)
+    assert one.schema.metadata[b"holdfast"] == other.schema.metadata[b"holdfast"]
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_without_both_the_extra_is_named(store: Store, tmp_path: Path, run_python: RunPython) -> None:
+    fill(store, days=1)
+    store.close()
+    hidden = ("duckdb", "duckdb_engine", "pyarrow")
+    done = run_python(EXPORT.format(hidden=hidden), store.path, tmp_path / "a.parquet", tmp_path / "b")
+    assert "MissingExtra" in done.stderr
+    assert "holdfast-edge[arrow]" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["store"]
+
+
+EXPORT_AND_WAIT = """
+import sys
+from repo import Settings, Store
+def pause(done, total):
+    if done:
+        print("began", flush=True)
+        sys.stdin.readline()
+with Store(sys.argv[1], Settings(background=False)) as store:
+    store.export_parquet(sys.argv[2], on_progress=pause)
+"""
+
+
+def test_two_processes_do_not_write_one_file_at_once(store: Store, tmp_path: Path) -> None:
+    points = fill(store, days=1)
+    store.close()
+    file = tmp_path / "all.parquet"
+    first = start_python(EXPORT_AND_WAIT, store.path, file)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "began\n"
+    second = start_python(EXPORT_AND_WAIT, store.path, file)
+    _, told = second.communicate("\n", timeout=30)
+    assert "StoreBusy" in told
+    first.communicate("\n", timeout=30)
+    assert first.returncode == 0
+    assert pq.read_table(file).num_rows == len(points)
