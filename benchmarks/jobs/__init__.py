@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.jobs import batches, inserts, process, queries
+from benchmarks.jobs import batches, inserts, process, queries, records, tables
 from benchmarks.measure import Job
 
 __all__ = ["JOBS", "KEYS", "SHAPED"]
@@ -14,6 +14,8 @@ JOBS: dict[str, Job] = {
     "threads": inserts.threads,
     "tuples": batches.tuples,
     "dicts": batches.dicts,
+    "tables": tables.tables,
+    "records": records.records,
     "queries": queries.queries,
     "memory": process.memory,
 }
@@ -25,6 +27,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "threads": ("threads-8", "threads-8-slow-fsync"),
     "tuples": ("batch-1000-tuples",),
     "dicts": ("batch-10000-dicts",),
+    "tables": ("tables-sqlite", "tables-duckdb"),
+    "records": ("add-record", "mark-sent"),
     "queries": (
         "range-1h",
         "range-24h",
@@ -43,5 +47,5 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 """The entries of targets.toml that each job fills in."""
 
-SHAPED = ("inserts", "tuples", "dicts", "queries")
+SHAPED = ("inserts", "tuples", "dicts", "tables", "queries")
 """Those that depend on the shape of the data."""
