@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from repo.capacity import Capacity
 from repo.duckdb_storage import MB, DuckDBTimeSeriesStorage
-from repo.environment import filled_from_environment, from_environment
 from repo.errors import HoldfastError, InvalidSettings
+from repo.facades.capacity import Capacity
+from repo.facades.environment import filled_from_environment, from_environment
+from repo.facades.sharing import borrow
 from repo.files import METADATA_FILE, StoreFiles, place_columns
-from repo.sharing import borrow
 from repo.store.backends import duckdb_is_installed
 
 __all__ = ["OfflineBufferManager"]

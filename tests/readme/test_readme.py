@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_python_example_runs_as_it_stands(folder: Path) -> None:
-    assert len(PYTHON) == 3
+    assert len(PYTHON) == 4
     for example in PYTHON:
         done = run([sys.executable, "-c", example], folder)
         assert done.returncode == 0, done.stderr
