@@ -51,6 +51,7 @@ _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, s
 _REPAIRED = {(3, 44, 6), (3, 50, 7)}
 _LAST_AFFECTED = (3, 51, 2)
 
+_DISPOSABLE = ("journal_mode = OFF", "synchronous = OFF", "cache_size = -32000")
 _SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
 
 
@@ -80,9 +81,15 @@ def has_wal_reset_bug(version: tuple[int, ...] = sqlite3.sqlite_version_info) ->
 
 
 def open_engine(
-    path: Path, *, durability: Literal["full", "normal"] = "full", busy_timeout_s: float = 30.0
+    path: Path,
+    *,
+    durability: Literal["full", "normal"] = "full",
+    busy_timeout_s: float = 30.0,
+    disposable: bool = False,
 ) -> Engine:
     """Make an engine on one SQLite file in WAL mode, creating the file if need be.
+
+    A `disposable` file has no log and is not synced: it is a wreck if anything fails, and is written quickly.
 
     Transactions begin IMMEDIATE, unless the connection carries the execution options `READ`. No connection
     checkpoints by itself: see `fold_wal`. Foreign keys stay off, so that batch migrations cannot cascade.
@@ -95,11 +102,12 @@ def open_engine(
         connect_args={"timeout": busy_timeout_s, "isolation_level": None, "check_same_thread": False},
     )
 
+    durable = ("journal_mode = WAL", f"synchronous = {_SYNCHRONOUS[durability]}")
+
     @event.listens_for(engine, "connect")
     def _set_up(connection: sqlite3.Connection, _record: object) -> None:
         for pragma in (
-            "journal_mode = WAL",
-            f"synchronous = {_SYNCHRONOUS[durability]}",
+            *(_DISPOSABLE if disposable else durable),
             "wal_autocheckpoint = 0",
             "foreign_keys = OFF",
             "temp_store = MEMORY",

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["forget", "is_noted", "mend", "mend_block", "note_path", "noted", "sync_folder"]
+__all__ = ["forget", "is_noted", "mend", "mend_block", "note_path", "noted", "sync_file", "sync_folder"]
 
 BLOCK_BYTES = 262_144
 BLOCKS_FROM = 12_288
@@ -64,7 +64,12 @@ def noted(path: Path) -> Iterator[None]:
 
 def sync_folder(folder: Path) -> None:
     """Make names that came into a folder, or left it, durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    sync_file(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file durable that this process has closed."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

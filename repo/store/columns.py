@@ -85,9 +85,10 @@ class Columns:
     @property
     def backend(self) -> Backend:
         """The engine that was active when it was last asked; raises `EngineMissing` if it cannot be used here."""
-        if self._backend is None:
-            self._backend = self._choose()
-        return self._backend
+        backend = self._backend  # another thread may be opening, and asks anew
+        if backend is None:
+            self._backend = backend = self._choose()
+        return backend
 
     @property
     def is_open(self) -> bool:

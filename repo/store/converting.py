@@ -8,37 +8,41 @@ active with everything in it; a file that is not the active one's is renamed at 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Connection, Engine, insert, select
+from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy.exc import DBAPIError
 
-from repo.engines import torn
-from repo.engines.traits import traits_of
-from repo.errors import FlushFailed, StoreFull
+from repo.engines import sqlite, torn
+from repo.errors import FlushFailed, HoldfastError, StoreFull
 from repo.files import StoreFiles
-from repo.models import Point, TimeSeriesBase, TimeSeriesState
+from repo.models import Point
+from repo.repositories.series import Summary
 from repo.repositories.state import ColumnsState, ColumnsStateRepository, StateRepository
 from repo.store.access import Access
 from repo.store.backends import Backend
 from repo.store.columns import OpenColumns
+from repo.store.copying import copy_tables, sums_of
 
-__all__ = ["Converted", "convert", "set_inactive_aside"]
+__all__ = ["Converted", "convert", "discard_unfinished", "set_inactive_aside"]
 
 log = logging.getLogger("holdfast.converting")
 
-PAGE_ROWS = 65_536
+BYTES_A_POINT = {"duckdb": 40, "sqlite": 96}
+"""What a point may take in a new file beside its texts and, in SQLite, its names; generously: 5 and 62 were
+measured."""
 
-BYTES_A_POINT = {"duckdb": 40, "sqlite": 150}
-"""What a point may take in a new file, generously: 12 and 95 were measured with names of 10 letters, the SQLite
-one with its WAL at its longest."""
+HEADROOM_BYTES = 16_000_000
+"""What is left to the journal meanwhile, and to the few blocks of an almost empty file."""
 
+_BUILDING = ".building"
 _COMPANIONS = ("", ".wal", "-wal", "-shm", ".checkpoint")
-_HASHES = 2**64
 _points: Any = Point.__table__
 
 
@@ -66,7 +70,7 @@ def convert(
     then the one that it was.
     """
     path = files.columns(to)
-    target = build(to, path.with_name(path.name + ".building"))
+    target = build(to, path.with_name(path.name + _BUILDING))
     goal = access.journal_end()
     with access.columns.alone(f"moving the columns to {to}") as opened:
         opened = access.flusher.through(opened, goal)
@@ -77,18 +81,19 @@ def convert(
         if before == to:
             return Converted(before, to, access.flusher.points, facts.generation)
         points = access.flusher.points
-        _refuse_full_disk(target.path, points * BYTES_A_POINT[to])
+        with _typed_errors(opened.backend):
+            _refuse_full_disk(target.path, to, opened, access.flusher.known)
         _remove(target.path)
         state = ColumnsState(facts.store_id, uuid4().hex, facts.generation + 1, access.flusher.watermark)
         try:
-            _built(opened, target, state, bring_to_head, lambda done: progress(done, points))
+            with _typed_errors(opened.backend, target):
+                _built(opened, target, state, bring_to_head, lambda done: progress(done, points))
             set_inactive_aside([path], facts.generation)
             target.path.rename(path)
             torn.sync_folder(path.parent)
         finally:
             _remove(target.path)
-        with access.metadata.write() as connection:
-            StateRepository(connection).set(engine=to, file_id=state.file_id, generation=state.generation)
+        _switch(access, path, to, state)
         log.info("the columns are in %s now", path)
         access.columns.reopen()
     return Converted(before, to, points, state.generation)
@@ -108,19 +113,59 @@ def set_inactive_aside(paths: Iterable[Path], generation: int) -> list[Path]:
         while path.with_name(name).exists():
             number += 1
             name = f"{path.name}.inactive-{generation}-{number}"
-        for companion in reversed(
-            _COMPANIONS
-        ):  # the file itself last: while it has its name, its log is looked for
+        # The file itself last: while it has its name, its log is looked for.
+        for companion in reversed(_COMPANIONS):
             old = path.with_name(path.name + companion)
             if old.exists():
                 old.rename(path.with_name(name + companion))
-        log.warning("%s is not the active column file any more; kept as %s", path, name)
+        log.info("%s is not the active column file any more; kept as %s", path, name)
         renamed.append(path.with_name(name))
         torn.sync_folder(path.parent)
     return renamed
 
 
-def _refuse_full_disk(path: Path, needed_bytes: int) -> None:
+def discard_unfinished(paths: Iterable[Path]) -> None:
+    """Remove what a conversion that died was building for these column files; the caller holds the lease."""
+    for path in paths:
+        _remove(path.with_name(path.name + _BUILDING))
+
+
+def _switch(access: Access, path: Path, to: str, state: ColumnsState) -> None:
+    """Make the new file the active one, by one transaction; if it did not happen, the file goes again."""
+    try:
+        with access.metadata.write() as connection:
+            StateRepository(connection).set(engine=to, file_id=state.file_id, generation=state.generation)
+    except HoldfastError:
+        with access.metadata.read() as connection:
+            facts = StateRepository(connection).get()
+        if facts is not None and facts.generation != state.generation:
+            _remove(path)
+        raise
+
+
+@contextmanager
+def _typed_errors(*backends: Backend) -> Iterator[None]:
+    """Translate what either engine raises; what the caller's own function raises passes as it is."""
+    kinds: tuple[type[Exception], ...] = (DBAPIError, *chain(*(backend.errors for backend in backends)))
+    try:
+        yield
+    except kinds as error:
+        original = error.orig if isinstance(error, DBAPIError) else error
+        for backend in backends:
+            if isinstance(original, backend.errors):
+                raise backend.typed_error(error) from error
+        raise
+
+
+def _refuse_full_disk(
+    path: Path, to: str, opened: OpenColumns, known: Mapping[tuple[str, str], Summary]
+) -> None:
+    """Raise `StoreFull` unless the new file has room beside the old one."""
+    needed_bytes = HEADROOM_BYTES + 2 * _text_bytes(opened.flush_connection)
+    for pair, summary in known.items():
+        # SQLite keeps the names with each row, and once more in the index on seq.
+        names_bytes = 3 * sum(len(name.encode()) for name in pair) if to == "sqlite" else 0
+        needed_bytes += summary.points * (BYTES_A_POINT[to] + names_bytes)
     free_bytes = shutil.disk_usage(path.parent).free
     if free_bytes < needed_bytes:
         raise StoreFull(
@@ -130,6 +175,12 @@ def _refuse_full_disk(path: Path, needed_bytes: int) -> None:
         )
 
 
+def _text_bytes(connection: Connection) -> int:
+    texts = [func.coalesce(func.sum(func.length(c)), 0) for c in (_points.c.value_text, _points.c.metadata)]
+    with connection.begin():
+        return int(sum(connection.execute(select(*texts)).one()))
+
+
 def _built(
     opened: OpenColumns,
     target: Backend,
@@ -137,80 +188,34 @@ def _built(
     bring_to_head: Callable[[Engine, Path], None],
     progress: Callable[[int], object],
 ) -> None:
-    """Make the target file, durable and closed; everything in it was read back."""
-    engine = target.open()
+    """Make the target file: filled, closed, opened again and read back, and durable."""
+    engine = target.open_new()
     try:
         bring_to_head(engine, target.path)
         with engine.connect() as connection:
-            try:
-                copied = _copied(opened.flush_connection, connection, progress)
-                with connection.begin():
-                    ColumnsStateRepository(connection).create(state)
-                found = {name: _summed(_pages(connection, name)) for name in copied}
-            except Exception as error:
-                raise target.typed_error(error) from error
-        if found != copied:
-            wrong = [name for name in copied if found[name] != copied[name]]
-            raise FlushFailed(
-                f"{target.path} does not read back what was written to it ({', '.join(wrong)}); it was removed, and "
-                "the engine is the one that it was",
-                path=target.path,
+            copied = copy_tables(
+                opened.flush_connection, connection, progress, lambda: target.checkpoint(engine)
             )
+            with connection.begin():
+                ColumnsStateRepository(connection).create(state)
         target.checkpoint(engine)
     finally:
         target.close(engine)
-    descriptor = os.open(target.path, os.O_RDONLY)
+    engine = target.open()
     try:
-        os.fsync(descriptor)
+        with engine.execution_options(**sqlite.READ).connect() as connection:
+            found = sums_of(connection)
+        target.checkpoint(engine)
     finally:
-        os.close(descriptor)
-
-
-def _copied(
-    source: Connection, target: Connection, progress: Callable[[int], object]
-) -> dict[str, tuple[int, int]]:
-    """Copy every table, a page a transaction; returns rows and a checksum of each, by name."""
-    sums = {}
-    for name in _tables():
-        table = TimeSeriesBase.metadata.tables[name]
-        rows = total = 0
-        with source.begin():
-            for page in _pages(source, name):
-                with target.begin():
-                    if table is _points:
-                        traits_of(target).load(target, table, page)
-                    else:
-                        target.execute(
-                            insert(table), [dict(zip(table.c.keys(), row, strict=True)) for row in page]
-                        )
-                rows, total = rows + len(page), (total + sum(map(hash, page))) % _HASHES
-                if table is _points:
-                    progress(rows)
-        sums[name] = (rows, total)
-    return sums
-
-
-def _tables() -> list[str]:
-    return [name for name in TimeSeriesBase.metadata.tables if name != TimeSeriesState.__tablename__]
-
-
-def _pages(connection: Connection, name: str) -> Iterator[list[tuple[Any, ...]]]:
-    table = TimeSeriesBase.metadata.tables[name]
-    query = select(table)
-    if table is _points and not traits_of(connection).has_rowid:
-        query = query.order_by(
-            _points.c.seq
-        )  # as they arrived, so that time is narrow in each part of the file
-    for page in connection.execute(query.execution_options(yield_per=PAGE_ROWS)).partitions():
-        yield [tuple(row) for row in page]
-
-
-def _summed(pages: Iterable[list[tuple[Any, ...]]]) -> tuple[int, int]:
-    """Return the number of rows, and a checksum that does not depend on their order."""
-    rows = total = 0
-    for page in pages:
-        rows, total = rows + len(page), (total + sum(map(hash, page))) % _HASHES
-    return rows, total
+        target.close(engine)
+    if found != copied:
+        wrong = [name for name in copied if found[name] != copied[name]]
+        raise FlushFailed(
+            f"{target.path} does not read back what was written to it ({', '.join(wrong)}); it was removed, and "
+            "the engine is the one that it was",
+            path=target.path,
+        )
+    torn.sync_file(target.path)
 
 
 def _remove(path: Path) -> None:

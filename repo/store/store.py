@@ -31,7 +31,7 @@ from repo.settings import Settings
 from repo.store.access import Access
 from repo.store.backends import Backend, backend_for, duckdb_is_installed
 from repo.store.columns import Columns
-from repo.store.converting import Converted, convert, set_inactive_aside
+from repo.store.converting import Converted, convert, discard_unfinished, set_inactive_aside
 from repo.store.exporting import Exported, export_parquet
 from repo.store.flush import Flusher
 from repo.store.keeper import Keeper
@@ -334,6 +334,7 @@ class Store:
 
     def _set_inactive_aside(self, active: str, generation: int) -> None:
         set_inactive_aside([self.files.columns(name) for name in ENGINES if name != active], generation)
+        discard_unfinished(self.files.columns(name) for name in ENGINES)
 
     def _convert(self, engine: str, progress: Progress = lambda _done, _points: None) -> Converted:
         def build(to: str, path: Path) -> Backend:

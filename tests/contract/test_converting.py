@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 import sqlite3
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import insert, select
 
-from repo import Settings, Store, StoreCorrupt, StoreFull
+from repo import FlushFailed, HoldfastError, Settings, Store, StoreCorrupt, StoreFull
+from repo.models import StorageMetadata
+from repo.store import copying
 
 OTHER = {"duckdb": "sqlite", "sqlite": "duckdb"}
 FILES = {"duckdb": "timeseries.duckdb", "sqlite": "timeseries.sqlite"}
@@ -138,6 +142,74 @@ def test_an_old_file_that_was_put_back_is_refused(open_store: Any, engine: str) 
         everything(store)
 
 
+def test_what_does_not_read_back_as_it_was_written_is_never_made_active(
+    store: Store, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.points.insert_many([("a", "m", at, float(at)) for at in range(100)])
+    load = copying._load
+
+    def forgetful(target: Any, table: Any, page: Any) -> None:
+        load(target, table, page[:-1] if table.name == "time_series_data" else page)
+
+    with monkeypatch.context() as faulty:
+        faulty.setattr(copying, "_load", forgetful)
+        with pytest.raises(FlushFailed, match=r"time_series_data.*the engine is the one that it was"):
+            move(store)
+    assert store.status().engine == engine
+    assert len(everything(store)) == 100
+    move(store)
+    assert len(everything(store)) == 100
+
+
+def test_a_switch_that_fails_leaves_the_store_as_it_was(store: Store, engine: str) -> None:
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    store.flush()
+    with sqlite3.connect(store.path / "offline_buffer.db", isolation_level=None) as raw:
+        raw.execute(
+            "CREATE TRIGGER no BEFORE UPDATE OF generation ON store_state BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+        with pytest.raises(HoldfastError, match="no"):
+            move(store)
+        raw.execute("DROP TRIGGER no")
+    raw.close()
+    assert list(store.path.glob(f"{FILES[OTHER[engine]]}*")) == []
+    store.points.insert("a", "m", 2.0, timestamp=2)
+    assert len(everything(store)) == 2
+    move(store)
+    assert len(everything(store)) == 2
+
+
+def test_an_error_of_the_callers_own_function_stops_the_move_and_passes_as_it_is(
+    store: Store, engine: str
+) -> None:
+    store.points.insert("a", "m", 1.0, timestamp=1)
+
+    def stop(_done: int, _points: int) -> None:
+        raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        store._convert(OTHER[engine], stop)
+    assert (store.status().engine, len(everything(store))) == (engine, 1)
+    assert list(store.path.glob("*.building*")) == []
+
+
+def test_notes_of_the_legacy_program_move_too(store: Store) -> None:
+    def notes() -> list[Any]:
+        with store._access.reading("a test") as (connection, _):
+            query = select(StorageMetadata.key, StorageMetadata.value, StorageMetadata.updated_at)
+            return [tuple(row) for row in connection.execute(query.order_by(StorageMetadata.key))]
+
+    written = [("a", "1", datetime(2024, 5, 1, 12, 0, 0, 123456)), ("ü", "", None)]  # noqa: DTZ001  as it was
+    with store._access.columns.alone("a test") as opened, opened.flush_connection.begin():
+        for key, value, at in written:
+            opened.flush_connection.execute(
+                insert(StorageMetadata).values(key=key, value=value, updated_at=at)
+            )
+    for _ in range(2):
+        move(store)
+        assert notes() == written
+
+
 @pytest.mark.parametrize("moment", ["while it was built", "before the switch", "after the switch"])
 def test_what_a_kill_leaves_is_tidied_up_and_means_nothing(
     open_store: Any, engine: str, moment: str, spawn: Any
@@ -147,7 +219,7 @@ def test_what_a_kill_leaves_is_tidied_up_and_means_nothing(
     path = store.path
     store.close()
     die = {
-        "while it was built": "converting._summed = lambda *_: os._exit(9)",
+        "while it was built": "converting.sums_of = lambda *_: os._exit(9)",
         "before the switch": "converting.StateRepository.set = lambda self, **facts: os._exit(9)"
         " if 'generation' in facts else set_facts(self, **facts)",
         "after the switch": "Columns.reopen = lambda _: os._exit(9)",
@@ -170,12 +242,12 @@ def test_what_a_kill_leaves_is_tidied_up_and_means_nothing(
         assert len(everything(store)) == 101 + again
         assert store.status().engine == (OTHER[engine] if moment == "after the switch" else engine)
         store.close()
+    assert list(path.glob("*.building*")) == []
     inactive = [file.name for file in path.glob("*.inactive-*")]
     assert bool(inactive) == (moment != "while it was built")
     store = open_store()
     move(store)
     assert len(everything(store)) == 102
-    assert list(path.glob("*.building*")) == []
 
 
 def test_at_open_only_settings_that_say_so_move_the_columns(open_store: Any, engine: str) -> None:
@@ -196,7 +268,7 @@ def test_a_disk_without_room_is_told_beforehand_with_the_number(
     store = open_store()
     store.points.insert("a", "m", 1.0, timestamp=1)
     monkeypatch.setattr("repo.store.converting.BYTES_A_POINT", dict.fromkeys(FILES, 10**15))
-    with pytest.raises(StoreFull, match="1,000,000,000,000,000 bytes"):
+    with pytest.raises(StoreFull, match=r"1,000,000,0[01]\d,\d\d\d,\d\d\d bytes"):
         move(store)
     assert store.status().engine == engine
     assert len(everything(store)) == 1
