@@ -49,6 +49,8 @@ class App:
     nth: int = 1
     prune_at_commit: bool = False
     """The negative control: prune the journal when flush has committed, before any CHECKPOINT."""
+    moves: bool = False
+    """Whether the columns go back and forth between the engines meanwhile."""
 
 
 @dataclass(slots=True)
@@ -83,6 +85,8 @@ class Counted:
     revision: list[Any] = field(default_factory=list)
     integrity: list[Any] = field(default_factory=list)
     kinds: list[tuple[Any, ...]] = field(default_factory=list)
+    column_files: list[str] = field(default_factory=list)
+    """The engines whose column files have their own names, and what a conversion left unfinished."""
 
 
 # --- the application ------------------------------------------------------------------------------------
@@ -103,6 +107,8 @@ def run_app(app: App, say: Callable[[str], None]) -> None:
     ]
     threads.append(threading.Thread(target=_guard, args=(say, _flush, store, rng, say), name="flusher"))
     threads.append(threading.Thread(target=_guard, args=(say, _read, store, app, rng), name=steps.READER))
+    if app.moves:
+        threads.append(threading.Thread(target=_guard, args=(say, _move, store, rng, say), name="mover"))
     for thread in threads:
         thread.daemon = True
         thread.start()
@@ -238,6 +244,16 @@ def _read(store: Store, app: App, rng: Random) -> None:
         time.sleep(rng.random() * 0.01)
 
 
+def _move(store: Store, rng: Random, say: Callable[[str], None]) -> None:
+    """Move the columns to the other engine and back, and tidy up as an operator would."""
+    while True:
+        time.sleep(rng.random() * 0.1)
+        done = store.demote() if store.status().engine == "duckdb" else store.promote()
+        say(f"MOVED {done.after}")
+        for file in store.files.kept():
+            file.unlink(missing_ok=True)
+
+
 _JOURNAL = (
     "SELECT seq, count FROM journal "
     "WHERE kind <> 'void' OR seq > (SELECT pruned_through FROM store_state) ORDER BY seq"
@@ -273,6 +289,9 @@ def take_census(census: Census) -> Counted:
         counted.revision = raw.execute("SELECT version_num FROM alembic_version").fetchall()
         counted.kinds = raw.execute("SELECT sensor_id, metric_name, kind FROM series").fetchall()
         counted.integrity = raw.execute("PRAGMA integrity_check").fetchall()
+    for file in census.folder.glob("timeseries.*"):
+        if file.suffix in (".duckdb", ".sqlite", ".building"):
+            counted.column_files.append(file.suffix[1:])
     ask = _ask_columns(census.folder)
     counted.rows = ask(
         "SELECT sensor_id, metric_name, timestamp_us, value, value_text, quality, metadata, seq FROM time_series_data"

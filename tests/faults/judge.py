@@ -175,6 +175,8 @@ def _journal(counted: Counted, verdict: Verdict) -> None:
         (final["store_id"], final["file_id"], final["generation"], counted.watermark)
     ]:
         verdict.problems.append(f"the columns say {counted.columns_state}, the metadata {final}")
+    if counted.column_files != [final["engine"]]:
+        verdict.problems.append(f"column files of {counted.column_files} beside each other: {final}")
     last = max([final["last_seq"], *(seq for seq, _ in counted.journal)])
     if not counted.watermark == last == final["copied_through"]:
         verdict.problems.append(f"flushed through {counted.watermark}, last seq {last}, metadata: {final}")

@@ -28,7 +28,7 @@ from repo.schema.version import HEAD
 from tests.faults.child import App, Census, Counted
 from tests.faults.judge import Expected, Verdict, judge
 from tests.faults.nursery import Child, Nursery
-from tests.faults.steps import BULK, STEPS, Place
+from tests.faults.steps import BULK, MOVES, STEPS, Place
 from tests.faults.workload import MOST_UNDER_WAY, State, operation
 
 __all__ = ["Campaign", "Chain", "Tally"]
@@ -40,6 +40,7 @@ RANDOM = "at a random time"
 ROUNDS_A_CHAIN = 10
 MOST_CREATION_STATEMENTS = 110
 STEP_TIMEOUT_S = 60.0
+LONGEST_MOVE_S = 0.4
 
 Damage = Callable[[Path, Random], None]
 
@@ -66,6 +67,8 @@ class Chain:
         default_factory=lambda: {writer: Expected(State(), 0) for writer in range(4)}
     )
     rounds: int = 0
+    moves: bool = False
+    """Whether its columns go back and forth between the engines, so that nobody knows in which they are."""
 
     @property
     def store(self) -> Path:
@@ -130,7 +133,7 @@ class Campaign:
     def table(self) -> str:
         """Return step x kills x hits x lost x doubled as text."""
         lines = [
-            f"{'step (' + self._engine + ')':40}{'kills':>6}{'hits':>6}{'lost':>6}{'doubled':>9}{'wrong':>7}"
+            f"{'step (' + self._engine + ')':46}{'kills':>6}{'hits':>6}{'lost':>6}{'doubled':>9}{'wrong':>7}"
         ]
         total = Tally()
         for step, tally in self.tallies.items():
@@ -142,12 +145,13 @@ class Campaign:
     # --- one round --------------------------------------------------------------------------------------
 
     def _chain_for(self, step: str) -> Chain:
-        if self._chain is None or step == CREATION:
+        moves = step in MOVES
+        if self._chain is None or step == CREATION or self._chain.moves != moves:
             self.close()
             number = next(self._numbers)
             folder = self._root / f"{self._engine}-{self._seed}-{number}"
             folder.mkdir(parents=True)
-            self._chain = Chain(folder, f"{self._seed}/{number}", self._engine)
+            self._chain = Chain(folder, f"{self._seed}/{number}", self._engine, moves=moves)
         self._chain.rounds += 1
         return self._chain
 
@@ -162,6 +166,7 @@ class Campaign:
     ) -> bool:
         settings = _settings(rng, chain.engine)
         app = App(chain.store, chain.seed, settings, self._writers(chain, (0, 1)), place, **options)
+        app.moves = chain.moves
         app.nth = rng.randint(1, MOST_CREATION_STATEMENTS) if step == CREATION else _nth(place, rng)
         if step == HAND_OVER:
             return self._kill_one_of_two(chain, app, rng, request)
@@ -177,7 +182,7 @@ class Campaign:
             else:
                 _expect(child, "STEP")
             if place is not None and place.race:
-                _pause(rng)
+                _pause(rng, longest_s=LONGEST_MOVE_S if place.name == "move" else 0.001)
         finally:
             code = child.kill()
         self._note(chain, child, code)
@@ -271,7 +276,7 @@ def _nth(place: Place | None, rng: Random) -> int:
     """Which of its times to stop at; rare places come only a few times a second."""
     if place is None:
         return 1
-    rare = ("lease", "delete", "CHECKPOINT", "prune", "fold")
+    rare = ("move", "lease", "delete", "CHECKPOINT", "prune", "fold")
     return rng.randint(1, 3 if any(word in place.name for word in rare) else 12)
 
 
@@ -292,7 +297,7 @@ def _last(child: Child) -> str:
 
 
 def _line(name: str, tally: Tally) -> str:
-    return f"{name:40}{tally.kills:>6}{tally.hits:>6}{tally.lost:>6}{tally.doubled:>9}{tally.wrong:>7}"
+    return f"{name:46}{tally.kills:>6}{tally.hits:>6}{tally.lost:>6}{tally.doubled:>9}{tally.wrong:>7}"
 
 
 def until_hit(campaign: Campaign, hits: int, steps: Sequence[str] = tuple(STEPS)) -> Iterator[str]:
@@ -326,7 +331,7 @@ def main() -> int:
         campaign = Campaign(nursery, root, chosen.seed, chosen.engine)
         for done, step in enumerate(until_hit(campaign, chosen.hits, steps), 1):
             print(
-                f"\r{done} kills, {len(campaign.failures)} failed; {step:40}",
+                f"\r{done} kills, {len(campaign.failures)} failed; {step:46}",
                 end="",
                 file=sys.stderr,
                 flush=True,

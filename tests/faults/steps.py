@@ -3,8 +3,8 @@
 The code under test runs as it is. The stops come from outside, in the child alone: from SQLAlchemy's events
 around each statement, from SQLite's own trace of statements, and from wrappers around public functions
 (`DefaultDialect.do_commit` of SQLAlchemy; `bare_transaction`, `fold_wal` and `empty_wal` of
-`repo.engines.sqlite`; `append` of the journal; `acquire` and `release` of the lease). At the wanted step the
-child says so on its pipe and then
+`repo.engines.sqlite`; `append` of the journal; `acquire` and `release` of the lease; what a promotion calls, and
+`Path.rename`). At the wanted step the child says so on its pipe and then
 - stands still there until it is killed (a stop), or
 - goes on, and is killed while the engine is at it (a race: COMMIT, CHECKPOINT, folding, a query). Whether the
   kill came in time is known: the child says when it has passed the step, so a late kill is not counted.
@@ -19,17 +19,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import Pool
 
-from repo.engines import sqlite
+from repo.engines import sqlite, torn
 from repo.engines.lease import Lease
 from repo.repositories.journal import JournalRepository
+from repo.store import converting, copying, store
+from repo.store.backends import DuckDBBackend, SQLiteBackend
 
-__all__ = ["BULK", "STEPS", "Place", "install"]
+__all__ = ["BULK", "MOVES", "STEPS", "Place", "install"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,24 @@ STEPS: dict[str, tuple[Place, ...]] = {
         Place("bulk", race=True),
         Place("after bulk"),
     ),
+    "in a promotion or demotion": (
+        Place("move: before the new file"),
+        Place("move: before the copy"),
+        Place("move: copy", race=True),
+        Place("move: a table copied"),
+        Place("move: before the reading back"),
+        Place("move: durable"),
+        Place("move: before the naming"),
+        Place("move: named"),
+        Place("before move: switch"),
+        Place("after move: switch"),
+        Place("move: switch COMMIT", race=True),
+        Place("move: switch committed"),
+        Place("move: before the setting aside"),
+        Place("move: log set aside"),
+        Place("move: set aside"),
+    ),
+    "at a random time of a promotion or demotion": (Place("move", race=True),),
     "in flush's COMMIT": (Place("flush COMMIT", race=True),),
     "between flush's COMMIT and the copy": (
         Place("flush committed"),
@@ -88,6 +109,9 @@ STEPS: dict[str, tuple[Place, ...]] = {
 BULK = "in a bulk load"
 """DuckDB alone has it: SQLite takes tables through the journal."""
 
+MOVES = ("in a promotion or demotion", "at a random time of a promotion or demotion")
+"""The columns go back and forth between the engines."""
+
 _STATEMENTS = {
     "bulk": re.compile(r"\s*INSERT INTO (time_series_data|holdfast_incoming)\b.*OVER \(\) AS seq", re.DOTALL),
     "incoming": re.compile(r"\s*CREATE TEMPORARY TABLE"),
@@ -99,10 +123,11 @@ _STATEMENTS = {
     "copied_through": re.compile(r"\s*UPDATE store_state SET copied_through"),
     "pruned_through": re.compile(r"\s*UPDATE store_state SET pruned_through"),
     "prune": re.compile(r"\s*DELETE FROM journal"),
+    "move: switch": re.compile(r"\s*UPDATE store_state SET engine="),
     "CHECKPOINT": re.compile(r"\s*CHECKPOINT"),
     "query": re.compile(r"\s*SELECT\b.*\btime_series_data\b", re.DOTALL),
 }
-_COMMITS = {"watermark": "flush", "prune": "prune"}
+_COMMITS = {"watermark": "flush", "prune": "prune", "move: switch": "move: switch"}
 READER = "reader"
 """The thread whose SELECTs are queries; flush asks the same table."""
 
@@ -147,6 +172,7 @@ def install(place: Place, nth: int, say: Callable[[str], None]) -> None:
     _watch_journal(stopper)
     _watch_folding(stopper)
     _watch_lease(stopper)
+    _watch_moves(stopper)
     if place.name in ("journal COMMIT", "fold", "before CHECKPOINT", "CHECKPOINT"):
         _trace_sqlite(stopper)
 
@@ -274,3 +300,65 @@ def _watch_lease(stopper: _Stopper) -> None:
 
     Lease.acquire = watched_acquire  # type: ignore[method-assign]
     Lease.release = watched_release  # type: ignore[method-assign]
+
+
+def _watch_moves(stopper: _Stopper) -> None:
+    convert, copy_tables, sums_of = converting.convert, copying.copy_tables, copying.sums_of
+    sync_file, rename = torn.sync_file, Path.rename
+
+    def watched_convert(*arguments: Any) -> Any:
+        stopper.reach("move")
+        done = convert(*arguments)
+        stopper.passed("move")
+        return done
+
+    def watched_copy(source: Any, target: Any, progress: Any, committed: Callable[[], object]) -> Any:
+        def committed_too() -> None:
+            committed()
+            stopper.reach("move: a table copied")
+
+        stopper.reach("move: before the copy")
+        stopper.reach("move: copy")
+        sums = copy_tables(source, target, progress, committed_too)
+        stopper.passed("move: copy")
+        return sums
+
+    def watched_sums(connection: Connection) -> Any:
+        stopper.reach("move: before the reading back")
+        return sums_of(connection)
+
+    def watched_sync(path: Path) -> None:
+        sync_file(path)
+        if path.suffix == ".building":
+            stopper.reach("move: durable")
+
+    def watched_rename(self: Path, target: Path) -> Path:
+        aside = ".inactive-" in target.name
+        log = aside and not self.name.endswith(("duckdb", "sqlite"))
+        if not log:
+            stopper.reach("move: before the setting aside" if aside else "move: before the naming")
+        renamed = rename(self, target)
+        stopper.reach("move: log set aside" if log else "move: set aside" if aside else "move: named")
+        return renamed
+
+    for engine in (DuckDBBackend, SQLiteBackend):
+        _watch_new(stopper, engine)
+    for module, name, watched in (
+        (store, "convert", watched_convert),
+        (converting, "copy_tables", watched_copy),
+        (converting, "sums_of", watched_sums),
+    ):
+        setattr(module, name, watched)
+    torn.sync_file = watched_sync
+    Path.rename = watched_rename  # type: ignore[method-assign, assignment]
+
+
+def _watch_new(stopper: _Stopper, engine: Any) -> None:
+    open_new = engine.open_new
+
+    def watched(self: Any) -> Engine:
+        stopper.reach("move: before the new file")
+        made: Engine = open_new(self)
+        return made
+
+    engine.open_new = watched

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.kills import Campaign, until_hit
-from tests.faults.steps import BULK, STEPS
+from tests.faults.steps import BULK, MOVES, STEPS
 
 LONG_HITS = 20
 LONG_HITS_SQLITE = 4
+LONG_HITS_MOVING = 50
+
+STEPS_OF_SQLITE = [step for step in STEPS if step != BULK]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -18,8 +21,10 @@ def test_a_kill_loses_and_doubles_nothing_on_duckdb(step: str, duckdb_campaign: 
     assert duckdb_campaign.failures[before:] == []
 
 
-@pytest.mark.parametrize("step", [step for step in STEPS if step != BULK])
+@pytest.mark.parametrize("step", STEPS_OF_SQLITE)
 def test_a_kill_loses_and_doubles_nothing_on_sqlite(step: str, sqlite_campaign: Campaign) -> None:
+    if step in MOVES:
+        pytest.importorskip("duckdb")
     before = len(sqlite_campaign.failures)
     sqlite_campaign.round(step)
     assert sqlite_campaign.failures[before:] == []
@@ -35,7 +40,16 @@ def test_many_kills_at_every_step_lose_and_double_nothing_on_duckdb(own_campaign
 
 @pytest.mark.slow
 def test_many_kills_at_every_step_lose_and_double_nothing_on_sqlite(sqlite_campaign: Campaign) -> None:
-    for _ in until_hit(sqlite_campaign, LONG_HITS_SQLITE, [step for step in STEPS if step != BULK]):
+    steps = [step for step in STEPS_OF_SQLITE if step not in MOVES]
+    for _ in until_hit(sqlite_campaign, LONG_HITS_SQLITE, steps):
         pass
     print(f"\n{sqlite_campaign.table()}")
     assert sqlite_campaign.failures == []
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_in_promotions_and_demotions_lose_and_double_nothing(own_campaign: Campaign) -> None:
+    for _ in until_hit(own_campaign, LONG_HITS_MOVING, MOVES):
+        pass
+    print(f"\n{own_campaign.table()}")
+    assert own_campaign.failures == []
