@@ -229,8 +229,8 @@ class _Query:
             query = select(*self._keys, self._traits.percentiles(_c.value, self._fractions)).where(rest)
             if self._keys and parts > 1:
                 # Literals of ours: for a parameter DuckDB divides in 128 bits, ten times slower.
-                divisor, remainder = literal_column(str(parts)), literal_column(str(part))
-                query = query.where(func.hash(*(_plain(key) for key in self._keys)) % divisor == remainder)
+                whole: ColumnElement[int] = func.hash(*(_plain(key) for key in self._keys))
+                query = query.where(whole % literal_column(str(parts)) == literal_column(str(part)))
             for row in self._fetch(query.group_by(*self._keys)):
                 found[tuple(row[:wide])] = row[wide]
         return [found[tuple(group)] for group in groups]
