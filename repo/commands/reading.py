@@ -40,14 +40,21 @@ _SERIES_COLUMNS = (
 @click.option("--start", metavar="TIME", help="The first moment.")
 @click.option("--end", metavar="TIME", help="The moment before which it ends.")
 @click.option("--since", metavar="SPAN", help="The last 6h, 15m, 7d; in place of --start.")
-@click.option("--every", metavar="SPAN", help="One row for each 10s, 1m, 6h, 1d, 1w.")
+@click.option("--every", metavar="SPAN", help="One row for each 10s, 1m, 6h, 1d, 1w, 1mo, 1y.")
 @click.option(
     "--agg",
     "aggs",
     metavar="NAMES",
     multiple=True,
-    help="avg, min, max, sum, count, first, last: several with commas, or again. With --every: avg.",
+    help="avg, min, max, sum, count, first, last, stddev, median, p95, p99.9: several with commas, or again. "
+    "With --every: avg.",
 )
+@click.option(
+    "--fill",
+    type=click.Choice(["none", "null", "previous", "linear"]),
+    help="With --every: what buckets without a reading show; none leaves them out.",
+)
+@click.option("--states", is_flag=True, help="How long it was in each state, and the share of the time.")
 @click.option("--tz", metavar="ZONE", default="UTC", show_default=True, help="The zone of times and of days.")
 @click.option("--limit", metavar="ROWS", type=click.IntRange(min=1), help="Print the first rows only.")
 @click.option(
@@ -64,38 +71,54 @@ def query(
     since: str | None,
     every: str | None,
     aggs: tuple[str, ...],
+    fill: str | None,
+    states: bool,
     tz: str,
     limit: int | None,
     form: str | None,
 ) -> None:
-    """Print points of SENSOR and METRIC, or aggregates of them.
+    """Print points of SENSOR and METRIC, or aggregates of them, or the time in each state.
 
     Both may be globs in quotes ('PUMP-*', '*'). Points come in order of time, from --start up to, but not
     at, --end. A TIME is ISO 8601 (in --tz unless it has an offset), Unix seconds, `now`, or relative (-6h).
     The CSV of points can be ingested again; metadata is not read back.
 
+    Filled buckets reach from --start to --end, or where one is not given, from the first or to the last point of
+    each series: `null` leaves them empty, `previous` repeats the last bucket that had readings (at first the last
+    reading before --start), `linear` draws a line between two. With --states the one that held before --start
+    counts from there, the last one until --end (or the last point), and what followed a point without a
+    reading is no state.
+
     \b
     JSON: an array, or an object a line (ndjson). Points: {"sensor_id", "metric_name", "timestamp": ISO 8601,
     "timestamp_us": µs since 1970 UTC, "value": number, text or null, "quality", "metadata"}. Aggregates:
     {"sensor_id", "metric_name", "bucket": ISO 8601 and "bucket_us" (with --every), and one for each of
-    --agg}. An infinite number is the text "Infinity" or "-Infinity".
+    --agg}. States: {"sensor_id", "metric_name", "bucket" and "bucket_us" (with --every), "state": text, number or
+    null, "seconds", "share": 0 to 1}. An infinite number is the text "Infinity" or "-Infinity".
     """
     zone = _zone(tz)
     low, high = _bounds(start, end, since, zone)
     names = [name.strip() for given in aggs for name in given.split(",") if name.strip()]
+    if states and (names or fill or form == "plot"):
+        raise InvalidQuery("--states is a question of its own: leave out --agg, --fill and --format plot")
     form = form or ("json" if session.as_json else "table")
     with session.opened() as store:
         if form == "plot":
             from repo.commands.plotting import draw
 
-            lines = _lines(store, (sensor, metric), low, high, every, names)
+            lines = _lines(store, (sensor, metric), low, high, every, names, tz=tz, fill=fill)
             if lines:
                 click.echo(draw(lines, zone))
             count = len(lines)
-        elif every or names:
-            asked: dict[str, Any] = {"agg": names or "avg", "every": every, "tz": tz}
-            found = store.points.aggregate(sensor, metric, low, high, **asked)
-            columns = ["sensor_id", "metric_name", *(["bucket"] if every else []), *(names or ["avg"])]
+        elif states or every or names or fill:
+            if states:
+                found = store.points.states(sensor, metric, low, high, every=every, tz=tz)
+                wanted = ["state", "seconds", "share"]
+            else:
+                asked: dict[str, Any] = {"agg": names or "avg", "every": every, "tz": tz, "fill": fill}
+                found = store.points.aggregate(sensor, metric, low, high, **asked)
+                wanted = names or ["avg"]
+            columns = ["sensor_id", "metric_name", *(["bucket"] if every else []), *wanted]
             count = write_rows(form, columns, islice(map(_shown_aggregate, found), limit))
         else:
             points = _points(store, (sensor, metric), low, high, limit)
@@ -232,6 +255,7 @@ def _lines(
     high: datetime | None,
     every: str | None,
     aggs: list[str],
+    **options: Any,
 ) -> dict[str, list[tuple[int, float]]]:
     """Return what to draw: with `every` the aggregates asked for, else the least and greatest of each column."""
     wanted = aggs or ["avg"]
@@ -241,7 +265,7 @@ def _lines(
         every, wanted = _column_width(store, names, low, high), ["min", "max"]
     if every is None:
         return {}
-    found = store.points.aggregate(*names, low, high, agg=wanted, every=every)
+    found = store.points.aggregate(*names, low, high, agg=wanted, every=every, **options)
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in found:
         for name in wanted:

@@ -10,7 +10,20 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Label, Select, and_, case, func, not_, or_, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Label,
+    Select,
+    and_,
+    case,
+    func,
+    literal_column,
+    not_,
+    or_,
+    select,
+    true,
+)
 
 from repo.engines.statistics import between
 from repo.engines.traits import traits_of
@@ -215,7 +228,9 @@ class _Query:
         for part in range(parts if len(great) < len(groups) else 0):
             query = select(*self._keys, self._traits.percentiles(_c.value, self._fractions)).where(rest)
             if self._keys and parts > 1:
-                query = query.where(func.hash(*(_plain(key) for key in self._keys)) % parts == part)
+                # Literals of ours: for a parameter DuckDB divides in 128 bits, ten times slower.
+                whole: ColumnElement[int] = func.hash(*(_plain(key) for key in self._keys))
+                query = query.where(whole % literal_column(str(parts)) == literal_column(str(part)))
             for row in self._fetch(query.group_by(*self._keys)):
                 found[tuple(row[:wide])] = row[wide]
         return [found[tuple(group)] for group in groups]

@@ -73,17 +73,17 @@ class Buckets:
             return us + offset - into
         return max([us - into, *(cut for cut in self._cuts if us - into < cut <= us)])
 
-    def start_of(self, number: int) -> datetime:
-        """Return the moment at which a bucket begins, in the zone."""
+    def start_of(self, number: int, fold: int = 0) -> datetime:
+        """Return the moment at which a bucket begins, in the zone; `fold` 1: for the second time."""
         if not self._wall_clock:
             moment = to_datetime(number)
             return moment if self.zone is UTC else moment.astimezone(self.zone)
-        wall = (_NAIVE_EPOCH + number * _MICROSECOND).replace(tzinfo=self.zone)
+        wall = (_NAIVE_EPOCH + number * _MICROSECOND).replace(tzinfo=self.zone, fold=fold)
         return wall.astimezone(UTC).astimezone(self.zone)  # where clocks skip the start: when they go on
 
-    def start_us_of(self, number: int) -> int:
-        """Return the moment at which a bucket begins, in µs since 1970 UTC."""
-        return (self.start_of(number) - _EPOCH) // _MICROSECOND if self._wall_clock else number
+    def start_us_of(self, number: int, fold: int = 0) -> int:
+        """Return the moment at which a bucket begins, in µs since 1970 UTC; `fold` as in `start_of`."""
+        return (self.start_of(number, fold) - _EPOCH) // _MICROSECOND if self._wall_clock else number
 
     def numbers(self, low_us: int, high_us: int) -> list[int]:
         """Return the numbers of all buckets with a moment in [low_us, high_us], in order."""
@@ -110,6 +110,18 @@ class Buckets:
             aligned = low - (low + self._offset(low) + self._shift) % self.width.us
             steps += [first, *range(aligned + self.width.us, high, self.width.us)]
         return list(dict.fromkeys(steps))
+
+    def pieces(self, low_us: int, high_us: int) -> list[tuple[int, int]]:
+        """Return (from this moment, the number of the bucket) for all of [low_us, high_us], in order.
+
+        A bucket has more than one piece where clocks were set back over its beginning.
+        """
+        numbers = self.numbers(low_us, high_us)
+        if not self._wall_clock:
+            return [(max(low_us, number), number) for number in numbers]
+        cuts = {self.start_us_of(number, fold) for number in numbers for fold in (0, 1)}
+        cuts |= {low_us, *(us for us, _ in self._offsets)}
+        return [(us, self.number_of(us)) for us in sorted(cuts) if low_us <= us <= high_us]
 
     def most(self, low_us: int, high_us: int) -> int:
         """Return how many buckets [low_us, high_us] has at the most, without making them."""

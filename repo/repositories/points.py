@@ -22,6 +22,7 @@ from repo.repositories.applying import Row, apply
 from repo.repositories.paging import Rows, SeqPages, TimePages
 from repo.repositories.selection import Names, Selection
 from repo.repositories.series import Summary, SummaryRepository
+from repo.repositories.states import States
 from repo.values import Batch, check_point, check_rows
 
 __all__ = [
@@ -142,6 +143,20 @@ class PointRepository:
         """Return aggregates per series and, with `every`, per bucket; see `Store.points.aggregate`."""
         question = Aggregates.of(select_points(sensor_id, metric_name, start, end), agg, every, tz, fill)
         return question.dicts(*question.ask(self._reading(), self._summaries().all()))
+
+    def states(
+        self,
+        sensor_id: Names,
+        metric_name: Names,
+        start: Time = None,
+        end: Time = None,
+        *,
+        every: str | None = None,
+        tz: str = "UTC",
+    ) -> list[dict[str, Any]]:
+        """Return how long each series was in each state; see `Store.points.states`."""
+        question = States.of(select_points(sensor_id, metric_name, start, end), every, tz)
+        return question.ask(self._reading(), self._summaries().all())
 
     def after(self, seq: int, limit: int = 100_000) -> list[PointDict]:
         """Return up to `limit` points past `seq` in the order of their seqs, each with its `seq`."""

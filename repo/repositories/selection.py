@@ -49,6 +49,11 @@ class Selection:
             return sensor, metric
         return None
 
+    @property
+    def named(self) -> bool:
+        """Whether all series that are meant are given by their names."""
+        return not any(names is None or _is_glob(names) for names in (self.sensor_id, self.metric_name))
+
     def names(self, sensor_id: str, metric_name: str) -> bool:
         """Say whether the series is selected."""
         return _matches(self.sensor_id, sensor_id) and _matches(self.metric_name, metric_name)

@@ -21,6 +21,7 @@ from repo.repositories.points import (
 )
 from repo.repositories.selection import Names, Selection
 from repo.repositories.series import SeriesRepository
+from repo.repositories.states import States
 from repo.store.access import Access
 from repo.store.bulk import Bulk
 from repo.store.latest import Newest
@@ -222,6 +223,32 @@ class Points(PointWriter):
         with self._access.reading("aggregate query") as (connection, known):
             answer = question.ask(connection, known)
         return question.dicts(*answer)
+
+    def states(
+        self,
+        sensor_id: Names,
+        metric_name: Names,
+        start: Time = None,
+        end: Time = None,
+        *,
+        every: str | None = None,
+        tz: str = "UTC",
+    ) -> list[dict[str, Any]]:
+        """Return how long each series was in each state over [start, end): a row per series and state.
+
+        Keys: `sensor_id`, `metric_name`, `state` (the reading), `seconds`, and `share` (0 to 1) of the time that
+        is asked for; with `every`, as in `aggregate`, `bucket` too, and a row per bucket and state. The longest
+        comes first; states that took no time have no row, and the shares of a series, or of its bucket, sum to 1.
+
+        A state lasts until the next point. The one that held before `start` counts from `start`, and the last one
+        until `end`; None for `start` is the first point of a series, and for `end` its last one, which then
+        adds nothing. A point without a reading begins a time whose state is not known: `state` is None, as it
+        is before the first point. Series of numbers have states too (0 and 1, say) where they are given by name;
+        a glob, or None, selects series of texts only. `InvalidQuery` for more than 10,000,000 rows.
+        """
+        question = States.of(select_points(sensor_id, metric_name, start, end), every, tz)
+        with self._access.reading("states query") as (connection, known):
+            return question.ask(connection, known)
 
     def after(self, seq: int, limit: int = 100_000) -> list[PointDict]:
         """Return the next points past `seq` in the order of their seqs, at most `limit`, each with its `seq`.

@@ -87,6 +87,38 @@ def test_aggregates_come_for_the_whole_range_or_for_each_bucket(filled: Any) -> 
     ]
 
 
+def test_aggregates_may_be_percentiles_and_buckets_may_be_months(filled: Any) -> None:
+    (row,) = filled.json("query", "P-1", "flow", "--agg", "median,p25,stddev", "--every", "1mo")
+    assert row["bucket"] == "2024-05-01T00:00:00Z"
+    assert (row["median"], row["p25"]) == (5.5, 2.75)
+    assert row["stddev"] == pytest.approx(13**0.5)
+
+
+@pytest.mark.parametrize(
+    ("fill", "middle"), [("none", []), ("null", [None]), ("previous", [8.0]), ("linear", [6.0])]
+)
+def test_buckets_without_readings_are_filled_as_asked(on_store: Any, fill: str, middle: list[Any]) -> None:
+    on_store.write(("s", "m", T0, 8.0), ("s", "m", T0 + 7_200, 4.0))
+    rows = on_store.json("query", "s", "m", "--every", "1h", "--agg", "avg,count", "--fill", fill)
+    assert [row["avg"] for row in rows] == [8.0, *middle, 4.0]
+    assert [row["count"] for row in rows] == [1, *(0 for _ in middle), 1]
+
+
+def test_the_time_in_each_state_comes_whole_or_by_buckets(filled: Any) -> None:
+    assert filled.json("query", "P-1", "state", "--states", "--end", "2024-05-01T04:00Z") == [
+        {"sensor_id": "P-1", "metric_name": "state", "state": "CLOSED", "seconds": 10_800.0, "share": 0.75},
+        {"sensor_id": "P-1", "metric_name": "state", "state": "OPEN", "seconds": 3_600.0, "share": 0.25},
+    ]
+    table = filled(
+        *("query", "P-*", "*", "--states", "--every", "1d", "--tz", "Asia/Tokyo", "--end", "2024-05-02")
+    ).stdout.splitlines()
+    assert table[0].split() == ["sensor_id", "metric_name", "bucket", "state", "seconds", "share"]
+    assert [line.split()[2:5] for line in table[1:]] == [
+        ["2024-05-01T00:00:00+09:00", "CLOSED", "50400.0"],
+        ["2024-05-01T00:00:00+09:00", "OPEN", "3600.0"],
+    ]
+
+
 def test_days_are_those_of_the_zone(filled: Any) -> None:
     (row,) = filled.json("query", "P-1", "flow", "--every", "1d", "--tz", "Asia/Tokyo", "--agg", "count")
     assert row["bucket"] == "2024-05-01T00:00:00+09:00"
@@ -162,6 +194,11 @@ def test_where_there_is_nothing_stdout_is_empty_and_stderr_says_so(filled: Any) 
         ("--since 1h --start now", "give one"),
         ("--every 0s", "positive"),
         ("--agg mode", "there is no aggregate 'mode'"),
+        ("--agg p101", "there is no aggregate 'p101'"),
+        ("--every 1.5mo", "mo (months)"),
+        ("--fill linear", "say with `every`"),
+        ("--every 1h --fill up", "--fill"),
+        ("--states --agg avg", "leave out --agg"),
         ("--tz Mars/Olympus", "no time zone"),
         ("--limit 0", "--limit"),
         ("--format xml", "--format"),

@@ -125,8 +125,10 @@ def quantile(values: list[float], share: float) -> float:
         return float(np.quantile(values, share))
     ordered = sorted(values)
     place = share * (len(values) - 1)
-    two = {ordered[math.floor(place)], ordered[math.ceil(place)]}
-    return two.pop() if len(two) == 1 else sum(two) if any(map(math.isinf, two)) else math.nan
+    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+    if low == high:
+        return low
+    return low + high if math.isinf(low) or math.isinf(high) else low + (high - low) * (place % 1)
 
 
 def summary(readings: list[float]) -> dict[str, Any]:
