@@ -46,15 +46,19 @@ if TYPE_CHECKING:
     from repo.repositories.points import PointRepository, Written
     from repo.repositories.records import RecordRepository
     from repo.settings import Settings
+    from repo.store.exporting import Exported
+    from repo.store.recovering import Recovered
     from repo.store.results import Result
     from repo.store.status import Status
     from repo.store.store import Store
 
 _HOMES = {
     "DuckDBTimeSeriesStorage": "repo.duckdb_storage",
+    "Exported": "repo.store.exporting",
     "OfflineBufferManager": "repo.offline_buffer",
     "PointRepository": "repo.repositories.points",
     "RecordRepository": "repo.repositories.records",
+    "Recovered": "repo.store.recovering",
     "Result": "repo.store.results",
     "Settings": "repo.settings",
     "Status": "repo.store.status",
@@ -65,6 +69,7 @@ _HOMES = {
 __all__ = [
     "DuckDBTimeSeriesStorage",
     "EngineMissing",
+    "Exported",
     "FlushFailed",
     "HoldfastError",
     "InvalidFile",
@@ -76,6 +81,7 @@ __all__ = [
     "OfflineBufferManager",
     "PointRepository",
     "RecordRepository",
+    "Recovered",
     "Refusal",
     "Result",
     "SchemaOutdated",

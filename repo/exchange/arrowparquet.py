@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from repo.errors import InvalidFile
+from repo.exchange.fileplan import ColumnType, Plan
 from repo.exchange.landing import digest
-from repo.exchange.parquet import ROW_GROUP_ROWS, FileFacts, Pages
+from repo.exchange.parquet import PAGE_BYTES, PAGE_ROWS, ROW_GROUP_ROWS, FileFacts, Group, Pages
 from repo.exchange.streams import Page
 
-__all__ = ["SCHEMA", "PyArrowWriter"]
+__all__ = ["SCHEMA", "PyArrowReader", "PyArrowWriter", "opened_pyarrow"]
 
 SCHEMA = pa.schema(
     {
@@ -83,3 +88,202 @@ class _Bounds:
 def _wider(bounds: tuple[int | None, int | None], more: list[int]) -> tuple[int | None, int | None]:
     every = [*(bound for bound in bounds if bound is not None), *more]
     return min(every, default=None), max(every, default=None)
+
+
+# --- reading --------------------------------------------------------------------------------------------
+
+_BATCH_ROWS = 8_192
+_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_IDENTITY = ["sensor_id", "metric_name", "timestamp_us"]
+
+
+@contextmanager
+def opened_pyarrow(descriptor: int, path: Path) -> Iterator[PyArrowReader]:
+    """Open a file for the block."""
+    with open(descriptor, "rb", closefd=False) as stream:
+        yield PyArrowReader(stream, path)
+
+
+class PyArrowReader:
+    """Reads a file, and checks the sums of its pages where it has them. Not thread-safe."""
+
+    def __init__(self, stream: Any, path: Path) -> None:
+        self._path = path
+        with self._naming():
+            self._file = pq.ParquetFile(stream, page_checksum_verification=True)
+
+    def types(self) -> dict[str, ColumnType]:
+        """See `ParquetReader`."""
+        with self._naming():
+            return {
+                field.name: ColumnType(_family(field.type), str(field.type)[:80])
+                for field in self._file.schema_arrow
+            }
+
+    def look(self, plan: Plan) -> int:
+        """See `ParquetReader`."""
+        with self._naming():
+            rows = [batch.num_rows for batch in self._batches(plan)]
+        return int(sum(rows))
+
+    def pages(self, plan: Plan) -> Iterator[ArrowPage]:
+        """See `ParquetReader`."""
+        batches = self._batches(plan)
+        while True:
+            held: list[pa.RecordBatch] = []
+            with self._naming():
+                for batch in batches:
+                    held.append(batch)
+                    if sum(one.num_rows for one in held) >= PAGE_ROWS // 4 or (
+                        sum(one.nbytes for one in held) >= PAGE_BYTES
+                    ):
+                        break
+                if not held:
+                    return
+                page = ArrowPage(_stored_form(pa.Table.from_batches(held), plan))
+            yield page
+
+    def _batches(self, plan: Plan) -> Iterator[pa.RecordBatch]:
+        columns = list(dict.fromkeys(plan.columns.values()))
+        yield from self._file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False)
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise InvalidFile(
+                f"{self._path} cannot be read as Parquet: {error}. It is damaged, or cut short",
+                path=self._path,
+            ) from error
+
+
+class ArrowPage:
+    """See `ReadPage`."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.rows = table.num_rows
+        named = pc.and_(
+            pc.and_(table["sensor_id"].is_valid(), table["metric_name"].is_valid()),
+            table["timestamp_us"].is_valid(),
+        )
+        self._table = table.filter(named)
+        self.nulls = self.rows - self._table.num_rows
+        identities = self._table.select(_IDENTITY).group_by(_IDENTITY).aggregate([])
+        self.duplicates = self._table.num_rows - identities.num_rows
+        self._identities = identities
+        found = self._table.group_by(["sensor_id", "metric_name"], use_threads=False).aggregate(
+            [
+                ("timestamp_us", "count"),
+                ("value", "count"),
+                ("value_text", "count"),
+                ("timestamp_us", "min"),
+                ("timestamp_us", "max"),
+            ]
+        )
+        self.groups = [
+            Group(
+                (row["sensor_id"], row["metric_name"]),
+                row["timestamp_us_count"],
+                row["value_count"],
+                row["value_text_count"],
+                row["timestamp_us_min"],
+                row["timestamp_us_max"],
+            )
+            for row in found.to_pylist()
+        ]
+
+    def leave_out(self, doomed: Sequence[tuple[tuple[str, str], bool]]) -> int:
+        """See `ReadPage`."""
+        before = self._table.num_rows
+        for (sensor, metric), texts in doomed:
+            here = pc.and_(
+                pc.equal(self._table["sensor_id"], sensor), pc.equal(self._table["metric_name"], metric)
+            )
+            read = self._table["value_text" if texts else "value"].is_valid()
+            self._table = self._table.filter(pc.invert(pc.and_(here, read)))
+        return int(before - self._table.num_rows)
+
+    def table(self) -> Any:
+        """See `ReadPage`."""
+        return self._table
+
+    def identities(self) -> Sequence[tuple[str, str, int]]:
+        """See `ReadPage`."""
+        columns = [column.to_pylist() for column in self._identities.select(_IDENTITY).columns]
+        return list(zip(*columns, strict=True))
+
+
+def _stored_form(table: pa.Table, plan: Plan) -> pa.Table:
+    """Return the columns of a stored point; what no conversion can save becomes a null or an absurd time."""
+
+    def column(field: str, missing: pa.DataType) -> Any:
+        if field not in plan.columns or plan.types[field].family == "null":
+            return pa.nulls(table.num_rows, missing)
+        found = table[plan.columns[field]]
+        return found.cast(pa.string()) if missing == pa.string() else found
+
+    value = column("value", pa.float64())
+    if "value" in plan.types and plan.types["value"].family in ("decimal", "bool"):
+        value = value.cast(pa.float64(), safe=False)
+    return pa.table(
+        {
+            "sensor_id": column("sensor_id", pa.string()),
+            "metric_name": column("metric_name", pa.string()),
+            "timestamp_us": _time(table, plan),
+            "value": value,
+            "value_text": column("value_text", pa.string()),
+            "quality": column("quality", pa.int32()),
+            "metadata": column("metadata", pa.string()),
+        }
+    )
+
+
+def _time(table: pa.Table, plan: Plan) -> Any:
+    if "timestamp_us" in plan.columns:
+        return _signed(table[plan.columns["timestamp_us"]])
+    column = table[plan.columns["timestamp"]]
+    if pa.types.is_timestamp(column.type):
+        per_second = _PER_SECOND[column.type.unit]
+        counts = column.cast(pa.int64())
+        if per_second > 1_000_000:
+            toward_zero = pc.divide(counts, 1_000)
+            below = pc.less(counts, pc.multiply(toward_zero, 1_000))
+            return pc.subtract(toward_zero, below.cast(pa.int64()))
+        return _times(counts, 1_000_000 // per_second)
+    if pa.types.is_integer(column.type):
+        return _times(_signed(column), 1_000_000)
+    micros = pc.round(pc.multiply(column.cast(pa.float64()), 1e6), round_mode="half_to_even")
+    fits = pc.less(pc.abs(micros), 2.0**62)  # no number is not less, and becomes a null too
+    return pc.if_else(fits, micros, None).cast(pa.int64())
+
+
+def _signed(column: Any) -> Any:
+    """Return integers of 64 bits; what does not fit becomes the largest number there is."""
+    if pa.types.is_uint64(column.type):
+        column = pc.min_element_wise(column, pa.scalar(2**63 - 1, pa.uint64()), skip_nulls=False)
+    return column.cast(pa.int64())
+
+
+def _times(counts: Any, factor: int) -> Any:
+    """Multiply; what is past 64 bits becomes the largest number there is."""
+    limit = (2**63 - 1) // factor
+    fits = pc.and_(pc.greater_equal(counts, -limit), pc.less_equal(counts, limit))
+    return pc.if_else(fits, pc.multiply(pc.if_else(fits, counts, 0), factor), 2**63 - 1)
+
+
+def _family(kind: pa.DataType) -> str:
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _family(kind.value_type)
+    for family, tests in (
+        ("text", (types.is_string, types.is_large_string, types.is_string_view)),
+        ("float", (types.is_floating,)),
+        ("integer", (types.is_integer,)),
+        ("decimal", (types.is_decimal,)),
+        ("bool", (types.is_boolean,)),
+        ("null", (types.is_null,)),
+    ):
+        if any(test(kind) for test in tests):
+            return family
+    return "moment" if types.is_timestamp(kind) and kind.tz is not None else "other"

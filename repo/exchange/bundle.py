@@ -28,7 +28,7 @@ from repo.errors import InvalidFile, StoreBusy
 from repo.exchange.landing import file_error, put, sync_folder
 from repo.exchange.parquet import FileFacts
 
-__all__ = ["DAY_US", "MANIFEST", "Drafting", "combined", "day_path", "drafting"]
+__all__ = ["BUNDLE", "DAY_US", "DRAFT", "MANIFEST", "VERSION", "Drafting", "combined", "day_path", "drafting"]
 
 MANIFEST = "manifest.json"
 DRAFT = "export.ndjson"

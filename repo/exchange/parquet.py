@@ -22,20 +22,29 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from repo.errors import MissingExtra
+from repo.exchange.fileplan import ColumnType, Plan
 from repo.exchange.streams import Page
 
 __all__ = [
     "COLUMNS",
     "COMPRESSIONS",
     "FORMAT",
+    "PAGE_BYTES",
+    "PAGE_ROWS",
     "FileFacts",
+    "Group",
     "Pages",
+    "ParquetReader",
     "ParquetWriter",
+    "ReadPage",
     "note_of",
+    "reader_here",
     "writer_here",
 ]
 
@@ -57,6 +66,10 @@ COMPRESSIONS = ("zstd", "none")
 
 ROW_GROUP_ROWS = 122_880
 """Rows that are encoded together: some 400 KB in the file, 10 MB in memory."""
+
+PAGE_ROWS = 262_144
+PAGE_BYTES = 16_000_000
+"""A page that is read has at most so many rows, and about so many bytes: several copies of it exist at a time."""
 
 Pages = Iterator[Page | Sequence[Sequence[Any]]]
 """Points in order, as Arrow batches or as rows; columns as in the table `time_series_data`."""
@@ -96,10 +109,78 @@ def writer_here(memory_limit_bytes: int, *, duckdb: bool) -> ParquetWriter:
         from repo.exchange.duckparquet import DuckDBWriter
 
         return DuckDBWriter(memory_limit_bytes)
-    if importlib.util.find_spec("pyarrow") is not None:
-        from repo.exchange.arrowparquet import PyArrowWriter
+    _need_pyarrow()
+    from repo.exchange.arrowparquet import PyArrowWriter
 
-        return PyArrowWriter()
-    raise MissingExtra(
-        "Parquet needs DuckDB or pyarrow, and neither is installed: pip install 'holdfast-edge[arrow]'"
-    )
+    return PyArrowWriter()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What a page holds of one series: numbers and texts, and its span in µs."""
+
+    pair: tuple[str, str]
+    rows: int
+    numbers: int
+    texts: int
+    first_us: int
+    last_us: int
+
+
+class ReadPage(Protocol):
+    """Some rows of a file, in memory until the next page is read."""
+
+    rows: int
+    """How many there were."""
+    nulls: int
+    """How many of them name no series or no time; the rest of this object leaves them out."""
+    duplicates: int
+    """How many have the series and time of another."""
+    groups: list[Group]
+
+    def leave_out(self, doomed: Sequence[tuple[tuple[str, str], bool]]) -> int:
+        """Drop the texts (True) or the numbers (False) of series, and return how many those were."""
+
+    def table(self) -> Any:
+        """Return the rows as `insert_table` takes them, with the columns of a stored point but seq."""
+
+    def identities(self) -> Sequence[tuple[str, str, int]]:
+        """Return series and time of each row."""
+
+
+class ParquetReader(Protocol):
+    """A file that is open for reading. What it finds wrong it raises as `InvalidFile`, naming the file."""
+
+    def types(self) -> dict[str, ColumnType]:
+        """Return the columns at the top, and their types."""
+
+    def look(self, plan: Plan) -> int:
+        """Decode everything that the plan wants, so that damage is found; returns the number of rows."""
+
+    def pages(self, plan: Plan) -> Iterator[ReadPage]:
+        """Yield all rows, in order, each page until the next is taken."""
+
+
+@contextmanager
+def reader_here(
+    descriptor: int, path: Path, memory_limit_bytes: int, *, duckdb: bool
+) -> Iterator[ParquetReader]:
+    """Open a file by the tool that is installed, for the block. `path` is for messages."""
+    if duckdb:
+        from repo.exchange.duckparquet import opened_duckdb
+
+        with opened_duckdb(descriptor, path, memory_limit_bytes) as reader:
+            yield reader
+        return
+    _need_pyarrow()
+    from repo.exchange.arrowparquet import opened_pyarrow
+
+    with opened_pyarrow(descriptor, path) as arrow_reader:
+        yield arrow_reader
+
+
+def _need_pyarrow() -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise MissingExtra(
+            "Parquet needs DuckDB or pyarrow, and neither is installed: pip install 'holdfast-edge[arrow]'"
+        )

@@ -72,6 +72,17 @@ class Bulk:
                 scratch.close()
                 spool.close()
 
+    def check(self, given: Any) -> tuple[Refusal, ...]:
+        """See `Points.check_table`."""
+        scratch, spool = self._opened_scratch(), self._opened_scratch()
+        try:
+            load = _Load(self._access, scratch, keep=True, skip=True)
+            return load.check(table_of(given, CHUNK_ROWS, spool))
+        finally:
+            if scratch is not None:
+                scratch.close()
+                spool.close()
+
     def close(self) -> None:
         """Let go of the memory in which tables are looked at."""
         with self._lock:
@@ -142,6 +153,10 @@ class _Load:
             len(refusals),
             tuple(refusals),
         )
+
+    def check(self, table: Table) -> tuple[Refusal, ...]:
+        """Look at the table, and write nothing."""
+        return tuple(refusal for looked in self._look(table.chunks) for refusal in looked.refusals)
 
     # --- the look -------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Literal
 
-from repo.errors import InvalidQuery
+from repo.errors import InvalidQuery, Refusal
 from repo.repositories import reading
 from repo.repositories.aggregates import is_numeric
 from repo.repositories.answers import Aggregates
@@ -152,6 +152,13 @@ class Points(PointWriter):
         runs leaves whole chunks of the table, or none; writing it again is harmless.
         """
         return self._bulk.insert(table, on_error, on_conflict)
+
+    def check_table(self, table: Any) -> tuple[Refusal, ...]:
+        """Return what `insert_table` with `on_error="skip"` would refuse of a table, and write nothing.
+
+        A reading of another kind than its stored series is not among it.
+        """
+        return self._bulk.check(table)
 
     def range(self, sensor_id: Names, metric_name: Names, start: Time = None, end: Time = None) -> Result:
         """Return the points in [start, end) in order of time; None leaves a side open.

@@ -6,7 +6,7 @@ import atexit
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from repo.clock import Clock, system_clock
 from repo.engines import sqlite
 from repo.engines.lease import Lease
 from repo.errors import EngineMissing, InvalidQuery, SchemaOutdated, StoreCorrupt, StoreMissing
+from repo.exchange.sources import listed
 from repo.files import ENGINES, StoreFiles
 from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.points import select_points
@@ -38,6 +39,7 @@ from repo.store.keeper import Keeper
 from repo.store.metadata import MetadataDatabase
 from repo.store.points import Points, Time
 from repo.store.records import Records
+from repo.store.recovering import FileProgress, Recovered, import_parquet
 from repo.store.series import SeriesRoom
 from repo.store.space import Size, measure
 from repo.store.status import Status, read_status
@@ -175,6 +177,37 @@ class Store:
             select_points(sensor_id, metric_name, start, end),
             partition=partition,
             compression=compression,
+            on_progress=on_progress,
+        )
+
+    def import_parquet(
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        on_conflict: Literal["keep", "overwrite"] = "keep",
+        columns: Mapping[str, str] | None = None,
+        dry_run: bool = False,
+        on_progress: FileProgress = lambda _rows, _total: None,
+    ) -> Recovered:
+        """Read Parquet files, folders of them and bundles into the store, and return when all of it is durable.
+
+        Files of exports, of the legacy program and of other writers: columns are found by their names, which are
+        those of `points.insert_table`; `columns` says where a field has another (`{"sensor_id": "tag"}`). Others
+        are left out, with a warning in the log. `on_conflict="keep"` lets stored points stand, so that a
+        correction made since is not undone; `"overwrite"` lets the files win. Importing again changes nothing.
+
+        Every file is looked at before anything is stored: `InvalidFile` for one that cannot be read, or lacks a
+        column, or has it of a wrong type; `StoreCorrupt` for one that is not as its SHA-256 says, in the manifest or
+        in `NAME.sha256` beside it. Rows that cannot be stored are counted and left out. An error or a kill after
+        that leaves some of the points stored; importing again completes it. `dry_run` counts, and stores nothing.
+        """
+        return import_parquet(
+            self._access,
+            self.points,
+            listed(paths),
+            on_conflict=on_conflict,
+            columns=columns,
+            dry_run=dry_run,
             on_progress=on_progress,
         )
 

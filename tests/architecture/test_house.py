@@ -16,10 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path for path in [*(ROOT / "repo").rglob("*.py"), ROOT / "cli.py"] if path.exists())
 
 PUBLIC = """
-    DuckDBTimeSeriesStorage EngineMissing FlushFailed HoldfastError InvalidFile InvalidPoint InvalidQuery
-    InvalidRecord InvalidSettings MissingExtra OfflineBufferManager PointRepository RecordRepository
-    Refusal Result SchemaOutdated SchemaTooNew Settings SinkRefused SinkUnreachable Status Store StoreBusy
-    StoreClosed StoreCorrupt StoreForked StoreFull StoreMissing StoreUnsupported TransactionRule Written models
+    DuckDBTimeSeriesStorage EngineMissing Exported FlushFailed HoldfastError InvalidFile InvalidPoint
+    InvalidQuery InvalidRecord InvalidSettings MissingExtra OfflineBufferManager PointRepository
+    RecordRepository Recovered Refusal Result SchemaOutdated SchemaTooNew Settings SinkRefused
+    SinkUnreachable Status Store StoreBusy StoreClosed StoreCorrupt StoreForked StoreFull StoreMissing
+    StoreUnsupported TransactionRule Written models
 """
 
 

@@ -1,0 +1,230 @@
+"""Recovering: points of Parquet files and bundles into an open store. Looks at every file before it stores a point.
+
+The look finds damage, missing columns and wrong types in any of the files, and then nothing is stored. After it the
+files are read again, a page at a time, and each page is written as a table.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from repo.errors import HoldfastError, InvalidQuery, StoreCorrupt
+from repo.exchange.fileplan import Plan, check_mapping, plan_of
+from repo.exchange.parquet import ParquetReader, ReadPage, reader_here
+from repo.exchange.sources import Source, sources_of
+from repo.repositories.presence import present
+from repo.repositories.series import SeriesRepository
+from repo.store.access import Access
+from repo.store.backends import duckdb_is_installed
+from repo.store.points import Points
+from repo.values import KIND_NUMBER, KIND_TEXT
+
+__all__ = ["FileProgress", "Recovered", "import_parquet"]
+
+log = logging.getLogger("holdfast.recovering")
+
+FileProgress = Callable[[int, int], object]
+"""Told how many rows were taken so far, of how many."""
+
+_MOST_PROBLEMS = 20
+
+
+@dataclass(slots=True)
+class _Counts:
+    read: int = 0
+    present: int = 0
+    duplicates: int = 0
+    nulls: int = 0
+    refused: int = 0
+    stored: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What became of the rows of an import; of a dry run, what would.
+
+    `read` is the sum of all the others: `stored`, `present`, `duplicates`, `nulls` and `refused`.
+    """
+
+    files: int
+    read: int
+    stored: int
+    """Rows that were written; with `on_conflict="overwrite"` also those over stored points, which change nothing
+    if they are equal."""
+    present: int
+    """Points of that series and time stood already, and stay (`on_conflict="keep"`)."""
+    duplicates: int
+    """Rows with the series and time of another one near them in the file, of which the last counts."""
+    nulls: int
+    """Rows without a sensor, a metric or a time."""
+    refused: int
+    """Rows that cannot be stored: see `problems`."""
+    problems: tuple[str, ...]
+    """The first of the reasons, each with its file."""
+    verified: int
+    """How many of the files had a SHA-256, in a manifest or beside them; all of those were as it says."""
+
+
+@dataclass(slots=True)
+class _Looked:
+    source: Source
+    plan: Plan
+    rows: int
+    verified: bool
+
+
+def import_parquet(
+    access: Access,
+    points: Points,
+    paths: Sequence[Path],
+    *,
+    on_conflict: Literal["keep", "overwrite"],
+    columns: Mapping[str, str] | None,
+    dry_run: bool,
+    on_progress: FileProgress,
+) -> Recovered:
+    """See `Store.import_parquet`."""
+    if on_conflict not in ("keep", "overwrite"):
+        raise InvalidQuery(f"on_conflict = {on_conflict!r}: 'keep' or 'overwrite'")
+    mapping = check_mapping(columns)
+    looked = [_look(access, source, mapping) for source in sources_of(paths)]
+    job = _Job(access, points, on_conflict, sum(one.rows for one in looked), on_progress, dry_run=dry_run)
+    for one in looked:
+        job.run(one)
+    counts = job.counts
+    return Recovered(
+        files=len(looked),
+        read=counts.read,
+        stored=counts.stored,
+        present=counts.present,
+        duplicates=counts.duplicates,
+        nulls=counts.nulls,
+        refused=counts.refused,
+        problems=tuple(counts.problems),
+        verified=sum(one.verified for one in looked),
+    )
+
+
+@contextmanager
+def _opened(access: Access, source: Source, descriptor: int) -> Iterator[ParquetReader]:
+    limit = access.settings.duckdb_memory_limit_bytes
+    with reader_here(descriptor, source.path, limit, duckdb=duckdb_is_installed()) as reader:
+        yield reader
+
+
+def _look(access: Access, source: Source, mapping: Mapping[str, str]) -> _Looked:
+    """Go through a whole file once: is it what was written, and will its columns do."""
+    with source.opened() as descriptor:
+        verified = source.verify(descriptor)
+        with _opened(access, source, descriptor) as reader:
+            plan = plan_of(reader.types(), mapping, source.path, accept_bool=access.settings.accept_bool)
+            rows = reader.look(plan)
+    if source.points is not None and rows != source.points:
+        raise StoreCorrupt(
+            f"{source.path} has {rows:,} points, and its manifest says {source.points:,}; nothing was stored",
+            path=source.path,
+        )
+    if plan.ignored:
+        log.warning("%s: not read: the columns %s", source.path, ", ".join(map(repr, plan.ignored)))
+    return _Looked(source, plan, rows, verified)
+
+
+class _Job:
+    """One import, after the look."""
+
+    def __init__(
+        self,
+        access: Access,
+        points: Points,
+        on_conflict: Literal["keep", "overwrite"],
+        total: int,
+        on_progress: FileProgress,
+        *,
+        dry_run: bool,
+    ) -> None:
+        self._access = access
+        self._points = points
+        self._on_conflict = on_conflict
+        self._total = total
+        self._on_progress = on_progress
+        self._dry_run = dry_run
+        self._kinds: dict[tuple[str, str], str] = {}
+        self.counts = _Counts()
+
+    def run(self, looked: _Looked) -> None:
+        """Take all rows of a file; an error has a note that says what was stored before it."""
+        try:
+            with (
+                looked.source.opened() as descriptor,
+                _opened(self._access, looked.source, descriptor) as reader,
+            ):
+                reader.look(looked.plan)
+                for page in reader.pages(looked.plan):
+                    self._take(page, looked.source)
+                    self._on_progress(self.counts.read, self._total)
+        except HoldfastError as error:
+            if self.counts.stored:
+                error.add_note(
+                    f"{self.counts.stored:,} points of this import were stored before that; importing it again is "
+                    "harmless"
+                )
+            raise
+
+    def _take(self, page: ReadPage, source: Source) -> None:
+        counts = self.counts
+        counts.read += page.rows
+        counts.nulls += page.nulls
+        counts.duplicates += page.duplicates
+        if page.nulls:
+            self._note(source, f"{page.nulls:,} rows have no sensor, metric or time")
+        refused = self._leave_out_other_kinds(page, source)
+        rows = page.rows - page.nulls - page.duplicates - refused
+        stood = self._present(page) if rows and self._on_conflict == "keep" else 0
+        counts.present += stood
+        if rows > stood or page.duplicates:
+            if self._dry_run:
+                refusals = self._points.check_table(page.table())
+            else:
+                written = self._points.insert_table(
+                    page.table(), on_error="skip", on_conflict=self._on_conflict
+                )
+                refusals = written.refusals
+            refused += len(refusals)
+            rows -= len(refusals)
+            for refusal in refusals[:_MOST_PROBLEMS]:
+                self._note(source, f"{refusal.field}: {refusal.reason}")
+        counts.refused += refused
+        counts.stored += max(0, rows - stood)
+
+    def _leave_out_other_kinds(self, page: ReadPage, source: Source) -> int:
+        """Drop the readings that are of the other kind than their series: the store's, else the file's first."""
+        unknown = [group.pair for group in page.groups if group.pair not in self._kinds]
+        with self._access.metadata.read() as connection:
+            found = SeriesRepository(connection).kinds(unknown)
+        self._kinds |= {pair: kind for pair, kind in found.items() if kind is not None}
+        doomed = []
+        for group in page.groups:
+            here = KIND_NUMBER if group.numbers else KIND_TEXT if group.texts else None
+            if here is None:
+                continue
+            kind = self._kinds.setdefault(group.pair, here)
+            if group.texts if kind == KIND_NUMBER else group.numbers:
+                doomed.append((group.pair, kind == KIND_NUMBER))
+                self._note(source, f"the series {group.pair[0]!r} {group.pair[1]!r} holds {kind}s only")
+        return page.leave_out(doomed) if doomed else 0
+
+    def _present(self, page: ReadPage) -> int:
+        spans = {group.pair: (group.first_us, group.last_us) for group in page.groups}
+        with self._access.reading("import") as (connection, _):
+            return present(connection, spans, page)
+
+    def _note(self, source: Source, problem: str) -> None:
+        told = f"{source.path}: {problem}"
+        if len(self.counts.problems) < _MOST_PROBLEMS and told not in self.counts.problems:
+            self.counts.problems.append(told)

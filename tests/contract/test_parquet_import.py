@@ -1,0 +1,510 @@
+"""Imports: files, folders, bundles and legacy exports come in whole, once, and on both engines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from repo import HoldfastError, InvalidFile, InvalidQuery, Store, StoreCorrupt
+from tests.conftest import OpenStore, RunPython
+from tests.contract.test_parquet_export import BEGIN_S, DAY_S, Stopped, fill, points_of, stop_after
+
+BEGIN_US = BEGIN_S * 1_000_000
+
+
+def write(path: Path, **columns: Any) -> Path:
+    """Write a file as another program does; what is not given has an ordinary value."""
+    rows = max((len(column) for column in columns.values() if column is not None), default=2)
+    usual: dict[str, Any] = {
+        "timestamp_us": list(range(BEGIN_US, BEGIN_US + rows)),
+        "sensor_id": ["s"] * rows,
+        "metric_name": ["m"] * rows,
+        "value": [n / 2 for n in range(rows)],
+    }
+    if "timestamp" in columns:
+        del usual["timestamp_us"]
+    given = {name: column for name, column in (usual | columns).items() if column is not None}
+    pq.write_table(pa.table(given), path)
+    return path
+
+
+def stored(store: Store) -> list[tuple[Any, ...]]:
+    return [
+        (
+            p["sensor_id"],
+            p["metric_name"],
+            p["timestamp_us"] - BEGIN_US,
+            p["value"],
+            p["quality"],
+            p["metadata"],
+        )
+        for p in points_of(store)
+    ]
+
+
+@pytest.mark.parametrize("partition", [None, "day"])
+def test_what_went_out_comes_back(open_store: OpenStore, tmp_path: Path, partition: Any) -> None:
+    source, target = open_store("source"), open_store("target")
+    points = fill(source)
+    source.export_parquet(tmp_path / "out", partition=partition)
+    done = target.import_parquet(tmp_path / "out")
+    assert points_of(target) == points
+    assert (done.read, done.stored, done.present, done.refused) == (len(points), len(points), 0, 0)
+    assert done.verified == done.files == (4 if partition else 1)
+
+
+def test_importing_again_changes_nothing_and_sends_nothing_again(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    source, target = open_store("source"), open_store("target")
+    points = fill(source)
+    source.export_parquet(tmp_path / "out.parquet")
+    target.import_parquet(tmp_path / "out.parquet")
+    before, end = target.points.after(0), target.last_seq()
+    done = target.import_parquet(tmp_path / "out.parquet")
+    assert (done.stored, done.present) == (0, len(points))
+    assert target.last_seq() == end
+    target.import_parquet(tmp_path / "out.parquet", on_conflict="overwrite")
+    assert target.points.after(0) == before
+    assert points_of(target) == points
+
+
+def test_a_correction_stands_against_an_old_file_unless_it_is_to_win(store: Store, tmp_path: Path) -> None:
+    points = fill(store, days=1)
+    store.export_parquet(tmp_path / "old.parquet")
+    store.points.insert("s1", "temperature", 999, timestamp=points[50]["timestamp"])
+    store.points.delete("s9")
+    corrected = points_of(store)
+    done = store.import_parquet(tmp_path / "old.parquet")
+    assert done.stored == 3
+    assert [p for p in points_of(store) if p["sensor_id"] != "s9"] == corrected
+    store.import_parquet(tmp_path / "old.parquet", on_conflict="overwrite")
+    assert points_of(store) == points
+
+
+def test_a_dry_run_tells_the_same_counts_and_stores_nothing(store: Store, tmp_path: Path) -> None:
+    write(
+        tmp_path / "a.parquet",
+        timestamp_us=[BEGIN_US, BEGIN_US, BEGIN_US + 1, None, 2**62, BEGIN_US + 5],
+        value=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+    )
+    store.points.insert("s", "m", 3.0, timestamp=BEGIN_S + 1e-6)
+    end = store.last_seq()
+    told = store.import_parquet(tmp_path / "a.parquet", dry_run=True)
+    assert store.last_seq() == end
+    done = store.import_parquet(tmp_path / "a.parquet")
+    assert told == done
+    assert (done.read, done.stored, done.present, done.duplicates, done.nulls, done.refused) == (
+        6,
+        2,
+        1,
+        1,
+        1,
+        1,
+    )
+    assert "nanoseconds" in " ".join(done.problems)
+    assert "no sensor, metric or time" in " ".join(done.problems)
+    assert stored(store) == [("s", "m", at, value, 100, None) for at, value in ((0, 2.0), (1, 3.0), (5, 6.0))]
+
+
+def test_a_legacy_export_comes_in(store: Store, tmp_path: Path) -> None:
+    """The legacy table's columns, in its order and types."""
+    table = pa.table(
+        {
+            "timestamp_us": pa.array([BEGIN_US, BEGIN_US + 1], pa.int64()),
+            "sensor_id": ["well-1", "well-1"],
+            "metric_name": ["pressure", "pressure"],
+            "value": [2500.5, 2501.0],
+            "quality": pa.array([100, None], pa.int32()),
+            "metadata": ['{"record_id": "R-1",  "a": 1}', None],
+        }
+    )
+    pq.write_table(table, tmp_path / "legacy.parquet")
+    assert store.import_parquet(tmp_path / "legacy.parquet").stored == 2
+    assert stored(store) == [
+        ("well-1", "pressure", 0, 2500.5, 100, {"record_id": "R-1", "a": 1}),
+        ("well-1", "pressure", 1, 2501.0, 100, None),
+    ]
+
+
+def test_columns_go_by_name_and_others_are_left_out_with_a_warning(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "a.parquet", colour=["red", "blue"], **{'"; DROP TABLE x': [[1], [2]]})
+    with caplog.at_level(logging.WARNING, "holdfast"):
+        store.import_parquet(tmp_path / "a.parquet")
+    assert [message for message in caplog.messages if "'colour'" in message and "a.parquet" in message]
+    assert len(stored(store)) == 2
+
+
+def test_a_mapping_says_which_column_is_which_field(store: Store, tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            'the "tag"': ["a", "b"],
+            "what": ["x", "y"],
+            "when": pa.array([BEGIN_S * 1_000, BEGIN_S * 1_000 + 1], pa.timestamp("ms", "Europe/Berlin")),
+            "reading": pa.array([1, 2], pa.int16()),
+        }
+    )
+    pq.write_table(table, tmp_path / "other.parquet")
+    columns = {"sensor_id": 'the "tag"', "metric_name": "what", "timestamp": "when", "value": "reading"}
+    store.import_parquet(tmp_path / "other.parquet", columns=columns)
+    assert stored(store) == [("a", "x", 0, 1.0, 100, None), ("b", "y", 1000, 2.0, 100, None)]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([BEGIN_US * 1000 - 1, None], pa.timestamp("ns", "UTC")), -1),
+        (pa.array([BEGIN_S, None], pa.timestamp("s", "UTC")), 0),
+        (pa.array([BEGIN_S + 0.25, float("nan")], pa.float64()), 250_000),
+        (pa.array([BEGIN_S + 1, None], pa.uint64()), 1_000_000),
+    ],
+    ids=["ns", "s", "float seconds", "whole seconds"],
+)
+def test_times_of_other_writers_are_understood(
+    store: Store, tmp_path: Path, column: pa.Array, expected: int
+) -> None:
+    done = store.import_parquet(write(tmp_path / "a.parquet", timestamp=column))
+    assert [row[2] for row in stored(store)] == [expected]
+    assert done.nulls == 1
+
+
+BAD_COLUMNS: dict[str, tuple[dict[str, Any], str]] = {
+    "no sensor": ({"sensor_id": None}, "no column 'sensor_id'"),
+    "no time": ({"timestamp_us": None}, "no column 'timestamp'"),
+    "no value": ({"value": None}, "no column 'value'"),
+    "numbers as names": ({"sensor_id": [1, 2]}, "sensor_id is text"),
+    "a time without a zone": ({"timestamp": pa.array([1, 2], pa.timestamp("us"))}, "times with a zone"),
+    "times as text": ({"timestamp_us": ["1", "2"]}, "timestamp_us is integers"),
+    "broken quality": ({"quality": [1.5, 2.0]}, "quality is integers"),
+    "bools": ({"value": [True, False]}, "value is numbers"),
+    "lists": ({"value": [[1.0], [2.0]]}, "value is numbers"),
+    "bytes": ({"sensor_id": pa.array([b"a", b"b"], pa.binary())}, "sensor_id is text"),
+    "metadata as a list": ({"metadata": [[1], [2]]}, "metadata is text"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COLUMNS)
+def test_a_missing_or_wrong_column_is_an_error_before_anything_changes(
+    store: Store, tmp_path: Path, case: str
+) -> None:
+    columns, told = BAD_COLUMNS[case]
+    good = write(tmp_path / "good.parquet")
+    bad = write(tmp_path / "bad.parquet", **columns)
+    with pytest.raises(InvalidFile, match=rf"bad\.parquet.*{told}"):
+        store.import_parquet([good, bad])
+    assert stored(store) == []
+    assert store.last_seq() == 0
+
+
+def test_choices_that_do_not_exist_are_refused(store: Store, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet")
+    with pytest.raises(InvalidQuery, match="on_conflict"):
+        store.import_parquet(file, on_conflict="merge")  # type: ignore[arg-type]
+    with pytest.raises(InvalidQuery, match="no field 'sensor'"):
+        store.import_parquet(file, columns={"sensor": "x"})
+    with pytest.raises(InvalidFile, match="no column 'nowhere'"):
+        store.import_parquet(file, columns={"sensor_id": "nowhere"})
+
+
+def test_readings_of_the_other_kind_are_left_out(store: Store, tmp_path: Path) -> None:
+    store.points.insert("s", "m", 1.0, timestamp=BEGIN_S)
+    write(
+        tmp_path / "a.parquet",
+        sensor_id=["s", "s", "new", "new"],
+        value=[None, 5.0, 6.0, None],
+        value_text=["OPEN", None, None, "SHUT"],
+    )
+    done = store.import_parquet(tmp_path / "a.parquet")
+    assert (done.stored, done.refused) == (2, 2)
+    assert [row[3] for row in stored(store)] == [6.0, 1.0, 5.0]
+    assert "holds numbers only" in " ".join(done.problems)
+
+
+def test_a_folder_is_read_in_order_and_hidden_files_are_not(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "in[1]" / "a'b"
+    folder.mkdir(parents=True)
+    write(folder / "1.parquet")
+    write(folder / "2.pq", value=[7.0, 8.0])
+    write(folder / ".3.parquet.part", value=[9.0, 9.0])
+    (folder / "readme.txt").write_text("no points")
+    assert store.import_parquet(tmp_path / "in[1]", on_conflict="overwrite").files == 2
+    assert [row[3] for row in stored(store)] == [7.0, 8.0]
+
+
+def test_a_bundle_that_was_cut_off_gives_the_files_that_stand(open_store: OpenStore, tmp_path: Path) -> None:
+    source, target = open_store("source"), open_store("target")
+    fill(source)
+    with pytest.raises(Stopped):
+        source.export_parquet(tmp_path / "bundle", partition="day", on_progress=stop_after(150))
+    done = target.import_parquet(tmp_path / "bundle")
+    assert done.files == done.verified == len(list((tmp_path / "bundle").rglob("*.parquet"))) > 0
+    assert done.stored == len(points_of(target)) > 0
+
+
+@pytest.fixture
+def bundle(open_store: OpenStore, tmp_path: Path) -> Path:
+    """A bundle of three days, and its store closed."""
+    source = open_store("source")
+    fill(source)
+    source.export_parquet(tmp_path / "bundle", partition="day")
+    source.close()
+    return tmp_path / "bundle"
+
+
+def damaged(bundle: Path, case: str) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    last = bundle / manifest["files"][-1]["path"]
+    if case == "missing":
+        last.unlink()
+    elif case == "cut short":
+        os.truncate(last, last.stat().st_size - 1)
+    elif case == "another day's file":
+        shutil.copy(bundle / manifest["files"][1]["path"], last)
+    elif case == "a link to a file outside":
+        shutil.move(last, bundle.parent / "outside.parquet")
+        last.symlink_to(bundle.parent / "outside.parquet")
+    elif case == "a link to a folder outside":
+        shutil.move(last.parent, bundle.parent / "outside")
+        last.parent.symlink_to(bundle.parent / "outside")
+    elif case == "a path outside":
+        shutil.copy(last, bundle.parent / "outside.parquet")
+        manifest["files"][-1]["path"] = "../outside.parquet"
+    elif case == "an absolute path":
+        manifest["files"][-1]["path"] = str(last)
+    elif case == "too few points":
+        manifest["files"][-1]["points"] -= 1
+        manifest["points"] -= 1
+    elif case == "a newer version":
+        manifest["version"] = 2
+    elif case == "another sum":
+        manifest["points"] += 1
+    elif case == "no manifest of ours":
+        manifest = ["hello"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(
+            "missing",
+            "cut short",
+            "another day's file",
+            "a link to a file outside",
+            "a link to a folder outside",
+        ),
+        *("a path outside", "an absolute path", "too few points", "a newer version", "another sum"),
+        "no manifest of ours",
+    ],
+)
+def test_a_bundle_that_is_not_whole_is_refused_whole(open_store: OpenStore, bundle: Path, case: str) -> None:
+    damaged(bundle, case)
+    target = open_store("target")
+    with pytest.raises((InvalidFile, StoreCorrupt)) as caught:
+        target.import_parquet(bundle)
+    assert str(bundle) in str(caught.value)
+    assert target.last_seq() == 0
+
+
+def test_every_flipped_bit_is_found(open_store: OpenStore, tmp_path: Path, seed: int) -> None:
+    import random
+
+    source, target = open_store("source"), open_store("target")
+    fill(source)
+    source.export_parquet(tmp_path / "out.parquet")
+    whole = (tmp_path / "out.parquet").read_bytes()
+    chance = random.Random(seed)
+    for _ in range(100):
+        broken = bytearray(whole)
+        broken[chance.randrange(len(broken))] ^= 1 << chance.randrange(8)
+        (tmp_path / "out.parquet").write_bytes(broken)
+        with pytest.raises(StoreCorrupt, match=r"out\.parquet is damaged"):
+            target.import_parquet(tmp_path / "out.parquet")
+    assert target.last_seq() == 0
+
+
+def test_a_flipped_bit_in_a_manifest_is_found_or_means_nothing(
+    open_store: OpenStore, bundle: Path, seed: int
+) -> None:
+    import random
+
+    target = open_store("target")
+    whole = (bundle / "manifest.json").read_bytes()
+    expected = target.import_parquet(bundle, dry_run=True)
+    chance = random.Random(seed)
+    for _ in range(20):
+        broken = bytearray(whole)
+        broken[chance.randrange(len(broken))] ^= 1 << chance.randrange(8)
+        (bundle / "manifest.json").write_bytes(broken)
+        try:
+            told = target.import_parquet(bundle, dry_run=True)
+        except (InvalidFile, StoreCorrupt):
+            continue
+        assert told == expected
+
+
+def nothing_of_a_file(path: Path, case: str) -> None:
+    good = write(path.with_name("good.parquet"))
+    content = good.read_bytes()
+    good.unlink()
+    if case == "empty":
+        path.touch()
+    elif case == "a text":
+        path.write_text("sensor_id,metric_name\n" * 100)
+    elif case == "only magic":
+        path.write_bytes(b"PAR1PAR1")
+    elif case == "cut short":
+        path.write_bytes(content[: len(content) // 2])
+    elif case == "a footer too long":
+        path.write_bytes(content[:-8] + struct.pack("<I", 2**31) + b"PAR1")
+    elif case == "encrypted":
+        path.write_bytes(content[:-4] + b"PARE")
+    elif case == "a pipe":
+        os.mkfifo(path)
+    elif case == "a device":
+        path.symlink_to("/dev/zero")
+    elif case == "a folder of nothing":
+        path.mkdir()
+    elif case == "a link in a circle":
+        path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(
+            "missing",
+            "empty",
+            "a text",
+            "only magic",
+            "cut short",
+            "a footer too long",
+            "encrypted",
+            "a pipe",
+        ),
+        *("a device", "a folder of nothing", "a link in a circle"),
+    ],
+)
+def test_what_is_no_parquet_file_is_named(store: Store, tmp_path: Path, case: str) -> None:
+    path = tmp_path / "it's [bad].parquet"
+    nothing_of_a_file(path, case)
+    with pytest.raises(InvalidFile) as caught:
+        store.import_parquet(path)
+    assert str(path) in str(caught.value)
+    assert "/dev/fd" not in str(caught.value)
+    assert store.last_seq() == 0
+
+
+def test_a_name_is_never_a_pattern(store: Store, tmp_path: Path) -> None:
+    write(tmp_path / "g1.parquet", value=[1.0, 2.0])
+    write(tmp_path / "g[1].parquet", value=[3.0, 4.0])
+    store.import_parquet(tmp_path / "g[1].parquet")
+    assert [row[3] for row in stored(store)] == [3.0, 4.0]
+    with pytest.raises(InvalidFile):
+        store.import_parquet(tmp_path / "*.parquet")
+    with pytest.raises(InvalidFile):
+        store.import_parquet("https://example.org/a.parquet")
+
+
+def test_deeply_nested_columns_are_left_out(store: Store, tmp_path: Path) -> None:
+    kind: Any = pa.int32()
+    for _ in range(60):
+        kind = pa.list_(pa.struct({"deeper": kind}))
+    write(tmp_path / "deep.parquet", deep=pa.nulls(2, kind))
+    assert store.import_parquet(tmp_path / "deep.parquet").stored == 2
+
+
+def test_a_sum_beside_a_file_that_is_none_is_told(store: Store, tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet")
+    (tmp_path / "a.parquet.sha256").write_text("hello")
+    with pytest.raises(InvalidFile, match=r"a\.parquet\.sha256 is no SHA-256"):
+        store.import_parquet(tmp_path / "a.parquet")
+
+
+def test_a_file_that_changes_after_the_look_is_noticed(store: Store, tmp_path: Path) -> None:
+    first, second = write(tmp_path / "1.parquet"), write(tmp_path / "2.parquet", sensor_id=["t", "t"])
+
+    def change(_rows: int, _total: int) -> None:
+        write(second, sensor_id=["u", "u", "u"])
+
+    with pytest.raises(InvalidFile, match="changed while it was imported") as caught:
+        store.import_parquet([first, second], on_progress=change)
+    assert "2 points of this import were stored" in caught.value.__notes__[0]
+    assert {row[0] for row in stored(store)} == {"s"}
+    assert isinstance(caught.value, HoldfastError)
+
+
+IMPORT = """
+import sys
+for name in {hidden!r}:
+    sys.modules[name] = None
+from repo import Settings, Store
+with Store(sys.argv[1], Settings(background=False, engine=sys.argv[2])) as store:
+    print(store.import_parquet(sys.argv[3], dry_run={dry_run}).stored)
+    # Not getrusage: its peak is inherited from the process that started this one.
+    [peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    print(int(peak) // 1024)
+"""
+
+
+@pytest.mark.parametrize(
+    "hidden", [("pyarrow", "numpy", "pandas", "polars", "pytz"), ("duckdb", "duckdb_engine")]
+)
+def test_one_of_duckdb_and_pyarrow_is_enough(
+    open_store: OpenStore,
+    engine: str,
+    bundle: Path,
+    run_python: RunPython,
+    tmp_path: Path,
+    hidden: tuple[str, ...],
+) -> None:
+    engine = "sqlite" if "duckdb" in hidden else engine
+    script = IMPORT.format(hidden=hidden, dry_run=False)
+    done = run_python(script, tmp_path / "target", engine, bundle)
+    assert done.returncode == 0, done.stderr
+    source, target = open_store("source"), Store(tmp_path / "target")
+    with target:
+        assert points_of(target) == points_of(source)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to tell the peak of memory")
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_a_huge_row_group_is_read_in_bounded_memory(
+    tmp_path: Path, engine: str, run_python: RunPython
+) -> None:
+    rows = 100_000
+    note = json.dumps({"note": "x" * 3000}, separators=(",", ":"))
+    file = write(tmp_path / "a.parquet", value=[1.0] * rows, metadata=[note] * rows)
+    assert pq.read_metadata(file).num_row_groups == 1
+    script = IMPORT.format(hidden=("pyarrow", "numpy", "pandas"), dry_run=True)
+    done = run_python(script, tmp_path / "store", engine, file)
+    assert done.returncode == 0, done.stderr
+    stored_rows, peak_mb = map(int, done.stdout.split())
+    assert stored_rows == rows
+    assert peak_mb < 300, "the 300 MB of metadata were held at once"
+
+
+def test_days_before_1970_and_times_between_are_in_their_days(open_store: OpenStore, tmp_path: Path) -> None:
+    source, target = open_store("source"), open_store("target")
+    source.points.insert_many(
+        [("s", "m", at * DAY_S - 1e-6 * off, 1.0) for at in (-2, 0, 3) for off in (0, 1)]
+    )
+    source.export_parquet(tmp_path / "out", partition="day")
+    days = sorted(path.parent.name for path in (tmp_path / "out").rglob("*.parquet"))
+    assert days == [
+        f"date={day}"
+        for day in ("1969-12-29", "1969-12-30", "1969-12-31", "1970-01-01", "1970-01-03", "1970-01-04")
+    ]
+    target.import_parquet(tmp_path / "out")
+    assert points_of(target) == points_of(source)
