@@ -180,6 +180,36 @@ class DuckDBTimeSeriesStorage:
         dropped = store.dropped_by(written.last_seq)
         return 0 if dropped is None else dropped.dropped or 0
 
+    def export_to_parquet(
+        self,
+        output_path: str | os.PathLike[str],
+        sensor_id: str | None = None,
+        start_time: float | None = None,
+        end_time: float | None = None,
+    ) -> bool:
+        """Write the points from `start_time` through `end_time` to one Parquet file; True when it is durable.
+
+        None leaves a side, or the sensor, open. The file stands whole or not at all. Raises as
+        `Store.export_parquet` does.
+        """
+        self._loan.store.export_parquet(
+            output_path,
+            sensor_id=None if sensor_id is None else [sensor_id],
+            start=None if start_time is None else to_datetime(bound_us(start_time, "start_time")),
+            end=None if end_time is None else to_datetime(bound_us(end_time, "end_time") + 1),
+            compression="zstd" if self.enable_compression else "none",
+        )
+        return True
+
+    def import_from_parquet(self, input_path: str | os.PathLike[str]) -> int:
+        """Read a Parquet file in, by the names of its columns; returns how many of its points are stored now.
+
+        Points that stood already stay as they are and count too; importing again changes nothing. Raises as
+        `Store.import_parquet` does.
+        """
+        found = self._loan.store.import_parquet(input_path)
+        return found.read - found.nulls - found.refused
+
     def close(self) -> None:
         """Let go of the store; others in this process may go on using it. Safe to call again."""
         self._loan.give_back()

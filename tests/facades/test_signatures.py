@@ -33,6 +33,8 @@ STORAGE = """
     query_latest(sensor_id, metric_name=None, limit=100)
     get_storage_stats()
     cleanup_old_data(max_age_seconds=2592000, sensor_id=None)
+    export_to_parquet(output_path, sensor_id=None, start_time=None, end_time=None)
+    import_from_parquet(input_path)
 """
 
 
