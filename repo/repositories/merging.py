@@ -55,23 +55,21 @@ def merge(
     met = _met(parts, known)
     applied = Applied()
     driver.register(name, source)
-    try:
-        if unique and met is None:
-            connection.exec_driver_sql(f"INSERT INTO {_points} ({_COLUMNS}) {numbered}")
-        else:
-            connection.execute(CreateTable(incoming, if_not_exists=True))
-            connection.exec_driver_sql(f"INSERT INTO {incoming} ({_COLUMNS}) {numbered}")
-            if not unique:
-                _keep_last(connection)
-            lost = {} if met is None else _settle(connection, *met, keep=keep)
-            parts = _parts_of(connection)
-            for pair, count in lost.items():
-                known[pair] = known[pair]._replace(points=known[pair].points - count)
-            applied.overwritten = sum(lost.values())
-            connection.execute(insert(_points).from_select([c.name for c in incoming.c], select(incoming)))
-            connection.execute(delete(incoming))
-    finally:
-        driver.unregister(name)
+    if unique and met is None:
+        connection.exec_driver_sql(f"INSERT INTO {_points} ({_COLUMNS}) {numbered}")
+    else:
+        connection.execute(CreateTable(incoming, if_not_exists=True))
+        connection.exec_driver_sql(f"INSERT INTO {incoming} ({_COLUMNS}) {numbered}")
+        if not unique:
+            _keep_last(connection)
+        lost = {} if met is None else _settle(connection, *met, keep=keep)
+        parts = _parts_of(connection)
+        for pair, count in lost.items():
+            known[pair] = known[pair]._replace(points=known[pair].points - count)
+        applied.overwritten = sum(lost.values())
+        connection.execute(insert(_points).from_select([c.name for c in incoming.c], select(incoming)))
+        connection.execute(delete(incoming))
+    driver.unregister(name)  # after an error there is nothing to do: the connection is closed then
     for pair, part in parts.items():
         applied.touched[pair] = known[pair] = _with_part(known.get(pair), part)
         applied.appended += part.points

@@ -31,8 +31,9 @@ from repo.values import check_columns
 
 __all__ = ["Bulk"]
 
-CHUNK_ROWS = 1_000_000
-"""Rows of a chunk: some half a second under the lease, and as much work lost if the process dies."""
+CHUNK_ROWS = 245_760
+"""Rows of a chunk: two row groups of DuckDB's, which go straight into its file. Some 0.2 s under the lease; more
+would not fit into its default memory where they all meet stored points (a million against a million do not)."""
 
 JOURNAL_ROWS = 262_144
 """Rows that go into the journal in one commit: about 6 MB."""

@@ -145,9 +145,9 @@ class Points(PointWriter):
         `on_error="raise"`: a bad row refuses the table with `InvalidPoint`, before anything is written; of a
         stream, which can be read once only, the chunks before it are written. `"skip"`: good rows are written,
         the others are in `refusals`. `on_conflict="keep"`: a point stored before stands; in a table with
-        several points of one identity the last counts, if they stand within a million rows.
+        several points of one identity the last counts, if they stand within 200,000 rows.
 
-        Tables of `bulk_rows` and more go straight to the columns, a million rows at a time, if these are to be
+        Tables of `bulk_rows` and more go straight to the columns, some 200,000 rows at a time, if these are to be
         had at once, else, as small ones do, through the journal. Seqs may have gaps. An error or a kill while it
         runs leaves whole chunks of the table, or none; writing it again is harmless.
         """

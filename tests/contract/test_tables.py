@@ -455,3 +455,31 @@ def test_a_relation_needs_no_pyarrow(
 ) -> None:
     done = run_python(WITHOUT_PYARROW, tmp_path / "store", engine, bulk_rows)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_large_table_over_as_many_stored_points_fits_into_the_default_memory(
+    open_store: Any, engine: str
+) -> None:
+    if engine == "sqlite":
+        pytest.skip("SQLite has no such limit")
+    store = open_store(background=True)
+    rows = np.arange(1_000_000)
+    names = pa.DictionaryArray.from_arrays(
+        pa.array(rows % 50, pa.int32()), pa.array([f"sensor-{n}" for n in range(50)])
+    )
+
+    def table(value: float) -> pa.Table:
+        return pa.table(
+            {
+                "sensor_id": names.cast(pa.string()),
+                "metric_name": pa.array(["m"] * len(rows)),
+                "timestamp_us": START_US + rows * 1000,
+                "value": rows + value,
+            }
+        )
+
+    for value, conflict in ((0.0, "overwrite"), (0.0, "overwrite"), (1.0, "keep"), (2.0, "overwrite")):
+        store.points.insert_table(table(value), on_conflict=conflict)
+        assert store.points.range("sensor-7", "m").to_arrow()["value"][0].as_py() == 7 + (value == 2.0) * 2
+    assert sum(series.points for series in store.series.list()) == 1_000_000
