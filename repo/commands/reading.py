@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repo.clock import system_clock
 from repo.commands.output import FORMATS, write_rows
 from repo.commands.session import Session, json_option
+from repo.commands.times import bounds, zone_of
 from repo.errors import InvalidQuery
-from repo.moments import parse_duration_us, parse_time, to_datetime, to_us
+from repo.moments import to_datetime, to_us
 
 if TYPE_CHECKING:
     from repo import Store
@@ -96,8 +96,8 @@ def query(
     --agg}. States: {"sensor_id", "metric_name", "bucket" and "bucket_us" (with --every), "state": text, number or
     null, "seconds", "share": 0 to 1}. An infinite number is the text "Infinity" or "-Infinity".
     """
-    zone = _zone(tz)
-    low, high = _bounds(start, end, since, zone)
+    zone = zone_of(tz)
+    low, high = bounds(start, end, since, zone)
     names = [name.strip() for given in aggs for name in given.split(",") if name.strip()]
     if states and (names or fill or form == "plot"):
         raise InvalidQuery("--states is a question of its own: leave out --agg, --fill and --format plot")
@@ -179,36 +179,6 @@ def series(session: Session, pattern: str | None) -> None:
             row[edge] = None if us is None else _iso(to_datetime(us))
     if not write_rows("table", _SERIES_COLUMNS, rows):
         session.note("no series there" if pattern else "the store has no series yet")
-
-
-# --- arguments ------------------------------------------------------------------------------------------
-
-
-def _zone(name: str) -> tzinfo:
-    from zoneinfo import ZoneInfo
-
-    if name.upper() == "UTC":
-        return UTC
-    try:
-        return ZoneInfo(name)
-    except (KeyError, ValueError, OSError) as error:
-        raise InvalidQuery(f"--tz: there is no time zone {name!r}; names are like Europe/Oslo") from error
-
-
-def _bounds(
-    start: str | None, end: str | None, since: str | None, zone: tzinfo
-) -> tuple[datetime | None, datetime | None]:
-    if start is not None and since is not None:
-        raise InvalidQuery("--start and --since both say where to begin; give one")
-    now_us = system_clock()
-    if since is not None:
-        start_us = now_us - parse_duration_us(since.removeprefix("-"))
-        return to_datetime(start_us), _moment(end, now_us, zone)
-    return _moment(start, now_us, zone), _moment(end, now_us, zone)
-
-
-def _moment(text: str | None, now_us: int, zone: tzinfo) -> datetime | None:
-    return None if text is None else to_datetime(parse_time(text, now_us=now_us, zone=zone))
 
 
 # --- rows -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ files are read again, a page at a time, and each page is written as a table.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,12 +20,13 @@ from repo.exchange.parquet import ParquetReader, ReadPage, reader_here
 from repo.exchange.sources import Source, sources_of
 from repo.repositories.presence import present
 from repo.repositories.series import SeriesRepository
+from repo.settings import Settings
 from repo.store.access import Access
 from repo.store.backends import duckdb_is_installed
 from repo.store.points import Points
 from repo.values import KIND_NUMBER, KIND_TEXT
 
-__all__ = ["FileProgress", "Recovered", "import_parquet"]
+__all__ = ["FileProgress", "Recovered", "Verified", "import_parquet", "verify_parquet"]
 
 log = logging.getLogger("holdfast.recovering")
 
@@ -71,11 +73,22 @@ class Recovered:
     """How many of the files had a SHA-256, in a manifest or beside them; all of those were as it says."""
 
 
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Files that were looked at and are in order; `verified` counts those that have a SHA-256."""
+
+    files: int
+    points: int
+    bytes: int
+    verified: int
+
+
 @dataclass(slots=True)
 class _Looked:
     source: Source
     plan: Plan
     rows: int
+    bytes: int
     verified: bool
 
 
@@ -93,7 +106,7 @@ def import_parquet(
     if on_conflict not in ("keep", "overwrite"):
         raise InvalidQuery(f"on_conflict = {on_conflict!r}: 'keep' or 'overwrite'")
     mapping = check_mapping(columns)
-    looked = [_look(access, source, mapping) for source in sources_of(paths)]
+    looked = [_look(access.settings, source, mapping) for source in sources_of(paths)]
     job = _Job(access, points, on_conflict, sum(one.rows for one in looked), on_progress, dry_run=dry_run)
     for one in looked:
         job.run(one)
@@ -111,19 +124,34 @@ def import_parquet(
     )
 
 
+def verify_parquet(
+    paths: Sequence[Path], settings: Settings, *, columns: Mapping[str, str] | None = None
+) -> Verified:
+    """Look at every file as an import does, and touch no store. Raises what `Store.import_parquet` does."""
+    mapping = check_mapping(columns)
+    looked = [_look(settings, source, mapping) for source in sources_of(paths)]
+    return Verified(
+        files=len(looked),
+        points=sum(one.rows for one in looked),
+        bytes=sum(one.bytes for one in looked),
+        verified=sum(one.verified for one in looked),
+    )
+
+
 @contextmanager
-def _opened(access: Access, source: Source, descriptor: int) -> Iterator[ParquetReader]:
-    limit = access.settings.duckdb_memory_limit_bytes
+def _opened(settings: Settings, source: Source, descriptor: int) -> Iterator[ParquetReader]:
+    limit = settings.duckdb_memory_limit_bytes
     with reader_here(descriptor, source.path, limit, duckdb=duckdb_is_installed()) as reader:
         yield reader
 
 
-def _look(access: Access, source: Source, mapping: Mapping[str, str]) -> _Looked:
+def _look(settings: Settings, source: Source, mapping: Mapping[str, str]) -> _Looked:
     """Go through a whole file once: is it what was written, and will its columns do."""
     with source.opened() as descriptor:
+        size = os.fstat(descriptor).st_size
         verified = source.verify(descriptor)
-        with _opened(access, source, descriptor) as reader:
-            plan = plan_of(reader.types(), mapping, source.path, accept_bool=access.settings.accept_bool)
+        with _opened(settings, source, descriptor) as reader:
+            plan = plan_of(reader.types(), mapping, source.path, accept_bool=settings.accept_bool)
             rows = reader.look(plan)
     if source.points is not None and rows != source.points:
         raise StoreCorrupt(
@@ -132,7 +160,7 @@ def _look(access: Access, source: Source, mapping: Mapping[str, str]) -> _Looked
         )
     if plan.ignored:
         log.warning("%s: not read: the columns %s", source.path, ", ".join(map(repr, plan.ignored)))
-    return _Looked(source, plan, rows, verified)
+    return _Looked(source, plan, rows, size, verified)
 
 
 class _Job:
@@ -162,7 +190,7 @@ class _Job:
         try:
             with (
                 looked.source.opened() as descriptor,
-                _opened(self._access, looked.source, descriptor) as reader,
+                _opened(self._access.settings, looked.source, descriptor) as reader,
             ):
                 reader.look(looked.plan)
                 for page in reader.pages(looked.plan):

@@ -1,0 +1,201 @@
+"""`export`, `recover`: points out to Parquet, and back in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from repo.commands.exits import Exit
+from repo.commands.output import print_json
+from repo.commands.session import Session, json_option
+from repo.commands.times import bounds, zone_of
+
+if TYPE_CHECKING:
+    from repo import Recovered
+
+__all__ = ["export", "recover"]
+
+_PROGRESS = Callable[[int, int], object]
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--sensor", "sensors", metavar="NAME", multiple=True, help="A sensor, or a glob in quotes; all."
+)
+@click.option(
+    "--metric", "metrics", metavar="NAME", multiple=True, help="A metric, or a glob in quotes; all."
+)
+@click.option("--start", metavar="TIME", help="The first moment.")
+@click.option("--end", metavar="TIME", help="The moment before which it ends.")
+@click.option("--since", metavar="SPAN", help="The last 6h, 15m, 7d; in place of --start.")
+@click.option("--tz", metavar="ZONE", default="UTC", show_default=True, help="The zone of --start and --end.")
+@click.option("--by-day", is_flag=True, help="PATH is a folder: a file for each day (UTC), and a manifest.")
+@click.option("--compression", type=click.Choice(["zstd", "none"]), default="zstd", show_default=True)
+@json_option
+@click.pass_obj
+def export(
+    session: Session,
+    path: Path,
+    sensors: tuple[str, ...],
+    metrics: tuple[str, ...],
+    start: str | None,
+    end: str | None,
+    since: str | None,
+    tz: str,
+    by_day: bool,
+    compression: Literal["zstd", "none"],
+) -> None:
+    """Write points to Parquet: one file, or a folder of days.
+
+    Everything, unless --sensor, --metric (exact names may be given several times) or times select. A file
+    stands whole or not at all, with its SHA-256 in PATH.sha256; a folder has those of all its files in
+    manifest.json, and goes on where it was when it is exported again after it was cut off. Applications may go on
+    writing.
+
+    \b
+    JSON: {"path", "files", "points", "bytes", "first_us", "last_us": µs since 1970 UTC or null, "first_seq",
+    "last_seq", "resumed": files that stood already}
+    """
+    low, high = bounds(start, end, since, zone_of(tz))
+    with session.opened() as store, _progress(session, "export") as show:
+        done = store.export_parquet(
+            path,
+            sensor_id=_names(sensors),
+            metric_name=_names(metrics),
+            start=low,
+            end=high,
+            partition="day" if by_day else None,
+            compression=compression,
+            on_progress=show,
+        )
+    if session.as_json:
+        print_json({**asdict(done), "path": str(done.path)})
+        return
+    files = f"{done.files:,} files of {done.path}" if by_day else str(done.path)
+    resumed = f"; {done.resumed:,} of them stood already" if done.resumed else ""
+    session.say(f"{done.points:,} points in {files} ({done.bytes:,} bytes){resumed}")
+
+
+@click.command()
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--verify", is_flag=True, help="Only look whether the files are whole, and will do. Needs no store."
+)
+@click.option("--dry-run", is_flag=True, help="Count what would be stored, and store nothing.")
+@click.option(
+    "--keep-existing/--overwrite",
+    default=True,
+    help="Which stands where both have a point; kept if not given.",
+)
+@click.option(
+    "--column",
+    "columns",
+    metavar="FIELD=COLUMN",
+    multiple=True,
+    help="Where a field has another name: sensor_id=tag. Fields are those of an export.",
+)
+@json_option
+@click.pass_obj
+def recover(
+    session: Session,
+    paths: tuple[Path, ...],
+    verify: bool,
+    dry_run: bool,
+    keep_existing: bool,
+    columns: tuple[str, ...],
+) -> None:
+    """Read Parquet files, folders and bundles into the store.
+
+    Exports, those of the legacy program, and files of other programs. Every file is looked at first: if one is
+    damaged, or its columns will not do, nothing is stored. Points that stand in the store stay as they are, so that a
+    correction is not undone; --overwrite lets the files win. Doing it again changes nothing. What cannot be stored is
+    counted and left out, and the exit code is 3.
+
+    \b
+    JSON: {"files", "verified": files with a SHA-256, "read", "stored", "present", "duplicates", "nulls",
+    "refused", "problems": [text]}; with --verify {"files", "verified", "points", "bytes"}
+    """
+    mapping = _mapping(columns)
+    if verify:
+        _verify(session, paths, mapping)
+        return
+    with session.opened() as store, _progress(session, "recover") as show:
+        done = store.import_parquet(
+            paths,
+            on_conflict="keep" if keep_existing else "overwrite",
+            columns=mapping,
+            dry_run=dry_run,
+            on_progress=show,
+        )
+    if session.as_json:
+        print_json(asdict(done))
+    else:
+        for problem in done.problems:
+            session.note(problem)
+        session.say(_told(done, dry_run=dry_run))
+    if done.refused or done.nulls:
+        raise click.exceptions.Exit(Exit.PROBLEMS)
+
+
+def _verify(session: Session, paths: tuple[Path, ...], mapping: dict[str, str]) -> None:
+    from repo.settings import Settings
+    from repo.store.recovering import verify_parquet
+
+    found = verify_parquet(paths, Settings.load(session.folder), columns=mapping)
+    if session.as_json:
+        print_json(asdict(found))
+        return
+    without = found.files - found.verified
+    doubt = f"; {without:,} have no SHA-256 to compare with" if without else ""
+    session.say(f"{found.files:,} files with {found.points:,} points are in order{doubt}")
+
+
+def _told(done: Recovered, *, dry_run: bool) -> str:
+    parts = [
+        f"{count:,} {what}"
+        for count, what in (
+            (done.present, "there already"),
+            (done.duplicates, "twice in a file"),
+            (done.nulls, "without a sensor, a metric or a time"),
+            (done.refused, "refused"),
+        )
+        if count
+    ]
+    stored = "would be stored" if dry_run else "stored"
+    return f"{done.stored:,} of {done.read:,} points {stored}" + (f"; {', '.join(parts)}" if parts else "")
+
+
+def _names(given: tuple[str, ...]) -> str | list[str] | None:
+    """One may be a glob; several are exact."""
+    if not given:
+        return None
+    return given[0] if len(given) == 1 else list(given)
+
+
+def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
+    for given in columns:
+        if "=" not in given:
+            raise click.BadParameter(f"{given!r} is not FIELD=COLUMN", param_hint="--column")
+    return dict(given.split("=", 1) for given in columns)
+
+
+@contextmanager
+def _progress(session: Session, label: str) -> Iterator[_PROGRESS]:
+    """Show a bar on the terminal."""
+    if session.as_json or session.quiet:
+        yield lambda _done, _total: None
+        return
+    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
+
+        def show(done: int, total: int) -> Any:
+            bar.length = max(1, total)
+            bar.update(done - bar.pos)
+
+        yield show

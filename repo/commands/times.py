@@ -1,0 +1,40 @@
+"""Times on the command line: zones, and the bounds of a span."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, tzinfo
+
+from repo.clock import system_clock
+from repo.errors import InvalidQuery
+from repo.moments import parse_duration_us, parse_time, to_datetime
+
+__all__ = ["bounds", "zone_of"]
+
+
+def zone_of(name: str) -> tzinfo:
+    """Return the time zone of `--tz`; `InvalidQuery` for an unknown one."""
+    from zoneinfo import ZoneInfo
+
+    if name.upper() == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise InvalidQuery(f"--tz: there is no time zone {name!r}; names are like Europe/Oslo") from error
+
+
+def bounds(
+    start: str | None, end: str | None, since: str | None, zone: tzinfo
+) -> tuple[datetime | None, datetime | None]:
+    """Return the moments of `--start`, `--end` and `--since`; None leaves a side open."""
+    if start is not None and since is not None:
+        raise InvalidQuery("--start and --since both say where to begin; give one")
+    now_us = system_clock()
+    if since is not None:
+        start_us = now_us - parse_duration_us(since.removeprefix("-"))
+        return to_datetime(start_us), _moment(end, now_us, zone)
+    return _moment(start, now_us, zone), _moment(end, now_us, zone)
+
+
+def _moment(text: str | None, now_us: int, zone: tzinfo) -> datetime | None:
+    return None if text is None else to_datetime(parse_time(text, now_us=now_us, zone=zone))

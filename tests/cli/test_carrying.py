@@ -1,0 +1,107 @@
+"""`export` and `recover`: an operator carries points off a device, and back into another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.cli.conftest import Command
+
+T0 = 1_714_521_600
+DAY_S = 86_400
+EXPORT_KEYS = {"path", "files", "points", "bytes", "first_us", "last_us", "first_seq", "last_seq", "resumed"}
+RECOVER_KEYS = {
+    *("files", "verified", "read", "stored", "present", "duplicates", "nulls", "refused"),
+    "problems",
+}
+
+
+def rows() -> list[Any]:
+    return [(sensor, "m", T0 + day * DAY_S, float(day)) for sensor in ("P-1", "P-2", "Q") for day in range(3)]
+
+
+def test_points_go_out_and_come_back_into_another_store(on_store: Command, tmp_path: Path) -> None:
+    on_store.write(*rows())
+    said = on_store.json("export", tmp_path / "stick", "--by-day")
+    assert said.keys() == EXPORT_KEYS
+    assert (said["points"], said["files"]) == (9, 3)
+    other = Command(tmp_path / "other")
+    other("init")
+    done = other.json("recover", tmp_path / "stick")
+    assert done.keys() == RECOVER_KEYS
+    assert (done["stored"], done["verified"]) == (9, 3)
+    assert (
+        other("query", "*", "*", "--format", "csv").stdout
+        == on_store("query", "*", "*", "--format", "csv").stdout
+    )
+    assert "0 of 9 points stored; 9 there already" in other("recover", tmp_path / "stick").stdout
+
+
+def test_patterns_and_times_select_what_goes_out(on_store: Command, tmp_path: Path) -> None:
+    on_store.write(*rows())
+    call = (
+        "export",
+        tmp_path / "a.parquet",
+        "--sensor",
+        "P-*",
+        "--start",
+        "2024-05-02",
+        "--end",
+        "2024-05-03",
+    )
+    assert "2 points in" in on_store(*call).stdout
+    found = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    assert [(row["sensor_id"], row["value"]) for row in found] == [("P-1", 1.0), ("P-2", 1.0)]
+    on_store("export", tmp_path / "b.parquet", "--sensor", "P-1", "--sensor", "Q")
+    assert {row["sensor_id"] for row in pq.read_table(tmp_path / "b.parquet").to_pylist()} == {"P-1", "Q"}
+
+
+def test_verify_needs_no_store_and_finds_damage(on_store: Command, tmp_path: Path) -> None:
+    on_store.write(*rows())
+    on_store("export", tmp_path / "a.parquet")
+    nowhere = Command(tmp_path / "nowhere")
+    assert nowhere.json("recover", "--verify", tmp_path / "a.parquet")["points"] == 9
+    broken = bytearray((tmp_path / "a.parquet").read_bytes())
+    broken[100] ^= 1
+    (tmp_path / "a.parquet").write_bytes(broken)
+    for option in ("--verify", "--dry-run", "--overwrite"):
+        result = on_store("recover", option, tmp_path / "a.parquet", code=1)
+        assert "a.parquet is damaged" in result.stderr
+        assert result.stdout == ""
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_dry_run_stores_nothing_and_keeping_is_the_default(on_store: Command, tmp_path: Path) -> None:
+    on_store.write(*rows())
+    on_store("export", tmp_path / "a.parquet")
+    on_store.write(("Q", "m", T0, 99.0))
+    last_seq = on_store.json("status")["last_seq"]
+    assert "0 of 9 points would be stored" in on_store("recover", "--dry-run", tmp_path / "a.parquet").stdout
+    assert on_store.json("recover", tmp_path / "a.parquet")["present"] == 9
+    assert on_store.json("status")["last_seq"] == last_seq
+    assert on_store.json("query", "Q", "m", "--end", "2024-05-01T00:00:01")[0]["value"] == 99.0
+    on_store("recover", "--overwrite", tmp_path / "a.parquet")
+    assert on_store.json("query", "Q", "m", "--end", "2024-05-01T00:00:01")[0]["value"] == 0.0
+
+
+def test_files_of_other_programs_are_mapped_and_bad_rows_are_told(on_store: Command, tmp_path: Path) -> None:
+    table = pa.table(
+        {"tag": ["a", None], "metric_name": ["m", "m"], "timestamp": [T0, T0], "value": [1.5, 2.5]}
+    )
+    pq.write_table(table, tmp_path / "other.parquet")
+    result = on_store("recover", tmp_path / "other.parquet", "--column", "sensor_id=tag", code=3)
+    assert "1 of 2 points stored; 1 without a sensor, a metric or a time" in result.stdout
+    assert "other.parquet" in result.stderr
+    assert "no column 'sensor_id'" in on_store("recover", tmp_path / "other.parquet", code=1).stderr
+    assert "FIELD=COLUMN" in on_store("recover", tmp_path / "other.parquet", "--column", "tag", code=2).stderr
+
+
+@pytest.mark.parametrize("call", ["export {0}/a.parquet", "recover {0}/a.parquet"])
+def test_without_a_store_nothing_is_made(tmp_path: Path, call: str) -> None:
+    nowhere = Command(tmp_path / "nowhere")
+    assert "holdfast init" in nowhere(*call.format(tmp_path).split(), code=1).stderr
+    assert list(tmp_path.iterdir()) == []
