@@ -27,7 +27,10 @@ _COMMANDS = {
     "migrate": ("folders", "Bring the store's schema to this program's version."),
     "promote": ("engines", "Move the columns from SQLite to DuckDB."),
     "demote": ("engines", "Move the columns from DuckDB to SQLite."),
-    "query": ("reading", "Print points of SENSOR and METRIC, or aggregates of them, or the time in each state."),
+    "query": (
+        "reading",
+        "Print points of SENSOR and METRIC, or aggregates of them, or the time in each state.",
+    ),
     "latest": ("reading", "Print the newest points of each series."),
     "series": ("reading", "List the series of the store."),
     "ingest": ("ingest", "Read CSV files into the store."),

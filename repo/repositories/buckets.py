@@ -157,13 +157,14 @@ class Buckets:
         """The zone's offsets within the span, as (from this moment, offset), both in µs."""
         # From a day before, so that the first bucket knows of a change within it.
         low = self.start_us - _DAY_US
-        found = [(low, self._offset(low))]
+        offset = self._offset(low)
+        found = [(low, offset)]
         while self.zone is not UTC and low < self.end_us:
             high = min(low + _DAY_US, self.end_us)
-            if self._offset(high) != self._offset(low):
+            old, offset = offset, self._offset(high)
+            if offset != old:
                 seconds = range(-(-low // 1_000_000), high // 1_000_000 + 1)
-                old = self._offset(low)
-                at = bisect_left(seconds, True, key=lambda s: self._offset(s * 1_000_000) != old)
+                at = bisect_left(seconds, True, key=lambda s: self._offset(s * 1_000_000) != found[-1][1])
                 found.append((seconds[at] * 1_000_000, self._offset(seconds[at] * 1_000_000)))
             low = high
         return found

@@ -52,19 +52,20 @@ def fill_gaps(
     """
     rows = _rows_by_series(found)
     filled = Columns([], [], [], {name: [] for name in found.values})
-    cached: dict[Span, list[int]] = {}
+    cached: dict[Span, tuple[list[int], list[int]]] = {}
     for pair in sorted(spans):
         span = spans[pair]
         if span not in cached:
-            cached[span] = buckets.numbers(*span)
-        numbers = cached[span]
+            numbers = buckets.numbers(*span)
+            cached[span] = numbers, [buckets.start_us_of(number) for number in numbers]
+        numbers, starts_us = cached[span]
         own = rows.get(pair, {})
         at = [own.get(number, -1) for number in numbers]
         _extend(filled.sensors, [pair[0]] * len(numbers))
         _extend(filled.metrics, [pair[1]] * len(numbers))
         _extend(filled.numbers, numbers)
         held = list(accumulate(at, _later)) if fill == "previous" else at
-        gaps = list(_gaps(at, [buckets.start_us_of(n) for n in numbers])) if fill == "linear" else []
+        gaps = list(_gaps(at, starts_us)) if fill == "linear" else []
         for name, column in found.values.items():
             if name == "count":
                 _extend(filled.values[name], [0 if row < 0 else column[row] for row in at])

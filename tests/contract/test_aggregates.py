@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -13,6 +15,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from repo import InvalidQuery, Store
+from repo.engines import traits
 
 AGGREGATES = ["avg", "min", "max", "sum", "count", "first", "last"]
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  wall-clock arithmetic is meant
@@ -167,10 +170,116 @@ def test_text_series_have_first_last_and_count_only(store: Store) -> None:
     assert (flow["avg"], flow["last"], state["avg"], state["last"]) == (1.0, 1.0, None, "SHUT")
 
 
+def test_the_deviation_is_that_of_a_sample_and_keeps_its_digits(store: Store) -> None:
+    store.points.insert_many([("a", "m", at, 1e9 + at) for at in range(5)] + [("one", "m", 1, 5.0)])
+    a, one = store.points.aggregate(None, "m", agg="stddev")
+    assert a["stddev"] == pytest.approx(statistics.stdev(range(5)), rel=1e-9)
+    assert one["stddev"] is None
+
+
+def test_percentiles_lie_on_a_line_between_two_readings(store: Store) -> None:
+    store.points.insert_many(
+        [("a", "m", at, value) for at, value in enumerate([40.0, 10.0, None, 20.0, 30.0])]
+    )
+    [row] = store.points.aggregate("a", "m", agg=["p0", "p25", "median", "p50", "p99.9", "p100"])
+    del row["sensor_id"], row["metric_name"]
+    assert row == {
+        "p0": 10.0,
+        "p25": 17.5,
+        "median": 25.0,
+        "p50": 25.0,
+        "p99.9": pytest.approx(39.97),
+        "p100": 40.0,
+    }
+
+
+@pytest.mark.parametrize("options", [{}, {"every": "1m"}, {"every": "1d"}], ids=str)
+@pytest.mark.parametrize("names", [("*", None), ("b", "m")], ids=str)
+def test_percentiles_of_more_than_fits_in_memory_are_the_same(
+    store: Store, seed: int, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], names: Any
+) -> None:
+    rng = random.Random(seed)
+    sizes = {"a": 30, "b": 600, "c": 4, "gap": 3}
+    store.points.insert_many(
+        [(s, "m", at, None if s == "gap" else rng.gauss(0, 9)) for s, n in sizes.items() for at in range(n)]
+        + [("b", "text", 1, "on")]
+    )
+    asked = options | {"agg": ["median", "p99", "count", "last"]}
+    wanted = store.points.aggregate(*names, **asked)
+    small = {name: replace(t, most_in_memory=t.most_in_memory and 100) for name, t in traits._TRAITS.items()}
+    monkeypatch.setattr(traits, "_TRAITS", small)
+    found = store.points.aggregate(*names, **asked)
+    assert len(found) == len(wanted) > 0
+    same(found, wanted)
+    assert store.points.aggregate(*names, start=10**6, end=10**6 + 5, **asked) == []
+
+
+def test_every_month_and_year_of_the_calendar_is_a_bucket(store: Store) -> None:
+    days = [datetime(2023, 11, 5, tzinfo=UTC) + timedelta(days=step) for step in range(500)]
+    store.points.insert_many([("a", "m", day, 1.0) for day in days])
+    zone = ZoneInfo("America/New_York")
+    for every, months in (("1mo", 1), ("3mo", 3), ("1y", 12)):
+        rows = store.points.aggregate("a", "m", agg="count", every=every, tz=zone.key)
+        wanted: dict[datetime, int] = {}
+        for day in days:
+            local = day.astimezone(zone)
+            month = (local.month - 1) // months * months + 1
+            start = datetime(local.year, month, 1, tzinfo=zone)
+            wanted[start] = wanted.get(start, 0) + 1
+        assert {row["bucket"]: row["count"] for row in rows} == wanted
+
+
+def test_a_gap_at_the_start_takes_the_last_reading_before_it(store: Store) -> None:
+    store.points.insert_many(
+        [
+            ("a", "m", 1, 5.0),
+            ("a", "m", 2, None),
+            ("a", "m", 130, 7.0),
+            ("b", "s", 0, "ON"),
+            ("c", "m", 400, 1.0),
+        ]
+    )
+    asked: dict[str, Any] = {"every": "1m", "fill": "previous", "agg": ["avg", "last", "count", "stddev"]}
+    rows = store.points.aggregate("*", None, 60, 240, **asked)
+    told = [(row["sensor_id"], row["avg"], row["last"], row["count"], row["stddev"]) for row in rows]
+    assert told == [
+        ("a", 5.0, 5.0, 0, None),
+        ("a", 7.0, 7.0, 1, None),
+        ("a", 7.0, 7.0, 0, None),
+        *[("b", None, "ON", 0, None)] * 3,
+        *[("c", None, None, 0, None)] * 3,
+    ]
+    assert store.points.aggregate("a", "m", 200, None, **asked) == []
+
+
+def test_texts_are_held_but_no_line_is_drawn_between_them(store: Store) -> None:
+    store.points.insert_many([("v", "state", 0, "ON"), ("v", "state", 120, "OFF"), ("v", "flow", 0, 1.0)])
+    store.points.insert("v", "flow", 3.0, timestamp=120)
+    with pytest.raises(InvalidQuery, match="previous"):
+        store.points.aggregate("v", "state", agg="last", every="1m", fill="linear")
+    rows = store.points.aggregate("v", None, agg="last", every="1m", fill="linear")
+    assert [row["last"] for row in rows] == [1.0, 2.0, 3.0, "ON", None, "OFF"]
+
+
+def test_a_fill_of_absurdly_many_rows_says_what_to_do(store: Store) -> None:
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    with pytest.raises(InvalidQuery, match="take wider buckets"):
+        store.points.aggregate("a", "m", 0, 10**9, every="1s", fill="null")
+    assert len(store.points.aggregate("a", "m", 0, 10**9, every="1s")) == 1
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"agg": "mode"},
+        {"agg": "p101"},
+        {"agg": "p-1"},
+        {"agg": ["avg", 5]},
+        {"every": "1.5mo"},
+        {"every": "0mo"},
+        {"every": "9999y"},
+        {"every": "1m", "fill": "next"},
+        {"fill": "linear"},
         {"agg": []},
         {"agg": "avg(value); DROP TABLE time_series_data"},
         {"every": "1 fortnight"},
