@@ -204,14 +204,15 @@ def test_percentiles_of_more_than_fits_in_memory_are_the_same(
         [(s, "m", at, None if s == "gap" else rng.gauss(0, 9)) for s, n in sizes.items() for at in range(n)]
         + [("b", "text", 1, "on")]
     )
-    asked = options | {"agg": ["median", "p99", "count", "last"]}
+    asked: dict[str, Any] = {**options, "agg": ["median", "p99", "count", "last"]}
     wanted = store.points.aggregate(*names, **asked)
     small = {name: replace(t, most_in_memory=t.most_in_memory and 100) for name, t in traits._TRAITS.items()}
     monkeypatch.setattr(traits, "_TRAITS", small)
     found = store.points.aggregate(*names, **asked)
     assert len(found) == len(wanted) > 0
     same(found, wanted)
-    assert store.points.aggregate(*names, start=10**6, end=10**6 + 5, **asked) == []
+    late = {**asked, "start": 10**6, "end": 10**6 + 5}
+    assert store.points.aggregate(*names, **late) == []
 
 
 def test_every_month_and_year_of_the_calendar_is_a_bucket(store: Store) -> None:
