@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.holdfast-ready
 
-.PHONY: demo test test-all lint bench wheel clean
+.PHONY: demo test test-all test-sqlite lint bench wheel clean
 
 demo: $(STAMP)
 	$(BIN)/python cli.py demo
@@ -14,6 +14,12 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "not bench"
+
+# The tests where DuckDB is not installed: in an environment beside, made of links to this one's packages.
+test-sqlite: $(STAMP)
+	$(BIN)/python -m tests.without_duckdb.environment $(VENV)-sqlite
+	$(VENV)-sqlite/bin/python -m pytest -n 2 --dist loadscope -m "not slow and not bench" \
+		$(addprefix tests/,contract property unit badinput cli delivery facades faults)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -28,7 +34,7 @@ wheel: $(STAMP)
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-sqlite dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed: make PYTHON=python3.12')"

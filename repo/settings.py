@@ -45,7 +45,8 @@ class Settings:
 
     convert_at_open: bool = False
     """Move the columns of a store that exists to `engine`, at open, if that names another than they are in. It
-    takes minutes for ten million points, in which nobody can read them."""
+    takes a minute or two for ten million points, in which nobody can read them. Where DuckDB would be needed for
+    it and is not installed, the store opens as it is, with a warning."""
 
     auto_migrate: bool = True
     """Bring an outdated schema to the present one at open; otherwise `SchemaOutdated`."""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+from sqlalchemy import Engine
 
 from repo import Settings, Store
 
 ROOT = Path(__file__).resolve().parents[1]
-ENGINES = ("duckdb", "sqlite")
+HAS_DUCKDB = importlib.util.find_spec("duckdb") is not None
+"""Not where `make test-sqlite` runs the tests."""
+
+ENGINES = ("duckdb", "sqlite") if HAS_DUCKDB else ("sqlite",)
 COLUMN_FILES = {"duckdb": "timeseries.duckdb", "sqlite": "timeseries.sqlite"}
 SEED_VARIABLE = "HOLDFAST_TEST_SEED"
 
@@ -38,6 +43,31 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault(SEED_VARIABLE, str(random.SystemRandom().randrange(2**32)))
     if config.getoption("hypothesis_seed", None) is None:
         hypothesis.core.global_force_seed = int(os.environ[SEED_VARIABLE])  # type: ignore[assignment]
+
+
+def pytest_report_header() -> str | None:
+    """Say on which engines the tests run, if not on all."""
+    return (
+        None
+        if HAS_DUCKDB
+        else "DuckDB is not installed here: SQLite alone, tests that need DuckDB are skipped"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs DuckDB where it is not installed: what is marked so, or has it for an engine."""
+    if HAS_DUCKDB:
+        return
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        values = [] if parameters is None else [v for v in parameters.params.values() if isinstance(v, str)]
+        fixtures: Sequence[str] = getattr(item, "fixturenames", ())
+        if (
+            item.get_closest_marker("duckdb")
+            or {"on_duckdb", "duckdb_campaign", "own_campaign"}.intersection(fixtures)
+            or any(value == "duckdb" or value.endswith(".duckdb") for value in values)
+        ):
+            item.add_marker(pytest.mark.skip(reason="needs DuckDB, which is not installed here"))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -103,6 +133,16 @@ def store(open_store: OpenStore) -> Store:
 def columns_file(engine: str) -> str:
     """The name of the file that holds the columns."""
     return COLUMN_FILES[engine]
+
+
+def close_engine(engine: Engine) -> None:
+    """Close a database that was opened by `repo.engines`."""
+    if engine.dialect.name == "duckdb":
+        from repo.engines import duckdb
+
+        duckdb.close_engine(engine)
+    else:
+        engine.dispose()
 
 
 def start_python(script: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:

@@ -23,6 +23,7 @@ __all__ = [
     "SQLiteBackend",
     "backend_for",
     "duckdb_is_installed",
+    "why_no_duckdb",
 ]
 
 log = logging.getLogger("holdfast.backends")
@@ -265,16 +266,23 @@ class SQLiteBackend:
             driver.set_authorizer(None)
 
 
+def why_no_duckdb() -> str | None:
+    """Say why DuckDB cannot be used here; None where it can."""
+    for name in ("duckdb", "duckdb_engine"):
+        if importlib.util.find_spec(name) is None:
+            return f"{name} is not installed"
+    try:
+        import duckdb
+    except ImportError as error:
+        return f"duckdb cannot be imported ({error})"
+    if not duckdb.__version__.startswith("2.0."):
+        return f"duckdb {duckdb.__version__} is another than this version of Holdfast needs"
+    return None
+
+
 def duckdb_is_installed() -> bool:
     """Say whether DuckDB, in a version that keeps our promises, and its dialect can be imported."""
-    if importlib.util.find_spec("duckdb") is None or importlib.util.find_spec("duckdb_engine") is None:
-        return False
-    import duckdb
-
-    if not duckdb.__version__.startswith("2.0."):
-        log.warning("DuckDB %s is not used: this version of Holdfast needs 2.0", duckdb.__version__)
-        return False
-    return True
+    return why_no_duckdb() is None
 
 
 def backend_for(
@@ -284,17 +292,17 @@ def backend_for(
 
     Raises `EngineMissing` where it cannot be used here.
     """
-    path = path or files.columns(engine)
+    own = files.columns(engine)
     if engine == "sqlite":
-        return SQLiteBackend(path, settings)
-    if not duckdb_is_installed():
+        return SQLiteBackend(path or own, settings)
+    if why := why_no_duckdb():
         raise EngineMissing(
-            f"{path} needs DuckDB, which is not installed here ({platform.machine()}); install duckdb 2.0 and "
-            "duckdb-engine 0.17.0. Writing to this store goes on without it; `holdfast demote`, where DuckDB is "
-            "installed, moves the columns to SQLite",
-            path=path,
+            f"{own} needs DuckDB, which cannot be used here ({platform.machine()}): {why}. Install duckdb 2.0 and "
+            "duckdb-engine 0.17.0; or `holdfast demote`, where DuckDB is installed, moves the columns to SQLite. "
+            "Writing and records go on without it",
+            path=own,
         )
-    return DuckDBBackend(path, files.scratch, settings, clock)
+    return DuckDBBackend(path or own, files.scratch, settings, clock)
 
 
 def _dicts(description: Sequence[Sequence[Any]], rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:

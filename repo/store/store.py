@@ -30,7 +30,7 @@ from repo.schema import version
 from repo.schema.targets import Target
 from repo.settings import Settings
 from repo.store.access import Access
-from repo.store.backends import Backend, backend_for, duckdb_is_installed
+from repo.store.backends import Backend, backend_for, why_no_duckdb
 from repo.store.columns import Columns
 from repo.store.converting import Converted, convert, discard_unfinished, set_inactive_aside
 from repo.store.exporting import Exported, export_parquet
@@ -99,6 +99,8 @@ class Store:
         if self.settings.convert_at_open and self.settings.engine != "auto":
             try:
                 self._convert(self.settings.engine)
+            except EngineMissing as missing:
+                log.warning("the columns stay where they are: %s", missing)
             except BaseException:
                 self.close()
                 raise
@@ -382,11 +384,13 @@ class Store:
                 return engine
         if self.settings.engine != "auto":
             return self.settings.engine
-        if duckdb_is_installed():
+        why = why_no_duckdb()
+        if why is None:
             return "duckdb"
         log.warning(
-            "Failed to initialize DuckDB, falling back to SQLite: duckdb 2.0 and duckdb-engine 0.17.0 are not "
-            "installed here; the columns of %s are kept in SQLite, with the same features",
+            "Failed to initialize DuckDB, falling back to SQLite: %s; the columns of %s are kept in SQLite, with the "
+            "same features",
+            why,
             self.path,
         )
         return "sqlite"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from repo.engines import duckdb, sqlite
+from repo.engines import sqlite
 from repo.schema import migrate
 
 T0 = 1_714_521_600
@@ -48,6 +48,7 @@ def make_old_store(folder: Path, revision: str = "0001") -> None:
     metadata = sqlite.open_engine(folder / "offline_buffer.db")
     migrate.upgrade(metadata, "metadata", revision)
     metadata.dispose()
+    duckdb = pytest.importorskip("repo.engines.duckdb", exc_type=ImportError)
     columns = duckdb.open_engine(
         folder / "timeseries.duckdb", memory_limit_bytes=64_000_000, threads=1, temp_folder=folder / "tmp"
     )

@@ -86,6 +86,7 @@ def test_an_unknown_command_is_wrong_usage() -> None:
     assert CliRunner().invoke(holdfast, ["-q", "-v", "status"]).exit_code == 2
 
 
+@pytest.mark.duckdb
 def test_python_cli_py_is_the_command(tmp_path: Path) -> None:
     process = start("--store", tmp_path / "store", "init")
     out, err = process.communicate(timeout=30)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -232,6 +231,7 @@ def test_packages_that_take_arrow_take_a_result_itself(full: Store) -> None:
     assert rows_of(pa.table(result)) == wanted
     assert rows_of(pl.DataFrame(result).to_arrow()) == wanted
     assert len(pd.DataFrame.from_arrow(result)) == len(wanted)
+    duckdb = pytest.importorskip("duckdb")
     with duckdb.connect() as other:
         other.register("points", result)
         assert other.execute("SELECT count(*), sum(quality) FROM points").fetchall() == [

@@ -15,6 +15,8 @@ from repo import FlushFailed, HoldfastError, Settings, Store, StoreCorrupt, Stor
 from repo.models import StorageMetadata
 from repo.store import copying
 
+pytestmark = pytest.mark.duckdb
+
 OTHER = {"duckdb": "sqlite", "sqlite": "duckdb"}
 FILES = {"duckdb": "timeseries.duckdb", "sqlite": "timeseries.sqlite"}
 

@@ -15,12 +15,13 @@ import pytest
 from sqlalchemy import Connection, Engine, event, select
 
 from repo import Store
-from repo.engines import duckdb, sqlite
+from repo.engines import sqlite
 from repo.models import Point
 from repo.repositories.applying import Row, apply
 from repo.repositories.selection import Selection
 from repo.repositories.series import SummaryRepository
 from repo.schema import migrate
+from tests.conftest import close_engine
 
 
 @pytest.fixture
@@ -28,6 +29,8 @@ def columns(tmp_path: Path, engine: str) -> Iterator[Engine]:
     """A bare time-series database at the head of the schema."""
     path = tmp_path / f"columns.{engine}"
     if engine == "duckdb":
+        from repo.engines import duckdb
+
         opened = duckdb.open_engine(
             path, memory_limit_bytes=64_000_000, threads=2, temp_folder=tmp_path / "temporary"
         )
@@ -35,7 +38,7 @@ def columns(tmp_path: Path, engine: str) -> Iterator[Engine]:
         opened = sqlite.open_engine(path)
     migrate.upgrade(opened, "timeseries")
     yield opened
-    (duckdb.close_engine if engine == "duckdb" else Engine.dispose)(opened)
+    close_engine(opened)
 
 
 def stored(connection: Connection) -> list[tuple[Any, ...]]:

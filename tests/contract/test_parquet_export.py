@@ -10,7 +10,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pandas
 import polars
 import pyarrow.parquet as pq
@@ -99,6 +98,7 @@ def test_a_file_has_the_documented_columns_and_note(store: Store, tmp_path: Path
 
 
 def test_other_programs_read_equal_sums(store: Store, tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
     points = fill(store)
     file = tmp_path / "all.parquet"
     store.export_parquet(file, metric_name="temperature")
@@ -285,6 +285,7 @@ with Store(sys.argv[1], Settings(background=False)) as store:
 """
 
 
+@pytest.mark.duckdb
 def test_no_optional_package_is_needed(store: Store, tmp_path: Path, run_python: RunPython) -> None:
     points = fill(store)
     store.close()

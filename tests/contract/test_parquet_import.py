@@ -417,6 +417,7 @@ def test_a_name_is_never_a_pattern(store: Store, tmp_path: Path) -> None:
         store.import_parquet("https://example.org/a.parquet")
 
 
+@pytest.mark.duckdb
 def test_deeply_nested_columns_are_left_out(store: Store, tmp_path: Path) -> None:
     kind: Any = pa.int32()
     for _ in range(60):
@@ -458,6 +459,7 @@ with Store(sys.argv[1], Settings(background=False, engine=sys.argv[2])) as store
 """
 
 
+@pytest.mark.duckdb
 @pytest.mark.parametrize(
     "hidden", [("pyarrow", "numpy", "pandas", "polars", "pytz"), ("duckdb", "duckdb_engine")]
 )

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, Engine, select
 
 from repo import InvalidPoint, InvalidQuery, PointRepository, RecordRepository, TransactionRule, models
-from repo.engines import duckdb, sqlite
+from repo.engines import sqlite
 from repo.repositories.journal import BULK, POINTS, JournalRepository
 from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
 from repo.repositories.records import NewRecord
@@ -18,6 +18,7 @@ from repo.repositories.series import LatestRepository, SeriesRepository, Summary
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
 from repo.schema import migrate
+from tests.conftest import close_engine
 
 Write = Callable[[Connection], Any]
 
@@ -95,6 +96,8 @@ def cases() -> Iterator[Any]:
 
 def open_database(path: Path, kind: str) -> Engine:
     if kind == "duckdb":
+        from repo.engines import duckdb
+
         found = duckdb.open_engine(
             path, memory_limit_bytes=64_000_000, threads=2, temp_folder=path.with_suffix(".tmp")
         )
@@ -107,15 +110,15 @@ def open_database(path: Path, kind: str) -> Engine:
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Callable[[str], Engine]]:
     """Make a database at the head of the schema, of a kind: duckdb, sqlite or metadata."""
-    opened: list[tuple[str, Engine]] = []
+    opened: list[Engine] = []
 
     def open_(kind: str) -> Engine:
-        opened.append((kind, open_database(tmp_path / f"my.{kind}", kind)))
-        return opened[-1][1]
+        opened.append(open_database(tmp_path / f"my.{kind}", kind))
+        return opened[-1]
 
     yield open_
-    for kind, found in opened:
-        (duckdb.close_engine if kind == "duckdb" else Engine.dispose)(found)
+    for found in opened:
+        close_engine(found)
 
 
 @pytest.fixture
@@ -228,6 +231,7 @@ def test_one_bad_row_writes_nothing(columns: Engine) -> None:
         assert len(connection.execute(select(models.Point.seq)).all()) == 1
 
 
+@pytest.mark.duckdb
 def test_duckdb_takes_one_write_a_transaction_and_no_read_after_it(database: Callable[[str], Engine]) -> None:
     opened = database("duckdb")
     with opened.begin() as connection:

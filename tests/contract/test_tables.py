@@ -9,7 +9,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -39,7 +38,7 @@ FORMS: dict[str, Callable[[pa.Table], Any]] = {
     "a stream": StreamOnly,
     "a polars frame": pl.from_arrow,
     "a pandas frame": lambda table: table.to_pandas(),
-    "a DuckDB relation": lambda table: duckdb.connect().from_arrow(table),
+    "a DuckDB relation": lambda table: pytest.importorskip("duckdb").connect().from_arrow(table),
     "a dict of lists": lambda table: table.to_pydict(),
     "a dict of arrays": lambda table: {
         name: table[name].to_numpy(zero_copy_only=False) for name in table.schema.names
@@ -449,6 +448,7 @@ with Store(sys.argv[1], Settings(engine=sys.argv[2], background=False, bulk_rows
 """
 
 
+@pytest.mark.duckdb
 @pytest.mark.parametrize("bulk_rows", [1, 10_000])
 def test_a_relation_needs_no_pyarrow(
     tmp_path: Path, engine: str, bulk_rows: int, run_python: RunPython

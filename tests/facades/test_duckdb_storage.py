@@ -234,6 +234,7 @@ def test_a_file_that_lost_its_metadata_is_damage_not_a_new_store(tmp_path: Path)
         DuckDBTimeSeriesStorage(str(path))
 
 
+@pytest.mark.duckdb
 @pytest.mark.skipif(not LEGACY.exists(), reason="the legacy files are not at hand")
 def test_a_file_of_the_legacy_program_is_taken_over_with_its_points(tmp_path: Path) -> None:
     for name in ("timeseries_wal.duckdb", "timeseries_wal.duckdb.wal"):
@@ -250,6 +251,7 @@ def test_a_file_of_the_legacy_program_is_taken_over_with_its_points(tmp_path: Pa
     storage.close()
 
 
+@pytest.mark.duckdb
 def test_without_compression_the_file_is_larger(tmp_path: Path) -> None:
     sizes = {}
     rows = [("S", "m", 1000.0 + n, float(n % 7), 100) for n in range(150_000)]

@@ -97,6 +97,7 @@ def test_a_path_may_hold_any_sign(make_buffer: Any, make_storage: Any, name: str
     assert buffer.get_buffer_stats()["total_records"] == 1
 
 
+@pytest.mark.duckdb
 def test_a_path_that_duckdb_cannot_take_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(StoreUnsupported, match="choose another path"):
         OfflineBufferManager(tmp_path / "what?")

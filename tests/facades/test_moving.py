@@ -45,6 +45,7 @@ def fill(buffer: OfflineBufferManager, count: int) -> None:
             transaction.records.add(f"r{n}", "well", data, timestamp=1000 + n)
 
 
+@pytest.mark.duckdb
 def test_records_move_from_folder_to_folder(tmp_path: Path) -> None:
     old = OfflineBufferManager(buffer_path=tmp_path / "old", use_duckdb=False)
     new = OfflineBufferManager(buffer_path=tmp_path / "new", use_duckdb=True)
@@ -83,6 +84,7 @@ def test_on_one_folder_they_are_one_store_and_moving_loses_nothing(
     new.shutdown()
 
 
+@pytest.mark.duckdb
 def test_an_sqlite_store_is_moved_to_duckdb_at_open_where_settings_allow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def made(folder: Path) -> Any:
         facade.close() if isinstance(facade, DuckDBTimeSeriesStorage) else facade.shutdown()
 
 
+@pytest.mark.duckdb
 def test_the_columns_lie_there_and_the_records_in_the_folder(outside: Path, folder: Path, made: Any) -> None:
     buffer = made(OfflineBufferManager(folder))
     buffer.add_record("r", "s", {"value": 1.0})
@@ -50,6 +51,7 @@ def test_the_columns_lie_there_and_the_records_in_the_folder(outside: Path, fold
     assert "points.duckdb" in buffer._loan.store.status().bytes_by_file
 
 
+@pytest.mark.duckdb
 def test_it_is_found_without_the_variable_by_everyone(
     outside: Path, folder: Path, made: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +89,7 @@ def test_a_buffer_and_a_storage_on_one_file_are_one_store_whichever_comes_first(
         assert store.status().records_pending == 1
 
 
+@pytest.mark.duckdb
 def test_both_ends_move_together(
     outside: Path, folder: Path, made: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -102,6 +105,7 @@ def test_both_ends_move_together(
     assert StoreFiles.of(tmp_path / "new/data/buffer").duckdb == tmp_path / "new/disk/points.duckdb"
 
 
+@pytest.mark.duckdb
 def test_columns_that_lie_elsewhere_already_are_never_left_behind(
     folder: Path, made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +131,7 @@ def test_two_buffers_cannot_have_one_column_file(
     assert plain.add_record("r", "s", {"value": 1.0}), "it has no DuckDB file to place"
 
 
+@pytest.mark.duckdb
 def test_a_legacy_folder_may_have_its_column_file_elsewhere(
     outside: Path, folder: Path, made: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

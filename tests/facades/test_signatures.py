@@ -61,6 +61,7 @@ def test_both_classes_stand_where_programs_import_them_from() -> None:
     assert repo.duckdb_storage.DuckDBTimeSeriesStorage is repo.DuckDBTimeSeriesStorage
 
 
+@pytest.mark.duckdb
 def test_without_arguments_and_environment_the_documented_places_are_used(tmp_path: Path) -> None:
     buffer = OfflineBufferManager()
     storage = DuckDBTimeSeriesStorage()
@@ -83,6 +84,7 @@ def test_without_arguments_and_environment_the_documented_places_are_used(tmp_pa
         buffer.shutdown()
 
 
+@pytest.mark.duckdb
 def test_the_environment_comes_before_defaults_and_after_arguments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
