@@ -20,7 +20,8 @@ from repo.errors import InvalidFile
 from repo.exchange.fileplan import ColumnType, Plan
 from repo.exchange.landing import digest
 from repo.exchange.parquet import PAGE_BYTES, PAGE_ROWS, ROW_GROUP_ROWS, FileFacts, Group, Pages
-from repo.exchange.streams import Chain, Page, StreamOnly, take_page
+from repo.exchange.streams import Chain, Page, take_page
+from repo.exchange.tables import Held
 
 __all__ = ["DuckDBReader", "DuckDBWriter", "opened_duckdb"]
 
@@ -189,7 +190,7 @@ class DuckDBPage:
 
     def table(self) -> Any:
         """See `ReadPage`."""
-        return StreamOnly(self._base.cursor().sql("FROM page"))
+        return Held(self._base, "page")
 
     def identities(self) -> Sequence[tuple[str, str, int]]:
         """See `ReadPage`."""

@@ -51,14 +51,19 @@ _MOST_SECONDS = MAX_TIMESTAMP_US // 1_000_000
 _EXACT_INT = 2**53
 
 
-def scan(connection: Any, source: Any) -> Scan | None:
+def scan(connection: Any, source: Any, place: str | None = None) -> Scan | None:
     """Look at a chunk through a DuckDB connection of its own; None where anything is out of the ordinary.
 
-    Nothing is stored. Raises `InvalidPoint` for a column type that DuckDB cannot read at all.
+    `place`, if given, is SQL that selects the chunk on this connection, and `source` is not touched: a stream is
+    made anew for each of several looks. Nothing is stored. Raises `InvalidPoint` for a column type that DuckDB
+    cannot read at all.
     """
     import duckdb
 
     try:
+        if place is not None:
+            connection.execute(f"CREATE OR REPLACE TEMPORARY VIEW {SOURCE} AS {place}")
+            return _scanned(connection)
         connection.register(SOURCE, source)
         found = _scanned(connection)
         connection.unregister(SOURCE)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-__all__ = ["Chain", "HasStream", "Page", "StreamOnly", "take_page"]
+__all__ = ["Chain", "HasStream", "Page", "take_page"]
 
 _STREAM = b"arrow_array_stream"
 
@@ -112,17 +112,6 @@ class Page:
 
     def __del__(self) -> None:
         self.drop()
-
-
-class StreamOnly:
-    """Shows nothing of an object but its stream: by other signs a reader would take it for more than that."""
-
-    def __init__(self, source: HasStream) -> None:
-        self._source = source
-
-    def __arrow_c_stream__(self, requested_schema: object | None = None) -> Any:
-        """Return the object's stream."""
-        return self._source.__arrow_c_stream__(requested_schema)
 
 
 def take_page(source: HasStream) -> Page:

@@ -14,7 +14,7 @@ from typing import Any
 from repo.errors import InvalidPoint, MissingExtra, Refusal
 from repo.moments import to_datetime
 
-__all__ = ["COLUMNS", "Chunk", "Table", "table_of"]
+__all__ = ["COLUMNS", "Chunk", "Held", "HeldPages", "Table", "table_of"]
 
 COLUMNS = (
     *("sensor_id", "metric_name", "timestamp", "timestamp_us"),
@@ -29,17 +29,29 @@ class Chunk:
     """Some rows of a table that lies in memory."""
 
     def __init__(
-        self, cut: Callable[[int, int], Any], start: int, rows: int, show: Callable[[Any], Any]
+        self,
+        cut: Callable[[int, int], Any],
+        start: int,
+        rows: int,
+        show: Callable[[Any], Any],
+        home: Any = None,
     ) -> None:
         self.rows = rows
         self._cut = cut
         self._start = start
         self._show = show
+        self.home = home
+        """The DuckDB connection that the rows came from, where they can be looked at in place: `place` selects them."""
 
     @property
     def source(self) -> Any:
         """What DuckDB can scan, or None where a column holds objects that only Python can tell apart."""
         return self._show(self._cut(self._start, self.rows))
+
+    @property
+    def place(self) -> str | None:
+        """SQL that selects the rows on `home`."""
+        return None if self.home is None else self._cut(self._start, self.rows).sql_query()
 
     def lists(self, start: int, rows: int) -> Lists:
         """Return rows as columns of Python objects."""
@@ -55,6 +67,25 @@ class Table:
     repeatable: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A table of a DuckDB connection of our own: it is looked at where it lies. `name` needs no quotes."""
+
+    connection: Any
+    name: str
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """Return the rows as an Arrow stream."""
+        return self.connection.sql(f"FROM {self.name}").__arrow_c_stream__(requested_schema)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPages:
+    """Such tables behind one another, with the columns of a stored point but seq; each is of use until the next."""
+
+    pages: Iterator[Held]
+
+
 def table_of(given: Any, chunk_rows: int, spool: Any) -> Table:
     """Recognise what was given; raises `InvalidPoint` where it is no table, or its columns are not a point's.
 
@@ -65,6 +96,8 @@ def table_of(given: Any, chunk_rows: int, spool: Any) -> Table:
     """
     if isinstance(given, Mapping):
         return _of_mapping(given, chunk_rows)
+    if isinstance(given, HeldPages):
+        return _of_held(given.pages)
     home = type(given).__module__.partition(".")[0]
     if home == "pandas" and hasattr(given, "iloc") and hasattr(given, "columns"):
         return _of_pandas(given, chunk_rows)
@@ -104,11 +137,12 @@ def _repeated(
     chunk_rows: int,
     cut: Callable[[int, int], Any],
     show: Callable[[Any], Any] = _StreamOnly,
+    home: Any = None,
 ) -> Table:
     """A table that lies in memory: `cut` gives rows from a start on, `show` what DuckDB sees of them."""
     pieces = max(1, -(-rows // chunk_rows))
     edges = [rows * piece // pieces for piece in range(pieces + 1)]
-    chunks = [Chunk(cut, start, stop - start, show) for start, stop in pairwise(edges)]
+    chunks = [Chunk(cut, start, stop - start, show, home) for start, stop in pairwise(edges)]
     return Table(_checked_names(names), chunks, repeatable=True)
 
 
@@ -250,7 +284,24 @@ def _of_stream(given: Any, chunk_rows: int, spool: Any) -> Table:
         part = f"SELECT * FROM holdfast_spooled WHERE rowid >= {start:d} AND rowid < {start + count:d}"
         return spool.sql(part)
 
-    return _repeated(cut(0, 0).columns, rows, chunk_rows, cut)
+    return _repeated(cut(0, 0).columns, rows, chunk_rows, cut, home=spool)
+
+
+def _of_held(pages: Iterable[Held]) -> Table:
+    """A table of pages that are there one after the other; each is a chunk."""
+
+    def chunks() -> Iterator[Chunk]:
+        for page in pages:
+            connection, name = page.connection, page.name
+            [(rows,)] = connection.execute(f"SELECT count(*) FROM {name}").fetchall()
+
+            def cut(start: int, count: int, page: Held = page, rows: int = rows) -> Any:
+                part = "" if (start, count) == (0, rows) else f" LIMIT {count:d} OFFSET {start:d}"
+                return page.connection.sql(f"SELECT * FROM {page.name}{part}")
+
+            yield Chunk(cut, 0, rows, _StreamOnly, connection)
+
+    return Table(COLUMNS, chunks(), repeatable=False)
 
 
 def _regrouped(reader: Any, chunk_rows: int) -> Iterator[Chunk]:

@@ -11,13 +11,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from repo.errors import HoldfastError, InvalidQuery, StoreCorrupt
+from repo.errors import HoldfastError, InvalidQuery, Refusal, StoreCorrupt
 from repo.exchange.fileplan import Plan, check_mapping, plan_of
 from repo.exchange.parquet import ParquetReader, ReadPage, reader_here
 from repo.exchange.sources import Source, sources_of
+from repo.exchange.tables import Held, HeldPages
 from repo.repositories.presence import present
 from repo.repositories.series import SeriesRepository
 from repo.settings import Settings
@@ -34,6 +36,9 @@ FileProgress = Callable[[int, int], object]
 """Told how many rows were taken so far, of how many."""
 
 _MOST_PROBLEMS = 20
+
+_MOST_PAGES = 16
+"""Pages that become durable together, some four million points: a checkpoint for each would cost as much again."""
 
 
 @dataclass(slots=True)
@@ -183,6 +188,7 @@ class _Job:
         self._on_progress = on_progress
         self._dry_run = dry_run
         self._kinds: dict[tuple[str, str], str] = {}
+        self._under_way = 0
         self.counts = _Counts()
 
     def run(self, looked: _Looked) -> None:
@@ -193,9 +199,9 @@ class _Job:
                 _opened(self._access.settings, looked.source, descriptor) as reader,
             ):
                 reader.look(looked.plan)
-                for page in reader.pages(looked.plan):
-                    self._take(page, looked.source)
-                    self._on_progress(self.counts.read, self._total)
+                pages = reader.pages(looked.plan)
+                while (first := next(pages, None)) is not None:
+                    self._write(chain([first], islice(pages, _MOST_PAGES - 1)), looked.source)
         except HoldfastError as error:
             if self.counts.stored:
                 error.add_note(
@@ -204,7 +210,33 @@ class _Job:
                 )
             raise
 
-    def _take(self, page: ReadPage, source: Source) -> None:
+    def _write(self, pages: Iterator[ReadPage], source: Source) -> None:
+        """Write pages in one go, which is durable at its end."""
+        chosen = (page for page in pages if self._wants(page, source))
+        refusals: list[Refusal] = []
+        first = next(chosen, None)
+        if first is None:
+            return
+        table: Any = first.table()
+        if isinstance(table, Held):
+            held = HeldPages(page.table() for page in chain([first], chosen))
+            refusals += self._sent(held)
+        else:
+            for page in chain([first], chosen):
+                refusals += self._sent(page.table())
+        self.counts.refused += len(refusals)
+        self.counts.stored += self._under_way - len(refusals)
+        self._under_way = 0
+        for refusal in refusals[:_MOST_PROBLEMS]:
+            self._note(source, f"{refusal.field}: {refusal.reason}")
+
+    def _sent(self, table: Any) -> Sequence[Refusal]:
+        if self._dry_run:
+            return self._points.check_table(table)
+        return self._points.insert_table(table, on_error="skip", on_conflict=self._on_conflict).refusals
+
+    def _wants(self, page: ReadPage, source: Source) -> bool:
+        """Count the rows of a page, before it is written, and say whether there is anything to write."""
         counts = self.counts
         counts.read += page.rows
         counts.nulls += page.nulls
@@ -214,21 +246,11 @@ class _Job:
         refused = self._leave_out_other_kinds(page, source)
         rows = page.rows - page.nulls - page.duplicates - refused
         stood = self._present(page) if rows and self._on_conflict == "keep" else 0
-        counts.present += stood
-        if rows > stood or page.duplicates:
-            if self._dry_run:
-                refusals = self._points.check_table(page.table())
-            else:
-                written = self._points.insert_table(
-                    page.table(), on_error="skip", on_conflict=self._on_conflict
-                )
-                refusals = written.refusals
-            refused += len(refusals)
-            rows -= len(refusals)
-            for refusal in refusals[:_MOST_PROBLEMS]:
-                self._note(source, f"{refusal.field}: {refusal.reason}")
         counts.refused += refused
-        counts.stored += max(0, rows - stood)
+        counts.present += stood
+        self._under_way += max(0, rows - stood)
+        self._on_progress(counts.read, self._total)
+        return rows > stood
 
     def _leave_out_other_kinds(self, page: ReadPage, source: Source) -> int:
         """Drop the readings that are of the other kind than their series: the store's, else the file's first."""
