@@ -21,7 +21,7 @@ from repo import (
     StoreFull,
 )
 
-LEGACY = Path("/work/shared/data/legacy")
+LEGACY = Path(__file__).resolve().parents[3] / "shared" / "data" / "legacy"
 
 
 def fill(storage: DuckDBTimeSeriesStorage, *values: Any, sensor: str = "S", metric: str = "m") -> None:

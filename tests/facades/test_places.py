@@ -135,7 +135,7 @@ def test_two_buffers_cannot_have_one_column_file(
 def test_a_legacy_folder_may_have_its_column_file_elsewhere(
     outside: Path, folder: Path, made: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    legacy = Path("/work/shared/data/legacy")
+    legacy = Path(__file__).resolve().parents[3] / "shared" / "data" / "legacy"
     if not legacy.exists():
         pytest.skip("the legacy files are not at hand")
     folder.mkdir(parents=True)
