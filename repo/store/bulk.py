@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 from sqlalchemy import Connection
@@ -258,6 +258,7 @@ class _Load:
 class _Merge:
     """A chunk as a piece of work for flush."""
 
+    journalled: ClassVar[bool] = False
     through: int
     digest: int
     source: Any

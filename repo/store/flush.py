@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 from uuid import uuid4
 from zlib import crc32
 
@@ -54,6 +54,10 @@ class Work(Protocol):
     def digest(self) -> int:
         """Their `digest_of`."""
 
+    @property
+    def journalled(self) -> bool:
+        """Whether the journal rows hold the points; if not, nothing may tell of them before they are durable."""
+
     def apply(self, connection: Connection, known: Known) -> Applied:
         """Do it in the transaction of the connection; `known` are the summaries, brought up to date."""
 
@@ -65,6 +69,7 @@ class Work(Protocol):
 class _JournalWork:
     """At most one delete, before everything else, and rows unique by identity."""
 
+    journalled: ClassVar[bool] = True
     through: int
     digest: int
     deletion: Selection | None = None
@@ -248,6 +253,12 @@ class Flusher:
                 path=opened.backend.path,
             )
         self._copied_losses = []
+        if not work.journalled:
+            try:
+                opened.backend.checkpoint(opened.engine)
+            except DBAPIError as error:
+                self._columns.reopen()
+                raise opened.backend.typed_error(error) from error
         try:
             self._copy(applied.touched, applied.gone, losses)
         except Exception as error:  # noqa: BLE001  opening copies everything, or raises what stands in the way

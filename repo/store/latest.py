@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from repo.engines import sqlite
-from repo.repositories.journal import DELETE, KEEP, POINTS, JournalRepository
+from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, VOID, JournalRepository
 from repo.repositories.ledger import LedgerRepository
 from repo.repositories.points import PointDict, parsed_metadata, point_dicts
 from repo.repositories.selection import Selection
@@ -71,7 +71,7 @@ class Newest:
     def points(self, selection: Selection) -> list[PointDict] | None:
         """Return the newest point of each selected series, in order of names.
 
-        None where only the columns can tell: a delete, or more than `TAIL_BYTES`, waits to be flushed.
+        None where only the columns can tell: a delete, a load of a table, or more than `TAIL_BYTES` waits there.
         """
         self._metadata.refuse_after_fork()  # before the lock, which a thread of the parent may have held
         with self._lock:
@@ -160,17 +160,17 @@ class Newest:
         return self._overlay(connection)
 
     def _overlay(self, connection: Connection) -> bool:
-        """Read the journal past what is known; False at a delete, or when there is too much."""
+        """Read the journal past what is known; False at a delete or a load under way, or when there is too much."""
         size = 0
         for entry in JournalRepository(connection).after(self._through):
             size += len(entry.payload)
-            if entry.kind == DELETE or size > TAIL_BYTES:
+            if entry.kind in (DELETE, BULK) or size > TAIL_BYTES:
                 self._told_by_journal = False
                 return False
             if entry.kind in (POINTS, KEEP):
                 for batch in unpack(entry.payload):
                     _lay_over(self._rows, batch, keep=entry.kind == KEEP)
-            else:
+            elif entry.kind != VOID:
                 # Its points are in no journal row: they come with the copy, when their load is done.
                 self._told_by_journal = False
             self._through = entry.seq

@@ -167,6 +167,7 @@ def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
         "range",
         "latest",
         "aggregate",
+        "states",
         "after",
         "pending",
         "count",
