@@ -77,7 +77,7 @@ def query(
     limit: int | None,
     form: str | None,
 ) -> None:
-    """Print points of SENSOR and METRIC, or aggregates of them, or the time in each state.
+    """Print points of SENSOR and METRIC, or aggregates of them.
 
     Both may be globs in quotes ('PUMP-*', '*'). Points come in order of time, from --start up to, but not
     at, --end. A TIME is ISO 8601 (in --tz unless it has an offset), Unix seconds, `now`, or relative (-6h).

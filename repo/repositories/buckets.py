@@ -78,8 +78,7 @@ class Buckets:
         if not self._wall_clock:
             moment = to_datetime(number)
             return moment if self.zone is UTC else moment.astimezone(self.zone)
-        wall = (_NAIVE_EPOCH + number * _MICROSECOND).replace(tzinfo=self.zone, fold=fold)
-        return wall.astimezone(UTC).astimezone(self.zone)  # where clocks skip the start: when they go on
+        return self._moment_of(_NAIVE_EPOCH + number * _MICROSECOND, fold).astimezone(self.zone)
 
     def start_us_of(self, number: int, fold: int = 0) -> int:
         """Return the moment at which a bucket begins, in µs since 1970 UTC; `fold` as in `start_of`."""
@@ -143,14 +142,31 @@ class Buckets:
         step = self.width.months
         first, last = (self._local(us) for us in (self.start_us, self.end_us))
         low, high = ((local.year - 1970) * 12 + local.month - 1 for local in (first, last))
-        return [
-            (self._midnight(month) - _EPOCH) // _MICROSECOND
+        months = (
+            datetime(1970 + month // 12, month % 12 + 1, 1)  # noqa: DTZ001  (wall-clock times are meant)
             for month in range(low - low % step, high + 1, step)
-        ]
+        )
+        return [(self._moment_of(month) - _EPOCH) // _MICROSECOND for month in months]
 
-    def _midnight(self, month: int) -> datetime:
-        wall = datetime(1970 + month // 12, month % 12 + 1, 1, tzinfo=self.zone)
-        return wall.astimezone(UTC)
+    def _moment_of(self, wall: datetime, fold: int = 0) -> datetime:
+        """Return the moment at which clocks show this, or where they skip it, at which they go on."""
+        first, second = (wall.replace(tzinfo=self.zone, fold=fold) for fold in (0, 1))
+        before, after = first.utcoffset(), second.utcoffset()
+        assert before is not None
+        assert after is not None
+        if before < after:
+            low, high = (
+                (wall.replace(tzinfo=UTC) - offset - _EPOCH) // _MICROSECOND for offset in (after, before)
+            )
+            return to_datetime(self._change(low, high))
+        return (second if fold else first).astimezone(UTC)
+
+    def _change(self, low_us: int, high_us: int) -> int:
+        """Return when in (low_us, high_us] the clock is changed; zones do so at whole seconds."""
+        old = self._offset(low_us)
+        seconds = range(-(-low_us // 1_000_000), high_us // 1_000_000 + 1)
+        at = bisect_left(seconds, True, key=lambda second: self._offset(second * 1_000_000) != old)
+        return seconds[at] * 1_000_000
 
     @cached_property
     def _offsets(self) -> list[tuple[int, int]]:
@@ -163,9 +179,8 @@ class Buckets:
             high = min(low + _DAY_US, self.end_us)
             old, offset = offset, self._offset(high)
             if offset != old:
-                seconds = range(-(-low // 1_000_000), high // 1_000_000 + 1)
-                at = bisect_left(seconds, True, key=lambda s: self._offset(s * 1_000_000) != found[-1][1])
-                found.append((seconds[at] * 1_000_000, self._offset(seconds[at] * 1_000_000)))
+                changed = self._change(low, high)
+                found.append((changed, self._offset(changed)))
             low = high
         return found
 

@@ -238,6 +238,8 @@ def test_a_gap_at_the_start_takes_the_last_reading_before_it(store: Store) -> No
             ("a", "m", 130, 7.0),
             ("b", "s", 0, "ON"),
             ("c", "m", 400, 1.0),
+            ("d", "m", 1, 4.0),
+            ("d", "m", 2, None),
         ]
     )
     asked: dict[str, Any] = {"every": "1m", "fill": "previous", "agg": ["avg", "last", "count", "stddev"]}
@@ -249,6 +251,7 @@ def test_a_gap_at_the_start_takes_the_last_reading_before_it(store: Store) -> No
         ("a", 7.0, 7.0, 0, None),
         *[("b", None, "ON", 0, None)] * 3,
         *[("c", None, None, 0, None)] * 3,
+        *[("d", 4.0, 4.0, 0, None)] * 3,
     ]
     assert store.points.aggregate("a", "m", 200, None, **asked) == []
 

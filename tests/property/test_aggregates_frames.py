@@ -115,8 +115,12 @@ def bucket(us: int, every: str, zone: ZoneInfo) -> int:
             while begin.astimezone(zone).utcoffset() != there.utcoffset():
                 begin = begin.replace(second=0, microsecond=0) + timedelta(minutes=1)
             return int((begin - EPOCH) // timedelta(microseconds=1))
-    moment_of = start.to_pydatetime().replace(tzinfo=zone).astimezone(UTC)
-    return int((moment_of - EPOCH) // timedelta(microseconds=1))
+    begins = start.to_pydatetime().replace(tzinfo=zone)
+    if begins.astimezone(UTC).astimezone(zone) != begins:  # clocks skip it: the first minute past it
+        begins = start.to_pydatetime().replace(tzinfo=UTC) - timedelta(days=2)
+        while begins.astimezone(zone).replace(tzinfo=None) < start:
+            begins += timedelta(minutes=1)
+    return int((begins.astimezone(UTC) - EPOCH) // timedelta(microseconds=1))
 
 
 def quantile(values: list[float], share: float) -> float:
