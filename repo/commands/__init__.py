@@ -29,7 +29,7 @@ _COMMANDS = {
     "demote": ("engines", "Move the columns from DuckDB to SQLite."),
     "query": (
         "reading",
-        "Print points of SENSOR and METRIC, or aggregates of them, or the time in each state.",
+        "Print points of SENSOR and METRIC, or aggregates of them.",
     ),
     "latest": ("reading", "Print the newest points of each series."),
     "series": ("reading", "List the series of the store."),
