@@ -33,9 +33,9 @@ _COMMANDS = {
     ),
     "latest": ("reading", "Print the newest points of each series."),
     "series": ("reading", "List the series of the store."),
-    "ingest": ("ingest", "Read CSV files into the store."),
-    "export": ("carrying", "Write points to Parquet: one file, or a folder of days."),
-    "recover": ("carrying", "Read Parquet files, folders and bundles into the store."),
+    "ingest": ("ingest", "Read CSV, NDJSON and Parquet files into the store."),
+    "export": ("carrying", "Write points to Parquet or NDJSON: one file, or a folder of days."),
+    "recover": ("carrying", "Read Parquet and exported NDJSON into the store: files, folders, bundles."),
     "demo": ("demo", "Show a site through an outage and two kills, and count what arrived."),
 }
 

@@ -1,4 +1,4 @@
-"""`export`, `recover`: points out to Parquet, and back in."""
+"""`export`, `recover`: points out to files, and back in."""
 
 from __future__ import annotations
 
@@ -37,7 +37,13 @@ _PROGRESS = Callable[[int, int], object]
 @click.option("--since", metavar="SPAN", help="The last 6h, 15m, 7d; in place of --start.")
 @click.option("--tz", metavar="ZONE", default="UTC", show_default=True, help="The zone of --start and --end.")
 @click.option("--by-day", is_flag=True, help="PATH is a folder: a file for each day (UTC), and a manifest.")
-@click.option("--compression", type=click.Choice(["zstd", "none"]), default="zstd", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["parquet", "ndjson"]),
+    help="Parquet if not given, but NDJSON for a PATH that ends in .ndjson.gz.",
+)
+@click.option("--compression", type=click.Choice(["zstd", "none"]), help="Of Parquet; zstd if not given.")
 @json_option
 @click.pass_obj
 def export(
@@ -50,31 +56,40 @@ def export(
     since: str | None,
     tz: str,
     by_day: bool,
-    compression: Literal["zstd", "none"],
+    form: Literal["parquet", "ndjson"] | None,
+    compression: Literal["zstd", "none"] | None,
 ) -> None:
-    """Write points to Parquet: one file, or a folder of days.
+    """Write points to Parquet or NDJSON: one file, or a folder of days.
 
     Everything, unless --sensor, --metric (exact names may be given several times) or times select. A file
     stands whole or not at all, with its SHA-256 in PATH.sha256; a folder has those of all its files in
     manifest.json, and goes on where it was when it is exported again after it was cut off. Applications may go on
-    writing.
+    writing. Parquet needs DuckDB or pyarrow; gzipped NDJSON, a JSON object a line, needs neither.
 
     \b
     JSON: {"path", "files", "points", "bytes", "first_us", "last_us": µs since 1970 UTC or null, "first_seq",
     "last_seq", "resumed": files that stood already}
     """
     low, high = bounds(start, end, since, zone_of(tz))
-    with session.opened() as store, _progress(session, "export") as show:
-        done = store.export_parquet(
-            path,
-            sensor_id=_names(sensors),
-            metric_name=_names(metrics),
-            start=low,
-            end=high,
-            partition="day" if by_day else None,
-            compression=compression,
-            on_progress=show,
+    if form is None:
+        form = "ndjson" if path.name.endswith((".ndjson", ".ndjson.gz")) and not by_day else "parquet"
+    if form == "ndjson" and compression is not None:
+        raise click.BadParameter(
+            "NDJSON is gzipped; --compression is for Parquet", param_hint="--compression"
         )
+    with session.opened() as store, _progress(session, "export") as show:
+        same: Any = {
+            "sensor_id": _names(sensors),
+            "metric_name": _names(metrics),
+            "start": low,
+            "end": high,
+            "partition": "day" if by_day else None,
+            "on_progress": show,
+        }
+        if form == "ndjson":
+            done = store.export_ndjson(path, **same)
+        else:
+            done = store.export_parquet(path, compression=compression or "zstd", **same)
     if session.as_json:
         print_json({**asdict(done), "path": str(done.path)})
         return
@@ -111,16 +126,16 @@ def recover(
     keep_existing: bool,
     columns: tuple[str, ...],
 ) -> None:
-    """Read Parquet files, folders and bundles into the store.
+    """Read Parquet and exported NDJSON into the store: files, folders, bundles.
 
-    Exports, those of the legacy program, and files of other programs. Every file is looked at first: if one is
-    damaged, or its columns will not do, nothing is stored. Points that stand in the store stay as they are, so that a
-    correction is not undone; --overwrite lets the files win. Doing it again changes nothing. What cannot be stored is
-    counted and left out, and the exit code is 3.
+    Exports, those of the legacy program, and Parquet files of other programs; `holdfast ingest` reads other NDJSON.
+    Every file is looked at first: if one is damaged, or its columns will not do, nothing is stored. Points that stand
+    in the store stay as they are, so that a correction is not undone; --overwrite lets the files win. Doing it again
+    changes nothing. What cannot be stored is counted and left out, and the exit code is 3.
 
     \b
     JSON: {"files", "verified": files with a SHA-256, "read", "stored", "present", "duplicates", "nulls",
-    "refused", "problems": [text]}; with --verify {"files", "verified", "points", "bytes"}
+    "refused", "no_reading", "problems": [text]}; with --verify {"files", "verified", "points", "bytes"}
     """
     mapping = _mapping(columns)
     if verify:

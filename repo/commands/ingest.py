@@ -1,4 +1,4 @@
-"""`ingest`: CSV files into the store."""
+"""`ingest`: files of readings into the store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Literal, Self, TextIO
 
 import click
 
@@ -17,22 +17,29 @@ from repo.commands.output import print_json, printable
 from repo.commands.session import Session, json_option
 
 if TYPE_CHECKING:
-    from repo.exchange.csvfile import Rejected
-    from repo.exchange.csvsource import CsvSource
+    from repo.exchange.inputs import Input
+    from repo.exchange.readings import Layout, Rejected
 
 __all__ = ["ingest"]
 
 _SHOWN_REJECTIONS = 20
-_DEFAULT_MARKS = ("", "NA", "NaN", "null")
 
 
 @click.command()
 @click.argument(
     "files",
-    metavar="FILE.csv...",
+    metavar="FILE...",
     nargs=-1,
     required=True,
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["auto", "csv", "ndjson", "parquet"]),
+    default="auto",
+    show_default=True,
+    help="What the files are; auto: told by their content and names.",
 )
 @click.option(
     "--shape",
@@ -66,7 +73,8 @@ _DEFAULT_MARKS = ("", "NA", "NaN", "null")
     multiple=True,
     default=["iso"],
     show_default=True,
-    help="iso, unix, unix_ms, unix_us, or a pattern as %d/%m/%Y %H:%M; several are tried in order.",
+    help="iso, unix, unix_ms, unix_us, or a pattern as %d/%m/%Y %H:%M; several are tried in order. NDJSON's "
+    "numbers are Unix seconds, unless another than iso is given.",
 )
 @click.option(
     "--zone", metavar="ZONE", default="UTC", show_default=True, help="The zone of times without an offset."
@@ -89,16 +97,22 @@ _DEFAULT_MARKS = ("", "NA", "NaN", "null")
     "--ignore", "ignored", metavar="COLUMN", multiple=True, help="Leave out this column; may be given again."
 )
 @click.option(
-    "--text", "texts", metavar="METRIC", multiple=True, help="This metric holds texts (states), not numbers."
+    "--text",
+    "texts",
+    metavar="METRIC",
+    multiple=True,
+    help="This metric holds texts (states), not numbers. In long NDJSON they need not be told.",
 )
 @click.option(
     "--missing",
     metavar="MARK",
     multiple=True,
-    help="A mark of a missing reading, besides an empty cell, NA, NaN and null; may be given again.",
+    help="A mark of a missing reading, besides null and, in CSV, an empty cell, NA and NaN; may be given again.",
 )
 @click.option(
-    "--delimiter", metavar="SIGN", default=",", show_default=True, help="Between cells; `tab` is a tab."
+    "--delimiter",
+    metavar="SIGN",
+    help="Between the cells of CSV; `tab` is a tab. A comma if not given, in a .tsv file a tab.",
 )
 @click.option("--decimal", type=click.Choice([".", ","]), default=".", show_default=True)
 @click.option("--encoding", metavar="NAME", default="utf-8", show_default=True)
@@ -107,7 +121,7 @@ _DEFAULT_MARKS = ("", "NA", "NaN", "null")
     "errors_file",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Keep every rejection in this CSV file: file, line, column, reason, text.",
+    help="Keep every rejection (of Parquet, the reasons) in this CSV file: file, line, column, reason, text.",
 )
 @click.option("--strict", is_flag=True, help="Check everything first; write nothing if anything is rejected.")
 @json_option
@@ -119,37 +133,41 @@ def ingest(
     errors_file: Path | None,
     strict: bool,
     encoding: str,
+    form: Literal["auto", "csv", "ndjson", "parquet"],
     **options: Any,
 ) -> None:
-    """Read CSV files into the store.
+    """Read CSV, NDJSON and Parquet files into the store.
 
-    A long file has a reading a line: sensor, metric, time, value. A wide one has a column for each metric.
-    `-` is standard input; gzip is unpacked. What cannot be stored is rejected with its line and the reason,
-    the rest is written, and the exit code is 3. Reading the same file again changes nothing.
+    A long file has a reading a line: sensor, metric, time, value. A wide one has a column for each metric, an object
+    of NDJSON a key. `-` is standard input, which cannot be Parquet; gzip and zstd are unpacked. Files of several
+    kinds may be given at once. Of points with one sensor, metric and time the last wins. What cannot be stored is
+    rejected with its line and the reason, the rest is written, and the exit code is 3. Reading the same file again
+    changes nothing.
 
     \b
     JSON: {"path", "files": [{"file", "points", "rejected", "no_reading"}], "points": acknowledged,
     "rejected", "no_reading", "elapsed_s", "points_per_s"}
     """
-    from repo.exchange.csvsource import CsvSource
-    from repo.store.importing import import_csv
+    from repo.exchange.inputs import Input
+    from repo.store.importing import import_files
 
     layout = _layout(**options)
     began_s = time.monotonic()
     with ExitStack() as stack:
-        sources = [
-            CsvSource(sys.stdin.buffer, name="standard input", encoding=encoding)
+        known = None if form == "auto" else form
+        inputs = [
+            Input(sys.stdin.buffer, name="standard input", encoding=encoding, form=known)
             if file == "-"
-            else CsvSource(file, encoding=encoding)
+            else Input(file, encoding=encoding, form=known)
             for file in files
         ]
-        for source in sources:
-            stack.callback(source.close)
+        for given in inputs:
+            stack.callback(given.close)
         store = stack.enter_context(session.opened())
         progress = stack.enter_context(_Progress(shown=sys.stderr.isatty() and not session.quiet))
         rejections = stack.enter_context(_Rejections(session, errors_file, progress, many=len(files) > 1))
-        done = import_csv(
-            store, sources, layout, strict=strict, on_progress=progress.show, on_rejected=rejections.add
+        done = import_files(
+            store, inputs, layout, strict=strict, on_progress=progress.show, on_rejected=rejections.add
         )
     elapsed_s = time.monotonic() - began_s
     report = {
@@ -173,17 +191,11 @@ def ingest(
 
 
 def _layout(
-    *,
-    missing: tuple[str, ...],
-    delimiter: str,
-    metrics: tuple[str, ...],
-    texts: tuple[str, ...],
-    **same: Any,
-) -> Any:
-    from repo.exchange.csvfile import CsvLayout
+    *, delimiter: str | None, metrics: tuple[str, ...], texts: tuple[str, ...], **same: Any
+) -> Layout:
+    from repo.exchange.readings import Layout
 
-    return CsvLayout(
-        missing=(*_DEFAULT_MARKS, *missing),
+    return Layout(
         delimiter="\t" if delimiter in ("tab", "\\t") else delimiter,
         metrics=metrics or None,
         text_metrics=texts,
@@ -209,14 +221,14 @@ class _Progress:
         self._began_s = time.monotonic()
         self._length = 0
 
-    def show(self, source: CsvSource, readings: int) -> None:
+    def show(self, given: Input, readings: int) -> None:
         if not self._shown or (now_s := time.monotonic()) < self._next_s:
             return
         self._next_s = now_s + 0.2
-        share = source.share_read
+        share = given.share_read
         part = "" if share is None else f"{share:>4.0%}  "
         rate = readings / max(now_s - self._began_s, 1e-3)
-        line = f"{part}{printable(source.name)}  {readings:,} readings  {rate:,.0f}/s"
+        line = f"{part}{printable(given.name)}  {readings:,} readings  {rate:,.0f}/s"
         sys.stderr.write("\r" + line.ljust(self._length))
         sys.stderr.flush()
         self._length = len(line)
@@ -245,13 +257,13 @@ class _Rejections:
         self._stream: TextIO | None = None
         self._writer: Any = None
 
-    def add(self, source: CsvSource, one: Rejected) -> None:
+    def add(self, given: Input, one: Rejected) -> None:
         self._count += 1
         if self._writer is not None:
-            self._writer.writerow([source.name, one.line, one.column or "", one.reason, one.text])
+            self._writer.writerow([given.name, one.line or "", one.column or "", one.reason, one.text])
         if self._count <= _SHOWN_REJECTIONS:
             self._progress.clear()
-            self._session.note((f"{source.name}, " if self._many else "") + str(one))
+            self._session.note((f"{given.name}, " if self._many else "") + str(one))
 
     def __enter__(self) -> Self:
         if self._path is not None:

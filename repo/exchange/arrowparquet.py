@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from repo.errors import InvalidFile
 from repo.exchange.fileplan import ColumnType, Plan
 from repo.exchange.landing import digest
-from repo.exchange.parquet import PAGE_BYTES, PAGE_ROWS, ROW_GROUP_ROWS, FileFacts, Group, Pages
+from repo.exchange.parquet import ROW_GROUP_ROWS
+from repo.exchange.pointfiles import PAGE_BYTES, PAGE_ROWS, Bounds, FileFacts, Group, Pages
 from repo.exchange.streams import Page
 
 __all__ = ["SCHEMA", "PyArrowReader", "PyArrowWriter", "opened_pyarrow"]
@@ -39,9 +40,11 @@ _REPETITIVE = ["sensor_id", "metric_name", "value", "value_text", "quality", "me
 class PyArrowWriter:
     """Writes files."""
 
+    columnar = False
+
     def write(self, descriptor: int, pages: Pages, *, compression: str, note: str) -> FileFacts:
-        """See `ParquetWriter`."""
-        bounds = _Bounds()
+        """See `FileWriter`."""
+        bounds = Bounds()
         with (
             open(descriptor, "wb", closefd=False) as stream,
             pq.ParquetWriter(
@@ -73,23 +76,6 @@ def _table(columns: Sequence[list[Any]]) -> pa.Table:
     )
 
 
-class _Bounds:
-    """The first and last of times and seqs."""
-
-    def __init__(self) -> None:
-        self.times: tuple[int | None, int | None] = (None, None)
-        self.seqs: tuple[int | None, int | None] = (None, None)
-
-    def add(self, times: list[int], seqs: list[int | None]) -> None:
-        self.times = _wider(self.times, times)
-        self.seqs = _wider(self.seqs, [seq for seq in seqs if seq is not None])
-
-
-def _wider(bounds: tuple[int | None, int | None], more: list[int]) -> tuple[int | None, int | None]:
-    every = [*(bound for bound in bounds if bound is not None), *more]
-    return min(every, default=None), max(every, default=None)
-
-
 # --- reading --------------------------------------------------------------------------------------------
 
 _BATCH_ROWS = 8_192
@@ -113,7 +99,7 @@ class PyArrowReader:
             self._file = pq.ParquetFile(stream, page_checksum_verification=True)
 
     def types(self) -> dict[str, ColumnType]:
-        """See `ParquetReader`."""
+        """See `FileReader`."""
         with self._naming():
             return {
                 field.name: ColumnType(_family(field.type), str(field.type)[:80])
@@ -121,13 +107,13 @@ class PyArrowReader:
             }
 
     def look(self, plan: Plan) -> int:
-        """See `ParquetReader`."""
+        """See `FileReader`."""
         with self._naming():
             rows = [batch.num_rows for batch in self._batches(plan)]
         return int(sum(rows))
 
     def pages(self, plan: Plan) -> Iterator[ArrowPage]:
-        """See `ParquetReader`."""
+        """See `FileReader`."""
         batches = self._batches(plan)
         while True:
             held: list[pa.RecordBatch] = []

@@ -1,15 +1,15 @@
-"""Bundles: a folder of Parquet files with a manifest. Owns its layout, and how far an unfinished one has come.
+"""Bundles: a folder of files of points with a manifest. Owns its layout, and how far an unfinished one has come.
 
 ```
 FOLDER/manifest.json                                       written last: without it the bundle is not finished
-FOLDER/store=<store id>/date=<YYYY-MM-DD>/points.parquet   the points of one day, in UTC
+FOLDER/store=<store id>/date=<YYYY-MM-DD>/points.parquet   the points of one day, in UTC; or points.ndjson.gz
 FOLDER/export.ndjson                                       while unfinished: what was asked for, then a line a file
 ```
 
 `manifest.json` is one JSON object: `format` ("holdfast-bundle"), `version` (1), `store`, `selection` (`sensor_id`,
-`metric_name`, `start_us`, `end_us`), `compression`, `points`, `bytes`, `first_us`, `last_us`, `first_seq`,
-`last_seq`, and `files`: a list of objects with `path` (relative, `/` between its parts), `points`, `bytes`,
-`sha256`, `first_us`, `last_us`, `first_seq`, `last_seq`. Times are µs since 1970, UTC.
+`metric_name`, `start_us`, `end_us`), `compression` (of NDJSON, `gzip`), `points`, `bytes`, `first_us`, `last_us`,
+`first_seq`, `last_seq`, and `files`: a list of objects with `path` (relative, `/` between its parts), `points`,
+`bytes`, `sha256`, `first_us`, `last_us`, `first_seq`, `last_seq`. Times are µs since 1970, UTC.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 from repo.errors import InvalidFile, StoreBusy
 from repo.exchange.landing import file_error, put, sync_folder
-from repo.exchange.parquet import FileFacts
+from repo.exchange.pointfiles import FileFacts
 
 __all__ = ["BUNDLE", "DAY_US", "DRAFT", "MANIFEST", "VERSION", "Drafting", "combined", "day_path", "drafting"]
 
@@ -39,9 +39,9 @@ DAY_US = 86_400_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def day_path(store_id: str, day: int) -> str:
+def day_path(store_id: str, day: int, ending: str = ".parquet") -> str:
     """Return where the points of a day stand, counted from 1970-01-01."""
-    return f"store={store_id}/date={(_EPOCH + timedelta(days=day)).date().isoformat()}/points.parquet"
+    return f"store={store_id}/date={(_EPOCH + timedelta(days=day)).date().isoformat()}/points{ending}"
 
 
 def combined(files: Iterable[FileFacts]) -> dict[str, Any]:

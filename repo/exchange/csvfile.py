@@ -10,98 +10,35 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, isinf, isnan
-from typing import Any, Literal, TextIO
+from typing import TextIO
 
-from repo.errors import InvalidFile, InvalidSettings, Refusal
+from repo.errors import InvalidFile, InvalidSettings
 from repo.exchange.csvlines import Records
-from repo.exchange.csvtime import Ambiguous, time_reader
+from repo.exchange.readings import (
+    CHUNK_CHARS,
+    CHUNK_READINGS,
+    SHOWN_CHARS,
+    Chunk,
+    Layout,
+    check_layout,
+    seconds_of,
+)
+from repo.exchange.texttimes import time_reader
 from repo.fields import name_of
-from repo.moments import EXACT_FLOAT_S, Unfit, to_datetime
+from repo.moments import Unfit
 
-__all__ = ["Chunk", "CsvLayout", "Rejected", "read_csv"]
+__all__ = ["read_csv"]
 
-_CHUNK_READINGS = 10_000
-_SHOWN_CHARS = 80
-_PLACES = {"sensor_id": 0, "metric_name": 1, "timestamp": 2, "value": 3, "quality": 4}
+_MISSING = ("", "NA", "NaN", "null")
 _EXACT_INT = 2.0**53
 _DIGITS = re.compile(r"[+-]?[0-9]+")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
-_FLOAT_TIMES_US = int(EXACT_FLOAT_S) * 2 * 1_000_000  # to here float seconds give back their microsecond
 
 
-@dataclass(frozen=True, slots=True)
-class CsvLayout:
-    """How a file is to be read: its columns by name, and what its texts mean."""
-
-    shape: Literal["auto", "long", "wide"] = "auto"
-    """`auto`: long, if there is a value column and a metric (a column or a constant), else wide."""
-    sensor_column: str = "sensor_id"
-    metric_column: str = "metric_name"
-    value_column: str = "value"
-    quality_column: str = "quality"
-    """Used if the file has it; in a wide file it holds for the whole line."""
-    time_columns: tuple[str, ...] = ("timestamp",)
-    """Several are joined by a space, as in Date and Time."""
-    sensor: str | None = None
-    """The sensor of every line; it takes the place of the column."""
-    metric: str | None = None
-    """The metric of every line of a long file; it takes the place of the column."""
-    metrics: tuple[str, ...] | None = None
-    """Columns of a wide file to read; None for all but those of time, sensor, quality and `ignored`."""
-    ignored: tuple[str, ...] = ()
-    text_metrics: tuple[str, ...] = ()
-    """Metrics whose cells are states, not numbers."""
-    time_formats: tuple[str, ...] = ("iso",)
-    """Tried in order: `iso`, `unix`, `unix_ms`, `unix_us`, or strptime patterns."""
-    zone: str = "UTC"
-    """IANA name of the zone of times without an offset."""
-    ambiguous: Ambiguous = "refuse"
-    """Which of two is meant by a local time that occurred twice."""
-    missing: tuple[str, ...] = ("", "NA", "NaN", "null")
-    delimiter: str = ","
-    decimal: Literal[".", ","] = "."
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """Something that gave no point: its line (from 1), its column, why, and the text cut to 80 characters."""
-
-    line: int
-    column: str | None
-    reason: str
-    text: str
-
-    def __str__(self) -> str:
-        where = f"line {self.line}" if self.column is None else f"line {self.line}, {self.column}"
-        return f"{where}: {self.reason} ({self.text!r})"
-
-
-@dataclass(slots=True)
-class Chunk:
-    """About 10,000 readings: rows for `insert_many`, what was rejected, and how many cells were missing."""
-
-    rows: list[tuple[Any, ...]] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    """Per row: its line in the file."""
-    rejected: list[Rejected] = field(default_factory=list)
-    missing: int = 0
-    """Cells of a wide file that were marked as missing; no row stands for them."""
-
-    def rejections(self, refusals: Iterable[Refusal]) -> list[Rejected]:
-        """Return what the store refused of `rows`, by line of the file."""
-        found = []
-        for refusal in refusals:
-            index = refusal.row or 0
-            place = _PLACES.get(refusal.field)
-            text = "" if place is None else str(self.rows[index][place])[:_SHOWN_CHARS]
-            found.append(Rejected(self.lines[index], refusal.field, refusal.reason, text))
-        return found
-
-
-def read_csv(stream: TextIO, layout: CsvLayout) -> Iterator[Chunk]:
+def read_csv(stream: TextIO, layout: Layout) -> Iterator[Chunk]:
     """Yield the readings of a CSV text in chunks, in the order of the file, in bounded memory.
 
     Open the file with newline="" and, to have undecodable bytes rejected line by line and not the whole file,
@@ -110,39 +47,32 @@ def read_csv(stream: TextIO, layout: CsvLayout) -> Iterator[Chunk]:
     without a usable header or with an undecodable byte; chunks that were yielded before stay good.
     """
     times = time_reader(layout.time_formats, layout.zone, layout.ambiguous)
-    _check_layout(layout)
-    return _chunks(Records(stream, layout.delimiter), layout, times)
+    delimiter = _checked_delimiter(layout)
+    check_layout(layout)
+    return _chunks(Records(stream, delimiter), layout, times)
 
 
-def _check_layout(layout: CsvLayout) -> None:
-    if layout.shape not in {"auto", "long", "wide"} or layout.decimal not in {".", ","}:
-        raise InvalidSettings("shape may be auto, long or wide; decimal may be a point or a comma")
-    if len(layout.delimiter) != 1 or layout.delimiter in '\r\n\0" ':
+def _checked_delimiter(layout: Layout) -> str:
+    delimiter = "," if layout.delimiter is None else layout.delimiter
+    if len(delimiter) != 1 or delimiter in '\r\n\0" ':
         raise InvalidSettings(
-            f"the delimiter {layout.delimiter!r} cannot be used: one character, such as , ; or a tab"
+            f"the delimiter {delimiter!r} cannot be used: one character, such as , ; or a tab"
         )
-    if layout.decimal == layout.delimiter:
+    if layout.decimal == delimiter:
         raise InvalidSettings("the decimal comma needs another delimiter, such as ';'")
-    if not layout.time_columns:
-        raise InvalidSettings("no time column is given")
-    for use, name in (("sensor", layout.sensor), ("metric", layout.metric)):
-        try:
-            if name is not None:
-                name_of(name)
-        except Unfit as fault:
-            raise InvalidSettings(f"the {use} for all lines {fault}") from fault
+    return delimiter
 
 
-def _chunks(records: Records, layout: CsvLayout, times: Callable[[str], int]) -> Iterator[Chunk]:
+def _chunks(records: Records, layout: Layout, times: Callable[[str], int]) -> Iterator[Chunk]:
     columns = _read_header(records, layout)
     take = _Lines(layout, columns, times).take
     width = columns.width
-    chunk = Chunk()
+    chunk, through = Chunk(), CHUNK_CHARS
     while True:
         try:
             row = records.next_cells()
         except csv.Error as fault:
-            chunk.rejected.append(Rejected(records.line, None, str(fault), ""))
+            chunk.reject(records.line, None, fault, "")
             row = []
         if row is None:
             break
@@ -152,12 +82,11 @@ def _chunks(records: Records, layout: CsvLayout, times: Callable[[str], int]) ->
             take(row, records.line, chunk)
         elif any(map(str.strip, row)):
             reason = f"the line has {len(row)} cells, the header {width}"
-            text = layout.delimiter.join(row)
-            chunk.rejected.append(Rejected(records.line, None, reason, text[:_SHOWN_CHARS]))
-        if len(chunk.rows) + len(chunk.rejected) >= _CHUNK_READINGS:
+            chunk.reject(records.line, None, reason, records.delimiter.join(row))
+        if len(chunk) >= CHUNK_READINGS or records.chars >= through:
             yield chunk
-            chunk = Chunk()
-    if chunk.rows or chunk.rejected or chunk.missing:
+            chunk, through = Chunk(), records.chars + CHUNK_CHARS
+    if len(chunk) or chunk.missing:
         yield chunk
 
 
@@ -211,7 +140,7 @@ class _Header:
         return InvalidFile(message, path=self._path)
 
 
-def _read_header(records: Records, layout: CsvLayout) -> _Columns:
+def _read_header(records: Records, layout: Layout) -> _Columns:
     header = _Header(records)
     columns = _Columns(
         width=header.width,
@@ -232,14 +161,14 @@ def _read_header(records: Records, layout: CsvLayout) -> _Columns:
         try:
             columns.cells.append((header.column(name, "metric"), name_of(name), name in layout.text_metrics))
         except Unfit as fault:
-            raise header.unusable(f"the column name {name[:_SHOWN_CHARS]!r} {fault}") from fault
+            raise header.unusable(f"the column name {name[:SHOWN_CHARS]!r} {fault}") from fault
     for name in set(layout.text_metrics).difference(metrics):
         raise header.unusable(f"the text metric {name!r} is none of the metrics {_listed(metrics)}")
     return columns
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name[:_SHOWN_CHARS]) for name in names[:20])
+    shown = ", ".join(repr(name[:SHOWN_CHARS]) for name in names[:20])
     return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
@@ -251,7 +180,7 @@ _Head = tuple[str | None, object, tuple[int | None, ...]]
 class _Lines:
     """What the cells of a line become, added to a chunk."""
 
-    def __init__(self, layout: CsvLayout, columns: _Columns, times: Callable[[str], int]) -> None:
+    def __init__(self, layout: Layout, columns: _Columns, times: Callable[[str], int]) -> None:
         self._layout, self._columns, self._times = layout, columns, times
         self._cells = _Cells(layout)
         self.take = self._take_wide if columns.value is None else self._take_long
@@ -267,7 +196,7 @@ class _Lines:
             try:
                 value = text_of(row[index]) if is_text else number_of(row[index])
             except Unfit as fault:
-                chunk.rejected.append(Rejected(line, metric, str(fault), row[index][:_SHOWN_CHARS]))
+                chunk.reject(line, metric, fault, row[index])
                 continue
             if value is None:
                 chunk.missing += 1
@@ -285,7 +214,7 @@ class _Lines:
         try:
             value = self._cells.text(cell) if metric in layout.text_metrics else self._cells.number(cell)
         except Unfit as fault:
-            chunk.rejected.append(Rejected(line, layout.value_column, str(fault), cell[:_SHOWN_CHARS]))
+            chunk.reject(line, layout.value_column, fault, cell)
             return
         chunk.rows.append((sensor, metric, seconds, value, *quality))
         chunk.lines.append(line)
@@ -296,12 +225,12 @@ class _Lines:
         names, text = layout.time_columns, " ".join([row[index].strip() for index in columns.times])
         quality: tuple[int | None, ...] = ()
         try:
-            seconds = _seconds(self._times(text))
+            seconds = seconds_of(self._times(text))
             if columns.quality is not None:
                 names, text = (layout.quality_column,), row[columns.quality]
                 quality = (self._cells.quality(text),)
         except Unfit as fault:
-            chunk.rejected.append(Rejected(line, " ".join(names), str(fault), text[:_SHOWN_CHARS]))
+            chunk.reject(line, " ".join(names), fault, text)
             return None
         return layout.sensor if columns.sensor is None else row[columns.sensor], seconds, quality
 
@@ -309,8 +238,8 @@ class _Lines:
 class _Cells:
     """What one cell says: None for a missing mark; raises Unfit for what cannot be read."""
 
-    def __init__(self, layout: CsvLayout) -> None:
-        self._missing = frozenset(layout.missing)
+    def __init__(self, layout: Layout) -> None:
+        self._missing = frozenset((*_MISSING, *layout.missing))
         self._decimal_comma = layout.decimal == ","
         self._plain = not self._decimal_comma and not any(map(_is_finite_number, layout.missing))
 
@@ -371,11 +300,3 @@ def _is_finite_number(mark: str) -> bool:
         return isfinite(float(mark))
     except ValueError:
         return False
-
-
-def _seconds(us: int) -> object:
-    """A time as `insert_many` takes it, exact to the microsecond."""
-    whole, rest = divmod(us, 1_000_000)
-    if not rest:
-        return whole
-    return us / 1e6 if -_FLOAT_TIMES_US < us < _FLOAT_TIMES_US else to_datetime(us)

@@ -19,7 +19,8 @@ from repo.engines.duckdb import open_sandbox, sandbox_path
 from repo.errors import InvalidFile
 from repo.exchange.fileplan import ColumnType, Plan
 from repo.exchange.landing import digest
-from repo.exchange.parquet import PAGE_BYTES, PAGE_ROWS, ROW_GROUP_ROWS, FileFacts, Group, Pages
+from repo.exchange.parquet import ROW_GROUP_ROWS
+from repo.exchange.pointfiles import PAGE_BYTES, PAGE_ROWS, FileFacts, Group, Pages
 from repo.exchange.streams import Chain, Page, take_page
 from repo.exchange.tables import Held
 
@@ -34,11 +35,13 @@ _TABLE = (
 class DuckDBWriter:
     """Writes files; `memory_limit_bytes` is for DuckDB's own buffers."""
 
+    columnar = True
+
     def __init__(self, memory_limit_bytes: int) -> None:
         self._memory_limit_bytes = memory_limit_bytes
 
     def write(self, descriptor: int, pages: Pages, *, compression: str, note: str) -> FileFacts:
-        """See `ParquetWriter`."""
+        """See `FileWriter`."""
         with open_sandbox([descriptor], memory_limit_bytes=self._memory_limit_bytes) as base:
             base.execute(f"CREATE TABLE page ({_TABLE})")
             chain = Chain(base.cursor().sql("FROM page LIMIT 0"), _arrow_pages(base.cursor(), pages))
@@ -101,7 +104,7 @@ class DuckDBReader:
         self._rows = 0
 
     def types(self) -> dict[str, ColumnType]:
-        """See `ParquetReader`."""
+        """See `FileReader`."""
         with self._naming():
             found = self._base.execute(f"DESCRIBE SELECT * FROM {self._source}").fetchall()
         return {
@@ -111,7 +114,7 @@ class DuckDBReader:
         }
 
     def look(self, plan: Plan) -> int:
-        """See `ParquetReader`."""
+        """See `FileReader`."""
         columns = [_quoted(column) for column in plan.columns.values()]
         # A sum of hashes needs every value, where a minimum would be taken from the file's statistics.
         texts = " + ".join(
@@ -130,7 +133,7 @@ class DuckDBReader:
         return self._rows
 
     def pages(self, plan: Plan) -> Iterator[DuckDBPage]:
-        """See `ParquetReader`; `look` first, so that the pages are as large as they may be."""
+        """See `FileReader`; `look` first, so that the pages are as large as they may be."""
         for start in range(0, self._rows, self._page_rows):
             with self._naming():
                 self._base.execute("DROP TABLE IF EXISTS page")  # first: two do not fit into the memory

@@ -21,32 +21,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 from repo.errors import MissingExtra
-from repo.exchange.fileplan import ColumnType, Plan
-from repo.exchange.streams import Page
+from repo.exchange.pointfiles import FileReader, FileWriter
 
-__all__ = [
-    "COLUMNS",
-    "COMPRESSIONS",
-    "FORMAT",
-    "PAGE_BYTES",
-    "PAGE_ROWS",
-    "FileFacts",
-    "Group",
-    "Pages",
-    "ParquetReader",
-    "ParquetWriter",
-    "ReadPage",
-    "note_of",
-    "reader_here",
-    "writer_here",
-]
+__all__ = ["COLUMNS", "COMPRESSIONS", "FORMAT", "ROW_GROUP_ROWS", "note_of", "reader_here", "writer_here"]
 
 FORMAT = 1
 
@@ -67,104 +49,32 @@ COMPRESSIONS = ("zstd", "none")
 ROW_GROUP_ROWS = 122_880
 """Rows that are encoded together: some 400 KB in the file, 10 MB in memory."""
 
-PAGE_ROWS = 262_144
-PAGE_BYTES = 16_000_000
-"""A page that is read has at most so many rows, and about so many bytes: several copies of it exist at a time."""
-
-Pages = Iterator[Page | Sequence[Sequence[Any]]]
-"""Points in order, as Arrow batches or as rows; columns as in the table `time_series_data`."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileFacts:
-    """What was found in a file that was just written; times in µs, None where it has no points."""
-
-    points: int
-    bytes: int
-    sha256: str
-    first_us: int | None
-    last_us: int | None
-    first_seq: int | None
-    last_seq: int | None
-
-
-class ParquetWriter(Protocol):
-    """A tool that writes files."""
-
-    def write(self, descriptor: int, pages: Pages, *, compression: str, note: str) -> FileFacts:
-        """Write all pages into an empty file, and look at what is in it then.
-
-        In memory there are one page and one row group. Raises what the pages raise, or OSError.
-        """
-
 
 def note_of(store_id: str) -> str:
     """Return the file's own note of where it comes from."""
     return json.dumps({"format": FORMAT, "store": store_id})
 
 
-def writer_here(memory_limit_bytes: int, *, duckdb: bool) -> ParquetWriter:
+def writer_here(memory_limit_bytes: int, *, duckdb: bool) -> FileWriter:
     """Return the tool that is installed; `duckdb` says whether that one is. `MissingExtra` where there is none."""
     if duckdb:
         from repo.exchange.duckparquet import DuckDBWriter
 
         return DuckDBWriter(memory_limit_bytes)
-    _need_pyarrow()
+    try:
+        _need_pyarrow()
+    except MissingExtra as missing:
+        missing.add_note("or export as NDJSON, which needs neither: --format ndjson, `store.export_ndjson`")
+        raise
     from repo.exchange.arrowparquet import PyArrowWriter
 
     return PyArrowWriter()
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """What a page holds of one series: numbers and texts, and its span in µs."""
-
-    pair: tuple[str, str]
-    rows: int
-    numbers: int
-    texts: int
-    first_us: int
-    last_us: int
-
-
-class ReadPage(Protocol):
-    """Some rows of a file, in memory until the next page is read."""
-
-    rows: int
-    """How many there were."""
-    nulls: int
-    """How many of them name no series or no time; the rest of this object leaves them out."""
-    duplicates: int
-    """How many have the series and time of another."""
-    groups: list[Group]
-
-    def leave_out(self, doomed: Sequence[tuple[tuple[str, str], bool]]) -> int:
-        """Drop the texts (True) or the numbers (False) of series, and return how many those were."""
-
-    def table(self) -> Any:
-        """Return the rows as `insert_table` takes them, with the columns of a stored point but seq."""
-
-    def identities(self) -> Sequence[tuple[str, str, int]]:
-        """Return series and time of each row."""
-
-
-class ParquetReader(Protocol):
-    """A file that is open for reading. What it finds wrong it raises as `InvalidFile`, naming the file."""
-
-    def types(self) -> dict[str, ColumnType]:
-        """Return the columns at the top, and their types."""
-
-    def look(self, plan: Plan) -> int:
-        """Decode everything that the plan wants, so that damage is found; returns the number of rows."""
-
-    def pages(self, plan: Plan) -> Iterator[ReadPage]:
-        """Yield all rows, in order, each page until the next is taken."""
-
-
 @contextmanager
 def reader_here(
     descriptor: int, path: Path, memory_limit_bytes: int, *, duckdb: bool
-) -> Iterator[ParquetReader]:
+) -> Iterator[FileReader]:
     """Open a file by the tool that is installed, for the block. `path` is for messages."""
     if duckdb:
         from repo.exchange.duckparquet import opened_duckdb

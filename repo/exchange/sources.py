@@ -27,6 +27,7 @@ _MOST_TEXT_BYTES = 64_000_000
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe must not make it wait
+_ENDINGS = (".parquet", ".parq", ".pq", ".ndjson.gz")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -152,7 +153,7 @@ def _listed(folder: Path, entry: Any) -> Source:
 
 
 def _in_folder(folder: Path) -> list[Source]:
-    """Return the Parquet files anywhere in a folder, in order of their names; hidden ones are unfinished."""
+    """Return the files of points anywhere in a folder, in order of their names; hidden ones are unfinished."""
     found: list[Source] = []
 
     def unreadable(error: OSError) -> None:
@@ -161,11 +162,11 @@ def _in_folder(folder: Path) -> list[Source]:
     for place, folders, names in os.walk(folder, onerror=unreadable):
         folders.sort()
         for name in sorted(names):
-            if not name.startswith(".") and name.endswith((".parquet", ".parq", ".pq")):
+            if not name.startswith(".") and name.endswith(_ENDINGS):
                 path = Path(place, name)
                 found.append(Source(path, folder, _sum_beside(path, folder)))
     if not found:
-        raise InvalidFile(f"{folder} holds no Parquet files", path=folder)
+        raise InvalidFile(f"{folder} holds no Parquet files, and no NDJSON of exports", path=folder)
     return found
 
 

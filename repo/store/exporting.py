@@ -1,4 +1,4 @@
-"""Exporting: the points of an open store into Parquet files, a page at a time. Never holds the lease while it writes.
+"""Exporting: the points of an open store into files, a page at a time. Never holds the lease while it writes.
 
 A page is read into memory under a lease of its own, and encoded after that. So what is written meanwhile may show
 in later pages, as it does in a `Result`.
@@ -15,7 +15,9 @@ from typing import Any, Literal
 from repo.errors import InvalidFile, InvalidQuery
 from repo.exchange.bundle import DAY_US, combined, day_path, drafting
 from repo.exchange.landing import landing, put
-from repo.exchange.parquet import COMPRESSIONS, FileFacts, ParquetWriter, note_of, writer_here
+from repo.exchange.ndjsonpages import ENDING, NdjsonWriter
+from repo.exchange.parquet import COMPRESSIONS, note_of, writer_here
+from repo.exchange.pointfiles import FileFacts, FileWriter
 from repo.exchange.streams import Page, take_page
 from repo.repositories.selection import Selection
 from repo.repositories.series import Summary, SummaryRepository
@@ -24,7 +26,7 @@ from repo.repositories.state import StateRepository
 from repo.store.access import Access
 from repo.store.backends import duckdb_is_installed
 
-__all__ = ["Exported", "Progress", "export_parquet"]
+__all__ = ["Exported", "Progress", "export_ndjson", "export_parquet"]
 
 Progress = Callable[[int, int], object]
 """Told how many points were read so far, and about how many there are."""
@@ -63,15 +65,49 @@ def export_parquet(
     on_progress: Progress,
 ) -> Exported:
     """See `Store.export_parquet`."""
-    if partition not in (None, "day"):
-        raise InvalidQuery(f"partition = {partition!r}: 'day', or None for one file")
     if compression not in COMPRESSIONS:
         raise InvalidQuery(f"compression = {compression!r}: {' or '.join(map(repr, COMPRESSIONS))}")
     writer = writer_here(access.settings.duckdb_memory_limit_bytes, duckdb=duckdb_is_installed())
+    form = _Form(writer, ".parquet", compression)
+    return _export(access, path, selection, form, partition, on_progress)
+
+
+def export_ndjson(
+    access: Access,
+    path: Path,
+    selection: Selection,
+    *,
+    partition: Literal["day"] | None,
+    on_progress: Progress,
+) -> Exported:
+    """See `Store.export_ndjson`."""
+    if partition is None and not path.name.endswith(ENDING):
+        raise InvalidQuery(f"{path}: NDJSON is written gzipped; give it a name that ends in {ENDING}")
+    form = _Form(NdjsonWriter(), ENDING, "gzip")
+    return _export(access, path, selection, form, partition, on_progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    writer: FileWriter
+    ending: str
+    compression: str
+
+
+def _export(
+    access: Access,
+    path: Path,
+    selection: Selection,
+    form: _Form,
+    partition: Literal["day"] | None,
+    on_progress: Progress,
+) -> Exported:
+    if partition not in (None, "day"):
+        raise InvalidQuery(f"partition = {partition!r}: 'day', or None for one file")
     with access.metadata.read() as connection:
         state = StateRepository(connection).get()
     assert state is not None
-    job = _Job(access, selection, writer, compression, note_of(state.store_id), on_progress)
+    job = _Job(access, selection, form, note_of(state.store_id), on_progress)
     return job.one_file(path) if partition is None else job.bundle(path, state.store_id)
 
 
@@ -82,16 +118,14 @@ class _Job:
         self,
         access: Access,
         selection: Selection,
-        writer: ParquetWriter,
-        compression: str,
+        form: _Form,
         note: str,
         on_progress: Progress,
     ) -> None:
         self._selection = selection
-        self._writer = writer
-        self._compression = compression
+        self._form = form
         self._note = note
-        self._slices = _Slices(access, selection, on_progress)
+        self._slices = _Slices(access, selection, on_progress, columnar=form.writer.columnar)
 
     def one_file(self, path: Path) -> Exported:
         """Write everything into one file, and its sum beside it."""
@@ -110,7 +144,7 @@ class _Job:
         request = {
             "store": store_id,
             "selection": json.loads(json.dumps(asdict(self._selection))),
-            "compression": self._compression,
+            "compression": self._form.compression,
         }
         with drafting(path, request) as bundle:
             resumed = len(bundle.done)
@@ -118,7 +152,7 @@ class _Job:
             while (first := self._slices.first_from(at)) is not None:
                 day = first // DAY_US
                 at = min((day + 1) * DAY_US, self._slices.end_us)
-                name = day_path(store_id, day)
+                name = day_path(store_id, day, self._form.ending)
                 if name in bundle.done:
                     self._slices.skip(bundle.done[name].points)
                     continue
@@ -131,14 +165,17 @@ class _Job:
 
     def _write(self, descriptor: int, start_us: int, end_us: int) -> FileFacts:
         pages = self._slices.pages(start_us, end_us)
-        return self._writer.write(descriptor, pages, compression=self._compression, note=self._note)
+        return self._form.writer.write(descriptor, pages, compression=self._form.compression, note=self._note)
 
 
 class _Slices:
     """Walks over the selected points in pages, each a span that is as wide as the points are dense."""
 
-    def __init__(self, access: Access, selection: Selection, on_progress: Progress) -> None:
+    def __init__(
+        self, access: Access, selection: Selection, on_progress: Progress, *, columnar: bool
+    ) -> None:
         self._access = access
+        self._columnar = columnar
         self._selection = selection
         self._on_progress = on_progress
         self._read = 0
@@ -171,7 +208,7 @@ class _Slices:
             with self._access.reading("export") as (connection, known):
                 reader = slices_on(connection, known)
                 piece, count = self._fitting(reader, at_us, end_us)
-                found = _taken(reader.read(piece)) if count else None
+                found = self._taken(reader.read(piece)) if count else None
                 if found is None:
                     next_us = reader.first(span_of(self._selection, at_us, end_us))
             if found is None:
@@ -188,7 +225,7 @@ class _Slices:
 
         The points of one microsecond stay together, however many they are.
         """
-        most = ARROW_ROWS if reader.columnar else PLAIN_ROWS
+        most = ARROW_ROWS if reader.columnar and self._columnar else PLAIN_ROWS
         width_us = min(self._width_us, end_us - at_us)
         while True:
             piece = span_of(self._selection, at_us, at_us + width_us)
@@ -200,13 +237,15 @@ class _Slices:
         self._width_us = max(1, min(wanted_us, width_us * 8))
         return piece, count
 
+    def _taken(self, found: Any) -> Page | Sequence[Any]:
+        if not hasattr(found, "__arrow_c_stream__"):
+            rows: Sequence[Any] = found
+            return rows
+        return take_page(found) if self._columnar else found.fetchall()
+
     def _advance(self, points: int) -> None:
         self._read += points
         self._on_progress(self._read, max(self._total, self._read))
-
-
-def _taken(found: Any) -> Page | Sequence[Any]:
-    return take_page(found) if hasattr(found, "__arrow_c_stream__") else found
 
 
 def _outline(selection: Selection, known: Mapping[tuple[str, str], Summary]) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Importing: readings of CSV files into an open store, checked, a batch at a time. Never reads a cell itself."""
+"""Importing: readings of files into an open store, checked, a batch at a time. Never reads a line itself."""
 
 from __future__ import annotations
 
@@ -6,17 +6,29 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
-from repo.errors import EngineMissing, HoldfastError, InvalidPoint, Refusal, StoreBusy
-from repo.exchange.csvfile import Chunk, CsvLayout, Rejected, read_csv
-from repo.exchange.csvsource import CsvSource
+from repo.errors import (
+    EngineMissing,
+    HoldfastError,
+    InvalidFile,
+    InvalidPoint,
+    InvalidSettings,
+    Refusal,
+    StoreBusy,
+)
+from repo.exchange.csvfile import read_csv
+from repo.exchange.inputs import Input
+from repo.exchange.ndjsonfile import read_ndjson
+from repo.exchange.readings import Chunk, Layout, Rejected
+from repo.exchange.unpacking import plain_name
 from repo.repositories.points import Written
 from repo.store.store import Store
 from repo.values import KIND_NUMBER, KIND_TEXT, check_rows
 
-__all__ = ["Imported", "import_csv"]
+__all__ = ["Imported", "import_files"]
 
 log = logging.getLogger("holdfast.importing")
 
@@ -32,37 +44,42 @@ class Imported:
     points: int
     """Acknowledged: durable, whatever happens next."""
     rejected: int
-    """Lines and cells that gave no point; `on_rejected` was told each."""
+    """Lines, cells and rows that gave no point; `on_rejected` was told each, of Parquet each reason."""
     no_reading: int
     """Cells marked as missing: no point in a wide file, a point without a reading in a long one."""
 
 
-def import_csv(
+def import_files(
     store: Store,
-    sources: Sequence[CsvSource],
-    layout: CsvLayout,
+    inputs: Sequence[Input],
+    layout: Layout,
     *,
     strict: bool = False,
-    on_progress: Callable[[CsvSource, int], None] = lambda _source, _readings: None,
-    on_rejected: Callable[[CsvSource, Rejected], None] = lambda _source, _rejected: None,
+    on_progress: Callable[[Input, int], None] = lambda _input, _readings: None,
+    on_rejected: Callable[[Input, Rejected], None] = lambda _input, _rejected: None,
 ) -> list[Imported]:
-    """Write the readings of CSV files, in their order, and return what became of each, when all are durable.
+    """Write the readings of files, in their order, and return what became of each, when all are durable.
 
-    What cannot be stored is rejected and the rest written; with `strict` every file is checked first, and
-    nothing is written if anything is rejected (`points` is 0 everywhere). In memory there are a few batches
-    of 10,000 readings. `on_progress` is told how many readings of a source were taken so far.
+    CSV, NDJSON and Parquet, each in any order. Of points with one sensor, metric and time the last wins, over
+    stored ones too. What cannot be stored is rejected and the rest written; with `strict` every file is checked
+    first, and nothing is written if anything is rejected (`points` is 0 everywhere). In memory there are a few
+    batches of 10,000 readings; of Parquet, a page. `on_progress` is told how many readings of an input were taken.
 
     Afterwards the journal is applied to the columns, unless another process keeps them. An error leaves what
     was acknowledged, and has a note that says how many points those are; importing the same files again is
-    harmless, for equal points change nothing.
+    harmless, for equal points change nothing. A file that cannot be opened, Parquet in a stream, or packed, and
+    options that Parquet cannot follow are found before anything is written; so is, in a file of Parquet, damage.
     """
     passes = _Passes(store, layout, on_progress, on_rejected)
+    for given in inputs:
+        if given.look() == "parquet":
+            passes.mapping_of(given)
     if strict:
-        checked = [passes.run(source, passes.check, again=True) for source in sources]
+        checked = [passes.run(given, check_only=True) for given in inputs]
         if any(file.rejected for file in checked):
             return checked
     try:
-        written = [passes.run(source, passes.write, again=False) for source in sources]
+        written = [passes.run(given, check_only=False) for given in inputs]
     except HoldfastError as error:
         passes.abandon()
         error.add_note(
@@ -80,44 +97,99 @@ class _Passes:
     def __init__(
         self,
         store: Store,
-        layout: CsvLayout,
-        on_progress: Callable[[CsvSource, int], None],
-        on_rejected: Callable[[CsvSource, Rejected], None],
+        layout: Layout,
+        on_progress: Callable[[Input, int], None],
+        on_rejected: Callable[[Input, Rejected], None],
     ) -> None:
         self._store = store
         self._layout = layout
         self._on_progress = on_progress
         self._on_rejected = on_rejected
-        self._texts = frozenset(layout.text_metrics)
-        self._other_kind = {
-            (info.sensor_id, info.metric_name): info.kind
-            for info in store.series.list()
-            if info.kind not in (None, self._kind_of(info.metric_name))
-        }
+        self._kinds = _kinds_of(store)
         self._under_way: deque[Future[Written]] = deque()
         self._unapplied = 0
         self._columns_to_be_had = True
         self.acknowledged = 0
 
-    def run(self, source: CsvSource, take: Callable[[list[Any]], None], *, again: bool) -> Imported:
-        """Pass over one file; `take` gets rows that it may refuse with `InvalidPoint`, listing all bad ones."""
+    def run(self, given: Input, *, check_only: bool) -> Imported:
+        """Pass over one file; an error that does not name it gets a note that does."""
+        try:
+            if given.look() == "parquet":
+                return self._run_parquet(given, check_only=check_only)
+            return self._run_text(given, self.check if check_only else self.write, again=check_only)
+        except InvalidFile as error:
+            if given.name not in str(error):
+                error.add_note(f"the file is {given.name}")
+            raise
+
+    def _run_text(self, given: Input, take: Callable[[list[Any]], None], *, again: bool) -> Imported:
+        """`take` gets rows that it may refuse with `InvalidPoint`, listing all bad ones."""
         before, taken, rejected, no_reading = self.acknowledged, 0, 0, 0
-        with source.opened(again=again) as stream:
-            for chunk in read_csv(stream, self._layout):
+        with given.opened(again=again) as (form, text):
+            layout = self._layout
+            if layout.delimiter is None and plain_name(given.name).endswith(".tsv"):
+                layout = replace(layout, delimiter="\t")
+            read = read_ndjson if form == "ndjson" else read_csv
+            for chunk in read(text, layout):
                 self._sift(chunk, self._mismatches(chunk.rows))
                 try:
                     take(chunk.rows)
                 except InvalidPoint as refused:
                     self._sift(chunk, refused.refusals)
                     take(chunk.rows)
-                for one in sorted(chunk.rejected, key=lambda rejected: rejected.line):
-                    self._on_rejected(source, one)
+                self._learn(chunk.rows)
+                for one in sorted(chunk.rejected, key=lambda rejected: rejected.line or 0):
+                    self._on_rejected(given, one)
                 taken += len(chunk.rows)
                 rejected += len(chunk.rejected)
                 no_reading += chunk.missing + sum(row[3] is None for row in chunk.rows)
-                self._on_progress(source, taken)
+                self._on_progress(given, taken)
         self._settle(0)
-        return Imported(source.name, self.acknowledged - before, rejected, no_reading)
+        return Imported(given.name, self.acknowledged - before, rejected, no_reading)
+
+    def _run_parquet(self, given: Input, *, check_only: bool) -> Imported:
+        self._settle(0)
+        assert given.path is not None
+        done = self._store.import_parquet(
+            given.path,
+            on_conflict="overwrite",
+            columns=self.mapping_of(given),
+            dry_run=check_only,
+            on_progress=lambda rows, _total: self._on_progress(given, rows),
+        )
+        for problem in done.problems:
+            reason = problem.removeprefix(f"{given.path}: ")
+            self._on_rejected(given, Rejected(None, None, reason, ""))
+        self._kinds |= _kinds_of(self._store)
+        rejected = done.refused + done.nulls
+        points = 0 if check_only else done.read - rejected
+        self.acknowledged += points
+        return Imported(given.name, points, rejected, done.no_reading)
+
+    def mapping_of(self, given: Input) -> dict[str, str]:
+        """Return which column of Parquet is which field; `InvalidSettings` for what only a text can follow."""
+        layout, usual = self._layout, Layout()
+        for option, is_given in (
+            ("a sensor or a metric for all lines", layout.sensor is not None or layout.metric is not None),
+            ("the wide shape", layout.shape == "wide" or layout.metrics is not None),
+            ("several time columns", len(layout.time_columns) > 1),
+        ):
+            if is_given:
+                raise InvalidSettings(
+                    f"{given.name} is Parquet, for which there is no {option}; ingest it apart"
+                )
+        time = layout.time_columns[0]
+        return {
+            field: column
+            for field, column, same in (
+                ("sensor_id", layout.sensor_column, usual.sensor_column),
+                ("metric_name", layout.metric_column, usual.metric_column),
+                ("value", layout.value_column, usual.value_column),
+                ("quality", layout.quality_column, usual.quality_column),
+                ("timestamp_us" if time == "timestamp_us" else "timestamp", time, usual.time_columns[0]),
+            )
+            if column != same
+        }
 
     def check(self, rows: list[Any]) -> None:
         """Refuse what the store would refuse, and write nothing."""
@@ -159,16 +231,27 @@ class _Passes:
 
     def _mismatches(self, rows: list[Any]) -> list[Refusal]:
         """Return what does not fit the kind of its series; the store would refuse the whole batch for it."""
-        if not self._other_kind:
+        wrong = {
+            (sensor, metric, kind)
+            for sensor, metric, kind in _kinds_in(rows)
+            if self._kinds.get((sensor, metric), kind) != kind
+        }
+        if not wrong:
             return []
         return [
-            Refusal(index, "value", f"the series holds {kind} values, and this is a {self._kind_of(row[1])}")
+            Refusal(
+                index,
+                "value",
+                f"the series holds {self._kinds[row[0], row[1]]} values, and this is a {kind}",
+            )
             for index, row in enumerate(rows)
-            if row[3] is not None and (kind := self._other_kind.get((row[0], row[1]))) is not None
+            if (kind := _kind_of(type(row[3]))) is not None and (row[0], row[1], kind) in wrong
         ]
 
-    def _kind_of(self, metric: str) -> str:
-        return KIND_TEXT if metric in self._texts else KIND_NUMBER
+    def _learn(self, rows: list[Any]) -> None:
+        """Keep the kinds of new series: what they hold is fixed by their first reading."""
+        for sensor, metric, kind in _kinds_in(rows):
+            self._kinds.setdefault((sensor, metric), kind)
 
     @staticmethod
     def _sift(chunk: Chunk, refusals: Iterable[Refusal]) -> None:
@@ -181,6 +264,25 @@ class _Passes:
         good = [index for index in range(len(chunk.rows)) if index not in bad]
         chunk.rows = [chunk.rows[index] for index in good]
         chunk.lines = [chunk.lines[index] for index in good]
+
+
+def _kinds_of(store: Store) -> dict[tuple[str, str], str]:
+    listed = store.series.list()
+    return {(info.sensor_id, info.metric_name): info.kind for info in listed if info.kind is not None}
+
+
+def _kinds_in(rows: list[Any]) -> Iterable[tuple[str, str, str]]:
+    types = map(type, map(itemgetter(3), rows))
+    for sensor, metric, found in set(
+        zip(map(itemgetter(0), rows), map(itemgetter(1), rows), types, strict=True)
+    ):
+        kind = _kind_of(found)
+        if kind is not None:
+            yield sensor, metric, kind
+
+
+def _kind_of(found: type) -> str | None:
+    return None if found is type(None) else KIND_TEXT if found is str else KIND_NUMBER
 
 
 _UNDER_WAY = 8

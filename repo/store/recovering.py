@@ -1,4 +1,4 @@
-"""Recovering: points of Parquet files and bundles into an open store. Looks at every file before it stores a point.
+"""Recovering: points of files and bundles into an open store. Looks at every file before it stores a point.
 
 The look finds damage, missing columns and wrong types in any of the files, and then nothing is stored. After it the
 files are read again, a page at a time, and each page is written as a table.
@@ -17,9 +17,13 @@ from typing import Any, Literal
 
 from repo.errors import HoldfastError, InvalidQuery, Refusal, StoreCorrupt
 from repo.exchange.fileplan import Plan, check_mapping, plan_of
-from repo.exchange.parquet import ParquetReader, ReadPage, reader_here
+from repo.exchange.forms import HEAD_BYTES, form_of
+from repo.exchange.ndjsonpages import opened_ndjson
+from repo.exchange.parquet import reader_here
+from repo.exchange.pointfiles import FileReader, ReadPage
 from repo.exchange.sources import Source, sources_of
 from repo.exchange.tables import Held, HeldPages
+from repo.exchange.unpacking import packing_of
 from repo.repositories.presence import present
 from repo.repositories.series import SeriesRepository
 from repo.settings import Settings
@@ -49,6 +53,7 @@ class _Counts:
     nulls: int = 0
     refused: int = 0
     stored: int = 0
+    no_reading: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -56,7 +61,7 @@ class _Counts:
 class Recovered:
     """What became of the rows of an import; of a dry run, what would.
 
-    `read` is the sum of all the others: `stored`, `present`, `duplicates`, `nulls` and `refused`.
+    `read` is the sum of `stored`, `present`, `duplicates`, `nulls` and `refused`.
     """
 
     files: int
@@ -72,6 +77,8 @@ class Recovered:
     """Rows without a sensor, a metric or a time."""
     refused: int
     """Rows that cannot be stored: see `problems`."""
+    no_reading: int
+    """Rows that name a point and have no reading for it; each is in one of the counts above, too."""
     problems: tuple[str, ...]
     """The first of the reasons, each with its file."""
     verified: int
@@ -124,6 +131,7 @@ def import_parquet(
         duplicates=counts.duplicates,
         nulls=counts.nulls,
         refused=counts.refused,
+        no_reading=counts.no_reading,
         problems=tuple(counts.problems),
         verified=sum(one.verified for one in looked),
     )
@@ -144,9 +152,12 @@ def verify_parquet(
 
 
 @contextmanager
-def _opened(settings: Settings, source: Source, descriptor: int) -> Iterator[ParquetReader]:
+def _opened(settings: Settings, source: Source, descriptor: int) -> Iterator[FileReader]:
     limit = settings.duckdb_memory_limit_bytes
-    with reader_here(descriptor, source.path, limit, duckdb=duckdb_is_installed()) as reader:
+    head = os.pread(descriptor, HEAD_BYTES, 0)
+    is_ndjson = packing_of(head) is not None or form_of(head, source.path.name) == "ndjson"
+    opened = opened_ndjson if is_ndjson else reader_here
+    with opened(descriptor, source.path, limit, duckdb=duckdb_is_installed()) as reader:
         yield reader
 
 
@@ -241,6 +252,7 @@ class _Job:
         counts.read += page.rows
         counts.nulls += page.nulls
         counts.duplicates += page.duplicates
+        counts.no_reading += sum(group.rows - group.numbers - group.texts for group in page.groups)
         if page.nulls:
             self._note(source, f"{page.nulls:,} rows have no sensor, metric or time")
         refused = self._leave_out_other_kinds(page, source)

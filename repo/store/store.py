@@ -33,7 +33,7 @@ from repo.store.access import Access
 from repo.store.backends import Backend, backend_for, why_no_duckdb
 from repo.store.columns import Columns
 from repo.store.converting import Converted, convert, discard_unfinished, set_inactive_aside
-from repo.store.exporting import Exported, export_parquet
+from repo.store.exporting import Exported, export_ndjson, export_parquet
 from repo.store.flush import Flusher
 from repo.store.keeper import Keeper
 from repo.store.metadata import MetadataDatabase
@@ -171,7 +171,7 @@ class Store:
         written meanwhile may show. `on_progress` is told how many points were read, of about how many.
 
         Raises `InvalidQuery`, `InvalidFile` where the path cannot be written, `StoreFull`, `StoreBusy`, or
-        `MissingExtra` where neither DuckDB nor pyarrow is installed.
+        `MissingExtra` where neither DuckDB nor pyarrow is installed: `export_ndjson` needs neither.
         """
         return export_parquet(
             self._access,
@@ -179,6 +179,30 @@ class Store:
             select_points(sensor_id, metric_name, start, end),
             partition=partition,
             compression=compression,
+            on_progress=on_progress,
+        )
+
+    def export_ndjson(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        sensor_id: Names = None,
+        metric_name: Names = None,
+        start: Time = None,
+        end: Time = None,
+        partition: Literal["day"] | None = None,
+        on_progress: Progress = lambda _done, _points: None,
+    ) -> Exported:
+        """Write the points in [start, end) as gzipped NDJSON, wherever this library runs: it needs no package.
+
+        All else is as `export_parquet` says; `repo.exchange.ndjson` describes a line. A single file has a name that
+        ends in `.ndjson.gz`: `InvalidQuery`. `import_parquet` takes files and folders of both kinds back.
+        """
+        return export_ndjson(
+            self._access,
+            Path(path),
+            select_points(sensor_id, metric_name, start, end),
+            partition=partition,
             on_progress=on_progress,
         )
 
@@ -195,8 +219,9 @@ class Store:
 
         Files of exports, of the legacy program and of other writers: columns are found by their names, which are
         those of `points.insert_table`; `columns` says where a field has another (`{"sensor_id": "tag"}`). Others
-        are left out, with a warning in the log. `on_conflict="keep"` lets stored points stand, so that a
-        correction made since is not undone; `"overwrite"` lets the files win. Importing again changes nothing.
+        are left out, with a warning in the log. What `export_ndjson` wrote comes in likewise, told by its content.
+        `on_conflict="keep"` lets stored points stand, so that a correction made since is not undone; `"overwrite"`
+        lets the files win. Importing again changes nothing.
 
         Every file is looked at before anything is stored: `InvalidFile` for one that cannot be read, or lacks a
         column, or has it of a wrong type; `StoreCorrupt` for one that is not as its SHA-256 says, in the manifest or

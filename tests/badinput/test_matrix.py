@@ -19,7 +19,8 @@ from click.testing import CliRunner
 from repo import Settings, Store
 from repo.commands import holdfast
 from repo.errors import InvalidFile, InvalidPoint
-from repo.exchange.csvfile import CsvLayout, read_csv
+from repo.exchange.csvfile import read_csv
+from repo.exchange.readings import Layout
 from tests.badinput.cases import CASES, NOW_US, Case, Expectation, NoPoint, Refused, Stored
 
 Fields = dict[str, Any]
@@ -74,16 +75,16 @@ def by_transaction(store: Store, fields: Fields) -> None:
 
 def by_csv_long(store: Store, fields: Fields) -> None:
     names = ("sensor_id", "metric_name", "timestamp", "value", "quality")
-    bring_csv(store, [names, [fields[name] for name in names]], CsvLayout(time_formats=("unix", "iso")))
+    bring_csv(store, [names, [fields[name] for name in names]], Layout(time_formats=("unix", "iso")))
 
 
 def by_csv_wide(store: Store, fields: Fields) -> None:
     names = ("sensor_id", "timestamp", "quality")
     rows = [(*names, fields["metric_name"]), [*(fields[name] for name in names), fields["value"]]]
-    bring_csv(store, rows, CsvLayout(time_formats=("unix", "iso"), shape="wide"))
+    bring_csv(store, rows, Layout(time_formats=("unix", "iso"), shape="wide"))
 
 
-def bring_csv(store: Store, rows: list[Any], layout: CsvLayout) -> None:
+def bring_csv(store: Store, rows: list[Any], layout: Layout) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     text.seek(0)

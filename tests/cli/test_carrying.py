@@ -16,7 +16,7 @@ DAY_S = 86_400
 EXPORT_KEYS = {"path", "files", "points", "bytes", "first_us", "last_us", "first_seq", "last_seq", "resumed"}
 RECOVER_KEYS = {
     *("files", "verified", "read", "stored", "present", "duplicates", "nulls", "refused"),
-    "problems",
+    *("no_reading", "problems"),
 }
 
 

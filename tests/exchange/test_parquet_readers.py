@@ -16,7 +16,8 @@ import pytest
 from repo import InvalidFile
 from repo.exchange.arrowparquet import PyArrowWriter
 from repo.exchange.fileplan import Plan, plan_of
-from repo.exchange.parquet import ParquetReader, reader_here
+from repo.exchange.parquet import reader_here
+from repo.exchange.pointfiles import FileReader
 
 TOOLS = ("duckdb", "pyarrow")
 LIMIT = 64_000_000
@@ -24,7 +25,7 @@ DAY_US = 86_400_000_000
 
 
 @contextmanager
-def opened(path: Path, tool: str) -> Iterator[tuple[ParquetReader, Plan]]:
+def opened(path: Path, tool: str) -> Iterator[tuple[FileReader, Plan]]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with reader_here(descriptor, path, LIMIT, duckdb=tool == "duckdb") as reader:

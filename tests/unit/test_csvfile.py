@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from repo.errors import InvalidFile, InvalidSettings
-from repo.exchange.csvfile import Chunk, CsvLayout, Rejected, read_csv
+from repo.exchange.csvfile import read_csv
+from repo.exchange.readings import Chunk, Layout, Rejected
 from repo.values import check_rows
 
 LONG = "sensor_id,metric_name,timestamp,value\n"
@@ -23,7 +24,7 @@ WIDE = "timestamp,pressure,flow\n"
 def whole(text: str, **layout: Any) -> Chunk:
     """The one chunk of a small file."""
     merged = Chunk()
-    for chunk in read_csv(io.StringIO(text, newline=""), CsvLayout(**layout)):
+    for chunk in read_csv(io.StringIO(text, newline=""), Layout(**layout)):
         merged.rows += chunk.rows
         merged.lines += chunk.lines
         merged.rejected += chunk.rejected
@@ -32,7 +33,7 @@ def whole(text: str, **layout: Any) -> Chunk:
     return merged
 
 
-def rejected(text: str, **layout: Any) -> list[tuple[int, str | None, str]]:
+def rejected(text: str, **layout: Any) -> list[tuple[int | None, str | None, str]]:
     return [(one.line, one.column, one.reason) for one in whole(text, **layout).rejected]
 
 
@@ -284,7 +285,7 @@ def test_a_file_without_a_usable_header_is_refused(text: str, layout: dict[str, 
 )
 def test_a_layout_that_cannot_be_is_refused_before_anything_is_read(layout: dict[str, Any]) -> None:
     with pytest.raises(InvalidSettings):
-        read_csv(io.StringIO("timestamp,x\n"), CsvLayout(**layout))
+        read_csv(io.StringIO("timestamp,x\n"), Layout(**layout))
 
 
 def test_undecodable_bytes_refuse_the_file_or_only_their_cell(tmp_path: Path) -> None:
@@ -294,10 +295,10 @@ def test_undecodable_bytes_refuse_the_file_or_only_their_cell(tmp_path: Path) ->
         path.open(newline="", encoding="utf-8") as stream,
         pytest.raises(InvalidFile, match="byte 0xE9") as caught,
     ):
-        list(read_csv(stream, CsvLayout(sensor="S")))
+        list(read_csv(stream, Layout(sensor="S")))
     assert caught.value.path == path
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        (chunk,) = read_csv(stream, CsvLayout(sensor="S"))
+        (chunk,) = read_csv(stream, Layout(sensor="S"))
     assert [row[3] for row in chunk.rows] == [1.0, 3.0]
     assert [one.line for one in chunk.rejected] == [3]
 
@@ -335,7 +336,7 @@ def test_memory_stays_bounded_however_long_the_file_and_however_bad() -> None:
     readings = faults = largest = 0
     tracemalloc.start()
     try:
-        for chunk in read_csv(Endless(lines()), CsvLayout(sensor="S")):  # type: ignore[arg-type]
+        for chunk in read_csv(Endless(lines()), Layout(sensor="S")):  # type: ignore[arg-type]
             readings += len(chunk.rows)
             faults += len(chunk.rejected)
             largest = max(largest, len(chunk.rows) + len(chunk.rejected))
@@ -352,4 +353,4 @@ def test_a_compressed_file_is_read_through_its_text_stream(tmp_path: Path) -> No
     with gzip.open(path, "wt", newline="") as out:
         out.write(WIDE + "2024-01-01,1,2\n" * 1000)
     with gzip.open(path, "rt", newline="") as stream:
-        assert sum(len(chunk.rows) for chunk in read_csv(stream, CsvLayout(sensor="S"))) == 2000
+        assert sum(len(chunk.rows) for chunk in read_csv(stream, Layout(sensor="S"))) == 2000

@@ -1,4 +1,4 @@
-"""Times in CSV cells: owns the formats that a file may use, never opens one.
+"""Times in text files: owns the formats that a file may use, never opens one.
 
 A format is `iso` (ISO 8601), `unix`, `unix_ms`, `unix_us`, or a `strptime` pattern. Several are tried in
 order; the first that fits a text wins.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from repo.exchange.csvtime import time_reader
+from repo.exchange.texttimes import time_reader
 from repo.moments import Unfit
 
 

@@ -1,0 +1,119 @@
+"""Files of points: what their writers give and their readers yield, whatever the format. Opens nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from repo.exchange.fileplan import ColumnType, Plan
+from repo.exchange.streams import Page
+
+__all__ = [
+    "PAGE_BYTES",
+    "PAGE_ROWS",
+    "Bounds",
+    "FileFacts",
+    "FileReader",
+    "FileWriter",
+    "Group",
+    "Pages",
+    "ReadPage",
+]
+
+PAGE_ROWS = 262_144
+PAGE_BYTES = 16_000_000
+"""A page that is read has at most so many rows, and about so many bytes: several copies of it exist at a time."""
+
+Pages = Iterator[Page | Sequence[Sequence[Any]]]
+"""Points in order, as Arrow batches or as rows; columns as in the table `time_series_data`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What was found in a file that was just written; times in µs, None where it has no points."""
+
+    points: int
+    bytes: int
+    sha256: str
+    first_us: int | None
+    last_us: int | None
+    first_seq: int | None
+    last_seq: int | None
+
+
+class Bounds:
+    """The first and last of the times and seqs that were written, for `FileFacts`."""
+
+    def __init__(self) -> None:
+        self.times: tuple[int | None, int | None] = (None, None)
+        self.seqs: tuple[int | None, int | None] = (None, None)
+
+    def add(self, times: Sequence[int], seqs: Sequence[int | None]) -> None:
+        """Take those of a page in."""
+        self.times = _wider(self.times, times)
+        self.seqs = _wider(self.seqs, [seq for seq in seqs if seq is not None])
+
+
+def _wider(bounds: tuple[int | None, int | None], more: Sequence[int]) -> tuple[int | None, int | None]:
+    every = [*(bound for bound in bounds if bound is not None), *more]
+    return min(every, default=None), max(every, default=None)
+
+
+class FileWriter(Protocol):
+    """A tool that writes files of points."""
+
+    columnar: bool
+    """Whether it takes Arrow pages."""
+
+    def write(self, descriptor: int, pages: Pages, *, compression: str, note: str) -> FileFacts:
+        """Write all pages into an empty file, and look at what is in it then.
+
+        In memory there are one page and one row group. Raises what the pages raise, or OSError.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What a page holds of one series: numbers and texts, and its span in µs."""
+
+    pair: tuple[str, str]
+    rows: int
+    numbers: int
+    texts: int
+    first_us: int
+    last_us: int
+
+
+class ReadPage(Protocol):
+    """Some rows of a file, in memory until the next page is read."""
+
+    rows: int
+    """How many there were."""
+    nulls: int
+    """How many of them name no series or no time; the rest of this object leaves them out."""
+    duplicates: int
+    """How many have the series and time of another."""
+    groups: list[Group]
+
+    def leave_out(self, doomed: Sequence[tuple[tuple[str, str], bool]]) -> int:
+        """Drop the texts (True) or the numbers (False) of series, and return how many those were."""
+
+    def table(self) -> Any:
+        """Return the rows as `insert_table` takes them, with the columns of a stored point but seq."""
+
+    def identities(self) -> Sequence[tuple[str, str, int]]:
+        """Return series and time of each row."""
+
+
+class FileReader(Protocol):
+    """A file of points that is open for reading. What it finds wrong it raises as `InvalidFile`, naming the file."""
+
+    def types(self) -> dict[str, ColumnType]:
+        """Return the columns at the top, and their types."""
+
+    def look(self, plan: Plan) -> int:
+        """Decode everything that the plan wants, so that damage is found; returns the number of rows."""
+
+    def pages(self, plan: Plan) -> Iterator[ReadPage]:
+        """Yield all rows, in order, each page until the next is taken."""
