@@ -16,7 +16,7 @@ from repo.errors import InvalidFile
 from repo.exchange.fileplan import ColumnType, Plan
 from repo.exchange.landing import digest
 from repo.exchange.parquet import ROW_GROUP_ROWS
-from repo.exchange.pointfiles import PAGE_BYTES, PAGE_ROWS, Bounds, FileFacts, Group, Pages
+from repo.exchange.pointfiles import PAGE_BYTES, PAGE_ROWS, Bounds, FileFacts, Group, Look, Pages
 from repo.exchange.streams import Page
 
 __all__ = ["SCHEMA", "PyArrowReader", "PyArrowWriter", "opened_pyarrow"]
@@ -106,13 +106,13 @@ class PyArrowReader:
                 for field in self._file.schema_arrow
             }
 
-    def look(self, plan: Plan) -> int:
+    def look(self, plan: Plan) -> Look:
         """See `FileReader`."""
         with self._naming():
             rows = [batch.num_rows for batch in self._batches(plan)]
-        return int(sum(rows))
+        return Look(int(sum(rows)))
 
-    def pages(self, plan: Plan) -> Iterator[ArrowPage]:
+    def pages(self, plan: Plan, look: Look) -> Iterator[ArrowPage]:  # noqa: ARG002
         """See `FileReader`."""
         batches = self._batches(plan)
         while True:

@@ -20,7 +20,7 @@ from repo.errors import InvalidFile
 from repo.exchange.fileplan import ColumnType, Plan
 from repo.exchange.landing import digest
 from repo.exchange.parquet import ROW_GROUP_ROWS
-from repo.exchange.pointfiles import PAGE_BYTES, PAGE_ROWS, FileFacts, Group, Pages
+from repo.exchange.pointfiles import PAGE_BYTES, PAGE_ROWS, FileFacts, Group, Look, Pages
 from repo.exchange.streams import Chain, Page, take_page
 from repo.exchange.tables import Held
 
@@ -100,8 +100,6 @@ class DuckDBReader:
         self._file = file
         self._path = path
         self._source = f"read_parquet('{file}', hive_partitioning = false, file_row_number = true)"
-        self._page_rows = PAGE_ROWS
-        self._rows = 0
 
     def types(self) -> dict[str, ColumnType]:
         """See `FileReader`."""
@@ -113,7 +111,7 @@ class DuckDBReader:
             if name != "file_row_number"  # DuckDB's own
         }
 
-    def look(self, plan: Plan) -> int:
+    def look(self, plan: Plan) -> Look:
         """See `FileReader`."""
         columns = [_quoted(column) for column in plan.columns.values()]
         # A sum of hashes needs every value, where a minimum would be taken from the file's statistics.
@@ -127,19 +125,18 @@ class DuckDBReader:
                 f"SELECT count(*), coalesce(sum({texts}), 0)::BIGINT, bit_xor(hash({', '.join(columns)})) "
                 f"FROM {self._source}"
             ).fetchall()
-        row_bytes = 64 + text_bytes // max(rows, 1)
-        self._page_rows = max(1, min(PAGE_ROWS, PAGE_BYTES // row_bytes))
-        self._rows = int(rows)
-        return self._rows
+        return Look(int(rows), 64 + text_bytes // max(rows, 1))
 
-    def pages(self, plan: Plan) -> Iterator[DuckDBPage]:
-        """See `FileReader`; `look` first, so that the pages are as large as they may be."""
-        for start in range(0, self._rows, self._page_rows):
+    def pages(self, plan: Plan, look: Look) -> Iterator[DuckDBPage]:
+        """See `FileReader`."""
+        assert look.row_bytes is not None
+        page_rows = max(1, min(PAGE_ROWS, PAGE_BYTES // look.row_bytes))
+        for start in range(0, look.rows, page_rows):
             with self._naming():
                 self._base.execute("DROP TABLE IF EXISTS page")  # first: two do not fit into the memory
                 self._base.execute(
                     f"CREATE TABLE page AS SELECT {_selected(plan)} FROM {self._source} "
-                    f"WHERE file_row_number >= {start:d} AND file_row_number < {start + self._page_rows:d}"
+                    f"WHERE file_row_number >= {start:d} AND file_row_number < {start + page_rows:d}"
                 )
                 page = DuckDBPage(self._base)
             yield page

@@ -20,7 +20,7 @@ from repo.exchange.fileplan import ColumnType, Plan
 from repo.exchange.jsonlines import Objects
 from repo.exchange.landing import digest
 from repo.exchange.ndjson import StoredRow, lines_of, stored_row
-from repo.exchange.pointfiles import PAGE_BYTES, PAGE_ROWS, Bounds, FileFacts, Group, Pages, ReadPage
+from repo.exchange.pointfiles import PAGE_BYTES, PAGE_ROWS, Bounds, FileFacts, Group, Look, Pages, ReadPage
 from repo.exchange.streams import Page
 from repo.exchange.unpacking import unpacked
 from repo.moments import Unfit
@@ -89,11 +89,11 @@ class NdjsonReader:
         """See `FileReader`: those that the format has."""
         return dict(_TYPES)
 
-    def look(self, plan: Plan) -> int:  # noqa: ARG002  the format is one
+    def look(self, plan: Plan) -> Look:  # noqa: ARG002  the format is one
         """See `FileReader`."""
-        return sum(map(len, self._batches(_BATCH_ROWS, _BATCH_CHARS)))
+        return Look(sum(map(len, self._batches(_BATCH_ROWS, _BATCH_CHARS))))
 
-    def pages(self, plan: Plan) -> Iterator[ReadPage]:  # noqa: ARG002
+    def pages(self, plan: Plan, look: Look) -> Iterator[ReadPage]:  # noqa: ARG002
         """See `FileReader`."""
         if self._base is None:
             yield from map(PlainPage, self._batches(PAGE_ROWS // 4, PAGE_BYTES // 2))

@@ -17,6 +17,7 @@ __all__ = [
     "FileReader",
     "FileWriter",
     "Group",
+    "Look",
     "Pages",
     "ReadPage",
 ]
@@ -106,14 +107,22 @@ class ReadPage(Protocol):
         """Return series and time of each row."""
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look at a whole file found: its rows, and about how many bytes of memory one takes, if that is known."""
+
+    rows: int
+    row_bytes: int | None = None
+
+
 class FileReader(Protocol):
     """A file of points that is open for reading. What it finds wrong it raises as `InvalidFile`, naming the file."""
 
     def types(self) -> dict[str, ColumnType]:
         """Return the columns at the top, and their types."""
 
-    def look(self, plan: Plan) -> int:
-        """Decode everything that the plan wants, so that damage is found; returns the number of rows."""
+    def look(self, plan: Plan) -> Look:
+        """Decode everything that the plan wants, so that damage is found."""
 
-    def pages(self, plan: Plan) -> Iterator[ReadPage]:
-        """Yield all rows, in order, each page until the next is taken."""
+    def pages(self, plan: Plan, look: Look) -> Iterator[ReadPage]:
+        """Yield all rows, in order, each page until the next is taken; `look` is what was seen of the same file."""

@@ -27,7 +27,7 @@ class Lines:
         self.line = 0
         self.chars = 0
         self.path = name if isinstance(name, str) else None
-        self._stream = stream
+        self._readline = stream.readline
 
     def next_line(self) -> str:
         """Return the next line with its end, an empty text at the end of the stream.
@@ -35,17 +35,12 @@ class Lines:
         Raises `LongLine`, or `InvalidFile` for an undecodable byte.
         """
         self.line += 1
-        line = self._read()
-        if len(line) == MAX_LINE_CHARS and not line.endswith("\n"):
-            while line and not line.endswith("\n"):
-                line = self._read()
-            raise LongLine(f"the line is longer than {MAX_LINE_CHARS} characters")
-        self.chars += len(line)
-        return line
-
-    def _read(self) -> str:
         try:
-            return self._stream.readline(MAX_LINE_CHARS)
+            line = self._readline(MAX_LINE_CHARS)
+            if len(line) == MAX_LINE_CHARS and not line.endswith("\n"):
+                while line and not line.endswith("\n"):
+                    line = self._readline(MAX_LINE_CHARS)
+                raise LongLine(f"the line is longer than {MAX_LINE_CHARS} characters")
         except UnicodeDecodeError as fault:
             byte = fault.object[fault.start]
             raise InvalidFile(
@@ -53,3 +48,5 @@ class Lines:
                 "give the encoding of the file",
                 path=self.path,
             ) from fault
+        self.chars += len(line)
+        return line

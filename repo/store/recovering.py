@@ -20,7 +20,7 @@ from repo.exchange.fileplan import Plan, check_mapping, plan_of
 from repo.exchange.forms import HEAD_BYTES, form_of
 from repo.exchange.ndjsonpages import opened_ndjson
 from repo.exchange.parquet import reader_here
-from repo.exchange.pointfiles import FileReader, ReadPage
+from repo.exchange.pointfiles import FileReader, Look, ReadPage
 from repo.exchange.sources import Source, sources_of
 from repo.exchange.tables import Held, HeldPages
 from repo.exchange.unpacking import packing_of
@@ -99,7 +99,7 @@ class Verified:
 class _Looked:
     source: Source
     plan: Plan
-    rows: int
+    look: Look
     bytes: int
     verified: bool
 
@@ -119,7 +119,9 @@ def import_parquet(
         raise InvalidQuery(f"on_conflict = {on_conflict!r}: 'keep' or 'overwrite'")
     mapping = check_mapping(columns)
     looked = [_look(access.settings, source, mapping) for source in sources_of(paths)]
-    job = _Job(access, points, on_conflict, sum(one.rows for one in looked), on_progress, dry_run=dry_run)
+    job = _Job(
+        access, points, on_conflict, sum(one.look.rows for one in looked), on_progress, dry_run=dry_run
+    )
     for one in looked:
         job.run(one)
     counts = job.counts
@@ -145,7 +147,7 @@ def verify_parquet(
     looked = [_look(settings, source, mapping) for source in sources_of(paths)]
     return Verified(
         files=len(looked),
-        points=sum(one.rows for one in looked),
+        points=sum(one.look.rows for one in looked),
         bytes=sum(one.bytes for one in looked),
         verified=sum(one.verified for one in looked),
     )
@@ -168,7 +170,8 @@ def _look(settings: Settings, source: Source, mapping: Mapping[str, str]) -> _Lo
         verified = source.verify(descriptor)
         with _opened(settings, source, descriptor) as reader:
             plan = plan_of(reader.types(), mapping, source.path, accept_bool=settings.accept_bool)
-            rows = reader.look(plan)
+            look = reader.look(plan)
+    rows = look.rows
     if source.points is not None and rows != source.points:
         raise StoreCorrupt(
             f"{source.path} has {rows:,} points, and its manifest says {source.points:,}; nothing was stored",
@@ -176,7 +179,7 @@ def _look(settings: Settings, source: Source, mapping: Mapping[str, str]) -> _Lo
         )
     if plan.ignored:
         log.warning("%s: not read: the columns %s", source.path, ", ".join(map(repr, plan.ignored)))
-    return _Looked(source, plan, rows, size, verified)
+    return _Looked(source, plan, look, size, verified)
 
 
 class _Job:
@@ -209,8 +212,7 @@ class _Job:
                 looked.source.opened() as descriptor,
                 _opened(self._access.settings, looked.source, descriptor) as reader,
             ):
-                reader.look(looked.plan)
-                pages = reader.pages(looked.plan)
+                pages = reader.pages(looked.plan, looked.look)
                 while (first := next(pages, None)) is not None:
                     self._write(chain([first], islice(pages, _MOST_PAGES - 1)), looked.source)
         except HoldfastError as error:
