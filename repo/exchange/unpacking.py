@@ -25,7 +25,7 @@ MOST_WINDOW_BYTES = 2**27
 
 _MAGIC: dict[bytes, Packing] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _SUFFIXES: dict[str, Packing] = {".gz": "gzip", ".zst": "zstd"}
-_PIECE_BYTES = 512
+_PIECE_BYTES = 256
 """What goes into zstd at once: it answers with all that a piece swells to, up to 32,768 times as much."""
 
 

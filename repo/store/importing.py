@@ -82,10 +82,11 @@ def import_files(
         written = [passes.run(given, check_only=False) for given in inputs]
     except HoldfastError as error:
         passes.abandon()
-        error.add_note(
-            f"{passes.acknowledged:,} points of this import were acknowledged before that, and stay; importing "
-            "again from the start is harmless"
-        )
+        if passes.acknowledged:
+            error.add_note(
+                f"{passes.acknowledged:,} points of this import were acknowledged before that, and stay; importing "
+                "again from the start is harmless"
+            )
         raise
     passes.apply()
     return written
@@ -179,6 +180,7 @@ class _Passes:
                     f"{given.name} is Parquet, for which there is no {option}; ingest it apart"
                 )
         time = layout.time_columns[0]
+        exact = time == "timestamp_us" or layout.time_formats == ("unix_us",)
         return {
             field: column
             for field, column, same in (
@@ -186,7 +188,7 @@ class _Passes:
                 ("metric_name", layout.metric_column, usual.metric_column),
                 ("value", layout.value_column, usual.value_column),
                 ("quality", layout.quality_column, usual.quality_column),
-                ("timestamp_us" if time == "timestamp_us" else "timestamp", time, usual.time_columns[0]),
+                ("timestamp_us" if exact else "timestamp", time, usual.time_columns[0]),
             )
             if column != same
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,52 @@ def test_without_a_store_nothing_is_made(tmp_path: Path, call: str) -> None:
     nowhere = Command(tmp_path / "nowhere")
     assert "holdfast init" in nowhere(*call.format(tmp_path).split(), code=1).stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("by_day", [False, True])
+def test_ndjson_goes_out_by_its_name_or_by_choice(on_store: Command, tmp_path: Path, by_day: bool) -> None:
+    on_store.write(*rows())
+    where = [tmp_path / "stick", "--by-day", "--format", "ndjson"] if by_day else [tmp_path / "a.ndjson.gz"]
+    said = on_store.json("export", *where)
+    assert said.keys() == EXPORT_KEYS
+    assert (said["points"], said["files"]) == (9, 3 if by_day else 1)
+    other = Command(tmp_path / "other")
+    assert other.json("recover", "--verify", where[0])["verified"] == said["files"]
+    other("init")
+    done = other.json("recover", where[0])
+    assert done.keys() == RECOVER_KEYS
+    assert (done["stored"], done["verified"]) == (9, said["files"])
+    assert other.json("query", "*", "*") == on_store.json("query", "*", "*")
+    assert "9 there already" in other("recover", where[0]).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["a.ndjson"], "a name that ends in .ndjson.gz"),
+        (["a.parquet", "--format", "ndjson"], "a name that ends in .ndjson.gz"),
+        (["a.ndjson.gz", "--compression", "none"], "NDJSON is gzipped"),
+    ],
+)
+def test_ndjson_that_would_not_be_known_again_is_not_written(
+    on_store: Command, tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    name, *options = arguments
+    assert told in on_store("export", tmp_path / name, *options, code=2).stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_without_duckdb_and_pyarrow_the_ways_out_are_told(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("init", "--engine", "sqlite")
+    command.write(*rows())
+    monkeypatch.setattr("repo.store.exporting.duckdb_is_installed", lambda: False)
+    monkeypatch.setattr("repo.store.recovering.duckdb_is_installed", lambda: False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for where in (["a.parquet"], ["stick", "--by-day"]):
+        result = command("export", tmp_path / where[0], *where[1:], code=1)
+        assert "pip install 'holdfast-edge[arrow]'" in result.stderr
+        assert "--format ndjson" in result.stderr
+    command("export", tmp_path / "stick", "--by-day", "--format", "ndjson")
+    assert command.json("recover", tmp_path / "stick")["present"] == 9
