@@ -155,9 +155,7 @@ class ArrowPage:
         )
         self._table = table.filter(named)
         self.nulls = self.rows - self._table.num_rows
-        identities = self._table.select(_IDENTITY).group_by(_IDENTITY).aggregate([])
-        self.duplicates = self._table.num_rows - identities.num_rows
-        self._identities = identities
+        self.duplicates = self._table.num_rows - self._distinct().num_rows
         found = self._table.group_by(["sensor_id", "metric_name"], use_threads=False).aggregate(
             [
                 ("timestamp_us", "count"),
@@ -196,8 +194,12 @@ class ArrowPage:
 
     def identities(self) -> Sequence[tuple[str, str, int]]:
         """See `ReadPage`."""
-        columns = [column.to_pylist() for column in self._identities.select(_IDENTITY).columns]
+        columns = [column.to_pylist() for column in self._distinct().columns]
         return list(zip(*columns, strict=True))
+
+    def _distinct(self) -> pa.Table:
+        found = self._table.select(_IDENTITY).group_by(_IDENTITY).aggregate([])
+        return found.select(_IDENTITY)
 
 
 def _stored_form(table: pa.Table, plan: Plan) -> pa.Table:
