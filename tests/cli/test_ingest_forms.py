@@ -176,9 +176,9 @@ def seqs_of(command: Command) -> list[Any]:
 
 
 def test_the_kind_of_a_series_is_that_of_its_first_reading(on_store: Command, tmp_path: Path) -> None:
-    numbers = lines("N", 12_000) + lines("N", 1, value="OPEN", timestamp=T0 - 1)
+    numbers = lines("N", 10_000) + lines("N", 1, value="OPEN", timestamp=T0 - 1)
     said = on_store.json("ingest", "-", stdin=numbers, code=3)
-    assert (said["points"], said["rejected"]) == (12_000, 1)
+    assert (said["points"], said["rejected"]) == (10_000, 1)
     (tmp_path / "a.ndjson").write_text(lines("Q", 1, value="OPEN"))
     file = parquet(tmp_path / "b.parquet")
     assert on_store.json("ingest", file, tmp_path / "a.ndjson", code=3)["rejected"] == 1
