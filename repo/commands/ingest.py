@@ -155,14 +155,12 @@ def ingest(
     began_s = time.monotonic()
     with ExitStack() as stack:
         known = None if form == "auto" else form
-        inputs = [
-            Input(sys.stdin.buffer, name="standard input", encoding=encoding, form=known)
-            if file == "-"
-            else Input(file, encoding=encoding, form=known)
-            for file in files
-        ]
-        for given in inputs:
-            stack.callback(given.close)
+        inputs = []
+        for file in files:
+            source = sys.stdin.buffer if file == "-" else file
+            name = "standard input" if file == "-" else file
+            inputs.append(Input(source, name=name, encoding=encoding, form=known))
+            stack.callback(inputs[-1].close)
         store = stack.enter_context(session.opened())
         progress = stack.enter_context(_Progress(shown=sys.stderr.isatty() and not session.quiet))
         rejections = stack.enter_context(_Rejections(session, errors_file, progress, many=len(files) > 1))

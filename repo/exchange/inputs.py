@@ -19,7 +19,7 @@ __all__ = ["Input"]
 
 
 class Input:
-    """A file or a stream of bytes, packed or not. Not thread-safe.
+    """A file or a stream of bytes, packed or not; what is no regular file is a stream. Not thread-safe.
 
     `form` says what it is; None leaves that to its content and its name. Bytes that the encoding of a text does not
     know come as lone surrogates, for the reader to reject their line.
@@ -33,6 +33,12 @@ class Input:
         encoding: str = "utf-8",
         form: Form | None = None,
     ) -> None:
+        try:
+            io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        except LookupError as error:
+            raise InvalidSettings(
+                f"there is no text encoding {encoding!r}; names are like utf-8, cp1252"
+            ) from error
         self.path: Path | None = None
         self.name = name or str(file)
         self._encoding = encoding
@@ -40,16 +46,16 @@ class Input:
         self._stream: io.BufferedReader | None = None
         self._spool: BinaryIO | None = None
         self._raw: io.BufferedReader | None = None
-        if isinstance(file, str | os.PathLike):
+        self._is_ours = False
+        if not isinstance(file, str | os.PathLike):
+            self._stream = _buffered(file)
+        elif Path(file).is_file() or not Path(file).exists():
             self.path = Path(file)
         else:
-            self._stream = _buffered(file)
-        try:
-            io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-        except LookupError as error:
-            raise InvalidSettings(
-                f"there is no text encoding {encoding!r}; names are like utf-8, cp1252"
-            ) from error
+            self._stream, self._is_ours = (
+                _opened(Path(file)),
+                True,
+            )  # a pipe, say, which can be read once only
 
     def look(self) -> Form | None:
         """Say what it is, and see that it can be opened; None for the text of a stream, which `opened` looks at.
@@ -98,7 +104,10 @@ class Input:
     def close(self) -> None:
         """Let the stream go, and remove its temporary copy."""
         if self._stream is not None:
-            self._stream.detach()
+            if self._is_ours:
+                self._stream.close()
+            else:
+                self._stream.detach()
             self._stream = None
         if self._spool is not None:
             self._spool.close()
@@ -113,10 +122,7 @@ class Input:
 
     def _opened_raw(self, stack: ExitStack, *, again: bool) -> io.BufferedReader:
         if self.path is not None:
-            try:
-                return stack.enter_context(self.path.open("rb"))
-            except OSError as error:
-                raise InvalidFile(f"{self.path} cannot be read: {error.strerror}", path=self.path) from error
+            return stack.enter_context(_opened(self.path))
         assert self._stream is not None
         if again and self._spool is None:
             self._spool = tempfile.TemporaryFile(prefix="holdfast-")  # noqa: SIM115  closed by close()
@@ -127,6 +133,13 @@ class Input:
         raw = _buffered(self._spool)
         stack.callback(raw.detach)
         return raw
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InvalidFile(f"{path} cannot be read: {error.strerror}", path=path) from error
 
 
 def _buffered(stream: BinaryIO) -> io.BufferedReader:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +269,17 @@ def test_standard_input_may_be_packed_and_read_twice(on_duckdb: Command, pack: s
     packed = gzip.compress(content) if pack == "gzip" else pytest.importorskip("zstandard").compress(content)
     assert on_duckdb.json("ingest", "-", stdin=packed)["points"] == 3
     assert on_duckdb.json("ingest", "-", "--strict", stdin=packed)["points"] == 3
+
+
+@pytest.mark.parametrize("option", [[], ["--strict"]])
+def test_a_pipe_is_read_once(on_duckdb: Command, tmp_path: Path, option: list[str]) -> None:
+    """As the shell gives it for `<(...)`."""
+    os.mkfifo(tmp_path / "pipe")
+    content = gzip.compress(lines(count=50_000).encode())
+    writing = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(content))
+    writing.start()
+    assert on_duckdb.json("ingest", tmp_path / "pipe", *option)["points"] == 50_000
+    writing.join()
 
 
 def test_an_export_is_read_by_ingest_as_well(on_store: Command, tmp_path: Path) -> None:
