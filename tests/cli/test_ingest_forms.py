@@ -241,6 +241,7 @@ def test_the_format_can_be_given(on_duckdb: Command, tmp_path: Path) -> None:
         ("a.parquet.gz", gzip.compress(b"PAR1" + bytes(100)), 1, "is packed Parquet; unpack it first"),
         ("a.ndjson", b'{"a":' * 30_000 + b"\n" + lines().encode(), 3, "is nested too deeply"),
     ],
+    ids=lambda case: "" if isinstance(case, bytes) else None,
 )
 def test_a_file_that_is_not_what_it_should_be_is_named(
     on_duckdb: Command, tmp_path: Path, name: str, content: bytes, code: int, told: str
