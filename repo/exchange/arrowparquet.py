@@ -169,9 +169,6 @@ class ArrowPage:
         )
         self._table = table.filter(named)
         self.nulls = self.rows - self._table.num_rows
-        identities = self._table.select(_IDENTITY).group_by(_IDENTITY).aggregate([])
-        self.duplicates = self._table.num_rows - identities.num_rows
-        self._identities = identities
         found = self._table.group_by(["sensor_id", "metric_name"], use_threads=False).aggregate(
             [
                 ("timestamp_us", "count"),
@@ -208,10 +205,17 @@ class ArrowPage:
         """See `ReadPage`."""
         return self._table
 
+    def duplicates(self) -> int:
+        """See `ReadPage`."""
+        return int(self._table.num_rows - self._distinct().num_rows)
+
     def identities(self) -> Sequence[tuple[str, str, int]]:
         """See `ReadPage`."""
-        columns = [column.to_pylist() for column in self._identities.select(_IDENTITY).columns]
+        columns = [column.to_pylist() for column in self._distinct().select(_IDENTITY).columns]
         return list(zip(*columns, strict=True))
+
+    def _distinct(self) -> pa.Table:
+        return self._table.select(_IDENTITY).group_by(_IDENTITY).aggregate([])
 
 
 def _stored_form(table: pa.Table, plan: Plan) -> pa.Table:

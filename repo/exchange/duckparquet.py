@@ -172,10 +172,6 @@ class DuckDBPage:
                 "max(timestamp_us) FROM page GROUP BY ALL"
             ).fetchall()
         ]
-        [(distinct,)] = base.execute(
-            "SELECT count(DISTINCT hash(sensor_id, metric_name, timestamp_us)) FROM page"
-        ).fetchall()
-        self.duplicates = self.rows - self.nulls - distinct
 
     def leave_out(self, doomed: Sequence[tuple[tuple[str, str], bool]]) -> int:
         """See `ReadPage`."""
@@ -191,6 +187,13 @@ class DuckDBPage:
     def table(self) -> Any:
         """See `ReadPage`."""
         return Held(self._base, "page")
+
+    def duplicates(self) -> int:
+        """See `ReadPage`."""
+        [(rows, distinct)] = self._base.execute(
+            "SELECT count(*), count(DISTINCT hash(sensor_id, metric_name, timestamp_us)) FROM page"
+        ).fetchall()
+        return int(rows - distinct)
 
     def identities(self) -> Sequence[tuple[str, str, int]]:
         """See `ReadPage`."""

@@ -134,12 +134,13 @@ class ReadPage(Protocol):
     """How many there were."""
     nulls: int
     """How many of them name no series or no time; the rest of this object leaves them out."""
-    duplicates: int
-    """How many have the series and time of another."""
     groups: list[Group]
 
     def leave_out(self, doomed: Sequence[tuple[tuple[str, str], bool]]) -> int:
         """Drop the texts (True) or the numbers (False) of series, and return how many those were."""
+
+    def duplicates(self) -> int:
+        """Return how many have the series and time of another one that is not left out."""
 
     def table(self) -> Any:
         """Return the rows as `insert_table` takes them, with the columns of a stored point but seq."""

@@ -240,13 +240,14 @@ class _Job:
         counts = self.counts
         counts.read += page.rows
         counts.nulls += page.nulls
-        counts.duplicates += page.duplicates
         if page.nulls:
             self._note(source, f"{page.nulls:,} rows have no sensor, metric or time")
         refused = self._leave_out_other_kinds(page, source)
-        rows = page.rows - page.nulls - page.duplicates - refused
+        duplicates = page.duplicates()
+        rows = page.rows - page.nulls - refused - duplicates
         stood = self._present(page) if rows and self._on_conflict == "keep" else 0
         counts.refused += refused
+        counts.duplicates += duplicates
         counts.present += stood
         self._under_way += max(0, rows - stood)
         self._on_progress(counts.read, self._total)

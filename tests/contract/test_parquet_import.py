@@ -231,6 +231,19 @@ def test_readings_of_the_other_kind_are_left_out(store: Store, tmp_path: Path) -
     assert "holds numbers only" in " ".join(done.problems)
 
 
+def test_a_reading_that_is_left_out_does_not_stand_for_its_duplicate(store: Store, tmp_path: Path) -> None:
+    write(
+        tmp_path / "a.parquet",
+        timestamp_us=[BEGIN_US, BEGIN_US, BEGIN_US + 1],
+        value=[5.0, None, 6.0],
+        value_text=[None, "OPEN", None],
+    )
+    store.points.insert("s", "m", 1.0, timestamp=BEGIN_S - 1)
+    done = store.import_parquet(tmp_path / "a.parquet")
+    assert (done.stored, done.refused, done.duplicates) == (2, 1, 0)
+    assert [row[3] for row in stored(store)] == [1.0, 5.0, 6.0]
+
+
 def test_a_folder_is_read_in_order_and_hidden_files_are_not(store: Store, tmp_path: Path) -> None:
     folder = tmp_path / "in[1]" / "a'b"
     folder.mkdir(parents=True)
