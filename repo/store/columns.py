@@ -57,11 +57,11 @@ class Columns:
     `alone` gives a thread the database by itself (flush, checkpoint); `shared` lets many read at once. Both
     take the lease and open the file as needed. The last to leave lets go when another process waits; `tend`
     does so while nobody uses it. Which engine is active is asked anew, under the lease, at each opening: `choose`
-    says it, or raises `EngineMissing`, as then do `alone` and `shared`.
+    says it, told whether the lease is held, or raises `EngineMissing`, as then do `alone` and `shared`.
     """
 
     def __init__(
-        self, files: StoreFiles, choose: Callable[[], Backend], settings: Settings, clock: Clock
+        self, files: StoreFiles, choose: Callable[[bool], Backend], settings: Settings, clock: Clock
     ) -> None:
         self._choose = choose
         self._backend: Backend | None = None
@@ -87,7 +87,7 @@ class Columns:
         """The engine that was active when it was last asked; raises `EngineMissing` if it cannot be used here."""
         backend = self._backend  # another thread may be opening, and asks anew
         if backend is None:
-            self._backend = backend = self._choose()
+            self._backend = backend = self._choose(False)
         return backend
 
     @property
@@ -223,7 +223,7 @@ class Columns:
             self._backend = None
             _ = self.backend  # where its engine is missing, nobody needs to wait for the lease
             self._lease.acquire(max(0.0, deadline - time.monotonic()), doing)
-            self._backend = self._choose()
+            self._backend = self._choose(True)
             opened = OpenColumns(self._backend)
             try:
                 self._on_open(opened)

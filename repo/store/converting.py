@@ -16,21 +16,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, func, inspect, select
 from sqlalchemy.exc import DBAPIError
 
 from repo.engines import sqlite, torn
 from repo.errors import FlushFailed, HoldfastError, StoreFull
-from repo.files import StoreFiles
-from repo.models import Point
+from repo.files import ENGINES, StoreFiles
+from repo.models import Point, TimeSeriesState
 from repo.repositories.series import Summary
-from repo.repositories.state import ColumnsState, ColumnsStateRepository, StateRepository
+from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
 from repo.store.access import Access
 from repo.store.backends import Backend
 from repo.store.columns import OpenColumns
 from repo.store.copying import copy_tables, sums_of
 
-__all__ = ["Converted", "convert", "discard_unfinished", "set_inactive_aside"]
+__all__ = ["Converted", "convert", "discard_unfinished", "moved_since", "set_inactive_aside"]
 
 log = logging.getLogger("holdfast.converting")
 
@@ -128,6 +128,30 @@ def discard_unfinished(paths: Iterable[Path]) -> None:
     """Remove what a conversion that died was building for these column files; the caller holds the lease."""
     for path in paths:
         _remove(path.with_name(path.name + _BUILDING))
+
+
+def moved_since(facts: State, files: StoreFiles, build: Callable[[str], Backend]) -> str | None:
+    """Return the engine that holds the columns if they moved after these facts were noted; the caller has the lease.
+
+    So it is in a metadata database that was restored from a backup: its own column file is not there any more, and
+    the other one is of this store and of a later generation. Raises `EngineMissing` where that cannot be asked.
+    """
+    for engine in ENGINES:
+        if engine == facts.engine or not files.columns(engine).exists():
+            continue
+        backend = build(engine)
+        opened = backend.open()
+        try:
+            with _typed_errors(backend), opened.connect() as connection, connection.begin():
+                if not inspect(connection).has_table(TimeSeriesState.__tablename__):
+                    continue
+                found = ColumnsStateRepository(connection).get()
+        finally:
+            backend.close(opened)
+        if found is not None and found.store_id == facts.store_id and found.generation > facts.generation:
+            log.error("the metadata is older than %s, to which the columns moved since", backend.path)
+            return engine
+    return None
 
 
 def _switch(access: Access, path: Path, to: str, state: ColumnsState) -> None:
