@@ -84,7 +84,10 @@ def convert(
         with _typed_errors(opened.backend):
             _refuse_full_disk(target.path, to, opened, access.flusher.known)
         _remove(target.path)
-        state = ColumnsState(facts.store_id, uuid4().hex, facts.generation + 1, access.flusher.watermark)
+        with opened.flush_connection.begin():
+            held = ColumnsStateRepository(opened.flush_connection).get()
+        assert held is not None
+        state = held._replace(file_id=uuid4().hex, generation=facts.generation + 1)
         try:
             with _typed_errors(opened.backend, target):
                 _built(opened, target, state, bring_to_head, lambda done: progress(done, points))
@@ -145,10 +148,10 @@ def moved_since(facts: State, files: StoreFiles, build: Callable[[str], Backend]
             with _typed_errors(backend), opened.connect() as connection, connection.begin():
                 if not inspect(connection).has_table(TimeSeriesState.__tablename__):
                     continue
-                found = ColumnsStateRepository(connection).get()
+                owner = ColumnsStateRepository(connection).owner()
         finally:
             backend.close(opened)
-        if found is not None and found.store_id == facts.store_id and found.generation > facts.generation:
+        if owner is not None and owner[0] == facts.store_id and owner[1] > facts.generation:
             log.error("the metadata is older than %s, to which the columns moved since", backend.path)
             return engine
     return None

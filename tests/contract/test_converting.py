@@ -245,6 +245,30 @@ def test_a_metadata_database_from_before_the_columns_moved_finds_them(
         store.close()
 
 
+def test_what_a_restored_metadata_database_took_before_it_found_the_columns_is_kept(
+    open_store: Any, tmp_path: Path
+) -> None:
+    store = open_store()
+    store.points.insert_many([("a", "m", at, 1.0) for at in range(5)])
+    store.checkpoint()
+    store.close()
+    backup = tmp_path / "backup"
+    shutil.copytree(store.path, backup, ignore=lambda _, names: [n for n in names if "offline" not in n])
+    store = open_store()
+    store.points.insert_many([("b", "m", at, 2.0) for at in range(10)])
+    move(store)
+    store.close()
+    for file in store.path.glob("offline_buffer.db*"):
+        file.unlink()
+    for file in backup.iterdir():
+        shutil.copy(file, store.path)
+    store = open_store()
+    for at in range(30):  # past the seqs that the columns hold, before anybody looks there
+        store.points.insert("c", "m", 3.0, timestamp=at)
+    assert len(store.points.range("b", "m").all()) == 10
+    assert len(store.points.range("c", "m").all()) == 30
+
+
 @pytest.mark.parametrize("moment", ["while it was built", "before the switch", "after the switch"])
 def test_what_a_kill_leaves_is_tidied_up_and_means_nothing(
     open_store: Any, engine: str, moment: str, spawn: Any
