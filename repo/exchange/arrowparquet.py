@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from repo.errors import InvalidFile
 from repo.exchange.fileplan import ColumnType, Plan
 from repo.exchange.landing import digest
-from repo.exchange.parquet import PAGE_BYTES, PAGE_ROWS, ROW_GROUP_ROWS, FileFacts, Group, Pages
+from repo.exchange.parquet import PAGE_BYTES, PAGE_ROWS, ROW_GROUP_ROWS, FileFacts, Group, Look, Pages
 from repo.exchange.streams import Page
 
 __all__ = ["SCHEMA", "PyArrowReader", "PyArrowWriter", "opened_pyarrow"]
@@ -120,23 +120,26 @@ class PyArrowReader:
                 for field in self._file.schema_arrow
             }
 
-    def look(self, plan: Plan) -> int:
+    def look(self, plan: Plan) -> Look:
         """See `ParquetReader`."""
+        rows = size = 0
         with self._naming():
-            rows = [batch.num_rows for batch in self._batches(plan)]
-        return int(sum(rows))
+            for batch in self._batches(plan):
+                rows, size = rows + batch.num_rows, size + batch.nbytes
+        return Look(rows, size // max(rows, 1))
 
-    def pages(self, plan: Plan) -> Iterator[ArrowPage]:
+    def pages(self, plan: Plan, look: Look) -> Iterator[ArrowPage]:
         """See `ParquetReader`."""
         batches = self._batches(plan)
+        most_rows = min(PAGE_ROWS // 4, PAGE_BYTES // max(look.row_bytes, 1))
         while True:
             held: list[pa.RecordBatch] = []
+            rows = size = 0
             with self._naming():
                 for batch in batches:
                     held.append(batch)
-                    if sum(one.num_rows for one in held) >= PAGE_ROWS // 4 or (
-                        sum(one.nbytes for one in held) >= PAGE_BYTES
-                    ):
+                    rows, size = rows + batch.num_rows, size + batch.nbytes
+                    if rows >= most_rows or size >= PAGE_BYTES:
                         break
                 if not held:
                     return
@@ -182,8 +185,8 @@ class ArrowPage:
             Group(
                 (row["sensor_id"], row["metric_name"]),
                 row["timestamp_us_count"],
-                row["value_count"],
-                row["value_text_count"],
+                row["value_count"] > 0,
+                row["value_text_count"] > 0,
                 row["timestamp_us_min"],
                 row["timestamp_us_max"],
             )

@@ -19,11 +19,17 @@ from repo.engines.duckdb import open_sandbox, sandbox_path
 from repo.errors import InvalidFile
 from repo.exchange.fileplan import ColumnType, Plan
 from repo.exchange.landing import digest
-from repo.exchange.parquet import PAGE_BYTES, PAGE_ROWS, ROW_GROUP_ROWS, FileFacts, Group, Pages
+from repo.exchange.parquet import PAGE_BYTES, PAGE_ROWS, ROW_GROUP_ROWS, FileFacts, Group, Look, Pages
+from repo.exchange.scanning import Group as Found
+from repo.exchange.scanning import scan
 from repo.exchange.streams import Chain, Page, take_page
 from repo.exchange.tables import Held
+from repo.values import KIND_NUMBER, KIND_TEXT
 
 __all__ = ["DuckDBReader", "DuckDBWriter", "opened_duckdb"]
+
+_MOST_GROUP_ROWS = 2_000_000
+"""In row groups of more rows, each question to a page would go through too many others; 1,048,576 is usual."""
 
 _TABLE = (
     "sensor_id VARCHAR, metric_name VARCHAR, timestamp_us BIGINT, value DOUBLE, value_text VARCHAR, "
@@ -97,8 +103,6 @@ class DuckDBReader:
         self._file = file
         self._path = path
         self._source = f"read_parquet('{file}', hive_partitioning = false, file_row_number = true)"
-        self._page_rows = PAGE_ROWS
-        self._rows = 0
 
     def types(self) -> dict[str, ColumnType]:
         """See `ParquetReader`."""
@@ -110,7 +114,7 @@ class DuckDBReader:
             if name != "file_row_number"  # DuckDB's own
         }
 
-    def look(self, plan: Plan) -> int:
+    def look(self, plan: Plan) -> Look:
         """See `ParquetReader`."""
         columns = [_quoted(column) for column in plan.columns.values()]
         # A sum of hashes needs every value, where a minimum would be taken from the file's statistics.
@@ -124,22 +128,31 @@ class DuckDBReader:
                 f"SELECT count(*), coalesce(sum({texts}), 0)::BIGINT, bit_xor(hash({', '.join(columns)})) "
                 f"FROM {self._source}"
             ).fetchall()
-        row_bytes = 64 + text_bytes // max(rows, 1)
-        self._page_rows = max(1, min(PAGE_ROWS, PAGE_BYTES // row_bytes))
-        self._rows = int(rows)
-        return self._rows
+        return Look(int(rows), 64 + text_bytes // max(rows, 1))
 
-    def pages(self, plan: Plan) -> Iterator[DuckDBPage]:
-        """See `ParquetReader`; `look` first, so that the pages are as large as they may be."""
-        for start in range(0, self._rows, self._page_rows):
+    def pages(self, plan: Plan, look: Look) -> Iterator[DuckDBPage]:
+        """See `ParquetReader`."""
+        fitting = max(1, min(PAGE_ROWS, PAGE_BYTES // look.row_bytes))
+        # Whole row groups of DuckDB's: what is left over of one would be compressed anew at each checkpoint.
+        page_rows = fitting - fitting % ROW_GROUP_ROWS or fitting
+        with self._naming():
+            in_place = self._can_be_read_often()
+        for start in range(0, look.rows, page_rows):
             with self._naming():
-                self._base.execute("DROP TABLE IF EXISTS page")  # first: two do not fit into the memory
-                self._base.execute(
-                    f"CREATE TABLE page AS SELECT {_selected(plan)} FROM {self._source} "
-                    f"WHERE file_row_number >= {start:d} AND file_row_number < {start + self._page_rows:d}"
+                page = DuckDBPage(
+                    self._base,
+                    f"SELECT {_selected(plan)} FROM {self._source} "
+                    f"WHERE file_row_number >= {start:d} AND file_row_number < {start + page_rows:d}",
+                    in_place=in_place,
                 )
-                page = DuckDBPage(self._base)
             yield page
+
+    def _can_be_read_often(self) -> bool:
+        """Say whether some rows are found without going through many others."""
+        [(largest,)] = self._base.execute(
+            f"SELECT coalesce(max(row_group_num_rows), 0) FROM parquet_metadata('{self._file}')"
+        ).fetchall()
+        return bool(largest <= _MOST_GROUP_ROWS)
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
@@ -155,41 +168,76 @@ class DuckDBReader:
 
 
 class DuckDBPage:
-    """See `ReadPage`; the rows are a table of the sandbox."""
+    """See `ReadPage`; the rows are the view `page` of the sandbox, on the file itself or on a copy in memory.
 
-    def __init__(self, base: Any) -> None:
+    `in_place` says that the file may be read for each question again: that is quicker than a copy is, which loses the
+    dictionaries.
+    """
+
+    def __init__(self, base: Any, select: str, *, in_place: bool) -> None:
         self._base = base
+        base.execute("CREATE OR REPLACE VIEW page AS SELECT NULL")
+        base.execute("DROP TABLE IF EXISTS copied")  # first: two do not fit into the memory
+        base.execute(f"CREATE OR REPLACE VIEW page AS {select}")
+        self._is_copy = False
+        if not in_place:
+            self._copy()
+        self._scan = scan(base, None, "FROM page")
+        if self._scan is not None:
+            self.rows, self.nulls = self._scan.rows, 0
+            self.groups = [_group(one) for one in self._scan.groups]
+        else:
+            self.rows, self.nulls = self._without_nameless()
+            self.groups = self._groups()
+
+    def _copy(self) -> None:
+        if not self._is_copy:
+            self._base.execute("CREATE TABLE copied AS FROM page")
+            self._base.execute("CREATE OR REPLACE VIEW page AS FROM copied")
+            self._is_copy = True
+
+    def _without_nameless(self) -> tuple[int, int]:
+        """Drop the rows that name no series or no time; returns how many rows there were, and how many of those."""
         nameless = "sensor_id IS NULL OR metric_name IS NULL OR timestamp_us IS NULL"
-        [(self.rows, self.nulls)] = base.execute(
+        [(rows, nulls)] = self._base.execute(
             f"SELECT count(*), count(*) FILTER ({nameless}) FROM page"
         ).fetchall()
-        if self.nulls:
-            base.execute(f"DELETE FROM page WHERE {nameless}")
-        self.groups = [
+        if nulls:
+            self._copy()
+            self._base.execute(f"DELETE FROM copied WHERE {nameless}")
+            self._scan = scan(self._base, None, "FROM page")
+        return rows, nulls
+
+    def _groups(self) -> list[Group]:
+        return [
             Group((sensor, metric), *told)
-            for sensor, metric, *told in base.execute(
-                "SELECT sensor_id, metric_name, count(*), count(value), count(value_text), min(timestamp_us), "
-                "max(timestamp_us) FROM page GROUP BY ALL"
+            for sensor, metric, *told in self._base.execute(
+                "SELECT sensor_id, metric_name, count(*), count(value) > 0, count(value_text) > 0, "
+                "min(timestamp_us), max(timestamp_us) FROM page GROUP BY ALL"
             ).fetchall()
         ]
 
     def leave_out(self, doomed: Sequence[tuple[tuple[str, str], bool]]) -> int:
         """See `ReadPage`."""
+        self._copy()
         dropped = 0
         for pair, texts in doomed:
             column = "value_text" if texts else "value"
             [(count,)] = self._base.execute(
-                f"DELETE FROM page WHERE sensor_id = ? AND metric_name = ? AND {column} IS NOT NULL", pair
+                f"DELETE FROM copied WHERE sensor_id = ? AND metric_name = ? AND {column} IS NOT NULL", pair
             ).fetchall()
             dropped += count
+        self._scan = scan(self._base, None, "FROM page")
         return dropped
 
     def table(self) -> Any:
         """See `ReadPage`."""
-        return Held(self._base, "page")
+        return Held(self._base, "page", self._scan)
 
     def duplicates(self) -> int:
         """See `ReadPage`."""
+        if self._scan is not None and self._scan.unique:
+            return 0
         [(rows, distinct)] = self._base.execute(
             "SELECT count(*), count(DISTINCT hash(sensor_id, metric_name, timestamp_us)) FROM page"
         ).fetchall()
@@ -201,6 +249,12 @@ class DuckDBPage:
             "SELECT DISTINCT sensor_id, metric_name, timestamp_us FROM page"
         ).fetchall()
         return found
+
+
+def _group(found: Found) -> Group:
+    """Return what a look found of a series in which all is in order: then it is of one kind."""
+    numbers, texts = found.kind == KIND_NUMBER, found.kind == KIND_TEXT
+    return Group(found.pair, found.rows, numbers, texts, found.first_us, found.last_us)
 
 
 def _selected(plan: Plan) -> str:

@@ -39,6 +39,7 @@ __all__ = [
     "PAGE_ROWS",
     "FileFacts",
     "Group",
+    "Look",
     "Pages",
     "ParquetReader",
     "ParquetWriter",
@@ -67,9 +68,9 @@ COMPRESSIONS = ("zstd", "none")
 ROW_GROUP_ROWS = 122_880
 """Rows that are encoded together: some 400 KB in the file, 10 MB in memory."""
 
-PAGE_ROWS = 262_144
-PAGE_BYTES = 16_000_000
-"""A page that is read has at most so many rows, and about so many bytes: several copies of it exist at a time."""
+PAGE_ROWS = 2 * ROW_GROUP_ROWS
+PAGE_BYTES = 24_000_000
+"""A page that is read has at most so many rows, and about so many bytes: several copies of it may exist at a time."""
 
 Pages = Iterator[Page | Sequence[Sequence[Any]]]
 """Points in order, as Arrow batches or as rows; columns as in the table `time_series_data`."""
@@ -116,13 +117,22 @@ def writer_here(memory_limit_bytes: int, *, duckdb: bool) -> ParquetWriter:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """What is known of a file that was gone through once."""
+
+    rows: int
+    row_bytes: int
+    """About what a row takes in memory, its texts included."""
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
-    """What a page holds of one series: numbers and texts, and its span in µs."""
+    """What a page holds of one series: whether there are numbers and texts, and its span in µs."""
 
     pair: tuple[str, str]
     rows: int
-    numbers: int
-    texts: int
+    numbers: bool
+    texts: bool
     first_us: int
     last_us: int
 
@@ -155,11 +165,11 @@ class ParquetReader(Protocol):
     def types(self) -> dict[str, ColumnType]:
         """Return the columns at the top, and their types."""
 
-    def look(self, plan: Plan) -> int:
-        """Decode everything that the plan wants, so that damage is found; returns the number of rows."""
+    def look(self, plan: Plan) -> Look:
+        """Decode everything that the plan wants, so that damage is found."""
 
-    def pages(self, plan: Plan) -> Iterator[ReadPage]:
-        """Yield all rows, in order, each page until the next is taken."""
+    def pages(self, plan: Plan, look: Look) -> Iterator[ReadPage]:
+        """Yield all rows, in order, each page until the next is taken. `look` is what was found before."""
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from repo.errors import HoldfastError, InvalidQuery, Refusal, StoreCorrupt
 from repo.exchange.fileplan import Plan, check_mapping, plan_of
-from repo.exchange.parquet import ParquetReader, ReadPage, reader_here
+from repo.exchange.parquet import Look, ParquetReader, ReadPage, reader_here
 from repo.exchange.sources import Source, sources_of
 from repo.exchange.tables import Held, HeldPages
 from repo.repositories.presence import present
@@ -92,7 +92,7 @@ class Verified:
 class _Looked:
     source: Source
     plan: Plan
-    rows: int
+    look: Look
     bytes: int
     verified: bool
 
@@ -112,7 +112,9 @@ def import_parquet(
         raise InvalidQuery(f"on_conflict = {on_conflict!r}: 'keep' or 'overwrite'")
     mapping = check_mapping(columns)
     looked = [_look(access.settings, source, mapping) for source in sources_of(paths)]
-    job = _Job(access, points, on_conflict, sum(one.rows for one in looked), on_progress, dry_run=dry_run)
+    job = _Job(
+        access, points, on_conflict, sum(one.look.rows for one in looked), on_progress, dry_run=dry_run
+    )
     for one in looked:
         job.run(one)
     counts = job.counts
@@ -137,7 +139,7 @@ def verify_parquet(
     looked = [_look(settings, source, mapping) for source in sources_of(paths)]
     return Verified(
         files=len(looked),
-        points=sum(one.rows for one in looked),
+        points=sum(one.look.rows for one in looked),
         bytes=sum(one.bytes for one in looked),
         verified=sum(one.verified for one in looked),
     )
@@ -157,15 +159,15 @@ def _look(settings: Settings, source: Source, mapping: Mapping[str, str]) -> _Lo
         verified = source.verify(descriptor)
         with _opened(settings, source, descriptor) as reader:
             plan = plan_of(reader.types(), mapping, source.path, accept_bool=settings.accept_bool)
-            rows = reader.look(plan)
-    if source.points is not None and rows != source.points:
+            look = reader.look(plan)
+    if source.points is not None and look.rows != source.points:
         raise StoreCorrupt(
-            f"{source.path} has {rows:,} points, and its manifest says {source.points:,}; nothing was stored",
+            f"{source.path} has {look.rows:,} points, and its manifest says {source.points:,}; nothing was stored",
             path=source.path,
         )
     if plan.ignored:
         log.warning("%s: not read: the columns %s", source.path, ", ".join(map(repr, plan.ignored)))
-    return _Looked(source, plan, rows, size, verified)
+    return _Looked(source, plan, look, size, verified)
 
 
 class _Job:
@@ -198,8 +200,7 @@ class _Job:
                 looked.source.opened() as descriptor,
                 _opened(self._access.settings, looked.source, descriptor) as reader,
             ):
-                reader.look(looked.plan)
-                pages = reader.pages(looked.plan)
+                pages = reader.pages(looked.plan, looked.look)
                 while (first := next(pages, None)) is not None:
                     self._write(chain([first], islice(pages, _MOST_PAGES - 1)), looked.source)
         except HoldfastError as error:
@@ -272,8 +273,8 @@ class _Job:
 
     def _present(self, page: ReadPage) -> int:
         spans = {group.pair: (group.first_us, group.last_us) for group in page.groups}
-        with self._access.reading("import") as (connection, _):
-            return present(connection, spans, page)
+        with self._access.reading("import") as (connection, known):
+            return present(connection, known, spans, page)
 
     def _note(self, source: Source, problem: str) -> None:
         told = f"{source.path}: {problem}"

@@ -231,6 +231,19 @@ def test_readings_of_the_other_kind_are_left_out(store: Store, tmp_path: Path) -
     assert "holds numbers only" in " ".join(done.problems)
 
 
+def test_what_a_file_says_of_its_columns_is_not_believed(store: Store, tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.parquet", timestamp_us=[BEGIN_US, 2**62], value_text=[None, "a\x00"], value=None
+    )
+    content = path.read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    largest, smallest = struct.pack("<q", 2**62), struct.pack("<q", BEGIN_US + 1)
+    assert largest in content[footer:]
+    path.write_bytes(content[:footer] + content[footer:].replace(largest, smallest))
+    done = store.import_parquet(path)
+    assert (done.stored, done.refused) == (1, 1)
+
+
 def test_a_reading_that_is_left_out_does_not_stand_for_its_duplicate(store: Store, tmp_path: Path) -> None:
     write(
         tmp_path / "a.parquet",

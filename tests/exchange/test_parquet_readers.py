@@ -36,8 +36,9 @@ def opened(path: Path, tool: str) -> Iterator[tuple[ParquetReader, Plan]]:
 def found(path: Path, tool: str) -> Any:
     """Return all that a reader tells, in a form that can be compared."""
     with opened(path, tool) as (reader, plan):
-        told: list[Any] = [plan.ignored, reader.look(plan)]
-        for page in reader.pages(plan):
+        look = reader.look(plan)
+        told: list[Any] = [plan.ignored, look.rows]
+        for page in reader.pages(plan, look):
             told += [
                 page.rows,
                 page.nulls,
@@ -124,8 +125,8 @@ def test_readings_of_the_other_kind_can_be_left_out(tmp_path: Path, tool: str) -
     )
     pq.write_table(table, tmp_path / "a.parquet")
     with opened(tmp_path / "a.parquet", tool) as (reader, plan):
-        reader.look(plan)
-        [page] = reader.pages(plan)
+        look = reader.look(plan)
+        [page] = reader.pages(plan, look)
         assert page.leave_out([(("s", "m"), True)]) == 1
         assert [row["timestamp_us"] for row in pa.table(page.table()).to_pylist()] == [1, 3]
 
