@@ -75,6 +75,8 @@ class Columns:
         self._open: OpenColumns | None = None
         self._left_s = 0.0
         self._closed = False
+        self.is_tended = settings.background
+        """Whether somebody calls `tend` now and then; if not, the last to leave lets go at once."""
         self._on_open: Callable[[OpenColumns], None] = lambda _: None
         self._on_close: Callable[[], None] = lambda: None
 
@@ -138,13 +140,13 @@ class Columns:
         self._shut()
         return self._opened("reopening after an error", time.monotonic() + self._settings.lease_timeout_s)
 
-    def tend(self) -> None:
-        """Let go while nobody uses it, if another process waits or it has been idle for long."""
+    def tend(self, *, at_once: bool = False) -> None:
+        """Let go while nobody uses it, if another process waits or it has been idle for long, or `at_once`."""
         with self._changed:
             if self._open is None or self._readers or self._alone or self._queue:
                 return
             idle_s = time.monotonic() - self._left_s
-            if idle_s < self._settings.lease_idle_s and not self._lease.wanted():
+            if not at_once and idle_s < self._settings.lease_idle_s and not self._lease.wanted():
                 return
             self._alone = True
         self._let_go()
@@ -212,8 +214,8 @@ class Columns:
     def _should_let_go(self) -> bool:
         if self._open is None:
             return self._lease.held
-        if not self._settings.background:
-            return True  # nobody will tend it
+        if not self.is_tended:
+            return True
         return time.monotonic() - self._lease.held_since_s > SLICE_S and self._lease.wanted()
 
     # --- opening and closing, always alone ------------------------------------------------------------

@@ -23,6 +23,7 @@ from repo.repositories.slices import SliceReader, slices_on, span_of
 from repo.repositories.state import StateRepository
 from repo.store.access import Access
 from repo.store.backends import duckdb_is_installed
+from repo.store.tending import tended
 
 __all__ = ["Exported", "Progress", "export_parquet"]
 
@@ -71,8 +72,9 @@ def export_parquet(
     with access.metadata.read() as connection:
         state = StateRepository(connection).get()
     assert state is not None
-    job = _Job(access, selection, writer, compression, note_of(state.store_id), on_progress)
-    return job.one_file(path) if partition is None else job.bundle(path, state.store_id)
+    with tended(access.columns):
+        job = _Job(access, selection, writer, compression, note_of(state.store_id), on_progress)
+        return job.one_file(path) if partition is None else job.bundle(path, state.store_id)
 
 
 class _Job:

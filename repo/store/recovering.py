@@ -26,6 +26,7 @@ from repo.settings import Settings
 from repo.store.access import Access
 from repo.store.backends import duckdb_is_installed
 from repo.store.points import Points
+from repo.store.tending import tended
 from repo.values import KIND_NUMBER, KIND_TEXT
 
 __all__ = ["FileProgress", "Recovered", "Verified", "import_parquet", "verify_parquet"]
@@ -115,8 +116,9 @@ def import_parquet(
     job = _Job(
         access, points, on_conflict, sum(one.look.rows for one in looked), on_progress, dry_run=dry_run
     )
-    for one in looked:
-        job.run(one)
+    with tended(access.columns):
+        for one in looked:
+            job.run(one)
     counts = job.counts
     return Recovered(
         files=len(looked),
