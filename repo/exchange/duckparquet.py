@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,15 +138,27 @@ class DuckDBReader:
         page_rows = fitting - fitting % ROW_GROUP_ROWS or fitting
         with self._naming():
             in_place = self._can_be_read_often()
-        for start in range(0, look.rows, page_rows):
-            with self._naming():
-                page = DuckDBPage(
-                    self._base,
-                    f"SELECT {_selected(plan)} FROM {self._source} "
-                    f"WHERE file_row_number >= {start:d} AND file_row_number < {start + page_rows:d}",
-                    in_place=in_place,
-                )
-            yield page
+            connections = [self._base.cursor(), self._base.cursor()]
+
+        def page(number: int) -> DuckDBPage:
+            start = number * page_rows
+            return DuckDBPage(
+                connections[number % 2],
+                f"SELECT {_selected(plan)} FROM {self._source} "
+                f"WHERE file_row_number >= {start:d} AND file_row_number < {start + page_rows:d}",
+                in_place=in_place,
+            )
+
+        with ThreadPoolExecutor(1, "holdfast-page") as beside:
+            ahead: Future[DuckDBPage] | None = None
+            for number in range(-(-look.rows // page_rows)):
+                with self._naming():
+                    current = page(number) if ahead is None else ahead.result()
+                # The next is looked at while this one is stored; two copies would not fit into the memory.
+                last = (number + 1) * page_rows >= look.rows
+                ahead = None if last or current.is_copy else beside.submit(page, number + 1)
+                yield current
+                current.drop()
 
     def _can_be_read_often(self) -> bool:
         """Say whether some rows are found without going through many others."""
@@ -168,7 +181,7 @@ class DuckDBReader:
 
 
 class DuckDBPage:
-    """See `ReadPage`; the rows are the view `page` of the sandbox, on the file itself or on a copy in memory.
+    """See `ReadPage`; the rows are the view `page` of a connection, on the file itself or on a copy in memory.
 
     `in_place` says that the file may be read for each question again: that is quicker than a copy is, which loses the
     dictionaries.
@@ -176,10 +189,8 @@ class DuckDBPage:
 
     def __init__(self, base: Any, select: str, *, in_place: bool) -> None:
         self._base = base
-        base.execute("CREATE OR REPLACE VIEW page AS SELECT NULL")
-        base.execute("DROP TABLE IF EXISTS copied")  # first: two do not fit into the memory
-        base.execute(f"CREATE OR REPLACE VIEW page AS {select}")
-        self._is_copy = False
+        base.execute(f"CREATE OR REPLACE TEMPORARY VIEW page AS {select}")
+        self.is_copy = False
         if not in_place:
             self._copy()
         self._scan = scan(base, None, "FROM page")
@@ -191,10 +202,16 @@ class DuckDBPage:
             self.groups = self._groups()
 
     def _copy(self) -> None:
-        if not self._is_copy:
-            self._base.execute("CREATE TABLE copied AS FROM page")
-            self._base.execute("CREATE OR REPLACE VIEW page AS FROM copied")
-            self._is_copy = True
+        if not self.is_copy:
+            self._base.execute("CREATE TEMPORARY TABLE copied AS FROM page")
+            self._base.execute("CREATE OR REPLACE TEMPORARY VIEW page AS FROM copied")
+            self.is_copy = True
+
+    def drop(self) -> None:
+        """Free what is in memory; the page is of no use any more."""
+        if self.is_copy:
+            self._base.execute("DROP VIEW page")
+            self._base.execute("DROP TABLE copied")
 
     def _without_nameless(self) -> tuple[int, int]:
         """Drop the rows that name no series or no time; returns how many rows there were, and how many of those."""

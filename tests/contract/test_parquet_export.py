@@ -283,7 +283,8 @@ def test_the_columns_stay_open_between_pages_until_another_process_waits(
         monkeypatch.setattr(exporting, rows, 50)
     store = open_store(lease_idle_s=30.0)
     points = fill(store)
-    since, others = [], []
+    since: list[int | None] = []
+    others: list[str] = []
 
     def look(done: int, _total: int) -> None:
         holder = read_holder(store.path)
