@@ -41,6 +41,14 @@ _TABLE = (
 )
 
 
+_MOMENT = (
+    f"CASE WHEN timestamp_us = {2**63 - 1} THEN 'infinity'::TIMESTAMPTZ "
+    "WHEN timestamp_us < -9223372022400000000 THEN '-infinity'::TIMESTAMPTZ "
+    "ELSE make_timestamptz(timestamp_us) END"
+)
+"""DuckDB has no other times for what only the legacy program took."""
+
+
 class DuckDBWriter:
     """Writes files; `memory_limit_bytes` is for DuckDB's own buffers."""
 
@@ -58,7 +66,7 @@ class DuckDBWriter:
             base.register("points", chain)
             try:
                 base.execute(
-                    "COPY (SELECT sensor_id, metric_name, make_timestamptz(timestamp_us) AS timestamp, value, "
+                    f"COPY (SELECT sensor_id, metric_name, {_MOMENT} AS timestamp, value, "
                     f"value_text, quality, metadata, seq FROM points) TO '{file}' (FORMAT parquet, "
                     f"COMPRESSION {codec}, PARQUET_VERSION v2, ROW_GROUP_SIZE {ROW_GROUP_ROWS}, USE_TMP_FILE false, "
                     f"DICTIONARY_SIZE_LIMIT {_DICTIONARY_ROWS}, WRITE_BLOOM_FILTER false, "

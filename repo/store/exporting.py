@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from repo.errors import InvalidFile, InvalidQuery
-from repo.exchange.bundle import DAY_US, combined, day_path, drafting
+from repo.exchange.bundle import DAY_US, FIRST_DAY, LAST_DAY, combined, day_path, drafting
 from repo.exchange.landing import landing, put
 from repo.exchange.parquet import COMPRESSIONS, FileFacts, ParquetWriter, note_of, writer_here
 from repo.exchange.streams import Page, take_page
@@ -118,8 +118,8 @@ class _Job:
             resumed = len(bundle.done)
             at = self._slices.start_us
             while (first := self._slices.first_from(at)) is not None:
-                day = first // DAY_US
-                at = min((day + 1) * DAY_US, self._slices.end_us)
+                day = min(max(first // DAY_US, FIRST_DAY), LAST_DAY)
+                at = self._slices.end_us if day == LAST_DAY else min((day + 1) * DAY_US, self._slices.end_us)
                 name = day_path(store_id, day)
                 if name in bundle.done:
                     self._slices.skip(bundle.done[name].points)
