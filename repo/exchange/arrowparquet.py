@@ -17,6 +17,7 @@ from repo.exchange.fileplan import ColumnType, Plan
 from repo.exchange.landing import digest
 from repo.exchange.parquet import PAGE_BYTES, PAGE_ROWS, ROW_GROUP_ROWS, FileFacts, Group, Look, Pages
 from repo.exchange.streams import Page
+from repo.moments import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
 
 __all__ = ["SCHEMA", "PyArrowReader", "PyArrowWriter", "opened_pyarrow"]
 
@@ -126,6 +127,11 @@ class PyArrowReader:
         with self._naming():
             for batch in self._batches(plan):
                 rows, size = rows + batch.num_rows, size + batch.nbytes
+        told = self._file.metadata.num_rows
+        if rows != told:  # what stands before a page has no checksum
+            raise InvalidFile(
+                f"{self._path} has {rows:,} of its {told:,} rows: it is damaged", path=self._path
+            )
         return Look(rows, size // max(rows, 1))
 
     def pages(self, plan: Plan, look: Look) -> Iterator[ArrowPage]:
@@ -210,15 +216,21 @@ class ArrowPage:
 
     def duplicates(self) -> int:
         """See `ReadPage`."""
-        return int(self._table.num_rows - self._distinct().num_rows)
+        times = self._table["timestamp_us"]
+        storable = pc.and_(  # others are refused
+            pc.greater_equal(times, MIN_TIMESTAMP_US), pc.less_equal(times, MAX_TIMESTAMP_US)
+        )
+        rows = self._table.filter(storable)
+        return int(rows.num_rows - _distinct(rows).num_rows)
 
     def identities(self) -> Sequence[tuple[str, str, int]]:
         """See `ReadPage`."""
-        columns = [column.to_pylist() for column in self._distinct().select(_IDENTITY).columns]
+        columns = [column.to_pylist() for column in _distinct(self._table).select(_IDENTITY).columns]
         return list(zip(*columns, strict=True))
 
-    def _distinct(self) -> pa.Table:
-        return self._table.select(_IDENTITY).group_by(_IDENTITY).aggregate([])
+
+def _distinct(table: pa.Table) -> pa.Table:
+    return table.select(_IDENTITY).group_by(_IDENTITY).aggregate([])
 
 
 def _stored_form(table: pa.Table, plan: Plan) -> pa.Table:

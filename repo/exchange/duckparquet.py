@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,13 @@ from repo.exchange.scanning import Group as Found
 from repo.exchange.scanning import scan
 from repo.exchange.streams import Chain, Page, take_page
 from repo.exchange.tables import Held
+from repo.moments import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
 from repo.values import KIND_NUMBER, KIND_TEXT
 
 __all__ = ["DuckDBReader", "DuckDBWriter", "opened_duckdb"]
 
 _MOST_GROUP_ROWS = 2_000_000
 """In row groups of more rows, each question to a page would go through too many others; 1,048,576 is usual."""
-
-_DICTIONARY_ROWS = ROW_GROUP_ROWS // 2
-"""Readings of few decimals repeat within a row group: a fifth of the file. Past a half, times would be listed too."""
 
 _TABLE = (
     "sensor_id VARCHAR, metric_name VARCHAR, timestamp_us BIGINT, value DOUBLE, value_text VARCHAR, "
@@ -57,9 +55,12 @@ class DuckDBWriter:
 
     def write(self, descriptor: int, pages: Pages, *, compression: str, note: str) -> FileFacts:
         """See `ParquetWriter`."""
-        with open_sandbox([descriptor], memory_limit_bytes=self._memory_limit_bytes) as base:
+        with (
+            open_sandbox([descriptor], memory_limit_bytes=self._memory_limit_bytes) as base,
+            closing(_arrow_pages(pages, self._memory_limit_bytes)) as arrow,
+        ):
             base.execute(f"CREATE TABLE page ({_TABLE})")
-            chain = Chain(base.cursor().sql("FROM page LIMIT 0"), _arrow_pages(base.cursor(), pages))
+            chain = Chain(base.cursor().sql("FROM page"), arrow)
             file = sandbox_path(descriptor)
             codec = "uncompressed" if compression == "none" else compression
             quoted = note.replace("'", "''")
@@ -69,7 +70,7 @@ class DuckDBWriter:
                     f"COPY (SELECT sensor_id, metric_name, {_MOMENT} AS timestamp, value, "
                     f"value_text, quality, metadata, seq FROM points) TO '{file}' (FORMAT parquet, "
                     f"COMPRESSION {codec}, PARQUET_VERSION v2, ROW_GROUP_SIZE {ROW_GROUP_ROWS}, USE_TMP_FILE false, "
-                    f"DICTIONARY_SIZE_LIMIT {_DICTIONARY_ROWS}, WRITE_BLOOM_FILTER false, "
+                    "WRITE_BLOOM_FILTER false, "
                     f"KV_METADATA {{holdfast: '{quoted}'}})"
                 )
             except duckdb.Error as error:
@@ -86,16 +87,22 @@ class DuckDBWriter:
         return FileFacts(points, os.fstat(descriptor).st_size, digest(descriptor), *span)
 
 
-def _arrow_pages(connection: Any, pages: Pages) -> Iterator[Page]:
-    for page in pages:
-        if isinstance(page, Page):
-            yield page
-            continue
-        connection.execute("TRUNCATE page")
-        appender = connection.appender("page")
-        appender.append_rows(page)
-        appender.flush()
-        yield take_page(connection.sql("FROM page"))
+def _arrow_pages(pages: Pages, memory_limit_bytes: int) -> Generator[Page]:
+    """Yield pages as Arrow. Rows become that in a database apart: in the writer's, its COPY would keep them all."""
+    with ExitStack() as stack:
+        apart: Any = None
+        for page in pages:
+            if isinstance(page, Page):
+                yield page
+                continue
+            if apart is None:
+                apart = stack.enter_context(open_sandbox([], memory_limit_bytes=memory_limit_bytes))
+                apart.execute(f"CREATE TABLE page ({_TABLE})")
+            apart.execute("TRUNCATE page")
+            appender = apart.appender("page")
+            appender.append_rows(page)
+            appender.flush()
+            yield take_page(apart.sql("FROM page"))
 
 
 # --- reading --------------------------------------------------------------------------------------------
@@ -268,7 +275,8 @@ class DuckDBPage:
         if self._scan is not None and self._scan.unique:
             return 0
         [(rows, distinct)] = self._base.execute(
-            "SELECT count(*), count(DISTINCT hash(sensor_id, metric_name, timestamp_us)) FROM page"
+            "SELECT count(*), count(DISTINCT hash(sensor_id, metric_name, timestamp_us)) FROM page "
+            f"WHERE timestamp_us BETWEEN {MIN_TIMESTAMP_US} AND {MAX_TIMESTAMP_US}"  # others are refused
         ).fetchall()
         return int(rows - distinct)
 

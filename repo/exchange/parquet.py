@@ -150,7 +150,7 @@ class ReadPage(Protocol):
         """Drop the texts (True) or the numbers (False) of series, and return how many those were."""
 
     def duplicates(self) -> int:
-        """Return how many have the series and time of another one that is not left out."""
+        """Return how many have the series and time of another one, which is not left out, nor to be refused."""
 
     def table(self) -> Any:
         """Return the rows as `insert_table` takes them, with the columns of a stored point but seq."""
