@@ -39,6 +39,9 @@ class Plan:
     store_points: int
     """Points of the standing store that is queried."""
 
+    carried_points: int
+    """Points that are exported and imported."""
+
     steady_s: float
     cache: Path
     """Where standing stores are kept from one run of the benchmarks to the next."""

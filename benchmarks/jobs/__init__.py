@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.jobs import batches, inserts, process, queries, records, tables
+from benchmarks.jobs import batches, carrying, inserts, process, queries, records, tables
 from benchmarks.measure import Job
 
 __all__ = ["JOBS", "KEYS", "SHAPED"]
@@ -18,6 +18,7 @@ JOBS: dict[str, Job] = {
     "records": records.records,
     "queries": queries.queries,
     "memory": process.memory,
+    "carrying": carrying.carrying,
 }
 
 KEYS: dict[str, tuple[str, ...]] = {
@@ -44,8 +45,16 @@ KEYS: dict[str, tuple[str, ...]] = {
         "load",
     ),
     "memory": ("memory",),
+    "carrying": (
+        "export-sqlite",
+        "export-duckdb",
+        "export-bytes",
+        "import-sqlite",
+        "import-duckdb",
+        "carry-memory",
+    ),
 }
 """The entries of targets.toml that each job fills in."""
 
-SHAPED = ("inserts", "tuples", "dicts", "tables", "queries")
+SHAPED = ("inserts", "tuples", "dicts", "tables", "queries", "carrying")
 """Those that depend on the shape of the data."""

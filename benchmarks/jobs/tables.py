@@ -18,7 +18,7 @@ from benchmarks.peers.duckdb_insert import DuckDBInsert
 from benchmarks.peers.sqlite_tuned import TunedSQLite
 from repo import Settings, Store
 
-__all__ = ["tables"]
+__all__ = ["arrow_of", "tables"]
 
 ROWS = 100_000
 
@@ -38,7 +38,7 @@ def tables(plan: Plan) -> Iterator[Contest | Figure]:
     def prepare() -> None:
         nonlocal asked
         readings = source.take(points)
-        whole = _arrow(readings)
+        whole = arrow_of(readings)
         rows = readings.keyed_tuples()
         arrow[:] = [whole.slice(start, ROWS) for start in range(0, points, ROWS)]
         keyed[:] = [rows[start : start + ROWS] for start in range(0, points, ROWS)]
@@ -93,7 +93,8 @@ def tables(plan: Plan) -> Iterator[Contest | Figure]:
         )
 
 
-def _arrow(readings: Readings) -> pa.Table:
+def arrow_of(readings: Readings) -> pa.Table:
+    """Return readings as a table that the store takes."""
     codes = pa.array(readings.codes, pa.uint32())
 
     def names(part: int) -> pa.Array:

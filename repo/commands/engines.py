@@ -62,12 +62,19 @@ def _move(session: Session, engine: str) -> None:
 
                 done = _moved(store, engine, show)
         path = str(store.path)
+        kept = [
+            name
+            for name in store.status().bytes_by_kept_file
+            if name.endswith(f".inactive-{done.generation}")
+        ]
     if session.as_json:
         print_json({"path": path, **done._asdict()})
     elif done.before == done.after:
         session.say(f"the columns of {path} are in {done.after} already")
     else:
         session.say(f"moved {done.points:,} points of {path} from {done.before} to {done.after}")
+        for name in kept:
+            session.say(f"the old file is kept as {name}; remove it when you need its space")
 
 
 def _moved(store: Store, engine: str, progress: Callable[[int, int], object]) -> Converted:

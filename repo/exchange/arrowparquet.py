@@ -18,6 +18,7 @@ from repo.exchange.landing import digest
 from repo.exchange.parquet import ROW_GROUP_ROWS
 from repo.exchange.pointfiles import PAGE_BYTES, PAGE_ROWS, Bounds, FileFacts, Group, Look, Pages
 from repo.exchange.streams import Page
+from repo.moments import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
 
 __all__ = ["SCHEMA", "PyArrowReader", "PyArrowWriter", "opened_pyarrow"]
 
@@ -108,21 +109,29 @@ class PyArrowReader:
 
     def look(self, plan: Plan) -> Look:
         """See `FileReader`."""
+        rows = size = 0
         with self._naming():
-            rows = [batch.num_rows for batch in self._batches(plan)]
-        return Look(int(sum(rows)))
+            for batch in self._batches(plan):
+                rows, size = rows + batch.num_rows, size + batch.nbytes
+        told = self._file.metadata.num_rows
+        if rows != told:  # what stands before a page has no checksum
+            raise InvalidFile(
+                f"{self._path} has {rows:,} of its {told:,} rows: it is damaged", path=self._path
+            )
+        return Look(rows, size // max(rows, 1))
 
-    def pages(self, plan: Plan, look: Look) -> Iterator[ArrowPage]:  # noqa: ARG002
+    def pages(self, plan: Plan, look: Look) -> Iterator[ArrowPage]:
         """See `FileReader`."""
         batches = self._batches(plan)
+        most_rows = min(PAGE_ROWS // 4, PAGE_BYTES // max(look.row_bytes, 1))
         while True:
             held: list[pa.RecordBatch] = []
+            rows = size = 0
             with self._naming():
                 for batch in batches:
                     held.append(batch)
-                    if sum(one.num_rows for one in held) >= PAGE_ROWS // 4 or (
-                        sum(one.nbytes for one in held) >= PAGE_BYTES
-                    ):
+                    rows, size = rows + batch.num_rows, size + batch.nbytes
+                    if rows >= most_rows or size >= PAGE_BYTES:
                         break
                 if not held:
                     return
@@ -155,7 +164,6 @@ class ArrowPage:
         )
         self._table = table.filter(named)
         self.nulls = self.rows - self._table.num_rows
-        self.duplicates = self._table.num_rows - self._distinct().num_rows
         found = self._table.group_by(["sensor_id", "metric_name"], use_threads=False).aggregate(
             [
                 ("timestamp_us", "count"),
@@ -192,14 +200,23 @@ class ArrowPage:
         """See `ReadPage`."""
         return self._table
 
+    def duplicates(self) -> int:
+        """See `ReadPage`."""
+        times = self._table["timestamp_us"]
+        storable = pc.and_(  # others are refused
+            pc.greater_equal(times, MIN_TIMESTAMP_US), pc.less_equal(times, MAX_TIMESTAMP_US)
+        )
+        rows = self._table.filter(storable)
+        return int(rows.num_rows - _distinct(rows).num_rows)
+
     def identities(self) -> Sequence[tuple[str, str, int]]:
         """See `ReadPage`."""
-        columns = [column.to_pylist() for column in self._distinct().columns]
+        columns = [column.to_pylist() for column in _distinct(self._table).select(_IDENTITY).columns]
         return list(zip(*columns, strict=True))
 
-    def _distinct(self) -> pa.Table:
-        found = self._table.select(_IDENTITY).group_by(_IDENTITY).aggregate([])
-        return found.select(_IDENTITY)
+
+def _distinct(table: pa.Table) -> pa.Table:
+    return table.select(_IDENTITY).group_by(_IDENTITY).aggregate([])
 
 
 def _stored_form(table: pa.Table, plan: Plan) -> pa.Table:

@@ -28,7 +28,19 @@ from repo.errors import InvalidFile, StoreBusy
 from repo.exchange.landing import file_error, put, sync_folder
 from repo.exchange.pointfiles import FileFacts
 
-__all__ = ["BUNDLE", "DAY_US", "DRAFT", "MANIFEST", "VERSION", "Drafting", "combined", "day_path", "drafting"]
+__all__ = [
+    "BUNDLE",
+    "DAY_US",
+    "DRAFT",
+    "FIRST_DAY",
+    "LAST_DAY",
+    "MANIFEST",
+    "VERSION",
+    "Drafting",
+    "combined",
+    "day_path",
+    "drafting",
+]
 
 MANIFEST = "manifest.json"
 DRAFT = "export.ndjson"
@@ -37,6 +49,10 @@ VERSION = 1
 DAY_US = 86_400_000_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+FIRST_DAY, LAST_DAY = -719_162, 2_932_896
+"""The days that have a name, 0001-01-01 and 9999-12-31; what only the legacy program took may lie beyond them."""
 
 
 def day_path(store_id: str, day: int, ending: str = ".parquet") -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,30 @@ from repo.exchange.fileplan import ColumnType, Plan
 from repo.exchange.landing import digest
 from repo.exchange.parquet import ROW_GROUP_ROWS
 from repo.exchange.pointfiles import PAGE_BYTES, PAGE_ROWS, FileFacts, Group, Look, Pages
+from repo.exchange.scanning import Group as Found
+from repo.exchange.scanning import scan
 from repo.exchange.streams import Chain, Page, take_page
 from repo.exchange.tables import Held
+from repo.moments import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
+from repo.values import KIND_NUMBER, KIND_TEXT
 
 __all__ = ["DuckDBReader", "DuckDBWriter", "opened_duckdb"]
+
+_MOST_GROUP_ROWS = 2_000_000
+"""In row groups of more rows, each question to a page would go through too many others; 1,048,576 is usual."""
 
 _TABLE = (
     "sensor_id VARCHAR, metric_name VARCHAR, timestamp_us BIGINT, value DOUBLE, value_text VARCHAR, "
     "quality INTEGER, metadata VARCHAR, seq BIGINT"
 )
+
+
+_MOMENT = (
+    f"CASE WHEN timestamp_us = {2**63 - 1} THEN 'infinity'::TIMESTAMPTZ "
+    "WHEN timestamp_us < -9223372022400000000 THEN '-infinity'::TIMESTAMPTZ "
+    "ELSE make_timestamptz(timestamp_us) END"
+)
+"""DuckDB has no other times for what only the legacy program took."""
 
 
 class DuckDBWriter:
@@ -42,18 +58,22 @@ class DuckDBWriter:
 
     def write(self, descriptor: int, pages: Pages, *, compression: str, note: str) -> FileFacts:
         """See `FileWriter`."""
-        with open_sandbox([descriptor], memory_limit_bytes=self._memory_limit_bytes) as base:
+        with (
+            open_sandbox([descriptor], memory_limit_bytes=self._memory_limit_bytes) as base,
+            closing(_arrow_pages(pages, self._memory_limit_bytes)) as arrow,
+        ):
             base.execute(f"CREATE TABLE page ({_TABLE})")
-            chain = Chain(base.cursor().sql("FROM page LIMIT 0"), _arrow_pages(base.cursor(), pages))
+            chain = Chain(base.cursor().sql("FROM page"), arrow)
             file = sandbox_path(descriptor)
             codec = "uncompressed" if compression == "none" else compression
             quoted = note.replace("'", "''")
             base.register("points", chain)
             try:
                 base.execute(
-                    "COPY (SELECT sensor_id, metric_name, make_timestamptz(timestamp_us) AS timestamp, value, "
+                    f"COPY (SELECT sensor_id, metric_name, {_MOMENT} AS timestamp, value, "
                     f"value_text, quality, metadata, seq FROM points) TO '{file}' (FORMAT parquet, "
                     f"COMPRESSION {codec}, PARQUET_VERSION v2, ROW_GROUP_SIZE {ROW_GROUP_ROWS}, USE_TMP_FILE false, "
+                    "WRITE_BLOOM_FILTER false, "
                     f"KV_METADATA {{holdfast: '{quoted}'}})"
                 )
             except duckdb.Error as error:
@@ -70,16 +90,22 @@ class DuckDBWriter:
         return FileFacts(points, os.fstat(descriptor).st_size, digest(descriptor), *span)
 
 
-def _arrow_pages(connection: Any, pages: Pages) -> Iterator[Page]:
-    for page in pages:
-        if isinstance(page, Page):
-            yield page
-            continue
-        connection.execute("TRUNCATE page")
-        appender = connection.appender("page")
-        appender.append_rows(page)
-        appender.flush()
-        yield take_page(connection.sql("FROM page"))
+def _arrow_pages(pages: Pages, memory_limit_bytes: int) -> Generator[Page]:
+    """Yield pages as Arrow. Rows become that in a database apart: in the writer's, its COPY would keep them all."""
+    with ExitStack() as stack:
+        apart: Any = None
+        for page in pages:
+            if isinstance(page, Page):
+                yield page
+                continue
+            if apart is None:
+                apart = stack.enter_context(open_sandbox([], memory_limit_bytes=memory_limit_bytes))
+                apart.execute(f"CREATE TABLE page ({_TABLE})")
+            apart.execute("TRUNCATE page")
+            appender = apart.appender("page")
+            appender.append_rows(page)
+            appender.flush()
+            yield take_page(apart.sql("FROM page"))
 
 
 # --- reading --------------------------------------------------------------------------------------------
@@ -129,17 +155,39 @@ class DuckDBReader:
 
     def pages(self, plan: Plan, look: Look) -> Iterator[DuckDBPage]:
         """See `FileReader`."""
-        assert look.row_bytes is not None
-        page_rows = max(1, min(PAGE_ROWS, PAGE_BYTES // look.row_bytes))
-        for start in range(0, look.rows, page_rows):
-            with self._naming():
-                self._base.execute("DROP TABLE IF EXISTS page")  # first: two do not fit into the memory
-                self._base.execute(
-                    f"CREATE TABLE page AS SELECT {_selected(plan)} FROM {self._source} "
-                    f"WHERE file_row_number >= {start:d} AND file_row_number < {start + page_rows:d}"
-                )
-                page = DuckDBPage(self._base)
-            yield page
+        fitting = max(1, min(PAGE_ROWS, PAGE_BYTES // look.row_bytes))
+        # Whole row groups of DuckDB's: what is left over of one would be compressed anew at each checkpoint.
+        page_rows = fitting - fitting % ROW_GROUP_ROWS or fitting
+        with self._naming():
+            in_place = self._can_be_read_often()
+            connections = [self._base.cursor(), self._base.cursor()]
+
+        def page(number: int) -> DuckDBPage:
+            start = number * page_rows
+            return DuckDBPage(
+                connections[number % 2],
+                f"SELECT {_selected(plan)} FROM {self._source} "
+                f"WHERE file_row_number >= {start:d} AND file_row_number < {start + page_rows:d}",
+                in_place=in_place,
+            )
+
+        with ThreadPoolExecutor(1, "holdfast-page") as beside:
+            ahead: Future[DuckDBPage] | None = None
+            for number in range(-(-look.rows // page_rows)):
+                with self._naming():
+                    current = page(number) if ahead is None else ahead.result()
+                # The next is looked at while this one is stored; two copies would not fit into the memory.
+                last = (number + 1) * page_rows >= look.rows
+                ahead = None if last or current.is_copy else beside.submit(page, number + 1)
+                yield current
+                current.drop()
+
+    def _can_be_read_often(self) -> bool:
+        """Say whether some rows are found without going through many others."""
+        [(largest,)] = self._base.execute(
+            f"SELECT coalesce(max(row_group_num_rows), 0) FROM parquet_metadata('{self._file}')"
+        ).fetchall()
+        return bool(largest <= _MOST_GROUP_ROWS)
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
@@ -155,42 +203,85 @@ class DuckDBReader:
 
 
 class DuckDBPage:
-    """See `ReadPage`; the rows are a table of the sandbox."""
+    """See `ReadPage`; the rows are the view `page` of a connection, on the file itself or on a copy in memory.
 
-    def __init__(self, base: Any) -> None:
+    `in_place` says that the file may be read for each question again: that is quicker than a copy is, which loses the
+    dictionaries.
+    """
+
+    def __init__(self, base: Any, select: str, *, in_place: bool) -> None:
         self._base = base
+        base.execute(f"CREATE OR REPLACE TEMPORARY VIEW page AS {select}")
+        self.is_copy = False
+        if not in_place:
+            self._copy()
+        self._scan = scan(base, None, "FROM page")
+        if self._scan is not None:
+            self.rows, self.nulls = self._scan.rows, 0
+            self.groups = [_group(one) for one in self._scan.groups]
+        else:
+            self.rows, self.nulls = self._without_nameless()
+            self.groups = self._groups()
+
+    def _copy(self) -> None:
+        if not self.is_copy:
+            self._base.execute("CREATE TEMPORARY TABLE copied AS FROM page")
+            self._base.execute("CREATE OR REPLACE TEMPORARY VIEW page AS FROM copied")
+            self.is_copy = True
+
+    def drop(self) -> None:
+        """Free what is in memory; the page is of no use any more."""
+        if self.is_copy:
+            self._base.execute("DROP VIEW page")
+            self._base.execute("DROP TABLE copied")
+
+    def _without_nameless(self) -> tuple[int, int]:
+        """Drop the rows that name no series or no time; returns how many rows there were, and how many of those."""
         nameless = "sensor_id IS NULL OR metric_name IS NULL OR timestamp_us IS NULL"
-        [(self.rows, self.nulls)] = base.execute(
+        [(rows, nulls)] = self._base.execute(
             f"SELECT count(*), count(*) FILTER ({nameless}) FROM page"
         ).fetchall()
-        if self.nulls:
-            base.execute(f"DELETE FROM page WHERE {nameless}")
-        self.groups = [
+        if nulls:
+            self._copy()
+            self._base.execute(f"DELETE FROM copied WHERE {nameless}")
+            self._scan = scan(self._base, None, "FROM page")
+        return rows, nulls
+
+    def _groups(self) -> list[Group]:
+        return [
             Group((sensor, metric), *told)
-            for sensor, metric, *told in base.execute(
-                "SELECT sensor_id, metric_name, count(*), count(value), count(value_text), min(timestamp_us), "
-                "max(timestamp_us) FROM page GROUP BY ALL"
+            for sensor, metric, *told in self._base.execute(
+                "SELECT sensor_id, metric_name, count(*), count(value), count(value_text), "
+                "min(timestamp_us), max(timestamp_us) FROM page GROUP BY ALL"
             ).fetchall()
         ]
-        [(distinct,)] = base.execute(
-            "SELECT count(DISTINCT hash(sensor_id, metric_name, timestamp_us)) FROM page"
-        ).fetchall()
-        self.duplicates = self.rows - self.nulls - distinct
 
     def leave_out(self, doomed: Sequence[tuple[tuple[str, str], bool]]) -> int:
         """See `ReadPage`."""
+        self._copy()
         dropped = 0
         for pair, texts in doomed:
             column = "value_text" if texts else "value"
             [(count,)] = self._base.execute(
-                f"DELETE FROM page WHERE sensor_id = ? AND metric_name = ? AND {column} IS NOT NULL", pair
+                f"DELETE FROM copied WHERE sensor_id = ? AND metric_name = ? AND {column} IS NOT NULL", pair
             ).fetchall()
             dropped += count
+        self._scan = scan(self._base, None, "FROM page")
         return dropped
 
     def table(self) -> Any:
         """See `ReadPage`."""
-        return Held(self._base, "page")
+        return Held(self._base, "page", self._scan)
+
+    def duplicates(self) -> int:
+        """See `ReadPage`."""
+        if self._scan is not None and self._scan.unique:
+            return 0
+        [(rows, distinct)] = self._base.execute(
+            "SELECT count(*), count(DISTINCT hash(sensor_id, metric_name, timestamp_us)) FROM page "
+            f"WHERE timestamp_us BETWEEN {MIN_TIMESTAMP_US} AND {MAX_TIMESTAMP_US}"  # others are refused
+        ).fetchall()
+        return int(rows - distinct)
 
     def identities(self) -> Sequence[tuple[str, str, int]]:
         """See `ReadPage`."""
@@ -198,6 +289,13 @@ class DuckDBPage:
             "SELECT DISTINCT sensor_id, metric_name, timestamp_us FROM page"
         ).fetchall()
         return found
+
+
+def _group(found: Found) -> Group:
+    """Return what a look found of a series in which all is in order: then it is of one kind."""
+    numbers = found.readings if found.kind == KIND_NUMBER else 0
+    texts = found.readings if found.kind == KIND_TEXT else 0
+    return Group(found.pair, found.rows, numbers, texts, found.first_us, found.last_us)
 
 
 def _selected(plan: Plan) -> str:

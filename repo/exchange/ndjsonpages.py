@@ -23,7 +23,7 @@ from repo.exchange.ndjson import StoredRow, lines_of, stored_row
 from repo.exchange.pointfiles import PAGE_BYTES, PAGE_ROWS, Bounds, FileFacts, Group, Look, Pages, ReadPage
 from repo.exchange.streams import Page
 from repo.exchange.unpacking import unpacked
-from repo.moments import Unfit
+from repo.moments import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
 
 __all__ = ["ENDING", "NdjsonReader", "NdjsonWriter", "opened_ndjson"]
 
@@ -105,15 +105,17 @@ class NdjsonReader:
 
         batches = self._batches(_BATCH_ROWS, _BATCH_CHARS)
         while first := next(batches, None):
-            self._base.execute("DROP TABLE IF EXISTS page")  # first: two do not fit into the memory
-            self._base.execute(f"CREATE TABLE page ({_COLUMNS})")
+            self._base.execute("DROP TABLE IF EXISTS landed")  # first: two do not fit into the memory
+            self._base.execute(f"CREATE TABLE landed ({_COLUMNS})")
             self._append(first)
             for batch in islice(batches, PAGE_ROWS // _BATCH_ROWS - 1):
                 self._append(batch)
-            yield DuckDBPage(self._base)
+            page = DuckDBPage(self._base, "FROM landed", in_place=True)
+            yield page
+            page.drop()
 
     def _append(self, rows: list[StoredRow]) -> None:
-        appender = self._base.appender("page")
+        appender = self._base.appender("landed")
         appender.append_rows(rows)
         appender.flush()
 
@@ -170,7 +172,6 @@ class PlainPage:
     def __init__(self, rows: list[StoredRow]) -> None:
         self._rows = rows
         self.rows = len(rows)
-        self.duplicates = self.rows - len(self.identities())
         pairs = Counter((row[0], row[1]) for row in rows)
         numbers = Counter((row[0], row[1]) for row in rows if row[3] is not None)
         texts = Counter((row[0], row[1]) for row in rows if row[4] is not None)
@@ -198,6 +199,11 @@ class PlainPage:
     def table(self) -> Any:
         """See `ReadPage`."""
         return dict(zip(_TYPES, map(list, zip(*self._rows, strict=True)), strict=True))
+
+    def duplicates(self) -> int:
+        """See `ReadPage`."""
+        storable = [row[:3] for row in self._rows if MIN_TIMESTAMP_US <= row[2] <= MAX_TIMESTAMP_US]
+        return len(storable) - len(set(storable))
 
     def identities(self) -> Sequence[tuple[str, str, int]]:
         """See `ReadPage`."""

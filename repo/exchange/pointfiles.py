@@ -22,9 +22,9 @@ __all__ = [
     "ReadPage",
 ]
 
-PAGE_ROWS = 262_144
-PAGE_BYTES = 16_000_000
-"""A page that is read has at most so many rows, and about so many bytes: several copies of it exist at a time."""
+PAGE_ROWS = 245_760
+PAGE_BYTES = 24_000_000
+"""A page that is read has at most so many rows, and about so many bytes: several copies of it may exist at a time."""
 
 Pages = Iterator[Page | Sequence[Sequence[Any]]]
 """Points in order, as Arrow batches or as rows; columns as in the table `time_series_data`."""
@@ -93,12 +93,13 @@ class ReadPage(Protocol):
     """How many there were."""
     nulls: int
     """How many of them name no series or no time; the rest of this object leaves them out."""
-    duplicates: int
-    """How many have the series and time of another."""
     groups: list[Group]
 
     def leave_out(self, doomed: Sequence[tuple[tuple[str, str], bool]]) -> int:
         """Drop the texts (True) or the numbers (False) of series, and return how many those were."""
+
+    def duplicates(self) -> int:
+        """Return how many have the series and time of another one, which is not left out, nor to be refused."""
 
     def table(self) -> Any:
         """Return the rows as `insert_table` takes them, with the columns of a stored point but seq."""
@@ -109,10 +110,11 @@ class ReadPage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a look at a whole file found: its rows, and about how many bytes of memory one takes, if that is known."""
+    """What a look at a whole file found."""
 
     rows: int
-    row_bytes: int | None = None
+    row_bytes: int = 0
+    """About what a row takes in memory, its texts included; 0 where it is not told."""
 
 
 class FileReader(Protocol):

@@ -26,6 +26,8 @@ class Group(NamedTuple):
     pair: tuple[str, str]
     kind: str | None
     rows: int
+    readings: int
+    """How many of the rows have one."""
     first_us: int
     last_us: int
     newest: tuple[Any, ...]
@@ -63,16 +65,16 @@ def scan(connection: Any, source: Any, place: str | None = None) -> Scan | None:
     try:
         if place is not None:
             connection.execute(f"CREATE OR REPLACE TEMPORARY VIEW {SOURCE} AS {place}")
-            return _scanned(connection)
+            return _scanned(connection, in_place=True)
         connection.register(SOURCE, source)
-        found = _scanned(connection)
+        found = _scanned(connection, in_place=False)
         connection.unregister(SOURCE)
     except duckdb.Error as error:
         raise InvalidPoint([Refusal(None, "table", f"cannot be read: {error}")]) from error
     return found
 
 
-def _scanned(connection: Any) -> Scan | None:
+def _scanned(connection: Any, *, in_place: bool) -> Scan | None:
     types = {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {SOURCE}").fetchall()}
     plain = _plain_columns(types)
     if plain is None:
@@ -97,8 +99,34 @@ def _scanned(connection: Any) -> Scan | None:
         if (numbers and texts) or not (_fits(sensor, name_of) and _fits(metric, name_of)):
             return None
         kind = "number" if numbers else "text" if texts else None
-        groups.append(Group((sensor, metric), kind, count, first_us, last_us, tuple(newest)[:4], newest[4]))
-    return Scan(select, rows, groups, _is_unique(connection, select, rows))
+        groups.append(
+            Group(
+                (sensor, metric),
+                kind,
+                count,
+                numbers + texts,
+                first_us,
+                last_us,
+                tuple(newest)[:4],
+                newest[4],
+            )
+        )
+    unique = (in_place and _is_sorted(connection, select, len(groups))) or _is_unique(
+        connection, select, rows
+    )
+    return Scan(select, rows, groups, unique)
+
+
+def _is_sorted(connection: Any, select: str, series: int) -> bool:
+    """Say whether each series stands in one run of rising times, as in an export: that is quickly seen."""
+    # Neighbours of one hash would count as one run, and then there are too few.
+    [(runs, falls)] = connection.execute(
+        "SELECT count_if(pair IS DISTINCT FROM pair_before), "
+        "count_if(pair IS NOT DISTINCT FROM pair_before AND timestamp_us <= time_before) FROM "
+        "(SELECT pair, timestamp_us, lag(pair) OVER () AS pair_before, lag(timestamp_us) OVER () AS time_before "
+        f"FROM (SELECT hash(sensor_id, metric_name) AS pair, timestamp_us FROM ({select})))"
+    ).fetchall()
+    return bool(runs == series and not falls)
 
 
 def _is_unique(connection: Any, select: str, rows: int) -> bool:
@@ -186,8 +214,9 @@ def _texts_fit(connection: Any, text: str, metadata: str) -> bool:
     for column, check in ((text, text_of), (metadata, _canonical)):
         if column.startswith("NULL"):
             continue
-        query = f"SELECT DISTINCT {column} FROM {SOURCE} WHERE {column} IS NOT NULL"
-        if not all(_fits(found, check) for (found,) in connection.execute(query).fetchall()):
+        query = f"SELECT DISTINCT {column} FROM {SOURCE}"  # all: a filter may ask a file for what it holds
+        found = connection.execute(query).fetchall()
+        if not all(text is None or _fits(text, check) for (text,) in found):
             return False
     return True
 

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from repo.errors import InvalidPoint, MissingExtra, Refusal
+from repo.exchange.scanning import Scan
 from repo.moments import to_datetime
 
 __all__ = ["COLUMNS", "Chunk", "Held", "HeldPages", "Table", "table_of"]
@@ -35,6 +36,7 @@ class Chunk:
         rows: int,
         show: Callable[[Any], Any],
         home: Any = None,
+        scan: Scan | None = None,
     ) -> None:
         self.rows = rows
         self._cut = cut
@@ -42,6 +44,8 @@ class Chunk:
         self._show = show
         self.home = home
         """The DuckDB connection that the rows came from, where they can be looked at in place: `place` selects them."""
+        self.scan = scan
+        """What a look at the rows found, if somebody looked at them."""
 
     @property
     def source(self) -> Any:
@@ -73,6 +77,8 @@ class Held:
 
     connection: Any
     name: str
+    scan: Scan | None = None
+    """What a look at it found, if all in it is in order."""
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """Return the rows as an Arrow stream."""
@@ -293,13 +299,16 @@ def _of_held(pages: Iterable[Held]) -> Table:
     def chunks() -> Iterator[Chunk]:
         for page in pages:
             connection, name = page.connection, page.name
-            [(rows,)] = connection.execute(f"SELECT count(*) FROM {name}").fetchall()
+            if page.scan is None:
+                [(rows,)] = connection.execute(f"SELECT count(*) FROM {name}").fetchall()
+            else:
+                rows = page.scan.rows
 
             def cut(start: int, count: int, page: Held = page, rows: int = rows) -> Any:
                 part = "" if (start, count) == (0, rows) else f" LIMIT {count:d} OFFSET {start:d}"
                 return page.connection.sql(f"SELECT * FROM {page.name}{part}")
 
-            yield Chunk(cut, 0, rows, _StreamOnly, connection)
+            yield Chunk(cut, 0, rows, _StreamOnly, connection, page.scan)
 
     return Table(COLUMNS, chunks(), repeatable=False)
 

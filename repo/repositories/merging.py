@@ -54,6 +54,9 @@ def merge(
     numbered = f"SELECT *, {first_seq:d} - 1 + row_number() OVER () AS seq FROM ({chosen})"
     met = _met(parts, known)
     applied = Applied()
+    threads = connection.exec_driver_sql("SELECT current_setting('threads')").scalar_one()
+    # By several, DuckDB 2.0 writes parts of row groups, which the next checkpoint compresses anew: twice the time.
+    connection.exec_driver_sql("SET threads = 1")
     driver.register(name, source)
     if unique and met is None:
         connection.exec_driver_sql(f"INSERT INTO {_points} ({_COLUMNS}) {numbered}")
@@ -70,6 +73,7 @@ def merge(
         connection.execute(insert(_points).from_select([c.name for c in incoming.c], select(incoming)))
         connection.execute(delete(incoming))
     driver.unregister(name)  # after an error there is nothing to do: the connection is closed then
+    connection.exec_driver_sql(f"SET threads = {threads:d}")
     for pair, part in parts.items():
         applied.touched[pair] = known[pair] = _with_part(known.get(pair), part)
         applied.appended += part.points

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from sqlalchemy import Connection
 
 from repo.engines.traits import traits_of
-from repo.repositories.series import SummaryRepository
+from repo.repositories.series import Summary
 
 __all__ = ["Brought", "present"]
 
@@ -26,13 +26,16 @@ class Brought(Protocol):
 
 
 def present(
-    connection: Connection, spans: Mapping[tuple[str, str], tuple[int, int]], brought: Brought
+    connection: Connection,
+    known: Mapping[tuple[str, str], Summary],
+    spans: Mapping[tuple[str, str], tuple[int, int]],
+    brought: Brought,
 ) -> int:
     """Return how many of the brought points have the series and time of a stored one.
 
-    `spans` are the first and last time of each series that is brought. Distinct identities are counted once.
+    `known` are the summaries of what is stored, and `spans` the first and last time of each series that is brought.
+    Distinct identities are counted once.
     """
-    known = SummaryRepository(connection).all()
     met = [
         (max(first_us, known[pair].first_us), min(last_us, known[pair].last_us))
         for pair, (first_us, last_us) in spans.items()

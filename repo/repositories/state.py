@@ -70,6 +70,13 @@ class ColumnsStateRepository:
         row = self._connection.execute(select(*columns)).one_or_none()
         return None if row is None else ColumnsState(*row)
 
+    def owner(self) -> tuple[str, int] | None:
+        """Return the store and the generation of a file, whatever its revision; None if no store has taken it."""
+        row = self._connection.execute(
+            select(TimeSeriesState.store_id, TimeSeriesState.generation)
+        ).one_or_none()
+        return None if row is None else (row[0], row[1])
+
     def create(self, state: ColumnsState) -> None:
         """Tie a new file to its store."""
         self._connection.execute(insert(TimeSeriesState).values(id=1, **state._asdict()))

@@ -171,7 +171,7 @@ class _Load:
     def _looked(self, chunk: Chunk, first_row: int) -> _Looked:
         source = None if self._scratch is None else chunk.source
         if chunk.home is not None:
-            found = scan(chunk.home, source, chunk.place)
+            found = chunk.scan or scan(chunk.home, source, chunk.place)
         else:
             found = None if source is None else scan(self._scratch, source)
         if found is not None and all(self._is_kind(group.pair, group.kind) for group in found.groups):

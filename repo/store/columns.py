@@ -57,11 +57,11 @@ class Columns:
     `alone` gives a thread the database by itself (flush, checkpoint); `shared` lets many read at once. Both
     take the lease and open the file as needed. The last to leave lets go when another process waits; `tend`
     does so while nobody uses it. Which engine is active is asked anew, under the lease, at each opening: `choose`
-    says it, or raises `EngineMissing`, as then do `alone` and `shared`.
+    says it, told whether the lease is held, or raises `EngineMissing`, as then do `alone` and `shared`.
     """
 
     def __init__(
-        self, files: StoreFiles, choose: Callable[[], Backend], settings: Settings, clock: Clock
+        self, files: StoreFiles, choose: Callable[[bool], Backend], settings: Settings, clock: Clock
     ) -> None:
         self._choose = choose
         self._backend: Backend | None = None
@@ -75,6 +75,8 @@ class Columns:
         self._open: OpenColumns | None = None
         self._left_s = 0.0
         self._closed = False
+        self.is_tended = settings.background
+        """Whether somebody calls `tend` now and then; if not, the last to leave lets go at once."""
         self._on_open: Callable[[OpenColumns], None] = lambda _: None
         self._on_close: Callable[[], None] = lambda: None
 
@@ -87,7 +89,7 @@ class Columns:
         """The engine that was active when it was last asked; raises `EngineMissing` if it cannot be used here."""
         backend = self._backend  # another thread may be opening, and asks anew
         if backend is None:
-            self._backend = backend = self._choose()
+            self._backend = backend = self._choose(False)
         return backend
 
     @property
@@ -138,13 +140,13 @@ class Columns:
         self._shut()
         return self._opened("reopening after an error", time.monotonic() + self._settings.lease_timeout_s)
 
-    def tend(self) -> None:
-        """Let go while nobody uses it, if another process waits or it has been idle for long."""
+    def tend(self, *, at_once: bool = False) -> None:
+        """Let go while nobody uses it, if another process waits or it has been idle for long, or `at_once`."""
         with self._changed:
             if self._open is None or self._readers or self._alone or self._queue:
                 return
             idle_s = time.monotonic() - self._left_s
-            if idle_s < self._settings.lease_idle_s and not self._lease.wanted():
+            if not at_once and idle_s < self._settings.lease_idle_s and not self._lease.wanted():
                 return
             self._alone = True
         self._let_go()
@@ -212,8 +214,8 @@ class Columns:
     def _should_let_go(self) -> bool:
         if self._open is None:
             return self._lease.held
-        if not self._settings.background:
-            return True  # nobody will tend it
+        if not self.is_tended:
+            return True
         return time.monotonic() - self._lease.held_since_s > SLICE_S and self._lease.wanted()
 
     # --- opening and closing, always alone ------------------------------------------------------------
@@ -223,7 +225,7 @@ class Columns:
             self._backend = None
             _ = self.backend  # where its engine is missing, nobody needs to wait for the lease
             self._lease.acquire(max(0.0, deadline - time.monotonic()), doing)
-            self._backend = self._choose()
+            self._backend = self._choose(True)
             opened = OpenColumns(self._backend)
             try:
                 self._on_open(opened)

@@ -16,21 +16,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, func, inspect, select
 from sqlalchemy.exc import DBAPIError
 
 from repo.engines import sqlite, torn
 from repo.errors import FlushFailed, HoldfastError, StoreFull
-from repo.files import StoreFiles
-from repo.models import Point
+from repo.files import ENGINES, StoreFiles
+from repo.models import Point, TimeSeriesState
 from repo.repositories.series import Summary
-from repo.repositories.state import ColumnsState, ColumnsStateRepository, StateRepository
+from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
 from repo.store.access import Access
 from repo.store.backends import Backend
 from repo.store.columns import OpenColumns
 from repo.store.copying import copy_tables, sums_of
 
-__all__ = ["Converted", "convert", "discard_unfinished", "set_inactive_aside"]
+__all__ = ["Converted", "convert", "discard_unfinished", "moved_since", "set_inactive_aside"]
 
 log = logging.getLogger("holdfast.converting")
 
@@ -84,7 +84,10 @@ def convert(
         with _typed_errors(opened.backend):
             _refuse_full_disk(target.path, to, opened, access.flusher.known)
         _remove(target.path)
-        state = ColumnsState(facts.store_id, uuid4().hex, facts.generation + 1, access.flusher.watermark)
+        with opened.flush_connection.begin():
+            held = ColumnsStateRepository(opened.flush_connection).get()
+        assert held is not None
+        state = held._replace(file_id=uuid4().hex, generation=facts.generation + 1)
         try:
             with _typed_errors(opened.backend, target):
                 _built(opened, target, state, bring_to_head, lambda done: progress(done, points))
@@ -128,6 +131,30 @@ def discard_unfinished(paths: Iterable[Path]) -> None:
     """Remove what a conversion that died was building for these column files; the caller holds the lease."""
     for path in paths:
         _remove(path.with_name(path.name + _BUILDING))
+
+
+def moved_since(facts: State, files: StoreFiles, build: Callable[[str], Backend]) -> str | None:
+    """Return the engine that holds the columns if they moved after these facts were noted; the caller has the lease.
+
+    So it is in a metadata database that was restored from a backup: its own column file is not there any more, and
+    the other one is of this store and of a later generation. Raises `EngineMissing` where that cannot be asked.
+    """
+    for engine in ENGINES:
+        if engine == facts.engine or not files.columns(engine).exists():
+            continue
+        backend = build(engine)
+        opened = backend.open()
+        try:
+            with _typed_errors(backend), opened.connect() as connection, connection.begin():
+                if not inspect(connection).has_table(TimeSeriesState.__tablename__):
+                    continue
+                owner = ColumnsStateRepository(connection).owner()
+        finally:
+            backend.close(opened)
+        if owner is not None and owner[0] == facts.store_id and owner[1] > facts.generation:
+            log.error("the metadata is older than %s, to which the columns moved since", backend.path)
+            return engine
+    return None
 
 
 def _switch(access: Access, path: Path, to: str, state: ColumnsState) -> None:

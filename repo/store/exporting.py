@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from repo.errors import InvalidFile, InvalidQuery
-from repo.exchange.bundle import DAY_US, combined, day_path, drafting
+from repo.exchange.bundle import DAY_US, FIRST_DAY, LAST_DAY, combined, day_path, drafting
 from repo.exchange.landing import landing, put
 from repo.exchange.ndjsonpages import ENDING, NdjsonWriter
 from repo.exchange.parquet import COMPRESSIONS, note_of, writer_here
@@ -25,6 +25,7 @@ from repo.repositories.slices import SliceReader, slices_on, span_of
 from repo.repositories.state import StateRepository
 from repo.store.access import Access
 from repo.store.backends import duckdb_is_installed
+from repo.store.tending import tended
 
 __all__ = ["Exported", "Progress", "export_ndjson", "export_parquet"]
 
@@ -107,8 +108,9 @@ def _export(
     with access.metadata.read() as connection:
         state = StateRepository(connection).get()
     assert state is not None
-    job = _Job(access, selection, form, note_of(state.store_id), on_progress)
-    return job.one_file(path) if partition is None else job.bundle(path, state.store_id)
+    with tended(access.columns):
+        job = _Job(access, selection, form, note_of(state.store_id), on_progress)
+        return job.one_file(path) if partition is None else job.bundle(path, state.store_id)
 
 
 class _Job:
@@ -150,8 +152,8 @@ class _Job:
             resumed = len(bundle.done)
             at = self._slices.start_us
             while (first := self._slices.first_from(at)) is not None:
-                day = first // DAY_US
-                at = min((day + 1) * DAY_US, self._slices.end_us)
+                day = min(max(first // DAY_US, FIRST_DAY), LAST_DAY)
+                at = self._slices.end_us if day == LAST_DAY else min((day + 1) * DAY_US, self._slices.end_us)
                 name = day_path(store_id, day, self._form.ending)
                 if name in bundle.done:
                     self._slices.skip(bundle.done[name].points)

@@ -320,14 +320,14 @@ class Flusher:
                 f"({facts.store_id}); put the file of this store back",
                 path=opened.backend.path,
             )
-        if found is not None and found.generation != facts.generation:
+        if found is not None and found.generation < facts.generation:
             raise StoreCorrupt(
                 f"{opened.backend.path} is of generation {found.generation}, and the store is at {facts.generation}: "
                 "it was set aside when the columns moved to another engine. Put the file of this generation back",
                 path=opened.backend.path,
             )
-        self._set_aside(opened.backend.name, facts.generation)
         state = found or ColumnsState(facts.store_id, uuid4().hex, facts.generation, 0)
+        self._set_aside(opened.backend.name, state.generation)
         loss = None
         if state.watermark < facts.pruned_through:
             loss = self._older_columns(opened, state, facts)
@@ -353,7 +353,12 @@ class Flusher:
     def _agree(self, opened: OpenColumns, facts: State, floor: int, losses: list[Loss]) -> None:
         """Bring the metadata's side up to what the file says, where they differ."""
         assert self._state is not None
-        bound = (facts.engine, facts.file_id) == (opened.backend.name, self._state.file_id)
+        own = {
+            "engine": opened.backend.name,
+            "file_id": self._state.file_id,
+            "generation": self._state.generation,
+        }
+        bound = (facts.engine, facts.file_id, facts.generation) == tuple(own.values())
         if bound and facts.copied_through == self.watermark and facts.last_seq >= floor and not losses:
             return
         with self._metadata.write() as connection:
@@ -372,7 +377,7 @@ class Flusher:
                 {pair: _kind_of(summary) for pair, summary in self._known.items()}
             )
             LedgerRepository(connection).add(losses)
-            state.set(copied_through=self.watermark, engine=opened.backend.name, file_id=self._state.file_id)
+            state.set(copied_through=self.watermark, **own)
         self._copied_losses = [loss.entry_id for loss in losses]
 
     def _is_what_was_flushed(self, connection: Connection, copied: int) -> bool:

@@ -9,14 +9,11 @@ import time
 from repo.errors import EngineMissing, StoreBusy
 from repo.repositories.state import StateRepository
 from repo.store.access import Access
+from repo.store.tending import TEND_S
 
 __all__ = ["Keeper"]
 
 log = logging.getLogger("holdfast.keeper")
-
-TEND_S = 0.02
-"""How often the turnstile is looked at while the lease is held: the longest that another process waits for
-an idle holder."""
 
 
 class Keeper:

@@ -30,6 +30,7 @@ from repo.settings import Settings
 from repo.store.access import Access
 from repo.store.backends import duckdb_is_installed
 from repo.store.points import Points
+from repo.store.tending import tended
 from repo.values import KIND_NUMBER, KIND_TEXT
 
 __all__ = ["FileProgress", "Recovered", "Verified", "import_parquet", "verify_parquet"]
@@ -122,8 +123,9 @@ def import_parquet(
     job = _Job(
         access, points, on_conflict, sum(one.look.rows for one in looked), on_progress, dry_run=dry_run
     )
-    for one in looked:
-        job.run(one)
+    with tended(access.columns):
+        for one in looked:
+            job.run(one)
     counts = job.counts
     return Recovered(
         files=len(looked),
@@ -171,10 +173,9 @@ def _look(settings: Settings, source: Source, mapping: Mapping[str, str]) -> _Lo
         with _opened(settings, source, descriptor) as reader:
             plan = plan_of(reader.types(), mapping, source.path, accept_bool=settings.accept_bool)
             look = reader.look(plan)
-    rows = look.rows
-    if source.points is not None and rows != source.points:
+    if source.points is not None and look.rows != source.points:
         raise StoreCorrupt(
-            f"{source.path} has {rows:,} points, and its manifest says {source.points:,}; nothing was stored",
+            f"{source.path} has {look.rows:,} points, and its manifest says {source.points:,}; nothing was stored",
             path=source.path,
         )
     if plan.ignored:
@@ -253,14 +254,15 @@ class _Job:
         counts = self.counts
         counts.read += page.rows
         counts.nulls += page.nulls
-        counts.duplicates += page.duplicates
         counts.no_reading += sum(group.rows - group.numbers - group.texts for group in page.groups)
         if page.nulls:
             self._note(source, f"{page.nulls:,} rows have no sensor, metric or time")
         refused = self._leave_out_other_kinds(page, source)
-        rows = page.rows - page.nulls - page.duplicates - refused
+        duplicates = page.duplicates()
+        rows = page.rows - page.nulls - refused - duplicates
         stood = self._present(page) if rows and self._on_conflict == "keep" else 0
         counts.refused += refused
+        counts.duplicates += duplicates
         counts.present += stood
         self._under_way += max(0, rows - stood)
         self._on_progress(counts.read, self._total)
@@ -285,8 +287,8 @@ class _Job:
 
     def _present(self, page: ReadPage) -> int:
         spans = {group.pair: (group.first_us, group.last_us) for group in page.groups}
-        with self._access.reading("import") as (connection, _):
-            return present(connection, spans, page)
+        with self._access.reading("import") as (connection, known):
+            return present(connection, known, spans, page)
 
     def _note(self, source: Source, problem: str) -> None:
         told = f"{source.path}: {problem}"

@@ -32,7 +32,7 @@ from repo.settings import Settings
 from repo.store.access import Access
 from repo.store.backends import Backend, backend_for, why_no_duckdb
 from repo.store.columns import Columns
-from repo.store.converting import Converted, convert, discard_unfinished, set_inactive_aside
+from repo.store.converting import Converted, convert, discard_unfinished, moved_since, set_inactive_aside
 from repo.store.exporting import Exported, export_ndjson, export_parquet
 from repo.store.flush import Flusher
 from repo.store.keeper import Keeper
@@ -373,11 +373,16 @@ class Store:
     def _wired(self, metadata: MetadataDatabase, state: State, clock: Clock) -> Access:
         writer = Writer(metadata, clock, self.settings.submit_queue_points)
 
-        def active() -> Backend:
-            with metadata.read() as connection:
-                found = StateRepository(connection).get()
-            engine = (found or state).engine or self._first_engine()
+        def build(engine: str) -> Backend:
             return backend_for(engine, self.files, self.settings, clock)
+
+        def active(leased: bool) -> Backend:
+            with metadata.read() as connection:
+                found = StateRepository(connection).get() or state
+            engine = found.engine or self._first_engine()
+            if leased and not self.files.columns(engine).exists():
+                engine = moved_since(found, self.files, build) or engine
+            return build(engine)
 
         columns = Columns(self.files, active, self.settings, clock)
         flusher = Flusher(

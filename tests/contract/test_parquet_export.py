@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from repo import InvalidFile, InvalidQuery, Store
+from repo.engines.lease import read_holder
+from repo.store import exporting
 from tests.conftest import OpenStore, RunPython, start_python
 
 DAY_S = 86_400
@@ -272,6 +274,31 @@ def test_the_columns_are_free_for_others_between_pages(
     assert done.points == len(points)
     found = sorted(rows_of(tmp_path / "all.parquet"), key=IDENTITY)
     assert found == without_us(points)
+
+
+def test_the_columns_stay_open_between_pages_until_another_process_waits(
+    open_store: OpenStore, tmp_path: Path, run_python: RunPython, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rows in ("ARROW_ROWS", "PLAIN_ROWS"):
+        monkeypatch.setattr(exporting, rows, 50)
+    store = open_store(lease_idle_s=30.0)
+    points = fill(store)
+    since: list[int | None] = []
+    others: list[str] = []
+
+    def look(done: int, _total: int) -> None:
+        holder = read_holder(store.path)
+        since.append(None if holder is None or holder.pid != os.getpid() else holder.since_us)
+        if done and not others:
+            script = "import sys; from repo import Store\nprint(len(Store(sys.argv[1]).points.range(None, None).all()))"
+            others.append(run_python(script, store.path).stdout)
+
+    store.export_parquet(tmp_path / "a.parquet", on_progress=look)
+    assert others == [f"{len(points)}\n"]
+    assert len(since) > 4
+    assert None not in since
+    store.export_parquet(tmp_path / "b.parquet", on_progress=look)
+    assert read_holder(store.path) is None
 
 
 EXPORT = """

@@ -231,6 +231,32 @@ def test_readings_of_the_other_kind_are_left_out(store: Store, tmp_path: Path) -
     assert "holds numbers only" in " ".join(done.problems)
 
 
+def test_what_a_file_says_of_its_columns_is_not_believed(store: Store, tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.parquet", timestamp_us=[BEGIN_US, 2**62], value_text=[None, "a\x00"], value=None
+    )
+    content = path.read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    largest, smallest = struct.pack("<q", 2**62), struct.pack("<q", BEGIN_US + 1)
+    assert largest in content[footer:]
+    path.write_bytes(content[:footer] + content[footer:].replace(largest, smallest))
+    done = store.import_parquet(path)
+    assert (done.stored, done.refused) == (1, 1)
+
+
+def test_a_reading_that_is_left_out_does_not_stand_for_its_duplicate(store: Store, tmp_path: Path) -> None:
+    write(
+        tmp_path / "a.parquet",
+        timestamp_us=[BEGIN_US, BEGIN_US, BEGIN_US + 1],
+        value=[5.0, None, 6.0],
+        value_text=[None, "OPEN", None],
+    )
+    store.points.insert("s", "m", 1.0, timestamp=BEGIN_S - 1)
+    done = store.import_parquet(tmp_path / "a.parquet")
+    assert (done.stored, done.refused, done.duplicates) == (2, 1, 0)
+    assert [row[3] for row in stored(store)] == [1.0, 5.0, 6.0]
+
+
 def test_a_folder_is_read_in_order_and_hidden_files_are_not(store: Store, tmp_path: Path) -> None:
     folder = tmp_path / "in[1]" / "a'b"
     folder.mkdir(parents=True)

@@ -176,7 +176,7 @@ def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
         "list",
         "all",
     }
-    reads |= {"totals", "backlog", "last_seq", "last_entry", "get", "has", "counts"}
+    reads |= {"owner", "totals", "backlog", "last_seq", "last_entry", "get", "has", "counts"}
     found = {
         name
         for repository in (

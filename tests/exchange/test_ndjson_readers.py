@@ -40,7 +40,7 @@ def told_of(page: Any) -> Any:
     table = page.table()
     columns = table if isinstance(table, dict) else pa.table(table).to_pydict()
     rows = sorted(zip(*columns.values(), strict=True), key=repr)
-    return list(columns), rows, sorted(page.identities()), page.rows, page.nulls, page.duplicates
+    return list(columns), rows, sorted(page.identities()), page.rows, page.nulls, page.duplicates()
 
 
 def test_with_duckdb_and_without_a_page_tells_the_same(tmp_path: Path) -> None:

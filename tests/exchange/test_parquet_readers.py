@@ -43,7 +43,7 @@ def found(path: Path, tool: str) -> Any:
             told += [
                 page.rows,
                 page.nulls,
-                page.duplicates,
+                page.duplicates(),
                 sorted(page.groups, key=lambda group: group.pair),
             ]
             told.append(sorted(page.identities()))

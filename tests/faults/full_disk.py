@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from repo.errors import HoldfastError
 from repo.settings import Settings
+from repo.store import converting
 from repo.store.store import Store
 from tests.faults.child import Census, Counted, perform, take_census
 from tests.faults.workload import State, operation
@@ -42,7 +44,24 @@ class Notes:
     """Operations acknowledged once there was space again."""
     unflushed: int = -1
     """What the background thread left in the journal, given time."""
+    moved: list[str] = field(default_factory=list)
+    """The engine after each try to move the columns."""
+    left: list[str] = field(default_factory=list)
+    """What such tries left lying about."""
+    read: list[bool] = field(default_factory=list)
+    """Whether a reader found what was acknowledged, after each try."""
     counted: Counted | None = None
+
+    def read_back(self, store: Store) -> None:
+        """Note whether all that was acknowledged can be read."""
+        try:
+            found = {
+                (r["sensor_id"], r["metric_name"], r["timestamp_us"]) for r in store.points.range(None, None)
+            }
+        except HoldfastError as error:
+            self.while_full.append(f"reading: {type(error).__name__}")
+        else:
+            self.read.append(found == set(self.state.points))
 
     def write(self, store: Store) -> bool:
         """Do the next operation; False if it was refused, and then nothing of it may stand."""
@@ -115,6 +134,31 @@ def go_on(folder: Path, store: Store, notes: Notes) -> None:
     store.close()
 
 
+def move_on_a_full_disk(folder: Path, engine: str, notes: Notes) -> None:
+    """Move the columns where there is no room: told beforehand; and, if that was misjudged, found on the way."""
+    store = open_store(folder, engine)
+    while notes.acknowledged < 60:
+        notes.write(store)
+    store.checkpoint()
+    move = store.demote if engine == "duckdb" else store.promote
+    notes.while_full.append(_tried(move))
+    converting.HEADROOM_BYTES, converting.BYTES_A_POINT = 0, {"duckdb": 0, "sqlite": 0}
+    for left_bytes in (150_000, 90_000, 50_000, 20_000):
+        with (folder / "rest").open("ab", buffering=0) as rest:
+            while shutil.disk_usage(folder).free > left_bytes:
+                rest.write(bytes(4096))
+        notes.while_full.append(_tried(move))
+        notes.moved.append(store.status().engine)
+        notes.left += [file.name for file in store.path.glob("*.building*")]
+        notes.read_back(store)
+    (folder / "rest").unlink()
+    notes.write(store)
+    move()
+    notes.moved.append(store.status().engine)
+    notes.read_back(store)
+    store.close()
+
+
 def _tried(act: Callable[[], object]) -> str:
     try:
         act()
@@ -144,6 +188,8 @@ def main(act: str, folder: Path, engine: str, path: Path) -> None:
             else:
                 try_all(store, notes)
             go_on(folder, store, notes)
+        case "move":
+            move_on_a_full_disk(folder, engine, notes)
         case "count":
             notes.counted = take_census(Census(folder / "store", checkpoint=True))
     notes.save(path)

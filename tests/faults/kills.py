@@ -3,7 +3,7 @@
     python -m tests.faults.kills --engine duckdb --hits 20 [--seed N]
 
 A chain is one store that lives through several kills. Each round starts an application on it (two writers,
-a flusher, a reader, and the store's own background thread; for the lease, two such processes), kills it at
+a flusher, a reader, and the store's own background thread; for the lease and beside a move, two of them), kills it at
 its step (`steps.py` says how a step is hit), lets a fresh process count, and judges. A failure names seed,
 round and step, and keeps the folder. Timing differs from run to run: a seed repeats the operations and the
 choices, not the scheduling.
@@ -28,7 +28,7 @@ from repo.schema.version import HEAD
 from tests.faults.child import App, Census, Counted
 from tests.faults.judge import Expected, Verdict, judge
 from tests.faults.nursery import Child, Nursery
-from tests.faults.steps import BULK, MOVES, STEPS, Place
+from tests.faults.steps import BULK, MOVES, MOVES_BESIDE, STEPS, Place
 from tests.faults.workload import MOST_UNDER_WAY, State, operation
 
 __all__ = ["Campaign", "Chain", "Tally"]
@@ -168,7 +168,7 @@ class Campaign:
         app = App(chain.store, chain.seed, settings, self._writers(chain, (0, 1)), place, **options)
         app.moves = chain.moves
         app.nth = rng.randint(1, MOST_CREATION_STATEMENTS) if step == CREATION else _nth(place, rng)
-        if step == HAND_OVER:
+        if step in (HAND_OVER, MOVES_BESIDE):
             return self._kill_one_of_two(chain, app, rng, request)
         child = self._nursery.start(app, request)
         try:
@@ -189,7 +189,7 @@ class Campaign:
         return place is None or ("STEP" in child.lines and "PASSED" not in child.lines)
 
     def _kill_one_of_two(self, chain: Chain, app: App, rng: Random, request: Path) -> bool:
-        """Kill one of two processes at a step of the lease; the other must get it, go on, and die later."""
+        """Kill one of two processes that holds the lease or waits; the other must get it, go on, and die later."""
         other = App(chain.store, chain.seed, app.settings, self._writers(chain, (2, 3)))
         children = [
             self._nursery.start(other, request.with_suffix(".other")),

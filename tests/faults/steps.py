@@ -32,7 +32,7 @@ from repo.repositories.journal import JournalRepository
 from repo.store import converting, copying, store
 from repo.store.backends import DuckDBBackend, SQLiteBackend
 
-__all__ = ["BULK", "MOVES", "STEPS", "Place", "install"]
+__all__ = ["BULK", "MOVES", "MOVES_BESIDE", "STEPS", "Place", "install"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,24 @@ class Place:
     name: str
     race: bool = False
 
+
+_OF_A_MOVE = (
+    Place("move: before the new file"),
+    Place("move: before the copy"),
+    Place("move: copy", race=True),
+    Place("move: a table copied"),
+    Place("move: before the reading back"),
+    Place("move: durable"),
+    Place("move: before the naming"),
+    Place("move: named"),
+    Place("before move: switch"),
+    Place("after move: switch"),
+    Place("move: switch COMMIT", race=True),
+    Place("move: switch committed"),
+    Place("move: before the setting aside"),
+    Place("move: log set aside"),
+    Place("move: set aside"),
+)
 
 STEPS: dict[str, tuple[Place, ...]] = {
     "before a journal commit": (Place("journal filled"),),
@@ -62,23 +80,8 @@ STEPS: dict[str, tuple[Place, ...]] = {
         Place("bulk", race=True),
         Place("after bulk"),
     ),
-    "in a promotion or demotion": (
-        Place("move: before the new file"),
-        Place("move: before the copy"),
-        Place("move: copy", race=True),
-        Place("move: a table copied"),
-        Place("move: before the reading back"),
-        Place("move: durable"),
-        Place("move: before the naming"),
-        Place("move: named"),
-        Place("before move: switch"),
-        Place("after move: switch"),
-        Place("move: switch COMMIT", race=True),
-        Place("move: switch committed"),
-        Place("move: before the setting aside"),
-        Place("move: log set aside"),
-        Place("move: set aside"),
-    ),
+    "in a promotion or demotion": _OF_A_MOVE,
+    "in a move, another process going on": _OF_A_MOVE,
     "at a random time of a promotion or demotion": (Place("move", race=True),),
     "in flush's COMMIT": (Place("flush COMMIT", race=True),),
     "between flush's COMMIT and the copy": (
@@ -109,7 +112,10 @@ STEPS: dict[str, tuple[Place, ...]] = {
 BULK = "in a bulk load"
 """DuckDB alone has it: SQLite takes tables through the journal."""
 
-MOVES = ("in a promotion or demotion", "at a random time of a promotion or demotion")
+MOVES_BESIDE = "in a move, another process going on"
+"""It finds the columns in the one engine or the other, and goes on with them there."""
+
+MOVES = ("in a promotion or demotion", MOVES_BESIDE, "at a random time of a promotion or demotion")
 """The columns go back and forth between the engines."""
 
 _STATEMENTS = {

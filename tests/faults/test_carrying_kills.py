@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,26 @@ from repo.store.recovering import verify_parquet
 from tests.conftest import start_python
 
 WORK = """
-import sys
+import functools, importlib, sys
 from repo import Settings, Store
+
+def told(name, step):
+    @functools.wraps(step)
+    def telling(*given, **named):
+        print("in", name, flush=True)
+        try:
+            return step(*given, **named)
+        finally:
+            print("after", name, flush=True)
+    return telling
+
+for place in sys.argv[4].split():
+    module, *path, name = place.split(":")
+    home = importlib.import_module(module)
+    for part in path:
+        home = getattr(home, part)
+    setattr(home, name, told(name.strip("_"), getattr(home, name)))
+
 with Store(sys.argv[2], Settings(background=False, bulk_rows=2_000)) as store:
     print("open", flush=True)
     if sys.argv[1] == "export":
@@ -27,6 +46,30 @@ with Store(sys.argv[2], Settings(background=False, bulk_rows=2_000)) as store:
         store.import_parquet(sys.argv[3])
     print("done", flush=True)
 """
+STEPS = {
+    "export": (
+        "repo.store.exporting:_taken",
+        "repo.store.exporting:_Slices:first_from",
+        "repo.store.exporting:_Job:_write",
+        "repo.exchange.bundle:Drafting:add",
+        "repo.exchange.bundle:Drafting:finish",
+        "repo.exchange.landing:sync_folder",
+        "repo.store.exporting:put",
+    ),
+    "import": (
+        "repo.store.recovering:_look",
+        "repo.store.recovering:_Job:_wants",
+        "repo.store.writer:Writer:commit",
+        "repo.store.flush:Flusher:commit",
+        "repo.store.bulk:merge",
+        "repo.store.backends:DuckDBBackend:checkpoint",
+        "repo.store.flush:Flusher:_copy",
+        "repo.store.flush:Flusher:_prune",
+        "repo.store.flush:apply",
+    ),
+}
+"""What a process tells of, so that it is known where it died."""
+
 DAYS, DAY_ROWS = 4, 5_000
 SHORT = 4
 LONG = 100
@@ -50,39 +93,43 @@ def points_of(folder: Path) -> list[Any]:
         ]
 
 
-def killed(what: str, store: Path, path: Path, after_s: float) -> bool:
-    """Start the work, and kill it; says whether it had come to its end before."""
-    process = start_python(WORK, what, store, path)
+def killed(what: str, store: Path, path: Path, after_s: float) -> str:
+    """Start the work, and kill it; returns the step that it was in, or `done`."""
+    process = start_python(WORK, what, store, path, " ".join(STEPS[what.split()[0]]))
     assert process.stdout is not None
-    assert process.stdout.readline() == "open\n"
+    while process.stdout.readline() != "open\n":
+        assert process.poll() is None
     time.sleep(after_s)
     process.kill()
     said, told = process.communicate()
     assert not told, told
-    return "done" in said
+    return [*said.splitlines(), "before the first step"][-1 if not said else -2]
 
 
-def kill_often(times: int, seed: int, work: Callable[[float], bool]) -> int:
-    """Kill work at random moments until it would be done; returns how often it was cut off."""
+def kill_often(times: int, seed: int, work: Callable[[float], str]) -> None:
+    """Kill work at random moments until it was cut off so often, and print where; longer work has longer to live."""
     chance = random.Random(seed)
+    where: Counter[str] = Counter()
     longest_s = 0.6
-    return sum(not work(chance.random() * longest_s) for _ in range(times))
+    while where.total() - where["done"] < times:
+        step = work(chance.random() * longest_s)
+        where[step] += 1
+        longest_s = min(2.0, longest_s * 1.2) if step != "done" else longest_s * 0.8
+    print(f"{times} kills: {dict(where.most_common())}")
 
 
 def kills_in_exports(source: Store, tmp_path: Path, seed: int, times: int) -> None:
-    def work(after_s: float) -> bool:
-        done = killed("export", source.path, tmp_path / "bundle", after_s)
+    def work(after_s: float) -> str:
+        step = killed("export", source.path, tmp_path / "bundle", after_s)
         if (tmp_path / "bundle" / "manifest.json").exists():
             assert verify_parquet([tmp_path / "bundle"], Settings()).points == DAYS * DAY_ROWS
             (tmp_path / "bundle").rename(tmp_path / f"bundle-{time.monotonic_ns()}")
-        if (
-            killed("export one", source.path, tmp_path / "one.parquet", after_s)
-            or (tmp_path / "one.parquet").exists()
-        ):
+        done = killed("export one", source.path, tmp_path / "one.parquet", after_s) == "done"
+        if done or (tmp_path / "one.parquet").exists():
             assert verify_parquet([tmp_path / "one.parquet"], Settings()).points == DAYS * DAY_ROWS
-        return done
+        return step
 
-    assert kill_often(times, seed, work)
+    kill_often(times, seed, work)
     with Store(source.path, Settings(background=False)) as store:
         assert store.export_parquet(tmp_path / "bundle", partition="day").points == DAYS * DAY_ROWS
     assert verify_parquet([tmp_path / "bundle"], Settings()).verified == DAYS
@@ -93,10 +140,10 @@ def kills_in_imports(source: Store, tmp_path: Path, engine: str, seed: int, time
     with Store(source.path, Settings(background=False)) as store:
         store.export_parquet(tmp_path / "bundle", partition="day")
 
-    def work(after_s: float) -> bool:
+    def work(after_s: float) -> str:
         target = tmp_path / f"target-{time.monotonic_ns()}"
         Store(target, Settings(background=False, engine=engine)).close()  # type: ignore[arg-type]
-        done = killed("import", target, tmp_path / "bundle", after_s)
+        step = killed("import", target, tmp_path / "bundle", after_s)
         stored = points_of(target)
         assert set(stored) <= set(expected)
         assert len(set(stored)) == len(stored)
@@ -104,9 +151,9 @@ def kills_in_imports(source: Store, tmp_path: Path, engine: str, seed: int, time
             again = store.import_parquet(tmp_path / "bundle")
             assert again.stored + again.present == len(expected)
         assert points_of(target) == expected
-        return done
+        return step
 
-    assert kill_often(times, seed, work)
+    kill_often(times, seed, work)
 
 
 def test_an_export_that_is_killed_leaves_whole_files_and_can_go_on(

@@ -79,3 +79,17 @@ def test_a_process_killed_on_a_full_disk_loses_nothing(engine: str, tmp_path: Pa
     assert set(notes.while_full) <= {"StoreFull", "ok"}
     assert (notes.after, notes.unflushed) == (20, 0)
     _nothing_is_lost(notes)
+
+
+@pytest.mark.duckdb
+@pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
+def test_the_columns_do_not_move_where_there_is_no_room_and_do_when_there_is(
+    engine: str, tmp_path: Path
+) -> None:
+    notes = _play(["move", "count"], engine, tmp_path)
+    assert set(notes.while_full) == {"StoreFull"}
+    assert notes.moved == [engine] * (len(notes.moved) - 1) + ["sqlite" if engine == "duckdb" else "duckdb"]
+    assert notes.left == []
+    assert notes.read == [True] * len(notes.moved)
+    assert len(notes.moved) == 5
+    _nothing_is_lost(notes)

@@ -12,6 +12,8 @@ import pytest
 from repo import Settings, Store, StoreCorrupt
 from repo.engines import torn
 
+pytestmark = pytest.mark.duckdb
+
 SETTINGS = Settings(background=False, engine="duckdb")
 HEADERS = 12_288
 BLOCK = 262_144

@@ -6,7 +6,6 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -17,6 +16,8 @@ from repo.exchange.tables import table_of
 from repo.repositories.points import rows_of
 from repo.store.bulk import _plain
 from repo.values import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, check_columns
+
+pytestmark = pytest.mark.duckdb
 
 names = st.sampled_from(["a", "b", "ü", "c'--"])
 odd_names = st.sampled_from(["", "a\x00", "x" * 256, None])
@@ -55,6 +56,8 @@ TYPES: dict[str, list[tuple[pa.DataType, st.SearchStrategy[Any]]]] = {
 
 @pytest.fixture(scope="module")
 def scratch() -> Iterator[Any]:
+    import duckdb
+
     with duckdb.connect(":memory:") as connection:
         yield connection
 

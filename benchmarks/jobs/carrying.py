@@ -1,0 +1,182 @@
+"""Points out to a Parquet file and back in: against the same through tuned SQLite, and DuckDB's own statements.
+
+Every side holds the same points and writes a file of them; then every side reads the file that the store wrote into
+an empty database of its own. The store's time includes its checksums and its look at the whole file beforehand.
+What a process takes in memory is measured apart, in processes that do nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data import Source
+from benchmarks.jobs.tables import arrow_of
+from benchmarks.measure import Contest, Figure, Plan, Samples, Side, ratio, timed
+from benchmarks.peers import sqlite_parquet
+from benchmarks.peers.duckdb_parquet import DuckDBParquet
+from benchmarks.peers.sqlite_tuned import TunedSQLite
+from repo import Settings, Store
+
+__all__ = ["carrying"]
+
+MEMORY_LIMIT_BYTES = 128_000_000
+
+_ROOT = Path(__file__).resolve().parents[2]
+_PIECE = 500_000
+_PRODUCT = "holdfast"
+_ON_SQLITE = "holdfast on SQLite alone"
+_SQLITE = "tuned SQLite and pyarrow"
+
+_MEASURED = """
+import json, sys
+from repo import Settings, Store
+act, folder, file, limit = sys.argv[1:]
+settings = Settings(background=False, duckdb_memory_limit_bytes=int(limit))
+with Store(folder, settings) as store:
+    store.export_parquet(file) if act == "export" else store.import_parquet(file)
+with open("/proc/self/status") as status:
+    print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")))
+"""
+
+
+def carrying(plan: Plan) -> Iterator[Contest | Figure]:
+    """Exports, imports, the bytes of the files, and the memory of both."""
+    with plan.scratch() as folder, ExitStack() as open_:
+        points = plan.carried_points
+        source = Source(plan.shape, plan.seed)
+        stores = {name: open_.enter_context(_store(folder, name)) for name in (_PRODUCT, _ON_SQLITE)}
+        sqlite = TunedSQLite(folder / "tuned.sqlite", source.series)
+        duckdb = DuckDBParquet(folder / "plain.duckdb")
+        open_.callback(sqlite.close)
+        open_.callback(duckdb.close)
+        _fill(source, points, stores.values(), sqlite, duckdb)
+        files = {name: folder / f"{name}.parquet" for name in (*stores, _SQLITE, duckdb.name)}
+
+        def export(name: str, write: Callable[[Path], object]) -> Side:
+            return Side(name, lambda: timed(lambda: write(files[name]), points))
+
+        def judge_exports(samples: dict[str, Samples]) -> list[Figure]:
+            note = ", ".join(
+                f"{name}: {file.stat().st_size / points:.2f} bytes a point" for name, file in files.items()
+            )
+            own = [files[_PRODUCT].stat().st_size / points]
+            return [
+                ratio("export-sqlite", samples, _PRODUCT, _SQLITE, "points/s", note),
+                ratio("export-duckdb", samples, _PRODUCT, duckdb.name, "points/s"),
+                Figure("export-bytes", own, note=f"{points:,} points"),
+            ]
+
+        yield Contest(
+            ("export-sqlite", "export-duckdb", "export-bytes"),
+            [export(name, store.export_parquet) for name, store in stores.items()],
+            [
+                export(_SQLITE, lambda path: sqlite_parquet.export(sqlite, path)),
+                export(duckdb.name, duckdb.export),
+            ],
+            judge_exports,
+        )
+        stores[_PRODUCT].export_parquet(files[_PRODUCT])
+        yield _imports(folder / "in", points, source.series, files[_PRODUCT], open_)
+        yield _memory(folder, files[_PRODUCT], points)
+
+
+def _imports(
+    folder: Path, points: int, series: Sequence[tuple[str, str]], file: Path, open_: ExitStack
+) -> Contest:
+    """Every side into an empty database, which is made anew before each round."""
+    now: dict[str, Any] = {}
+
+    def close() -> None:
+        for side in now.values():
+            side.close()
+        now.clear()
+
+    def prepare() -> None:
+        close()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name in (_PRODUCT, _ON_SQLITE):
+            now[name] = _store(folder, name)
+        now[_SQLITE] = TunedSQLite(folder / "tuned.sqlite", series)
+        now[DuckDBParquet.name] = DuckDBParquet(folder / "plain.duckdb")
+
+    def checked(name: str, read: Callable[[], object], count: Callable[[], int]) -> float:
+        rate = timed(read, points)
+        if count() != points:
+            raise RuntimeError(f"{name} holds {count():,} of {points:,} points")
+        return rate
+
+    def own(name: str) -> Side:
+        def count() -> int:
+            return int(now[name].sql("SELECT count(*) AS n FROM time_series_data")[0]["n"])
+
+        return Side(name, lambda: checked(name, lambda: now[name].import_parquet(file), count))
+
+    def judge(samples: dict[str, Samples]) -> list[Figure]:
+        return [
+            ratio("import-sqlite", samples, _PRODUCT, _SQLITE, "points/s"),
+            ratio("import-duckdb", samples, _PRODUCT, DuckDBParquet.name, "points/s"),
+        ]
+
+    open_.callback(close)
+    return Contest(
+        ("import-sqlite", "import-duckdb"),
+        [own(_PRODUCT), own(_ON_SQLITE)],
+        [
+            Side(
+                _SQLITE,
+                lambda: checked(
+                    _SQLITE, lambda: sqlite_parquet.import_(now[_SQLITE], file), lambda: now[_SQLITE].count()
+                ),
+            ),
+            Side(
+                DuckDBParquet.name,
+                lambda: checked(
+                    DuckDBParquet.name,
+                    lambda: now[DuckDBParquet.name].import_(file),
+                    lambda: now[DuckDBParquet.name].count(),
+                ),
+            ),
+        ],
+        judge,
+        prepare,
+    )
+
+
+def _memory(folder: Path, file: Path, points: int) -> Figure:
+    """Peak resident memory of a process that imports into an empty store, and of one that exports it."""
+    mib = {}
+    for act, path in (("import", file), ("export", folder / "again.parquet")):
+        command = [sys.executable, "-c", _MEASURED, act, folder / "measured", path, MEMORY_LIMIT_BYTES]
+        done = subprocess.run(
+            list(map(str, command)), cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=True
+        )
+        mib[act] = json.loads(done.stdout) / 1024
+    sides = [Samples(f"holdfast, {act}", [peak]) for act, peak in mib.items()]
+    note = f"{points:,} points, DuckDB's limit at {MEMORY_LIMIT_BYTES:,} bytes"
+    return Figure("carry-memory", [max(mib.values())], sides, "MiB", note)
+
+
+def _store(folder: Path, name: str) -> Store:
+    engine: Any = "sqlite" if name == _ON_SQLITE else "auto"
+    return Store(folder / name, Settings(engine=engine, duckdb_memory_limit_bytes=MEMORY_LIMIT_BYTES))
+
+
+def _fill(source: Source, points: int, stores: Any, sqlite: TunedSQLite, duckdb: DuckDBParquet) -> None:
+    """Give all sides the same points, some at a time: all of them would not fit into the memory as rows."""
+    for start in range(0, points, _PIECE):
+        readings = source.take(min(_PIECE, points - start))
+        table = arrow_of(readings)
+        for store in stores:
+            store.points.insert_table(table)
+        sqlite.insert_many(readings.keyed_tuples())
+        duckdb.insert(table)
+    for store in stores:
+        store.checkpoint()

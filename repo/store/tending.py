@@ -1,0 +1,49 @@
+"""Tending: while a long job runs, the columns stay open between its steps, and go to whoever waits for them.
+
+In a store without a background thread nobody would see that another process waits, so there each use opens the file
+and closes it again. A job that uses it a hundred times has it tended meanwhile, as `keeper` does always.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from repo.store.columns import Columns
+
+__all__ = ["TEND_S", "tended"]
+
+log = logging.getLogger("holdfast.tending")
+
+TEND_S = 0.02
+"""How often the turnstile is looked at while the lease is held: the longest that another process waits for
+an idle holder."""
+
+
+@contextmanager
+def tended(columns: Columns) -> Iterator[None]:
+    """For the block, let the file stay open between uses until another process waits for it, or it is idle."""
+    if columns.is_tended:
+        yield
+        return
+    stop = threading.Event()
+    thread = threading.Thread(target=_tend, args=(columns, stop), name="holdfast-tender", daemon=True)
+    columns.is_tended = True
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        columns.is_tended = False
+        columns.tend(at_once=True)
+
+
+def _tend(columns: Columns, stop: threading.Event) -> None:
+    while not stop.wait(TEND_S):
+        try:
+            columns.tend()
+        except Exception as error:  # noqa: BLE001  it has let go all the same; the job's next use says what is wrong
+            log.error("the columns could not be closed in order: %s", error)
