@@ -11,7 +11,7 @@ __all__ = ["CONFIG", "DuckDBParquet"]
 
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "threads": 2,  # as the store has; the machine has no more
-    "memory_limit": "128MB",  # as the store has in this comparison; neither statement is quicker with 1 GB
+    "memory_limit": "128MB",  # as the store has in this comparison
 }
 
 _COLUMNS = "sensor_id, metric_name, make_timestamptz(timestamp_us) AS timestamp, value, quality, metadata"

@@ -22,7 +22,7 @@ __all__ = ["export", "import_"]
 _pa: Any = pyarrow
 
 PAGE_ROWS = 122_880
-"""Rows that are in memory at a time, and in a row group; pages of 50,000 and 500,000 are not quicker."""
+"""Rows that are in memory at a time, and in a row group: as in the store's files."""
 
 SCHEMA = _pa.schema(
     {

@@ -17,7 +17,7 @@ from typing import Any
 import duckdb
 
 from repo.engines.duckdb import open_sandbox, sandbox_path
-from repo.errors import InvalidFile
+from repo.errors import InvalidFile, InvalidPoint
 from repo.exchange.fileplan import ColumnType, Plan
 from repo.exchange.landing import digest
 from repo.exchange.parquet import ROW_GROUP_ROWS
@@ -193,7 +193,7 @@ class DuckDBReader:
     def _naming(self) -> Iterator[None]:
         try:
             yield
-        except (duckdb.Error, OSError) as error:
+        except (duckdb.Error, OSError, InvalidPoint) as error:  # the last is what a look at a page raises
             told = str(error).replace(self._file, self._path.name).strip().partition("\n\n")[0]
             raise InvalidFile(
                 f"{self._path} cannot be read as Parquet: {told}. It is damaged, cut short, or needs a larger "

@@ -6,7 +6,8 @@ reads or deletes points.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, and_, delete, func, insert, select
@@ -54,12 +55,10 @@ def merge(
     numbered = f"SELECT *, {first_seq:d} - 1 + row_number() OVER () AS seq FROM ({chosen})"
     met = _met(parts, known)
     applied = Applied()
-    threads = connection.exec_driver_sql("SELECT current_setting('threads')").scalar_one()
-    # By several, DuckDB 2.0 writes parts of row groups, which the next checkpoint compresses anew: twice the time.
-    connection.exec_driver_sql("SET threads = 1")
     driver.register(name, source)
     if unique and met is None:
-        connection.exec_driver_sql(f"INSERT INTO {_points} ({_COLUMNS}) {numbered}")
+        with _in_whole_row_groups(connection):
+            connection.exec_driver_sql(f"INSERT INTO {_points} ({_COLUMNS}) {numbered}")
     else:
         connection.execute(CreateTable(incoming, if_not_exists=True))
         connection.exec_driver_sql(f"INSERT INTO {incoming} ({_COLUMNS}) {numbered}")
@@ -70,15 +69,27 @@ def merge(
         for pair, count in lost.items():
             known[pair] = known[pair]._replace(points=known[pair].points - count)
         applied.overwritten = sum(lost.values())
-        connection.execute(insert(_points).from_select([c.name for c in incoming.c], select(incoming)))
+        with _in_whole_row_groups(connection):
+            connection.execute(insert(_points).from_select([c.name for c in incoming.c], select(incoming)))
         connection.execute(delete(incoming))
     driver.unregister(name)  # after an error there is nothing to do: the connection is closed then
-    connection.exec_driver_sql(f"SET threads = {threads:d}")
     for pair, part in parts.items():
         applied.touched[pair] = known[pair] = _with_part(known.get(pair), part)
         applied.appended += part.points
     SummaryRepository(connection).replace(applied.touched)
     return applied
+
+
+@contextmanager
+def _in_whole_row_groups(connection: Connection) -> Iterator[None]:
+    """Let one thread append; by several, DuckDB 2.0 writes parts, which the next checkpoint compresses anew.
+
+    Loads of 10 million points took twice the time so. After an error the connection is closed, with its settings.
+    """
+    threads = connection.exec_driver_sql("SELECT current_setting('threads')").scalar_one()
+    connection.exec_driver_sql("SET threads = 1")
+    yield
+    connection.exec_driver_sql(f"SET threads = {threads:d}")
 
 
 def _met(
