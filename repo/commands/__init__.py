@@ -36,6 +36,7 @@ _COMMANDS = {
     "ingest": ("ingest", "Read CSV, NDJSON and Parquet files into the store."),
     "export": ("carrying", "Write points to Parquet or NDJSON: one file, or a folder of days."),
     "recover": ("carrying", "Read Parquet and exported NDJSON into the store: files, folders, bundles."),
+    "cleanup": ("cleanup", "Drop points and waiting records for good, and give space back."),
     "demo": ("demo", "Show a site through an outage and two kills, and count what arrived."),
 }
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,15 +10,13 @@ import click
 
 from repo.commands.exits import Exit
 from repo.commands.output import print_json
+from repo.commands.selecting import bounds, names_of, zone_of
 from repo.commands.session import Session, json_option
-from repo.commands.times import bounds, zone_of
 
 if TYPE_CHECKING:
     from repo import Recovered
 
 __all__ = ["export", "recover"]
-
-_PROGRESS = Callable[[int, int], object]
 
 
 @click.command()
@@ -77,10 +72,10 @@ def export(
         raise click.BadParameter(
             "NDJSON is gzipped; --compression is for Parquet", param_hint="--compression"
         )
-    with session.opened() as store, _progress(session, "export") as show:
+    with session.opened() as store, session.progress("export") as show:
         same: Any = {
-            "sensor_id": _names(sensors),
-            "metric_name": _names(metrics),
+            "sensor_id": names_of(sensors),
+            "metric_name": names_of(metrics),
             "start": low,
             "end": high,
             "partition": "day" if by_day else None,
@@ -141,7 +136,7 @@ def recover(
     if verify:
         _verify(session, paths, mapping)
         return
-    with session.opened() as store, _progress(session, "recover") as show:
+    with session.opened() as store, session.progress("recover") as show:
         done = store.import_parquet(
             paths,
             on_conflict="keep" if keep_existing else "overwrite",
@@ -187,30 +182,8 @@ def _told(done: Recovered, *, dry_run: bool) -> str:
     return f"{done.stored:,} of {done.read:,} points {stored}" + (f"; {', '.join(parts)}" if parts else "")
 
 
-def _names(given: tuple[str, ...]) -> str | list[str] | None:
-    """One may be a glob; several are exact."""
-    if not given:
-        return None
-    return given[0] if len(given) == 1 else list(given)
-
-
 def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
     for given in columns:
         if "=" not in given:
             raise click.BadParameter(f"{given!r} is not FIELD=COLUMN", param_hint="--column")
     return dict(given.split("=", 1) for given in columns)
-
-
-@contextmanager
-def _progress(session: Session, label: str) -> Iterator[_PROGRESS]:
-    """Show a bar on the terminal."""
-    if session.as_json or session.quiet:
-        yield lambda _done, _total: None
-        return
-    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
-
-        def show(done: int, total: int) -> Any:
-            bar.length = max(1, total)
-            bar.update(done - bar.pos)
-
-        yield show

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 import click
 
 from repo.commands.output import print_json
 from repo.commands.session import Session, json_option
-
-if TYPE_CHECKING:
-    from repo import Store
-    from repo.store.converting import Converted
 
 __all__ = ["demote", "promote"]
 
@@ -51,16 +43,8 @@ def demote(session: Session) -> None:
 
 def _move(session: Session, engine: str) -> None:
     with session.opened() as store:
-        if session.as_json or session.quiet:
-            done = _moved(store, engine, lambda _done, _points: None)
-        else:
-            with click.progressbar(length=1, label=f"to {engine}", file=sys.stderr) as bar:
-
-                def show(moved: int, points: int) -> None:
-                    bar.length = max(1, points)
-                    bar.update(moved - bar.pos)
-
-                done = _moved(store, engine, show)
+        with session.progress(f"to {engine}") as show:
+            done = store.promote(show) if engine == "duckdb" else store.demote(show)
         path = str(store.path)
         kept = [
             name
@@ -75,7 +59,3 @@ def _move(session: Session, engine: str) -> None:
         session.say(f"moved {done.points:,} points of {path} from {done.before} to {done.after}")
         for name in kept:
             session.say(f"the old file is kept as {name}; remove it when you need its space")
-
-
-def _moved(store: Store, engine: str, progress: Callable[[int, int], object]) -> Converted:
-    return store.promote(progress) if engine == "duckdb" else store.demote(progress)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repo.commands.output import FORMATS, write_rows
+from repo.commands.selecting import bounds, iso, zone_of
 from repo.commands.session import Session, json_option
-from repo.commands.times import bounds, zone_of
 from repo.errors import InvalidQuery
 from repo.moments import to_datetime, to_us
 
@@ -176,7 +176,7 @@ def series(session: Session, pattern: str | None) -> None:
     for row in rows:
         for edge in ("first", "last"):
             us = row[f"{edge}_us"]
-            row[edge] = None if us is None else _iso(to_datetime(us))
+            row[edge] = None if us is None else iso(to_datetime(us))
     if not write_rows("table", _SERIES_COLUMNS, rows):
         session.note("no series there" if pattern else "the store has no series yet")
 
@@ -201,18 +201,13 @@ def _page_rows() -> int:
 
 def _shown_point(point: Any, zone: tzinfo) -> dict[str, Any]:
     moment = point["timestamp"]
-    return {**point, "timestamp": _iso(moment if zone is UTC else moment.astimezone(zone))}
+    return {**point, "timestamp": iso(moment if zone is UTC else moment.astimezone(zone))}
 
 
 def _shown_aggregate(row: dict[str, Any]) -> dict[str, Any]:
     if "bucket" not in row:
         return row
-    return {**row, "bucket": _iso(row["bucket"]), "bucket_us": to_us(row["bucket"])}
-
-
-def _iso(moment: datetime) -> str:
-    text = moment.isoformat()
-    return text[:-6] + "Z" if text.endswith("+00:00") else text
+    return {**row, "bucket": iso(row["bucket"]), "bucket_us": to_us(row["bucket"])}
 
 
 # --- plots ----------------------------------------------------------------------------------------------

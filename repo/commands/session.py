@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,20 @@ class Session:
         loaded = Settings.load(self.folder, background=False, **settings)
         with Store(self.folder, loaded, create=create) as store:
             yield store
+
+    @contextmanager
+    def progress(self, label: str) -> Iterator[Callable[[int, int], object]]:
+        """Show a bar on stderr; what is yielded is told how much of how much is done."""
+        if self.as_json or self.quiet:
+            yield lambda _done, _total: None
+            return
+        with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.length = max(1, total)
+                bar.update(done - bar.pos)
+
+            yield show
 
     def say(self, text: str) -> None:
         """Print a report for people to stdout."""

@@ -30,6 +30,7 @@ __all__ = [
     "open_engine",
     "require_version",
     "typed_error",
+    "vacuum",
 ]
 
 DriverError = sqlite3.Error
@@ -158,6 +159,28 @@ def fold_wal(engine: Engine) -> Folded:
 def empty_wal(engine: Engine) -> Folded:
     """Fold the WAL into the file and cut it to nothing; the caller sees to it that nobody else writes or reads."""
     return _checkpoint(engine, "TRUNCATE")
+
+
+def vacuum(engine: Engine) -> None:
+    """Write the file anew without its free pages, through the WAL, and cut that to almost nothing.
+
+    Needs room for two copies of what is in it: one in SQLite's temporary folder, one in the WAL. Waits for other
+    writers as long as the engine's busy timeout. Readers of a snapshot go on, and keep the WAL long until the next
+    time.
+    """
+    with engine.connect() as worker:
+        driver: Any = worker.connection.driver_connection
+        driver.execute("PRAGMA temp_store = FILE")  # the copy may be larger than the memory
+        try:
+            driver.execute("VACUUM")
+            fold_wal(engine)
+            [(version,)] = driver.execute("PRAGMA user_version").fetchall()
+            # The first commit after a fold begins the log anew, and cuts it where this says so.
+            driver.execute("PRAGMA journal_size_limit = 0")
+            driver.execute(f"PRAGMA user_version = {version:d}")
+        finally:
+            driver.execute("PRAGMA journal_size_limit = -1")
+            driver.execute("PRAGMA temp_store = MEMORY")
 
 
 def log_bytes(path: Path) -> int:

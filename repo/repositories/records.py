@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, select, true
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, false, func, select, true
 
 from repo.clock import Clock, system_clock
 from repo.errors import InvalidQuery, InvalidRecord
@@ -15,10 +16,22 @@ from repo.models import BufferedRecord
 from repo.moments import to_us
 from repo.values import check_name
 
-__all__ = ["Dropped", "NewRecord", "PendingRecord", "RecordCounts", "RecordRepository", "listed_ids"]
+__all__ = [
+    "Dropped",
+    "NewRecord",
+    "PendingRecord",
+    "RecordCounts",
+    "RecordExtent",
+    "RecordRepository",
+    "RecordScope",
+    "listed_ids",
+]
 
 PendingRecord = dict[str, Any]
 """Keys: id, record_id, source, data (as given), timestamp (Unix seconds), retry_count, last_retry, created_at."""
+
+_ROW_BYTES = 64
+"""What a record takes beside its texts, with its place in the indexes."""
 
 # Texts for the driver: these are a message's whole way through the store, and building statements anew each time
 # costs as much as a durable commit.
@@ -74,6 +87,40 @@ class Dropped(NamedTuple):
     records: int
     first_us: int | None
     last_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordScope:
+    """Which records are meant: those that meet every condition given. Times in Unix seconds, [start_s, end_s)."""
+
+    sources: tuple[str, ...] | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    min_retries: int | None = None
+
+    def where(self) -> ColumnElement[bool]:
+        """Build the condition on `buffered_records`."""
+        table = BufferedRecord
+        conditions: list[ColumnElement[bool]] = [true()]
+        if self.sources is not None:
+            conditions.append(table.source.in_(self.sources) if self.sources else false())
+        if self.start_s is not None:
+            conditions.append(table.timestamp >= self.start_s)
+        if self.end_s is not None:
+            conditions.append(table.timestamp < self.end_s)
+        if self.min_retries is not None:
+            conditions.append(func.coalesce(table.retry_count, 0) >= self.min_retries)
+        return and_(*conditions)
+
+
+class RecordExtent(NamedTuple):
+    """Records of one source; times in µs, `bytes` is about what they take."""
+
+    source: str
+    records: int
+    first_us: int | None
+    last_us: int | None
+    bytes: int
 
 
 class RecordRepository:
@@ -165,23 +212,31 @@ class RecordRepository:
         oldest = self._connection.scalar(select(func.min(table.timestamp)))
         return RecordCounts(sum(by_source.values()), by_source, grouped(retries), oldest)
 
-    def drop(
-        self,
-        source: str | None = None,
-        *,
-        before_s: float | None = None,
-        min_retries: int | None = None,
-    ) -> Dropped:
-        """Delete the unsent records that meet every condition given; the caller writes the ledger entry."""
+    def extents(self, scope: RecordScope) -> list[RecordExtent]:
+        """Count the records that a scope means, by source, in order of names."""
         table = BufferedRecord
-        conditions: list[ColumnElement[bool]] = [true()]
-        if source is not None:
-            conditions.append(table.source == source)
-        if before_s is not None:
-            conditions.append(table.timestamp < before_s)
-        if min_retries is not None:
-            conditions.append(func.coalesce(table.retry_count, 0) >= min_retries)
-        where = and_(*conditions)
+        texts = func.length(table.record_id) + func.length(table.source) + func.length(table.data)
+        query = (
+            select(
+                table.source,
+                func.count(),
+                func.min(table.timestamp),
+                func.max(table.timestamp),
+                func.sum(texts + _ROW_BYTES),
+            )
+            .where(scope.where())
+            .group_by(table.source)
+            .order_by(table.source)
+        )
+        return [
+            RecordExtent(source, int(count), _us(first_s), _us(last_s), int(size))
+            for source, count, first_s, last_s, size in self._connection.execute(query)
+        ]
+
+    def drop(self, scope: RecordScope) -> Dropped:
+        """Delete the unsent records that a scope means; the caller writes the ledger entry."""
+        table = BufferedRecord
+        where = scope.where()
         count, first_s, last_s = self._connection.execute(
             select(func.count(), func.min(table.timestamp), func.max(table.timestamp)).where(where)
         ).one()

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, and_, false, true
 
 from repo.errors import InvalidQuery
 
-__all__ = ["Names", "Selection"]
+__all__ = ["Names", "Selection", "chosen_names"]
 
 Names = str | Sequence[str] | None
 """None is every name; a text with `*`, `?` or `[` is a glob; any other text, and each of a list, is exact."""
@@ -61,8 +61,8 @@ class Selection:
     def chosen(self, known: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return those of the known series that are selected, in order of their names."""
         pairs = list(known)
-        sensors = _chosen(self.sensor_id, {s for s, _ in pairs})
-        metrics = _chosen(self.metric_name, {m for _, m in pairs})
+        sensors = chosen_names(self.sensor_id, {s for s, _ in pairs})
+        metrics = chosen_names(self.metric_name, {m for _, m in pairs})
         return sorted(pair for pair in pairs if pair[0] in sensors and pair[1] in metrics)
 
     def spans(self, timestamp_us: int) -> bool:
@@ -157,8 +157,9 @@ def _pieces(wanted: str | tuple[str, ...] | None, found: set[str]) -> list[Any]:
     return [tuple(chosen[start : start + step]) for start in range(0, len(chosen), step)]
 
 
-def _chosen(wanted: str | tuple[str, ...] | None, found: set[str]) -> set[str]:
-    if isinstance(wanted, tuple):
+def chosen_names(wanted: Names, found: set[str]) -> set[str]:
+    """Return those of the names found that are wanted."""
+    if wanted is not None and not isinstance(wanted, str):
         return found.intersection(wanted)
     return {name for name in found if _matches(wanted, name)}
 

@@ -135,9 +135,13 @@ class Columns:
         finally:
             self._leave(alone=True)
 
-    def reopen(self) -> OpenColumns:
-        """Close and open the file again, after an error that made it unusable; only inside `alone`."""
+    def reopen(self, between: Callable[[], object] = lambda: None) -> OpenColumns:
+        """Close and open the file again, after an error that made it unusable; only inside `alone`.
+
+        `between` is called while it is closed, and the lease still held.
+        """
         self._shut()
+        between()
         return self._opened("reopening after an error", time.monotonic() + self._settings.lease_timeout_s)
 
     def tend(self, *, at_once: bool = False) -> None:

@@ -117,6 +117,17 @@ class MetadataDatabase:
                 folded = sqlite.fold_wal(self._careful)
             return sqlite.log_bytes(self.path) if folded.done_pages == folded.log_pages else 0
 
+    def vacuum(self) -> None:
+        """Write the file anew without its free pages, and cut its WAL; raises `StoreBusy`, `StoreFull`.
+
+        Writers, of every process, wait meanwhile. An error, or a kill, leaves it as it was.
+        """
+        with self._lock:
+            self._usable()
+            with self._typed():
+                sqlite.vacuum(self._careful)
+            self._unfolded_bytes = 0
+
     def close(self) -> None:
         """Close all connections; does nothing in a child of the process that opened them."""
         if os.getpid() != self._pid:

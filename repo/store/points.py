@@ -90,7 +90,10 @@ class PointWriter:
         Names may be globs, lists or None (all). What was delivered already stays delivered; how many points
         fell is counted when the journal is applied, and kept in the loss ledger.
         """
-        selection = select_points(sensor_id, metric_name, start, end)
+        return self.delete_selected(select_points(sensor_id, metric_name, start, end))
+
+    def delete_selected(self, selection: Selection) -> Written:
+        """Do what `delete` does with a selection that was checked before."""
         return self._send(Submission((DeleteChange(selection),)))
 
     def _submission(self, rows: Iterable[Any], on_error: str) -> Submission:

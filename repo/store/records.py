@@ -18,6 +18,7 @@ from repo.repositories.records import (
     PendingRecord,
     RecordCounts,
     RecordRepository,
+    RecordScope,
     listed_ids,
 )
 from repo.repositories.state import StateRepository
@@ -128,11 +129,11 @@ class Records(RecordWriter):
         with self._access.metadata.write() as connection:
             records = RecordRepository(connection)
             if max_age_s is not None:
-                fallen = records.drop(before_s=now_us / 1e6 - max_age_s)
+                fallen = records.drop(RecordScope(end_s=now_us / 1e6 - max_age_s))
                 self._note(connection, fallen, "age", {"max_age_s": max_age_s}, now_us)
                 dropped += fallen.records
             if max_retries is not None:
-                fallen = records.drop(min_retries=max_retries)
+                fallen = records.drop(RecordScope(min_retries=max_retries))
                 self._note(connection, fallen, "retries", {"max_retries": max_retries}, now_us)
                 dropped += fallen.records
         self._access.metadata.fold_if_due()
@@ -142,10 +143,22 @@ class Records(RecordWriter):
         """Drop, unsent, all records, or those of one source; returns how many. The loss ledger tells."""
         now_us = self._access.clock()
         with self._access.metadata.write() as connection:
-            fallen = RecordRepository(connection).drop(source)
+            fallen = RecordRepository(connection).drop(RecordScope(None if source is None else (source,)))
             self._note(connection, fallen, "clear", {"source": source}, now_us)
         self._access.metadata.fold_if_due()
         return fallen.records
+
+    def drop(self, scope: RecordScope, why: Mapping[str, Any]) -> Dropped:
+        """Drop, unsent, the records that a scope means, and say how many and of which time.
+
+        The loss ledger tells, with `why`, in the same commit.
+        """
+        now_us = self._access.clock()
+        with self._access.metadata.write() as connection:
+            fallen = RecordRepository(connection).drop(scope)
+            self._note(connection, fallen, "cleanup", why, now_us)
+        self._access.metadata.fold_if_due()
+        return fallen
 
     def _settle(self, change: SettleChange) -> int:
         if change.record_ids:

@@ -11,40 +11,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
-from uuid import uuid4
-
-from sqlalchemy import Engine, inspect
 
 from repo.clock import Clock, system_clock
-from repo.engines import sqlite
-from repo.engines.lease import Lease
-from repo.errors import EngineMissing, InvalidQuery, SchemaOutdated, StoreCorrupt, StoreMissing
+from repo.errors import EngineMissing, InvalidQuery
 from repo.exchange.sources import listed
-from repo.files import ENGINES, StoreFiles
+from repo.files import StoreFiles
 from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.points import select_points
 from repo.repositories.selection import Names
 from repo.repositories.sinks import SinkRepository
-from repo.repositories.state import State, StateRepository
+from repo.repositories.state import StateRepository
 from repo.schema import version
-from repo.schema.targets import Target
 from repo.settings import Settings
-from repo.store.access import Access
-from repo.store.backends import Backend, backend_for, why_no_duckdb
-from repo.store.columns import Columns
-from repo.store.converting import Converted, convert, discard_unfinished, moved_since, set_inactive_aside
+from repo.store.cleaning import Cleaned, Scope, clean, extent_of
+from repo.store.converting import Converted, convert
 from repo.store.exporting import Exported, export_ndjson, export_parquet
-from repo.store.flush import Flusher
 from repo.store.keeper import Keeper
 from repo.store.metadata import MetadataDatabase
+from repo.store.opening import Opening
 from repo.store.points import Points, Time
 from repo.store.records import Records
 from repo.store.recovering import FileProgress, Recovered, import_parquet
 from repo.store.series import SeriesRoom
+from repo.store.shrinking import Shrunk, shrink
 from repo.store.space import Size, measure
 from repo.store.status import Status, read_status
 from repo.store.transaction import Transaction
-from repo.store.writer import Writer
 
 __all__ = ["Store"]
 
@@ -82,11 +74,11 @@ class Store:
         self.settings = Settings.load(self.files.folder) if settings is None else settings
         self._pid = os.getpid()
         self._keeper: Keeper | None = None
-        self._find(create)
+        self._opening = Opening(self.path, self.files, self.settings, clock)
+        self._opening.find(create)
         metadata = MetadataDatabase(self.files.metadata, self.settings)
         try:
-            state = self._prepared(metadata, clock)
-            self._access = self._wired(metadata, state, clock)
+            self._access = self._opening.wired(metadata, self._opening.prepared(metadata))
         except BaseException:
             metadata.close()
             raise
@@ -238,6 +230,58 @@ class Store:
             on_progress=on_progress,
         )
 
+    def cleanup(
+        self,
+        *,
+        points: bool = True,
+        records: bool = False,
+        sensor_id: Names = None,
+        metric_name: Names = None,
+        source: Names = None,
+        start: Time = None,
+        end: Time = None,
+        min_retries: int | None = None,
+        everything: bool = False,
+        dry_run: bool = False,
+    ) -> Cleaned:
+        """Drop points, records that wait, or both, for good, and say what that was; `dry_run` changes nothing.
+
+        Dropped are those of a time in [start, end), of these sensors and metrics (points), of these sources and
+        failed `min_retries` times or oftener (records); names are selected as in `points.range`. What would drop
+        all of them is an `InvalidQuery`, unless `everything` says that it is meant. The loss ledger tells of it, in
+        the transaction of the drop. What a sink has already confirmed stays delivered.
+
+        The records are gone when this returns, and the delete of the points is durable. While another process keeps
+        the columns, it is applied later: `points` is then None. Records and points are dropped one after the
+        other: an error at the second leaves the first dropped. Disk space is given back by `shrink`.
+        """
+        scope = Scope.of(
+            self._access,
+            points=points,
+            records=records,
+            sensor_id=sensor_id,
+            metric_name=metric_name,
+            source=source,
+            start=start,
+            end=end,
+            min_retries=min_retries,
+            everything=everything,
+        )
+        if dry_run:
+            return extent_of(self._access, scope)
+        return clean(self._access, self.points, self.records, self.dropped_by, scope)
+
+    def shrink(self, progress: Progress = lambda _done, _points: None) -> Shrunk:
+        """Give the free blocks inside the files back to the disk, and return when that is done.
+
+        The columns are written into a new file, which is read back and compared, and then takes the place of the
+        old one; the metadata database is vacuumed. Writing goes on meanwhile, but for the last moments; reading
+        waits, in every process, and so may end in `StoreBusy`. A kill leaves the old file or the new one, each
+        whole. `progress` is told how many of how many points were written. Raises `StoreFull` beforehand, with the
+        bytes that it needs, `EngineMissing`, `StoreBusy` or the engine's typed error; no point is lost by any.
+        """
+        return shrink(self._access, self._opening.backend_of, self._opening.bring_columns_to_head, progress)
+
     def status(self) -> Status:
         """Describe the store, from SQLite alone: it answers at once, whoever holds the columns."""
         with self._access.metadata.read() as connection:
@@ -304,144 +348,11 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r})"
 
-    # --- opening --------------------------------------------------------------------------------------
-
-    def _find(self, create: bool) -> None:
-        """See that there is a store, or that one may be made."""
-        database = self.files.metadata
-        has_metadata = database.exists() and (
-            database.stat().st_size > 0 or database.with_name(f"{database.name}-wal").exists()
-        )
-        if not has_metadata:
-            self._refuse_columns_alone()
-        if not has_metadata and not create:
-            raise StoreMissing(f"there is no store in {self.path}; `holdfast init` makes one", path=self.path)
-        self.files.folder.mkdir(parents=True, exist_ok=True)
-
-    def _refuse_columns_alone(self) -> None:
-        for engine in ENGINES:
-            columns = self.files.columns(engine)
-            if columns.exists() and not (self.files.apart and self._is_legacy(engine, columns)):
-                name = self.files.metadata.name
-                raise StoreCorrupt(
-                    f"{columns} has no {name} beside it, or an empty one; it holds the journal: this is a "
-                    f"damaged store, not a new one. Restore {name}, or move the file away to begin anew",
-                    path=self.path,
-                )
-
-    def _is_legacy(self, engine: Any, columns: Path) -> bool:
-        """Say whether it is a file of the legacy program, which had no journal that could be missing."""
-        lease = self._lease(system_clock)
-        try:
-            lease.acquire(self.settings.lease_timeout_s, "looking at a file of the legacy program")
-            with (
-                Target("timeseries", engine, columns, self.files).opened() as opened,
-                opened.execution_options(**sqlite.READ).connect() as connection,
-            ):
-                return version.version_of(connection) is None
-        finally:
-            lease.close()
-
-    def _lease(self, clock: Clock) -> Lease:
-        return Lease(self.files.folder, clock, prefix=self.files.prefix)
-
-    def _prepared(self, metadata: MetadataDatabase, clock: Clock) -> State:
-        """Return the store's facts, after bringing its schema to the present one."""
-        with metadata.read() as connection:
-            standing = version.compare(version.version_of(connection))
-            if standing is version.Standing.TOO_NEW:
-                raise version.too_new(version.version_of(connection), metadata.path)
-            if standing is version.Standing.HEAD:
-                state = StateRepository(connection).get()
-                if state is not None:
-                    return state
-            if standing is version.Standing.UNVERSIONED and not inspect(connection).get_table_names():
-                self._refuse_columns_alone()
-        lease = self._lease(clock)
-        lease.acquire(self.settings.lease_timeout_s, "preparing the store")
-        try:
-            self._bring_to_head(metadata.engine, "metadata", metadata.path)
-            with metadata.write() as connection:
-                state = StateRepository(connection).get()
-                if state is None:
-                    state = State(uuid4().hex, 0, 0, 0, self._first_engine(), None, 1, clock())
-                    StateRepository(connection).create(state)
-            return state
-        finally:
-            lease.close()
-
-    def _wired(self, metadata: MetadataDatabase, state: State, clock: Clock) -> Access:
-        writer = Writer(metadata, clock, self.settings.submit_queue_points)
-
-        def build(engine: str) -> Backend:
-            return backend_for(engine, self.files, self.settings, clock)
-
-        def active(leased: bool) -> Backend:
-            with metadata.read() as connection:
-                found = StateRepository(connection).get() or state
-            engine = found.engine or self._first_engine()
-            if leased and not self.files.columns(engine).exists():
-                engine = moved_since(found, self.files, build) or engine
-            return build(engine)
-
-        columns = Columns(self.files, active, self.settings, clock)
-        flusher = Flusher(
-            metadata, columns, self.settings, clock, self._bring_columns_to_head, self._set_inactive_aside
-        )
-        try:
-            _ = columns.backend
-        except EngineMissing as missing:
-            log.warning("%s", missing)
-        return Access(self.files, metadata, writer, self.settings, clock, columns, flusher)
-
-    def _bring_columns_to_head(self, engine: Engine, path: Path) -> None:
-        self._bring_to_head(engine, "timeseries", path)
-
-    def _set_inactive_aside(self, active: str, generation: int) -> None:
-        set_inactive_aside([self.files.columns(name) for name in ENGINES if name != active], generation)
-        discard_unfinished(self.files.columns(name) for name in ENGINES)
-
     def _convert(self, engine: str, progress: Progress = lambda _done, _points: None) -> Converted:
-        def build(to: str, path: Path) -> Backend:
-            return backend_for(to, self.files, self.settings, self._access.clock, path=path)
-
-        return convert(self._access, build, self.files, self._bring_columns_to_head, engine, progress)
-
-    def _first_engine(self) -> str:
-        """Choose the engine of a store that has none yet."""
-        for engine in ENGINES:
-            if self.files.columns(engine).exists():
-                return engine
-        if self.settings.engine != "auto":
-            return self.settings.engine
-        why = why_no_duckdb()
-        if why is None:
-            return "duckdb"
-        log.warning(
-            "Failed to initialize DuckDB, falling back to SQLite: %s; the columns of %s are kept in SQLite, with the "
-            "same features",
-            why,
-            self.path,
+        opening = self._opening
+        return convert(
+            self._access, opening.backend_of, self.files, opening.bring_columns_to_head, engine, progress
         )
-        return "sqlite"
-
-    def _bring_to_head(self, engine: Engine, database: Any, path: Path) -> None:
-        with engine.execution_options(**sqlite.READ).connect() as connection:
-            found = version.version_of(connection)
-        standing = version.compare(found)
-        if standing is version.Standing.HEAD:
-            return
-        if standing is version.Standing.TOO_NEW:
-            raise version.too_new(found, path)
-        if standing is version.Standing.OUTDATED and not self.settings.auto_migrate:
-            raise SchemaOutdated(
-                f"{path} has the schema {found or 'of the legacy program'}, and {version.HEAD} is needed; run "
-                f"`holdfast --store {self.path} migrate`",
-                path=path,
-            )
-        from repo.schema import migrate
-
-        migrate.upgrade(engine, database, path=path)
 
 
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()

@@ -156,7 +156,7 @@ def test_what_does_not_read_back_as_it_was_written_is_never_made_active(
 
     with monkeypatch.context() as faulty:
         faulty.setattr(copying, "_load", forgetful)
-        with pytest.raises(FlushFailed, match=r"time_series_data.*the engine is the one that it was"):
+        with pytest.raises(FlushFailed, match=r"time_series_data.*the columns are where they were"):
             move(store)
     assert store.status().engine == engine
     assert len(everything(store)) == 100
@@ -278,14 +278,14 @@ def test_what_a_kill_leaves_is_tidied_up_and_means_nothing(
     path = store.path
     store.close()
     die = {
-        "while it was built": "converting.sums_of = lambda *_: os._exit(9)",
+        "while it was built": "building.sums_of = lambda *_: os._exit(9)",
         "before the switch": "converting.StateRepository.set = lambda self, **facts: os._exit(9)"
         " if 'generation' in facts and len(facts) == 3 else set_facts(self, **facts)",
         "after the switch": "Columns.reopen = lambda _: os._exit(9)",
     }[moment]
     died = spawn(
         "import os, sys; from repo import Settings, Store\n"
-        "from repo.store import converting\n"
+        "from repo.store import building, converting\n"
         "from repo.store.columns import Columns\n"
         "set_facts = converting.StateRepository.set\n"
         f"{die}\n"
@@ -326,7 +326,7 @@ def test_a_disk_without_room_is_told_beforehand_with_the_number(
 ) -> None:
     store = open_store()
     store.points.insert("a", "m", 1.0, timestamp=1)
-    monkeypatch.setattr("repo.store.converting.BYTES_A_POINT", dict.fromkeys(FILES, 10**15))
+    monkeypatch.setattr("repo.store.building.BYTES_A_POINT", dict.fromkeys(FILES, 10**15))
     with pytest.raises(StoreFull, match=r"1,000,000,0[01]\d,\d\d\d,\d\d\d bytes"):
         move(store)
     assert store.status().engine == engine

@@ -13,7 +13,7 @@ from repo import InvalidPoint, InvalidQuery, PointRepository, RecordRepository, 
 from repo.engines import sqlite
 from repo.repositories.journal import BULK, POINTS, JournalRepository
 from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
-from repo.repositories.records import NewRecord
+from repo.repositories.records import NewRecord, RecordScope
 from repo.repositories.series import LatestRepository, SeriesRepository, Summary, SummaryRepository
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
@@ -64,7 +64,7 @@ METADATA_WRITES: dict[str, Write] = {
     "records.add, replacing": lambda c: RecordRepository(c).add("old", "s", {"a": 1}),
     "records.put": lambda c: RecordRepository(c).put(NewRecord("r", "s", "{}", 0.0, 0.0)),
     "records.mark_sent": lambda c: RecordRepository(c).mark_sent(["old"]),
-    "records.drop": lambda c: RecordRepository(c).drop("s"),
+    "records.drop": lambda c: RecordRepository(c).drop(RecordScope(("s",))),
     "records.mark_failed": lambda c: RecordRepository(c).mark_failed(["old"]),
     "journal.append": lambda c: JournalRepository(c).append(9, 1, POINTS, b"", 0),
     "journal.void": lambda c: JournalRepository(c).void([7]),
@@ -170,6 +170,7 @@ def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
         "states",
         "after",
         "pending",
+        "extents",
         "count",
         "kinds",
         "pairs",

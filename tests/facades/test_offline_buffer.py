@@ -287,7 +287,7 @@ def test_without_duckdb_it_warns_and_everything_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "duckdb", None)
-    monkeypatch.setattr("repo.store.store.why_no_duckdb", lambda: "duckdb is not installed")
+    monkeypatch.setattr("repo.store.opening.why_no_duckdb", lambda: "duckdb is not installed")
     monkeypatch.setattr("repo.offline_buffer.duckdb_is_installed", lambda: False)
     with caplog.at_level(logging.WARNING, "holdfast"):
         buffer = OfflineBufferManager(tmp_path / "b")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from repo.errors import HoldfastError
 from repo.settings import Settings
-from repo.store import converting
+from repo.store import building
 from repo.store.store import Store
 from tests.faults.child import Census, Counted, perform, take_census
 from tests.faults.workload import State, operation
@@ -142,7 +142,7 @@ def move_on_a_full_disk(folder: Path, engine: str, notes: Notes) -> None:
     store.checkpoint()
     move = store.demote if engine == "duckdb" else store.promote
     notes.while_full.append(_tried(move))
-    converting.HEADROOM_BYTES, converting.BYTES_A_POINT = 0, {"duckdb": 0, "sqlite": 0}
+    building.HEADROOM_BYTES, building.BYTES_A_POINT = 0, {"duckdb": 0, "sqlite": 0}
     for left_bytes in (150_000, 90_000, 50_000, 20_000):
         with (folder / "rest").open("ab", buffering=0) as rest:
             while shutil.disk_usage(folder).free > left_bytes:

@@ -29,7 +29,7 @@ from sqlalchemy.pool import Pool
 from repo.engines import sqlite, torn
 from repo.engines.lease import Lease
 from repo.repositories.journal import JournalRepository
-from repo.store import converting, copying, store
+from repo.store import building, converting, copying, store
 from repo.store.backends import DuckDBBackend, SQLiteBackend
 
 __all__ = ["BULK", "MOVES", "MOVES_BESIDE", "STEPS", "Place", "install"]
@@ -351,8 +351,8 @@ def _watch_moves(stopper: _Stopper) -> None:
         _watch_new(stopper, engine)
     for module, name, watched in (
         (store, "convert", watched_convert),
-        (converting, "copy_tables", watched_copy),
-        (converting, "sums_of", watched_sums),
+        (building, "copy_tables", watched_copy),
+        (building, "sums_of", watched_sums),
     ):
         setattr(module, name, watched)
     torn.sync_file = watched_sync

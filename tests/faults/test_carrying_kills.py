@@ -48,7 +48,7 @@ with Store(sys.argv[2], Settings(background=False, bulk_rows=2_000)) as store:
 """
 STEPS = {
     "export": (
-        "repo.store.exporting:_taken",
+        "repo.store.exporting:_Slices:_taken",
         "repo.store.exporting:_Slices:first_from",
         "repo.store.exporting:_Job:_write",
         "repo.exchange.bundle:Drafting:add",

@@ -1,4 +1,4 @@
-"""Times on the command line: zones, and the bounds of a span."""
+"""Selecting on the command line: names, zones, and the bounds of a span; and how times are shown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from repo.clock import system_clock
 from repo.errors import InvalidQuery
 from repo.moments import parse_duration_us, parse_time, to_datetime
 
-__all__ = ["bounds", "zone_of"]
+__all__ = ["bounds", "iso", "names_of", "zone_of"]
 
 
 def zone_of(name: str) -> tzinfo:
@@ -34,6 +34,19 @@ def bounds(
         start_us = now_us - parse_duration_us(since.removeprefix("-"))
         return to_datetime(start_us), _moment(end, now_us, zone)
     return _moment(start, now_us, zone), _moment(end, now_us, zone)
+
+
+def names_of(given: tuple[str, ...]) -> str | list[str] | None:
+    """Return what an option that may stand several times selects: one may be a glob, several are exact."""
+    if not given:
+        return None
+    return given[0] if len(given) == 1 else list(given)
+
+
+def iso(moment: datetime) -> str:
+    """Return a time as ISO 8601, UTC as `Z`."""
+    text = moment.isoformat()
+    return text[:-6] + "Z" if text.endswith("+00:00") else text
 
 
 def _moment(text: str | None, now_us: int, zone: tzinfo) -> datetime | None:

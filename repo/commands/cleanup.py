@@ -1,0 +1,214 @@
+"""`cleanup`: dropping by hand what a device has no room for, and giving the space back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from repo.clock import system_clock
+from repo.commands.output import print_json, write_rows
+from repo.commands.selecting import bounds, iso, names_of, zone_of
+from repo.commands.session import Session, json_option
+from repo.moments import parse_duration_us, to_datetime
+
+if TYPE_CHECKING:
+    from repo import Store
+    from repo.repositories.extents import Extent
+    from repo.repositories.records import RecordExtent
+    from repo.store.cleaning import Cleaned
+    from repo.store.shrinking import Shrunk
+
+__all__ = ["cleanup"]
+
+_SHOWN_ROWS = 20
+
+
+@click.command()
+@click.option("--older-than", metavar="SPAN", help="Those before 90d, 12h, 2w ago; in place of --end.")
+@click.option("--start", metavar="TIME", help="The first moment.")
+@click.option("--end", metavar="TIME", help="The moment before which it ends.")
+@click.option("--tz", metavar="ZONE", default="UTC", show_default=True, help="The zone of --start and --end.")
+@click.option(
+    "--sensor", "sensors", metavar="NAME", multiple=True, help="Points of a sensor, or a glob in quotes."
+)
+@click.option(
+    "--metric", "metrics", metavar="NAME", multiple=True, help="Points of a metric, or a glob in quotes."
+)
+@click.option("--points", is_flag=True, help="Points; so it is where nothing says records.")
+@click.option("--records", is_flag=True, help="Records, of which none was sent yet.")
+@click.option(
+    "--source", "sources", metavar="NAME", multiple=True, help="Records of a source, or a glob in quotes."
+)
+@click.option(
+    "--failed", metavar="TIMES", type=click.IntRange(min=1), help="Records that failed so often, or oftener."
+)
+@click.option("--all", "everything", is_flag=True, help="All points; all records with --records.")
+@click.option("--shrink", is_flag=True, help="Give the space back to the disk; stands alone, too.")
+@click.option("--dry-run", is_flag=True, help="Tell what would be dropped, and drop nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@json_option
+@click.pass_obj
+def cleanup(
+    session: Session,
+    older_than: str | None,
+    start: str | None,
+    end: str | None,
+    tz: str,
+    sensors: tuple[str, ...],
+    metrics: tuple[str, ...],
+    points: bool,
+    records: bool,
+    sources: tuple[str, ...],
+    failed: int | None,
+    everything: bool,
+    shrink: bool,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Drop points and waiting records for good, and give space back.
+
+    Points are chosen by time, --sensor and --metric; records by time, --source and --failed. It tells what is meant,
+    what of it was never sent, and asks; -y does not ask. The loss ledger keeps count of all that was dropped.
+    Deleting makes room inside the files for what comes; --shrink also makes the files smaller: that writes them
+    anew, needs as much free space as what is in them, and lets reads wait.
+
+    `holdfast export` first, and `holdfast recover` puts the points back.
+
+    \b
+    JSON (with -y or --dry-run): {"dry_run", "points": number, or null where another process keeps the columns and
+    they fall later, "unsent_points", "records", "bytes": about, or null, "first_us", "last_us", "series":
+    [{"sensor_id", "metric_name", "points", "unsent", "first_us", "last_us"}], "sources": [{"source", "records",
+    "first_us", "last_us", "bytes"}], "shrunk": null or {"columns_before_bytes", "columns_after_bytes",
+    "metadata_before_bytes", "metadata_after_bytes"}}
+    """
+    of_records = records or bool(sources) or failed is not None
+    of_points = points or bool(sensors) or bool(metrics) or not of_records
+    low, high = _span(older_than, start, end, tz)
+    chosen = low is not None or high is not None or bool(sensors or metrics or sources) or failed is not None
+    if not chosen and not everything:
+        if points or records or not shrink:
+            raise click.UsageError("say what is to go: --older-than 90d, --sensor NAME, ..., or --all")
+        of_points = of_records = False
+    if dry_run and yes:
+        raise click.UsageError("--dry-run drops nothing, so -y has nothing to answer; give one")
+    if session.as_json and not dry_run and not yes:
+        raise click.UsageError("--json does not ask: add -y, or --dry-run")
+    scope: dict[str, Any] = {
+        "points": of_points,
+        "records": of_records,
+        "sensor_id": names_of(sensors),
+        "metric_name": names_of(metrics),
+        "source": names_of(sources),
+        "start": low,
+        "end": high,
+        "min_retries": failed,
+        "everything": everything,
+    }
+    with session.opened() as store:
+        dropped = _drop(session, store, scope, dry_run=dry_run, yes=yes) if of_points or of_records else None
+        shrunk = _shrink(session, store, dry_run=dry_run) if shrink else None
+    if session.as_json:
+        nothing = {"dry_run": dry_run, "points": 0, "records": 0}
+        told = nothing if dropped is None else _as_json(dropped)
+        print_json({**told, "shrunk": None if shrunk is None else shrunk._asdict()})
+
+
+def _drop(session: Session, store: Store, scope: dict[str, Any], *, dry_run: bool, yes: bool) -> Cleaned:
+    if not yes:
+        meant = store.cleanup(**scope, dry_run=True)
+        if session.as_json:
+            return meant
+        _show(session, meant)
+        if dry_run or (not meant.points and not meant.records):
+            return meant
+        try:
+            click.confirm("Drop this for good?", abort=True, err=True)
+        except click.Abort as nobody:
+            if sys.stdin.isatty():
+                raise
+            raise click.UsageError("nothing was dropped; where nobody can say yes, add -y") from nobody
+    dropped = store.cleanup(**scope)
+    if session.as_json:
+        return dropped
+    if dropped.points is None:
+        session.note(
+            "another process has the columns open: the points are deleted for good, and leave the file when it is "
+            "through; `holdfast status` counts them then"
+        )
+    session.say(f"dropped {_told(dropped)}")
+    return dropped
+
+
+def _shrink(session: Session, store: Store, *, dry_run: bool) -> Shrunk | None:
+    if dry_run:
+        size = store.size(inside=True)
+        free_bytes = size.columns_free_bytes + size.metadata_free_bytes
+        if not session.as_json:
+            session.say(f"{free_bytes:,} bytes inside the files are free by now")
+        return None
+    with session.progress("shrink") as show:
+        shrunk = store.shrink(show)
+    if not session.as_json:
+        left = shrunk.columns_after_bytes + shrunk.metadata_after_bytes
+        session.say(f"{shrunk.freed_bytes:,} bytes went back to the disk; the store takes {left:,}")
+    return shrunk
+
+
+def _show(session: Session, meant: Cleaned) -> None:
+    """Print what is meant, the largest series and sources first."""
+    if session.quiet:
+        return
+    points = sorted(meant.series, key=lambda extent: -extent.points)
+    records = sorted(meant.sources, key=lambda extent: -extent.records)
+    _table(session, ("sensor_id", "metric_name", "points", "unsent", "first", "last"), points)
+    _table(session, ("source", "records", "first", "last"), records)
+    session.say(f"this means {_told(meant)}")
+
+
+def _table(session: Session, columns: Sequence[str], extents: Sequence[Extent | RecordExtent]) -> None:
+    if not extents:
+        return
+    write_rows("table", columns, [_with_times(extent._asdict()) for extent in extents[:_SHOWN_ROWS]])
+    if len(extents) > _SHOWN_ROWS:
+        session.say(f"... and {len(extents) - _SHOWN_ROWS:,} more")
+
+
+def _told(found: Cleaned) -> str:
+    parts = []
+    if found.points or not found.records:
+        unsent = f" ({found.unsent_points:,} of them not sent to every sink)" if found.unsent_points else ""
+        parts.append(("points" if found.points is None else f"{found.points:,} points") + unsent)
+    if found.records:
+        parts.append(f"{found.records:,} records that were never sent")
+    told = " and ".join(parts)
+    if found.first_us is not None and found.last_us is not None:
+        told += f", {iso(to_datetime(found.first_us))} to {iso(to_datetime(found.last_us))}"
+    return told + (f", about {found.bytes:,} bytes" if found.bytes else "")
+
+
+def _as_json(found: Cleaned) -> dict[str, Any]:
+    told = asdict(found)
+    for name in ("series", "sources"):
+        told[name] = [row._asdict() for row in getattr(found, name)]
+    return told
+
+
+def _with_times(row: dict[str, Any]) -> dict[str, Any]:
+    edges = {edge: row[f"{edge}_us"] for edge in ("first", "last")}
+    return row | {edge: None if us is None else iso(to_datetime(us)) for edge, us in edges.items()}
+
+
+def _span(
+    older_than: str | None, start: str | None, end: str | None, tz: str
+) -> tuple[datetime | None, datetime | None]:
+    if older_than is None:
+        return bounds(start, end, None, zone_of(tz))
+    if end is not None:
+        raise click.UsageError("--older-than and --end both say where it ends; give one")
+    low, _ = bounds(start, None, None, zone_of(tz))
+    return low, to_datetime(system_clock() - parse_duration_us(older_than))

@@ -1,0 +1,182 @@
+"""Opening: finds the databases of a store or makes them, brings them to the present schema, and wires the rooms.
+
+Says what stands in the way before it changes anything.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import Engine, inspect
+
+from repo.clock import Clock
+from repo.engines import sqlite
+from repo.engines.lease import Lease
+from repo.errors import EngineMissing, SchemaOutdated, StoreCorrupt, StoreMissing
+from repo.files import ENGINES, StoreFiles
+from repo.repositories.state import State, StateRepository
+from repo.schema import version
+from repo.schema.targets import Target
+from repo.settings import Settings
+from repo.store.access import Access
+from repo.store.backends import Backend, backend_for, why_no_duckdb
+from repo.store.building import discard_unfinished
+from repo.store.columns import Columns
+from repo.store.converting import moved_since, set_inactive_aside
+from repo.store.flush import Flusher
+from repo.store.metadata import MetadataDatabase
+from repo.store.writer import Writer
+
+__all__ = ["Opening"]
+
+log = logging.getLogger("holdfast.store")
+
+
+class Opening:
+    """How one store is opened; `path` is how the caller names it."""
+
+    def __init__(self, path: Path, files: StoreFiles, settings: Settings, clock: Clock) -> None:
+        self._path = path
+        self._files = files
+        self._settings = settings
+        self._clock = clock
+
+    def find(self, create: bool) -> None:
+        """See that there is a store, or that one may be made."""
+        database = self._files.metadata
+        has_metadata = database.exists() and (
+            database.stat().st_size > 0 or database.with_name(f"{database.name}-wal").exists()
+        )
+        if not has_metadata:
+            self._refuse_columns_alone()
+        if not has_metadata and not create:
+            raise StoreMissing(
+                f"there is no store in {self._path}; `holdfast init` makes one", path=self._path
+            )
+        self._files.folder.mkdir(parents=True, exist_ok=True)
+
+    def _refuse_columns_alone(self) -> None:
+        for engine in ENGINES:
+            columns = self._files.columns(engine)
+            if columns.exists() and not (self._files.apart and self._is_legacy(engine, columns)):
+                name = self._files.metadata.name
+                raise StoreCorrupt(
+                    f"{columns} has no {name} beside it, or an empty one; it holds the journal: this is a "
+                    f"damaged store, not a new one. Restore {name}, or move the file away to begin anew",
+                    path=self._path,
+                )
+
+    def _is_legacy(self, engine: Any, columns: Path) -> bool:
+        """Say whether it is a file of the legacy program, which had no journal that could be missing."""
+        lease = self._lease()
+        try:
+            lease.acquire(self._settings.lease_timeout_s, "looking at a file of the legacy program")
+            with (
+                Target("timeseries", engine, columns, self._files).opened() as opened,
+                opened.execution_options(**sqlite.READ).connect() as connection,
+            ):
+                return version.version_of(connection) is None
+        finally:
+            lease.close()
+
+    def _lease(self) -> Lease:
+        return Lease(self._files.folder, self._clock, prefix=self._files.prefix)
+
+    def prepared(self, metadata: MetadataDatabase) -> State:
+        """Return the store's facts, after bringing its schema to the present one."""
+        with metadata.read() as connection:
+            standing = version.compare(version.version_of(connection))
+            if standing is version.Standing.TOO_NEW:
+                raise version.too_new(version.version_of(connection), metadata.path)
+            if standing is version.Standing.HEAD:
+                state = StateRepository(connection).get()
+                if state is not None:
+                    return state
+            if standing is version.Standing.UNVERSIONED and not inspect(connection).get_table_names():
+                self._refuse_columns_alone()
+        lease = self._lease()
+        lease.acquire(self._settings.lease_timeout_s, "preparing the store")
+        try:
+            self._bring_to_head(metadata.engine, "metadata", metadata.path)
+            with metadata.write() as connection:
+                state = StateRepository(connection).get()
+                if state is None:
+                    state = State(uuid4().hex, 0, 0, 0, self._first_engine(), None, 1, self._clock())
+                    StateRepository(connection).create(state)
+            return state
+        finally:
+            lease.close()
+
+    def wired(self, metadata: MetadataDatabase, state: State) -> Access:
+        """Wire the rooms of the store, and let go of its columns until they are needed."""
+        clock = self._clock
+        writer = Writer(metadata, clock, self._settings.submit_queue_points)
+
+        def active(leased: bool) -> Backend:
+            with metadata.read() as connection:
+                found = StateRepository(connection).get() or state
+            engine = found.engine or self._first_engine()
+            if leased and not self._files.columns(engine).exists():
+                engine = moved_since(found, self._files, self.backend_of) or engine
+            return self.backend_of(engine)
+
+        columns = Columns(self._files, active, self._settings, clock)
+        flusher = Flusher(
+            metadata, columns, self._settings, clock, self.bring_columns_to_head, self._set_inactive_aside
+        )
+        try:
+            _ = columns.backend
+        except EngineMissing as missing:
+            log.warning("%s", missing)
+        return Access(self._files, metadata, writer, self._settings, clock, columns, flusher)
+
+    def bring_columns_to_head(self, engine: Engine, path: Path) -> None:
+        """Bring a column file that is open to the present schema, if `auto_migrate` lets it."""
+        self._bring_to_head(engine, "timeseries", path)
+
+    def backend_of(self, engine: str, path: Path | None = None) -> Backend:
+        """Return the backend of an engine, for its column file or another; see `backend_for`."""
+        return backend_for(engine, self._files, self._settings, self._clock, path=path)
+
+    def _set_inactive_aside(self, active: str, generation: int) -> None:
+        set_inactive_aside([self._files.columns(name) for name in ENGINES if name != active], generation)
+        discard_unfinished(self._files.columns(name) for name in ENGINES)
+
+    def _first_engine(self) -> str:
+        """Choose the engine of a store that has none yet."""
+        for engine in ENGINES:
+            if self._files.columns(engine).exists():
+                return engine
+        if self._settings.engine != "auto":
+            return self._settings.engine
+        why = why_no_duckdb()
+        if why is None:
+            return "duckdb"
+        log.warning(
+            "Failed to initialize DuckDB, falling back to SQLite: %s; the columns of %s are kept in SQLite, with the "
+            "same features",
+            why,
+            self._path,
+        )
+        return "sqlite"
+
+    def _bring_to_head(self, engine: Engine, database: Any, path: Path) -> None:
+        with engine.execution_options(**sqlite.READ).connect() as connection:
+            found = version.version_of(connection)
+        standing = version.compare(found)
+        if standing is version.Standing.HEAD:
+            return
+        if standing is version.Standing.TOO_NEW:
+            raise version.too_new(found, path)
+        if standing is version.Standing.OUTDATED and not self._settings.auto_migrate:
+            raise SchemaOutdated(
+                f"{path} has the schema {found or 'of the legacy program'}, and {version.HEAD} is needed; run "
+                f"`holdfast --store {self._path} migrate`",
+                path=path,
+            )
+        from repo.schema import migrate
+
+        migrate.upgrade(engine, database, path=path)

@@ -1,0 +1,120 @@
+"""Shrinking: gives free blocks inside the files back to the disk, by writing what is in them anew.
+
+Deleting makes room inside a file, which the next rows take; the file itself stays as large as it ever was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from sqlalchemy import Engine
+
+from repo.engines import torn
+from repo.errors import FlushFailed
+from repo.repositories.state import ColumnsStateRepository
+from repo.store.access import Access
+from repo.store.backends import Backend
+from repo.store.building import (
+    COMPANIONS,
+    HEADROOM_BYTES,
+    building_path,
+    built,
+    most_bytes,
+    refuse_full_disk,
+    remove,
+    typed_errors,
+)
+from repo.store.columns import OpenColumns
+from repo.store.space import sizes_of
+
+__all__ = ["Shrunk", "shrink"]
+
+log = logging.getLogger("holdfast.shrinking")
+
+
+class Shrunk(NamedTuple):
+    """Bytes on the disk, of the files with their logs."""
+
+    columns_before_bytes: int
+    columns_after_bytes: int
+    metadata_before_bytes: int
+    metadata_after_bytes: int
+
+    @property
+    def freed_bytes(self) -> int:
+        """How much the disk got back; less than nothing if it took more."""
+        before = self.columns_before_bytes + self.metadata_before_bytes
+        return before - self.columns_after_bytes - self.metadata_after_bytes
+
+
+def shrink(
+    access: Access,
+    build: Callable[[str, Path], Backend],
+    bring_to_head: Callable[[Engine, Path], None],
+    progress: Callable[[int, int], object],
+) -> Shrunk:
+    """See `Store.shrink`."""
+    columns_before = _bytes(access.files.column_files())
+    metadata_before = _bytes(access.files.metadata_files())
+    goal = access.journal_end()
+    with access.columns.alone("giving space back") as opened:
+        opened = access.flusher.through(opened, goal)
+        access.flusher.make_durable(opened)
+        path = opened.backend.path
+        needed_bytes = min(_used_bytes(opened), most_bytes(opened.backend.name, opened, access.flusher.known))
+        refuse_full_disk(path.parent, needed_bytes, "writing the columns anew in")
+        target = build(opened.backend.name, building_path(path))
+        remove(target.path)
+        points = access.flusher.points
+        try:
+            with opened.flush_connection.begin():
+                state = ColumnsStateRepository(opened.flush_connection).get()
+            assert state is not None
+            with typed_errors(opened.backend, target):
+                built(opened, target, state, bring_to_head, lambda done: progress(done, points))
+            access.columns.reopen(lambda: _put(target.path, path))
+        finally:
+            remove(target.path)
+    access.metadata.vacuum()
+    shrunk = Shrunk(
+        columns_before,
+        _bytes(access.files.column_files()),
+        metadata_before,
+        _bytes(access.files.metadata_files()),
+    )
+    log.info("%d bytes were given back", shrunk.freed_bytes)
+    return shrunk
+
+
+def _put(new: Path, path: Path) -> None:
+    """Let the new file take the place of the old one, which is closed."""
+    left = [name for name, size in sizes_of(_beside(path)).items() if size]
+    if left:
+        raise FlushFailed(
+            f"{', '.join(left)} beside {path} was not folded in, so the columns stay as they are; try again",
+            path=path,
+        )
+    for beside in _beside(path):
+        beside.unlink(missing_ok=True)
+    new.replace(path)
+    torn.sync_folder(path.parent)
+
+
+def _beside(path: Path) -> list[Path]:
+    """Return what may stand beside a column file and hold some of it."""
+    return [path.with_name(path.name + companion) for companion in COMPANIONS if companion.endswith("wal")]
+
+
+def _used_bytes(opened: OpenColumns) -> int:
+    """Return what the rows take now, and half as much again: they may lie less well in the new file."""
+    file_bytes = opened.backend.path.stat().st_size
+    with opened.flush_connection.begin():
+        free = opened.backend.free_bytes(opened.flush_connection)
+    return (file_bytes - free) * 3 // 2 + HEADROOM_BYTES
+
+
+def _bytes(paths: Iterable[Path]) -> int:
+    return sum(sizes_of(paths).values())
