@@ -49,8 +49,8 @@ class App:
     nth: int = 1
     prune_at_commit: bool = False
     """The negative control: prune the journal when flush has committed, before any CHECKPOINT."""
-    moves: bool = False
-    """Whether the columns go back and forth between the engines meanwhile."""
+    rebuilds: str = ""
+    """What is done to the columns meanwhile: `moves` between the engines, `shrinks`, or nothing."""
 
 
 @dataclass(slots=True)
@@ -107,8 +107,11 @@ def run_app(app: App, say: Callable[[str], None]) -> None:
     ]
     threads.append(threading.Thread(target=_guard, args=(say, _flush, store, rng, say), name="flusher"))
     threads.append(threading.Thread(target=_guard, args=(say, _read, store, app, rng), name=steps.READER))
-    if app.moves:
-        threads.append(threading.Thread(target=_guard, args=(say, _move, store, rng, say), name="mover"))
+    if app.rebuilds:
+        rebuild = {"moves": _move, "shrinks": _shrink}[app.rebuilds]
+        threads.append(
+            threading.Thread(target=_guard, args=(say, rebuild, store, rng, say), name="rebuilder")
+        )
     for thread in threads:
         thread.daemon = True
         thread.start()
@@ -252,6 +255,13 @@ def _move(store: Store, rng: Random, say: Callable[[str], None]) -> None:
         say(f"MOVED {done.after}")
         for file in store.files.kept():
             file.unlink(missing_ok=True)
+
+
+def _shrink(store: Store, rng: Random, say: Callable[[str], None]) -> None:
+    while True:
+        time.sleep(rng.random() * 0.1)
+        store.shrink()
+        say("SHRUNK")
 
 
 _JOURNAL = (

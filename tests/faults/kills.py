@@ -28,7 +28,7 @@ from repo.schema.version import HEAD
 from tests.faults.child import App, Census, Counted
 from tests.faults.judge import Expected, Verdict, judge
 from tests.faults.nursery import Child, Nursery
-from tests.faults.steps import BULK, MOVES, MOVES_BESIDE, STEPS, Place
+from tests.faults.steps import BULK, MOVES, MOVES_BESIDE, SHRINKS, STEPS, Place
 from tests.faults.workload import MOST_UNDER_WAY, State, operation
 
 __all__ = ["Campaign", "Chain", "Tally"]
@@ -67,8 +67,8 @@ class Chain:
         default_factory=lambda: {writer: Expected(State(), 0) for writer in range(4)}
     )
     rounds: int = 0
-    moves: bool = False
-    """Whether its columns go back and forth between the engines, so that nobody knows in which they are."""
+    rebuilds: str = ""
+    """What is done to its columns all the time; after `moves` nobody knows in which engine they are."""
 
     @property
     def store(self) -> Path:
@@ -145,13 +145,13 @@ class Campaign:
     # --- one round --------------------------------------------------------------------------------------
 
     def _chain_for(self, step: str) -> Chain:
-        moves = step in MOVES
-        if self._chain is None or step == CREATION or self._chain.moves != moves:
+        rebuilds = "moves" if step in MOVES else "shrinks" if step in SHRINKS else ""
+        if self._chain is None or step == CREATION or self._chain.rebuilds != rebuilds:
             self.close()
             number = next(self._numbers)
             folder = self._root / f"{self._engine}-{self._seed}-{number}"
             folder.mkdir(parents=True)
-            self._chain = Chain(folder, f"{self._seed}/{number}", self._engine, moves=moves)
+            self._chain = Chain(folder, f"{self._seed}/{number}", self._engine, rebuilds=rebuilds)
         self._chain.rounds += 1
         return self._chain
 
@@ -166,7 +166,7 @@ class Campaign:
     ) -> bool:
         settings = _settings(rng, chain.engine)
         app = App(chain.store, chain.seed, settings, self._writers(chain, (0, 1)), place, **options)
-        app.moves = chain.moves
+        app.rebuilds = chain.rebuilds
         app.nth = rng.randint(1, MOST_CREATION_STATEMENTS) if step == CREATION else _nth(place, rng)
         if step in (HAND_OVER, MOVES_BESIDE):
             return self._kill_one_of_two(chain, app, rng, request)
@@ -182,7 +182,7 @@ class Campaign:
             else:
                 _expect(child, "STEP")
             if place is not None and place.race:
-                _pause(rng, longest_s=LONGEST_MOVE_S if place.name == "move" else 0.001)
+                _pause(rng, longest_s=LONGEST_MOVE_S if place.name in ("move", "shrink") else 0.001)
         finally:
             code = child.kill()
         self._note(chain, child, code)

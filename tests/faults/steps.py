@@ -29,10 +29,10 @@ from sqlalchemy.pool import Pool
 from repo.engines import sqlite, torn
 from repo.engines.lease import Lease
 from repo.repositories.journal import JournalRepository
-from repo.store import building, converting, copying, store
+from repo.store import building, converting, copying, shrinking, store
 from repo.store.backends import DuckDBBackend, SQLiteBackend
 
-__all__ = ["BULK", "MOVES", "MOVES_BESIDE", "STEPS", "Place", "install"]
+__all__ = ["BULK", "MOVES", "MOVES_BESIDE", "SHRINKS", "STEPS", "Place", "install"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,16 @@ STEPS: dict[str, tuple[Place, ...]] = {
     "in a promotion or demotion": _OF_A_MOVE,
     "in a move, another process going on": _OF_A_MOVE,
     "at a random time of a promotion or demotion": (Place("move", race=True),),
+    "in a shrink": (
+        Place("move: before the new file"),
+        Place("move: a table copied"),
+        Place("move: before the reading back"),
+        Place("move: durable"),
+        Place("shrink: before the naming"),
+        Place("shrink: named"),
+        Place("shrink: vacuum", race=True),
+    ),
+    "at a random time of a shrink": (Place("shrink", race=True),),
     "in flush's COMMIT": (Place("flush COMMIT", race=True),),
     "between flush's COMMIT and the copy": (
         Place("flush committed"),
@@ -117,6 +127,9 @@ MOVES_BESIDE = "in a move, another process going on"
 
 MOVES = ("in a promotion or demotion", MOVES_BESIDE, "at a random time of a promotion or demotion")
 """The columns go back and forth between the engines."""
+
+SHRINKS = ("in a shrink", "at a random time of a shrink")
+"""The files are written anew all the time."""
 
 _STATEMENTS = {
     "bulk": re.compile(r"\s*INSERT INTO (time_series_data|holdfast_incoming)\b.*OVER \(\) AS seq", re.DOTALL),
@@ -179,6 +192,7 @@ def install(place: Place, nth: int, say: Callable[[str], None]) -> None:
     _watch_folding(stopper)
     _watch_lease(stopper)
     _watch_moves(stopper)
+    _watch_shrinks(stopper)
     if place.name in ("journal COMMIT", "fold", "before CHECKPOINT", "CHECKPOINT"):
         _trace_sqlite(stopper)
 
@@ -357,6 +371,34 @@ def _watch_moves(stopper: _Stopper) -> None:
         setattr(module, name, watched)
     torn.sync_file = watched_sync
     Path.rename = watched_rename  # type: ignore[method-assign, assignment]
+
+
+def _watch_shrinks(stopper: _Stopper) -> None:
+    shrink, replace, vacuum = shrinking.shrink, Path.replace, sqlite.vacuum
+
+    def watched_shrink(*arguments: Any) -> Any:
+        stopper.reach("shrink")
+        done = shrink(*arguments)
+        stopper.passed("shrink")
+        return done
+
+    def watched_replace(self: Path, target: Path) -> Path:
+        built = self.suffix == ".building"
+        if built:
+            stopper.reach("shrink: before the naming")
+        replaced = replace(self, target)
+        if built:
+            stopper.reach("shrink: named")
+        return replaced
+
+    def watched_vacuum(engine: Engine) -> None:
+        stopper.reach("shrink: vacuum")
+        vacuum(engine)
+        stopper.passed("shrink: vacuum")
+
+    setattr(store, "shrink", watched_shrink)  # noqa: B010  not what it exports
+    Path.replace = watched_replace  # type: ignore[method-assign, assignment]
+    sqlite.vacuum = watched_vacuum
 
 
 def _watch_new(stopper: _Stopper, engine: Any) -> None:

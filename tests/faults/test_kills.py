@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.kills import Campaign, until_hit
-from tests.faults.steps import BULK, MOVES, STEPS
+from tests.faults.steps import BULK, MOVES, SHRINKS, STEPS
 
 LONG_HITS = 20
 LONG_HITS_SQLITE = 4
@@ -45,6 +45,14 @@ def test_many_kills_at_every_step_lose_and_double_nothing_on_sqlite(sqlite_campa
         pass
     print(f"\n{sqlite_campaign.table()}")
     assert sqlite_campaign.failures == []
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_in_shrinks_lose_and_double_nothing(own_campaign: Campaign) -> None:
+    for _ in until_hit(own_campaign, LONG_HITS_MOVING, SHRINKS):
+        pass
+    print(f"\n{own_campaign.table()}")
+    assert own_campaign.failures == []
 
 
 @pytest.mark.slow

@@ -1,0 +1,292 @@
+"""Cleanup by hand: what is told beforehand is what falls, the ledger has it, and the disk gets its space back."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repo import InvalidQuery, Settings, Store, StoreBusy, StoreFull
+from repo.repositories.ledger import LedgerRepository, Loss
+from repo.store import building
+from tests.contract.test_processes import HOLD, ask_and_end
+
+
+def ledger(store: Store) -> list[Loss]:
+    with store._access.metadata.read() as connection:
+        return LedgerRepository(connection).list()
+
+
+def fill(store: Store) -> None:
+    """1,000 points of each of three series at 0, 1, ... 999 s, and 30 records of three sources at the same times."""
+    store.points.insert_many([(f"s{n}", "m", second, n + 0.5) for n in range(3) for second in range(1000)])
+    for n in range(30):
+        store.records.add(f"r{n}", f"from-{n % 3}", {"n": n}, timestamp=n)
+    store.flush()
+
+
+def counts(store: Store) -> dict[str, int]:
+    return {info.sensor_id: info.points for info in store.series.list() if info.points}
+
+
+def test_a_dry_run_tells_what_then_falls_and_changes_nothing(store: Store) -> None:
+    fill(store)
+    store.register_sink("cloud")
+    store.confirm_sink("cloud", store.last_seq())
+    store.points.insert_many([("s1", "m", 2000 + second, 1.0) for second in range(10)])
+    chosen: dict[str, Any] = {"sensor_id": "s[12]", "start": 900, "records": True}
+    meant = store.cleanup(**chosen, dry_run=True)
+    assert meant.dry_run
+    assert [(one.sensor_id, one.points, one.unsent, one.first_us) for one in meant.series] == [
+        ("s1", 110, 10, 900_000_000),
+        ("s2", 100, 0, 900_000_000),
+    ]
+    assert (meant.points, meant.unsent_points, meant.records) == (210, 10, 0)
+    assert (meant.first_us, meant.last_us) == (900_000_000, 2_009_000_000)
+    assert meant.bytes is not None
+    assert meant.bytes > 0
+    assert counts(store) == {"s0": 1000, "s1": 1010, "s2": 1000}
+    assert ledger(store) == []
+    done = store.cleanup(**chosen)
+    assert not done.dry_run
+    assert (done.points, done.unsent_points, done.records) == (210, 10, 0)
+    assert (done.first_us, done.last_us) == (900_000_000, 2_009_000_000)
+    assert counts(store) == {"s0": 1000, "s1": 900, "s2": 900}
+    assert store.cleanup(**chosen, dry_run=True).points == 0
+
+
+def test_records_fall_by_source_time_and_failures(store: Store) -> None:
+    fill(store)
+    for _ in range(3):
+        store.records.mark_failed(["r3", "r4"])
+    meant = store.cleanup(points=False, records=True, min_retries=3, dry_run=True)
+    assert [(one.source, one.records, one.first_us) for one in meant.sources] == [
+        ("from-0", 1, 3_000_000),
+        ("from-1", 1, 4_000_000),
+    ]
+    assert store.cleanup(points=False, records=True, source="from-0", min_retries=3).records == 1
+    assert store.cleanup(points=False, records=True, source="from-[01]", start=10, end=20).records == 7
+    assert store.cleanup(points=False, records=True, source=["from-1", "from-2"], end=10).records == 6
+    left = [record["record_id"] for record in store.records.pending()]
+    assert left == [
+        f"r{n}"
+        for n in range(30)
+        if n != 3 and not (10 <= n < 20 and n % 3 < 2) and not (n < 10 and n % 3 > 0)
+    ]
+    assert counts(store) == {"s0": 1000, "s1": 1000, "s2": 1000}
+
+
+def test_the_ledger_tells_of_points_and_of_records(store: Store) -> None:
+    fill(store)
+    store.cleanup(records=True, start=5, end=datetime(1970, 1, 1, 0, 0, 15, tzinfo=UTC))
+    told = {loss.what: loss for loss in ledger(store)}
+    assert (told["points"].dropped, told["records"].dropped) == (30, 10)
+    for loss in told.values():
+        assert (loss.first_us, loss.last_us) == (5_000_000, 14_000_000)
+    assert told["records"].reason == "cleanup"
+    assert json.loads(told["records"].detail or "") == {"start_s": 5.0, "end_s": 15.0}
+    assert store.status().ledger_dropped == 40
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({}, "drop all points"),
+        ({"records": True, "sensor_id": "s0"}, "drop all records"),
+        ({"records": True, "source": "from-0"}, "drop all points"),
+        ({"points": False}, "neither points nor records"),
+        ({"points": False, "records": True, "sensor_id": "s0"}, "points are not to be dropped"),
+        ({"min_retries": 3}, "records are not to be dropped"),
+    ],
+)
+def test_what_would_drop_more_than_was_said_is_refused(
+    store: Store, chosen: dict[str, Any], message: str
+) -> None:
+    fill(store)
+    for dry_run in (True, False):
+        with pytest.raises(InvalidQuery, match=message):
+            store.cleanup(**chosen, dry_run=dry_run)
+    assert counts(store) == {"s0": 1000, "s1": 1000, "s2": 1000}
+    assert len(store.records.pending(limit=100)) == 30
+
+
+def test_everything_falls_where_everything_is_meant(store: Store) -> None:
+    fill(store)
+    done = store.cleanup(records=True, everything=True)
+    assert (done.points, done.records) == (3000, 30)
+    assert list(store.points.range(None, None)) == []
+    assert store.records.pending() == []
+    assert store.points.latest(None) == []
+
+
+def test_names_with_signs_of_globs_and_of_sql_are_names(store: Store) -> None:
+    names = ["100%", "a'b", "a[b", 'q"', "ü", "x_y"]
+    store.points.insert_many([(name, "m", 1, 1.0) for name in names])
+    store.records.add("r", "a'b", {})
+    store.records.add("other", "a_b", {})
+    store.flush()
+    assert store.cleanup(sensor_id=["a[b", "a'b", "100%"]).points == 3
+    assert store.cleanup(points=False, records=True, source=["a'b"]).records == 1
+    assert sorted(counts(store)) == ['q"', "x_y", "ü"]
+
+
+@settings(max_examples=15)
+@given(
+    start=st.none() | st.integers(-5, 25),
+    end=st.none() | st.integers(-5, 25),
+    sensor=st.sampled_from([None, "s0", "s[01]", "*", "no such", ("s0", "s2")]),
+    batches=st.integers(1, 3),
+)
+def test_any_cleanup_drops_exactly_what_a_filter_would(
+    engine: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    start: int | None,
+    end: int | None,
+    sensor: Any,
+    batches: int,
+) -> None:
+    from fnmatch import fnmatchcase
+
+    def means(name: str, second: int) -> bool:
+        named = sensor is None or (fnmatchcase(name, sensor) if isinstance(sensor, str) else name in sensor)
+        return named and (start is None or second >= start) and (end is None or second < end)
+
+    rows = [(f"s{n}", "m", second, float(second)) for n in range(3) for second in range(20)]
+    with Store(tmp_path_factory.mktemp("any"), Settings(background=False, engine=engine)) as store:  # type: ignore[arg-type]
+        for at in range(batches):
+            store.points.insert_many(rows[at::batches])
+            if at % 2 == 0:
+                store.flush()
+        chosen: dict[str, Any] = {"sensor_id": sensor, "start": start, "end": end, "everything": True}
+        meant = store.cleanup(**chosen, dry_run=True)
+        done = store.cleanup(**chosen)
+        left = {(row["sensor_id"], row["timestamp_us"] // 10**6) for row in store.points.range(None, None)}
+    gone = [(name, second) for name, _, second, _ in rows if means(name, second)]
+    assert (meant.points, done.points) == (len(gone), len(gone))
+    assert left == {(name, second) for name, _, second, _ in rows if not means(name, second)}
+
+
+def test_while_another_process_has_the_columns_points_fall_later_and_records_now(
+    open_store: Any, spawn: Callable[..., Any], engine: str
+) -> None:
+    store = open_store(lease_timeout_s=0.2)
+    fill(store)
+    holder = spawn(HOLD, store.path, engine)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(StoreBusy):
+        store.cleanup(end=500, dry_run=True)
+    done = store.cleanup(records=True, end=500)
+    assert (done.points, done.records, done.bytes) == (None, 30, None)
+    ask_and_end(holder)
+    assert counts(store) == {"s0": 1000, "s1": 1000, "s2": 1000}, "as of the last flush"
+    store.flush()
+    assert counts(store) == {"s0": 500, "s1": 500, "s2": 500}
+
+
+# --- space ----------------------------------------------------------------------------------------------
+
+
+def test_shrinking_gives_the_space_of_what_fell_back_and_keeps_the_rest(store: Store) -> None:
+    noise = [(f"s{n}", "m", second, second * 1.1 + n) for n in range(10) for second in range(30_000)]
+    store.points.insert_many(noise)
+    for n in range(300):
+        store.records.add(f"r{n}", "from", {"text": f"{n}" * 3000}, timestamp=n)
+    store.checkpoint()
+    store.cleanup(records=True, start=1000, points=True)
+    store.records.clear("from")
+    before_files = store.size()
+    kept = list(store.points.range(None, None))
+    told: list[tuple[int, int]] = []
+    shrunk = store.shrink(lambda done, total: told.append((done, total)))
+    assert told[-1] == (10_000, 10_000)
+    after = store.size()
+    assert (shrunk.columns_before_bytes, shrunk.metadata_before_bytes) == (
+        before_files.columns_bytes,
+        before_files.metadata_bytes,
+    )
+    assert (shrunk.columns_after_bytes, shrunk.metadata_after_bytes) == (
+        after.columns_bytes,
+        after.metadata_bytes,
+    )
+    assert shrunk.freed_bytes > 0.6 * before_files.columns_bytes
+    assert after.metadata_bytes < 0.5 * before_files.metadata_bytes
+    assert list(store.points.range(None, None)) == kept
+    assert store.status().generation == 1
+    store.points.insert("s0", "m", 1.0, timestamp=10**6)
+    assert len(store.points.range("s0", "m", 10**6).all()) == 1
+
+
+def test_shrinking_again_takes_nothing_more(store: Store) -> None:
+    fill(store)
+    store.shrink()
+    again = store.shrink()
+    assert again.columns_after_bytes == again.columns_before_bytes
+    assert counts(store) == {"s0": 1000, "s1": 1000, "s2": 1000}
+
+
+def test_every_odd_value_survives_shrinking_bit_for_bit(store: Store) -> None:
+    inf = float("inf")
+    values = [0.1, -0.0, inf, -inf, None, 5e-324, 1.7976931348623157e308, 2.0**53]
+    store.points.insert_many([("ü'--", "m", -(10**9) + at, value) for at, value in enumerate(values)])
+    store.points.insert("v", "state", "läuft", timestamp=1, quality=-(2**31), metadata={"a": [1, None, "☃"]})
+    columns = "sensor_id, metric_name, timestamp_us, value, value_text, quality, metadata, seq"
+    query = f"SELECT {columns} FROM time_series_data ORDER BY 1, 2, 3"
+    before, last_seq = store.sql(query), store.last_seq()
+    store.shrink()
+    assert repr(store.sql(query)) == repr(before)
+    assert store.last_seq() == last_seq
+
+
+def test_writing_goes_on_while_the_columns_shrink(store: Store) -> None:
+    store.points.insert_many([("s", "m", second, float(second)) for second in range(50_000)])
+    stop = threading.Event()
+    written: list[int] = []
+
+    def write() -> None:
+        while not stop.is_set():
+            store.points.insert("live", "m", 1.0, timestamp=len(written))
+            written.append(1)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(3):
+            store.shrink()
+    finally:
+        stop.set()
+        writer.join()
+    assert len(written) > 10
+    assert len(store.points.range("live", "m").all()) == len(written)
+    assert len(store.points.range("s", "m").all()) == 50_000
+
+
+def test_a_disk_without_room_for_the_new_file_is_told_beforehand(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+    monkeypatch.setattr(building, "HEADROOM_BYTES", 2**62)
+    monkeypatch.setattr("repo.store.shrinking.HEADROOM_BYTES", 2**62)
+    with pytest.raises(StoreFull, match="nothing was changed"):
+        store.shrink()
+    assert counts(store) == {"s0": 1000, "s1": 1000, "s2": 1000}
+    assert not list(store.path.glob("*.building*"))
+    assert len(store.points.range("s0", "m").all()) == 1000
+
+
+def test_sinks_go_on_where_they_were_after_a_cleanup_and_a_shrink(store: Store) -> None:
+    store.register_sink("cloud")
+    fill(store)
+    page = store.points.after(0, limit=100)
+    store.confirm_sink("cloud", page[-1]["seq"])
+    store.cleanup(end=50)
+    store.shrink()
+    rest = store.points.after(page[-1]["seq"], limit=10_000)
+    assert [(row["sensor_id"], row["timestamp_us"] // 10**6) for row in rest] == [
+        (f"s{n}", second) for n in range(3) for second in range(1000) if second >= (100 if n == 0 else 50)
+    ]
