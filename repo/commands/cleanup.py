@@ -96,7 +96,7 @@ def cleanup(
         of_points = of_records = False
     if dry_run and yes:
         raise click.UsageError("--dry-run drops nothing, so -y has nothing to answer; give one")
-    if session.as_json and not dry_run and not yes:
+    if session.as_json and (of_points or of_records) and not dry_run and not yes:
         raise click.UsageError("--json does not ask: add -y, or --dry-run")
     scope: dict[str, Any] = {
         "points": of_points,
@@ -127,11 +127,13 @@ def _drop(session: Session, store: Store, scope: dict[str, Any], *, dry_run: boo
         if dry_run or (not meant.points and not meant.records):
             return meant
         try:
-            click.confirm("Drop this for good?", abort=True, err=True)
+            agreed = click.confirm("Drop this for good?", err=True)
         except click.Abort as nobody:
             if sys.stdin.isatty():
                 raise
             raise click.UsageError("nothing was dropped; where nobody can say yes, add -y") from nobody
+        if not agreed:
+            raise click.Abort
     dropped = store.cleanup(**scope)
     if session.as_json:
         return dropped

@@ -1,0 +1,174 @@
+"""`cleanup`: it says what is meant, asks, drops that and no more, and gives space back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo import OfflineBufferManager, Settings, Store
+
+DAY = 86_400
+
+
+@pytest.fixture
+def site(on_store: Any) -> Any:
+    """A store with ten days of two pumps until today, and with records that wait."""
+    now = datetime.now(UTC).timestamp()
+    on_store.write(*((f"PUMP-{n}", "flow", now - day * DAY, 1.0) for n in (1, 2) for day in range(10)))
+    with Store(on_store.folder, Settings(background=False)) as store:
+        for n in range(6):
+            store.records.add(f"r{n}", f"gw-{n % 2}", {"n": n}, timestamp=now - n * DAY)
+        for _ in range(5):
+            store.records.mark_failed(["r1"])
+    return on_store
+
+
+def left(site: Any) -> tuple[int, int]:
+    """How many points and records are there."""
+    return len(site.json("query", "*", "*")), site.json("status")["records_pending"]
+
+
+def test_it_says_what_is_meant_and_drops_it_when_told_yes(site: Any) -> None:
+    told = site("cleanup", "--older-than", "7d", stdin="y\n")
+    assert re.search(r"PUMP-1 +flow +3 ", told.stdout)
+    assert "this means 6 points, 20" in told.stdout
+    assert "Drop this for good? [y/N]" in told.stderr
+    assert "dropped 6 points" in told.stdout
+    assert left(site) == (14, 6)
+
+
+def test_a_no_drops_nothing(site: Any) -> None:
+    site("cleanup", "--older-than", "7d", stdin="n\n", code=1)
+    assert left(site) == (20, 6)
+
+
+def test_where_nobody_can_say_yes_it_asks_for_y(site: Any) -> None:
+    assert "add -y" in site("cleanup", "--older-than", "7d", code=2).stderr
+    assert left(site) == (20, 6)
+
+
+def test_a_dry_run_asks_nothing_and_drops_nothing(site: Any) -> None:
+    told = site("cleanup", "--older-than", "7d", "--records", "--points", "--dry-run", "--shrink")
+    assert "this means 6 points, 20" in told.stdout
+    assert "bytes inside the files are free" in told.stdout
+    assert left(site) == (20, 6)
+
+
+def test_points_not_sent_to_every_sink_are_named(site: Any) -> None:
+    with Store(site.folder, Settings(background=False)) as store:
+        store.register_sink("cloud")
+    told = site("cleanup", "--sensor", "PUMP-1", "-y")
+    assert "dropped 10 points (10 of them not sent to every sink)" in told.stdout
+    assert left(site) == (10, 6)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "points", "records"),
+    [
+        (["--sensor", "PUMP-*", "--older-than", "5d"], 10, 6),
+        (["--sensor", "PUMP-1", "--sensor", "PUMP-9"], 10, 6),
+        (["--metric", "nothing"], 20, 6),
+        (["--source", "gw-1"], 20, 3),
+        (["--failed", "5"], 20, 5),
+        (["--failed", "6"], 20, 6),
+        (["--records", "--older-than", "36h"], 20, 2),
+        (["--points", "--records", "--older-than", "36h"], 4, 2),
+        (["--all"], 0, 6),
+        (["--all", "--records"], 20, 0),
+        (["--all", "--points", "--records"], 0, 0),
+        (["--start", "-30h", "--end", "now"], 16, 6),
+    ],
+)
+def test_what_is_named_goes_and_nothing_else(site: Any, chosen: list[str], points: int, records: int) -> None:
+    site("cleanup", *chosen, "-y")
+    assert left(site) == (points, records)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "say what is to go"),
+        (["--records"], "say what is to go"),
+        (["--points", "--shrink", "-y"], "say what is to go"),
+        (["--older-than", "7d", "--end", "now"], "--older-than and --end"),
+        (["--older-than", "soon"], "soon"),
+        (["--older-than", "7d", "--dry-run", "-y"], "--dry-run"),
+        (["--sensor", "PUMP-1", "--records", "--source", "gw-1", "--json"], "add -y, or --dry-run"),
+        (["--sensor", "PUMP-1", "--records", "-y"], "drop all records"),
+        (["--failed", "0"], "0 is not in the range"),
+    ],
+)
+def test_what_is_unclear_is_refused(site: Any, given: list[str], message: str) -> None:
+    assert message in site("cleanup", *given, code=2).stderr
+    assert left(site) == (20, 6)
+
+
+def test_programs_are_told_in_json(site: Any) -> None:
+    meant = site.json("cleanup", "--sensor", "PUMP-1", "--source", "gw-0", "--dry-run", "--older-than", "1h")
+    assert (meant["dry_run"], meant["points"], meant["records"], meant["shrunk"]) == (True, 9, 2, None)
+    [series] = meant["series"]
+    assert (series["sensor_id"], series["points"], series["unsent"]) == ("PUMP-1", 9, 0)
+    assert [(one["source"], one["records"]) for one in meant["sources"]] == [("gw-0", 2)]
+    done = site.json("cleanup", "--sensor", "PUMP-1", "-y", "--shrink")
+    assert (done["dry_run"], done["points"], done["records"]) == (False, 10, 0)
+    assert done["first_us"] < done["last_us"]
+    assert done["shrunk"]["columns_after_bytes"] > 0
+    alone = site.json("cleanup", "--shrink")
+    assert (alone["points"], set(alone["shrunk"])) == (0, set(done["shrunk"]))
+
+
+def test_space_goes_back_to_the_disk_when_asked(on_store: Any) -> None:
+    on_store.write(*(("s", "m", second, second * 1.1) for second in range(100_000)))
+    on_store("status")
+    told = on_store("cleanup", "--all", "-y", "--shrink")
+    assert "dropped 100,000 points, 1970-01-01T00:00:00Z to 1970-01-02T03:46:39Z" in told.stdout
+    given = re.search(r"([\d,]+) bytes went back to the disk; the store takes ([\d,]+)", told.stdout)
+    assert given
+    assert int(given[1].replace(",", "")) > 500_000
+
+
+def test_the_ledger_tells_of_it_in_the_status(site: Any) -> None:
+    site("cleanup", "--points", "--records", "--all", "-y")
+    assert site.json("status")["ledger_dropped"] == 26
+
+
+def test_while_another_process_has_the_columns_the_points_fall_later(
+    site: Any, held: Callable[[], int]
+) -> None:
+    held()
+    assert "process" in site("cleanup", "--older-than", "7d", "--dry-run", code=4).stderr
+    told = site("cleanup", "--older-than", "7d", "-y")
+    assert "leave the file when it is through" in told.stderr
+    assert site.json("cleanup", "--sensor", "PUMP-1", "-y")["points"] is None
+
+
+def test_a_folder_without_a_store_is_not_made_into_one(command: Any) -> None:
+    assert "there is no store" in command("cleanup", "--all", "-y", code=1).stderr
+    assert not command.folder.exists()
+
+
+def test_a_full_buffer_takes_records_again_once_there_is_room(tmp_path: Path, command: Any) -> None:
+    def fill() -> int:
+        buffer = OfflineBufferManager(command.folder, max_buffer_size_mb=4)
+        added = 0
+        while buffer.add_record(f"{datetime.now(UTC)}-{added}", "s", {"text": "x" * 20_000}):
+            added += 1
+        buffer.shutdown()
+        return added
+
+    assert fill() > 10
+    assert fill() <= 1
+    command("cleanup", "--records", "--all", "-y", "--shrink")
+    assert fill() > 10
+
+
+def test_times_are_those_of_the_zone_that_was_named(site: Any) -> None:
+    end = datetime.now(UTC) - timedelta(hours=12)
+    local = (end + timedelta(hours=9)).strftime("%Y-%m-%dT%H:%M:%S")
+    found = site.json("cleanup", "--end", local, "--tz", "Asia/Tokyo", "--dry-run")
+    assert found["points"] == 18
