@@ -157,7 +157,8 @@ def _shrink(session: Session, store: Store, *, dry_run: bool) -> Shrunk | None:
         shrunk = store.shrink(show)
     if not session.as_json:
         left = shrunk.columns_after_bytes + shrunk.metadata_after_bytes
-        session.say(f"{shrunk.freed_bytes:,} bytes went back to the disk; the store takes {left:,}")
+        given = f"{shrunk.freed_bytes:,} bytes went" if shrunk.freed_bytes > 0 else "no bytes could go"
+        session.say(f"{given} back to the disk; the store takes {left:,}")
     return shrunk
 
 

@@ -61,11 +61,32 @@ def test_the_first_example_prints_the_newest_point_and_the_buckets(folder: Path)
 def test_every_command_example_ends_well(folder: Path) -> None:
     run([sys.executable, "-c", PYTHON[0]], folder)
     path = f"PATH={folder / 'bin'}:$PATH"
-    assert len(SHELL) == 2
+    assert len(SHELL) == 3
     for example in SHELL:
         done = run(["sh", "-ec", f"{path}\n{example}"], folder)
         assert done.returncode == 0, done.stderr
     assert "2500.5" in run(["sh", "-ec", f"{path}\n{SHELL[1]}"], folder).stdout
+
+
+def test_what_was_carried_off_and_cleared_stands_in_the_other_store(folder: Path) -> None:
+    for name in ("ship", "stick", "office"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    done = run(["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{SHELL[2]}"], folder)
+    assert done.returncode == 0, done.stderr
+    assert "2 files with 2 points are in order" in done.stdout
+    assert "this means 2 points" in done.stdout
+    assert "dropped 2 points" in done.stdout
+    assert "back to the disk; the store takes" in done.stdout
+    read = "PATH=%s:$PATH\nholdfast --store ./%s query ENGINE-1 rpm --format csv"
+    carried, left = (
+        run(["sh", "-ec", read % (folder / "bin", name)], folder).stdout.splitlines()[1:]
+        for name in ("office", "ship")
+    )
+    assert [row.split(",")[2:4] for row in carried] == [
+        ["2026-01-01T00:00:00Z", "612.5"],
+        ["2026-01-02T00:00:00Z", "613.0"],
+    ]
+    assert [row.split(",")[3] for row in left] == ["640.0"]
 
 
 def test_the_first_screen_names_the_two_commands() -> None:
