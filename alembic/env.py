@@ -18,6 +18,7 @@ import repo.schema.migrate  # noqa: F401  # teaches Alembic DuckDB
 from repo.engines import sqlite, torn
 from repo.errors import HoldfastError
 from repo.models import MetadataBase, TimeSeriesBase
+from repo.schema import counting
 from repo.schema.targets import Target, find_targets, held
 
 config = context.config
@@ -61,7 +62,8 @@ def configure(database: str, **given: Any) -> None:
 
 def run(database: str, connection: Connection) -> None:
     """Run the command on one database."""
-    configure(database, connection=connection)
+    checks = counting.compared(connection) if command_name() == "upgrade" else ()
+    configure(database, connection=connection, on_version_apply=checks)
     with context.begin_transaction():
         context.run_migrations(database=database)
 

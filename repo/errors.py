@@ -16,6 +16,7 @@ __all__ = [
     "InvalidQuery",
     "InvalidRecord",
     "InvalidSettings",
+    "MigrationFailed",
     "MissingExtra",
     "Refusal",
     "SchemaOutdated",
@@ -85,6 +86,10 @@ class SchemaOutdated(HoldfastError):
 
 class SchemaTooNew(HoldfastError):
     """The store was written by a newer version of this program; update the package."""
+
+
+class MigrationFailed(HoldfastError):
+    """A migration was taken back, because rows would have been lost. The store is at the revision before it."""
 
 
 class EngineMissing(HoldfastError):

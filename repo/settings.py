@@ -51,6 +51,9 @@ class Settings:
     auto_migrate: bool = True
     """Bring an outdated schema to the present one at open; otherwise `SchemaOutdated`."""
 
+    migration_backups: int = 1
+    """How many backups of both databases, each made before a migration, are kept; 0: none is made."""
+
     background: bool = True
     """Run one daemon thread that flushes, checkpoints and gives the lease away when others wait."""
 
@@ -130,6 +133,7 @@ class Settings:
 _HINTS = get_type_hints(Settings)
 _NAMES = tuple(field.name for field in fields(Settings))
 _LEAST: dict[str, float] = {
+    "migration_backups": 0,
     "flush_interval_s": 0.01,
     "flush_batch_points": 1,
     "bulk_rows": 1,

@@ -15,6 +15,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+REWRITES: dict[str, tuple[str, ...]] = {}
+
 METADATA = {
     "buffered_records": """
         CREATE TABLE IF NOT EXISTS buffered_records (

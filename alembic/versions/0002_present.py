@@ -14,6 +14,9 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+# The tables that it writes anew, by database: so much more room is needed.
+REWRITES = {"timeseries": ("time_series_data",)}
+
 SUMMARY = """
     sensor_id {text} NOT NULL,
     metric_name {text} NOT NULL,

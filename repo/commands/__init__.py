@@ -24,7 +24,7 @@ __all__ = ["holdfast", "main"]
 _COMMANDS = {
     "init": ("folders", "Make a store, or see that there is one."),
     "status": ("folders", "Show what the store holds, its backlog, its files and who has it open."),
-    "migrate": ("folders", "Bring the store's schema to this program's version."),
+    "migrate": ("migrate", "Bring the store's schema to this program's version."),
     "promote": ("engines", "Move the columns from SQLite to DuckDB."),
     "demote": ("engines", "Move the columns from DuckDB to SQLite."),
     "query": (

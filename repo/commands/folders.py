@@ -1,4 +1,4 @@
-"""`init`, `status`, `migrate`: the store as a folder."""
+"""`init`, `status`: the store as a folder."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from repo.commands.exits import Exit
 from repo.commands.output import print_json
 from repo.commands.session import Session, json_option
 
 if TYPE_CHECKING:
     from repo import Status
 
-__all__ = ["init", "migrate", "status"]
+__all__ = ["init", "status"]
 
 
 @click.command()
@@ -87,43 +86,6 @@ def status(session: Session) -> None:
         session.say(f"{name:<12}{text}")
     for warning in found.warnings:
         session.note(f"warning: {warning}")
-
-
-@click.command()
-@click.option("--check", is_flag=True, help="Change nothing; exit 5 if a migration is due.")
-@json_option
-@click.pass_obj
-def migrate(session: Session, check: bool) -> None:
-    """Bring the store's schema to this program's version.
-
-    Both databases are migrated under the store's lease, each migration in one transaction.
-
-    \b
-    JSON: {"path", "head", "outdated": true if a migration is still due, "databases": [{"database": "metadata"
-    or "timeseries", "engine", "file", "before": revision or null, "after"}]}
-    """
-    from repo.schema.version import HEAD
-    from repo.store.migrating import migrate_store
-
-    databases = migrate_store(session.folder, check=check)
-    outdated = any(database.after != HEAD for database in databases)
-    if session.as_json:
-        print_json(
-            {
-                "path": str(session.folder.resolve()),
-                "head": HEAD,
-                "outdated": outdated,
-                "databases": [database._asdict() for database in databases],
-            }
-        )
-    else:
-        for database in databases:
-            before, after = database.before or "none", database.after or "none"
-            step = f"{before} -> {after}" if before != after else f"at {after}"
-            due = "" if after == HEAD else f", {HEAD} is due"
-            session.say(f"{database.database:<12}{step}{due}  ({database.file})")
-    if outdated:
-        raise click.exceptions.Exit(Exit.SCHEMA)
 
 
 def _told(found: Status) -> list[tuple[str, str]]:

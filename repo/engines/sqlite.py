@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,6 +22,7 @@ __all__ = [
     "DriverWarning",
     "Folded",
     "bare_transaction",
+    "copy_to",
     "empty_wal",
     "fold_wal",
     "free_bytes",
@@ -31,6 +33,7 @@ __all__ = [
     "require_version",
     "typed_error",
     "vacuum",
+    "wait_until_unused",
 ]
 
 DriverError = sqlite3.Error
@@ -51,6 +54,9 @@ BARE: dict[str, Any] = {"sqlite_begin": None}
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _REPAIRED = {(3, 44, 6), (3, 50, 7)}
 _LAST_AFFECTED = (3, 51, 2)
+
+_LOOK_S = 0.02
+"""How long to wait before looking again whether others have closed a file."""
 
 _DISPOSABLE = ("journal_mode = OFF", "synchronous = OFF", "cache_size = -32000")
 _SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
@@ -87,23 +93,25 @@ def open_engine(
     durability: Literal["full", "normal"] = "full",
     busy_timeout_s: float = 30.0,
     disposable: bool = False,
+    looking: bool = False,
 ) -> Engine:
     """Make an engine on one SQLite file in WAL mode, creating the file if need be.
 
-    A `disposable` file has no log and is not synced: it is a wreck if anything fails, and is written quickly.
+    A `disposable` file has no log and is not synced: it is a wreck if anything fails, and is written quickly. One
+    that is opened for `looking` has to exist, and keeps the mode that it is in, and so every byte.
 
     Transactions begin IMMEDIATE, unless the connection carries the execution options `READ`. No connection
     checkpoints by itself: see `fold_wal`. Foreign keys stay off, so that batch migrations cannot cascade.
     """
     require_version()
     # mode=rwc keeps SQLite from treating the path as anything but one file name.
-    uri = f"file:{_uri_path(path)}?mode=rwc"
+    uri = f"file:{_uri_path(path)}?mode={'rw' if looking else 'rwc'}"
     engine = create_engine(
         URL.create("sqlite", database=uri, query={"uri": "true"}),
         connect_args={"timeout": busy_timeout_s, "isolation_level": None, "check_same_thread": False},
     )
 
-    durable = ("journal_mode = WAL", f"synchronous = {_SYNCHRONOUS[durability]}")
+    durable = () if looking else ("journal_mode = WAL", f"synchronous = {_SYNCHRONOUS[durability]}")
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: sqlite3.Connection, _record: object) -> None:
@@ -181,6 +189,65 @@ def vacuum(engine: Engine) -> None:
         finally:
             driver.execute("PRAGMA journal_size_limit = -1")
             driver.execute("PRAGMA temp_store = MEMORY")
+
+
+def copy_to(path: Path, target: Path, progress: Callable[[int], object]) -> None:
+    """Copy a database, with what is in its WAL, into a new file, durably; raises what the driver raises.
+
+    `progress` is told the bytes of each piece. Others may read and write meanwhile.
+    """
+    source = sqlite3.connect(f"file:{_uri_path(path)}?mode=rw", uri=True)
+    copy = sqlite3.connect(target)
+    left = None
+
+    def told(_status: int, remaining: int, total: int) -> None:
+        nonlocal left
+        progress(max(0, (total if left is None else left) - remaining) * page_bytes)
+        left = remaining
+
+    try:
+        [(page_bytes,)] = source.execute("PRAGMA page_size").fetchall()
+        source.backup(copy, pages=1_000, progress=told)
+        copy.execute("PRAGMA journal_mode = DELETE")  # so that the file is whole by itself
+    finally:
+        copy.close()
+        source.close()
+    descriptor = os.open(target, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def wait_until_unused(path: Path, timeout_s: float) -> None:
+    """Return as soon as no connection but ours has the file open; raises `StoreBusy` at the deadline.
+
+    In WAL mode an idle connection counts, too. Nothing keeps others from opening it right afterwards.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        connection = sqlite3.connect(
+            f"file:{_uri_path(path)}?mode=rw", uri=True, timeout=0.0, isolation_level=None
+        )
+        try:
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            connection.execute("BEGIN EXCLUSIVE")
+            connection.execute("ROLLBACK")
+        except DriverError as error:
+            typed = typed_error(error, path)
+            if not isinstance(typed, StoreBusy):
+                raise typed from error
+            if time.monotonic() > deadline:
+                raise StoreBusy(
+                    f"{path} is open in another process, which did not close it within {timeout_s:g} s; nothing was "
+                    "changed. Stop that process and try again",
+                    path=path,
+                ) from error
+        else:
+            return
+        finally:
+            connection.close()
+        time.sleep(_LOOK_S)
 
 
 def log_bytes(path: Path) -> int:

@@ -20,7 +20,7 @@ from repo.files import StoreFiles
 from repo.models import StoreState
 from repo.settings import Settings
 
-__all__ = ["DATABASES", "Target", "find_targets", "held"]
+__all__ = ["DATABASES", "Target", "find_targets", "held", "in_store"]
 
 DATABASES = ("timeseries", "metadata")
 """The order of a run. The columns come first: a service that has them open is noticed before anything was
@@ -140,7 +140,7 @@ def _active_engine(metadata: Path) -> Literal["sqlite", "duckdb"] | None:
     """Return the engine that a store says its columns are in; None where no store says anything yet."""
     if not metadata.exists():
         return None
-    engine = sqlite.open_engine(metadata)
+    engine = sqlite.open_engine(metadata, looking=True)
     try:
         with engine.execution_options(**sqlite.READ).connect() as connection:
             if not inspect(connection).has_table(StoreState.__tablename__):
@@ -154,7 +154,14 @@ def _active_engine(metadata: Path) -> Literal["sqlite", "duckdb"] | None:
 
 
 def _in_folder(database: str, folder: Path) -> Target:
-    files = StoreFiles.of(folder)
+    return in_store(database, StoreFiles.of(folder))
+
+
+def in_store(database: str, files: StoreFiles) -> Target:
+    """Resolve one database of a store; its columns are those of the active engine, or of the file that is there.
+
+    Raises `HoldfastError` where that cannot be known.
+    """
     if database == "metadata":
         return Target(database, "sqlite", files.metadata, files)
     columns, rows = files.duckdb, files.sqlite
@@ -163,8 +170,8 @@ def _in_folder(database: str, folder: Path) -> Target:
         return Target(database, active, files.columns(active), files)
     if columns.exists() and rows.exists():
         raise HoldfastError(
-            f"{folder} holds both {columns.name} and {rows.name}; name the right one with -x timeseries.url=",
-            path=folder,
+            f"{files.folder} holds both {columns.name} and {rows.name}; name the right one with -x timeseries.url=",
+            path=files.folder,
         )
     if rows.exists() or not (columns.exists() or importlib.util.find_spec("duckdb")):
         return Target(database, "sqlite", rows, files)

@@ -94,6 +94,8 @@ class DuckDBBackend:
         self._scratch = scratch
         self._settings = settings
         self._clock = clock
+        self.log_is_spare = True
+        """Whether the journal has all that the log holds, so that a damaged one may be set aside."""
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
@@ -145,7 +147,7 @@ class DuckDBBackend:
                     compress=self._settings.compress,
                 )
             except HoldfastError as error:
-                if last_try or not duckdb.is_log_damage(error):
+                if last_try or not self.log_is_spare or not duckdb.is_log_damage(error):
                     raise
                 aside = duckdb.set_log_aside(self.path, self._clock())
                 log.error(

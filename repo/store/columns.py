@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from repo.clock import Clock
 from repo.engines.lease import Lease
-from repo.errors import StoreBusy, StoreClosed
+from repo.errors import SchemaOutdated, StoreBusy, StoreClosed
 from repo.files import StoreFiles
 from repo.settings import Settings
 from repo.store.backends import Backend
@@ -57,13 +57,20 @@ class Columns:
     `alone` gives a thread the database by itself (flush, checkpoint); `shared` lets many read at once. Both
     take the lease and open the file as needed. The last to leave lets go when another process waits; `tend`
     does so while nobody uses it. Which engine is active is asked anew, under the lease, at each opening: `choose`
-    says it, told whether the lease is held, or raises `EngineMissing`, as then do `alone` and `shared`.
+    says it, told whether the lease is held, or raises `EngineMissing`, as then do `alone` and `shared`. `migrate` is
+    called when the file turns out to have an old schema; it is closed then, and the lease held.
     """
 
     def __init__(
-        self, files: StoreFiles, choose: Callable[[bool], Backend], settings: Settings, clock: Clock
+        self,
+        files: StoreFiles,
+        choose: Callable[[bool], Backend],
+        settings: Settings,
+        clock: Clock,
+        migrate: Callable[[], object],
     ) -> None:
         self._choose = choose
+        self._migrate = migrate
         self._backend: Backend | None = None
         self._settings = settings
         self._folder = files.folder
@@ -230,16 +237,24 @@ class Columns:
             _ = self.backend  # where its engine is missing, nobody needs to wait for the lease
             self._lease.acquire(max(0.0, deadline - time.monotonic()), doing)
             self._backend = self._choose(True)
-            opened = OpenColumns(self._backend)
             try:
-                self._on_open(opened)
-            except BaseException as error:
-                opened.close()
-                if isinstance(error, DBAPIError):
-                    raise opened.backend.typed_error(error) from error
-                raise
-            self._open = opened
+                self._open = self._looked_at(OpenColumns(self._backend))
+            except SchemaOutdated:
+                if not self._settings.auto_migrate:
+                    raise
+                self._migrate()
+                self._open = self._looked_at(OpenColumns(self._backend))
         return self._open
+
+    def _looked_at(self, opened: OpenColumns) -> OpenColumns:
+        try:
+            self._on_open(opened)
+        except BaseException as error:
+            opened.close()
+            if isinstance(error, DBAPIError):
+                raise opened.backend.typed_error(error) from error
+            raise
+        return opened
 
     def _shut(self) -> None:
         if self._open is not None:

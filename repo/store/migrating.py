@@ -1,20 +1,54 @@
-"""Migrating a store: brings the databases that it has to the head, under its lease. Never makes a database."""
+"""Migrating a store: brings the databases that it has to the head, under its lease. Never makes a database.
+
+The one road for the command and for opening: nothing is changed before it is known that no other process has the
+store open and that the disk has room, and a backup of both databases stands. A kill leaves each database at a whole
+revision; running again goes on from there, and keeps the backup that was made before the first change.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, cast
 
-from repo.clock import system_clock
-from repo.engines.lease import Lease
-from repo.errors import StoreMissing
-from repo.files import StoreFiles
-from repo.schema import migrate
-from repo.schema.targets import find_targets
-from repo.schema.version import Standing, compare, too_new
-from repo.settings import Settings
+from sqlalchemy import Engine
 
-__all__ = ["DatabaseVersion", "migrate_store"]
+from repo.clock import Clock, system_clock
+from repo.engines import sqlite
+from repo.engines.lease import Lease
+from repo.errors import EngineMissing, HoldfastError, InvalidSettings, StoreFull, StoreMissing
+from repo.files import StoreFiles
+from repo.schema import backup as backups
+from repo.schema import migrate
+from repo.schema.backup import Backup
+from repo.schema.counting import rows_of
+from repo.schema.targets import DATABASES, Target, in_store
+from repo.schema.version import HEAD, REVISIONS, Standing, compare, too_new, version_of
+from repo.settings import Settings
+from repo.store.backends import Backend, DuckDBBackend, backend_for
+from repo.store.building import HEADROOM_BYTES
+
+__all__ = [
+    "DatabaseVersion",
+    "Migration",
+    "PlannedStep",
+    "finish_restore",
+    "migrate_store",
+    "restore_store",
+    "run",
+]
+
+log = logging.getLogger("holdfast.migrating")
+
+Progress = Callable[[int, int], object]
+
+_REWRITE_FACTOR = {"duckdb": 1.0, "sqlite": 3.5}
+"""What writing a table anew may take, by the size of the file; SQLite writes it to its log, too, and folds that."""
 
 
 class DatabaseVersion(NamedTuple):
@@ -27,33 +61,363 @@ class DatabaseVersion(NamedTuple):
     after: str | None
 
 
-def migrate_store(path: str | os.PathLike[str], *, check: bool = False) -> list[DatabaseVersion]:
-    """Bring the databases of the store to the head; with `check` only say where they stand.
+class PlannedStep(NamedTuple):
+    """One revision on one database: how many rows it touches, and how many more bytes it may take meanwhile."""
 
-    No other process can have the columns open meanwhile: `StoreBusy` if one does not hand them over. A file
-    that is not there yet is made, at the head, when it is first needed. Raises `StoreMissing`,
-    `SchemaTooNew`; a database is then at the last revision that was completed.
+    database: str
+    revision: str
+    title: str
+    rows: int
+    needed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """What a migration did, or would do."""
+
+    databases: tuple[DatabaseVersion, ...]
+    steps: tuple[PlannedStep, ...] = ()
+    backup: Path | None = None
+    """The folder of the backup that was made before the first change, now or by a run that was cut off."""
+    needed_bytes: int = 0
+    """For the backup and the steps together, beside what the store takes; the least that has to be free."""
+    free_bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Found:
+    target: Target
+    backend: Backend | None
+    before: str | None
+    is_new: bool
+    """Whether nothing is in it, not even tables: there is nothing to lose."""
+    size_bytes: int
+    steps: list[PlannedStep] = field(default_factory=list)
+
+    @property
+    def database(self) -> migrate.Database:
+        return cast("migrate.Database", self.target.database)
+
+    @property
+    def backup_bytes(self) -> int:
+        return 0 if self.is_new else self.size_bytes
+
+
+def migrate_store(
+    path: str | os.PathLike[str],
+    *,
+    to: str = HEAD,
+    check: bool = False,
+    backup: bool = True,
+    force: bool = False,
+    progress: Progress = lambda _done, _total: None,
+) -> Migration:
+    """Bring the databases of the store to the revision `to`; with `check` only say what that would do.
+
+    No other process can have the columns open meanwhile: `StoreBusy` if one does not hand them over, or has the
+    metadata open. A file that is not there yet is made, at the head, when it is first needed. Raises `StoreFull`
+    with nothing changed unless the disk has room, or with `force` when it is full; `StoreMissing`, `SchemaTooNew`,
+    `MigrationFailed` or the engine's typed error: each database is then at the last revision that was completed.
+    `progress` is told how many of how many bytes are done.
+    """
+    if to not in REVISIONS:
+        raise InvalidSettings(f"there is no revision {to}; there are {', '.join(REVISIONS)}")
+    files = StoreFiles.of(os.path.realpath(path))
+    if not files.metadata.exists():
+        raise StoreMissing(
+            f"there is no store in {files.folder}; `holdfast init` makes one", path=files.folder
+        )
+    settings = Settings.load(files.folder)
+    with _leased(files, settings, system_clock, "migrating the store"):
+        return run(
+            files, settings, system_clock, to=to, check=check, backup=backup, force=force, progress=progress
+        )
+
+
+def restore_store(path: str | os.PathLike[str], progress: Progress = lambda _done, _total: None) -> Backup:
+    """Put the newest backup back, with everything as it was then; what was written since is gone.
+
+    Raises `StoreMissing` where there is no backup, `StoreBusy`, `StoreFull`; then nothing was changed. A restore
+    that was killed is completed by the next opening.
     """
     files = StoreFiles.of(os.path.realpath(path))
-    folder = files.folder
-    targets = [
-        target for target in find_targets({"path": os.path.realpath(path)}, {}) if target.path.exists()
-    ]
-    if not any(target.database == "metadata" for target in targets):
-        raise StoreMissing(f"there is no store in {folder}; `holdfast init` makes one", path=folder)
-    lease = Lease(folder, system_clock, prefix=files.prefix)
-    try:
-        lease.acquire(Settings.load(folder).lease_timeout_s, "migrate")
+    if not files.folder.is_dir():
+        raise StoreMissing(f"there is no store in {files.folder}", path=files.folder)
+    settings = Settings.load(files.folder)
+    with _leased(files, settings, system_clock, "restoring a backup"):
+        if not backups.is_restoring(files):
+            standing = backups.list_backups(files)
+            if not standing:
+                raise StoreMissing(f"there is no backup of the store in {files.folder}", path=files.folder)
+            free_bytes = shutil.disk_usage(files.folder).free
+            if free_bytes < standing[0].size_bytes:
+                raise StoreFull(
+                    f"restoring {standing[0].folder} needs {standing[0].size_bytes:,} bytes, and {free_bytes:,} are "
+                    "free; nothing was changed. Free some space and try again",
+                    path=files.folder,
+                )
+            if files.metadata.exists():
+                sqlite.wait_until_unused(files.metadata, settings.lease_timeout_s)
+            backups.begin_restore(files, standing[0])
+        return _finish_restore(files, system_clock, progress)
+
+
+def finish_restore(files: StoreFiles, settings: Settings, clock: Clock) -> None:
+    """Complete a restore that was cut off, if there is one."""
+    if backups.is_restoring(files):
+        with _leased(files, settings, clock, "restoring a backup"):
+            if backups.is_restoring(files):
+                _finish_restore(files, clock, lambda _done, _total: None)
+
+
+def run(
+    files: StoreFiles,
+    settings: Settings,
+    clock: Clock,
+    *,
+    to: str = HEAD,
+    check: bool = False,
+    backup: bool = True,
+    force: bool = False,
+    without_columns: bool = False,
+    progress: Progress = lambda _done, _total: None,
+) -> Migration:
+    """Do what `migrate_store` does; the caller holds the lease, and has both databases closed.
+
+    `without_columns` goes on without them where their engine is missing: they follow when it is there.
+    """
+    if backups.is_restoring(files):
+        _finish_restore(files, clock, lambda _done, _total: None)
+    return _Run(files, settings, clock, to).go(check, backup, force, without_columns, progress)
+
+
+class _Run:
+    def __init__(self, files: StoreFiles, settings: Settings, clock: Clock, to: str) -> None:
+        self._files = files
+        self._settings = settings
+        self._clock = clock
+        self._to = to
+
+    def go(
+        self, check: bool, backup: bool, force: bool, without_columns: bool, progress: Progress
+    ) -> Migration:
+        found = self._look(without_columns)
+        due = [one for one in found if one.steps]
+        standing = backups.list_backups(self._files)
+        # Of a run that was cut off: what is there now is between two schemas, and worth no backup.
+        begun = standing[0] if standing and standing[0].began({f.database: f.before for f in found}) else None
+        wanted = backup and begun is None and self._settings.migration_backups > 0
+        wanted = wanted and any(not one.is_new for one in due)
+        needed = self._needed(found, wanted) if due else {}
+        report = Migration(
+            tuple(self._version(one, one.before) for one in found),
+            tuple(step for one in due for step in one.steps),
+            needed_bytes=sum(needed.values()),
+            free_bytes=shutil.disk_usage(self._files.folder).free,
+        )
+        if check or not due:
+            return report
+        if any(not one.is_new for one in found):
+            if any(one.database == "metadata" and not one.is_new for one in due):
+                sqlite.wait_until_unused(self._files.metadata, self._settings.lease_timeout_s)
+            backups.discard_unfinished(self._files)
+            if not force:
+                _refuse_full_disk(needed)
+        total = sum(one.size_bytes for one in due for _ in one.steps)
+        total += sum(one.backup_bytes for one in found) if wanted else 0
+        done = 0
+
+        def tell(piece: int) -> None:
+            nonlocal done
+            done = min(total, done + piece)
+            progress(done, total)
+
+        if wanted:
+            begun = self._back_up([one for one in found if not one.is_new], tell)
+        after = [self._version(one, self._upgrade(one, tell)) for one in found]
+        progress(total, total)
+        return Migration(
+            tuple(after),
+            report.steps,
+            begun.folder if begun is not None else None,
+            report.needed_bytes,
+            report.free_bytes,
+        )
+
+    # --- looking ------------------------------------------------------------------------------------------
+
+    def _look(self, without_columns: bool) -> list[_Found]:
         found = []
-        for target in targets:
-            with target.opened() as engine:
-                before = after = migrate.current(engine)
-                if compare(before) is Standing.TOO_NEW:
-                    raise too_new(before, target.path)
-                if not check:
-                    database = cast("migrate.Database", target.database)
-                    after = migrate.upgrade(engine, database, path=target.path).after
-            found.append(DatabaseVersion(target.database, target.engine, str(target.path), before, after))
+        for database in DATABASES:
+            target = in_store(database, self._files)
+            if not target.path.exists():
+                continue
+            try:
+                found.append(self._looked_at(target))
+            except EngineMissing as missing:
+                if not without_columns:
+                    raise
+                log.warning("the columns stay at their schema: %s", missing)
         return found
+
+    def _looked_at(self, target: Target) -> _Found:
+        backend = None
+        if target.database == "timeseries":
+            backend = backend_for(target.engine, self._files, self._settings, self._clock)
+            if isinstance(backend, DuckDBBackend):
+                backend.log_is_spare = False  # of the legacy program's log, no journal has anything
+        with (
+            _opened(target, backend, self._settings, looking=True) as engine,
+            _typed(target, backend),
+            engine.connect().execution_options(**sqlite.READ) as connection,
+        ):
+            before = version_of(connection)
+            if compare(before) is Standing.TOO_NEW:
+                raise too_new(before, target.path)
+            rows = {} if before == self._to else rows_of(connection)
+        size_bytes = target.path.stat().st_size + (
+            sqlite.log_bytes(target.path) if backend is None else backend.log_bytes()
+        )
+        found = _Found(target, backend, before, before is None and not rows, size_bytes)
+        if before is not None and REVISIONS.index(before) > REVISIONS.index(self._to):
+            raise InvalidSettings(
+                f"{target.path} is at {before} already, and a migration goes up to a revision; `alembic downgrade "
+                f"{self._to}` takes one back, `holdfast migrate --restore` puts the backup back",
+                path=target.path,
+            )
+        if before != self._to:
+            for step in migrate.steps(found.database, before, self._to):
+                touched = sum(
+                    rows.values() if step.rewrites is None else [rows.get(t, 0) for t in step.rewrites]
+                )
+                rewrites = step.rewrites is None or bool(step.rewrites)
+                needed = int(size_bytes * _REWRITE_FACTOR[target.engine]) if rewrites else 0
+                found.steps.append(PlannedStep(found.database, step.revision, step.title, touched, needed))
+        return found
+
+    def _needed(self, found: list[_Found], backup: bool) -> dict[Path, int]:
+        """Say how many bytes each file system must have free, by a folder that is on it."""
+        wanted = [(self._files.folder, HEADROOM_BYTES)]
+        for one in found:
+            if backup:
+                wanted.append((self._files.folder, one.backup_bytes))
+            # Blocks that one step has let go of, the next one uses.
+            wanted.append((one.target.path.parent, max((s.needed_bytes for s in one.steps), default=0)))
+        disks: dict[int, Path] = {}
+        needed: dict[Path, int] = {}
+        for folder, size_bytes in wanted:
+            place = disks.setdefault(folder.stat().st_dev, folder)
+            needed[place] = needed.get(place, 0) + size_bytes
+        return needed
+
+    # --- doing --------------------------------------------------------------------------------------------
+
+    def _back_up(self, found: list[_Found], tell: Callable[[int], object]) -> Backup:
+        for one in found:
+            if one.backend is not None and one.target.engine == "duckdb" and one.backend.log_bytes():
+                with (
+                    _opened(one.target, one.backend, self._settings) as engine,
+                    _typed(one.target, one.backend),
+                ):
+                    one.backend.checkpoint(engine)
+        made = backups.make(
+            self._files,
+            [(one.database, one.target.engine, one.target.path, one.before) for one in found],
+            self._clock(),
+            tell,
+        )
+        backups.keep(self._files, self._settings.migration_backups)
+        log.info("a backup of both databases stands in %s", made.folder)
+        return made
+
+    def _upgrade(self, one: _Found, tell: Callable[[int], object]) -> str | None:
+        at = one.before
+        for step in one.steps:
+            log.info(
+                "revision %s on %s: %s rows (%s)",
+                step.revision,
+                one.target.path,
+                f"{step.rows:,}",
+                step.title,
+            )
+            # Closed after each: what a revision has let go of is given back before the next one begins.
+            with _opened(one.target, one.backend, self._settings) as engine:
+                at = migrate.upgrade(engine, one.database, step.revision, path=one.target.path).after
+                if one.target.engine == "sqlite":
+                    sqlite.fold_wal(engine)
+            tell(one.size_bytes)
+        return at
+
+    def _version(self, one: _Found, after: str | None) -> DatabaseVersion:
+        return DatabaseVersion(
+            one.target.database, one.target.engine, str(one.target.path), one.before, after
+        )
+
+
+@contextmanager
+def _leased(files: StoreFiles, settings: Settings, clock: Clock, doing: str) -> Iterator[None]:
+    lease = Lease(files.folder, clock, prefix=files.prefix)
+    try:
+        lease.acquire(settings.lease_timeout_s, doing)
+        yield
     finally:
         lease.close()
+
+
+@contextmanager
+def _opened(
+    target: Target, backend: Backend | None, settings: Settings, *, looking: bool = False
+) -> Iterator[Engine]:
+    if backend is None:
+        engine = sqlite.open_engine(
+            target.path, busy_timeout_s=max(30.0, settings.busy_timeout_s), looking=looking
+        )
+        try:
+            yield engine
+        finally:
+            engine.dispose()
+    else:
+        engine = backend.open()
+        try:
+            yield engine
+        finally:
+            backend.close(engine)
+
+
+@contextmanager
+def _typed(target: Target, backend: Backend | None) -> Iterator[None]:
+    try:
+        yield
+    except HoldfastError:
+        raise
+    except Exception as error:
+        if backend is None:
+            raise sqlite.typed_error(error, target.path) from error
+        raise backend.typed_error(error) from error
+
+
+def _refuse_full_disk(needed: dict[Path, int]) -> None:
+    for folder, needed_bytes in needed.items():
+        free_bytes = shutil.disk_usage(folder).free
+        if free_bytes < needed_bytes:
+            raise StoreFull(
+                f"migrating the store may take {needed_bytes:,} bytes in {folder}, and {free_bytes:,} are free; "
+                "nothing was changed. Free some space and try again; `holdfast migrate --no-backup` needs less, "
+                "`--force` tries it all the same",
+                path=folder,
+            )
+
+
+def _finish_restore(files: StoreFiles, clock: Clock, progress: Progress) -> Backup:
+    total = sum(path.stat().st_size for path in (files.folder / f"{files.prefix}backups").glob("*/*"))
+    done = 0
+
+    def tell(piece: int) -> None:
+        nonlocal done
+        done += piece
+        progress(min(done, total), total)
+
+    restored = backups.finish_restore(files, clock(), tell)
+    progress(total, total)
+    log.warning("the backup %s was put back; what was written after it is gone", restored.folder)
+    return restored

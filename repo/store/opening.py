@@ -6,11 +6,13 @@ Says what stands in the way before it changes anything.
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Engine, inspect
+from sqlalchemy.exc import SQLAlchemyError
 
 from repo.clock import Clock
 from repo.engines import sqlite
@@ -18,7 +20,7 @@ from repo.engines.lease import Lease
 from repo.errors import EngineMissing, SchemaOutdated, StoreCorrupt, StoreMissing
 from repo.files import ENGINES, StoreFiles
 from repo.repositories.state import State, StateRepository
-from repo.schema import version
+from repo.schema import backup, version
 from repo.schema.targets import Target
 from repo.settings import Settings
 from repo.store.access import Access
@@ -46,6 +48,10 @@ class Opening:
 
     def find(self, create: bool) -> None:
         """See that there is a store, or that one may be made."""
+        if backup.is_restoring(self._files):
+            from repo.store.migrating import finish_restore
+
+            finish_restore(self._files, self._settings, self._clock)
         database = self._files.metadata
         has_metadata = database.exists() and (
             database.stat().st_size > 0 or database.with_name(f"{database.name}-wal").exists()
@@ -85,8 +91,38 @@ class Opening:
     def _lease(self) -> Lease:
         return Lease(self._files.folder, self._clock, prefix=self._files.prefix)
 
+    def upgrade(self) -> None:
+        """Bring the schema of a store that exists to the present one, before anything of it is open here.
+
+        Raises `SchemaTooNew`, `SchemaOutdated` where `auto_migrate` is off, and what `migrating.run` does.
+        """
+        database = self._files.metadata
+        if not database.exists():
+            return
+        looking = sqlite.open_engine(database, busy_timeout_s=self._settings.busy_timeout_s, looking=True)
+        try:
+            with looking.execution_options(**sqlite.READ).connect() as connection:
+                found = version.version_of(connection)
+                is_new = found is None and not inspect(connection).get_table_names()
+        except SQLAlchemyError as error:
+            raise sqlite.typed_error(error, database) from error
+        finally:
+            looking.dispose()
+        standing = version.compare(found)
+        if standing is version.Standing.TOO_NEW:
+            raise version.too_new(found, database)
+        if standing is version.Standing.HEAD or is_new:
+            return
+        self._refuse_unless_allowed(found, database)
+        lease = self._lease()
+        lease.acquire(self._settings.lease_timeout_s, "migrating the store")
+        try:
+            self._migrate(without_columns=True)
+        finally:
+            lease.close()
+
     def prepared(self, metadata: MetadataDatabase) -> State:
-        """Return the store's facts, after bringing its schema to the present one."""
+        """Return the store's facts; a new store is made, beside columns of the legacy program too."""
         with metadata.read() as connection:
             standing = version.compare(version.version_of(connection))
             if standing is version.Standing.TOO_NEW:
@@ -100,7 +136,7 @@ class Opening:
         lease = self._lease()
         lease.acquire(self._settings.lease_timeout_s, "preparing the store")
         try:
-            self._bring_to_head(metadata.engine, "metadata", metadata.path)
+            self._migrate(without_columns=True)
             with metadata.write() as connection:
                 state = StateRepository(connection).get()
                 if state is None:
@@ -123,7 +159,7 @@ class Opening:
                 engine = moved_since(found, self._files, self.backend_of) or engine
             return self.backend_of(engine)
 
-        columns = Columns(self._files, active, self._settings, clock)
+        columns = Columns(self._files, active, self._settings, clock, self.migrate_columns)
         flusher = Flusher(
             metadata, columns, self._settings, clock, self.bring_columns_to_head, self._set_inactive_aside
         )
@@ -134,8 +170,21 @@ class Opening:
         return Access(self._files, metadata, writer, self._settings, clock, columns, flusher)
 
     def bring_columns_to_head(self, engine: Engine, path: Path) -> None:
-        """Bring a column file that is open to the present schema, if `auto_migrate` lets it."""
-        self._bring_to_head(engine, "timeseries", path)
+        """Make the tables of a new column file that is open; raises `SchemaOutdated` for an old one."""
+        with engine.execution_options(**sqlite.READ).connect() as connection:
+            found = version.version_of(connection)
+            standing = version.compare(found)
+            is_new = standing is version.Standing.UNVERSIONED and not inspect(connection).get_table_names()
+        if standing is version.Standing.HEAD:
+            return
+        if standing is version.Standing.TOO_NEW:
+            raise version.too_new(found, path)
+        if not is_new:
+            self._refuse_unless_allowed(found, path)
+            raise SchemaOutdated(f"{path} has the schema {found or 'of the legacy program'}", path=path)
+        from repo.schema import migrate
+
+        migrate.upgrade(engine, "timeseries", path=path)
 
     def backend_of(self, engine: str, path: Path | None = None) -> Backend:
         """Return the backend of an engine, for its column file or another; see `backend_for`."""
@@ -163,20 +212,19 @@ class Opening:
         )
         return "sqlite"
 
-    def _bring_to_head(self, engine: Engine, database: Any, path: Path) -> None:
-        with engine.execution_options(**sqlite.READ).connect() as connection:
-            found = version.version_of(connection)
-        standing = version.compare(found)
-        if standing is version.Standing.HEAD:
-            return
-        if standing is version.Standing.TOO_NEW:
-            raise version.too_new(found, path)
-        if standing is version.Standing.OUTDATED and not self._settings.auto_migrate:
+    def migrate_columns(self) -> None:
+        """Bring a column file that was found outdated to the present schema; it is closed, and the lease held."""
+        self._migrate(without_columns=False)
+
+    def _migrate(self, *, without_columns: bool) -> None:
+        from repo.store.migrating import run
+
+        run(self._files, self._settings, self._clock, without_columns=without_columns)
+
+    def _refuse_unless_allowed(self, found: str | None, path: Path) -> None:
+        if not self._settings.auto_migrate:
             raise SchemaOutdated(
                 f"{path} has the schema {found or 'of the legacy program'}, and {version.HEAD} is needed; run "
-                f"`holdfast --store {self._path} migrate`",
+                f"`holdfast --store {shlex.quote(str(self._path))} migrate`",
                 path=path,
             )
-        from repo.schema import migrate
-
-        migrate.upgrade(engine, database, path=path)

@@ -76,6 +76,7 @@ class Store:
         self._keeper: Keeper | None = None
         self._opening = Opening(self.path, self.files, self.settings, clock)
         self._opening.find(create)
+        self._opening.upgrade()
         metadata = MetadataDatabase(self.files.metadata, self.settings)
         try:
             self._access = self._opening.wired(metadata, self._opening.prepared(metadata))

@@ -17,8 +17,8 @@ MODULES = sorted(path for path in [*(ROOT / "repo").rglob("*.py"), ROOT / "cli.p
 
 PUBLIC = """
     DuckDBTimeSeriesStorage EngineMissing Exported FlushFailed HoldfastError InvalidFile InvalidPoint
-    InvalidQuery InvalidRecord InvalidSettings MissingExtra OfflineBufferManager PointRepository
-    RecordRepository Recovered Refusal Result SchemaOutdated SchemaTooNew Settings SinkRefused
+    InvalidQuery InvalidRecord InvalidSettings MigrationFailed MissingExtra OfflineBufferManager
+    PointRepository RecordRepository Recovered Refusal Result SchemaOutdated SchemaTooNew Settings SinkRefused
     SinkUnreachable Status Store StoreBusy StoreClosed StoreCorrupt StoreForked StoreFull StoreMissing
     StoreUnsupported TransactionRule Written models
 """

@@ -65,7 +65,10 @@ def test_it_is_found_without_the_variable_by_everyone(
         outside,
         folder / "offline_buffer.db",
     }
-    assert [Path(found.file) for found in migrate_store(folder)] == [outside, folder / "offline_buffer.db"]
+    assert [Path(found.file) for found in migrate_store(folder).databases] == [
+        outside,
+        folder / "offline_buffer.db",
+    ]
     buffer, storage = made(OfflineBufferManager(folder)), made(DuckDBTimeSeriesStorage(outside))
     assert buffer._loan.store is storage._loan.store
     assert storage.query_latest("s")[0]["value"] == 1.0

@@ -1,0 +1,141 @@
+"""`migrate`: bringing a store's schema to this program's version, and putting the backup back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from repo.commands.exits import Exit
+from repo.commands.output import print_json
+from repo.commands.session import Session, json_option
+
+if TYPE_CHECKING:
+    from repo.store.migrating import Migration
+
+__all__ = ["migrate"]
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Change nothing; exit 5 if a migration is due.")
+@click.option("--to", metavar="REVISION", help="Go up to this revision only.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show the steps, their rows and the bytes needed; change nothing."
+)
+@click.option("--no-backup", is_flag=True, help="Make no backup of both databases first.")
+@click.option("--force", is_flag=True, help="Try it although the disk may be too small.")
+@click.option("--restore", is_flag=True, help="Put the newest backup back; what was written since is gone.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before --restore.")
+@json_option
+@click.pass_obj
+def migrate(
+    session: Session,
+    check: bool,
+    to: str | None,
+    dry_run: bool,
+    no_backup: bool,
+    force: bool,
+    restore: bool,
+    yes: bool,
+) -> None:
+    """Bring the store's schema to this program's version.
+
+    Both databases are copied into the store's folder `backups` first, then migrated under the store's lease, each
+    revision in one transaction. Stopped or killed at any moment, it goes on from the last whole revision when it
+    is run again. No other process may have the store open.
+
+    \b
+    JSON: {"path", "head", "outdated": true if a migration is still due, "databases": [{"database": "metadata"
+    or "timeseries", "engine", "file", "before": revision or null, "after"}], "steps": [{"database", "revision",
+    "title", "rows": those it touches, "needed_bytes"}], "needed_bytes": for backup and steps together,
+    "free_bytes", "backup": its folder, or null}; with --restore {"path", "restored": the backup's folder,
+    "made_us", "databases": [{"database", "engine", "name", "revision", "size_bytes"}]}
+    """
+    if restore:
+        if check or dry_run or no_backup or force or to is not None:
+            raise click.UsageError("--restore stands alone, but for -y and --json")
+        _restore(session, yes=yes)
+        return
+    if yes:
+        raise click.UsageError("only --restore asks, so -y has nothing to answer")
+    from repo.schema.version import HEAD
+    from repo.store.migrating import migrate_store
+
+    looks_only = check or dry_run
+    if looks_only:
+        done = migrate_store(session.folder, to=to or HEAD, check=True, backup=not no_backup)
+    else:
+        with session.progress("migrating") as show:
+            done = migrate_store(
+                session.folder, to=to or HEAD, backup=not no_backup, force=force, progress=show
+            )
+    goal = to or HEAD
+    if session.as_json:
+        print_json(
+            {
+                "path": str(session.folder.resolve()),
+                "head": HEAD,
+                "outdated": any(database.after != HEAD for database in done.databases),
+                "databases": [database._asdict() for database in done.databases],
+                "steps": [step._asdict() for step in done.steps],
+                "needed_bytes": done.needed_bytes,
+                "free_bytes": done.free_bytes,
+                "backup": None if done.backup is None else str(done.backup),
+            }
+        )
+    else:
+        _tell(session, done, goal, steps=dry_run)
+    if check and any(database.after != goal for database in done.databases):
+        raise click.exceptions.Exit(Exit.SCHEMA)
+
+
+def _tell(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
+    for database in done.databases:
+        before, after = database.before or "none", database.after or "none"
+        step = f"{before} -> {after}" if before != after else f"at {after}"
+        due = "" if after == goal else f", {goal} is due"
+        session.say(f"{database.database:<12}{step}{due}  ({database.file})")
+    if steps and done.steps:
+        for planned in done.steps:
+            session.say(
+                f"{planned.database:<12}{planned.revision}: {planned.title}; {planned.rows:,} rows touched, "
+                f"{planned.needed_bytes:,} bytes needed"
+            )
+        session.say(
+            f"{'disk':<12}{done.needed_bytes:,} bytes needed in all, {done.free_bytes:,} are free; nothing was changed"
+        )
+    if done.backup is not None:
+        session.say(f"{'backup':<12}{done.backup}")
+
+
+def _restore(session: Session, *, yes: bool) -> None:
+    from repo.files import StoreFiles
+    from repo.moments import to_datetime
+    from repo.schema.backup import list_backups
+    from repo.store.migrating import restore_store
+
+    if session.as_json and not yes:
+        raise click.UsageError("--json does not ask: add -y")
+    if not yes:
+        standing = list_backups(StoreFiles.of(session.folder.resolve()))
+        if standing:
+            when = to_datetime(standing[0].made_us).strftime("%Y-%m-%d %H:%M:%S UTC")
+            click.confirm(
+                f"Put back {standing[0].folder}, made {when}? Everything written to the store since is gone then",
+                abort=True,
+                err=True,
+            )
+    with session.progress("restoring") as show:
+        restored = restore_store(session.folder, show)
+    told: dict[str, Any] = {
+        "path": str(session.folder.resolve()),
+        "restored": str(restored.folder),
+        "made_us": restored.made_us,
+        "databases": [saved._asdict() for saved in restored.saved],
+    }
+    if session.as_json:
+        print_json(told)
+        return
+    for saved in restored.saved:
+        session.say(f"{saved.database:<12}at {saved.revision or 'none'}  ({saved.name})")
+    session.say(f"{'restored':<12}{restored.folder}")

@@ -1,0 +1,121 @@
+"""Stores as the legacy program leaves them, of any size: its schema, with its key and its indexes. Judges nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, text
+
+from repo.clock import system_clock
+from repo.engines import sqlite
+from repo.files import StoreFiles
+from repo.schema.version import version_of
+from repo.settings import Settings
+from repo.store.backends import backend_for
+
+__all__ = ["Contents", "contents", "make_legacy_store"]
+
+COLUMNS = """
+CREATE TABLE time_series_data (
+    timestamp_us BIGINT NOT NULL, sensor_id VARCHAR NOT NULL, metric_name VARCHAR NOT NULL, value DOUBLE NOT NULL,
+    quality INTEGER DEFAULT 100, metadata VARCHAR, PRIMARY KEY (timestamp_us, sensor_id, metric_name));
+CREATE INDEX idx_time_sensor ON time_series_data (timestamp_us, sensor_id);
+CREATE INDEX idx_metric ON time_series_data (metric_name, timestamp_us);
+CREATE TABLE storage_metadata (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL, updated_at TIMESTAMP);
+"""
+FILL = """
+INSERT INTO time_series_data
+SELECT 1700000000000000 + (i // 20) * 1000000, 'SENSOR-' || (i % 20), ['pressure', 'temperature', 'flow'][1 + i % 3],
+    CASE WHEN i % 1009 = 0 THEN 'nan'::DOUBLE ELSE (hash(i) % 1000000) / 97.0 END, 100 - i % 3,
+    CASE WHEN i % 5 = 0 THEN '{"batch": ' || i || '}' END
+FROM range(?, ?) AS r(i)
+"""
+RECORDS = """
+CREATE TABLE buffered_records (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, record_id TEXT UNIQUE NOT NULL, source TEXT NOT NULL, data TEXT NOT NULL,
+    timestamp REAL NOT NULL, retry_count INTEGER DEFAULT 0, last_retry REAL, created_at REAL NOT NULL);
+CREATE INDEX idx_timestamp ON buffered_records (timestamp);
+CREATE INDEX idx_source ON buffered_records (source);
+CREATE INDEX idx_retry_count ON buffered_records (retry_count);
+CREATE TABLE buffer_metadata (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+_SLICE = 500_000
+
+Contents = dict[str, Any]
+
+
+def make_legacy_store(folder: Path, points: int, records: int = 200) -> Path:
+    """Make one; DuckDB's log is left beside its file, as after a kill, when there is anything in it."""
+    import duckdb
+
+    folder.mkdir(parents=True)
+    columns = duckdb.connect(str(folder / "timeseries.duckdb"))
+    columns.execute(COLUMNS)
+    for start in range(0, points, _SLICE):
+        columns.execute(FILL, [start, min(points, start + _SLICE)])
+    columns.execute("INSERT INTO storage_metadata VALUES ('version', '1', TIMESTAMP '2024-01-01')")
+    columns.execute("CHECKPOINT")
+    columns.close()
+    metadata = sqlite3.connect(folder / "offline_buffer.db")
+    metadata.executescript(RECORDS)
+    rows = [
+        (f"REC-{i}", f"gw-{i % 3}", f'{{"well_name": "W{i}", "note": "n{i}"}}', 1.7e9 + i, i % 4, 1.7e9 + i)
+        for i in range(records)
+    ]
+    metadata.executemany(
+        "INSERT INTO buffered_records (record_id, source, data, timestamp, retry_count, created_at) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        rows,
+    )
+    metadata.execute("INSERT INTO buffer_metadata VALUES ('version', '1')")
+    metadata.commit()
+    metadata.close()
+    return folder
+
+
+def contents(folder: Path) -> Contents:
+    """Return what the store holds, the same at every revision, and its revisions; opens it as a store does."""
+    files = StoreFiles.of(folder)
+    columns = backend_for("duckdb", files, Settings(), system_clock)
+    engine = columns.open()
+    try:
+        found = _contents(
+            engine,
+            "SELECT count(*), sum(hash(timestamp_us, sensor_id, metric_name, "
+            "CASE WHEN isnan(value) THEN NULL ELSE value END, quality, metadata)) FROM time_series_data",
+        )
+        found |= {"columns": _revision(engine), "column tables": _tables(engine)}
+    finally:
+        columns.close(engine)
+    engine = sqlite.open_engine(files.metadata)
+    try:
+        with engine.connect() as connection:
+            found["records"] = connection.execute(
+                text(
+                    "SELECT id, record_id, source, data, timestamp, retry_count, created_at FROM buffered_records"
+                )
+            ).all()
+        found |= {"metadata": _revision(engine), "metadata tables": _tables(engine)}
+    finally:
+        engine.dispose()
+    return found
+
+
+def _contents(engine: Engine, query: str) -> Contents:
+    with engine.connect() as connection:
+        return {"points": tuple(connection.execute(text(query)).one())}
+
+
+def _revision(engine: Engine) -> str | None:
+    with engine.connect() as connection:
+        return version_of(connection)
+
+
+def _tables(engine: Engine) -> list[str]:
+    query = "SELECT DISTINCT table_name FROM duckdb_tables() ORDER BY 1"
+    if engine.dialect.name == "sqlite":
+        query = "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY 1"
+    with engine.connect() as connection:
+        return list(connection.execute(text(query)).scalars())
