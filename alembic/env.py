@@ -82,11 +82,13 @@ def run_all(connections: dict[str, Connection]) -> None:
     for connection in connections.values():
         if command_name() in WRITING and connection.dialect.name == "duckdb":
             connection.rollback()
-            cursor = connection.connection.cursor()
-            cursor.execute("SELECT path FROM duckdb_databases() WHERE database_name = current_database()")
-            [(file,)] = cursor.fetchall()
+            file = connection.exec_driver_sql(
+                "SELECT path FROM duckdb_databases() WHERE database_name = current_database()"
+            ).scalar_one()
+            connection.rollback()
             with torn.noted(Path(file)):
-                cursor.execute("CHECKPOINT")
+                connection.exec_driver_sql("CHECKPOINT")
+            connection.rollback()
 
 
 def run_command(targets: list[Target]) -> None:

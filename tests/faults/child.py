@@ -52,6 +52,10 @@ class App:
     rebuilds: str = ""
     """What is done to the columns meanwhile: `moves` between the engines, `shrinks`, or nothing."""
 
+    def live(self, say: Callable[[str], None]) -> None:
+        """Run until killed."""
+        run_app(self, say)
+
 
 @dataclass(slots=True)
 class Census:

@@ -7,6 +7,7 @@ What an act has learned goes to NOTES, which lies on another disk, before the pr
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import shutil
@@ -17,12 +18,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from repo.errors import HoldfastError
+from repo.errors import HoldfastError, StoreFull
+from repo.schema.version import HEAD
 from repo.settings import Settings
 from repo.store import building
+from repo.store.migrating import migrate_store
 from repo.store.store import Store
 from tests.faults.child import Census, Counted, perform, take_census
 from tests.faults.workload import State, operation
+from tests.migrations.legacy_store import contents
 
 SEED = "full disk"
 FILLER_BYTES = 6_000_000
@@ -159,6 +163,36 @@ def move_on_a_full_disk(folder: Path, engine: str, notes: Notes) -> None:
     store.close()
 
 
+def upgrade_on_a_full_disk(folder: Path, notes: Notes, legacy: Path) -> None:
+    """Upgrade copies of a legacy store with less and less room: told beforehand, and found on the way if forced."""
+    store = folder / "store"
+    for left_bytes in (12_000_000, 3_000_000, 300_000, 0):
+        shutil.copytree(legacy, store)
+        before = contents(store)
+        standing = {path: path.read_bytes() for path in store.glob("*.d*b")}
+        with (folder / "rest").open("ab", buffering=0) as rest:
+            while shutil.disk_usage(folder).free > left_bytes:
+                rest.write(bytes(4096))
+        try:
+            migrate_store(store)
+        except StoreFull as error:
+            notes.refused.append(str(error))
+        notes.read.append(standing == {path: path.read_bytes() for path in store.glob("*.d*b")})
+        for backup in (True, False):
+            notes.while_full.append(
+                _tried(functools.partial(migrate_store, store, force=True, backup=backup))
+            )
+        (folder / "rest").unlink()
+        after = contents(store)
+        notes.read.append(all(after[name] == before[name] for name in ("points", "records", "sequence")))
+        notes.moved.append(f"{after['columns']} {after['metadata']}")
+        migrate_store(store, backup=False)
+        after = contents(store)
+        notes.read.append(all(after[name] == before[name] for name in ("points", "records", "sequence")))
+        notes.read.append((after["columns"], after["metadata"]) == (HEAD, HEAD))
+        shutil.rmtree(store)
+
+
 def _tried(act: Callable[[], object]) -> str:
     try:
         act()
@@ -190,6 +224,8 @@ def main(act: str, folder: Path, engine: str, path: Path) -> None:
             go_on(folder, store, notes)
         case "move":
             move_on_a_full_disk(folder, engine, notes)
+        case "upgrade":
+            upgrade_on_a_full_disk(folder, notes, path.with_name("legacy"))
         case "count":
             notes.counted = take_census(Census(folder / "store", checkpoint=True))
     notes.save(path)

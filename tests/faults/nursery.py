@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.faults.child import App, run_app, take_census
+from tests.faults.child import Census, take_census
 
 __all__ = ["Child", "Nursery"]
 
@@ -107,7 +107,10 @@ class Nursery:
         theirs.close()
 
     def start(self, asked: Any, request: Path) -> Child:
-        """Fork a child that does what is `asked`; `request` is where to put the question, and its stderr."""
+        """Fork a child that takes a census, or else lives what is `asked`; `request` is where to put the question.
+
+        Its stderr lies beside that.
+        """
         request.write_bytes(pickle.dumps(asked))
         ours, theirs = os.pipe()
         socket.send_fds(self._door, [os.fsencode(request)], [theirs])
@@ -157,15 +160,15 @@ def _live(request: Path, pipe: int) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
     try:
         asked = pickle.loads(request.read_bytes())
-        if isinstance(asked, App):
-            run_app(asked, lambda line: _say(pipe, line))
-        else:
+        if isinstance(asked, Census):
             answer = pickle.dumps(take_census(asked))
             while answer:
                 answer = answer[os.write(pipe, answer) :]
+        else:
+            asked.live(lambda line: _say(pipe, line))
     except BaseException as error:  # noqa: BLE001  whatever it is, the parent reads it in the file
         traceback.print_exc()
-        if "asked" in locals() and isinstance(asked, App):
+        if "asked" in locals() and not isinstance(asked, Census):
             _say(pipe, f"ERROR main: {error!r}".replace("\n", " ")[:1000])
         os._exit(5)
     os._exit(0)

@@ -6,6 +6,7 @@ The disk is a tmpfs of a few megabytes in a user and mount namespace of its own.
 from __future__ import annotations
 
 import pickle
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,9 +18,11 @@ import pytest
 from repo.schema.version import HEAD
 from tests.faults.full_disk import SEED, Notes
 from tests.faults.judge import Expected, judge
+from tests.migrations.legacy_store import make_legacy_store
 
 ROOT = Path(__file__).resolve().parents[2]
 DISK = "size=8m"
+UPGRADE_DISK = "size=32m"
 
 
 def _in_a_namespace(script: str) -> subprocess.CompletedProcess[str]:
@@ -33,12 +36,12 @@ def _in_a_namespace(script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _play(acts: list[str], engine: str, folder: Path) -> Notes:
+def _play(acts: list[str], engine: str, folder: Path, size: str = DISK) -> Notes:
     if shutil.which("unshare") is None:
         pytest.skip("a tiny disk needs unshare, of Linux")
     disk, path = folder / "disk", folder / "notes"
     disk.mkdir()
-    mount = f"mount -t tmpfs -o {DISK} tmpfs {shlex.quote(str(disk))}"
+    mount = f"mount -t tmpfs -o {size} tmpfs {shlex.quote(str(disk))}"
     if _in_a_namespace(mount).returncode:
         pytest.skip("a tiny disk needs user and mount namespaces, which are not permitted here")
     words = [sys.executable, "-m", "tests.faults.full_disk"]
@@ -93,3 +96,16 @@ def test_the_columns_do_not_move_where_there_is_no_room_and_do_when_there_is(
     assert notes.read == [True] * len(notes.moved)
     assert len(notes.moved) == 5
     _nothing_is_lost(notes)
+
+
+@pytest.mark.duckdb
+def test_an_upgrade_without_room_is_refused_beforehand_and_if_forced_rolled_back(tmp_path: Path) -> None:
+    make_legacy_store(tmp_path / "legacy", 6_000, 1_000)
+    notes = _play(["upgrade"], "duckdb", tmp_path, UPGRADE_DISK)
+    *told, without_any_room = notes.refused
+    assert all(re.search(r"may take [\d,]+ bytes in .*; nothing was changed", message) for message in told)
+    assert "no space left" in without_any_room
+    assert set(notes.while_full) == {"StoreFull", "ok"}
+    assert {"None None", f"{HEAD} {HEAD}"} <= set(notes.moved)
+    assert all(notes.read)
+    assert len(told) + 1 == len(notes.moved) == 4

@@ -97,6 +97,7 @@ def contents(folder: Path) -> Contents:
                     "SELECT id, record_id, source, data, timestamp, retry_count, created_at FROM buffered_records"
                 )
             ).all()
+            found["sequence"] = connection.execute(text("SELECT name, seq FROM sqlite_sequence")).all()
         found |= {"metadata": _revision(engine), "metadata tables": _tables(engine)}
     finally:
         engine.dispose()

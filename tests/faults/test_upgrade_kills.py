@@ -1,0 +1,69 @@
+"""Whenever an upgrade is killed: the store is at a whole revision with every row, and the next run completes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.nursery import Nursery
+from tests.faults.upgrade_kills import MOMENTS, Fleet, UpgradeKills
+from tests.migrations.legacy_store import make_legacy_store
+
+pytestmark = pytest.mark.duckdb
+
+SHORT, LONG = 5, 100
+LONG_HITS = 10
+
+
+def kills(nursery: Nursery, folder: Path, seed: int, points: int) -> UpgradeKills:
+    campaign = UpgradeKills(nursery, folder, make_legacy_store(folder / "made", points), seed)
+    campaign.prepare()
+    return campaign
+
+
+def fleet(nursery: Nursery, folder: Path, seed: int, stores: int) -> Fleet:
+    rollout = Fleet(nursery, folder, seed)
+    rollout.make(stores)
+    rollout.upgrade()
+    rollout.judge()
+    return rollout
+
+
+def test_an_upgrade_that_is_killed_is_at_a_whole_revision_and_can_be_completed(
+    nursery: Nursery, tmp_path: Path, seed: int
+) -> None:
+    campaign = kills(nursery, tmp_path, seed, 10_000)
+    for number in range(SHORT):
+        campaign.round(number)
+    assert campaign.failures == []
+    assert campaign.hits.total() == SHORT
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_of_the_upgrade_of_a_large_store(nursery: Nursery, tmp_path: Path, seed: int) -> None:
+    campaign = kills(nursery, tmp_path, seed, 200_000)
+    number = 0
+    while number < LONG or (
+        min(campaign.hits[moment] for moment in MOMENTS) < LONG_HITS and number < 3 * LONG
+    ):
+        campaign.round(number)
+        number += 1
+    print(f"\n{campaign.table()}")
+    assert campaign.failures == []
+    assert min(campaign.hits[moment] for moment in MOMENTS) >= LONG_HITS
+
+
+def test_a_few_stores_are_upgraded_by_processes_that_are_killed(
+    nursery: Nursery, tmp_path: Path, seed: int
+) -> None:
+    assert fleet(nursery, tmp_path, seed, 8).failures == []
+
+
+@pytest.mark.slow
+def test_a_fleet_is_upgraded_by_processes_that_are_killed(
+    nursery: Nursery, tmp_path: Path, seed: int
+) -> None:
+    rollout = fleet(nursery, tmp_path, seed, 300)
+    print(f"{rollout.kills} kills, %d points, %d records" % rollout.rows())
+    assert rollout.failures == []

@@ -1,0 +1,87 @@
+"""What runs in the processes that upgrade stores and are killed meanwhile. Judges nothing."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repo.errors import StoreBusy
+from repo.schema import backup, migrate
+from repo.settings import Settings
+from repo.store.migrating import migrate_store
+from repo.store.store import Store
+
+__all__ = ["BACKED_UP", "BACKING_UP", "BEGUN", "DONE", "Rollout", "Upgrade", "reached"]
+
+BEGUN = "begun"
+BACKING_UP = "in the backup"
+BACKED_UP = "backed up"
+DONE = "done"
+
+
+def reached(database: str, revision: str) -> str:
+    """Name the moment at which one database has come to a revision."""
+    return f"{database} at {revision}"
+
+
+@dataclass(slots=True)
+class Upgrade:
+    """One upgrade of one store, that says how far it has come."""
+
+    folder: Path
+    opens: bool
+    """Whether the store is opened, which upgrades it too, or the migration called."""
+
+    def live(self, say: Callable[[str], None]) -> None:
+        """Upgrade, saying each moment."""
+        tell(say)
+        say(BEGUN)
+        if self.opens:
+            Store(self.folder, Settings(background=False)).close()
+        else:
+            migrate_store(self.folder)
+        say(DONE)
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One process that upgrades many stores, one after the other; others may be at the same ones."""
+
+    folders: list[Path]
+
+    def live(self, say: Callable[[str], None]) -> None:
+        """Upgrade all, saying each one's name."""
+        for folder in self.folders:
+            while True:
+                try:
+                    migrate_store(folder)
+                except StoreBusy:
+                    time.sleep(0.05)
+                else:
+                    break
+            say(f"{DONE} {folder.name}")
+
+
+def tell(say: Callable[[str], None]) -> None:
+    """Have each moment of the upgrades of this process said."""
+    make, upgrade = backup.make, migrate.upgrade
+
+    @functools.wraps(make)
+    def telling_make(*given: Any, **named: Any) -> Any:
+        say(BACKING_UP)
+        made = make(*given, **named)
+        say(BACKED_UP)
+        return made
+
+    @functools.wraps(upgrade)
+    def telling_upgrade(engine: Any, database: Any, to: str = "head", **named: Any) -> Any:
+        done = upgrade(engine, database, to, **named)
+        say(reached(database, to))
+        return done
+
+    backup.make = telling_make
+    migrate.upgrade = telling_upgrade
