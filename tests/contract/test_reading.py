@@ -128,7 +128,7 @@ def test_a_long_range_comes_in_pages_of_the_same_rows(store: Store) -> None:
 
 
 def test_pages_go_on_while_another_thread_writes_deletes_and_flushes(open_store: Any) -> None:
-    store = open_store(background=True, flush_interval_s=0.05)
+    store = open_store(background=True, flush_interval_s=0.05, lease_timeout_s=60.0)
     store.points.insert_many([("a", "m", at, 1.0) for at in range(3_000)])
     stop = threading.Event()
     failed: list[BaseException] = []
