@@ -42,6 +42,9 @@ class Plan:
     carried_points: int
     """Points that are exported and imported."""
 
+    legacy_points: int
+    """Points of the legacy store that is upgraded."""
+
     steady_s: float
     cache: Path
     """Where standing stores are kept from one run of the benchmarks to the next."""

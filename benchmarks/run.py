@@ -74,6 +74,7 @@ def _options() -> argparse.Namespace:
     add("--points", type=int, help="points of the standing store that is queried (10,000,000)")
     add("--batch-points", type=int, help="points of each run of batches (1,500,000)")
     add("--carried-points", type=int, help="points that are exported and imported (1,000,000)")
+    add("--legacy-points", type=int, help="points of the legacy store that is upgraded (5,000,000)")
     add("--rounds", type=int, help="rounds that are kept (5)")
     add("--seed", type=int, default=TUNED_SEED, help="seed of the first pass")
     add("--shape", choices=SHAPES, default=SHAPES[0], help="shape of the first pass")
@@ -99,6 +100,7 @@ def _plans(options: argparse.Namespace) -> list[Plan]:
         points=options.batch_points or (200_000 if quick else 1_500_000),
         store_points=options.points or (500_000 if quick else 10_000_000),
         carried_points=options.carried_points or (200_000 if quick else 1_000_000),
+        legacy_points=options.legacy_points or (200_000 if quick else 5_000_000),
         steady_s=12.0 if quick else 90.0,
         cache=options.data.resolve(),
         rebuild=options.rebuild,

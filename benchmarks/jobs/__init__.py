@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.jobs import batches, carrying, inserts, process, queries, records, tables
+from benchmarks.jobs import batches, carrying, inserts, process, queries, records, tables, upgrading
 from benchmarks.measure import Job
 
 __all__ = ["JOBS", "KEYS", "SHAPED"]
@@ -19,6 +19,7 @@ JOBS: dict[str, Job] = {
     "queries": queries.queries,
     "memory": process.memory,
     "carrying": carrying.carrying,
+    "upgrading": upgrading.upgrading,
 }
 
 KEYS: dict[str, tuple[str, ...]] = {
@@ -53,6 +54,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         "import-duckdb",
         "carry-memory",
     ),
+    "upgrading": ("upgrade", "upgrade-memory", "upgrade-disk"),
 }
 """The entries of targets.toml that each job fills in."""
 
