@@ -169,6 +169,20 @@ class Opening:
             log.warning("%s", missing)
         return Access(self._files, metadata, writer, self._settings, clock, columns, flusher)
 
+    def take_columns_in(self, access: Access) -> None:
+        """Open columns that the store has never opened, such as the legacy program's: so their summaries are copied.
+
+        Raises `StoreBusy` when another process has them. Where they cannot be read, writing goes on without them.
+        """
+        try:
+            if access.columns.backend.path.exists():
+                with access.reading("taking in the columns that are there"):
+                    pass
+        except EngineMissing:
+            return  # told when it was wired
+        except StoreCorrupt as damaged:
+            log.warning("the columns that are there are not read: %s", damaged)
+
     def bring_columns_to_head(self, engine: Engine, path: Path) -> None:
         """Make the tables of a new column file that is open; raises `SchemaOutdated` for an old one."""
         with engine.execution_options(**sqlite.READ).connect() as connection:

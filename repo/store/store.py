@@ -79,7 +79,10 @@ class Store:
         self._opening.upgrade()
         metadata = MetadataDatabase(self.files.metadata, self.settings)
         try:
-            self._access = self._opening.wired(metadata, self._opening.prepared(metadata))
+            state = self._opening.prepared(metadata)
+            self._access = self._opening.wired(metadata, state)
+            if state.file_id is None:
+                self._opening.take_columns_in(self._access)
         except BaseException:
             metadata.close()
             raise
