@@ -79,6 +79,11 @@ class StoreFiles:
         return self.folder / f"{self.prefix}tmp"
 
     @property
+    def backups(self) -> Path:
+        """The folder of the backups that migrations make, a folder each."""
+        return self.folder / f"{self.prefix}backups"
+
+    @property
     def apart(self) -> bool:
         """Whether the column file has a place of its own, not that of its kind in the store's folder."""
         return bool(self.prefix) or self.duckdb.parent != self.folder

@@ -74,8 +74,8 @@ def status(session: Session) -> None:
     JSON: {"path", "store_id", "engine", "generation", "schema", "last_seq", "flushed_seq", "pruned_seq",
     "journal_rows", "journal_seqs", "unflushed", "points", "series", "oldest_us", "newest_us",
     "records_pending", "ledger_entries", "ledger_dropped", "sinks": [{"name", "confirmed_seq", "behind"}],
-    "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {file that was set aside: bytes}, "bytes_total",
-    "bytes_free_on_disk", "holder": {"pid", "since_us", "doing"} or null, "warnings": [text]}
+    "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {file that was set aside, or of a backup: bytes},
+    "bytes_total", "bytes_free_on_disk", "holder": {"pid", "since_us", "doing"} or null, "warnings": [text]}
     """
     with session.opened() as store:
         found = store.status()

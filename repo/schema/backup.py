@@ -74,7 +74,7 @@ class Backup:
 
 def list_backups(files: StoreFiles) -> list[Backup]:
     """Return the backups of a store, the newest first."""
-    manifests = _place(files).glob(f"*/{_MANIFEST}")
+    manifests = files.backups.glob(f"*/{_MANIFEST}")
     found = [_read(manifest) for manifest in manifests if manifest.parent.suffix != _UNFINISHED]
     return sorted(found, key=lambda backup: (backup.made_us, backup.folder.name), reverse=True)
 
@@ -90,7 +90,7 @@ def make(
     `progress` is told the bytes of each piece. Raises `StoreFull` and typed errors; then nothing is left of it.
     """
     stamp = datetime.fromtimestamp(now_us // 1_000_000, UTC).strftime("%Y%m%dT%H%M%SZ")
-    place = _place(files)
+    place = files.backups
     final, number = place / stamp, 1
     while final.exists():
         number += 1
@@ -124,7 +124,7 @@ def make(
 
 def discard_unfinished(files: StoreFiles) -> None:
     """Remove what a backup that was cut off has left."""
-    for part in _place(files).glob(f"*{_UNFINISHED}"):
+    for part in files.backups.glob(f"*{_UNFINISHED}"):
         shutil.rmtree(part)
 
 
@@ -141,12 +141,12 @@ def keep(files: StoreFiles, count: int) -> list[Path]:
 
 def is_restoring(files: StoreFiles) -> bool:
     """Say whether a backup is being put back, or was when the process ended."""
-    return (_place(files) / _RESTORING).exists()
+    return (files.backups / _RESTORING).exists()
 
 
 def begin_restore(files: StoreFiles, backup: Backup) -> None:
     """Note durably that this backup is to be put back: from here on it will be, whatever is killed."""
-    marker = _place(files) / _RESTORING
+    marker = files.backups / _RESTORING
     part = marker.with_name(marker.name + _UNFINISHED + "-marker")
     part.write_text(json.dumps({"folder": backup.folder.name}))
     sync_file(part)
@@ -159,7 +159,7 @@ def finish_restore(files: StoreFiles, now_us: int, progress: Callable[[int], obj
 
     Databases that were not there when it was made get other names; nothing else holds what they hold.
     """
-    place = _place(files)
+    place = files.backups
     name = json.loads((place / _RESTORING).read_text())["folder"]
     backup = _read(place / name / _MANIFEST)
     with _typed(place):
@@ -190,10 +190,6 @@ def _set_aside(path: Path, now_us: int) -> None:
         if old.exists():
             old.rename(path.with_name(f"{path.name}.inactive-{now_us}{companion}"))
     sync_folder(path.parent)
-
-
-def _place(files: StoreFiles) -> Path:
-    return files.folder / f"{files.prefix}backups"
 
 
 def _read(manifest: Path) -> Backup:

@@ -51,12 +51,13 @@ def measure(access: Access, *, inside: bool) -> Size:
     return Size(metadata, metadata_free, columns_bytes, free)
 
 
-def sizes_of(paths: Iterable[Path]) -> dict[str, int]:
-    """Return the size of each file that exists, by its name."""
+def sizes_of(paths: Iterable[Path], *, below: Path | None = None) -> dict[str, int]:
+    """Return the size of each file that exists, by its name, or its path below a folder that it is in."""
     sizes = {}
     for path in paths:
+        name = path.name if below is None else str(path.relative_to(below))
         try:
-            sizes[path.name] = path.stat().st_size
+            sizes[name] = path.stat().st_size
         except FileNotFoundError:
             continue
     return sizes

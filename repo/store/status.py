@@ -74,7 +74,7 @@ def read_status(connection: Connection, files: StoreFiles, schema: str) -> Statu
     summaries = LatestRepository(connection).all().values()
     entries, dropped = LedgerRepository(connection).totals()
     sizes = sizes_of([*files.metadata_files(), *files.column_files()])
-    kept = sizes_of(files.kept())
+    kept = sizes_of(files.kept()) | sizes_of(files.backups.glob("*/*"), below=files.folder)
     return Status(
         path=str(files.folder),
         store_id=state.store_id,

@@ -99,6 +99,11 @@ def test_a_legacy_store_is_backed_up_whole_and_then_upgraded(legacy: Path) -> No
     assert {name: after[name] for name in DATA} == {name: before[name] for name in DATA}
     [backup] = backups_of(legacy)
     assert backup.folder == done.backup
+    listed = f"backups/{backup.folder.name}/timeseries.duckdb"
+    assert listed in cli(legacy, "status")
+    assert json.loads(cli(legacy, "--json", "status"))["bytes_by_kept_file"][listed] == len(
+        files["timeseries.duckdb"]
+    )
     assert [(s.database, s.revision) for s in backup.saved] == [("timeseries", None), ("metadata", None)]
     assert (backup.folder / "timeseries.duckdb").read_bytes() == files["timeseries.duckdb"]
     copy = sqlite3.connect(backup.folder / "offline_buffer.db")
