@@ -128,7 +128,7 @@ class Opening:
     def _restore_records(self) -> None:
         """Give records of the legacy program their data back; what is in the way of it is not in the way of opening."""
         there = [engine for engine in ENGINES if self._files.columns(engine).exists()]
-        if not self._settings.auto_migrate or not there or ("duckdb" in there and why_no_duckdb()):
+        if not there or ("duckdb" in there and why_no_duckdb()):
             return
         lease = self._lease()
         try:
