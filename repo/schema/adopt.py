@@ -8,7 +8,7 @@ passed over.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, func, select
@@ -20,6 +20,7 @@ from repo.repositories.records import data_text
 __all__ = ["Restored", "restore_records"]
 
 PAGE_POINTS = 10_000
+_TEXT_START = '{"record_id": "'
 _POINTER_KEYS = {"storage", "sensor_id", "metric"}
 _points: Any = Point.__table__
 
@@ -40,7 +41,7 @@ def restore_records(
 
     Reads and writes in the transactions of the connections; both are begun. A record that several points name has the
     data of the latest. In memory there is a page of points, and an entry for each pointer. `progress` is told
-    how many of how many points were read.
+    how many points were read that may name a record, of how many points there are.
     """
     pointers = PointerRepository(metadata)
     # For each the time of the point that it has its data from.
@@ -48,11 +49,13 @@ def restore_records(
         record_id: None for record_id, data in pointers.texts() if _is_pointer(data)
     }
     if resolved:
-        total = int(columns.scalar(select(func.count()).select_from(_points).where(_may_name())) or 0)
+        total = int(columns.scalar(select(func.count()).select_from(_points)) or 0)
         done = 0
         for page in _pages(columns):
             found: dict[str, str] = {}
             for timestamp_us, text in page:
+                if _names_another(text, resolved):
+                    continue
                 original = _original(text)
                 if original is None or original[0] not in resolved:
                     continue
@@ -89,6 +92,18 @@ def _is_pointer(data: str) -> bool:
     return (
         isinstance(pointer, dict) and pointer.keys() == _POINTER_KEYS and pointer.get("storage") == "duckdb"
     )
+
+
+def _names_another(text: str, wanted: Container[str]) -> bool:
+    """Say whether the text, if it is as the legacy program wrote it, names a record that is none of the wanted.
+
+    A tenth of the time of parsing it, and most points of a store are of records that were sent long ago.
+    """
+    if not text.startswith(_TEXT_START):
+        return False
+    end = text.find('"', len(_TEXT_START))
+    record_id = text[len(_TEXT_START) : end]
+    return "\\" not in record_id and record_id not in wanted
 
 
 def _original(text: str) -> tuple[str, str] | None:

@@ -52,6 +52,10 @@ _REWRITE_FACTOR = {"duckdb": 1.0, "sqlite": 3.5}
 """What writing a table anew may take, by the size of the file; SQLite writes it to its log, too, and folds that."""
 
 
+_POINTER_BYTES = 1_000
+"""What a record may take that gets its data back, in SQLite's log and in its file; about 300 were seen."""
+
+
 class DatabaseVersion(NamedTuple):
     """One database of a store, and its revision before and after; None where no migration ever ran."""
 
@@ -331,6 +335,8 @@ class _Run:
         for one in found:
             if backup:
                 wanted.append((self._files.folder, one.backup_bytes))
+            if one.database == "metadata" and one.steps:
+                wanted.append((one.target.path.parent, one.pointers * _POINTER_BYTES))
             # Blocks that one step has let go of, the next one uses.
             wanted.append((one.target.path.parent, max((s.needed_bytes for s in one.steps), default=0)))
         disks: dict[int, Path] = {}

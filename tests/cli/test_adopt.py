@@ -407,7 +407,7 @@ def kill_at_random(old: Path, new: Path, rng: random.Random, kills: int) -> dict
 def test_a_kill_at_any_moment_leaves_the_old_store_and_the_next_run_completes(
     old: Path, new: Path, seed: int
 ) -> None:
-    kill_at_random(old, new, random.Random(seed), 3)
+    kill_at_random(old, new, random.Random(seed), 2)
 
 
 @pytest.mark.slow

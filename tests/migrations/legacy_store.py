@@ -16,7 +16,7 @@ from repo.schema.version import version_of
 from repo.settings import Settings
 from repo.store.backends import backend_for
 
-__all__ = ["Contents", "add_pointer", "contents", "make_legacy_store", "original_of"]
+__all__ = ["Contents", "add_pointer", "add_pointers", "contents", "make_legacy_store", "original_of"]
 
 COLUMNS = """
 CREATE TABLE time_series_data (
@@ -100,6 +100,29 @@ def add_pointer(folder: Path, record_id: str, *points: tuple[int, str], retry_co
             "INSERT INTO time_series_data VALUES (?, ?, 'pressure', 1.5, 100, ?)",
             [timestamp_us, f"P-{record_id}", text_],
         )
+    columns.execute("CHECKPOINT")
+    columns.close()
+
+
+def add_pointers(folder: Path, count: int) -> None:
+    """Add many records as the legacy program kept them in DuckDB: R-0, R-1 ..., each of which has its number."""
+    import duckdb
+
+    pointer = json.dumps({"storage": "duckdb", "sensor_id": "many", "metric": "unknown"})
+    metadata = sqlite3.connect(folder / "offline_buffer.db")
+    metadata.executemany(
+        "INSERT INTO buffered_records (record_id, source, data, timestamp, created_at) VALUES (?, 'gw', ?, 1, 1)",
+        [(f"R-{number}", pointer) for number in range(count)],
+    )
+    metadata.commit()
+    metadata.close()
+    columns = duckdb.connect(str(folder / "timeseries.duckdb"))
+    columns.execute(
+        "INSERT INTO time_series_data SELECT i, 'many', 'unknown', i, 100, "
+        """'{"record_id": "R-' || i || '", "source": "gw", "original_data": {"value": ' || i || '}}' """
+        "FROM range(?) AS r(i)",
+        [count],
+    )
     columns.execute("CHECKPOINT")
     columns.close()
 
