@@ -166,6 +166,7 @@ def _adopt(
             migration=planned,
         )
         if dry_run:
+            progress(1, 1)
             return made
         done = migrate_store(
             folder, backup=False, force=True, progress=lambda done, total: tell(done, total, 1)

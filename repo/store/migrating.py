@@ -30,8 +30,8 @@ from repo.schema.counting import rows_of
 from repo.schema.targets import DATABASES, Target, in_store
 from repo.schema.version import HEAD, REVISIONS, Standing, compare, too_new, version_of
 from repo.settings import Settings
-from repo.store.backends import Backend, DuckDBBackend, backend_for
-from repo.store.building import HEADROOM_BYTES
+from repo.store.backends import Backend, DuckDBBackend, SQLiteBackend, backend_for
+from repo.store.building import HEADROOM_BYTES, typed_errors
 from repo.store.databases import opened, typed
 
 __all__ = [
@@ -419,7 +419,8 @@ class _Run:
                 f"{restored.orphans:,}",
                 self._files.metadata,
             )
-        log.info("%s records have their data back from the points", f"{restored.records:,}")
+        if restored.records:
+            log.info("%s records have their data back from their points", f"{restored.records:,}")
         return replace(
             report,
             records_restored=restored.records,
@@ -428,19 +429,18 @@ class _Run:
         )
 
     def _restore(self, metadata: _Found, columns: _Found, progress: Callable[[int, int], object]) -> Restored:
+        assert columns.backend is not None
         with (
-            opened(metadata.target, metadata.backend, self._settings) as records,
-            typed(metadata.target, metadata.backend),
-            records.begin() as changed,
+            opened(columns.target, columns.backend, self._settings) as points,
+            opened(metadata.target, None, self._settings) as records,
+            typed_errors(columns.backend, SQLiteBackend(metadata.target.path, self._settings)),
+            points.connect().execution_options(**sqlite.READ) as read,
         ):
-            if not PointerRepository(changed).noted():
-                return Restored(0, 0)
-            with (
-                opened(columns.target, columns.backend, self._settings) as points,
-                typed(columns.target, columns.backend),
-                points.connect().execution_options(**sqlite.READ) as read,
-            ):
-                restored = restore_records(changed, read, progress)
+            with records.begin() as changed:
+                # Another process may have been quicker.
+                noted = PointerRepository(changed).noted()
+                restored = restore_records(changed, read, progress) if noted else Restored(0, 0)
+            sqlite.fold_wal(records)
         return restored
 
     def _columns_bytes(self, found: list[_Found]) -> int:

@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from repo import OfflineBufferManager, Settings, Store
+from repo.engines import sqlite
 from repo.errors import StoreBusy
+from repo.schema import migrate
 from repo.store import adopting
 from repo.store.adopting import adopt_store
 from repo.store.migrating import migrate_store
@@ -217,6 +219,27 @@ def test_a_store_of_an_earlier_revision_is_adopted_too_and_one_at_the_head_is_no
     assert "nothing to adopt" in command("adopt", new, newest, code=2).stderr
     assert listing(new) == before
     assert not newest.exists()
+
+
+def test_a_store_of_an_earlier_revision_that_has_its_points_in_sqlite_is_adopted(
+    command: Command, old: Path, new: Path
+) -> None:
+    (old / "timeseries.duckdb").unlink()
+    for name in ("timeseries.sqlite", "offline_buffer.db"):
+        engine = sqlite.open_engine(old / name)
+        migrate.upgrade(engine, "metadata" if name == "offline_buffer.db" else "timeseries", "0001")
+        with engine.begin() as connection:
+            if name == "timeseries.sqlite":
+                text = original_of("pointer 1", "gw", {"value": 1})
+                connection.exec_driver_sql(
+                    "INSERT INTO time_series_data VALUES (1, 's', 'm', 2.5, 100, ?)", (text,)
+                )
+        engine.dispose()
+    told = command.json("adopt", old, new)
+    assert (told["points"], told["records_restored"], told["records_without_original"]) == (1, 1, 2)
+    with Store(new, QUIET) as store:
+        assert store.status().engine == "sqlite"
+        assert [row["value"] for row in store.points.range("s", "m")] == [2.5]
 
 
 def test_a_store_that_has_records_alone_is_adopted(command: Command, new: Path, tmp_path: Path) -> None:

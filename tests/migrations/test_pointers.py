@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import Connection
 
 from repo import Settings, Store
 from repo.commands import holdfast
 from repo.errors import HoldfastError
+from repo.repositories.pointers import PointerRepository
 from repo.repositories.records import data_text
 from repo.schema import adopt
 from repo.store import migrating
@@ -254,6 +256,27 @@ def test_an_error_while_records_are_restored_is_one_of_the_migration_but_does_no
             assert len(store.records.pending()) == 6
     assert migrate_store(legacy).records_restored == 0
     assert pending(legacy)["a"]["data"] == {"value": 2}
+
+
+@pytest.mark.parametrize(
+    ("engine", "query"), [("DuckDB", "SELECT * FROM nowhere"), ("SQLite", "DROP TABLE nowhere")]
+)
+def test_an_error_of_either_engine_names_its_own_file_and_changes_nothing(
+    legacy: Path, monkeypatch: pytest.MonkeyPatch, engine: str, query: str
+) -> None:
+    add_pointer(legacy, "a", (1, original_of("a", "gw", {"value": 1})))
+
+    def fails(metadata: Connection, columns: Connection, _progress: object) -> Any:
+        PointerRepository(metadata).resolve({"a": "{}"})
+        (columns if engine == "DuckDB" else metadata).exec_driver_sql(query)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(migrating, "restore_records", fails)
+        with pytest.raises(HoldfastError) as caught:
+            migrate_store(legacy)
+    assert caught.value.path == legacy / ("timeseries.duckdb" if engine == "DuckDB" else "offline_buffer.db")
+    assert len(asked(legacy, POINTERS)) == 1
+    assert migrate_store(legacy).records_restored == 1
 
 
 def test_alembic_alone_leaves_the_note_and_taking_the_revision_back_removes_it(
