@@ -202,9 +202,15 @@ def _typed_errors(engine: Engine, path: Path) -> Iterator[None]:
         yield
     except CommandError as error:
         raise HoldfastError(f"{path}: {error}", path=path) from error
-    except SQLAlchemyError as error:
+    except HoldfastError:
+        raise
+    except Exception as error:
+        # A checkpoint goes past SQLAlchemy, so the driver's own errors come, too.
         if engine.dialect.name == "duckdb":
             from repo.engines import duckdb
 
-            raise duckdb.typed_error(error, path) from error
-        raise sqlite.typed_error(error, path) from error
+            if isinstance(error, (SQLAlchemyError, duckdb.DriverError)):
+                raise duckdb.typed_error(error, path) from error
+        elif isinstance(error, (SQLAlchemyError, sqlite.DriverError)):
+            raise sqlite.typed_error(error, path) from error
+        raise

@@ -347,17 +347,18 @@ def kill_at_random(made: Path, folder: Path, rng: random.Random, kills: int) -> 
     shutil.copytree(made, old)
     add_pointers(old, 4_000)
     points = contents(old)["points"]
+    whole = folder / "whole"
+    shutil.copytree(old, whole)
+    process = begun_process(whole)
     begun = time.monotonic()
-    migrated = folder / "whole"
-    shutil.copytree(old, migrated)
-    assert migrating_process(migrated).wait() == 0
+    assert process.wait() == 0
     whole_s = time.monotonic() - begun
     states: Counter[str] = Counter()
     for number in range(kills):
         store = folder / str(number)
         shutil.copytree(old, store)
-        process = migrating_process(store)
-        time.sleep(rng.uniform(0.2, 1.0) * whole_s)
+        process = begun_process(store)
+        time.sleep(rng.uniform(0.0, 1.0) * whole_s)
         process.kill()
         process.wait()
         found = contents(store)
@@ -380,8 +381,14 @@ def kill_at_random(made: Path, folder: Path, rng: random.Random, kills: int) -> 
     return dict(states)
 
 
-def migrating_process(folder: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "cli", "-q", "--store", str(folder), "migrate"], cwd=ROOT)
+def begun_process(folder: Path) -> subprocess.Popen[bytes]:
+    """Start an upgrade and return when it has taken the lease, or soon after."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "-q", "--store", str(folder), "migrate"], cwd=ROOT
+    )
+    while not (folder / "lease.lock").exists() and process.poll() is None:
+        time.sleep(0.001)
+    return process
 
 
 def test_a_kill_in_the_middle_of_an_upgrade_costs_no_record_its_data(
