@@ -24,6 +24,7 @@ from repo.engines import inuse, sqlite
 from repo.engines.lease import read_holder
 from repo.engines.torn import sync_file, sync_folder
 from repo.errors import (
+    EngineMissing,
     HoldfastError,
     InvalidSettings,
     MigrationFailed,
@@ -416,7 +417,7 @@ def _named_after(sources: list[_File], folder: Path, target: Path) -> Iterator[N
         yield
     except HoldfastError as error:
         names = [(folder, target)]
-        if isinstance(error, (StoreCorrupt, SchemaTooNew, InvalidSettings)):
+        if isinstance(error, (StoreCorrupt, SchemaTooNew, InvalidSettings, EngineMissing)):
             copies = sorted(sources, key=lambda file: len(file.name), reverse=True)
             names = [(folder / file.name, file.source) for file in copies] + names
         text = str(error)

@@ -27,6 +27,7 @@ from repo.store.adopting import adopt_store
 from repo.store.migrating import migrate_store
 from tests.cli.conftest import Command
 from tests.migrations.legacy_store import add_pointer, contents, make_legacy_store, original_of
+from tests.without_duckdb.environment import make
 
 pytestmark = pytest.mark.duckdb
 
@@ -389,6 +390,20 @@ def test_a_file_that_this_duckdb_would_destroy_is_refused_by_its_own_name(
     refused = command("adopt", old, new, code=1).stderr
     assert f"{old}/timeseries.duckdb.wal" in refused
     assert "0.9.2" in refused
+    assert listing(old) == before
+    assert remains(new) == []
+
+
+def test_without_duckdb_a_store_that_needs_it_is_refused_by_its_own_name(
+    old: Path, new: Path, tmp_path: Path
+) -> None:
+    before = listing(old)
+    done = subprocess.run(
+        [make(tmp_path / "without-duckdb"), "-m", "cli", "adopt", str(old), str(new)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert f"{old}/timeseries.duckdb needs DuckDB" in done.stderr
     assert listing(old) == before
     assert remains(new) == []
 
