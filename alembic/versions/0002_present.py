@@ -5,6 +5,8 @@ Revision 0002, after 0001. In DuckDB the points lose their key and indexes. Defi
 before have no seq (NULL): there is no cursor that they could be missing from.
 """
 
+import logging
+
 import sqlalchemy as sa
 from alembic import context, op
 from alembic.util import CommandError
@@ -16,6 +18,11 @@ depends_on = None
 
 # The tables that it writes anew, by database: so much more room is needed.
 REWRITES = {"timeseries": ("time_series_data",)}
+
+# By how many rows it makes a table longer or shorter, filled as it goes; the runner compares.
+row_differences: dict[str, int] = {}
+
+log = logging.getLogger("holdfast.migrating")
 
 SUMMARY = """
     sensor_id {text} NOT NULL,
@@ -109,6 +116,10 @@ METADATA = (
 )
 
 
+POINTER = """substr(data, 1, 20) = '{"storage": "duckdb"'"""
+MARKED = "key = 'holdfast.pointers'"
+
+
 def upgrade(database: str) -> None:
     """Run this revision on one database."""
     globals()[f"upgrade_{database}"]()
@@ -129,6 +140,13 @@ def upgrade_metadata() -> None:
         op.execute(statement)
     make("latest", SUMMARY, key="sensor_id, metric_name", rowid=False)
     make("loss_ledger", LEDGER, key="entry_id")
+    # Records whose data the legacy program kept with a point only are resolved when the columns can be read.
+    row_differences["buffer_metadata"] = -count("buffer_metadata", MARKED)
+    op.execute(f"DELETE FROM buffer_metadata WHERE {MARKED}")
+    op.execute(f"""
+        INSERT INTO buffer_metadata (key, value)
+        SELECT 'holdfast.pointers', count(*) FROM buffered_records WHERE {POINTER} GROUP BY {POINTER}""")
+    row_differences["buffer_metadata"] += count("buffer_metadata", MARKED)
 
 
 def downgrade_metadata() -> None:
@@ -138,6 +156,7 @@ def downgrade_metadata() -> None:
     refuse_if_any("series descriptions", "series", "coalesce(unit, description, labels) IS NOT NULL")
     for table in ("journal", "store_state", "series", "latest", "sinks", "loss_ledger"):
         op.execute(f"DROP TABLE {table}")
+    op.execute(f"DELETE FROM buffer_metadata WHERE {MARKED}")  # pointers are what the legacy schema has
 
 
 # --- time series ---------------------------------------------------------------------------------------
@@ -149,6 +168,9 @@ def upgrade_timeseries() -> None:
     make("loss_ledger", LEDGER, key="entry_id")
     make("time_series_data_0002", POINTS, key="sensor_id, metric_name, timestamp_us", rowid=False)
     # NaN was how the legacy program stored "no reading"; SQLite cannot hold one.
+    if on_duckdb() and (empty := count("time_series_data", "isnan(value)")):
+        log.warning("%s points held NaN, and have no reading (NULL) now", f"{empty:,}")
+        context.config.attributes.setdefault("told", {})["nan_points"] = empty
     value = "CASE WHEN isnan(p.value) THEN NULL ELSE p.value END" if on_duckdb() else "p.value"
     op.execute(f"""
         INSERT INTO series

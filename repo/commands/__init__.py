@@ -25,6 +25,7 @@ _COMMANDS = {
     "init": ("folders", "Make a store, or see that there is one."),
     "status": ("folders", "Show what the store holds, its backlog, its files and who has it open."),
     "migrate": ("migrate", "Bring the store's schema to this program's version."),
+    "adopt": ("adopt", "Make the store NEW from a copy of the store OLD, which stays as it is."),
     "promote": ("engines", "Move the columns from SQLite to DuckDB."),
     "demote": ("engines", "Move the columns from DuckDB to SQLite."),
     "query": (

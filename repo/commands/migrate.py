@@ -45,10 +45,13 @@ def migrate(
     is run again. No other process may have the store open.
 
     \b
-    JSON: {"path", "head", "outdated": true if a migration is still due, "databases": [{"database": "metadata"
+    JSON: {"path", "head", "outdated": true if something is still due, "databases": [{"database": "metadata"
     or "timeseries", "engine", "file", "before": revision or null, "after"}], "steps": [{"database", "revision",
     "title", "rows": those it touches, "needed_bytes"}], "needed_bytes": for backup and steps together,
-    "free_bytes", "backup": its folder, or null}; with --restore {"path", "restored": the backup's folder,
+    "free_bytes", "backup": its folder, or null, "nan_points": points that held NaN and have no reading now,
+    "records_restored": records of the legacy program that have their data back from their points,
+    "records_without_original": those that stay as they are, for no point has it, "records_waiting": those that are
+    still to be restored}; with --restore {"path", "restored": the backup's folder,
     "made_us", "databases": [{"database", "engine", "name", "revision", "size_bytes"}]}
     """
     if restore:
@@ -75,17 +78,21 @@ def migrate(
             {
                 "path": str(session.folder.resolve()),
                 "head": HEAD,
-                "outdated": any(database.after != HEAD for database in done.databases),
+                "outdated": done.restores or any(database.after != HEAD for database in done.databases),
                 "databases": [database._asdict() for database in done.databases],
                 "steps": [step._asdict() for step in done.steps],
                 "needed_bytes": done.needed_bytes,
                 "free_bytes": done.free_bytes,
                 "backup": None if done.backup is None else str(done.backup),
+                "nan_points": done.nan_points,
+                "records_restored": done.records_restored,
+                "records_without_original": done.records_without_original,
+                "records_waiting": done.records_waiting,
             }
         )
     else:
         _tell(session, done, goal, steps=dry_run)
-    if check and any(database.after != goal for database in done.databases):
+    if check and (done.restores or any(database.after != goal for database in done.databases)):
         raise click.exceptions.Exit(Exit.SCHEMA)
 
 
@@ -95,6 +102,14 @@ def _tell(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
         step = f"{before} -> {after}" if before != after else f"at {after}"
         due = "" if after == goal else f", {goal} is due"
         session.say(f"{database.database:<12}{step}{due}  ({database.file})")
+    for name, count, what in (
+        ("points", done.nan_points, "held NaN, and have no reading now"),
+        ("records", done.records_restored, "of the legacy program have their data back from their points"),
+        ("records", done.records_without_original, "stay as they are: no point has their data"),
+        ("records", done.records_waiting, "are to be given their data back from their points"),
+    ):
+        if count:
+            session.say(f"{name:<12}{count:,} {what}")
     if steps and done.steps:
         for planned in done.steps:
             session.say(

@@ -26,6 +26,7 @@ from sqlalchemy.engine import reflection
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import NoSuchTableError
 
+from repo.engines.inuse import is_open_here
 from repo.errors import StoreCorrupt
 
 __all__ = ["ConnectionWrapper", "Dialect", "guarded"]
@@ -49,7 +50,7 @@ def guarded(database: str) -> Iterator[None]:
     """
     path = os.path.realpath(database)
     with _opening:
-        if _is_file(database) and not _open_here(path):
+        if _is_file(database) and not is_open_here(path):
             _refuse_old_log(path)
         try:
             yield
@@ -65,22 +66,6 @@ def guarded(database: str) -> Iterator[None]:
 
 def _is_file(database: str) -> bool:
     return bool(database) and not database.startswith(":memory:")
-
-
-def _open_here(path: str) -> bool:
-    """Say whether this process has the file open: closing another descriptor would then drop its lock."""
-    try:
-        wanted = os.stat(path)
-    except FileNotFoundError:
-        return False
-    for descriptor in os.listdir("/dev/fd"):
-        try:
-            found = os.fstat(int(descriptor))
-        except OSError:
-            continue  # closed meanwhile, as the listing's own descriptor is
-        if os.path.samestat(found, wanted):
-            return True
-    return False
 
 
 def _refuse_old_log(path: str) -> None:

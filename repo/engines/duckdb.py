@@ -18,6 +18,7 @@ from repo.engines.dialect import ConnectionWrapper, Dialect
 from repo.errors import HoldfastError, StoreBusy, StoreClosed, StoreCorrupt, StoreFull
 
 __all__ = [
+    "DriverError",
     "close_engine",
     "log_bytes",
     "log_path",
@@ -29,6 +30,9 @@ __all__ = [
     "set_log_aside",
     "typed_error",
 ]
+
+DriverError = duckdb.Error
+"""The root of what the driver raises by itself, past SQLAlchemy."""
 
 _DAMAGE = (
     "checksum",

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, false, func, select, true
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, false, func, not_, select, true
 
 from repo.clock import Clock, system_clock
 from repo.errors import InvalidQuery, InvalidRecord
 from repo.models import BufferedRecord
 from repo.moments import to_us
+from repo.repositories.pointers import held_back
 from repo.values import check_name
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "RecordExtent",
     "RecordRepository",
     "RecordScope",
+    "data_text",
     "listed_ids",
 ]
 
@@ -69,7 +71,7 @@ class NewRecord(NamedTuple):
         check_name(record_id, "record_id")
         check_name(source, "source")
         timestamp_us = now_us if timestamp is None else to_us(timestamp)
-        return cls(record_id, source, _json(data), timestamp_us / 1e6, now_us / 1e6)
+        return cls(record_id, source, data_text(data), timestamp_us / 1e6, now_us / 1e6)
 
 
 class RecordCounts(NamedTuple):
@@ -172,13 +174,17 @@ class RecordRepository:
         """Return up to `limit` records past `after_id` in the order of their ids, oldest first.
 
         The next page begins after the last `id` of this one, whatever was settled meanwhile. `max_retries`
-        leaves out those that failed so often or oftener.
+        leaves out those that failed so often or oftener. Pointers of the legacy program are no data, and wait until
+        they have theirs back (`repo.repositories.pointers`).
         """
         if limit < 0:
             raise InvalidQuery(f"limit = {limit}: at least 0")
         table = BufferedRecord
         query: Select[Any] = (
-            select(*table.__table__.c).where(table.id > after_id).order_by(table.id).limit(limit)
+            select(*table.__table__.c)
+            .where(table.id > after_id, not_(held_back()))
+            .order_by(table.id)
+            .limit(limit)
         )
         if source is not None:
             query = query.where(table.source == source)
@@ -291,7 +297,8 @@ def _us(seconds: object) -> int | None:
     return round(seconds * 1e6) if isinstance(seconds, (int, float)) else None
 
 
-def _json(data: Mapping[str, Any]) -> str:
+def data_text(data: Mapping[str, Any]) -> str:
+    """Return a record's data as it is stored; raises `InvalidRecord` for what is no mapping, or not JSON."""
     if not isinstance(data, Mapping):
         raise InvalidRecord(f"data: a mapping is needed, not {type(data).__name__}")
     try:

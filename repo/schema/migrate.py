@@ -84,15 +84,23 @@ def steps(database: Database, before: str | None, to: str = "head") -> list[Step
     return found
 
 
-def upgrade(engine: Engine, database: Database, to: str = "head", *, path: Path | None = None) -> Migrated:
+def upgrade(
+    engine: Engine,
+    database: Database,
+    to: str = "head",
+    *,
+    path: Path | None = None,
+    told: dict[str, int] | None = None,
+) -> Migrated:
     """Bring one database up to `to`, each migration in a transaction of its own.
 
     Thread-safe; runs one at a time in the process. No connection of the engine may be in a transaction.
     DuckDB is checkpointed afterwards, so that no DDL stays in its log. Raises `SchemaTooNew` with nothing
     changed, or the engine's typed error; the database is then at the last revision that was completed, and
-    running again goes on from there. `path` names the file in messages.
+    running again goes on from there. `path` names the file in messages; `told` is filled with what revisions count:
+    `nan_points`, those that held NaN and have no reading now.
     """
-    return _migrate(command.upgrade, engine, database, to, path)
+    return _migrate(command.upgrade, engine, database, to, path, {} if told is None else told)
 
 
 def downgrade(engine: Engine, database: Database, to: str, *, path: Path | None = None) -> Migrated:
@@ -101,7 +109,7 @@ def downgrade(engine: Engine, database: Database, to: str, *, path: Path | None 
     As `upgrade`, but raises `HoldfastError`, with nothing changed, where the older schema could not hold what
     the database holds.
     """
-    return _migrate(command.downgrade, engine, database, to, path)
+    return _migrate(command.downgrade, engine, database, to, path, {})
 
 
 def current(engine: Engine) -> str | None:
@@ -143,7 +151,9 @@ def config(**attributes: Any) -> Config:
     return made
 
 
-def _migrate(run: Any, engine: Engine, database: Database, to: str, path: Path | None) -> Migrated:
+def _migrate(
+    run: Any, engine: Engine, database: Database, to: str, path: Path | None, told: dict[str, int]
+) -> Migrated:
     name = _file_of(engine, path)
     with _running, _typed_errors(engine, name), engine.connect() as connection:
         before = version_of(connection)
@@ -152,7 +162,7 @@ def _migrate(run: Any, engine: Engine, database: Database, to: str, path: Path |
             raise too_new(before, name)
         if run is command.upgrade and to == "head" and before == HEAD:
             return Migrated(before, before)
-        run(config(command=run.__name__, connections={database: connection}), to)
+        run(config(command=run.__name__, connections={database: connection}, told=told), to)
         return Migrated(before, version_of(connection))
 
 
@@ -192,9 +202,15 @@ def _typed_errors(engine: Engine, path: Path) -> Iterator[None]:
         yield
     except CommandError as error:
         raise HoldfastError(f"{path}: {error}", path=path) from error
-    except SQLAlchemyError as error:
+    except HoldfastError:
+        raise
+    except Exception as error:
+        # A checkpoint goes past SQLAlchemy, so the driver's own errors come, too.
         if engine.dialect.name == "duckdb":
             from repo.engines import duckdb
 
-            raise duckdb.typed_error(error, path) from error
-        raise sqlite.typed_error(error, path) from error
+            if isinstance(error, (SQLAlchemyError, duckdb.DriverError)):
+                raise duckdb.typed_error(error, path) from error
+        elif isinstance(error, (SQLAlchemyError, sqlite.DriverError)):
+            raise sqlite.typed_error(error, path) from error
+        raise

@@ -12,26 +12,27 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, cast
-
-from sqlalchemy import Engine
 
 from repo.clock import Clock, system_clock
 from repo.engines import sqlite
 from repo.engines.lease import Lease
 from repo.errors import EngineMissing, HoldfastError, InvalidSettings, StoreFull, StoreMissing
 from repo.files import StoreFiles
+from repo.repositories.pointers import PointerRepository
 from repo.schema import backup as backups
 from repo.schema import migrate
+from repo.schema.adopt import Restored, restore_records
 from repo.schema.backup import Backup
 from repo.schema.counting import rows_of
 from repo.schema.targets import DATABASES, Target, in_store
 from repo.schema.version import HEAD, REVISIONS, Standing, compare, too_new, version_of
 from repo.settings import Settings
-from repo.store.backends import Backend, DuckDBBackend, backend_for
-from repo.store.building import HEADROOM_BYTES
+from repo.store.backends import Backend, DuckDBBackend, SQLiteBackend, backend_for
+from repo.store.building import HEADROOM_BYTES, typed_errors
+from repo.store.databases import opened, typed
 
 __all__ = [
     "DatabaseVersion",
@@ -49,6 +50,10 @@ Progress = Callable[[int, int], object]
 
 _REWRITE_FACTOR = {"duckdb": 1.0, "sqlite": 3.5}
 """What writing a table anew may take, by the size of the file; SQLite writes it to its log, too, and folds that."""
+
+
+_POINTER_BYTES = 1_000
+"""What a record may take that gets its data back, in SQLite's log and in its file; about 300 were seen."""
 
 
 class DatabaseVersion(NamedTuple):
@@ -82,6 +87,19 @@ class Migration:
     needed_bytes: int = 0
     """For the backup and the steps together, beside what the store takes; the least that has to be free."""
     free_bytes: int = 0
+    nan_points: int = 0
+    """Points in which the legacy program had stored NaN, and that have no reading (NULL) now."""
+    records_restored: int = 0
+    """Records of the legacy program that were kept with a point only, and have their data back now."""
+    records_without_original: int = 0
+    """Those of them whose data no point has; they stay as they are."""
+    records_waiting: int = 0
+    """Those that are still to be restored, because nothing was to be changed, or the columns cannot be read yet."""
+
+    @property
+    def restores(self) -> bool:
+        """Whether a run would restore records; without any columns there is nothing to restore them from."""
+        return bool(self.records_waiting) and any(one.database == "timeseries" for one in self.databases)
 
 
 @dataclass(slots=True)
@@ -93,6 +111,11 @@ class _Found:
     """Whether nothing is in it, not even tables: there is nothing to lose."""
     size_bytes: int
     steps: list[PlannedStep] = field(default_factory=list)
+    noted: bool = False
+    """Whether it is noted that pointers stand."""
+    nan_points: int = 0
+    pointers: int = 0
+    """How many records look like pointers; counted where they are noted, or may be by a step."""
 
     @property
     def database(self) -> migrate.Database:
@@ -209,15 +232,18 @@ class _Run:
         wanted = backup and begun is None and self._settings.migration_backups > 0
         wanted = wanted and any(not one.is_new for one in due)
         needed = self._needed(found, wanted) if due else {}
+        metadata = next((one for one in found if one.database == "metadata"), None)
         report = Migration(
             tuple(self._version(one, one.before) for one in found),
             tuple(step for one in due for step in one.steps),
             needed_bytes=sum(needed.values()),
             free_bytes=shutil.disk_usage(self._files.folder).free,
+            records_waiting=metadata.pointers if metadata is not None and self._to == HEAD else 0,
         )
-        if check or not due:
+        adopts = report.restores or any(one.noted for one in found)
+        if check or not (due or adopts):
             return report
-        if any(not one.is_new for one in found):
+        if due and any(not one.is_new for one in found):
             if any(one.database == "metadata" and not one.is_new for one in due):
                 sqlite.wait_until_unused(self._files.metadata, self._settings.lease_timeout_s)
             backups.discard_unfinished(self._files)
@@ -225,6 +251,7 @@ class _Run:
                 _refuse_full_disk(needed)
         total = sum(one.size_bytes for one in due for _ in one.steps)
         total += sum(one.backup_bytes for one in found) if wanted else 0
+        total += self._columns_bytes(found) if adopts else 0
         done = 0
 
         def tell(piece: int) -> None:
@@ -234,15 +261,16 @@ class _Run:
 
         if wanted:
             begun = self._back_up([one for one in found if not one.is_new], tell)
-        after = [self._version(one, self._upgrade(one, tell)) for one in found]
-        progress(total, total)
-        return Migration(
-            tuple(after),
-            report.steps,
-            begun.folder if begun is not None else None,
-            report.needed_bytes,
-            report.free_bytes,
+        report = replace(
+            report,
+            databases=tuple(self._version(one, self._upgrade(one, tell)) for one in found),
+            backup=begun.folder if begun is not None and due else None,
+            nan_points=sum(one.nan_points for one in found),
         )
+        if adopts:
+            report = self._adopted(report, found, tell, lenient=without_columns)
+        progress(total, total)
+        return report
 
     # --- looking ------------------------------------------------------------------------------------------
 
@@ -267,18 +295,24 @@ class _Run:
             if isinstance(backend, DuckDBBackend):
                 backend.log_is_spare = False  # of the legacy program's log, no journal has anything
         with (
-            _opened(target, backend, self._settings, looking=True) as engine,
-            _typed(target, backend),
+            opened(target, backend, self._settings, looking=True) as engine,
+            typed(target, backend),
             engine.connect().execution_options(**sqlite.READ) as connection,
         ):
             before = version_of(connection)
             if compare(before) is Standing.TOO_NEW:
                 raise too_new(before, target.path)
             rows = {} if before == self._to else rows_of(connection)
+            noted, pointers = False, 0
+            if target.database == "metadata" and (before == HEAD or "buffered_records" in rows):
+                found_pointers = PointerRepository(connection)
+                noted = before == HEAD and found_pointers.noted()
+                pointers = found_pointers.count() if noted or before != HEAD else 0
         size_bytes = target.path.stat().st_size + (
             sqlite.log_bytes(target.path) if backend is None else backend.log_bytes()
         )
         found = _Found(target, backend, before, before is None and not rows, size_bytes)
+        found.noted, found.pointers = noted, pointers
         if before is not None and REVISIONS.index(before) > REVISIONS.index(self._to):
             raise InvalidSettings(
                 f"{target.path} is at {before} already, and a migration goes up to a revision; `alembic downgrade "
@@ -301,6 +335,8 @@ class _Run:
         for one in found:
             if backup:
                 wanted.append((self._files.folder, one.backup_bytes))
+            if one.database == "metadata" and one.steps:
+                wanted.append((one.target.path.parent, one.pointers * _POINTER_BYTES))
             # Blocks that one step has let go of, the next one uses.
             wanted.append((one.target.path.parent, max((s.needed_bytes for s in one.steps), default=0)))
         disks: dict[int, Path] = {}
@@ -316,8 +352,8 @@ class _Run:
         for one in found:
             if one.backend is not None and one.target.engine == "duckdb" and one.backend.log_bytes():
                 with (
-                    _opened(one.target, one.backend, self._settings) as engine,
-                    _typed(one.target, one.backend),
+                    opened(one.target, one.backend, self._settings) as engine,
+                    typed(one.target, one.backend),
                 ):
                     one.backend.checkpoint(engine)
         made = backups.make(
@@ -341,12 +377,74 @@ class _Run:
                 step.title,
             )
             # Closed after each: what a revision has let go of is given back before the next one begins.
-            with _opened(one.target, one.backend, self._settings) as engine:
-                at = migrate.upgrade(engine, one.database, step.revision, path=one.target.path).after
+            with opened(one.target, one.backend, self._settings) as engine:
+                told: dict[str, int] = {}
+                at = migrate.upgrade(
+                    engine, one.database, step.revision, path=one.target.path, told=told
+                ).after
+                one.nan_points += told.get("nan_points", 0)
                 if one.target.engine == "sqlite":
                     sqlite.fold_wal(engine)
             tell(one.size_bytes)
         return at
+
+    # --- records of the legacy program ------------------------------------------------------------------------
+
+    def _adopted(
+        self, report: Migration, found: list[_Found], tell: Callable[[int], object], *, lenient: bool
+    ) -> Migration:
+        """Restore the records that were kept with a point only, and say how many; where `lenient`, later will do."""
+        by_name = {one.database: one for one in found}
+        if "timeseries" not in by_name:
+            return report
+        size_bytes = by_name["timeseries"].size_bytes
+        told = 0
+
+        def tell_points(done: int, total: int) -> None:
+            nonlocal told
+            now = size_bytes * done // max(1, total)
+            tell(now - told)
+            told = now
+
+        try:
+            restored = self._restore(by_name["metadata"], by_name["timeseries"], tell_points)
+        except HoldfastError as error:
+            if not lenient:
+                raise
+            log.warning("records of the legacy program wait until their data is restored: %s", error)
+            return report
+        if restored.orphans:
+            log.warning(
+                "%s records of %s were kept with a point only, and no point has their data; they stay as they are",
+                f"{restored.orphans:,}",
+                self._files.metadata,
+            )
+        if restored.records:
+            log.info("%s records have their data back from their points", f"{restored.records:,}")
+        return replace(
+            report,
+            records_restored=restored.records,
+            records_without_original=restored.orphans,
+            records_waiting=0,
+        )
+
+    def _restore(self, metadata: _Found, columns: _Found, progress: Callable[[int, int], object]) -> Restored:
+        assert columns.backend is not None
+        with (
+            opened(columns.target, columns.backend, self._settings) as points,
+            opened(metadata.target, None, self._settings) as records,
+            typed_errors(columns.backend, SQLiteBackend(metadata.target.path, self._settings)),
+            points.connect().execution_options(**sqlite.READ) as read,
+        ):
+            with records.begin() as changed:
+                # Another process may have been quicker.
+                noted = PointerRepository(changed).noted()
+                restored = restore_records(changed, read, progress) if noted else Restored(0, 0)
+            sqlite.fold_wal(records)
+        return restored
+
+    def _columns_bytes(self, found: list[_Found]) -> int:
+        return sum(one.size_bytes for one in found if one.database == "timeseries")
 
     def _version(self, one: _Found, after: str | None) -> DatabaseVersion:
         return DatabaseVersion(
@@ -362,38 +460,6 @@ def _leased(files: StoreFiles, settings: Settings, clock: Clock, doing: str) -> 
         yield
     finally:
         lease.close()
-
-
-@contextmanager
-def _opened(
-    target: Target, backend: Backend | None, settings: Settings, *, looking: bool = False
-) -> Iterator[Engine]:
-    if backend is None:
-        engine = sqlite.open_engine(
-            target.path, busy_timeout_s=max(30.0, settings.busy_timeout_s), looking=looking
-        )
-        try:
-            yield engine
-        finally:
-            engine.dispose()
-    else:
-        engine = backend.open()
-        try:
-            yield engine
-        finally:
-            backend.close(engine)
-
-
-@contextmanager
-def _typed(target: Target, backend: Backend | None) -> Iterator[None]:
-    try:
-        yield
-    except HoldfastError:
-        raise
-    except Exception as error:
-        if backend is None:
-            raise sqlite.typed_error(error, target.path) from error
-        raise backend.typed_error(error) from error
 
 
 def _refuse_full_disk(needed: dict[Path, int]) -> None:

@@ -17,8 +17,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from repo.clock import Clock
 from repo.engines import sqlite
 from repo.engines.lease import Lease
-from repo.errors import EngineMissing, SchemaOutdated, StoreCorrupt, StoreMissing
+from repo.errors import EngineMissing, SchemaOutdated, StoreBusy, StoreCorrupt, StoreMissing
 from repo.files import ENGINES, StoreFiles
+from repo.repositories.pointers import PointerRepository
 from repo.repositories.state import State, StateRepository
 from repo.schema import backup, version
 from repo.schema.targets import Target
@@ -104,6 +105,7 @@ class Opening:
             with looking.execution_options(**sqlite.READ).connect() as connection:
                 found = version.version_of(connection)
                 is_new = found is None and not inspect(connection).get_table_names()
+                noted = found == version.HEAD and PointerRepository(connection).noted()
         except SQLAlchemyError as error:
             raise sqlite.typed_error(error, database) from error
         finally:
@@ -111,6 +113,8 @@ class Opening:
         standing = version.compare(found)
         if standing is version.Standing.TOO_NEW:
             raise version.too_new(found, database)
+        if noted:
+            self._restore_records()
         if standing is version.Standing.HEAD or is_new:
             return
         self._refuse_unless_allowed(found, database)
@@ -118,6 +122,20 @@ class Opening:
         lease.acquire(self._settings.lease_timeout_s, "migrating the store")
         try:
             self._migrate(without_columns=True)
+        finally:
+            lease.close()
+
+    def _restore_records(self) -> None:
+        """Give records of the legacy program their data back; what is in the way of it is not in the way of opening."""
+        there = [engine for engine in ENGINES if self._files.columns(engine).exists()]
+        if not there or ("duckdb" in there and why_no_duckdb()):
+            return
+        lease = self._lease()
+        try:
+            lease.acquire(self._settings.lease_timeout_s, "restoring records of the legacy program")
+            self._migrate(without_columns=True)
+        except StoreBusy as busy:
+            log.warning("records of the legacy program wait until their data is restored: %s", busy)
         finally:
             lease.close()
 

@@ -13,6 +13,7 @@ from repo.engines.sqlite import has_wal_reset_bug
 from repo.files import StoreFiles
 from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository
+from repo.repositories.pointers import PointerRepository
 from repo.repositories.records import RecordRepository
 from repo.repositories.series import LatestRepository, SeriesRepository
 from repo.repositories.sinks import SinkRepository
@@ -103,16 +104,21 @@ def read_status(connection: Connection, files: StoreFiles, schema: str) -> Statu
         bytes_total=sum(sizes.values()) + sum(kept.values()),
         bytes_free_on_disk=shutil.disk_usage(files.folder).free,
         holder=read_holder(files.folder, files.prefix),
-        warnings=_warnings(LedgerRepository(connection)),
+        warnings=_warnings(LedgerRepository(connection), PointerRepository(connection)),
     )
 
 
-def _warnings(ledger: LedgerRepository) -> tuple[str, ...]:
+def _warnings(ledger: LedgerRepository, pointers: PointerRepository) -> tuple[str, ...]:
     warnings = [
         f"the column store was replaced by an older one: {loss.detail} may be missing"
         for loss in ledger.list()
         if loss.reason == "columns-older-than-journal"
     ]
+    if pointers.noted() and (waiting := pointers.count()):
+        warnings.append(
+            f"{waiting:,} pending records of the legacy program are held back until their data is restored from the "
+            "columns: `holdfast migrate` does it, where the columns can be read"
+        )
     if has_wal_reset_bug():
         warnings.append(
             "this SQLite version has the WAL-reset bug (sqlite.org/wal.html): Holdfast avoids it, but do not "

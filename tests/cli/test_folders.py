@@ -185,8 +185,19 @@ def test_migrate_brings_both_databases_of_an_old_store_to_the_head(command: Any)
     ]
     done = command.json("migrate")
     assert done.keys() == {
-        "path", "head", "outdated", "databases", "steps", "needed_bytes", "free_bytes", "backup",
-    }  # fmt: skip
+        *(
+            "path",
+            "head",
+            "outdated",
+            "databases",
+            "steps",
+            "needed_bytes",
+            "free_bytes",
+            "backup",
+            "nan_points",
+        ),
+        *("records_restored", "records_without_original", "records_waiting"),
+    }
     assert done["outdated"] is False
     assert [(d["engine"], d["before"], d["after"]) for d in done["databases"]] == [
         ("duckdb", "0001", "0002"),

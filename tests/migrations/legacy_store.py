@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from repo.schema.version import version_of
 from repo.settings import Settings
 from repo.store.backends import backend_for
 
-__all__ = ["Contents", "contents", "make_legacy_store"]
+__all__ = ["Contents", "add_pointer", "add_pointers", "contents", "make_legacy_store", "original_of"]
 
 COLUMNS = """
 CREATE TABLE time_series_data (
@@ -73,6 +74,57 @@ def make_legacy_store(folder: Path, points: int, records: int = 200) -> Path:
     metadata.commit()
     metadata.close()
     return folder
+
+
+def original_of(record_id: object, source: str, data: object) -> str:
+    """Return the metadata in which the legacy program kept a record's data, beside its point."""
+    return json.dumps({"record_id": record_id, "source": source, "original_data": data})
+
+
+def add_pointer(folder: Path, record_id: str, *points: tuple[int, str], retry_count: int = 0) -> None:
+    """Add a record as the legacy program kept it in DuckDB, and its points: (time in µs, metadata)."""
+    import duckdb
+
+    pointer = json.dumps({"storage": "duckdb", "sensor_id": f"P-{record_id}", "metric": "pressure"})
+    metadata = sqlite3.connect(folder / "offline_buffer.db")
+    metadata.execute(
+        "INSERT INTO buffered_records (record_id, source, data, timestamp, retry_count, last_retry, created_at) "
+        "VALUES (?, 'gw', ?, 1700000001.25, ?, 1700000002.5, 1700000003.75)",
+        (record_id, pointer, retry_count),
+    )
+    metadata.commit()
+    metadata.close()
+    columns = duckdb.connect(str(folder / "timeseries.duckdb"))
+    for timestamp_us, text_ in points:
+        columns.execute(
+            "INSERT INTO time_series_data VALUES (?, ?, 'pressure', 1.5, 100, ?)",
+            [timestamp_us, f"P-{record_id}", text_],
+        )
+    columns.execute("CHECKPOINT")
+    columns.close()
+
+
+def add_pointers(folder: Path, count: int) -> None:
+    """Add many records as the legacy program kept them in DuckDB: R-0, R-1 ..., each of which has its number."""
+    import duckdb
+
+    pointer = json.dumps({"storage": "duckdb", "sensor_id": "many", "metric": "unknown"})
+    metadata = sqlite3.connect(folder / "offline_buffer.db")
+    metadata.executemany(
+        "INSERT INTO buffered_records (record_id, source, data, timestamp, created_at) VALUES (?, 'gw', ?, 1, 1)",
+        [(f"R-{number}", pointer) for number in range(count)],
+    )
+    metadata.commit()
+    metadata.close()
+    columns = duckdb.connect(str(folder / "timeseries.duckdb"))
+    columns.execute(
+        "INSERT INTO time_series_data SELECT i, 'many', 'unknown', i, 100, "
+        """'{"record_id": "R-' || i || '", "source": "gw", "original_data": {"value": ' || i || '}}' """
+        "FROM range(?) AS r(i)",
+        [count],
+    )
+    columns.execute("CHECKPOINT")
+    columns.close()
 
 
 def contents(folder: Path) -> Contents:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store
+from repo.engines import torn
 from repo.engines.lease import Lease
 from repo.errors import (
     HoldfastError,
@@ -363,6 +364,25 @@ def test_a_revision_that_loses_rows_is_taken_back_unless_it_says_how_many(
     lost = 10 if database == "metadata" else POINTS // 3
     scripts(database, f"{lose}; row_differences['{table}'] = -{lost}")
     assert all(one.after == HEAD for one in migrate_store(legacy).databases)
+
+
+def test_a_disk_that_fills_up_at_the_checkpoint_after_a_revision_is_told_as_such(
+    legacy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import duckdb
+
+    before = contents(legacy)
+
+    def full(path: Path) -> Any:
+        raise duckdb.FatalException(f'FATAL Error: Could not write file "{path}": No space left on device')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torn, "noted", full)
+        with pytest.raises(StoreFull, match="no space left"):
+            migrate_store(legacy, backup=False)
+    migrate_store(legacy, backup=False)
+    after = contents(legacy)
+    assert {name: after[name] for name in DATA} == {name: before[name] for name in DATA}
 
 
 # --- others ---------------------------------------------------------------------------------------------

@@ -1,0 +1,104 @@
+"""`adopt`: a new store from an old one, which stays as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from repo.commands.output import print_json
+from repo.commands.session import Session, json_option
+
+if TYPE_CHECKING:
+    from repo.store.adopting import Adoption
+
+__all__ = ["adopt"]
+
+
+@click.command()
+@click.argument("old", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("new", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--timeseries",
+    metavar="FILE",
+    envvar="DUCKDB_STORAGE_PATH",
+    show_envvar=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The time-series file of OLD, where it lies elsewhere.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Show the steps, their rows and the bytes needed; make nothing."
+)
+@click.option("--force", is_flag=True, help="Try it although the disk may be too small.")
+@json_option
+@click.pass_obj
+def adopt(
+    session: Session, old: Path, new: Path, timeseries: Path | None, dry_run: bool, force: bool
+) -> None:
+    """Make the store NEW from a copy of the store OLD, which stays as it is.
+
+    OLD is the folder of the legacy program, or of an older version of this one; no file in it is changed or made.
+    NEW is not there yet, or is an empty folder. The copy is brought to this program's schema beside NEW, checked, and
+    given its name at last: stopped or killed at any moment, NEW is whole or not there, and running again does it. No
+    program may have OLD open. --dry-run makes the copy, looks at it and removes it: it needs the room for that.
+
+    \b
+    JSON: {"old", "new", "made": false with --dry-run, "records", "points", "copied_bytes", "needed_bytes": for the
+    copy and its migration, "free_bytes", "databases", "steps", "nan_points", "records_restored",
+    "records_without_original", "records_waiting": as those of `migrate`}
+    """
+    from repo.store.adopting import adopt_store
+
+    with session.progress("adopting") as show:
+        done = adopt_store(old, new, columns=timeseries, dry_run=dry_run, force=force, progress=show)
+    if session.as_json:
+        migration = done.migration
+        print_json(
+            {
+                "old": str(done.old),
+                "new": str(done.new),
+                "made": done.made,
+                "records": done.records,
+                "points": done.points,
+                "copied_bytes": done.copied_bytes,
+                "needed_bytes": done.needed_bytes,
+                "free_bytes": done.free_bytes,
+                "databases": [database._asdict() for database in migration.databases],
+                "steps": [step._asdict() for step in migration.steps],
+                "nan_points": migration.nan_points,
+                "records_restored": migration.records_restored,
+                "records_without_original": migration.records_without_original,
+                "records_waiting": migration.records_waiting,
+            }
+        )
+    else:
+        _tell(session, done)
+
+
+def _tell(session: Session, done: Adoption) -> None:
+    migration = done.migration
+    if not done.made:
+        for step in migration.steps:
+            session.say(f"{step.database:<12}{step.revision}: {step.title}; {step.rows:,} rows touched")
+        if migration.records_waiting:
+            session.say(
+                f"{'records':<12}{migration.records_waiting:,} are to be given their data back from their points"
+            )
+        session.say(
+            f"{'disk':<12}{done.needed_bytes:,} bytes needed in all, {done.free_bytes:,} are free; {done.new} was "
+            "not made"
+        )
+        return
+    for database in migration.databases:
+        session.say(f"{database.database:<12}{database.before or 'none'} -> {database.after}")
+    for name, count, what in (
+        ("points", done.points, "copied"),
+        ("points", migration.nan_points, "of them held NaN, and have no reading now"),
+        ("records", done.records, "copied"),
+        ("records", migration.records_restored, "of them have their data back from their points"),
+        ("records", migration.records_without_original, "of them stay as they are: no point has their data"),
+    ):
+        if count or what == "copied":
+            session.say(f"{name:<12}{count:,} {what}")
+    session.say(f"{'store':<12}{done.new} was made; {done.old} is as it was")

@@ -1,0 +1,404 @@
+"""Records of a legacy store that were kept with a point only: they get their data back, whole, once."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import Connection
+
+from repo import Settings, Store
+from repo.commands import holdfast
+from repo.errors import HoldfastError
+from repo.repositories.pointers import PointerRepository
+from repo.repositories.records import data_text
+from repo.schema import adopt
+from repo.store import migrating
+from repo.store.migrating import migrate_store
+from tests.migrations.legacy_store import add_pointer, add_pointers, contents, make_legacy_store, original_of
+from tests.without_duckdb.environment import make
+
+pytestmark = pytest.mark.duckdb
+
+ROOT = Path(__file__).resolve().parents[2]
+MARKER = "SELECT value FROM buffer_metadata WHERE key = 'holdfast.pointers'"
+POINTERS = 'SELECT record_id, data FROM buffered_records WHERE data LIKE \'{"storage": "duckdb"%\''
+QUIET = Settings(background=False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_legacy_store(tmp_path_factory.mktemp("legacy") / "store", 2_100, records=5)
+
+
+@pytest.fixture
+def legacy(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "store"))
+
+
+def asked(folder: Path, query: str) -> list[Any]:
+    connection = sqlite3.connect(folder / "offline_buffer.db")
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+def pending(folder: Path) -> dict[str, Any]:
+    with Store(folder, QUIET) as store:
+        return {record["record_id"]: record for record in store.records.pending()}
+
+
+DATA: dict[str, Any] = {
+    "plain": {"sensor_id": "S", "metric_name": "pressure", "value": 1.5, "quality": 7},
+    "nested": {"value": 1, "a": [1, [2, {"b": None, "c": [True, False, ""]}], {}], "": {"": []}},
+    "unicode": {"well_name": "скважина Ä 李 🛢", "note": 'a "quote" \\ and \n a line', "temperature": 80.25},
+    "numbers": {"value": -0.0, "tiny": 5e-324, "big": 2**70, "exact": 0.1 + 0.2, "int64": -(2**63)},
+    "like a pointer": {"storage": "duckdb", "sensor_id": "S", "metric": "m", "value": 3},
+    "empty": {},
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_record_has_the_data_back_that_it_was_given_and_nothing_else_of_it_changes(
+    legacy: Path, name: str
+) -> None:
+    add_pointer(legacy, name, (1_700_000_001_250_000, original_of(name, "gw", DATA[name])), retry_count=3)
+    columns = "id, record_id, source, timestamp, retry_count, last_retry, created_at, typeof(data)"
+    before = asked(legacy, f"SELECT {columns} FROM buffered_records")
+    done = migrate_store(legacy)
+    assert (done.records_restored, done.records_without_original, done.records_waiting) == (1, 0, 0)
+    assert asked(legacy, f"SELECT {columns} FROM buffered_records") == before
+    [(text,)] = asked(legacy, f"SELECT data FROM buffered_records WHERE record_id = '{name}'")
+    assert text == data_text(DATA[name])
+    assert json.dumps(pending(legacy)[name]["data"]) == json.dumps(DATA[name])
+    assert asked(legacy, MARKER) == []
+    assert asked(legacy, "SELECT count(*) FROM buffered_records") == [(6,)]
+    again = migrate_store(legacy)
+    assert (again.records_restored, again.records_without_original, again.steps) == (0, 0, ())
+    with Store(legacy, QUIET) as store:
+        store.records.add(name, "gw", DATA[name])  # the same data changes nothing: the text is the very same
+        assert store.records.pending()[-1]["retry_count"] == 3
+
+
+def test_what_this_program_would_refuse_comes_back_as_the_legacy_program_took_it(legacy: Path) -> None:
+    odd = '{"record_id": "odd", "source": "gw", "original_data": {"value": NaN, "x": -Infinity, "s": "\\ud800"}}'
+    add_pointer(legacy, "odd", (1, odd))
+    assert migrate_store(legacy).records_restored == 1
+    data = pending(legacy)["odd"]["data"]
+    assert data["value"] != data["value"]
+    assert (data["x"], data["s"]) == (float("-inf"), "\ud800")
+
+
+ODD_METADATA = (
+    "",
+    "no JSON, though it names \"record_id\" and \"original_data\"",
+    '{"record_id": "lost", "original_data": ',
+    '{"record_id": "lost", "source": "gw"} "original_data"',
+    '["record_id", "lost", "original_data", {}]',
+    '{"record_id": "lost", "source": "gw", "original_data": [1, 2]}',
+    '{"record_id": ["lost"], "source": "gw", "original_data": {"a": 1}}',
+    '{"record_id": "LOST", "source": "gw", "original_data": {"a": 1}}',
+    '{"record_id": "\\ud800", "source": "gw", "original_data": {"a": 1}}',
+    '{"record_id": null, "original_data": null}',
+    '{"record_id": "lost", "original_data": {"a": ' + "[" * 100_000 + "]" * 100_000 + "}}",
+    '{"record_id": "lost", "original_data": {"a": ' + "9" * 5_000 + "}}",
+    "\u0000\u202e 李",
+)  # fmt: skip
+
+
+def test_a_record_without_its_data_stays_as_it_is_whatever_the_metadata_of_the_points_says(
+    legacy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_pointer(legacy, "lost", *enumerate(ODD_METADATA, 1))
+    add_pointer(legacy, "found", (10**15, original_of("found", "gw", {"value": 1})))
+    before, points = asked(legacy, POINTERS), contents(legacy)["points"]
+    done = migrate_store(legacy)
+    assert (done.records_restored, done.records_without_original) == (1, 1)
+    assert "1 records" in caplog.text
+    assert asked(legacy, POINTERS) == [row for row in before if row[0] == "lost"]
+    assert contents(legacy)["points"] == points
+    assert pending(legacy)["lost"]["data"] == json.loads(before[0][1])
+    assert migrate_store(legacy).records_without_original == 0
+
+
+def test_records_of_another_shape_are_never_taken_for_pointers(legacy: Path) -> None:
+    add_pointer(legacy, "p", (1, original_of("p", "gw", {"value": 1})))
+    texts = {
+        "own": '{"storage":"duckdb","sensor_id":"S","metric":"m"}',
+        "more": '{"storage": "duckdb", "sensor_id": "S", "metric": "m", "value": 2}',
+        "less": '{"storage": "duckdb"}',
+        "other": '{"storage": "duckdb2", "sensor_id": "S", "metric": "m"}',
+    }
+    connection = sqlite3.connect(legacy / "offline_buffer.db")
+    for name, text in texts.items():
+        connection.execute(
+            "INSERT INTO buffered_records (record_id, source, data, timestamp, created_at) "
+            "VALUES (?, 'gw', ?, 1, 1)",
+            (name, text),
+        )
+    connection.commit()
+    connection.close()
+    for number, name in enumerate(texts):
+        add_pointer(legacy, f"point {name}", (number, original_of(name, "gw", {"value": "wrong"})))
+    done = migrate_store(legacy)
+    assert (done.records_restored, done.records_without_original) == (1, len(texts))
+    found = dict(asked(legacy, "SELECT record_id, data FROM buffered_records"))
+    assert {name: found[name] for name in texts} == texts
+
+
+def test_of_several_points_for_one_record_the_latest_has_its_data_in_whatever_order_they_stand(
+    legacy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adopt, "PAGE_POINTS", 3)
+    for name, order in (("up", (1, 2, 3, 4, 5)), ("down", (5, 4, 3, 2, 1)), ("mixed", (3, 5, 1, 4, 2))):
+        add_pointer(legacy, name, *((at, original_of(name, "gw", {"at": at})) for at in order))
+    assert migrate_store(legacy).records_restored == 3
+    found = pending(legacy)
+    assert [found[name]["data"] for name in ("up", "down", "mixed")] == [{"at": 5}] * 3
+
+
+def test_an_id_that_was_a_number_is_found_as_the_text_that_it_became(legacy: Path) -> None:
+    add_pointer(legacy, "4711", (1, original_of(4711, "gw", {"value": 1})))
+    assert migrate_store(legacy).records_restored == 1
+
+
+def test_counts_are_told_by_the_command_and_looking_restores_nothing(legacy: Path) -> None:
+    add_pointer(legacy, "a", (1, original_of("a", "gw", {"value": 1})))
+    add_pointer(legacy, "lost")
+    looked = told(legacy, "migrate", "--dry-run")
+    assert [looked[name] for name in NAMES] == [0, 0, 0, 2]
+    assert looked["outdated"]
+    assert len(asked(legacy, POINTERS)) == 2
+    done = told(legacy, "migrate")
+    assert [done[name] for name in NAMES] == [3, 1, 1, 0]
+    again = told(legacy, "migrate", "--check")
+    assert [again[name] for name in NAMES] == [0, 0, 0, 0]
+    assert not again["outdated"]
+
+
+NAMES = ("nan_points", "records_restored", "records_without_original", "records_waiting")
+
+
+def told(folder: Path, *arguments: str, code: int = 0) -> Any:
+    done = CliRunner().invoke(holdfast, ["--json", "--store", str(folder), *arguments])
+    assert done.exit_code == code, done.output
+    return json.loads(done.stdout)
+
+
+# --- what is not done at once is done later --------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Let the restoring of records stop in the middle, as by a kill; returns what mends it."""
+
+    def _text(_data: object) -> str:
+        raise KeyboardInterrupt
+
+    whole = adopt._text
+    monkeypatch.setattr(adopt, "_text", _text)
+    return lambda: monkeypatch.setattr(adopt, "_text", whole)
+
+
+@pytest.mark.parametrize("way", ["migrate", "open", "look"])
+def test_a_kill_before_the_records_are_restored_leaves_a_note_and_the_next_run_completes_it(
+    legacy: Path, broken: Callable[[], None], way: str
+) -> None:
+    for name in ("a", "b"):
+        add_pointer(legacy, name, (1, original_of(name, "gw", {"name": name})))
+    with pytest.raises(KeyboardInterrupt):
+        migrate_store(legacy)
+    assert asked(legacy, MARKER) == [("2",)]
+    assert len(asked(legacy, POINTERS)) == 2
+    assert [one.after for one in migrate_store(legacy, check=True).databases] == ["0002", "0002"]
+    assert migrate_store(legacy, check=True).records_waiting == 2
+    with pytest.raises(KeyboardInterrupt):
+        Store(legacy, QUIET)
+    broken()
+    if way == "look":
+        told(legacy, "migrate", "--check", code=5)
+        assert asked(legacy, MARKER) == [("2",)]
+    if way == "open":
+        Store(legacy, QUIET).close()
+    else:
+        assert migrate_store(legacy).records_restored == 2
+    assert asked(legacy, MARKER) == []
+    assert {name: pending(legacy)[name]["data"] for name in "ab"} == {"a": {"name": "a"}, "b": {"name": "b"}}
+
+
+def test_an_error_while_records_are_restored_is_one_of_the_migration_but_does_not_keep_a_store_closed(
+    legacy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_pointer(legacy, "a", (1, original_of("a", "gw", {"value": 1})))
+
+    def full(*_: object) -> Any:
+        raise HoldfastError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(migrating, "restore_records", full)
+        with pytest.raises(HoldfastError, match="no space left"):
+            migrate_store(legacy)
+        with Store(legacy, QUIET) as store:
+            assert len(store.records.pending()) == 5
+            store.records.add("a", "gw", {"value": 2})
+            assert len(store.records.pending()) == 6
+    assert migrate_store(legacy).records_restored == 0
+    assert pending(legacy)["a"]["data"] == {"value": 2}
+
+
+@pytest.mark.parametrize(
+    ("engine", "query"), [("DuckDB", "SELECT * FROM nowhere"), ("SQLite", "DROP TABLE nowhere")]
+)
+def test_an_error_of_either_engine_names_its_own_file_and_changes_nothing(
+    legacy: Path, monkeypatch: pytest.MonkeyPatch, engine: str, query: str
+) -> None:
+    add_pointer(legacy, "a", (1, original_of("a", "gw", {"value": 1})))
+
+    def fails(metadata: Connection, columns: Connection, _progress: object) -> Any:
+        PointerRepository(metadata).resolve({"a": "{}"})
+        (columns if engine == "DuckDB" else metadata).exec_driver_sql(query)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(migrating, "restore_records", fails)
+        with pytest.raises(HoldfastError) as caught:
+            migrate_store(legacy)
+    assert caught.value.path == legacy / ("timeseries.duckdb" if engine == "DuckDB" else "offline_buffer.db")
+    assert len(asked(legacy, POINTERS)) == 1
+    assert migrate_store(legacy).records_restored == 1
+
+
+def test_alembic_alone_leaves_the_note_and_taking_the_revision_back_removes_it(
+    legacy: Path, alembic: Callable[..., Any]
+) -> None:
+    add_pointer(legacy, "a", (1, original_of("a", "gw", {"value": 1})))
+    before = asked(legacy, "SELECT * FROM buffered_records"), asked(legacy, "SELECT * FROM buffer_metadata")
+    alembic("-x", f"path={legacy}", "upgrade", "head")
+    assert asked(legacy, MARKER) == [("1",)]
+    alembic("-x", f"path={legacy}", "-x", "store=metadata", "downgrade", "0001")
+    assert (
+        asked(legacy, "SELECT * FROM buffered_records"),
+        asked(legacy, "SELECT * FROM buffer_metadata"),
+    ) == before
+    alembic("-x", f"path={legacy}", "upgrade", "head")
+    assert pending(legacy)["a"]["data"] == {"value": 1}
+    assert asked(legacy, MARKER) == []
+
+
+def test_without_duckdb_the_records_wait_and_are_restored_where_it_is(legacy: Path, tmp_path: Path) -> None:
+    add_pointer(legacy, "a", (1, original_of("a", "gw", {"value": 1})))
+    script = """
+import sys
+from repo import OfflineBufferManager
+buffer = OfflineBufferManager(sys.argv[1])
+print(*[record["record_id"] for record in buffer.get_pending_records()], buffer.get_buffer_stats()["total_records"])
+print(*buffer._loan.store.status().warnings, file=sys.stderr)
+buffer.add_record("new", "gw", {"note": 1})
+buffer.shutdown()
+"""
+    python = make(tmp_path / "without-duckdb")
+    for found in ("REC-0 REC-1 REC-2 REC-3 REC-4 6", "REC-0 REC-1 REC-2 REC-3 REC-4 new 7"):
+        done = subprocess.run(
+            [python, "-c", script, str(legacy)], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == found
+        assert "1 pending records of the legacy program are held back" in done.stderr
+    assert asked(legacy, MARKER) == [("1",)]
+    assert [*pending(legacy)] == [*(f"REC-{i}" for i in range(5)), "a", "new"]
+    assert pending(legacy)["a"]["data"] == {"value": 1}
+
+
+def test_a_store_whose_columns_are_not_at_hand_keeps_the_note_until_they_are(
+    legacy: Path, tmp_path: Path
+) -> None:
+    add_pointer(legacy, "a", (1, original_of("a", "gw", {"value": 1})))
+    (legacy / "timeseries.duckdb").rename(tmp_path / "elsewhere.duckdb")
+    done = migrate_store(legacy)
+    assert (done.records_waiting, done.restores, done.records_without_original) == (1, False, 0)
+    told(legacy, "migrate", "--check")
+    assert asked(legacy, MARKER) == [("1",)]
+    (tmp_path / "elsewhere.duckdb").rename(legacy / "timeseries.duckdb")
+    assert migrate_store(legacy).records_restored == 1
+
+
+def test_no_point_is_read_where_there_is_no_pointer(legacy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adopt, "_pages", lambda _connection: pytest.fail("the points were read"))
+    assert migrate_store(legacy).records_restored == 0
+
+
+# --- kills -----------------------------------------------------------------------------------------------
+
+
+def kill_at_random(made: Path, folder: Path, rng: random.Random, kills: int) -> dict[str, int]:
+    """Kill upgrades of a store with many pointers, and complete each; says in what state they were found."""
+    wanted = {f"R-{number}": json.dumps({"value": number}) for number in range(4_000)}
+    old = folder / "old"
+    shutil.copytree(made, old)
+    add_pointers(old, 4_000)
+    points = contents(old)["points"]
+    whole = folder / "whole"
+    shutil.copytree(old, whole)
+    process = begun_process(whole)
+    begun = time.monotonic()
+    assert process.wait() == 0
+    whole_s = time.monotonic() - begun
+    states: Counter[str] = Counter()
+    for number in range(kills):
+        store = folder / str(number)
+        shutil.copytree(old, store)
+        process = begun_process(store)
+        time.sleep(rng.uniform(0.0, 1.0) * whole_s)
+        process.kill()
+        process.wait()
+        found = contents(store)
+        left = len(asked(store, POINTERS))
+        assert left in (0, 4_000)
+        noted = found["metadata"] == "0002" and bool(asked(store, MARKER))
+        states[f"columns {found['columns']}, records {found['metadata']}{', noted' if noted else ''}"] += 1
+        assert noted or (left == 0) is (found["metadata"] == "0002")
+        if rng.random() < 0.5:
+            migrate_store(store)
+        pending = Store(store, QUIET)
+        try:
+            data = {r["record_id"]: json.dumps(r["data"]) for r in pending.records.pending(limit=10_000)}
+        finally:
+            pending.close()
+        assert {name: text for name, text in data.items() if name in wanted} == wanted
+        assert len(data) == 4_005
+        assert contents(store)["points"] == points
+        shutil.rmtree(store)
+    return dict(states)
+
+
+def begun_process(folder: Path) -> subprocess.Popen[bytes]:
+    """Start an upgrade and return when it has taken the lease, or soon after."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "-q", "--store", str(folder), "migrate"], cwd=ROOT
+    )
+    while not (folder / "lease.lock").exists() and process.poll() is None:
+        time.sleep(0.001)
+    return process
+
+
+def test_a_kill_in_the_middle_of_an_upgrade_costs_no_record_its_data(
+    made: Path, tmp_path: Path, seed: int
+) -> None:
+    kill_at_random(made, tmp_path, random.Random(seed), 2)
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_in_the_middle_of_upgrades_cost_no_record_its_data(
+    made: Path, tmp_path: Path, seed: int
+) -> None:
+    print(kill_at_random(made, tmp_path, random.Random(seed), 100))
