@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,6 @@ from repo.models import MetadataBase, TimeSeriesBase
 from repo.schema import migrate
 
 OpenEngine = Callable[[Path], Engine]
-Alembic = Callable[..., subprocess.CompletedProcess[str]]
-ROOT = Path(__file__).resolve().parents[2]
 
 CHANGES = [
     (["ALTER TABLE loss_ledger ADD COLUMN extra INTEGER"], ["remove_column", "loss_ledger.extra"]),
@@ -171,42 +167,3 @@ def _assert_told(
     differences = migrate.check(engine, database)
     assert len(differences) == 1, differences
     assert all(word in differences[0] for word in told), differences
-
-
-def test_a_change_of_the_models_becomes_one_revision_for_both_databases_that_runs_up_and_down(
-    tmp_path: Path, alembic: Alembic
-) -> None:
-    for folder in ("repo", "alembic"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "alembic.ini", tmp_path)
-
-    def run(*arguments: str) -> str:
-        return alembic(*arguments, cwd=tmp_path).stdout
-
-    run("upgrade", "head")
-    models = tmp_path / "repo" / "models.py"
-    changed = models.read_text()
-    for old, new in (
-        (
-            "    name: Mapped[str] =",
-            "    note: Mapped[str | None] = mapped_column(_Text)\n    name: Mapped[str] =",
-        ),
-        (
-            "    file_id: Mapped[str] =",
-            "    noted_us: Mapped[int | None] = mapped_column(_Integer64)\n    file_id: Mapped[str] =",
-        ),
-    ):
-        assert changed.count(old) == 1
-        changed = changed.replace(old, new)
-    models.write_text(changed)
-    run("revision", "--autogenerate", "-m", "Notes")
-    script = (tmp_path / "alembic" / "versions" / "0003_notes.py").read_text()
-    metadata, timeseries = script.split("def upgrade_timeseries")
-    assert "op.add_column('sinks', sa.Column('note'" in metadata
-    assert "op.drop_column('sinks', 'note')" in metadata
-    assert "op.add_column('timeseries_state', sa.Column('noted_us'" in timeseries
-    assert script.count("_column(") == 4
-    run("upgrade", "head")
-    run("downgrade", "-1")
-    run("upgrade", "head")
-    assert "No new upgrade operations" in run("check")
