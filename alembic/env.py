@@ -26,6 +26,7 @@ from repo.schema.version import too_new, version_of
 config = context.config
 MODELS = {"metadata": MetadataBase.metadata, "timeseries": TimeSeriesBase.metadata}
 WRITING = {"upgrade", "downgrade", "stamp", "ensure_version"}
+CHANGING = {"upgrade", "downgrade"}
 COMPARING = {"check", "revision"}
 BOTH_OR_NONE = {"downgrade", "stamp"}
 TELLING = {"current", "history"}
@@ -137,6 +138,12 @@ def run_command(targets: list[Target]) -> None:
         target.require(create=command_name() == "upgrade")
     with ExitStack() as stack:
         stack.enter_context(held(targets))
+        for target in targets:
+            if command_name() in CHANGING:
+                # A program that runs would find other tables under its feet.
+                target.wait_until_unused(
+                    context.script.get_current_head() if command_name() == "upgrade" else None
+                )
         connections = {}
         for target in targets:
             engine = stack.enter_context(target.opened()).execution_options(**options)

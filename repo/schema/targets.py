@@ -18,6 +18,7 @@ from repo.engines.lease import Lease
 from repo.errors import HoldfastError, StoreMissing
 from repo.files import StoreFiles
 from repo.models import StoreState
+from repo.schema.version import version_of
 from repo.settings import Settings
 
 __all__ = ["DATABASES", "Target", "find_targets", "held", "in_store"]
@@ -57,6 +58,24 @@ class Target:
                 "`-x path=FOLDER` names another store",
                 path=self.path,
             )
+
+    def wait_until_unused(self, head: str | None) -> None:
+        """Return when no other process has this SQLite file open; at once where it is at `head`, or not there.
+
+        Raises `StoreBusy` after the `lease_timeout_s` of its folder. Of DuckDB's files the opening says the same.
+        """
+        if self.engine != "sqlite" or not self.path.exists():
+            return
+        engine = sqlite.open_engine(self.path, looking=True)
+        try:
+            with engine.execution_options(**sqlite.READ).connect() as connection:
+                found = version_of(connection)
+        except SQLAlchemyError as error:
+            raise sqlite.typed_error(error, self.path) from error
+        finally:
+            engine.dispose()
+        if head is None or found != head:
+            sqlite.wait_until_unused(self.path, Settings.load(self.path.parent).lease_timeout_s)
 
     @contextmanager
     def opened(self) -> Iterator[Engine]:

@@ -25,13 +25,12 @@ Alembic = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(params=["duckdb", "sqlite"])
-def addresses(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
-    """Both databases of a store by their URLs, on either time-series engine."""
-    columns = tmp_path / f"timeseries.{request.param}"
+@pytest.fixture
+def addresses(tmp_path: Path) -> list[str]:
+    """Both databases of a store by their URLs."""
     return [
         *("-x", f"metadata.url=sqlite:///{tmp_path / 'offline_buffer.db'}"),
-        *("-x", f"timeseries.url={request.param}:///{columns}"),
+        *("-x", f"timeseries.url=duckdb:///{tmp_path / 'timeseries.duckdb'}"),
     ]
 
 
@@ -72,6 +71,7 @@ def test_a_downgrade_that_one_database_refuses_leaves_the_other_as_it_is(
     engine = open_engine(tmp_path / "offline_buffer.db")
     with engine.begin() as connection:
         connection.execute(text("INSERT INTO sinks VALUES ('s', 1, 1, 1)"))
+    engine.dispose()
     refused = alembic("downgrade", "-1", HOLDFAST_STORE=str(tmp_path), ok=False)
     assert "no place for the 1 sinks" in refused.stdout
     assert alembic("current", HOLDFAST_STORE=str(tmp_path)).stdout.count("0002 (head)") == 2
@@ -240,6 +240,25 @@ def test_a_store_whose_columns_another_process_has_is_busy(tmp_path: Path, alemb
     lease.close()
     assert "were not handed over" in refused.stdout
     assert not (tmp_path / "offline_buffer.db").exists()
+
+
+def test_a_program_that_has_the_metadata_open_is_not_migrated_under_its_feet(
+    tmp_path: Path, alembic: Alembic
+) -> None:
+    file, at_once = tmp_path / "offline_buffer.db", {"HOLDFAST_LEASE_TIMEOUT_S": "0.1"}
+    alembic("-x", f"path={tmp_path}", "upgrade", "0001")
+    running = sqlite3.connect(file)
+    running.execute("PRAGMA journal_mode = WAL")
+    running.execute("SELECT * FROM buffered_records").fetchall()
+    refused = alembic("-x", f"path={tmp_path}", "upgrade", "head", ok=False, **at_once)
+    assert f"FAILED: {file} is open in another process" in refused.stdout
+    assert "0001" in alembic("-x", f"path={tmp_path}", "-x", "store=timeseries", "current").stdout
+    running.close()
+    alembic("-x", f"path={tmp_path}", "upgrade", "head", **at_once)
+    running = sqlite3.connect(file)
+    running.execute("SELECT * FROM journal").fetchall()
+    alembic("-x", f"path={tmp_path}", "upgrade", "head", **at_once)
+    running.close()
 
 
 def test_a_failure_of_the_guard_reaches_the_command_line(
