@@ -100,6 +100,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         legacy.close()
     for home in (folder, alone):
         _put(kind, home / "timeseries.duckdb")
+    shutil.copytree(migrate._scripts(), top / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     (top / "rows.csv").write_text("timestamp,pressure\n2026-01-01T00:00:00Z,2500.5\n")
     return Place(
         shape, folder, alone / "timeseries.duckdb", top, {home: _digests(home) for home in (folder, alone)}
@@ -122,6 +123,7 @@ def _holdfast(place: Place, line: str) -> Ran:
 def _alembic(place: Place, line: str) -> Ran:
     command, *arguments = line.split()
     config = migrate.config(command=command)
+    config.set_main_option("script_location", str(place.top / "scripts").replace("%", "%%"))
     config.cmd_opts = argparse.Namespace(x=[f"path={place.folder}", "store=timeseries"])
     options: dict[str, Any] = {"autogenerate": True} if command == "revision" else {}
     options |= {"indicate_current": True} if command == "history" else {}
