@@ -5,7 +5,8 @@ Called by the `alembic` command, which opens the databases that `repo.schema.tar
 """
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from logging.config import fileConfig
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,22 @@ from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection
 
-import repo.schema.migrate  # noqa: F401  # teaches Alembic DuckDB
 from repo.engines import sqlite, torn
-from repo.errors import HoldfastError
+from repo.errors import HoldfastError, SchemaOutdated
 from repo.models import MetadataBase, TimeSeriesBase
 from repo.schema import counting
+from repo.schema.migrate import typed_errors  # it teaches Alembic DuckDB, too
 from repo.schema.targets import Target, find_targets, held
+from repo.schema.version import too_new, version_of
 
 config = context.config
 MODELS = {"metadata": MetadataBase.metadata, "timeseries": TimeSeriesBase.metadata}
-WRITING = {"upgrade", "downgrade", "stamp"}
+WRITING = {"upgrade", "downgrade", "stamp", "ensure_version"}
+CHANGING = {"upgrade", "downgrade"}
+COMPARING = {"check", "revision"}
+BOTH_OR_NONE = {"downgrade", "stamp"}
+TELLING = {"current", "history"}
+IN_FILE = ("path", "metadata.url", "timeseries.url")
 
 
 def command_name() -> str:
@@ -68,17 +75,29 @@ def run(database: str, connection: Connection) -> None:
         context.run_migrations(database=database)
 
 
-def run_all(connections: dict[str, Connection]) -> None:
-    """Run the command on each database, and leave no DDL in DuckDB's log."""
-    with ExitStack() as both:
-        if command_name() == "downgrade":
-            # A refusal by either leaves both as they are: neither commits before both are done.
-            for connection in connections.values():
-                both.enter_context(connection.begin())
-        for database, connection in connections.items():
-            if command_name() == "current":
-                config.print_stdout("%s:", database)
-            run(database, connection)
+def run_all(connections: dict[str, Connection], paths: dict[str, Path]) -> None:
+    """Run the command on each database, and leave no DDL in DuckDB's log, also where it fails half-way."""
+    try:
+        with ExitStack() as both:
+            if command_name() in BOTH_OR_NONE:
+                # A refusal by either leaves both as they are: neither commits before both are done.
+                for connection in connections.values():
+                    both.enter_context(connection.begin())
+            for database, connection in connections.items():
+                if command_name() in TELLING:
+                    config.print_stdout("%s (%s):", database, paths.get(database, ""))
+                with told_of(paths.get(database), connection):
+                    run(database, connection)
+    except BaseException:
+        # Whole revisions may stand. What went wrong is told; an engine that gave up cannot do this either.
+        with suppress(Exception):
+            fold(connections)
+        raise
+    fold(connections)
+
+
+def fold(connections: dict[str, Connection]) -> None:
+    """Checkpoint DuckDB after a command that writes."""
     for connection in connections.values():
         if command_name() in WRITING and connection.dialect.name == "duckdb":
             connection.rollback()
@@ -91,6 +110,29 @@ def run_all(connections: dict[str, Connection]) -> None:
             connection.rollback()
 
 
+@contextmanager
+def told_of(path: Path | None, connection: Connection) -> Iterator[None]:
+    """Make an error of the engine the library's own, naming the file; the library's calls do that themselves."""
+    if path is None:
+        yield
+    else:
+        with typed_errors(connection.engine, path):
+            yield
+
+
+def require_known(connection: Connection, path: Path) -> None:
+    """Refuse a database of a newer program, and to compare one with the models that is not at the head."""
+    found = version_of(connection)
+    connection.rollback()
+    known = {script.revision for script in context.script.walk_revisions()}
+    if found is not None and found not in known and not getattr(config.cmd_opts, "purge", False):
+        raise too_new(found, path)
+    head = context.script.get_current_head()
+    if command_name() in COMPARING and found != head:
+        at = "has no schema version yet" if found is None else f"is at schema version {found}"
+        raise SchemaOutdated(f"{path} {at}, not {head}; run `alembic upgrade head` first", path=path)
+
+
 def run_command(targets: list[Target]) -> None:
     """Open the databases, under their leases, for a run from the command line."""
     options = {} if command_name() in WRITING else sqlite.READ
@@ -98,11 +140,19 @@ def run_command(targets: list[Target]) -> None:
         target.require(create=command_name() == "upgrade")
     with ExitStack() as stack:
         stack.enter_context(held(targets))
+        for target in targets:
+            if command_name() in CHANGING:
+                # A program that runs would find other tables under its feet.
+                target.wait_until_unused(
+                    context.script.get_current_head() if command_name() == "upgrade" else None
+                )
         connections = {}
         for target in targets:
             engine = stack.enter_context(target.opened()).execution_options(**options)
-            connections[target.database] = stack.enter_context(engine.connect())
-        run_all(connections)
+            with typed_errors(engine, target.path):
+                connections[target.database] = stack.enter_context(engine.connect())
+                require_known(connections[target.database], target.path)
+        run_all(connections, {target.database: target.path for target in targets})
 
 
 def run_offline(targets: list[Target]) -> None:
@@ -114,17 +164,20 @@ def run_offline(targets: list[Target]) -> None:
 
             url = "duckdb+holdfast://"
         configure(target.database, url=url, literal_binds=True)
+        context.get_context().impl.static_output(f"-- {target.database}: {target.engine}, {target.path}")
         with context.begin_transaction():
             context.run_migrations(database=target.database)
 
 
 if "connections" in config.attributes:
-    run_all(config.attributes["connections"])
+    run_all(config.attributes["connections"], {})
 else:
     if config.config_file_name is not None:
         fileConfig(config.config_file_name, disable_existing_loggers=False)
     try:
-        chosen = find_targets(context.get_x_argument(as_dictionary=True), os.environ)
+        # Raw: a % in a path means itself, and Alembic cannot interpolate in a folder that has one in its name.
+        in_file = {n: config.file_config.get("alembic", n, raw=True, fallback="") for n in IN_FILE}
+        chosen = find_targets(context.get_x_argument(as_dictionary=True), os.environ, in_file)
         (run_offline if context.is_offline_mode() else run_command)(chosen)
     except HoldfastError as error:
         raise CommandError(str(error)) from error

@@ -1,4 +1,4 @@
-"""${message}
+"""${message.rstrip(".")}.
 
 Revision ${up_revision}, after ${down_revision | comma,n}. Definitions here are frozen: never those of the models.
 """
@@ -10,6 +10,9 @@ revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
+
+# By database, the tables that it writes anew: so much more room is asked for. Until it is said, all of them are counted.
+# REWRITES = {"timeseries": ("time_series_data",)}
 
 
 def upgrade(database: str) -> None:

@@ -187,7 +187,10 @@ def upgrade_timeseries() -> None:
         f"SELECT p.sensor_id, p.metric_name, p.timestamp_us, {value}, NULL, p.quality, p.metadata, NULL "
         "FROM time_series_data AS p",
     )
-    if not on_duckdb():
+    if on_duckdb():
+        # Some files of the legacy program have a default here, others none.
+        op.execute("ALTER TABLE storage_metadata ALTER COLUMN updated_at DROP DEFAULT")
+    else:
         op.execute("CREATE INDEX idx_seq ON time_series_data (seq)")
 
 

@@ -90,8 +90,21 @@ class _Preparer(_EnginePreparer):
         self.reserved_words = self.reserved_words | _RESERVED
 
 
-# Those of DuckDB 2.0 that PostgreSQL does not reserve.
+# Those of DuckDB 2.0 that cannot be a column's name as they are, and that PostgreSQL does not reserve.
 _RESERVED = {
+    *(
+        "anti",
+        "asof",
+        "at",
+        "by",
+        "collation",
+        "concurrently",
+        "glob",
+        "positional",
+        "semi",
+        "tablesample",
+        "unpack",
+    ),
     *("describe", "lambda", "lateral", "pivot", "pivot_longer", "pivot_wider"),
     *("qualify", "show", "summarize", "unpivot"),
 }

@@ -36,6 +36,7 @@ __all__ = [
     "current",
     "downgrade",
     "steps",
+    "typed_errors",
     "upgrade",
 ]
 
@@ -124,7 +125,7 @@ def check(engine: Engine, database: Database, *, path: Path | None = None) -> li
     Changes nothing. Raises `SchemaOutdated` or `SchemaTooNew` when the database is not at the head.
     """
     name = _file_of(engine, path)
-    with _running, _typed_errors(engine, name), _reading(engine) as connection:
+    with _running, typed_errors(engine, name), _reading(engine) as connection:
         found = version_of(connection)
         connection.rollback()
         standing = compare(found)
@@ -155,7 +156,7 @@ def _migrate(
     run: Any, engine: Engine, database: Database, to: str, path: Path | None, told: dict[str, int]
 ) -> Migrated:
     name = _file_of(engine, path)
-    with _running, _typed_errors(engine, name), engine.connect() as connection:
+    with _running, typed_errors(engine, name), engine.connect() as connection:
         before = version_of(connection)
         connection.rollback()
         if compare(before) is Standing.TOO_NEW:
@@ -197,7 +198,8 @@ def _reading(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
-def _typed_errors(engine: Engine, path: Path) -> Iterator[None]:
+def typed_errors(engine: Engine, path: Path) -> Iterator[None]:
+    """Turn errors of Alembic and of the engine into the library's own, which name the file `path`."""
     try:
         yield
     except CommandError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from repo.engines.lease import Lease
 from repo.errors import HoldfastError, StoreMissing
 from repo.files import StoreFiles
 from repo.models import StoreState
+from repo.schema.version import version_of
 from repo.settings import Settings
 
 __all__ = ["DATABASES", "Target", "find_targets", "held", "in_store"]
@@ -44,13 +45,37 @@ class Target:
     def require(self, *, create: bool) -> None:
         """Raise `StoreMissing` if there is no such file, or make its folder if the file is to be made."""
         if create:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise HoldfastError(
+                    f"the folder of {self.path} cannot be made ({error.strerror}); name another one",
+                    path=self.path,
+                ) from error
         elif not self.path.exists():
             raise StoreMissing(
                 f"there is no {self.database} database at {self.path}; `alembic upgrade head` makes it, "
                 "`-x path=FOLDER` names another store",
                 path=self.path,
             )
+
+    def wait_until_unused(self, head: str | None) -> None:
+        """Return when no other process has this SQLite file open; at once where it is at `head`, or not there.
+
+        Raises `StoreBusy` after the `lease_timeout_s` of its folder. Of DuckDB's files the opening says the same.
+        """
+        if self.engine != "sqlite" or not self.path.exists():
+            return
+        engine = sqlite.open_engine(self.path, looking=True)
+        try:
+            with engine.execution_options(**sqlite.READ).connect() as connection:
+                found = version_of(connection)
+        except SQLAlchemyError as error:
+            raise sqlite.typed_error(error, self.path) from error
+        finally:
+            engine.dispose()
+        if head is None or found != head:
+            sqlite.wait_until_unused(self.path, Settings.load(self.path.parent).lease_timeout_s)
 
     @contextmanager
     def opened(self) -> Iterator[Engine]:
@@ -77,30 +102,40 @@ class Target:
                 duckdb.close_engine(engine)
 
 
-def find_targets(arguments: Mapping[str, str], environment: Mapping[str, str]) -> list[Target]:
+def find_targets(
+    arguments: Mapping[str, str], environment: Mapping[str, str], in_file: Mapping[str, str] | None = None
+) -> list[Target]:
     """Resolve the databases of a run, in the order in which they are run.
 
     `arguments` are Alembic's `-x` pairs: `store=metadata|timeseries` limits the run; `metadata.url=`,
-    `timeseries.url=` and `path=` (a store's folder) say where, each before its environment variable
-    (`HOLDFAST_METADATA_URL`, `HOLDFAST_TIMESERIES_URL`, `HOLDFAST_STORE`); else it is ./data/buffer. Opens
-    nothing. Raises `HoldfastError` for an unknown name or a URL of another engine.
+    `timeseries.url=` and `path=` (a store's folder) say where. Then comes the environment
+    (`HOLDFAST_METADATA_URL`, `HOLDFAST_TIMESERIES_URL`, `HOLDFAST_STORE`), then `in_file`, the same names in
+    alembic.ini; else it is ./data/buffer. In each of them a database's own URL comes before the folder. Opens
+    nothing but the metadata of a store. Raises `HoldfastError` for an unknown name or a URL of another engine.
     """
-    for name in arguments:
+    for name, value in arguments.items():
         if name not in _SETTINGS:
             raise HoldfastError(f"there is no -x {name}=; there are {', '.join(_SETTINGS)}")
+        if not value:
+            raise HoldfastError(f"-x {name} says nothing; write -x {name}=VALUE")
     only = arguments.get("store")
     if only is not None and only not in DATABASES:
         raise HoldfastError(f"-x store={only}: it is one of {', '.join(DATABASES)}")
-    folder = Path(arguments.get("path") or environment.get("HOLDFAST_STORE") or DEFAULT_STORE).expanduser()
-    found = []
-    for database in DATABASES:
-        url = arguments.get(f"{database}.url") or (
-            # A folder given by hand wins over addresses that the environment carries.
-            None if "path" in arguments else environment.get(f"HOLDFAST_{database.upper()}_URL")
-        )
-        if only in (None, database):
-            found.append(_from_url(database, url) if url else _in_folder(database, folder))
-    return found
+    surroundings = {
+        "path": environment.get("HOLDFAST_STORE", ""),
+        **{f"{name}.url": environment.get(f"HOLDFAST_{name.upper()}_URL", "") for name in DATABASES},
+    }
+    places = (arguments, surroundings, in_file or {}, {"path": DEFAULT_STORE})
+    return [_found(database, places) for database in DATABASES if only in (None, database)]
+
+
+def _found(database: str, places: Iterable[Mapping[str, str]]) -> Target:
+    for said in places:
+        if url := said.get(f"{database}.url"):
+            return _from_url(database, url)
+        if folder := said.get("path"):
+            return _in_folder(database, Path(folder).expanduser())
+    raise AssertionError("the default store is the last place")
 
 
 @contextmanager

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, inspect, text
 
 from repo.engines.lease import Lease
 from repo.errors import HoldfastError
+from repo.schema import migrate
 from repo.schema.targets import find_targets
+from repo.schema.version import HEAD
 
 OpenEngine = Callable[[Path], Engine]
 Alembic = Callable[..., subprocess.CompletedProcess[str]]
+ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(params=["duckdb", "sqlite"])
-def addresses(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
-    """Both databases of a store by their URLs, on either time-series engine."""
-    columns = tmp_path / f"timeseries.{request.param}"
+@pytest.fixture
+def addresses(tmp_path: Path) -> list[str]:
+    """Both databases of a store by their URLs."""
     return [
         *("-x", f"metadata.url=sqlite:///{tmp_path / 'offline_buffer.db'}"),
-        *("-x", f"timeseries.url={request.param}:///{columns}"),
+        *("-x", f"timeseries.url=duckdb:///{tmp_path / 'timeseries.duckdb'}"),
     ]
 
 
@@ -34,7 +41,12 @@ def test_upgrade_current_check_and_downgrade_reach_both_databases(
     assert alembic(*addresses, "current").stdout.count("0002 (head)") == 2
     assert "No new upgrade operations" in alembic(*addresses, "check").stdout
     alembic(*addresses, "downgrade", "-1")
-    assert alembic(*addresses, "current").stdout.count("0001") == 2
+    shown = alembic(*addresses, "current").stdout
+    assert shown.count("0001") == 2
+    for address in addresses[1::2]:
+        assert f"({address.partition(':///')[2]}):" in shown
+    outdated = alembic(*addresses, "check", ok=False).stdout
+    assert "is at schema version 0001, not 0002; run `alembic upgrade head` first" in outdated
 
 
 def test_a_downgrade_to_nothing_is_refused_and_changes_nothing(tmp_path: Path, alembic: Alembic) -> None:
@@ -59,6 +71,7 @@ def test_a_downgrade_that_one_database_refuses_leaves_the_other_as_it_is(
     engine = open_engine(tmp_path / "offline_buffer.db")
     with engine.begin() as connection:
         connection.execute(text("INSERT INTO sinks VALUES ('s', 1, 1, 1)"))
+    engine.dispose()
     refused = alembic("downgrade", "-1", HOLDFAST_STORE=str(tmp_path), ok=False)
     assert "no place for the 1 sinks" in refused.stdout
     assert alembic("current", HOLDFAST_STORE=str(tmp_path)).stdout.count("0002 (head)") == 2
@@ -66,13 +79,141 @@ def test_a_downgrade_that_one_database_refuses_leaves_the_other_as_it_is(
 
 def test_sql_is_written_for_both_databases_and_nothing_is_made(tmp_path: Path, alembic: Alembic) -> None:
     script = alembic("upgrade", "head", "--sql", HOLDFAST_STORE=str(tmp_path / "none")).stdout
-    assert script.count("CREATE TABLE IF NOT EXISTS buffered_records") == 1
-    assert script.count("CREATE TABLE journal") == 1
-    assert script.count("ALTER TABLE time_series_data_0002 RENAME TO time_series_data") == 1
-    assert script.count("VALUES ('0001')") == 2
+    columns, metadata = script.split(f"-- metadata: sqlite, {tmp_path / 'none' / 'offline_buffer.db'}\n")
+    assert columns.startswith(f"-- timeseries: duckdb, {tmp_path / 'none' / 'timeseries.duckdb'}\n")
+    assert "ALTER TABLE time_series_data_0002 RENAME TO time_series_data" in columns
+    assert "CREATE TABLE journal" in metadata
+    assert columns.count("VALUES ('0001')") == metadata.count("VALUES ('0001')") == 1
     assert not (tmp_path / "none").exists()
     refused = alembic("downgrade", "0002:0001", "--sql", HOLDFAST_STORE=str(tmp_path), ok=False)
     assert "with the database at hand" in refused.stdout
+
+
+def test_the_sql_run_by_hand_makes_the_same_schema(
+    database_file: Path, alembic: Alembic, open_engine: OpenEngine
+) -> None:
+    database: Any = "metadata" if database_file.suffix == ".db" else "timeseries"
+    address = f"{'duckdb' if database_file.suffix == '.duckdb' else 'sqlite'}:///{database_file}"
+    script = alembic(
+        *("-x", f"store={database}", "-x", f"{database}.url={address}"), "upgrade", "head", "--sql"
+    ).stdout
+    if database_file.suffix == ".duckdb":
+        with duckdb.connect(database_file) as by_hand:
+            by_hand.execute(script)
+    else:
+        rows = sqlite3.connect(database_file)
+        rows.executescript(script)
+        rows.close()
+    engine = open_engine(database_file)
+    assert migrate.current(engine) == "0002"
+    assert migrate.check(engine, database) == []
+
+
+def test_stamping_notes_a_revision_in_both_databases_or_in_one_and_touches_nothing_else(
+    tmp_path: Path, alembic: Alembic, open_engine: OpenEngine
+) -> None:
+    def at() -> list[str]:
+        query = "SELECT version_num FROM alembic_version"
+        with duckdb.connect(tmp_path / "timeseries.duckdb", read_only=True) as columns:
+            found = columns.execute(query).fetchall()
+        rows = sqlite3.connect(tmp_path / "offline_buffer.db")
+        found += rows.execute(query).fetchall()
+        rows.close()
+        return [version for (version,) in found]
+
+    here = {"HOLDFAST_STORE": str(tmp_path)}
+    alembic("upgrade", "0001", **here)
+    alembic("stamp", "head", **here)
+    assert at() == ["0002", "0002"]
+    assert "journal" not in inspect(open_engine(tmp_path / "offline_buffer.db")).get_table_names()
+    assert "New upgrade operations detected" in alembic("check", ok=False, **here).stdout
+    alembic("-x", "store=timeseries", "stamp", "0001", **here)
+    assert at() == ["0001", "0002"]
+    refused = alembic("stamp", "0815", ok=False, **here)
+    assert "Can't locate revision" in refused.stdout
+    assert at() == ["0001", "0002"]
+    assert (tmp_path / "timeseries.duckdb.wal").exists() is False
+
+
+def test_a_checkout_may_stand_anywhere_and_its_file_of_settings_may_name_the_databases(
+    tmp_path: Path, alembic: Alembic
+) -> None:
+    root = tmp_path / "a b 100%"
+    for folder in ("repo", "alembic"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    settings = (ROOT / "alembic.ini").read_text()
+    named = f"[alembic]\npath = site\ntimeseries.url = sqlite:///{root}/t.sqlite\n"
+    (root / "alembic.ini").write_text(settings.replace("[alembic]\n", named))
+    alembic("upgrade", "head", cwd=root)
+    assert {"site", "t.sqlite"} <= set(os.listdir(root))
+    shown = alembic("current", cwd=root).stdout
+    assert "metadata (site/offline_buffer.db):\n0002 (head)" in shown
+    assert "No new upgrade operations" in alembic("check", cwd=root).stdout
+    elsewhere = ("-x", f"path={root / 'x y%'}", "-x", f"timeseries.url=duckdb:///{root / 'c%20d.duckdb'}")
+    alembic(*elsewhere, "upgrade", "head")
+    assert (root / "x y%" / "offline_buffer.db").exists()
+    assert (root / "c d.duckdb").exists()
+
+
+@pytest.mark.parametrize("command", [("upgrade", "head"), ("check",)])
+def test_a_database_of_a_newer_program_is_refused_by_every_command(
+    command: tuple[str, ...], tmp_path: Path, alembic: Alembic
+) -> None:
+    file = tmp_path / "offline_buffer.db"
+    newer = sqlite3.connect(file)
+    newer.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+    newer.execute("INSERT INTO alembic_version VALUES ('9999')")
+    newer.commit()
+    newer.close()
+    refused = alembic("-x", "store=metadata", *command, HOLDFAST_STORE=str(tmp_path), ok=False)
+    assert f"FAILED: {file} is at schema version 9999" in refused.stdout
+    assert "update the package" in refused.stdout
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        ("a file that is no database", "is damaged (file is not a database)"),
+        ("a folder in its place", "unable to open database file"),
+        ("a file where its folder would be", "cannot be made (Not a directory)"),
+    ],
+)
+def test_a_file_that_cannot_be_a_database_is_one_line_and_not_zero(
+    made: str, told: str, tmp_path: Path, alembic: Alembic
+) -> None:
+    file = tmp_path / "t.sqlite"
+    if "a folder" in made:
+        file.mkdir()
+    else:
+        file.write_text("no database, but a text that is long enough to be one\n" * 10)
+    if "would be" in made:
+        file = file / "site" / "t.sqlite"
+    address = ("-x", "store=timeseries", "-x", f"timeseries.url=sqlite:///{file}")
+    refused = alembic(*address, "upgrade", "head", ok=False)
+    [line] = [line for line in refused.stdout.splitlines() if line]
+    assert line.startswith("FAILED: ")
+    assert told in line
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_revision_that_fails_keeps_the_ones_before_it_and_leaves_no_log(
+    tmp_path: Path, alembic: Alembic
+) -> None:
+    for folder in ("repo", "alembic"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "alembic.ini", tmp_path)
+    (tmp_path / "alembic" / "versions" / "9998_fails.py").write_text(
+        f'"""Fails."""\nfrom alembic import op\nrevision, down_revision = "9998", "{HEAD}"\n'
+        "def upgrade(database):\n    op.execute('DROP TABLE series')\n    op.execute('SELECT * FROM nowhere')\n"
+    )
+    failed = alembic("upgrade", "head", cwd=tmp_path, ok=False)
+    assert "nowhere" in failed.stdout
+    assert "Traceback" not in failed.stderr
+    store = tmp_path / "data" / "buffer"
+    assert not (store / "timeseries.duckdb.wal").exists()
+    assert HEAD in alembic("-x", "store=timeseries", "current", cwd=tmp_path).stdout
+    assert "Traceback" in alembic("--raiseerr", "upgrade", "head", cwd=tmp_path, ok=False).stderr
 
 
 @pytest.mark.parametrize("command", ["current", "check", "downgrade"])
@@ -101,6 +242,25 @@ def test_a_store_whose_columns_another_process_has_is_busy(tmp_path: Path, alemb
     assert not (tmp_path / "offline_buffer.db").exists()
 
 
+def test_a_program_that_has_the_metadata_open_is_not_migrated_under_its_feet(
+    tmp_path: Path, alembic: Alembic
+) -> None:
+    file, at_once = tmp_path / "offline_buffer.db", {"HOLDFAST_LEASE_TIMEOUT_S": "0.1"}
+    alembic("-x", f"path={tmp_path}", "upgrade", "0001")
+    running = sqlite3.connect(file)
+    running.execute("PRAGMA journal_mode = WAL")
+    running.execute("SELECT * FROM buffered_records").fetchall()
+    refused = alembic("-x", f"path={tmp_path}", "upgrade", "head", ok=False, **at_once)
+    assert f"FAILED: {file} is open in another process" in refused.stdout
+    assert "0001" in alembic("-x", f"path={tmp_path}", "-x", "store=timeseries", "current").stdout
+    running.close()
+    alembic("-x", f"path={tmp_path}", "upgrade", "head", **at_once)
+    running = sqlite3.connect(file)
+    running.execute("SELECT * FROM journal").fetchall()
+    alembic("-x", f"path={tmp_path}", "upgrade", "head", **at_once)
+    running.close()
+
+
 def test_a_failure_of_the_guard_reaches_the_command_line(
     sample: Callable[[str], Path], alembic: Alembic
 ) -> None:
@@ -126,12 +286,19 @@ def test_argument_comes_before_environment_before_default() -> None:
     assert found(path="/p", environment=urls)[0][2] == "/p/timeseries.duckdb"
     assert found(timeseries_url="duckdb+holdfast:////a/t.duckdb", environment=urls)[0][2] == "/a/t.duckdb"
     assert [name for name, *_ in found(store="metadata")] == ["metadata"]
+    in_file = {"path": "/f", "timeseries.url": "sqlite:////f/t.sqlite"}
+    assert [str(target.path) for target in find_targets({}, {}, in_file)] == [
+        "/f/t.sqlite",
+        "/f/offline_buffer.db",
+    ]
+    assert str(find_targets({}, {"HOLDFAST_STORE": "/e"}, in_file)[0].path) == "/e/timeseries.duckdb"
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         ({"stroe": "metadata"}, "there is no -x stroe="),
+        ({"path": ""}, "-x path says nothing"),
         ({"store": "outbox"}, "it is one of timeseries, metadata"),
         ({"metadata.url": "duckdb:///x"}, "never kept in duckdb"),
         ({"timeseries.url": "postgresql://h/x"}, "never kept in postgresql"),

@@ -6,11 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from repo.schema.version import HEAD
+from tests.migrations.legacy_store import make_legacy_store
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,6 +98,46 @@ def test_the_installed_command_works_in_any_folder(installed: Path, elsewhere: P
     status = json.loads(run(holdfast, "--json", "--store", "site", "status", folder=elsewhere).stdout)
     assert status["last_seq"] == 1
     run(holdfast, "--store", "site", "migrate", "--check", folder=elsewhere)
+
+
+def test_an_old_store_is_migrated_by_the_installed_command(installed: Path, elsewhere: Path) -> None:
+    make_legacy_store(elsewhere / "50% site", points=100, records=5)
+    migrate = (installed / "holdfast", "--store", "50% site", "migrate")
+    due = run(*migrate, "--check", folder=elsewhere, check=False)
+    assert (due.returncode, due.stdout.count("none, ")) == (5, 2), due
+    assert "100 rows touched" in run(*migrate, "--dry-run", folder=elsewhere).stdout
+    assert run(*migrate, "--json", folder=elsewhere).stdout.count(f'"after": "{HEAD}"') == 2
+    run(*migrate, "--check", folder=elsewhere)
+    assert len(list((elsewhere / "50% site" / "backups").iterdir())) == 1
+
+
+def test_the_installed_library_migrates_and_compares_either_database(
+    installed: Path, elsewhere: Path
+) -> None:
+    program = (
+        "from pathlib import Path\n"
+        "from repo.engines import duckdb, sqlite\n"
+        "from repo.schema import migrate\n"
+        "scratch = Path('100% scratch')\n"
+        "columns = Path('t %s.duckdb')\n"
+        "opened = duckdb.open_engine(columns, memory_limit_bytes=64_000_000, threads=1, temp_folder=scratch)\n"
+        "for name, engine in (('metadata', sqlite.open_engine(Path('m %d.db'))),\n"
+        "    ('timeseries', opened), ('timeseries', sqlite.open_engine(Path('t%%.sqlite')))):\n"
+        "    told = [migrate.upgrade(engine, name), migrate.check(engine, name)]\n"
+        "    told += [migrate.downgrade(engine, name, '0001'), migrate.upgrade(engine, name)]\n"
+        "    print(*map(str, told), sep='; ')\n"
+    )
+    done = run(installed / "python", "-W", "error", "-c", program, folder=elsewhere)
+    told = (
+        f"(before=None, after='{HEAD}'); []; (before='{HEAD}', after='0001'); (before='0001', after='{HEAD}')"
+    )
+    assert done.stdout.replace("Migrated", "").splitlines() == [told] * 3
+
+
+def test_the_source_distribution_holds_the_guide_and_the_environment(wheel: Path) -> None:
+    with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"docs/migrations.md", "alembic.ini", "alembic/env.py", "alembic/script.py.mako"} <= names
 
 
 @pytest.mark.slow

@@ -1,0 +1,150 @@
+"""The guide to migrations is true: its example is run, its rules are asked of the engines, its names exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import duckdb
+import pytest
+import sqlalchemy as sa
+from alembic.config import CommandLine
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+
+from repo.commands import holdfast
+from repo.engines import sqlite
+from repo.schema import migrate
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = (ROOT / "docs" / "migrations.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE, flags=re.MULTILINE | re.DOTALL)
+NOTE, COMPACTED, REVISION, BATCH, BRIDGE = (body for language, body in BLOCKS if language == "python")
+DRAFTED, TRIED, OPERATED = (body for language, body in BLOCKS if language == "sh")
+[RULES] = (body for language, body in BLOCKS if language == "sql")
+
+Alembic = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def _operations(script: str) -> list[str]:
+    calls = [node for node in ast.walk(ast.parse(script)) if isinstance(node, ast.Expr)]
+    return [said for node in calls if (said := ast.unparse(node)).startswith("op.")]
+
+
+def _add_last(models: str, cls: str, column: str) -> str:
+    """Add a column behind the last one of a class."""
+    start = models.index(f"class {cls}(")
+    end = models.index("\n\n\n", start) + 1
+    return models[:end] + column + models[end:]
+
+
+@pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
+def test_the_example_runs_as_it_stands(engine: str, tmp_path: Path, alembic: Alembic) -> None:
+    for folder in ("repo", "alembic"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "alembic.ini", tmp_path)
+    columns = {"HOLDFAST_TIMESERIES_URL": "sqlite:///scratch/timeseries.sqlite"} if engine == "sqlite" else {}
+
+    def run(line: str) -> str:
+        words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
+        assert words.pop(0) == "alembic"
+        if columns:  # a folder given by hand would win over the address
+            words = [word for word in words if word not in ("-x", "path=scratch")]
+        return alembic(*words, cwd=tmp_path, HOLDFAST_STORE="scratch", **columns).stdout
+
+    upgrade, draft = DRAFTED.splitlines()
+    run(upgrade)
+    models = tmp_path / "repo" / "models.py"
+    changed = _add_last(models.read_text(), "Sink", NOTE)
+    models.write_text(_add_last(changed, "TimeSeriesState", COMPACTED))
+    run(draft)
+    written = tmp_path / "alembic" / "versions" / "0003_notes_of_sinks.py"
+    drafted, finished = _operations(written.read_text()), _operations(REVISION)
+    assert len(drafted) == 4
+    assert drafted == finished
+    written.write_text(REVISION)
+    said = [run(line) for line in TRIED.splitlines()]
+    assert "No new upgrade operations" in said[1]
+    assert "ALTER TABLE sinks ADD COLUMN note TEXT" in said[-1]
+    assert (
+        "ADD COLUMN compacted_us BIGINT" if engine == "duckdb" else "ADD COLUMN compacted_us INTEGER"
+    ) in said[-1]
+
+
+def test_duckdb_does_what_the_rules_say() -> None:
+    with duckdb.connect() as connection:
+        for line in RULES.splitlines():
+            statement, _, error = line.partition("-- ")
+            if error:
+                with pytest.raises(duckdb.Error, match=error):
+                    connection.execute(statement)
+            else:
+                connection.execute(statement)
+
+
+def test_the_batch_of_the_guide_keeps_rows_sequence_and_autoincrement(tmp_path: Path) -> None:
+    engine = sqlite.open_engine(tmp_path / "offline_buffer.db")
+    migrate.upgrade(engine, "metadata")
+    insert = (
+        "INSERT INTO buffered_records (id, record_id, source, data, timestamp, retry_count, created_at) "
+        "VALUES ({0}, 'r-{0}', 's', '', 1, {1}, 2)"
+    )
+    with engine.begin() as connection:
+        for values in ((1, 3), (2, "NULL"), (5000, 0)):
+            connection.exec_driver_sql(insert.format(*values))
+        connection.exec_driver_sql("DELETE FROM buffered_records WHERE id = 5000")
+    with engine.begin() as connection:
+        names: dict[str, Any] = {"sa": sa, "op": Operations(MigrationContext.configure(connection))}
+        exec(BATCH + "upgrade_metadata()", names)
+    with engine.connect() as connection:
+        table = "SELECT sql FROM sqlite_master WHERE name = 'buffered_records'"
+        sql = connection.exec_driver_sql(table).scalar_one()
+        assert "AUTOINCREMENT" in sql
+        assert "retry_count INTEGER DEFAULT 0 NOT NULL" in sql
+        assert "UNIQUE (record_id)" in sql
+        rows = connection.exec_driver_sql("SELECT id, retry_count FROM buffered_records ORDER BY id").all()
+        assert [tuple(row) for row in rows] == [(1, 3), (2, 0)]
+        assert connection.exec_driver_sql("SELECT * FROM sqlite_sequence").all() == [
+            ("buffered_records", 5000)
+        ]
+        indexes = {index["name"] for index in sa.inspect(connection).get_indexes("buffered_records")}
+        assert indexes == {"idx_timestamp", "idx_source", "idx_retry_count"}
+
+
+def test_every_file_that_it_names_exists() -> None:
+    named = re.findall(r"`((?:alembic|repo|tests|docs)/[\w/.]+|alembic\.ini)`", GUIDE)
+    assert len(named) > 7
+    assert [name for name in named if not (ROOT / name).exists()] == [
+        "alembic/versions/0003_notes_of_sinks.py"
+    ]
+
+
+def test_every_option_of_the_commands_that_it_names_exists() -> None:
+    migrating = holdfast.get_command(click.Context(holdfast), "migrate")
+    assert migrating is not None
+    known = {option for parameter in migrating.params for option in parameter.opts}
+    for line in OPERATED.splitlines():
+        program, _, _, command, *options = line.split()
+        assert (program, command) == ("holdfast", "migrate")
+        assert set(options) <= known
+    prose = GUIDE.partition("## What the operator sees")[2].partition("## Files")[0]
+    assert set(re.findall(r"`(--[\w-]+)`", prose)) <= known
+    usage = CommandLine().parser.format_help()
+    commands = set(re.findall(r"^alembic (?:-x \S+ )*(\w+)", GUIDE, re.MULTILINE))
+    assert commands == {"upgrade", "revision", "check", "downgrade"}
+    assert all(command in usage for command in commands)
+
+
+def test_the_bridge_is_the_one_that_the_guard_prints() -> None:
+    from repo.engines import dialect
+
+    [statements] = re.findall(r'execute\("(.*)"\)', BRIDGE)
+    assert statements in dialect._BRIDGE
+    assert "duckdb==0.9.2" in GUIDE
+    assert "duckdb==0.9.2" in dialect._BRIDGE
