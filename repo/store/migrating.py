@@ -475,7 +475,7 @@ def _refuse_full_disk(needed: dict[Path, int]) -> None:
 
 
 def _finish_restore(files: StoreFiles, clock: Clock, progress: Progress) -> Backup:
-    total = sum(path.stat().st_size for path in (files.folder / f"{files.prefix}backups").glob("*/*"))
+    total = sum(path.stat().st_size for path in files.backups.glob("*/*"))
     done = 0
 
     def tell(piece: int) -> None:
