@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.migrations.legacy_store import contents, make_legacy_store
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
@@ -61,11 +63,24 @@ def test_the_first_example_prints_the_newest_point_and_the_buckets(folder: Path)
 def test_every_command_example_ends_well(folder: Path) -> None:
     run([sys.executable, "-c", PYTHON[0]], folder)
     path = f"PATH={folder / 'bin'}:$PATH"
-    assert len(SHELL) == 3
-    for example in SHELL:
+    assert len(SHELL) == 4, "the last two have tests of their own"
+    for example in SHELL[:2]:
         done = run(["sh", "-ec", f"{path}\n{example}"], folder)
         assert done.returncode == 0, done.stderr
     assert "2500.5" in run(["sh", "-ec", f"{path}\n{SHELL[1]}"], folder).stdout
+
+
+@pytest.mark.duckdb
+def test_a_legacy_store_is_looked_at_adopted_upgraded_and_put_back(folder: Path) -> None:
+    for name in ("well-7", "well-7-new"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    make_legacy_store(folder / "well-7", 500)
+    done = run(["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{SHELL[3]}"], folder)
+    assert done.returncode == 0, done.stderr
+    for told in ("0002 is due", "bytes needed in all", "well-7-new was made", "none -> 0002", "restored"):
+        assert told in done.stdout
+    assert contents(folder / "well-7")["metadata"] is None
+    assert contents(folder / "well-7-new")["points"][0] == 500
 
 
 def test_what_was_carried_off_and_cleared_stands_in_the_other_store(folder: Path) -> None:
