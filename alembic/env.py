@@ -4,6 +4,7 @@ Called by the `alembic` command, which opens the databases that `repo.schema.tar
 `repo.schema.migrate`, which hands over a live connection. Each database has its own `alembic_version`.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,6 +24,7 @@ from repo.schema.migrate import typed_errors  # it teaches Alembic DuckDB, too
 from repo.schema.targets import Target, find_targets, held
 from repo.schema.version import too_new, version_of
 
+log = logging.getLogger("alembic.runtime.migration")
 config = context.config
 MODELS = {"metadata": MetadataBase.metadata, "timeseries": TimeSeriesBase.metadata}
 WRITING = {"upgrade", "downgrade", "stamp", "ensure_version"}
@@ -86,6 +88,8 @@ def run_all(connections: dict[str, Connection], paths: dict[str, Path]) -> None:
             for database, connection in connections.items():
                 if command_name() in TELLING:
                     config.print_stdout("%s (%s):", database, paths.get(database, ""))
+                if database in paths:
+                    log.info("The %s database, %s", database, paths[database])
                 with told_of(paths.get(database), connection):
                     run(database, connection)
     except BaseException:
