@@ -79,6 +79,7 @@ def run(database: str, connection: Connection) -> None:
 
 def run_all(connections: dict[str, Connection], paths: dict[str, Path]) -> None:
     """Run the command on each database, and leave no DDL in DuckDB's log, also where it fails half-way."""
+    before = versions(connections) if command_name() in WRITING else {}
     try:
         with ExitStack() as both:
             if command_name() in BOTH_OR_NONE:
@@ -95,9 +96,20 @@ def run_all(connections: dict[str, Connection], paths: dict[str, Path]) -> None:
     except BaseException:
         # Whole revisions may stand. What went wrong is told; an engine that gave up cannot do this either.
         with suppress(Exception):
-            fold(connections)
+            after = versions(connections)
+            fold({name: connections[name] for name in before if after[name] != before[name]})
         raise
     fold(connections)
+
+
+def versions(connections: dict[str, Connection]) -> dict[str, str | None]:
+    """Return the revision that each database is at; ends their transactions."""
+    found = {}
+    for database, connection in connections.items():
+        connection.rollback()
+        found[database] = version_of(connection)
+        connection.rollback()
+    return found
 
 
 def fold(connections: dict[str, Connection]) -> None:
