@@ -4,6 +4,7 @@ Called by the `alembic` command, which opens the databases that `repo.schema.tar
 `repo.schema.migrate`, which hands over a live connection. Each database has its own `alembic_version`.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,6 +24,7 @@ from repo.schema.migrate import typed_errors  # it teaches Alembic DuckDB, too
 from repo.schema.targets import Target, find_targets, held
 from repo.schema.version import too_new, version_of
 
+log = logging.getLogger("alembic.runtime.migration")
 config = context.config
 MODELS = {"metadata": MetadataBase.metadata, "timeseries": TimeSeriesBase.metadata}
 WRITING = {"upgrade", "downgrade", "stamp", "ensure_version"}
@@ -77,6 +79,7 @@ def run(database: str, connection: Connection) -> None:
 
 def run_all(connections: dict[str, Connection], paths: dict[str, Path]) -> None:
     """Run the command on each database, and leave no DDL in DuckDB's log, also where it fails half-way."""
+    before = versions(connections) if command_name() in WRITING else {}
     try:
         with ExitStack() as both:
             if command_name() in BOTH_OR_NONE:
@@ -86,14 +89,27 @@ def run_all(connections: dict[str, Connection], paths: dict[str, Path]) -> None:
             for database, connection in connections.items():
                 if command_name() in TELLING:
                     config.print_stdout("%s (%s):", database, paths.get(database, ""))
+                if database in paths:
+                    log.info("The %s database, %s", database, paths[database])
                 with told_of(paths.get(database), connection):
                     run(database, connection)
     except BaseException:
         # Whole revisions may stand. What went wrong is told; an engine that gave up cannot do this either.
         with suppress(Exception):
-            fold(connections)
+            after = versions(connections)
+            fold({name: connections[name] for name in before if after[name] != before[name]})
         raise
     fold(connections)
+
+
+def versions(connections: dict[str, Connection]) -> dict[str, str | None]:
+    """Return the revision that each database is at; ends their transactions."""
+    found = {}
+    for database, connection in connections.items():
+        connection.rollback()
+        found[database] = version_of(connection)
+        connection.rollback()
+    return found
 
 
 def fold(connections: dict[str, Connection]) -> None:

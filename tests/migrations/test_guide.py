@@ -6,6 +6,7 @@ import ast
 import re
 import shutil
 import subprocess
+import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from alembic.operations import Operations
 
 from repo.commands import holdfast
 from repo.engines import sqlite
+from repo.errors import StoreCorrupt
 from repo.schema import migrate
+from repo.store.migrating import migrate_store
+from tests.migrations.legacy_store import contents, make_legacy_store
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "migrations.md").read_text(encoding="utf-8")
@@ -148,3 +152,32 @@ def test_the_bridge_is_the_one_that_the_guard_prints() -> None:
     assert statements in dialect._BRIDGE
     assert "duckdb==0.9.2" in GUIDE
     assert "duckdb==0.9.2" in dialect._BRIDGE
+
+
+@pytest.fixture(scope="module")
+def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with DuckDB 0.9.2, where that can be had."""
+    home = tmp_path_factory.mktemp("old")
+    venv.create(home, with_pip=True)
+    python = home / "bin" / "python"
+    done = subprocess.run([python, "-m", "pip", "install", "--quiet", "duckdb==0.9.2"], check=False)
+    if done.returncode:
+        pytest.skip("DuckDB 0.9.2 cannot be installed here")
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "rows"), [("never_checkpointed", 5000), ("wal", 20_000), ("empty", 0)])
+def test_the_bridge_makes_a_refused_file_one_that_is_upgraded(
+    kind: str, rows: int, old_python: Path, sample: Callable[[str], Path], tmp_path: Path
+) -> None:
+    refused, folder = sample(f"timeseries_{kind}.duckdb"), tmp_path / "site"
+    make_legacy_store(folder, points=0, records=3)
+    for tail in ("", ".wal"):
+        if (file := refused.with_name(refused.name + tail)).exists():
+            file.rename(folder / f"timeseries.duckdb{tail}")
+    with pytest.raises(StoreCorrupt):
+        migrate_store(folder)
+    subprocess.run([old_python, "-c", BRIDGE], cwd=folder, check=True)
+    migrate_store(folder)
+    assert contents(folder)["points"][0] == rows
