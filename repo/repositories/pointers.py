@@ -6,11 +6,11 @@ that gives them their data back removes it. While it stands they are no data, an
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, select
+from sqlalchemy import ColumnElement, Connection, delete, func, select, text
 
 from repo.models import BufferedRecord, BufferMetadata
 
-__all__ = ["MARKER", "POINTER_START", "PointerRepository", "held_back", "is_pointer"]
+__all__ = ["HANDED_OUT", "MARKER", "POINTER_START", "PointerRepository", "is_pointer"]
 
 MARKER = "holdfast.pointers"
 """The note's key; its value is how many there were when it was written."""
@@ -24,9 +24,11 @@ def is_pointer() -> ColumnElement[bool]:
     return func.substr(BufferedRecord.data, 1, len(POINTER_START)) == POINTER_START
 
 
-def held_back() -> ColumnElement[bool]:
-    """Build the condition on records that are not to be handed out yet."""
-    return and_(is_pointer(), exists(select(BufferMetadata.key).where(BufferMetadata.key == MARKER)))
+HANDED_OUT = text(
+    f"NOT (EXISTS (SELECT 1 FROM buffer_metadata WHERE key = '{MARKER}') "
+    f"AND substr(data, 1, {len(POINTER_START)}) = '{POINTER_START}')"
+)
+"""The condition on `buffered_records`: no pointer, or none is noted. A text, for it is in a message's way."""
 
 
 class PointerRepository:

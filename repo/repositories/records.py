@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, false, func, not_, select, true
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, false, func, select, true
 
 from repo.clock import Clock, system_clock
 from repo.errors import InvalidQuery, InvalidRecord
 from repo.models import BufferedRecord
 from repo.moments import to_us
-from repo.repositories.pointers import held_back
+from repo.repositories.pointers import HANDED_OUT
 from repo.values import check_name
 
 __all__ = [
@@ -181,10 +181,7 @@ class RecordRepository:
             raise InvalidQuery(f"limit = {limit}: at least 0")
         table = BufferedRecord
         query: Select[Any] = (
-            select(*table.__table__.c)
-            .where(table.id > after_id, not_(held_back()))
-            .order_by(table.id)
-            .limit(limit)
+            select(*table.__table__.c).where(table.id > after_id, HANDED_OUT).order_by(table.id).limit(limit)
         )
         if source is not None:
             query = query.where(table.source == source)
