@@ -194,6 +194,7 @@ REFUSED: dict[str, Callable[[Place, str], Ran]] = {
             "promote",
             "demote",
             "ingest @rows.csv --sensor W",
+            "adopt @store @new",
         ],
         _holdfast,
     ),
