@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import sqlite3
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from sqlalchemy import Engine, text
 from repo.errors import HoldfastError
 from repo.schema import migrate
 from repo.schema.version import HEAD
+from tests.migrations.checksums import checksum
 
 OpenEngine = Callable[[Path], Engine]
 
@@ -204,23 +203,6 @@ def test_a_downgrade_below_the_legacy_schema_is_refused_and_changes_nothing(
 # --- files that the legacy program left ----------------------------------------------------------------
 
 
-def _canonical(value: Any) -> str:
-    if value is None:
-        return "N"
-    if isinstance(value, float):
-        return "fnan" if math.isnan(value) else "f" + struct.pack(">d", value).hex()
-    if isinstance(value, bytes):
-        return "x" + value.hex()
-    return f"i{value}" if isinstance(value, int) else f"s{value}"
-
-
-def _checksum(rows: list[Any]) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for row in sorted("\x1f".join(map(_canonical, row)) for row in rows):
-        digest.update(row.encode("utf-8", "surrogatepass") + b"\x1e")
-    return {"rows": len(rows), "sha256": digest.hexdigest()}
-
-
 def _nan_to_null(rows: list[Any]) -> list[Any]:
     return [tuple(None if value != value else value for value in row) for row in rows]
 
@@ -239,16 +221,16 @@ def test_the_points_of_a_clean_legacy_file_reach_the_head_unchanged(
     path = sample(name)
     engine, expected = open_engine(path), _expected(path, SAMPLES)
     legacy = _read(engine, "time_series_data", POINT_COLUMNS)
-    assert _checksum(legacy) == expected["time_series_data"]
+    assert checksum(legacy) == expected["time_series_data"]
     assert migrate.upgrade(engine, "timeseries") == (None, HEAD)
     assert migrate.check(engine, "timeseries") == []
     upgraded = _read(engine, "time_series_data", POINT_COLUMNS)
-    assert _checksum(upgraded) == _checksum(_nan_to_null(legacy))
+    assert checksum(upgraded) == checksum(_nan_to_null(legacy))
     assert len(upgraded) == expected["time_series_data"]["rows"]
     missing = expected["special_values"]["nan"] + expected["special_values"]["null"]
     assert sum(row[3] is None for row in upgraded) == missing
     assert (
-        _checksum(_get(engine, "storage_metadata", "key, value, updated_at")) == expected["storage_metadata"]
+        checksum(_get(engine, "storage_metadata", "key, value, updated_at")) == expected["storage_metadata"]
     )
     counted = _get(
         engine,
@@ -269,6 +251,6 @@ def test_the_records_of_a_legacy_file_reach_the_head_and_come_back_unchanged(
             migrate.downgrade(engine, "metadata", "0001")
         else:
             migrate.upgrade(engine, "metadata")
-        assert _checksum(_get(engine, "buffered_records", RECORD_COLUMNS)) == expected["buffered_records"]
-        assert _checksum(_get(engine, "buffer_metadata", "key, value")) == expected["buffer_metadata"]
+        assert checksum(_get(engine, "buffered_records", RECORD_COLUMNS)) == expected["buffered_records"]
+        assert checksum(_get(engine, "buffer_metadata", "key, value")) == expected["buffer_metadata"]
         assert _get(engine, "sqlite_sequence", "seq") == [(expected["sqlite_sequence"],)]

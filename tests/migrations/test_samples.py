@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
 import sqlite3
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from repo.repositories.records import data_text
 from repo.schema.version import HEAD
 from repo.store.backends import backend_for
 from repo.store.migrating import migrate_store
+from tests.migrations.checksums import checksum
 from tests.migrations.conftest import SAMPLES
 from tests.migrations.legacy_store import make_legacy_store
 
@@ -36,23 +35,6 @@ RECORDS = (
 )
 METADATA = "SELECT key, value FROM buffer_metadata"
 COMPANIONS = (".wal", "-wal")
-
-
-def canonical(value: Any) -> str:
-    if value is None:
-        return "N"
-    if isinstance(value, float):
-        return "fnan" if math.isnan(value) else "f" + struct.pack(">d", value).hex()
-    if isinstance(value, bytes):
-        return "x" + value.hex()
-    return f"i{value}" if isinstance(value, int) else f"s{value}"
-
-
-def checksum(rows: list[Any]) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for row in sorted("\x1f".join(map(canonical, row)) for row in rows):
-        digest.update(row.encode("utf-8", "surrogatepass") + b"\x1e")
-    return {"rows": len(rows), "sha256": digest.hexdigest()}
 
 
 def expected(name: str) -> Any:
