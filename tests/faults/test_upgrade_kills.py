@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.nursery import Nursery
 from tests.faults.upgrade_kills import MOMENTS, Fleet, UpgradeKills
-from tests.migrations.legacy_store import make_legacy_store
+from tests.migrations.legacy_store import add_pointers, make_legacy_store
 
 pytestmark = pytest.mark.duckdb
 
@@ -17,7 +17,9 @@ LONG_HITS = 10
 
 
 def kills(nursery: Nursery, folder: Path, seed: int, points: int) -> UpgradeKills:
-    campaign = UpgradeKills(nursery, folder, make_legacy_store(folder / "made", points), seed)
+    made = make_legacy_store(folder / "made", points)
+    add_pointers(made, 2_000)
+    campaign = UpgradeKills(nursery, folder, made, seed)
     campaign.prepare()
     return campaign
 

@@ -21,9 +21,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from repo.engines import sqlite
 from repo.files import StoreFiles
+from repo.repositories.pointers import POINTER_START
 from repo.schema import migrate
 from repo.schema.backup import list_backups
 from repo.schema.version import HEAD, REVISIONS
@@ -32,8 +34,17 @@ from repo.store.migrating import migrate_store
 from repo.store.store import Store
 from tests.faults import upgrading
 from tests.faults.nursery import Child, Nursery
-from tests.faults.upgrading import BACKED_UP, BACKING_UP, BEGUN, DONE, Rollout, Upgrade, reached
-from tests.migrations.legacy_store import Contents, contents, make_legacy_store
+from tests.faults.upgrading import (
+    BACKED_UP,
+    BACKING_UP,
+    BEGUN,
+    DONE,
+    RESTORED,
+    Rollout,
+    Upgrade,
+    reached,
+)
+from tests.migrations.legacy_store import Contents, add_pointers, contents, make_legacy_store
 
 __all__ = ["MOMENTS", "Fleet", "UpgradeKills"]
 
@@ -43,6 +54,7 @@ MOMENTS = (
     BACKED_UP,
     *(reached("timeseries", revision) for revision in REVISIONS),
     *(reached("metadata", revision) for revision in REVISIONS),
+    RESTORED,
 )
 """In their order; the state between one and the next has the name of the first."""
 
@@ -53,6 +65,8 @@ PROCESSES = 4
 
 def state_of(folder: Path, found: Contents) -> str:
     """Say which moment a store has come to, by what is in its files."""
+    if found["metadata"] == HEAD and not pointers(found):
+        return RESTORED
     if found["metadata"] is not None:
         return reached("metadata", found["metadata"])
     if found["columns"] is not None:
@@ -60,6 +74,21 @@ def state_of(folder: Path, found: Contents) -> str:
     if list_backups(StoreFiles.of(folder)):
         return BACKED_UP
     return BACKING_UP if any((folder / "backups").glob("*.part")) else BEGUN
+
+
+def pointers(found: Contents) -> int:
+    """Count the records that have no data but say where it is."""
+    return sum(record.data.startswith(POINTER_START) for record in found["records"])
+
+
+def restored(found: Contents) -> list[tuple[Any, ...]]:
+    """Return the records as they are to be when those of `add_pointers` have their data back."""
+    return [
+        (*record[:3], f'{{"value":{record.record_id[2:]}}}', *record[4:])
+        if record.record_id.startswith("R-")
+        else tuple(record)
+        for record in found["records"]
+    ]
 
 
 @dataclass(slots=True)
@@ -73,6 +102,8 @@ class UpgradeKills:
     hits: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     _expected: Contents = field(default_factory=dict)
+    _restored: Contents = field(default_factory=dict)
+    """What is expected once the records have their data back."""
     _longest_s: dict[str, float] = field(default_factory=dict)
     """How long each state lasts, and `DONE` the whole."""
 
@@ -87,6 +118,9 @@ class UpgradeKills:
             self._longest_s[moment], since = now - since, now
         self._longest_s[DONE] = since - begun
         child.end()
+        self._restored = contents(copy)
+        assert self._restored["points"] == self._expected["points"]
+        assert self._restored["records"] == restored(self._expected)
         self._complete(copy)
         shutil.rmtree(copy)
 
@@ -154,7 +188,8 @@ class UpgradeKills:
         state = state_of(looked, found)
         if counted:
             self.hits[state] += 1
-        wrong = [name for name in ROWS if found[name] != self._expected[name]]
+        expected = self._restored if state == RESTORED else self._expected
+        wrong = [name for name in ROWS if found[name] != expected[name]]
         if found["columns"] not in (None, *REVISIONS) or found["metadata"] not in (None, *REVISIONS):
             wrong.append("revision")
         if wrong:
@@ -166,7 +201,7 @@ class UpgradeKills:
     def _complete(self, copy: Path) -> None:
         assert all(database.after == HEAD for database in migrate_store(copy).databases)
         found = contents(copy)
-        assert {name: found[name] for name in ROWS} == {name: self._expected[name] for name in ROWS}
+        assert {name: found[name] for name in ROWS} == {name: self._restored[name] for name in ROWS}
         [backup] = list_backups(StoreFiles.of(copy))
         assert [saved.revision for saved in backup.saved] == [None, None]
         assert not list((copy / "backups").glob("*.part"))
@@ -204,6 +239,8 @@ class Fleet:
                 chance.choice((1, chance.randrange(2, 50), chance.randrange(50, 4_000))),
                 chance.randrange(1, 400),
             )
+            if chance.random() < 0.5:
+                add_pointers(folder, chance.randrange(1, 200))
             if kind != "legacy":
                 migrate_store(folder, to=kind, backup=chance.random() < 0.5)
             if kind == HEAD:
@@ -248,7 +285,7 @@ class Fleet:
             if (found["columns"], found["metadata"]) != (HEAD, HEAD):
                 self.failures.append(f"{folder} is at {found['columns']}, {found['metadata']}")
             for name in ROWS:
-                if found[name] != expected[name]:
+                if found[name] != (restored(expected) if name == "records" else expected[name]):
                     self.failures.append(f"{folder}: {name} differ")
 
     def rows(self) -> tuple[int, int]:
@@ -277,6 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with Nursery() as nursery:
         if chosen.what == "kills":
             made = make_legacy_store(root / "made", chosen.points, chosen.records)
+            add_pointers(made, chosen.records)
             campaign = UpgradeKills(nursery, root, made, chosen.seed)
             campaign.prepare()
             number = 0

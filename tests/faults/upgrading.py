@@ -12,14 +12,16 @@ from typing import Any
 from repo.errors import StoreBusy
 from repo.schema import backup, migrate
 from repo.settings import Settings
+from repo.store import migrating
 from repo.store.migrating import migrate_store
 from repo.store.store import Store
 
-__all__ = ["BACKED_UP", "BACKING_UP", "BEGUN", "DONE", "Rollout", "Upgrade", "reached"]
+__all__ = ["BACKED_UP", "BACKING_UP", "BEGUN", "DONE", "RESTORED", "Rollout", "Upgrade", "reached"]
 
 BEGUN = "begun"
 BACKING_UP = "in the backup"
 BACKED_UP = "backed up"
+RESTORED = "records restored"
 DONE = "done"
 
 
@@ -68,7 +70,7 @@ class Rollout:
 
 def tell(say: Callable[[str], None]) -> None:
     """Have each moment of the upgrades of this process said."""
-    make, upgrade = backup.make, migrate.upgrade
+    make, upgrade, restore = backup.make, migrate.upgrade, migrating._Run._restore
 
     @functools.wraps(make)
     def telling_make(*given: Any, **named: Any) -> Any:
@@ -83,5 +85,12 @@ def tell(say: Callable[[str], None]) -> None:
         say(reached(database, to))
         return done
 
+    @functools.wraps(restore)
+    def telling_restore(*given: Any, **named: Any) -> Any:
+        done = restore(*given, **named)
+        say(RESTORED)
+        return done
+
     backup.make = telling_make
     migrate.upgrade = telling_upgrade
+    migrating._Run._restore = telling_restore  # type: ignore[method-assign]
