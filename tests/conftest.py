@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,25 @@ HAS_DUCKDB = importlib.util.find_spec("duckdb") is not None
 
 ENGINES = ("duckdb", "sqlite") if HAS_DUCKDB else ("sqlite",)
 COLUMN_FILES = {"duckdb": "timeseries.duckdb", "sqlite": "timeseries.sqlite"}
+BUDGET_S = {
+    "contract": 240,
+    "migrations": 120,
+    "faults": 120,
+    "cli": 80,
+    "property": 80,
+    "packaging": 45,
+    "facades": 40,
+    "exchange": 30,
+    "readme": 30,
+    "badinput": 25,
+    "without_duckdb": 20,
+    "demo": 20,
+    "delivery": 20,
+    "unit": 20,
+    "architecture": 10,
+}
+"""What the tests of a folder may take in all where nothing else runs, by one process; two share the work."""
+
 SEED_VARIABLE = "HOLDFAST_TEST_SEED"
 
 OpenStore = Callable[..., Store]
@@ -71,8 +91,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say how to run the same random cases again."""
+    """Say how to run the same random cases again, and what each folder of tests took of its budget."""
     terminalreporter.write_line(f"random tests: {SEED_VARIABLE}={os.environ[SEED_VARIABLE]}")
+    took_s: defaultdict[str, float] = defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                took_s[report.nodeid.split("/")[1]] += report.duration
+    told = [f"{name} {seconds:.0f}/{BUDGET_S.get(name, 0)}" for name, seconds in sorted(took_s.items())]
+    terminalreporter.write_line(f"seconds of one process, of the budget: {', '.join(told)}")
 
 
 class Clock:
