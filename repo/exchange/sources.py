@@ -174,7 +174,9 @@ def _sum_beside(path: Path, inside: Path | None) -> str | None:
     beside = path.with_name(f"{path.name}.sha256")
     if not os.path.lexists(beside):
         return None
-    text = _text(Source(beside, inside)).removeprefix("\\")  # sha256sum marks odd names so
+    text = _text(Source(beside, inside), errors="surrogateescape").removeprefix(
+        "\\"
+    )  # sha256sum marks odd names so
     if not _SHA256.match(text):
         raise InvalidFile(
             f"{beside} is no SHA-256 sum; write it again by sha256sum, or remove it", path=beside
@@ -182,13 +184,13 @@ def _sum_beside(path: Path, inside: Path | None) -> str | None:
     return text[:64]
 
 
-def _text(source: Source) -> str:
+def _text(source: Source, errors: str = "strict") -> str:
     with source.opened() as descriptor:
         if os.fstat(descriptor).st_size > _MOST_TEXT_BYTES:
             raise InvalidFile(f"{source.path} is too large for what it should be", path=source.path)
         with open(descriptor, "rb", closefd=False) as stream:
             try:
-                return stream.read().decode()
+                return stream.read().decode(errors=errors)
             except UnicodeDecodeError as error:
                 raise InvalidFile(f"{source.path} is damaged: it is no text", path=source.path) from error
 

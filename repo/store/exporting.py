@@ -7,6 +7,7 @@ in later pages, as it does in a `Result`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,6 +106,8 @@ def _export(
 ) -> Exported:
     if partition not in (None, "day"):
         raise InvalidQuery(f"partition = {partition!r}: 'day', or None for one file")
+    if access.files.owns(path):
+        raise InvalidFile(f"{path} is a name of the store's own files; export to another folder", path=path)
     with access.metadata.read() as connection:
         state = StateRepository(connection).get()
     assert state is not None
@@ -138,7 +141,7 @@ class _Job:
             facts = self._write(descriptor, self._slices.start_us, self._slices.end_us)
             # The old sum must not stand beside the new file: that would look like damage.
             checksum.unlink(missing_ok=True)
-        put(checksum, f"{facts.sha256}  {path.name}\n".encode())
+        put(checksum, os.fsencode(_sum_line(facts.sha256, path.name)))
         return Exported(path, 1, **combined([facts]))
 
     def bundle(self, path: Path, store_id: str) -> Exported:
@@ -168,6 +171,12 @@ class _Job:
     def _write(self, descriptor: int, start_us: int, end_us: int) -> FileFacts:
         pages = self._slices.pages(start_us, end_us)
         return self._form.writer.write(descriptor, pages, compression=self._form.compression, note=self._note)
+
+
+def _sum_line(sha256: str, name: str) -> str:
+    """Return the line that sha256sum writes of a file, which marks odd names by a backslash."""
+    odd = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{'' if odd == name else chr(92)}{sha256}  {odd}\n"
 
 
 class _Slices:
