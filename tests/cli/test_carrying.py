@@ -157,11 +157,11 @@ def test_without_duckdb_and_pyarrow_the_ways_out_are_told(
     assert command.json("recover", tmp_path / "stick")["present"] == 9
 
 
-@pytest.mark.parametrize("command", [("export", "x.parquet"), ("cleanup", "--dry-run")])
+@pytest.mark.parametrize("call", [("export", "x.parquet"), ("cleanup", "--dry-run")])
 def test_a_glob_among_several_names_is_told(
-    on_store: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+    on_store: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     on_store.write(*rows())
-    said = on_store(*command, "--sensor", "P-*", "--sensor", "Q", code=2)
+    said = on_store(*call, "--sensor", "P-*", "--sensor", "Q", code=2)
     assert "'P-*' is a glob" in said.stderr
