@@ -164,11 +164,14 @@ class ArrowPage:
         )
         self._table = table.filter(named)
         self.nulls = self.rows - self._table.num_rows
-        found = self._table.group_by(["sensor_id", "metric_name"], use_threads=False).aggregate(
+        reading = pc.or_(self._table["value"].is_valid(), self._table["value_text"].is_valid())
+        told = self._table.append_column("reading", reading)
+        found = told.group_by(["sensor_id", "metric_name"], use_threads=False).aggregate(
             [
                 ("timestamp_us", "count"),
                 ("value", "count"),
                 ("value_text", "count"),
+                ("reading", "sum"),
                 ("timestamp_us", "min"),
                 ("timestamp_us", "max"),
             ]
@@ -179,6 +182,7 @@ class ArrowPage:
                 row["timestamp_us_count"],
                 row["value_count"],
                 row["value_text_count"],
+                row["reading_sum"],
                 row["timestamp_us_min"],
                 row["timestamp_us_max"],
             )

@@ -252,6 +252,7 @@ class DuckDBPage:
             Group((sensor, metric), *told)
             for sensor, metric, *told in self._base.execute(
                 "SELECT sensor_id, metric_name, count(*), count(value), count(value_text), "
+                "count(*) FILTER (value IS NOT NULL OR value_text IS NOT NULL), "
                 "min(timestamp_us), max(timestamp_us) FROM page GROUP BY ALL"
             ).fetchall()
         ]
@@ -295,7 +296,7 @@ def _group(found: Found) -> Group:
     """Return what a look found of a series in which all is in order: then it is of one kind."""
     numbers = found.readings if found.kind == KIND_NUMBER else 0
     texts = found.readings if found.kind == KIND_TEXT else 0
-    return Group(found.pair, found.rows, numbers, texts, found.first_us, found.last_us)
+    return Group(found.pair, found.rows, numbers, texts, found.readings, found.first_us, found.last_us)
 
 
 def _selected(plan: Plan) -> str:
