@@ -69,12 +69,13 @@ class DuckDBWriter:
             quoted = note.replace("'", "''")
             base.register("points", chain)
             try:
-                base.execute(
+                _run_aside(
+                    base,
                     f"COPY (SELECT sensor_id, metric_name, {_MOMENT} AS timestamp, value, "
                     f"value_text, quality, metadata, seq FROM points) TO '{file}' (FORMAT parquet, "
                     f"COMPRESSION {codec}, PARQUET_VERSION v2, ROW_GROUP_SIZE {ROW_GROUP_ROWS}, USE_TMP_FILE false, "
                     "WRITE_BLOOM_FILTER false, "
-                    f"KV_METADATA {{holdfast: '{quoted}'}})"
+                    f"KV_METADATA {{holdfast: '{quoted}'}})",
                 )
             except duckdb.Error as error:
                 if chain.error is not None:
@@ -88,6 +89,21 @@ class DuckDBWriter:
                 f"FROM read_parquet('{file}')"
             ).fetchall()
         return FileFacts(points, os.fstat(descriptor).st_size, digest(descriptor), *span)
+
+
+def _run_aside(base: Any, sql: str) -> None:
+    """Run SQL in a thread of its own while this one waits.
+
+    Ctrl-C, which Python raises in the main thread alone, would else come up in the middle of what DuckDB calls to get
+    the next page, and be lost there.
+    """
+    with ThreadPoolExecutor(1, "holdfast-copy") as beside:
+        running = beside.submit(base.execute, sql)
+        try:
+            running.result()
+        except KeyboardInterrupt:
+            base.interrupt()
+            raise
 
 
 def _arrow_pages(pages: Pages, memory_limit_bytes: int) -> Generator[Page]:
