@@ -268,7 +268,7 @@ class DuckDBPage:
             Group((sensor, metric), *told)
             for sensor, metric, *told in self._base.execute(
                 "SELECT sensor_id, metric_name, count(*), count(value), count(value_text), "
-                "count(*) FILTER (value IS NOT NULL OR value_text IS NOT NULL), "
+                "count(*) FILTER (NOT isnan(value::DOUBLE) OR value_text IS NOT NULL), "
                 "min(timestamp_us), max(timestamp_us) FROM page GROUP BY ALL"
             ).fetchall()
         ]

@@ -26,8 +26,8 @@ __all__ = ["Source", "listed", "sources_of"]
 
 log = logging.getLogger("holdfast.sources")
 
-_MOST_TEXT_BYTES = 64_000_000
-"""A manifest larger than this (some 200,000 files) is not read."""
+_MOST_TEXT_BYTES = 8_000_000
+"""A manifest larger than this (some 24,000 days) is not read: of JSON made for it, a byte takes 24 in memory."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe must not make it wait

@@ -613,3 +613,50 @@ def test_days_before_1970_and_times_between_are_in_their_days(open_store: OpenSt
     ]
     target.import_parquet(tmp_path / "out")
     assert points_of(target) == points_of(source)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to tell the peak of memory")
+def test_a_manifest_made_to_fill_the_memory_does_not(tmp_path: Path, run_python: RunPython) -> None:
+    (tmp_path / "manifest.json").write_text("[" + "[]," * 20_000_000 + "[]]")
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from repo import InvalidFile\n"
+        "from repo.exchange.sources import sources_of\n"
+        "try: sources_of([Path(sys.argv[1])])\n"
+        "except InvalidFile as error: print('manifest.json is too large' in str(error))\n"
+        "[peak] = [line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')]\n"
+        "print(int(peak) // 1024)\n"
+    )
+    told, peak_mb = run_python(script, tmp_path).stdout.split()
+    assert told == "True"
+    assert int(peak_mb) < 200
+
+
+@pytest.mark.parametrize("hidden", [(), ("duckdb", "duckdb_engine")])
+def test_nan_is_no_reading_whatever_reads_the_file(
+    tmp_path: Path, run_python: RunPython, hidden: tuple[str, ...]
+) -> None:
+    file = write(tmp_path / "a.parquet", value=[1.0, float("nan"), None, float("inf")])
+    both = write(tmp_path / "b.parquet", value=[float("nan"), 1.0, None], value_text=["x", "y", None])
+    script = (
+        f"import sys\nfor name in {hidden!r}: sys.modules[name] = None\n"
+        "from repo import Settings, Store\n"
+        "with Store(sys.argv[1], Settings(background=False, engine='sqlite')) as store:\n"
+        "    print(*(store.import_parquet(file, dry_run=True).no_reading for file in sys.argv[2:]))\n"
+    )
+    done = run_python(script, tmp_path / "target", file, both)
+    assert done.stdout.split() == ["2", "1"], done.stderr
+
+
+def test_columns_of_one_name_are_told_by_pyarrow(tmp_path: Path, run_python: RunPython) -> None:
+    table = pa.table({"sensor_id": ["s"], "metric_name": ["m"], "timestamp_us": [BEGIN_US], "value": [1.0]})
+    pq.write_table(table.append_column("value", pa.array([2.0])), tmp_path / "a.parquet")
+    script = (
+        "import sys\nsys.modules['duckdb'] = None\nfrom repo import InvalidFile, Settings, Store\n"
+        "with Store(sys.argv[1], Settings(background=False, engine='sqlite')) as store:\n"
+        "    try: store.import_parquet(sys.argv[2])\n"
+        "    except InvalidFile as error: print(error)\n"
+    )
+    done = run_python(script, tmp_path / "target", tmp_path / "a.parquet")
+    assert "a.parquet has several columns 'value'" in done.stdout, done.stderr
