@@ -93,6 +93,14 @@ class Drafting:
         self._append({"path": path} | asdict(facts))
         self.done[path] = facts
 
+    def forget(self, path: str) -> None:
+        """Forget, durably, that a file stands, before it is written anew; a kill in here may forget them all."""
+        del self.done[path]
+        self._draft.truncate(0)
+        self._append(self._request)
+        for other, facts in self.done.items():
+            self._append({"path": other} | asdict(facts))
+
     def finish(self) -> None:
         """Write the manifest; from now on the bundle is whole."""
         files = [{"path": path} | asdict(facts) for path, facts in sorted(self.done.items())]

@@ -152,15 +152,18 @@ class _Job:
             "compression": self._form.compression,
         }
         with drafting(path, request) as bundle:
-            resumed = len(bundle.done)
+            resumed = 0
             at = self._slices.start_us
             while (first := self._slices.first_from(at)) is not None:
                 day = min(max(first // DAY_US, FIRST_DAY), LAST_DAY)
                 at = self._slices.end_us if day == LAST_DAY else min((day + 1) * DAY_US, self._slices.end_us)
                 name = day_path(store_id, day, self._form.ending)
-                if name in bundle.done:
+                if name in bundle.done and self._slices.holds(bundle.done[name], first, at):
                     self._slices.skip(bundle.done[name].points)
+                    resumed += 1
                     continue
+                if name in bundle.done:
+                    bundle.forget(name)
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 with landing(path / name) as descriptor:
                     facts = self._write(descriptor, first, at)
@@ -200,6 +203,13 @@ class _Slices:
         span_us = self.end_us - self.start_us
         self._width_us = max(1, span_us * PLAIN_ROWS // max(self._total, PLAIN_ROWS))
         self._on_progress(0, self._total)
+
+    def holds(self, facts: FileFacts, start_us: int, end_us: int) -> bool:
+        """Say whether a span is as it was when a file of it was written: with no late point, and none corrected."""
+        span = span_of(self._selection, start_us, end_us)
+        with self._access.reading("export") as (connection, known):
+            reader = slices_on(connection, known)
+            return (reader.count(span), reader.last_seq(span)) == (facts.points, facts.last_seq)
 
     def skip(self, points: int) -> None:
         """Count points as read that need not be."""

@@ -205,6 +205,25 @@ def test_a_folder_that_was_cut_off_goes_on_where_it_was(store: Store, tmp_path: 
     assert not [file for file in (tmp_path / "bundle").rglob("*") if file.name.startswith(".")]
 
 
+@pytest.mark.parametrize("change", ["late", "corrected", "deleted"])
+def test_a_day_that_changed_since_it_was_cut_off_goes_out_again(
+    open_store: OpenStore, tmp_path: Path, change: str
+) -> None:
+    store, target = open_store("source"), open_store("target")
+    fill(store)
+    with pytest.raises(Stopped):
+        store.export_parquet(tmp_path / "days", partition="day", on_progress=stop_after(200))
+    if change == "deleted":
+        store.points.delete("s1", "temperature", BEGIN_S, BEGIN_S + 3600)
+    else:
+        moment = BEGIN_S + (600.000001 if change == "corrected" else 7.0)
+        store.points.insert("s1", "temperature", 1234.5, timestamp=moment)
+    done = store.export_parquet(tmp_path / "days", partition="day")
+    assert 0 < done.resumed < done.files
+    assert target.import_parquet(tmp_path / "days").verified == done.files
+    assert points_of(target) == points_of(store)
+
+
 def test_a_line_cut_off_by_a_kill_is_forgotten(store: Store, tmp_path: Path) -> None:
     points = fill(store)
     with pytest.raises(Stopped):
