@@ -660,3 +660,9 @@ def test_columns_of_one_name_are_told_by_pyarrow(tmp_path: Path, run_python: Run
     )
     done = run_python(script, tmp_path / "target", tmp_path / "a.parquet")
     assert "a.parquet has several columns 'value'" in done.stdout, done.stderr
+
+
+def test_times_without_a_zone_are_told_with_the_way_out(store: Store, tmp_path: Path) -> None:
+    naive = pa.array([BEGIN_US], pa.timestamp("us"))
+    with pytest.raises(InvalidFile, match="write the column anew as UTC"):
+        store.import_parquet(write(tmp_path / "a.parquet", timestamp=naive))
