@@ -100,6 +100,21 @@ class StoreFiles:
         """Return the column files of both engines and their logs; most do not exist."""
         return [self.duckdb, Path(f"{self.duckdb}.wal"), self.sqlite, Path(f"{self.sqlite}-wal")]
 
+    def owns(self, path: str | os.PathLike[str]) -> bool:
+        """Say whether a file of this name is, or might become, one of the store's: a database, its log, a backup."""
+        given = Path(path)
+        folder = Path(os.path.realpath(given.parent))
+        named = (
+            self.metadata,
+            self.duckdb,
+            self.sqlite,
+            *(self.folder / name for name in (f"{self.prefix}lease.lock", f"{self.prefix}turn.lock")),
+            self.folder / "holdfast.toml",
+        )
+        return any(
+            given.name.startswith(own.name) and folder == Path(os.path.realpath(own.parent)) for own in named
+        ) or any(folder.is_relative_to(os.path.realpath(own)) for own in (self.backups, self.scratch))
+
     def kept(self) -> list[Path]:
         """Return the files that were set aside: inactive columns, and damaged logs."""
         return sorted(

@@ -71,6 +71,10 @@ class _Commands(click.Group):
             context.exit(Exit.INTERRUPTED)
         except (HoldfastError, OSError) as error:
             raise failure(error) from error
+        except RuntimeError as error:
+            if str(error) != "Query interrupted":
+                raise
+            context.exit(Exit.INTERRUPTED)  # how DuckDB tells of Ctrl-C
         return result
 
 

@@ -151,6 +151,8 @@ def ingest(
     from repo.exchange.inputs import Input
     from repo.store.importing import import_files
 
+    if errors_file is not None:
+        _check_errors_file(session, errors_file, files)
     layout = _layout(**options)
     began_s = time.monotonic()
     with ExitStack() as stack:
@@ -186,6 +188,18 @@ def ingest(
         session.say(_told(report, strict))
     if report["rejected"]:
         raise click.exceptions.Exit(Exit.PROBLEMS)
+
+
+def _check_errors_file(session: Session, errors_file: Path, files: tuple[str, ...]) -> None:
+    """Refuse what would be lost by being written to."""
+    from repo.files import StoreFiles
+
+    if StoreFiles.of(session.folder).owns(errors_file) or any(
+        errors_file.exists() and Path(file).exists() and errors_file.samefile(file) for file in files
+    ):
+        raise click.BadParameter(
+            f"{errors_file} is a file to read, or one of the store's own; name another", param_hint="--errors"
+        )
 
 
 def _layout(

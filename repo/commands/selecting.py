@@ -37,9 +37,17 @@ def bounds(
 
 
 def names_of(given: tuple[str, ...]) -> str | list[str] | None:
-    """Return what an option that may stand several times selects: one may be a glob, several are exact."""
+    """Return what an option that may stand several times selects: one may be a glob, several are exact.
+
+    A glob among several would select nothing, and what it means would be missing unseen: `InvalidQuery`.
+    """
     if not given:
         return None
+    globs = [name for name in given if "*" in name or "?" in name]
+    if len(given) > 1 and globs:
+        raise InvalidQuery(
+            f"{globs[0]!r} is a glob, and several names are taken as they are; give one glob, or exact names"
+        )
     return given[0] if len(given) == 1 else list(given)
 
 

@@ -110,6 +110,9 @@ class PyArrowReader:
     def look(self, plan: Plan) -> Look:
         """See `FileReader`."""
         rows = size = 0
+        for column in plan.columns.values():
+            if self._file.schema_arrow.names.count(column) > 1:
+                raise InvalidFile(f"{self._path} has several columns {column!r}", path=self._path)
         with self._naming():
             for batch in self._batches(plan):
                 rows, size = rows + batch.num_rows, size + batch.nbytes
@@ -164,11 +167,18 @@ class ArrowPage:
         )
         self._table = table.filter(named)
         self.nulls = self.rows - self._table.num_rows
-        found = self._table.group_by(["sensor_id", "metric_name"], use_threads=False).aggregate(
+        value = self._table["value"]
+        number = value.is_valid()
+        if pa.types.is_floating(value.type):
+            number = pc.and_(number, pc.invert(pc.fill_null(pc.is_nan(value.cast(pa.float64())), True)))
+        reading = pc.or_(number, self._table["value_text"].is_valid())
+        told = self._table.append_column("reading", reading)
+        found = told.group_by(["sensor_id", "metric_name"], use_threads=False).aggregate(
             [
                 ("timestamp_us", "count"),
                 ("value", "count"),
                 ("value_text", "count"),
+                ("reading", "sum"),
                 ("timestamp_us", "min"),
                 ("timestamp_us", "max"),
             ]
@@ -179,6 +189,7 @@ class ArrowPage:
                 row["timestamp_us_count"],
                 row["value_count"],
                 row["value_text_count"],
+                row["reading_sum"],
                 row["timestamp_us_min"],
                 row["timestamp_us_max"],
             )

@@ -93,6 +93,14 @@ class Drafting:
         self._append({"path": path} | asdict(facts))
         self.done[path] = facts
 
+    def forget(self, path: str) -> None:
+        """Forget, durably, that a file stands, before it is written anew; a kill in here may forget them all."""
+        del self.done[path]
+        self._draft.truncate(0)
+        self._append(self._request)
+        for other, facts in self.done.items():
+            self._append({"path": other} | asdict(facts))
+
     def finish(self) -> None:
         """Write the manifest; from now on the bundle is whole."""
         files = [{"path": path} | asdict(facts) for path, facts in sorted(self.done.items())]
@@ -111,7 +119,10 @@ class Drafting:
         """Take up what another process left; `InvalidFile` if that was another export."""
         self._draft.seek(0)
         lines = self._draft.read().splitlines(keepends=True)
-        whole = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        try:
+            whole = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(error) from error
         if not whole:
             self._draft.truncate(0)
             self._append(self._request)
@@ -123,11 +134,22 @@ class Drafting:
                 "remove this one",
                 path=self._folder,
             )
+        try:
+            done = {entry.pop("path"): FileFacts(**entry) for entry in whole[1:]}
+            stands = {
+                path: facts for path, facts in done.items() if _size(self._folder / path) == facts.bytes
+            }
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise self._damaged(error) from error
         self._draft.truncate(sum(len(line) for line in lines if line.endswith(b"\n")))
-        for entry in whole[1:]:
-            path = entry.pop("path")
-            if _size(self._folder / path) == entry["bytes"]:
-                self.done[path] = FileFacts(**entry)
+        self.done |= stands
+
+    def _damaged(self, error: Exception) -> InvalidFile:
+        draft = self._folder / DRAFT
+        return InvalidFile(
+            f"{draft} is damaged, or none of an export: {error}; export to another folder, or remove this one",
+            path=draft,
+        )
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         self._draft.seek(0, os.SEEK_END)

@@ -69,12 +69,13 @@ class DuckDBWriter:
             quoted = note.replace("'", "''")
             base.register("points", chain)
             try:
-                base.execute(
+                _run_aside(
+                    base,
                     f"COPY (SELECT sensor_id, metric_name, {_MOMENT} AS timestamp, value, "
                     f"value_text, quality, metadata, seq FROM points) TO '{file}' (FORMAT parquet, "
                     f"COMPRESSION {codec}, PARQUET_VERSION v2, ROW_GROUP_SIZE {ROW_GROUP_ROWS}, USE_TMP_FILE false, "
                     "WRITE_BLOOM_FILTER false, "
-                    f"KV_METADATA {{holdfast: '{quoted}'}})"
+                    f"KV_METADATA {{holdfast: '{quoted}'}})",
                 )
             except duckdb.Error as error:
                 if chain.error is not None:
@@ -88,6 +89,21 @@ class DuckDBWriter:
                 f"FROM read_parquet('{file}')"
             ).fetchall()
         return FileFacts(points, os.fstat(descriptor).st_size, digest(descriptor), *span)
+
+
+def _run_aside(base: Any, sql: str) -> None:
+    """Run SQL in a thread of its own while this one waits.
+
+    Ctrl-C, which Python raises in the main thread alone, would else come up in the middle of what DuckDB calls to get
+    the next page, and be lost there.
+    """
+    with ThreadPoolExecutor(1, "holdfast-copy") as beside:
+        running = beside.submit(base.execute, sql)
+        try:
+            running.result()
+        except KeyboardInterrupt:
+            base.interrupt()
+            raise
 
 
 def _arrow_pages(pages: Pages, memory_limit_bytes: int) -> Generator[Page]:
@@ -252,6 +268,7 @@ class DuckDBPage:
             Group((sensor, metric), *told)
             for sensor, metric, *told in self._base.execute(
                 "SELECT sensor_id, metric_name, count(*), count(value), count(value_text), "
+                "count(*) FILTER (NOT isnan(value::DOUBLE) OR value_text IS NOT NULL), "
                 "min(timestamp_us), max(timestamp_us) FROM page GROUP BY ALL"
             ).fetchall()
         ]
@@ -295,7 +312,7 @@ def _group(found: Found) -> Group:
     """Return what a look found of a series in which all is in order: then it is of one kind."""
     numbers = found.readings if found.kind == KIND_NUMBER else 0
     texts = found.readings if found.kind == KIND_TEXT else 0
-    return Group(found.pair, found.rows, numbers, texts, found.first_us, found.last_us)
+    return Group(found.pair, found.rows, numbers, texts, found.readings, found.first_us, found.last_us)
 
 
 def _selected(plan: Plan) -> str:

@@ -90,8 +90,11 @@ def plan_of(
         family = kind.family
         if family not in FIELDS[field] and not (field == "value" and family == "bool" and accept_bool):
             wanted = " or ".join(_TOLD[wanted] for wanted in FIELDS[field] if wanted != "null")
+            hint = ""
+            if field == "timestamp" and kind.name.lower().startswith("timestamp"):
+                hint = ". Without a zone it could mean any moment: write the column anew as UTC"
             raise InvalidFile(
-                f"{path}: the column {columns[field]!r} is {kind.name}; {field} is {wanted}", path=path
+                f"{path}: the column {columns[field]!r} is {kind.name}; {field} is {wanted}{hint}", path=path
             )
     if "value" in found and found["value"].family == "text":
         if "value_text" in found and found["value_text"].family == "text":

@@ -34,8 +34,8 @@ class Input:
         form: Form | None = None,
     ) -> None:
         try:
-            io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-        except LookupError as error:
+            io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="surrogateescape").read()
+        except (LookupError, UnicodeError) as error:
             raise InvalidSettings(
                 f"there is no text encoding {encoding!r}; names are like utf-8, cp1252"
             ) from error

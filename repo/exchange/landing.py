@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ def landing(path: Path) -> Iterator[int]:
     left half written is taken over by the next one. `StoreBusy` while another process writes the same file.
     """
     part = path.with_name(f".{path.name}.part")
+    _check_replaceable(path)
     try:
         descriptor = _opened(part, path)
         try:
@@ -41,6 +43,16 @@ def landing(path: Path) -> Iterator[int]:
         sync_folder(path.parent)
     except OSError as error:
         raise file_error(error, path, "written") from error
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse what is a pipe or a device, or leads to one: it would be lost, and nobody would read the file there."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # nothing is there, or what the writing will tell
+    if not stat.S_ISREG(mode) or path.parent.resolve() == Path("/dev"):
+        raise InvalidFile(f"{path} is no regular file; name another, which may be a new one", path=path)
 
 
 def _opened(part: Path, path: Path) -> int:

@@ -180,7 +180,8 @@ class PlainPage:
             low, high = spans.get((sensor, metric), (us, us))
             spans[sensor, metric] = (min(low, us), max(high, us))
         self.groups = [
-            Group(pair, count, numbers[pair], texts[pair], *spans[pair]) for pair, count in pairs.items()
+            Group(pair, count, numbers[pair], texts[pair], numbers[pair] + texts[pair], *spans[pair])
+            for pair, count in pairs.items()
         ]
 
     def leave_out(self, doomed: Sequence[tuple[tuple[str, str], bool]]) -> int:

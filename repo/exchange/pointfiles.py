@@ -82,6 +82,8 @@ class Group:
     rows: int
     numbers: int
     texts: int
+    readings: int
+    """Rows with a number, a text, or, to be refused, both."""
     first_us: int
     last_us: int
 

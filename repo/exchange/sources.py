@@ -6,7 +6,9 @@ folder no symbolic link is followed, and nothing outside it is opened.
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import re
 import stat
@@ -22,8 +24,10 @@ from repo.exchange.landing import digest, file_error
 
 __all__ = ["Source", "listed", "sources_of"]
 
-_MOST_TEXT_BYTES = 64_000_000
-"""A manifest larger than this (some 200,000 files) is not read."""
+log = logging.getLogger("holdfast.sources")
+
+_MOST_TEXT_BYTES = 8_000_000
+"""A manifest larger than this (some 24,000 days) is not read: of JSON made for it, a byte takes 24 in memory."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe must not make it wait
@@ -50,6 +54,12 @@ class Source:
             try:
                 descriptor = self._descriptor(stack)
             except OSError as error:
+                if self.inside is not None and error.errno in (errno.ELOOP, errno.ENOTDIR):
+                    raise InvalidFile(
+                        f"{self.path} is, or lies behind, a symbolic link, which is not followed in a folder; put the "
+                        "file there, or name it by itself",
+                        path=self.path,
+                    ) from error
                 raise file_error(error, self.path, "read") from error
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
@@ -106,10 +116,11 @@ def _has_manifest(folder: Path) -> bool:
     return os.path.lexists(folder / MANIFEST) or os.path.lexists(folder / DRAFT)
 
 
-def _in_bundle(folder: Path) -> list[Source]:
+def _in_bundle(folder: Path, inside: Path | None = None) -> list[Source]:
     """Return the files of a bundle: all of a finished one, and those that stand of one that was cut off."""
+    inside = inside or folder
     finished = os.path.lexists(folder / MANIFEST)
-    manifest = Source(folder / (MANIFEST if finished else DRAFT), folder)
+    manifest = Source(folder / (MANIFEST if finished else DRAFT), inside)
     text = _text(manifest)
     try:
         if finished:
@@ -117,7 +128,7 @@ def _in_bundle(folder: Path) -> list[Source]:
         else:
             lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
             entries = [json.loads(line) for line in lines[1:]]
-        return [_listed(folder, entry) for entry in entries]
+        return [_listed(folder, entry, inside) for entry in entries]
     except InvalidFile:
         raise
     except (ValueError, TypeError, LookupError, RecursionError) as error:
@@ -139,28 +150,39 @@ def _entries(manifest: Any, path: Path) -> list[Any]:
     return entries
 
 
-def _listed(folder: Path, entry: Any) -> Source:
+def _listed(folder: Path, entry: Any, inside: Path) -> Source:
     parts = PurePosixPath(entry["path"]).parts
     if not parts or parts[0] == "/" or ".." in parts or "\0" in entry["path"]:
         raise InvalidFile(f"{folder} lists {entry['path']!r}, which is not inside it", path=folder)
+    os.fsencode(entry["path"])  # what no name of a file can be is a ValueError
     if (
         not _SHA256.fullmatch(entry["sha256"])
         or type(entry["points"]) is not int
         or type(entry["bytes"]) is not int
     ):
         raise ValueError(f"what it says of {entry['path']!r} is not in order")
-    return Source(folder.joinpath(*parts), folder, entry["sha256"], entry["bytes"], entry["points"])
+    return Source(folder.joinpath(*parts), inside, entry["sha256"], entry["bytes"], entry["points"])
 
 
 def _in_folder(folder: Path) -> list[Source]:
-    """Return the files of points anywhere in a folder, in order of their names; hidden ones are unfinished."""
+    """Return the files of points anywhere in a folder, in order of their names; hidden ones are unfinished.
+
+    Of a bundle in it they are what its manifest says, as if it had been named.
+    """
     found: list[Source] = []
 
     def unreadable(error: OSError) -> None:
         raise file_error(error, folder, "read") from error
 
     for place, folders, names in os.walk(folder, onerror=unreadable):
+        if {MANIFEST, DRAFT}.intersection(names):
+            folders.clear()
+            found += _in_bundle(Path(place), folder)
+            continue
         folders.sort()
+        for name in folders:
+            if os.path.islink(os.path.join(place, name)):
+                log.warning("%s: not read: a symbolic link to a folder", Path(place, name))
         for name in sorted(names):
             if not name.startswith(".") and name.endswith(_ENDINGS):
                 path = Path(place, name)
@@ -174,7 +196,9 @@ def _sum_beside(path: Path, inside: Path | None) -> str | None:
     beside = path.with_name(f"{path.name}.sha256")
     if not os.path.lexists(beside):
         return None
-    text = _text(Source(beside, inside)).removeprefix("\\")  # sha256sum marks odd names so
+    text = _text(Source(beside, inside), errors="surrogateescape").removeprefix(
+        "\\"
+    )  # sha256sum marks odd names so
     if not _SHA256.match(text):
         raise InvalidFile(
             f"{beside} is no SHA-256 sum; write it again by sha256sum, or remove it", path=beside
@@ -182,13 +206,13 @@ def _sum_beside(path: Path, inside: Path | None) -> str | None:
     return text[:64]
 
 
-def _text(source: Source) -> str:
+def _text(source: Source, errors: str = "strict") -> str:
     with source.opened() as descriptor:
         if os.fstat(descriptor).st_size > _MOST_TEXT_BYTES:
             raise InvalidFile(f"{source.path} is too large for what it should be", path=source.path)
         with open(descriptor, "rb", closefd=False) as stream:
             try:
-                return stream.read().decode()
+                return stream.read().decode(errors=errors)
             except UnicodeDecodeError as error:
                 raise InvalidFile(f"{source.path} is damaged: it is no text", path=source.path) from error
 

@@ -25,6 +25,8 @@ class SliceReader:
 
     count: Callable[[Selection], int]
     """How many points there are."""
+    last_seq: Callable[[Selection], int | None]
+    """The largest seq of theirs; None if none has one."""
     first: Callable[[Selection], int | None]
     """The time of the first of them."""
     read: Callable[[Selection], Any]
@@ -59,6 +61,7 @@ def _scanned(connection: Connection, known: list[tuple[str, str]]) -> SliceReade
 
     return SliceReader(
         count=lambda selection: int(one(func.count(_c.timestamp_us), selection)),
+        last_seq=lambda selection: one(func.max(_c.seq), selection),
         first=lambda selection: one(func.min(_c.timestamp_us), selection),
         read=read,
         columnar=True,
@@ -95,7 +98,11 @@ def _sought(connection: Connection, known: list[tuple[str, str]]) -> SliceReader
         firsts = [us for (us,) in each("min(timestamp_us)", selection) if us is not None]
         return min(firsts, default=None)
 
+    def last_seq(selection: Selection) -> int | None:
+        return max((seq for (seq,) in each("max(seq)", selection) if seq is not None), default=None)
+
     return SliceReader(
+        last_seq=last_seq,
         count=lambda selection: sum(count for (count,) in each("count(*)", selection)),
         first=first,
         read=read,

@@ -7,6 +7,7 @@ in later pages, as it does in a `Result`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,6 +106,8 @@ def _export(
 ) -> Exported:
     if partition not in (None, "day"):
         raise InvalidQuery(f"partition = {partition!r}: 'day', or None for one file")
+    if access.files.owns(path):
+        raise InvalidFile(f"{path} is a name of the store's own files; export to another folder", path=path)
     with access.metadata.read() as connection:
         state = StateRepository(connection).get()
     assert state is not None
@@ -138,7 +141,7 @@ class _Job:
             facts = self._write(descriptor, self._slices.start_us, self._slices.end_us)
             # The old sum must not stand beside the new file: that would look like damage.
             checksum.unlink(missing_ok=True)
-        put(checksum, f"{facts.sha256}  {path.name}\n".encode())
+        put(checksum, os.fsencode(_sum_line(facts.sha256, path.name)))
         return Exported(path, 1, **combined([facts]))
 
     def bundle(self, path: Path, store_id: str) -> Exported:
@@ -149,15 +152,18 @@ class _Job:
             "compression": self._form.compression,
         }
         with drafting(path, request) as bundle:
-            resumed = len(bundle.done)
+            resumed = 0
             at = self._slices.start_us
             while (first := self._slices.first_from(at)) is not None:
                 day = min(max(first // DAY_US, FIRST_DAY), LAST_DAY)
                 at = self._slices.end_us if day == LAST_DAY else min((day + 1) * DAY_US, self._slices.end_us)
                 name = day_path(store_id, day, self._form.ending)
-                if name in bundle.done:
+                if name in bundle.done and self._slices.holds(bundle.done[name], first, at):
                     self._slices.skip(bundle.done[name].points)
+                    resumed += 1
                     continue
+                if name in bundle.done:
+                    bundle.forget(name)
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 with landing(path / name) as descriptor:
                     facts = self._write(descriptor, first, at)
@@ -168,6 +174,12 @@ class _Job:
     def _write(self, descriptor: int, start_us: int, end_us: int) -> FileFacts:
         pages = self._slices.pages(start_us, end_us)
         return self._form.writer.write(descriptor, pages, compression=self._form.compression, note=self._note)
+
+
+def _sum_line(sha256: str, name: str) -> str:
+    """Return the line that sha256sum writes of a file, which marks odd names by a backslash."""
+    odd = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{'' if odd == name else chr(92)}{sha256}  {odd}\n"
 
 
 class _Slices:
@@ -191,6 +203,13 @@ class _Slices:
         span_us = self.end_us - self.start_us
         self._width_us = max(1, span_us * PLAIN_ROWS // max(self._total, PLAIN_ROWS))
         self._on_progress(0, self._total)
+
+    def holds(self, facts: FileFacts, start_us: int, end_us: int) -> bool:
+        """Say whether a span is as it was when a file of it was written: with no late point, and none corrected."""
+        span = span_of(self._selection, start_us, end_us)
+        with self._access.reading("export") as (connection, known):
+            reader = slices_on(connection, known)
+            return (reader.count(span), reader.last_seq(span)) == (facts.points, facts.last_seq)
 
     def skip(self, points: int) -> None:
         """Count points as read that need not be."""

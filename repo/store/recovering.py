@@ -204,10 +204,16 @@ class _Job:
         self._dry_run = dry_run
         self._kinds: dict[tuple[str, str], str] = {}
         self._under_way = 0
+        self._seconds: str | None = None
+        self._spans: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        self._overlaps = False
         self.counts = _Counts()
 
     def run(self, looked: _Looked) -> None:
         """Take all rows of a file; an error has a note that says what was stored before it."""
+        time = looked.plan.types.get("timestamp")
+        plain = time is not None and time.family in ("integer", "float")
+        self._seconds = looked.plan.columns["timestamp"] if plain else None
         try:
             with (
                 looked.source.opened() as descriptor,
@@ -242,7 +248,14 @@ class _Job:
         self.counts.stored += self._under_way - len(refusals)
         self._under_way = 0
         for refusal in refusals[:_MOST_PROBLEMS]:
-            self._note(source, f"{refusal.field}: {refusal.reason}")
+            if refusal.field == "timestamp_us" and self._seconds is not None:
+                self._note(
+                    source,
+                    f"timestamp: the numbers of {self._seconds!r} are taken as seconds since 1970, and lie outside "
+                    f"the years 1678 to 2261; if they are microseconds, map it: timestamp_us={self._seconds}",
+                )
+            else:
+                self._note(source, f"{refusal.field}: {refusal.reason}")
 
     def _sent(self, table: Any) -> Sequence[Refusal]:
         if self._dry_run:
@@ -254,9 +267,11 @@ class _Job:
         counts = self.counts
         counts.read += page.rows
         counts.nulls += page.nulls
-        counts.no_reading += sum(group.rows - group.numbers - group.texts for group in page.groups)
+        counts.no_reading += sum(group.rows - group.readings for group in page.groups)
         if page.nulls:
             self._note(source, f"{page.nulls:,} rows have no sensor, metric or time")
+        if self._dry_run and not self._overlaps:
+            self._look_for_overlaps(page, source)
         refused = self._leave_out_other_kinds(page, source)
         duplicates = page.duplicates()
         rows = page.rows - page.nulls - refused - duplicates
@@ -267,6 +282,21 @@ class _Job:
         self._under_way += max(0, rows - stood)
         self._on_progress(counts.read, self._total)
         return rows > stood
+
+    def _look_for_overlaps(self, page: ReadPage, source: Source) -> None:
+        """Warn once: what stands in two places of what is read is stored once, and nothing is stored here."""
+        for group in page.groups:
+            spans = self._spans.setdefault(group.pair, [])
+            if any(group.first_us <= last and first <= group.last_us for first, last in spans):
+                self._overlaps = True
+                log.warning(
+                    "%s: has points of %r %r in a span that was read before; those of equal time are counted each "
+                    "time here, and would be stored once",
+                    source.path,
+                    *group.pair,
+                )
+                return
+            spans.append((group.first_us, group.last_us))
 
     def _leave_out_other_kinds(self, page: ReadPage, source: Source) -> int:
         """Drop the readings that are of the other kind than their series: the store's, else the file's first."""

@@ -155,3 +155,13 @@ def test_without_duckdb_and_pyarrow_the_ways_out_are_told(
         assert "--format ndjson" in result.stderr
     command("export", tmp_path / "stick", "--by-day", "--format", "ndjson")
     assert command.json("recover", tmp_path / "stick")["present"] == 9
+
+
+@pytest.mark.parametrize("call", [("export", "x.parquet"), ("cleanup", "--dry-run")])
+def test_a_glob_among_several_names_is_told(
+    on_store: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    on_store.write(*rows())
+    said = on_store(*call, "--sensor", "P-*", "--sensor", "Q", code=2)
+    assert "'P-*' is a glob" in said.stderr

@@ -189,6 +189,8 @@ def test_of_lines_for_the_same_moment_the_last_wins(on_store: Any) -> None:
         (LONG, "--time-format %H:%M", 2, "has no year"),
         (LONG, "--zone Mars/Olympus", 2, "no time zone"),
         (LONG, "--encoding klingon", 2, "no text encoding"),
+        (LONG, "--encoding idna", 2, "no text encoding"),
+        (LONG, "--encoding undefined", 2, "no text encoding"),
         (LONG, "--decimal ,", 2, "delimiter"),
         (LONG, "--shape round", 2, "--shape"),
     ],
@@ -208,3 +210,13 @@ def test_a_file_that_is_not_there_is_told_before_anything_is_written(on_duckdb: 
 
 def test_no_progress_is_drawn_where_stderr_is_no_terminal(on_duckdb: Any) -> None:
     assert on_duckdb("ingest", "-", *BOTH_TIMES, stdin=LONG).stderr == ""
+
+
+def test_the_file_of_rejections_is_neither_the_input_nor_of_the_store(on_duckdb: Any, tmp_path: Path) -> None:
+    given, link = tmp_path / "a.csv", tmp_path / "link.csv"
+    given.write_text(BAD)
+    link.symlink_to(given)
+    for errors in (given, link, on_duckdb.folder / "offline_buffer.db", on_duckdb.folder / "holdfast.toml"):
+        assert "name another" in on_duckdb("ingest", given, "--errors", errors, code=2).stderr
+    assert given.read_text() == BAD
+    assert on_duckdb.json("status")["last_seq"] == 0

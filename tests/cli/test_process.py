@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from repo import Settings, Store
 from repo.commands import holdfast
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,3 +153,29 @@ def test_a_full_disk_says_how_much_was_acknowledged_and_ingesting_again_mends_it
     out, err = again.communicate(timeout=60)
     assert (again.returncode, out, err) == (0, b"", b"")
     assert on_duckdb.json("query", "s", "m", "--agg", "count,sum")[0]["count"] == 200_000
+
+
+@pytest.mark.duckdb
+def test_ctrl_c_ends_an_export_quietly_and_leaves_nothing_half_written(
+    on_duckdb: Any, tmp_path: Path
+) -> None:
+    rows = 1_000_000
+    with Store(on_duckdb.folder, Settings(background=False)) as store:
+        times = [1_714_521_600_000_000 + n * 1000 for n in range(rows)]
+        store.points.insert_table(
+            {"sensor_id": "s", "metric_name": "m", "timestamp_us": times, "value": [n * 0.37 for n in times]}
+        )
+    part = tmp_path / ".out.parquet.part"
+    for delay_s in (0.02, 0.15):
+        process = start(
+            *("--store", on_duckdb.folder, "export", tmp_path / "out.parquet"),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        deadline = time.monotonic() + 30
+        while not part.exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert (process.returncode, err.replace(b"export\n", b"")) == (130, b"")
+        assert sorted(os.listdir(tmp_path)) == ["store"]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,16 @@ def test_the_sum_beside_a_file_is_what_sha256sum_checks(store: Store, tmp_path: 
     assert sorted(os.listdir(tmp_path)) == ["all.parquet", "all.parquet.sha256", "store"]
 
 
+@pytest.mark.parametrize("name", ["a\\b\nc.parquet", os.fsdecode(b"\xff.parquet")])
+def test_sha256sum_checks_files_of_odd_names_too(store: Store, tmp_path: Path, name: str) -> None:
+    fill(store)
+    if sys.platform == "darwin" and not name.isprintable():
+        pytest.skip("no such names there")
+    store.export_parquet(tmp_path / name)
+    subprocess.run(["sha256sum", "--check", "--strict", f"{name}.sha256"], cwd=tmp_path, check=True)
+    assert store.import_parquet(tmp_path / name).verified == 1
+
+
 def test_names_and_times_select_as_in_a_range(store: Store, tmp_path: Path) -> None:
     fill(store)
     start, end = BEGIN_S + DAY_S, BEGIN_S + 2 * DAY_S
@@ -192,6 +203,25 @@ def test_a_folder_that_was_cut_off_goes_on_where_it_was(store: Store, tmp_path: 
     assert all(file.stat().st_ino == inode for file, inode in standing.items())
     assert done.points == len(points)
     assert not [file for file in (tmp_path / "bundle").rglob("*") if file.name.startswith(".")]
+
+
+@pytest.mark.parametrize("change", ["late", "corrected", "deleted"])
+def test_a_day_that_changed_since_it_was_cut_off_goes_out_again(
+    open_store: OpenStore, tmp_path: Path, change: str
+) -> None:
+    store, target = open_store("source"), open_store("target")
+    fill(store)
+    with pytest.raises(Stopped):
+        store.export_parquet(tmp_path / "days", partition="day", on_progress=stop_after(200))
+    if change == "deleted":
+        store.points.delete("s1", "temperature", BEGIN_S, BEGIN_S + 3600)
+    else:
+        moment = BEGIN_S + (600.000001 if change == "corrected" else 7.0)
+        store.points.insert("s1", "temperature", 1234.5, timestamp=moment)
+    done = store.export_parquet(tmp_path / "days", partition="day")
+    assert 0 < done.resumed < done.files
+    assert target.import_parquet(tmp_path / "days").verified == done.files
+    assert points_of(target) == points_of(store)
 
 
 def test_a_line_cut_off_by_a_kill_is_forgotten(store: Store, tmp_path: Path) -> None:
@@ -373,3 +403,57 @@ def test_two_processes_do_not_write_one_file_at_once(store: Store, tmp_path: Pat
     first.communicate("\n", timeout=30)
     assert first.returncode == 0
     assert pq.read_table(file).num_rows == len(points)
+
+
+@pytest.mark.parametrize("ending", ["", "-wal", ".wal", ".parquet"])
+def test_the_files_of_the_store_are_never_replaced(store: Store, tmp_path: Path, ending: str) -> None:
+    known = fill(store)
+    link = tmp_path / "link"
+    link.symlink_to(store.path, target_is_directory=True)
+    for own in ("offline_buffer.db", "timeseries.duckdb", "timeseries.sqlite", "lease.lock", "holdfast.toml"):
+        for folder in (store.path, link):
+            with pytest.raises(InvalidFile, match="store's own files"):
+                store.export_parquet(folder / f"{own}{ending}")
+    with pytest.raises(InvalidFile, match="store's own files"):
+        store.export_ndjson(store.path / "backups" / "1" / "points.ndjson.gz")
+    assert store.export_parquet(store.path / "points.parquet").points == len(known)
+    assert points_of(store) == known
+
+
+def test_a_pipe_is_not_replaced_nor_a_link_to_one(store: Store, tmp_path: Path) -> None:
+    fill(store)
+    pipe, link = tmp_path / "pipe.parquet", tmp_path / "link.parquet"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(InvalidFile, match="no regular file"):
+            store.export_parquet(path)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("text", ["x\n", "[1]\n{}\n", '{"a": ', "\xff\n"])
+def test_what_is_no_draft_of_ours_is_told_and_left(store: Store, tmp_path: Path, text: str) -> None:
+    fill(store)
+    folder = tmp_path / "days"
+    folder.mkdir()
+    (folder / "export.ndjson").write_text(text, encoding="latin-1")
+    if text.endswith("\n"):
+        with pytest.raises(InvalidFile, match="days"):
+            store.export_parquet(folder, partition="day")
+        assert (folder / "export.ndjson").read_text(encoding="latin-1") == text
+    else:  # what a kill leaves of the first line
+        assert store.export_parquet(folder, partition="day").files > 0
+
+
+def test_lines_of_a_draft_that_are_not_in_order_are_told(store: Store, tmp_path: Path) -> None:
+    fill(store)
+    folder = tmp_path / "days"
+    store.export_parquet(folder, partition="day")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").unlink()
+    request = {name: manifest[name] for name in ("store", "selection", "compression")}
+    for entry in ({}, 5, {"path": 5}, {"path": "\ud800"}, {"path": manifest["files"][0]["path"]}):
+        (folder / "export.ndjson").write_text(f"{json.dumps(request)}\n{json.dumps(entry)}\n")
+        with pytest.raises(InvalidFile, match="days"):
+            store.export_parquet(folder, partition="day")

@@ -278,6 +278,80 @@ def test_a_bundle_that_was_cut_off_gives_the_files_that_stand(open_store: OpenSt
     assert done.stored == len(points_of(target)) > 0
 
 
+@pytest.mark.parametrize(
+    "case", ["whole", "missing", "another day's file", "a link to a file outside", "draft"]
+)
+def test_a_bundle_inside_a_folder_is_compared_with_its_manifest(
+    open_store: OpenStore, bundle: Path, tmp_path: Path, case: str
+) -> None:
+    if case == "draft":
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        lines = [{}, *manifest["files"][:2]]
+        (bundle / "export.ndjson").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (bundle / "manifest.json").unlink()
+    else:
+        damaged(bundle, case)
+    (tmp_path / "stick" / "2024").mkdir(parents=True)
+    shutil.move(bundle, tmp_path / "stick" / "2024" / "may")
+    write(tmp_path / "stick" / "other.parquet", sensor_id=["other", "other"])
+    target = open_store("target")
+    if case in ("whole", "draft"):
+        done = target.import_parquet(tmp_path / "stick")
+        assert done.files == done.verified + 1 == (5 if case == "whole" else 3)
+    else:
+        with pytest.raises((InvalidFile, StoreCorrupt), match="stick"):
+            target.import_parquet(tmp_path / "stick")
+        assert target.last_seq() == 0
+
+
+def test_links_in_a_folder_are_told_and_not_followed(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "in").mkdir()
+    outside = write(tmp_path / "outside" / "a.parquet")
+    write(tmp_path / "in" / "b.parquet", sensor_id=["b", "b"])
+    (tmp_path / "in" / "days").symlink_to(tmp_path / "outside")
+    with caplog.at_level(logging.WARNING, "holdfast"):
+        assert store.import_parquet(tmp_path / "in").files == 1
+    assert "in/days: not read: a symbolic link" in caplog.text
+    (tmp_path / "in" / "c.parquet").symlink_to(outside)
+    with pytest.raises(InvalidFile, match=r"in/c\.parquet is, or lies behind, a symbolic link"):
+        store.import_parquet(tmp_path / "in")
+
+
+def test_a_row_with_a_number_and_a_text_counts_as_a_reading(store: Store, tmp_path: Path) -> None:
+    both = write(tmp_path / "a.parquet", value=[1.0, 2.0, None], value_text=["x", None, None])
+    done = store.import_parquet(both)
+    assert (done.read, done.stored, done.refused, done.no_reading) == (3, 2, 1, 1)
+
+
+def test_a_dry_run_tells_that_files_overlap(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = write(tmp_path / "1.parquet"), write(tmp_path / "2.parquet", value=[8.0, 9.0])
+    apart = write(tmp_path / "3.parquet", sensor_id=["t", "t"])
+    with caplog.at_level(logging.WARNING, "holdfast"):
+        store.import_parquet([one, apart], dry_run=True)
+        assert caplog.text == ""
+        store.import_parquet([one, two, two], dry_run=True)
+    assert caplog.text.count("would be stored once") == 1
+    assert store.import_parquet([one, two, two]).stored == 2
+
+
+@pytest.mark.parametrize("factor", [1_000, 1_000_000])
+def test_numbers_that_are_no_seconds_are_told_with_the_way_out(
+    store: Store, tmp_path: Path, factor: int
+) -> None:
+    times = [BEGIN_S * factor, (BEGIN_S + 1) * factor]
+    done = store.import_parquet(write(tmp_path / "a.parquet", timestamp=times))
+    assert (done.refused, len(done.problems)) == (2, 1)
+    assert "'timestamp' are taken as seconds" in done.problems[0]
+    if factor == 1_000_000:
+        again = store.import_parquet(tmp_path / "a.parquet", columns={"timestamp_us": "timestamp"})
+        assert (again.stored, stored(store)[1][2]) == (2, 1_000_000)
+
+
 @pytest.fixture
 def bundle(open_store: OpenStore, tmp_path: Path) -> Path:
     """A bundle of three days, and its store closed."""
@@ -308,6 +382,8 @@ def damaged(bundle: Path, case: str) -> None:
         manifest["files"][-1]["path"] = "../outside.parquet"
     elif case == "an absolute path":
         manifest["files"][-1]["path"] = str(last)
+    elif case == "no name of a file":
+        manifest["files"][-1]["path"] = "\ud800.parquet"
     elif case == "too few points":
         manifest["files"][-1]["points"] -= 1
         manifest["points"] -= 1
@@ -330,7 +406,8 @@ def damaged(bundle: Path, case: str) -> None:
             "a link to a file outside",
             "a link to a folder outside",
         ),
-        *("a path outside", "an absolute path", "too few points", "a newer version", "another sum"),
+        *("a path outside", "an absolute path", "no name of a file", "too few points"),
+        *("a newer version", "another sum"),
         "no manifest of ours",
     ],
 )
@@ -536,3 +613,56 @@ def test_days_before_1970_and_times_between_are_in_their_days(open_store: OpenSt
     ]
     target.import_parquet(tmp_path / "out")
     assert points_of(target) == points_of(source)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to tell the peak of memory")
+def test_a_manifest_made_to_fill_the_memory_does_not(tmp_path: Path, run_python: RunPython) -> None:
+    (tmp_path / "manifest.json").write_text("[" + "[]," * 20_000_000 + "[]]")
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from repo import InvalidFile\n"
+        "from repo.exchange.sources import sources_of\n"
+        "try: sources_of([Path(sys.argv[1])])\n"
+        "except InvalidFile as error: print('manifest.json is too large' in str(error))\n"
+        "[peak] = [line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')]\n"
+        "print(int(peak) // 1024)\n"
+    )
+    told, peak_mb = run_python(script, tmp_path).stdout.split()
+    assert told == "True"
+    assert int(peak_mb) < 200
+
+
+@pytest.mark.parametrize("hidden", [(), ("duckdb", "duckdb_engine")])
+def test_nan_is_no_reading_whatever_reads_the_file(
+    tmp_path: Path, run_python: RunPython, hidden: tuple[str, ...]
+) -> None:
+    file = write(tmp_path / "a.parquet", value=[1.0, float("nan"), None, float("inf")])
+    both = write(tmp_path / "b.parquet", value=[float("nan"), 1.0, None], value_text=["x", "y", None])
+    script = (
+        f"import sys\nfor name in {hidden!r}: sys.modules[name] = None\n"
+        "from repo import Settings, Store\n"
+        "with Store(sys.argv[1], Settings(background=False, engine='sqlite')) as store:\n"
+        "    print(*(store.import_parquet(file, dry_run=True).no_reading for file in sys.argv[2:]))\n"
+    )
+    done = run_python(script, tmp_path / "target", file, both)
+    assert done.stdout.split() == ["2", "1"], done.stderr
+
+
+def test_columns_of_one_name_are_told_by_pyarrow(tmp_path: Path, run_python: RunPython) -> None:
+    table = pa.table({"sensor_id": ["s"], "metric_name": ["m"], "timestamp_us": [BEGIN_US], "value": [1.0]})
+    pq.write_table(table.append_column("value", pa.array([2.0])), tmp_path / "a.parquet")
+    script = (
+        "import sys\nsys.modules['duckdb'] = None\nfrom repo import InvalidFile, Settings, Store\n"
+        "with Store(sys.argv[1], Settings(background=False, engine='sqlite')) as store:\n"
+        "    try: store.import_parquet(sys.argv[2])\n"
+        "    except InvalidFile as error: print(error)\n"
+    )
+    done = run_python(script, tmp_path / "target", tmp_path / "a.parquet")
+    assert "a.parquet has several columns 'value'" in done.stdout, done.stderr
+
+
+def test_times_without_a_zone_are_told_with_the_way_out(store: Store, tmp_path: Path) -> None:
+    naive = pa.array([BEGIN_US], pa.timestamp("us"))
+    with pytest.raises(InvalidFile, match="write the column anew as UTC"):
+        store.import_parquet(write(tmp_path / "a.parquet", timestamp=naive))
