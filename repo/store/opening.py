@@ -50,7 +50,7 @@ class Opening:
     def find(self, create: bool) -> None:
         """See that there is a store, or that one may be made."""
         if backup.is_restoring(self._files):
-            from repo.store.migrating import finish_restore
+            from repo.store.restoring import finish_restore
 
             finish_restore(self._files, self._settings, self._clock)
         database = self._files.metadata
