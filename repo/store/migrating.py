@@ -17,9 +17,17 @@ from typing import NamedTuple, cast
 
 from repo.clock import Clock, system_clock
 from repo.engines import sqlite
-from repo.errors import EngineMissing, HoldfastError, InvalidSettings, StoreFull, StoreMissing
+from repo.errors import (
+    EngineMissing,
+    HoldfastError,
+    InvalidSettings,
+    StoreCorrupt,
+    StoreFull,
+    StoreMissing,
+)
 from repo.files import StoreFiles
 from repo.repositories.pointers import PointerRepository
+from repo.repositories.state import ColumnsStateRepository
 from repo.schema import backup as backups
 from repo.schema import migrate
 from repo.schema.adopt import Restored, restore_records
@@ -111,6 +119,8 @@ class _Found:
     noted: bool = False
     """Whether it is noted that pointers stand."""
     nan_points: int = 0
+    owned: bool = False
+    """Whether a store has taken these columns, so that its metadata cannot be new."""
     pointers: int = 0
     """How many records look like pointers; counted where they are noted, or may be by a step."""
 
@@ -186,6 +196,15 @@ class _Run:
         self, check: bool, backup: bool, force: bool, without_columns: bool, progress: Progress
     ) -> Migration:
         found = self._look(without_columns)
+        if any(one.owned for one in found) and any(
+            one.is_new and one.database == "metadata" for one in found
+        ):
+            raise StoreCorrupt(
+                f"{self._files.metadata} is empty, and {self._files.folder} has the columns of a store, whose "
+                "journal it held: this is a damaged store, not a new one. Put the file back, or a backup of both: "
+                f"`{self._files.command('migrate --restore')}`",
+                path=self._files.metadata,
+            )
         due = [one for one in found if one.steps]
         standing = backups.list_backups(self._files) if due else []
         # Of a run that was cut off: what is there now is between two schemas, and worth no backup.
@@ -222,9 +241,18 @@ class _Run:
 
         if wanted:
             begun = self._back_up([one for one in found if not one.is_new], tell)
+        try:
+            databases = tuple(self._version(one, self._upgrade(one, tell)) for one in found)
+        except HoldfastError as error:
+            if begun is not None:
+                error.add_note(
+                    f"each database is at a whole revision; the backup from before is {begun.folder}, and "
+                    f"`{self._files.command('migrate --restore')}` puts it back"
+                )
+            raise
         report = replace(
             report,
-            databases=tuple(self._version(one, self._upgrade(one, tell)) for one in found),
+            databases=databases,
             backup=begun.folder if begun is not None and due else None,
             nan_points=sum(one.nan_points for one in found),
         )
@@ -260,11 +288,14 @@ class _Run:
             typed(target, backend),
             engine.connect().execution_options(**sqlite.READ) as connection,
         ):
-            before = version_of(connection)
+            before = version_of(connection, target.path)
             if compare(before) is Standing.TOO_NEW:
                 raise too_new(before, target.path)
             rows = {} if before == self._to else rows_of(connection)
+            if rows and before is None:
+                migrate.require_legacy_shape(connection, target.path)
             noted, pointers = False, 0
+            owned = target.database == "timeseries" and ColumnsStateRepository(connection).owner() is not None
             if target.database == "metadata" and (before == HEAD or "buffered_records" in rows):
                 found_pointers = PointerRepository(connection)
                 noted = before == HEAD and found_pointers.noted()
@@ -273,7 +304,7 @@ class _Run:
             sqlite.log_bytes(target.path) if backend is None else backend.log_bytes()
         )
         found = _Found(target, backend, before, before is None and not rows, size_bytes)
-        found.noted, found.pointers = noted, pointers
+        found.noted, found.pointers, found.owned = noted, pointers, owned
         if before is not None and REVISIONS.index(before) > REVISIONS.index(self._to):
             raise InvalidSettings(
                 f"{target.path} is at {before} already, and a migration goes up to a revision; `alembic downgrade "

@@ -140,9 +140,10 @@ def test_a_disk_that_fills_up_at_the_copy_leaves_the_store_as_it_was(
 def test_a_note_that_cannot_be_read_says_how_to_go_on(migrated: Path, note: str) -> None:
     marker = migrated / "backups" / "restoring"
     marker.write_text(note)
-    for command in (["status"], ["migrate", "--restore", "-y"]):
-        told = cli(migrated, *command, code=1)
-        assert f"remove {marker} and choose again: `holdfast --store '" in told
+    for call in (lambda: Store(migrated), lambda: migrate_store(migrated), lambda: restore_store(migrated)):
+        with pytest.raises(StoreCorrupt) as refused:
+            call()
+        assert f"remove {marker} and choose again: `holdfast --store '" in str(refused.value)
     marker.unlink()
     restore_store(migrated)
 
