@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -37,6 +38,8 @@ __all__ = [
     "restored_file",
 ]
 
+log = logging.getLogger("holdfast.migrating")
+
 _MANIFEST = "manifest.json"
 _UNFINISHED = ".part"
 _RESTORING = "restoring"
@@ -64,6 +67,8 @@ class Backup:
     folder: Path
     made_us: int
     saved: tuple[Saved, ...]
+    goal: str | None = None
+    """The revision that the migration which it was made for went to; None where it was not noted."""
 
     @property
     def size_bytes(self) -> int:
@@ -73,10 +78,16 @@ class Backup:
     def began(self, revisions: dict[str, str | None]) -> bool:
         """Say whether a migration that began with this backup was cut off in the middle.
 
-        `revisions` are those of the databases now, by their names: some are another than in the backup.
+        `revisions` are those of the databases now, by their names: some are another than in the backup, and not all
+        are where that migration went. A database that came later, and that no migration has seen, is in no backup.
         """
         kept = {saved.database: saved.revision for saved in self.saved}
-        return kept.keys() <= revisions.keys() and kept != {name: revisions[name] for name in kept}
+        if not kept.keys() <= revisions.keys() or None in (
+            revisions[n] for n in revisions.keys() - kept.keys()
+        ):
+            return False
+        now = {name: revisions[name] for name in kept}
+        return kept != now and set(now.values()) != {self.goal}
 
 
 def list_backups(files: StoreFiles) -> list[Backup]:
@@ -89,10 +100,13 @@ def list_backups(files: StoreFiles) -> list[Backup]:
 def make(
     files: StoreFiles,
     databases: list[tuple[str, str, Path, str | None]],
+    goal: str,
     now_us: int,
     progress: Callable[[int], object],
 ) -> Backup:
     """Copy the databases (name, engine, file, revision) into a new folder, durably, and name it at last.
+
+    It is made before a migration to the revision `goal`.
 
     `progress` is told the bytes of each piece. Raises `StoreFull` and typed errors; then nothing is left of it.
     """
@@ -106,7 +120,7 @@ def make(
     try:
         with _typed(
             place,
-            "the databases are as they were. Free some space, or go on without a backup: "
+            "the databases are as they were. Mend that, or go on without a backup: "
             f"`{files.command('migrate --no-backup')}`",
         ):
             part.mkdir(parents=True)
@@ -119,9 +133,9 @@ def make(
                     _copy(path, copy, progress)
                 size_bytes = copy.stat().st_size
                 saved.append(Saved(database, engine, path.name, revision, size_bytes, _sha256(copy)))
-            backup = Backup(final, now_us, tuple(saved))
+            backup = Backup(final, now_us, tuple(saved), goal)
             manifest = part / _MANIFEST
-            told = {"made_us": now_us, "databases": [kept._asdict() for kept in saved]}
+            told = {"made_us": now_us, "goal": goal, "databases": [kept._asdict() for kept in saved]}
             manifest.write_text(json.dumps(told, indent=2) + "\n")
             sync_file(manifest)
             sync_folder(part)
@@ -284,6 +298,7 @@ def _set_aside(path: Path, now_us: int) -> None:
         old = path.with_name(path.name + companion)
         if old.exists():
             old.rename(path.with_name(f"{path.name}.inactive-{now_us}{companion}"))
+    log.warning("%s is not in the backup, and is kept as %s.inactive-%d", path, path.name, now_us)
     sync_folder(path.parent)
 
 
@@ -291,7 +306,7 @@ def _read(manifest: Path) -> Backup:
     try:
         told = json.loads(manifest.read_text())
         saved = _named(told["databases"])
-        return Backup(manifest.parent, int(told["made_us"]), saved)
+        return Backup(manifest.parent, int(told["made_us"]), saved, told.get("goal"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreCorrupt(
             f"{manifest} cannot be read ({error}); move {manifest.parent} away to go on without that backup",

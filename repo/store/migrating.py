@@ -224,6 +224,7 @@ class _Run:
         if check or not (due or adopts):
             return report
         if due and any(not one.is_new for one in found):
+            _refuse_read_only(due)
             if any(one.database == "metadata" and not one.is_new for one in due):
                 sqlite.wait_until_unused(self._files.metadata, self._settings.lease_timeout_s)
             backups.discard_unfinished(self._files)
@@ -362,6 +363,7 @@ class _Run:
         made = backups.make(
             self._files,
             [(one.database, one.target.engine, one.target.path, one.before) for one in found],
+            self._to,
             self._clock(),
             tell,
         )
@@ -453,3 +455,13 @@ class _Run:
         return DatabaseVersion(
             one.target.database, one.target.engine, str(one.target.path), one.before, after
         )
+
+
+def _refuse_read_only(due: list[_Found]) -> None:
+    """Raise before the first change if one of the files cannot be changed: the other would be at the head alone."""
+    for one in due:
+        if not os.access(one.target.path, os.W_OK):
+            raise HoldfastError(
+                f"{one.target.path} cannot be written; nothing was changed. Check its owner and mode",
+                path=one.target.path,
+            )

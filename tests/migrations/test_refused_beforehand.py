@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from repo.errors import HoldfastError, StoreCorrupt
 from repo.schema import migrate
 from repo.store.adopting import adopt_store
 from repo.store.migrating import migrate_store
+from repo.store.restoring import restore_store
 from tests.migrations.legacy_store import make_legacy_store
 from tests.migrations.test_store_upgrade import POINTS, backups_of, cli, digest
 
@@ -117,3 +120,39 @@ def test_two_revisions_in_one_database_are_told_with_its_file(legacy: Path) -> N
     with pytest.raises(HoldfastError) as refused:
         migrate_store(legacy, check=True)
     assert f"alembic_version of {legacy / 'offline_buffer.db'} notes 2 revisions" in str(refused.value)
+
+
+def test_metadata_that_cannot_be_written_are_refused_before_the_columns_are_touched(
+    legacy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = digest(legacy)
+    # For root every file can be written, so the system's answer is given here.
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path).suffix != ".db")
+    with pytest.raises(HoldfastError, match=r"offline_buffer\.db cannot be written; nothing was changed"):
+        migrate_store(legacy)
+    assert digest(legacy) == before
+
+
+def test_a_migration_that_was_completed_is_no_excuse_for_the_next_one_to_make_no_backup(legacy: Path) -> None:
+    first = migrate_store(legacy, to="0001").backup
+    run_sql(legacy, "UPDATE buffered_records SET retry_count = 77")
+    second = migrate_store(legacy).backup
+    assert second is not None
+    assert second != first
+    restore_store(legacy)
+    with closing(sqlite3.connect(legacy / "offline_buffer.db")) as connection:
+        asked = connection.execute("SELECT DISTINCT retry_count FROM buffered_records")
+        assert asked.fetchall() == [(77,)]
+
+
+def test_columns_that_come_after_the_metadata_were_migrated_are_backed_up_as_well(
+    legacy: Path, tmp_path: Path
+) -> None:
+    columns, elsewhere = legacy / "timeseries.duckdb", tmp_path / "elsewhere.duckdb"
+    columns.rename(elsewhere)
+    migrate_store(legacy)
+    elsewhere.rename(columns)
+    migrate_store(legacy)
+    assert [saved.database for saved in backups_of(legacy)[0].saved] == ["timeseries", "metadata"]
+    restore_store(legacy)
+    assert migrate_store(legacy, check=True).databases[0].before is None
