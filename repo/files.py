@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,10 @@ class StoreFiles:
     def apart(self) -> bool:
         """Whether the column file has a place of its own, not that of its kind in the store's folder."""
         return bool(self.prefix) or self.duckdb.parent != self.folder
+
+    def command(self, what: str) -> str:
+        """Return the command line that does this to the store, for messages: it can be pasted as it is."""
+        return f"holdfast --store {shlex.quote(str(self.folder))} {what}"
 
     def columns(self, engine: str) -> Path:
         """Return the column file of an engine."""

@@ -109,9 +109,16 @@ def refuse_another_shape(table: str) -> None:
     """A table of this name with other columns is not the legacy program's, so nothing is known of it."""
     if context.is_offline_mode():
         return
-    found = [column["name"] for column in sa.inspect(op.get_bind()).get_columns(table)]
-    if sorted(found) != sorted(COLUMNS[table].split()):
-        raise CommandError(
-            f"the table {table} has the columns {', '.join(found)}, where the legacy schema has "
-            f"{', '.join(COLUMNS[table].split())}; this is not a store's database. Nothing was changed"
-        )
+    if told := other_shape(sa.inspect(op.get_bind()), table):
+        raise CommandError(told)
+
+
+def other_shape(inspector: sa.Inspector, table: str) -> str | None:
+    """Say how a table that is there differs from the legacy program's, or None; it is asked before a migration, too."""
+    found = [column["name"] for column in inspector.get_columns(table)]
+    if sorted(found) == sorted(COLUMNS[table].split()):
+        return None
+    return (
+        f"the table {table} has the columns {', '.join(found)}, where the legacy schema has "
+        f"{', '.join(COLUMNS[table].split())}; this is not a store's database. Nothing was changed"
+    )

@@ -52,7 +52,8 @@ def migrate(
     "records_restored": records of the legacy program that have their data back from their points,
     "records_without_original": those that stay as they are, for no point has it, "records_waiting": those that are
     still to be restored}; with --restore {"path", "restored": the backup's folder,
-    "made_us", "databases": [{"database", "engine", "name", "revision", "size_bytes"}]}
+    "made_us", "databases": [{"database", "engine", "name", "revision", "size_bytes",
+    "sha256": of the file}]}
     """
     if restore:
         if check or dry_run or no_backup or force or to is not None:
@@ -64,15 +65,13 @@ def migrate(
     from repo.schema.version import HEAD
     from repo.store.migrating import migrate_store
 
+    goal = HEAD if to is None else to
     looks_only = check or dry_run
     if looks_only:
-        done = migrate_store(session.folder, to=to or HEAD, check=True, backup=not no_backup)
+        done = migrate_store(session.folder, to=goal, check=True, backup=not no_backup)
     else:
         with session.progress("migrating") as show:
-            done = migrate_store(
-                session.folder, to=to or HEAD, backup=not no_backup, force=force, progress=show
-            )
-    goal = to or HEAD
+            done = migrate_store(session.folder, to=goal, backup=not no_backup, force=force, progress=show)
     if session.as_json:
         print_json(
             {
@@ -127,7 +126,7 @@ def _restore(session: Session, *, yes: bool) -> None:
     from repo.files import StoreFiles
     from repo.moments import to_datetime
     from repo.schema.backup import list_backups
-    from repo.store.migrating import restore_store
+    from repo.store.restoring import restore_store
 
     if session.as_json and not yes:
         raise click.UsageError("--json does not ask: add -y")

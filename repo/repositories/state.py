@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, insert, inspect, select, update
 
 from repo.models import JournalRow, StoreState, TimeSeriesState
 
@@ -72,6 +72,8 @@ class ColumnsStateRepository:
 
     def owner(self) -> tuple[str, int] | None:
         """Return the store and the generation of a file, whatever its revision; None if no store has taken it."""
+        if not inspect(self._connection).has_table(TimeSeriesState.__tablename__):
+            return None
         row = self._connection.execute(
             select(TimeSeriesState.store_id, TimeSeriesState.generation)
         ).one_or_none()

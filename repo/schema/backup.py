@@ -6,7 +6,9 @@ The caller holds the lease, has the databases closed, and DuckDB's log folded in
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,12 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from repo.engines import sqlite
 from repo.engines.torn import sync_file, sync_folder
 from repo.errors import HoldfastError, StoreCorrupt, StoreFull
 from repo.files import ENGINES, StoreFiles
+from repo.schema.targets import DATABASES
 
 __all__ = [
     "Backup",
@@ -31,12 +34,17 @@ __all__ = [
     "keep",
     "list_backups",
     "make",
+    "prepare_restore",
+    "restored_file",
 ]
+
+log = logging.getLogger("holdfast.migrating")
 
 _MANIFEST = "manifest.json"
 _UNFINISHED = ".part"
 _RESTORING = "restoring"
-_COMPANIONS = (".wal", "-wal", "-shm", ".checkpoint")
+_PREPARED = ".restoring"
+_COMPANIONS = (".wal", "-wal", "-shm", "-journal", ".checkpoint")
 _CHUNK_BYTES = 4_194_304
 
 
@@ -48,6 +56,8 @@ class Saved(NamedTuple):
     name: str
     revision: str | None
     size_bytes: int
+    sha256: str | None = None
+    """Of the file; None where it was not noted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,8 @@ class Backup:
     folder: Path
     made_us: int
     saved: tuple[Saved, ...]
+    goal: str | None = None
+    """The revision that the migration which it was made for went to; None where it was not noted."""
 
     @property
     def size_bytes(self) -> int:
@@ -66,10 +78,16 @@ class Backup:
     def began(self, revisions: dict[str, str | None]) -> bool:
         """Say whether a migration that began with this backup was cut off in the middle.
 
-        `revisions` are those of the databases now, by their names: some are another than in the backup.
+        `revisions` are those of the databases now, by their names: some are another than in the backup, and not all
+        are where that migration went. A database that came later, and that no migration has seen, is in no backup.
         """
         kept = {saved.database: saved.revision for saved in self.saved}
-        return kept.keys() <= revisions.keys() and kept != {name: revisions[name] for name in kept}
+        if not kept.keys() <= revisions.keys() or None in (
+            revisions[n] for n in revisions.keys() - kept.keys()
+        ):
+            return False
+        now = {name: revisions[name] for name in kept}
+        return kept != now and set(now.values()) != {self.goal}
 
 
 def list_backups(files: StoreFiles) -> list[Backup]:
@@ -82,10 +100,13 @@ def list_backups(files: StoreFiles) -> list[Backup]:
 def make(
     files: StoreFiles,
     databases: list[tuple[str, str, Path, str | None]],
+    goal: str,
     now_us: int,
     progress: Callable[[int], object],
 ) -> Backup:
     """Copy the databases (name, engine, file, revision) into a new folder, durably, and name it at last.
+
+    It is made before a migration to the revision `goal`.
 
     `progress` is told the bytes of each piece. Raises `StoreFull` and typed errors; then nothing is left of it.
     """
@@ -97,7 +118,11 @@ def make(
         final = place / f"{stamp}-{number}"
     part = final.with_name(final.name + _UNFINISHED)
     try:
-        with _typed(place):
+        with _typed(
+            place,
+            "the databases are as they were. Mend that, or go on without a backup: "
+            f"`{files.command('migrate --no-backup')}`",
+        ):
             part.mkdir(parents=True)
             saved = []
             for database, engine, path, revision in databases:
@@ -106,10 +131,11 @@ def make(
                     sqlite.copy_to(path, copy, progress)
                 else:
                     _copy(path, copy, progress)
-                saved.append(Saved(database, engine, path.name, revision, copy.stat().st_size))
-            backup = Backup(final, now_us, tuple(saved))
+                size_bytes = copy.stat().st_size
+                saved.append(Saved(database, engine, path.name, revision, size_bytes, _sha256(copy)))
+            backup = Backup(final, now_us, tuple(saved), goal)
             manifest = part / _MANIFEST
-            told = {"made_us": now_us, "databases": [kept._asdict() for kept in saved]}
+            told = {"made_us": now_us, "goal": goal, "databases": [kept._asdict() for kept in saved]}
             manifest.write_text(json.dumps(told, indent=2) + "\n")
             sync_file(manifest)
             sync_folder(part)
@@ -123,9 +149,12 @@ def make(
 
 
 def discard_unfinished(files: StoreFiles) -> None:
-    """Remove what a backup that was cut off has left."""
+    """Remove what a backup that was cut off has left, and a restore that was before it had begun."""
     for part in files.backups.glob(f"*{_UNFINISHED}"):
         shutil.rmtree(part)
+    if not is_restoring(files):
+        for target in (files.metadata, *(files.columns(engine) for engine in ENGINES)):
+            _discard_prepared(target)
 
 
 def keep(files: StoreFiles, count: int) -> list[Path]:
@@ -144,42 +173,122 @@ def is_restoring(files: StoreFiles) -> bool:
     return (files.backups / _RESTORING).exists()
 
 
+def restored_file(files: StoreFiles, saved: Saved) -> Path:
+    """Return the file that a database of a backup replaces."""
+    return files.metadata if saved.database == "metadata" else files.columns(saved.engine)
+
+
+def prepare_restore(files: StoreFiles, backup: Backup, progress: Callable[[int], object]) -> None:
+    """Copy the backup's files beside those that they are to replace, durably, and compare them with its manifest.
+
+    Nothing is replaced yet. Raises `StoreCorrupt` for a file that is damaged or not there, `StoreFull` and typed
+    errors; then nothing is left of it.
+    """
+    for saved in backup.saved:
+        _refuse_damaged(backup, saved)
+    try:
+        for saved in backup.saved:
+            _prepare(files, backup, saved, progress)
+    except BaseException:
+        for saved in backup.saved:
+            _discard_prepared(restored_file(files, saved))
+        raise
+
+
 def begin_restore(files: StoreFiles, backup: Backup) -> None:
-    """Note durably that this backup is to be put back: from here on it will be, whatever is killed."""
+    """Note durably that this backup, which is prepared, is to be put back: it will be, whatever is killed."""
     marker = files.backups / _RESTORING
     part = marker.with_name(marker.name + _UNFINISHED + "-marker")
-    part.write_text(json.dumps({"folder": backup.folder.name}))
-    sync_file(part)
-    part.rename(marker)
-    sync_folder(marker.parent)
+    with _typed(files.backups, "the databases are as they were; free some space and try again"):
+        part.write_text(json.dumps({"folder": backup.folder.name}))
+        sync_file(part)
+        part.rename(marker)
+        sync_folder(marker.parent)
 
 
-def finish_restore(files: StoreFiles, now_us: int, progress: Callable[[int], object]) -> Backup:
+def finish_restore(files: StoreFiles, now_us: int) -> Backup:
     """Put the noted backup back; may be repeated after a kill at any moment.
 
     Databases that were not there when it was made get other names; nothing else holds what they hold.
     """
-    place = files.backups
-    name = json.loads((place / _RESTORING).read_text())["folder"]
-    backup = _read(place / name / _MANIFEST)
-    with _typed(place):
+    backup = _noted(files)
+    with _typed(
+        files.backups,
+        f"a backup is being put back; when this is mended, `{files.command('migrate --restore -y')}` completes it",
+    ):
         targets = set()
         for saved in backup.saved:
-            source = place / name / saved.name
-            target = files.metadata if saved.database == "metadata" else files.columns(saved.engine)
+            target = restored_file(files, saved)
             targets.add(target)
-            part = target.with_name(target.name + ".restoring")
-            part.unlink(missing_ok=True)
-            _copy(source, part, progress)
+            part = _prepared(target)
+            if not part.exists():  # it was put back before the kill; once more does no harm
+                _refuse_damaged(backup, saved)
+                _prepare(files, backup, saved, lambda _piece: None)
             for companion in _COMPANIONS:
                 target.with_name(target.name + companion).unlink(missing_ok=True)
             part.replace(target)
             sync_folder(target.parent)
         for path in {files.metadata, *(files.columns(engine) for engine in ENGINES)} - targets:
             _set_aside(path, now_us)
-        (place / _RESTORING).unlink()
-        sync_folder(place)
+        (files.backups / _RESTORING).unlink()
+        sync_folder(files.backups)
     return backup
+
+
+def _noted(files: StoreFiles) -> Backup:
+    marker = files.backups / _RESTORING
+    try:
+        folder = files.backups / str(json.loads(marker.read_text())["folder"])
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no {folder}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreCorrupt(
+            f"{marker} does not name the backup that is being put back ({error}); remove {marker} and choose again: "
+            f"`{files.command('migrate --restore')}`",
+            path=marker,
+        ) from error
+    return _read(folder / _MANIFEST)
+
+
+def _prepared(target: Path) -> Path:
+    return target.with_name(target.name + _PREPARED)
+
+
+def _discard_prepared(target: Path) -> None:
+    for suffix in ("", _UNFINISHED):
+        path = _prepared(target)
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _prepare(files: StoreFiles, backup: Backup, saved: Saved, progress: Callable[[int], object]) -> None:
+    target = restored_file(files, saved)
+    whole = _prepared(target)
+    part = whole.with_name(whole.name + _UNFINISHED)
+    _discard_prepared(target)
+    with _typed(target.parent, f"{backup.folder} was not put back. When this is mended, try again"):
+        found = _copy(backup.folder / saved.name, part, progress)
+        if saved.sha256 not in (None, found):
+            raise _damaged(backup, saved, f"its SHA-256 is {found}, not {saved.sha256}")
+        part.rename(whole)
+        sync_folder(target.parent)
+
+
+def _refuse_damaged(backup: Backup, saved: Saved) -> None:
+    source = backup.folder / saved.name
+    if not source.is_file():
+        raise _damaged(backup, saved, "it is not there")
+    size_bytes = source.stat().st_size
+    if size_bytes != saved.size_bytes:
+        raise _damaged(backup, saved, f"it has {size_bytes:,} bytes, not {saved.size_bytes:,}")
+
+
+def _damaged(backup: Backup, saved: Saved, why: str) -> StoreCorrupt:
+    source = backup.folder / saved.name
+    return StoreCorrupt(
+        f"{source} is not as it was when the backup was made ({why}), and was not put back; move {backup.folder} "
+        "away to restore the backup before it, if there is one",
+        path=source,
+    )
 
 
 def _set_aside(path: Path, now_us: int) -> None:
@@ -189,14 +298,15 @@ def _set_aside(path: Path, now_us: int) -> None:
         old = path.with_name(path.name + companion)
         if old.exists():
             old.rename(path.with_name(f"{path.name}.inactive-{now_us}{companion}"))
+    log.warning("%s is not in the backup, and is kept as %s.inactive-%d", path, path.name, now_us)
     sync_folder(path.parent)
 
 
 def _read(manifest: Path) -> Backup:
     try:
         told = json.loads(manifest.read_text())
-        saved = tuple(Saved(**kept) for kept in told["databases"])
-        return Backup(manifest.parent, int(told["made_us"]), saved)
+        saved = _named(told["databases"])
+        return Backup(manifest.parent, int(told["made_us"]), saved, told.get("goal"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreCorrupt(
             f"{manifest} cannot be read ({error}); move {manifest.parent} away to go on without that backup",
@@ -204,26 +314,42 @@ def _read(manifest: Path) -> Backup:
         ) from error
 
 
-def _copy(source: Path, target: Path, progress: Callable[[int], object]) -> None:
+def _named(databases: list[dict[str, Any]]) -> tuple[Saved, ...]:
+    saved = tuple(Saved(**kept) for kept in databases)
+    if not saved or any(
+        kept.database not in DATABASES or kept.engine not in ENGINES or Path(kept.name).name != kept.name
+        for kept in saved
+    ):
+        raise ValueError("it names no databases of a store")
+    return saved
+
+
+def _copy(source: Path, target: Path, progress: Callable[[int], object]) -> str:
+    """Copy a file, durably; returns the SHA-256 of what was read."""
+    digest = hashlib.sha256()
     with source.open("rb") as whole, target.open("xb") as copy:
         while chunk := whole.read(_CHUNK_BYTES):
             copy.write(chunk)
+            digest.update(chunk)
             progress(len(chunk))
         copy.flush()
         os.fsync(copy.fileno())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as whole:
+        return hashlib.file_digest(whole, "sha256").hexdigest()
 
 
 @contextmanager
-def _typed(place: Path) -> Iterator[None]:
+def _typed(place: Path, then: str) -> Iterator[None]:
+    """Type what the system raises at work in `place`; `then` says how things stand and what to do."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(
-                f"no space left for a backup in {place}; the databases are as they were. Free some space, or "
-                "go on without a backup: `holdfast migrate --no-backup`",
-                path=place,
-            ) from error
-        raise HoldfastError(f"the backup in {place} failed: {error}", path=place) from error
+            raise StoreFull(f"no space left in {place}; {then}", path=place) from error
+        raise HoldfastError(f"{place}: {error}; {then}", path=place) from error
     except sqlite.DriverError as error:
         raise sqlite.typed_error(error, place) from error

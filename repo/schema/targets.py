@@ -205,7 +205,8 @@ def in_store(database: str, files: StoreFiles) -> Target:
         return Target(database, active, files.columns(active), files)
     if columns.exists() and rows.exists():
         raise HoldfastError(
-            f"{files.folder} holds both {columns.name} and {rows.name}; name the right one with -x timeseries.url=",
+            f"{files.folder} holds both {columns.name} and {rows.name}, and its metadata does not say which are its "
+            "points; move the other one away, or name the right one to `alembic` with -x timeseries.url=",
             path=files.folder,
         )
     if rows.exists() or not (columns.exists() or importlib.util.find_spec("duckdb")):

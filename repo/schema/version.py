@@ -29,11 +29,11 @@ class Standing(StrEnum):
     """The revision is unknown here, so a newer program made it."""
 
 
-def version_of(connection: Connection) -> str | None:
+def version_of(connection: Connection, path: Path | None = None) -> str | None:
     """Return the revision that the database is at, or None when no migration has ever run on it.
 
     Reads in the connection's transaction. Raises `StoreCorrupt` when more than one revision is noted: the
-    history is one line.
+    history is one line; `path` names the file then.
     """
     # Looked up first: in DuckDB an error would abort the caller's transaction.
     if not inspect(connection).has_table("alembic_version"):
@@ -41,8 +41,9 @@ def version_of(connection: Connection) -> str | None:
     found = connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all()
     if len(found) > 1:
         raise StoreCorrupt(
-            f"alembic_version of {_name(connection)} notes {len(found)} revisions ({', '.join(found)}), "
-            "where there can be one; restore a backup"
+            f"alembic_version of {path or _name(connection)} notes {len(found)} revisions ({', '.join(found)}), "
+            "where there can be one; restore a backup",
+            path=path,
         )
     return str(found[0]) if found else None
 
@@ -58,7 +59,7 @@ def compare(found: str | None) -> Standing:
 
 def require_head(connection: Connection, path: Path) -> None:
     """Raise `SchemaOutdated` or `SchemaTooNew` unless the database is at `HEAD`; changes nothing."""
-    found = version_of(connection)
+    found = version_of(connection, path)
     standing = compare(found)
     if standing is Standing.TOO_NEW:
         raise too_new(found, path)

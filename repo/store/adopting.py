@@ -223,8 +223,7 @@ def _refuse_places(files: StoreFiles, sources: list[_File], target: Path) -> Non
         raise InvalidSettings(f"there is no folder {target.parent}; make it first", path=target.parent)
     if backups.is_restoring(files):
         raise StoreBusy(
-            f"a backup is being put back in {files.folder}; `holdfast --store {files.folder} migrate --restore` "
-            "completes it",
+            f"a backup is being put back in {files.folder}; `{files.command('migrate --restore -y')}` completes it",
             path=files.folder,
         )
 

@@ -10,18 +10,24 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
 from repo.clock import Clock, system_clock
 from repo.engines import sqlite
-from repo.engines.lease import Lease
-from repo.errors import EngineMissing, HoldfastError, InvalidSettings, StoreFull, StoreMissing
+from repo.errors import (
+    EngineMissing,
+    HoldfastError,
+    InvalidSettings,
+    StoreCorrupt,
+    StoreFull,
+    StoreMissing,
+)
 from repo.files import StoreFiles
 from repo.repositories.pointers import PointerRepository
+from repo.repositories.state import ColumnsStateRepository
 from repo.schema import backup as backups
 from repo.schema import migrate
 from repo.schema.adopt import Restored, restore_records
@@ -33,14 +39,13 @@ from repo.settings import Settings
 from repo.store.backends import Backend, DuckDBBackend, SQLiteBackend, backend_for
 from repo.store.building import HEADROOM_BYTES, typed_errors
 from repo.store.databases import opened, typed
+from repo.store.restoring import finish_leased, leased
 
 __all__ = [
     "DatabaseVersion",
     "Migration",
     "PlannedStep",
-    "finish_restore",
     "migrate_store",
-    "restore_store",
     "run",
 ]
 
@@ -114,6 +119,8 @@ class _Found:
     noted: bool = False
     """Whether it is noted that pointers stand."""
     nan_points: int = 0
+    owned: bool = False
+    """Whether a store has taken these columns, so that its metadata cannot be new."""
     pointers: int = 0
     """How many records look like pointers; counted where they are noted, or may be by a step."""
 
@@ -151,46 +158,10 @@ def migrate_store(
             f"there is no store in {files.folder}; `holdfast init` makes one", path=files.folder
         )
     settings = Settings.load(files.folder)
-    with _leased(files, settings, system_clock, "migrating the store"):
+    with leased(files, settings, system_clock, "migrating the store"):
         return run(
             files, settings, system_clock, to=to, check=check, backup=backup, force=force, progress=progress
         )
-
-
-def restore_store(path: str | os.PathLike[str], progress: Progress = lambda _done, _total: None) -> Backup:
-    """Put the newest backup back, with everything as it was then; what was written since is gone.
-
-    Raises `StoreMissing` where there is no backup, `StoreBusy`, `StoreFull`; then nothing was changed. A restore
-    that was killed is completed by the next opening.
-    """
-    files = StoreFiles.of(os.path.realpath(path))
-    if not files.folder.is_dir():
-        raise StoreMissing(f"there is no store in {files.folder}", path=files.folder)
-    settings = Settings.load(files.folder)
-    with _leased(files, settings, system_clock, "restoring a backup"):
-        if not backups.is_restoring(files):
-            standing = backups.list_backups(files)
-            if not standing:
-                raise StoreMissing(f"there is no backup of the store in {files.folder}", path=files.folder)
-            free_bytes = shutil.disk_usage(files.folder).free
-            if free_bytes < standing[0].size_bytes:
-                raise StoreFull(
-                    f"restoring {standing[0].folder} needs {standing[0].size_bytes:,} bytes, and {free_bytes:,} are "
-                    "free; nothing was changed. Free some space and try again",
-                    path=files.folder,
-                )
-            if files.metadata.exists():
-                sqlite.wait_until_unused(files.metadata, settings.lease_timeout_s)
-            backups.begin_restore(files, standing[0])
-        return _finish_restore(files, system_clock, progress)
-
-
-def finish_restore(files: StoreFiles, settings: Settings, clock: Clock) -> None:
-    """Complete a restore that was cut off, if there is one."""
-    if backups.is_restoring(files):
-        with _leased(files, settings, clock, "restoring a backup"):
-            if backups.is_restoring(files):
-                _finish_restore(files, clock, lambda _done, _total: None)
 
 
 def run(
@@ -210,7 +181,7 @@ def run(
     `without_columns` goes on without them where their engine is missing: they follow when it is there.
     """
     if backups.is_restoring(files):
-        _finish_restore(files, clock, lambda _done, _total: None)
+        finish_leased(files, clock)
     return _Run(files, settings, clock, to).go(check, backup, force, without_columns, progress)
 
 
@@ -225,8 +196,17 @@ class _Run:
         self, check: bool, backup: bool, force: bool, without_columns: bool, progress: Progress
     ) -> Migration:
         found = self._look(without_columns)
+        if any(one.owned for one in found) and any(
+            one.is_new and one.database == "metadata" for one in found
+        ):
+            raise StoreCorrupt(
+                f"{self._files.metadata} is empty, and {self._files.folder} has the columns of a store, whose "
+                "journal it held: this is a damaged store, not a new one. Put the file back, or a backup of both: "
+                f"`{self._files.command('migrate --restore')}`",
+                path=self._files.metadata,
+            )
         due = [one for one in found if one.steps]
-        standing = backups.list_backups(self._files)
+        standing = backups.list_backups(self._files) if due else []
         # Of a run that was cut off: what is there now is between two schemas, and worth no backup.
         begun = standing[0] if standing and standing[0].began({f.database: f.before for f in found}) else None
         wanted = backup and begun is None and self._settings.migration_backups > 0
@@ -244,11 +224,12 @@ class _Run:
         if check or not (due or adopts):
             return report
         if due and any(not one.is_new for one in found):
+            _refuse_read_only(due)
             if any(one.database == "metadata" and not one.is_new for one in due):
                 sqlite.wait_until_unused(self._files.metadata, self._settings.lease_timeout_s)
             backups.discard_unfinished(self._files)
             if not force:
-                _refuse_full_disk(needed)
+                self._refuse_full_disk(needed)
         total = sum(one.size_bytes for one in due for _ in one.steps)
         total += sum(one.backup_bytes for one in found) if wanted else 0
         total += self._columns_bytes(found) if adopts else 0
@@ -261,9 +242,18 @@ class _Run:
 
         if wanted:
             begun = self._back_up([one for one in found if not one.is_new], tell)
+        try:
+            databases = tuple(self._version(one, self._upgrade(one, tell)) for one in found)
+        except HoldfastError as error:
+            if begun is not None:
+                error.add_note(
+                    f"each database is at a whole revision; the backup from before is {begun.folder}, and "
+                    f"`{self._files.command('migrate --restore')}` puts it back"
+                )
+            raise
         report = replace(
             report,
-            databases=tuple(self._version(one, self._upgrade(one, tell)) for one in found),
+            databases=databases,
             backup=begun.folder if begun is not None and due else None,
             nan_points=sum(one.nan_points for one in found),
         )
@@ -299,11 +289,14 @@ class _Run:
             typed(target, backend),
             engine.connect().execution_options(**sqlite.READ) as connection,
         ):
-            before = version_of(connection)
+            before = version_of(connection, target.path)
             if compare(before) is Standing.TOO_NEW:
                 raise too_new(before, target.path)
             rows = {} if before == self._to else rows_of(connection)
+            if rows and before is None:
+                migrate.require_legacy_shape(connection, target.path)
             noted, pointers = False, 0
+            owned = target.database == "timeseries" and ColumnsStateRepository(connection).owner() is not None
             if target.database == "metadata" and (before == HEAD or "buffered_records" in rows):
                 found_pointers = PointerRepository(connection)
                 noted = before == HEAD and found_pointers.noted()
@@ -312,11 +305,11 @@ class _Run:
             sqlite.log_bytes(target.path) if backend is None else backend.log_bytes()
         )
         found = _Found(target, backend, before, before is None and not rows, size_bytes)
-        found.noted, found.pointers = noted, pointers
+        found.noted, found.pointers, found.owned = noted, pointers, owned
         if before is not None and REVISIONS.index(before) > REVISIONS.index(self._to):
             raise InvalidSettings(
                 f"{target.path} is at {before} already, and a migration goes up to a revision; `alembic downgrade "
-                f"{self._to}` takes one back, `holdfast migrate --restore` puts the backup back",
+                f"{self._to}` takes one back, `{self._files.command('migrate --restore')}` puts the backup back",
                 path=target.path,
             )
         if before != self._to:
@@ -346,6 +339,17 @@ class _Run:
             needed[place] = needed.get(place, 0) + size_bytes
         return needed
 
+    def _refuse_full_disk(self, needed: dict[Path, int]) -> None:
+        for folder, needed_bytes in needed.items():
+            free_bytes = shutil.disk_usage(folder).free
+            if free_bytes < needed_bytes:
+                raise StoreFull(
+                    f"migrating the store may take {needed_bytes:,} bytes in {folder}, and {free_bytes:,} are free; "
+                    "nothing was changed. Free some space and try again; "
+                    f"`{self._files.command('migrate --no-backup')}` needs less, `--force` tries it all the same",
+                    path=folder,
+                )
+
     # --- doing --------------------------------------------------------------------------------------------
 
     def _back_up(self, found: list[_Found], tell: Callable[[int], object]) -> Backup:
@@ -359,6 +363,7 @@ class _Run:
         made = backups.make(
             self._files,
             [(one.database, one.target.engine, one.target.path, one.before) for one in found],
+            self._to,
             self._clock(),
             tell,
         )
@@ -452,38 +457,11 @@ class _Run:
         )
 
 
-@contextmanager
-def _leased(files: StoreFiles, settings: Settings, clock: Clock, doing: str) -> Iterator[None]:
-    lease = Lease(files.folder, clock, prefix=files.prefix)
-    try:
-        lease.acquire(settings.lease_timeout_s, doing)
-        yield
-    finally:
-        lease.close()
-
-
-def _refuse_full_disk(needed: dict[Path, int]) -> None:
-    for folder, needed_bytes in needed.items():
-        free_bytes = shutil.disk_usage(folder).free
-        if free_bytes < needed_bytes:
-            raise StoreFull(
-                f"migrating the store may take {needed_bytes:,} bytes in {folder}, and {free_bytes:,} are free; "
-                "nothing was changed. Free some space and try again; `holdfast migrate --no-backup` needs less, "
-                "`--force` tries it all the same",
-                path=folder,
+def _refuse_read_only(due: list[_Found]) -> None:
+    """Raise before the first change if one of the files cannot be changed: the other would be at the head alone."""
+    for one in due:
+        if not os.access(one.target.path, os.W_OK):
+            raise HoldfastError(
+                f"{one.target.path} cannot be written; nothing was changed. Check its owner and mode",
+                path=one.target.path,
             )
-
-
-def _finish_restore(files: StoreFiles, clock: Clock, progress: Progress) -> Backup:
-    total = sum(path.stat().st_size for path in files.backups.glob("*/*"))
-    done = 0
-
-    def tell(piece: int) -> None:
-        nonlocal done
-        done += piece
-        progress(min(done, total), total)
-
-    restored = backups.finish_restore(files, clock(), tell)
-    progress(total, total)
-    log.warning("the backup %s was put back; what was written after it is gone", restored.folder)
-    return restored

@@ -20,7 +20,7 @@ from repo.engines.lease import Lease
 from repo.errors import EngineMissing, SchemaOutdated, StoreBusy, StoreCorrupt, StoreMissing
 from repo.files import ENGINES, StoreFiles
 from repo.repositories.pointers import PointerRepository
-from repo.repositories.state import State, StateRepository
+from repo.repositories.state import ColumnsStateRepository, State, StateRepository
 from repo.schema import backup, version
 from repo.schema.targets import Target
 from repo.settings import Settings
@@ -50,7 +50,7 @@ class Opening:
     def find(self, create: bool) -> None:
         """See that there is a store, or that one may be made."""
         if backup.is_restoring(self._files):
-            from repo.store.migrating import finish_restore
+            from repo.store.restoring import finish_restore
 
             finish_restore(self._files, self._settings, self._clock)
         database = self._files.metadata
@@ -68,7 +68,7 @@ class Opening:
     def _refuse_columns_alone(self) -> None:
         for engine in ENGINES:
             columns = self._files.columns(engine)
-            if columns.exists() and not (self._files.apart and self._is_legacy(engine, columns)):
+            if columns.exists() and not (self._files.apart and self._is_unowned(engine, columns)):
                 name = self._files.metadata.name
                 raise StoreCorrupt(
                     f"{columns} has no {name} beside it, or an empty one; it holds the journal: this is a "
@@ -76,8 +76,11 @@ class Opening:
                     path=self._path,
                 )
 
-    def _is_legacy(self, engine: Any, columns: Path) -> bool:
-        """Say whether it is a file of the legacy program, which had no journal that could be missing."""
+    def _is_unowned(self, engine: Any, columns: Path) -> bool:
+        """Say whether no store has taken the file yet, so that there was no journal that could be missing.
+
+        It is the legacy program's, as it was or on its way to the head.
+        """
         lease = self._lease()
         try:
             lease.acquire(self._settings.lease_timeout_s, "looking at a file of the legacy program")
@@ -85,7 +88,7 @@ class Opening:
                 Target("timeseries", engine, columns, self._files).opened() as opened,
                 opened.execution_options(**sqlite.READ).connect() as connection,
             ):
-                return version.version_of(connection) is None
+                return ColumnsStateRepository(connection).owner() is None
         finally:
             lease.close()
 
@@ -103,7 +106,7 @@ class Opening:
         looking = sqlite.open_engine(database, busy_timeout_s=self._settings.busy_timeout_s, looking=True)
         try:
             with looking.execution_options(**sqlite.READ).connect() as connection:
-                found = version.version_of(connection)
+                found = version.version_of(connection, database)
                 is_new = found is None and not inspect(connection).get_table_names()
                 noted = found == version.HEAD and PointerRepository(connection).noted()
         except SQLAlchemyError as error:
@@ -204,7 +207,7 @@ class Opening:
     def bring_columns_to_head(self, engine: Engine, path: Path) -> None:
         """Make the tables of a new column file that is open; raises `SchemaOutdated` for an old one."""
         with engine.execution_options(**sqlite.READ).connect() as connection:
-            found = version.version_of(connection)
+            found = version.version_of(connection, path)
             standing = version.compare(found)
             is_new = standing is version.Standing.UNVERSIONED and not inspect(connection).get_table_names()
         if standing is version.Standing.HEAD:

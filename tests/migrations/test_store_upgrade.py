@@ -34,7 +34,8 @@ from repo.schema import backup as backups
 from repo.schema import migrate
 from repo.schema.version import HEAD
 from repo.store import migrating
-from repo.store.migrating import migrate_store, restore_store
+from repo.store.migrating import migrate_store
+from repo.store.restoring import restore_store
 from tests.migrations.legacy_store import contents, make_legacy_store
 
 pytestmark = pytest.mark.duckdb

@@ -1,0 +1,117 @@
+"""Restoring a store: puts the newest backup of a migration back, under the lease. Never makes a backup.
+
+The files are copied beside those that they replace, and compared with the backup's manifest, before anything is
+replaced. From then on a note in the folder of the backups says so, and whoever comes next completes what was cut off.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from repo.clock import Clock, system_clock
+from repo.engines import inuse, sqlite
+from repo.engines.lease import Lease
+from repo.errors import StoreBusy, StoreCorrupt, StoreFull, StoreMissing
+from repo.files import StoreFiles
+from repo.schema import backup as backups
+from repo.schema.backup import Backup
+from repo.settings import Settings
+
+__all__ = ["finish_leased", "finish_restore", "leased", "restore_store"]
+
+log = logging.getLogger("holdfast.migrating")
+
+Progress = Callable[[int, int], object]
+
+
+def restore_store(path: str | os.PathLike[str], progress: Progress = lambda _done, _total: None) -> Backup:
+    """Put the newest backup back, with everything as it was then; what was written since is gone.
+
+    Raises `StoreMissing` where there is no backup, `StoreCorrupt` where it is damaged, `StoreBusy`, `StoreFull`; then
+    nothing was changed. A restore that was killed is completed by the next opening.
+    """
+    files = StoreFiles.of(os.path.realpath(path))
+    if not files.folder.is_dir():
+        raise StoreMissing(f"there is no store in {files.folder}", path=files.folder)
+    settings = Settings.load(files.folder)
+    with leased(files, settings, system_clock, "restoring a backup"):
+        if not backups.is_restoring(files):
+            standing = backups.list_backups(files)
+            if not standing:
+                raise StoreMissing(f"there is no backup of the store in {files.folder}", path=files.folder)
+            _refuse_full_disk(files, standing[0])
+            _refuse_open(files, settings)
+            total, done = standing[0].size_bytes, 0
+
+            def tell(piece: int) -> None:
+                nonlocal done
+                done = min(total, done + piece)
+                progress(done, total)
+
+            backups.prepare_restore(files, standing[0], tell)
+            backups.begin_restore(files, standing[0])
+        return finish_leased(files, system_clock)
+
+
+def finish_restore(files: StoreFiles, settings: Settings, clock: Clock) -> None:
+    """Complete a restore that was cut off, if there is one."""
+    if backups.is_restoring(files):
+        with leased(files, settings, clock, "restoring a backup"):
+            if backups.is_restoring(files):
+                finish_leased(files, clock)
+
+
+def finish_leased(files: StoreFiles, clock: Clock) -> Backup:
+    """Complete a restore that has begun; the caller holds the lease."""
+    restored = backups.finish_restore(files, clock())
+    log.warning("the backup %s was put back; what was written after it is gone", restored.folder)
+    return restored
+
+
+@contextmanager
+def leased(files: StoreFiles, settings: Settings, clock: Clock, doing: str) -> Iterator[None]:
+    """Hold the lease of the store for the block."""
+    lease = Lease(files.folder, clock, prefix=files.prefix)
+    try:
+        lease.acquire(settings.lease_timeout_s, doing)
+        yield
+    finally:
+        lease.close()
+
+
+def _refuse_open(files: StoreFiles, settings: Settings) -> None:
+    """Raise `StoreBusy` while another program has a database open: what it writes would be lost with the old file."""
+    if files.metadata.exists():
+        try:
+            sqlite.wait_until_unused(files.metadata, settings.lease_timeout_s)
+        except StoreCorrupt:
+            log.info("%s is damaged, and is replaced", files.metadata)
+    shared = files.metadata.with_name(files.metadata.name + "-shm")
+    for path in (files.metadata, shared, files.duckdb, files.sqlite):
+        if path.is_file() and (inuse.is_open_here(path) or inuse.is_locked(path)):
+            raise StoreBusy(
+                f"{path} is open in a running program; nothing was changed. Stop it and try again", path=path
+            )
+
+
+def _refuse_full_disk(files: StoreFiles, backup: Backup) -> None:
+    """Raise `StoreFull` unless each disk has room for the copies; the old files stay until those are whole."""
+    needed: dict[int, tuple[Path, int]] = {}
+    for saved in backup.saved:
+        folder = backups.restored_file(files, saved).parent
+        device = folder.stat().st_dev
+        place, bytes_ = needed.get(device, (folder, 0))
+        needed[device] = (place, bytes_ + saved.size_bytes)
+    for folder, needed_bytes in needed.values():
+        free_bytes = shutil.disk_usage(folder).free
+        if free_bytes < needed_bytes:
+            raise StoreFull(
+                f"restoring {backup.folder} needs {needed_bytes:,} bytes in {folder}, and {free_bytes:,} are free; "
+                "nothing was changed. Free some space and try again",
+                path=folder,
+            )

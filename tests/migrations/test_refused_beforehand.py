@@ -1,0 +1,158 @@
+"""What can be known before a migration is refused before it, in both databases; and what a failure tells."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo import DuckDBTimeSeriesStorage, Settings, Store
+from repo.errors import HoldfastError, StoreCorrupt
+from repo.schema import migrate
+from repo.store.adopting import adopt_store
+from repo.store.migrating import migrate_store
+from repo.store.restoring import restore_store
+from tests.migrations.legacy_store import make_legacy_store
+from tests.migrations.test_store_upgrade import POINTS, backups_of, cli, digest
+
+pytestmark = pytest.mark.duckdb
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_legacy_store(tmp_path_factory.mktemp("legacy") / "store", POINTS)
+
+
+@pytest.fixture
+def legacy(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "it's a 100% store"))
+
+
+def run_sql(folder: Path, script: str) -> None:
+    connection = sqlite3.connect(folder / "offline_buffer.db")
+    connection.executescript(script)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "ALTER TABLE buffered_records ADD COLUMN extra TEXT",
+        "ALTER TABLE buffered_records RENAME COLUMN data TO body",
+        "ALTER TABLE buffer_metadata ADD COLUMN extra TEXT",
+    ],
+)
+def test_records_of_another_shape_are_refused_before_the_columns_are_touched(
+    legacy: Path, script: str, tmp_path: Path
+) -> None:
+    run_sql(legacy, script)
+    before = digest(legacy)
+    for check, whatever in ((True, False), (False, False), (False, True)):
+        with pytest.raises(StoreCorrupt, match="where the legacy schema has"):
+            migrate_store(legacy, check=check, force=whatever, backup=not whatever)
+        assert digest(legacy) == before
+    with pytest.raises(StoreCorrupt, match="where the legacy schema has"):
+        Store(legacy)
+    with pytest.raises(StoreCorrupt) as refused:
+        adopt_store(legacy, tmp_path / "new")
+    assert refused.value.path == legacy / "offline_buffer.db"
+    assert digest(legacy) == before
+
+
+def test_an_emptied_metadata_database_beside_columns_of_a_store_is_damage_for_migrate_too(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "site"
+    with Store(folder, Settings(background=False)) as store:
+        store.points.insert("s", "m", 1.0)
+        store.flush()
+    for log in ("", "-wal", "-shm"):
+        (folder / f"offline_buffer.db{log}").unlink(missing_ok=True)
+    (folder / "offline_buffer.db").touch()
+    before = digest(folder)
+    for check in (True, False):
+        with pytest.raises(StoreCorrupt, match="this is a damaged store, not a new one"):
+            migrate_store(folder, check=check)
+    assert digest(folder) == before
+
+
+def test_a_legacy_file_of_its_own_whose_upgrade_was_cut_off_goes_on(
+    legacy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (legacy / "offline_buffer.db").unlink()
+    whole, left = migrate.upgrade, 0
+
+    def cut(*arguments: Any, **named: Any) -> migrate.Migrated:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return whole(*arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(migrate, "upgrade", cut)
+        for steps in (1, 1, 0):  # 0001, then 0002 of the columns, then nothing of the metadata
+            left = steps
+            with pytest.raises(KeyboardInterrupt):
+                DuckDBTimeSeriesStorage(str(legacy / "timeseries.duckdb"))
+    storage = DuckDBTimeSeriesStorage(str(legacy / "timeseries.duckdb"))
+    assert storage.get_storage_stats()["total_records"] == POINTS
+    storage.close()
+
+
+def test_a_failure_names_the_backup_and_the_very_command_that_puts_it_back(legacy: Path) -> None:
+    run_sql(legacy, "CREATE TABLE journal (x)")
+    told = cli(legacy, "migrate", code=1)
+    [backup] = backups_of(legacy)
+    assert f"the backup from before is {backup.folder}" in told
+    quoted = str(legacy).replace("'", "'\"'\"'")
+    assert f"`holdfast --store '{quoted}' migrate --restore` puts it back" in told
+
+
+def test_two_revisions_in_one_database_are_told_with_its_file(legacy: Path) -> None:
+    migrate_store(legacy)
+    run_sql(legacy, "INSERT INTO alembic_version VALUES ('0001')")
+    with pytest.raises(HoldfastError) as refused:
+        migrate_store(legacy, check=True)
+    assert f"alembic_version of {legacy / 'offline_buffer.db'} notes 2 revisions" in str(refused.value)
+
+
+def test_metadata_that_cannot_be_written_are_refused_before_the_columns_are_touched(
+    legacy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = digest(legacy)
+    # For root every file can be written, so the system's answer is given here.
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path).suffix != ".db")
+    with pytest.raises(HoldfastError, match=r"offline_buffer\.db cannot be written; nothing was changed"):
+        migrate_store(legacy)
+    assert digest(legacy) == before
+
+
+def test_a_migration_that_was_completed_is_no_excuse_for_the_next_one_to_make_no_backup(legacy: Path) -> None:
+    first = migrate_store(legacy, to="0001").backup
+    run_sql(legacy, "UPDATE buffered_records SET retry_count = 77")
+    second = migrate_store(legacy).backup
+    assert second is not None
+    assert second != first
+    restore_store(legacy)
+    with closing(sqlite3.connect(legacy / "offline_buffer.db")) as connection:
+        asked = connection.execute("SELECT DISTINCT retry_count FROM buffered_records")
+        assert asked.fetchall() == [(77,)]
+
+
+def test_columns_that_come_after_the_metadata_were_migrated_are_backed_up_as_well(
+    legacy: Path, tmp_path: Path
+) -> None:
+    columns, elsewhere = legacy / "timeseries.duckdb", tmp_path / "elsewhere.duckdb"
+    columns.rename(elsewhere)
+    migrate_store(legacy)
+    elsewhere.rename(columns)
+    migrate_store(legacy)
+    assert [saved.database for saved in backups_of(legacy)[0].saved] == ["timeseries", "metadata"]
+    restore_store(legacy)
+    assert migrate_store(legacy, check=True).databases[0].before is None

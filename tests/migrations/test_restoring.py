@@ -1,0 +1,155 @@
+"""Putting a backup back: what is damaged or in use is noticed before anything is replaced, and a damaged store is
+no obstacle."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from repo import Settings, Store
+from repo.errors import StoreBusy, StoreCorrupt, StoreFull
+from repo.files import StoreFiles
+from repo.schema import backup as backups
+from repo.store.migrating import migrate_store
+from repo.store.restoring import restore_store
+from tests.migrations.legacy_store import contents, make_legacy_store
+from tests.migrations.test_store_upgrade import POINTS, cli, digest
+
+pytestmark = pytest.mark.duckdb
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that was migrated, with the backup from before."""
+    folder = make_legacy_store(tmp_path_factory.mktemp("migrated") / "store", POINTS)
+    migrate_store(folder)
+    return folder
+
+
+@pytest.fixture
+def migrated(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "it's a 100% store"))
+
+
+def _backup(folder: Path) -> Path:
+    return backups.list_backups(StoreFiles.of(folder))[0].folder
+
+
+def _cut(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def _flip(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("name", ["timeseries.duckdb", "offline_buffer.db"])
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [(_cut, "bytes, not"), (_flip, "its SHA-256 is"), (Path.unlink, "it is not there")],
+)
+def test_a_backup_that_is_damaged_is_refused_before_anything_is_replaced(
+    migrated: Path, name: str, harm: Callable[[Path], None], told: str
+) -> None:
+    harm(_backup(migrated) / name)
+    before = digest(migrated)
+    with pytest.raises(StoreCorrupt, match=told) as refused:
+        restore_store(migrated)
+    assert refused.value.path == _backup(migrated) / name
+    assert digest(migrated) == before
+    Store(migrated, Settings(background=False)).close()
+
+
+def test_a_manifest_that_names_no_database_restores_nothing(migrated: Path) -> None:
+    before = digest(migrated)
+    manifest = _backup(migrated) / "manifest.json"
+    for text in ('{"made_us": 1, "databases": []}', "[]", ""):
+        manifest.write_text(text)
+        with pytest.raises(StoreCorrupt, match="cannot be read"):
+            restore_store(migrated)
+    manifest.write_bytes(before[str(manifest.relative_to(migrated))])
+    assert digest(migrated) == before
+
+
+def test_a_damaged_backup_is_no_obstacle_where_nothing_is_due(migrated: Path) -> None:
+    (_backup(migrated) / "manifest.json").write_text("")
+    assert "at 0002" in cli(migrated, "migrate", "--check")
+    Store(migrated, Settings(background=False)).close()
+
+
+@pytest.mark.parametrize("left", ["no database\n" * 4_000, "", None])
+def test_a_store_whose_metadata_is_damaged_can_be_restored(migrated: Path, left: str | None) -> None:
+    database = migrated / "offline_buffer.db"
+    database.unlink()
+    if left is not None:
+        database.write_text(left)
+    cli(migrated, "migrate", "--restore", "-y")
+    found = contents(migrated)
+    assert (found["points"][0], len(found["records"]), found["metadata"]) == (POINTS, 200, None)
+
+
+def test_what_the_legacy_program_has_open_is_not_replaced_under_its_feet(migrated: Path) -> None:
+    script = (
+        "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    )
+    columns = migrated / "timeseries.duckdb"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(columns)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "open\n"
+        before = columns.stat().st_ino
+        with pytest.raises(StoreBusy, match=r"timeseries\.duckdb is open in a running program"):
+            restore_store(migrated)
+        assert columns.stat().st_ino == before
+        program.communicate("")
+    restore_store(migrated)
+
+
+def test_a_disk_that_fills_up_at_the_copy_leaves_the_store_as_it_was(
+    migrated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = digest(migrated)
+    full = OSError(28, "No space left on device")
+
+    def no_room(*_: object) -> str:
+        raise full
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backups, "_copy", no_room)
+        with pytest.raises(StoreFull, match="was not put back"):
+            restore_store(migrated)
+    assert digest(migrated) == before
+    restore_store(migrated)
+
+
+@pytest.mark.parametrize("note", ["", "{}", '{"folder": "20200101T000000Z"}'])
+def test_a_note_that_cannot_be_read_says_how_to_go_on(migrated: Path, note: str) -> None:
+    marker = migrated / "backups" / "restoring"
+    marker.write_text(note)
+    for call in (lambda: Store(migrated), lambda: migrate_store(migrated), lambda: restore_store(migrated)):
+        with pytest.raises(StoreCorrupt) as refused:
+            call()
+        assert f"remove {marker} and choose again: `holdfast --store '" in str(refused.value)
+    marker.unlink()
+    restore_store(migrated)
+
+
+def test_an_empty_revision_is_no_wish_for_the_head(migrated: Path) -> None:
+    restore_store(migrated)
+    before = digest(migrated)
+    assert "there is no revision" in cli(migrated, "migrate", "--to", "", code=2)
+    assert digest(migrated) == before
