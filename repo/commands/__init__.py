@@ -42,6 +42,10 @@ _COMMANDS = {
 }
 
 
+_INTERRUPTED_IN_DUCKDB = "Query interrupted"
+"""What DuckDB raises, a bare RuntimeError, where Ctrl-C comes while it works."""
+
+
 class _Commands(click.Group):
     """Loads a command when it is called, and turns errors into messages and exit codes."""
 
@@ -68,6 +72,10 @@ class _Commands(click.Group):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             context.exit(Exit.PIPE)
         except KeyboardInterrupt:
+            context.exit(Exit.INTERRUPTED)
+        except RuntimeError as error:
+            if str(error) != _INTERRUPTED_IN_DUCKDB:
+                raise
             context.exit(Exit.INTERRUPTED)
         except (HoldfastError, OSError) as error:
             raise failure(error) from error

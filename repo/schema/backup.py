@@ -106,10 +106,12 @@ def make(
 ) -> Backup:
     """Copy the databases (name, engine, file, revision) into a new folder, durably, and name it at last.
 
-    It is made before a migration to the revision `goal`.
+    It is made before a migration to the revision `goal`. Where the clock was set back it counts as made right after
+    the newest that stands: which is the newest must not hang on the clock.
 
     `progress` is told the bytes of each piece. Raises `StoreFull` and typed errors; then nothing is left of it.
     """
+    now_us = max([now_us, *(standing.made_us + 1 for standing in list_backups(files))])
     stamp = datetime.fromtimestamp(now_us // 1_000_000, UTC).strftime("%Y%m%dT%H%M%SZ")
     place = files.backups
     final, number = place / stamp, 1

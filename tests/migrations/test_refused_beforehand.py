@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from repo import DuckDBTimeSeriesStorage, Settings, Store
+from repo.commands import holdfast
 from repo.errors import HoldfastError, StoreCorrupt
 from repo.schema import migrate
+from repo.store import migrating
 from repo.store.adopting import adopt_store
 from repo.store.migrating import migrate_store
 from repo.store.restoring import restore_store
@@ -156,3 +159,24 @@ def test_columns_that_come_after_the_metadata_were_migrated_are_backed_up_as_wel
     assert [saved.database for saved in backups_of(legacy)[0].saved] == ["timeseries", "metadata"]
     restore_store(legacy)
     assert migrate_store(legacy, check=True).databases[0].before is None
+
+
+def test_the_newest_backup_is_the_one_made_last_though_the_clock_was_set_back(
+    legacy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for now_us, to in ((1_990_000_000_000_000, "0001"), (0, "0002")):
+        monkeypatch.setattr(migrating, "system_clock", lambda now_us=now_us: now_us)
+        made = migrate_store(legacy, to=to).backup
+        assert [backup.folder for backup in backups_of(legacy)] == [made]
+    assert [saved.revision for saved in restore_store(legacy).saved] == ["0001", "0001"]
+
+
+def test_ctrl_c_while_duckdb_works_is_no_trace_and_exit_130(
+    legacy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise RuntimeError("Query interrupted")  # what DuckDB 2.0 makes of it
+
+    monkeypatch.setattr(migrating, "migrate_store", interrupted)
+    done = CliRunner().invoke(holdfast, ["--store", str(legacy), "migrate"])
+    assert (done.exit_code, type(done.exception)) == (130, SystemExit)
