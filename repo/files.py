@@ -91,7 +91,7 @@ class StoreFiles:
 
     def command(self, what: str) -> str:
         """Return the command line that does this to the store, for messages: it can be pasted as it is."""
-        return f"holdfast --store {shlex.quote(str(self.folder))} {what}"
+        return f"holdfast --store {shlex.quote(str(self.duckdb if self.prefix else self.folder))} {what}"
 
     def columns(self, engine: str) -> Path:
         """Return the column file of an engine."""

@@ -79,10 +79,6 @@ class _Commands(click.Group):
             context.exit(Exit.INTERRUPTED)
         except (HoldfastError, OSError) as error:
             raise failure(error) from error
-        except RuntimeError as error:
-            if str(error) != "Query interrupted":
-                raise
-            context.exit(Exit.INTERRUPTED)  # how DuckDB tells of Ctrl-C
         return result
 
 
@@ -107,12 +103,12 @@ def _print_version(context: click.Context, _parameter: click.Parameter, wanted: 
 )
 @click.option(
     "--store",
-    metavar="DIR",
+    metavar="PATH",
     default=DEFAULT_STORE,
     show_default=True,
     show_envvar=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The folder of the store.",
+    type=click.Path(path_type=Path),
+    help="The folder of the store, or the column file that it stands beside.",
 )
 @click.option("--json", "as_json", is_flag=True, envvar="HOLDFAST_JSON", help="Print JSON, for programs.")
 @click.option("-q", "--quiet", is_flag=True, help="Print data and errors only.")

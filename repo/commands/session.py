@@ -34,8 +34,9 @@ class Session:
     def opened(self, *, create: bool = False, **settings: Any) -> Iterator[Store]:
         """Open the store, without a background thread: a command is short, and flushes what it needs."""
         from repo import Settings, Store
+        from repo.files import StoreFiles
 
-        loaded = Settings.load(self.folder, background=False, **settings)
+        loaded = Settings.load(StoreFiles.of(self.folder).folder, background=False, **settings)
         with Store(self.folder, loaded, create=create) as store:
             yield store
 

@@ -25,7 +25,7 @@ from repo.errors import (
     StoreFull,
     StoreMissing,
 )
-from repo.files import StoreFiles
+from repo.files import ENGINES, StoreFiles
 from repo.repositories.pointers import PointerRepository
 from repo.repositories.state import ColumnsStateRepository
 from repo.schema import backup as backups
@@ -153,9 +153,11 @@ def migrate_store(
     if to not in REVISIONS:
         raise InvalidSettings(f"there is no revision {to}; there are {', '.join(REVISIONS)}")
     files = StoreFiles.of(os.path.realpath(path))
-    if not files.metadata.exists():
+    columns = [file for file in map(files.columns, ENGINES) if file.exists()]
+    if not files.metadata.exists() and not (columns and files.apart):
+        alone = f"; if {columns[0].name} is the legacy program's, name it: --store FILE" if columns else ""
         raise StoreMissing(
-            f"there is no store in {files.folder}; `holdfast init` makes one", path=files.folder
+            f"there is no store in {files.folder}; `holdfast init` makes one{alone}", path=files.folder
         )
     settings = Settings.load(files.folder)
     with leased(files, settings, system_clock, "migrating the store"):

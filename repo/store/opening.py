@@ -68,8 +68,17 @@ class Opening:
     def _refuse_columns_alone(self) -> None:
         for engine in ENGINES:
             columns = self._files.columns(engine)
-            if columns.exists() and not (self._files.apart and self._is_unowned(engine, columns)):
+            if columns.exists():
                 name = self._files.metadata.name
+                if self._is_unowned(engine, columns):
+                    if self._files.apart:
+                        continue
+                    raise StoreMissing(
+                        f"{columns} is a column file of the legacy program, and {name} is not beside it. Put that "
+                        "back if there was one; else name the file as the store: "
+                        f"`holdfast --store {shlex.quote(str(columns))} init`",
+                        path=self._path,
+                    )
                 raise StoreCorrupt(
                     f"{columns} has no {name} beside it, or an empty one; it holds the journal: this is a "
                     f"damaged store, not a new one. Restore {name}, or move the file away to begin anew",

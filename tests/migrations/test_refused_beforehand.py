@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sqlite3
 from contextlib import closing
@@ -180,3 +181,20 @@ def test_ctrl_c_while_duckdb_works_is_no_trace_and_exit_130(
     monkeypatch.setattr(migrating, "migrate_store", interrupted)
     done = CliRunner().invoke(holdfast, ["--store", str(legacy), "migrate"])
     assert (done.exit_code, type(done.exception)) == (130, SystemExit)
+
+
+def test_a_legacy_column_file_alone_is_upgraded_by_its_name_and_its_folder_says_so(legacy: Path) -> None:
+    file = legacy / "timeseries.duckdb"
+    (legacy / "offline_buffer.db").unlink()
+    before = file.read_bytes()
+    assert "--store FILE" in cli(legacy, "migrate", code=1)
+    assert f"holdfast --store {shlex.quote(str(file))} init" in cli(legacy, "status", code=1)
+    assert file.read_bytes() == before
+    assert "0002 is due" in cli(file, "migrate", "--check", code=5)
+    assert "none -> 0002" in cli(file, "migrate")
+    cli(file, "init")
+    for named in (file, legacy):
+        assert "3,000 in" in cli(named, "status")
+        assert "SENSOR-7" in cli(named, "query", "SENSOR-7", "temperature", "--limit", "1")
+    assert "none" in cli(file, "migrate", "--restore", "-y")
+    assert file.read_bytes() == before
