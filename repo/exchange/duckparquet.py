@@ -67,10 +67,10 @@ class DuckDBWriter:
             file = sandbox_path(descriptor)
             codec = "uncompressed" if compression == "none" else compression
             quoted = note.replace("'", "''")
-            base.register("points", chain)
             try:
                 _run_aside(
                     base,
+                    chain,
                     f"COPY (SELECT sensor_id, metric_name, {_MOMENT} AS timestamp, value, "
                     f"value_text, quality, metadata, seq FROM points) TO '{file}' (FORMAT parquet, "
                     f"COMPRESSION {codec}, PARQUET_VERSION v2, ROW_GROUP_SIZE {ROW_GROUP_ROWS}, USE_TMP_FILE false, "
@@ -91,16 +91,17 @@ class DuckDBWriter:
         return FileFacts(points, os.fstat(descriptor).st_size, digest(descriptor), *span)
 
 
-def _run_aside(base: Any, sql: str) -> None:
-    """Run SQL in a thread of its own while this one waits.
+def _run_aside(base: Any, points: Chain, sql: str) -> None:
+    """Run SQL on the `points` in a thread of its own while this one waits.
 
     Ctrl-C, which Python raises in the main thread alone, would else come up in the middle of what DuckDB calls to get
     the next page, and be lost there.
     """
     with ThreadPoolExecutor(1, "holdfast-copy") as beside:
-        running = beside.submit(base.execute, sql)
+        beside.submit(int).result()  # a thread whose start Ctrl-C cuts off would not be waited for
         try:
-            running.result()
+            beside.submit(base.register, "points", points).result()
+            beside.submit(base.execute, sql).result()
         except KeyboardInterrupt:
             base.interrupt()
             raise

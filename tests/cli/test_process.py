@@ -177,5 +177,5 @@ def test_ctrl_c_ends_an_export_quietly_and_leaves_nothing_half_written(
         time.sleep(delay_s)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
-        assert (process.returncode, err.replace(b"export\n", b"")) == (130, b"")
+        assert (process.returncode, err.decode().replace("export\n", "")) == (130, ""), err.decode()
         assert sorted(os.listdir(tmp_path)) == ["store"]
