@@ -375,7 +375,8 @@ class _Run:
 
     def _upgrade(self, one: _Found, tell: Callable[[int], object]) -> str | None:
         at = one.before
-        for step in one.steps:
+        # A new database goes up at one go: there is nothing to be given back between.
+        for step in one.steps[-1:] if one.is_new else one.steps:
             log.info(
                 "revision %s on %s: %s rows (%s)",
                 step.revision,

@@ -136,7 +136,7 @@ def test_names_with_signs_of_globs_and_of_sql_are_names(store: Store) -> None:
     assert sorted(counts(store)) == ['q"', "x_y", "ü"]
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     start=st.none() | st.integers(-5, 25),
     end=st.none() | st.integers(-5, 25),

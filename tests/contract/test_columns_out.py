@@ -250,7 +250,7 @@ def test_nothing_is_held_between_batches(open_store: OpenStore, monkeypatch: pyt
     assert sum(batch.num_rows for batch in batches) >= 90
 
 
-@pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
+@pytest.mark.parametrize("engine", ["duckdb", pytest.param("sqlite", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("only", "works"),
     [

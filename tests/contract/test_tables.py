@@ -449,7 +449,7 @@ with Store(sys.argv[1], Settings(engine=sys.argv[2], background=False, bulk_rows
 
 
 @pytest.mark.duckdb
-@pytest.mark.parametrize("bulk_rows", [1, 10_000])
+@pytest.mark.parametrize("bulk_rows", [1, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_a_relation_needs_no_pyarrow(
     tmp_path: Path, engine: str, bulk_rows: int, run_python: RunPython
 ) -> None:

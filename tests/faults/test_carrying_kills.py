@@ -71,7 +71,7 @@ STEPS = {
 """What a process tells of, so that it is known where it died."""
 
 DAYS, DAY_ROWS = 4, 5_000
-SHORT = 4
+SHORT = 2
 LONG = 100
 
 

@@ -12,7 +12,7 @@ from tests.migrations.legacy_store import add_pointers, make_legacy_store
 
 pytestmark = pytest.mark.duckdb
 
-SHORT, LONG = 5, 100
+SHORT, LONG = 3, 100
 LONG_HITS = 10
 
 

@@ -48,7 +48,7 @@ def _add_last(models: str, cls: str, column: str) -> str:
     return models[:end] + column + models[end:]
 
 
-@pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
+@pytest.mark.parametrize("engine", ["duckdb", pytest.param("sqlite", marks=pytest.mark.slow)])
 def test_the_example_runs_as_it_stands(engine: str, tmp_path: Path, alembic: Alembic) -> None:
     for folder in ("repo", "alembic"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
