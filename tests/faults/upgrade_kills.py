@@ -269,7 +269,7 @@ class Fleet:
             child = children.pop(slot)
             code = child.kill()
             self.kills += code == -9
-            said = child.errors.read_text()
+            said = child.errors.read_text() if child.errors.exists() else ""  # killed before it had one
             if code not in (-9, 0) or "Traceback" in said:
                 self.failures.append(f"a process ended with {code}: {said[-2000:]}")
                 break
