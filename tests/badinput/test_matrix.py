@@ -169,7 +169,7 @@ def brought(index: int) -> Fields:
     return fields
 
 
-@pytest.fixture(scope="module", params=["duckdb", "sqlite"])
+@pytest.fixture(scope="module", params=["duckdb", pytest.param("sqlite", marks=pytest.mark.slow)])
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     """Bring every cell to its door of one store, then read the whole store once."""
     if request.param == "duckdb":

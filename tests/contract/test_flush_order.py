@@ -49,7 +49,11 @@ def row(key: int, value: float, seq: int) -> Row:
     return Row(f"s{key % 5}", "m", key * 60_000_000, value, None, 100, None, seq)
 
 
-@pytest.mark.parametrize("deletes", [False, True], ids=["overwrites", "deletes and overwrites"])
+@pytest.mark.parametrize(
+    "deletes",
+    [pytest.param(False, marks=pytest.mark.slow), True],
+    ids=["overwrites", "deletes and overwrites"],
+)
 def test_thousands_of_overwrites_of_random_keys_leave_each_key_once(
     columns: Engine, seed: int, deletes: bool
 ) -> None:

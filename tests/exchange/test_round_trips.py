@@ -111,7 +111,7 @@ def test_half_a_year_of_a_household_comes_back(open_store: OpenStore, tmp_path: 
 
 @pytest.mark.duckdb
 @pytest.mark.parametrize("engine", ["duckdb"])
-@pytest.mark.parametrize("partition", [None, "day"])
+@pytest.mark.parametrize("partition", ["day", pytest.param(None, marks=pytest.mark.slow)])
 def test_whatever_the_legacy_program_took_goes_out_and_what_is_a_point_comes_back(
     open_store: OpenStore, tmp_path: Path, partition: Any
 ) -> None:

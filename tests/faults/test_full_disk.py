@@ -75,7 +75,8 @@ def test_a_full_disk_refuses_writes_and_works_again_with_space(engine: str, tmp_
     _nothing_is_lost(notes)
 
 
-@pytest.mark.parametrize("engine", ["sqlite", pytest.param("duckdb", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["sqlite", "duckdb"])
 def test_a_process_killed_on_a_full_disk_loses_nothing(engine: str, tmp_path: Path) -> None:
     notes = _play(["fill-and-die", "open-on-the-full-disk", "count"], engine, tmp_path)
     assert set(notes.refused) == {"StoreFull"}

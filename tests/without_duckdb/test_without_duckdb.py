@@ -254,6 +254,7 @@ def test_the_command_works_there(run: Run, tmp_path: Path) -> None:
     assert "(sqlite, schema" in run(*holdfast, "status").stdout
 
 
+@pytest.mark.slow
 def test_a_part_of_the_contract_suite_passes_there(run: Run) -> None:
     """`make test-sqlite` runs all of it."""
     done = run("-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow and not bench", "-x", *PART)
