@@ -96,7 +96,7 @@ class OfflineBufferManager:
             if self.use_duckdb:
                 self.duckdb_storage = DuckDBTimeSeriesStorage(files.duckdb)
             self._join_the_others()
-        except BaseException:
+        except BaseException:  # nobody else knows of the loan yet
             self._loan.give_back()
             raise
         store = self._loan.store

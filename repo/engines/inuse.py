@@ -6,13 +6,19 @@ import fcntl
 import os
 import struct
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["is_locked", "is_open_here"]
+__all__ = ["first_in_use", "is_locked", "is_open_here"]
 
 # struct flock: type, whence, start, length, process; macOS has another order.
 _FLOCK = struct.Struct("qqihh" if sys.platform == "darwin" else "hhqqi4x")
 _LOOK = getattr(fcntl, "F_OFD_GETLK", getattr(fcntl, "F_GETLK", 0))
+
+
+def first_in_use(paths: Iterable[Path]) -> Path | None:
+    """Return the first of the files that this process has open or another has locked; those not there are not."""
+    return next((path for path in paths if is_open_here(path) or is_locked(path)), None)
 
 
 def is_open_here(path: str | os.PathLike[str]) -> bool:

@@ -9,13 +9,14 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from repo.errors import StoreBusy, StoreUnsupported
+from repo.files import StoreFiles
 
-__all__ = ["Holder", "Lease", "read_holder"]
+__all__ = ["Holder", "Lease", "leased", "read_holder"]
 
 LEASE_FILE = "lease.lock"
 TURN_FILE = "turn.lock"
@@ -131,6 +132,17 @@ class Lease:
             path=self._folder,
             holder=None if holder is None else holder.pid,
         )
+
+
+@contextlib.contextmanager
+def leased(files: StoreFiles, timeout_s: float, now_us: Callable[[], int], doing: str) -> Iterator[None]:
+    """Hold the lease of a store for the block; raises `StoreBusy` as `Lease.acquire` does."""
+    lease = Lease(files.folder, now_us, prefix=files.prefix)
+    try:
+        lease.acquire(timeout_s, doing)
+        yield
+    finally:
+        lease.close()
 
 
 class _Waiter:

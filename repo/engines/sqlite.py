@@ -144,7 +144,7 @@ def bare_transaction(connection: Connection) -> Iterator[None]:
     try:
         yield
         driver.commit()
-    except BaseException:
+    except BaseException:  # Ctrl-C, too, must not leave the transaction open
         driver.rollback()
         raise
     finally:

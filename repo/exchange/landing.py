@@ -34,7 +34,7 @@ def landing(path: Path) -> Iterator[int]:
             yield descriptor
             os.fsync(descriptor)
             os.replace(part, path)
-        except BaseException:
+        except BaseException:  # Ctrl-C, too, leaves no half of a file
             with suppress(OSError):
                 part.unlink()
             raise
@@ -61,7 +61,7 @@ def _opened(part: Path, path: Path) -> int:
         if not _is_ours(descriptor, part):
             raise StoreBusy(f"{path} is being written by another export; wait for it", path=path)  # noqa: TRY301
         os.ftruncate(descriptor, 0)
-    except BaseException:
+    except BaseException:  # until it is handed over nobody else closes it
         os.close(descriptor)
         raise
     return descriptor

@@ -144,7 +144,7 @@ def make(
             part.rename(final)
             sync_folder(place)
             sync_folder(place.parent)
-    except BaseException:
+    except BaseException:  # Ctrl-C, too, leaves no half of a backup
         shutil.rmtree(part, ignore_errors=True)
         raise
     return backup
@@ -163,7 +163,7 @@ def keep(files: StoreFiles, count: int) -> list[Path]:
     """Remove all backups but the newest `count`; returns what was removed."""
     old = [backup.folder for backup in list_backups(files)[count:]]
     for folder in old:
-        # Its manifest first: without one it is no backup any more, whatever else of it stays after a kill.
+        # Renamed first: so it is no backup any more, whatever of it stays after a kill.
         part = folder.with_name(folder.name + _UNFINISHED)
         folder.rename(part)
         shutil.rmtree(part)
@@ -191,7 +191,7 @@ def prepare_restore(files: StoreFiles, backup: Backup, progress: Callable[[int],
     try:
         for saved in backup.saved:
             _prepare(files, backup, saved, progress)
-    except BaseException:
+    except BaseException:  # Ctrl-C, too, leaves no copies beside the store's files
         for saved in backup.saved:
             _discard_prepared(restored_file(files, saved))
         raise

@@ -40,9 +40,8 @@ from repo.schema.counting import rows_of
 from repo.schema.targets import DATABASES, in_store
 from repo.schema.version import HEAD
 from repo.settings import CONFIG_FILE, Settings
-from repo.store.backends import DuckDBBackend, backend_for
 from repo.store.building import HEADROOM_BYTES
-from repo.store.databases import opened, typed
+from repo.store.databases import REWRITE_FACTOR, backend_of, opened, typed
 from repo.store.migrating import Migration, migrate_store
 
 __all__ = ["Adoption", "adopt_store"]
@@ -55,8 +54,6 @@ _UNFINISHED, _STORE = ".adopting", "holdfast-store"
 _COMPANIONS = {"duckdb": (".wal", ".checkpoint"), "sqlite": ("-wal", "-journal")}
 """What belongs to a database file; SQLite's shared memory does not: it is made anew."""
 _CHUNK_BYTES = 4_194_304
-_GROWTH = {"duckdb": 1.0, "sqlite": 3.5}
-"""What the migration of a copy may take beside it, by its size: the points are written anew."""
 _KEPT_TABLES = ("buffered_records", "time_series_data", "storage_metadata")
 
 
@@ -250,18 +247,20 @@ def _refuse_busy(files: StoreFiles, sources: list[_File]) -> None:
             holder=holder.pid,
         )
     shared = files.metadata.with_name(files.metadata.name + "-shm")
-    for path in (*(file.source for file in sources), shared):
-        if inuse.is_open_here(path) or inuse.is_locked(path):
-            raise StoreBusy(
-                f"{path} is open in a running program; nothing was done. Stop it and try again", path=path
-            )
+    path = inuse.first_in_use((*(file.source for file in sources), shared))
+    if path is not None:
+        raise StoreBusy(
+            f"{path} is open in a running program; nothing was done. Stop it and try again", path=path
+        )
 
 
 def _needed(sources: list[_File], copied_bytes: int) -> int:
     growth = 0.0
     for file in sources:
         if file.name.startswith("timeseries."):
-            growth += file.source.stat().st_size * _GROWTH["duckdb" if "duckdb" in file.name else "sqlite"]
+            growth += (
+                file.source.stat().st_size * REWRITE_FACTOR["duckdb" if "duckdb" in file.name else "sqlite"]
+            )
         elif file.name != CONFIG_FILE:
             growth += file.source.stat().st_size  # what records get back from their points
     return copied_bytes + int(growth) + HEADROOM_BYTES
@@ -360,11 +359,7 @@ def _rows(folder: Path) -> dict[str, int]:
         target = in_store(database, files)
         if not target.path.exists():
             continue
-        backend = None
-        if database == "timeseries":
-            backend = backend_for(target.engine, files, settings, system_clock)
-            if isinstance(backend, DuckDBBackend):
-                backend.log_is_spare = False
+        backend = backend_of(target, files, settings, system_clock)
         with (
             opened(target, backend, settings) as engine,
             typed(target, backend),

@@ -120,7 +120,7 @@ class Columns:
             self._enter(doing, deadline, alone=True)
             try:
                 prepare(self._opened(doing, deadline))
-            except BaseException:
+            except BaseException:  # whatever it was, the next thread's turn must come
                 self._leave(alone=True)
                 raise
             self._step_down()

@@ -17,6 +17,7 @@ from typing import NamedTuple, cast
 
 from repo.clock import Clock, system_clock
 from repo.engines import sqlite
+from repo.engines.lease import leased
 from repo.errors import (
     EngineMissing,
     HoldfastError,
@@ -36,10 +37,10 @@ from repo.schema.counting import rows_of
 from repo.schema.targets import DATABASES, Target, in_store
 from repo.schema.version import HEAD, REVISIONS, Standing, compare, too_new, version_of
 from repo.settings import Settings
-from repo.store.backends import Backend, DuckDBBackend, SQLiteBackend, backend_for
+from repo.store.backends import Backend, SQLiteBackend
 from repo.store.building import HEADROOM_BYTES, typed_errors
-from repo.store.databases import opened, typed
-from repo.store.restoring import finish_leased, leased
+from repo.store.databases import REWRITE_FACTOR, backend_of, by_disk, opened, typed
+from repo.store.restoring import finish_leased
 
 __all__ = [
     "DatabaseVersion",
@@ -52,10 +53,6 @@ __all__ = [
 log = logging.getLogger("holdfast.migrating")
 
 Progress = Callable[[int, int], object]
-
-_REWRITE_FACTOR = {"duckdb": 1.0, "sqlite": 3.5}
-"""What writing a table anew may take, by the size of the file; SQLite writes it to its log, too, and folds that."""
-
 
 _POINTER_BYTES = 1_000
 """What a record may take that gets its data back, in SQLite's log and in its file; about 300 were seen."""
@@ -160,7 +157,7 @@ def migrate_store(
             f"there is no store in {files.folder}; `holdfast init` makes one{alone}", path=files.folder
         )
     settings = Settings.load(files.folder)
-    with leased(files, settings, system_clock, "migrating the store"):
+    with leased(files, settings.lease_timeout_s, system_clock, "migrating the store"):
         return run(
             files, settings, system_clock, to=to, check=check, backup=backup, force=force, progress=progress
         )
@@ -281,11 +278,7 @@ class _Run:
         return found
 
     def _looked_at(self, target: Target) -> _Found:
-        backend = None
-        if target.database == "timeseries":
-            backend = backend_for(target.engine, self._files, self._settings, self._clock)
-            if isinstance(backend, DuckDBBackend):
-                backend.log_is_spare = False  # of the legacy program's log, no journal has anything
+        backend = backend_of(target, self._files, self._settings, self._clock)
         with (
             opened(target, backend, self._settings, looking=True) as engine,
             typed(target, backend),
@@ -320,7 +313,7 @@ class _Run:
                     rows.values() if step.rewrites is None else [rows.get(t, 0) for t in step.rewrites]
                 )
                 rewrites = step.rewrites is None or bool(step.rewrites)
-                needed = int(size_bytes * _REWRITE_FACTOR[target.engine]) if rewrites else 0
+                needed = int(size_bytes * REWRITE_FACTOR[target.engine]) if rewrites else 0
                 found.steps.append(PlannedStep(found.database, step.revision, step.title, touched, needed))
         return found
 
@@ -334,12 +327,7 @@ class _Run:
                 wanted.append((one.target.path.parent, one.pointers * _POINTER_BYTES))
             # Blocks that one step has let go of, the next one uses.
             wanted.append((one.target.path.parent, max((s.needed_bytes for s in one.steps), default=0)))
-        disks: dict[int, Path] = {}
-        needed: dict[Path, int] = {}
-        for folder, size_bytes in wanted:
-            place = disks.setdefault(folder.stat().st_dev, folder)
-            needed[place] = needed.get(place, 0) + size_bytes
-        return needed
+        return by_disk(wanted)
 
     def _refuse_full_disk(self, needed: dict[Path, int]) -> None:
         for folder, needed_bytes in needed.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from repo.clock import Clock
 from repo.engines import sqlite
-from repo.engines.lease import Lease
+from repo.engines.lease import leased
 from repo.errors import EngineMissing, SchemaOutdated, StoreBusy, StoreCorrupt, StoreMissing
 from repo.files import ENGINES, StoreFiles
 from repo.repositories.pointers import PointerRepository
@@ -90,19 +91,15 @@ class Opening:
 
         It is the legacy program's, as it was or on its way to the head.
         """
-        lease = self._lease()
-        try:
-            lease.acquire(self._settings.lease_timeout_s, "looking at a file of the legacy program")
-            with (
-                Target("timeseries", engine, columns, self._files).opened() as opened,
-                opened.execution_options(**sqlite.READ).connect() as connection,
-            ):
-                return ColumnsStateRepository(connection).owner() is None
-        finally:
-            lease.close()
+        with (
+            self._leased("looking at a file of the legacy program"),
+            Target("timeseries", engine, columns, self._files).opened() as opened,
+            opened.execution_options(**sqlite.READ).connect() as connection,
+        ):
+            return ColumnsStateRepository(connection).owner() is None
 
-    def _lease(self) -> Lease:
-        return Lease(self._files.folder, self._clock, prefix=self._files.prefix)
+    def _leased(self, doing: str) -> AbstractContextManager[None]:
+        return leased(self._files, self._settings.lease_timeout_s, self._clock, doing)
 
     def upgrade(self) -> None:
         """Bring the schema of a store that exists to the present one, before anything of it is open here.
@@ -130,26 +127,19 @@ class Opening:
         if standing is version.Standing.HEAD or is_new:
             return
         self._refuse_unless_allowed(found, database)
-        lease = self._lease()
-        lease.acquire(self._settings.lease_timeout_s, "migrating the store")
-        try:
+        with self._leased("migrating the store"):
             self._migrate(without_columns=True)
-        finally:
-            lease.close()
 
     def _restore_records(self) -> None:
         """Give records of the legacy program their data back; what is in the way of it is not in the way of opening."""
         there = [engine for engine in ENGINES if self._files.columns(engine).exists()]
         if not there or ("duckdb" in there and why_no_duckdb()):
             return
-        lease = self._lease()
         try:
-            lease.acquire(self._settings.lease_timeout_s, "restoring records of the legacy program")
-            self._migrate(without_columns=True)
+            with self._leased("restoring records of the legacy program"):
+                self._migrate(without_columns=True)
         except StoreBusy as busy:
             log.warning("records of the legacy program wait until their data is restored: %s", busy)
-        finally:
-            lease.close()
 
     def prepared(self, metadata: MetadataDatabase) -> State:
         """Return the store's facts; a new store is made, beside columns of the legacy program too."""
@@ -163,9 +153,7 @@ class Opening:
                     return state
             if standing is version.Standing.UNVERSIONED and not inspect(connection).get_table_names():
                 self._refuse_columns_alone()
-        lease = self._lease()
-        lease.acquire(self._settings.lease_timeout_s, "preparing the store")
-        try:
+        with self._leased("preparing the store"):
             self._migrate(without_columns=True)
             with metadata.write() as connection:
                 state = StateRepository(connection).get()
@@ -173,8 +161,6 @@ class Opening:
                     state = State(uuid4().hex, 0, 0, 0, self._first_engine(), None, 1, self._clock())
                     StateRepository(connection).create(state)
             return state
-        finally:
-            lease.close()
 
     def wired(self, metadata: MetadataDatabase, state: State) -> Access:
         """Wire the rooms of the store, and let go of its columns until they are needed."""
@@ -269,6 +255,6 @@ class Opening:
         if not self._settings.auto_migrate:
             raise SchemaOutdated(
                 f"{path} has the schema {found or 'of the legacy program'}, and {version.HEAD} is needed; run "
-                f"`holdfast --store {shlex.quote(str(self._path))} migrate`",
+                f"`{self._files.command('migrate')}`",
                 path=path,
             )

@@ -9,20 +9,19 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 from repo.clock import Clock, system_clock
 from repo.engines import inuse, sqlite
-from repo.engines.lease import Lease
+from repo.engines.lease import leased
 from repo.errors import StoreBusy, StoreCorrupt, StoreFull, StoreMissing
 from repo.files import StoreFiles
 from repo.schema import backup as backups
 from repo.schema.backup import Backup
 from repo.settings import Settings
+from repo.store.databases import by_disk
 
-__all__ = ["finish_leased", "finish_restore", "leased", "restore_store"]
+__all__ = ["finish_leased", "finish_restore", "restore_store"]
 
 log = logging.getLogger("holdfast.migrating")
 
@@ -39,7 +38,7 @@ def restore_store(path: str | os.PathLike[str], progress: Progress = lambda _don
     if not files.folder.is_dir():
         raise StoreMissing(f"there is no store in {files.folder}", path=files.folder)
     settings = Settings.load(files.folder)
-    with leased(files, settings, system_clock, "restoring a backup"):
+    with leased(files, settings.lease_timeout_s, system_clock, "restoring a backup"):
         if not backups.is_restoring(files):
             standing = backups.list_backups(files)
             if not standing:
@@ -61,7 +60,7 @@ def restore_store(path: str | os.PathLike[str], progress: Progress = lambda _don
 def finish_restore(files: StoreFiles, settings: Settings, clock: Clock) -> None:
     """Complete a restore that was cut off, if there is one."""
     if backups.is_restoring(files):
-        with leased(files, settings, clock, "restoring a backup"):
+        with leased(files, settings.lease_timeout_s, clock, "restoring a backup"):
             if backups.is_restoring(files):
                 finish_leased(files, clock)
 
@@ -73,17 +72,6 @@ def finish_leased(files: StoreFiles, clock: Clock) -> Backup:
     return restored
 
 
-@contextmanager
-def leased(files: StoreFiles, settings: Settings, clock: Clock, doing: str) -> Iterator[None]:
-    """Hold the lease of the store for the block."""
-    lease = Lease(files.folder, clock, prefix=files.prefix)
-    try:
-        lease.acquire(settings.lease_timeout_s, doing)
-        yield
-    finally:
-        lease.close()
-
-
 def _refuse_open(files: StoreFiles, settings: Settings) -> None:
     """Raise `StoreBusy` while another program has a database open: what it writes would be lost with the old file."""
     if files.metadata.exists():
@@ -92,22 +80,17 @@ def _refuse_open(files: StoreFiles, settings: Settings) -> None:
         except StoreCorrupt:
             log.info("%s is damaged, and is replaced", files.metadata)
     shared = files.metadata.with_name(files.metadata.name + "-shm")
-    for path in (files.metadata, shared, files.duckdb, files.sqlite):
-        if path.is_file() and (inuse.is_open_here(path) or inuse.is_locked(path)):
-            raise StoreBusy(
-                f"{path} is open in a running program; nothing was changed. Stop it and try again", path=path
-            )
+    path = inuse.first_in_use((files.metadata, shared, files.duckdb, files.sqlite))
+    if path is not None:
+        raise StoreBusy(
+            f"{path} is open in a running program; nothing was changed. Stop it and try again", path=path
+        )
 
 
 def _refuse_full_disk(files: StoreFiles, backup: Backup) -> None:
     """Raise `StoreFull` unless each disk has room for the copies; the old files stay until those are whole."""
-    needed: dict[int, tuple[Path, int]] = {}
-    for saved in backup.saved:
-        folder = backups.restored_file(files, saved).parent
-        device = folder.stat().st_dev
-        place, bytes_ = needed.get(device, (folder, 0))
-        needed[device] = (place, bytes_ + saved.size_bytes)
-    for folder, needed_bytes in needed.values():
+    wanted = [(backups.restored_file(files, saved).parent, saved.size_bytes) for saved in backup.saved]
+    for folder, needed_bytes in by_disk(wanted).items():
         free_bytes = shutil.disk_usage(folder).free
         if free_bytes < needed_bytes:
             raise StoreFull(

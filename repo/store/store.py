@@ -83,7 +83,7 @@ class Store:
             self._access = self._opening.wired(metadata, state)
             if state.file_id is None:
                 self._opening.take_columns_in(self._access)
-        except BaseException:
+        except BaseException:  # a store that is not made cannot be closed by its user
             metadata.close()
             raise
         self.points = Points(self._access, self._access.writer.commit)
