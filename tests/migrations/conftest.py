@@ -14,6 +14,8 @@ import pytest
 from sqlalchemy import Engine
 
 from repo.engines import duckdb, sqlite
+from tests.migrations.legacy_store import make_legacy_store
+from tests.migrations.stores import POINTS
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT.parent / "shared" / "data" / "legacy"
@@ -93,3 +95,15 @@ def alembic() -> Alembic:
         return done
 
     return _run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of the legacy program, for tests that copy it."""
+    return make_legacy_store(tmp_path_factory.mktemp("legacy") / "store", POINTS)
+
+
+@pytest.fixture
+def legacy(made: Path, tmp_path: Path) -> Path:
+    """A store of the legacy program, in a folder whose name is no plain word."""
+    return Path(shutil.copytree(made, tmp_path / "it's a 100% store"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -21,20 +20,9 @@ from repo.store import migrating
 from repo.store.adopting import adopt_store
 from repo.store.migrating import migrate_store
 from repo.store.restoring import restore_store
-from tests.migrations.legacy_store import make_legacy_store
-from tests.migrations.test_store_upgrade import POINTS, backups_of, cli, digest
+from tests.migrations.stores import POINTS, backups_of, cli, digest
 
 pytestmark = pytest.mark.duckdb
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_legacy_store(tmp_path_factory.mktemp("legacy") / "store", POINTS)
-
-
-@pytest.fixture
-def legacy(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "it's a 100% store"))
 
 
 def run_sql(folder: Path, script: str) -> None:

@@ -3,6 +3,7 @@ no obstacle."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -12,19 +13,19 @@ from pathlib import Path
 import pytest
 
 from repo import Settings, Store
-from repo.errors import StoreBusy, StoreCorrupt, StoreFull
+from repo.errors import SchemaOutdated, StoreBusy, StoreCorrupt, StoreFull, StoreMissing
 from repo.files import StoreFiles
 from repo.schema import backup as backups
 from repo.store.migrating import migrate_store
 from repo.store.restoring import restore_store
 from tests.migrations.legacy_store import contents, make_legacy_store
-from tests.migrations.test_store_upgrade import POINTS, cli, digest
+from tests.migrations.stores import POINTS, backups_of, cli, digest
 
 pytestmark = pytest.mark.duckdb
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def migrated_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that was migrated, with the backup from before."""
     folder = make_legacy_store(tmp_path_factory.mktemp("migrated") / "store", POINTS)
     migrate_store(folder)
@@ -32,8 +33,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def migrated(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "it's a 100% store"))
+def migrated(migrated_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(migrated_once, tmp_path / "it's a 100% store"))
 
 
 def _backup(folder: Path) -> Path:
@@ -153,3 +154,90 @@ def test_an_empty_revision_is_no_wish_for_the_head(migrated: Path) -> None:
     before = digest(migrated)
     assert "there is no revision" in cli(migrated, "migrate", "--to", "", code=2)
     assert digest(migrated) == before
+
+
+# --- the command, and restores that were cut off --------------------------------------------------------
+
+
+def test_restoring_puts_everything_back_as_it_was(legacy: Path) -> None:
+    before = contents(legacy)
+    with Store(legacy, Settings(background=False)) as store:
+        store.points.insert("NEW", "m", 1.0)
+        store.flush()
+    refused = cli(legacy, "migrate", "--restore", code=1, stdin="n\n")
+    assert "is gone then" in refused
+    assert "at none" in cli(legacy, "migrate", "--restore", stdin="y\n")
+    assert contents(legacy) == before
+    with Store(legacy, Settings(background=False)) as store:
+        assert len(list(store.points.range(None, None))) == POINTS
+    said = json.loads(cli(legacy, "--json", "migrate", "--restore", "-y"))
+    assert [one["revision"] for one in said["databases"]] == [None, None]
+    assert contents(legacy) == before
+
+
+def test_a_store_that_is_open_elsewhere_is_not_restored(legacy: Path) -> None:
+    migrate_store(legacy)
+    with Store(legacy, Settings(background=False)) as store:
+        store.status()
+        refused = cli(legacy, "migrate", "--restore", "-y", code=4, HOLDFAST_LEASE_TIMEOUT_S="0.2")
+        assert "is open in another process" in refused
+        store.points.insert("s", "m", 1.0)
+        assert len(list(store.points.range("s", "m"))) == 1
+
+
+def test_a_restore_that_was_cut_off_is_completed_by_the_next_opening(
+    legacy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(legacy)
+    migrate_store(legacy)
+    places: list[Path] = []
+    replace = Path.replace
+
+    def cut(self: Path, target: Path) -> Path:
+        if len(places) == 1:
+            raise KeyboardInterrupt
+        places.append(target)
+        return replace(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", cut)
+        with pytest.raises(KeyboardInterrupt):
+            restore_store(legacy)
+    [half] = places
+    assert half == legacy / "timeseries.duckdb"
+    with pytest.raises(SchemaOutdated):
+        Store(legacy, Settings(auto_migrate=False))
+    assert contents(legacy) == before
+    Store(legacy).close()
+    assert contents(legacy)["points"] == before["points"]
+
+
+def test_where_there_is_no_backup_nothing_is_restored(legacy: Path) -> None:
+    before = digest(legacy)
+    with pytest.raises(StoreMissing, match="no backup"):
+        restore_store(legacy)
+    cli(legacy, "migrate", "--restore", "-y", code=1)
+    assert digest(legacy) == before
+
+
+def test_as_many_backups_are_kept_as_set_and_none_where_none_is_wanted(legacy: Path) -> None:
+    for kept, expected in ((0, 0), (2, 1), (2, 2), (2, 2), (1, 1)):
+        (legacy / "holdfast.toml").write_text(f"migration_backups = {kept}\n")
+        migrate_store(legacy)
+        assert len(backups_of(legacy)) == expected
+        if expected:
+            restore_store(legacy)
+        else:
+            shutil.copy(_remade(legacy, "offline_buffer.db"), legacy)
+            shutil.copy(_remade(legacy, "timeseries.duckdb"), legacy)
+    done = migrate_store(legacy, backup=False)
+    assert (done.backup, len(backups_of(legacy))) == (None, 1)
+
+
+def _remade(legacy: Path, name: str) -> Path:
+    folder = legacy.parent / "again"
+    if not folder.exists():
+        make_legacy_store(folder, POINTS)
+    for log in ("offline_buffer.db-wal", "offline_buffer.db-shm", "timeseries.duckdb.wal"):
+        (legacy / log).unlink(missing_ok=True)
+    return folder / name

@@ -1,0 +1,48 @@
+"""What the tests of whole stores share: the command as a process of its own, and what stands in a folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from repo.files import StoreFiles
+from repo.schema import backup as backups
+from repo.schema.version import HEAD
+from repo.store import migrating
+
+POINTS = 3_000
+DATA = ("points", "records")
+DONE = [("timeseries", None, HEAD), ("metadata", None, HEAD)]
+
+
+def digest(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix not in (".lock", ".checkpoint")
+    }
+
+
+def cli(folder: Path, *arguments: str, code: int = 0, stdin: str = "", **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "--store", str(folder), *arguments],
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | environment,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if "--json" in arguments else done.stdout + done.stderr
+
+
+def versions(found: migrating.Migration) -> list[tuple[str, str | None, str | None]]:
+    return [(one.database, one.before, one.after) for one in found.databases]
+
+
+def backups_of(folder: Path) -> list[backups.Backup]:
+    return backups.list_backups(StoreFiles.of(folder))
