@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -27,7 +28,7 @@ from repo.store.access import Access
 from repo.store.backends import duckdb_is_installed
 from repo.store.flush import digest_of
 from repo.store.writer import BulkChange, PointsChange, Submission
-from repo.values import check_columns
+from repo.values import Batch, check_columns
 
 __all__ = ["Bulk"]
 
@@ -202,7 +203,8 @@ class _Load:
                         ]
                     )
             if len(batch):
-                changes.append(PointsChange.of(batch, keep=self._keep))
+                kept = _last_of_each(batch) if self._keep else batch
+                changes.append(replace(PointsChange.of(kept, keep=self._keep), count=len(batch)))
         return changes, tuple(refusals)
 
     def _is_kind(self, pair: tuple[str, str], kind: str | None) -> bool:
@@ -290,6 +292,26 @@ class _Merge:
 
     def loss(self, _applied: Applied) -> None:
         return None
+
+
+def _last_of_each(batch: Batch) -> Batch:
+    """Return the last row of each identity: of points that give way, flush keeps the first that it meets."""
+    last = {identity: row for row, identity in enumerate(zip(batch.codes, batch.timestamps_us, strict=True))}
+    if len(last) == len(batch):
+        return batch
+    rows = sorted(last.values())
+    return Batch(
+        batch.series,
+        batch.kinds,
+        array("I", map(batch.codes.__getitem__, rows)),
+        array("q", map(batch.timestamps_us.__getitem__, rows)),
+        array("d", map(batch.values.__getitem__, rows)),
+        {at: batch.texts[row] for at, row in enumerate(rows) if row in batch.texts},
+        batch.qualities
+        if isinstance(batch.qualities, int)
+        else array("i", map(batch.qualities.__getitem__, rows)),
+        {at: batch.metadata[row] for at, row in enumerate(rows) if row in batch.metadata},
+    )
 
 
 class NoTime:

@@ -204,7 +204,7 @@ class Flusher:
             if entry.kind == DELETE:
                 work.deletion, work.deletion_seq = Selection.from_json(entry.payload), entry.seq
             elif entry.kind in (POINTS, KEEP):
-                _net(work.rows, entry)
+                _net(work.rows, entry, keep=work.keep)
         return work
 
     def _void(self, dead: list[Entry]) -> None:
@@ -438,8 +438,11 @@ def _differ(entry: Entry, last: Entry) -> bool:
     return (entry.kind == KEEP) != (last.kind == KEEP)
 
 
-def _net(rows: dict[tuple[str, str, int], Row], entry: Entry) -> None:
-    """Add the points of a journal row; of equal identity the last wins, but one that changes nothing."""
+def _net(rows: dict[tuple[str, str, int], Row], entry: Entry, *, keep: bool) -> None:
+    """Add the points of a journal row: of equal identity the last wins, but one that changes nothing.
+
+    With `keep` the first wins, as it would if it had been in the columns already.
+    """
     seq = entry.first_seq
     for batch in unpack(entry.payload):
         new = list(rows_of(batch, seq))
@@ -450,7 +453,7 @@ def _net(rows: dict[tuple[str, str, int], Row], entry: Entry) -> None:
             continue
         for key, row in zip(keys, new, strict=True):
             before = rows.get(key)
-            if before is None or before[3:7] != row[3:7]:
+            if before is None or not (keep or before[3:7] == row[3:7]):
                 rows[key] = row
 
 

@@ -337,6 +337,20 @@ def test_keep_lets_stored_points_stand_and_overwrite_does_not(
     assert len({row["seq"] for row in store.points.after(0)} & before) == 150
 
 
+def test_of_tables_that_give_way_the_first_stands_before_it_is_in_the_columns(open_store: Any) -> None:
+    store = open_store()
+    for values in ([1.0, 2.0], [3.0, 4.0]):
+        written = store.points.insert_table(
+            {"sensor_id": ["a", "a"], "metric_name": "m", "timestamp": [7, 7], "value": values},
+            on_conflict="keep",
+        )
+        assert written.accepted == 2
+    assert store.status().unflushed > 0, "both are in the journal"
+    assert [row["value"] for row in store.points.latest("a")] == [2.0], "the last of its own table"
+    assert [row[3] for row in read(store)] == [2.0]
+    assert [series.points for series in store.series.list()] == [1]
+
+
 def test_any_mixture_of_tables_rows_and_deletes_equals_a_dict(open_store: Any, seed: int) -> None:
     rng = random.Random(seed)
     store = open_store(bulk_rows=40, flush_batch_points=100)
