@@ -102,7 +102,7 @@ def test_a_machine_comes_back(open_store: OpenStore, tmp_path: Path, partition: 
     )  # a clock that was set back has given some twice
 
 
-@pytest.mark.parametrize("every", [40, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [120, pytest.param(1, marks=pytest.mark.slow)])
 def test_half_a_year_of_a_household_comes_back(open_store: OpenStore, tmp_path: Path, every: int) -> None:
     source = open_store()
     fill(source, household(every))

@@ -71,7 +71,7 @@ STEPS = {
 """What a process tells of, so that it is known where it died."""
 
 DAYS, DAY_ROWS = 4, 5_000
-SHORT = 2
+SHORT = 1
 LONG = 100
 
 

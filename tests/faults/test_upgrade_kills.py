@@ -59,7 +59,7 @@ def test_a_hundred_kills_of_the_upgrade_of_a_large_store(nursery: Nursery, tmp_p
 def test_a_few_stores_are_upgraded_by_processes_that_are_killed(
     nursery: Nursery, tmp_path: Path, seed: int
 ) -> None:
-    assert fleet(nursery, tmp_path, seed, 8).failures == []
+    assert fleet(nursery, tmp_path, seed, 4).failures == []
 
 
 @pytest.mark.slow

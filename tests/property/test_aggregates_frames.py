@@ -216,7 +216,7 @@ def same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
                 assert left[name] == pytest.approx(value, rel=1e-9, abs=1e-6), (name, left, right)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(asked=questions())
 def test_aggregates_of_random_points_are_those_of_pandas(shared: Store, asked: dict[str, Any]) -> None:
     prefix = f"{next(number)}-"

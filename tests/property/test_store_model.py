@@ -274,7 +274,7 @@ class Life(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-@pytest.mark.parametrize(("engine", "lives"), [("duckdb", 8), ("sqlite", 10)])
+@pytest.mark.parametrize(("engine", "lives"), [("duckdb", 4), ("sqlite", 5)])
 def test_any_life_of_a_store_equals_a_dict(engine: str, lives: int) -> None:
     machine = type("Life", (Life,), {"engine": engine})
     run_state_machine_as_test(

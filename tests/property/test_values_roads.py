@@ -121,7 +121,7 @@ def same(one: Batch, other: Batch) -> bool:
     )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(batches())
 def test_both_roads_make_the_same_of_any_rows(rows: list[Any]) -> None:
     long, refusals = values._long_road(rows, False, NOW_US)
