@@ -109,7 +109,7 @@ def cleanup(
         "min_retries": failed,
         "everything": everything,
     }
-    with session.opened() as store:
+    with session.opened(looks=dry_run) as store:
         dropped = _drop(session, store, scope, dry_run=dry_run, yes=yes) if of_points or of_records else None
         shrunk = _shrink(session, store, dry_run=dry_run) if shrink else None
     if session.as_json:

@@ -13,7 +13,7 @@ from repo.commands.session import Session, json_option
 if TYPE_CHECKING:
     from repo.store.migrating import Migration
 
-__all__ = ["migrate"]
+__all__ = ["migrate", "show"]
 
 
 @click.command()
@@ -70,8 +70,17 @@ def migrate(
     if looks_only:
         done = migrate_store(session.folder, to=goal, check=True, backup=not no_backup)
     else:
-        with session.progress("migrating") as show:
-            done = migrate_store(session.folder, to=goal, backup=not no_backup, force=force, progress=show)
+        with session.progress("migrating") as tell:
+            done = migrate_store(session.folder, to=goal, backup=not no_backup, force=force, progress=tell)
+    show(session, done, goal, steps=dry_run)
+    if check and (done.restores or any(database.after != goal for database in done.databases)):
+        raise click.exceptions.Exit(Exit.SCHEMA)
+
+
+def show(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
+    """Print what a migration to the revision `goal` did, or would do, as JSON or, with its `steps`, for people."""
+    from repo.schema.version import HEAD
+
     if session.as_json:
         print_json(
             {
@@ -90,9 +99,7 @@ def migrate(
             }
         )
     else:
-        _tell(session, done, goal, steps=dry_run)
-    if check and (done.restores or any(database.after != goal for database in done.databases)):
-        raise click.exceptions.Exit(Exit.SCHEMA)
+        _tell(session, done, goal, steps=steps)
 
 
 def _tell(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
@@ -139,8 +146,8 @@ def _restore(session: Session, *, yes: bool) -> None:
                 abort=True,
                 err=True,
             )
-    with session.progress("restoring") as show:
-        restored = restore_store(session.folder, show)
+    with session.progress("restoring") as tell:
+        restored = restore_store(session.folder, tell)
     told: dict[str, Any] = {
         "path": str(session.folder.resolve()),
         "restored": str(restored.folder),

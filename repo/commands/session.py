@@ -31,11 +31,16 @@ class Session:
     quiet: bool = False
 
     @contextmanager
-    def opened(self, *, create: bool = False, **settings: Any) -> Iterator[Store]:
-        """Open the store, without a background thread: a command is short, and flushes what it needs."""
+    def opened(self, *, create: bool = False, looks: bool = False, **settings: Any) -> Iterator[Store]:
+        """Open the store, without a background thread: a command is short, and flushes what it needs.
+
+        One that only `looks` never starts an upgrade, whatever the settings say: `SchemaOutdated`.
+        """
         from repo import Settings, Store
         from repo.files import StoreFiles
 
+        if looks:
+            settings["auto_migrate"] = False
         loaded = Settings.load(StoreFiles.of(self.folder).folder, background=False, **settings)
         with Store(self.folder, loaded, create=create) as store:
             yield store

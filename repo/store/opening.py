@@ -122,7 +122,7 @@ class Opening:
         standing = version.compare(found)
         if standing is version.Standing.TOO_NEW:
             raise version.too_new(found, database)
-        if noted:
+        if noted and self._settings.auto_migrate:
             self._restore_records()
         if standing is version.Standing.HEAD or is_new:
             return
@@ -154,7 +154,9 @@ class Opening:
             if standing is version.Standing.UNVERSIONED and not inspect(connection).get_table_names():
                 self._refuse_columns_alone()
         with self._leased("preparing the store"):
-            self._migrate(without_columns=True)
+            # Beside metadata at the head there may be columns that are not, and that nobody allowed to upgrade.
+            if standing is not version.Standing.HEAD or self._settings.auto_migrate:
+                self._migrate(without_columns=True)
             with metadata.write() as connection:
                 state = StateRepository(connection).get()
                 if state is None:
