@@ -5,12 +5,12 @@ from __future__ import annotations
 import glob
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repo.errors import InvalidSettings
 
-__all__ = ["ENGINES", "METADATA_FILE", "StoreFiles", "place_columns"]
+__all__ = ["ENGINES", "METADATA_FILE", "StoreFiles", "find_files", "place_columns"]
 
 METADATA_FILE = "offline_buffer.db"
 BESIDE_SUFFIX = ".meta.db"
@@ -130,6 +130,27 @@ class StoreFiles:
         )
 
 
+def find_files(
+    path: str | os.PathLike[str], elsewhere: str | os.PathLike[str] | None, *, for_good: bool = False
+) -> StoreFiles:
+    """Return the files of the store that a path means; one without columns in its folder may have them `elsewhere`.
+
+    That is the DuckDB file that `DUCKDB_STORAGE_PATH` named to the legacy program, which left no link to it. None is
+    taken that is not there, or is another store's. `for_good` places the links; otherwise nothing is changed.
+    """
+    files = StoreFiles.of(os.path.realpath(path))
+    linked = files.prefix or os.path.lexists(files.folder / _DUCKDB_FILE)
+    if elsewhere is None or linked or files.sqlite.exists() or not files.metadata.exists():
+        return files
+    file = Path(os.path.realpath(elsewhere))
+    owner = StoreFiles.beside(file).metadata
+    if not file.is_file() or (owner.exists() and owner != files.metadata):
+        return files
+    if for_good:
+        place_columns(files.folder, file)
+    return replace(files, duckdb=file)
+
+
 def place_columns(folder: Path, file: Path) -> None:
     """Let the DuckDB file of the store in this folder lie elsewhere, for good.
 
@@ -150,7 +171,7 @@ def place_columns(folder: Path, file: Path) -> None:
             f"it, move the file and its log there and remove {link}, or name the place where it is",
             path=folder,
         )
-    owner = _followed(back)
+    owner = StoreFiles.beside(file).metadata
     foreign = owner.exists() and owner != own
     if foreign and (own.exists() or owner.name == METADATA_FILE):
         raise InvalidSettings(

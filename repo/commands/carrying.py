@@ -155,11 +155,10 @@ def recover(
 
 
 def _verify(session: Session, paths: tuple[Path, ...], mapping: dict[str, str]) -> None:
-    from repo.files import StoreFiles
     from repo.settings import Settings
     from repo.store.recovering import verify_parquet
 
-    found = verify_parquet(paths, Settings.load(StoreFiles.of(session.folder).folder), columns=mapping)
+    found = verify_parquet(paths, Settings.load(session.files().folder), columns=mapping)
     if session.as_json:
         print_json(asdict(found))
         return

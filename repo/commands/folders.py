@@ -99,15 +99,14 @@ def _show_outdated(session: Session, outdated: SchemaOutdated) -> None:
     """Print the revisions of both databases; those of columns that another process has are not waited for."""
     from repo.commands.migrate import show
     from repo.engines.lease import read_holder
-    from repo.files import StoreFiles
     from repo.schema.version import HEAD
     from repo.store.migrating import migrate_store
 
-    files = StoreFiles.of(session.folder.resolve())
+    files = session.files()
     try:
         holder = read_holder(files.folder, files.prefix)
         if holder is None:
-            show(session, migrate_store(session.folder, check=True), HEAD, steps=False)
+            show(session, migrate_store(files, check=True), HEAD, steps=False)
         else:
             outdated.add_note(
                 f"the columns are held by process {holder.pid}, doing: {holder.doing}; their revision was not looked at"

@@ -16,6 +16,7 @@ from repo.commands.output import printable
 
 if TYPE_CHECKING:
     from repo import Store
+    from repo.files import StoreFiles
 
 __all__ = ["DEFAULT_STORE", "Session", "json_option", "log_to_stderr"]
 
@@ -37,13 +38,20 @@ class Session:
         One that only `looks` never starts an upgrade, whatever the settings say: `SchemaOutdated`.
         """
         from repo import Settings, Store
-        from repo.files import StoreFiles
 
         if looks:
             settings["auto_migrate"] = False
-        loaded = Settings.load(StoreFiles.of(self.folder).folder, background=False, **settings)
-        with Store(self.folder, loaded, create=create) as store:
+        files = self.files(looks=looks)
+        loaded = Settings.load(files.folder, background=False, **settings)
+        with Store(self.folder, loaded, create=create, files=files) as store:
             yield store
+
+    def files(self, *, looks: bool = True) -> StoreFiles:
+        """Find the files of the store; one that does not only look links columns that lie elsewhere for good."""
+        from repo.facades.environment import from_environment
+        from repo.files import find_files
+
+        return find_files(self.folder, from_environment("DUCKDB_STORAGE_PATH", str), for_good=not looks)
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], object]]:

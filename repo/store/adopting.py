@@ -100,9 +100,9 @@ def adopt_store(
     the disk is full; and what the migration raises. Then `new` is as it was. `progress` is told how many of how many
     bytes are done.
     """
-    files = StoreFiles.of(os.path.realpath(old))
+    files = _files(old, columns)
     target = Path(os.path.realpath(new))
-    sources = _sources(files, None if columns is None else Path(os.path.realpath(columns)))
+    sources = _sources(files)
     _refuse_places(files, sources, target)
     with _unfinished(target) as folder:
         return _adopt(files, sources, target, folder, dry_run=dry_run, force=force, progress=progress)
@@ -180,25 +180,32 @@ def _adopt(
 # --- before anything is done -------------------------------------------------------------------------------
 
 
-def _sources(files: StoreFiles, columns: Path | None) -> list[_File]:
+def _files(old: str | os.PathLike[str], columns: str | os.PathLike[str] | None) -> StoreFiles:
+    files = StoreFiles.of(os.path.realpath(old))
     if not any(path.exists() and path.stat().st_size for path in files.metadata_files()):
         raise StoreMissing(
             f"there is no store in {files.folder}: no {files.metadata.name}", path=files.folder
         )
-    if columns is not None:
-        standing = [files.columns(engine) for engine in ENGINES if files.columns(engine).exists()]
-        if not columns.is_file():
-            raise StoreMissing(f"there is no time-series file {columns}", path=columns)
-        if standing and columns != files.duckdb:
-            raise InvalidSettings(
-                f"{files.folder} has its points in {standing[0]}, not in {columns}; leave --timeseries and "
-                "DUCKDB_STORAGE_PATH out, or move the one that is not its own away",
-                path=columns,
-            )
+    if columns is None:
+        return files
+    named = Path(os.path.realpath(columns))
+    standing = [files.columns(engine) for engine in ENGINES if files.columns(engine).exists()]
+    if not named.is_file():
+        raise StoreMissing(f"there is no time-series file {named}", path=named)
+    if standing and named != files.duckdb:
+        raise InvalidSettings(
+            f"{files.folder} has its points in {standing[0]}, not in {named}; leave --timeseries and "
+            "DUCKDB_STORAGE_PATH out, or move the one that is not its own away",
+            path=named,
+        )
+    return replace(files, duckdb=named)
+
+
+def _sources(files: StoreFiles) -> list[_File]:
     own = StoreFiles(Path(), Path("offline_buffer.db"), Path("timeseries.duckdb"), Path("timeseries.sqlite"))
     databases = [
         (files.metadata, own.metadata.name, "sqlite"),
-        (columns or files.duckdb, own.duckdb.name, "duckdb"),
+        (files.duckdb, own.duckdb.name, "duckdb"),
         (files.sqlite, own.sqlite.name, "sqlite"),
     ]
     found = [
@@ -330,17 +337,12 @@ def _copy(files: StoreFiles, sources: list[_File], folder: Path, progress: Calla
             copy.flush()
             os.fsync(copy.fileno())
     _refuse_busy(files, sources)
-    now = [_stamp(file.source) for file in _sources_again(files, sources)]
+    now = [_stamp(file.source) for file in _sources(files)]
     if now != before:
         raise StoreBusy(
             f"{files.folder} was changed while it was copied; stop what writes to it and try again",
             path=files.folder,
         )
-
-
-def _sources_again(files: StoreFiles, sources: list[_File]) -> list[_File]:
-    columns = [file.source for file in sources if file.name == "timeseries.duckdb"]
-    return _sources(files, columns[0] if columns else None)
 
 
 def _stamp(path: Path) -> tuple[str, int, int, int]:

@@ -131,7 +131,7 @@ class _Found:
 
 
 def migrate_store(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | StoreFiles,
     *,
     to: str = HEAD,
     check: bool = False,
@@ -141,6 +141,8 @@ def migrate_store(
 ) -> Migration:
     """Bring the databases of the store to the revision `to`; with `check` only say what that would do.
 
+    `path` means the store as `Store` has it; where its files were found already, it is those.
+
     No other process can have the columns open meanwhile: `StoreBusy` if one does not hand them over, or has the
     metadata open. A file that is not there yet is made, at the head, when it is first needed. Raises `StoreFull`
     with nothing changed unless the disk has room, or with `force` when it is full; `StoreMissing`, `SchemaTooNew`,
@@ -149,7 +151,7 @@ def migrate_store(
     """
     if to not in REVISIONS:
         raise InvalidSettings(f"there is no revision {to}; there are {', '.join(REVISIONS)}")
-    files = StoreFiles.of(os.path.realpath(path))
+    files = path if isinstance(path, StoreFiles) else StoreFiles.of(os.path.realpath(path))
     columns = [file for file in map(files.columns, ENGINES) if file.exists()]
     if not files.metadata.exists() and not (columns and files.apart):
         alone = f"; if {columns[0].name} is the legacy program's, name it: --store FILE" if columns else ""

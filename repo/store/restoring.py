@@ -28,13 +28,16 @@ log = logging.getLogger("holdfast.migrating")
 Progress = Callable[[int, int], object]
 
 
-def restore_store(path: str | os.PathLike[str], progress: Progress = lambda _done, _total: None) -> Backup:
+def restore_store(
+    path: str | os.PathLike[str] | StoreFiles, progress: Progress = lambda _done, _total: None
+) -> Backup:
     """Put the newest backup back, with everything as it was then; what was written since is gone.
 
     Raises `StoreMissing` where there is no backup, `StoreCorrupt` where it is damaged, `StoreBusy`, `StoreFull`; then
-    nothing was changed. A restore that was killed is completed by the next opening.
+    nothing was changed. A restore that was killed is completed by the next opening. `path` is as that of
+    `migrate_store`.
     """
-    files = StoreFiles.of(os.path.realpath(path))
+    files = path if isinstance(path, StoreFiles) else StoreFiles.of(os.path.realpath(path))
     if not files.folder.is_dir():
         raise StoreMissing(f"there is no store in {files.folder}", path=files.folder)
     settings = Settings.load(files.folder)
