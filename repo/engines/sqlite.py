@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from repo.errors import HoldfastError, StoreBusy, StoreCorrupt, StoreFull, StoreUnsupported
+from repo.errors import HoldfastError, StoreBusy, StoreCorrupt, StoreFull, StoreUnsupported, denied
 
 __all__ = [
     "BARE",
@@ -284,7 +284,7 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return StoreCorrupt(f"{path} is damaged ({original}); keep the file and restore a backup", path=path)
     if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-        return HoldfastError(f"{path} cannot be written ({original}); check its owner and mode", path=path)
+        return denied(path, str(original))
     return HoldfastError(f"SQLite failed on {path}: {original}", path=path)
 
 

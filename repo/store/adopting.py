@@ -7,7 +7,6 @@ engine ever opens a file of the old store.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -33,6 +32,7 @@ from repo.errors import (
     StoreCorrupt,
     StoreFull,
     StoreMissing,
+    system_error,
 )
 from repo.files import ENGINES, StoreFiles
 from repo.schema import backup as backups
@@ -399,11 +399,7 @@ def _typed(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         said = "the old store is untouched, and no new one was made"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(
-                f"no space left for {target}; {said}. Free some space and try again", path=target
-            ) from error
-        raise HoldfastError(f"adopting as {target} failed: {error}; {said}", path=target) from error
+        raise system_error(error, target, said) from error
 
 
 @contextmanager

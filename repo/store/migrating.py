@@ -25,6 +25,7 @@ from repo.errors import (
     StoreCorrupt,
     StoreFull,
     StoreMissing,
+    denied,
 )
 from repo.files import ENGINES, StoreFiles
 from repo.repositories.pointers import PointerRepository
@@ -454,7 +455,4 @@ def _refuse_read_only(due: list[_Found]) -> None:
     """Raise before the first change if one of the files cannot be changed: the other would be at the head alone."""
     for one in due:
         if not os.access(one.target.path, os.W_OK):
-            raise HoldfastError(
-                f"{one.target.path} cannot be written; nothing was changed. Check its owner and mode",
-                path=one.target.path,
-            )
+            raise denied(one.target.path, "it is not writable here", "nothing was changed")

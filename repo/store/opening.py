@@ -18,7 +18,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from repo.clock import Clock
 from repo.engines import sqlite
 from repo.engines.lease import leased
-from repo.errors import EngineMissing, SchemaOutdated, StoreBusy, StoreCorrupt, StoreMissing
+from repo.errors import (
+    EngineMissing,
+    SchemaOutdated,
+    StoreBusy,
+    StoreCorrupt,
+    StoreMissing,
+    system_error,
+)
 from repo.files import ENGINES, StoreFiles
 from repo.repositories.pointers import PointerRepository
 from repo.repositories.state import ColumnsStateRepository, State, StateRepository
@@ -64,7 +71,10 @@ class Opening:
             raise StoreMissing(
                 f"there is no store in {self._path}; `holdfast init` makes one", path=self._path
             )
-        self._files.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._files.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise system_error(error, self._files.folder, "no store was made; name another folder") from error
 
     def _refuse_columns_alone(self) -> None:
         for engine in ENGINES:
