@@ -12,14 +12,27 @@ from pathlib import Path
 
 from repo.errors import InvalidSettings, system_error
 
-__all__ = ["ENGINES", "METADATA_FILE", "StoreFiles", "find_files", "place_columns"]
+__all__ = [
+    "CONFIG_FILE",
+    "DUCKDB_FILE",
+    "ENGINES",
+    "LEASE_FILE",
+    "METADATA_FILE",
+    "SQLITE_FILE",
+    "TURN_FILE",
+    "StoreFiles",
+    "find_files",
+    "place_columns",
+]
 
 METADATA_FILE = "offline_buffer.db"
+CONFIG_FILE = "holdfast.toml"
+LEASE_FILE, TURN_FILE = "lease.lock", "turn.lock"
 BESIDE_SUFFIX = ".meta.db"
 
 ENGINES = ("duckdb", "sqlite")
 
-_DUCKDB_FILE, _SQLITE_FILE = "timeseries.duckdb", "timeseries.sqlite"
+DUCKDB_FILE, SQLITE_FILE = "timeseries.duckdb", "timeseries.sqlite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +72,16 @@ class StoreFiles:
         metadata = _followed(folder / METADATA_FILE)
         if metadata.name.endswith(BESIDE_SUFFIX):
             return cls._beside(metadata.with_name(metadata.name.removesuffix(BESIDE_SUFFIX)))
-        if not metadata.exists() and _metadata_beside(folder / _DUCKDB_FILE).is_file():
-            return cls._beside(folder / _DUCKDB_FILE)
-        return cls(folder, metadata, _followed(folder / _DUCKDB_FILE), _followed(folder / _SQLITE_FILE))
+        if not metadata.exists() and _metadata_beside(folder / DUCKDB_FILE).is_file():
+            return cls._beside(folder / DUCKDB_FILE)
+        return cls(folder, metadata, _followed(folder / DUCKDB_FILE), _followed(folder / SQLITE_FILE))
 
     @classmethod
     def _of_columns(cls, file: Path) -> StoreFiles:
         metadata = _followed(_metadata_beside(file))
         if metadata.name == METADATA_FILE:
             return cls._of_folder(metadata.parent)
-        in_folder = file.name in (_DUCKDB_FILE, _SQLITE_FILE) and (file.parent / METADATA_FILE).exists()
+        in_folder = file.name in (DUCKDB_FILE, SQLITE_FILE) and (file.parent / METADATA_FILE).exists()
         if in_folder and not metadata.exists():
             return cls._of_folder(file.parent)
         return cls._beside(file)
@@ -117,8 +130,8 @@ class StoreFiles:
             self.metadata,
             self.duckdb,
             self.sqlite,
-            *(self.folder / name for name in (f"{self.prefix}lease.lock", f"{self.prefix}turn.lock")),
-            self.folder / "holdfast.toml",
+            *(self.folder / f"{self.prefix}{name}" for name in (LEASE_FILE, TURN_FILE)),
+            self.folder / CONFIG_FILE,
         )
         return any(
             given.name.startswith(own.name) and folder == Path(os.path.realpath(own.parent)) for own in named
@@ -143,7 +156,7 @@ def find_files(
     taken that is not there, or is another store's. `for_good` places the links; otherwise nothing is changed.
     """
     files = StoreFiles.of(os.path.realpath(path))
-    linked = files.prefix or os.path.lexists(files.folder / _DUCKDB_FILE)
+    linked = files.prefix or os.path.lexists(files.folder / DUCKDB_FILE)
     if elsewhere is None or linked or files.sqlite.exists() or not files.metadata.exists():
         return files
     file = Path(os.path.realpath(elsewhere))
@@ -163,7 +176,7 @@ def place_columns(folder: Path, file: Path) -> None:
     `InvalidSettings` if the folder's store has its columns in another place, or would become two stores.
     """
     folder, file = Path(os.path.realpath(folder)), Path(os.path.realpath(file))
-    own, link, back = folder / METADATA_FILE, folder / _DUCKDB_FILE, _metadata_beside(file)
+    own, link, back = folder / METADATA_FILE, folder / DUCKDB_FILE, _metadata_beside(file)
     files = StoreFiles.of(folder)
     if file == Path(os.path.realpath(files.duckdb)):
         if files.prefix and not own.exists():

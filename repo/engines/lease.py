@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repo.errors import StoreBusy, StoreUnsupported, system_error
-from repo.files import StoreFiles
+from repo.files import LEASE_FILE, TURN_FILE, StoreFiles
 
 __all__ = ["Holder", "Lease", "leased", "read_holder"]
-
-LEASE_FILE = "lease.lock"
-TURN_FILE = "turn.lock"
 
 
 @dataclass(frozen=True, slots=True)

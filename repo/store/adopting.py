@@ -30,19 +30,18 @@ from repo.errors import (
     SchemaTooNew,
     StoreBusy,
     StoreCorrupt,
-    StoreFull,
     StoreMissing,
     system_error,
 )
-from repo.files import ENGINES, StoreFiles
+from repo.files import CONFIG_FILE, DUCKDB_FILE, ENGINES, METADATA_FILE, SQLITE_FILE, StoreFiles
 from repo.schema import backup as backups
 from repo.schema.counting import rows_of
 from repo.schema.targets import DATABASES, in_store
 from repo.schema.version import HEAD
-from repo.settings import CONFIG_FILE, Settings
-from repo.store.building import HEADROOM_BYTES
+from repo.settings import Settings
 from repo.store.databases import REWRITE_FACTOR, backend_of, opened, typed
 from repo.store.migrating import Migration, migrate_store
+from repo.store.room import HEADROOM_BYTES, refuse_full_disk
 
 __all__ = ["Adoption", "adopt_store"]
 
@@ -125,11 +124,11 @@ def _adopt(
     needed_bytes = _needed(sources, copied_bytes)
     wanted_bytes = copied_bytes + HEADROOM_BYTES if dry_run else needed_bytes
     free_bytes = shutil.disk_usage(target.parent).free
-    if free_bytes < wanted_bytes and not force:
-        raise StoreFull(
-            f"adopting {files.folder} may take {wanted_bytes:,} bytes in {target.parent}, and {free_bytes:,} are free; "
+    if not force:
+        refuse_full_disk(
+            [(target.parent, wanted_bytes)],
+            f"adopting {files.folder}",
             "nothing was done. Free some space, name a folder on another disk, or try it all the same with --force",
-            path=target.parent,
         )
 
     def tell(done: int, total: int, part: int) -> None:
@@ -202,11 +201,10 @@ def _files(old: str | os.PathLike[str], columns: str | os.PathLike[str] | None) 
 
 
 def _sources(files: StoreFiles) -> list[_File]:
-    own = StoreFiles(Path(), Path("offline_buffer.db"), Path("timeseries.duckdb"), Path("timeseries.sqlite"))
     databases = [
-        (files.metadata, own.metadata.name, "sqlite"),
-        (files.duckdb, own.duckdb.name, "duckdb"),
-        (files.sqlite, own.sqlite.name, "sqlite"),
+        (files.metadata, METADATA_FILE, "sqlite"),
+        (files.duckdb, DUCKDB_FILE, "duckdb"),
+        (files.sqlite, SQLITE_FILE, "sqlite"),
     ]
     found = [
         _File(source.with_name(source.name + companion), name + companion)
