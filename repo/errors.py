@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,14 @@ __all__ = [
     "StoreBusy",
     "StoreClosed",
     "StoreCorrupt",
+    "StoreDenied",
     "StoreForked",
     "StoreFull",
     "StoreMissing",
     "StoreUnsupported",
     "TransactionRule",
+    "denied",
+    "system_error",
 ]
 
 
@@ -66,6 +70,10 @@ class StoreBusy(HoldfastError):
 
 class StoreFull(HoldfastError):
     """The disk is full. What was to be written was not acknowledged; earlier data is untouched."""
+
+
+class StoreDenied(HoldfastError):
+    """This process may not read or write a file of the store: its owner, its mode, a disk that is mounted read-only."""
 
 
 class StoreCorrupt(HoldfastError):
@@ -170,3 +178,22 @@ class InvalidPoint(HoldfastError, ValueError):
         shown = "; ".join(str(refusal) for refusal in self.refusals[:_SHOWN])
         more = len(self.refusals) - _SHOWN
         super().__init__(shown + (f"; and {more} more" if more > 0 else ""))
+
+
+def denied(path: Path, why: str, then: str = "") -> StoreDenied:
+    """Make the error for a file or folder that must not be used; `then` says how things stand and what else to do."""
+    return StoreDenied(
+        f"{path} cannot be read or written ({why}); check its owner and mode, and that its disk is not mounted "
+        f"read-only{then and f'; {then}'}",
+        path=path,
+    )
+
+
+def system_error(error: OSError, place: Path, then: str = "") -> HoldfastError:
+    """Translate what the system said of work in `place`; the caller raises the result `from` it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(f"no space left in {place}; {then or 'free some space and try again'}", path=place)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return denied(Path(error.filename or place), error.strerror or str(error), then)
+    what = f"{error.filename or place}: {error.strerror or error}"
+    return HoldfastError(f"{what}{then and f'; {then}'}", path=place)

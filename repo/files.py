@@ -5,19 +5,34 @@ from __future__ import annotations
 import glob
 import os
 import shlex
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from repo.errors import InvalidSettings
+from repo.errors import InvalidSettings, system_error
 
-__all__ = ["ENGINES", "METADATA_FILE", "StoreFiles", "place_columns"]
+__all__ = [
+    "CONFIG_FILE",
+    "DUCKDB_FILE",
+    "ENGINES",
+    "LEASE_FILE",
+    "METADATA_FILE",
+    "SQLITE_FILE",
+    "TURN_FILE",
+    "StoreFiles",
+    "find_files",
+    "place_columns",
+]
 
 METADATA_FILE = "offline_buffer.db"
+CONFIG_FILE = "holdfast.toml"
+LEASE_FILE, TURN_FILE = "lease.lock", "turn.lock"
 BESIDE_SUFFIX = ".meta.db"
 
 ENGINES = ("duckdb", "sqlite")
 
-_DUCKDB_FILE, _SQLITE_FILE = "timeseries.duckdb", "timeseries.sqlite"
+DUCKDB_FILE, SQLITE_FILE = "timeseries.duckdb", "timeseries.sqlite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +56,32 @@ class StoreFiles:
         Links are followed, so that whichever way one comes, a store's files have one name each.
         """
         given = Path(path)
-        if not given.is_dir() and (given.is_file() or _metadata_beside(given).exists()):
-            return cls.beside(given)
-        return cls._of_folder(given)
+        with _typed(given):
+            if not given.is_dir() and (given.is_file() or _metadata_beside(given).exists()):
+                return cls.beside(given)
+            return cls._of_folder(given)
 
     @classmethod
     def beside(cls, column_file: str | os.PathLike[str]) -> StoreFiles:
         """Return the files of the store whose columns are in this file: the folder's, if it is a folder's."""
-        return cls._of_columns(_followed(Path(column_file)))
+        with _typed(Path(column_file)):
+            return cls._of_columns(_followed(Path(column_file)))
 
     @classmethod
     def _of_folder(cls, folder: Path) -> StoreFiles:
         metadata = _followed(folder / METADATA_FILE)
         if metadata.name.endswith(BESIDE_SUFFIX):
             return cls._beside(metadata.with_name(metadata.name.removesuffix(BESIDE_SUFFIX)))
-        if not metadata.exists() and _metadata_beside(folder / _DUCKDB_FILE).is_file():
-            return cls._beside(folder / _DUCKDB_FILE)
-        return cls(folder, metadata, _followed(folder / _DUCKDB_FILE), _followed(folder / _SQLITE_FILE))
+        if not metadata.exists() and _metadata_beside(folder / DUCKDB_FILE).is_file():
+            return cls._beside(folder / DUCKDB_FILE)
+        return cls(folder, metadata, _followed(folder / DUCKDB_FILE), _followed(folder / SQLITE_FILE))
 
     @classmethod
     def _of_columns(cls, file: Path) -> StoreFiles:
         metadata = _followed(_metadata_beside(file))
         if metadata.name == METADATA_FILE:
             return cls._of_folder(metadata.parent)
-        in_folder = file.name in (_DUCKDB_FILE, _SQLITE_FILE) and (file.parent / METADATA_FILE).exists()
+        in_folder = file.name in (DUCKDB_FILE, SQLITE_FILE) and (file.parent / METADATA_FILE).exists()
         if in_folder and not metadata.exists():
             return cls._of_folder(file.parent)
         return cls._beside(file)
@@ -113,8 +130,8 @@ class StoreFiles:
             self.metadata,
             self.duckdb,
             self.sqlite,
-            *(self.folder / name for name in (f"{self.prefix}lease.lock", f"{self.prefix}turn.lock")),
-            self.folder / "holdfast.toml",
+            *(self.folder / f"{self.prefix}{name}" for name in (LEASE_FILE, TURN_FILE)),
+            self.folder / CONFIG_FILE,
         )
         return any(
             given.name.startswith(own.name) and folder == Path(os.path.realpath(own.parent)) for own in named
@@ -130,6 +147,27 @@ class StoreFiles:
         )
 
 
+def find_files(
+    path: str | os.PathLike[str], elsewhere: str | os.PathLike[str] | None, *, for_good: bool = False
+) -> StoreFiles:
+    """Return the files of the store that a path means; one without columns in its folder may have them `elsewhere`.
+
+    That is the DuckDB file that `DUCKDB_STORAGE_PATH` named to the legacy program, which left no link to it. None is
+    taken that is not there, or is another store's. `for_good` places the links; otherwise nothing is changed.
+    """
+    files = StoreFiles.of(os.path.realpath(path))
+    linked = files.prefix or os.path.lexists(files.folder / DUCKDB_FILE)
+    if elsewhere is None or linked or files.sqlite.exists() or not files.metadata.exists():
+        return files
+    file = Path(os.path.realpath(elsewhere))
+    owner = StoreFiles.beside(file).metadata
+    if not file.is_file() or (owner.exists() and owner != files.metadata):
+        return files
+    if for_good:
+        place_columns(files.folder, file)
+    return replace(files, duckdb=file)
+
+
 def place_columns(folder: Path, file: Path) -> None:
     """Let the DuckDB file of the store in this folder lie elsewhere, for good.
 
@@ -138,7 +176,7 @@ def place_columns(folder: Path, file: Path) -> None:
     `InvalidSettings` if the folder's store has its columns in another place, or would become two stores.
     """
     folder, file = Path(os.path.realpath(folder)), Path(os.path.realpath(file))
-    own, link, back = folder / METADATA_FILE, folder / _DUCKDB_FILE, _metadata_beside(file)
+    own, link, back = folder / METADATA_FILE, folder / DUCKDB_FILE, _metadata_beside(file)
     files = StoreFiles.of(folder)
     if file == Path(os.path.realpath(files.duckdb)):
         if files.prefix and not own.exists():
@@ -150,7 +188,7 @@ def place_columns(folder: Path, file: Path) -> None:
             f"it, move the file and its log there and remove {link}, or name the place where it is",
             path=folder,
         )
-    owner = _followed(back)
+    owner = StoreFiles.beside(file).metadata
     foreign = owner.exists() and owner != own
     if foreign and (own.exists() or owner.name == METADATA_FILE):
         raise InvalidSettings(
@@ -158,13 +196,23 @@ def place_columns(folder: Path, file: Path) -> None:
             "one: name another file, or that folder",
             path=file,
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _link(link, file)
-    if foreign:
-        _link(own, owner)
-    elif not os.path.lexists(back):
-        _link(back, own)
+    with _typed(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _link(link, file)
+        if foreign:
+            _link(own, owner)
+        elif not os.path.lexists(back):
+            _link(back, own)
+
+
+@contextmanager
+def _typed(path: Path) -> Iterator[None]:
+    """Type what the system says where not even a look into a folder is allowed."""
+    try:
+        yield
+    except OSError as error:
+        raise system_error(error, path) from error
 
 
 def _metadata_beside(file: Path) -> Path:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
-from repo.errors import InvalidSettings
+from repo.errors import InvalidSettings, system_error
+from repo.files import CONFIG_FILE
 
-__all__ = ["CONFIG_FILE", "ENVIRONMENT_PREFIX", "Settings"]
+__all__ = ["ENVIRONMENT_PREFIX", "Settings"]
 
-CONFIG_FILE = "holdfast.toml"
 ENVIRONMENT_PREFIX = "HOLDFAST_"
 
 _BOOLEANS = {
@@ -152,8 +152,10 @@ _LEAST: dict[str, float] = {
 def _from_file(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
+    except OSError as error:
+        raise system_error(error, path) from error
     try:
         table = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -72,7 +72,7 @@ def export(
         raise click.BadParameter(
             "NDJSON is gzipped; --compression is for Parquet", param_hint="--compression"
         )
-    with session.opened() as store, session.progress("export") as show:
+    with session.opened(looks=True) as store, session.progress("export") as show:
         same: Any = {
             "sensor_id": names_of(sensors),
             "metric_name": names_of(metrics),
@@ -136,7 +136,7 @@ def recover(
     if verify:
         _verify(session, paths, mapping)
         return
-    with session.opened() as store, session.progress("recover") as show:
+    with session.opened(looks=dry_run) as store, session.progress("recover") as show:
         done = store.import_parquet(
             paths,
             on_conflict="keep" if keep_existing else "overwrite",
@@ -155,11 +155,10 @@ def recover(
 
 
 def _verify(session: Session, paths: tuple[Path, ...], mapping: dict[str, str]) -> None:
-    from repo.files import StoreFiles
     from repo.settings import Settings
     from repo.store.recovering import verify_parquet
 
-    found = verify_parquet(paths, Settings.load(StoreFiles.of(session.folder).folder), columns=mapping)
+    found = verify_parquet(paths, Settings.load(session.files().folder), columns=mapping)
     if session.as_json:
         print_json(asdict(found))
         return

@@ -75,7 +75,8 @@ def cleanup(
     Points are chosen by time, --sensor and --metric; records by time, --source and --failed. It tells what is meant,
     what of it was never sent, and asks; -y does not ask. The loss ledger keeps count of all that was dropped.
     Deleting makes room inside the files for what comes; --shrink also makes the files smaller: that writes them
-    anew, needs as much free space as what is in them, and lets reads wait.
+    anew, needs free space for what is in them meanwhile (it tells how much, and refuses where there is less), and
+    lets reads wait.
 
     `holdfast export` first, and `holdfast recover` puts the points back.
 
@@ -84,7 +85,8 @@ def cleanup(
     they fall later, "unsent_points", "records", "bytes": about, or null, "first_us", "last_us", "series":
     [{"sensor_id", "metric_name", "points", "unsent", "first_us", "last_us"}], "sources": [{"source", "records",
     "first_us", "last_us", "bytes"}], "shrunk": null or {"columns_before_bytes", "columns_after_bytes",
-    "metadata_before_bytes", "metadata_after_bytes"}}
+    "metadata_before_bytes", "metadata_after_bytes", "needed_bytes": the least that had to be free meanwhile,
+    "free_bytes"}; of a dry run before and after are the same}
     """
     of_records = records or bool(sources) or failed is not None
     of_points = points or bool(sensors) or bool(metrics) or not of_records
@@ -109,7 +111,7 @@ def cleanup(
         "min_retries": failed,
         "everything": everything,
     }
-    with session.opened() as store:
+    with session.opened(looks=dry_run) as store:
         dropped = _drop(session, store, scope, dry_run=dry_run, yes=yes) if of_points or of_records else None
         shrunk = _shrink(session, store, dry_run=dry_run) if shrink else None
     if session.as_json:
@@ -147,12 +149,20 @@ def _drop(session: Session, store: Store, scope: dict[str, Any], *, dry_run: boo
 
 
 def _shrink(session: Session, store: Store, *, dry_run: bool) -> Shrunk | None:
-    if dry_run:
-        size = store.size(inside=True)
-        free_bytes = size.columns_free_bytes + size.metadata_free_bytes
-        if not session.as_json:
-            session.say(f"{free_bytes:,} bytes inside the files are free by now")
-        return None
+    if dry_run or not session.as_json:
+        meant = store.shrink(dry_run=True)
+        needed = (
+            f"may take {meant.needed_bytes:,} bytes meanwhile, and {meant.free_bytes:,} are free on the disk"
+        )
+        if dry_run:
+            size = store.size(inside=True)
+            free_bytes = size.columns_free_bytes + size.metadata_free_bytes
+            if not session.as_json:
+                session.say(
+                    f"{free_bytes:,} bytes inside the files are free by now; giving them back {needed}"
+                )
+            return meant
+        session.note(f"giving space back {needed}")
     with session.progress("shrink") as show:
         shrunk = store.shrink(show)
     if not session.as_json:

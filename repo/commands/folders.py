@@ -8,6 +8,7 @@ import click
 
 from repo.commands.output import print_json
 from repo.commands.session import Session, json_option
+from repo.errors import EngineMissing, SchemaOutdated, StoreBusy
 
 if TYPE_CHECKING:
     from repo import Status
@@ -36,7 +37,7 @@ def init(session: Session, engine: str | None) -> None:
 
     created = False
     try:
-        with session.opened() as store:
+        with session.opened(looks=True) as store:
             found = store.status()
     except StoreMissing:
         created = True
@@ -68,17 +69,23 @@ def status(session: Session) -> None:
     """Show what the store holds, its backlog, its files and who has it open.
 
     Asks SQLite alone, so it answers at once whatever another process holds open. Counts and times of points
-    are those of the last flush.
+    are those of the last flush. A store with an outdated schema is not upgraded by looking at it: the revisions of
+    its databases and the command that is due are told, and the exit code is 5.
 
     \b
     JSON: {"path", "store_id", "engine", "generation", "schema", "last_seq", "flushed_seq", "pruned_seq",
     "journal_rows", "journal_seqs", "unflushed", "points", "series", "oldest_us", "newest_us",
     "records_pending", "ledger_entries", "ledger_dropped", "sinks": [{"name", "confirmed_seq", "behind"}],
     "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {file that was set aside, or of a backup: bytes},
-    "bytes_total", "bytes_free_on_disk", "holder": {"pid", "since_us", "doing"} or null, "warnings": [text]}
+    "bytes_total", "bytes_free_on_disk", "holder": {"pid", "since_us", "doing"} or null, "warnings": [text]};
+    of an outdated store what `migrate --check` prints
     """
-    with session.opened() as store:
-        found = store.status()
+    try:
+        with session.opened(looks=True) as store:
+            found = store.status()
+    except SchemaOutdated as outdated:
+        _show_outdated(session, outdated)
+        raise
     if session.as_json:
         print_json(found.as_dict())
         return
@@ -86,6 +93,26 @@ def status(session: Session) -> None:
         session.say(f"{name:<12}{text}")
     for warning in found.warnings:
         session.note(f"warning: {warning}")
+
+
+def _show_outdated(session: Session, outdated: SchemaOutdated) -> None:
+    """Print the revisions of both databases; those of columns that another process has are not waited for."""
+    from repo.commands.migrate import show
+    from repo.engines.lease import read_holder
+    from repo.schema.version import HEAD
+    from repo.store.migrating import migrate_store
+
+    files = session.files()
+    try:
+        holder = read_holder(files.folder, files.prefix)
+        if holder is None:
+            show(session, migrate_store(files, check=True), HEAD, steps=False)
+        else:
+            outdated.add_note(
+                f"the columns are held by process {holder.pid}, doing: {holder.doing}; their revision was not looked at"
+            )
+    except (StoreBusy, EngineMissing) as error:
+        outdated.add_note(f"the revision of the columns was not looked at: {error}")
 
 
 def _told(found: Status) -> list[tuple[str, str]]:

@@ -192,9 +192,7 @@ def ingest(
 
 def _check_errors_file(session: Session, errors_file: Path, files: tuple[str, ...]) -> None:
     """Refuse what would be lost by being written to."""
-    from repo.files import StoreFiles
-
-    if StoreFiles.of(session.folder).owns(errors_file) or any(
+    if session.files().owns(errors_file) or any(
         errors_file.exists() and Path(file).exists() and errors_file.samefile(file) for file in files
     ):
         raise click.BadParameter(

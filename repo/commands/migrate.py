@@ -13,7 +13,7 @@ from repo.commands.session import Session, json_option
 if TYPE_CHECKING:
     from repo.store.migrating import Migration
 
-__all__ = ["migrate"]
+__all__ = ["migrate", "show"]
 
 
 @click.command()
@@ -42,7 +42,8 @@ def migrate(
 
     Both databases are copied into the store's folder `backups` first, then migrated under the store's lease, each
     revision in one transaction. Stopped or killed at any moment, it goes on from the last whole revision when it
-    is run again. No other process may have the store open.
+    is run again. No other process may have the store open. Columns that DUCKDB_STORAGE_PATH names are those of a
+    store that has none in its folder, and are linked from there for good.
 
     \b
     JSON: {"path", "head", "outdated": true if something is still due, "databases": [{"database": "metadata"
@@ -66,12 +67,22 @@ def migrate(
     from repo.store.migrating import migrate_store
 
     goal = HEAD if to is None else to
-    looks_only = check or dry_run
-    if looks_only:
-        done = migrate_store(session.folder, to=goal, check=True, backup=not no_backup)
+    looks = check or dry_run
+    files = session.files(looks=looks)
+    if looks:
+        done = migrate_store(files, to=goal, check=True, backup=not no_backup)
     else:
-        with session.progress("migrating") as show:
-            done = migrate_store(session.folder, to=goal, backup=not no_backup, force=force, progress=show)
+        with session.progress("migrating") as tell:
+            done = migrate_store(files, to=goal, backup=not no_backup, force=force, progress=tell)
+    show(session, done, goal, steps=dry_run)
+    if check and (done.restores or any(database.after != goal for database in done.databases)):
+        raise click.exceptions.Exit(Exit.SCHEMA)
+
+
+def show(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
+    """Print what a migration to the revision `goal` did, or would do, as JSON or, with its `steps`, for people."""
+    from repo.schema.version import HEAD
+
     if session.as_json:
         print_json(
             {
@@ -90,9 +101,7 @@ def migrate(
             }
         )
     else:
-        _tell(session, done, goal, steps=dry_run)
-    if check and (done.restores or any(database.after != goal for database in done.databases)):
-        raise click.exceptions.Exit(Exit.SCHEMA)
+        _tell(session, done, goal, steps=steps)
 
 
 def _tell(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
@@ -123,15 +132,15 @@ def _tell(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
 
 
 def _restore(session: Session, *, yes: bool) -> None:
-    from repo.files import StoreFiles
     from repo.moments import to_datetime
     from repo.schema.backup import list_backups
     from repo.store.restoring import restore_store
 
     if session.as_json and not yes:
         raise click.UsageError("--json does not ask: add -y")
+    files = session.files()
     if not yes:
-        standing = list_backups(StoreFiles.of(session.folder.resolve()))
+        standing = list_backups(files)
         if standing:
             when = to_datetime(standing[0].made_us).strftime("%Y-%m-%d %H:%M:%S UTC")
             click.confirm(
@@ -139,8 +148,8 @@ def _restore(session: Session, *, yes: bool) -> None:
                 abort=True,
                 err=True,
             )
-    with session.progress("restoring") as show:
-        restored = restore_store(session.folder, show)
+    with session.progress("restoring") as tell:
+        restored = restore_store(files, tell)
     told: dict[str, Any] = {
         "path": str(session.folder.resolve()),
         "restored": str(restored.folder),

@@ -102,7 +102,7 @@ def query(
     if states and (names or fill or form == "plot"):
         raise InvalidQuery("--states is a question of its own: leave out --agg, --fill and --format plot")
     form = form or ("json" if session.as_json else "table")
-    with session.opened() as store:
+    with session.opened(looks=True) as store:
         if form == "plot":
             from repo.commands.plotting import draw
 
@@ -144,7 +144,7 @@ def latest(session: Session, sensor: str | None, metric: str | None, limit: int)
     \b
     JSON: an array of points as `holdfast query` prints them, newest first within a series.
     """
-    with session.opened() as store:
+    with session.opened(looks=True) as store:
         found = store.points.latest(sensor, metric, limit)
     form = "json" if session.as_json else "table"
     if not write_rows(form, _POINT_COLUMNS, (_shown_point(point, UTC) for point in found)):
@@ -165,7 +165,7 @@ def series(session: Session, pattern: str | None) -> None:
     JSON: [{"sensor_id", "metric_name", "kind": "number", "text" or null, "unit", "description", "labels",
     "points", "first_us", "last_us"}]
     """
-    with session.opened() as store:
+    with session.opened(looks=True) as store:
         found = {(info.sensor_id, info.metric_name): info for info in store.series.list(pattern)}
         if pattern is not None:
             found |= {(info.sensor_id, info.metric_name): info for info in store.series.list(None, pattern)}

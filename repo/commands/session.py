@@ -16,6 +16,7 @@ from repo.commands.output import printable
 
 if TYPE_CHECKING:
     from repo import Store
+    from repo.files import StoreFiles
 
 __all__ = ["DEFAULT_STORE", "Session", "json_option", "log_to_stderr"]
 
@@ -31,14 +32,26 @@ class Session:
     quiet: bool = False
 
     @contextmanager
-    def opened(self, *, create: bool = False, **settings: Any) -> Iterator[Store]:
-        """Open the store, without a background thread: a command is short, and flushes what it needs."""
-        from repo import Settings, Store
-        from repo.files import StoreFiles
+    def opened(self, *, create: bool = False, looks: bool = False, **settings: Any) -> Iterator[Store]:
+        """Open the store, without a background thread: a command is short, and flushes what it needs.
 
-        loaded = Settings.load(StoreFiles.of(self.folder).folder, background=False, **settings)
-        with Store(self.folder, loaded, create=create) as store:
+        One that only `looks` never starts an upgrade, whatever the settings say: `SchemaOutdated`.
+        """
+        from repo import Settings, Store
+
+        if looks:
+            settings["auto_migrate"] = False
+        files = self.files(looks=looks)
+        loaded = Settings.load(files.folder, background=False, **settings)
+        with Store(self.folder, loaded, create=create, files=files) as store:
             yield store
+
+    def files(self, *, looks: bool = True) -> StoreFiles:
+        """Find the files of the store; one that does not only look links columns that lie elsewhere for good."""
+        from repo.facades.environment import from_environment
+        from repo.files import find_files
+
+        return find_files(self.folder, from_environment("DUCKDB_STORAGE_PATH", str), for_good=not looks)
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], object]]:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from repo.engines.dialect import ConnectionWrapper, Dialect
-from repo.errors import HoldfastError, StoreBusy, StoreClosed, StoreCorrupt, StoreFull
+from repo.errors import HoldfastError, StoreBusy, StoreClosed, StoreCorrupt, StoreFull, denied
 
 __all__ = [
     "DriverError",
@@ -33,6 +33,8 @@ __all__ = [
 
 DriverError = duckdb.Error
 """The root of what the driver raises by itself, past SQLAlchemy."""
+
+_DENIED = ("Permission denied", "Read-only file system", "Operation not permitted")
 
 _DAMAGE = (
     "checksum",
@@ -193,6 +195,8 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
         )
     if "No space left on device" in text:
         return StoreFull(f"no space left for {path}; free some space and try again", path=path)
+    if isinstance(original, duckdb.IOException) and (why := next((w for w in _DENIED if w in text), None)):
+        return denied(path, why)
     if any(word in text for word in _DAMAGE):
         return StoreCorrupt(
             f"{path} is damaged: {text}. It is left as it is; acknowledged points that are not in it stay in "

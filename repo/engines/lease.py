@@ -13,13 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from repo.errors import StoreBusy, StoreUnsupported
-from repo.files import StoreFiles
+from repo.errors import StoreBusy, StoreUnsupported, system_error
+from repo.files import LEASE_FILE, TURN_FILE, StoreFiles
 
 __all__ = ["Holder", "Lease", "leased", "read_holder"]
-
-LEASE_FILE = "lease.lock"
-TURN_FILE = "turn.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +34,8 @@ def read_holder(folder: Path, prefix: str = "") -> Holder | None:
         descriptor = os.open(folder / f"{prefix}{LEASE_FILE}", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise system_error(error, folder) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -218,7 +217,10 @@ class _Waiter:
 
 
 def _open_lock(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise system_error(error, path.parent) from error
 
 
 def _parse(note: bytes) -> Holder | None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from repo.errors import HoldfastError, StoreBusy, StoreCorrupt, StoreFull, StoreUnsupported
+from repo.errors import HoldfastError, StoreBusy, StoreCorrupt, StoreFull, StoreUnsupported, denied
 
 __all__ = [
     "BARE",
@@ -191,6 +191,20 @@ def vacuum(engine: Engine) -> None:
             driver.execute("PRAGMA temp_store = MEMORY")
 
 
+def temp_folder() -> Path:
+    """Return where SQLite keeps what it writes meanwhile: the first folder of its list that can be written."""
+    named = (os.environ.get(name) for name in ("SQLITE_TMPDIR", "TMPDIR"))
+    fixed = ("/var/tmp", "/usr/tmp", "/tmp")  # noqa: S108  SQLite's own list; nothing is written here
+    places = [Path(place) for place in (*named, *fixed) if place]
+    return next((place for place in places if place.is_dir() and os.access(place, os.W_OK | os.X_OK)), Path())
+
+
+def used_bytes(connection: Connection) -> int:
+    """Return how many bytes the file takes without its free pages, with what stands in the WAL."""
+    pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+    return int(pages * connection.exec_driver_sql("PRAGMA page_size").scalar_one()) - free_bytes(connection)
+
+
 def copy_to(path: Path, target: Path, progress: Callable[[int], object]) -> None:
     """Copy a database, with what is in its WAL, into a new file, durably; raises what the driver raises.
 
@@ -284,7 +298,7 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return StoreCorrupt(f"{path} is damaged ({original}); keep the file and restore a backup", path=path)
     if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-        return HoldfastError(f"{path} cannot be written ({original}); check its owner and mode", path=path)
+        return denied(path, str(original))
     return HoldfastError(f"SQLite failed on {path}: {original}", path=path)
 
 

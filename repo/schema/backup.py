@@ -5,7 +5,6 @@ The caller holds the lease, has the databases closed, and DuckDB's log folded in
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 
 from repo.engines import sqlite
 from repo.engines.torn import sync_file, sync_folder
-from repo.errors import HoldfastError, StoreCorrupt, StoreFull
+from repo.errors import StoreCorrupt, system_error
 from repo.files import ENGINES, StoreFiles
 from repo.schema.targets import DATABASES
 
@@ -172,7 +171,7 @@ def keep(files: StoreFiles, count: int) -> list[Path]:
 
 def is_restoring(files: StoreFiles) -> bool:
     """Say whether a backup is being put back, or was when the process ended."""
-    return (files.backups / _RESTORING).exists()
+    return os.path.exists(files.backups / _RESTORING)
 
 
 def restored_file(files: StoreFiles, saved: Saved) -> Path:
@@ -350,8 +349,6 @@ def _typed(place: Path, then: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(f"no space left in {place}; {then}", path=place) from error
-        raise HoldfastError(f"{place}: {error}; {then}", path=place) from error
+        raise system_error(error, place, then) from error
     except sqlite.DriverError as error:
         raise sqlite.typed_error(error, place) from error

@@ -7,7 +7,6 @@ engine ever opens a file of the old store.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -31,18 +30,18 @@ from repo.errors import (
     SchemaTooNew,
     StoreBusy,
     StoreCorrupt,
-    StoreFull,
     StoreMissing,
+    system_error,
 )
-from repo.files import ENGINES, StoreFiles
+from repo.files import CONFIG_FILE, DUCKDB_FILE, ENGINES, METADATA_FILE, SQLITE_FILE, StoreFiles
 from repo.schema import backup as backups
 from repo.schema.counting import rows_of
 from repo.schema.targets import DATABASES, in_store
 from repo.schema.version import HEAD
-from repo.settings import CONFIG_FILE, Settings
-from repo.store.building import HEADROOM_BYTES
+from repo.settings import Settings
 from repo.store.databases import REWRITE_FACTOR, backend_of, opened, typed
 from repo.store.migrating import Migration, migrate_store
+from repo.store.room import HEADROOM_BYTES, refuse_full_disk
 
 __all__ = ["Adoption", "adopt_store"]
 
@@ -100,9 +99,9 @@ def adopt_store(
     the disk is full; and what the migration raises. Then `new` is as it was. `progress` is told how many of how many
     bytes are done.
     """
-    files = StoreFiles.of(os.path.realpath(old))
+    files = _files(old, columns)
     target = Path(os.path.realpath(new))
-    sources = _sources(files, None if columns is None else Path(os.path.realpath(columns)))
+    sources = _sources(files)
     _refuse_places(files, sources, target)
     with _unfinished(target) as folder:
         return _adopt(files, sources, target, folder, dry_run=dry_run, force=force, progress=progress)
@@ -125,11 +124,11 @@ def _adopt(
     needed_bytes = _needed(sources, copied_bytes)
     wanted_bytes = copied_bytes + HEADROOM_BYTES if dry_run else needed_bytes
     free_bytes = shutil.disk_usage(target.parent).free
-    if free_bytes < wanted_bytes and not force:
-        raise StoreFull(
-            f"adopting {files.folder} may take {wanted_bytes:,} bytes in {target.parent}, and {free_bytes:,} are free; "
+    if not force:
+        refuse_full_disk(
+            [(target.parent, wanted_bytes)],
+            f"adopting {files.folder}",
             "nothing was done. Free some space, name a folder on another disk, or try it all the same with --force",
-            path=target.parent,
         )
 
     def tell(done: int, total: int, part: int) -> None:
@@ -180,26 +179,32 @@ def _adopt(
 # --- before anything is done -------------------------------------------------------------------------------
 
 
-def _sources(files: StoreFiles, columns: Path | None) -> list[_File]:
+def _files(old: str | os.PathLike[str], columns: str | os.PathLike[str] | None) -> StoreFiles:
+    files = StoreFiles.of(os.path.realpath(old))
     if not any(path.exists() and path.stat().st_size for path in files.metadata_files()):
         raise StoreMissing(
             f"there is no store in {files.folder}: no {files.metadata.name}", path=files.folder
         )
-    if columns is not None:
-        standing = [files.columns(engine) for engine in ENGINES if files.columns(engine).exists()]
-        if not columns.is_file():
-            raise StoreMissing(f"there is no time-series file {columns}", path=columns)
-        if standing and columns != files.duckdb:
-            raise InvalidSettings(
-                f"{files.folder} has its points in {standing[0]}, not in {columns}; leave --timeseries and "
-                "DUCKDB_STORAGE_PATH out, or move the one that is not its own away",
-                path=columns,
-            )
-    own = StoreFiles(Path(), Path("offline_buffer.db"), Path("timeseries.duckdb"), Path("timeseries.sqlite"))
+    if columns is None:
+        return files
+    named = Path(os.path.realpath(columns))
+    standing = [files.columns(engine) for engine in ENGINES if files.columns(engine).exists()]
+    if not named.is_file():
+        raise StoreMissing(f"there is no time-series file {named}", path=named)
+    if standing and named != files.duckdb:
+        raise InvalidSettings(
+            f"{files.folder} has its points in {standing[0]}, not in {named}; leave --timeseries and "
+            "DUCKDB_STORAGE_PATH out, or move the one that is not its own away",
+            path=named,
+        )
+    return replace(files, duckdb=named)
+
+
+def _sources(files: StoreFiles) -> list[_File]:
     databases = [
-        (files.metadata, own.metadata.name, "sqlite"),
-        (columns or files.duckdb, own.duckdb.name, "duckdb"),
-        (files.sqlite, own.sqlite.name, "sqlite"),
+        (files.metadata, METADATA_FILE, "sqlite"),
+        (files.duckdb, DUCKDB_FILE, "duckdb"),
+        (files.sqlite, SQLITE_FILE, "sqlite"),
     ]
     found = [
         _File(source.with_name(source.name + companion), name + companion)
@@ -330,17 +335,12 @@ def _copy(files: StoreFiles, sources: list[_File], folder: Path, progress: Calla
             copy.flush()
             os.fsync(copy.fileno())
     _refuse_busy(files, sources)
-    now = [_stamp(file.source) for file in _sources_again(files, sources)]
+    now = [_stamp(file.source) for file in _sources(files)]
     if now != before:
         raise StoreBusy(
             f"{files.folder} was changed while it was copied; stop what writes to it and try again",
             path=files.folder,
         )
-
-
-def _sources_again(files: StoreFiles, sources: list[_File]) -> list[_File]:
-    columns = [file.source for file in sources if file.name == "timeseries.duckdb"]
-    return _sources(files, columns[0] if columns else None)
 
 
 def _stamp(path: Path) -> tuple[str, int, int, int]:
@@ -397,11 +397,7 @@ def _typed(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         said = "the old store is untouched, and no new one was made"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(
-                f"no space left for {target}; {said}. Free some space and try again", path=target
-            ) from error
-        raise HoldfastError(f"adopting as {target} failed: {error}; {said}", path=target) from error
+        raise system_error(error, target, said) from error
 
 
 @contextmanager

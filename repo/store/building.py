@@ -6,7 +6,6 @@ as a store's; what a killed process left is removed at the next opening.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -17,22 +16,21 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError
 
 from repo.engines import sqlite, torn
-from repo.errors import FlushFailed, StoreFull
+from repo.errors import FlushFailed
 from repo.models import Point
 from repo.repositories.series import Summary
 from repo.repositories.state import ColumnsState, ColumnsStateRepository
+from repo.store import room
 from repo.store.backends import Backend
 from repo.store.columns import OpenColumns
 from repo.store.copying import copy_tables, sums_of
 
 __all__ = [
     "COMPANIONS",
-    "HEADROOM_BYTES",
     "building_path",
     "built",
     "discard_unfinished",
     "most_bytes",
-    "refuse_full_disk",
     "remove",
     "typed_errors",
 ]
@@ -40,9 +38,6 @@ __all__ = [
 BYTES_A_POINT = {"duckdb": 40, "sqlite": 96}
 """What a point may take in a new file beside its texts and, in SQLite, its names; generously: 5 and 62 were
 measured."""
-
-HEADROOM_BYTES = 16_000_000
-"""What is left to the journal meanwhile, and to the few blocks of an almost empty file."""
 
 _BUILDING = ".building"
 COMPANIONS = ("", ".wal", "-wal", "-shm", ".checkpoint")
@@ -76,23 +71,12 @@ def typed_errors(*backends: Backend) -> Iterator[None]:
 
 def most_bytes(to: str, opened: OpenColumns, known: Mapping[tuple[str, str], Summary]) -> int:
     """Return how many bytes a new file of the engine `to` may take."""
-    needed_bytes = HEADROOM_BYTES + 2 * _text_bytes(opened.flush_connection)
+    needed_bytes = room.HEADROOM_BYTES + 2 * _text_bytes(opened.flush_connection)
     for pair, summary in known.items():
         # SQLite keeps the names with each row, and once more in the index on seq.
         names_bytes = 3 * sum(len(name.encode()) for name in pair) if to == "sqlite" else 0
         needed_bytes += summary.points * (BYTES_A_POINT[to] + names_bytes)
     return needed_bytes
-
-
-def refuse_full_disk(folder: Path, needed_bytes: int, doing: str) -> None:
-    """Raise `StoreFull` unless the folder has room for so many bytes more."""
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < needed_bytes:
-        raise StoreFull(
-            f"{doing} {folder} may take {needed_bytes:,} bytes, and {free_bytes:,} are free; "
-            "nothing was changed. Free some space and try again",
-            path=folder,
-        )
 
 
 def _text_bytes(connection: Connection) -> int:

@@ -27,10 +27,10 @@ from repo.store.building import (
     building_path,
     built,
     most_bytes,
-    refuse_full_disk,
     remove,
     typed_errors,
 )
+from repo.store.room import refuse_full_disk
 
 __all__ = ["Converted", "convert", "moved_since", "set_inactive_aside"]
 
@@ -74,7 +74,7 @@ def convert(
         points = access.flusher.points
         with typed_errors(opened.backend):
             needed_bytes = most_bytes(to, opened, access.flusher.known)
-        refuse_full_disk(path.parent, needed_bytes, "moving the columns to")
+        refuse_full_disk([(path.parent, needed_bytes)], f"moving the columns to {to}")
         remove(target.path)
         with opened.flush_connection.begin():
             held = ColumnsStateRepository(opened.flush_connection).get()

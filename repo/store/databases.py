@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from sqlalchemy import Engine
 
@@ -16,20 +15,10 @@ from repo.schema.targets import Target
 from repo.settings import Settings
 from repo.store.backends import Backend, DuckDBBackend, backend_for
 
-__all__ = ["REWRITE_FACTOR", "backend_of", "by_disk", "opened", "typed"]
+__all__ = ["REWRITE_FACTOR", "backend_of", "in_pieces", "opened", "typed"]
 
 REWRITE_FACTOR = {"duckdb": 1.0, "sqlite": 3.5}
 """What writing a table anew may take, by the size of the file; SQLite writes it to its log, too, and folds that."""
-
-
-def by_disk(wanted: Iterable[tuple[Path, int]]) -> dict[Path, int]:
-    """Add up the bytes that are wanted in folders, for each file system, by the first of its folders."""
-    disks: dict[int, Path] = {}
-    needed: dict[Path, int] = {}
-    for folder, size_bytes in wanted:
-        place = disks.setdefault(folder.stat().st_dev, folder)
-        needed[place] = needed.get(place, 0) + size_bytes
-    return needed
 
 
 def backend_of(target: Target, files: StoreFiles, settings: Settings, clock: Clock) -> Backend | None:
@@ -74,3 +63,15 @@ def typed(target: Target, backend: Backend | None) -> Iterator[None]:
         if backend is None:
             raise sqlite.typed_error(error, target.path) from error
         raise backend.typed_error(error) from error
+
+
+def in_pieces(total_bytes: int, progress: Callable[[int, int], object]) -> Callable[[int], None]:
+    """Return what is told the bytes of each piece of a job, and tells `progress` how many of how many are done."""
+    done_bytes = 0
+
+    def tell(piece_bytes: int) -> None:
+        nonlocal done_bytes
+        done_bytes = min(total_bytes, done_bytes + piece_bytes)
+        progress(done_bytes, total_bytes)
+
+    return tell

@@ -18,7 +18,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from repo.clock import Clock
 from repo.engines import sqlite
 from repo.engines.lease import leased
-from repo.errors import EngineMissing, SchemaOutdated, StoreBusy, StoreCorrupt, StoreMissing
+from repo.errors import (
+    EngineMissing,
+    SchemaOutdated,
+    StoreBusy,
+    StoreCorrupt,
+    StoreMissing,
+    system_error,
+)
 from repo.files import ENGINES, StoreFiles
 from repo.repositories.pointers import PointerRepository
 from repo.repositories.state import ColumnsStateRepository, State, StateRepository
@@ -64,7 +71,10 @@ class Opening:
             raise StoreMissing(
                 f"there is no store in {self._path}; `holdfast init` makes one", path=self._path
             )
-        self._files.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._files.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise system_error(error, self._files.folder, "no store was made; name another folder") from error
 
     def _refuse_columns_alone(self) -> None:
         for engine in ENGINES:
@@ -122,7 +132,7 @@ class Opening:
         standing = version.compare(found)
         if standing is version.Standing.TOO_NEW:
             raise version.too_new(found, database)
-        if noted:
+        if noted and self._settings.auto_migrate:
             self._restore_records()
         if standing is version.Standing.HEAD or is_new:
             return
@@ -154,7 +164,9 @@ class Opening:
             if standing is version.Standing.UNVERSIONED and not inspect(connection).get_table_names():
                 self._refuse_columns_alone()
         with self._leased("preparing the store"):
-            self._migrate(without_columns=True)
+            # Beside metadata at the head there may be columns that are not, and that nobody allowed to upgrade.
+            if standing is not version.Standing.HEAD or self._settings.auto_migrate:
+                self._migrate(without_columns=True)
             with metadata.write() as connection:
                 state = StateRepository(connection).get()
                 if state is None:

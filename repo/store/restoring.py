@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable
 
 from repo.clock import Clock, system_clock
 from repo.engines import inuse, sqlite
 from repo.engines.lease import leased
-from repo.errors import StoreBusy, StoreCorrupt, StoreFull, StoreMissing
+from repo.errors import StoreBusy, StoreCorrupt, StoreMissing
 from repo.files import StoreFiles
 from repo.schema import backup as backups
 from repo.schema.backup import Backup
 from repo.settings import Settings
-from repo.store.databases import by_disk
+from repo.store.databases import in_pieces
+from repo.store.room import refuse_full_disk
 
 __all__ = ["finish_leased", "finish_restore", "restore_store"]
 
@@ -28,13 +28,16 @@ log = logging.getLogger("holdfast.migrating")
 Progress = Callable[[int, int], object]
 
 
-def restore_store(path: str | os.PathLike[str], progress: Progress = lambda _done, _total: None) -> Backup:
+def restore_store(
+    path: str | os.PathLike[str] | StoreFiles, progress: Progress = lambda _done, _total: None
+) -> Backup:
     """Put the newest backup back, with everything as it was then; what was written since is gone.
 
     Raises `StoreMissing` where there is no backup, `StoreCorrupt` where it is damaged, `StoreBusy`, `StoreFull`; then
-    nothing was changed. A restore that was killed is completed by the next opening.
+    nothing was changed. A restore that was killed is completed by the next opening. `path` is as that of
+    `migrate_store`.
     """
-    files = StoreFiles.of(os.path.realpath(path))
+    files = path if isinstance(path, StoreFiles) else StoreFiles.of(os.path.realpath(path))
     if not files.folder.is_dir():
         raise StoreMissing(f"there is no store in {files.folder}", path=files.folder)
     settings = Settings.load(files.folder)
@@ -45,14 +48,7 @@ def restore_store(path: str | os.PathLike[str], progress: Progress = lambda _don
                 raise StoreMissing(f"there is no backup of the store in {files.folder}", path=files.folder)
             _refuse_full_disk(files, standing[0])
             _refuse_open(files, settings)
-            total, done = standing[0].size_bytes, 0
-
-            def tell(piece: int) -> None:
-                nonlocal done
-                done = min(total, done + piece)
-                progress(done, total)
-
-            backups.prepare_restore(files, standing[0], tell)
+            backups.prepare_restore(files, standing[0], in_pieces(standing[0].size_bytes, progress))
             backups.begin_restore(files, standing[0])
         return finish_leased(files, system_clock)
 
@@ -90,11 +86,4 @@ def _refuse_open(files: StoreFiles, settings: Settings) -> None:
 def _refuse_full_disk(files: StoreFiles, backup: Backup) -> None:
     """Raise `StoreFull` unless each disk has room for the copies; the old files stay until those are whole."""
     wanted = [(backups.restored_file(files, saved).parent, saved.size_bytes) for saved in backup.saved]
-    for folder, needed_bytes in by_disk(wanted).items():
-        free_bytes = shutil.disk_usage(folder).free
-        if free_bytes < needed_bytes:
-            raise StoreFull(
-                f"restoring {backup.folder} needs {needed_bytes:,} bytes in {folder}, and {free_bytes:,} are free; "
-                "nothing was changed. Free some space and try again",
-                path=folder,
-            )
+    refuse_full_disk(wanted, f"restoring {backup.folder}")

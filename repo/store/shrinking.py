@@ -6,28 +6,29 @@ Deleting makes room inside a file, which the next rows take; the file itself sta
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from sqlalchemy import Engine
 
-from repo.engines import torn
+from repo.engines import sqlite, torn
 from repo.errors import FlushFailed
 from repo.repositories.state import ColumnsStateRepository
+from repo.store import room
 from repo.store.access import Access
 from repo.store.backends import Backend
 from repo.store.building import (
     COMPANIONS,
-    HEADROOM_BYTES,
     building_path,
     built,
     most_bytes,
-    refuse_full_disk,
     remove,
     typed_errors,
 )
 from repo.store.columns import OpenColumns
+from repo.store.room import Wanted
 from repo.store.space import sizes_of
 
 __all__ = ["Shrunk", "shrink"]
@@ -42,6 +43,10 @@ class Shrunk(NamedTuple):
     columns_after_bytes: int
     metadata_before_bytes: int
     metadata_after_bytes: int
+    needed_bytes: int
+    """The least that had to be free meanwhile."""
+    free_bytes: int
+    """What was free on the disk of the store before."""
 
     @property
     def freed_bytes(self) -> int:
@@ -55,17 +60,29 @@ def shrink(
     build: Callable[[str, Path], Backend],
     bring_to_head: Callable[[Engine, Path], None],
     progress: Callable[[int, int], object],
+    *,
+    dry_run: bool = False,
 ) -> Shrunk:
     """See `Store.shrink`."""
     columns_before = _bytes(access.files.column_files())
     metadata_before = _bytes(access.files.metadata_files())
+    free_bytes = shutil.disk_usage(access.files.folder).free
     goal = access.journal_end()
     with access.columns.alone("giving space back") as opened:
         opened = access.flusher.through(opened, goal)
         access.flusher.make_durable(opened)
         path = opened.backend.path
-        needed_bytes = min(_used_bytes(opened), most_bytes(opened.backend.name, opened, access.flusher.known))
-        refuse_full_disk(path.parent, needed_bytes, "writing the columns anew in")
+        files_in_turn = {
+            path: _wanted_by_columns(access, opened),
+            access.files.metadata: _wanted_by_metadata(access),
+        }
+        needed_bytes = max(sum(room.by_disk(wanted).values()) for wanted in files_in_turn.values())
+        if dry_run:
+            return Shrunk(
+                *(columns_before, columns_before, metadata_before, metadata_before, needed_bytes, free_bytes)
+            )
+        for file, wanted in files_in_turn.items():
+            room.refuse_full_disk(wanted, f"writing {file} anew")
         target = build(opened.backend.name, building_path(path))
         remove(target.path)
         points = access.flusher.points
@@ -84,6 +101,8 @@ def shrink(
         _bytes(access.files.column_files()),
         metadata_before,
         _bytes(access.files.metadata_files()),
+        needed_bytes,
+        free_bytes,
     )
     log.info("%d bytes were given back", shrunk.freed_bytes)
     return shrunk
@@ -108,12 +127,24 @@ def _beside(path: Path) -> list[Path]:
     return [path.with_name(path.name + companion) for companion in COMPANIONS if companion.endswith("wal")]
 
 
-def _used_bytes(opened: OpenColumns) -> int:
-    """Return what the rows take now, and half as much again: they may lie less well in the new file."""
+def _wanted_by_columns(access: Access, opened: OpenColumns) -> list[Wanted]:
+    """What the rows take now, and half as much again: they may lie less well in the new file."""
     file_bytes = opened.backend.path.stat().st_size
     with opened.flush_connection.begin():
         free = opened.backend.free_bytes(opened.flush_connection)
-    return (file_bytes - free) * 3 // 2 + HEADROOM_BYTES
+    used_bytes = (file_bytes - free) * 3 // 2 + room.HEADROOM_BYTES
+    most = most_bytes(opened.backend.name, opened, access.flusher.known)
+    return [(opened.backend.path.parent, min(used_bytes, most))]
+
+
+def _wanted_by_metadata(access: Access) -> list[Wanted]:
+    """What is in it, twice: in SQLite's folder for what it writes meanwhile, and in the log."""
+    with access.metadata.read() as connection:
+        used_bytes = sqlite.used_bytes(connection)
+    return [
+        (access.files.metadata.parent, used_bytes + room.HEADROOM_BYTES),
+        (sqlite.temp_folder(), used_bytes),
+    ]
 
 
 def _bytes(paths: Iterable[Path]) -> int:

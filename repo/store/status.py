@@ -104,11 +104,11 @@ def read_status(connection: Connection, files: StoreFiles, schema: str) -> Statu
         bytes_total=sum(sizes.values()) + sum(kept.values()),
         bytes_free_on_disk=shutil.disk_usage(files.folder).free,
         holder=read_holder(files.folder, files.prefix),
-        warnings=_warnings(LedgerRepository(connection), PointerRepository(connection)),
+        warnings=_warnings(files, LedgerRepository(connection), PointerRepository(connection)),
     )
 
 
-def _warnings(ledger: LedgerRepository, pointers: PointerRepository) -> tuple[str, ...]:
+def _warnings(files: StoreFiles, ledger: LedgerRepository, pointers: PointerRepository) -> tuple[str, ...]:
     warnings = [
         f"the column store was replaced by an older one: {loss.detail} may be missing"
         for loss in ledger.list()
@@ -117,7 +117,7 @@ def _warnings(ledger: LedgerRepository, pointers: PointerRepository) -> tuple[st
     if pointers.noted() and (waiting := pointers.count()):
         warnings.append(
             f"{waiting:,} pending records of the legacy program are held back until their data is restored from the "
-            "columns: `holdfast migrate` does it, where the columns can be read"
+            f"columns: `{files.command('migrate')}` does it, where the columns can be read"
         )
     if has_wal_reset_bug():
         warnings.append(

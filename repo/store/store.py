@@ -275,7 +275,7 @@ class Store:
             return extent_of(self._access, scope)
         return clean(self._access, self.points, self.records, self.dropped_by, scope)
 
-    def shrink(self, progress: Progress = lambda _done, _points: None) -> Shrunk:
+    def shrink(self, progress: Progress = lambda _done, _points: None, *, dry_run: bool = False) -> Shrunk:
         """Give the free blocks inside the files back to the disk, and return when that is done.
 
         The columns are written into a new file, which is read back and compared, and then takes the place of the
@@ -283,8 +283,12 @@ class Store:
         waits, in every process, and so may end in `StoreBusy`. A kill leaves the old file or the new one, each
         whole. `progress` is told how many of how many points were written. Raises `StoreFull` beforehand, with the
         bytes that it needs, `EngineMissing`, `StoreBusy` or the engine's typed error; no point is lost by any.
+        `dry_run` only looks what it needs.
         """
-        return shrink(self._access, self._opening.backend_of, self._opening.bring_columns_to_head, progress)
+        opening = self._opening
+        return shrink(
+            self._access, opening.backend_of, opening.bring_columns_to_head, progress, dry_run=dry_run
+        )
 
     def status(self) -> Status:
         """Describe the store, from SQLite alone: it answers at once, whoever holds the columns."""

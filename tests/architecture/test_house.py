@@ -19,8 +19,8 @@ PUBLIC = """
     DuckDBTimeSeriesStorage EngineMissing Exported FlushFailed HoldfastError InvalidFile InvalidPoint
     InvalidQuery InvalidRecord InvalidSettings MigrationFailed MissingExtra OfflineBufferManager
     PointRepository RecordRepository Recovered Refusal Result SchemaOutdated SchemaTooNew Settings SinkRefused
-    SinkUnreachable Status Store StoreBusy StoreClosed StoreCorrupt StoreForked StoreFull StoreMissing
-    StoreUnsupported TransactionRule Written models
+    SinkUnreachable Status Store StoreBusy StoreClosed StoreCorrupt StoreDenied StoreForked StoreFull
+    StoreMissing StoreUnsupported TransactionRule Written models
 """
 
 

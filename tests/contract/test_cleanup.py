@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from repo import InvalidQuery, Settings, Store, StoreBusy, StoreFull
 from repo.repositories.ledger import LedgerRepository, Loss
-from repo.store import building
+from repo.store import room
 from tests.contract.test_processes import HOLD, ask_and_end
 
 
@@ -269,13 +270,46 @@ def test_a_disk_without_room_for_the_new_file_is_told_beforehand(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store)
-    monkeypatch.setattr(building, "HEADROOM_BYTES", 2**62)
-    monkeypatch.setattr("repo.store.shrinking.HEADROOM_BYTES", 2**62)
+    monkeypatch.setattr(room, "HEADROOM_BYTES", 2**62)
     with pytest.raises(StoreFull, match="nothing was changed"):
         store.shrink()
     assert counts(store) == {"s0": 1000, "s1": 1000, "s2": 1000}
     assert not list(store.path.glob("*.building*"))
     assert len(store.points.range("s0", "m").all()) == 1000
+
+
+def test_a_disk_without_room_for_the_metadata_to_be_written_anew_is_told_beforehand(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+    store.records.add("r", "from", {"text": "x" * 1_000_000})
+    store.checkpoint()
+    monkeypatch.setattr(room, "HEADROOM_BYTES", 0)
+    needed_bytes = store.shrink(dry_run=True).needed_bytes
+    assert needed_bytes > 2_000_000
+    usage = shutil.disk_usage(store.path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed_bytes - 1))
+    before = store.size()
+    with pytest.raises(
+        StoreFull, match=rf"offline_buffer\.db anew may take {needed_bytes:,} bytes"
+    ) as refused:
+        store.shrink()
+    assert "nothing was changed" in str(refused.value)
+    assert store.size() == before
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed_bytes))
+    assert store.shrink().needed_bytes == needed_bytes
+
+
+def test_a_dry_run_of_shrinking_tells_what_it_needs_and_gives_nothing_back(store: Store) -> None:
+    fill(store)
+    store.checkpoint()
+    store.cleanup(start=0)
+    store.checkpoint()
+    before = store.size()
+    meant = store.shrink(dry_run=True)
+    assert store.size() == before
+    assert (meant.freed_bytes, meant.columns_before_bytes) == (0, before.columns_bytes)
+    assert 0 < meant.needed_bytes < meant.free_bytes
 
 
 def test_sinks_go_on_where_they_were_after_a_cleanup_and_a_shrink(store: Store) -> None:

@@ -135,6 +135,20 @@ def test_two_buffers_cannot_have_one_column_file(
 
 
 @pytest.mark.duckdb
+def test_the_columns_of_a_folder_that_is_a_store_are_no_place_for_another(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(folder) as store:
+        store.points.insert("s", "m", 1.0)
+        store.flush()
+    monkeypatch.setenv("DUCKDB_STORAGE_PATH", str(folder / "timeseries.duckdb"))
+    with pytest.raises(InvalidSettings, match="holds the columns of the store"):
+        OfflineBufferManager(tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+    assert sorted(path.name for path in folder.glob("*.meta.db")) == []
+
+
+@pytest.mark.duckdb
 def test_a_legacy_folder_may_have_its_column_file_elsewhere(
     outside: Path, folder: Path, made: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

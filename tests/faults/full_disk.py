@@ -21,7 +21,7 @@ from pathlib import Path
 from repo.errors import HoldfastError, StoreFull
 from repo.schema.version import HEAD
 from repo.settings import Settings
-from repo.store import building
+from repo.store import building, room
 from repo.store.migrating import migrate_store
 from repo.store.store import Store
 from tests.faults.child import Census, Counted, perform, take_census
@@ -146,7 +146,7 @@ def move_on_a_full_disk(folder: Path, engine: str, notes: Notes) -> None:
     store.checkpoint()
     move = store.demote if engine == "duckdb" else store.promote
     notes.while_full.append(_tried(move))
-    building.HEADROOM_BYTES, building.BYTES_A_POINT = 0, {"duckdb": 0, "sqlite": 0}
+    room.HEADROOM_BYTES, building.BYTES_A_POINT = 0, {"duckdb": 0, "sqlite": 0}
     for left_bytes in (150_000, 90_000, 50_000, 20_000):
         with (folder / "rest").open("ab", buffering=0) as rest:
             while shutil.disk_usage(folder).free > left_bytes:

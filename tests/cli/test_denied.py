@@ -1,0 +1,189 @@
+"""What must not be read or written is told as such: which file, why, what to look at; no bare error of the system."""
+
+from __future__ import annotations
+
+import difflib  # noqa: F401  Click imports it late, which the user that the test becomes may not
+import os
+import pickle
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo import OfflineBufferManager, Settings, Store, StoreDenied
+from repo.errors import HoldfastError, StoreMissing
+from repo.store.migrating import migrate_store
+from repo.store.restoring import restore_store
+
+NOBODY = 65534
+QUIET = Settings(background=False)
+CALLS: list[Callable[[Path], object]] = [
+    lambda folder: _read(folder),
+    lambda folder: OfflineBufferManager(folder).shutdown(),
+    lambda folder: migrate_store(folder, check=True),
+    lambda folder: migrate_store(folder),
+    lambda folder: restore_store(folder),
+]
+
+
+def _read(folder: Path) -> None:
+    with Store(folder, Settings.load(folder, background=False)) as store:
+        store.points.range("s", "m").all()
+
+
+def _files(folder: Path, mode: int, pattern: str = "*") -> None:
+    for path in folder.glob(pattern):
+        path.chmod(mode)
+
+
+def _seal(folder: Path) -> None:
+    _files(folder, 0o444)
+    folder.chmod(0o555)
+
+
+DENIALS: dict[str, Callable[[Path], None]] = {
+    "the folder is not to be entered": lambda folder: folder.chmod(0o000),
+    "the folder and its files are not to be written": lambda folder: _seal(folder),
+    "the files are not to be read": lambda folder: _files(folder, 0o000),
+    "the locks are not to be written": lambda folder: _files(folder, 0o444, "*.lock"),
+    "the settings are not to be read": lambda folder: _files(folder, 0o000, "*.toml"),
+}
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that every user may enter, as those of pytest are not."""
+    top = Path(tempfile.mkdtemp(prefix="holdfast-test-"))
+    top.chmod(0o755)
+    yield top
+    subprocess.run(["chmod", "-R", "u+rwX", top], check=False)
+    shutil.rmtree(top)
+
+
+@contextmanager
+def _as_nobody() -> Iterator[None]:
+    """Be a user without rights, where this is root, for whom everything is allowed."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def _make(folder: Path) -> None:
+    with Store(folder, QUIET) as store:
+        store.points.insert("s", "m", 1.0)
+        store.flush()
+    (folder / "holdfast.toml").write_text("background = false\n")
+
+
+def _give_away(folder: Path) -> None:
+    if os.geteuid() == 0:
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, NOBODY, NOBODY)
+
+
+@pytest.mark.parametrize("denial", DENIALS)
+def test_a_store_that_is_denied_says_what_to_look_at_and_exits_with_1(
+    denial: str, place: Path, command: Any
+) -> None:
+    folder = command.folder = place / "store"
+    _make(folder)
+    command("status")
+    command("latest")
+    _give_away(folder)
+    DENIALS[denial](folder)
+    with _as_nobody():
+        for call in CALLS:
+            with pytest.raises(StoreDenied, match="check its owner and mode"):
+                call(folder)
+        for line in ("query s m", "migrate --check", "ingest -"):
+            told = command(*line.split(), code=1, stdin="sensor_id,metric_name,timestamp,value\n").stderr
+            assert "check its owner and mode" in told
+            assert str(folder) in told
+
+
+def test_columns_that_are_denied_are_told_as_such(place: Path, engine: str, columns_file: str) -> None:
+    with Store(place / "store", Settings(background=False, engine=engine)) as store:  # type: ignore[arg-type]
+        store.points.insert("s", "m", 1.0)
+        store.flush()
+    _give_away(place / "store")
+    (place / "store" / columns_file).chmod(0o000)
+    with _as_nobody(), pytest.raises(StoreDenied, match=columns_file):
+        _read(place / "store")
+
+
+def test_no_store_is_made_where_none_may_be(place: Path, command: Any) -> None:
+    place.chmod(0o555)
+    command.folder = place / "new" / "store"
+    with _as_nobody():
+        with pytest.raises(StoreDenied, match="no store was made; name another folder"):
+            Store(command.folder)
+        assert "no store was made" in command("init", code=1).stderr
+
+
+def test_below_a_file_there_is_no_store_and_none_can_be_made(tmp_path: Path, command: Any) -> None:
+    (tmp_path / "file").write_text("a text")
+    command.folder = tmp_path / "file" / "store"
+    for call in (lambda: migrate_store(command.folder), lambda: Store(command.folder, create=False)):
+        with pytest.raises(StoreMissing):
+            call()
+    with pytest.raises(HoldfastError, match=r"Not a directory.*no store was made; name another folder"):
+        Store(command.folder)
+    assert "holdfast init" in command("status", code=1).stderr
+    assert "no store was made" in command("init", code=1).stderr
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_mounted_read_only_is_told_as_such(tmp_path: Path) -> None:
+    if shutil.which("unshare") is None:
+        pytest.skip("a disk of its own needs unshare, of Linux")
+    disk, said = tmp_path / "disk", tmp_path / "said"
+    disk.mkdir()
+    script = """
+import pickle, sys
+from pathlib import Path
+from tests.cli.test_denied import CALLS, _make
+folder = Path(sys.argv[1]) / "store"
+if sys.argv[2] == "make":
+    _make(folder)
+else:
+    said = []
+    for call in CALLS:
+        try:
+            said.append(call(folder))
+        except Exception as error:
+            said.append((type(error).__name__, str(error)))
+    Path(sys.argv[2]).write_bytes(pickle.dumps(said))
+"""
+    python = [sys.executable, "-c", script, str(disk)]
+    line = " && ".join(
+        [
+            f"mount -t tmpfs -o size=32m tmpfs {shlex.quote(str(disk))}",
+            shlex.join([*python, "make"]),
+            f"mount -o remount,ro {shlex.quote(str(disk))}",
+            shlex.join([*python, str(said)]),
+        ]
+    )
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", line],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "mount" in done.stderr and "permi" in done.stderr.lower():
+        pytest.skip("a disk of its own needs user and mount namespaces, which are not permitted here")
+    assert done.returncode == 0, done.stderr
+    for kind, told in pickle.loads(said.read_bytes()):
+        assert (kind, "mounted read-only" in told) == ("StoreDenied", True)

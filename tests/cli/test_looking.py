@@ -1,0 +1,125 @@
+"""What only looks changes nothing: on an outdated store it tells what is due, and the very command."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo import Settings, Store
+from repo.schema.version import HEAD
+from repo.store import migrating
+from repo.store.migrating import migrate_store
+from tests.migrations.legacy_store import add_pointers, make_legacy_store
+from tests.migrations.stores import digest
+
+pytestmark = pytest.mark.duckdb
+
+LOOKS = [
+    "status",
+    "init",
+    "query SENSOR-7 pressure",
+    "latest",
+    "series",
+    "export",
+    "recover --dry-run",
+    "cleanup --all --dry-run",
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of the legacy program, for tests that copy it."""
+    return make_legacy_store(tmp_path_factory.mktemp("legacy") / "store", 50, records=5)
+
+
+@pytest.fixture
+def old(command: Any, made: Path) -> Any:
+    """The command, on a store of the legacy program."""
+    command.folder = command.folder.with_name("it's old")
+    shutil.copytree(made, command.folder)
+    return command
+
+
+@pytest.fixture
+def parquet(tmp_path: Path) -> Path:
+    """A file of points, of another store."""
+    with Store(tmp_path / "other", Settings(background=False)) as store:
+        store.points.insert("s", "m", 1.0, timestamp=1.7e9)
+        store.export_parquet(tmp_path / "points.parquet")
+    return tmp_path / "points.parquet"
+
+
+def test_a_look_at_an_outdated_store_names_the_command_and_changes_nothing(
+    old: Any, parquet: Path, tmp_path: Path
+) -> None:
+    for goal in (None, "0001"):
+        if goal is not None:
+            migrate_store(old.folder, to=goal)
+        before = digest(old.folder)
+        for line in LOOKS:
+            files = {"export": [tmp_path / "out.parquet"], "recover": [parquet]}.get(line.split()[0], [])
+            told = old(*line.split(), *files, code=5).stderr
+            assert f"`holdfast --store {shlex.quote(str(old.folder))} migrate`" in told, line
+            assert digest(old.folder) == before, line
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_status_of_an_outdated_store_tells_the_revisions_of_both_databases(old: Any) -> None:
+    said = old("status", code=5).stdout
+    assert f"timeseries  at none, {HEAD} is due  ({old.folder / 'timeseries.duckdb'})" in said
+    assert f"metadata    at none, {HEAD} is due  ({old.folder / 'offline_buffer.db'})" in said
+    as_json = old.json("status", code=5)
+    assert as_json == old.json("migrate", "--check", code=5) | {"free_bytes": as_json["free_bytes"]}
+    assert as_json["outdated"] is True
+    migrate_store(old.folder, to="0001")
+    assert [one["before"] for one in old.json("status", code=5)["databases"]] == ["0001", "0001"]
+    assert "Traceback" not in old("-q", "status", code=5).stderr
+
+
+def test_status_of_an_outdated_store_answers_while_another_process_has_the_columns(
+    old: Any, held: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = held()
+    monkeypatch.setenv("HOLDFAST_LEASE_TIMEOUT_S", "60")
+    before = digest(old.folder)
+    told = old("status", code=5)
+    assert f"{old.folder / 'offline_buffer.db'} has the schema of the legacy program" in told.stderr
+    assert f"process {pid}, doing: holding on for a test" in told.stderr
+    assert digest(old.folder) == before
+
+
+def test_a_look_at_a_store_whose_records_wait_for_their_data_leaves_them_waiting(
+    old: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_pointers(old.folder, 3)
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(migrating, "restore_records", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            migrate_store(old.folder)
+    for line in ("status", "latest SENSOR-7", "status"):
+        told = old(*line.split()).stderr
+    assert "3 pending records" in told
+    assert f"`holdfast --store {shlex.quote(str(old.folder))} migrate`" in told
+    assert old.json("migrate")["records_restored"] == 3
+    assert "held back" not in old("status").stderr
+
+
+def test_a_look_at_metadata_at_the_head_beside_outdated_columns_leaves_those_as_they_are(old: Any) -> None:
+    columns = old.folder / "timeseries.duckdb"
+    columns.rename(columns.with_suffix(".aside"))
+    migrate_store(old.folder)
+    columns.with_suffix(".aside").rename(columns)
+    before = columns.read_bytes()
+    for line in ("status", "query SENSOR-7 pressure", "status"):
+        assert f"{columns} has the schema of the legacy program" in old(*line.split(), code=5).stderr
+    assert columns.read_bytes() == before
+    assert [one["before"] for one in old.json("status", code=5)["databases"]] == [None, HEAD]
