@@ -136,7 +136,9 @@ def test_pages_go_on_while_another_thread_writes_deletes_and_flushes(open_store:
     def disturb() -> None:
         round_ = 0
         try:
-            while round_ < 60 and not stop.wait(0.05):  # where flush is slower than this, it catches up in the end
+            while round_ < 60 and not stop.wait(
+                0.05
+            ):  # where flush is slower than this, it catches up in the end
                 round_ += 1
                 store.points.insert_many([("a", "m", at, 2.0) for at in range(0, 3_000, 97)])
                 store.points.insert("b", "m", float(round_), timestamp=round_)
