@@ -125,6 +125,8 @@ class DuckDBTimeSeriesStorage:
         start_us, end_us = bound_us(start_time, "start_time"), bound_us(end_time, "end_time")
         if aggregation is not None:
             return self._aggregate(sensor_id, metric_name, start_us, end_us, aggregation)
+        if start_us > end_us:
+            return []
         found = store.points.range([sensor_id], [metric_name], to_datetime(start_us), to_datetime(end_us + 1))
         return [_plain(row) for row in found]
 

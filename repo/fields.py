@@ -20,6 +20,7 @@ from repo.moments import Unfit
 
 __all__ = [
     "DEFAULT_QUALITY",
+    "EXACT_INT",
     "MAX_METADATA_BYTES",
     "MAX_NAME_CHARS",
     "MAX_TEXT_BYTES",
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 DEFAULT_QUALITY: Final = 100
+EXACT_INT: Final = 2**53
+"""Through this, a float holds every integer."""
 QUALITY_RANGE: Final = (-(2**31), 2**31 - 1)
 MAX_NAME_CHARS: Final = 255
 MAX_TEXT_BYTES: Final = 65_536
@@ -44,7 +47,6 @@ MAX_METADATA_BYTES: Final = 1_048_576
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNESCAPED_CONTROL = re.compile("[\x7f-\x9f]")
-_EXACT_INT = 2**53
 _encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -113,7 +115,7 @@ def number_of(value: Any, accept_bool: bool) -> float:
         raise Unfit(f"is not a number: {fault}") from fault
     if isinf(number) and exact != number:
         raise Unfit("is too large for a 64-bit float")
-    if abs(number) >= _EXACT_INT and not isinf(number) and exact != number:
+    if abs(number) >= EXACT_INT and not isinf(number) and exact != number:
         raise Unfit(f"{str(exact)[:40]} is an integer that a 64-bit float would round to {number!r}")
     return number + 0.0
 

@@ -111,6 +111,13 @@ def export(
     multiple=True,
     help="Where a field has another name: sensor_id=tag. Fields are those of an export.",
 )
+@click.option(
+    "--time-format",
+    type=click.Choice(["unix", "unix_ms", "unix_us"]),
+    default="unix",
+    show_default=True,
+    help="What numbers in the column of timestamp count: seconds, milliseconds or microseconds since 1970.",
+)
 @json_option
 @click.pass_obj
 def recover(
@@ -120,6 +127,7 @@ def recover(
     dry_run: bool,
     keep_existing: bool,
     columns: tuple[str, ...],
+    time_format: Literal["unix", "unix_ms", "unix_us"],
 ) -> None:
     """Read Parquet and exported NDJSON into the store: files, folders, bundles.
 
@@ -134,13 +142,14 @@ def recover(
     """
     mapping = _mapping(columns)
     if verify:
-        _verify(session, paths, mapping)
+        _verify(session, paths, mapping, time_format)
         return
     with session.opened(looks=dry_run) as store, session.progress("recover") as show:
         done = store.import_parquet(
             paths,
             on_conflict="keep" if keep_existing else "overwrite",
             columns=mapping,
+            time_format=time_format,
             dry_run=dry_run,
             on_progress=show,
         )
@@ -154,11 +163,12 @@ def recover(
         raise click.exceptions.Exit(Exit.PROBLEMS)
 
 
-def _verify(session: Session, paths: tuple[Path, ...], mapping: dict[str, str]) -> None:
+def _verify(session: Session, paths: tuple[Path, ...], mapping: dict[str, str], time_format: str) -> None:
     from repo.settings import Settings
     from repo.store.recovering import verify_parquet
 
-    found = verify_parquet(paths, Settings.load(session.files().folder), columns=mapping)
+    settings = Settings.load(session.files().folder)
+    found = verify_parquet(paths, settings, columns=mapping, time_format=time_format)
     if session.as_json:
         print_json(asdict(found))
         return

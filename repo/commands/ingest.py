@@ -73,8 +73,8 @@ _SHOWN_REJECTIONS = 20
     multiple=True,
     default=["iso"],
     show_default=True,
-    help="iso, unix, unix_ms, unix_us, or a pattern as %d/%m/%Y %H:%M; several are tried in order. NDJSON's "
-    "numbers are Unix seconds, unless another than iso is given.",
+    help="iso, unix, unix_ms, unix_us, or a pattern as %d/%m/%Y %H:%M; several are tried in order. Numbers "
+    "of NDJSON and Parquet are Unix seconds, unless another than iso is given.",
 )
 @click.option(
     "--zone", metavar="ZONE", default="UTC", show_default=True, help="The zone of times without an offset."

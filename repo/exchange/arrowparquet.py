@@ -18,6 +18,7 @@ from repo.exchange.landing import digest
 from repo.exchange.parquet import ROW_GROUP_ROWS
 from repo.exchange.pointfiles import PAGE_BYTES, PAGE_ROWS, Bounds, FileFacts, Group, Look, Pages
 from repo.exchange.streams import Page
+from repo.fields import EXACT_INT
 from repo.moments import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
 
 __all__ = ["SCHEMA", "PyArrowReader", "PyArrowWriter", "opened_pyarrow"]
@@ -241,7 +242,13 @@ def _stored_form(table: pa.Table, plan: Plan) -> pa.Table:
 
     value = column("value", pa.float64())
     if "value" in plan.types and plan.types["value"].family in ("decimal", "bool"):
-        value = value.cast(pa.float64(), safe=False)
+        as_floats = value.cast(pa.float64(), safe=False)
+        # Decimals past the integers that a float holds stay what they are, so that what would be rounded is refused.
+        if (
+            plan.types["value"].family == "bool"
+            or not pc.any(pc.greater_equal(pc.abs(as_floats), EXACT_INT)).as_py()
+        ):
+            value = as_floats
     return pa.table(
         {
             "sensor_id": column("sensor_id", pa.string()),
@@ -268,8 +275,9 @@ def _time(table: pa.Table, plan: Plan) -> Any:
             return pc.subtract(toward_zero, below.cast(pa.int64()))
         return _times(counts, 1_000_000 // per_second)
     if pa.types.is_integer(column.type):
-        return _times(_signed(column), 1_000_000)
-    micros = pc.round(pc.multiply(column.cast(pa.float64()), 1e6), round_mode="half_to_even")
+        return _times(_signed(column), plan.us_per_count)
+    micros = pc.multiply(column.cast(pa.float64()), float(plan.us_per_count))
+    micros = pc.round(micros, round_mode="half_to_even")
     fits = pc.less(pc.abs(micros), 2.0**62)  # no number is not less, and becomes a null too
     return pc.if_else(fits, micros, None).cast(pa.int64())
 

@@ -26,6 +26,7 @@ from repo.exchange.scanning import Group as Found
 from repo.exchange.scanning import scan
 from repo.exchange.streams import Chain, Page, take_page
 from repo.exchange.tables import Held
+from repo.fields import EXACT_INT
 from repo.moments import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
 from repo.values import KIND_NUMBER, KIND_TEXT
 
@@ -177,13 +178,14 @@ class DuckDBReader:
         page_rows = fitting - fitting % ROW_GROUP_ROWS or fitting
         with self._naming():
             in_place = self._can_be_read_often()
+            selected = _selected(plan, as_floats=not self._has_large_decimals(plan))
             connections = [self._base.cursor(), self._base.cursor()]
 
         def page(number: int) -> DuckDBPage:
             start = number * page_rows
             return DuckDBPage(
                 connections[number % 2],
-                f"SELECT {_selected(plan)} FROM {self._source} "
+                f"SELECT {selected} FROM {self._source} "
                 f"WHERE file_row_number >= {start:d} AND file_row_number < {start + page_rows:d}",
                 in_place=in_place,
             )
@@ -205,6 +207,16 @@ class DuckDBReader:
             f"SELECT coalesce(max(row_group_num_rows), 0) FROM parquet_metadata('{self._file}')"
         ).fetchall()
         return bool(largest <= _MOST_GROUP_ROWS)
+
+    def _has_large_decimals(self, plan: Plan) -> bool:
+        """Say whether there are decimals past the integers that a float holds; only some types can have them."""
+        if "value" not in plan.types or plan.types["value"].family != "decimal":
+            return False
+        value = _quoted(plan.columns["value"])
+        [(found,)] = self._base.execute(
+            f"SELECT coalesce(bool_or(abs({value}::DOUBLE) >= {EXACT_INT}), false) FROM {self._source}"
+        ).fetchall()
+        return bool(found)
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
@@ -316,8 +328,11 @@ def _group(found: Found) -> Group:
     return Group(found.pair, found.rows, numbers, texts, found.readings, found.first_us, found.last_us)
 
 
-def _selected(plan: Plan) -> str:
-    """Return the SQL of a stored point's columns; what no conversion can save becomes a null or an absurd time."""
+def _selected(plan: Plan, *, as_floats: bool) -> str:
+    """Return the SQL of a stored point's columns; what no conversion can save becomes a null or an absurd time.
+
+    Decimals stay what they are unless they are to come `as_floats`: so those that would be rounded are refused.
+    """
 
     def column(field: str, missing: str) -> str:
         if field not in plan.columns or plan.types[field].family == "null":
@@ -325,7 +340,9 @@ def _selected(plan: Plan) -> str:
         return _quoted(plan.columns[field])
 
     value = column("value", "DOUBLE")
-    if "value" in plan.types and plan.types["value"].family in ("decimal", "bool"):
+    if "value" in plan.types and plan.types["value"].family in (
+        ("decimal", "bool") if as_floats else ("bool",)
+    ):
         value = f"{value}::DOUBLE"
     if "value" not in plan.columns:
         value = "NULL::DOUBLE"
@@ -349,9 +366,9 @@ def _time(plan: Plan) -> str:
         return _bounded(_quoted(plan.columns["timestamp_us"]), 1)
     column, kind = _quoted(plan.columns["timestamp"]), plan.types["timestamp"]
     if kind.family == "float":
-        return f"TRY_CAST(round_even({column}::DOUBLE * 1e6, 0) AS BIGINT)"
+        return f"TRY_CAST(round_even({column}::DOUBLE * {plan.us_per_count:d}, 0) AS BIGINT)"
     if kind.family == "integer":
-        return _bounded(column, 1_000_000)
+        return _bounded(column, plan.us_per_count)
     if kind.name == "TIMESTAMPTZ_NS":  # a cast would round it
         ns = f"epoch_ns({column})"
         return f"({ns} - (({ns} % 1000) + 1000) % 1000) // 1000"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repo.errors import InvalidFile, InvalidQuery
+from repo.exchange.texttimes import UNIX_EXPONENTS
 
 __all__ = ["FIELDS", "ColumnType", "Plan", "check_mapping", "plan_of"]
 
@@ -49,11 +50,17 @@ class Plan:
     columns: dict[str, str]
     types: dict[str, ColumnType]
     ignored: tuple[str, ...]
+    us_per_count: int = 1_000_000
+    """What a number in the column `timestamp` counts, in microseconds."""
 
 
-def check_mapping(columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the caller's mapping of fields to columns; `InvalidQuery` if it is none."""
+def check_mapping(columns: Mapping[str, str] | None, time_format: str = "unix") -> dict[str, str]:
+    """Return the caller's mapping of fields to columns; `InvalidQuery` if it is none, or the format is none."""
     mapping = dict(columns or {})
+    if time_format not in UNIX_EXPONENTS:
+        raise InvalidQuery(f"time_format = {time_format!r}: one of {', '.join(UNIX_EXPONENTS)}")
+    if "timestamp_us" in mapping and time_format not in ("unix", "unix_us"):
+        raise InvalidQuery(f"columns: timestamp_us counts microseconds; with {time_format} map timestamp")
     for field, column in mapping.items():
         if field not in FIELDS:
             raise InvalidQuery(f"columns: there is no field {field!r}; there are {', '.join(FIELDS)}")
@@ -65,9 +72,17 @@ def check_mapping(columns: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def plan_of(
-    types: Mapping[str, ColumnType], mapping: Mapping[str, str], path: Path, *, accept_bool: bool
+    types: Mapping[str, ColumnType],
+    mapping: Mapping[str, str],
+    path: Path,
+    *,
+    accept_bool: bool,
+    time_format: str = "unix",
 ) -> Plan:
-    """Match the columns of a file with the fields; `InvalidFile`, naming it, for what is missing or will not do."""
+    """Match the columns of a file with the fields; `InvalidFile`, naming it, for what is missing or will not do.
+
+    `time_format`, one of `UNIX_EXPONENTS`, says what numbers in the column `timestamp` count.
+    """
     columns = {field: field for field in FIELDS if field in types} | dict(mapping)
     if "timestamp_us" in mapping or ("timestamp_us" in columns and "timestamp" not in mapping):
         columns.pop("timestamp", None)
@@ -101,7 +116,8 @@ def plan_of(
             raise InvalidFile(f"{path}: both value and value_text are text", path=path)
         columns["value_text"], found["value_text"] = columns.pop("value"), found.pop("value")
     known = {*columns.values(), *FIELDS, *_OURS}
-    return Plan(columns, found, tuple(name for name in types if name not in known))
+    ignored = tuple(name for name in types if name not in known)
+    return Plan(columns, found, ignored, 10 ** (6 + UNIX_EXPONENTS[time_format]))
 
 
 def _listed(types: Mapping[str, ColumnType]) -> str:

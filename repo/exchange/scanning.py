@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from repo.errors import InvalidPoint, Refusal
-from repo.fields import DEFAULT_QUALITY, QUALITY_RANGE, metadata_json, name_of, text_of
+from repo.fields import DEFAULT_QUALITY, EXACT_INT, QUALITY_RANGE, metadata_json, name_of, text_of
 from repo.moments import EXACT_FLOAT_S, MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
 
 __all__ = ["SOURCE", "Group", "Scan", "scan"]
@@ -50,7 +50,6 @@ _LARGE = ("BIGINT", "UBIGINT", "HUGEINT", "UHUGEINT")
 _FLOATS = ("DOUBLE", "FLOAT")
 _MOMENTS = ("TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ_NS")
 _MOST_SECONDS = MAX_TIMESTAMP_US // 1_000_000
-_EXACT_INT = 2**53
 
 
 def scan(connection: Any, source: Any, place: str | None = None) -> Scan | None:
@@ -193,7 +192,7 @@ def _number(kind: str, odd: list[str]) -> str | None:
     if kind in _FLOATS:
         return "CASE WHEN isnan(value) THEN NULL ELSE value::DOUBLE + 0.0 END"  # minus zero becomes zero
     if kind in _LARGE:
-        odd.append(f"value IS NOT NULL AND value NOT BETWEEN {-_EXACT_INT} AND {_EXACT_INT}")
+        odd.append(f"value IS NOT NULL AND value NOT BETWEEN {-EXACT_INT} AND {EXACT_INT}")
     elif kind not in _INTEGERS:
         return None
     return "value::DOUBLE"

@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from repo.errors import InvalidSettings
 from repo.moments import Unfit, checked_us, local_us, moment_us
 
-__all__ = ["Ambiguous", "time_reader"]
+__all__ = ["UNIX_EXPONENTS", "Ambiguous", "time_reader"]
 
 Ambiguous = Literal["refuse", "earlier", "later"]
 """What to do with a local time that occurred twice, as the clock was set back."""
@@ -27,7 +27,8 @@ _Reader = Callable[[str], int | None]
 
 _Place = Callable[[int], int]
 _FOLDS: dict[str, int | None] = {"refuse": None, "earlier": 0, "later": 1}
-_UNIX_EXPONENTS = {"unix": 0, "unix_ms": -3, "unix_us": -6}
+UNIX_EXPONENTS = {"unix": 0, "unix_ms": -3, "unix_us": -6}
+"""The formats that count since 1970, and which power of ten a count is, in seconds."""
 _DIRECTIVE = re.compile(r"%(.)", re.DOTALL)
 _YEAR = frozenset("YyGcx")
 _DATE = frozenset("YymdbBjaA%")
@@ -92,8 +93,8 @@ def _clock_us(moment: datetime) -> int:
 def _reader(name: str, place: _Place) -> _Reader:
     if name == "iso":
         return partial(_read_iso, place)
-    if name in _UNIX_EXPONENTS:
-        return partial(_read_unix, _UNIX_EXPONENTS[name])
+    if name in UNIX_EXPONENTS:
+        return partial(_read_unix, UNIX_EXPONENTS[name])
     _check_pattern(name)
     for separator in (" ", "T"):
         date, found, time = name.partition(separator)

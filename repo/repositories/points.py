@@ -303,13 +303,16 @@ def next_points(
 
 
 def select_points(sensor_id: Names, metric_name: Names, start: Time, end: Time) -> Selection:
-    """Return the selection that a caller's names and times mean; raises `InvalidQuery`."""
-    return Selection.of(
-        sensor_id,
-        metric_name,
-        None if start is None else bound_us(start, "start"),
-        None if end is None else bound_us(end, "end"),
-    )
+    """Return the selection that a caller's names and times mean; raises `InvalidQuery`.
+
+    A start after the end is a mistake, and most likely both were swapped; equal ones are an empty span.
+    """
+    start_us = None if start is None else bound_us(start, "start")
+    end_us = None if end is None else bound_us(end, "end")
+    if start_us is not None and end_us is not None and start_us > end_us:
+        first, last = (to_datetime(us).isoformat() for us in (start_us, end_us))
+        raise InvalidQuery(f"start, {first}, lies after end, {last}: nothing is in between; swap them?")
+    return Selection.of(sensor_id, metric_name, start_us, end_us)
 
 
 def _skips(on_error: str) -> bool:

@@ -23,6 +23,7 @@ from repo.exchange.csvfile import read_csv
 from repo.exchange.inputs import Input
 from repo.exchange.ndjsonfile import read_ndjson
 from repo.exchange.readings import Chunk, Layout, Rejected
+from repo.exchange.texttimes import UNIX_EXPONENTS
 from repo.exchange.unpacking import plain_name
 from repo.repositories.points import Written
 from repo.store.store import Store
@@ -155,6 +156,7 @@ class _Passes:
             given.path,
             on_conflict="overwrite",
             columns=self.mapping_of(given),
+            time_format=_counted(self._layout.time_formats),
             dry_run=check_only,
             on_progress=lambda rows, _total: self._on_progress(given, rows),
         )
@@ -180,7 +182,6 @@ class _Passes:
                     f"{given.name} is Parquet, for which there is no {option}; ingest it apart"
                 )
         time = layout.time_columns[0]
-        exact = time == "timestamp_us" or layout.time_formats == ("unix_us",)
         return {
             field: column
             for field, column, same in (
@@ -188,7 +189,7 @@ class _Passes:
                 ("metric_name", layout.metric_column, usual.metric_column),
                 ("value", layout.value_column, usual.value_column),
                 ("quality", layout.quality_column, usual.quality_column),
-                ("timestamp_us" if exact else "timestamp", time, usual.time_columns[0]),
+                ("timestamp_us" if time == "timestamp_us" else "timestamp", time, usual.time_columns[0]),
             )
             if column != same
         }
@@ -285,6 +286,11 @@ def _kinds_in(rows: list[Any]) -> Iterable[tuple[str, str, str]]:
 
 def _kind_of(found: type) -> str | None:
     return None if found is type(None) else KIND_TEXT if found is str else KIND_NUMBER
+
+
+def _counted(time_formats: Sequence[str]) -> Any:
+    """Return what the numbers of Parquet's times count: its other times need no format."""
+    return next((name for name in time_formats if name in UNIX_EXPONENTS), "unix")
 
 
 _UNDER_WAY = 8

@@ -41,6 +41,7 @@ FileProgress = Callable[[int, int], object]
 """Told how many rows were taken so far, of how many."""
 
 _MOST_PROBLEMS = 20
+_UNITS = {1_000_000: "seconds", 1_000: "milliseconds", 1: "microseconds"}
 
 _MOST_PAGES = 16
 """Pages that become durable together, some four million points: a checkpoint for each would cost as much again."""
@@ -112,14 +113,15 @@ def import_parquet(
     *,
     on_conflict: Literal["keep", "overwrite"],
     columns: Mapping[str, str] | None,
+    time_format: str,
     dry_run: bool,
     on_progress: FileProgress,
 ) -> Recovered:
     """See `Store.import_parquet`."""
     if on_conflict not in ("keep", "overwrite"):
         raise InvalidQuery(f"on_conflict = {on_conflict!r}: 'keep' or 'overwrite'")
-    mapping = check_mapping(columns)
-    looked = [_look(access.settings, source, mapping) for source in sources_of(paths)]
+    mapping = check_mapping(columns, time_format)
+    looked = [_look(access.settings, source, mapping, time_format) for source in sources_of(paths)]
     job = _Job(
         access, points, on_conflict, sum(one.look.rows for one in looked), on_progress, dry_run=dry_run
     )
@@ -142,11 +144,15 @@ def import_parquet(
 
 
 def verify_parquet(
-    paths: Sequence[Path], settings: Settings, *, columns: Mapping[str, str] | None = None
+    paths: Sequence[Path],
+    settings: Settings,
+    *,
+    columns: Mapping[str, str] | None = None,
+    time_format: str = "unix",
 ) -> Verified:
     """Look at every file as an import does, and touch no store. Raises what `Store.import_parquet` does."""
-    mapping = check_mapping(columns)
-    looked = [_look(settings, source, mapping) for source in sources_of(paths)]
+    mapping = check_mapping(columns, time_format)
+    looked = [_look(settings, source, mapping, time_format) for source in sources_of(paths)]
     return Verified(
         files=len(looked),
         points=sum(one.look.rows for one in looked),
@@ -165,13 +171,19 @@ def _opened(settings: Settings, source: Source, descriptor: int) -> Iterator[Fil
         yield reader
 
 
-def _look(settings: Settings, source: Source, mapping: Mapping[str, str]) -> _Looked:
+def _look(settings: Settings, source: Source, mapping: Mapping[str, str], time_format: str) -> _Looked:
     """Go through a whole file once: is it what was written, and will its columns do."""
     with source.opened() as descriptor:
         size = os.fstat(descriptor).st_size
         verified = source.verify(descriptor)
         with _opened(settings, source, descriptor) as reader:
-            plan = plan_of(reader.types(), mapping, source.path, accept_bool=settings.accept_bool)
+            plan = plan_of(
+                reader.types(),
+                mapping,
+                source.path,
+                accept_bool=settings.accept_bool,
+                time_format=time_format,
+            )
             look = reader.look(plan)
     if source.points is not None and look.rows != source.points:
         raise StoreCorrupt(
@@ -204,7 +216,8 @@ class _Job:
         self._dry_run = dry_run
         self._kinds: dict[tuple[str, str], str] = {}
         self._under_way = 0
-        self._seconds: str | None = None
+        self._numbers: str | None = None
+        self._unit = ""
         self._spans: dict[tuple[str, str], list[tuple[int, int]]] = {}
         self._overlaps = False
         self.counts = _Counts()
@@ -213,7 +226,8 @@ class _Job:
         """Take all rows of a file; an error has a note that says what was stored before it."""
         time = looked.plan.types.get("timestamp")
         plain = time is not None and time.family in ("integer", "float")
-        self._seconds = looked.plan.columns["timestamp"] if plain else None
+        self._numbers = looked.plan.columns["timestamp"] if plain else None
+        self._unit = _UNITS[looked.plan.us_per_count]
         try:
             with (
                 looked.source.opened() as descriptor,
@@ -248,11 +262,12 @@ class _Job:
         self.counts.stored += self._under_way - len(refusals)
         self._under_way = 0
         for refusal in refusals[:_MOST_PROBLEMS]:
-            if refusal.field == "timestamp_us" and self._seconds is not None:
+            if refusal.field == "timestamp_us" and self._numbers is not None:
                 self._note(
                     source,
-                    f"timestamp: the numbers of {self._seconds!r} are taken as seconds since 1970, and lie outside "
-                    f"the years 1678 to 2261; if they are microseconds, map it: timestamp_us={self._seconds}",
+                    f"timestamp: the numbers of {self._numbers!r} are taken as {self._unit} since 1970, and lie "
+                    "outside the years 1678 to 2261; if they count another unit, say so: time_format "
+                    "(--time-format) is unix, unix_ms or unix_us",
                 )
             else:
                 self._note(source, f"{refusal.field}: {refusal.reason}")

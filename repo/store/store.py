@@ -208,14 +208,16 @@ class Store:
         *,
         on_conflict: Literal["keep", "overwrite"] = "keep",
         columns: Mapping[str, str] | None = None,
+        time_format: Literal["unix", "unix_ms", "unix_us"] = "unix",
         dry_run: bool = False,
         on_progress: FileProgress = lambda _rows, _total: None,
     ) -> Recovered:
         """Read Parquet files, folders of them and bundles into the store, and return when all of it is durable.
 
         Files of exports, of the legacy program and of other writers: columns are found by their names, which are
-        those of `points.insert_table`; `columns` says where a field has another (`{"sensor_id": "tag"}`). Others
-        are left out, with a warning in the log. What `export_ndjson` wrote comes in likewise, told by its content.
+        those of `points.insert_table`; `columns` says where a field has another (`{"sensor_id": "tag"}`). Numbers in
+        the column of `timestamp` count seconds since 1970, or what `time_format` says. Other columns are left
+        out, with a warning in the log. What `export_ndjson` wrote comes in likewise, told by its content.
         `on_conflict="keep"` lets stored points stand, so that a correction made since is not undone; `"overwrite"`
         lets the files win. Importing again changes nothing.
 
@@ -230,6 +232,7 @@ class Store:
             listed(paths),
             on_conflict=on_conflict,
             columns=columns,
+            time_format=time_format,
             dry_run=dry_run,
             on_progress=on_progress,
         )

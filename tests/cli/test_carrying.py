@@ -101,6 +101,26 @@ def test_files_of_other_programs_are_mapped_and_bad_rows_are_told(on_store: Comm
     assert "FIELD=COLUMN" in on_store("recover", tmp_path / "other.parquet", "--column", "tag", code=2).stderr
 
 
+def test_times_of_other_programs_may_count_milliseconds(on_store: Command, tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "sensor_id": ["a", "a"],
+            "metric_name": ["m", "m"],
+            "at": [T0 * 1000, T0 * 1000 + 1],
+            "value": [1.5, 2.5],
+        }
+    )
+    pq.write_table(table, tmp_path / "other.parquet")
+    options = ("--column", "timestamp=at", "--time-format", "unix_ms")
+    assert on_store.json("recover", "--verify", tmp_path / "other.parquet", *options)["points"] == 2
+    assert on_store.json("recover", tmp_path / "other.parquet", *options)["stored"] == 2
+    assert (
+        on_store.json("ingest", tmp_path / "other.parquet", "--time-column", "at", *options[2:])["points"]
+        == 2
+    )
+    assert [row["timestamp_us"] - T0 * 10**6 for row in on_store.json("query", "a", "m")] == [0, 1000]
+
+
 @pytest.mark.parametrize("call", ["export {0}/a.parquet", "recover {0}/a.parquet"])
 def test_without_a_store_nothing_is_made(tmp_path: Path, call: str) -> None:
     nowhere = Command(tmp_path / "nowhere")

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from repo import InvalidFile, InvalidQuery, Store
+from repo.store import recovering
 from tests.conftest import OpenStore, RunPython
 from tests.contract.parquet_files import BEGIN_US, stored, write
 from tests.contract.test_parquet_export import BEGIN_S, DAY_S, Stopped, fill, points_of, stop_after
@@ -288,9 +289,57 @@ def test_numbers_that_are_no_seconds_are_told_with_the_way_out(
     done = store.import_parquet(write(tmp_path / "a.parquet", timestamp=times))
     assert (done.refused, len(done.problems)) == (2, 1)
     assert "'timestamp' are taken as seconds" in done.problems[0]
-    if factor == 1_000_000:
-        again = store.import_parquet(tmp_path / "a.parquet", columns={"timestamp_us": "timestamp"})
-        assert (again.stored, stored(store)[1][2]) == (2, 1_000_000)
+    assert "time_format (--time-format) is unix, unix_ms or unix_us" in done.problems[0]
+    form: Any = {1_000: "unix_ms", 1_000_000: "unix_us"}[factor]
+    again = store.import_parquet(tmp_path / "a.parquet", time_format=form)
+    assert (again.stored, stored(store)[1][2]) == (2, 1_000_000)
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint32(), pa.float64(), pa.float32()])
+@pytest.mark.parametrize(("form", "us"), [("unix", 1_000_000), ("unix_ms", 1_000), ("unix_us", 1)])
+def test_numbers_count_what_the_time_format_says(
+    store: Store, tmp_path: Path, kind: pa.DataType, form: Any, us: int
+) -> None:
+    counts = pa.array([-3 if kind != pa.uint32() else 3, 1_500], kind)
+    table = pa.table({"sensor_id": ["s", "s"], "metric_name": ["m", "m"], "at": counts, "value": [1.0, 2.0]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    done = store.import_parquet(tmp_path / "a.parquet", columns={"timestamp": "at"}, time_format=form)
+    assert done.stored == 2
+    found = [row["timestamp_us"] for row in store.points.range("s", "m")]
+    assert found == [count * us for count in counts.cast(pa.int64()).to_pylist()]
+
+
+@pytest.mark.parametrize("reader", ["duckdb", "pyarrow"])
+def test_decimals_that_a_float_would_round_are_refused_as_integers_are(
+    store: Store, tmp_path: Path, reader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovering, "duckdb_is_installed", lambda: reader == "duckdb")
+    values = pa.array([2**53 + 1, 2**53, None, -(2**60)]).cast(pa.decimal128(38, 2))
+    times = [BEGIN_US + n for n in range(4)]
+    file = write(
+        tmp_path / "a.parquet",
+        sensor_id=["s"] * 4,
+        metric_name=["m"] * 4,
+        timestamp_us=times,
+        timestamp=None,
+        value=values,
+    )
+    done = store.import_parquet(file)
+    assert (done.read, done.stored, done.refused, done.no_reading) == (4, 3, 1, 1)
+    assert "9007199254740993.00 is an integer that a 64-bit float would round" in done.problems[0]
+    assert [row["value"] for row in store.points.range("s", "m")] == [2.0**53, None, -(2.0**60)]
+
+
+def test_a_time_format_leaves_times_alone_that_say_what_they_are(store: Store, tmp_path: Path) -> None:
+    exact = write(tmp_path / "a.parquet", timestamp=None, timestamp_us=[BEGIN_US, BEGIN_US + 1])
+    assert store.import_parquet(exact, time_format="unix_ms").stored == 2
+    store.export_parquet(tmp_path / "b.parquet")
+    assert store.import_parquet(tmp_path / "b.parquet", time_format="unix_us").present == 2
+    assert [row["timestamp_us"] for row in store.points.range("s", "m")] == [BEGIN_US, BEGIN_US + 1]
+    with pytest.raises(InvalidQuery, match="timestamp_us counts microseconds; with unix_ms map timestamp"):
+        store.import_parquet(exact, columns={"timestamp_us": "timestamp_us"}, time_format="unix_ms")
+    with pytest.raises(InvalidQuery, match="one of unix, unix_ms, unix_us"):
+        store.import_parquet(exact, time_format="iso")  # type: ignore[arg-type]
 
 
 IMPORT = """

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from repo import InvalidQuery, Store
 
+T0 = 1_714_521_600
 ALL = [(s, m) for s in ("a1", "a2", "b[1]", "b1") for m in ("p", "t")]
 
 
@@ -249,3 +251,30 @@ def test_latest_stays_right_after_the_copy_of_summaries_failed(store: Store) -> 
     store.checkpoint()
     assert latest(store) == {"a": (2, 2.0), "b": (2, 2.0)}
     assert [series.points for series in store.series.list()] == [2, 2]
+
+
+def test_a_range_whose_start_lies_after_its_end_is_refused_with_both_and_nothing_is_done(
+    store: Store, tmp_path: Path
+) -> None:
+    store.points.insert_many([("s", "m", T0 + second, 1.0) for second in range(10)])
+    given: dict[str, Any] = {"start": T0 + 5, "end": T0 + 2.5}
+    for call in (
+        lambda: store.points.range("s", "m", **given),
+        lambda: store.points.aggregate("s", "m", agg="avg", **given),
+        lambda: store.points.states("s", "m", **given),
+        lambda: store.points.delete(**given),
+        lambda: store.cleanup(points=True, records=True, **given),
+        lambda: store.cleanup(dry_run=True, **given),
+        lambda: store.export_parquet(tmp_path / "out.parquet", **given),
+        lambda: store.export_ndjson(tmp_path / "out.ndjson.gz", **given),
+    ):
+        with pytest.raises(InvalidQuery) as refused:
+            call()
+        assert "start, 2024-05-01T00:00:05+00:00, lies after end, 2024-05-01T00:00:02.500000+00:00" in str(
+            refused.value
+        )
+    assert not list(tmp_path.glob("out.*"))
+    assert len(store.points.range("s", "m").all()) == 10
+    assert store.points.range("s", "m", T0 + 5, T0 + 5).all() == []
+    store.points.delete(start=T0 + 5, end=T0 + 5)
+    assert len(store.points.range("s", "m").all()) == 10

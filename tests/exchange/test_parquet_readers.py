@@ -25,18 +25,18 @@ DAY_US = 86_400_000_000
 
 
 @contextmanager
-def opened(path: Path, tool: str) -> Iterator[tuple[FileReader, Plan]]:
+def opened(path: Path, tool: str, time_format: str = "unix") -> Iterator[tuple[FileReader, Plan]]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with reader_here(descriptor, path, LIMIT, duckdb=tool == "duckdb") as reader:
-            yield reader, plan_of(reader.types(), {}, path, accept_bool=True)
+            yield reader, plan_of(reader.types(), {}, path, accept_bool=True, time_format=time_format)
     finally:
         os.close(descriptor)
 
 
-def found(path: Path, tool: str) -> Any:
+def found(path: Path, tool: str, time_format: str = "unix") -> Any:
     """Return all that a reader tells, in a form that can be compared."""
-    with opened(path, tool) as (reader, plan):
+    with opened(path, tool, time_format) as (reader, plan):
         look = reader.look(plan)
         told: list[Any] = [plan.ignored, look.rows]
         for page in reader.pages(plan, look):
@@ -77,12 +77,14 @@ def test_both_read_the_same_times(tmp_path: Path, case: str) -> None:
         }
     )
     pq.write_table(table, tmp_path / "a.parquet")
-    one, other = (found(tmp_path / "a.parquet", tool) for tool in TOOLS)
-    assert one == other
+    for form in ("unix", "unix_ms", "unix_us"):
+        one, other = (found(tmp_path / "a.parquet", tool, form) for tool in TOOLS)
+        assert one == other, form
 
 
 COLUMNS: dict[str, dict[str, pa.Array]] = {
     "integers": {"value": pa.array([1, None, 2**62, -5], pa.int64())},
+    "large decimals": {"value": pa.array([2**53 + 1, None, 3, 2**60]).cast(pa.decimal128(38, 2))},
     "decimals": {"value": pa.array(["1.25", None, "3.5", "0"]).cast(pa.decimal128(9, 2))},
     "bools": {"value": pa.array([True, None, False, True])},
     "nothing": {"value": pa.nulls(4), "quality": pa.nulls(4), "metadata": pa.nulls(4)},

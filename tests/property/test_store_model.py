@@ -19,6 +19,15 @@ NUMBERS = st.sampled_from([None, 0.0, 1.0, -2.5, float("inf")])
 TEXTS = st.sampled_from([None, "OPEN", "SHUT", "ø"])
 # Close together, and far apart: comparisons with stored rows run by spans of time.
 TIMES = st.one_of(st.integers(0, 12), st.sampled_from([-10_000_000, 3_600 * 5, 86_400 * 30, 4_000_000_000]))
+Span = tuple[int | None, int | None]
+
+
+def _in_order(span: Span) -> Span:
+    start, end = span
+    return (end, start) if start is not None and end is not None and start > end else span
+
+
+SPANS = st.tuples(st.none() | TIMES, st.none() | TIMES).map(_in_order)
 POINTS = st.one_of(
     st.tuples(st.sampled_from(SENSORS), st.just("n"), TIMES, NUMBERS, st.sampled_from([100, 7])),
     st.tuples(st.sampled_from(SENSORS), st.just("t"), TIMES, TEXTS),
@@ -97,11 +106,11 @@ class Life(RuleBasedStateMachine):
     @rule(
         sensor=NAMES,
         metric=st.sampled_from([None, "n", "t"]),
-        start=st.one_of(st.none(), TIMES),
-        end=st.one_of(st.none(), TIMES),
+        span=SPANS,
     )
-    def delete(self, sensor: Any, metric: Any, start: int | None, end: int | None) -> None:
+    def delete(self, sensor: Any, metric: Any, span: Span) -> None:
         assert self.store is not None
+        start, end = span
         written = self.store.points.delete(sensor, metric, start, end)
         assert written.last_seq == self.next_seq
         self.next_seq += 1
@@ -175,9 +184,10 @@ class Life(RuleBasedStateMachine):
         if rows:
             self.cursor = seqs[-1]
 
-    @rule(sensor=NAMES, start=st.one_of(st.none(), TIMES), end=st.one_of(st.none(), TIMES))
-    def read_range(self, sensor: Any, start: int | None, end: int | None) -> None:
+    @rule(sensor=NAMES, span=SPANS)
+    def read_range(self, sensor: Any, span: Span) -> None:
         assert self.store is not None
+        start, end = span
         found = [
             (
                 row["timestamp_us"] // 1_000_000,
@@ -255,7 +265,7 @@ class Life(RuleBasedStateMachine):
             return
         try:
             self.see_latest()
-            self.read_range(None, None, None)
+            self.read_range(None, (None, None))
             self.read_counts()
             self.read_after_any_point()
             self.deliver(100_000)
