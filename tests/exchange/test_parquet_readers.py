@@ -17,7 +17,7 @@ from repo import InvalidFile
 from repo.exchange.arrowparquet import PyArrowWriter
 from repo.exchange.fileplan import Plan, plan_of
 from repo.exchange.parquet import reader_here
-from repo.exchange.pointfiles import FileReader
+from repo.exchange.pointfiles import FileReader, Pages
 
 TOOLS = ("duckdb", "pyarrow")
 LIMIT = 64_000_000
@@ -131,12 +131,13 @@ def test_readings_of_the_other_kind_can_be_left_out(tmp_path: Path, tool: str) -
         assert [row["timestamp_us"] for row in pa.table(page.table()).to_pylist()] == [1, 3]
 
 
-def rows_of(count: int, seed: int) -> list[tuple[Any, ...]]:
+def pages_of(count: int, seed: int) -> Pages:
     chance = random.Random(seed)
-    return [
+    rows = [
         (f"s{n % 7}", "m", n * 1000, chance.gauss(20, 3), None, 100, '{"a":1}' if n % 5 else None, n)
         for n in range(count)
     ]
+    return Pages([(f"s{n}", "m") for n in range(7)], count, [rows])
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -145,7 +146,7 @@ def test_damage_without_a_sum_ends_in_an_error_or_in_rows_never_in_a_crash(
 ) -> None:
     path = tmp_path / "a.parquet"
     with path.open("w+b") as stream:
-        PyArrowWriter().write(stream.fileno(), iter([rows_of(3000, seed)]), compression="zstd", note="{}")
+        PyArrowWriter().write(stream.fileno(), pages_of(3000, seed), compression="zstd", note="{}")
     whole = path.read_bytes()
     chance = random.Random(seed)
     for _ in range(60):
@@ -161,7 +162,7 @@ def test_damage_without_a_sum_ends_in_an_error_or_in_rows_never_in_a_crash(
 def test_pyarrow_finds_every_flip_in_the_pages_that_it_wrote(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "a.parquet"
     with path.open("w+b") as stream:
-        PyArrowWriter().write(stream.fileno(), iter([rows_of(3000, seed)]), compression="none", note="{}")
+        PyArrowWriter().write(stream.fileno(), pages_of(3000, seed), compression="none", note="{}")
     whole = path.read_bytes()
     expected = found(path, "pyarrow")
     footer = int.from_bytes(whole[-8:-4], "little")
