@@ -77,7 +77,8 @@ class DuckDBWriter:
                     "COPY (SELECT getvariable('sensors')[series + 1] AS sensor_id, "
                     f"getvariable('metrics')[series + 1] AS metric_name, {_MOMENT} AS timestamp, value, "
                     f"value_text, quality, metadata, seq FROM points) TO '{file}' (FORMAT parquet, "
-                    f"COMPRESSION {codec}, PARQUET_VERSION v2, {_grouping(pages.points)}, USE_TMP_FILE false, "
+                    f"COMPRESSION {codec}, PARQUET_VERSION v2, {_grouping(pages.points)}, "
+                    f"ROW_GROUP_SIZE_BYTES {self._memory_limit_bytes // 8}, USE_TMP_FILE false, "
                     "WRITE_BLOOM_FILTER false, "
                     f"KV_METADATA {{holdfast: '{quoted}'}})",
                 )

@@ -36,8 +36,8 @@ Progress = Callable[[int, int], object]
 """Told how many points were read so far, and about how many there are."""
 
 ARROW_ROWS = 1_572_864
-"""Rows of a page of columns, less a quarter: 45 MB, and 400 ms under the lease; the longer the runs of a
-series, the smaller the file."""
+"""Rows of a page of columns, less a quarter: 45 MB, and 400 ms under the lease; the longer the runs of a series, the
+smaller the file."""
 
 PLAIN_ROWS = 65_536
 """Rows of a page of Python objects: 25 MB."""
@@ -190,6 +190,7 @@ def _sum_line(sha256: str, name: str) -> str:
 def _ahead(pages: Generator[WrittenPage]) -> Generator[WrittenPage]:
     """Yield pages, and have the next one read meanwhile."""
     with closing(pages), ThreadPoolExecutor(1, "holdfast-page") as beside:
+        beside.submit(int).result()  # a thread whose start Ctrl-C cuts off would not be waited for
         coming = beside.submit(next, pages, None)
         while (page := coming.result()) is not None:
             coming = beside.submit(next, pages, None)

@@ -15,6 +15,7 @@ import pytest
 
 from repo import InvalidFile
 from repo.exchange.arrowparquet import PyArrowWriter
+from repo.exchange.duckparquet import DuckDBWriter
 from repo.exchange.fileplan import Plan, plan_of
 from repo.exchange.parquet import reader_here
 from repo.exchange.pointfiles import FileReader, Pages
@@ -173,3 +174,13 @@ def test_pyarrow_finds_every_flip_in_the_pages_that_it_wrote(tmp_path: Path, see
         path.write_bytes(broken)
         with suppress(InvalidFile):
             assert found(path, "pyarrow") == expected, "a flip came through as another value"
+
+
+def test_long_texts_are_encoded_in_smaller_groups(tmp_path: Path) -> None:
+    rows = [("s", "m", n, None, str(n) * 2_000, 100, None, n) for n in range(3_000)]
+    with (tmp_path / "a.parquet").open("w+b") as stream:
+        pages = Pages([("s", "m")], len(rows), [rows])
+        DuckDBWriter(LIMIT).write(stream.fileno(), pages, compression="zstd", note="{}")
+    written = pq.ParquetFile(tmp_path / "a.parquet")
+    assert written.metadata.num_row_groups > 1
+    assert written.read().column("value_text").to_pylist() == [row[4] for row in rows]
