@@ -74,8 +74,8 @@ class DuckDBWriter:
                 _run_aside(
                     base,
                     chain,
-                    "COPY (SELECT getvariable('sensors')[series + 1] AS sensor_id, "
-                    f"getvariable('metrics')[series + 1] AS metric_name, {_MOMENT} AS timestamp, value, "
+                    "COPY (SELECT getvariable('sensors')[series + 1]::VARCHAR AS sensor_id, "
+                    f"getvariable('metrics')[series + 1]::VARCHAR AS metric_name, {_MOMENT} AS timestamp, value, "
                     f"value_text, quality, metadata, seq FROM points) TO '{file}' (FORMAT parquet, "
                     f"COMPRESSION {codec}, PARQUET_VERSION v2, {_grouping(pages.points)}, "
                     f"ROW_GROUP_SIZE_BYTES {self._memory_limit_bytes // 8}, USE_TMP_FILE false, "
@@ -97,7 +97,11 @@ class DuckDBWriter:
 
 
 def _name(base: Any, series: Sequence[tuple[str, str]]) -> None:
-    """Let `sensors` and `metrics` be the names of the series, as ENUMs: DuckDB would look up texts row by row."""
+    """Let `sensors` and `metrics` be the names of the series; as ENUMs, for of texts each row would get a copy.
+
+    They must not be written as ENUMs: the dictionary of a row group has "" for each name that does not come in it, and
+    pyarrow, if it is asked for dictionaries, takes all of these for one, and the names behind them for others.
+    """
     for place, kind in enumerate(("sensor", "metric")):
         names = [pair[place] for pair in series]
         base.execute(f"SET VARIABLE {kind}s = ?::VARCHAR[]", [names])

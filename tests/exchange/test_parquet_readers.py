@@ -184,3 +184,16 @@ def test_long_texts_are_encoded_in_smaller_groups(tmp_path: Path) -> None:
     written = pq.ParquetFile(tmp_path / "a.parquet")
     assert written.metadata.num_row_groups > 1
     assert written.read().column("value_text").to_pylist() == [row[4] for row in rows]
+
+
+def test_names_come_as_dictionaries_where_a_reader_wants_these(tmp_path: Path) -> None:
+    series = [(f"s{n}", f"m{n % 3}") for n in range(5)]
+    rows = [(*pair, n, 1.0, None, 100, None, n) for pair in series for n in range(2_048)]
+    with (tmp_path / "a.parquet").open("w+b") as stream:
+        DuckDBWriter(LIMIT).write(
+            stream.fileno(), Pages(series, 2_048, [rows]), compression="zstd", note="{}"
+        )
+    written = pq.ParquetFile(tmp_path / "a.parquet", read_dictionary=["sensor_id", "metric_name"])
+    assert written.metadata.num_row_groups == 5
+    for batch in written.iter_batches(columns=["sensor_id", "metric_name"]):
+        assert set(zip(batch[0].to_pylist(), batch[1].to_pylist(), strict=True)) <= set(series)
