@@ -59,7 +59,7 @@ class PyArrowWriter:
                 write_page_checksum=True,
             ) as writer,
         ):
-            for page in pages:
+            for page in pages.pages:
                 assert not isinstance(page, Page), "Arrow pages come from DuckDB, which writes them itself"
                 if page:
                     columns = [list(column) for column in zip(*page, strict=True)]

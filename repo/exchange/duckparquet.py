@@ -35,11 +35,13 @@ __all__ = ["DuckDBReader", "DuckDBWriter", "opened_duckdb"]
 _MOST_GROUP_ROWS = 2_000_000
 """In row groups of more rows, each question to a page would go through too many others; 1,048,576 is usual."""
 
-_TABLE = (
-    "sensor_id VARCHAR, metric_name VARCHAR, timestamp_us BIGINT, value DOUBLE, value_text VARCHAR, "
-    "quality INTEGER, metadata VARCHAR, seq BIGINT"
-)
+_MANY_GROUPS = 8
+"""In a file of so many row groups the last one is little."""
 
+_TABLE = (
+    "series INTEGER, timestamp_us BIGINT, value DOUBLE, value_text VARCHAR, quality INTEGER, "
+    "metadata VARCHAR, seq BIGINT"
+)
 
 _MOMENT = (
     f"CASE WHEN timestamp_us = {2**63 - 1} THEN 'infinity'::TIMESTAMPTZ "
@@ -64,6 +66,7 @@ class DuckDBWriter:
             closing(_arrow_pages(pages, self._memory_limit_bytes)) as arrow,
         ):
             base.execute(f"CREATE TABLE page ({_TABLE})")
+            _name(base, pages.series)
             chain = Chain(base.cursor().sql("FROM page"), arrow)
             file = sandbox_path(descriptor)
             codec = "uncompressed" if compression == "none" else compression
@@ -72,9 +75,11 @@ class DuckDBWriter:
                 _run_aside(
                     base,
                     chain,
-                    f"COPY (SELECT sensor_id, metric_name, {_MOMENT} AS timestamp, value, "
+                    "COPY (SELECT getvariable('sensors')[series + 1]::VARCHAR AS sensor_id, "
+                    f"getvariable('metrics')[series + 1]::VARCHAR AS metric_name, {_MOMENT} AS timestamp, value, "
                     f"value_text, quality, metadata, seq FROM points) TO '{file}' (FORMAT parquet, "
-                    f"COMPRESSION {codec}, PARQUET_VERSION v2, ROW_GROUP_SIZE {ROW_GROUP_ROWS}, USE_TMP_FILE false, "
+                    f"COMPRESSION {codec}, PARQUET_VERSION v2, {_grouping(pages.points)}, "
+                    f"ROW_GROUP_SIZE_BYTES {self._memory_limit_bytes // 8}, USE_TMP_FILE false, "
                     "WRITE_BLOOM_FILTER false, "
                     f"KV_METADATA {{holdfast: '{quoted}'}})",
                 )
@@ -90,6 +95,33 @@ class DuckDBWriter:
                 f"FROM read_parquet('{file}')"
             ).fetchall()
         return FileFacts(points, os.fstat(descriptor).st_size, digest(descriptor), *span)
+
+
+def _name(base: Any, series: Sequence[tuple[str, str]]) -> None:
+    """Let `sensors` and `metrics` be the names of the series; as ENUMs, for of texts each row would get a copy.
+
+    They must not be written as ENUMs: the dictionary of a row group has "" for each name that does not come in it, and
+    pyarrow, if it is asked for dictionaries, takes all of these for one, and the names behind them for others.
+    """
+    for place, kind in enumerate(("sensor", "metric")):
+        names = [pair[place] for pair in series]
+        base.execute(f"SET VARIABLE {kind}s = ?::VARCHAR[]", [names])
+        base.execute(f"CREATE TYPE {kind} AS ENUM (SELECT DISTINCT unnest(getvariable('{kind}s')))")
+        base.execute(f"SET VARIABLE {kind}s = getvariable('{kind}s')::{kind}[]")
+
+
+def _grouping(points: int) -> str:
+    """Return the options for row groups, and for dictionaries of values of which every other one is new.
+
+    By itself DuckDB takes a dictionary if one of five is new. What it can be told is a number, for all row groups and
+    columns: so not where the last group, with fewer rows, would have a dictionary of its times, unless that is little
+    beside the rest. What is read as one page anyway is one group.
+    """
+    rows = max(points, 2) if points <= PAGE_ROWS else ROW_GROUP_ROWS
+    most = rows // 2
+    last = points % rows or rows
+    fits = last > most or points >= _MANY_GROUPS * rows
+    return f"ROW_GROUP_SIZE {rows}" + (f", DICTIONARY_SIZE_LIMIT {most}" if fits else "")
 
 
 def _run_aside(base: Any, points: Chain, sql: str) -> None:
@@ -110,9 +142,10 @@ def _run_aside(base: Any, points: Chain, sql: str) -> None:
 
 def _arrow_pages(pages: Pages, memory_limit_bytes: int) -> Generator[Page]:
     """Yield pages as Arrow. Rows become that in a database apart: in the writer's, its COPY would keep them all."""
+    places = {pair: place for place, pair in enumerate(pages.series)}
     with ExitStack() as stack:
         apart: Any = None
-        for page in pages:
+        for page in pages.pages:
             if isinstance(page, Page):
                 yield page
                 continue
@@ -121,7 +154,7 @@ def _arrow_pages(pages: Pages, memory_limit_bytes: int) -> Generator[Page]:
                 apart.execute(f"CREATE TABLE page ({_TABLE})")
             apart.execute("TRUNCATE page")
             appender = apart.appender("page")
-            appender.append_rows(page)
+            appender.append_rows([(places[row[0], row[1]], *row[2:]) for row in page])
             appender.flush()
             yield take_page(apart.sql("FROM page"))
 

@@ -49,7 +49,7 @@ class NdjsonWriter:
             open(descriptor, "wb", closefd=False) as stream,
             gzip.GzipFile("", "wb", _LEVEL, stream, mtime=0) as packed,
         ):
-            for page in pages:
+            for page in pages.pages:
                 assert not isinstance(page, Page), "it says that it is not columnar"
                 if page:
                     lines = lines_of(page)

@@ -47,7 +47,7 @@ COLUMNS = {
 COMPRESSIONS = ("zstd", "none")
 
 ROW_GROUP_ROWS = 122_880
-"""Rows that are encoded together: some 400 KB in the file, 10 MB in memory."""
+"""Rows that are encoded together, fewer if their texts are long: some 400 KB in the file, 10 MB in memory."""
 
 
 def note_of(store_id: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,14 +20,27 @@ __all__ = [
     "Look",
     "Pages",
     "ReadPage",
+    "WrittenPage",
 ]
 
 PAGE_ROWS = 245_760
 PAGE_BYTES = 24_000_000
 """A page that is read has at most so many rows, and about so many bytes: several copies of it may exist at a time."""
 
-Pages = Iterator[Page | Sequence[Sequence[Any]]]
-"""Points in order, as Arrow batches or as rows; columns as in the table `time_series_data`."""
+WrittenPage = Page | Sequence[Sequence[Any]]
+"""Rows with the columns of the table `time_series_data`, or Arrow batches in which `series`, the place in a list of
+series, comes instead of the names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Points in order, with what is known of them beforehand; to be gone through once."""
+
+    series: Sequence[tuple[str, str]]
+    """Sensor and metric of all that may come, in order."""
+    points: int
+    """About how many there are."""
+    pages: Iterable[WrittenPage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +83,8 @@ class FileWriter(Protocol):
     def write(self, descriptor: int, pages: Pages, *, compression: str, note: str) -> FileFacts:
         """Write all pages into an empty file, and look at what is in it then.
 
-        In memory there are one page and one row group. Raises what the pages raise, or OSError.
+        In memory there are one page, the one that is read meanwhile, and one row group. Raises what the pages
+        raise, or OSError.
         """
 
 

@@ -163,8 +163,9 @@ class Store:
         `repo.exchange.bundle` the folder that `partition="day"` makes: a file a day (UTC), and a manifest with
         their SHA-256; a single file has its own in `NAME.sha256` beside it. A file stands whole or not at all, and
         replaces one of its name; a folder must be new, or hold this same export cut off, which then goes on where
-        it was. In memory there is a page of points, and the columns are free for others between pages: what is
-        written meanwhile may show. `on_progress` is told how many points were read, of about how many.
+        it was. In memory there are two pages of points, and the columns are free for others between pages: what is
+        written meanwhile may show, of the series that had points at the beginning. `on_progress` is told how many
+        points were read, of about how many.
 
         Raises `InvalidQuery`, `InvalidFile` where the path cannot be written, `StoreFull`, `StoreBusy`, or
         `MissingExtra` where neither DuckDB nor pyarrow is installed: `export_ndjson` needs neither.

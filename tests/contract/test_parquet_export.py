@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,44 @@ def test_the_columns_are_free_for_others_between_pages(
     assert done.points == len(points)
     found = sorted(rows_of(tmp_path / "all.parquet"), key=IDENTITY)
     assert found == without_us(points)
+
+
+def test_a_series_that_comes_up_meanwhile_leaves_an_export_whole(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rows in ("ARROW_ROWS", "PLAIN_ROWS"):
+        monkeypatch.setattr(exporting, rows, 100)
+    points = fill(store)
+
+    def come_up(done: int, _total: int) -> None:
+        store.points.insert(f"late-{done}", "m", done, timestamp=BEGIN_S + 2 * DAY_S)
+
+    done = store.export_parquet(tmp_path / "all.parquet", on_progress=come_up)
+    assert done.points == len(points)
+    assert sorted(rows_of(tmp_path / "all.parquet"), key=IDENTITY) == without_us(points)
+
+
+@pytest.mark.duckdb
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_points_with_long_texts_are_read_fewer_at_a_time(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "ARROW_ROWS", 1_000)
+    store.points.insert_many([("s", "m", n, n, 100, {"why": "x" * 4_000}) for n in range(200)])
+    told: list[int] = []
+    store.export_parquet(tmp_path / "a.parquet", on_progress=lambda done, _total: told.append(done))
+    assert told[-1] == 200
+    assert max(after - before for before, after in pairwise(told)) <= 10
+
+
+@pytest.mark.duckdb
+def test_values_that_repeat_have_a_dictionary_and_times_have_none(store: Store, tmp_path: Path) -> None:
+    store.points.insert_many([("s", "m", 60 * n, n // 3) for n in range(3_000)])
+    store.export_parquet(tmp_path / "a.parquet")
+    group = pq.read_metadata(tmp_path / "a.parquet").row_group(0)
+    encodings = {group.column(n).path_in_schema: group.column(n).encodings for n in range(8)}
+    assert "RLE_DICTIONARY" in encodings["value"]
+    assert "DELTA_BINARY_PACKED" in encodings["timestamp"]
 
 
 def test_the_columns_stay_open_between_pages_until_another_process_waits(

@@ -15,9 +15,10 @@ import pytest
 
 from repo import InvalidFile
 from repo.exchange.arrowparquet import PyArrowWriter
+from repo.exchange.duckparquet import DuckDBWriter
 from repo.exchange.fileplan import Plan, plan_of
 from repo.exchange.parquet import reader_here
-from repo.exchange.pointfiles import FileReader
+from repo.exchange.pointfiles import FileReader, Pages
 
 TOOLS = ("duckdb", "pyarrow")
 LIMIT = 64_000_000
@@ -133,12 +134,13 @@ def test_readings_of_the_other_kind_can_be_left_out(tmp_path: Path, tool: str) -
         assert [row["timestamp_us"] for row in pa.table(page.table()).to_pylist()] == [1, 3]
 
 
-def rows_of(count: int, seed: int) -> list[tuple[Any, ...]]:
+def pages_of(count: int, seed: int) -> Pages:
     chance = random.Random(seed)
-    return [
+    rows = [
         (f"s{n % 7}", "m", n * 1000, chance.gauss(20, 3), None, 100, '{"a":1}' if n % 5 else None, n)
         for n in range(count)
     ]
+    return Pages([(f"s{n}", "m") for n in range(7)], count, [rows])
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -147,7 +149,7 @@ def test_damage_without_a_sum_ends_in_an_error_or_in_rows_never_in_a_crash(
 ) -> None:
     path = tmp_path / "a.parquet"
     with path.open("w+b") as stream:
-        PyArrowWriter().write(stream.fileno(), iter([rows_of(3000, seed)]), compression="zstd", note="{}")
+        PyArrowWriter().write(stream.fileno(), pages_of(3000, seed), compression="zstd", note="{}")
     whole = path.read_bytes()
     chance = random.Random(seed)
     for _ in range(60):
@@ -163,7 +165,7 @@ def test_damage_without_a_sum_ends_in_an_error_or_in_rows_never_in_a_crash(
 def test_pyarrow_finds_every_flip_in_the_pages_that_it_wrote(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "a.parquet"
     with path.open("w+b") as stream:
-        PyArrowWriter().write(stream.fileno(), iter([rows_of(3000, seed)]), compression="none", note="{}")
+        PyArrowWriter().write(stream.fileno(), pages_of(3000, seed), compression="none", note="{}")
     whole = path.read_bytes()
     expected = found(path, "pyarrow")
     footer = int.from_bytes(whole[-8:-4], "little")
@@ -174,3 +176,26 @@ def test_pyarrow_finds_every_flip_in_the_pages_that_it_wrote(tmp_path: Path, see
         path.write_bytes(broken)
         with suppress(InvalidFile):
             assert found(path, "pyarrow") == expected, "a flip came through as another value"
+
+
+def test_long_texts_are_encoded_in_smaller_groups(tmp_path: Path) -> None:
+    rows = [("s", "m", n, None, str(n) * 2_000, 100, None, n) for n in range(3_000)]
+    with (tmp_path / "a.parquet").open("w+b") as stream:
+        pages = Pages([("s", "m")], len(rows), [rows])
+        DuckDBWriter(LIMIT).write(stream.fileno(), pages, compression="zstd", note="{}")
+    written = pq.ParquetFile(tmp_path / "a.parquet")
+    assert written.metadata.num_row_groups > 1
+    assert written.read().column("value_text").to_pylist() == [row[4] for row in rows]
+
+
+def test_names_come_as_dictionaries_where_a_reader_wants_these(tmp_path: Path) -> None:
+    series = [(f"s{n}", f"m{n % 3}") for n in range(5)]
+    rows = [(*pair, n, 1.0, None, 100, None, n) for pair in series for n in range(2_048)]
+    with (tmp_path / "a.parquet").open("w+b") as stream:
+        DuckDBWriter(LIMIT).write(
+            stream.fileno(), Pages(series, 2_048, [rows]), compression="zstd", note="{}"
+        )
+    written = pq.ParquetFile(tmp_path / "a.parquet", read_dictionary=["sensor_id", "metric_name"])
+    assert written.metadata.num_row_groups == 5
+    for batch in written.iter_batches(columns=["sensor_id", "metric_name"]):
+        assert set(zip(batch[0].to_pylist(), batch[1].to_pylist(), strict=True)) <= set(series)
