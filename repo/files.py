@@ -147,13 +147,11 @@ class StoreFiles:
         )
 
 
-def find_files(
-    path: str | os.PathLike[str], elsewhere: str | os.PathLike[str] | None, *, for_good: bool = False
-) -> StoreFiles:
+def find_files(path: str | os.PathLike[str], elsewhere: str | os.PathLike[str] | None) -> StoreFiles:
     """Return the files of the store that a path means; one without columns in its folder may have them `elsewhere`.
 
     That is the DuckDB file that `DUCKDB_STORAGE_PATH` named to the legacy program, which left no link to it. None is
-    taken that is not there, or is another store's. `for_good` places the links; otherwise nothing is changed.
+    taken that is not there, or is another store's. Nothing is changed: see `place_columns`.
     """
     files = StoreFiles.of(os.path.realpath(path))
     linked = files.prefix or os.path.lexists(files.folder / DUCKDB_FILE)
@@ -163,8 +161,6 @@ def find_files(
     owner = StoreFiles.beside(file).metadata
     if not file.is_file() or (owner.exists() and owner != files.metadata):
         return files
-    if for_good:
-        place_columns(files.folder, file)
     return replace(files, duckdb=file)
 
 

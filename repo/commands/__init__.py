@@ -107,7 +107,7 @@ def _print_version(context: click.Context, _parameter: click.Parameter, wanted: 
     default=DEFAULT_STORE,
     show_default=True,
     show_envvar=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),  # what is denied is told as an error of the store
     help="The folder of the store, or the column file that it stands beside.",
 )
 @click.option("--json", "as_json", is_flag=True, envvar="HOLDFAST_JSON", help="Print JSON, for programs.")

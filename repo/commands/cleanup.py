@@ -14,6 +14,7 @@ from repo.clock import system_clock
 from repo.commands.output import print_json, write_rows
 from repo.commands.selecting import bounds, iso, names_of, zone_of
 from repo.commands.session import Session, json_option
+from repo.errors import HoldfastError
 from repo.moments import parse_duration_us, to_datetime
 
 if TYPE_CHECKING:
@@ -113,11 +114,19 @@ def cleanup(
     }
     with session.opened(looks=dry_run) as store:
         dropped = _drop(session, store, scope, dry_run=dry_run, yes=yes) if of_points or of_records else None
-        shrunk = _shrink(session, store, dry_run=dry_run) if shrink else None
-    if session.as_json:
-        nothing = {"dry_run": dry_run, "points": 0, "records": 0}
-        told = nothing if dropped is None else _as_json(dropped)
-        print_json({**told, "shrunk": None if shrunk is None else shrunk._asdict()})
+        shrunk = None
+        try:
+            shrunk = _shrink(session, store, dry_run=dry_run) if shrink else None
+        except HoldfastError as error:
+            if dropped is not None and not dry_run:
+                later = session.files().command("cleanup --shrink")
+                error.add_note(f"what was to be dropped is dropped; `{later}` gives its space back later")
+            raise
+        finally:  # what was dropped is told also where its space cannot go back
+            if session.as_json and not (dropped is None and shrunk is None):
+                nothing = {"dry_run": dry_run, "points": 0, "records": 0}
+                told = nothing if dropped is None else _as_json(dropped)
+                print_json({**told, "shrunk": None if shrunk is None else shrunk._asdict()})
 
 
 def _drop(session: Session, store: Store, scope: dict[str, Any], *, dry_run: bool, yes: bool) -> Cleaned:

@@ -102,6 +102,12 @@ def show(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
         )
     else:
         _tell(session, done, goal, steps=steps)
+    if done.records_waiting and not done.restores:
+        session.note(
+            f"warning: {session.files().folder} has no time-series file, and {done.records_waiting:,} records have "
+            "their data in one; where it lies elsewhere, set DUCKDB_STORAGE_PATH to it and run this again before "
+            "new points are written"
+        )
 
 
 def _tell(session: Session, done: Migration, goal: str, *, steps: bool) -> None:

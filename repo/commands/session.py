@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repo.commands.output import printable
+from repo.errors import EngineMissing, HoldfastError
 
 if TYPE_CHECKING:
     from repo import Store
@@ -47,11 +48,28 @@ class Session:
             yield store
 
     def files(self, *, looks: bool = True) -> StoreFiles:
-        """Find the files of the store; one that does not only look links columns that lie elsewhere for good."""
-        from repo.facades.environment import from_environment
-        from repo.files import find_files
+        """Find the files of the store; one that does not only look links columns that lie elsewhere for good.
 
-        return find_files(self.folder, from_environment("DUCKDB_STORAGE_PATH", str), for_good=not looks)
+        Whatever a wrong variable may name is looked at before a link leads there: what a migration would raise.
+        """
+        from repo.facades.environment import from_environment
+        from repo.files import StoreFiles, find_files, place_columns
+        from repo.store.migrating import migrate_store
+
+        files = find_files(self.folder, from_environment("DUCKDB_STORAGE_PATH", str))
+        if looks or files == StoreFiles.of(self.folder.resolve()):
+            return files
+        try:
+            with suppress(EngineMissing):
+                migrate_store(files, check=True)
+        except HoldfastError as error:
+            error.add_note(
+                f"DUCKDB_STORAGE_PATH names {files.duckdb} for the columns of this store; if that is another file, "
+                "correct it. Nothing was changed"
+            )
+            raise
+        place_columns(files.folder, files.duckdb)
+        return files
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], object]]:

@@ -98,14 +98,16 @@ def open_engine(
     """Make an engine on one SQLite file in WAL mode, creating the file if need be.
 
     A `disposable` file has no log and is not synced: it is a wreck if anything fails, and is written quickly. One
-    that is opened for `looking` has to exist, and keeps the mode that it is in, and so every byte.
+    that is opened for `looking` has to exist, and keeps the mode that it is in, and its log: so every byte.
 
     Transactions begin IMMEDIATE, unless the connection carries the execution options `READ`. No connection
     checkpoints by itself: see `fold_wal`. Foreign keys stay off, so that batch migrations cannot cascade.
     """
     require_version()
-    # mode=rwc keeps SQLite from treating the path as anything but one file name.
-    uri = f"file:{_uri_path(path)}?mode={'rw' if looking else 'rwc'}"
+    # A mode keeps SQLite from treating the path as anything but one file name. Of a log that was left, the last one
+    # that closes would fold all into the file, unless it can only read; without one, `ro` would leave an empty log.
+    mode = "rwc" if not looking else "ro" if log_bytes(path) else "rw"
+    uri = f"file:{_uri_path(path)}?mode={mode}"
     engine = create_engine(
         URL.create("sqlite", database=uri, query={"uri": "true"}),
         connect_args={"timeout": busy_timeout_s, "isolation_level": None, "check_same_thread": False},

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from repo.errors import system_error
+
 __all__ = ["forget", "is_noted", "mend", "mend_block", "note_path", "noted", "sync_file", "sync_folder"]
 
 BLOCK_BYTES = 262_144
@@ -38,11 +40,13 @@ def note_path(path: Path) -> Path:
 
 
 def is_noted(path: Path) -> bool:
-    """Say whether a checkpoint was begun of which nobody said that it was done."""
+    """Say whether a checkpoint was begun of which nobody said that it was done; raises `StoreDenied`."""
     try:
         return note_path(path).read_bytes() == _UNDER_WAY
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise system_error(error, path) from error
 
 
 @contextmanager
@@ -50,7 +54,10 @@ def noted(path: Path) -> Iterator[None]:
     """Note a checkpoint durably before the block, and that it is done after it, unless it raises."""
     note = note_path(path)
     new = not note.exists()
-    descriptor = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        descriptor = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise system_error(error, path) from error
     try:
         os.pwrite(descriptor, _UNDER_WAY, 0)
         os.fsync(descriptor)

@@ -278,8 +278,9 @@ def _time(table: pa.Table, plan: Plan) -> Any:
         return _times(_signed(column), plan.us_per_count)
     micros = pc.multiply(column.cast(pa.float64()), float(plan.us_per_count))
     micros = pc.round(micros, round_mode="half_to_even")
-    fits = pc.less(pc.abs(micros), 2.0**62)  # no number is not less, and becomes a null too
-    return pc.if_else(fits, micros, None).cast(pa.int64())
+    fits = pc.less(pc.abs(micros), 2.0**62)
+    counts = pc.if_else(fits, micros, 0.0).cast(pa.int64())
+    return pc.if_else(fits, counts, pc.if_else(pc.is_nan(micros), None, 2**63 - 1))
 
 
 def _signed(column: Any) -> Any:

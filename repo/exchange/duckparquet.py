@@ -399,7 +399,11 @@ def _time(plan: Plan) -> str:
         return _bounded(_quoted(plan.columns["timestamp_us"]), 1)
     column, kind = _quoted(plan.columns["timestamp"]), plan.types["timestamp"]
     if kind.family == "float":
-        return f"TRY_CAST(round_even({column}::DOUBLE * {plan.us_per_count:d}, 0) AS BIGINT)"
+        us = f"round_even({column}::DOUBLE * {plan.us_per_count:d}, 0)"
+        return (
+            f"CASE WHEN {us} IS NULL OR isnan({us}) THEN NULL WHEN abs({us}) < {2**62} THEN TRY_CAST({us} AS BIGINT) "
+            f"ELSE {_LARGEST} END"
+        )
     if kind.family == "integer":
         return _bounded(column, plan.us_per_count)
     if kind.name == "TIMESTAMPTZ_NS":  # a cast would round it

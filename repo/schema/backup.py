@@ -114,7 +114,7 @@ def make(
     stamp = datetime.fromtimestamp(now_us // 1_000_000, UTC).strftime("%Y%m%dT%H%M%SZ")
     place = files.backups
     final, number = place / stamp, 1
-    while final.exists():
+    while os.path.exists(final):  # it is not known in a folder that is denied; making it there says so
         number += 1
         final = place / f"{stamp}-{number}"
     part = final.with_name(final.name + _UNFINISHED)

@@ -87,13 +87,22 @@ def steps(database: Database, before: str | None, to: str = "head") -> list[Step
 
 
 def require_legacy_shape(connection: Connection, path: Path) -> None:
-    """Raise `StoreCorrupt` where a table has a legacy name and other columns; for a database without a revision.
+    """Raise `StoreCorrupt` where a table has a legacy name and other columns, or none has a legacy name.
+
+    For a database without a revision that has tables.
 
     The first revision would refuse it, too, but the other database may be at the head by then.
     """
     first = ScriptDirectory.from_config(config()).get_revision(REVISIONS[0]).module
     inspector = inspect(connection)
-    for table in sorted(set(inspector.get_table_names()) & set(first.COLUMNS)):
+    tables = set(inspector.get_table_names()) - {"alembic_version"}
+    if tables and tables.isdisjoint(first.COLUMNS):
+        raise StoreCorrupt(
+            f"{path} has the tables of another program ({', '.join(sorted(tables)[:5])}) and none of a store; "
+            "nothing was changed. Name the file of the store, or move this one away",
+            path=path,
+        )
+    for table in sorted(tables & set(first.COLUMNS)):
         if told := first.other_shape(inspector, table):
             raise StoreCorrupt(f"{path}: {told}", path=path)
 

@@ -214,7 +214,6 @@ class Planner:
             engine.connect().execution_options(**sqlite.READ) as connection,
         ):
             found, rows = self._read(connection, target, backend)
-        # Closed by now: the last one that closes SQLite's file folds its log.
         found.size_bytes = target.path.stat().st_size + (
             sqlite.log_bytes(target.path) if backend is None else backend.log_bytes()
         )

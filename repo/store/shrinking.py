@@ -82,7 +82,9 @@ def shrink(
                 *(columns_before, columns_before, metadata_before, metadata_before, needed_bytes, free_bytes)
             )
         for file, wanted in files_in_turn.items():
-            room.refuse_full_disk(wanted, f"writing {file} anew")
+            room.refuse_full_disk(
+                wanted, f"writing {file} anew", "it stays as it is. Free some space and try again"
+            )
         target = build(opened.backend.name, building_path(path))
         remove(target.path)
         points = access.flusher.points

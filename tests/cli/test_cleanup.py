@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from repo import OfflineBufferManager, Settings, Store
+from repo.store import room
 
 DAY = 86_400
 
@@ -137,6 +139,20 @@ def test_space_goes_back_to_the_disk_when_asked(on_store: Any) -> None:
     given = re.search(r"([\d,]+) bytes went back to the disk; the store takes ([\d,]+)", told.stdout)
     assert given
     assert int(given[1].replace(",", "")) > 500_000
+
+
+def test_what_was_dropped_is_told_where_there_is_no_room_to_shrink(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "HEADROOM_BYTES", 2**62)
+    told = site("--json", "cleanup", "--sensor", "PUMP-1", "-y", "--shrink", code=1)
+    done = json.loads(told.stdout)
+    assert (done["points"], done["shrunk"]) == (10, None)
+    assert f"is dropped; `holdfast --store {site.folder} cleanup --shrink`" in told.stderr
+    assert "nothing was changed" not in told.stderr
+    assert left(site) == (10, 6)
+    alone = site("--json", "cleanup", "--shrink", code=1)
+    assert (alone.stdout, "is dropped" in alone.stderr) == ("", False)
 
 
 def test_the_ledger_tells_of_it_in_the_status(site: Any) -> None:

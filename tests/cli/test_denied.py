@@ -12,15 +12,19 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from repo import OfflineBufferManager, Settings, Store, StoreDenied
+from repo.engines import torn
 from repo.errors import HoldfastError, StoreMissing
 from repo.store.migrating import migrate_store
 from repo.store.restoring import restore_store
+from tests.migrations.legacy_store import make_legacy_store
+from tests.migrations.stores import digest
 
 NOBODY = 65534
 QUIET = Settings(background=False)
@@ -95,8 +99,12 @@ def _give_away(folder: Path) -> None:
 
 @pytest.mark.parametrize("denial", DENIALS)
 def test_a_store_that_is_denied_says_what_to_look_at_and_exits_with_1(
-    denial: str, place: Path, command: Any
+    denial: str, place: Path, command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if (
+        os.access in os.supports_effective_ids
+    ):  # as a process of that user has it, which is nobody else besides
+        monkeypatch.setattr(os, "access", partial(os.access, effective_ids=True))
     folder = command.folder = place / "store"
     _make(folder)
     command("status")
@@ -121,6 +129,32 @@ def test_columns_that_are_denied_are_told_as_such(place: Path, engine: str, colu
     (place / "store" / columns_file).chmod(0o000)
     with _as_nobody(), pytest.raises(StoreDenied, match=columns_file):
         _read(place / "store")
+
+
+@pytest.mark.duckdb
+def test_the_note_of_a_checkpoint_that_is_denied_is_told_as_such(place: Path) -> None:
+    _make(place / "store")
+    note = torn.note_path(place / "store" / "timeseries.duckdb")
+    note.touch()
+    _give_away(place / "store")
+    note.chmod(0o000)
+    with _as_nobody(), pytest.raises(StoreDenied, match=r"timeseries\.duckdb\.checkpoint"):
+        _read(place / "store")
+
+
+@pytest.mark.duckdb
+def test_backups_that_are_denied_are_told_with_the_way_out(place: Path) -> None:
+    folder = make_legacy_store(place / "old", 10, records=1)
+    (folder / "backups").mkdir()
+    _give_away(folder)
+    (folder / "backups").chmod(0o000)
+    before = digest(folder)
+    with (
+        _as_nobody(),
+        pytest.raises(StoreDenied, match=r"as they were\. Mend that, or go on without a backup"),
+    ):
+        migrate_store(folder)
+    assert digest(folder) == before
 
 
 def test_no_store_is_made_where_none_may_be(place: Path, command: Any) -> None:

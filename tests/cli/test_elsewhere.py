@@ -94,6 +94,38 @@ def test_a_store_that_has_columns_of_its_own_or_none_yet_is_as_it_is(
     assert StoreFiles.of(old.folder) == find_files(old.folder, tmp_path / "disk" / "points.duckdb")
 
 
+@pytest.mark.parametrize("kind", ["text", "another program's"])
+def test_what_a_wrong_variable_names_is_never_linked(old: Any, kind: str, tmp_path: Path) -> None:
+    wrong = tmp_path / "disk" / "wrong"
+    if kind == "text":
+        wrong.write_text("no database " * 1_000)
+    else:
+        import duckdb
+
+        connection = duckdb.connect(str(wrong))
+        connection.execute("CREATE TABLE prices (i INTEGER)")
+        connection.close()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("DUCKDB_STORAGE_PATH", str(wrong))
+        before = digest(tmp_path)
+        for line in ("migrate", "ingest -", "migrate --check"):
+            told = old(*line.split(), code=1, stdin="").stderr
+            assert str(wrong) in told
+            assert "--check" in line or "DUCKDB_STORAGE_PATH names" in told
+            assert digest(tmp_path) == before
+    assert old.json("migrate")["records_restored"] == 3
+
+
+def test_where_no_columns_are_found_and_records_wait_for_them_the_variable_is_named(
+    old: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DUCKDB_STORAGE_PATH")
+    for line in ("migrate --check", "migrate"):
+        told = old(*line.split(), code=5 if "--check" in line else 0).stderr
+        assert f"{old.folder} has no time-series file" in told
+        assert "set DUCKDB_STORAGE_PATH" in told
+
+
 def test_columns_of_another_store_are_never_taken(old: Any, tmp_path: Path) -> None:
     points = tmp_path / "disk" / "points.duckdb"
     points.rename(tmp_path / "disk" / "timeseries.duckdb")
@@ -104,8 +136,8 @@ def test_columns_of_another_store_are_never_taken(old: Any, tmp_path: Path) -> N
         pass
     mine = StoreFiles.of(tmp_path / "mine")
     theirs = tmp_path / "theirs" / "timeseries.duckdb"
-    assert find_files(tmp_path / "mine", theirs, for_good=True) == mine
+    assert find_files(tmp_path / "mine", theirs) == mine
     storage = DuckDBTimeSeriesStorage(str(points))
     storage.close()
     for elsewhere in (points, tmp_path / "none.duckdb", None):
-        assert find_files(tmp_path / "mine", elsewhere, for_good=True) == mine
+        assert find_files(tmp_path / "mine", elsewhere) == mine

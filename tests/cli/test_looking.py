@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,27 @@ def test_a_look_at_an_outdated_store_names_the_command_and_changes_nothing(
             assert f"`holdfast --store {shlex.quote(str(old.folder))} migrate`" in told, line
             assert digest(old.folder) == before, line
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_look_leaves_the_log_of_a_legacy_program_that_was_killed_as_it_is(old: Any) -> None:
+    killed = old.folder.with_name("killed")
+    killed.mkdir()
+    writing = sqlite3.connect(old.folder / "offline_buffer.db")
+    writing.execute("PRAGMA journal_mode = WAL")
+    writing.execute("PRAGMA wal_autocheckpoint = 0")
+    writing.execute("UPDATE buffered_records SET source = 'only in the log'")
+    writing.commit()
+    for name in ("offline_buffer.db", "offline_buffer.db-wal", "timeseries.duckdb"):
+        shutil.copy(old.folder / name, killed / name)
+    writing.close()
+    old.folder = killed
+    before = digest(killed)
+    for line in ("status", "migrate --check", "query SENSOR-7 pressure"):
+        old(*line.split(), code=5)
+        assert {name: held for name, held in digest(killed).items() if not name.endswith("-shm")} == before
+    old("migrate")
+    with Store(killed, Settings(background=False)) as store:
+        assert {record["source"] for record in store.records.pending()} == {"only in the log"}
 
 
 def test_status_of_an_outdated_store_tells_the_revisions_of_both_databases(old: Any) -> None:

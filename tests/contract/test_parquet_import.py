@@ -281,11 +281,12 @@ def test_a_dry_run_tells_that_files_overlap(
     assert store.import_parquet([one, two, two]).stored == 2
 
 
+@pytest.mark.parametrize("kind", [int, float])
 @pytest.mark.parametrize("factor", [1_000, 1_000_000])
 def test_numbers_that_are_no_seconds_are_told_with_the_way_out(
-    store: Store, tmp_path: Path, factor: int
+    store: Store, tmp_path: Path, factor: int, kind: type[int] | type[float]
 ) -> None:
-    times = [BEGIN_S * factor, (BEGIN_S + 1) * factor]
+    times = [kind(BEGIN_S * factor), kind((BEGIN_S + 1) * factor)]
     done = store.import_parquet(write(tmp_path / "a.parquet", timestamp=times))
     assert (done.refused, len(done.problems)) == (2, 1)
     assert "'timestamp' are taken as seconds" in done.problems[0]
