@@ -316,7 +316,9 @@ POINTS = st.lists(
 @settings(max_examples=10)
 @given(
     parts=st.lists(POINTS, min_size=1, max_size=3),
-    bounds=st.tuples(st.none() | st.integers(-6, 41), st.none() | st.integers(-6, 41)),
+    bounds=st.tuples(*[st.none() | st.integers(-6, 41)] * 2).filter(
+        lambda bounds: None in bounds or bounds[0] <= bounds[1]
+    ),
     rows=st.integers(1, 12),
     names=st.sampled_from([(None, None), ("a", "m"), ("b", None), ("[ab]", "t")]),
 )

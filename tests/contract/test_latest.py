@@ -251,7 +251,9 @@ STEPS = st.one_of(
             max_size=6,
         ),
     ),
-    st.tuples(st.just("delete"), st.sampled_from([None, "a", "[bc]"]), TIMES, TIMES),
+    st.tuples(st.just("delete"), st.sampled_from([None, "a", "[bc]"]), TIMES, TIMES).filter(
+        lambda step: step[2] <= step[3]
+    ),
     st.tuples(st.sampled_from(["flush", "checkpoint", "reopen", "look"])),
 )
 

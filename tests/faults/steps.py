@@ -376,9 +376,9 @@ def _watch_moves(stopper: _Stopper) -> None:
 def _watch_shrinks(stopper: _Stopper) -> None:
     shrink, replace, vacuum = shrinking.shrink, Path.replace, sqlite.vacuum
 
-    def watched_shrink(*arguments: Any) -> Any:
+    def watched_shrink(*arguments: Any, **options: Any) -> Any:
         stopper.reach("shrink")
-        done = shrink(*arguments)
+        done = shrink(*arguments, **options)
         stopper.passed("shrink")
         return done
 
