@@ -74,8 +74,14 @@ def pytest_report_header() -> str | None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs DuckDB where it is not installed: what is marked so, or has it for an engine."""
+    """Mark what is slow on its engine; skip, where there is no DuckDB, what is marked so or has it for an engine."""
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        slow_on = item.get_closest_marker("slow_on")
+        if slow_on and HAS_DUCKDB and parameters and parameters.params.get("engine") in slow_on.args:
+            item.add_marker(pytest.mark.slow)
     if HAS_DUCKDB:
         return
     for item in items:

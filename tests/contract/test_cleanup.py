@@ -137,7 +137,7 @@ def test_names_with_signs_of_globs_and_of_sql_are_names(store: Store) -> None:
     assert sorted(counts(store)) == ['q"', "x_y", "ü"]
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(
     span=st.tuples(*[st.none() | st.integers(-5, 25)] * 2).filter(
         lambda span: None in span or span[0] <= span[1]

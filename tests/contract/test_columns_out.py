@@ -261,6 +261,7 @@ def test_nothing_is_held_between_batches(open_store: OpenStore, monkeypatch: pyt
         ("", ""),
     ],
 )
+@pytest.mark.slow_on("sqlite")
 def test_each_shape_needs_its_own_package_alone(tmp_path: Path, engine: str, only: str, works: str) -> None:
     script = f"""
 import sys

@@ -68,6 +68,7 @@ def test_moving_to_the_active_engine_does_nothing(store: Store, engine: str) -> 
     assert store.status().bytes_by_kept_file == {}
 
 
+@pytest.mark.slow_on("sqlite")
 def test_toggled_twice_with_overwrites_and_deletes_in_each_phase(open_store: Any, seed: int) -> None:
     rng = random.Random(seed)
     store: Store = open_store(bulk_rows=50, flush_batch_points=80)
@@ -269,6 +270,7 @@ def test_what_a_restored_metadata_database_took_before_it_found_the_columns_is_k
     assert len(store.points.range("c", "m").all()) == 30
 
 
+@pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("moment", ["while it was built", "before the switch", "after the switch"])
 def test_what_a_kill_leaves_is_tidied_up_and_means_nothing(
     open_store: Any, engine: str, moment: str, spawn: Any
@@ -333,6 +335,7 @@ def test_a_disk_without_room_is_told_beforehand_with_the_number(
     assert len(everything(store)) == 1
 
 
+@pytest.mark.slow_on("sqlite")
 def test_another_process_goes_on_with_the_other_engine(open_store: Any, spawn: Any, engine: str) -> None:
     store = open_store()
     other = spawn(

@@ -67,6 +67,7 @@ def damaged(bundle: Path, case: str) -> None:
         "no manifest of ours",
     ],
 )
+@pytest.mark.slow_on("sqlite")
 def test_a_bundle_that_is_not_whole_is_refused_whole(open_store: OpenStore, bundle: Path, case: str) -> None:
     damaged(bundle, case)
     target = open_store("target")
@@ -76,6 +77,7 @@ def test_a_bundle_that_is_not_whole_is_refused_whole(open_store: OpenStore, bund
     assert target.last_seq() == 0
 
 
+@pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize(
     "case", ["whole", "missing", "another day's file", "a link to a file outside", "draft"]
 )

@@ -206,6 +206,7 @@ def test_a_folder_that_was_cut_off_goes_on_where_it_was(store: Store, tmp_path: 
     assert not [file for file in (tmp_path / "bundle").rglob("*") if file.name.startswith(".")]
 
 
+@pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("change", ["late", "corrected", "deleted"])
 def test_a_day_that_changed_since_it_was_cut_off_goes_out_again(
     open_store: OpenStore, tmp_path: Path, change: str
@@ -429,6 +430,7 @@ with Store(sys.argv[1], Settings(background=False)) as store:
 """
 
 
+@pytest.mark.slow_on("sqlite")
 def test_two_processes_do_not_write_one_file_at_once(store: Store, tmp_path: Path) -> None:
     points = fill(store, days=1)
     store.close()

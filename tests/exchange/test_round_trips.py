@@ -93,6 +93,7 @@ def comes_back(source: Store, tmp_path: Path, partition: Any) -> int:
     return len(rows)
 
 
+@pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize(("partition", "most"), [(None, 22_695), ("day", 2_000)])
 def test_a_machine_comes_back(open_store: OpenStore, tmp_path: Path, partition: Any, most: int) -> None:
     source = open_store()

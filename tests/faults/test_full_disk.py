@@ -86,6 +86,7 @@ def test_a_process_killed_on_a_full_disk_loses_nothing(engine: str, tmp_path: Pa
 
 
 @pytest.mark.duckdb
+@pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
 def test_the_columns_do_not_move_where_there_is_no_room_and_do_when_there_is(
     engine: str, tmp_path: Path
