@@ -158,20 +158,17 @@ def _drop(session: Session, store: Store, scope: dict[str, Any], *, dry_run: boo
 
 
 def _shrink(session: Session, store: Store, *, dry_run: bool) -> Shrunk | None:
-    if dry_run or not session.as_json:
+    if dry_run:
         meant = store.shrink(dry_run=True)
-        needed = (
-            f"may take {meant.needed_bytes:,} bytes meanwhile, and {meant.free_bytes:,} are free on the disk"
-        )
-        if dry_run:
+        if not session.as_json:
             size = store.size(inside=True)
-            free_bytes = size.columns_free_bytes + size.metadata_free_bytes
-            if not session.as_json:
-                session.say(
-                    f"{free_bytes:,} bytes inside the files are free by now; giving them back {needed}"
-                )
-            return meant
-        session.note(f"giving space back {needed}")
+            inside_bytes = size.columns_free_bytes + size.metadata_free_bytes
+            session.say(
+                f"{inside_bytes:,} bytes inside the files are free by now; giving them back {_needs(meant)}"
+            )
+        return meant
+    if not session.as_json:
+        session.note(f"giving space back {_needs(store.shrink(dry_run=True))}")
     with session.progress("shrink") as show:
         shrunk = store.shrink(show)
     if not session.as_json:
@@ -179,6 +176,10 @@ def _shrink(session: Session, store: Store, *, dry_run: bool) -> Shrunk | None:
         given = f"{shrunk.freed_bytes:,} bytes went" if shrunk.freed_bytes > 0 else "no bytes could go"
         session.say(f"{given} back to the disk; the store takes {left:,}")
     return shrunk
+
+
+def _needs(meant: Shrunk) -> str:
+    return f"may take {meant.needed_bytes:,} bytes meanwhile, and {meant.free_bytes:,} are free on the disk"
 
 
 def _show(session: Session, meant: Cleaned) -> None:

@@ -114,7 +114,7 @@ def make(
     stamp = datetime.fromtimestamp(now_us // 1_000_000, UTC).strftime("%Y%m%dT%H%M%SZ")
     place = files.backups
     final, number = place / stamp, 1
-    while os.path.exists(final):  # it is not known in a folder that is denied; making it there says so
+    while final.exists():
         number += 1
         final = place / f"{stamp}-{number}"
     part = final.with_name(final.name + _UNFINISHED)
@@ -170,8 +170,16 @@ def keep(files: StoreFiles, count: int) -> list[Path]:
 
 
 def is_restoring(files: StoreFiles) -> bool:
-    """Say whether a backup is being put back, or was when the process ended."""
-    return os.path.exists(files.backups / _RESTORING)
+    """Say whether a backup is being put back, or was when the process ended; an error where that cannot be seen."""
+    try:
+        os.stat(files.backups / _RESTORING)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise system_error(
+            error, files.backups, "it cannot be seen whether a backup is being put back; nothing was changed"
+        ) from error
+    return True
 
 
 def restored_file(files: StoreFiles, saved: Saved) -> Path:

@@ -396,7 +396,7 @@ def _typed(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        said = "the old store is untouched, and no new one was made"
+        said = "the old store is untouched, and no new one was made; mend that and adopt it again"
         raise system_error(error, target, said) from error
 
 

@@ -151,8 +151,9 @@ class Points(PointWriter):
         several points of one identity the last counts, if they stand within 200,000 rows.
 
         Tables of `bulk_rows` and more go straight to the columns, some 200,000 rows at a time, if these are to be
-        had at once, else, as small ones do, through the journal. Seqs may have gaps. An error or a kill while it
-        runs leaves whole chunks of the table, or none; writing it again is harmless.
+        had at once, else, as small ones do, through the journal. Seqs may have gaps, and what another point of the
+        same table replaces may have none. An error or a kill while it runs leaves whole chunks of the table, or
+        none; writing it again is harmless.
         """
         return self._bulk.insert(table, on_error, on_conflict)
 

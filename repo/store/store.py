@@ -97,7 +97,7 @@ class Store:
                 self._convert(self.settings.engine)
             except EngineMissing as missing:
                 log.warning("the columns stay where they are: %s", missing)
-            except BaseException:
+            except BaseException:  # the caller gets no store that could be closed
                 self.close()
                 raise
 

@@ -53,6 +53,7 @@ class PointsChange:
     kinds: dict[tuple[str, str], str | None]
     blocks: list[tuple[int, bytes]]
     count: int
+    """How many the caller gave; the blocks hold fewer where one of them replaces others of the same table."""
     keep: bool = False
     """Whether they give way to points already stored."""
     record: RecordChange | None = None
@@ -171,7 +172,7 @@ class Writer:
                 if party.done:
                     return
             self._lead()
-        except BaseException:
+        except BaseException:  # Ctrl-C, too: who is gone must not be called to lead the others
             self._withdraw(party)
             raise
 

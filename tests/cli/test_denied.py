@@ -147,13 +147,33 @@ def test_backups_that_are_denied_are_told_with_the_way_out(place: Path) -> None:
     folder = make_legacy_store(place / "old", 10, records=1)
     (folder / "backups").mkdir()
     _give_away(folder)
-    (folder / "backups").chmod(0o000)
+    (folder / "backups").chmod(0o555)
     before = digest(folder)
     with (
         _as_nobody(),
         pytest.raises(StoreDenied, match=r"as they were\. Mend that, or go on without a backup"),
     ):
         migrate_store(folder)
+    assert digest(folder) == before
+
+
+@pytest.mark.duckdb
+def test_nothing_is_opened_where_it_cannot_be_seen_whether_a_restore_was_cut_off(place: Path) -> None:
+    folder = make_legacy_store(place / "old", 10, records=1)
+    (folder / "backups").mkdir()
+    _give_away(folder)
+    (folder / "backups").chmod(0o000)
+    before = digest(folder)
+    for use in (
+        lambda: Store(folder, create=False),
+        lambda: migrate_store(folder, check=True),
+        lambda: migrate_store(folder, backup=False),
+    ):
+        with (
+            _as_nobody(),
+            pytest.raises(StoreDenied, match="cannot be seen whether a backup is being put back"),
+        ):
+            use()
     assert digest(folder) == before
 
 
