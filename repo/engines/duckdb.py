@@ -20,6 +20,8 @@ from repo.errors import HoldfastError, StoreBusy, StoreClosed, StoreCorrupt, Sto
 __all__ = [
     "DriverError",
     "close_engine",
+    "is_fatal",
+    "is_log_damage",
     "log_bytes",
     "log_path",
     "metadata_blocks",
@@ -177,6 +179,22 @@ def is_log_damage(error: BaseException) -> bool:
     """Say whether an open failed because the log could not be replayed."""
     cause = error.__cause__ if isinstance(error, HoldfastError) else error
     return isinstance(cause, duckdb.Error) and "replaying WAL" in str(cause)
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Say whether the error, or a cause of it, ended the instance: each later statement fails until it is reopened.
+
+    Takes errors of the driver, bare or wrapped by SQLAlchemy, and typed ones that were raised from them.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        original = seen.orig if isinstance(seen, DBAPIError) else seen
+        if isinstance(original, (duckdb.FatalException, duckdb.InternalException)):
+            return True
+        if isinstance(original, duckdb.Error) and "has been invalidated" in str(original):
+            return True
+        seen = seen.__cause__
+    return False
 
 
 def typed_error(error: BaseException, path: Path) -> HoldfastError:

@@ -27,6 +27,7 @@ __all__ = [
     "fold_wal",
     "free_bytes",
     "has_wal_reset_bug",
+    "is_fatal",
     "log_bytes",
     "only_reading",
     "open_engine",
@@ -283,6 +284,21 @@ def free_bytes(connection: Connection) -> int:
 def only_reading(action: int, *_: object) -> int:
     """Authorize reading and nothing else; for `set_authorizer`."""
     return sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Say whether the error, or a cause of it, leaves connections in doubt: close them and open the file again.
+
+    Takes errors of the driver, bare or wrapped by SQLAlchemy, and typed ones that were raised from them.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        original = seen.orig if isinstance(seen, DBAPIError) else seen
+        name = getattr(original, "sqlite_errorname", "") or ""
+        if name.startswith(("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CANTOPEN")):
+            return True
+        seen = seen.__cause__
+    return False
 
 
 def typed_error(error: BaseException, path: Path) -> HoldfastError:

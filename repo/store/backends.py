@@ -73,6 +73,9 @@ class Backend(Protocol):
     def typed_error(self, error: BaseException) -> HoldfastError:
         """Translate an error of the engine."""
 
+    def is_fatal(self, error: BaseException) -> bool:
+        """Say whether the file has to be closed and opened again after this error; see the engines' `is_fatal`."""
+
     def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
         """Run one SELECT that can neither write nor leave the store; `InvalidQuery` for anything else."""
 
@@ -187,6 +190,12 @@ class DuckDBBackend:
 
         return duckdb.typed_error(error, self.path)
 
+    def is_fatal(self, error: BaseException) -> bool:
+        """Say whether DuckDB's instance is of no use any more."""
+        from repo.engines import duckdb
+
+        return duckdb.is_fatal(error)
+
     def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
         """Run one SELECT; the instance itself has no access outside."""
         import duckdb
@@ -252,6 +261,10 @@ class SQLiteBackend:
     def typed_error(self, error: BaseException) -> HoldfastError:
         """Translate an error of SQLite."""
         return error if isinstance(error, HoldfastError) else sqlite.typed_error(error, self.path)
+
+    def is_fatal(self, error: BaseException) -> bool:
+        """Say whether SQLite's connections are in doubt."""
+        return sqlite.is_fatal(error)
 
     def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
         """Run one SELECT; the authorizer lets nothing but reading through."""

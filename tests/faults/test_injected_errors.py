@@ -79,3 +79,18 @@ def test_an_error_of_the_engine_while_opening_is_a_typed_one_and_leaves_nothing_
             event.remove(Engine, "before_cursor_execute", fail)
         assert store.status().holder is None
         assert len(list(store.points.range("site", "pressure"))) == 1
+
+
+@pytest.mark.duckdb
+def test_an_error_that_ends_an_instance_of_duckdb_is_told_from_others(tmp_path: Path) -> None:
+    import duckdb
+
+    from repo.engines import duckdb as engines
+
+    fatal = duckdb.FatalException("FATAL Error: Failed to create checkpoint")
+    wrapped = OperationalError("CHECKPOINT", {}, fatal)
+    typed = engines.typed_error(wrapped, tmp_path)
+    typed.__cause__ = wrapped
+    assert all(engines.is_fatal(error) for error in (fatal, wrapped, typed))
+    assert not engines.is_fatal(duckdb.IOException("IO Error: No space left on device"))
+    assert not engines.is_fatal(ValueError("another"))
