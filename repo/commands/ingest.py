@@ -149,7 +149,6 @@ def ingest(
     "rejected", "no_reading", "elapsed_s", "points_per_s"}
     """
     from repo.exchange.inputs import Input
-    from repo.store.importing import import_files
 
     if errors_file is not None:
         _check_errors_file(session, errors_file, files)
@@ -166,8 +165,8 @@ def ingest(
         store = stack.enter_context(session.opened())
         progress = stack.enter_context(_Progress(shown=sys.stderr.isatty() and not session.quiet))
         rejections = stack.enter_context(_Rejections(session, errors_file, progress, many=len(files) > 1))
-        done = import_files(
-            store, inputs, layout, strict=strict, on_progress=progress.show, on_rejected=rejections.add
+        done = store.ingest(
+            inputs, layout, strict=strict, on_progress=progress.show, on_rejected=rejections.add
         )
     elapsed_s = time.monotonic() - began_s
     report = {

@@ -14,7 +14,9 @@ from repo.clock import Clock, system_clock
 from repo.errors import InvalidQuery, InvalidRecord
 from repo.models import BufferedRecord
 from repo.moments import to_us
+from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.pointers import HANDED_OUT
+from repo.repositories.state import StateRepository
 from repo.values import check_name
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
 
 PendingRecord = dict[str, Any]
 """Keys: id, record_id, source, data (as given), timestamp (Unix seconds), retry_count, last_retry, created_at."""
+
+DAY_US = 86_400_000_000
 
 _ROW_BYTES = 64
 """What a record takes beside its texts, with its place in the indexes."""
@@ -236,16 +240,27 @@ class RecordRepository:
             for source, count, first_s, last_s, size in self._connection.execute(query)
         ]
 
-    def drop(self, scope: RecordScope) -> Dropped:
-        """Delete the unsent records that a scope means; the caller writes the ledger entry."""
+    def drop(self, scope: RecordScope, reason: str = "drop", why: Mapping[str, Any] | None = None) -> Dropped:
+        """Delete the unsent records in a scope, and write the drop into the loss ledger.
+
+        The ledger keeps one entry a day for each `reason` and `why`.
+        """
         table = BufferedRecord
         where = scope.where()
         count, first_s, last_s = self._connection.execute(
             select(func.count(), func.min(table.timestamp), func.max(table.timestamp)).where(where)
         ).one()
-        if count:
+        dropped = Dropped(int(count), _us(first_s), _us(last_s))
+        if dropped.records:
             self._connection.execute(delete(table).where(where))
-        return Dropped(int(count), _us(first_s), _us(last_s))
+            state = StateRepository(self._connection).get()
+            assert state is not None
+            now_us = self._clock()
+            detail = json.dumps(why or {}, ensure_ascii=False)
+            entry_id = f"{state.store_id}:records:{reason}:{now_us // DAY_US}:{detail}"
+            loss = Loss(entry_id, "records", reason, detail, *dropped, now_us)
+            LedgerRepository(self._connection).merge(loss)
+        return dropped
 
     def _settle(self, statement: str, rows: list[tuple[Any, ...]]) -> int:
         if not rows:

@@ -13,7 +13,9 @@ from sqlalchemy.exc import DBAPIError
 from repo.clock import Clock
 from repo.files import StoreFiles
 from repo.repositories.journal import JournalRepository
+from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.series import Summary
+from repo.repositories.state import StateRepository
 from repo.settings import Settings
 from repo.store.columns import Columns
 from repo.store.flush import Flusher
@@ -46,6 +48,13 @@ class Access:
         """Return the last seq that is committed to the journal."""
         with self.metadata.read() as connection:
             return JournalRepository(connection).last_seq()
+
+    def loss_by(self, seq: int) -> Loss | None:
+        """Return the ledger entry of the delete with this seq; None if it dropped no point or was not flushed."""
+        with self.metadata.read() as connection:
+            state = StateRepository(connection).get()
+            assert state is not None
+            return LedgerRepository(connection).get(f"{state.store_id}:{seq}")
 
     @contextmanager
     def reading(self, doing: str) -> Iterator[Reading]:

@@ -75,7 +75,10 @@ class Bulk:
                 spool.close()
 
     def check(self, given: Any) -> tuple[Refusal, ...]:
-        """See `Points.check_table`."""
+        """Return what `insert` with `on_error="skip"` would refuse of a table, and write nothing.
+
+        It does not compare the table with the kinds of stored series.
+        """
         scratch, spool = self._opened_scratch(), self._opened_scratch()
         try:
             load = _Load(self._access, scratch, keep=True, skip=True)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from repo.errors import EngineMissing, InvalidQuery, StoreBusy
 from repo.repositories.extents import Extent, extents
-from repo.repositories.ledger import Loss
-from repo.repositories.points import select_points
+from repo.repositories.points import Time, select_points
 from repo.repositories.records import RecordExtent, RecordRepository, RecordScope
 from repo.repositories.selection import MOST_NAMES, Names, Selection, chosen_names
 from repo.repositories.sinks import SinkRepository
 from repo.store.access import Access
-from repo.store.points import Points, Time
-from repo.store.records import Records
 from repo.store.space import measure
+from repo.store.writer import DeleteChange, Submission
 
 __all__ = ["Cleaned", "Scope", "clean", "extent_of"]
 
@@ -127,14 +125,8 @@ def extent_of(access: Access, scope: Scope) -> Cleaned:
     )
 
 
-def clean(
-    access: Access,
-    points: Points,
-    records: Records,
-    dropped_by: Callable[[int], Loss | None],
-    scope: Scope,
-) -> Cleaned:
-    """Drop it, and say what that was. See `Store.cleanup`."""
+def clean(access: Access, scope: Scope) -> Cleaned:
+    """Drop what the scope selects, and report it. See `Store.cleanup`."""
     before = None
     try:
         before = extent_of(access, scope)
@@ -143,12 +135,15 @@ def clean(
     times: list[int | None] = []
     dropped = 0
     if scope.records is not None:
-        fallen = records.drop(scope.records, scope.why)
+        with access.metadata.write() as connection:
+            records = RecordRepository(connection, clock=access.clock)
+            fallen = records.drop(scope.records, "cleanup", scope.why)
+        access.metadata.fold_if_due()
         dropped = fallen.records
         times += [fallen.first_us, fallen.last_us]
     lost: int | None = 0
     if scope.points is not None:
-        written = points.delete_selected(scope.points)
+        written = access.writer.commit(Submission((DeleteChange(scope.points),)))
         lost = None
         try:
             access.flush("cleanup")
@@ -156,7 +151,7 @@ def clean(
             log.warning("the points fall when the journal is applied: %s", error)
         else:
             assert written.last_seq is not None, "a delete has a seq"
-            loss = dropped_by(written.last_seq)
+            loss = access.loss_by(written.last_seq)
             lost = 0 if loss is None else loss.dropped
             times += [] if loss is None else [loss.first_us, loss.last_us]
     known = [us for us in times if us is not None]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
@@ -26,10 +28,15 @@ from repo.exchange.readings import Chunk, Layout, Rejected
 from repo.exchange.texttimes import UNIX_EXPONENTS
 from repo.exchange.unpacking import plain_name
 from repo.repositories.points import Written
-from repo.store.store import Store
+from repo.repositories.series import SeriesRepository
+from repo.store.access import Access
+from repo.store.recovering import import_parquet
+from repo.store.writer import Submission
 from repo.values import KIND_NUMBER, KIND_TEXT, check_rows
 
-__all__ = ["Imported", "import_files"]
+__all__ = ["Files", "Ingested", "ingest"]
+
+Files = str | os.PathLike[str] | Input | Iterable[str | os.PathLike[str] | Input]
 
 log = logging.getLogger("holdfast.importing")
 
@@ -38,7 +45,7 @@ APPLY_POINTS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class Ingested:
     """What became of one file."""
 
     file: str
@@ -50,28 +57,32 @@ class Imported:
     """Cells marked as missing: no point in a wide file, a point without a reading in a long one."""
 
 
-def import_files(
-    store: Store,
-    inputs: Sequence[Input],
-    layout: Layout,
+def ingest(
+    access: Access,
+    files: Files,
+    layout: Layout | None = None,
     *,
     strict: bool = False,
     on_progress: Callable[[Input, int], None] = lambda _input, _readings: None,
     on_rejected: Callable[[Input, Rejected], None] = lambda _input, _rejected: None,
-) -> list[Imported]:
-    """Write the readings of files, in their order, and return what became of each, when all are durable.
+) -> list[Ingested]:
+    """See `Store.ingest`. In memory there are a few batches of 10,000 readings; of Parquet, a page."""
+    with ExitStack() as stack:
+        inputs = [_input_of(file, stack) for file in _listed(files)]
+        passes = _Passes(access, layout or Layout(), on_progress, on_rejected)
+        return _run(passes, inputs, strict=strict)
 
-    CSV, NDJSON and Parquet, each in any order. Of points with one sensor, metric and time the last wins, over
-    stored ones too. What cannot be stored is rejected and the rest written; with `strict` every file is checked
-    first, and nothing is written if anything is rejected (`points` is 0 everywhere). In memory there are a few
-    batches of 10,000 readings; of Parquet, a page. `on_progress` is told how many readings of an input were taken.
 
-    Afterwards the journal is applied to the columns, unless another process keeps them. An error leaves what
-    was acknowledged, and has a note that says how many points those are; importing the same files again is
-    harmless, for equal points change nothing. A file that cannot be opened, Parquet in a stream, or packed, and
-    options that Parquet cannot follow are found before anything is written; so is, in a file of Parquet, damage.
-    """
-    passes = _Passes(store, layout, on_progress, on_rejected)
+def _listed(files: Files) -> list[str | os.PathLike[str] | Input]:
+    return [files] if isinstance(files, str | os.PathLike | Input) else list(files)
+
+
+def _input_of(file: str | os.PathLike[str] | Input, stack: ExitStack) -> Input:
+    """Return what a caller gave as an input; one that is made here is closed with the stack."""
+    return file if isinstance(file, Input) else stack.enter_context(closing(Input(file)))
+
+
+def _run(passes: _Passes, inputs: Sequence[Input], *, strict: bool) -> list[Ingested]:
     for given in inputs:
         if given.look() == "parquet":
             passes.mapping_of(given)
@@ -98,22 +109,22 @@ class _Passes:
 
     def __init__(
         self,
-        store: Store,
+        access: Access,
         layout: Layout,
         on_progress: Callable[[Input, int], None],
         on_rejected: Callable[[Input, Rejected], None],
     ) -> None:
-        self._store = store
+        self._access = access
         self._layout = layout
         self._on_progress = on_progress
         self._on_rejected = on_rejected
-        self._kinds = _kinds_of(store)
+        self._kinds = _kinds_of(access)
         self._under_way: deque[Future[Written]] = deque()
         self._unapplied = 0
         self._columns_to_be_had = True
         self.acknowledged = 0
 
-    def run(self, given: Input, *, check_only: bool) -> Imported:
+    def run(self, given: Input, *, check_only: bool) -> Ingested:
         """Pass over one file; an error that does not name it gets a note that does."""
         try:
             if given.look() == "parquet":
@@ -124,7 +135,7 @@ class _Passes:
                 error.add_note(f"the file is {given.name}")
             raise
 
-    def _run_text(self, given: Input, take: Callable[[list[Any]], None], *, again: bool) -> Imported:
+    def _run_text(self, given: Input, take: Callable[[list[Any]], None], *, again: bool) -> Ingested:
         """`take` gets rows that it may refuse with `InvalidPoint`, listing all bad ones."""
         before, taken, rejected, no_reading = self.acknowledged, 0, 0, 0
         with given.opened(again=again) as (form, text):
@@ -147,13 +158,14 @@ class _Passes:
                 no_reading += chunk.missing + sum(row[3] is None for row in chunk.rows)
                 self._on_progress(given, taken)
         self._settle(0)
-        return Imported(given.name, self.acknowledged - before, rejected, no_reading)
+        return Ingested(given.name, self.acknowledged - before, rejected, no_reading)
 
-    def _run_parquet(self, given: Input, *, check_only: bool) -> Imported:
+    def _run_parquet(self, given: Input, *, check_only: bool) -> Ingested:
         self._settle(0)
         assert given.path is not None
-        done = self._store.import_parquet(
-            given.path,
+        done = import_parquet(
+            self._access,
+            [given.path],
             on_conflict="overwrite",
             columns=self.mapping_of(given),
             time_format=_counted(self._layout.time_formats),
@@ -163,11 +175,11 @@ class _Passes:
         for problem in done.problems:
             reason = problem.removeprefix(f"{given.path}: ")
             self._on_rejected(given, Rejected(None, None, reason, ""))
-        self._kinds |= _kinds_of(self._store)
+        self._kinds |= _kinds_of(self._access)
         rejected = done.refused + done.nulls
         points = 0 if check_only else done.read - rejected
         self.acknowledged += points
-        return Imported(given.name, points, rejected, done.no_reading)
+        return Ingested(given.name, points, rejected, done.no_reading)
 
     def mapping_of(self, given: Input) -> dict[str, str]:
         """Return which column of Parquet is which field; `InvalidSettings` for what only a text can follow."""
@@ -196,12 +208,15 @@ class _Passes:
 
     def check(self, rows: list[Any]) -> None:
         """Refuse what the store would refuse, and write nothing."""
-        check_rows(rows, accept_bool=self._store.settings.accept_bool, now_us=0)
+        check_rows(rows, accept_bool=self._access.settings.accept_bool, now_us=0)
 
     def write(self, rows: list[Any]) -> None:
         """Send rows on their way into the journal."""
         if rows:
-            self._under_way.append(self._store.points.submit(rows))
+            submission = Submission.of_rows(
+                rows, accept_bool=self._access.settings.accept_bool, now_us=self._access.clock()
+            )
+            self._under_way.append(self._access.writer.submit(submission))
             self._settle(_UNDER_WAY)
         if self._unapplied >= APPLY_POINTS:
             self.apply()
@@ -213,7 +228,7 @@ class _Passes:
         if not self._columns_to_be_had:
             return
         try:
-            self._store.checkpoint()
+            self._access.checkpoint()
         except (StoreBusy, EngineMissing) as error:
             self._columns_to_be_had = False
             log.warning("the points are safe in the journal, and not yet in the columns: %s", error)
@@ -269,8 +284,9 @@ class _Passes:
         chunk.lines = [chunk.lines[index] for index in good]
 
 
-def _kinds_of(store: Store) -> dict[tuple[str, str], str]:
-    listed = store.series.list()
+def _kinds_of(access: Access) -> dict[tuple[str, str], str]:
+    with access.metadata.read() as connection:
+        listed = SeriesRepository(connection).list()
     return {(info.sensor_id, info.metric_name): info.kind for info in listed if info.kind is not None}
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Literal
 
-from repo.errors import InvalidQuery, Refusal
+from repo.errors import InvalidQuery
 from repo.repositories import reading
 from repo.repositories.aggregates import is_numeric
 from repo.repositories.answers import Aggregates
@@ -27,7 +27,7 @@ from repo.store.bulk import Bulk
 from repo.store.latest import Newest
 from repo.store.results import Result
 from repo.store.writer import DeleteChange, PointsChange, Submission
-from repo.values import check_point, check_rows
+from repo.values import check_point
 
 __all__ = ["PointWriter", "Points"]
 
@@ -99,14 +99,12 @@ class PointWriter:
     def _submission(self, rows: Iterable[Any], on_error: str) -> Submission:
         if on_error not in ("raise", "skip"):
             raise InvalidQuery(f"on_error = {on_error!r}: 'raise' or 'skip'")
-        batch, refusals = check_rows(
+        return Submission.of_rows(
             rows,
             accept_bool=self._access.settings.accept_bool,
             now_us=self._access.clock(),
             skip=on_error == "skip",
         )
-        changes = (PointsChange.of(batch),) if len(batch) else ()
-        return Submission(changes, refusals=refusals)
 
 
 class Points(PointWriter):
@@ -156,13 +154,6 @@ class Points(PointWriter):
         none; writing it again is harmless.
         """
         return self._bulk.insert(table, on_error, on_conflict)
-
-    def check_table(self, table: Any) -> tuple[Refusal, ...]:
-        """Return what `insert_table` with `on_error="skip"` would refuse of a table, and write nothing.
-
-        A reading of another kind than its stored series is not among it.
-        """
-        return self._bulk.check(table)
 
     def range(self, sensor_id: Names, metric_name: Names, start: Time = None, end: Time = None) -> Result:
         """Return the points in [start, end) in order of time; None leaves a side open.

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection
-
 from repo.moments import to_us
-from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.points import Written
 from repo.repositories.records import (
-    Dropped,
     NewRecord,
     PendingRecord,
     RecordCounts,
@@ -21,7 +16,6 @@ from repo.repositories.records import (
     RecordScope,
     listed_ids,
 )
-from repo.repositories.state import StateRepository
 from repo.store.access import Access
 from repo.store.writer import Change, PointsChange, RecordChange, SettleChange, Submission
 from repo.values import check_rows
@@ -30,9 +24,6 @@ __all__ = ["RecordWriter", "Records", "points_of"]
 
 READING_FIELDS = ("pressure", "temperature", "flow_rate", "flowRate")
 """Fields of a record's data that are readings by their own name, beside `value`."""
-
-
-DAY_US = 86_400_000_000
 
 
 class RecordWriter:
@@ -127,55 +118,30 @@ class Records(RecordWriter):
         dropped = 0
         now_us = self._access.clock()
         with self._access.metadata.write() as connection:
-            records = RecordRepository(connection)
+            records = RecordRepository(connection, clock=self._access.clock)
             if max_age_s is not None:
-                fallen = records.drop(RecordScope(end_s=now_us / 1e6 - max_age_s))
-                self._note(connection, fallen, "age", {"max_age_s": max_age_s}, now_us)
-                dropped += fallen.records
+                too_old = RecordScope(end_s=now_us / 1e6 - max_age_s)
+                dropped += records.drop(too_old, "age", {"max_age_s": max_age_s}).records
             if max_retries is not None:
-                fallen = records.drop(RecordScope(min_retries=max_retries))
-                self._note(connection, fallen, "retries", {"max_retries": max_retries}, now_us)
-                dropped += fallen.records
+                failed = RecordScope(min_retries=max_retries)
+                dropped += records.drop(failed, "retries", {"max_retries": max_retries}).records
         self._access.metadata.fold_if_due()
         return dropped
 
     def clear(self, source: str | None = None) -> int:
         """Drop, unsent, all records, or those of one source; returns how many. The loss ledger tells."""
-        now_us = self._access.clock()
         with self._access.metadata.write() as connection:
-            fallen = RecordRepository(connection).drop(RecordScope(None if source is None else (source,)))
-            self._note(connection, fallen, "clear", {"source": source}, now_us)
+            scope = RecordScope(None if source is None else (source,))
+            dropped = RecordRepository(connection, clock=self._access.clock).drop(
+                scope, "clear", {"source": source}
+            )
         self._access.metadata.fold_if_due()
-        return fallen.records
-
-    def drop(self, scope: RecordScope, why: Mapping[str, Any]) -> Dropped:
-        """Drop, unsent, the records that a scope means, and say how many and of which time.
-
-        The loss ledger tells, with `why`, in the same commit.
-        """
-        now_us = self._access.clock()
-        with self._access.metadata.write() as connection:
-            fallen = RecordRepository(connection).drop(scope)
-            self._note(connection, fallen, "cleanup", why, now_us)
-        self._access.metadata.fold_if_due()
-        return fallen
+        return dropped.records
 
     def _settle(self, change: SettleChange) -> int:
         if change.record_ids:
             self._send(Submission((change,)))
         return change.found
-
-    def _note(
-        self, connection: Connection, dropped: Dropped, reason: str, why: Mapping[str, Any], now_us: int
-    ) -> None:
-        """Write the drop into the ledger, in its transaction: one entry a day for each reason."""
-        if not dropped.records:
-            return
-        state = StateRepository(connection).get()
-        assert state is not None
-        detail = json.dumps(why, ensure_ascii=False)
-        entry_id = f"{state.store_id}:records:{reason}:{now_us // DAY_US}:{detail}"
-        LedgerRepository(connection).merge(Loss(entry_id, "records", reason, detail, *dropped, now_us))
 
 
 def points_of(data: Mapping[str, Any], source: str, timestamp_us: int) -> list[dict[str, Any]]:

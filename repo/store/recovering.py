@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from repo.repositories.series import SeriesRepository
 from repo.settings import Settings
 from repo.store.access import Access
 from repo.store.backends import duckdb_is_installed
-from repo.store.points import Points
+from repo.store.bulk import Bulk
 from repo.store.tending import tended
 from repo.values import KIND_NUMBER, KIND_TEXT
 
@@ -108,7 +108,6 @@ class _Looked:
 
 def import_parquet(
     access: Access,
-    points: Points,
     paths: Sequence[Path],
     *,
     on_conflict: Literal["keep", "overwrite"],
@@ -122,10 +121,9 @@ def import_parquet(
         raise InvalidQuery(f"on_conflict = {on_conflict!r}: 'keep' or 'overwrite'")
     mapping = check_mapping(columns, time_format)
     looked = [_look(access.settings, source, mapping, time_format) for source in sources_of(paths)]
-    job = _Job(
-        access, points, on_conflict, sum(one.look.rows for one in looked), on_progress, dry_run=dry_run
-    )
-    with tended(access.columns):
+    total = sum(one.look.rows for one in looked)
+    with tended(access.columns), closing(Bulk(access)) as bulk:
+        job = _Job(access, bulk, on_conflict, total, on_progress, dry_run=dry_run)
         for one in looked:
             job.run(one)
     counts = job.counts
@@ -201,7 +199,7 @@ class _Job:
     def __init__(
         self,
         access: Access,
-        points: Points,
+        bulk: Bulk,
         on_conflict: Literal["keep", "overwrite"],
         total: int,
         on_progress: FileProgress,
@@ -209,7 +207,7 @@ class _Job:
         dry_run: bool,
     ) -> None:
         self._access = access
-        self._points = points
+        self._bulk = bulk
         self._on_conflict = on_conflict
         self._total = total
         self._on_progress = on_progress
@@ -274,8 +272,8 @@ class _Job:
 
     def _sent(self, table: Any) -> Sequence[Refusal]:
         if self._dry_run:
-            return self._points.check_table(table)
-        return self._points.insert_table(table, on_error="skip", on_conflict=self._on_conflict).refusals
+            return self._bulk.check(table)
+        return self._bulk.insert(table, on_error="skip", on_conflict=self._on_conflict).refusals
 
     def _wants(self, page: ReadPage, source: Source) -> bool:
         """Count the rows of a page, before it is written, and say whether there is anything to write."""

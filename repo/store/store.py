@@ -14,18 +14,20 @@ from typing import Any, Literal, Self
 
 from repo.clock import Clock, system_clock
 from repo.errors import EngineMissing, InvalidQuery
+from repo.exchange.inputs import Input
+from repo.exchange.readings import Layout, Rejected
 from repo.exchange.sources import listed
 from repo.files import StoreFiles
-from repo.repositories.ledger import LedgerRepository, Loss
+from repo.repositories.ledger import Loss
 from repo.repositories.points import select_points
 from repo.repositories.selection import Names
 from repo.repositories.sinks import SinkRepository
-from repo.repositories.state import StateRepository
 from repo.schema import version
 from repo.settings import Settings
 from repo.store.cleaning import Cleaned, Scope, clean, extent_of
 from repo.store.converting import Converted, convert
 from repo.store.exporting import Exported, export_ndjson, export_parquet
+from repo.store.importing import Files, Ingested, ingest
 from repo.store.keeper import Keeper
 from repo.store.metadata import MetadataDatabase
 from repo.store.opening import Opening
@@ -229,13 +231,42 @@ class Store:
         """
         return import_parquet(
             self._access,
-            self.points,
             listed(paths),
             on_conflict=on_conflict,
             columns=columns,
             time_format=time_format,
             dry_run=dry_run,
             on_progress=on_progress,
+        )
+
+    def ingest(
+        self,
+        files: Files,
+        layout: Layout | None = None,
+        *,
+        strict: bool = False,
+        on_progress: Callable[[Input, int], None] = lambda _input, _readings: None,
+        on_rejected: Callable[[Input, Rejected], None] = lambda _input, _rejected: None,
+    ) -> list[Ingested]:
+        """Write the readings of CSV, NDJSON and Parquet files, in their order; return one report a file.
+
+        `files`: paths, or `Input` for a stream or a stated encoding. `layout` says which column is which; see
+        `Layout`. Of points with one sensor, metric and time the last wins, over stored ones too. What cannot be
+        stored is rejected and the rest is written; with `strict` every file is checked first, and nothing is written
+        if anything is rejected. All points are durable on return. An error leaves what was acknowledged before it,
+        and has a note that says how many points those are; ingesting the same files again is harmless.
+
+        A file that cannot be opened or read as its kind, Parquet in a stream, and options that Parquet cannot
+        follow are found before anything is written. Raises `InvalidFile`, `InvalidSettings`, `StoreFull` or
+        `StoreBusy`.
+        """
+        return ingest(
+            self._access,
+            files,
+            layout,
+            strict=strict,
+            on_progress=on_progress,
+            on_rejected=on_rejected,
         )
 
     def cleanup(
@@ -277,7 +308,7 @@ class Store:
         )
         if dry_run:
             return extent_of(self._access, scope)
-        return clean(self._access, self.points, self.records, self.dropped_by, scope)
+        return clean(self._access, scope)
 
     def shrink(self, progress: Progress = lambda _done, _points: None, *, dry_run: bool = False) -> Shrunk:
         """Give the free blocks inside the files back to the disk, and return when that is done.
@@ -308,11 +339,8 @@ class Store:
         return measure(self._access, inside=inside)
 
     def dropped_by(self, seq: int) -> Loss | None:
-        """Return the ledger's entry for the delete with this seq; None if it met no point or was not flushed."""
-        with self._access.metadata.read() as connection:
-            state = StateRepository(connection).get()
-            assert state is not None
-            return LedgerRepository(connection).get(f"{state.store_id}:{seq}")
+        """Return the ledger entry of the delete with this seq; None if it dropped no point or was not flushed."""
+        return self._access.loss_by(seq)
 
     def now_us(self) -> int:
         """Return the time by the store's clock, in µs since 1970 UTC."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from sqlalchemy import Connection
 
@@ -20,7 +21,7 @@ from repo.repositories.selection import Selection
 from repo.repositories.series import SeriesRepository
 from repo.store.metadata import MetadataDatabase
 from repo.store.packing import BLOCK_BYTES, BLOCK_POINTS, pack
-from repo.values import Batch
+from repo.values import Batch, check_rows
 
 __all__ = [
     "BulkChange",
@@ -114,6 +115,15 @@ class Submission:
     error: BaseException | None = None
     future: Future[Written] | None = None
     points: int = 0
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Any], *, accept_bool: bool, now_us: int, skip: bool = False) -> Self:
+        """Check rows as `Points.insert_many` describes them, and pack the good ones.
+
+        Raises `InvalidPoint` listing every bad row, or with `skip` lists them in `refusals`.
+        """
+        batch, refusals = check_rows(rows, accept_bool=accept_bool, now_us=now_us, skip=skip)
+        return cls((PointsChange.of(batch),) if len(batch) else (), refusals=refusals)
 
 
 @dataclass(slots=True, eq=False)
