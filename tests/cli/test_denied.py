@@ -11,16 +11,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import Any
 
 import pytest
 
+import repo
 from repo import OfflineBufferManager, Settings, Store, StoreDenied
 from repo.engines import torn
 from repo.errors import HoldfastError, StoreMissing
+from repo.schema import migrate
 from repo.store.migrating import migrate_store
 from repo.store.restoring import restore_store
 from tests.migrations.legacy_store import make_legacy_store
@@ -62,10 +66,19 @@ DENIALS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
-    """A folder that every user may enter, as those of pytest are not."""
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that every user may enter, as those of pytest are not, with migrations that every user may read.
+
+    The other user may be shut out of the checkout, too, as below the home of root.
+    """
     top = Path(tempfile.mkdtemp(prefix="holdfast-test-"))
     top.chmod(0o755)
+    scripts = shutil.copytree(
+        migrate._scripts(), top / "scripts", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for path in (scripts, *scripts.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    monkeypatch.setattr(migrate, "_scripts", lambda: scripts)
     yield top
     subprocess.run(["chmod", "-R", "u+rwX", top], check=False)
     shutil.rmtree(top)
@@ -73,10 +86,16 @@ def place() -> Iterator[Path]:
 
 @contextmanager
 def _as_nobody() -> Iterator[None]:
-    """Be a user without rights, where this is root, for whom everything is allowed."""
+    """Be a user without rights, where this is root, for whom everything is allowed.
+
+    What the library imports late is imported before: that user may not be allowed to read the checkout.
+    """
     if os.geteuid() != 0:
         yield
         return
+    for module in walk_packages(repo.__path__, "repo."):
+        with suppress(ImportError):  # what needs DuckDB, where there is none
+            import_module(module.name)
     os.seteuid(NOBODY)
     try:
         yield
@@ -144,6 +163,7 @@ def test_the_note_of_a_checkpoint_that_is_denied_is_told_as_such(place: Path) ->
 
 @pytest.mark.duckdb
 def test_backups_that_are_denied_are_told_with_the_way_out(place: Path) -> None:
+    migrate_store(make_legacy_store(place / "another", 10, records=1))  # imports what the user may not read
     folder = make_legacy_store(place / "old", 10, records=1)
     (folder / "backups").mkdir()
     _give_away(folder)
