@@ -197,14 +197,18 @@ class DuckDBBackend:
         return duckdb.is_fatal(error)
 
     def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
-        """Run one SELECT; the instance itself has no access outside."""
+        """Run one SELECT that only reads; the instance itself has no access outside."""
         import duckdb
+
+        from repo.engines.selects import functions_beyond_reading
 
         driver: Any = connection.connection.driver_connection
         try:
             statements = driver.extract_statements(query)
             if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
                 raise InvalidQuery(_ONE_SELECT)
+            if beyond := functions_beyond_reading(driver, query):
+                raise InvalidQuery(f"sql: only reading is allowed, and {', '.join(beyond)} may do more")
             # A SELECT may delete: `WITH gone AS (DELETE ... RETURNING ...) SELECT ...`.
             driver.rollback()
             driver.execute("BEGIN TRANSACTION READ ONLY")

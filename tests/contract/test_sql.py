@@ -109,6 +109,55 @@ def test_it_cannot_reach_files_or_python(store: Store, tmp_path: Path) -> None:
             store.sql(query)
 
 
+@pytest.mark.slow_on("sqlite")
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT * FROM checkpoint()",
+        'SELECT 1 FROM system.main."Force_Checkpoint"()',
+        "SELECT (SELECT count(*) FROM checkpoint())",
+        "WITH x AS MATERIALIZED (FROM checkpoint()) SELECT 1",
+        "SELECT * FROM query('SELECT * FROM checkpoint()')",
+        "SELECT * FROM json_execute_serialized_sql(json_serialize_sql('FROM checkpoint()'))",
+        "SELECT * FROM enable_logging()",
+        "SELECT * FROM enable_profiling()",
+        "SELECT * FROM truncate_duckdb_logs()",
+        "SELECT write_log('x')",
+        "SELECT sleep_ms(1)",
+        "SELECT setseed(0.5)",
+        "SELECT * FROM pragma_wal_checkpoint('TRUNCATE')",
+    ],
+)
+def test_a_select_whose_functions_do_more_than_read_is_refused(store: Store, query: str) -> None:
+    store.points.insert("a", "m", 1.0)
+    store.flush()
+    logs = {path.name: path.stat().st_size for path in store.path.glob("timeseries.*")}
+    with pytest.raises(InvalidQuery):
+        store.sql(query)
+    assert {path.name: path.stat().st_size for path in store.path.glob("timeseries.*")} == logs
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT * FROM range(3) AS t(n)",
+        "SELECT unnest([1, 2]) AS n, random() AS x, uuid() AS y",
+        "SELECT * FROM generate_series(1, 3) AS t(n), LATERAL (SELECT n + 1)",
+        "SELECT function_name FROM duckdb_functions() WHERE function_name = 'checkpoint'",
+        "SELECT database_size FROM pragma_database_size()",
+        "SELECT * FROM (PIVOT time_series_data ON metric_name IN ('m') USING sum(value))",
+        "DESCRIBE time_series_data",
+        "SUMMARIZE time_series_data",
+        """SELECT '"function_name":"checkpoint"' AS checkpoint""",
+    ],
+)
+def test_a_select_of_duckdb_may_use_whatever_only_reads(store: Store, engine: str, query: str) -> None:
+    if engine != "duckdb":
+        pytest.skip("these are DuckDB's")
+    store.points.insert("a", "m", 1.0)
+    assert store.sql(query)
+
+
 @pytest.mark.parametrize("params", [[object()], ["\ud800"], [1, 2], [{1: 2}.keys()], {"x": 1}])
 def test_parameters_that_do_not_fit_are_refused(store: Store, params: Any) -> None:
     with pytest.raises(InvalidQuery):
