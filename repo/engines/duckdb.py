@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from repo.engines.dialect import ConnectionWrapper, Dialect
+from repo.engines.inuse import note_own
 from repo.errors import HoldfastError, StoreBusy, StoreClosed, StoreCorrupt, StoreFull, denied
 
 __all__ = [
@@ -64,6 +65,7 @@ def open_engine(
             "whose writes go nowhere; fork before the store is used, or start processes by spawn",
             path=path,
         )
+    note_own(path)
     config = _config(memory_limit_bytes, threads, temp_folder)
     # Flush alone decides when to checkpoint: the engine's own would come in a commit, and is not noted (`torn`).
     config["wal_autocheckpoint"] = "1TB"

@@ -9,11 +9,50 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["first_in_use", "is_locked", "is_open_here"]
+from repo.errors import InvalidFile
+
+__all__ = ["first_in_use", "is_locked", "is_open_here", "note_own", "refuse_own"]
 
 # struct flock: type, whence, start, length, process; macOS has another order.
 _FLOCK = struct.Struct("qqihh" if sys.platform == "darwin" else "hhqqi4x")
 _LOOK = getattr(fcntl, "F_OFD_GETLK", getattr(fcntl, "F_GETLK", 0))
+
+
+_COMPANIONS = ("", "-wal", "-shm", "-journal", ".wal", ".checkpoint")
+_own: set[str] = set()
+
+
+def note_own(path: str | os.PathLike[str]) -> None:
+    """Note a database or lock file of a store, which this process opens, for `refuse_own`. Thread-safe."""
+    _own.add(os.path.realpath(path))
+
+
+def refuse_own(path: str | os.PathLike[str], *, folder: int | None = None) -> None:
+    """Raise `InvalidFile` if this is a file of a store that this process has opened; call it before opening `path`.
+
+    Reading such a file is not harmless: POSIX drops all locks that a process has on a file when it closes any
+    descriptor of it. Files are compared by identity, so that links are seen through; a relative `path` is looked
+    up in the open `folder`, if there is one. What cannot be found is no file of a store.
+    """
+    try:
+        wanted = os.stat(path, dir_fd=folder)
+    except OSError:
+        return  # opening it will say why
+    for own in tuple(_own):
+        for companion in _COMPANIONS:
+            try:
+                found = os.stat(own + companion)
+            except OSError:
+                if not companion:
+                    _own.discard(own)  # the store was removed
+                    break
+                continue
+            if os.path.samestat(found, wanted):
+                raise InvalidFile(
+                    f"{os.fspath(path)} is {own + companion}, a file of a store that is in use here. It cannot "
+                    "be read as anything else; name a file that was exported or copied",
+                    path=os.fspath(path),
+                )
 
 
 def first_in_use(paths: Iterable[Path]) -> Path | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from repo.engines.inuse import note_own
 from repo.errors import StoreBusy, StoreUnsupported, system_error
 from repo.files import LEASE_FILE, TURN_FILE, StoreFiles
 
@@ -217,6 +218,7 @@ class _Waiter:
 
 
 def _open_lock(path: Path) -> int:
+    note_own(path)
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:

@@ -25,7 +25,13 @@ _READING = frozenset(
         *("duckdb_views", "pg_timezone_names"),
         *("pragma_collations", "pragma_database_size", "pragma_metadata_info", "pragma_platform"),
         *("pragma_show", "pragma_storage_info", "pragma_table_info", "pragma_user_agent", "pragma_version"),
-        *("collations", "functions", "platform", "show", "version"),  # of these, some are scalar functions, too
+        *(
+            "collations",
+            "functions",
+            "platform",
+            "show",
+            "version",
+        ),  # of these, some are scalar functions, too
         *("current_connection_id", "current_query", "current_query_id", "current_transaction_id"),
         *("error", "gen_random_uuid", "random", "stats", "uuid", "uuidv4", "uuidv7", "vector_type"),
     }

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from repo.engines.inuse import note_own
 from repo.errors import HoldfastError, StoreBusy, StoreCorrupt, StoreFull, StoreUnsupported, denied
 
 __all__ = [
@@ -105,6 +106,7 @@ def open_engine(
     checkpoints by itself: see `fold_wal`. Foreign keys stay off, so that batch migrations cannot cascade.
     """
     require_version()
+    note_own(path)
     # A mode keeps SQLite from treating the path as anything but one file name. Of a log that was left, the last one
     # that closes would fold all into the file, unless it can only read; without one, `ro` would leave an empty log.
     mode = "rwc" if not looking else "ro" if log_bytes(path) else "rw"

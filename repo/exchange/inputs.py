@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from repo.engines.inuse import refuse_own
 from repo.errors import InvalidFile, InvalidSettings
 from repo.exchange.forms import HEAD_BYTES, Form, form_of, is_parquet
 from repo.exchange.unpacking import unpacked
@@ -136,6 +137,7 @@ class Input:
 
 
 def _opened(path: Path) -> io.BufferedReader:
+    refuse_own(path)
     try:
         return path.open("rb")
     except OSError as error:

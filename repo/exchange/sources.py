@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from repo.engines.inuse import refuse_own
 from repo.errors import InvalidFile, StoreCorrupt
 from repo.exchange.bundle import BUNDLE, DRAFT, MANIFEST, VERSION
 from repo.exchange.landing import digest, file_error
@@ -91,12 +92,14 @@ class Source:
 
     def _descriptor(self, stack: ExitStack) -> int:
         if self.inside is None:
+            refuse_own(self.path)
             descriptor = os.open(self.path, _FILE)
         else:
             *folders, name = self.path.relative_to(self.inside).parts
             at = _held(stack, os.open(self.inside, _FOLDER))
             for folder in folders:
                 at = _held(stack, os.open(folder, _FOLDER | os.O_NOFOLLOW, dir_fd=at))
+            refuse_own(name, folder=at)
             descriptor = os.open(name, _FILE | os.O_NOFOLLOW, dir_fd=at)
         return _held(stack, descriptor)
 

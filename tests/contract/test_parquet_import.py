@@ -442,3 +442,27 @@ def test_times_without_a_zone_are_told_with_the_way_out(store: Store, tmp_path: 
     naive = pa.array([BEGIN_US], pa.timestamp("us"))
     with pytest.raises(InvalidFile, match="write the column anew as UTC"):
         store.import_parquet(write(tmp_path / "a.parquet", timestamp=naive))
+
+
+def test_a_file_of_a_store_that_is_open_is_refused_and_keeps_its_locks(
+    store: Store, tmp_path: Path, run_python: RunPython
+) -> None:
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    store.flush()
+    own = [path for path in store.path.iterdir() if path.is_file()]
+    assert {"offline_buffer.db", "offline_buffer.db-wal", "lease.lock"} <= {path.name for path in own}
+    for path in own:
+        (link := tmp_path / f"link-{path.name}").symlink_to(path)
+        (folder := tmp_path / f"folder-{path.name}").mkdir()
+        (hard := folder / "in.parquet").hardlink_to(path)
+        for given in (path, link, hard, folder):
+            with pytest.raises(InvalidFile, match="a file of a store"):
+                store.import_parquet(given)
+        for given in (path, link, hard):
+            with pytest.raises(InvalidFile, match="a file of a store"):
+                store.ingest(given)
+    script = "import sys; from repo import Store; s = Store(sys.argv[1]); {}; s.close()"
+    run_python(script.format("s.points.insert('b', 'm', 1.0)"), store.path)
+    store.points.insert("a", "m", 2.0, timestamp=2)
+    counted = run_python(script.format("print(len(s.points.range('a', 'm').all()))"), store.path)
+    assert counted.stdout == "2\n", "the other process did not delete the log of a store that is in use"
