@@ -131,14 +131,17 @@ class Flusher:
         """Say whether the open file holds everything that was in the journal when its last seq was `seq`."""
         return self.watermark >= max(seq, self._renumbered_through)
 
-    def through(self, opened: OpenColumns, seq: int) -> OpenColumns:
+    def through(self, opened: OpenColumns, seq: int, stop: Callable[[], bool] = lambda: False) -> OpenColumns:
         """Flush until the columns hold everything up to `seq`; raises `FlushFailed` or a typed error.
 
-        What could not be applied stays in the journal, and the next call begins there. Returns the open
-        columns, which are others after an error that made it reopen the file.
+        `stop` is asked after each committed batch; once it says yes this returns early, and `reached` tells
+        whether anything is left. What could not be applied stays in the journal, and the next call begins
+        there. Returns the open columns, which are others after an error that made it reopen the file.
         """
         while not self.reached(seq) and (work := self._take(max(seq, self._renumbered_through))) is not None:
             opened = self.checkpoint_if_due(self.commit(opened, work))
+            if stop():
+                break
         return opened
 
     def checkpoint_if_due(self, opened: OpenColumns) -> OpenColumns:

@@ -21,7 +21,7 @@ from repo.repositories.applying import Row, apply
 from repo.repositories.selection import Selection
 from repo.repositories.series import SummaryRepository
 from repo.schema import migrate
-from tests.conftest import close_engine
+from tests.conftest import OpenStore, close_engine
 
 
 @pytest.fixture
@@ -128,3 +128,19 @@ def test_a_flush_of_many_kinds_of_work_is_right_at_any_size_of_its_transactions(
         found = {r["timestamp_us"] // 10**6: r["value"] for r in store.points.range("a", "m")}
         assert found == model
         assert store.series.list()[0].points == len(model)
+
+
+def test_a_flush_that_is_told_to_stop_ends_after_a_whole_batch_and_goes_on_later(
+    open_store: OpenStore,
+) -> None:
+    store = open_store(flush_batch_points=1000)
+    for start in range(0, 5000, 1000):
+        store.points.insert_many([("a", "m", start + at, 1.0) for at in range(1000)])
+    access = store._access
+    with access.columns.alone("a flush in slices") as opened:
+        opened = access.flusher.through(opened, 5000, lambda: True)
+        assert not access.flusher.reached(5000)
+        assert access.flusher.watermark == access.flusher.points == 1000
+        access.flusher.through(opened, 5000)
+        assert access.flusher.reached(5000)
+    assert len(store.points.range("a", "m").all()) == 5000
