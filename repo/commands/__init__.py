@@ -9,6 +9,7 @@ import os
 import sys
 from contextlib import suppress
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,13 @@ _COMMANDS = {
     "series": ("reading", "List the series of the store."),
     "ingest": ("ingest", "Read CSV, NDJSON and Parquet files into the store."),
     "export": ("carrying", "Write points to Parquet or NDJSON: one file, or a folder of days."),
-    "recover": ("carrying", "Read Parquet and exported NDJSON into the store: files, folders, bundles."),
+    "import": ("carrying", "Read Parquet and exported NDJSON into the store: files, folders, bundles."),
     "cleanup": ("cleanup", "Drop points and waiting records for good, and give space back."),
     "demo": ("demo", "Show a site through an outage and two kills, and count what arrived."),
 }
 
+_ALIASES = {"recover": "import"}
+"""Other names that a command answers to; the list of commands leaves them out."""
 
 _INTERRUPTED_IN_DUCKDB = "Query interrupted"
 """What DuckDB raises, a bare RuntimeError, where Ctrl-C comes while it works."""
@@ -53,10 +56,12 @@ class _Commands(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        name = _ALIASES.get(name, name)
         if name not in _COMMANDS:
             return None
         module, _ = _COMMANDS[name]
-        command: click.Command = getattr(import_module(f"repo.commands.{module}"), name)
+        attribute = f"{name}_" if iskeyword(name) else name
+        command: click.Command = getattr(import_module(f"repo.commands.{module}"), attribute)
         return command
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:

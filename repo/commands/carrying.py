@@ -1,4 +1,4 @@
-"""`export`, `recover`: points out to files, and back in."""
+"""`export`, `import`: points out to files, and back in."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from repo.commands.exits import Exit
-from repo.commands.output import print_json
+from repo.commands.output import counted, print_json
 from repo.commands.selecting import bounds, names_of, zone_of
 from repo.commands.session import Session, json_option
 
 if TYPE_CHECKING:
     from repo import Recovered
 
-__all__ = ["export", "recover"]
+__all__ = ["export", "import_"]
 
 
 @click.command()
@@ -88,12 +88,13 @@ def export(
     if session.as_json:
         print_json({**asdict(done), "path": str(done.path)})
         return
-    files = f"{done.files:,} files of {done.path}" if by_day else str(done.path)
-    resumed = f"; {done.resumed:,} of them stood already" if done.resumed else ""
-    session.say(f"{done.points:,} points in {files} ({done.bytes:,} bytes){resumed}")
+    where = f"{counted(done.files, 'file')} in {done.path}" if by_day else str(done.path)
+    resumed = f"; {counted(done.resumed, 'file')} already complete" if done.resumed else ""
+    points, size = counted(done.points, "point"), counted(done.bytes, "byte")
+    session.say(f"exported {points} to {where} ({size}){resumed}")
 
 
-@click.command()
+@click.command("import")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--verify", is_flag=True, help="Only look whether the files are whole, and will do. Needs no store."
@@ -120,7 +121,7 @@ def export(
 )
 @json_option
 @click.pass_obj
-def recover(
+def import_(
     session: Session,
     paths: tuple[Path, ...],
     verify: bool,
@@ -144,7 +145,7 @@ def recover(
     if verify:
         _verify(session, paths, mapping, time_format)
         return
-    with session.opened(looks=dry_run) as store, session.progress("recover") as show:
+    with session.opened(looks=dry_run) as store, session.progress("import") as show:
         done = store.import_parquet(
             paths,
             on_conflict="keep" if keep_existing else "overwrite",
@@ -173,23 +174,25 @@ def _verify(session: Session, paths: tuple[Path, ...], mapping: dict[str, str], 
         print_json(asdict(found))
         return
     without = found.files - found.verified
-    doubt = f"; {without:,} have no SHA-256 to compare with" if without else ""
-    session.say(f"{found.files:,} files with {found.points:,} points are in order{doubt}")
+    unchecked = f"; {counted(without, 'file')} without a SHA-256 to check" if without else ""
+    session.say(f"valid: {counted(found.files, 'file')}, {counted(found.points, 'point')}{unchecked}")
 
 
 def _told(done: Recovered, *, dry_run: bool) -> str:
     parts = [
         f"{count:,} {what}"
         for count, what in (
-            (done.present, "there already"),
-            (done.duplicates, "twice in a file"),
+            (done.present, "already stored"),
+            (done.duplicates, "repeated in a file"),
             (done.nulls, "without a sensor, a metric or a time"),
             (done.refused, "refused"),
         )
         if count
     ]
     stored = "would be stored" if dry_run else "stored"
-    return f"{done.stored:,} of {done.read:,} points {stored}" + (f"; {', '.join(parts)}" if parts else "")
+    return f"{done.stored:,} of {counted(done.read, 'point')} {stored}" + (
+        f"; {', '.join(parts)}" if parts else ""
+    )
 
 
 def _mapping(columns: tuple[str, ...]) -> dict[str, str]:

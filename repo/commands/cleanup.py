@@ -79,7 +79,7 @@ def cleanup(
     anew, needs free space for what is in them meanwhile (it tells how much, and refuses where there is less), and
     lets reads wait.
 
-    `holdfast export` first, and `holdfast recover` puts the points back.
+    `holdfast export` first, and `holdfast import` puts the points back.
 
     \b
     JSON (with -y or --dry-run): {"dry_run", "points": number, or null where another process keeps the columns and

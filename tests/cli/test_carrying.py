@@ -1,4 +1,4 @@
-"""`export` and `recover`: an operator carries points off a device, and back into another."""
+"""`export` and `import`: an operator carries points off a device, and back into another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.cli.conftest import Command
 T0 = 1_714_521_600
 DAY_S = 86_400
 EXPORT_KEYS = {"path", "files", "points", "bytes", "first_us", "last_us", "first_seq", "last_seq", "resumed"}
-RECOVER_KEYS = {
+IMPORT_KEYS = {
     *("files", "verified", "read", "stored", "present", "duplicates", "nulls", "refused"),
     *("no_reading", "problems"),
 }
@@ -32,14 +32,30 @@ def test_points_go_out_and_come_back_into_another_store(on_store: Command, tmp_p
     assert (said["points"], said["files"]) == (9, 3)
     other = Command(tmp_path / "other")
     other("init")
-    done = other.json("recover", tmp_path / "stick")
-    assert done.keys() == RECOVER_KEYS
+    done = other.json("import", tmp_path / "stick")
+    assert done.keys() == IMPORT_KEYS
     assert (done["stored"], done["verified"]) == (9, 3)
     assert (
         other("query", "*", "*", "--format", "csv").stdout
         == on_store("query", "*", "*", "--format", "csv").stdout
     )
-    assert "0 of 9 points stored; 9 there already" in other("recover", tmp_path / "stick").stdout
+    assert "0 of 9 points stored; 9 already stored" in other("import", tmp_path / "stick").stdout
+
+
+def test_recover_is_another_name_of_import(on_store: Command, tmp_path: Path) -> None:
+    on_store.write(("P-1", "m", T0, 1.0))
+    on_store("export", tmp_path / "one.parquet")
+    assert on_store.json("recover", tmp_path / "one.parquet")["present"] == 1
+    listed = on_store("--help").stdout
+    assert "  import " in listed
+    assert "  recover " not in listed
+
+
+def test_one_of_a_thing_is_not_printed_as_many(on_store: Command, tmp_path: Path) -> None:
+    on_store.write(("P-1", "m", T0, 1.0))
+    assert "exported 1 point to 1 file in" in on_store("export", tmp_path / "stick", "--by-day").stdout
+    assert "valid: 1 file, 1 point" in on_store("import", "--verify", tmp_path / "stick").stdout
+    assert "0 of 1 point stored; 1 already stored" in on_store("import", tmp_path / "stick").stdout
 
 
 def test_patterns_and_times_select_what_goes_out(on_store: Command, tmp_path: Path) -> None:
@@ -54,7 +70,7 @@ def test_patterns_and_times_select_what_goes_out(on_store: Command, tmp_path: Pa
         "--end",
         "2024-05-03",
     )
-    assert "2 points in" in on_store(*call).stdout
+    assert "exported 2 points to" in on_store(*call).stdout
     found = pq.read_table(tmp_path / "a.parquet").to_pylist()
     assert [(row["sensor_id"], row["value"]) for row in found] == [("P-1", 1.0), ("P-2", 1.0)]
     on_store("export", tmp_path / "b.parquet", "--sensor", "P-1", "--sensor", "Q")
@@ -65,12 +81,12 @@ def test_verify_needs_no_store_and_finds_damage(on_store: Command, tmp_path: Pat
     on_store.write(*rows())
     on_store("export", tmp_path / "a.parquet")
     nowhere = Command(tmp_path / "nowhere")
-    assert nowhere.json("recover", "--verify", tmp_path / "a.parquet")["points"] == 9
+    assert nowhere.json("import", "--verify", tmp_path / "a.parquet")["points"] == 9
     broken = bytearray((tmp_path / "a.parquet").read_bytes())
     broken[100] ^= 1
     (tmp_path / "a.parquet").write_bytes(broken)
     for option in ("--verify", "--dry-run", "--overwrite"):
-        result = on_store("recover", option, tmp_path / "a.parquet", code=1)
+        result = on_store("import", option, tmp_path / "a.parquet", code=1)
         assert "a.parquet is damaged" in result.stderr
         assert result.stdout == ""
     assert not (tmp_path / "nowhere").exists()
@@ -81,11 +97,11 @@ def test_a_dry_run_stores_nothing_and_keeping_is_the_default(on_store: Command, 
     on_store("export", tmp_path / "a.parquet")
     on_store.write(("Q", "m", T0, 99.0))
     last_seq = on_store.json("status")["last_seq"]
-    assert "0 of 9 points would be stored" in on_store("recover", "--dry-run", tmp_path / "a.parquet").stdout
-    assert on_store.json("recover", tmp_path / "a.parquet")["present"] == 9
+    assert "0 of 9 points would be stored" in on_store("import", "--dry-run", tmp_path / "a.parquet").stdout
+    assert on_store.json("import", tmp_path / "a.parquet")["present"] == 9
     assert on_store.json("status")["last_seq"] == last_seq
     assert on_store.json("query", "Q", "m", "--end", "2024-05-01T00:00:01")[0]["value"] == 99.0
-    on_store("recover", "--overwrite", tmp_path / "a.parquet")
+    on_store("import", "--overwrite", tmp_path / "a.parquet")
     assert on_store.json("query", "Q", "m", "--end", "2024-05-01T00:00:01")[0]["value"] == 0.0
 
 
@@ -94,11 +110,11 @@ def test_files_of_other_programs_are_mapped_and_bad_rows_are_told(on_store: Comm
         {"tag": ["a", None], "metric_name": ["m", "m"], "timestamp": [T0, T0], "value": [1.5, 2.5]}
     )
     pq.write_table(table, tmp_path / "other.parquet")
-    result = on_store("recover", tmp_path / "other.parquet", "--column", "sensor_id=tag", code=3)
+    result = on_store("import", tmp_path / "other.parquet", "--column", "sensor_id=tag", code=3)
     assert "1 of 2 points stored; 1 without a sensor, a metric or a time" in result.stdout
     assert "other.parquet" in result.stderr
-    assert "no column 'sensor_id'" in on_store("recover", tmp_path / "other.parquet", code=1).stderr
-    assert "FIELD=COLUMN" in on_store("recover", tmp_path / "other.parquet", "--column", "tag", code=2).stderr
+    assert "no column 'sensor_id'" in on_store("import", tmp_path / "other.parquet", code=1).stderr
+    assert "FIELD=COLUMN" in on_store("import", tmp_path / "other.parquet", "--column", "tag", code=2).stderr
 
 
 def test_times_of_other_programs_may_count_milliseconds(on_store: Command, tmp_path: Path) -> None:
@@ -112,8 +128,8 @@ def test_times_of_other_programs_may_count_milliseconds(on_store: Command, tmp_p
     )
     pq.write_table(table, tmp_path / "other.parquet")
     options = ("--column", "timestamp=at", "--time-format", "unix_ms")
-    assert on_store.json("recover", "--verify", tmp_path / "other.parquet", *options)["points"] == 2
-    assert on_store.json("recover", tmp_path / "other.parquet", *options)["stored"] == 2
+    assert on_store.json("import", "--verify", tmp_path / "other.parquet", *options)["points"] == 2
+    assert on_store.json("import", tmp_path / "other.parquet", *options)["stored"] == 2
     assert (
         on_store.json("ingest", tmp_path / "other.parquet", "--time-column", "at", *options[2:])["points"]
         == 2
@@ -121,7 +137,7 @@ def test_times_of_other_programs_may_count_milliseconds(on_store: Command, tmp_p
     assert [row["timestamp_us"] - T0 * 10**6 for row in on_store.json("query", "a", "m")] == [0, 1000]
 
 
-@pytest.mark.parametrize("call", ["export {0}/a.parquet", "recover {0}/a.parquet"])
+@pytest.mark.parametrize("call", ["export {0}/a.parquet", "import {0}/a.parquet"])
 def test_without_a_store_nothing_is_made(tmp_path: Path, call: str) -> None:
     nowhere = Command(tmp_path / "nowhere")
     assert "holdfast init" in nowhere(*call.format(tmp_path).split(), code=1).stderr
@@ -136,13 +152,13 @@ def test_ndjson_goes_out_by_its_name_or_by_choice(on_store: Command, tmp_path: P
     assert said.keys() == EXPORT_KEYS
     assert (said["points"], said["files"]) == (9, 3 if by_day else 1)
     other = Command(tmp_path / "other")
-    assert other.json("recover", "--verify", where[0])["verified"] == said["files"]
+    assert other.json("import", "--verify", where[0])["verified"] == said["files"]
     other("init")
-    done = other.json("recover", where[0])
-    assert done.keys() == RECOVER_KEYS
+    done = other.json("import", where[0])
+    assert done.keys() == IMPORT_KEYS
     assert (done["stored"], done["verified"]) == (9, said["files"])
     assert other.json("query", "*", "*") == on_store.json("query", "*", "*")
-    assert "9 there already" in other("recover", where[0]).stdout
+    assert "9 already stored" in other("import", where[0]).stdout
 
 
 @pytest.mark.parametrize(
@@ -174,7 +190,7 @@ def test_without_duckdb_and_pyarrow_the_ways_out_are_told(
         assert "pip install 'holdfast-edge[arrow]'" in result.stderr
         assert "--format ndjson" in result.stderr
     command("export", tmp_path / "stick", "--by-day", "--format", "ndjson")
-    assert command.json("recover", tmp_path / "stick")["present"] == 9
+    assert command.json("import", tmp_path / "stick")["present"] == 9
 
 
 @pytest.mark.parametrize("call", [("export", "x.parquet"), ("cleanup", "--dry-run")])

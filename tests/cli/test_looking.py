@@ -27,7 +27,7 @@ LOOKS = [
     "latest",
     "series",
     "export",
-    "recover --dry-run",
+    "import --dry-run",
     "cleanup --all --dry-run",
 ]
 
@@ -63,7 +63,7 @@ def test_a_look_at_an_outdated_store_names_the_command_and_changes_nothing(
             migrate_store(old.folder, to=goal)
         before = digest(old.folder)
         for line in LOOKS:
-            files = {"export": [tmp_path / "out.parquet"], "recover": [parquet]}.get(line.split()[0], [])
+            files = {"export": [tmp_path / "out.parquet"], "import": [parquet]}.get(line.split()[0], [])
             told = old(*line.split(), *files, code=5).stderr
             assert f"`holdfast --store {shlex.quote(str(old.folder))} migrate`" in told, line
             assert digest(old.folder) == before, line

@@ -231,7 +231,7 @@ LOOKS = (
     "status",
     "latest",
     "series",
-    "recover @alone/timeseries.duckdb",
+    "import @alone/timeseries.duckdb",
 )
 """What may answer without the columns, from a store that is at the head."""
 
@@ -257,7 +257,7 @@ def test_what_does_not_need_the_columns_answers_without_touching_them(place: Pla
     elif place.shape == "legacy":
         assert ran.code == 1
         assert all(words in ran.said for words in RECIPE)
-    elif line.startswith("recover"):
+    elif line.startswith("import"):
         assert "cannot be read as Parquet" in ran.said
     else:
         assert ran.code == 0, ran.said

@@ -88,7 +88,7 @@ def test_what_was_carried_off_and_cleared_stands_in_the_other_store(folder: Path
         shutil.rmtree(folder / name, ignore_errors=True)
     done = run(["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{SHELL[2]}"], folder)
     assert done.returncode == 0, done.stderr
-    assert "2 files with 2 points are in order" in done.stdout
+    assert "valid: 2 files, 2 points" in done.stdout
     assert "this means 2 points" in done.stdout
     assert "dropped 2 points" in done.stdout
     assert "back to the disk; the store takes" in done.stdout
