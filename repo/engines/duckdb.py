@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,23 @@ from sqlalchemy.pool import NullPool
 
 from repo.engines.dialect import ConnectionWrapper, Dialect
 from repo.engines.inuse import note_own
-from repo.errors import HoldfastError, StoreBusy, StoreClosed, StoreCorrupt, StoreFull, denied
+from repo.errors import HoldfastError, StoreBusy, StoreClosed, StoreCorrupt, StoreFull, denied, system_error
 
 __all__ = [
     "DriverError",
     "close_engine",
+    "descriptor_of",
     "is_fatal",
     "is_log_damage",
     "log_bytes",
     "log_path",
-    "metadata_blocks",
     "open_engine",
     "open_sandbox",
     "open_scratch",
     "sandbox_path",
     "set_log_aside",
     "typed_error",
+    "unused_metadata",
 ]
 
 DriverError = duckdb.Error
@@ -71,6 +72,7 @@ def open_engine(
     config["wal_autocheckpoint"] = "1TB"
     config["force_compression"] = "auto" if compress else "uncompressed"
     dialect = Dialect()
+    base: Any = None
     try:
         base = dialect.connect(os.path.realpath(path), config=config)
         for statement in (
@@ -80,8 +82,13 @@ def open_engine(
             "SET lock_configuration = true",
         ):
             base.execute(statement)
+        descriptor = os.open(os.path.realpath(path), os.O_RDONLY | os.O_CLOEXEC)
     except duckdb.Error as error:
+        _close_quietly(base)
         raise typed_error(error, path) from error
+    except OSError as error:
+        _close_quietly(base)
+        raise system_error(error, path) from error
     engine = create_engine(
         "duckdb+holdfast://",
         # The wrapper hides the driver's connection; what it gives as a cursor passes `cursor` through to it.
@@ -90,8 +97,15 @@ def open_engine(
         # Closing a cursor ends its transaction; a ROLLBACK before that fails, loudly, after a fatal error.
         pool_reset_on_return=None,
     )
-    _bases[id(engine)] = (os.path.realpath(path), base)
+    _bases[id(engine)] = (os.path.realpath(path), base, descriptor)
     return engine
+
+
+def _close_quietly(base: Any) -> None:
+    """Close an instance on the way out with an error, which is the one to tell."""
+    if base is not None:
+        with suppress(duckdb.Error):
+            base.close()
 
 
 def open_scratch(*, memory_limit_bytes: int, threads: int, temp_folder: Path) -> Any:
@@ -144,15 +158,23 @@ def _config(memory_limit_bytes: int, threads: int, temp_folder: Path) -> dict[st
 def close_engine(engine: Engine) -> None:
     """Close the file, without a checkpoint; the log stays beside it and is replayed at the next open."""
     engine.dispose()
-    _, base = _bases.pop(id(engine))
-    base.close()
+    _, base, descriptor = _bases.pop(id(engine))
+    try:
+        base.close()
+    finally:
+        os.close(descriptor)
 
 
-def metadata_blocks(engine: Engine) -> list[int]:
-    """Return the numbers of the blocks that a checkpoint rewrites in place."""
+def unused_metadata(engine: Engine) -> dict[int, list[int]]:
+    """Return, by metadata block, the sub-blocks that the next checkpoint may write; see `torn`."""
     with engine.connect() as connection:
-        found = connection.exec_driver_sql("SELECT block_id FROM pragma_metadata_info()")
-        return [int(row[0]) for row in found]
+        found = connection.exec_driver_sql("SELECT block_id, free_list FROM pragma_metadata_info()")
+        return {int(block): [int(number) for number in numbers] for block, numbers in found}
+
+
+def descriptor_of(engine: Engine) -> int:
+    """Return a descriptor of the file to read from; the engine owns it, for closing it would drop DuckDB's lock."""
+    return _bases[id(engine)][2]
 
 
 def log_path(path: Path) -> Path:
@@ -230,12 +252,12 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
     )
 
 
-_bases: dict[int, tuple[str, Any]] = {}
+_bases: dict[int, tuple[str, Any, int]] = {}
 _inherited: set[str] = set()
 
 
 def _note_in_child() -> None:
-    _inherited.update(path for path, _ in _bases.values())
+    _inherited.update(path for path, _, _ in _bases.values())
 
 
 os.register_at_fork(after_in_child=_note_in_child)

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine
 
 from repo.clock import Clock
 from repo.engines import sqlite
-from repo.errors import EngineMissing, HoldfastError, InvalidQuery, StoreUnsupported
+from repo.errors import EngineMissing, HoldfastError, InvalidQuery, StoreUnsupported, system_error
 from repo.files import StoreFiles
 from repo.settings import Settings
 
@@ -99,6 +99,8 @@ class DuckDBBackend:
         self._clock = clock
         self.log_is_spare = True
         """Whether the journal has all that the log holds, so that a damaged one may be set aside."""
+        self.may_begin = False
+        """Whether the store has never had a column file, so that one that is no database yet may be replaced."""
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
@@ -114,36 +116,63 @@ class DuckDBBackend:
         """
         from repo.engines import duckdb, torn
 
-        if not torn.is_noted(self.path):
+        if not self.path.exists() or (self.may_begin and torn.is_blank(self.path)):
+            self._begin()
+        note = torn.read_note(self.path)
+        if note is None:
             return self._open()
         for _ in range(_MOST_TORN_BLOCKS):
             try:
                 engine = self._open()
             except HoldfastError as error:
-                if not torn.mend(self.path, error):
+                if not torn.mend(self.path, note, error):
                     raise
                 log.info("a checkpoint of %s was torn by a kill, and is mended", self.path)
             else:
-                blocks = duckdb.metadata_blocks(engine)
-                duckdb.close_engine(engine)
-                mended = [block for block in blocks if torn.mend_block(self.path, block)]
+                try:
+                    blocks = list(duckdb.unused_metadata(engine))
+                except self.errors as error:
+                    raise self.typed_error(error) from error
+                finally:
+                    duckdb.close_engine(engine)
+                mended = [block for block in blocks if torn.mend_block(self.path, note, block)]
                 if not mended:
                     break
         engine = self._open()
         torn.forget(self.path)
         return engine
 
+    def _begin(self) -> None:
+        """Make the file: whole under another name, then renamed, so that a kill leaves no stump."""
+        from repo.engines import duckdb, torn
+
+        new = self.path.with_name(f"{self.path.name}.building")
+        try:
+            for left in (new, duckdb.log_path(new)):
+                left.unlink(missing_ok=True)
+            duckdb.close_engine(self._open(new))
+            torn.sync_file(new)
+            if self.path.exists():
+                log.warning("%s was never finished and has nothing in it; a new one is made", self.path)
+            if duckdb.log_bytes(self.path):
+                aside = duckdb.set_log_aside(self.path, self._clock())
+                log.warning("%s was missing, and its log cannot be replayed; kept as %s", self.path, aside)
+            new.replace(self.path)
+            torn.sync_folder(self.path.parent)
+        except OSError as error:
+            raise system_error(error, self.path, "no column file was made") from error
+
     def open_new(self) -> Engine:
         """Make the file: nothing is quicker than what is done always."""
         return self._open()
 
-    def _open(self) -> Engine:
+    def _open(self, path: Path | None = None) -> Engine:
         from repo.engines import duckdb
 
         for last_try in (False, True):
             try:
                 return duckdb.open_engine(
-                    self.path,
+                    path or self.path,
                     memory_limit_bytes=self._settings.duckdb_memory_limit_bytes,
                     threads=self._settings.duckdb_threads,
                     temp_folder=self._scratch,
@@ -166,12 +195,15 @@ class DuckDBBackend:
 
     def checkpoint(self, engine: Engine) -> None:
         """CHECKPOINT, and sync the folder: DuckDB makes and removes its log there without doing so."""
-        from repo.engines import torn
+        from repo.engines import duckdb, torn
 
-        with torn.noted(self.path):
+        with torn.noted(self.path, duckdb.descriptor_of(engine), duckdb.unused_metadata(engine)):
             with engine.connect() as connection:
                 connection.exec_driver_sql("CHECKPOINT")
-            torn.sync_folder(self.path.parent)
+            try:
+                torn.sync_folder(self.path.parent)
+            except OSError as error:
+                raise system_error(error, self.path.parent) from error
 
     def log_bytes(self) -> int:
         """Return the size of `timeseries.duckdb.wal`."""

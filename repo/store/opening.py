@@ -33,7 +33,7 @@ from repo.schema import backup, version
 from repo.schema.targets import Target
 from repo.settings import Settings
 from repo.store.access import Access
-from repo.store.backends import Backend, backend_for, why_no_duckdb
+from repo.store.backends import Backend, DuckDBBackend, backend_for, why_no_duckdb
 from repo.store.building import discard_unfinished
 from repo.store.columns import Columns
 from repo.store.converting import moved_since, set_inactive_aside
@@ -185,7 +185,10 @@ class Opening:
             engine = found.engine or self._first_engine()
             if leased and not self._files.columns(engine).exists():
                 engine = moved_since(found, self._files, self.backend_of) or engine
-            return self.backend_of(engine)
+            backend = self.backend_of(engine)
+            if isinstance(backend, DuckDBBackend):
+                backend.may_begin = found.file_id is None and found.pruned_through == 0
+            return backend
 
         columns = Columns(self._files, active, self._settings, clock, self.migrate_columns)
         flusher = Flusher(

@@ -1,4 +1,4 @@
-"""A kill in the middle of a CHECKPOINT, which DuckDB 2.0.0 does not survive by itself: it writes in place."""
+"""A kill in the middle of a CHECKPOINT, which DuckDB does not survive by itself: it writes in place."""
 
 from __future__ import annotations
 
@@ -50,6 +50,9 @@ def torn_store(tmp_path: Path, seed: int) -> tuple[Path, list[tuple[str, int, fl
         if rng.random() < 0.5:
             image[place : place + SECTOR] = old[place : place + SECTOR]
     path.write_bytes(image)
+    # The checkpoint of the copy began with the same file.
+    note = torn.note_path(after / "timeseries.duckdb").read_bytes()
+    torn.note_path(path).write_bytes(b"1" + note[1:])
     return folder, wanted
 
 
@@ -63,14 +66,51 @@ def stored(folder: Path) -> list[tuple[str, int, float]]:
     return sorted(rows, key=lambda row: row[1])
 
 
+@pytest.mark.parametrize("proved", [True, False], ids=["proved", "noted by an earlier version"])
 def test_a_checkpoint_torn_by_a_kill_is_mended_and_nothing_is_lost(
-    torn_store: tuple[Path, list[tuple[str, int, float]]],
+    torn_store: tuple[Path, list[tuple[str, int, float]]], proved: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, wanted = torn_store
-    torn.note_path(folder / "timeseries.duckdb").write_bytes(b"1")
+    if not proved:
+        torn.note_path(folder / "timeseries.duckdb").write_bytes(b"1")
     for _ in range(2):
         assert stored(folder) == wanted
-    assert not torn.is_noted(folder / "timeseries.duckdb")
+    assert torn.read_note(folder / "timeseries.duckdb") is None
+    assert ("damage cannot be told from that" in caplog.text) is not proved
+
+
+def test_a_flipped_bit_is_damage_though_a_checkpoint_was_under_way(
+    torn_store: tuple[Path, list[tuple[str, int, float]]], seed: int
+) -> None:
+    folder, _ = torn_store
+    path = folder / "timeseries.duckdb"
+    note = torn.read_note(path)
+    assert note is not None
+    assert note.blocks
+    [(block, (used, _))] = note.blocks.items()
+    whole = path.read_bytes()
+    rng = random.Random(seed)
+    for at in (at for at in range(64) if used & 1 << at):
+        image = bytearray(whole)
+        image[HEADERS + block * BLOCK + 8 + at * 4088 + rng.randrange(4088)] ^= 1 << rng.randrange(8)
+        path.write_bytes(image)
+        with pytest.raises(StoreCorrupt, match="checksum"):
+            stored(folder)
+        assert path.read_bytes() == image
+    path.write_bytes(whole)
+    stored(folder)
+
+
+def test_a_note_that_is_not_whole_is_none(torn_store: tuple[Path, list[tuple[str, int, float]]]) -> None:
+    folder, _ = torn_store
+    note = torn.note_path(folder / "timeseries.duckdb")
+    content = note.read_bytes()
+    for wrong in (b"", content[:2], content[:-1], content[:40] + bytes([content[40] ^ 1]) + content[41:]):
+        note.write_bytes(wrong)
+        with pytest.raises(StoreCorrupt, match="checksum"):
+            stored(folder)
+    note.write_bytes(content)
+    stored(folder)
 
 
 def test_without_a_checkpoint_under_way_the_same_is_damage(
@@ -79,7 +119,7 @@ def test_without_a_checkpoint_under_way_the_same_is_damage(
     folder, _ = torn_store
     path = folder / "timeseries.duckdb"
     before = path.read_bytes()
-    assert not torn.is_noted(path), "the last checkpoint was done"
+    torn.forget(path)
     with pytest.raises(StoreCorrupt, match="checksum"):
         stored(folder)
     assert path.read_bytes() == before
@@ -94,9 +134,9 @@ def test_a_checkpoint_that_was_noted_and_never_began_changes_nothing(tmp_path: P
 def test_a_checkpoint_that_fails_stays_noted(tmp_path: Path) -> None:
     path = tmp_path / "columns"
     with suppress(ZeroDivisionError), torn.noted(path):
-        assert torn.is_noted(path)
+        assert torn.read_note(path)
         _ = 1 / 0
-    assert torn.is_noted(path)
+    assert torn.read_note(path)
     with torn.noted(path):
         pass
-    assert not torn.is_noted(path)
+    assert torn.read_note(path) is None

@@ -1,0 +1,91 @@
+"""A column file is made whole or not at all: what a kill or a full disk left of one is no file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from repo import Settings, Store, StoreCorrupt
+
+pytestmark = pytest.mark.duckdb
+
+SETTINGS = Settings(background=False, engine="duckdb")
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 8192, 12_287])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_a_column_file_that_never_became_a_database_is_made_anew(
+    tmp_path: Path, size: int, zeros: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Store(tmp_path / "other", SETTINGS) as other:
+        other.checkpoint()
+    start = (tmp_path / "other" / "timeseries.duckdb").read_bytes()[:size]
+    with Store(tmp_path / "store", SETTINGS) as store:
+        store.points.insert("a", "m", 1.0, timestamp=1)
+        (store.path / "timeseries.duckdb").write_bytes(bytes(size) if zeros else start)
+        assert [row["value"] for row in store.points.range("a", "m")] == [1.0]
+        store.checkpoint()
+    with Store(tmp_path / "store", SETTINGS) as store:
+        assert [row["value"] for row in store.points.range("a", "m")] == [1.0]
+    assert "a new one is made" in caplog.text
+
+
+def test_a_column_file_that_was_cut_off_after_something_was_pruned_is_damage(tmp_path: Path) -> None:
+    file = tmp_path / "timeseries.duckdb"
+    with Store(tmp_path, SETTINGS) as store:
+        store.points.insert("a", "m", 1.0)
+        store.checkpoint()
+    os.truncate(file, 8192)
+    before = file.read_bytes()
+    with Store(tmp_path, SETTINGS) as store, pytest.raises(StoreCorrupt):
+        store.points.range("a", "m").all()
+    assert file.read_bytes() == before
+
+
+SCRIPT = """
+import sys
+from repo import Settings, Store
+with Store(sys.argv[1], Settings(engine=sys.argv[2], background=False)) as store:
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    print("acknowledged", flush=True)
+    store.flush()
+    store.checkpoint()
+"""
+
+
+def strace(path: Path, engine: str, *options: str) -> subprocess.CompletedProcess[str]:
+    columns = path / ("timeseries.duckdb" if engine == "duckdb" else "timeseries.sqlite")
+    watched = [f"--trace-path={columns}{suffix}" for suffix in ("", ".building", ".wal", "-wal", "-journal")]
+    return subprocess.run(
+        ["strace", "-f", "-qq", *watched, *options, sys.executable, "-c", SCRIPT, str(path), engine],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
+def test_a_kill_at_any_write_of_a_new_column_file_loses_nothing(tmp_path: Path, engine: str) -> None:
+    killed = 0
+    for nth in range(1, 41):
+        folder = tmp_path / str(nth)
+        done = strace(
+            folder, engine, "--trace=pwrite64,write", f"--inject=pwrite64,write:signal=SIGKILL:when={nth}"
+        )
+        assert "acknowledged" in done.stdout, done.stderr
+        with Store(folder, Settings(background=False)) as store:
+            assert [row["value"] for row in store.points.range("a", "m")] == [1.0]
+            store.checkpoint()
+        if done.returncode == 0:
+            break
+        assert done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        killed += 1
+    assert killed > 5
