@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from repo import models
+    from repo.delivery.forwarder import Forwarder
+    from repo.delivery.sinks import Receipt, Sink
+    from repo.delivery.sinks.http import HttpSink
     from repo.duckdb_storage import DuckDBTimeSeriesStorage
     from repo.errors import (
         EngineMissing,
@@ -57,12 +60,16 @@ if TYPE_CHECKING:
 _HOMES = {
     "DuckDBTimeSeriesStorage": "repo.duckdb_storage",
     "Exported": "repo.store.exporting",
+    "Forwarder": "repo.delivery.forwarder",
+    "HttpSink": "repo.delivery.sinks.http",
     "OfflineBufferManager": "repo.offline_buffer",
     "PointRepository": "repo.repositories.points",
+    "Receipt": "repo.delivery.sinks",
     "RecordRepository": "repo.repositories.records",
     "Recovered": "repo.store.recovering",
     "Result": "repo.store.results",
     "Settings": "repo.settings",
+    "Sink": "repo.delivery.sinks",
     "Status": "repo.store.status",
     "Store": "repo.store.store",
     "Written": "repo.repositories.points",
@@ -73,7 +80,9 @@ __all__ = [
     "EngineMissing",
     "Exported",
     "FlushFailed",
+    "Forwarder",
     "HoldfastError",
+    "HttpSink",
     "InvalidFile",
     "InvalidPoint",
     "InvalidQuery",
@@ -83,6 +92,7 @@ __all__ = [
     "MissingExtra",
     "OfflineBufferManager",
     "PointRepository",
+    "Receipt",
     "RecordRepository",
     "Recovered",
     "Refusal",
@@ -90,6 +100,7 @@ __all__ = [
     "SchemaOutdated",
     "SchemaTooNew",
     "Settings",
+    "Sink",
     "SinkRefused",
     "SinkUnreachable",
     "Status",

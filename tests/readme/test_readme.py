@@ -1,12 +1,20 @@
-"""The README's examples, run as a reader would run them."""
+"""The examples of the README and the guides, run as a reader would run them."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import sqlite3
+import struct
 import subprocess
 import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,10 +22,20 @@ import pytest
 from tests.migrations.legacy_store import contents, make_legacy_store
 
 ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    """Return the code blocks of a document in one language, without those that call `make`."""
+    text = document.read_text(encoding="utf-8")
+    found = re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [body for body in found if "make " not in body]
+
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-PYTHON = [body for language, body in BLOCKS if language == "python"]
-SHELL = [body for language, body in BLOCKS if language == "sh" and "make " not in body]
+FIRST, DELIVERY = blocks(ROOT / "README.md", "python")
+(INSPECT,) = blocks(ROOT / "README.md", "sh")
+COMMANDS, CARRYING, UPGRADE = blocks(DOCS / "operations.md", "sh")
 
 
 def run(arguments: list[str], folder: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -29,7 +47,7 @@ def run(arguments: list[str], folder: Path, stdin: str = "") -> subprocess.Compl
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
@@ -45,29 +63,141 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_python_example_runs_as_it_stands(folder: Path) -> None:
-    assert len(PYTHON) == 4
-    for example in PYTHON:
-        done = run([sys.executable, "-c", example], folder)
-        assert done.returncode == 0, done.stderr
+@pytest.fixture
+def collector() -> Iterator[tuple[str, list[bytes]]]:
+    """The URL of a receiver that answers every batch with its receipt, and the bodies that it got."""
+    bodies: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            answer = json.dumps({"key": self.headers["Idempotency-Key"], "repeat": False}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/points", bodies
+        finally:
+            server.shutdown()
+            thread.join()
 
 
-def test_the_first_example_prints_the_newest_point_and_the_buckets(folder: Path) -> None:
-    shutil.rmtree(folder / "data", ignore_errors=True)
-    printed = run([sys.executable, "-c", PYTHON[0]], folder).stdout.splitlines()
+def test_the_examples_of_the_readme_write_deliver_and_inspect(
+    folder: Path, collector: tuple[str, list[bytes]]
+) -> None:
+    done = run([sys.executable, "-c", FIRST], folder)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.splitlines()
     assert "2500.5" in printed[0]
     assert printed[1].startswith("2026-01-01 01:00:00+01:00")
     assert len([line for line in printed if line.startswith("2026-01-01")]) == 6
 
+    url, bodies = collector
+    assert "https://collector.example/points" in DELIVERY
+    done = run([sys.executable, "-c", DELIVERY.replace("https://collector.example/points", url)], folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "3602 points delivered\n"
+    assert len(b"".join(bodies).splitlines()) == 3602
 
-def test_every_command_example_ends_well(folder: Path) -> None:
-    run([sys.executable, "-c", PYTHON[0]], folder)
-    path = f"PATH={folder / 'bin'}:$PATH"
-    assert len(SHELL) == 4, "the last two have tests of their own"
-    for example in SHELL[:2]:
-        done = run(["sh", "-ec", f"{path}\n{example}"], folder)
+    done = run(["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{INSPECT}"], folder)
+    assert done.returncode == 0, done.stderr
+    assert "2500.5" in done.stdout
+
+
+@pytest.mark.parametrize(("guide", "examples"), [("python.md", 2), ("legacy.md", 1)])
+def test_every_python_example_of_a_guide_runs(folder: Path, guide: str, examples: int) -> None:
+    found = blocks(DOCS / guide, "python")
+    assert len(found) == examples
+    for example in found:
+        done = run([sys.executable, "-c", example], folder)
         assert done.returncode == 0, done.stderr
-    assert "2500.5" in run(["sh", "-ec", f"{path}\n{SHELL[1]}"], folder).stdout
+
+
+def test_the_commands_of_the_guide_run(folder: Path) -> None:
+    done = run(["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{COMMANDS}"], folder)
+    assert done.returncode == 0, done.stderr
+    assert "2500.5" in done.stdout
+
+
+def test_the_sink_of_the_guide_stores_each_point_once(folder: Path, tmp_path: Path) -> None:
+    sink, use = blocks(DOCS / "adding-a-sink.md", "python")
+    (tmp_path / "outbox").mkdir()
+    script = f"""{sink}
+from repo import Store
+with Store("./data/edge") as store:
+    store.points.insert_many([("P", "m", at, 1.0) for at in range(50)])
+{use}
+with Store("./data/edge") as store:
+    store.points.insert_many([("P", "m", at, 2.0) for at in range(40, 70)])
+    sink, store_id = FolderSink("./outbox"), store.status().store_id
+    batch = DeliveryBatch.of(store_id, 1, store.points.after(0, 1_000))
+    print(sink.send(batch).repeat, sink.send(batch).repeat)
+"""
+    done = run([sys.executable, "-c", script], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "False True\n"
+    lines = [line for file in (tmp_path / "outbox").iterdir() for line in file.read_text().splitlines()]
+    seqs = [json.loads(line)["seq"] for line in lines]
+    assert sorted(seqs) == list(range(1, 81))
+
+
+def test_the_formats_are_as_the_guide_describes_them(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from repo import Settings, Store
+    from repo.delivery.batch import canonical
+
+    guide = (DOCS / "formats.md").read_text(encoding="utf-8")
+    (line,) = blocks(DOCS / "formats.md", "json")
+    assert canonical([json.loads(line)]) == line.encode()
+
+    with Store(tmp_path / "store", Settings(background=False)) as store:
+        store.points.insert_many([("W-1", "flow", at, at / 2) for at in (3, 4)])
+        with closing(sqlite3.connect(tmp_path / "store" / "offline_buffer.db")) as database:
+            (payload,) = database.execute("SELECT payload FROM journal").fetchone()
+        store.export_parquet(tmp_path / "one.parquet")
+        store.export_ndjson(tmp_path / "bundle", partition="day")
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    section = guide[guide.index("## Bundle") : guide.index("## NDJSON lines")]
+    for key in [*manifest, *manifest["files"][0], *manifest["selection"]]:
+        assert f"`{key}`" in section, key
+
+    magic, version, flags, checksum, rows, names_bytes, quality = struct.unpack_from("<2sBBIIIi", payload)
+    assert (magic, version, flags, rows, quality) == (b"HF", 1, 3, 2, 100)
+    assert checksum == zlib.crc32(payload[8:])
+    assert json.loads(payload[20 : 20 + names_bytes]) == [[["W-1", "flow", "number"]]]
+    assert struct.unpack_from("<2q2d", payload, 20 + names_bytes) == (3_000_000, 4_000_000, 1.5, 2.0)
+    assert len(payload) == 20 + names_bytes + 2 * 16
+
+    parquet = pq.read_schema(tmp_path / "one.parquet")
+    section = guide[guide.index("## Parquet file") : guide.index("## Bundle")]
+    for column in parquet:
+        assert f"`{column.name}`" in section, column.name
+        assert str(column.type).replace(", tz=UTC", ", UTC") in section, column
+    assert json.loads(parquet.metadata[b"holdfast"])["format"] == 1
+
+
+def test_every_link_of_the_documents_leads_somewhere() -> None:
+    for document in [ROOT / "README.md", *DOCS.glob("*.md")]:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)(#[^)]*)?\)", document.read_text(encoding="utf-8")):
+            file = (document.parent / target) if target else document
+            assert file.is_file(), (document.name, target)
+            if anchor:
+                titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+                known = {"#" + re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+                assert anchor in known, (document.name, anchor)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) < 200
 
 
 @pytest.mark.duckdb
@@ -75,7 +205,7 @@ def test_a_legacy_store_is_looked_at_adopted_upgraded_and_put_back(folder: Path)
     for name in ("well-7", "well-7-new"):
         shutil.rmtree(folder / name, ignore_errors=True)
     make_legacy_store(folder / "well-7", 500)
-    done = run(["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{SHELL[3]}"], folder)
+    done = run(["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{UPGRADE}"], folder)
     assert done.returncode == 0, done.stderr
     for told in ("0002 is due", "bytes needed in all", "well-7-new was made", "none -> 0002", "restored"):
         assert told in done.stdout
@@ -83,10 +213,10 @@ def test_a_legacy_store_is_looked_at_adopted_upgraded_and_put_back(folder: Path)
     assert contents(folder / "well-7-new")["points"][0] == 500
 
 
-def test_what_was_carried_off_and_cleared_stands_in_the_other_store(folder: Path) -> None:
+def test_exported_and_deleted_data_is_in_the_other_store_after_the_import(folder: Path) -> None:
     for name in ("ship", "stick", "office"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    done = run(["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{SHELL[2]}"], folder)
+    done = run(["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{CARRYING}"], folder)
     assert done.returncode == 0, done.stderr
     assert "valid: 2 files, 2 points" in done.stdout
     assert "this means 2 points" in done.stdout
@@ -118,9 +248,8 @@ def test_every_folder_that_the_readme_lists_exists() -> None:
             assert (ROOT / folder).is_dir(), folder
 
 
-def test_every_setting_that_the_readme_names_exists() -> None:
+def test_every_setting_that_the_guides_name_exists() -> None:
     from repo import Settings
 
     assert Settings(engine="sqlite").durability == "full"
-    assert "HOLDFAST_ENGINE" in README
     assert Settings.load(environment={"HOLDFAST_ENGINE": "sqlite"}).engine == "sqlite"
