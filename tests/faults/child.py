@@ -30,7 +30,18 @@ from tests.faults.workload import (
     operation,
 )
 
-__all__ = ["App", "Census", "Counted", "perform", "run_app", "take_census"]
+__all__ = [
+    "App",
+    "Census",
+    "Counted",
+    "count_as_found",
+    "count_columns",
+    "count_metadata",
+    "count_through",
+    "perform",
+    "run_app",
+    "take_census",
+]
 
 LIFE_S = 120.0
 """A child that nobody kills ends by itself."""
@@ -143,7 +154,7 @@ def _write(store: Store, app: App, writer: int, say: Callable[[str], None]) -> N
                 say(f"ACK {writer} {at}")
             under_way.clear()
         if act.kind == "submit":
-            under_way.append((index, store.points.submit(_dicts(act.parts[0]))))
+            under_way.append((index, store.points.submit(dicts(act.parts[0]))))
         else:
             perform(store, act)
             say(f"ACK {writer} {index}")
@@ -187,7 +198,7 @@ def _columns(part: Any) -> dict[str, list[Any]]:
 def _do_part(target: Any, part: Any) -> None:
     match part:
         case Insert():
-            target.points.insert_many(_dicts(part))
+            target.points.insert_many(dicts(part))
         case Delete(sensor, metric, start_us, end_us):
             start, end = (None if us is None else us / 1_000_000 for us in (start_us, end_us))
             target.points.delete(sensor, metric, start, end)
@@ -197,7 +208,7 @@ def _do_part(target: Any, part: Any) -> None:
             target.records.mark_sent(record_ids)
 
 
-def _dicts(part: Any) -> list[dict[str, Any]]:
+def dicts(part: Any) -> list[dict[str, Any]]:
     return [
         {
             "sensor_id": sensor,
@@ -280,20 +291,38 @@ _JOURNAL = (
 def take_census(census: Census) -> Counted:
     """Open the store anew, read everything through it, close it, and read both files raw."""
     counted = Counted()
-    database = census.folder / "offline_buffer.db"
     if not census.create:
-        with _raw(database) as raw:
-            counted.found_state = _facts(raw)
-            counted.found_journal = raw.execute(_JOURNAL).fetchall()
+        count_as_found(counted, census.folder)
     settings = Settings(flush_interval_s=60.0, lease_timeout_s=30.0, lease_idle_s=30.0)
     with Store(census.folder, settings, create=census.create) as store:
-        counted.latest = store.points.latest(None)
-        counted.watermark = store.checkpoint() if census.checkpoint else store.flush()
-        counted.range = list(store.points.range(None, None))
-        while page := store.points.after(counted.after[-1]["seq"] if counted.after else 0, limit=2000):
-            counted.after += page
-        counted.records = store.records.pending(limit=1_000_000)
-    with _raw(database) as raw:
+        count_through(counted, store, checkpoint=census.checkpoint)
+    count_metadata(counted, census.folder)
+    count_columns(counted, _ask_columns(census.folder))
+    return counted
+
+
+def count_as_found(counted: Counted, folder: Path) -> None:
+    """Read SQLite raw, before anything else is done to the store."""
+    with _raw(folder / "offline_buffer.db") as raw:
+        raw.execute("BEGIN")
+        counted.found_state = _facts(raw)
+        counted.found_journal = raw.execute(_JOURNAL).fetchall()
+
+
+def count_through(counted: Counted, store: Store, *, checkpoint: bool) -> None:
+    """Read everything through the store: the latest first, for that is answered before any flush."""
+    counted.latest = store.points.latest(None)
+    counted.watermark = store.checkpoint() if checkpoint else store.flush()
+    counted.range = list(store.points.range(None, None))
+    while page := store.points.after(counted.after[-1]["seq"] if counted.after else 0, limit=2000):
+        counted.after += page
+    counted.records = store.records.pending(limit=1_000_000)
+
+
+def count_metadata(counted: Counted, folder: Path) -> None:
+    """Read SQLite raw, and the names of the column files."""
+    with _raw(folder / "offline_buffer.db") as raw:
+        raw.execute("BEGIN")
         counted.state = _facts(raw)
         counted.journal = raw.execute(_JOURNAL).fetchall()
         counted.latest_copy = raw.execute("SELECT * FROM latest").fetchall()
@@ -303,10 +332,13 @@ def take_census(census: Census) -> Counted:
         counted.revision = raw.execute("SELECT version_num FROM alembic_version").fetchall()
         counted.kinds = raw.execute("SELECT sensor_id, metric_name, kind FROM series").fetchall()
         counted.integrity = raw.execute("PRAGMA integrity_check").fetchall()
-    for file in census.folder.glob("timeseries.*"):
+    for file in folder.glob("timeseries.*"):
         if file.suffix in (".duckdb", ".sqlite", ".building"):
             counted.column_files.append(file.suffix[1:])
-    ask = _ask_columns(census.folder)
+
+
+def count_columns(counted: Counted, ask: Callable[[str], list[Any]]) -> None:
+    """Read the columns by a function that answers queries."""
     counted.rows = ask(
         "SELECT sensor_id, metric_name, timestamp_us, value, value_text, quality, metadata, seq FROM time_series_data"
     )
@@ -314,7 +346,6 @@ def take_census(census: Census) -> Counted:
     counted.columns_state = ask("SELECT store_id, file_id, generation, watermark FROM timeseries_state")
     counted.columns_ledger = [row[0] for row in ask("SELECT entry_id FROM loss_ledger")]
     counted.columns_revision = ask("SELECT version_num FROM alembic_version")
-    return counted
 
 
 class _raw:

@@ -31,7 +31,7 @@ from tests.faults.nursery import Child, Nursery
 from tests.faults.steps import BULK, MOVES, MOVES_BESIDE, SHRINKS, STEPS, Place
 from tests.faults.workload import MOST_UNDER_WAY, State, operation
 
-__all__ = ["Campaign", "Chain", "Tally"]
+__all__ = ["Campaign", "Chain", "Tally", "settings_of"]
 
 CREATION = "in the creation of the store"
 HAND_OVER = "in the hand-over of the lease"
@@ -164,7 +164,7 @@ class Campaign:
         request: Path,
         options: dict[str, Any],
     ) -> bool:
-        settings = _settings(rng, chain.engine)
+        settings = settings_of(rng, chain.engine)
         app = App(chain.store, chain.seed, settings, self._writers(chain, (0, 1)), place, **options)
         app.rebuilds = chain.rebuilds
         app.nth = rng.randint(1, MOST_CREATION_STATEMENTS) if step == CREATION else _nth(place, rng)
@@ -256,7 +256,7 @@ class _Trouble(Exception):
     """A round that could not be judged."""
 
 
-def _settings(rng: Random, engine: str) -> dict[str, Any]:
+def settings_of(rng: Random, engine: str) -> dict[str, Any]:
     """Settings that make every step frequent; sizes are small, so that folds and CHECKPOINTs come often."""
     return {
         "engine": engine,

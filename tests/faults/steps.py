@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.default import DefaultDialect
@@ -32,7 +32,18 @@ from repo.repositories.journal import JournalRepository
 from repo.store import building, converting, copying, shrinking, store
 from repo.store.backends import DuckDBBackend, SQLiteBackend
 
-__all__ = ["BULK", "MOVES", "MOVES_BESIDE", "SHRINKS", "STEPS", "Place", "install"]
+__all__ = [
+    "BULK",
+    "MOVES",
+    "MOVES_BESIDE",
+    "READER",
+    "SHRINKS",
+    "STEPS",
+    "Place",
+    "Stopper",
+    "install",
+    "watch",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +162,17 @@ READER = "reader"
 """The thread whose SELECTs are queries; flush asks the same table."""
 
 
-class _Stopper:
+class Stopper(Protocol):
+    """What is called at every place."""
+
+    def reach(self, name: str) -> None:
+        """Called by the thread that comes to a place."""
+
+    def passed(self, name: str) -> None:
+        """Called by the thread that has passed a place that is raced through."""
+
+
+class _Killed:
     """Counts the times that the wanted place is reached, and holds the child there."""
 
     def __init__(self, place: Place, nth: int, say: Callable[[str], None]) -> None:
@@ -185,7 +206,18 @@ class _Stopper:
 
 def install(place: Place, nth: int, say: Callable[[str], None]) -> None:
     """Hold this process at the `nth` time that it comes to `place`; for the rest of its life."""
-    stopper = _Stopper(place, nth, say)
+    watch(
+        _Killed(place, nth, say),
+        trace_sqlite=place.name in ("journal COMMIT", "fold", "before CHECKPOINT", "CHECKPOINT"),
+    )
+
+
+def watch(stopper: Stopper, *, trace_sqlite: bool) -> None:
+    """Call `stopper` at every place, for the rest of this process's life.
+
+    The places inside SQLite's own statements come only with `trace_sqlite`; they are reached in a callback, which
+    swallows whatever is raised there.
+    """
     _watch_statements(stopper)
     _watch_commits(stopper)
     _watch_journal(stopper)
@@ -193,14 +225,14 @@ def install(place: Place, nth: int, say: Callable[[str], None]) -> None:
     _watch_lease(stopper)
     _watch_moves(stopper)
     _watch_shrinks(stopper)
-    if place.name in ("journal COMMIT", "fold", "before CHECKPOINT", "CHECKPOINT"):
+    if trace_sqlite:
         _trace_sqlite(stopper)
 
 
 _here = threading.local()
 
 
-def _watch_statements(stopper: _Stopper) -> None:
+def _watch_statements(stopper: Stopper) -> None:
     def name_of(statement: str) -> str | None:
         for name, pattern in _STATEMENTS.items():
             if pattern.match(statement):
@@ -223,7 +255,7 @@ def _watch_statements(stopper: _Stopper) -> None:
             stopper.reach(f"after {name}")
 
 
-def _watch_commits(stopper: _Stopper) -> None:
+def _watch_commits(stopper: Stopper) -> None:
     original = DefaultDialect.do_commit
 
     def do_commit(self: DefaultDialect, connection: Any) -> None:
@@ -239,7 +271,7 @@ def _watch_commits(stopper: _Stopper) -> None:
     DefaultDialect.do_commit = do_commit  # type: ignore[method-assign]
 
 
-def _watch_journal(stopper: _Stopper) -> None:
+def _watch_journal(stopper: Stopper) -> None:
     original, append = sqlite.bare_transaction, JournalRepository.append
 
     def watched_append(
@@ -266,7 +298,7 @@ def _watch_journal(stopper: _Stopper) -> None:
     sqlite.bare_transaction = bare_transaction
 
 
-def _watch_folding(stopper: _Stopper) -> None:
+def _watch_folding(stopper: Stopper) -> None:
     original, empty = sqlite.fold_wal, sqlite.empty_wal
 
     def fold_wal(engine: Engine) -> sqlite.Folded:
@@ -283,7 +315,7 @@ def _watch_folding(stopper: _Stopper) -> None:
     sqlite.fold_wal, sqlite.empty_wal = fold_wal, empty_wal
 
 
-def _trace_sqlite(stopper: _Stopper) -> None:
+def _trace_sqlite(stopper: Stopper) -> None:
     def trace(statement: str) -> None:
         if statement == "COMMIT" and getattr(_here, "journal", False):
             stopper.reach("journal COMMIT")
@@ -299,7 +331,7 @@ def _trace_sqlite(stopper: _Stopper) -> None:
             connection.set_trace_callback(trace)
 
 
-def _watch_lease(stopper: _Stopper) -> None:
+def _watch_lease(stopper: Stopper) -> None:
     acquire, release = Lease.acquire, Lease.release
 
     def watched_acquire(self: Lease, timeout_s: float, doing: str) -> None:
@@ -322,7 +354,7 @@ def _watch_lease(stopper: _Stopper) -> None:
     Lease.release = watched_release  # type: ignore[method-assign]
 
 
-def _watch_moves(stopper: _Stopper) -> None:
+def _watch_moves(stopper: Stopper) -> None:
     convert, copy_tables, sums_of = converting.convert, copying.copy_tables, copying.sums_of
     sync_file, rename = torn.sync_file, Path.rename
 
@@ -373,7 +405,7 @@ def _watch_moves(stopper: _Stopper) -> None:
     Path.rename = watched_rename  # type: ignore[method-assign, assignment]
 
 
-def _watch_shrinks(stopper: _Stopper) -> None:
+def _watch_shrinks(stopper: Stopper) -> None:
     shrink, replace, vacuum = shrinking.shrink, Path.replace, sqlite.vacuum
 
     def watched_shrink(*arguments: Any, **options: Any) -> Any:
@@ -401,7 +433,7 @@ def _watch_shrinks(stopper: _Stopper) -> None:
     sqlite.vacuum = watched_vacuum
 
 
-def _watch_new(stopper: _Stopper, engine: Any) -> None:
+def _watch_new(stopper: Stopper, engine: Any) -> None:
     open_new = engine.open_new
 
     def watched(self: Any) -> Engine:

@@ -1,0 +1,42 @@
+"""Wherever Ctrl-C comes, a program that catches it goes on with a store that is whole. `soak.py` says how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.nursery import Nursery
+from tests.faults.soak import COMPANIES, Soak, places_of, until_hit
+from tests.faults.steps import MOVES, SHRINKS, STEPS
+
+LONG_HITS = 10
+
+_REBUILDING = {place.name for step in (*MOVES, *SHRINKS) for place in STEPS[step]}
+
+
+@pytest.fixture
+def soak(nursery: Nursery, seed: int, tmp_path: Path, engine: str) -> Soak:
+    """Programs on stores of one engine."""
+    return Soak(nursery, tmp_path, seed, engine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
+@pytest.mark.parametrize("company", COMPANIES)
+def test_a_program_goes_on_after_interrupts_and_its_store_is_whole(
+    soak: Soak, seed: int, engine: str, company: str
+) -> None:
+    names = [name for name in places_of(engine) if name not in _REBUILDING]
+    start = seed % len(names)
+    soak.program((names[start:] + names)[:5] + ["at a random time"] * 3, company)
+    assert soak.failures == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
+def test_hundreds_of_interrupts_at_every_place_leave_the_store_whole(soak: Soak, engine: str) -> None:
+    for _ in until_hit(soak, LONG_HITS, places_of(engine)):
+        pass
+    print(f"\n{soak.table()}")
+    assert soak.failures == []
