@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ __all__ = [
     "TransactionRule",
     "denied",
     "system_error",
+    "system_typed",
 ]
 
 
@@ -197,3 +199,12 @@ def system_error(error: OSError, place: Path, then: str = "") -> HoldfastError:
         return denied(Path(error.filename or place), error.strerror or str(error), then)
     what = f"{error.filename or place}: {error.strerror or error}"
     return HoldfastError(f"{what}{then and f'; {then}'}", path=place)
+
+
+@contextmanager
+def system_typed(place: Path, then: str = "") -> Iterator[None]:
+    """Translate what the system says of the work in the block, as `system_error` does."""
+    try:
+        yield
+    except OSError as error:
+        raise system_error(error, place, then) from error

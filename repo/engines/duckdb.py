@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -16,7 +17,16 @@ from sqlalchemy.pool import NullPool
 
 from repo.engines.dialect import ConnectionWrapper, Dialect
 from repo.engines.inuse import note_own
-from repo.errors import HoldfastError, StoreBusy, StoreClosed, StoreCorrupt, StoreFull, denied, system_error
+from repo.errors import (
+    HoldfastError,
+    StoreBusy,
+    StoreClosed,
+    StoreCorrupt,
+    StoreFull,
+    denied,
+    system_error,
+    system_typed,
+)
 
 __all__ = [
     "DriverError",
@@ -89,20 +99,27 @@ def open_engine(
     except OSError as error:
         _close_quietly(base)
         raise system_error(error, path) from error
+    cursors: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def connect() -> Any:
+        cursor = base.cursor().cursor()
+        cursors.add(cursor)
+        return ConnectionWrapper(cursor)
+
     engine = create_engine(
         "duckdb+holdfast://",
         # The wrapper hides the driver's connection; what it gives as a cursor passes `cursor` through to it.
-        creator=lambda: ConnectionWrapper(base.cursor().cursor()),
+        creator=connect,
         poolclass=NullPool,
         # Closing a cursor ends its transaction; a ROLLBACK before that fails, loudly, after a fatal error.
         pool_reset_on_return=None,
     )
-    _bases[id(engine)] = (os.path.realpath(path), base, descriptor)
+    _bases[id(engine)] = (os.path.realpath(path), base, descriptor, cursors)
     return engine
 
 
 def _close_quietly(base: Any) -> None:
-    """Close an instance on the way out with an error, which is the one to tell."""
+    """Close an instance or a cursor whose work is over; after a fatal error closing fails, too, and has closed it."""
     if base is not None:
         with suppress(duckdb.Error):
             base.close()
@@ -157,11 +174,14 @@ def _config(memory_limit_bytes: int, threads: int, temp_folder: Path) -> dict[st
 
 def close_engine(engine: Engine) -> None:
     """Close the file, without a checkpoint; the log stays beside it and is replayed at the next open."""
-    engine.dispose()
-    _, base, descriptor = _bases.pop(id(engine))
+    _, base, descriptor, cursors = _bases.pop(id(engine))
     try:
-        base.close()
+        engine.dispose()
+        # One that an error left open would keep the instance alive, and its locked configuration refuses to be opened.
+        for cursor in tuple(cursors):
+            _close_quietly(cursor)
     finally:
+        _close_quietly(base)
         os.close(descriptor)
 
 
@@ -192,6 +212,11 @@ def log_bytes(path: Path) -> int:
 
 def set_log_aside(path: Path, now_us: int) -> Path:
     """Rename a log that cannot be replayed; what it held is still in the journal. Returns its new name."""
+    with system_typed(path):
+        return _set_log_aside(path, now_us)
+
+
+def _set_log_aside(path: Path, now_us: int) -> Path:
     stamp = datetime.fromtimestamp(now_us // 1_000_000, UTC).strftime("%Y%m%dT%H%M%SZ")
     log = log_path(path)
     aside = log.with_name(f"{log.name}.corrupt-{stamp}")
@@ -205,13 +230,18 @@ def is_log_damage(error: BaseException) -> bool:
     return isinstance(cause, duckdb.Error) and "replaying WAL" in str(cause)
 
 
+_MOST_CAUSES = 20
+
+
 def is_fatal(error: BaseException) -> bool:
     """Say whether the error, or a cause of it, ended the instance: each later statement fails until it is reopened.
 
     Takes errors of the driver, bare or wrapped by SQLAlchemy, and typed ones that were raised from them.
     """
     seen: BaseException | None = error
-    while seen is not None:
+    for _ in range(_MOST_CAUSES):
+        if seen is None:
+            return False
         original = seen.orig if isinstance(seen, DBAPIError) else seen
         if isinstance(original, (duckdb.FatalException, duckdb.InternalException)):
             return True
@@ -235,6 +265,8 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
         return StoreBusy(
             f"{path} is open in a program that does not go through Holdfast ({text}); stop it", path=path
         )
+    if isinstance(original, OSError):
+        return system_error(original, path)
     if "No space left on device" in text:
         return StoreFull(f"no space left for {path}; free some space and try again", path=path)
     if isinstance(original, duckdb.IOException) and (why := next((w for w in _DENIED if w in text), None)):
@@ -252,12 +284,12 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
     )
 
 
-_bases: dict[int, tuple[str, Any, int]] = {}
+_bases: dict[int, tuple[str, Any, int, weakref.WeakSet[Any]]] = {}
 _inherited: set[str] = set()
 
 
 def _note_in_child() -> None:
-    _inherited.update(path for path, _, _ in _bases.values())
+    _inherited.update(path for path, *_ in _bases.values())
 
 
 os.register_at_fork(after_in_child=_note_in_child)

@@ -14,7 +14,15 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from repo.engines.inuse import note_own
-from repo.errors import HoldfastError, StoreBusy, StoreCorrupt, StoreFull, StoreUnsupported, denied
+from repo.errors import (
+    HoldfastError,
+    StoreBusy,
+    StoreCorrupt,
+    StoreFull,
+    StoreUnsupported,
+    denied,
+    system_error,
+)
 
 __all__ = [
     "BARE",
@@ -127,7 +135,12 @@ def open_engine(
             "temp_store = MEMORY",
             "trusted_schema = OFF",
         ):
-            connection.execute(f"PRAGMA {pragma}")
+            try:
+                connection.execute(f"PRAGMA {pragma}")
+            except DriverError as error:
+                # SQLAlchemy neither wraps what is raised here nor closes the connection, which may hold a lock.
+                connection.close()
+                raise typed_error(error, path) from error
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -288,13 +301,18 @@ def only_reading(action: int, *_: object) -> int:
     return sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY
 
 
+_MOST_CAUSES = 20
+
+
 def is_fatal(error: BaseException) -> bool:
     """Say whether the error, or a cause of it, leaves connections in doubt: close them and open the file again.
 
     Takes errors of the driver, bare or wrapped by SQLAlchemy, and typed ones that were raised from them.
     """
     seen: BaseException | None = error
-    while seen is not None:
+    for _ in range(_MOST_CAUSES):
+        if seen is None:
+            return False
         original = seen.orig if isinstance(seen, DBAPIError) else seen
         name = getattr(original, "sqlite_errorname", "") or ""
         if name.startswith(("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CANTOPEN")):
@@ -308,7 +326,11 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
 
     The caller raises the result `from` the original.
     """
+    if isinstance(error, HoldfastError):
+        return error
     original = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(original, OSError):
+        return system_error(original, path)
     name = getattr(original, "sqlite_errorname", "") or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return StoreBusy(f"{path} is locked by another writer; try again, or stop that process", path=path)
@@ -326,7 +348,11 @@ def _checkpoint(engine: Engine, mode: str) -> Folded:
     # Through the driver: SQLAlchemy would begin a transaction, in which no checkpoint can run.
     with engine.connect() as worker:
         driver: Any = worker.connection.driver_connection
-        busy, log, done = driver.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        try:
+            busy, log, done = driver.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        except DriverError as error:
+            [file] = [row[2] for row in driver.execute("PRAGMA database_list") if row[1] == "main"]
+            raise typed_error(error, Path(file)) from error
     if busy:
         raise StoreBusy("a WAL checkpoint met another reader or writer; it is tried again later")
     return Folded(log, done)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
-from repo.errors import system_error
+from repo.errors import system_error, system_typed
 
 __all__ = [
     "Note",
@@ -167,17 +167,18 @@ def _write(descriptor: int, content: bytes, place: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names that came into a folder, or left it, durable."""
+    """Make names that came into a folder, or left it, durable; raises typed errors."""
     sync_file(folder)
 
 
 def sync_file(path: Path) -> None:
-    """Make a file durable that this process has closed."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make a file durable that this process has closed; raises typed errors."""
+    with system_typed(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def forget(path: Path) -> None:

@@ -64,9 +64,10 @@ class Access:
         with columns.shared(
             doing, lambda: flusher.reached(target), lambda opened: flusher.through(opened, target)
         ) as connection:
+            kinds: tuple[type[Exception], ...] = (DBAPIError, *columns.backend.errors)
             try:
                 yield Reading(connection, flusher.known)
-            except DBAPIError as error:
+            except kinds as error:
                 raise columns.backend.typed_error(error) from error
 
     def flush(self, doing: str = "flush") -> int:

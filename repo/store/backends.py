@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from repo.clock import Clock
 from repo.engines import sqlite
@@ -200,10 +201,7 @@ class DuckDBBackend:
         with torn.noted(self.path, duckdb.descriptor_of(engine), duckdb.unused_metadata(engine)):
             with engine.connect() as connection:
                 connection.exec_driver_sql("CHECKPOINT")
-            try:
-                torn.sync_folder(self.path.parent)
-            except OSError as error:
-                raise system_error(error, self.path.parent) from error
+            torn.sync_folder(self.path.parent)
 
     def log_bytes(self) -> int:
         """Return the size of `timeseries.duckdb.wal`."""
@@ -284,7 +282,10 @@ class SQLiteBackend:
 
     def checkpoint(self, engine: Engine) -> None:
         """Fold the WAL into the file and empty it; under the lease nobody else can be writing."""
-        sqlite.empty_wal(engine)
+        try:
+            sqlite.empty_wal(engine)
+        except (DBAPIError, sqlite.DriverError) as error:
+            raise self.typed_error(error) from error
 
     def log_bytes(self) -> int:
         """Return the size of the WAL."""

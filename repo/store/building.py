@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError
 
 from repo.engines import sqlite, torn
-from repo.errors import FlushFailed
+from repo.errors import FlushFailed, system_typed
 from repo.models import Point
 from repo.repositories.series import Summary
 from repo.repositories.state import ColumnsState, ColumnsStateRepository
@@ -124,5 +124,6 @@ def built(
 
 def remove(path: Path) -> None:
     """Remove a column file and what belongs to it."""
-    for companion in COMPANIONS:
-        path.with_name(path.name + companion).unlink(missing_ok=True)
+    with system_typed(path, "remove it once that is possible"):
+        for companion in COMPANIONS:
+            path.with_name(path.name + companion).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from uuid import uuid4
 from sqlalchemy import Engine, inspect
 
 from repo.engines import torn
-from repo.errors import HoldfastError
+from repo.errors import HoldfastError, system_typed
 from repo.files import ENGINES, StoreFiles
 from repo.models import TimeSeriesState
 from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
@@ -84,7 +84,8 @@ def convert(
             with typed_errors(opened.backend, target):
                 built(opened, target, state, bring_to_head, lambda done: progress(done, points))
             set_inactive_aside([path], facts.generation)
-            target.path.rename(path)
+            with system_typed(path, "the columns are where they were; try again"):
+                target.path.rename(path)
             torn.sync_folder(path.parent)
         finally:
             remove(target.path)
@@ -109,10 +110,11 @@ def set_inactive_aside(paths: Iterable[Path], generation: int) -> list[Path]:
             number += 1
             name = f"{path.name}.inactive-{generation}-{number}"
         # The file itself last: while it has its name, its log is looked for.
-        for companion in reversed(COMPANIONS):
-            old = path.with_name(path.name + companion)
-            if old.exists():
-                old.rename(path.with_name(name + companion))
+        with system_typed(path):
+            for companion in reversed(COMPANIONS):
+                old = path.with_name(path.name + companion)
+                if old.exists():
+                    old.rename(path.with_name(name + companion))
         log.info("%s is not the active column file any more; kept as %s", path, name)
         renamed.append(path.with_name(name))
         torn.sync_folder(path.parent)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from sqlalchemy import Engine
 
 from repo.engines import sqlite, torn
-from repo.errors import FlushFailed
+from repo.errors import FlushFailed, system_typed
 from repo.repositories.state import ColumnsStateRepository
 from repo.store import room
 from repo.store.access import Access
@@ -118,9 +118,10 @@ def _put(new: Path, path: Path) -> None:
             f"{', '.join(left)} beside {path} was not folded in, so the columns stay as they are; try again",
             path=path,
         )
-    for beside in _beside(path):
-        beside.unlink(missing_ok=True)
-    new.replace(path)
+    with system_typed(path, "the columns are where they were; try again"):
+        for beside in _beside(path):
+            beside.unlink(missing_ok=True)
+        new.replace(path)
     torn.sync_folder(path.parent)
 
 

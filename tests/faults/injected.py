@@ -1,0 +1,66 @@
+"""What a process does while the system refuses one call on its store's files; run as a script, under strace.
+
+Prints one JSON object: what was raised that is no error of ours, what still failed when it was over, what was lost.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from repo import HoldfastError, Settings, Store
+
+
+def main(folder: str, engine: str) -> None:
+    # One thread: strace counts the calls of each by itself.
+    settings = Settings(
+        engine=engine,  # type: ignore[arg-type]
+        background=False,
+        duckdb_threads=1,
+        busy_timeout_s=5.0,
+        lease_timeout_s=5.0,
+    )
+    told: dict[str, list[str]] = {"bare": [], "unhealed": [], "typed": []}
+    acknowledged: dict[int, float] = {}
+
+    def tried(what: str, call: Callable[[], Any], wrong: str) -> Any:
+        try:
+            return call()
+        except Exception as error:  # noqa: BLE001  this is what is looked for
+            kind = "typed" if isinstance(error, HoldfastError) and wrong == "bare" else wrong
+            if kind != "typed":
+                traceback.print_exc()
+            told[kind].append(f"{what}: {type(error).__name__}: {error}")
+
+    def work(store: Store, start: int, wrong: str) -> None:
+        for at in range(start, start + 30, 10):
+            rows = [("a", "m", at + n, float(n)) for n in range(5)]
+            if tried("insert", partial(store.points.insert_many, rows), wrong) is not None:
+                acknowledged.update({row[2]: row[3] for row in rows})
+            tried("read", lambda: store.points.range("a", "m").all(), wrong)
+            tried("checkpoint", store.checkpoint, wrong)
+        tried("shrink", store.shrink, wrong)
+
+    def points(store: Store) -> dict[int, float]:
+        return {row["timestamp_us"] // 10**6: row["value"] for row in store.points.range("a", "m")}
+
+    store = None
+    for _ in range(3):
+        store = store or tried("open", lambda: Store(folder, settings), "bare")
+    if store is None:
+        told["unhealed"].append("it does not open")
+    else:
+        work(store, 1000, "bare")
+        work(store, 2000, "unhealed")
+        found = tried("read", lambda: points(store), "unhealed")
+        told["lost"] = [str(at) for at in acknowledged if (found or {}).get(at) != acknowledged[at]]
+        tried("close", store.close, "unhealed")
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

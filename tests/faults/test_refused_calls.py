@@ -1,0 +1,79 @@
+"""The system refuses one call on the store's files: a typed error, nothing lost, and the process works on after it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults import injected
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace"),
+]
+
+CALLS = {
+    "openat": "EMFILE",
+    "pread64": "EIO",
+    "pwrite64,write": "ENOSPC",
+    "fsync,fdatasync": "EIO",
+    "ftruncate": "EIO",
+    "rename": "EIO",
+    "unlink": "EIO",
+}
+FILES = ("offline_buffer.db", "timeseries.duckdb", "timeseries.sqlite")
+COMPANIONS = ("", "-wal", "-shm", "-journal", ".wal", ".checkpoint")
+
+
+def refuse(folder: Path, engine: str, calls: str, error: str, nth: int) -> bool:
+    """Let the nth of these calls fail; returns whether there were so many."""
+    store = folder / "store"
+    store.mkdir(parents=True)
+    names = [
+        f"{name}{building}{companion}"
+        for name, building, companion in itertools.product(FILES, ("", ".building"), COMPANIONS)
+    ]
+    trace = folder / "trace"
+    done = subprocess.run(
+        [
+            *("strace", "-f", "-qq", "-o", trace, f"--trace={calls}"),
+            *(f"--trace-path={path}" for path in (store, *(store / name for name in names))),
+            f"--inject={calls}:error={error}:when={nth}",
+            *(sys.executable, injected.__file__, store, engine),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    refused = [line for line in trace.read_text().splitlines() if "INJECTED" in line]
+    told = json.loads(done.stdout) if done.stdout else {"died": done.stderr[-2000:]}
+    assert not {kind: seen for kind, seen in told.items() if seen and kind != "typed"}, (refused, told)
+    shutil.rmtree(folder)
+    return bool(refused)
+
+
+@pytest.mark.parametrize("engine", [pytest.param("duckdb", marks=pytest.mark.duckdb), "sqlite"])
+@pytest.mark.parametrize(("calls", "nth"), [("fsync,fdatasync", 9), ("unlink", 3)])
+def test_a_refused_call_is_a_typed_error_and_the_process_works_on(
+    tmp_path: Path, engine: str, calls: str, nth: int
+) -> None:
+    refuse(tmp_path / "once", engine, calls, CALLS[calls], nth)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [pytest.param("duckdb", marks=pytest.mark.duckdb), "sqlite"])
+@pytest.mark.parametrize("calls", CALLS)
+def test_each_call_may_be_refused(tmp_path: Path, engine: str, calls: str) -> None:
+    wrong = []
+    for nth in range(1, 25):
+        try:
+            if not refuse(tmp_path / str(nth), engine, calls, CALLS[calls], nth):
+                break
+        except AssertionError as error:
+            wrong.append(f"{nth}: {error}")
+    assert not wrong, "\n\n".join(wrong)
