@@ -16,7 +16,16 @@ from uuid import uuid4
 
 from sqlalchemy import Connection
 
-from repo.errors import EngineMissing, FlushFailed, InvalidPoint, InvalidQuery, Refusal, StoreBusy
+from repo.errors import (
+    EngineMissing,
+    FlushFailed,
+    HoldfastError,
+    InvalidPoint,
+    InvalidQuery,
+    Refusal,
+    StoreBusy,
+    system_error,
+)
 from repo.exchange.scanning import SOURCE, Scan, scan
 from repo.exchange.tables import Chunk, Lists, Table, table_of
 from repo.repositories.applying import Applied
@@ -97,18 +106,29 @@ class Bulk:
 
     def _opened_scratch(self) -> Any:
         """Return a connection to a DuckDB in memory, which looks at tables; None where there is no DuckDB."""
-        if not duckdb_is_installed():
-            return None
-        from repo.engines import duckdb
+        folder = self._access.files.folder
+        try:
+            if not duckdb_is_installed():
+                return None
+            from repo.engines import duckdb
+        except OSError as error:  # importing takes a descriptor, too
+            raise system_error(error, folder, "nothing was written") from error
 
         with self._lock:
             if self._scratch is None:
                 settings = self._access.settings
-                self._scratch = duckdb.open_scratch(
-                    memory_limit_bytes=settings.duckdb_memory_limit_bytes,
-                    threads=settings.duckdb_threads,
-                    temp_folder=self._access.files.scratch,
-                )
+                try:
+                    self._scratch = duckdb.open_scratch(
+                        memory_limit_bytes=settings.duckdb_memory_limit_bytes,
+                        threads=settings.duckdb_threads,
+                        temp_folder=self._access.files.scratch,
+                    )
+                except duckdb.DriverError as error:
+                    raise HoldfastError(
+                        f"DuckDB could not be opened in memory to check the table ({error}); nothing was written to "
+                        f"{folder}. Try again",
+                        path=folder,
+                    ) from error
             return self._scratch.cursor()
 
 

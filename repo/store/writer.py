@@ -377,11 +377,10 @@ class _Inbox:
             )
             if self._closed:
                 raise StoreClosed("the store is closed; nothing of this call was written")
+            if self._thread is None:
+                self._thread = self._started()
             self._waiting.append(submission)
             self._points += submission.points
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="holdfast-writer", daemon=True)
-                self._thread.start()
             self._changed.notify_all()
         return future
 
@@ -391,6 +390,17 @@ class _Inbox:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="holdfast-writer", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise HoldfastError(
+                f"no thread could be started to write what is submitted ({error}); nothing of this call was written. "
+                "Raise the limit of threads, or end some, and try again"
+            ) from error
+        return thread
 
     def _run(self) -> None:
         while True:
