@@ -74,8 +74,10 @@ class Lease:
         place = self._place
         return place is not None and place.granted
 
-    def acquire(self, timeout_s: float, doing: str) -> None:
+    def acquire(self, timeout_s: float, doing: str, more: Callable[[], float] = lambda: 0.0) -> None:
         """Take the lease, waiting at most `timeout_s` seconds; raises `StoreBusy` naming the holder.
+
+        When they are over, `more` says how many seconds to wait on: the call keeps its place meanwhile.
 
         A call that comes to its deadline leaves its place in the queue to the next call of this process; with a
         timeout of 0 it takes no place. Raises `HoldfastError` where the process has no descriptor or thread left.
@@ -89,8 +91,13 @@ class Lease:
             if not place.take_up():
                 place = self._place = _Place(self._folder, self._prefix)
                 place.take_up()
-            if not place.wait(timeout_s):
-                raise self._busy(timeout_s)  # noqa: TRY301  the place is left below
+            began_s = time.monotonic()
+            while not place.wait(timeout_s):
+                timeout_s = more() if timeout_s > 0 else 0.0
+                if timeout_s > 0:
+                    continue
+                waited_s = time.monotonic() - began_s
+                raise self._busy(waited_s)  # noqa: TRY301  the place is left below
             self.held_since_s = time.monotonic()
             note = json.dumps({"pid": os.getpid(), "since_us": self._now_us(), "doing": doing}).encode()
             place.write(note)
@@ -135,7 +142,7 @@ class Lease:
             held_s = max(0.0, (self._now_us() - holder.since_us) / 1e6)
             told = f"process {holder.pid}, for {held_s:.1f} s, doing: {holder.doing}"
         return StoreBusy(
-            f"the columns of {self._folder} were not handed over within {timeout_s:g} s; held by {told}. "
+            f"the columns of {self._folder} were not handed over within {timeout_s:.1f} s; held by {told}. "
             "Try again, raise lease_timeout_s, or stop that process",
             path=self._folder,
             holder=None if holder is None else holder.pid,

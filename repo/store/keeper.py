@@ -27,7 +27,7 @@ class Keeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop and join the thread; a flush that runs is finished first."""
+        """Stop and join the thread; a flush that runs ends with its next commit."""
         self._stop.set()
         self._thread.join()
 
@@ -59,7 +59,13 @@ class Keeper:
                 unpruned=state.copied_through > state.pruned_through
             ):
                 return  # an idle holder must grow idle: using the columns would keep the lease for ever
-            with columns.alone("background flush", timeout_s=0.0 if not columns.is_open else None) as opened:
-                flusher.checkpoint_if_due(flusher.through(opened, state.last_seq))
+            done = False
+            while not (done or self._stop.is_set()):
+                with columns.alone(
+                    "background flush", timeout_s=0.0 if not columns.is_open else None
+                ) as opened:
+                    now_open, done = self._access.flush_slice(opened, state.last_seq, self._stop.is_set)
+                    if done:
+                        flusher.checkpoint_if_due(now_open)
         except (StoreBusy, EngineMissing):
             return  # who holds the lease flushes everything, ours too; so does who has the engine

@@ -30,20 +30,22 @@ def tended(columns: Columns) -> Iterator[None]:
         return
     stop = threading.Event()
     thread = threading.Thread(target=_tend, args=(columns, stop), name="holdfast-tender", daemon=True)
-    columns.is_tended = True
-    thread.start()
     try:
+        thread.start()
+        columns.is_tended = True
         yield
     finally:
-        stop.set()
-        thread.join()
         columns.is_tended = False
-        columns.tend(at_once=True)
+        stop.set()
+        if thread.ident is not None:
+            thread.join()
 
 
 def _tend(columns: Columns, stop: threading.Event) -> None:
-    while not stop.wait(TEND_S):
+    ended = False
+    while not ended:
+        ended = stop.wait(TEND_S)
         try:
-            columns.tend()
+            columns.tend(at_once=ended)  # here, where no interrupt comes
         except Exception as error:  # noqa: BLE001  it has let go all the same; the job's next use says what is wrong
             log.error("the columns could not be closed in order: %s", error)

@@ -334,11 +334,11 @@ def _trace_sqlite(stopper: Stopper) -> None:
 def _watch_lease(stopper: Stopper) -> None:
     acquire, release = Lease.acquire, Lease.release
 
-    def watched_acquire(self: Lease, timeout_s: float, doing: str) -> None:
+    def watched_acquire(self: Lease, *given: Any) -> None:
         if self.held:
             return
         stopper.reach("lease wanted")
-        acquire(self, timeout_s, doing)
+        acquire(self, *given)
         stopper.passed("lease wanted")
         stopper.reach("lease taken")
 
@@ -350,7 +350,7 @@ def _watch_lease(stopper: Stopper) -> None:
         if held:
             stopper.reach("lease released")
 
-    Lease.acquire = watched_acquire  # type: ignore[method-assign]
+    Lease.acquire = watched_acquire  # type: ignore[method-assign, assignment]
     Lease.release = watched_release  # type: ignore[method-assign]
 
 

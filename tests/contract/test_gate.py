@@ -1,0 +1,110 @@
+"""The gate of the columns: an interrupt leaves it passable, readers do not shut others out, a long flush gives way."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from repo.errors import StoreFull
+from repo.store import columns as columns_module
+from repo.store import gate as gate_module
+from repo.store import undisturbed as undisturbed_module
+from repo.store.backends import DuckDBBackend, SQLiteBackend
+from tests.interrupts import interrupted
+
+FILES = tuple(str(module.__file__) for module in (columns_module, gate_module, undisturbed_module))
+
+
+@pytest.mark.slow_on("duckdb")
+@pytest.mark.parametrize("use", ["read", "flush"])
+def test_an_interrupt_anywhere_in_the_gate_leaves_it_passable(use: str, open_store: Any) -> None:
+    store, other = open_store(lease_timeout_s=5.0), open_store(lease_timeout_s=5.0)
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    columns = store._access.columns
+
+    def read() -> None:
+        with columns.shared("a test", lambda: True, lambda _: True):
+            pass
+
+    def flush() -> None:
+        with columns.alone("a test"):
+            pass
+
+    call = read if use == "read" else flush
+    for nth in range(1, 1_000):
+        was_interrupted = interrupted(FILES, nth, call)
+        found: list[Any] = []
+        thread = threading.Thread(target=lambda: found.append(store.flush()))  # noqa: B023
+        thread.start()
+        thread.join()
+        assert found == [1]
+        if nth % 10 == 1:
+            assert other.flush() == 1
+        if not was_interrupted:
+            break
+    assert nth > 10
+
+
+def test_a_checkpoint_that_fails_says_so_and_the_next_one_works(
+    open_store: Any, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = open_store()
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(DuckDBBackend if engine == "duckdb" else SQLiteBackend, "checkpoint", full)
+        with pytest.raises(StoreFull):
+            store.checkpoint()
+    assert store.checkpoint() == 1
+    assert store.status().journal_rows == 0
+
+
+def test_a_read_is_not_held_up_by_another_read(open_store: Any) -> None:
+    store = open_store(background=True, busy_timeout_s=5.0)
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    store.flush()
+    with store._access.reading("a long read"):
+        found: list[Any] = []
+        thread = threading.Thread(target=lambda: found.append(len(store.points.range("a", "m").all())))
+        thread.start()
+        thread.join(10)
+        assert found == [1]
+
+
+def test_readers_that_overlap_let_another_process_have_its_turn(open_store: Any) -> None:
+    store, other = open_store(background=True), open_store(lease_timeout_s=20.0)  # flock knows no processes
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    store.flush()
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            with store._access.reading("a test"):
+                time.sleep(0.02)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert other.flush() == 1
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_read_beside_a_long_flush_waits_for_it_past_its_deadline(open_store: Any) -> None:
+    store, other = open_store(flush_batch_points=50), open_store(lease_timeout_s=1.0, flush_batch_points=50)
+    for start in range(0, 15_000, 50):
+        store.points.insert_many([("a", "m", start + at, 1.0) for at in range(50)])
+    thread = threading.Thread(target=store.flush)
+    thread.start()
+    assert len(other.points.range("a", "m", 0, 10).all()) == 10
+    thread.join()
+    assert store.status().unflushed == 0
