@@ -17,9 +17,12 @@ __all__ = [
     "DUCKDB_FILE",
     "ENGINES",
     "LEASE_FILE",
+    "LOCK_FILES",
     "METADATA_FILE",
     "SQLITE_FILE",
     "TURN_FILE",
+    "WRITE_FILE",
+    "WRITE_TURN_FILE",
     "StoreFiles",
     "find_files",
     "place_columns",
@@ -28,6 +31,8 @@ __all__ = [
 METADATA_FILE = "offline_buffer.db"
 CONFIG_FILE = "holdfast.toml"
 LEASE_FILE, TURN_FILE = "lease.lock", "turn.lock"
+WRITE_FILE, WRITE_TURN_FILE = "write.lock", "write-turn.lock"
+LOCK_FILES = (LEASE_FILE, TURN_FILE, WRITE_FILE, WRITE_TURN_FILE)
 BESIDE_SUFFIX = ".meta.db"
 
 ENGINES = ("duckdb", "sqlite")
@@ -130,7 +135,7 @@ class StoreFiles:
             self.metadata,
             self.duckdb,
             self.sqlite,
-            *(self.folder / f"{self.prefix}{name}" for name in (LEASE_FILE, TURN_FILE)),
+            *(self.folder / f"{self.prefix}{name}" for name in LOCK_FILES),
             self.folder / CONFIG_FILE,
         )
         return any(

@@ -93,6 +93,21 @@ class Batch:
     def __len__(self) -> int:
         return len(self.codes)
 
+    def rows(self, rows: Sequence[int]) -> Batch:
+        """Return these rows, in this order, as a batch of the same series."""
+        return Batch(
+            self.series,
+            self.kinds,
+            array("I", map(self.codes.__getitem__, rows)),
+            array("q", map(self.timestamps_us.__getitem__, rows)),
+            array("d", map(self.values.__getitem__, rows)),
+            {at: self.texts[row] for at, row in enumerate(rows) if row in self.texts},
+            self.qualities
+            if isinstance(self.qualities, int)
+            else array("i", map(self.qualities.__getitem__, rows)),
+            {at: self.metadata[row] for at, row in enumerate(rows) if row in self.metadata},
+        )
+
     def part(self, start: int, stop: int) -> Batch:
         """Return the rows [start, stop) as a batch of the same series."""
         rows = range(start, stop)

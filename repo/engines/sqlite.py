@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +27,7 @@ from repo.errors import (
 __all__ = [
     "BARE",
     "READ",
+    "Attempt",
     "DriverError",
     "DriverWarning",
     "Folded",
@@ -36,6 +37,7 @@ __all__ = [
     "fold_wal",
     "free_bytes",
     "has_wal_reset_bug",
+    "is_begun",
     "is_fatal",
     "log_bytes",
     "only_reading",
@@ -104,11 +106,13 @@ def open_engine(
     busy_timeout_s: float = 30.0,
     disposable: bool = False,
     looking: bool = False,
+    log_limit_bytes: int = -1,
 ) -> Engine:
     """Make an engine on one SQLite file in WAL mode, creating the file if need be.
 
     A `disposable` file has no log and is not synced: it is a wreck if anything fails, and is written quickly. One
-    that is opened for `looking` has to exist, and keeps the mode that it is in, and its log: so every byte.
+    that is opened for `looking` has to exist, and keeps the mode that it is in, and its log: so every byte. The first
+    commit after a fold cuts the log to `log_limit_bytes`; negative: it keeps its size.
 
     Transactions begin IMMEDIATE, unless the connection carries the execution options `READ`. No connection
     checkpoints by itself: see `fold_wal`. Foreign keys stay off, so that batch migrations cannot cascade.
@@ -128,19 +132,22 @@ def open_engine(
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: sqlite3.Connection, _record: object) -> None:
-        for pragma in (
-            *(_DISPOSABLE if disposable else durable),
-            "wal_autocheckpoint = 0",
-            "foreign_keys = OFF",
-            "temp_store = MEMORY",
-            "trusted_schema = OFF",
-        ):
-            try:
+        try:
+            for pragma in (
+                *(_DISPOSABLE if disposable else durable),
+                "wal_autocheckpoint = 0",
+                f"journal_size_limit = {log_limit_bytes:d}",
+                "foreign_keys = OFF",
+                "temp_store = MEMORY",
+                "trusted_schema = OFF",
+            ):
                 connection.execute(f"PRAGMA {pragma}")
-            except DriverError as error:
-                # SQLAlchemy neither wraps what is raised here nor closes the connection, which may hold a lock.
-                connection.close()
+        except BaseException as error:
+            # SQLAlchemy neither wraps what is raised here nor closes the connection, which may hold a lock.
+            connection.close()
+            if isinstance(error, DriverError):
                 raise typed_error(error, path) from error
+            raise
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -151,18 +158,34 @@ def open_engine(
     return engine
 
 
-@contextmanager
-def bare_transaction(connection: Connection) -> Iterator[None]:
-    """Run an IMMEDIATE transaction by the driver alone, on a connection with the options `BARE`.
+@dataclass(slots=True)
+class Attempt:
+    """One transaction of `bare_transaction`, and whether it was committed: true to the file after any exit."""
 
-    SQLAlchemy's own begin and commit cost a quarter of what a durable commit does.
+    ending: bool = False
+    committed: bool = False
+
+
+def bare_transaction(connection: Connection, attempt: Attempt, work: Callable[[Connection], object]) -> None:
+    """Run `work` in an IMMEDIATE transaction by the driver alone, on a connection with the options `BARE`.
+
+    SQLAlchemy's own begin and commit cost a quarter of what a durable commit does. Any exception, Ctrl-C at any
+    moment too, rolls back what was not committed; `attempt` says whether it was. It does not go by generators
+    or by methods at its ends: an interrupt between them would leave the transaction open.
     """
     driver: Any = connection.connection.driver_connection
-    driver.execute("BEGIN IMMEDIATE")
     try:
-        yield
+        driver.execute("BEGIN IMMEDIATE")
+        work(connection)
+        attempt.ending = True
         driver.commit()
-    except BaseException:  # Ctrl-C, too, must not leave the transaction open
+        attempt.committed = True
+    except DriverError:
+        driver.rollback()
+        raise
+    except BaseException:
+        # The commit itself cannot be interrupted: without an error of its own, it has ended the transaction.
+        attempt.committed = attempt.ending and not driver.in_transaction
         driver.rollback()
         raise
     finally:
@@ -196,16 +219,18 @@ def vacuum(engine: Engine) -> None:
     """
     with engine.connect() as worker:
         driver: Any = worker.connection.driver_connection
+        limit = -1
         driver.execute("PRAGMA temp_store = FILE")  # the copy may be larger than the memory
         try:
             driver.execute("VACUUM")
             fold_wal(engine)
             [(version,)] = driver.execute("PRAGMA user_version").fetchall()
+            [(limit,)] = driver.execute("PRAGMA journal_size_limit").fetchall()
             # The first commit after a fold begins the log anew, and cuts it where this says so.
             driver.execute("PRAGMA journal_size_limit = 0")
             driver.execute(f"PRAGMA user_version = {version:d}")
         finally:
-            driver.execute("PRAGMA journal_size_limit = -1")
+            driver.execute(f"PRAGMA journal_size_limit = {limit:d}")
             driver.execute("PRAGMA temp_store = MEMORY")
 
 
@@ -280,6 +305,14 @@ def wait_until_unused(path: Path, timeout_s: float) -> None:
         finally:
             connection.close()
         time.sleep(_LOOK_S)
+
+
+def is_begun(path: Path) -> bool:
+    """Say whether anything was written into the file; False where there is none."""
+    try:
+        return os.stat(path).st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def log_bytes(path: Path) -> int:

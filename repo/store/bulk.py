@@ -35,8 +35,8 @@ from repo.repositories.points import Written
 from repo.repositories.series import Summary
 from repo.store.access import Access
 from repo.store.backends import duckdb_is_installed
+from repo.store.changes import BulkChange, PointsChange, Submission
 from repo.store.flush import digest_of
-from repo.store.writer import BulkChange, PointsChange, Submission
 from repo.values import Batch, check_columns
 
 __all__ = ["Bulk"]

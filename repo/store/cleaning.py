@@ -14,8 +14,8 @@ from repo.repositories.records import RecordExtent, RecordRepository, RecordScop
 from repo.repositories.selection import MOST_NAMES, Names, Selection, chosen_names
 from repo.repositories.sinks import SinkRepository
 from repo.store.access import Access
+from repo.store.changes import DeleteChange, Submission
 from repo.store.space import measure
-from repo.store.writer import DeleteChange, Submission
 
 __all__ = ["Cleaned", "Scope", "clean", "extent_of"]
 

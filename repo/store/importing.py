@@ -30,8 +30,8 @@ from repo.exchange.unpacking import plain_name
 from repo.repositories.points import Written
 from repo.repositories.series import SeriesRepository
 from repo.store.access import Access
+from repo.store.changes import Submission
 from repo.store.recovering import import_parquet
-from repo.store.writer import Submission
 from repo.values import KIND_NUMBER, KIND_TEXT, check_rows
 
 __all__ = ["Files", "Ingested", "ingest"]

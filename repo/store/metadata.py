@@ -2,68 +2,103 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from repo.engines import sqlite
+from repo.engines.turnstile import Turnstile
 from repo.errors import HoldfastError, StoreClosed
+from repo.files import StoreFiles
 from repo.settings import Settings
 
 __all__ = ["MetadataDatabase"]
 
 log = logging.getLogger("holdfast.metadata")
 
-_COMMIT_BYTES = 16_384
-"""What a small commit adds to the WAL: about four pages."""
+_FOLD_AGAIN_S = 0.05
+"""How long after a fold the next one may come: one that met a reader is repeated, and not at every commit."""
 
 
 class MetadataDatabase:
     """`offline_buffer.db`, open. Thread-safe.
 
-    Writers of this process queue here, on one connection, instead of in SQLite, whose waiting is a sleep.
+    Writers of this process queue here, on one connection; those of different processes take turns at the turnstile.
     """
 
-    def __init__(self, path: Path, settings: Settings) -> None:
+    def __init__(self, files: StoreFiles, settings: Settings) -> None:
+        path = files.metadata
         self.path = path
+        self._fold_bytes = settings.wal_checkpoint_bytes
         self.engine = sqlite.open_engine(
-            path, durability=settings.durability, busy_timeout_s=settings.busy_timeout_s
+            path,
+            durability=settings.durability,
+            busy_timeout_s=settings.busy_timeout_s,
+            log_limit_bytes=self._fold_bytes // 2,
         )
         # Identities, cursors and policies commit in full whatever the journal's durability is.
         self._careful = (
             self.engine
             if settings.durability == "full"
-            else sqlite.open_engine(path, durability="full", busy_timeout_s=settings.busy_timeout_s)
+            else sqlite.open_engine(
+                path,
+                durability="full",
+                busy_timeout_s=settings.busy_timeout_s,
+                log_limit_bytes=self._fold_bytes // 2,
+            )
         )
         self._reader = self.engine.execution_options(**sqlite.READ)
         self._lock = threading.RLock()
+        self._turnstile = Turnstile(files)
+        self._busy_timeout_s = settings.busy_timeout_s
         self._writer: Connection | None = None
+        self._writer_known = True
+        """Whether the last transaction of the writer's connection ended in the one way that leaves no doubt."""
         self._before_close: list[Callable[[], None]] = []
-        self._fold_bytes = settings.wal_checkpoint_bytes
-        self._unfolded_bytes = 0
+        self._fold_not_before_s = 0.0
         self._pid = os.getpid()
         self._closed = False
 
-    @contextmanager
-    def journal_write(self, payload_bytes: int = 0) -> Iterator[Connection]:
-        """A transaction that appends to the journal: committed at the end of the block, as durably as set."""
+    def journal(self, work: Callable[[Connection], object], attempt: sqlite.Attempt | None = None) -> None:
+        """Run `work` in a transaction that appends to the journal, and commit it, as durably as set.
+
+        Any exception, an interrupt too, leaves no transaction open; `attempt` says whether it was committed.
+        """
         self.refuse_after_fork()
+        # Only a lock's own `with` and single calls in `finally` cannot be parted by an interrupt: no generators.
         with self._lock:
             self._usable()
-            if self._writer is None:
-                self._writer = self.engine.connect().execution_options(**sqlite.BARE)
             try:
-                with sqlite.bare_transaction(self._writer):
-                    yield self._writer
+                self._turnstile.take(self._busy_timeout_s)
+                connection = self._known_writer()
+                self._writer_known = False
+                sqlite.bare_transaction(connection, attempt or sqlite.Attempt(), work)
+                self._writer_known = True
             except (SQLAlchemyError, sqlite.DriverError) as error:
                 raise sqlite.typed_error(error, self.path) from error
-            self._unfolded_bytes += payload_bytes + _COMMIT_BYTES
+            finally:
+                if self._turnstile.place >= 0 and not self._turnstile.kept:
+                    fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)
+
+    def _known_writer(self) -> Connection:
+        """Return the writer's connection; one whose last transaction was broken off is replaced."""
+        if self._writer is not None and not self._writer_known:
+            driver: Any = self._writer.connection.dbapi_connection
+            driver.close()
+            self._writer.invalidate()
+            self._writer.close()
+            self._writer = None
+        if self._writer is None:
+            self._writer = self.engine.connect().execution_options(**sqlite.BARE)
+        return self._writer
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -71,9 +106,28 @@ class MetadataDatabase:
         self.refuse_after_fork()
         with self._lock:
             self._usable()
-            with self._typed(), self._careful.begin() as connection:
-                yield connection
-            self._unfolded_bytes += _COMMIT_BYTES
+            try:
+                self._turnstile.take(self._busy_timeout_s)
+                with self._typed(), self._careful.begin() as connection:
+                    yield connection
+            finally:
+                if self._turnstile.place >= 0 and not self._turnstile.kept:
+                    fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)
+        self.fold_if_due()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the writers of other processes out for the block, in which this thread may write; for opening."""
+        with self._lock:
+            self._usable()
+            try:
+                self._turnstile.take(self._busy_timeout_s)
+                self._turnstile.kept = True
+                yield
+            finally:
+                self._turnstile.kept = False
+                if self._turnstile.place >= 0:
+                    fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -97,24 +151,30 @@ class MetadataDatabase:
         return connection
 
     def fold_if_due(self) -> None:
-        """Fold the WAL into the file when enough was written since the last time.
+        """Fold the WAL into the file when it is large, whoever wrote it.
 
-        It comes after a commit and never fails it: what did not work now is tried again later.
+        It comes after a commit and never fails it: what did not work now is tried again soon.
         """
-        if self._unfolded_bytes < self._fold_bytes:
+        if self._closed or time.monotonic() < self._fold_not_before_s:
             return
         try:
-            self.fold()
-        except HoldfastError as error:
+            if sqlite.log_bytes(self.path) >= self._fold_bytes:
+                self.fold()
+        except (HoldfastError, OSError) as error:
             log.warning("the WAL of %s was not folded and goes on growing: %s", self.path, error)
 
     def fold(self) -> int:
         """Fold the WAL into the file now; returns how many bytes of it the next commits use again."""
         with self._lock:
             self._usable()
-            self._unfolded_bytes = 0
-            with self._typed():
-                folded = sqlite.fold_wal(self._careful)
+            try:
+                self._turnstile.take(self._busy_timeout_s)
+                with self._typed():
+                    folded = sqlite.fold_wal(self._careful)
+            finally:
+                if self._turnstile.place >= 0 and not self._turnstile.kept:
+                    fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)
+                self._fold_not_before_s = time.monotonic() + _FOLD_AGAIN_S
             return sqlite.log_bytes(self.path) if folded.done_pages == folded.log_pages else 0
 
     def vacuum(self) -> None:
@@ -124,9 +184,13 @@ class MetadataDatabase:
         """
         with self._lock:
             self._usable()
-            with self._typed():
-                sqlite.vacuum(self._careful)
-            self._unfolded_bytes = 0
+            try:
+                self._turnstile.take(self._busy_timeout_s)
+                with self._typed():
+                    sqlite.vacuum(self._careful)
+            finally:
+                if self._turnstile.place >= 0 and not self._turnstile.kept:
+                    fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Close all connections; does nothing in a child of the process that opened them."""
@@ -143,6 +207,7 @@ class MetadataDatabase:
                 self._writer.close()
             self.engine.dispose()
             self._careful.dispose()
+            self._turnstile.close()
 
     @contextmanager
     def _typed(self) -> Iterator[None]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import shlex
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from repo.clock import Clock
 from repo.engines import sqlite
 from repo.engines.lease import leased
+from repo.engines.turnstile import Turnstile
 from repo.errors import (
     EngineMissing,
     SchemaOutdated,
@@ -119,17 +121,12 @@ class Opening:
         database = self._files.metadata
         if not database.exists():
             return
-        looking = sqlite.open_engine(database, busy_timeout_s=self._settings.busy_timeout_s, looking=True)
-        try:
-            with looking.execution_options(**sqlite.READ).connect() as connection:
-                found = version.version_of(connection, database)
-                is_new = found is None and not inspect(connection).get_table_names()
-                noted = found == version.HEAD and PointerRepository(connection).noted()
-        except SQLAlchemyError as error:
-            raise sqlite.typed_error(error, database) from error
-        finally:
-            looking.dispose()
+        found, is_new, noted = self._found()
         standing = version.compare(found)
+        if not is_new and standing is not version.Standing.HEAD:
+            with self._writers_kept_out():  # another process may just be making the store
+                found, is_new, noted = self._found()
+            standing = version.compare(found)
         if standing is version.Standing.TOO_NEW:
             raise version.too_new(found, database)
         if noted and self._settings.auto_migrate:
@@ -139,6 +136,29 @@ class Opening:
         self._refuse_unless_allowed(found, database)
         with self._leased("migrating the store"):
             self._migrate(without_columns=True)
+
+    def _found(self) -> tuple[str | None, bool, bool]:
+        """Return the schema of the metadata, whether it has no tables yet, and whether records lack their data."""
+        database = self._files.metadata
+        looking = sqlite.open_engine(database, busy_timeout_s=self._settings.busy_timeout_s, looking=True)
+        try:
+            with looking.execution_options(**sqlite.READ).connect() as connection:
+                found = version.version_of(connection, database)
+                is_new = found is None and not inspect(connection).get_table_names()
+                return found, is_new, found == version.HEAD and PointerRepository(connection).noted()
+        except (SQLAlchemyError, sqlite.DriverError) as error:
+            raise sqlite.typed_error(error, database) from error
+        finally:
+            looking.dispose()
+
+    @contextmanager
+    def _writers_kept_out(self) -> Iterator[None]:
+        turnstile = Turnstile(self._files)
+        try:
+            turnstile.take(self._settings.busy_timeout_s)
+            yield
+        finally:
+            turnstile.close()
 
     def _restore_records(self) -> None:
         """Give records of the legacy program their data back; what is in the way of it is not in the way of opening."""
@@ -152,27 +172,36 @@ class Opening:
             log.warning("records of the legacy program wait until their data is restored: %s", busy)
 
     def prepared(self, metadata: MetadataDatabase) -> State:
-        """Return the store's facts; a new store is made, beside columns of the legacy program too."""
-        with metadata.read() as connection:
-            standing = version.compare(version.version_of(connection))
-            if standing is version.Standing.TOO_NEW:
-                raise version.too_new(version.version_of(connection), metadata.path)
-            if standing is version.Standing.HEAD:
-                state = StateRepository(connection).get()
-                if state is not None:
-                    return state
-            if standing is version.Standing.UNVERSIONED and not inspect(connection).get_table_names():
-                self._refuse_columns_alone()
-        with self._leased("preparing the store"):
-            # Beside metadata at the head there may be columns that are not, and that nobody allowed to upgrade.
-            if standing is not version.Standing.HEAD or self._settings.auto_migrate:
-                self._migrate(without_columns=True)
-            with metadata.write() as connection:
-                state = StateRepository(connection).get()
-                if state is None:
-                    state = State(uuid4().hex, 0, 0, 0, self._first_engine(), None, 1, self._clock())
+        """Return the store's facts; a new store is made, beside columns of the legacy program too.
+
+        Of several processes that open a new store at once one makes it, and the others wait for that.
+        """
+        if sqlite.is_begun(metadata.path):
+            state = self._state(metadata)
+            if state is not None:
+                return state
+        columns = any(self._files.columns(engine).exists() for engine in ENGINES)
+        with self._leased("preparing the store") if columns else nullcontext(), metadata.alone():
+            state = self._state(metadata)
+            if state is None:
+                # Beside metadata at the head there may be columns that are not, and that nobody allowed to upgrade.
+                with metadata.read() as connection:
+                    standing = version.compare(version.version_of(connection))
+                if standing is not version.Standing.HEAD or self._settings.auto_migrate:
+                    self._migrate(without_columns=True)
+                state = State(uuid4().hex, 0, 0, 0, self._first_engine(), None, 1, self._clock())
+                with metadata.write() as connection:
                     StateRepository(connection).create(state)
-            return state
+        return state
+
+    def _state(self, metadata: MetadataDatabase) -> State | None:
+        """Return the facts of a store that is whole, or None; raises `SchemaTooNew`."""
+        with metadata.read() as connection:
+            found = version.version_of(connection)
+            standing = version.compare(found)
+            if standing is version.Standing.TOO_NEW:
+                raise version.too_new(found, metadata.path)
+            return StateRepository(connection).get() if standing is version.Standing.HEAD else None
 
     def wired(self, metadata: MetadataDatabase, state: State) -> Access:
         """Wire the rooms of the store, and let go of its columns until they are needed."""

@@ -24,9 +24,9 @@ from repo.repositories.series import SeriesRepository
 from repo.repositories.states import States
 from repo.store.access import Access
 from repo.store.bulk import Bulk
+from repo.store.changes import DeleteChange, PointsChange, Submission
 from repo.store.latest import Newest
 from repo.store.results import Result
-from repo.store.writer import DeleteChange, PointsChange, Submission
 from repo.values import check_point
 
 __all__ = ["PointWriter", "Points"]

@@ -17,7 +17,7 @@ from repo.repositories.records import (
     listed_ids,
 )
 from repo.store.access import Access
-from repo.store.writer import Change, PointsChange, RecordChange, SettleChange, Submission
+from repo.store.changes import Change, PointsChange, RecordChange, SettleChange, Submission
 from repo.values import check_rows
 
 __all__ = ["RecordWriter", "Records", "points_of"]

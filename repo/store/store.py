@@ -79,7 +79,7 @@ class Store:
         self._opening = Opening(self.path, self.files, self.settings, clock)
         self._opening.find(create)
         self._opening.upgrade()
-        metadata = MetadataDatabase(self.files.metadata, self.settings)
+        metadata = MetadataDatabase(self.files, self.settings)
         try:
             state = self._opening.prepared(metadata)
             self._access = self._opening.wired(metadata, state)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from repo.errors import Refusal, TransactionRule
 from repo.repositories.points import Written
 from repo.store.access import Access
+from repo.store.changes import Change, PointsChange, Submission
 from repo.store.points import PointWriter
 from repo.store.records import RecordWriter
-from repo.store.writer import Change, PointsChange, Submission
 
 __all__ = ["Transaction"]
 

@@ -5,31 +5,30 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Self
 
 from sqlalchemy import Connection
 
 from repo.clock import Clock
+from repo.engines.sqlite import Attempt
 from repo.errors import HoldfastError, InvalidPoint, Refusal, StoreClosed
 from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, JournalRepository
 from repo.repositories.points import Written
-from repo.repositories.records import NewRecord, RecordRepository
-from repo.repositories.selection import Selection
+from repo.repositories.records import RecordRepository
 from repo.repositories.series import SeriesRepository
+from repo.store.changes import (
+    BulkChange,
+    DeleteChange,
+    PointsChange,
+    RecordChange,
+    Submission,
+)
 from repo.store.metadata import MetadataDatabase
-from repo.store.packing import BLOCK_BYTES, BLOCK_POINTS, pack
-from repo.values import Batch, check_rows
+from repo.store.packing import BLOCK_BYTES, BLOCK_POINTS
 
 __all__ = [
-    "BulkChange",
-    "DeleteChange",
-    "PointsChange",
-    "RecordChange",
-    "SettleChange",
-    "Submission",
     "Writer",
 ]
 
@@ -38,92 +37,13 @@ LINGER_SHARE = 0.25
 
 LINGER_LIMIT_S = 0.002
 
-RECORD_LOG_BYTES = 500
-"""What adding or settling one record of many writes, in the table and its four indexes."""
-
 _PAUSE_S = 0.000_05
 
+_ROOM_PAUSE_S = 0.001
+"""How often `submit` looks for room in a full queue."""
 
-@dataclass(slots=True)
-class PointsChange:
-    """Points to write, packed by the thread that brings them: (count, block) in order.
-
-    Those of a `record`, which stands before them in the submission, are written if it changed anything.
-    """
-
-    kinds: dict[tuple[str, str], str | None]
-    blocks: list[tuple[int, bytes]]
-    count: int
-    """How many the caller gave; the blocks hold fewer where one of them replaces others of the same table."""
-    keep: bool = False
-    """Whether they give way to points already stored."""
-    record: RecordChange | None = None
-
-    @classmethod
-    def of(cls, batch: Batch, *, keep: bool = False, record: RecordChange | None = None) -> PointsChange:
-        """Pack a batch, in blocks that a journal row can hold."""
-        kinds = dict(zip(batch.series, batch.kinds, strict=True))
-        return cls(kinds, [(len(part), pack(part)) for part in _parts(batch)], len(batch), keep, record)
-
-
-@dataclass(frozen=True, slots=True)
-class BulkChange:
-    """Seqs to reserve for a chunk of a table that goes straight to the columns; `token` tells it from others."""
-
-    kinds: dict[tuple[str, str], str | None]
-    count: int
-    token: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteChange:
-    """Points to delete: all that are selected and written before."""
-
-    selection: Selection
-
-
-@dataclass(slots=True)
-class RecordChange:
-    """A record to add; its points are a change of their own in the same submission."""
-
-    record: NewRecord
-    changed: bool = False
-    """Whether it was new, or other data than stood there; set by the commit."""
-
-
-@dataclass(slots=True)
-class SettleChange:
-    """Records that were sent, and go, or that failed once more."""
-
-    record_ids: Sequence[str]
-    sent: bool
-    increment_retry: bool = True
-    found: int = 0
-    """How many of them there were; set by the commit."""
-
-
-Change = PointsChange | BulkChange | DeleteChange | RecordChange | SettleChange
-
-
-@dataclass(slots=True, eq=False)
-class Submission:
-    """Changes that are acknowledged together or not at all."""
-
-    changes: Sequence[Change]
-    refusals: tuple[Refusal, ...] = ()
-    written: Written | None = None
-    error: BaseException | None = None
-    future: Future[Written] | None = None
-    points: int = 0
-
-    @classmethod
-    def of_rows(cls, rows: Iterable[Any], *, accept_bool: bool, now_us: int, skip: bool = False) -> Self:
-        """Check rows as `Points.insert_many` describes them, and pack the good ones.
-
-        Raises `InvalidPoint` listing every bad row, or with `skip` lists them in `refusals`.
-        """
-        batch, refusals = check_rows(rows, accept_bool=accept_bool, now_us=now_us, skip=skip)
-        return cls((PointsChange.of(batch),) if len(batch) else (), refusals=refusals)
+_RESCUE_S = 0.25
+"""After this time a thread that waits sees to it itself that somebody leads."""
 
 
 @dataclass(slots=True, eq=False)
@@ -133,10 +53,21 @@ class _Party:
     submissions: Sequence[Submission]
     wake: threading.Lock = field(default_factory=threading.Lock)
     done: bool = False
-    leads: bool = False
+    """Whether each submission has its result or its error."""
+    gone: bool = False
+    """Whether its thread was interrupted, so that nobody waits for it: what has not begun is not written."""
 
     def __post_init__(self) -> None:
         self.wake.acquire()
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """What a leader commits at once; `attempt` and `failed` decide what became of it."""
+
+    parties: Sequence[_Party]
+    attempt: Attempt = field(default_factory=Attempt)
+    failed: bool = False
 
 
 class Writer:
@@ -146,14 +77,21 @@ class Writer:
     hands the lead to the first of those who came during the commit. So a lone thread never waits for
     another, and many share each fsync. A submission returns when its journal rows are committed, or raises
     with nothing of it written.
+
+    An interrupt, KeyboardInterrupt say, may come at any moment and is raised in its own thread only. Its submission
+    is then written whole or not at all. Whoever holds the lock `_leading` leads, whatever the other fields say;
+    parties stay in the queue until they are done, so the next leader commits what an interrupted one did not. What
+    that one had committed it settles first, by `_group`.
     """
 
     def __init__(self, metadata: MetadataDatabase, clock: Clock, queue_points: int) -> None:
         self._metadata = metadata
         self._clock = clock
         self._mutex = threading.Lock()
+        self._leading = threading.Lock()
         self._queue: list[_Party] = []
         self._led = False
+        self._group: _Group | None = None
         self._last_party = 1
         self._last_commit_s = 0.0
         self._kinds: dict[tuple[str, str], str] = {}
@@ -171,23 +109,30 @@ class Writer:
         """Make several durable in one commit; each then has `written` or `error`."""
         self._metadata.refuse_after_fork()
         party = _Party(submissions)
-        with self._mutex:
-            self._queue.append(party)
-            follows = self._led
-            self._led = True
-            party.leads = not follows
+        led = False
         try:
+            with self._mutex:
+                self._queue.append(party)
+                follows, self._led = self._led, True
             if follows:
-                party.wake.acquire()  # until a leader lets go of it: committed, or called to lead
-                if party.done:
-                    return
-            self._lead()
-        except BaseException:  # Ctrl-C, too: who is gone must not be called to lead the others
-            self._withdraw(party)
+                party.wake.acquire(timeout=_RESCUE_S)  # until a leader lets go of it: done, or called to lead
+            while not party.done:
+                with self._leading:
+                    if not party.done:
+                        led = True
+                        self._lead()
+        except BaseException:
+            party.gone = True
+            self._call_next()
             raise
+        if led:
+            self._metadata.fold_if_due()
 
     def submit(self, submission: Submission) -> Future[Written]:
-        """Queue one submission for the writer's own thread; waits only while the queue is full."""
+        """Queue one submission for the writer's own thread; waits only while the queue is full.
+
+        That thread itself, in a callback of a future, does not wait: nobody else would make room.
+        """
         self._metadata.refuse_after_fork()
         return self._inbox.put(submission)
 
@@ -196,37 +141,41 @@ class Writer:
         self._inbox.close()
 
     def _lead(self) -> None:
+        """Commit for all who wait; the caller holds `_leading`."""
+        self._settle()  # what an interrupted leader left
         self._linger()
         with self._mutex:
-            group, self._queue = self._queue, []
+            self._group = group = _Group([party for party in self._queue if not party.gone])
         started = time.perf_counter()
         try:
-            self._commit_group([submission for party in group for submission in party.submissions])
+            self._commit_group(group)
         finally:
-            self._last_commit_s = time.perf_counter() - started
-            self._last_party = len(group)
+            self._settle()
+        self._last_commit_s = time.perf_counter() - started
+        self._last_party = len(group.parties)
+
+    def _settle(self) -> None:
+        """Wake those whose group was committed or refused, and call the next to lead. Repeating it is harmless."""
+        group = self._group
+        if group is not None:
+            decided = group.attempt.committed or group.failed
+            done = set(map(id, group.parties)) if decided else set()
             with self._mutex:
-                self._hand_over()
-            for party in group:
-                party.done = True
-                party.wake.release()
-        self._metadata.fold_if_due()
+                self._queue = [p for p in self._queue if not (p.gone or id(p) in done)]
+                for party in group.parties if decided else ():
+                    party.done = True
+                    if party.wake.locked():
+                        party.wake.release()
+                self._group = None
+        self._call_next()
 
-    def _hand_over(self) -> None:
-        """Call the first who waits to lead; inside the mutex."""
-        self._led = bool(self._queue)
-        if self._queue:
-            self._queue[0].leads = True
-            self._queue[0].wake.release()
-
-    def _withdraw(self, party: _Party) -> None:
-        """Take a party out whose thread was interrupted, so that nobody waits for it."""
+    def _call_next(self) -> None:
+        """Wake the first who waits, so that it leads."""
         with self._mutex:
-            if party not in self._queue:
-                return
-            self._queue.remove(party)
-            if party.leads:
-                self._hand_over()
+            self._queue = [party for party in self._queue if not party.gone]
+            self._led = bool(self._queue)
+            if self._queue and self._queue[0].wake.locked():
+                self._queue[0].wake.release()
 
     def _linger(self) -> None:
         """Wait a little for those who were in the last commit: they are likely to write again at once."""
@@ -236,22 +185,26 @@ class Writer:
         while len(self._queue) < self._last_party and time.perf_counter() < until:
             time.sleep(_PAUSE_S)
 
-    def _commit_group(self, submissions: Sequence[Submission]) -> None:
-        size = sum(_size(change) for submission in submissions for change in submission.changes)
+    def _commit_group(self, group: _Group) -> None:
+        submissions = [submission for party in group.parties for submission in party.submissions]
         registered: dict[tuple[str, str], str] = {}
+
+        def write(connection: Connection) -> None:
+            for submission in submissions:  # it may be its second time
+                submission.error = submission.written = None
+            accepted = [s for s in submissions if self._kinds_fit(connection, s, registered)]
+            if accepted:
+                self._append(connection, accepted)
+
         try:
-            with self._metadata.journal_write(size) as connection:
-                accepted = [s for s in submissions if self._kinds_fit(connection, s, registered)]
-                if accepted:
-                    self._append(connection, accepted)
+            self._metadata.journal(write, group.attempt)
             self._kinds |= registered
-        except BaseException as error:
-            for submission in submissions:
-                if submission.error is None:
-                    submission.error = error
+        except HoldfastError as error:
+            if not group.attempt.committed:
+                for submission in submissions:
+                    submission.error = submission.error or error
                     submission.written = None
-            if not isinstance(error, HoldfastError):
-                raise
+                group.failed = True
 
     def _append(self, connection: Connection, submissions: Sequence[Submission]) -> None:
         journal = JournalRepository(connection)
@@ -295,8 +248,9 @@ class Writer:
     def _kinds_fit(
         self, connection: Connection, submission: Submission, registered: dict[tuple[str, str], str]
     ) -> bool:
-        """Register new series; on a series of another kind the submission fails alone."""
+        """Register new series; on one of another kind the submission, or a row that may be skipped, fails alone."""
         wanted: dict[tuple[str, str], str | None] = {}
+        others: dict[tuple[str, str], str] = {}
         for change in submission.changes:
             if isinstance(change, (PointsChange, BulkChange)):
                 for pair, kind in change.kinds.items():
@@ -304,17 +258,24 @@ class Writer:
                     if known is None:
                         wanted[pair] = kind
                     elif kind is not None and kind != known:
-                        submission.error = _mismatch(pair, known, kind)
-                        return False
-        if not wanted:
-            return True
-        series = SeriesRepository(connection)
-        stored = series.kinds(wanted)
+                        others[pair] = known
+                        if submission.skippable is None:
+                            submission.error = _mismatch(pair, known, kind)
+                            return False
+        series = SeriesRepository(connection) if wanted else None
+        stored = series.kinds(wanted) if series is not None else {}
         for pair, kind in wanted.items():
             known = stored.get(pair)
             if known is not None and kind is not None and kind != known:
-                submission.error = _mismatch(pair, known, kind)
-                return False
+                others[pair] = known
+                if submission.skippable is None:
+                    submission.error = _mismatch(pair, known, kind)
+                    return False
+        if others:
+            submission.leave_out(others)
+            return self._kinds_fit(connection, submission, registered)
+        if series is None:
+            return True
         new = {pair: kind for pair, kind in wanted.items() if stored.get(pair) is None}
         new = {pair: kind for pair, kind in new.items() if kind is not None or pair not in stored}
         if new:
@@ -354,15 +315,22 @@ class _PointsRow:
 
 
 class _Inbox:
-    """The bounded queue of `submit`, and the thread that empties it."""
+    """The bounded queue of `submit`, and the thread that empties it.
+
+    Callers look for room every millisecond, and wait on nothing that an interrupt could leave half taken. The thread
+    waits for `_bell`, a lock that is let go of for it before anything is queued.
+    """
 
     def __init__(self, writer: Writer, limit_points: int) -> None:
         self._writer = writer
         self._limit = limit_points
-        self._changed = threading.Condition()
+        self._mutex = threading.Lock()
+        self._bell = threading.Lock()
+        self._running = threading.Lock()
         self._waiting: deque[Submission] = deque()
         self._points = 0
         self._thread: threading.Thread | None = None
+        self._runner = 0
         self._closed = False
 
     def put(self, submission: Submission) -> Future[Written]:
@@ -370,25 +338,26 @@ class _Inbox:
         submission.future = future
         future.set_running_or_notify_cancel()  # once queued it will be written: it cannot be taken back
         submission.points = sum(c.count for c in submission.changes if isinstance(c, PointsChange))
-        with self._changed:
-            # A submission larger than the whole queue is let in alone.
-            self._changed.wait_for(
-                lambda: self._closed or not self._points or self._points + submission.points <= self._limit
-            )
-            if self._closed:
-                raise StoreClosed("the store is closed; nothing of this call was written")
-            if self._thread is None:
-                self._thread = self._started()
-            self._waiting.append(submission)
-            self._points += submission.points
-            self._changed.notify_all()
-        return future
+        from_callback = threading.get_ident() == self._runner
+        while True:
+            with self._mutex:
+                if self._closed:
+                    raise StoreClosed("the store is closed; nothing of this call was written")
+                # A submission larger than the whole queue is let in alone.
+                if from_callback or not self._points or self._points + submission.points <= self._limit:
+                    if self._thread is None or not self._thread.is_alive():
+                        self._thread = self._started()
+                    self._ring()
+                    self._points += submission.points
+                    self._waiting.append(submission)
+                    return future
+            time.sleep(_ROOM_PAUSE_S)
 
     def close(self) -> None:
-        with self._changed:
+        with self._mutex:
             self._closed = True
-            self._changed.notify_all()
-        if self._thread is not None:
+            self._ring()
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
     def _started(self) -> threading.Thread:
@@ -402,18 +371,29 @@ class _Inbox:
             ) from error
         return thread
 
+    def _ring(self) -> None:
+        if self._bell.locked():
+            self._bell.release()
+
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                group = list(self._waiting)
-                self._waiting.clear()
-                if not group:
+        with self._running:  # an interrupted start may have left two threads
+            self._runner = threading.get_ident()
+            while True:
+                self._bell.acquire()
+                with self._mutex:
+                    group = list(self._waiting)
+                    self._waiting.clear()
+                    closed = self._closed
+                if group:
+                    self._settle(group)
+                elif closed:
+                    self._runner = 0
+                    with self._mutex:
+                        self._ring()  # for another thread that may wait here
                     return
-            self._settle(group)
-            with self._changed:
-                self._points -= sum(submission.points for submission in group)
-                self._changed.notify_all()
+                with self._mutex:
+                    if self._waiting or self._closed:
+                        self._ring()
 
     def _settle(self, group: Sequence[Submission]) -> None:
         try:
@@ -421,6 +401,8 @@ class _Inbox:
         except BaseException as error:  # noqa: BLE001  it belongs to the callers, whose futures carry it
             for submission in group:
                 submission.error = submission.error or error
+        with self._mutex:
+            self._points -= sum(submission.points for submission in group)
         for submission in group:
             assert submission.future is not None
             if submission.error is not None:
@@ -439,22 +421,3 @@ def _mismatch(pair: tuple[str, str], known: str, kind: str) -> InvalidPoint:
             )
         ]
     )
-
-
-def _size(change: Change) -> int:
-    """Return about how many bytes of log a change makes, beside those of its commit."""
-    if isinstance(change, PointsChange):
-        return sum(len(block) for _, block in change.blocks)
-    if isinstance(change, RecordChange):
-        return len(change.record.data_json) + RECORD_LOG_BYTES
-    return RECORD_LOG_BYTES * len(change.record_ids) if isinstance(change, SettleChange) else 0
-
-
-def _parts(batch: Batch) -> list[Batch]:
-    """Cut a batch into blocks of at most `BLOCK_POINTS` points, and about `BLOCK_BYTES` bytes."""
-    wide = sum(map(len, batch.texts.values())) + sum(map(len, batch.metadata.values()))
-    rows = len(batch)
-    step = min(BLOCK_POINTS, max(1, rows * BLOCK_BYTES // (rows * 24 + 3 * wide + 1)))
-    if rows <= step:
-        return [batch]
-    return [batch.part(start, min(start + step, rows)) for start in range(0, rows, step)]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Connection
 
 from repo import InvalidQuery, Settings, Store, StoreClosed
 from repo.engines import sqlite
@@ -148,10 +149,14 @@ def test_points_that_pass_the_journal_by_are_seen_with_the_copy_of_their_summari
     store.points.insert("a", "m", 1.0, timestamp=1)
     store.flush()
     metadata = store._access.metadata
-    with metadata.journal_write() as connection:
+    loaded = 101
+
+    def reserve(connection: Connection) -> None:
         journal = JournalRepository(connection)
-        loaded = journal.last_seq() + 100
+        assert journal.last_seq() + 100 == loaded
         journal.append(loaded, 100, "bulk", b"", 0)
+
+    metadata.journal(reserve)
     store.points.insert("b", "m", 2.0, timestamp=2)
     assert newest(store, None, None) == [(1, 1.0), (2, 2.0)]
     with metadata.write() as connection:

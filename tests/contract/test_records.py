@@ -85,15 +85,15 @@ def test_a_failed_try_may_be_noted_without_counting(store: Store, clock: Any) ->
 
 def test_any_number_is_marked_sent_in_one_commit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(store, 3000)
-    commits: list[int] = []
+    commits: list[Any] = []
     metadata = store._access.metadata
-    inner = metadata.journal_write
+    inner = metadata.journal
 
-    def counted(size: int = 0) -> Any:
-        commits.append(size)
-        return inner(size)
+    def counted(work: Any, attempt: Any) -> None:
+        commits.append(work)
+        inner(work, attempt)
 
-    monkeypatch.setattr(metadata, "journal_write", counted)
+    monkeypatch.setattr(metadata, "journal", counted)
     assert store.records.mark_sent(f"r{n}" for n in range(2, 5000)) == 2998
     assert len(commits) == 1
     assert ids(store.records.pending()) == ["r0", "r1"]
@@ -114,7 +114,7 @@ def test_threads_that_settle_at_once_share_commits_and_each_is_told_its_own_coun
     with store._access.metadata.write():  # the first waits for it, and the others queue behind the first
         for queued, thread in enumerate(threads):
             thread.start()
-            while not writer._led or len(writer._queue) != queued:
+            while writer._group is None or len(writer._queue) != queued + 1:
                 time.sleep(0.001)
     for thread in threads:
         thread.join()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sqlite3
 import threading
 import time
 from concurrent.futures import Future
@@ -125,7 +127,7 @@ def test_a_mismatch_of_kinds_fails_alone_among_those_who_commit_together(open_st
     ):  # the journal is held: the first waits for it, and the others queue behind the first
         for queued, thread in enumerate(threads):
             thread.start()
-            while not store._access.writer._led or len(store._access.writer._queue) != queued:
+            while store._access.writer._group is None or len(store._access.writer._queue) != queued + 1:
                 time.sleep(0.001)
     for thread in threads:
         thread.join()
@@ -298,3 +300,55 @@ def test_a_record_that_cannot_be_kept_whole_is_refused(
         store.records.add("r", "s", data)
     assert store.records.pending() == []
     assert store.status().last_seq == 0
+
+
+def test_with_skip_a_row_of_another_kind_is_refused_with_its_place_and_the_rest_is_written(
+    store: Store,
+) -> None:
+    store.points.insert("valve", "state", "OPEN", timestamp=0)
+    rows = [("", "m", 1, 1.0), ("a", "m", 1, 1.0), ("valve", "state", 2, 7.0), ("valve", "state", 3, None)]
+    for written in (
+        store.points.insert_many(rows, on_error="skip"),
+        store.points.submit(rows, on_error="skip").result(10),
+    ):
+        assert (written.accepted, [refusal.row for refusal in written.refusals]) == (2, [0, 2])
+    with pytest.raises(InvalidPoint, match="holds text values"):
+        store.points.insert_many([("b", "m", 1, 1.0), *rows[2:]])
+    assert store.points.range("b", "m").all() == []
+    assert [row["value"] for row in store.points.range("valve", "state")] == ["OPEN", None]
+
+
+def test_a_callback_of_a_submission_may_submit_again_at_a_full_queue(open_store: Any) -> None:
+    store = open_store(submit_queue_points=10)
+    left, done = [5], threading.Event()
+
+    def again(_future: Any) -> None:
+        left[0] -= 1
+        if not left[0]:
+            done.set()
+            return
+        store.points.submit([("a", "m", left[0] * 10 + at, 1.0) for at in range(8)]).add_done_callback(again)
+
+    store.points.submit([("a", "m", 0, 1.0)]).add_done_callback(again)
+    assert done.wait(20)
+    store.close()
+
+
+def test_an_interrupt_while_another_writes_leaves_the_store_usable(store: Store) -> None:
+    store.points.insert("a", "m", 0.0, timestamp=0)
+    database = store.path / "offline_buffer.db"
+    other = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    timers = [
+        threading.Timer(0.3, signal.raise_signal, (signal.SIGINT,)),
+        threading.Timer(0.7, other.execute, ("ROLLBACK",)),
+    ]
+    for timer in timers:
+        timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        store.points.insert("a", "m", 1.0, timestamp=1)
+    for timer in timers:
+        timer.join()
+    other.close()
+    store.points.insert("a", "m", 2.0, timestamp=2)
+    assert {0.0, 2.0} <= {row["value"] for row in store.points.range("a", "m")}

@@ -16,8 +16,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -282,12 +281,15 @@ def _watch_journal(stopper: Stopper) -> None:
 
     JournalRepository.append = watched_append  # type: ignore[method-assign]
 
-    @contextmanager
-    def bare_transaction(connection: Connection) -> Iterator[None]:
-        with original(connection):
-            yield
+    def bare_transaction(
+        connection: Connection, attempt: sqlite.Attempt, work: Callable[[Connection], object]
+    ) -> None:
+        def watched(connection: Connection) -> None:
+            work(connection)
             stopper.reach("journal filled")
             _here.journal = True
+
+        original(connection, attempt, watched)
         _here.journal = False
         stopper.passed("journal COMMIT")
         stopper.reach("journal committed")
