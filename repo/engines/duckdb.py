@@ -34,6 +34,7 @@ __all__ = [
     "descriptor_of",
     "is_fatal",
     "is_log_damage",
+    "is_out_of_memory",
     "log_bytes",
     "log_path",
     "open_engine",
@@ -246,6 +247,17 @@ def is_fatal(error: BaseException) -> bool:
         if isinstance(original, (duckdb.FatalException, duckdb.InternalException)):
             return True
         if isinstance(original, duckdb.Error) and "has been invalidated" in str(original):
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether the error, or a cause of it, is that a statement needs more than the memory limit."""
+    seen: BaseException | None = error
+    while seen is not None:
+        original = seen.orig if isinstance(seen, DBAPIError) else seen
+        if isinstance(original, duckdb.OutOfMemoryException):
             return True
         seen = seen.__cause__
     return False

@@ -7,7 +7,7 @@ rows or crashes if it does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -45,6 +45,9 @@ not widen the span that is read."""
 
 MOST_SPANS = 8
 
+MOST_NAMED = 20
+"""The most series that the search for new edges names one by one."""
+
 _FIRST_WINDOW_US = 3_600_000_000
 _WINDOW_GROWTH = 16
 
@@ -81,6 +84,8 @@ class Dropped:
 class Applied:
     """What a batch changed: points appended (overwriting included), points dropped, series touched."""
 
+    known: dict[tuple[str, str], Summary]
+    """The summaries of all series after it."""
     appended: int = 0
     overwritten: int = 0
     dropped: Dropped = field(default_factory=Dropped)
@@ -122,18 +127,19 @@ def apply(
     connection: Connection,
     rows: Sequence[Row],
     deletion: Selection | None,
-    known: dict[tuple[str, str], Summary],
+    summaries: Mapping[tuple[str, str], Summary],
     *,
     keep: bool = False,
 ) -> Applied:
     """Apply one deletion (to every stored point) and then `rows` (unique by identity, seqs unique).
 
     With `keep`, a stored point stands against the row of its identity.
-    `known` holds the summaries of all series and is brought up to date; if the transaction does not commit,
-    the caller must read it anew.
+    `summaries` are those of all series. They are left as they are; what they become once the transaction is
+    committed is returned.
     """
     traits = traits_of(connection)
-    applied = Applied()
+    known = dict(summaries)
+    applied = Applied(known)
     for piece in () if deletion is None else list(deletion.pieces(known)):
         _delete(connection, piece, known, applied)
     groups = _grouped(rows)
@@ -236,6 +242,7 @@ def _mend_summaries(
         assert dropped.last_us is not None
         if dropped.count >= summary.points:
             del known[pair]
+            applied.touched.pop(pair, None)
             applied.gone.add(pair)
             continue
         known[pair] = applied.touched[pair] = summary._replace(points=summary.points - dropped.count)
@@ -243,17 +250,25 @@ def _mend_summaries(
             lost_first[pair] = summary.first_us
         if dropped.last_us >= summary.last_us:
             lost_last[pair] = summary.last_us
-    for pair, row in _nearest(connection, lost_first, known, forward=True).items():
-        known[pair] = applied.touched[pair] = known[pair]._replace(first_us=row[2])
-    for pair, row in _nearest(connection, lost_last, known, forward=False).items():
-        known[pair] = applied.touched[pair] = known[pair]._replace(
-            last_us=row[2],
-            last_value=row[3],
-            last_value_text=row[4],
-            last_quality=row[5],
-            last_metadata=row[6],
-            last_seq=row[7],
-        )
+    firsts = _nearest(connection, lost_first, known, forward=True)
+    lasts = _nearest(connection, lost_last, known, forward=False)
+    for pair in (lost_first.keys() - firsts.keys()) | (lost_last.keys() - lasts.keys()):
+        # Its count was too high; the points themselves decide.
+        del known[pair], applied.touched[pair]
+        applied.gone.add(pair)
+    for pair, row in firsts.items():
+        if pair in known:
+            known[pair] = applied.touched[pair] = known[pair]._replace(first_us=row[2])
+    for pair, row in lasts.items():
+        if pair in known:
+            known[pair] = applied.touched[pair] = known[pair]._replace(
+                last_us=row[2],
+                last_value=row[3],
+                last_value_text=row[4],
+                last_quality=row[5],
+                last_metadata=row[6],
+                last_seq=row[7],
+            )
 
 
 def _nearest(
@@ -265,7 +280,7 @@ def _nearest(
 ) -> dict[tuple[str, str], Any]:
     """Find the remaining point of each series that is nearest to its lost edge, in growing windows.
 
-    Every series given still has points, so each is found at the latest when the window covers its span.
+    The last window covers the spans of all that are missing: what is not found then has no points.
     """
     found: dict[tuple[str, str], Any] = {}
     window_us = _FIRST_WINDOW_US
@@ -274,10 +289,13 @@ def _nearest(
     while missing := [pair for pair in lost if pair not in found]:
         edges = [lost[pair] for pair in missing]
         low, high = (min(edges), max(edges) + window_us) if forward else (min(edges) - window_us, max(edges))
-        names = or_(*(and_(_points.c.sensor_id == s, _points.c.metric_name == m) for s, m in missing[:200]))
+        within = time.between(low, high)
+        if len(missing) <= MOST_NAMED:  # of more, the search of all series is quicker than that by names
+            named = (and_(_points.c.sensor_id == s, _points.c.metric_name == m) for s, m in missing)
+            within = and_(within, or_(*named))
         edge = (
             select(_points.c.sensor_id, _points.c.metric_name, extreme.label("timestamp_us"))
-            .where(time.between(low, high), names)
+            .where(within)
             .group_by(_points.c.sensor_id, _points.c.metric_name)
             .subquery()
         )
@@ -289,14 +307,15 @@ def _nearest(
                 time == edge.c.timestamp_us,
             ),
         )
-        before = len(found)
+        wanted = set(missing)
         for row in connection.execute(query.where(time.between(low, high))):
-            found[(row[0], row[1])] = row
-        if len(found) == before:
-            spans = [known[pair] for pair in missing]
-            if low <= min(s.first_us for s in spans) and high >= max(s.last_us for s in spans):
-                raise AssertionError(f"summaries of {missing[:3]} count points that are not stored")
-            window_us *= _WINDOW_GROWTH
+            if (row[0], row[1]) in wanted:
+                found[(row[0], row[1])] = row
+        spans = [known[pair] for pair in missing]
+        covered = low <= min(s.first_us for s in spans) and high >= max(s.last_us for s in spans)
+        if covered:
+            return found
+        window_us *= _WINDOW_GROWTH
     return found
 
 

@@ -25,7 +25,8 @@ BULK = "bulk"
 the watermark by anyone but its own load, it means that the load died."""
 
 VOID = "void"
-"""Kind of what such a row becomes: its seqs were given to nothing. It stays, as the record of that."""
+"""Kind of what such a row, or a delete that is not to be applied, becomes: its seqs were given to nothing. It stays,
+as the record of that."""
 
 
 class Entry(NamedTuple):
@@ -94,10 +95,10 @@ class JournalRepository:
         return self._connection.execute(done).rowcount
 
     def void(self, seqs: Sequence[int]) -> None:
-        """Say of bulk rows, by their last seqs, that their loads died."""
+        """Void rows, by their last seqs: loads that died, and deletes that are not to be applied."""
         for seq in seqs:
-            died = update(JournalRow).where(JournalRow.seq == seq, JournalRow.kind == BULK)
-            self._connection.execute(died.values(kind=VOID))
+            voided = update(JournalRow).where(JournalRow.seq == seq, JournalRow.kind.in_((BULK, DELETE)))
+            self._connection.execute(voided.values(kind=VOID))
 
     def renumber_past(self, floor: int, applied: int) -> int:
         """Give the rows past `applied`, and every later one, seqs past `floor`; returns the new last seq.

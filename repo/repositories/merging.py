@@ -38,7 +38,7 @@ def merge(
     table: tuple[str, Any],
     chosen: str,
     parts: Mapping[tuple[str, str], Part],
-    known: dict[tuple[str, str], Summary],
+    summaries: Mapping[tuple[str, str], Summary],
     *,
     first_seq: int,
     unique: bool,
@@ -48,13 +48,15 @@ def merge(
 
     They get the seqs from `first_seq` on, in their order. Of equal identity the last wins; over stored points
     it wins too, unless it is equal, or `keep` is set, which lets stored points stand. `parts` describes every
-    series in the rows. `known` is brought up to date; if the transaction does not commit, read it anew.
+    series in the rows. `summaries` are those of all series; they are left as they are, and what they become is
+    returned.
     """
     driver: Any = connection.connection.driver_connection
     name, source = table
     numbered = f"SELECT *, {first_seq:d} - 1 + row_number() OVER () AS seq FROM ({chosen})"
+    known = dict(summaries)
     met = _met(parts, known)
-    applied = Applied()
+    applied = Applied(known)
     driver.register(name, source)
     if unique and met is None:
         with _in_whole_row_groups(connection):

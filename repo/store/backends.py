@@ -77,6 +77,9 @@ class Backend(Protocol):
     def is_fatal(self, error: BaseException) -> bool:
         """Say whether the file has to be closed and opened again after this error; see the engines' `is_fatal`."""
 
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Say whether the engine's memory limit was too small for a statement: a smaller one may fit."""
+
     def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
         """Run one SELECT that can neither write nor leave the store; `InvalidQuery` for anything else."""
 
@@ -226,6 +229,12 @@ class DuckDBBackend:
 
         return duckdb.is_fatal(error)
 
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Say whether DuckDB's memory limit was too small."""
+        from repo.engines import duckdb
+
+        return duckdb.is_out_of_memory(error)
+
     def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
         """Run one SELECT that only reads; the instance itself has no access outside."""
         import duckdb
@@ -303,6 +312,10 @@ class SQLiteBackend:
         """Say whether SQLite's connections are in doubt."""
         return sqlite.is_fatal(error)
 
+    def is_out_of_memory(self, _error: BaseException) -> bool:
+        """SQLite has no memory limit."""
+        return False
+
     def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
         """Run one SELECT; the authorizer lets nothing but reading through."""
         driver: Any = connection.connection.driver_connection
@@ -329,6 +342,8 @@ def why_no_duckdb() -> str | None:
         return f"duckdb cannot be imported ({error})"
     if not duckdb.__version__.startswith("2.0."):
         return f"duckdb {duckdb.__version__} is another than this version of Holdfast needs"
+    if duckdb.__version__ == "2.0.0":
+        return "duckdb 2.0.0 can double rows, which 2.0.1 does not"
     return None
 
 
@@ -349,7 +364,7 @@ def backend_for(
         return SQLiteBackend(path or own, settings)
     if why := why_no_duckdb():
         raise EngineMissing(
-            f"{own} needs DuckDB, which cannot be used here ({platform.machine()}): {why}. Install duckdb 2.0 and "
+            f"{own} needs DuckDB, which cannot be used here ({platform.machine()}): {why}. Install duckdb 2.0.1 and "
             "duckdb-engine 0.17.0; or `holdfast demote`, where DuckDB is installed, moves the columns to SQLite. "
             "Writing and records go on without it",
             path=own,

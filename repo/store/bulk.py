@@ -32,11 +32,10 @@ from repo.repositories.applying import Applied
 from repo.repositories.journal import BULK, Entry
 from repo.repositories.merging import Part, merge
 from repo.repositories.points import Written
-from repo.repositories.series import Summary
 from repo.store.access import Access
 from repo.store.backends import duckdb_is_installed
 from repo.store.changes import BulkChange, PointsChange, Submission
-from repo.store.flush import digest_of
+from repo.store.reconcile import Known, digest_of
 from repo.values import Batch, check_columns
 
 __all__ = ["Bulk"]
@@ -284,6 +283,8 @@ class _Merge:
     """A chunk as a piece of work for flush."""
 
     journalled: ClassVar[bool] = False
+    is_part: ClassVar[bool] = False
+    copies: ClassVar[bool] = True
     through: int
     digest: int
     source: Any
@@ -295,7 +296,7 @@ class _Merge:
     def of(cls, entry: Entry, source: Any, found: Scan, *, keep: bool) -> _Merge:
         return cls(entry.seq, digest_of([entry]), source, found, entry.first_seq, keep)
 
-    def apply(self, connection: Connection, known: dict[tuple[str, str], Summary]) -> Applied:
+    def apply(self, connection: Connection, known: Known) -> Applied:
         parts = {
             group.pair: Part(
                 group.rows, group.first_us, group.last_us, (*group.newest, self.first_seq + group.place)

@@ -7,40 +7,37 @@ are durable through it.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
-from uuid import uuid4
-from zlib import crc32
+from typing import ClassVar, Protocol
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from repo.clock import Clock
-from repo.errors import FlushFailed, StoreCorrupt, StoreForked
+from repo.errors import FlushFailed, HoldfastError
 from repo.repositories.applying import Applied, Row, apply
 from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, Entry, JournalRepository
 from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
 from repo.repositories.points import rows_of
 from repo.repositories.selection import Selection
-from repo.repositories.series import LatestRepository, SeriesRepository, Summary, SummaryRepository
-from repo.repositories.sinks import SinkRepository
-from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
+from repo.repositories.series import LatestRepository, Summary
+from repo.repositories.state import ColumnsStateRepository, StateRepository
 from repo.settings import Settings
 from repo.store.columns import Columns, OpenColumns
 from repo.store.metadata import MetadataDatabase
 from repo.store.packing import unpack
+from repo.store.reconcile import Held, Known, Reconciler, digest_of, read_state
 
-__all__ = ["Flusher", "Work", "digest_of"]
+__all__ = ["Flusher", "Work"]
 
 log = logging.getLogger("holdfast.flush")
 
-
-Known = dict[tuple[str, str], Summary]
+BATCH_BYTES = 8_388_608
+"""The most bytes of journal rows that one transaction applies, unless one row alone is larger."""
 
 
 class Work(Protocol):
@@ -58,8 +55,16 @@ class Work(Protocol):
     def journalled(self) -> bool:
         """Whether the journal rows hold the points; if not, nothing may tell of them before they are durable."""
 
+    @property
+    def is_part(self) -> bool:
+        """Whether more of the same journal rows follows: then the watermark stays."""
+
+    @property
+    def copies(self) -> bool:
+        """Whether what it touched is copied to the metadata afterwards."""
+
     def apply(self, connection: Connection, known: Known) -> Applied:
-        """Do it in the transaction of the connection; `known` are the summaries, brought up to date."""
+        """Do it in the transaction of the connection; `known` are the summaries before it."""
 
     def loss(self, applied: Applied) -> tuple[str, str, str] | None:
         """Return what stands in the ledger of what was dropped: id, reason, detail; None if nothing was."""
@@ -76,6 +81,23 @@ class _JournalWork:
     deletion_seq: int = 0
     keep: bool = False
     rows: dict[tuple[str, str, int], Row] = field(default_factory=dict)
+    is_part: bool = False
+    copies: bool = True
+
+    @property
+    def size(self) -> int:
+        """How many parts it can be cut into."""
+        return len(self.rows) + (self.deletion is not None)
+
+    def halves(self) -> list[_JournalWork]:
+        """Cut it in two: the delete from the rows, or else the earlier rows from the later."""
+        if self.deletion is not None:
+            first = replace(self, rows={}, is_part=True, copies=False)
+            return [first, replace(self, deletion=None, copies=False)]
+        rows = sorted(self.rows.items(), key=lambda item: item[0][2])
+        half = len(rows) // 2
+        first = replace(self, rows=dict(rows[:half]), is_part=True, copies=False)
+        return [first, replace(self, rows=dict(rows[half:]), copies=False)]
 
     def apply(self, connection: Connection, known: Known) -> Applied:
         return apply(connection, list(self.rows.values()), self.deletion, known, keep=self.keep)
@@ -102,34 +124,32 @@ class Flusher:
         self._columns = columns
         self._settings = settings
         self._clock = clock
-        self._bring_to_head = bring_to_head
-        self._set_aside = set_aside
-        self._state: ColumnsState | None = None
-        self._known: Known = {}
-        self._copied_losses: list[str] = []
-        self._pruned_through = 0
-        self._renumbered_through = 0
+        self._reconciler = Reconciler(metadata, clock, bring_to_head, set_aside)
+        self._held: Held | None = None
+        """None while the file is closed, and from the beginning of each change until it was read back."""
         self._checkpointed_s = time.monotonic()
         columns.notify(opened=self._opened, closed=self._closed)
 
     @property
     def watermark(self) -> int:
-        """The seq up to which the open file holds everything; -1 while it is not open here."""
-        return -1 if self._state is None else self._state.watermark
+        """The seq up to which the open file holds everything; -1 while it is not open here, or not known."""
+        held = self._held
+        return -1 if held is None else held.state.watermark
 
     @property
     def known(self) -> Mapping[tuple[str, str], Summary]:
         """The summaries of the series that have points in the open file."""
-        return self._known
+        held = self._held
+        return {} if held is None else held.known
 
     @property
     def points(self) -> int:
         """How many points the open file holds."""
-        return sum(summary.points for summary in self._known.values())
+        return sum(summary.points for summary in self.known.values())
 
     def reached(self, seq: int) -> bool:
         """Say whether the open file holds everything that was in the journal when its last seq was `seq`."""
-        return self.watermark >= max(seq, self._renumbered_through)
+        return self.watermark >= self._goal(seq)
 
     def through(self, opened: OpenColumns, seq: int, stop: Callable[[], bool] = lambda: False) -> OpenColumns:
         """Flush until the columns hold everything up to `seq`; raises `FlushFailed` or a typed error.
@@ -138,16 +158,28 @@ class Flusher:
         whether anything is left. What could not be applied stays in the journal, and the next call begins
         there. Returns the open columns, which are others after an error that made it reopen the file.
         """
-        while not self.reached(seq) and (work := self._take(max(seq, self._renumbered_through))) is not None:
-            opened = self.checkpoint_if_due(self.commit(opened, work))
+        opened = self._certain(opened).opened
+        while not self.reached(seq) and (work := self._take(self._goal(seq))) is not None:
+            opened = self.checkpoint_if_due(self._commit_in_parts(opened, work))
             if stop():
                 break
         return opened
 
+    def _goal(self, seq: int) -> int:
+        return max(seq, self._reconciler.renumbered_through)
+
+    def _certain(self, opened: OpenColumns) -> Held:
+        """Return what is known of the open file; where an interrupt left that unknown, the file is reopened."""
+        if self._held is None or self._held.opened is not opened:
+            self._columns.reopen()
+        assert self._held is not None
+        return self._held
+
     def checkpoint_if_due(self, opened: OpenColumns) -> OpenColumns:
         """Checkpoint when the log is long, or when rows have waited long for it."""
-        unpruned = self.watermark > self._pruned_through
-        return self.checkpoint(opened) if self.checkpoint_is_due(unpruned=unpruned) else opened
+        held = self._certain(opened)
+        unpruned = held.state.watermark > held.pruned_through
+        return self.checkpoint(held.opened) if self.checkpoint_is_due(unpruned=unpruned) else held.opened
 
     def checkpoint_is_due(self, *, unpruned: bool) -> bool:
         """Say whether the log is long, or rows that are `unpruned` have waited long; opens nothing."""
@@ -173,9 +205,10 @@ class Flusher:
 
         Raises a typed error where the checkpoint fails; then nothing was pruned.
         """
+        opened = self._certain(opened).opened
         try:
             opened.backend.checkpoint(opened.engine)
-            durable = self._read_state(opened).watermark
+            durable = read_state(opened).watermark
         except DBAPIError as error:
             raise opened.backend.typed_error(error) from error
         finally:
@@ -191,14 +224,18 @@ class Flusher:
         A bulk row past the watermark is one whose load died, for a load that lives keeps the lease.
         """
         entries: list[Entry] = []
-        points = 0
+        points = size = 0
         with self._metadata.read() as connection:
             for entry in JournalRepository(connection).after(self.watermark, seq):
-                full = points + entry.seqs > self._settings.flush_batch_points
+                full = (
+                    points + entry.seqs > self._settings.flush_batch_points
+                    or size + len(entry.payload) > BATCH_BYTES
+                )
                 if entries and (entry.kind == DELETE or full or _differ(entry, entries[-1])):
                     break
                 entries.append(entry)
                 points += entry.seqs
+                size += len(entry.payload)
         if not entries:
             return None
         self._void([entry for entry in entries if entry.kind == BULK])
@@ -224,80 +261,134 @@ class Flusher:
         """Commit one piece of work, believe only the watermark that is read back, and copy what changed.
 
         Returns the open columns, which are others if the file had to be opened anew. Raises a typed error
-        where the work is not in the columns.
+        where the work is not in the columns. From its beginning to its end nothing is known of the file; an
+        interrupt leaves it so, and whoever uses the file next opens it anew.
         """
-        connection = opened.flush_connection
-        losses: list[Loss] = []
+        held = self._certain(opened)
+        self._held = None
         try:
-            with connection.begin():
-                ledger = ColumnsLedgerRepository(connection)
-                ledger.remove(self._copied_losses)
-                applied = work.apply(connection, self._known)
-                if loss := work.loss(applied):
-                    losses.append(self._loss(*loss, applied))
-                    ledger.add(losses[0])
-                ColumnsStateRepository(connection).set_watermark(
-                    work.through, flushed_from=self.watermark, flush_digest=work.digest
-                )
-            self._state = self._read_state(opened)
+            applied, losses = self._apply(held, work)
+            state = read_state(held.opened)
         except Exception as error:
             # Committed or not: only the file itself can say. Reopening reads its watermark and its series.
-            typed = opened.backend.typed_error(error)
+            typed = held.opened.backend.typed_error(error)
             opened = self._columns.reopen()
-            if self.watermark < work.through:
+            if work.is_part or self.watermark < work.through:
                 raise typed from error
             log.warning("a commit reported an error and had happened all the same: %s", error)
-            return opened
-        if self.watermark < work.through:
+            return opened if work.journalled else self._durable(opened, work)
+        if not work.is_part and state.watermark < work.through:
             self._columns.reopen()
             raise FlushFailed(
-                f"{opened.backend.path} took a commit through seq {work.through} and stands at {self.watermark}; "
+                f"{held.opened.backend.path} took a commit through seq {work.through} and stands at {state.watermark}; "
                 "the points are still in the journal",
-                path=opened.backend.path,
+                path=held.opened.backend.path,
             )
-        self._copied_losses = []
+        held = replace(held, state=state, known=applied.known, copied_losses=())
         if not work.journalled:
             try:
-                opened.backend.checkpoint(opened.engine)
+                held.opened.backend.checkpoint(held.opened.engine)
             except DBAPIError as error:
                 self._columns.reopen()
-                raise opened.backend.typed_error(error) from error
-        try:
-            self._copy(applied.touched, applied.gone, losses)
-        except Exception as error:  # noqa: BLE001  opening copies everything, or raises what stands in the way
-            log.warning("the summaries of %s are copied once more: %s", opened.backend.path, error)
-            return self._columns.reopen()
-        if opened.backend.durable_at_commit:
-            self._prune(self.watermark)
+                raise held.opened.backend.typed_error(error) from error
+        if work.copies:
+            try:
+                self._copy(state.watermark, applied, losses)
+            except Exception as error:  # noqa: BLE001  opening copies everything, or raises what stands in the way
+                log.warning("the summaries of %s are copied once more: %s", held.opened.backend.path, error)
+                return self._columns.reopen()
+            held = replace(held, copied_losses=tuple(loss.entry_id for loss in losses))
+        self._held = held
+        if held.opened.backend.durable_at_commit and work.copies:
+            self._prune(state.watermark)
+        self._metadata.fold_if_due()
+        return held.opened
+
+    def _durable(self, opened: OpenColumns, work: Work) -> OpenColumns:
+        """Make work durable that stands in no journal."""
+        if self.make_durable(opened) < work.through:
+            raise FlushFailed(
+                f"{opened.backend.path} lost rows before they were durable; write them again",
+                path=opened.backend.path,
+            )
         return opened
 
-    def _copy(
-        self,
-        touched: dict[tuple[str, str], Summary],
-        gone: Iterable[tuple[str, str]],
-        losses: list[Loss],
-    ) -> None:
+    def _apply(self, held: Held, work: Work) -> tuple[Applied, list[Loss]]:
+        """Apply the work and move the watermark, in one transaction."""
+        connection = held.opened.flush_connection
+        losses: list[Loss] = []
+        with connection.begin():
+            ledger = ColumnsLedgerRepository(connection)
+            ledger.remove(held.copied_losses)
+            applied = work.apply(connection, held.known)
+            if loss := work.loss(applied):
+                losses.append(self._loss(held, *loss, applied))
+                ledger.add(losses[0])
+            if not work.is_part:
+                ColumnsStateRepository(connection).set_watermark(
+                    work.through, flushed_from=held.state.watermark, flush_digest=work.digest
+                )
+        return applied, losses
+
+    def _commit_in_parts(self, opened: OpenColumns, work: _JournalWork) -> OpenColumns:
+        """Commit work in one transaction or, where that needs more memory than the engine may use, in several.
+
+        The watermark moves with the last. Until then a reader, or this process after a kill, applies all of it
+        again, which changes nothing where a part was applied before.
+        """
+        try:
+            return self.commit(opened, work)
+        except HoldfastError as error:
+            if not opened.backend.is_out_of_memory(error):
+                raise
+            if work.size <= 1:
+                raise FlushFailed(
+                    f"{opened.backend.path}: one point, or one delete, at seq {work.through} needs more memory than "
+                    "DuckDB may use. It stays in the journal; raise duckdb_memory_limit_bytes and open the store again",
+                    path=opened.backend.path,
+                ) from error
+            log.info("a batch of %d points does not fit into memory and is applied in parts", len(work.rows))
+        waiting = work.halves()
+        while waiting:
+            part = waiting.pop(0)
+            opened = self._current()
+            # Opening copies all summaries to metadata that are bound to no file: a part does not copy its own. Each
+            # time, for reopening after an error binds them again.
+            with self._metadata.write() as connection:
+                StateRepository(connection).set(file_id=None)
+            try:
+                self.commit(opened, part)
+            except HoldfastError as error:
+                if not opened.backend.is_out_of_memory(error) or part.size <= 1:
+                    raise
+                waiting = part.halves() + waiting
+        self._held = None
+        return self._columns.reopen()
+
+    def _current(self) -> OpenColumns:
+        """Return the open columns after an error in which they were reopened."""
+        return self._columns.reopen() if self._held is None else self._held.opened
+
+    def _copy(self, watermark: int, applied: Applied, losses: list[Loss]) -> None:
         """Copy the summaries of touched series, and ledger entries, to SQLite, where no lease is needed."""
         with self._metadata.write() as connection:
-            LatestRepository(connection).replace(touched, gone)
+            LatestRepository(connection).replace(applied.touched, applied.gone)
             LedgerRepository(connection).add(losses)
-            StateRepository(connection).set(copied_through=self.watermark)
-        self._copied_losses += [loss.entry_id for loss in losses]
-        self._metadata.fold_if_due()
+            StateRepository(connection).set(copied_through=watermark)
 
     def _prune(self, durable: int) -> None:
-        if durable <= self._pruned_through:
+        held = self._held
+        if held is None or durable <= held.pruned_through:
             return
         with self._metadata.write() as connection:
             StateRepository(connection).set(pruned_through=durable)
             JournalRepository(connection).prune(durable)
-        self._pruned_through = durable
+        self._held = replace(held, pruned_through=durable)
         self._metadata.fold_if_due()
 
-    def _loss(self, entry: str, reason: str, detail: str, applied: Applied) -> Loss:
-        assert self._state is not None
+    def _loss(self, held: Held, entry: str, reason: str, detail: str, applied: Applied) -> Loss:
         return Loss(
-            entry_id=f"{self._state.store_id}:{entry}",
+            entry_id=f"{held.state.store_id}:{entry}",
             what="points",
             reason=reason,
             detail=detail,
@@ -307,133 +398,12 @@ class Flusher:
             recorded_us=self._clock(),
         )
 
-    # --- each time that the file is opened ------------------------------------------------------------
-
     def _opened(self, opened: OpenColumns) -> None:
-        """Bring the file to the present schema, and see that it and the metadata belong together."""
-        self._bring_to_head(opened.engine, opened.backend.path)
-        with self._metadata.read() as connection:
-            facts = StateRepository(connection).get()
-            cursors = SinkRepository(connection).list()
-        assert facts is not None
-        found = self._read_state_or_none(opened)
-        if found is not None and found.store_id != facts.store_id:
-            raise StoreForked(
-                f"{opened.backend.path} belongs to the store {found.store_id}, not to this one "
-                f"({facts.store_id}); put the file of this store back",
-                path=opened.backend.path,
-            )
-        if found is not None and found.generation < facts.generation:
-            raise StoreCorrupt(
-                f"{opened.backend.path} is of generation {found.generation}, and the store is at {facts.generation}: "
-                "it was set aside when the columns moved to another engine. Put the file of this generation back",
-                path=opened.backend.path,
-            )
-        state = found or ColumnsState(facts.store_id, uuid4().hex, facts.generation, 0)
-        self._set_aside(opened.backend.name, state.generation)
-        loss = None
-        if state.watermark < facts.pruned_through:
-            loss = self._older_columns(opened, state, facts)
-            state = state._replace(watermark=facts.pruned_through)
-        if state != found:
-            connection = opened.flush_connection
-            with connection.begin():
-                repository = ColumnsStateRepository(connection)
-                if found is None:
-                    repository.create(state)
-                else:
-                    repository.set_watermark(state.watermark)
-                if loss is not None:
-                    ColumnsLedgerRepository(connection).add(loss)
-        self._state = self._read_state(opened)
-        self._pruned_through = facts.pruned_through
-        with opened.flush_connection.begin():
-            self._known = SummaryRepository(opened.flush_connection).all()
-            losses = ColumnsLedgerRepository(opened.flush_connection).all()
-        floor = max(self.watermark, facts.pruned_through, *(cursor.confirmed_seq for cursor in cursors), 0)
-        self._agree(opened, facts, floor, losses)
-
-    def _agree(self, opened: OpenColumns, facts: State, floor: int, losses: list[Loss]) -> None:
-        """Bring the metadata's side up to what the file says, where they differ."""
-        assert self._state is not None
-        own = {
-            "engine": opened.backend.name,
-            "file_id": self._state.file_id,
-            "generation": self._state.generation,
-        }
-        bound = (facts.engine, facts.file_id, facts.generation) == tuple(own.values())
-        if bound and facts.copied_through == self.watermark and facts.last_seq >= floor and not losses:
-            return
-        with self._metadata.write() as connection:
-            state = StateRepository(connection)
-            if facts.last_seq < floor or not self._is_what_was_flushed(connection, facts.copied_through):
-                log.error(
-                    "the metadata of %s is older than its columns: it gets new seqs", opened.backend.path
-                )
-                journal = JournalRepository(connection)
-                applied = min(facts.copied_through, self.watermark)
-                self._renumbered_through = journal.renumber_past(max(floor, journal.last_seq()), applied)
-            latest = LatestRepository(connection)
-            latest.clear()
-            latest.replace(self._known)
-            SeriesRepository(connection).register(
-                {pair: _kind_of(summary) for pair, summary in self._known.items()}
-            )
-            LedgerRepository(connection).add(losses)
-            state.set(copied_through=self.watermark, **own)
-        self._copied_losses = [loss.entry_id for loss in losses]
-
-    def _is_what_was_flushed(self, connection: Connection, copied: int) -> bool:
-        """Say whether the journal rows past the last copy, up to the watermark, are those that were applied.
-
-        After a crash between a flush and its copy they are; in a metadata database that was restored and
-        written to since, others stand there, which must not count as applied.
-        """
-        assert self._state is not None
-        if copied >= self.watermark or self._state.flush_digest == 0:
-            return True
-        entries = JournalRepository(connection).after(copied, self.watermark)
-        return copied == self._state.flushed_from and digest_of(entries) == self._state.flush_digest
-
-    def _older_columns(self, opened: OpenColumns, state: ColumnsState, facts: State) -> Loss:
-        log.error(
-            "%s holds points through seq %d, but %d were pruned from the journal: it was replaced or restored; "
-            "see the loss ledger",
-            opened.backend.path,
-            state.watermark,
-            facts.pruned_through,
-        )
-        return Loss(
-            entry_id=f"{facts.store_id}:columns:{state.watermark}-{facts.pruned_through}",
-            what="points",
-            reason="columns-older-than-journal",
-            detail=json.dumps({"first_seq": state.watermark + 1, "last_seq": facts.pruned_through}),
-            dropped=None,
-            first_us=None,
-            last_us=None,
-            recorded_us=self._clock(),
-        )
+        self._held = None
+        self._held = self._reconciler.agreed(opened)
 
     def _closed(self) -> None:
-        self._state = None
-        self._known = {}
-
-    def _read_state(self, opened: OpenColumns) -> ColumnsState:
-        state = self._read_state_or_none(opened)
-        assert state is not None
-        return state
-
-    def _read_state_or_none(self, opened: OpenColumns) -> ColumnsState | None:
-        with opened.flush_connection.begin():
-            return ColumnsStateRepository(opened.flush_connection).get()
-
-
-def digest_of(entries: Iterable[Entry]) -> int:
-    """Return the CRC-32 of journal rows, by seq and payload; never 0, which stands for none."""
-    digest = 0
-    for entry in entries:
-        digest = crc32(entry.payload, crc32(b"%d %d" % (entry.seq, entry.seqs), digest))
-    return digest or 1
+        self._held = None
 
 
 def _differ(entry: Entry, last: Entry) -> bool:
@@ -458,9 +428,3 @@ def _net(rows: dict[tuple[str, str, int], Row], entry: Entry, *, keep: bool) -> 
             before = rows.get(key)
             if before is None or not (keep or before[3:7] == row[3:7]):
                 rows[key] = row
-
-
-def _kind_of(summary: Summary) -> Any:
-    if summary.last_value_text is not None:
-        return "text"
-    return None if summary.last_value is None else "number"

@@ -76,7 +76,9 @@ def test_thousands_of_overwrites_of_random_keys_leave_each_key_once(
                     model[key] = (value, seq)
             with connection.begin():
                 known = SummaryRepository(connection).all()
-                apply(connection, rows, deletion, known)
+                before = dict(known)
+                after = apply(connection, rows, deletion, known).known
+                assert known == before
             with connection.begin():
                 wanted = sorted(tuple(row(key, *found)) for key, found in model.items())
                 assert stored(connection) == wanted, f"transaction {number}"
@@ -84,7 +86,7 @@ def test_thousands_of_overwrites_of_random_keys_leave_each_key_once(
                     pair: summary.points for pair, summary in SummaryRepository(connection).all().items()
                 }
                 assert sum(counts.values()) == len(model)
-                assert SummaryRepository(connection).all() == known
+                assert SummaryRepository(connection).all() == after
 
 
 def test_nothing_reads_or_deletes_points_after_the_append(columns: Engine) -> None:

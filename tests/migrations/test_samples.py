@@ -29,7 +29,7 @@ pytestmark = pytest.mark.duckdb
 STORE = SAMPLES.parent / "legacy_store"
 QUIET = Settings(background=False)
 POINTS = "SELECT timestamp_us, sensor_id, metric_name, value, quality, metadata FROM time_series_data"
-NOTES = "SELECT key, value, updated_at FROM storage_metadata"
+NOTES = "SELECT key, value, updated_at FROM storage_metadata WHERE key NOT LIKE 'holdfast.%'"
 RECORDS = (
     "SELECT id, record_id, source, data, timestamp, retry_count, last_retry, created_at FROM buffered_records"
 )

@@ -1,0 +1,65 @@
+"""Counting: whether the summaries fit the points that are stored, and what they should be. Never commits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, and_, func, insert, select
+
+from repo.models import Point, StorageMetadata
+from repo.repositories.series import Summary, SummaryRepository
+
+__all__ = ["VerificationRepository", "corrections"]
+
+_KEY = "holdfast.counts_verified"
+
+_points: Any = Point.__table__
+
+
+class VerificationRepository:
+    """The note that the counts of a file were verified, and changed since by code that keeps them right."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def is_noted(self) -> bool:
+        """Say whether the note is there."""
+        query = select(StorageMetadata.key).where(StorageMetadata.key == _KEY)
+        return self._connection.execute(query).first() is not None
+
+    def note(self) -> None:
+        """Add the note, unless it is there."""
+        if not self.is_noted():
+            self._connection.execute(insert(StorageMetadata).values(key=_KEY, value="1"))
+
+
+def corrections(connection: Connection) -> tuple[dict[tuple[str, str], Summary], set[tuple[str, str]]]:
+    """Return the summaries that do not fit the points, as they should be, and the series that have no points.
+
+    Reads names and times of all points once; the rest only of series that do not fit.
+    """
+    known = SummaryRepository(connection).all()
+    sensor, metric, time = _points.c.sensor_id, _points.c.metric_name, _points.c.timestamp_us
+    counted = (
+        select(
+            sensor,
+            metric,
+            func.count().label("points"),
+            func.min(time).label("first"),
+            func.max(time).label("last"),
+        )
+        .group_by(sensor, metric)
+        .subquery()
+    )
+    newest = select(counted.c.points, counted.c.first, _points).join(
+        counted,
+        and_(sensor == counted.c.sensor_id, metric == counted.c.metric_name, time == counted.c.last),
+    )
+    wrong: dict[tuple[str, str], Summary] = {}
+    found: set[tuple[str, str]] = set()
+    for points, first_us, s, m, *point in connection.execute(newest):
+        found.add((s, m))
+        summary = Summary(points, first_us, *point)
+        if known.get((s, m)) != summary:
+            wrong[(s, m)] = summary
+    return wrong, known.keys() - found
