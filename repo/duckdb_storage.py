@@ -47,7 +47,8 @@ class DuckDBTimeSeriesStorage:
     `<name>.meta.db`; in a buffer's folder it is the buffer's own. All objects on one file in a process share one
     open store. Arguments that are left out come from `DUCKDB_STORAGE_PATH` and `DUCKDB_MAX_SIZE_MB`, where set.
     `enable_compression` concerns what is written from now on. Errors are raised, as those of `Store` are; `close`
-    lets go of the file, and so does the end of the process.
+    lets go of the file, and so does the end of the process. After a fork it works on in the child, which opens the
+    store for itself; see `Store` for what a fork waits for.
     """
 
     @filled_from_environment(
@@ -65,9 +66,9 @@ class DuckDBTimeSeriesStorage:
         self.max_size_mb = max_size_mb
         self.enable_compression = enable_compression
         files = StoreFiles.beside(os.path.realpath(db_path))
-        self._loan = borrow(files, compress=enable_compression)
+        self._loan = loan = borrow(files, compress=enable_compression)
         self._capacity = Capacity(
-            self._loan.store, lambda size: size.columns_used_bytes, max_bytes=max_size_mb * MB
+            lambda: loan.store, lambda size: size.columns_used_bytes, max_bytes=max_size_mb * MB
         )
         if not any(path.exists() for path in files.column_files()):
             self._loan.store.flush()

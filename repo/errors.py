@@ -56,7 +56,11 @@ class StoreMissing(HoldfastError):
 
 
 class StoreClosed(HoldfastError):
-    """The handle was closed, or inherited through fork(); open the store again in this process."""
+    """The handle was closed, or inherited through fork(): open the store again in this process.
+
+    Also raised at that opening if another thread was using the store when the process forked, and it could not be
+    closed; the message says what to do.
+    """
 
 
 class StoreBusy(HoldfastError):

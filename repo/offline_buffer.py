@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from repo.duckdb_storage import MB, DuckDBTimeSeriesStorage
+from repo.engines import forks
 from repo.errors import HoldfastError, InvalidSettings
 from repo.facades.capacity import Capacity
 from repo.facades.environment import filled_from_environment, from_environment
 from repo.facades.sharing import borrow
 from repo.files import METADATA_FILE, StoreFiles, place_columns
 from repo.store.backends import duckdb_is_installed
+from repo.store.store import Store
 
 __all__ = ["OfflineBufferManager"]
 
@@ -49,6 +51,8 @@ class OfflineBufferManager:
     one folder in a process share one open store.
     Arguments that are left out come from `OFFLINE_BUFFER_PATH`, `OFFLINE_BUFFER_MAX_SIZE`,
     `OFFLINE_BUFFER_MAX_SIZE_MB`, `OFFLINE_BUFFER_CLEANUP_INTERVAL` and `USE_DUCKDB`, where set.
+    After a fork a buffer works on in the child, which opens the store for itself; see `Store` for what a fork waits
+    for.
     A thread drops what `cleanup_old_records` drops every `cleanup_interval` seconds. Errors are raised, as those
     of `Store` are.
     """
@@ -99,22 +103,19 @@ class OfflineBufferManager:
         except BaseException:  # nobody else knows of the loan yet
             self._loan.give_back()
             raise
-        store = self._loan.store
+        loan = self._loan  # what holds this object itself would keep it from being collected
         self._capacity = Capacity(
-            store,
+            lambda: loan.store,
             lambda size: size.used_bytes,
             max_bytes=max_buffer_size_mb * MB,
-            count=store.records.count,
+            count=lambda: loan.store.records.count(),
             max_count=max_buffer_size,
         )
+        self._starting = threading.Lock()
         self._stop = threading.Event()
-        self._cleaner = threading.Thread(
-            target=_clean_periodically,
-            args=(weakref.ref(self), self._stop, cleanup_interval),
-            name="holdfast-cleanup",
-            daemon=True,
-        )
-        self._cleaner.start()
+        self._cleaner: threading.Thread | None = None
+        self._start_cleaner()
+        forks.after_fork(self, OfflineBufferManager._begin_anew)
 
     def add_record(
         self, record_id: str, source: str, data: Mapping[str, Any], timestamp: float | None = None
@@ -125,7 +126,7 @@ class OfflineBufferManager:
         `record_id` again replaces the data and keeps the retry count; the same data changes nothing. Raises
         `InvalidRecord` or `InvalidPoint` for what cannot be stored as it is.
         """
-        records = self._loan.store.records
+        records = self._store.records
         with self._capacity.place(RECORD_BYTES + 4 * len(str(data))) as granted:
             if not granted and not records.has(record_id):
                 return False
@@ -141,18 +142,18 @@ class OfflineBufferManager:
 
         Each is `id, record_id, source, data` (as it was given), `timestamp, retry_count, last_retry, created_at`.
         """
-        return self._loan.store.records.pending(source, limit, max_retries=max_retries)
+        return self._store.records.pending(source, limit, max_retries=max_retries)
 
     def mark_sent(self, record_id: str) -> bool:
         """Remove a record that was delivered; False if it does not wait here. Its points stay as history."""
-        records = self._loan.store.records
+        records = self._store.records
         if self._was_moved(record_id):
             return records.has(record_id)
         return records.mark_sent(record_id) > 0
 
     def mark_failed(self, record_id: str, increment_retry: bool = True) -> bool:
         """Note a failed try, and count it if `increment_retry`; False if the record does not wait here."""
-        return self._loan.store.records.mark_failed(record_id, increment_retry=increment_retry) > 0
+        return self._store.records.mark_failed(record_id, increment_retry=increment_retry) > 0
 
     def get_buffer_stats(self) -> dict[str, Any]:
         """Return how many records wait, and how full the buffer is.
@@ -161,7 +162,7 @@ class OfflineBufferManager:
         with logs), `max_buffer_size, max_buffer_size_mb, buffer_usage_percent` (of the records),
         `duckdb_enabled`; and then `duckdb`, as `DuckDBTimeSeriesStorage.get_storage_stats` returns it.
         """
-        store = self._loan.store
+        store = self._store
         counts = store.records.counts()
         size = store.size()
         now_s = store.now_us() / 1e6
@@ -187,16 +188,16 @@ class OfflineBufferManager:
 
         Returns how many; the loss ledger keeps how many, of which time, and why. Their points stay.
         """
-        return self._loan.store.records.drop_old(max_age_s=max_age_seconds, max_retries=max_retries)
+        return self._store.records.drop_old(max_age_s=max_age_seconds, max_retries=max_retries)
 
     def clear_buffer(self, source: str | None = None) -> int:
         """Drop, unsent, all records or those of one source; returns how many. The loss ledger tells."""
-        return self._loan.store.records.clear(source)
+        return self._store.records.clear(source)
 
     def shutdown(self) -> None:
         """Stop the cleanup thread and let go of the store, at once. Everything is safe. Safe to call again."""
         self._stop.set()
-        if threading.current_thread() is not self._cleaner:
+        if self._cleaner is not None and threading.current_thread() is not self._cleaner:
             self._cleaner.join()
         if self.duckdb_storage is not None:
             self.duckdb_storage.close()
@@ -205,6 +206,30 @@ class OfflineBufferManager:
     def _is_time_series_data(self, data: Mapping[str, Any]) -> bool:
         """Say whether a record's data has any of the fields of a reading."""
         return isinstance(data, Mapping) and not TIME_SERIES_FIELDS.isdisjoint(data)
+
+    # --- the cleanup thread, which a fork does not copy ------------------------------------------------
+
+    @property
+    def _store(self) -> Store:
+        store = self._loan.store
+        if self._cleaner is None:
+            self._start_cleaner()
+        return store
+
+    def _start_cleaner(self) -> None:
+        with self._starting:
+            if self._cleaner is None:
+                self._cleaner = threading.Thread(
+                    target=_clean_periodically,
+                    args=(weakref.ref(self), self._stop, self.cleanup_interval),
+                    name="holdfast-cleanup",
+                    daemon=True,
+                )
+                self._cleaner.start()
+
+    def _begin_anew(self) -> None:
+        """Forget, in a child of fork, the thread of the parent; the first use starts another."""
+        self._starting, self._stop, self._cleaner = threading.Lock(), threading.Event(), None
 
     # --- one folder, one store ------------------------------------------------------------------------
 

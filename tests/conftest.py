@@ -30,6 +30,7 @@ BUDGET_S = {
     "faults": 110,
     "cli": 100,
     "facades": 45,
+    "forks": 45,
     "property": 40,
     "exchange": 35,
     "readme": 35,

@@ -15,12 +15,12 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from repo.engines import forks
 from repo.engines.dialect import ConnectionWrapper, Dialect
 from repo.engines.inuse import note_own
 from repo.errors import (
     HoldfastError,
     StoreBusy,
-    StoreClosed,
     StoreCorrupt,
     StoreFull,
     denied,
@@ -69,20 +69,15 @@ def open_engine(
     One instance, and a cursor of it for each connection of the engine: so each thread that takes a
     connection has a transaction and results of its own. Nothing outside the file and `temp_folder` can be
     reached through it. Raises the typed errors of `typed_error`, and `StoreClosed` in a child of a process that
-    had the file open; then nothing stays open.
+    forked while the file was in use; then nothing stays open.
     """
-    if os.path.realpath(path) in _inherited:
-        raise StoreClosed(
-            f"{path} was open when this process was forked, and DuckDB would give the child its parent's instance, "
-            "whose writes go nowhere; fork before the store is used, or start processes by spawn",
-            path=path,
-        )
     note_own(path)
     config = _config(memory_limit_bytes, threads, temp_folder)
     # Flush alone decides when to checkpoint: the engine's own would come in a commit, and is not noted (`torn`).
     config["wal_autocheckpoint"] = "1TB"
     config["force_compression"] = "auto" if compress else "uncompressed"
     dialect = Dialect()
+    file = forks.opening(path)
     base: Any = None
     try:
         base = dialect.connect(os.path.realpath(path), config=config)
@@ -94,12 +89,14 @@ def open_engine(
         ):
             base.execute(statement)
         descriptor = os.open(os.path.realpath(path), os.O_RDONLY | os.O_CLOEXEC)
-    except duckdb.Error as error:
+    except BaseException as error:
         _close_quietly(base)
-        raise typed_error(error, path) from error
-    except OSError as error:
-        _close_quietly(base)
-        raise system_error(error, path) from error
+        forks.close(file)
+        if isinstance(error, duckdb.Error):
+            raise typed_error(error, path) from error
+        if isinstance(error, OSError):
+            raise system_error(error, path) from error
+        raise
     cursors: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def connect() -> Any:
@@ -115,7 +112,7 @@ def open_engine(
         # Closing a cursor ends its transaction; a ROLLBACK before that fails, loudly, after a fatal error.
         pool_reset_on_return=None,
     )
-    _bases[id(engine)] = (os.path.realpath(path), base, descriptor, cursors)
+    _bases[id(engine)] = (file, base, descriptor, cursors)
     return engine
 
 
@@ -175,7 +172,7 @@ def _config(memory_limit_bytes: int, threads: int, temp_folder: Path) -> dict[st
 
 def close_engine(engine: Engine) -> None:
     """Close the file, without a checkpoint; the log stays beside it and is replayed at the next open."""
-    _, base, descriptor, cursors = _bases.pop(id(engine))
+    file, base, descriptor, cursors = _bases.pop(id(engine))
     try:
         engine.dispose()
         # One that an error left open would keep the instance alive, and its locked configuration refuses to be opened.
@@ -184,6 +181,7 @@ def close_engine(engine: Engine) -> None:
     finally:
         _close_quietly(base)
         os.close(descriptor)
+        forks.close(file)
 
 
 def unused_metadata(engine: Engine) -> dict[int, list[int]]:
@@ -296,12 +294,4 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
     )
 
 
-_bases: dict[int, tuple[str, Any, int, weakref.WeakSet[Any]]] = {}
-_inherited: set[str] = set()
-
-
-def _note_in_child() -> None:
-    _inherited.update(path for path, *_ in _bases.values())
-
-
-os.register_at_fork(after_in_child=_note_in_child)
+_bases: dict[int, tuple[forks.OpenFile, Any, int, weakref.WeakSet[Any]]] = {}

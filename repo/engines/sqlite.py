@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool
 
+from repo.engines import forks
 from repo.engines.inuse import note_own
 from repo.errors import (
     HoldfastError,
@@ -125,8 +128,14 @@ def open_engine(
     uri = f"file:{_uri_path(path)}?mode={mode}"
     engine = create_engine(
         URL.create("sqlite", database=uri, query={"uri": "true"}),
-        connect_args={"timeout": busy_timeout_s, "isolation_level": None, "check_same_thread": False},
+        connect_args={
+            "timeout": busy_timeout_s,
+            "isolation_level": None,
+            "check_same_thread": False,
+            "factory": _Connection,
+        },
     )
+    forks.add_owner(engine, _close_idle)
 
     durable = () if looking else ("journal_mode = WAL", f"synchronous = {_SYNCHRONOUS[durability]}")
 
@@ -156,6 +165,35 @@ def open_engine(
             connection.exec_driver_sql(f"BEGIN {mode}")
 
     return engine
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that counts as an open file of this process until it is closed: see `forks`."""
+
+    def __init__(self, database: str | os.PathLike[str], *args: Any, **options: Any) -> None:
+        self._file = forks.opening(_path_of(os.fspath(database)))
+        self._pid = os.getpid()
+        try:
+            super().__init__(database, *args, **options)
+        except BaseException:
+            forks.close(self._file)
+            raise
+        self._file.connection = weakref.ref(self)
+
+    def close(self) -> None:
+        super().close()
+        forks.close(self._file)
+
+    def __del__(self) -> None:
+        if os.getpid() == self._pid:
+            self.close()
+
+
+def _close_idle(engine: Engine) -> None:
+    """Close the connections that wait in the pool; it opens others when it is asked for some."""
+    pool = engine.pool
+    if isinstance(pool, QueuePool) and pool.checkedin():
+        pool.dispose()
 
 
 @dataclass(slots=True)
@@ -253,8 +291,8 @@ def copy_to(path: Path, target: Path, progress: Callable[[int], object]) -> None
 
     `progress` is told the bytes of each piece. Others may read and write meanwhile.
     """
-    source = sqlite3.connect(f"file:{_uri_path(path)}?mode=rw", uri=True)
-    copy = sqlite3.connect(target)
+    source = sqlite3.connect(f"file:{_uri_path(path)}?mode=rw", uri=True, factory=_Connection)
+    copy = sqlite3.connect(target, factory=_Connection)
     left = None
 
     def told(_status: int, remaining: int, total: int) -> None:
@@ -284,7 +322,11 @@ def wait_until_unused(path: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         connection = sqlite3.connect(
-            f"file:{_uri_path(path)}?mode=rw", uri=True, timeout=0.0, isolation_level=None
+            f"file:{_uri_path(path)}?mode=rw",
+            uri=True,
+            timeout=0.0,
+            isolation_level=None,
+            factory=_Connection,
         )
         try:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -395,3 +437,11 @@ def _uri_path(path: Path) -> str:
     """Quote what a SQLite URI would read as syntax."""
     text = os.path.realpath(path)
     return text.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _path_of(database: str) -> str:
+    """Return the path that a URI of `_uri_path` names, or the path itself."""
+    if not database.startswith("file:"):
+        return database
+    path = database.removeprefix("file:").partition("?")[0]
+    return path.replace("%23", "#").replace("%3f", "?").replace("%25", "%")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from repo.engines import forks
 from repo.errors import EngineMissing, StoreBusy
 from repo.store.space import Size
 from repo.store.store import Store
@@ -27,7 +28,7 @@ class Capacity:
 
     def __init__(
         self,
-        store: Store,
+        store: Callable[[], Store],
         used_bytes: Callable[[Size], int],
         max_bytes: float,
         count: Callable[[], int] = lambda: 0,
@@ -43,6 +44,7 @@ class Capacity:
         self._left = self._bytes_left = 0.0
         self._looked_s = self._looked_inside_s = float("-inf")
         self._hidden_bytes = 0
+        forks.after_fork(self, Capacity._begin_anew)
 
     @contextmanager
     def place(self, size_bytes: int, count: int = 1) -> Iterator[bool]:
@@ -63,22 +65,28 @@ class Capacity:
                 with self._lock:
                     self._in_flight -= count
 
+    def _begin_anew(self) -> None:
+        """Forget, in a child of fork, the threads of the parent, which may have held the lock."""
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self._looked_s = self._looked_inside_s = float("-inf")
+
     def _look(self, size_bytes: int) -> None:
         self._left = self._max_count - self._count() - self._in_flight
-        self._bytes_left = self._max_bytes - self._used_bytes(self._store.size())
+        self._bytes_left = self._max_bytes - self._used_bytes(self._store().size())
         self._looked_s = time.monotonic()
         if self._bytes_left >= size_bytes:
             return
         if self._looked_s - self._looked_inside_s >= LOOK_S:
             self._looked_inside_s = self._looked_s
             self._hidden_bytes = self._fold_and_look_inside()
-        self._bytes_left = self._max_bytes - self._used_bytes(self._store.size()) + self._hidden_bytes
+        self._bytes_left = self._max_bytes - self._used_bytes(self._store().size()) + self._hidden_bytes
 
     def _fold_and_look_inside(self) -> int:
         """Make what room there is without a loss; returns how much only a look inside can tell."""
         try:
-            self._store.checkpoint()
-            inside = self._store.size(inside=True)
+            self._store().checkpoint()
+            inside = self._store().size(inside=True)
         except (StoreBusy, EngineMissing):
             return 0  # who holds the columns may be the one that makes room; it is looked at again
-        return self._used_bytes(self._store.size()) - self._used_bytes(inside)
+        return self._used_bytes(self._store().size()) - self._used_bytes(inside)

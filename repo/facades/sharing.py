@@ -17,29 +17,47 @@ __all__ = ["Loan", "SharedStore", "borrow"]
 
 
 class SharedStore:
-    """An open store, and who uses it."""
+    """An open store, and who uses it. In a child of the process that opened it, it is opened again at its first use."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, key: Path, files: StoreFiles, settings: Settings) -> None:
+        self.key = key
+        self.files = files
         self.users = 0
         self.buffers: weakref.WeakSet[Any] = weakref.WeakSet()
         """The buffers on this store."""
         self.moved: dict[str, object] = {}
         """Records that one kind of buffer holds back from being settled by the other: see `OfflineBufferManager`."""
+        self._settings = settings
+        self._pid = os.getpid()
+        self._store = Store(files.folder, settings, files=files)
+
+    @property
+    def store(self) -> Store:
+        """The store, open in this process."""
+        if self._pid != os.getpid():
+            with _lock:
+                if self._pid != os.getpid():
+                    self._store = Store(self.files.folder, self._settings, files=self.files)
+                    self._pid = os.getpid()
+        return self._store
+
+    def close(self) -> None:
+        """Close it, if this process has it open."""
+        self._store.close()
 
 
 class Loan:
     """One user's hold on a shared store. The store closes when the last is given back."""
 
-    def __init__(self, key: Path, shared: SharedStore) -> None:
+    def __init__(self, shared: SharedStore) -> None:
         self.shared = shared
-        self._give_back = weakref.finalize(self, _give_back, key, shared)
+        self._give_back = weakref.finalize(self, _give_back, shared)
 
     @property
     def store(self) -> Store:
         """The store; `StoreClosed` once the loan was given back."""
         if not self._give_back.alive:
-            path = self.shared.store.files.folder
+            path = self.shared.files.folder
             raise StoreClosed(f"this object on the store {path} was shut down; make another", path=path)
         return self.shared.store
 
@@ -51,34 +69,32 @@ class Loan:
 def borrow(files: StoreFiles, **settings: Any) -> Loan:
     """Open the store with these files, or share the one that is open in this process. Thread-safe.
 
-    `settings` are those of whoever opens it first. After fork() the child opens it anew.
+    `settings` are those of whoever opens it first. Loans that were made before a fork work in the child, too.
     """
     key = Path(os.path.realpath(files.metadata))
     with _lock:
         shared = _shared.get(key)
         if shared is None:
-            loaded = Settings.load(files.folder, **settings)
-            shared = _shared[key] = SharedStore(Store(files.folder, loaded, files=files))
+            shared = _shared[key] = SharedStore(key, files, Settings.load(files.folder, **settings))
         shared.users += 1
-        return Loan(key, shared)
+        return Loan(shared)
 
 
-def _give_back(key: Path, shared: SharedStore) -> None:
+def _give_back(shared: SharedStore) -> None:
     with _lock:
         shared.users -= 1
-        if shared.users or _shared.get(key) is not shared:
+        if shared.users or _shared.get(shared.key) is not shared:
             return
-        del _shared[key]
-    shared.store.close()
+        del _shared[shared.key]
+    shared.close()
 
 
-def _forget_in_child() -> None:
+def _renew_in_child() -> None:
     global _lock
-    _lock = threading.RLock()
-    _shared.clear()
+    _lock = threading.RLock()  # a thread of the parent may have held the other
 
 
 _shared: dict[Path, SharedStore] = {}
 _lock = threading.RLock()  # reentrant: a loan may be collected, and given back, while another is made
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(after_in_child=_renew_in_child)

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from repo.clock import Clock
-from repo.engines import sqlite
+from repo.engines import forks, sqlite
 from repo.engines.lease import Lease
 from repo.errors import SchemaOutdated, StoreBusy, StoreClosed, system_error
 from repo.files import StoreFiles
@@ -94,6 +94,7 @@ class Columns:
         self._on_open: Callable[[OpenColumns], None] = lambda _: None
         self._on_close: Callable[[], None] = lambda: None
         self._progress: Callable[[], object] | None = None
+        forks.add_owner(self, Columns._let_go_at_once)
 
     def notify(self, *, opened: Callable[[OpenColumns], None], closed: Callable[[], None]) -> None:
         """Set what is called, alone, after each opening and before each closing."""
@@ -121,6 +122,7 @@ class Columns:
         return self._gate.is_awaited() or (by_processes and self._gate.asking(self._lease.wanted))
 
     @contextmanager
+    @forks.as_use
     def shared(
         self, doing: str, ready: Callable[[], bool], prepare: Callable[[OpenColumns], bool]
     ) -> Iterator[Connection]:
@@ -148,6 +150,7 @@ class Columns:
                 raise
 
     @contextmanager
+    @forks.as_use
     def alone(self, doing: str, timeout_s: float | None = None) -> Iterator[OpenColumns]:
         """The database for this thread by itself.
 
@@ -200,6 +203,9 @@ class Columns:
                 undisturbed(self._let_go)
         finally:
             self._gate.leave(ticket)
+
+    def _let_go_at_once(self) -> None:
+        self.tend(at_once=True)
 
     def close(self) -> None:
         """Close the file and give the lease back, when all who use it have left. Safe to call again."""

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from repo.clock import Clock
+from repo.engines import forks
 from repo.errors import FlushFailed, HoldfastError
 from repo.repositories.applying import Applied, Row, apply
 from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, Entry, JournalRepository
@@ -161,6 +162,8 @@ class Flusher:
         opened = self._certain(opened).opened
         while not self.reached(seq) and (work := self._take(self._goal(seq))) is not None:
             opened = self.checkpoint_if_due(self._commit_in_parts(opened, work))
+            if forks.is_awaited():
+                opened = self._columns.reopen(forks.let_pass)
             if stop():
                 break
         return opened

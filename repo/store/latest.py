@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from repo.engines import sqlite
+from repo.engines import forks, sqlite
 from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, VOID, JournalRepository
 from repo.repositories.ledger import LedgerRepository
 from repo.repositories.points import PointDict, parsed_metadata, point_dicts
@@ -59,11 +59,14 @@ class Newest:
         self._rows: dict[_Pair, _Row] = {}
         self._ordered: list[_Pair] | None = None
         self._ready: dict[_Pair, PointDict] = {}
+        self._version: int | None = None
         self._forget()
+        forks.add_owner(self, Newest._let_go)
 
     def at_hand(self, pair: _Pair) -> list[PointDict] | None:
         """Return the newest point of a series that was asked for before; None: ask `points`."""
         self._metadata.refuse_after_fork()
+        forks.give_way()
         with self._lock:
             point = self._ready.get(pair) if self._is_current() else None
         return None if point is None else [_fresh(point)]
@@ -74,6 +77,7 @@ class Newest:
         None where only the columns can tell: a delete, a load of a table, or more than `TAIL_BYTES` waits there.
         """
         self._metadata.refuse_after_fork()  # before the lock, which a thread of the parent may have held
+        forks.give_way()
         with self._lock:
             if not self._is_current():
                 return None
@@ -99,8 +103,20 @@ class Newest:
                 self._connection.close()
                 self._connection = None
 
+    def _let_go(self) -> None:
+        """Close the connection, unless a call uses it; what is known stays, and is followed on by another."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            connection, self._connection = self._connection, None
+            self._version = None  # each connection has a count of its own
+            if connection is not None:
+                connection.close()
+        finally:
+            self._lock.release()
+
     def _forget(self) -> None:
-        self._version: int | None = None
+        self._version = None
         self._copied: _Copied | None = None
         self._copied_through = 0
         self._through = 0

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from repo.engines import sqlite
+from repo.engines import forks, sqlite
 from repo.engines.turnstile import Turnstile
 from repo.errors import HoldfastError, StoreClosed
 from repo.files import StoreFiles
@@ -66,6 +66,7 @@ class MetadataDatabase:
         self._fold_not_before_s = 0.0
         self._pid = os.getpid()
         self._closed = False
+        forks.add_owner(self, MetadataDatabase._let_go_of_writer)
 
     def journal(self, work: Callable[[Connection], object], attempt: sqlite.Attempt | None = None) -> None:
         """Run `work` in a transaction that appends to the journal, and commit it, as durably as set.
@@ -73,6 +74,7 @@ class MetadataDatabase:
         Any exception, an interrupt too, leaves no transaction open; `attempt` says whether it was committed.
         """
         self.refuse_after_fork()
+        forks.give_way()
         # Only a lock's own `with` and single calls in `finally` cannot be parted by an interrupt: no generators.
         with self._lock:
             self._usable()
@@ -90,21 +92,26 @@ class MetadataDatabase:
 
     def _known_writer(self) -> Connection:
         """Return the writer's connection; one whose last transaction was broken off is replaced."""
-        if self._writer is not None and not self._writer_known:
+        if not self._writer_known:
+            self._close_writer()
+        if self._writer is None:
+            self._writer = self.engine.connect().execution_options(**sqlite.BARE)
+        return self._writer
+
+    def _close_writer(self) -> None:
+        """Close the writer's connection for good, whatever is known of it."""
+        if self._writer is not None:
             driver: Any = self._writer.connection.dbapi_connection
             driver.close()
             self._writer.invalidate()
             self._writer.close()
             self._writer = None
-        if self._writer is None:
-            self._writer = self.engine.connect().execution_options(**sqlite.BARE)
-        return self._writer
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction on anything else: committed in full at the end of the block."""
         self.refuse_after_fork()
-        with self._lock:
+        with forks.Use(), self._lock:
             self._usable()
             try:
                 self._turnstile.take(self._busy_timeout_s)
@@ -133,7 +140,7 @@ class MetadataDatabase:
     def read(self) -> Iterator[Connection]:
         """A snapshot to read from. Keep it short: the WAL cannot be folded past it."""
         self._usable()
-        with self._typed(), self._reader.begin() as connection:
+        with forks.Use(), self._typed(), self._reader.begin() as connection:
             yield connection
 
     def standing_reader(self, before_close: Callable[[], None]) -> Connection:
@@ -147,7 +154,8 @@ class MetadataDatabase:
             self._usable()
             with self._typed():
                 connection = self._reader.connect()
-            self._before_close.append(before_close)
+            if before_close not in self._before_close:
+                self._before_close.append(before_close)
         return connection
 
     def fold_if_due(self) -> None:
@@ -165,7 +173,7 @@ class MetadataDatabase:
 
     def fold(self) -> int:
         """Fold the WAL into the file now; returns how many bytes of it the next commits use again."""
-        with self._lock:
+        with forks.Use(), self._lock:
             self._usable()
             try:
                 self._turnstile.take(self._busy_timeout_s)
@@ -182,7 +190,7 @@ class MetadataDatabase:
 
         Writers, of every process, wait meanwhile. An error, or a kill, leaves it as it was.
         """
-        with self._lock:
+        with forks.Use(), self._lock:
             self._usable()
             try:
                 self._turnstile.take(self._busy_timeout_s)
@@ -208,6 +216,15 @@ class MetadataDatabase:
             self.engine.dispose()
             self._careful.dispose()
             self._turnstile.close()
+
+    def _let_go_of_writer(self) -> None:
+        """Close the connection that writes, unless a thread uses it; the next write opens another."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._close_writer()
+        finally:
+            self._lock.release()
 
     @contextmanager
     def _typed(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
 from repo.clock import Clock
-from repo.engines import sqlite
+from repo.engines import forks, sqlite
 from repo.engines.lease import leased
 from repo.engines.turnstile import Turnstile
 from repo.errors import (
@@ -59,6 +59,7 @@ class Opening:
 
     def find(self, create: bool) -> None:
         """See that there is a store, or that one may be made."""
+        forks.refuse_inherited(self._files.metadata, *map(self._files.columns, ENGINES))
         if backup.is_restoring(self._files):
             from repo.store.restoring import finish_restore
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from repo.clock import Clock, system_clock
+from repo.engines import forks
 from repo.errors import EngineMissing, InvalidQuery
 from repo.exchange.inputs import Input
 from repo.exchange.readings import Layout, Rejected
@@ -55,7 +56,11 @@ class Store:
     schema to the present one. A write is durable when its call returns. Close it, or use it as a context
     manager; closing is quick, and what was not flushed stays safe in the journal.
 
-    After fork() the handle of the parent is of no use in the child: `StoreClosed`; open it again there.
+    Before a fork (`os.fork`, `multiprocessing`) this process closes the files of all its stores: the fork waits up to
+    three seconds for running calls to end, and calls of other threads wait for the fork. In the parent the handle goes
+    on. In the child it raises `StoreClosed`: open the store again there, whatever the parent does next. If a call did
+    not end in time, or the fork comes from inside of one (a callback), opening that store in the child raises
+    `StoreClosed`, too; the start method "spawn" always works.
     """
 
     points: Points
@@ -77,31 +82,8 @@ class Store:
         self._pid = os.getpid()
         self._keeper: Keeper | None = None
         self._opening = Opening(self.path, self.files, self.settings, clock)
-        self._opening.find(create)
-        self._opening.upgrade()
-        metadata = MetadataDatabase(self.files, self.settings)
-        try:
-            state = self._opening.prepared(metadata)
-            self._access = self._opening.wired(metadata, state)
-            if state.file_id is None:
-                self._opening.take_columns_in(self._access)
-        except BaseException:  # a store that is not made cannot be closed by its user
-            metadata.close()
-            raise
-        self.points = Points(self._access, self._access.writer.commit)
-        self.records = Records(self._access, self._access.writer.commit)
-        self.series = SeriesRoom(self._access)
-        if self.settings.background:
-            self._keeper = Keeper(self._access)
-        _open_stores.add(self)
-        if self.settings.convert_at_open and self.settings.engine != "auto":
-            try:
-                self._convert(self.settings.engine)
-            except EngineMissing as missing:
-                log.warning("the columns stay where they are: %s", missing)
-            except BaseException:  # the caller gets no store that could be closed
-                self.close()
-                raise
+        with forks.Use():
+            self._open(create)
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -387,6 +369,33 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r})"
+
+    def _open(self, create: bool) -> None:
+        self._opening.find(create)
+        self._opening.upgrade()
+        metadata = MetadataDatabase(self.files, self.settings)
+        try:
+            state = self._opening.prepared(metadata)
+            self._access = self._opening.wired(metadata, state)
+            if state.file_id is None:
+                self._opening.take_columns_in(self._access)
+        except BaseException:  # a store that is not made cannot be closed by its user
+            metadata.close()
+            raise
+        self.points = Points(self._access, self._access.writer.commit)
+        self.records = Records(self._access, self._access.writer.commit)
+        self.series = SeriesRoom(self._access)
+        if self.settings.background:
+            self._keeper = Keeper(self._access)
+        _open_stores.add(self)
+        if self.settings.convert_at_open and self.settings.engine != "auto":
+            try:
+                self._convert(self.settings.engine)
+            except EngineMissing as missing:
+                log.warning("the columns stay where they are: %s", missing)
+            except BaseException:  # the caller gets no store that could be closed
+                self.close()
+                raise
 
     def _convert(self, engine: str, progress: Progress = lambda _done, _points: None) -> Converted:
         opening = self._opening

@@ -242,39 +242,6 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on(
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
-@pytest.mark.parametrize("columns", ["in use", "let go of"])
-def test_a_child_opens_the_store_for_itself(
-    tmp_path: Path, engine: str, run_python: Any, columns: str
-) -> None:
-    script = (
-        (BUSY if columns == "in use" else QUIET)
-        + """
-import os
-from repo import StoreClosed
-store.points.insert("a", "m", 1.0, timestamp=1)
-store.flush()
-child = os.fork()
-if child == 0:
-    own = Store(folder, Settings(background=False, engine=engine, lease_timeout_s=20))
-    own.points.insert("a", "m", 2.0, timestamp=2)
-    try:
-        result = 0 if len(own.points.range("a", "m").all()) == 2 else 7
-    except StoreClosed:
-        result = 8
-    own.close()
-    os._exit(result)
-status = os.waitpid(child, 0)[1]
-assert len(store.points.range("a", "m").all()) == 2
-store.close()
-sys.exit(os.waitstatus_to_exitcode(status))
-"""
-    )
-    done = run_python(script, tmp_path / "store", engine)
-    # DuckDB keeps one instance of a file in a process, and a child inherits it, dead.
-    refused = engine == "duckdb" and columns == "in use"
-    assert done.returncode == (8 if refused else 0), done.stderr
-
-
 def test_close_is_quick_and_may_come_twice(open_store: Any) -> None:
     for background in (False, True):
         store = open_store(f"b{background}", background=background)

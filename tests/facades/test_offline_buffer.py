@@ -236,6 +236,7 @@ def test_the_thread_cleans_up_and_is_gone_after_shutdown(make_buffer: Any) -> No
 def test_a_buffer_that_was_forgotten_lets_its_thread_and_its_store_go(tmp_path: Path, engine: str) -> None:
     buffer = OfflineBufferManager(tmp_path / "b", cleanup_interval=0.05, use_duckdb=engine == "duckdb")
     thread, store = buffer._cleaner, buffer._loan.store
+    assert thread is not None
     del buffer
     thread.join(5)
     assert not thread.is_alive()
