@@ -6,18 +6,35 @@ Prints one JSON object: what was raised that is no error of ours, what still fai
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from repo import HoldfastError, Settings, Store
 
 
+def end_refusals() -> None:
+    """Let strace, which traces from a process beside this one, go away; from then on every call is done."""
+    while (tracer := _tracer()) != 0:
+        os.kill(tracer, signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def _tracer() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("TracerPid:"):
+            return int(line.split()[1])
+    return 0
+
+
 def main(folder: str, engine: str) -> None:
-    # One thread: strace counts the calls of each by itself.
+    # One thread of DuckDB's: strace counts the calls of each thread by itself.
     settings = Settings(
         engine=engine,  # type: ignore[arg-type]
         background=False,
@@ -29,11 +46,6 @@ def main(folder: str, engine: str) -> None:
     acknowledged: dict[int, float] = {}
 
     def tried(what: str, call: Callable[[], Any], wrong: str) -> Any:
-        if wrong == "unhealed":
-            with suppress(
-                HoldfastError
-            ):  # strace counts each kind of call by itself, and may refuse one more here
-                return call()
         try:
             return call()
         except Exception as error:  # noqa: BLE001  this is what is looked for
@@ -61,6 +73,7 @@ def main(folder: str, engine: str) -> None:
         told["unhealed"].append("it does not open")
     else:
         work(store, 1000, "bare")
+        end_refusals()
         work(store, 2000, "unhealed")
         found = tried("read", lambda: points(store), "unhealed")
         told["lost"] = [str(at) for at in acknowledged if (found or {}).get(at) != acknowledged[at]]
