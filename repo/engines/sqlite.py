@@ -170,14 +170,17 @@ def open_engine(
 class _Connection(sqlite3.Connection):
     """A connection that counts as an open file of this process until it is closed: see `forks`."""
 
+    _pid = -1
+    """The process that opened it; one that could not be opened has none, and nothing to close."""
+
     def __init__(self, database: str | os.PathLike[str], *args: Any, **options: Any) -> None:
         self._file = forks.opening(_path_of(os.fspath(database)))
-        self._pid = os.getpid()
         try:
             super().__init__(database, *args, **options)
         except BaseException:
             forks.close(self._file)
             raise
+        self._pid = os.getpid()
         self._file.connection = weakref.ref(self)
 
     def close(self) -> None:
