@@ -22,8 +22,8 @@ carry the store past its limit by what they write meanwhile."""
 class Capacity:
     """The room that is left. Thread-safe; nobody is refused without a count and a measurement made for it.
 
-    Bytes are those of the files less the free blocks inside. Where they do not suffice, logs are folded in and the
-    columns are looked into first, at most once in `LOOK_S`.
+    Bytes are those of the files less the free blocks inside. Before anybody is refused, logs are folded in and the
+    free blocks of the columns are counted; a refusal then holds for `LOOK_S`.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Capacity:
         self._lock = threading.Lock()
         self._in_flight = 0
         self._left = self._bytes_left = 0.0
-        self._looked_s = self._looked_inside_s = float("-inf")
+        self._looked_s = self._refused_s = float("-inf")
         self._hidden_bytes = 0
         forks.after_fork(self, Capacity._begin_anew)
 
@@ -69,7 +69,7 @@ class Capacity:
         """Forget, in a child of fork, the threads of the parent, which may have held the lock."""
         self._lock = threading.Lock()
         self._in_flight = 0
-        self._looked_s = self._looked_inside_s = float("-inf")
+        self._looked_s = self._refused_s = float("-inf")
 
     def _look(self, size_bytes: int) -> None:
         self._left = self._max_count - self._count() - self._in_flight
@@ -77,10 +77,13 @@ class Capacity:
         self._looked_s = time.monotonic()
         if self._bytes_left >= size_bytes:
             return
-        if self._looked_s - self._looked_inside_s >= LOOK_S:
-            self._looked_inside_s = self._looked_s
-            self._hidden_bytes = self._fold_and_look_inside()
+        if self._looked_s - self._refused_s < LOOK_S:
+            self._bytes_left += self._hidden_bytes
+            return
+        self._hidden_bytes = self._fold_and_look_inside()
         self._bytes_left = self._max_bytes - self._used_bytes(self._store().size()) + self._hidden_bytes
+        if self._bytes_left < size_bytes:
+            self._refused_s = self._looked_s
 
     def _fold_and_look_inside(self) -> int:
         """Make what room there is without a loss; returns how much only a look inside can tell."""
