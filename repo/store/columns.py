@@ -27,7 +27,7 @@ from repo.store.backends import Backend
 from repo.store.gate import Gate, Patience, Ticket
 from repo.store.undisturbed import undisturbed
 
-__all__ = ["Columns", "OpenColumns"]
+__all__ = ["Columns", "OpenColumns", "is_interrupt"]
 
 log = logging.getLogger("holdfast.columns")
 
@@ -286,7 +286,7 @@ class Columns:
         is_bare = _is_of_engine(backend, error)
         if backend.is_fatal(error) or (alone and is_bare):
             self._doubtful = True
-        if _is_interrupt(error):
+        if is_interrupt(error):
             self._doubtful = True
             return KeyboardInterrupt()
         return backend.typed_error(error) if is_bare else error
@@ -370,7 +370,7 @@ def _raise_typed(backend: Backend, error: Exception) -> NoReturn:
     raise error
 
 
-def _is_interrupt(error: BaseException) -> bool:
+def is_interrupt(error: BaseException) -> bool:
     """Say whether DuckDB's driver raised it in place of what a handler of signals had raised, mostly Ctrl-C."""
     seen: BaseException | None = error
     while seen is not None:

@@ -28,7 +28,7 @@ from repo.repositories.selection import Selection
 from repo.repositories.series import LatestRepository, Summary
 from repo.repositories.state import ColumnsStateRepository, StateRepository
 from repo.settings import Settings
-from repo.store.columns import Columns, OpenColumns
+from repo.store.columns import Columns, OpenColumns, is_interrupt
 from repo.store.metadata import MetadataDatabase
 from repo.store.packing import unpack
 from repo.store.reconcile import Held, Known, Reconciler, digest_of, read_state
@@ -198,7 +198,9 @@ class Flusher:
         """
         try:
             self.make_durable(opened)
-        except Exception as error:  # noqa: BLE001  whatever the engine raised: nothing may be pruned
+        except Exception as error:
+            if is_interrupt(error):
+                raise KeyboardInterrupt from error
             log.warning("a checkpoint of %s failed and is tried later: %s", opened.backend.path, error)
             return self._columns.reopen()
         return opened
@@ -273,6 +275,8 @@ class Flusher:
             applied, losses = self._apply(held, work)
             state = read_state(held.opened)
         except Exception as error:
+            if is_interrupt(error):
+                raise KeyboardInterrupt from error
             # Committed or not: only the file itself can say. Reopening reads its watermark and its series.
             typed = held.opened.backend.typed_error(error)
             opened = self._columns.reopen()

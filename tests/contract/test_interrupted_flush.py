@@ -165,3 +165,28 @@ def test_a_batch_that_does_not_fit_into_memory_is_applied_in_parts(
     store = open_store(engine="duckdb")
     assert told(store) == {"a": (50, 49_000_000), "b": (10, 9_000_000)}
     assert len(store.points.range("a", "m").all()) == 50
+
+
+@pytest.mark.parametrize("place", ["commit", "checkpoint"])
+def test_an_interrupt_that_duckdb_raises_as_its_own_error_is_not_swallowed(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    store = open_store(checkpoint_log_bytes=0, checkpoint_interval_s=0.0)
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    store.flush()
+    store.points.insert("a", "m", 2.0, timestamp=2)
+    backend = store._access.columns.backend
+    owner, name = (flush, "apply") if place == "commit" else (type(backend), "checkpoint")
+    original = getattr(owner, name)
+
+    def interrupted(*_arguments: Any, **_options: Any) -> Any:
+        setattr(owner, name, original)
+        raise RuntimeError("Query interrupted")  # what DuckDB's driver makes of Ctrl-C
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.flush()
+    monkeypatch.undo()
+
+    assert [row["value"] for row in store.points.range("a", "m")] == [1.0, 2.0]
+    assert store.series.list()[0].points == 2
