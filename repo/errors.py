@@ -52,7 +52,7 @@ class HoldfastError(Exception):
 
 
 class StoreMissing(HoldfastError):
-    """There is no store at this path, and none was to be made. Nothing was changed."""
+    """There is no store at this path, and creating one was not requested. Nothing was changed."""
 
 
 class StoreClosed(HoldfastError):
@@ -64,9 +64,9 @@ class StoreClosed(HoldfastError):
 
 
 class StoreBusy(HoldfastError):
-    """Another process held what was needed until the deadline. Nothing was changed; trying again is safe.
+    """Another process held a needed resource until the timeout. Nothing was changed; retrying is safe.
 
-    `holder` is the process id that was named in the lock file, if it could be read.
+    `holder` is the process id from the lock file, if it could be read.
     """
 
     def __init__(self, message: str, *, path: str | Path | None = None, holder: int | None = None) -> None:
@@ -75,15 +75,15 @@ class StoreBusy(HoldfastError):
 
 
 class StoreFull(HoldfastError):
-    """The disk is full. What was to be written was not acknowledged; earlier data is untouched."""
+    """The disk is full. The write was not acknowledged; earlier data is intact."""
 
 
 class StoreDenied(HoldfastError):
-    """This process may not read or write a file of the store: its owner, its mode, a disk that is mounted read-only."""
+    """Permission error on a file of the store: owner, mode, or a read-only file system."""
 
 
 class StoreCorrupt(HoldfastError):
-    """A file is damaged, or would be damaged by opening it. It was left as it is."""
+    """A file is damaged, or opening it would damage it. It was not modified."""
 
 
 class StoreForked(HoldfastError):
@@ -91,7 +91,7 @@ class StoreForked(HoldfastError):
 
 
 class StoreUnsupported(HoldfastError):
-    """This platform, file system or SQLite version cannot keep the promises of the store."""
+    """This platform, file system or SQLite version cannot provide the store's guarantees."""
 
 
 class SchemaOutdated(HoldfastError):
@@ -103,15 +103,15 @@ class SchemaTooNew(HoldfastError):
 
 
 class MigrationFailed(HoldfastError):
-    """A migration was taken back, because rows would have been lost. The store is at the revision before it."""
+    """A migration was rolled back because it would have lost rows. The store is at the previous revision."""
 
 
 class EngineMissing(HoldfastError):
-    """The engine that holds the columns is not installed here. Writing goes on; point reads cannot."""
+    """The engine of the columns is not installed. Writes work; point reads do not."""
 
 
 class MissingExtra(HoldfastError):
-    """An optional package is needed for this; the message names it."""
+    """This feature needs an optional package; the message names it."""
 
 
 class FlushFailed(HoldfastError):
@@ -119,7 +119,7 @@ class FlushFailed(HoldfastError):
 
 
 class InvalidFile(HoldfastError, ValueError):
-    """A file to be read in cannot be used: its encoding, its header or its form."""
+    """An input file cannot be used because of its encoding, header or format."""
 
 
 class InvalidSettings(HoldfastError, ValueError):
@@ -127,7 +127,7 @@ class InvalidSettings(HoldfastError, ValueError):
 
 
 class InvalidQuery(HoldfastError, ValueError):
-    """A query asks for something that does not exist or does not fit together. Nothing was read."""
+    """A query has an invalid or contradictory argument. Nothing was read."""
 
 
 class InvalidRecord(HoldfastError, ValueError):
@@ -135,9 +135,9 @@ class InvalidRecord(HoldfastError, ValueError):
 
 
 class SinkUnreachable(HoldfastError):
-    """A destination gave no receipt. The batch goes again with the same key; the cursor has not moved.
+    """A destination returned no receipt. The batch is retried with the same key; the cursor has not moved.
 
-    `retry_after_s` is how long the destination asked to be left alone, if it did.
+    `retry_after_s` is the delay that the destination requested, if any.
     """
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
@@ -146,20 +146,20 @@ class SinkUnreachable(HoldfastError):
 
 
 class SinkRefused(HoldfastError):
-    """A destination answered that it will not take a batch. It stays first in line; nothing was lost."""
+    """A destination rejected a batch. The batch stays first in line; nothing was lost."""
 
 
 class DemoFailed(HoldfastError):
-    """The demo could not be played to its end; the message names the process that failed, and why."""
+    """The demo could not finish; the message names the failed process and the cause."""
 
 
 class TransactionRule(HoldfastError):
-    """The connection's transaction cannot take this step safely; commit first."""
+    """This step is not safe in the connection's current transaction; commit first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One thing wrong with one row: its index in the batch (None for a single point), the field, why."""
+    """One invalid field: the row's index in the batch (None for a single point), the field, the reason."""
 
     row: int | None
     field: str
@@ -187,7 +187,7 @@ class InvalidPoint(HoldfastError, ValueError):
 
 
 def denied(path: Path, why: str, then: str = "") -> StoreDenied:
-    """Make the error for a file or folder that must not be used; `then` says how things stand and what else to do."""
+    """Return the error for a file or folder without permission; `then` adds the state and the next step."""
     return StoreDenied(
         f"{path} cannot be read or written ({why}); check its owner and mode, and that its disk is not mounted "
         f"read-only{then and f'; {then}'}",
@@ -196,7 +196,7 @@ def denied(path: Path, why: str, then: str = "") -> StoreDenied:
 
 
 def system_error(error: OSError, place: Path, then: str = "") -> HoldfastError:
-    """Translate what the system said of work in `place`; the caller raises the result `from` it."""
+    """Translate an `OSError` from work in `place`; the caller raises the result `from` it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"no space left in {place}; {then or 'free some space and try again'}", path=place)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -23,10 +23,10 @@ __all__ = ["holdfast", "main"]
 
 # Name: module, and the first line of its help, so that the list of commands loads none of them.
 _COMMANDS = {
-    "init": ("folders", "Make a store, or see that there is one."),
+    "init": ("folders", "Create a store, or confirm that it exists."),
     "status": ("folders", "Show what the store holds, its backlog, its files and who has it open."),
-    "migrate": ("migrate", "Bring the store's schema to this program's version."),
-    "adopt": ("adopt", "Make the store NEW from a copy of the store OLD, which stays as it is."),
+    "migrate": ("migrate", "Upgrade the store's schema to this program's version."),
+    "adopt": ("adopt", "Create the store NEW from a copy of the store OLD."),
     "promote": ("engines", "Move the columns from SQLite to DuckDB."),
     "demote": ("engines", "Move the columns from DuckDB to SQLite."),
     "query": (
@@ -38,8 +38,8 @@ _COMMANDS = {
     "ingest": ("ingest", "Read CSV, NDJSON and Parquet files into the store."),
     "export": ("carrying", "Write points to Parquet or NDJSON: one file, or a folder of days."),
     "import": ("carrying", "Read Parquet and exported NDJSON into the store: files, folders, bundles."),
-    "cleanup": ("cleanup", "Drop points and waiting records for good, and give space back."),
-    "demo": ("demo", "Show a site through an outage and two kills, and count what arrived."),
+    "cleanup": ("cleanup", "Delete points and pending records, and return free space to the disk."),
+    "demo": ("demo", "Run a site through an outage and two kills, and verify the delivery."),
 }
 
 _ALIASES = {"recover": "import"}
@@ -103,8 +103,8 @@ def _print_version(context: click.Context, _parameter: click.Parameter, wanted: 
     cls=_Commands,
     context_settings={"auto_envvar_prefix": "HOLDFAST", "help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 problems found (rows rejected), 4 busy, "
-    "5 schema outdated or too new. Data goes to stdout, all else to stderr. Every option can be given by the "
-    "environment: HOLDFAST_STORE, HOLDFAST_QUERY_LIMIT; so can every setting: HOLDFAST_LEASE_TIMEOUT_S.",
+    "5 schema outdated or too new. Data goes to stdout, messages to stderr. Environment variables can set every "
+    "option (HOLDFAST_STORE, HOLDFAST_QUERY_LIMIT) and every setting (HOLDFAST_LEASE_TIMEOUT_S).",
 )
 @click.option(
     "--store",
@@ -113,11 +113,11 @@ def _print_version(context: click.Context, _parameter: click.Parameter, wanted: 
     show_default=True,
     show_envvar=True,
     type=click.Path(readable=False, path_type=Path),  # what is denied is told as an error of the store
-    help="The folder of the store, or the column file that it stands beside.",
+    help="The store's folder, or its column file.",
 )
 @click.option("--json", "as_json", is_flag=True, envvar="HOLDFAST_JSON", help="Print JSON, for programs.")
 @click.option("-q", "--quiet", is_flag=True, help="Print data and errors only.")
-@click.option("-v", "--verbose", count=True, help="Tell what the store does; twice for more.")
+@click.option("-v", "--verbose", count=True, help="Log what the store does; repeat for more detail.")
 @click.option(
     "--version",
     is_flag=True,

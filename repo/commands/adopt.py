@@ -25,23 +25,21 @@ __all__ = ["adopt"]
     envvar="DUCKDB_STORAGE_PATH",
     show_envvar=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The time-series file of OLD, where it lies elsewhere.",
+    help="The time-series file of OLD, if it is outside that folder.",
 )
-@click.option(
-    "--dry-run", is_flag=True, help="Show the steps, their rows and the bytes needed; make nothing."
-)
-@click.option("--force", is_flag=True, help="Try it although the disk may be too small.")
+@click.option("--dry-run", is_flag=True, help="Show the steps, rows and bytes needed; create nothing.")
+@click.option("--force", is_flag=True, help="Proceed even if the disk may be too small.")
 @json_option
 @click.pass_obj
 def adopt(
     session: Session, old: Path, new: Path, timeseries: Path | None, dry_run: bool, force: bool
 ) -> None:
-    """Make the store NEW from a copy of the store OLD, which stays as it is.
+    """Create the store NEW from a copy of the store OLD.
 
-    OLD is the folder of the legacy program, or of an older version of this one; no file in it is changed or made.
-    NEW is not there yet, or is an empty folder. The copy is brought to this program's schema beside NEW, checked, and
-    given its name at last: stopped or killed at any moment, NEW is whole or not there, and running again does it. No
-    program may have OLD open. --dry-run makes the copy, looks at it and removes it: it needs the room for that.
+    OLD is a folder of the legacy program or of an older version of this one. It is not modified. NEW must not exist, or
+    must be empty. The copy is upgraded and checked beside NEW, then renamed: if the command is killed, NEW is either
+    complete or absent, and you can run it again. No program may have OLD open. --dry-run makes the copy, inspects it,
+    and removes it, so it needs the same space.
 
     \b
     JSON: {"old", "new", "made": false with --dry-run, "records", "points", "copied_bytes", "needed_bytes": for the

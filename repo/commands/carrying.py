@@ -22,23 +22,27 @@ __all__ = ["export", "import_"]
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
-    "--sensor", "sensors", metavar="NAME", multiple=True, help="A sensor, or a glob in quotes; all."
+    "--sensor", "sensors", metavar="NAME", multiple=True, help="Only this sensor; may be a quoted glob."
 )
 @click.option(
-    "--metric", "metrics", metavar="NAME", multiple=True, help="A metric, or a glob in quotes; all."
+    "--metric", "metrics", metavar="NAME", multiple=True, help="Only this metric; may be a quoted glob."
 )
-@click.option("--start", metavar="TIME", help="The first moment.")
-@click.option("--end", metavar="TIME", help="The moment before which it ends.")
-@click.option("--since", metavar="SPAN", help="The last 6h, 15m, 7d; in place of --start.")
-@click.option("--tz", metavar="ZONE", default="UTC", show_default=True, help="The zone of --start and --end.")
-@click.option("--by-day", is_flag=True, help="PATH is a folder: a file for each day (UTC), and a manifest.")
+@click.option("--start", metavar="TIME", help="Start of the range, inclusive.")
+@click.option("--end", metavar="TIME", help="End of the range, exclusive.")
+@click.option("--since", metavar="SPAN", help="Only the last SPAN (6h, 15m, 7d); replaces --start.")
+@click.option(
+    "--tz", metavar="ZONE", default="UTC", show_default=True, help="Time zone of --start and --end."
+)
+@click.option("--by-day", is_flag=True, help="Write a folder with one file per UTC day and a manifest.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["parquet", "ndjson"]),
-    help="Parquet if not given, but NDJSON for a PATH that ends in .ndjson.gz.",
+    help="Default: NDJSON if PATH ends in .ndjson.gz, else Parquet.",
 )
-@click.option("--compression", type=click.Choice(["zstd", "none"]), help="Of Parquet; zstd if not given.")
+@click.option(
+    "--compression", type=click.Choice(["zstd", "none"]), help="Compression of Parquet; zstd by default."
+)
 @json_option
 @click.pass_obj
 def export(
@@ -56,14 +60,14 @@ def export(
 ) -> None:
     """Write points to Parquet or NDJSON: one file, or a folder of days.
 
-    Everything, unless --sensor, --metric (exact names may be given several times) or times select. A file
-    stands whole or not at all, with its SHA-256 in PATH.sha256; a folder has those of all its files in
-    manifest.json, and goes on where it was when it is exported again after it was cut off. Applications may go on
-    writing. Parquet needs DuckDB or pyarrow; gzipped NDJSON, a JSON object a line, needs neither.
+    Exports all points unless you select by time, --sensor or --metric (repeat either for several exact names). A file
+    appears only when it is complete; PATH.sha256 holds its SHA-256. A folder has a manifest.json with the SHA-256 of
+    each file; run an interrupted export again to resume it. Applications can keep writing. Parquet needs DuckDB or
+    pyarrow; gzipped NDJSON needs neither.
 
     \b
     JSON: {"path", "files", "points", "bytes", "first_us", "last_us": µs since 1970 UTC or null, "first_seq",
-    "last_seq", "resumed": files that stood already}
+    "last_seq", "resumed": files that were already complete}
     """
     low, high = bounds(start, end, since, zone_of(tz))
     if form is None:
@@ -96,28 +100,26 @@ def export(
 
 @click.command("import")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--verify", is_flag=True, help="Only look whether the files are whole, and will do. Needs no store."
-)
-@click.option("--dry-run", is_flag=True, help="Count what would be stored, and store nothing.")
+@click.option("--verify", is_flag=True, help="Only validate the files. Needs no store.")
+@click.option("--dry-run", is_flag=True, help="Report what would be stored; store nothing.")
 @click.option(
     "--keep-existing/--overwrite",
     default=True,
-    help="Which stands where both have a point; kept if not given.",
+    help="On conflict, keep the stored point (default) or take the file's.",
 )
 @click.option(
     "--column",
     "columns",
     metavar="FIELD=COLUMN",
     multiple=True,
-    help="Where a field has another name: sensor_id=tag. Fields are those of an export.",
+    help="Read FIELD of an export from this column: sensor_id=tag. Repeatable.",
 )
 @click.option(
     "--time-format",
     type=click.Choice(["unix", "unix_ms", "unix_us"]),
     default="unix",
     show_default=True,
-    help="What numbers in the column of timestamp count: seconds, milliseconds or microseconds since 1970.",
+    help="Unit of numeric timestamps: seconds, milliseconds or microseconds since 1970.",
 )
 @json_option
 @click.pass_obj
@@ -132,10 +134,10 @@ def import_(
 ) -> None:
     """Read Parquet and exported NDJSON into the store: files, folders, bundles.
 
-    Exports, those of the legacy program, and Parquet files of other programs; `holdfast ingest` reads other NDJSON.
-    Every file is looked at first: if one is damaged, or its columns will not do, nothing is stored. Points that stand
-    in the store stay as they are, so that a correction is not undone; --overwrite lets the files win. Doing it again
-    changes nothing. What cannot be stored is counted and left out, and the exit code is 3.
+    Reads exports, including those of the legacy program, and Parquet files of other programs. Use `holdfast ingest` for
+    other NDJSON. Every file is validated first: if one is damaged or lacks a column, nothing is stored. Stored points
+    are kept unless you pass --overwrite. Importing the same files again changes nothing. Rows that cannot be stored
+    are skipped and counted, and the exit code is 3. `holdfast recover` is the same command.
 
     \b
     JSON: {"files", "verified": files with a SHA-256, "read", "stored", "present", "duplicates", "nulls",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repo.clock import system_clock
-from repo.commands.output import print_json, write_rows
+from repo.commands.output import counted, print_json, write_rows
 from repo.commands.selecting import bounds, iso, names_of, zone_of
 from repo.commands.session import Session, json_option
 from repo.errors import HoldfastError
@@ -30,27 +30,34 @@ _SHOWN_ROWS = 20
 
 
 @click.command()
-@click.option("--older-than", metavar="SPAN", help="Those before 90d, 12h, 2w ago; in place of --end.")
-@click.option("--start", metavar="TIME", help="The first moment.")
-@click.option("--end", metavar="TIME", help="The moment before which it ends.")
-@click.option("--tz", metavar="ZONE", default="UTC", show_default=True, help="The zone of --start and --end.")
 @click.option(
-    "--sensor", "sensors", metavar="NAME", multiple=True, help="Points of a sensor, or a glob in quotes."
+    "--older-than", metavar="SPAN", help="Only data older than SPAN (90d, 12h, 2w); replaces --end."
+)
+@click.option("--start", metavar="TIME", help="Start of the range, inclusive.")
+@click.option("--end", metavar="TIME", help="End of the range, exclusive.")
+@click.option(
+    "--tz", metavar="ZONE", default="UTC", show_default=True, help="Time zone of --start and --end."
 )
 @click.option(
-    "--metric", "metrics", metavar="NAME", multiple=True, help="Points of a metric, or a glob in quotes."
-)
-@click.option("--points", is_flag=True, help="Points; so it is where nothing says records.")
-@click.option("--records", is_flag=True, help="Records, of which none was sent yet.")
-@click.option(
-    "--source", "sources", metavar="NAME", multiple=True, help="Records of a source, or a glob in quotes."
+    "--sensor", "sensors", metavar="NAME", multiple=True, help="Points of this sensor; may be a quoted glob."
 )
 @click.option(
-    "--failed", metavar="TIMES", type=click.IntRange(min=1), help="Records that failed so often, or oftener."
+    "--metric", "metrics", metavar="NAME", multiple=True, help="Points of this metric; may be a quoted glob."
 )
-@click.option("--all", "everything", is_flag=True, help="All points; all records with --records.")
-@click.option("--shrink", is_flag=True, help="Give the space back to the disk; stands alone, too.")
-@click.option("--dry-run", is_flag=True, help="Tell what would be dropped, and drop nothing.")
+@click.option("--points", is_flag=True, help="Delete points (the default unless a record option is given).")
+@click.option("--records", is_flag=True, help="Delete unsent records.")
+@click.option(
+    "--source", "sources", metavar="NAME", multiple=True, help="Records of this source; may be a quoted glob."
+)
+@click.option(
+    "--failed",
+    metavar="TIMES",
+    type=click.IntRange(min=1),
+    help="Records that failed at least this many times.",
+)
+@click.option("--all", "everything", is_flag=True, help="All points, or with --records all records.")
+@click.option("--shrink", is_flag=True, help="Return free space to the disk; also works alone.")
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted; delete nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @json_option
 @click.pass_obj
@@ -71,15 +78,15 @@ def cleanup(
     dry_run: bool,
     yes: bool,
 ) -> None:
-    """Drop points and waiting records for good, and give space back.
+    """Delete points and pending records, and return free space to the disk.
 
-    Points are chosen by time, --sensor and --metric; records by time, --source and --failed. It tells what is meant,
-    what of it was never sent, and asks; -y does not ask. The loss ledger keeps count of all that was dropped.
-    Deleting makes room inside the files for what comes; --shrink also makes the files smaller: that writes them
-    anew, needs free space for what is in them meanwhile (it tells how much, and refuses where there is less), and
-    lets reads wait.
+    Select points by time, --sensor and --metric; select records by time, --source and --failed. The command shows what
+    it would delete and how much of it is unsent, then asks; -y skips the question. The loss ledger records every
+    deletion. Deleting frees space inside the files for new data. --shrink also makes the files smaller: it rewrites
+    them, which needs free disk space and makes reads wait. It states the bytes needed and refuses if they are not
+    available.
 
-    `holdfast export` first, and `holdfast import` puts the points back.
+    To be able to restore points with `holdfast import`, run `holdfast export` first.
 
     \b
     JSON (with -y or --dry-run): {"dry_run", "points": number, or null where another process keeps the columns and
@@ -205,9 +212,9 @@ def _told(found: Cleaned) -> str:
     parts = []
     if found.points or not found.records:
         unsent = f" ({found.unsent_points:,} of them not sent to every sink)" if found.unsent_points else ""
-        parts.append(("points" if found.points is None else f"{found.points:,} points") + unsent)
+        parts.append(("points" if found.points is None else counted(found.points, "point")) + unsent)
     if found.records:
-        parts.append(f"{found.records:,} records that were never sent")
+        parts.append(counted(found.records, "unsent record"))
     told = " and ".join(parts)
     if found.first_us is not None and found.last_us is not None:
         told += f", {iso(to_datetime(found.first_us))} to {iso(to_datetime(found.last_us))}"

@@ -14,24 +14,23 @@ __all__ = ["demo"]
 
 
 @click.command()
-@click.option("--seconds", type=float, default=8.0, show_default=True, help="How long to write, in all.")
-@click.option("--rate", type=float, default=10_000.0, show_default=True, help="Points a second.")
-@click.option("--seed", type=int, help="Play the site of this seed again; by chance if not given.")
+@click.option("--seconds", type=float, default=8.0, show_default=True, help="How long the site writes.")
+@click.option("--rate", type=float, default=10_000.0, show_default=True, help="Points per second.")
+@click.option("--seed", type=int, help="Seed of the site's readings; random by default.")
 @click.option(
     "--keep",
     metavar="FOLDER",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Leave the store, the receiver's file and the logs in this new or empty folder.",
+    help="Keep the store, the receiver's database and the logs in this new or empty folder.",
 )
 @json_option
 @click.pass_obj
 def demo(session: Session, seconds: float, rate: float, seed: int | None, keep: Path | None) -> None:
-    """Show a site through an outage and two kills, and count what arrived.
+    """Run a site through an outage and two kills, and verify the delivery.
 
-    A writer fills a store while the link is down and is killed with SIGKILL; the link returns; the sender is
-    killed between a receipt and the commit of its cursor. Then the receiver's points are held against the
-    site's, one by one. It takes about twice as long as it writes, uses the loopback only, and a folder of its
-    own, not that of --store. Exit code 1 if anything does not hold.
+    A writer fills a store while the link is down and is killed with SIGKILL. The link returns, and the sender is killed
+    between a receipt and the commit of its cursor. Then the demo compares every point on both sides. It uses only the
+    loopback interface and its own folder, not --store. The exit code is 1 if a check fails.
 
     \b
     JSON: {"ok", "seed", "rate", "engine", "checks": [{"what", "store", "receiver", "holds"}], "figures":

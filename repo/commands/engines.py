@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from repo.commands.output import print_json
+from repo.commands.output import counted, print_json
 from repo.commands.session import Session, json_option
 
 __all__ = ["demote", "promote"]
@@ -16,9 +16,9 @@ __all__ = ["demote", "promote"]
 def promote(session: Session) -> None:
     """Move the columns from SQLite to DuckDB.
 
-    It reads them faster, in a fifth of the space. Applications may go on writing; their reads wait until it is
-    done. The old file is kept as timeseries.sqlite.inactive-N, to be removed by hand. Stopped at any moment, it
-    leaves the store as it was, or moved. Does nothing where the columns are in DuckDB already.
+    DuckDB reads them faster and takes about a fifth of the space. Applications can keep writing; their reads wait. The
+    old file is kept as timeseries.sqlite.inactive-N; remove it by hand. If the command is killed, the store is either
+    unchanged or fully moved. It does nothing if the columns are already in DuckDB.
 
     \b
     JSON: {"path", "before": engine, "after": engine, "points", "generation"}
@@ -32,7 +32,7 @@ def promote(session: Session) -> None:
 def demote(session: Session) -> None:
     """Move the columns from DuckDB to SQLite.
 
-    For a device on which DuckDB does not run. As promote, in the other direction: the old file is kept as
+    Use this for a device that cannot run DuckDB. It works like promote; the old file is kept as
     timeseries.duckdb.inactive-N.
 
     \b
@@ -56,6 +56,6 @@ def _move(session: Session, engine: str) -> None:
     elif done.before == done.after:
         session.say(f"the columns of {path} are in {done.after} already")
     else:
-        session.say(f"moved {done.points:,} points of {path} from {done.before} to {done.after}")
+        session.say(f"moved {counted(done.points, 'point')} of {path} from {done.before} to {done.after}")
         for name in kept:
             session.say(f"the old file is kept as {name}; remove it when you need its space")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from repo.commands.output import print_json
+from repo.commands.output import counted, print_json
 from repo.commands.session import Session, json_option
 from repo.errors import EngineMissing, SchemaOutdated, StoreBusy
 
@@ -20,14 +20,14 @@ __all__ = ["init", "status"]
 @click.option(
     "--engine",
     type=click.Choice(["auto", "duckdb", "sqlite"]),
-    help="Where a new store keeps its columns; auto (the default) is DuckDB where it is installed.",
+    help="Engine of a new store; auto (the default) uses DuckDB if it is installed.",
 )
 @json_option
 @click.pass_obj
 def init(session: Session, engine: str | None) -> None:
-    """Make a store, or see that there is one.
+    """Create a store, or confirm that it exists.
 
-    A store that exists is left as it is, and keeps its engine.
+    An existing store is not modified and keeps its engine.
 
     \b
     JSON: {"path", "created": true if it was made now, "engine", "schema", "store_id"}
@@ -68,9 +68,8 @@ def init(session: Session, engine: str | None) -> None:
 def status(session: Session) -> None:
     """Show what the store holds, its backlog, its files and who has it open.
 
-    Asks SQLite alone, so it answers at once whatever another process holds open. Counts and times of points
-    are those of the last flush. A store with an outdated schema is not upgraded by looking at it: the revisions of
-    its databases and the command that is due are told, and the exit code is 5.
+    Reads only SQLite, so it never waits for another process. Counts and times of points are those of the last flush. It
+    never upgrades a store: if the schema is outdated, it shows the revisions and the command to run, and exits 5.
 
     \b
     JSON: {"path", "store_id", "engine", "generation", "schema", "last_seq", "flushed_seq", "pruned_seq",
@@ -129,20 +128,26 @@ def _told(found: Status) -> list[tuple[str, str]]:
     lines += [
         (
             "journal",
-            f"{found.journal_rows:,} rows; {found.unflushed:,} of {found.last_seq:,} seqs not yet applied",
+            f"{counted(found.journal_rows, 'row')}; {found.unflushed:,} of {found.last_seq:,} seqs not yet applied",
         ),
         ("records", f"{found.records_pending:,} pending"),
     ]
     lines += [
         (f"sink {s.name}", f"confirmed seq {s.confirmed_seq:,}, {s.behind:,} behind") for s in found.sinks
     ]
-    lines.append(("lost", f"{found.ledger_dropped:,} dropped, in {found.ledger_entries:,} ledger entries"))
+    lines.append(("lost", _losses(found)))
     lines += [("file", f"{_size(size):>10}  {name}") for name, size in found.bytes_by_file.items()]
     lines += [("kept", f"{_size(size):>10}  {name}") for name, size in found.bytes_by_kept_file.items()]
     lines.append(("disk", f"{_size(found.bytes_free_on_disk):>10}  free"))
     if found.holder is not None:
         lines.append(("columns", f"held by process {found.holder.pid}, doing: {found.holder.doing}"))
     return lines
+
+
+def _losses(found: Status) -> str:
+    if not found.ledger_entries:
+        return "nothing"
+    return f"{found.ledger_dropped:,}, in {counted(found.ledger_entries, 'ledger entry', 'ledger entries')}"
 
 
 def _size(size_bytes: int) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TextIO
 import click
 
 from repo.commands.exits import Exit
-from repo.commands.output import print_json, printable
+from repo.commands.output import counted, print_json, printable
 from repo.commands.session import Session, json_option
 
 if TYPE_CHECKING:
@@ -39,23 +39,23 @@ _SHOWN_REJECTIONS = 20
     type=click.Choice(["auto", "csv", "ndjson", "parquet"]),
     default="auto",
     show_default=True,
-    help="What the files are; auto: told by their content and names.",
+    help="File format; auto detects it from content and name.",
 )
 @click.option(
     "--shape",
     type=click.Choice(["auto", "long", "wide"]),
     default="auto",
-    help="A reading a line, or a line of readings.",
+    help="long: one reading per line; wide: one column per metric.",
 )
-@click.option("--sensor", metavar="NAME", help="The sensor of every line, in place of a column.")
+@click.option("--sensor", metavar="NAME", help="Sensor of every line; replaces the sensor column.")
 @click.option(
-    "--metric", metavar="NAME", help="The metric of every line of a long file, in place of a column."
+    "--metric", metavar="NAME", help="Metric of every line of a long file; replaces the metric column."
 )
 @click.option("--sensor-column", metavar="COLUMN", default="sensor_id", show_default=True)
 @click.option("--metric-column", metavar="COLUMN", default="metric_name", show_default=True)
 @click.option("--value-column", metavar="COLUMN", default="value", show_default=True)
 @click.option(
-    "--quality-column", metavar="COLUMN", default="quality", show_default=True, help="Used if it is there."
+    "--quality-column", metavar="COLUMN", default="quality", show_default=True, help="Optional column."
 )
 @click.option(
     "--time-column",
@@ -64,7 +64,7 @@ _SHOWN_REJECTIONS = 20
     multiple=True,
     default=["timestamp"],
     show_default=True,
-    help="Several, as a date and a time of day, are joined by a space.",
+    help="Repeat to join columns, such as a date and a time, with a space.",
 )
 @click.option(
     "--time-format",
@@ -77,42 +77,40 @@ _SHOWN_REJECTIONS = 20
     "of NDJSON and Parquet are Unix seconds, unless another than iso is given.",
 )
 @click.option(
-    "--zone", metavar="ZONE", default="UTC", show_default=True, help="The zone of times without an offset."
+    "--zone", metavar="ZONE", default="UTC", show_default=True, help="Time zone of times without an offset."
 )
 @click.option(
     "--ambiguous",
     type=click.Choice(["refuse", "earlier", "later"]),
     default="refuse",
     show_default=True,
-    help="What a local time means that occurred twice, when the clock was set back.",
+    help="How to read a local time that occurs twice when clocks go back.",
 )
 @click.option(
     "--only",
     "metrics",
     metavar="COLUMN",
     multiple=True,
-    help="Read this metric of a wide file; may be given again.",
+    help="Read only this metric of a wide file. Repeatable.",
 )
-@click.option(
-    "--ignore", "ignored", metavar="COLUMN", multiple=True, help="Leave out this column; may be given again."
-)
+@click.option("--ignore", "ignored", metavar="COLUMN", multiple=True, help="Skip this column. Repeatable.")
 @click.option(
     "--text",
     "texts",
     metavar="METRIC",
     multiple=True,
-    help="This metric holds texts (states), not numbers. In long NDJSON they need not be told.",
+    help="This metric holds text values (states). Long NDJSON does not need it. Repeatable.",
 )
 @click.option(
     "--missing",
     metavar="MARK",
     multiple=True,
-    help="A mark of a missing reading, besides null and, in CSV, an empty cell, NA and NaN; may be given again.",
+    help="Treat MARK as no reading, in addition to null and, in CSV, empty cells, NA and NaN. Repeatable.",
 )
 @click.option(
     "--delimiter",
     metavar="SIGN",
-    help="Between the cells of CSV; `tab` is a tab. A comma if not given, in a .tsv file a tab.",
+    help="Separator of CSV cells; `tab` is a tab. Default: comma, or tab in a .tsv file.",
 )
 @click.option("--decimal", type=click.Choice([".", ","]), default=".", show_default=True)
 @click.option("--encoding", metavar="NAME", default="utf-8", show_default=True)
@@ -121,9 +119,11 @@ _SHOWN_REJECTIONS = 20
     "errors_file",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Keep every rejection (of Parquet, the reasons) in this CSV file: file, line, column, reason, text.",
+    help="Write rejections to this CSV file (file, line, column, reason, text); for Parquet, the reasons.",
 )
-@click.option("--strict", is_flag=True, help="Check everything first; write nothing if anything is rejected.")
+@click.option(
+    "--strict", is_flag=True, help="Validate everything first; write nothing if any row is rejected."
+)
 @json_option
 @click.pass_obj
 def ingest(
@@ -138,11 +138,10 @@ def ingest(
 ) -> None:
     """Read CSV, NDJSON and Parquet files into the store.
 
-    A long file has a reading a line: sensor, metric, time, value. A wide one has a column for each metric, an object
-    of NDJSON a key. `-` is standard input, which cannot be Parquet; gzip and zstd are unpacked. Files of several
-    kinds may be given at once. Of points with one sensor, metric and time the last wins. What cannot be stored is
-    rejected with its line and the reason, the rest is written, and the exit code is 3. Reading the same file again
-    changes nothing.
+    A long file has one reading per line: sensor, metric, time, value. A wide file has one column (or NDJSON key) per
+    metric. `-` reads standard input, except Parquet. gzip and zstd are decompressed. You can mix file formats. If
+    several points share sensor, metric and time, the last one wins. Invalid rows are rejected with their line and a
+    reason; the rest is written, and the exit code is 3. Ingesting the same file again changes nothing.
 
     \b
     JSON: {"path", "files": [{"file", "points", "rejected", "no_reading"}], "points": acknowledged,
@@ -216,7 +215,7 @@ def _told(report: dict[str, Any], strict: bool) -> str:
     if strict and report["rejected"]:
         return f"nothing was written: {report['rejected']:,} rejected"
     return (
-        f"{report['points']:,} points in {report['elapsed_s']:.1f} s ({report['points_per_s']:,}/s), "
+        f"{counted(report['points'], 'point')} in {report['elapsed_s']:.1f} s ({report['points_per_s']:,}/s), "
         f"{report['no_reading']:,} without a reading, {report['rejected']:,} rejected"
     )
 

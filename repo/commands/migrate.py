@@ -18,14 +18,12 @@ __all__ = ["migrate", "show"]
 
 @click.command()
 @click.option("--check", is_flag=True, help="Change nothing; exit 5 if a migration is due.")
-@click.option("--to", metavar="REVISION", help="Go up to this revision only.")
-@click.option(
-    "--dry-run", is_flag=True, help="Show the steps, their rows and the bytes needed; change nothing."
-)
-@click.option("--no-backup", is_flag=True, help="Make no backup of both databases first.")
-@click.option("--force", is_flag=True, help="Try it although the disk may be too small.")
-@click.option("--restore", is_flag=True, help="Put the newest backup back; what was written since is gone.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask before --restore.")
+@click.option("--to", metavar="REVISION", help="Stop at this revision.")
+@click.option("--dry-run", is_flag=True, help="Show the steps, rows and bytes needed; change nothing.")
+@click.option("--no-backup", is_flag=True, help="Do not back up the databases first.")
+@click.option("--force", is_flag=True, help="Proceed even if the disk may be too small.")
+@click.option("--restore", is_flag=True, help="Restore the newest backup; later writes are lost.")
+@click.option("-y", "--yes", is_flag=True, help="With --restore, do not ask for confirmation.")
 @json_option
 @click.pass_obj
 def migrate(
@@ -38,12 +36,11 @@ def migrate(
     restore: bool,
     yes: bool,
 ) -> None:
-    """Bring the store's schema to this program's version.
+    """Upgrade the store's schema to this program's version.
 
-    Both databases are copied into the store's folder `backups` first, then migrated under the store's lease, each
-    revision in one transaction. Stopped or killed at any moment, it goes on from the last whole revision when it
-    is run again. No other process may have the store open. Columns that DUCKDB_STORAGE_PATH names are those of a
-    store that has none in its folder, and are linked from there for good.
+    Backs both databases up to the store's folder `backups`, then runs each revision in one transaction. If the command
+    is killed, run it again to resume from the last complete revision. No other process may have the store open. If the
+    store's folder has no column file, DUCKDB_STORAGE_PATH can name one; the upgrade creates a symlink to it.
 
     \b
     JSON: {"path", "head", "outdated": true if something is still due, "databases": [{"database": "metadata"
@@ -58,11 +55,11 @@ def migrate(
     """
     if restore:
         if check or dry_run or no_backup or force or to is not None:
-            raise click.UsageError("--restore stands alone, but for -y and --json")
+            raise click.UsageError("--restore cannot be combined with other options, except -y and --json")
         _restore(session, yes=yes)
         return
     if yes:
-        raise click.UsageError("only --restore asks, so -y has nothing to answer")
+        raise click.UsageError("-y is only valid with --restore")
     from repo.schema.version import HEAD
     from repo.store.migrating import migrate_store
 

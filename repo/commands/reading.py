@@ -37,28 +37,28 @@ _SERIES_COLUMNS = (
 @click.command()
 @click.argument("sensor")
 @click.argument("metric")
-@click.option("--start", metavar="TIME", help="The first moment.")
-@click.option("--end", metavar="TIME", help="The moment before which it ends.")
-@click.option("--since", metavar="SPAN", help="The last 6h, 15m, 7d; in place of --start.")
-@click.option("--every", metavar="SPAN", help="One row for each 10s, 1m, 6h, 1d, 1w, 1mo, 1y.")
+@click.option("--start", metavar="TIME", help="Start of the range, inclusive.")
+@click.option("--end", metavar="TIME", help="End of the range, exclusive.")
+@click.option("--since", metavar="SPAN", help="Only the last SPAN (6h, 15m, 7d); replaces --start.")
+@click.option("--every", metavar="SPAN", help="Aggregate into buckets of 10s, 1m, 6h, 1d, 1w, 1mo, 1y.")
 @click.option(
     "--agg",
     "aggs",
     metavar="NAMES",
     multiple=True,
-    help="avg, min, max, sum, count, first, last, stddev, median, p95, p99.9: several with commas, or again. "
-    "With --every: avg.",
+    help="avg, min, max, sum, count, first, last, stddev, median, p95, p99.9: comma-separated, repeatable. "
+    "Default with --every: avg.",
 )
 @click.option(
     "--fill",
     type=click.Choice(["none", "null", "previous", "linear"]),
-    help="With --every: what buckets without a reading show; none leaves them out.",
+    help="With --every: how to fill buckets without a reading; none omits them.",
 )
-@click.option("--states", is_flag=True, help="How long it was in each state, and the share of the time.")
-@click.option("--tz", metavar="ZONE", default="UTC", show_default=True, help="The zone of times and of days.")
+@click.option("--states", is_flag=True, help="Show the time spent in each state, and its share.")
+@click.option("--tz", metavar="ZONE", default="UTC", show_default=True, help="Time zone of times and days.")
 @click.option("--limit", metavar="ROWS", type=click.IntRange(min=1), help="Print the first rows only.")
 @click.option(
-    "--format", "form", type=click.Choice([*FORMATS, "plot"]), help="How to print; a table if not given."
+    "--format", "form", type=click.Choice([*FORMATS, "plot"]), help="Output format; a table by default."
 )
 @json_option
 @click.pass_obj
@@ -79,15 +79,14 @@ def query(
 ) -> None:
     """Print points of SENSOR and METRIC, or aggregates of them.
 
-    Both may be globs in quotes ('PUMP-*', '*'). Points come in order of time, from --start up to, but not
-    at, --end. A TIME is ISO 8601 (in --tz unless it has an offset), Unix seconds, `now`, or relative (-6h).
+    Both can be quoted globs ('PUMP-*', '*'). Points are in order of time, from --start up to but excluding
+    --end. A TIME is ISO 8601 (in --tz unless it has an offset), Unix seconds, `now`, or relative (-6h).
     The CSV of points can be ingested again; metadata is not read back.
 
-    Filled buckets reach from --start to --end, or where one is not given, from the first or to the last point of
-    each series: `null` leaves them empty, `previous` repeats the last bucket that had readings (at first the last
-    reading before --start), `linear` draws a line between two. With --states the one that held before --start
-    counts from there, the last one until --end (or the last point), and what followed a point without a
-    reading is no state.
+    --fill covers --start to --end; a missing bound is the first or last point of each series. `null` leaves buckets
+    empty, `previous` repeats the last bucket with readings (initially the last reading before --start), and `linear`
+    interpolates. --states counts the state before --start from --start on, and the last state until --end (or the last
+    point). A point without a reading ends a state.
 
     \b
     JSON: an array, or an object a line (ndjson). Points: {"sensor_id", "metric_name", "timestamp": ISO 8601,
@@ -100,7 +99,7 @@ def query(
     low, high = bounds(start, end, since, zone)
     names = [name.strip() for given in aggs for name in given.split(",") if name.strip()]
     if states and (names or fill or form == "plot"):
-        raise InvalidQuery("--states is a question of its own: leave out --agg, --fill and --format plot")
+        raise InvalidQuery("--states cannot be combined with --agg, --fill or --format plot")
     form = form or ("json" if session.as_json else "table")
     with session.opened(looks=True) as store:
         if form == "plot":
@@ -130,16 +129,14 @@ def query(
 @click.command()
 @click.argument("sensor", required=False)
 @click.argument("metric", required=False)
-@click.option(
-    "--limit", metavar="POINTS", type=click.IntRange(min=1), default=1, help="So many of each series."
-)
+@click.option("--limit", metavar="POINTS", type=click.IntRange(min=1), default=1, help="Points per series.")
 @json_option
 @click.pass_obj
 def latest(session: Session, sensor: str | None, metric: str | None, limit: int) -> None:
     """Print the newest points of each series.
 
-    SENSOR and METRIC may be names or globs in quotes; without them it is every series. One a series (the
-    default) is answered by SQLite alone, whatever another process holds open.
+    SENSOR and METRIC can be names or quoted globs; without them, all series are shown. One point each (the default)
+    needs only SQLite, so it never waits for another process.
 
     \b
     JSON: an array of points as `holdfast query` prints them, newest first within a series.
@@ -158,8 +155,8 @@ def latest(session: Session, sensor: str | None, metric: str | None, limit: int)
 def series(session: Session, pattern: str | None) -> None:
     """List the series of the store.
 
-    PATTERN is a name or a glob in quotes; it selects by the name of the sensor or of the metric. Counts and
-    times are those of the last flush.
+    PATTERN is a name or a quoted glob that matches the sensor or the metric. Counts and times are those of the
+    last flush.
 
     \b
     JSON: [{"sensor_id", "metric_name", "kind": "number", "text" or null, "unit", "description", "labels",
