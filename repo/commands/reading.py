@@ -99,7 +99,9 @@ def query(
     low, high = bounds(start, end, since, zone)
     names = [name.strip() for given in aggs for name in given.split(",") if name.strip()]
     if states and (names or fill or form == "plot"):
-        raise InvalidQuery("--states cannot be combined with these: leave out --agg, --fill and --format plot")
+        raise InvalidQuery(
+            "--states cannot be combined with these: leave out --agg, --fill and --format plot"
+        )
     form = form or ("json" if session.as_json else "table")
     with session.opened(looks=True) as store:
         if form == "plot":
