@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from repo import (
     StoreCorrupt,
     StoreFull,
 )
-
-LEGACY = Path(__file__).resolve().parents[3] / "shared" / "data" / "legacy"
+from tests.assets.unpack import LEGACY, unpack
 
 
 def fill(storage: DuckDBTimeSeriesStorage, *values: Any, sensor: str = "S", metric: str = "m") -> None:
@@ -235,19 +233,17 @@ def test_a_file_that_lost_its_metadata_is_damage_not_a_new_store(tmp_path: Path)
 
 
 @pytest.mark.duckdb
-@pytest.mark.skipif(not LEGACY.exists(), reason="the legacy files are not at hand")
 def test_a_file_of_the_legacy_program_is_taken_over_with_its_points(tmp_path: Path) -> None:
-    for name in ("timeseries_wal.duckdb", "timeseries_wal.duckdb.wal"):
-        shutil.copy(LEGACY / name, tmp_path / name)
+    unpack(LEGACY / "timeseries_wal.duckdb", tmp_path / "timeseries_wal.duckdb")
     with pytest.raises(StoreCorrupt):
         DuckDBTimeSeriesStorage(str(tmp_path / "timeseries_wal.duckdb"))
     (
         tmp_path / "timeseries_wal.duckdb.wal"
     ).unlink()  # one that DuckDB 2 would destroy was refused, untouched
     storage = DuckDBTimeSeriesStorage(str(tmp_path / "timeseries_wal.duckdb"))
-    assert storage.get_storage_stats()["total_records"] == 19_000
+    assert storage.get_storage_stats()["total_records"] == 1900
     assert storage.insert_data_point("new", "m", 1.0)
-    assert storage.get_storage_stats()["total_records"] == 19_001
+    assert storage.get_storage_stats()["total_records"] == 1901
     storage.close()
 
 

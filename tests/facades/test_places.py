@@ -12,6 +12,7 @@ from repo import DuckDBTimeSeriesStorage, InvalidSettings, OfflineBufferManager,
 from repo.files import StoreFiles
 from repo.schema.targets import find_targets
 from repo.store.migrating import migrate_store
+from tests.assets.unpack import LEGACY, unpack
 
 
 @pytest.fixture
@@ -152,14 +153,10 @@ def test_the_columns_of_a_folder_that_is_a_store_are_no_place_for_another(
 def test_a_legacy_folder_may_have_its_column_file_elsewhere(
     outside: Path, folder: Path, made: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    legacy = Path(__file__).resolve().parents[3] / "shared" / "data" / "legacy"
-    if not legacy.exists():
-        pytest.skip("the legacy files are not at hand")
-    folder.mkdir(parents=True)
-    outside.parent.mkdir()
-    shutil.copy(legacy / "offline_buffer.db", folder / "offline_buffer.db")
-    shutil.copy(legacy / "timeseries_wal.duckdb", outside)
+    unpack(LEGACY / "offline_buffer.db", folder / "offline_buffer.db")
+    unpack(LEGACY / "timeseries_wal.duckdb", outside)
+    outside.with_name(outside.name + ".wal").unlink()
     buffer = made(OfflineBufferManager(folder))
     stats = buffer.get_buffer_stats()
-    assert stats["total_records"] == 4891
-    assert stats["duckdb"]["total_records"] == 19_000
+    assert stats["total_records"] == 441
+    assert stats["duckdb"]["total_records"] == 1900

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
 import os
 import shutil
 import subprocess
@@ -14,11 +13,11 @@ import pytest
 from sqlalchemy import Engine
 
 from repo.engines import duckdb, sqlite
+from tests.assets.unpack import LEGACY, unpack
 from tests.migrations.legacy_store import make_legacy_store
 from tests.migrations.stores import POINTS
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLES = ROOT.parent / "shared" / "data" / "legacy"
 
 OpenEngine = Callable[[Path], Engine]
 Alembic = Callable[..., subprocess.CompletedProcess[str]]
@@ -57,22 +56,8 @@ def timeseries_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sample(tmp_path: Path) -> Callable[[str], Path]:
-    """Copy a database that the legacy program left, with its log; skip where the samples are not at hand."""
-
-    def _copy(name: str) -> Path:
-        source, target = SAMPLES / name, tmp_path / name
-        packed = SAMPLES / (name + ".xz")
-        if not source.exists() and not packed.exists():
-            pytest.skip(f"the legacy samples are not at hand: {source}")
-        if packed.exists():
-            with lzma.open(packed) as content, target.open("wb") as out:
-                shutil.copyfileobj(content, out)
-        for file in SAMPLES.glob(name + "*"):
-            if file.suffix not in (".xz", ".db-shm"):
-                shutil.copyfile(file, tmp_path / file.name)
-        return target
-
-    return _copy
+    """Copy a database that the legacy program left, with its log."""
+    return lambda name: unpack(LEGACY / name, tmp_path / name)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,25 +11,11 @@ from sqlalchemy import Engine
 
 from repo import Settings, Store
 from repo.store.migrating import migrate_store
+from tests.assets.unpack import LEGACY, unpack
 from tests.migrations.legacy_store import make_legacy_store
 from tests.migrations.structure import structure_of
 
 OpenEngine = Callable[[Path], Engine]
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a sample, which may be packed, with its log."""
-    packed = source.with_name(source.name + ".xz")
-    if not source.exists() and not packed.exists():
-        pytest.skip(f"the legacy samples are not at hand: {source}")
-    target.parent.mkdir(exist_ok=True)
-    if packed.exists():
-        with lzma.open(packed) as content, target.open("wb") as out:
-            shutil.copyfileobj(content, out)
-    for tail in ("", ".wal", "-wal"):
-        if (file := source.with_name(source.name + tail)).exists():
-            shutil.copyfile(file, target.with_name(target.name + tail))
 
 
 def _generated(folder: Path) -> None:
@@ -43,19 +28,29 @@ def _empty(folder: Path) -> None:
 
 def _samples(metadata: str, columns: str) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
-        _copy(DATA / metadata, folder / "offline_buffer.db")
-        _copy(DATA / columns, folder / "timeseries.duckdb")
+        unpack(LEGACY / metadata, folder / "offline_buffer.db")
+        unpack(LEGACY / columns, folder / "timeseries.duckdb")
 
     return make
+
+
+def _whole_store(folder: Path) -> None:
+    """Copy the large store that lies beside some checkouts."""
+    source = Path(__file__).resolve().parents[3] / "shared" / "data" / "legacy_store"
+    if not source.exists():
+        pytest.skip(f"the legacy store is not at hand: {source}")
+    folder.mkdir()
+    for name in ("offline_buffer.db", "timeseries.duckdb"):
+        shutil.copyfile(source / name, folder / name)
 
 
 MADE: dict[str, Callable[[Path], None]] = {
     "generated": _generated,
     "generated, empty": _empty,
-    "legacy": _samples("legacy/offline_buffer.db", "legacy/timeseries.duckdb"),
-    "legacy with a log": _samples("legacy/offline_buffer_wal.db", "legacy/timeseries.duckdb"),
-    "legacy, odd": _samples("legacy/offline_buffer_odd.db", "legacy/timeseries.duckdb"),
-    "legacy_store": _samples("legacy_store/offline_buffer.db", "legacy_store/timeseries.duckdb"),
+    "legacy": _samples("offline_buffer.db", "timeseries.duckdb"),
+    "legacy with a log": _samples("offline_buffer_wal.db", "timeseries.duckdb"),
+    "legacy, odd": _samples("offline_buffer_odd.db", "timeseries.duckdb"),
+    "written by the legacy program": _whole_store,
 }
 
 

@@ -22,9 +22,9 @@ from repo.commands import holdfast
 from repo.errors import HoldfastError
 from repo.schema import migrate
 from repo.store.migrating import migrate_store
+from tests.assets.unpack import LEGACY, unpack
 from tests.migrations.legacy_store import RECORDS
 
-SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "data" / "legacy"
 OLD_LOG = bytes.fromhex("64000165000164000165001d") + b"time_series_data" + bytes(200)
 RECIPE = (
     "duckdb==0.9.2",
@@ -41,7 +41,7 @@ MANY: dict[str, list[Any]] = {
     "value": [1.0] * 200_000,
 }
 FILES = ("a log of 0.9", "never checkpointed", "empty and indexed")
-"""The first is made here, and stands for the second where the samples are not at hand."""
+"""The first is made here, the others were written by DuckDB 0.9.2."""
 
 
 class Place(NamedTuple):
@@ -72,12 +72,7 @@ def _put(kind: str, columns: Path) -> None:
             pass
         columns.with_name("timeseries.duckdb.wal").write_bytes(OLD_LOG)
         return
-    source = SAMPLES / name[kind]
-    if not source.exists():
-        pytest.skip(f"the legacy samples are not at hand: {source}")
-    for tail in ("", ".wal"):
-        if (file := source.with_name(source.name + tail)).exists():
-            shutil.copyfile(file, columns.with_name(columns.name + tail))
+    unpack(LEGACY / name[kind], columns)
 
 
 @pytest.fixture(

@@ -167,7 +167,7 @@ def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "rows"), [("never_checkpointed", 5000), ("wal", 20_000), ("empty", 0)])
+@pytest.mark.parametrize(("kind", "rows"), [("never_checkpointed", 500), ("wal", 2000), ("empty", 0)])
 def test_the_bridge_makes_a_refused_file_one_that_is_upgraded(
     kind: str, rows: int, old_python: Path, sample: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sqlite3
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from sqlalchemy import Engine, text
 from repo.errors import HoldfastError
 from repo.schema import migrate
 from repo.schema.version import HEAD
+from tests.assets.unpack import expected as expected_in
 from tests.migrations.checksums import checksum
 
 OpenEngine = Callable[[Path], Engine]
@@ -207,19 +207,12 @@ def _nan_to_null(rows: list[Any]) -> list[Any]:
     return [tuple(None if value != value else value for value in row) for row in rows]
 
 
-def _expected(path: Path, samples: Path) -> Any:
-    return json.loads((samples / "expected.json").read_text())["files"][path.name]
-
-
-SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "data" / "legacy"
-
-
 @pytest.mark.parametrize("name", ["timeseries.duckdb"])
 def test_the_points_of_a_clean_legacy_file_reach_the_head_unchanged(
     name: str, sample: Callable[[str], Path], open_engine: OpenEngine
 ) -> None:
     path = sample(name)
-    engine, expected = open_engine(path), _expected(path, SAMPLES)
+    engine, expected = open_engine(path), expected_in(path.name)
     legacy = _read(engine, "time_series_data", POINT_COLUMNS)
     assert checksum(legacy) == expected["time_series_data"]
     assert migrate.upgrade(engine, "timeseries") == (None, HEAD)
@@ -245,7 +238,7 @@ def test_the_records_of_a_legacy_file_reach_the_head_and_come_back_unchanged(
     name: str, sample: Callable[[str], Path], open_engine: OpenEngine
 ) -> None:
     path = sample(name)
-    engine, expected = open_engine(path), _expected(path, SAMPLES)
+    engine, expected = open_engine(path), expected_in(path.name)
     for down in (False, True):
         if down:
             migrate.downgrade(engine, "metadata", "0001")

@@ -20,13 +20,15 @@ from repo.repositories.records import data_text
 from repo.schema.version import HEAD
 from repo.store.backends import backend_for
 from repo.store.migrating import migrate_store
+from tests.assets.unpack import expected
 from tests.migrations.checksums import checksum
-from tests.migrations.conftest import SAMPLES
 from tests.migrations.legacy_store import make_legacy_store
 
 pytestmark = pytest.mark.duckdb
 
-STORE = SAMPLES.parent / "legacy_store"
+STORE = Path(__file__).resolve().parents[3] / "shared" / "data" / "legacy_store"
+"""A large store that the legacy program itself wrote, where there is one beside the checkout."""
+
 QUIET = Settings(background=False)
 POINTS = "SELECT timestamp_us, sensor_id, metric_name, value, quality, metadata FROM time_series_data"
 NOTES = "SELECT key, value, updated_at FROM storage_metadata WHERE key NOT LIKE 'holdfast.%'"
@@ -35,10 +37,6 @@ RECORDS = (
 )
 METADATA = "SELECT key, value FROM buffer_metadata"
 COMPANIONS = (".wal", "-wal")
-
-
-def expected(name: str) -> Any:
-    return json.loads((SAMPLES / "expected.json").read_text())["files"][name]
 
 
 def in_columns(folder: Path, query: str) -> list[Any]:
