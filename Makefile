@@ -9,6 +9,9 @@ STAMP  := $(VENV)/.holdfast-ready
 demo: $(STAMP)
 	$(BIN)/python cli.py demo
 
+# Tests start hundreds of processes: these read compiled modules, also where the environment forbids writing them.
+test test-all test-sqlite: export PYTHONDONTWRITEBYTECODE =
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow and not bench"
 

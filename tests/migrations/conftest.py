@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import io
+import logging
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from alembic.config import CommandLine, Config
+from alembic.util import messaging
 from sqlalchemy import Engine
 
 from repo.engines import duckdb, sqlite
@@ -61,8 +67,63 @@ def sample(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def alembic() -> Alembic:
-    """Run `python -m alembic` from the project's root, or another folder, as a developer does."""
+def alembic(monkeypatch: pytest.MonkeyPatch) -> Alembic:
+    """Run `alembic` from the project's root as a developer does, but in this process: a start takes long.
+
+    `alembic_process` starts the command itself: where what counts is the folder, or that it is another process.
+    """
+
+    def _run(*arguments: str, ok: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with (
+            monkeypatch.context() as patched,
+            _logging_put_back(),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            for name in [name for name in os.environ if name.startswith("HOLDFAST_")]:
+                patched.delenv(name)
+            for name, value in environment.items():
+                patched.setenv(name, value)
+            patched.setattr(messaging, "TERMWIDTH", None)
+            patched.chdir(ROOT)
+            try:
+                _CommandLine("alembic").main([*arguments])
+            except SystemExit as end:
+                code = 1 if end.code else 0
+        done = subprocess.CompletedProcess(["alembic", *arguments], code, out.getvalue(), err.getvalue())
+        assert (code == 0) is ok, done.stdout + done.stderr
+        return done
+
+    return _run
+
+
+class _CommandLine(CommandLine):
+    """Alembic's own, that prints to what is `sys.stdout` now: else it is what that was when Alembic was imported."""
+
+    def run_cmd(self, config: Config, options: argparse.Namespace) -> None:
+        config.stdout = config.output_buffer = sys.stdout
+        super().run_cmd(config, options)
+
+
+@contextmanager
+def _logging_put_back() -> Iterator[None]:
+    """Undo what the command sets in logging for its process."""
+    loggers = [
+        logging.getLogger(name) for name in (None, "alembic.runtime.migration", "alembic.util.messaging")
+    ]
+    before = [(logger, logger.level, logger.propagate, [*logger.handlers]) for logger in loggers]
+    try:
+        yield
+    finally:
+        for logger, level, propagate, handlers in before:
+            logger.setLevel(level)
+            logger.propagate, logger.handlers[:] = propagate, handlers
+
+
+@pytest.fixture
+def alembic_process() -> Alembic:
+    """Run `python -m alembic` from the project's root, or another folder."""
 
     def _run(
         *arguments: str, cwd: Path = ROOT, ok: bool = True, **environment: str

@@ -1,4 +1,4 @@
-"""What the tests of whole stores share: the command as a process of its own, and what stands in a folder."""
+"""What the tests of whole stores share: the command, and what stands in a folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from click.testing import CliRunner
+
+from repo.commands import holdfast
 from repo.files import StoreFiles
 from repo.schema import backup as backups
 from repo.schema.version import HEAD
@@ -26,6 +29,17 @@ def digest(folder: Path) -> dict[str, bytes]:
 
 
 def cli(folder: Path, *arguments: str, code: int = 0, stdin: str = "", **environment: str) -> str:
+    """Run the command in this process: to start one takes long."""
+    given = ["--store", str(folder), *arguments]
+    done = CliRunner().invoke(holdfast, given, input=stdin, env=environment)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == code, done.stdout + done.stderr
+    return done.stdout if "--json" in arguments else done.stdout + done.stderr
+
+
+def cli_process(folder: Path, *arguments: str, code: int = 0, stdin: str = "", **environment: str) -> str:
+    """Run the command in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "cli", "--store", str(folder), *arguments],
         cwd=Path(__file__).resolve().parents[2],

@@ -136,7 +136,7 @@ def test_stamping_notes_a_revision_in_both_databases_or_in_one_and_touches_nothi
 
 
 def test_a_checkout_may_stand_anywhere_and_its_file_of_settings_may_name_the_databases(
-    tmp_path: Path, alembic: Alembic
+    tmp_path: Path, alembic_process: Alembic
 ) -> None:
     root = tmp_path / "a b 100%"
     for folder in ("repo", "alembic"):
@@ -144,13 +144,13 @@ def test_a_checkout_may_stand_anywhere_and_its_file_of_settings_may_name_the_dat
     settings = (ROOT / "alembic.ini").read_text()
     named = f"[alembic]\npath = site\ntimeseries.url = sqlite:///{root}/t.sqlite\n"
     (root / "alembic.ini").write_text(settings.replace("[alembic]\n", named))
-    alembic("upgrade", "head", cwd=root)
+    alembic_process("upgrade", "head", cwd=root)
     assert {"site", "t.sqlite"} <= set(os.listdir(root))
-    shown = alembic("current", cwd=root).stdout
+    shown = alembic_process("current", cwd=root).stdout
     assert "metadata (site/offline_buffer.db):\n0002 (head)" in shown
-    assert "No new upgrade operations" in alembic("check", cwd=root).stdout
+    assert "No new upgrade operations" in alembic_process("check", cwd=root).stdout
     elsewhere = ("-x", f"path={root / 'x y%'}", "-x", f"timeseries.url=duckdb:///{root / 'c%20d.duckdb'}")
-    alembic(*elsewhere, "upgrade", "head")
+    alembic_process(*elsewhere, "upgrade", "head")
     assert (root / "x y%" / "offline_buffer.db").exists()
     assert (root / "c d.duckdb").exists()
 
@@ -198,7 +198,7 @@ def test_a_file_that_cannot_be_a_database_is_one_line_and_not_zero(
 
 
 def test_a_revision_that_fails_keeps_the_ones_before_it_and_leaves_no_log(
-    tmp_path: Path, alembic: Alembic
+    tmp_path: Path, alembic_process: Alembic
 ) -> None:
     for folder in ("repo", "alembic"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -207,13 +207,13 @@ def test_a_revision_that_fails_keeps_the_ones_before_it_and_leaves_no_log(
         f'"""Fails."""\nfrom alembic import op\nrevision, down_revision = "9998", "{HEAD}"\n'
         "def upgrade(database):\n    op.execute('DROP TABLE series')\n    op.execute('SELECT * FROM nowhere')\n"
     )
-    failed = alembic("upgrade", "head", cwd=tmp_path, ok=False)
+    failed = alembic_process("upgrade", "head", cwd=tmp_path, ok=False)
     assert "nowhere" in failed.stdout
     assert "Traceback" not in failed.stderr
     store = tmp_path / "data" / "buffer"
     assert not (store / "timeseries.duckdb.wal").exists()
-    assert HEAD in alembic("-x", "store=timeseries", "current", cwd=tmp_path).stdout
-    assert "Traceback" in alembic("--raiseerr", "upgrade", "head", cwd=tmp_path, ok=False).stderr
+    assert HEAD in alembic_process("-x", "store=timeseries", "current", cwd=tmp_path).stdout
+    assert "Traceback" in alembic_process("--raiseerr", "upgrade", "head", cwd=tmp_path, ok=False).stderr
 
 
 @pytest.mark.parametrize("command", ["current", "check", "downgrade"])
@@ -226,9 +226,9 @@ def test_looking_at_a_store_that_does_not_exist_says_so_and_makes_nothing(
     assert not (tmp_path / "none").exists()
 
 
-def test_history_and_heads_need_no_store(alembic: Alembic) -> None:
-    assert "0001 -> 0002 (head)" in alembic("history").stdout
-    assert "0002 (head)" in alembic("heads").stdout
+def test_history_and_heads_need_no_store(alembic_process: Alembic) -> None:
+    assert "0001 -> 0002 (head)" in alembic_process("history").stdout
+    assert "0002 (head)" in alembic_process("heads").stdout
 
 
 def test_a_store_whose_columns_another_process_has_is_busy(tmp_path: Path, alembic: Alembic) -> None:
@@ -243,21 +243,21 @@ def test_a_store_whose_columns_another_process_has_is_busy(tmp_path: Path, alemb
 
 
 def test_a_program_that_has_the_metadata_open_is_not_migrated_under_its_feet(
-    tmp_path: Path, alembic: Alembic
+    tmp_path: Path, alembic_process: Alembic
 ) -> None:
     file, at_once = tmp_path / "offline_buffer.db", {"HOLDFAST_LEASE_TIMEOUT_S": "0.1"}
-    alembic("-x", f"path={tmp_path}", "upgrade", "0001")
+    alembic_process("-x", f"path={tmp_path}", "upgrade", "0001")
     running = sqlite3.connect(file)
     running.execute("PRAGMA journal_mode = WAL")
     running.execute("SELECT * FROM buffered_records").fetchall()
-    refused = alembic("-x", f"path={tmp_path}", "upgrade", "head", ok=False, **at_once)
+    refused = alembic_process("-x", f"path={tmp_path}", "upgrade", "head", ok=False, **at_once)
     assert f"FAILED: {file} is open in another process" in refused.stdout
-    assert "0001" in alembic("-x", f"path={tmp_path}", "-x", "store=timeseries", "current").stdout
+    assert "0001" in alembic_process("-x", f"path={tmp_path}", "-x", "store=timeseries", "current").stdout
     running.close()
-    alembic("-x", f"path={tmp_path}", "upgrade", "head", **at_once)
+    alembic_process("-x", f"path={tmp_path}", "upgrade", "head", **at_once)
     running = sqlite3.connect(file)
     running.execute("SELECT * FROM journal").fetchall()
-    alembic("-x", f"path={tmp_path}", "upgrade", "head", **at_once)
+    alembic_process("-x", f"path={tmp_path}", "upgrade", "head", **at_once)
     running.close()
 
 

@@ -49,7 +49,7 @@ def _add_last(models: str, cls: str, column: str) -> str:
 
 
 @pytest.mark.parametrize("engine", ["duckdb", pytest.param("sqlite", marks=pytest.mark.slow)])
-def test_the_example_runs_as_it_stands(engine: str, tmp_path: Path, alembic: Alembic) -> None:
+def test_the_example_runs_as_it_stands(engine: str, tmp_path: Path, alembic_process: Alembic) -> None:
     for folder in ("repo", "alembic"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "alembic.ini", tmp_path)
@@ -60,7 +60,7 @@ def test_the_example_runs_as_it_stands(engine: str, tmp_path: Path, alembic: Ale
         assert words.pop(0) == "alembic"
         if columns:  # a folder given by hand would win over the address
             words = [word for word in words if word not in ("-x", "path=scratch")]
-        return alembic(*words, cwd=tmp_path, HOLDFAST_STORE="scratch", **columns).stdout
+        return alembic_process(*words, cwd=tmp_path, HOLDFAST_STORE="scratch", **columns).stdout
 
     upgrade, draft = DRAFTED.splitlines()
     run(upgrade)

@@ -19,7 +19,7 @@ from repo.schema import backup as backups
 from repo.store.migrating import migrate_store
 from repo.store.restoring import restore_store
 from tests.migrations.legacy_store import contents, make_legacy_store
-from tests.migrations.stores import POINTS, backups_of, cli, digest
+from tests.migrations.stores import POINTS, backups_of, cli, cli_process, digest
 
 pytestmark = pytest.mark.duckdb
 
@@ -179,7 +179,7 @@ def test_a_store_that_is_open_elsewhere_is_not_restored(legacy: Path) -> None:
     migrate_store(legacy)
     with Store(legacy, Settings(background=False)) as store:
         store.status()
-        refused = cli(legacy, "migrate", "--restore", "-y", code=4, HOLDFAST_LEASE_TIMEOUT_S="0.2")
+        refused = cli_process(legacy, "migrate", "--restore", "-y", code=4, HOLDFAST_LEASE_TIMEOUT_S="0.2")
         assert "is open in another process" in refused
         store.points.insert("s", "m", 1.0)
         assert len(list(store.points.range("s", "m"))) == 1
