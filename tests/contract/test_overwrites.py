@@ -1,0 +1,441 @@
+"""Which of several points of one identity counts: one table of cases for every implementation of that rule.
+
+A later point overwrites an earlier one. A point that gives way (`on_conflict="keep"`) does not, where there is one. A
+point that is equal to the one that counts changes nothing, and the seq of the earlier one stays. The rule is
+implemented for rows of one flush (`_net`), for rows against stored points (`apply`), for tables that go straight to
+the columns (`merge`), and for the newest point of a series that is not flushed yet (`_lay_over`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from math import inf, nan
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from repo import Settings, Store
+from repo.repositories.points import Written
+
+STORED = -1
+"""The number of the write that was flushed before the first step."""
+
+
+@dataclass(frozen=True)
+class P:
+    """A point of the series of its case."""
+
+    value: Any
+    at: int = 10
+    quality: int | None = 100
+    metadata: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Write:
+    """Points that are written by one call, and give way to others or overwrite them."""
+
+    points: tuple[P, ...]
+    keep: bool = False
+
+    @property
+    def kind(self) -> str:
+        return "keep" if self.keep else "overwrite"
+
+
+@dataclass(frozen=True)
+class Delete:
+    """A delete of the points in [start, end)."""
+
+    start: int
+    end: int
+
+    @property
+    def kind(self) -> str:
+        return "delete"
+
+
+def over(*points: P) -> Write:
+    return Write(points)
+
+
+def keep(*points: P) -> Write:
+    return Write(points, keep=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What lies stored, what comes in which order, and what is there in the end.
+
+    `found` has each point with the number of the step that it comes from, `None` where that depends on how many steps
+    one flush takes together. `dropped` is how many points the deletes took.
+    """
+
+    name: str
+    stored: tuple[P, ...]
+    steps: tuple[Write | Delete, ...]
+    found: tuple[tuple[P, int | None], ...]
+    dropped: int = 0
+
+
+A, B = {"k": "a"}, {"k": "b"}
+
+CASES = [
+    # --- nothing is stored ----------------------------------------------------------------------------------
+    Case("a point alone", (), (over(P(1.0)),), ((P(1.0), 0),)),
+    Case("a point alone that gives way", (), (keep(P(1.0)),), ((P(1.0), 0),)),
+    Case("one identity twice in a batch", (), (over(P(1.0), P(2.0)),), ((P(2.0), 0),)),
+    Case("one identity twice in a batch that gives way", (), (keep(P(1.0), P(2.0)),), ((P(2.0), 0),)),
+    Case(
+        "one identity three times in a batch, others between",
+        (),
+        (over(P(1.0), P(5.0, at=11), P(2.0), P(6.0, at=9), P(3.0)),),
+        ((P(6.0, at=9), 0), (P(3.0), 0), (P(5.0, at=11), 0)),
+    ),
+    Case("two batches", (), (over(P(1.0)), over(P(2.0))), ((P(2.0), 1),)),
+    Case("two equal batches", (), (over(P(1.0)), over(P(1.0))), ((P(1.0), 0),)),
+    Case("two batches that give way", (), (keep(P(1.0)), keep(P(2.0))), ((P(1.0), 0),)),
+    Case("a batch gives way to one before it", (), (over(P(1.0)), keep(P(2.0))), ((P(1.0), 0),)),
+    Case("a batch overwrites one that gave way", (), (keep(P(1.0)), over(P(2.0))), ((P(2.0), 1),)),
+    Case("an equal batch after one that gave way", (), (keep(P(1.0)), over(P(1.0))), ((P(1.0), 0),)),
+    Case(
+        "overwriting and giving way in turn",
+        (),
+        (keep(P(1.0)), over(P(2.0)), keep(P(3.0)), over(P(4.0)), keep(P(5.0))),
+        ((P(4.0), 3),),
+    ),
+    Case(
+        "late points fill the gaps before a newer one",
+        (),
+        (over(P(1.0, at=12)), over(P(2.0, at=8)), keep(P(3.0, at=9), P(9.0, at=12))),
+        ((P(2.0, at=8), 1), (P(3.0, at=9), 2), (P(1.0, at=12), 0)),
+    ),
+    # --- a point is stored ----------------------------------------------------------------------------------
+    Case("stored, overwritten", (P(1.0),), (over(P(2.0)),), ((P(2.0), 0),)),
+    Case("stored, equal", (P(1.0),), (over(P(1.0)),), ((P(1.0), STORED),)),
+    Case("stored, gives way", (P(1.0),), (keep(P(2.0)),), ((P(1.0), STORED),)),
+    Case("stored, equal and gives way", (P(1.0),), (keep(P(1.0)),), ((P(1.0), STORED),)),
+    Case("stored, overwritten twice", (P(1.0),), (over(P(2.0)), over(P(3.0))), ((P(3.0), 1),)),
+    Case("stored, overwritten twice in a batch", (P(1.0),), (over(P(2.0), P(3.0)),), ((P(3.0), 0),)),
+    Case(
+        "stored, overwritten and written back in a batch",
+        (P(1.0),),
+        (over(P(2.0), P(1.0)),),
+        ((P(1.0), STORED),),
+    ),
+    Case("stored, overwritten and written back", (P(1.0),), (over(P(2.0)), over(P(1.0))), ((P(1.0), None),)),
+    Case("stored, gives way twice in a batch", (P(1.0),), (keep(P(2.0), P(3.0)),), ((P(1.0), STORED),)),
+    Case("stored, overwritten, then gives way", (P(1.0),), (over(P(2.0)), keep(P(3.0))), ((P(2.0), 0),)),
+    Case("stored, gives way, then overwritten", (P(1.0),), (keep(P(2.0)), over(P(3.0))), ((P(3.0), 1),)),
+    Case(
+        "stored, of a batch some points are new, some equal, some others",
+        (P(1.0, at=8), P(1.0, at=9), P(1.0)),
+        (over(P(7.0, at=7), P(1.0, at=8), P(2.0, at=9), P(1.0), P(7.0, at=11)),),
+        (
+            (P(7.0, at=7), 0),
+            (P(1.0, at=8), STORED),
+            (P(2.0, at=9), 0),
+            (P(1.0), STORED),
+            (P(7.0, at=11), 0),
+        ),
+    ),
+    Case(
+        "stored, of a batch that gives way only what is new counts",
+        (P(1.0, at=8), P(1.0)),
+        (keep(P(7.0, at=7), P(2.0, at=8), P(2.0), P(7.0, at=11)),),
+        ((P(7.0, at=7), 0), (P(1.0, at=8), STORED), (P(1.0), STORED), (P(7.0, at=11), 0)),
+    ),
+    Case(
+        "stored, overwritten years apart",
+        (P(1.0, at=-900_000_000), P(1.0), P(1.0, at=900_000_000)),
+        (over(P(2.0, at=900_000_000), P(2.0, at=-900_000_000)),),
+        ((P(2.0, at=-900_000_000), 0), (P(1.0), STORED), (P(2.0, at=900_000_000), 0)),
+    ),
+    # --- what is equal --------------------------------------------------------------------------------------
+    Case("a number overwrites no reading", (P(None),), (over(P(1.0)),), ((P(1.0), 0),)),
+    Case("no reading overwrites a number", (P(1.0),), (over(P(None)),), ((P(None), 0),)),
+    Case("no reading equals no reading", (P(None),), (over(P(None)),), ((P(None), STORED),)),
+    Case("no reading is there, and is given way to", (P(None),), (keep(P(1.0)),), ((P(None), STORED),)),
+    Case("NaN is no reading", (P(None),), (over(P(nan)),), ((P(None), STORED),)),
+    Case("NaN equals NaN", (P(nan),), (over(P(nan)),), ((P(None), STORED),)),
+    Case("NaN overwrites a number, twice", (P(1.0),), (over(P(nan)), over(P(None))), ((P(None), 0),)),
+    Case("NaN gives way to a number", (P(1.0),), (keep(P(nan)),), ((P(1.0), STORED),)),
+    Case("minus zero equals zero", (P(0.0),), (over(P(-0.0)),), ((P(0.0), STORED),)),
+    Case("infinity equals itself", (P(inf),), (over(P(inf)),), ((P(inf), STORED),)),
+    Case("infinity is not minus infinity", (P(inf),), (over(P(-inf)),), ((P(-inf), 0),)),
+    Case("an integer equals a number", (P(1.0),), (over(P(1)),), ((P(1.0), STORED),)),
+    Case("neighbouring numbers differ", (P(0.3),), (over(P(0.1 + 0.2)),), ((P(0.1 + 0.2), 0),)),
+    Case("a text overwrites a text", (P("OPEN"),), (over(P("SHUT")),), ((P("SHUT"), 0),)),
+    Case("a text equals itself", (P("öffen"),), (over(P("öffen")),), ((P("öffen"), STORED),)),
+    Case("texts differ by case", (P("OPEN"),), (over(P("open")),), ((P("open"), 0),)),
+    Case("a text gives way", (P("OPEN"),), (keep(P("SHUT")),), ((P("OPEN"), STORED),)),
+    Case("no reading overwrites a text", (P("OPEN"),), (over(P(None)),), ((P(None), 0),)),
+    Case("a text overwrites no reading", (P(None),), (over(P("OPEN")),), ((P("OPEN"), 0),)),
+    Case("an empty text is no missing reading", (P(""),), (over(P(None)), over(P(""))), ((P(""), None),)),
+    Case("two texts in a batch", (), (over(P("OPEN"), P("SHUT")),), ((P("SHUT"), 0),)),
+    Case("quality alone overwrites", (P(1.0),), (over(P(1.0, quality=7)),), ((P(1.0, quality=7), 0),)),
+    Case("quality alone gives way", (P(1.0),), (keep(P(1.0, quality=7)),), ((P(1.0), STORED),)),
+    Case("no quality is the default", (P(1.0),), (over(P(1.0, quality=None)),), ((P(1.0), STORED),)),
+    Case(
+        "metadata alone overwrites",
+        (P(1.0, metadata=A),),
+        (over(P(1.0, metadata=B)),),
+        ((P(1.0, metadata=B), 0),),
+    ),
+    Case("metadata is taken away", (P(1.0, metadata=A),), (over(P(1.0)),), ((P(1.0), 0),)),
+    Case("metadata comes to it", (P(1.0),), (over(P(1.0, metadata=A)),), ((P(1.0, metadata=A), 0),)),
+    Case("empty metadata is not none", (P(1.0),), (over(P(1.0, metadata={})),), ((P(1.0, metadata={}), 0),)),
+    Case("metadata gives way", (P(1.0, metadata=A),), (keep(P(1.0)),), ((P(1.0, metadata=A), STORED),)),
+    Case(
+        "metadata equals itself in another order",
+        (P(1.0, metadata={"a": 1, "b": [None, "ø"]}),),
+        (over(P(1.0, metadata={"b": [None, "ø"], "a": 1})),),
+        ((P(1.0, metadata={"a": 1, "b": [None, "ø"]}), STORED),),
+    ),
+    Case(
+        "in two batches metadata alone overwrites",
+        (),
+        (over(P(1.0, metadata=A)), over(P(1.0, metadata=B)), over(P(1.0, metadata=B))),
+        ((P(1.0, metadata=B), 1),),
+    ),
+    # --- a delete in between --------------------------------------------------------------------------------
+    Case("stored, deleted", (P(1.0),), (Delete(10, 11),), (), dropped=1),
+    Case("written and deleted", (), (over(P(1.0)), Delete(10, 11)), (), dropped=1),
+    Case(
+        "an equal point after a delete is a new one",
+        (P(1.0),),
+        (Delete(10, 11), over(P(1.0))),
+        ((P(1.0), 1),),
+        dropped=1,
+    ),
+    Case(
+        "a point after a delete has nothing to give way to",
+        (P(1.0),),
+        (Delete(10, 11), keep(P(2.0))),
+        ((P(2.0), 1),),
+        dropped=1,
+    ),
+    Case(
+        "overwritten, deleted, written, given way to",
+        (P(1.0), P(1.0, at=11)),
+        (over(P(2.0)), Delete(0, 11), over(P(3.0)), keep(P(4.0), P(4.0, at=9))),
+        ((P(4.0, at=9), 3), (P(3.0), 2), (P(1.0, at=11), STORED)),
+        dropped=1,
+    ),
+    Case(
+        "a delete of the newest point, and a late one",
+        (P(1.0, at=9), P(1.0)),
+        (Delete(10, 20), over(P(1.0, at=9)), keep(P(2.0, at=8))),
+        ((P(2.0, at=8), 2), (P(1.0, at=9), STORED)),
+        dropped=1,
+    ),
+    Case("a delete beside it", (P(1.0),), (Delete(11, 20), keep(P(2.0))), ((P(1.0), STORED),)),
+]
+
+
+@dataclass(frozen=True)
+class Road:
+    """How the steps of a case reach the implementation that is meant."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    flush_each: bool = False
+    straight: Literal["all", "every second"] | None = None
+    latest: Literal["after each step", "at the end"] | None = None
+
+
+ROADS = {
+    "_net, in one flush": Road(),
+    "apply, in batches of one flush": Road({"flush_batch_points": 1}),
+    "apply, a flush for each": Road(flush_each=True),
+    "merge, all by tables": Road({"bulk_rows": 1}, straight="all"),
+    "merge, rows and tables in turn": Road({"bulk_rows": 1}, straight="every second"),
+    "_lay_over, asked after each": Road(latest="after each step"),
+    "_lay_over, asked at the end": Road(latest="at the end"),
+}
+
+
+def kinds_of(case: Case) -> list[str]:
+    return [step.kind for step in case.steps]
+
+
+SERIES = {case.name: f"series of {case.name!r}" for case in CASES}
+GROUPS = [list(group) for _, group in groupby(sorted(CASES, key=kinds_of), kinds_of)]
+"""Cases whose steps are of the same kinds. They are taken together, a call for each step."""
+
+
+class Drive:
+    """A store in which the cases are driven along one road; each has a series of its own."""
+
+    def __init__(self, store: Store, road: Road) -> None:
+        self.store = store
+        self.road = road
+        self.waiting = 0
+        """How many seqs of the group that is driven are not flushed."""
+        self.seqs: dict[tuple[str, int], range] = {}
+        """The seqs of each step of each case."""
+
+    def store_first(self) -> None:
+        """Store what the cases find, and beside it points of other series at the same times."""
+        rows = [row for case in CASES for row in rows_of(case, case.stored)]
+        times = {row[2] for row in rows}
+        beside = self.store.points.insert_many([("beside", "m", at, 0.5) for at in times])
+        self.note(CASES, STORED, self.store.points.insert_many(rows))
+        self.seqs["beside", STORED] = seqs_of(beside)
+        self.store.checkpoint()
+        assert self.store.status().unflushed == 0
+
+    def take(self, group: Sequence[Case], number: int) -> None:
+        """Take one step of the cases of a group, and assert that the road was not left."""
+        points = self.store.points
+        steps = [(case, case.steps[number]) for case in group]
+        rows = [row for case, step in steps if isinstance(step, Write) for row in rows_of(case, step.points)]
+        kind = steps[0][1].kind
+        if kind == "delete":
+            for case, step in steps:
+                assert isinstance(step, Delete)
+                self.went(False, [case], number, points.delete(SERIES[case.name], "m", step.start, step.end))
+        elif kind == "keep" or self.road.straight == "all" or (self.road.straight and number % 2):
+            written = points.insert_table(
+                table_of(rows), on_conflict="keep" if kind == "keep" else "overwrite"
+            )
+            assert written.accepted == len(rows)
+            self.went(self.road.straight is not None, group, number, written)
+        else:
+            written = points.insert_many(rows)
+            assert written.accepted == len(rows)
+            self.went(False, group, number, written)
+
+    def went(self, straight: bool, group: Sequence[Case], number: int, written: Written) -> None:
+        """Assert that a write lies in the columns, if it went straight, or else in the journal alone."""
+        self.note(group, number, written)
+        self.waiting = 0 if straight else self.waiting + len(seqs_of(written))
+        status = self.store.status()
+        assert status.last_seq == written.last_seq
+        assert (status.unflushed, status.journal_rows == 0) == (self.waiting, straight)
+
+    def note(self, group: Iterable[Case], number: int, written: Written) -> None:
+        self.seqs |= {(case.name, number): seqs_of(written) for case in group}
+
+    def flush(self) -> None:
+        assert self.store.flush() == self.store.last_seq()
+        self.waiting = 0
+
+    def newest(self, group: Iterable[Case], store: Store | None = None) -> dict[str, P]:
+        names = [SERIES[case.name] for case in group]
+        found = (self.store if store is None else store).points.latest(names, "m")
+        return {row["sensor_id"]: point_of(row) for row in found}
+
+
+def seqs_of(written: Written) -> range:
+    assert written.first_seq is not None
+    assert written.last_seq is not None
+    return range(written.first_seq, written.last_seq + 1)
+
+
+def rows_of(case: Case, points: Sequence[P]) -> list[tuple[Any, ...]]:
+    return [(SERIES[case.name], "m", p.at, p.value, p.quality, p.metadata) for p in points]
+
+
+def table_of(rows: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
+    """Return rows as a table in the plain form, which may go straight to the columns."""
+    sensors, metrics, times, values, qualities, metadata = zip(*rows, strict=True)
+    return {
+        "sensor_id": list(sensors),
+        "metric_name": list(metrics),
+        "timestamp": list(times),
+        "value": [value if type(value) is not str else None for value in values],
+        "value_text": [value if type(value) is str else None for value in values],
+        "quality": list(qualities),
+        "metadata": [
+            None
+            if one is None
+            else json.dumps(one, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+            for one in metadata
+        ],
+    }
+
+
+def point_of(row: dict[str, Any]) -> P:
+    return P(row["value"], row["timestamp_us"] // 1_000_000, row["quality"], row["metadata"])
+
+
+def newest_of(group: Iterable[Case]) -> dict[str, P]:
+    """Return the newest point that is expected of each case."""
+    return {
+        SERIES[case.name]: max((point for point, _ in case.found), key=lambda point: point.at)
+        for case in group
+        if case.found
+    }
+
+
+@pytest.fixture
+def drive(tmp_path: Path, engine: str, road: str) -> Iterator[Drive]:
+    """A store that holds what the cases find."""
+    options: dict[str, Any] = {"engine": engine, "durability": "normal", **ROADS[road].settings}
+    with Store(tmp_path / "store", Settings(background=False, **options)) as store:
+        if ROADS[road].latest != "at the end":  # there another store asks, which takes the columns for itself
+            store._access.columns.is_tended = (
+                True  # keeps them open between two calls, as a background thread does
+            )
+        drive = Drive(store, ROADS[road])
+        drive.store_first()
+        yield drive
+
+
+def differing(found: dict[str, P], expected: dict[str, P]) -> dict[str, tuple[P | None, P | None]]:
+    names = found.keys() | expected.keys()
+    return {n: (found.get(n), expected.get(n)) for n in names if found.get(n) != expected.get(n)}
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_of_several_points_of_one_identity_the_right_one_counts(drive: Drive, road: str, engine: str) -> None:
+    if drive.road.straight and engine == "sqlite":
+        pytest.skip("tables go through SQLite's journal")
+    store, latest = drive.store, drive.road.latest
+    for group in GROUPS:
+        for number in range(len(group[0].steps)):
+            drive.take(group, number)
+            if drive.road.flush_each:
+                drive.flush()
+            elif latest == "after each step":
+                drive.newest(group)
+                if group[0].steps[number].kind == "delete":
+                    drive.waiting = 0  # only the columns tell what a delete leaves: it is flushed
+        if latest == "at the end":
+            with Store(store.path, store.settings) as fresh:  # has nothing in memory yet
+                assert differing(drive.newest(group, fresh), newest_of(group)) == {}
+            if "delete" in kinds_of(group[0]):
+                drive.waiting = 0
+        if latest is not None:
+            assert differing(drive.newest(group), newest_of(group)) == {}
+            assert store.status().unflushed == drive.waiting
+        drive.flush()
+    assert differing(drive.newest(CASES), newest_of(CASES)) == {}
+    assert store.status().ledger_dropped == sum(case.dropped for case in CASES)
+
+    points: dict[str, list[P]] = {}
+    seqs: dict[tuple[str, int], int] = {}
+    for row in store.points.after(0):
+        points.setdefault(row["sensor_id"], []).append(point_of(row))
+        seqs[row["sensor_id"], row["timestamp_us"] // 1_000_000] = row["seq"]
+    beside = points.pop("beside")
+    assert {seqs["beside", point.at] for point in beside} == set(drive.seqs["beside", STORED])
+    wrong: dict[str, Any] = {}
+    for case in CASES:
+        name = SERIES[case.name]
+        found = sorted(points.get(name, []), key=lambda point: point.at)
+        if found != [point for point, _ in case.found]:
+            wrong[case.name] = found
+            continue
+        for point, origin in case.found:
+            if origin is not None and seqs[name, point.at] not in drive.seqs[case.name, origin]:
+                wrong[case.name] = f"the point at {point.at} does not come from step {origin}"
+    assert wrong == {}
+    counted = {info.sensor_id: info.points for info in store.series.list() if info.points}
+    assert counted == {SERIES[case.name]: len(case.found) for case in CASES if case.found} | {
+        "beside": len(beside)
+    }
