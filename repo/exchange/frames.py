@@ -82,14 +82,15 @@ class ArrowPages:
             if found is None:
                 return None
             return {name: pa.chunked_array([column], _stored(pa, name)) for name, column in found.items()}
-        reader = pa.RecordBatchReader.from_stream(arrow(connection, query.statement))
         batches, size = [], 0
-        for batch in reader:
-            size += batch.num_rows
-            if 0 <= most < size:
-                return None
-            batches.append(batch)
-        table = pa.Table.from_batches(batches, reader.schema)
+        # Closed also after Ctrl-C: a transaction with a result that is not read to its end cannot be rolled back.
+        with pa.RecordBatchReader.from_stream(arrow(connection, query.statement)) as reader:
+            for batch in reader:
+                size += batch.num_rows
+                if 0 <= most < size:
+                    return None
+                batches.append(batch)
+            table = pa.Table.from_batches(batches, reader.schema)
         return dict(zip(table.column_names, table.columns, strict=True))
 
     def _sorted(self, columns: Arrays, key: Any) -> Arrays:

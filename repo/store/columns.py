@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from repo.clock import Clock
 from repo.engines import forks, sqlite
+from repo.engines.interrupts import is_interrupt
 from repo.engines.lease import Lease
 from repo.errors import SchemaOutdated, StoreBusy, StoreClosed, system_error
 from repo.files import StoreFiles
@@ -368,13 +369,3 @@ def _raise_typed(backend: Backend, error: Exception) -> NoReturn:
     if _is_of_engine(backend, error):
         raise backend.typed_error(error) from error
     raise error
-
-
-def is_interrupt(error: BaseException) -> bool:
-    """Say whether DuckDB's driver raised it in place of what a handler of signals had raised, mostly Ctrl-C."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if type(seen) is RuntimeError and str(seen) == "Query interrupted":
-            return True
-        seen = seen.__cause__
-    return False

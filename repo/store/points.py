@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Literal
 
+from repo.engines.interrupts import KeyboardInterrupts
 from repo.errors import InvalidQuery
 from repo.repositories import reading
 from repo.repositories.aggregates import is_numeric
@@ -127,6 +128,7 @@ class Points(PointWriter):
         """
         return self._access.writer.submit(self._submission(rows, on_error))
 
+    @KeyboardInterrupts()
     def insert_table(
         self,
         table: Any,

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 
 from repo.clock import Clock, system_clock
 from repo.engines import forks
+from repo.engines.interrupts import KeyboardInterrupts
 from repo.errors import EngineMissing, InvalidQuery
 from repo.exchange.inputs import Input
 from repo.exchange.readings import Layout, Rejected
@@ -129,6 +130,7 @@ class Store:
         """Move the columns from DuckDB to SQLite; as `promote`."""
         return self._convert("sqlite", progress)
 
+    @KeyboardInterrupts()
     def export_parquet(
         self,
         path: str | os.PathLike[str],
@@ -187,6 +189,7 @@ class Store:
             on_progress=on_progress,
         )
 
+    @KeyboardInterrupts()
     def import_parquet(
         self,
         paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
@@ -221,6 +224,7 @@ class Store:
             on_progress=on_progress,
         )
 
+    @KeyboardInterrupts()
     def ingest(
         self,
         files: Files,
@@ -292,6 +296,7 @@ class Store:
             return extent_of(self._access, scope)
         return clean(self._access, scope)
 
+    @KeyboardInterrupts()
     def shrink(self, progress: Progress = lambda _done, _points: None, *, dry_run: bool = False) -> Shrunk:
         """Give the free blocks inside the files back to the disk, and return when that is done.
 
@@ -397,6 +402,7 @@ class Store:
                 self.close()
                 raise
 
+    @KeyboardInterrupts()
     def _convert(self, engine: str, progress: Progress = lambda _done, _points: None) -> Converted:
         opening = self._opening
         return convert(
