@@ -7,6 +7,8 @@ Read or delete rows of a table in a transaction that has appended to it, and Duc
 from __future__ import annotations
 
 import random
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from repo.repositories.applying import Row, apply
 from repo.repositories.selection import Selection
 from repo.repositories.series import SummaryRepository
 from repo.schema import migrate
-from tests.conftest import OpenStore, close_engine
+from tests.conftest import ROOT, OpenStore, close_engine
 
 
 @pytest.fixture
@@ -146,3 +148,11 @@ def test_a_flush_that_is_told_to_stop_ends_after_a_whole_batch_and_goes_on_later
         access.flusher.through(opened, 5000)
         assert access.flusher.reached(5000)
     assert len(store.points.range("a", "m").all()) == 5000
+
+
+def test_the_duckdb_versions_that_may_be_installed_begin_past_2_0_0() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    [wanted] = [one for one in project["dependencies"] if re.match(r"duckdb\W", one) and "engine" not in one]
+    assert wanted.partition(";")[0] == "duckdb>=2.0.1,<2.1", (
+        "2.0.0 doubles rows; what comes after 2.0 is unknown"
+    )
