@@ -13,6 +13,7 @@ from pathlib import Path
 from repo.errors import InvalidSettings, system_error
 
 __all__ = [
+    "ACKNOWLEDGED_FILE",
     "CONFIG_FILE",
     "DUCKDB_FILE",
     "ENGINES",
@@ -32,6 +33,7 @@ METADATA_FILE = "offline_buffer.db"
 CONFIG_FILE = "holdfast.toml"
 LEASE_FILE, TURN_FILE = "lease.lock", "turn.lock"
 WRITE_FILE, WRITE_TURN_FILE = "write.lock", "write-turn.lock"
+ACKNOWLEDGED_FILE = "acknowledged.mark"
 LOCK_FILES = (LEASE_FILE, TURN_FILE, WRITE_FILE, WRITE_TURN_FILE)
 BESIDE_SUFFIX = ".meta.db"
 
@@ -102,6 +104,11 @@ class StoreFiles:
         return self.folder / f"{self.prefix}tmp"
 
     @property
+    def acknowledged(self) -> Path:
+        """The file that says how far the store was acknowledged; see `repo.store.acknowledged`."""
+        return self.folder / f"{self.prefix}{ACKNOWLEDGED_FILE}"
+
+    @property
     def backups(self) -> Path:
         """The folder of the backups that migrations make, a folder each."""
         return self.folder / f"{self.prefix}backups"
@@ -135,6 +142,7 @@ class StoreFiles:
             self.metadata,
             self.duckdb,
             self.sqlite,
+            self.acknowledged,
             *(self.folder / f"{self.prefix}{name}" for name in LOCK_FILES),
             self.folder / CONFIG_FILE,
         )

@@ -29,6 +29,10 @@ VOID = "void"
 as the record of that."""
 
 
+_LOST = b"lost"
+"""Payload of a void row whose seqs were acknowledged and got lost."""
+
+
 class Entry(NamedTuple):
     """One journal row; `seq` is the last of its `seqs` seqs."""
 
@@ -41,6 +45,11 @@ class Entry(NamedTuple):
     def first_seq(self) -> int:
         """The first seq of the row."""
         return self.seq - self.seqs + 1
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it stands for seqs that were acknowledged, and whose rows got lost with the end of the journal."""
+        return self.kind == VOID and self.payload == _LOST
 
 
 class JournalRepository:
@@ -93,6 +102,10 @@ class JournalRepository:
         self._connection.execute(update(StoreState).values(last_seq=func.max(StoreState.last_seq, through)))
         done = delete(JournalRow).where(JournalRow.seq <= through, JournalRow.kind != VOID)
         return self._connection.execute(done).rowcount
+
+    def append_lost(self, first_seq: int, last_seq: int, created_us: int) -> None:
+        """Add a void row for seqs that were acknowledged and are not here any more."""
+        self.append(last_seq, last_seq - first_seq + 1, VOID, _LOST, created_us)
 
     def void(self, seqs: Sequence[int]) -> None:
         """Void rows, by their last seqs: loads that died, and deletes that are not to be applied."""

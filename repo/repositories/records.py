@@ -162,6 +162,12 @@ class RecordRepository:
         changes = (source, data_json, timestamp_s, record_id, source, data_json)
         return bool(driver.execute(_REPLACE, changes).rowcount)
 
+    def skip_ids_through(self, last_id: int) -> None:
+        """Give later records ids past `last_id`, which is past those of all that are here."""
+        driver = self._driver()
+        driver.execute("DELETE FROM sqlite_sequence WHERE name = 'buffered_records'")
+        driver.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('buffered_records', ?)", (last_id,))
+
     def has(self, record_id: str) -> bool:
         """Say whether the record waits here."""
         query = select(BufferedRecord.id).where(BufferedRecord.record_id == record_id)

@@ -71,6 +71,17 @@ class SeriesRepository:
             [(*pair, kind) for pair, kind in kinds.items()],
         )
 
+    def change_kind(self, pair: tuple[str, str], kind: str) -> None:
+        """Give a series that holds no point another kind, and tell every process that what it knew has changed."""
+        driver: Any = self._connection.connection.driver_connection
+        driver.execute("UPDATE series SET kind = ? WHERE sensor_id = ? AND metric_name = ?", (kind, *pair))
+        driver.execute(f"PRAGMA user_version = {self.changes() + 1:d}")
+
+    def changes(self) -> int:
+        """Return how often a kind was changed in this database; kinds that were read before may be others now."""
+        driver: Any = self._connection.connection.driver_connection
+        return int(driver.execute("PRAGMA user_version").fetchone()[0])
+
     def pairs(self) -> list[tuple[str, str]]:
         """Return the names of all series."""
         return [(s, m) for s, m in self._connection.execute(select(Series.sensor_id, Series.metric_name))]
@@ -124,6 +135,12 @@ class _Summaries:
     def all(self) -> dict[tuple[str, str], Summary]:
         """Return the summaries of all series."""
         return {(row[0], row[1]): Summary(*row[2:]) for row in self._connection.execute(select(self._table))}
+
+    def of(self, pair: tuple[str, str]) -> dict[tuple[str, str], Summary]:
+        """Return the summary of one series; empty where it holds no point."""
+        table = self._table
+        query = select(table).where(table.c.sensor_id == pair[0], table.c.metric_name == pair[1])
+        return {(row[0], row[1]): Summary(*row[2:]) for row in self._connection.execute(query)}
 
     def replace(
         self, summaries: Mapping[tuple[str, str], Summary], gone: Iterable[tuple[str, str]] = ()

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, func, insert, inspect, select, update
 
 from repo.models import JournalRow, StoreState, TimeSeriesState
 
-__all__ = ["ColumnsState", "ColumnsStateRepository", "State", "StateRepository"]
+__all__ = ["ColumnsState", "ColumnsStateRepository", "Extent", "State", "StateRepository"]
 
 
 class State(NamedTuple):
@@ -35,6 +35,21 @@ class ColumnsState(NamedTuple):
     flush_digest: int = 0
 
 
+class Extent(NamedTuple):
+    """How far a store was acknowledged: the last seq, and the highest id that a record ever had."""
+
+    store_id: str
+    last_seq: int
+    last_record: int
+
+
+_EXTENT = """
+    SELECT store_id, max(last_seq, coalesce((SELECT max(seq) FROM journal), 0)),
+        coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'buffered_records'), 0)
+    FROM store_state
+"""
+
+
 class StateRepository:
     """Facts of the metadata database."""
 
@@ -48,6 +63,12 @@ class StateRepository:
         columns[State._fields.index("last_seq")] = func.max(StoreState.last_seq, newest)
         row = self._connection.execute(select(*columns)).one_or_none()
         return None if row is None else State(*row)
+
+    def extent(self) -> Extent | None:
+        """Return how far the metadata reach, as this transaction sees them; None before a store has taken them."""
+        driver: Any = self._connection.connection.driver_connection  # it is asked at every flush
+        row = driver.execute(_EXTENT).fetchone()
+        return None if row is None else Extent(*row)
 
     def create(self, state: State) -> None:
         """Write the facts of a new store."""

@@ -7,6 +7,7 @@ the columns are checkpointed, and only then is the call acknowledged, for these 
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,6 @@ from sqlalchemy import Connection
 
 from repo.errors import (
     EngineMissing,
-    FlushFailed,
     HoldfastError,
     InvalidPoint,
     InvalidQuery,
@@ -32,13 +32,17 @@ from repo.repositories.applying import Applied
 from repo.repositories.journal import BULK, Entry
 from repo.repositories.merging import Part, merge
 from repo.repositories.points import Written
+from repo.repositories.series import SeriesRepository
 from repo.store.access import Access
 from repo.store.backends import duckdb_is_installed
-from repo.store.changes import BulkChange, PointsChange, Submission
+from repo.store.changes import BulkChange, PointsChange, Submission, without_other_kinds
+from repo.store.kinds import holds_no_point
 from repo.store.reconcile import Known, digest_of
 from repo.values import Batch, check_columns
 
 __all__ = ["Bulk"]
+
+log = logging.getLogger("holdfast.bulk")
 
 CHUNK_ROWS = 245_760
 """Rows of a chunk: two row groups of DuckDB's, which go straight into its file. Some 0.2 s under the lease; more
@@ -46,6 +50,10 @@ would not fit into its default memory where they all meet stored points (a milli
 
 JOURNAL_ROWS = 262_144
 """Rows that go into the journal in one commit: about 6 MB."""
+
+PIECE_ROWS = 32_768
+"""Rows of a chunk that are packed and committed at a time when it goes through the journal after all: texts of
+1.5 kB are then some 150 MB of Python objects, and not ten times as much."""
 
 WAIT_S = 0.2
 """How long a chunk waits for the columns before it goes through the journal: a hand-over takes 30-80 ms, and
@@ -151,17 +159,17 @@ class _Load:
         self._skip = skip
         self._kinds: dict[tuple[str, str], str] = {}
         self._written: list[Written] = []
-        self._undurable_seq = 0
+        self._stored: set[tuple[str, str]] = set()
+        self._goes_straight = False
 
     def run(self, table: Table) -> Written:
-        """Look at the table, all of it first if it can be gone through twice, write it, and make it durable."""
+        """Check the table, all of it first if it can be read twice, and write it, each chunk durably."""
         looked = self._look(table.chunks)
         refusals: list[Refusal] = []
         try:
             for one in list(looked) if table.repeatable else looked:
                 refusals += one.refusals
                 self._write(one)
-            self._make_durable()
         except Exception as error:  # also what the caller's stream raised
             if done := sum(written.accepted for written in self._written):
                 error.add_note(
@@ -197,6 +205,8 @@ class _Load:
             found = chunk.scan or scan(chunk.home, source, chunk.place)
         else:
             found = None if source is None else scan(self._scratch, source)
+        if found is not None:
+            self._learn_stored(group.pair for group in found.groups)
         if found is not None and all(self._is_kind(group.pair, group.kind) for group in found.groups):
             return _Looked(chunk, found)
         looked = _Looked(chunk, None, *self._packed(chunk, first_row))
@@ -209,44 +219,80 @@ class _Load:
         changes: list[PointsChange] = []
         refusals: list[Refusal] = []
         for start in range(0, chunk.rows, JOURNAL_ROWS):
-            columns = _plain(chunk.lists(start, JOURNAL_ROWS))
-            accept_bool = self._access.settings.accept_bool
-            batch, refused = check_columns(columns, accept_bool=accept_bool, skip=True)
-            refusals += [replace(one, row=(one.row or 0) + start + first_row) for one in refused]
-            for pair, kind in zip(batch.series, batch.kinds, strict=True):
-                if not self._is_kind(pair, kind):
-                    raise InvalidPoint(
-                        [
-                            Refusal(
-                                None,
-                                "value",
-                                f"the series {pair[0]!r} {pair[1]!r} has numbers and texts here",
-                            )
-                        ]
-                    )
-            if len(batch):
-                kept = _last_of_each(batch) if self._keep else batch
-                changes.append(replace(PointsChange.of(kept, keep=self._keep), count=len(batch)))
+            change, refused = self._packed_piece(chunk, start, JOURNAL_ROWS, first_row)
+            refusals += refused
+            if change is not None:
+                changes.append(change)
         return changes, tuple(refusals)
+
+    def _packed_piece(
+        self, chunk: Chunk, start: int, rows: int, first_row: int
+    ) -> tuple[PointsChange | None, list[Refusal]]:
+        columns = _plain(chunk.lists(start, rows))
+        batch, refused = check_columns(columns, accept_bool=self._access.settings.accept_bool, skip=True)
+        self._learn_stored(batch.series)
+        known = {
+            pair: self._kinds[pair]
+            for pair, kind in zip(batch.series, batch.kinds, strict=True)
+            if not self._is_kind(pair, kind)
+        }
+        refusals = list(refused)
+        if known:
+            gone = {refusal.row for refusal in refused}
+            given = [row for row in range(len(batch) + len(gone)) if row not in gone]
+            batch, more = without_other_kinds(batch, known, given)
+            refusals = sorted([*refusals, *more], key=lambda refusal: refusal.row or 0)
+        refusals = [replace(one, row=(one.row or 0) + start + first_row) for one in refusals]
+        if not len(batch):
+            return None, refusals
+        kept = _last_of_each(batch) if self._keep else batch
+        return replace(PointsChange.of(kept, keep=self._keep), count=len(batch)), refusals
 
     def _is_kind(self, pair: tuple[str, str], kind: str | None) -> bool:
         return kind is None or self._kinds.setdefault(pair, kind) == kind
+
+    def _learn_stored(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Learn what kinds the store holds of these series; one without points may be of any."""
+        unknown = [pair for pair in pairs if pair not in self._stored]
+        if not unknown:
+            return
+        with self._access.metadata.read() as connection:
+            for pair, kind in SeriesRepository(connection).kinds(unknown).items():
+                if (
+                    kind is not None
+                    and self._kinds.get(pair, kind) == kind
+                    and not holds_no_point(connection, pair)
+                ):
+                    self._kinds[pair] = kind
+        self._stored.update(unknown)
 
     # --- writing --------------------------------------------------------------------------------------
 
     def _write(self, looked: _Looked) -> None:
         """Write a chunk: straight to the columns if it is large and they are to be had, else to the journal."""
         found = looked.scan
-        if found is not None:
-            large = found.rows >= self._access.settings.bulk_rows or self._undurable_seq
-            if large and self._straight(looked.chunk, found):
-                return
-            looked.changes, _ = self._packed(looked.chunk, 0)
-        for change in looked.changes:
-            self._written.append(self._access.writer.commit(Submission((change,))))
+        if found is None:
+            for change in looked.changes:
+                self._journal(change)
+            return
+        large = found.rows >= self._access.settings.bulk_rows or self._goes_straight
+        if large and self._straight(looked.chunk, found):
+            return
+        # Of points that give way, the last of a table counts: so they are packed together.
+        rows = JOURNAL_ROWS if self._keep else PIECE_ROWS
+        for start in range(0, looked.chunk.rows, rows):
+            piece, _ = self._packed_piece(looked.chunk, start, rows, 0)
+            if piece is not None:
+                self._journal(piece)
+
+    def _journal(self, change: PointsChange) -> None:
+        self._written.append(self._access.writer.commit(Submission((change,))))
 
     def _straight(self, chunk: Chunk, found: Scan) -> bool:
-        """Merge a chunk into the columns; False if they cannot be had at once, or take no tables."""
+        """Merge a chunk into the columns, durably.
+
+        False if they cannot be had at once, take no tables, or have too little memory for it.
+        """
         columns, flusher = self._access.columns, self._access.flusher
         try:
             with columns.alone("bulk load", timeout_s=WAIT_S) as opened:
@@ -259,23 +305,20 @@ class _Load:
                 assert reserved.last_seq is not None
                 entry = Entry(reserved.last_seq, found.rows, BULK, change.token)
                 opened = flusher.through(opened, entry.first_seq - 1)
-                flusher.commit(opened, _Merge.of(entry, chunk.source, found, keep=self._keep))
+                try:
+                    flusher.commit(opened, _Merge.of(entry, chunk.source, found, keep=self._keep))
+                except HoldfastError as error:
+                    if not opened.backend.is_out_of_memory(error):
+                        raise
+                    log.info(
+                        "a chunk of a table needs more memory than DuckDB may use; it goes through the journal"
+                    )
+                    return False
         except (StoreBusy, EngineMissing):
             return False
-        self._undurable_seq = entry.seq
+        self._goes_straight = True
         self._written.append(Written(entry.first_seq, entry.seq, found.rows))
         return True
-
-    def _make_durable(self) -> None:
-        """Checkpoint what went straight to the columns."""
-        if not self._undurable_seq:
-            return
-        with self._access.columns.alone("bulk load") as opened:
-            if self._access.flusher.make_durable(opened) < self._undurable_seq:
-                raise FlushFailed(
-                    f"{opened.backend.path} lost the rows of this table before they were durable; write it again",
-                    path=opened.backend.path,
-                )
 
 
 @dataclass(frozen=True, slots=True)

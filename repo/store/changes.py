@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from math import isnan
@@ -23,6 +23,7 @@ __all__ = [
     "RecordChange",
     "SettleChange",
     "Submission",
+    "without_other_kinds",
 ]
 
 
@@ -114,39 +115,51 @@ class Submission:
         """Refuse the readings that are not of the kind their series is known to hold; the rest is written."""
         batch = self.skippable
         assert batch is not None
-        wrong = {
-            code: known[pair]
-            for code, (pair, kind) in enumerate(zip(batch.series, batch.kinds, strict=True))
-            if pair in known and kind is not None and kind != known[pair]
-        }
         gone = {refusal.row for refusal in self.refusals}
         given = [row for row in range(len(batch) + len(gone)) if row not in gone]
-        rows, refusals = [], list(self.refusals)
-        for row, code in enumerate(batch.codes):
-            if code in wrong and (row in batch.texts or not isnan(batch.values[row])):
-                sensor, metric = batch.series[code]
-                refusals.append(
-                    Refusal(
-                        given[row],
-                        "value",
-                        f"the series {sensor!r} {metric!r} holds {wrong[code]} values, "
-                        f"and this is a {batch.kinds[code]}",
-                    )
-                )
-            else:
-                rows.append(row)
-        left = batch.rows(rows)
-        left.kinds = [None if code in wrong else kind for code, kind in enumerate(batch.kinds)]
-        used = set(left.codes)
+        left, refused = without_other_kinds(batch, known, given)
         change = PointsChange.of(left)
+        used = set(left.codes)
         change.kinds = {
             pair: kind
             for code, (pair, kind) in enumerate(zip(left.series, left.kinds, strict=True))
             if code in used
         }
-        self.changes = (change,) if rows else ()
-        self.refusals = tuple(sorted(refusals, key=lambda refusal: refusal.row or 0))
+        self.changes = (change,) if len(left) else ()
+        self.refusals = tuple(sorted([*self.refusals, *refused], key=lambda refusal: refusal.row or 0))
         self.skippable = None
+
+
+def without_other_kinds(
+    batch: Batch, known: Mapping[tuple[str, str], str], given: Sequence[int]
+) -> tuple[Batch, list[Refusal]]:
+    """Take out the readings that are not of the kind their series is known to hold.
+
+    `given` holds the place at which the caller gave each row of the batch, for the refusals.
+    """
+    wrong = {
+        code: known[pair]
+        for code, (pair, kind) in enumerate(zip(batch.series, batch.kinds, strict=True))
+        if pair in known and kind is not None and kind != known[pair]
+    }
+    rows: list[int] = []
+    refusals: list[Refusal] = []
+    for row, code in enumerate(batch.codes):
+        if code in wrong and (row in batch.texts or not isnan(batch.values[row])):
+            sensor, metric = batch.series[code]
+            refusals.append(
+                Refusal(
+                    given[row],
+                    "value",
+                    f"the series {sensor!r} {metric!r} holds {wrong[code]} values, "
+                    f"and this is a {batch.kinds[code]}",
+                )
+            )
+        else:
+            rows.append(row)
+    left = batch.rows(rows)
+    left.kinds = [None if code in wrong else kind for code, kind in enumerate(batch.kinds)]
+    return left, refusals
 
 
 def _parts(batch: Batch) -> list[Batch]:

@@ -306,7 +306,10 @@ class Flusher:
                 return self._columns.reopen()
             held = replace(held, copied_losses=tuple(loss.entry_id for loss in losses))
         self._held = held
-        if held.opened.backend.durable_at_commit and work.copies:
+        is_durable = (
+            held.opened.backend.durable_at_commit or not work.journalled
+        )  # that was checkpointed above
+        if is_durable and work.copies:
             self._prune(state.watermark)
         self._metadata.fold_if_due()
         return held.opened
@@ -381,7 +384,11 @@ class Flusher:
         with self._metadata.write() as connection:
             LatestRepository(connection).replace(applied.touched, applied.gone)
             LedgerRepository(connection).add(losses)
-            StateRepository(connection).set(copied_through=watermark)
+            state = StateRepository(connection)
+            state.set(copied_through=watermark)
+            extent = state.extent()
+        if extent is not None:
+            self._metadata.mark.write(extent, durably=False)
 
     def _prune(self, durable: int) -> None:
         held = self._held

@@ -18,7 +18,9 @@ from repo.engines import forks, sqlite
 from repo.engines.turnstile import Turnstile
 from repo.errors import HoldfastError, StoreClosed
 from repo.files import StoreFiles
+from repo.repositories.state import StateRepository
 from repo.settings import Settings
+from repo.store.acknowledged import AcknowledgedMark
 
 __all__ = ["MetadataDatabase"]
 
@@ -58,6 +60,7 @@ class MetadataDatabase:
         self._reader = self.engine.execution_options(**sqlite.READ)
         self._lock = threading.RLock()
         self._turnstile = Turnstile(files)
+        self.mark = AcknowledgedMark(files)
         self._busy_timeout_s = settings.busy_timeout_s
         self._writer: Connection | None = None
         self._writer_known = True
@@ -183,7 +186,15 @@ class MetadataDatabase:
                 if self._turnstile.place >= 0 and not self._turnstile.kept:
                     fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)
                 self._fold_not_before_s = time.monotonic() + _FOLD_AGAIN_S
-            return sqlite.log_bytes(self.path) if folded.done_pages == folded.log_pages else 0
+        self.note_acknowledged()
+        return sqlite.log_bytes(self.path) if folded.done_pages == folded.log_pages else 0
+
+    def note_acknowledged(self) -> None:
+        """Write how far everything is committed to the mark, durably; see `repo.store.acknowledged`."""
+        with self.read() as connection:
+            extent = StateRepository(connection).extent()
+        if extent is not None:
+            self.mark.write(extent, durably=True)
 
     def vacuum(self) -> None:
         """Write the file anew without its free pages, and cut its WAL; raises `StoreBusy`, `StoreFull`.
@@ -204,6 +215,13 @@ class MetadataDatabase:
         """Close all connections; does nothing in a child of the process that opened them."""
         if os.getpid() != self._pid:
             return
+        try:
+            if not self._closed:
+                self.note_acknowledged()
+        except (
+            HoldfastError
+        ) as error:  # closing has to go on; the mark that stands says less, and nothing wrong
+            log.warning("how far %s was acknowledged was not noted at its close: %s", self.path, error)
         with self._lock:
             if self._closed:
                 return

@@ -30,11 +30,12 @@ from repo.errors import (
 )
 from repo.files import ENGINES, StoreFiles
 from repo.repositories.pointers import PointerRepository
-from repo.repositories.state import ColumnsStateRepository, State, StateRepository
+from repo.repositories.state import ColumnsStateRepository, Extent, State, StateRepository
 from repo.schema import backup, version
 from repo.schema.targets import Target
 from repo.settings import Settings
 from repo.store.access import Access
+from repo.store.acknowledged import account_for_lost_end
 from repo.store.backends import Backend, DuckDBBackend, backend_for, why_no_duckdb
 from repo.store.building import discard_unfinished
 from repo.store.columns import Columns
@@ -178,9 +179,10 @@ class Opening:
         Of several processes that open a new store at once one makes it, and the others wait for that.
         """
         if sqlite.is_begun(metadata.path):
+            acknowledged = metadata.mark.read()  # first: others may be writing to the store
             state = self._state(metadata)
             if state is not None:
-                return state
+                return state if acknowledged is None else self._whole(metadata, state, acknowledged)
         columns = any(self._files.columns(engine).exists() for engine in ENGINES)
         with self._leased("preparing the store") if columns else nullcontext(), metadata.alone():
             state = self._state(metadata)
@@ -193,6 +195,28 @@ class Opening:
                 state = State(uuid4().hex, 0, 0, 0, self._first_engine(), None, 1, self._clock())
                 with metadata.write() as connection:
                     StateRepository(connection).create(state)
+        return state
+
+    def _whole(self, metadata: MetadataDatabase, state: State, acknowledged: Extent) -> State:
+        """Return the store's facts once what the metadata lack of what was acknowledged is accounted for."""
+        with metadata.read() as connection:
+            found = StateRepository(connection).extent()
+        assert found is not None
+        if found.store_id != acknowledged.store_id:  # the mark is that of a store that was here before
+            return state
+        if found.last_seq >= acknowledged.last_seq and found.last_record >= acknowledged.last_record:
+            return state
+        with metadata.write() as connection:
+            losses = account_for_lost_end(connection, acknowledged, self._clock())
+            state = StateRepository(connection).get() or state
+        for loss in losses:
+            log.error(
+                "%s ends before what was acknowledged: its log was damaged, or an older file was put in its place. "
+                "%s that were not flushed before may be missing: %s; see the loss ledger",
+                metadata.path,
+                loss.what,
+                loss.detail,
+            )
         return state
 
     def _state(self, metadata: MetadataDatabase) -> State | None:

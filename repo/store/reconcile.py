@@ -25,6 +25,7 @@ from repo.repositories.selection import Selection
 from repo.repositories.series import LatestRepository, SeriesRepository, Summary, SummaryRepository
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
+from repo.store.acknowledged import LOST_END
 from repo.store.columns import OpenColumns
 from repo.store.metadata import MetadataDatabase
 
@@ -167,6 +168,8 @@ class Reconciler:
         """
         log.error("the metadata of %s is older than its columns: it gets new seqs", path)
         journal = JournalRepository(connection)
+        if facts.last_seq < floor:
+            LedgerRepository(connection).add([self._older_metadata(facts, floor)])
         applied = min(facts.copied_through, state.watermark)
         self.renumbered_through = journal.renumber_past(max(floor, journal.last_seq()), applied)
         deletes = [entry for entry in journal.after(max(floor, applied)) if entry.kind == DELETE]
@@ -181,6 +184,19 @@ class Reconciler:
                 path,
                 Selection.from_json(entry.payload),
             )
+
+    def _older_metadata(self, facts: State, floor: int) -> Loss:
+        # The points up to there are in the columns; of the records nobody can say.
+        return Loss(
+            entry_id=f"{facts.store_id}:lost-end:records:{facts.last_seq}-{floor}",
+            what="records",
+            reason=LOST_END,
+            detail=json.dumps({"last_seq": facts.last_seq, "last_seq_of_columns": floor}),
+            dropped=None,
+            first_us=None,
+            last_us=None,
+            recorded_us=self._clock(),
+        )
 
     def _not_applied(self, entry: Entry, facts: State) -> Loss:
         return Loss(
@@ -239,6 +255,11 @@ def _is_what_was_flushed(connection: Connection, state: ColumnsState, facts: Sta
     copied = facts.copied_through
     if copied >= state.watermark or state.flush_digest == 0:
         return True
+    for entry in JournalRepository(connection).after(copied):
+        if entry.is_lost and entry.first_seq <= state.watermark <= entry.seq:
+            return True  # the file holds what the journal lost, and so everything before it
+        if entry.seq >= state.watermark:
+            break
     entries = JournalRepository(connection).after(copied, state.watermark)
     return copied == state.flushed_from and digest_of(entries) == state.flush_digest
 

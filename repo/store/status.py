@@ -18,6 +18,7 @@ from repo.repositories.records import RecordRepository
 from repo.repositories.series import LatestRepository, SeriesRepository
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import StateRepository
+from repo.store.acknowledged import LOST_END
 from repo.store.space import sizes_of
 
 __all__ = ["SinkStatus", "Status", "read_status"]
@@ -109,11 +110,15 @@ def read_status(connection: Connection, files: StoreFiles, schema: str) -> Statu
 
 
 def _warnings(files: StoreFiles, ledger: LedgerRepository, pointers: PointerRepository) -> tuple[str, ...]:
-    warnings = [
-        f"the column store was replaced by an older one: {loss.detail} may be missing"
-        for loss in ledger.list()
-        if loss.reason == "columns-older-than-journal"
-    ]
+    warnings = []
+    for loss in ledger.list():
+        if loss.reason == "columns-older-than-journal":
+            warnings.append(f"the column store was replaced by an older one: {loss.detail} may be missing")
+        elif loss.reason == LOST_END:
+            warnings.append(
+                f"{files.metadata.name} lost its end, or was replaced by an older one: {loss.what} "
+                f"{loss.detail} may be missing"
+            )
     if pointers.noted() and (waiting := pointers.count()):
         warnings.append(
             f"{waiting:,} pending records of the legacy program are held back until their data is restored from the "

@@ -25,6 +25,7 @@ from repo.store.changes import (
     RecordChange,
     Submission,
 )
+from repo.store.kinds import holds_no_point
 from repo.store.metadata import MetadataDatabase
 from repo.store.packing import BLOCK_BYTES, BLOCK_POINTS
 
@@ -95,6 +96,7 @@ class Writer:
         self._last_party = 1
         self._last_commit_s = 0.0
         self._kinds: dict[tuple[str, str], str] = {}
+        self._kinds_as_of = -1
         self._inbox = _Inbox(self, queue_points)
 
     def commit(self, submission: Submission) -> Written:
@@ -187,18 +189,19 @@ class Writer:
 
     def _commit_group(self, group: _Group) -> None:
         submissions = [submission for party in group.parties for submission in party.submissions]
-        registered: dict[tuple[str, str], str] = {}
+        kinds = _GroupKinds()
 
         def write(connection: Connection) -> None:
+            self._forget_changed_kinds(connection)
             for submission in submissions:  # it may be its second time
                 submission.error = submission.written = None
-            accepted = [s for s in submissions if self._kinds_fit(connection, s, registered)]
+            accepted = [s for s in submissions if self._kinds_fit(connection, s, kinds)]
             if accepted:
                 self._append(connection, accepted)
 
         try:
             self._metadata.journal(write, group.attempt)
-            self._kinds |= registered
+            self._kinds |= kinds.registered
         except HoldfastError as error:
             if not group.attempt.committed:
                 for submission in submissions:
@@ -245,46 +248,79 @@ class Writer:
             )
         row.end()
 
-    def _kinds_fit(
-        self, connection: Connection, submission: Submission, registered: dict[tuple[str, str], str]
-    ) -> bool:
-        """Register new series; on one of another kind the submission, or a row that may be skipped, fails alone."""
+    def _kinds_fit(self, connection: Connection, submission: Submission, group: _GroupKinds) -> bool:
+        """Register new series; on one of another kind the submission, or a row that may be skipped, fails alone.
+
+        A series without points takes the kind of what is written now.
+        """
         wanted: dict[tuple[str, str], str | None] = {}
-        others: dict[tuple[str, str], str] = {}
+        others: dict[tuple[str, str], tuple[str, str]] = {}
+        own: dict[tuple[str, str], str] = {}
+        mixed: set[tuple[str, str]] = set()
         for change in submission.changes:
             if isinstance(change, (PointsChange, BulkChange)):
                 for pair, kind in change.kinds.items():
-                    known = self._kinds.get(pair) or registered.get(pair) or wanted.get(pair)
+                    known = group.registered.get(pair) or self._kinds.get(pair)
                     if known is None:
-                        wanted[pair] = kind
+                        wanted[pair] = wanted.get(pair) or kind
                     elif kind is not None and kind != known:
-                        others[pair] = known
-                        if submission.skippable is None:
-                            submission.error = _mismatch(pair, known, kind)
-                            return False
-        series = SeriesRepository(connection) if wanted else None
-        stored = series.kinds(wanted) if series is not None else {}
+                        others[pair] = (known, kind)
+                    if kind is not None and (first := own.setdefault(pair, kind)) != kind:
+                        others[pair] = (first, kind)
+                        mixed.add(pair)
+        if not (wanted or others):
+            group.use(submission)
+            return True
+        series = SeriesRepository(connection)
+        stored = series.kinds(wanted)
         for pair, kind in wanted.items():
             known = stored.get(pair)
             if known is not None and kind is not None and kind != known:
-                others[pair] = known
-                if submission.skippable is None:
-                    submission.error = _mismatch(pair, known, kind)
-                    return False
+                others.setdefault(pair, (known, kind))
+        for pair, (_, kind) in list(others.items()):
+            if pair not in mixed and pair not in group.used and holds_no_point(connection, pair):
+                series.change_kind(pair, kind)
+                stored[pair] = group.registered[pair] = kind
+                del others[pair]
         if others:
-            submission.leave_out(others)
-            return self._kinds_fit(connection, submission, registered)
-        if series is None:
-            return True
+            if submission.skippable is None:
+                pair, (known, kind) = next(iter(others.items()))
+                submission.error = _mismatch(pair, known, kind)
+                return False
+            submission.leave_out({pair: known for pair, (known, _) in others.items()})
+            return self._kinds_fit(connection, submission, group)
         new = {pair: kind for pair, kind in wanted.items() if stored.get(pair) is None}
         new = {pair: kind for pair, kind in new.items() if kind is not None or pair not in stored}
         if new:
             series.register(new)
         for pair, kind in wanted.items():
-            settled = stored.get(pair) or kind
-            if settled is not None:
-                registered[pair] = settled
+            found = stored.get(pair) or kind
+            if found is not None:
+                group.registered[pair] = found
+        group.use(submission)
         return True
+
+    def _forget_changed_kinds(self, connection: Connection) -> None:
+        """Forget the kinds if any process has given a series another one."""
+        changes = SeriesRepository(connection).changes()
+        if changes != self._kinds_as_of:
+            self._kinds = {}
+            self._kinds_as_of = changes
+
+
+@dataclass(slots=True)
+class _GroupKinds:
+    """What one commit finds out about kinds; nobody else knows it before it is committed."""
+
+    registered: dict[tuple[str, str], str] = field(default_factory=dict)
+    used: set[tuple[str, str]] = field(default_factory=set)
+    """Series that an earlier submission of the commit writes readings to."""
+
+    def use(self, submission: Submission) -> None:
+        """Note the series of a submission that fits."""
+        for change in submission.changes:
+            if isinstance(change, (PointsChange, BulkChange)):
+                self.used.update(pair for pair, kind in change.kinds.items() if kind is not None)
 
 
 class _PointsRow:

@@ -122,8 +122,8 @@ def test_a_delete_that_comes_back_with_older_metadata_takes_no_newer_points(
     store.points.insert_many([("a", "m", at, 2.0) for at in range(10, 100)])
     store.checkpoint()
     store.close()
-    for companion in ("-wal", "-shm"):
-        (tmp_path / "store" / f"offline_buffer.db{companion}").unlink(missing_ok=True)
+    for gone in ("offline_buffer.db-wal", "offline_buffer.db-shm", "acknowledged.mark"):
+        (tmp_path / "store" / gone).unlink(missing_ok=True)
     (tmp_path / "store" / "offline_buffer.db").write_bytes(older)
     store = open_store()
     assert len(store.points.range("a", "m").all()) == 90

@@ -1,0 +1,125 @@
+"""Numbers or texts: a series holds what its first point is, by rows and tables alike, until it is empty."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo import InvalidPoint, Store
+from tests.conftest import OpenStore
+
+pa = pytest.importorskip("pyarrow")
+
+ROWS = 120_000
+"""Enough to go straight to the columns of DuckDB."""
+
+
+def table(sensors: list[str], values: list[float]) -> Any:
+    rows = len(sensors)
+    return pa.table(
+        {
+            "sensor_id": sensors,
+            "metric_name": ["m"] * rows,
+            "timestamp_us": [*range(rows)],
+            "value": values,
+        }
+    )
+
+
+def values(store: Store, sensor: str = "a") -> list[Any]:
+    return [row["value"] for row in store.points.range(sensor, "m")]
+
+
+@pytest.fixture
+def mixed() -> Any:
+    """A table whose last row does not fit the series `valve`."""
+    return table(["a"] * (ROWS - 1) + ["valve"], [1.0] * ROWS)
+
+
+def test_a_table_with_a_row_of_another_kind_than_its_series_is_refused_before_anything_is_written(
+    store: Store, mixed: Any
+) -> None:
+    store.points.insert("valve", "m", "OPEN", timestamp=-1)
+    with pytest.raises(InvalidPoint, match="holds text values") as refused:
+        store.points.insert_table(mixed)
+    assert [refusal.row for refusal in refused.value.refusals] == [ROWS - 1]
+    assert store.points.aggregate("a", "m", agg="count") == []
+    assert store.last_seq() == 1
+
+
+def test_with_skip_only_that_row_is_left_out(store: Store, mixed: Any) -> None:
+    store.points.insert("valve", "m", "OPEN", timestamp=-1)
+    written = store.points.insert_table(mixed, on_error="skip")
+    assert (written.accepted, [refusal.row for refusal in written.refusals]) == (ROWS - 1, [ROWS - 1])
+    assert store.points.aggregate("a", "m", agg="count")[0]["count"] == ROWS - 1
+    assert values(store, "valve") == ["OPEN"]
+
+
+@pytest.mark.parametrize("flushed", ["flushed", "not flushed"])
+def test_a_series_whose_points_are_all_gone_may_be_of_another_kind(store: Store, flushed: str) -> None:
+    store.points.insert("a", "m", "n/a", timestamp=1)
+    store.points.delete("a", "m")
+    if flushed == "flushed":
+        store.flush()
+    store.points.insert("a", "m", 1.0, timestamp=2)
+    with pytest.raises(InvalidPoint, match="holds number values"):
+        store.points.insert("a", "m", "n/a", timestamp=3)
+    assert values(store) == [1.0]
+
+
+def test_a_series_that_still_holds_a_point_keeps_its_kind(store: Store) -> None:
+    store.points.insert_many([("a", "m", 1, "n/a"), ("a", "m", 5, "n/a")])
+    store.points.delete("a", "m", 0, 3)
+    for _ in range(2):
+        with pytest.raises(InvalidPoint, match="holds text values"):
+            store.points.insert("a", "m", 1.0, timestamp=2)
+        store.flush()
+    store.points.delete("a", "m")
+    store.points.insert("a", "m", "again", timestamp=9)
+    with pytest.raises(InvalidPoint, match="holds text values"):
+        store.points.insert("a", "m", 1.0, timestamp=2)
+    assert values(store) == ["again"]
+
+
+def test_what_an_empty_series_becomes_is_one_kind_within_a_commit(store: Store) -> None:
+    store.points.insert("a", "m", "n/a", timestamp=1)
+    store.points.delete("a", "m")
+    store.flush()
+
+    def write_both() -> None:
+        with store.transaction() as transaction:
+            transaction.points.insert("a", "m", 1.0, timestamp=2)
+            transaction.points.insert("a", "m", "n/a", timestamp=3)
+
+    with pytest.raises(InvalidPoint):
+        write_both()
+    assert values(store) == []
+
+
+def test_a_table_may_give_an_empty_series_another_kind(store: Store) -> None:
+    store.points.insert("a", "m", "n/a", timestamp=1)
+    store.points.delete("a", "m")
+    store.flush()
+    assert store.points.insert_table(table(["a"] * ROWS, [1.0] * ROWS)).accepted == ROWS
+    assert store.points.aggregate("a", "m", agg="sum")[0]["sum"] == ROWS
+
+
+def test_another_process_learns_that_a_series_has_another_kind(open_store: OpenStore, tmp_path: Path) -> None:
+    store = open_store("site")
+    store.points.insert("a", "m", "n/a", timestamp=1)
+    other = f"""
+from repo import Settings, Store
+with Store({str(store.path)!r}, Settings(background=False)) as store:
+    store.points.delete("a", "m")
+    store.flush()
+    store.points.insert("a", "m", 1.0, timestamp=2)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", other], check=True, cwd=Path(__file__).parents[2])
+    with pytest.raises(InvalidPoint, match="holds number values"):
+        store.points.insert("a", "m", "n/a", timestamp=3)
+    store.points.insert("a", "m", 2.0, timestamp=4)
+    assert values(store) == [1.0, 2.0]
