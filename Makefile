@@ -22,7 +22,7 @@ test-all: $(STAMP)
 test-sqlite: $(STAMP)
 	$(BIN)/python -m tests.without_duckdb.environment $(VENV)-sqlite
 	$(VENV)-sqlite/bin/python -m pytest -n 2 --dist loadscope -m "not slow and not bench" \
-		$(addprefix tests/,contract property unit badinput cli delivery facades faults)
+		$(addprefix tests/,contract property unit badinput cli delivery compat faults)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Runs the one line of revisions on each database: the whole chain on the columns, then on the metadata.
 
-Called by the `alembic` command, which opens the databases that `repo.schema.targets` finds, and by
-`repo.schema.migrate`, which hands over a live connection. Each database has its own `alembic_version`.
+Called by the `alembic` command, which opens the databases that `repo.schema.databases` finds, and by
+`repo.schema.runner`, which hands over a live connection. Each database has its own `alembic_version`.
 """
 
 import logging
@@ -16,12 +16,13 @@ from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection
 
-from repo.engines import sqlite, torn
+from repo.engines.duckdb import checkpoint
+from repo.engines.sqlite import driver as sqlite
 from repo.errors import HoldfastError, SchemaOutdated
 from repo.models import MetadataBase, TimeSeriesBase
 from repo.schema import counting
-from repo.schema.migrate import typed_errors  # it teaches Alembic DuckDB, too
-from repo.schema.targets import Target, find_targets, held
+from repo.schema.databases import Target, find_targets, held
+from repo.schema.runner import typed_errors  # it teaches Alembic DuckDB, too
 from repo.schema.version import too_new, version_of
 
 log = logging.getLogger("alembic.runtime.migration")
@@ -121,7 +122,7 @@ def fold(connections: dict[str, Connection]) -> None:
                 "SELECT path FROM duckdb_databases() WHERE database_name = current_database()"
             ).scalar_one()
             connection.rollback()
-            with torn.noted(Path(file)):
+            with checkpoint.noted(Path(file)):
                 connection.exec_driver_sql("CHECKPOINT")
             connection.rollback()
 
@@ -176,7 +177,7 @@ def run_offline(targets: list[Target]) -> None:
     for target in targets:
         url = "sqlite://"
         if target.engine == "duckdb":
-            import repo.engines.dialect  # noqa: F401  # registers it
+            import repo.engines.duckdb.dialect  # noqa: F401  # registers it
 
             url = "duckdb+holdfast://"
         configure(target.database, url=url, literal_binds=True)

@@ -51,22 +51,22 @@ if TYPE_CHECKING:
     from repo.repositories.points import PointRepository, Written
     from repo.repositories.records import RecordRepository
     from repo.settings import Settings
-    from repo.store.exporting import Exported
-    from repo.store.recovering import Recovered
     from repo.store.results import Result
     from repo.store.status import Status
     from repo.store.store import Store
+    from repo.transfer.exporter import Exported
+    from repo.transfer.importer import Recovered
 
 _HOMES = {
     "DuckDBTimeSeriesStorage": "repo.duckdb_storage",
-    "Exported": "repo.store.exporting",
+    "Exported": "repo.transfer.exporter",
     "Forwarder": "repo.delivery.forwarder",
     "HttpSink": "repo.delivery.sinks.http",
     "OfflineBufferManager": "repo.offline_buffer",
     "PointRepository": "repo.repositories.points",
     "Receipt": "repo.delivery.sinks",
     "RecordRepository": "repo.repositories.records",
-    "Recovered": "repo.store.recovering",
+    "Recovered": "repo.transfer.importer",
     "Result": "repo.store.results",
     "Settings": "repo.settings",
     "Sink": "repo.delivery.sinks",

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from repo.compat.capacity import Capacity
+from repo.compat.environment import filled_from_environment
+from repo.compat.shared import borrow
 from repo.errors import InvalidQuery, InvalidSettings, StoreFull
-from repo.facades.capacity import Capacity
-from repo.facades.environment import filled_from_environment
-from repo.facades.sharing import borrow
 from repo.files import StoreFiles
-from repo.moments import bound_us, to_datetime
+from repo.times import bound_us, to_datetime
 
 __all__ = ["MB", "DuckDBTimeSeriesStorage"]
 

@@ -16,7 +16,7 @@ from operator import index
 from typing import Any, Final, SupportsIndex
 
 from repo.errors import InvalidPoint, Refusal
-from repo.moments import Unfit
+from repo.times import Unfit
 
 __all__ = [
     "DEFAULT_QUALITY",

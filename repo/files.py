@@ -105,7 +105,7 @@ class StoreFiles:
 
     @property
     def acknowledged(self) -> Path:
-        """The file that says how far the store was acknowledged; see `repo.store.acknowledged`."""
+        """The file that says how far the store was acknowledged; see `repo.core.acknowledged`."""
         return self.folder / f"{self.prefix}{ACKNOWLEDGED_FILE}"
 
     @property

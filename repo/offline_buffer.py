@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from repo import forks
+from repo.compat.capacity import Capacity
+from repo.compat.environment import filled_from_environment, from_environment
+from repo.compat.shared import borrow
 from repo.duckdb_storage import MB, DuckDBTimeSeriesStorage
-from repo.engines import forks
+from repo.engines.registry import duckdb_is_installed
 from repo.errors import HoldfastError, InvalidSettings
-from repo.facades.capacity import Capacity
-from repo.facades.environment import filled_from_environment, from_environment
-from repo.facades.sharing import borrow
 from repo.files import METADATA_FILE, StoreFiles, place_columns
-from repo.store.backends import duckdb_is_installed
 from repo.store.store import Store
 
 __all__ = ["OfflineBufferManager"]

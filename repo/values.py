@@ -29,7 +29,7 @@ from repo.fields import (
     quality_of,
     text_of,
 )
-from repo.moments import (
+from repo.times import (
     EXACT_FLOAT_S,
     MAX_TIMESTAMP_US,
     MIN_TIMESTAMP_US,

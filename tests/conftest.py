@@ -29,10 +29,10 @@ BUDGET_S = {
     "migrations": 150,
     "faults": 110,
     "cli": 100,
-    "facades": 45,
+    "compat": 45,
     "forks": 45,
     "property": 40,
-    "exchange": 35,
+    "formats": 35,
     "readme": 35,
     "packaging": 25,
     "badinput": 15,
@@ -172,7 +172,7 @@ def columns_file(engine: str) -> str:
 def close_engine(engine: Engine) -> None:
     """Close a database that was opened by `repo.engines`."""
     if engine.dialect.name == "duckdb":
-        from repo.engines import duckdb
+        from repo.engines.duckdb import driver as duckdb
 
         duckdb.close_engine(engine)
     else:

@@ -23,21 +23,21 @@ __all__ = ["holdfast", "main"]
 
 # Name: module, and the first line of its help, so that the list of commands loads none of them.
 _COMMANDS = {
-    "init": ("folders", "Create a store, or confirm that it exists."),
-    "status": ("folders", "Show what the store holds, its backlog, its files and who has it open."),
+    "init": ("store", "Create a store, or confirm that it exists."),
+    "status": ("store", "Show what the store holds, its backlog, its files and who has it open."),
     "migrate": ("migrate", "Upgrade the store's schema to this program's version."),
     "adopt": ("adopt", "Create the store NEW from a copy of the store OLD."),
     "promote": ("engines", "Move the columns from SQLite to DuckDB."),
     "demote": ("engines", "Move the columns from DuckDB to SQLite."),
     "query": (
-        "reading",
+        "query",
         "Print points of SENSOR and METRIC, or aggregates of them.",
     ),
-    "latest": ("reading", "Print the newest points of each series."),
-    "series": ("reading", "List the series of the store."),
+    "latest": ("query", "Print the newest points of each series."),
+    "series": ("query", "List the series of the store."),
     "ingest": ("ingest", "Read CSV, NDJSON and Parquet files into the store."),
-    "export": ("carrying", "Write points to Parquet or NDJSON: one file, or a folder of days."),
-    "import": ("carrying", "Read Parquet and exported NDJSON into the store: files, folders, bundles."),
+    "export": ("transfer", "Write points to Parquet or NDJSON: one file, or a folder of days."),
+    "import": ("transfer", "Read Parquet and exported NDJSON into the store: files, folders, bundles."),
     "cleanup": ("cleanup", "Delete points and pending records, and return free space to the disk."),
     "demo": ("demo", "Run a site through an outage and two kills, and verify the delivery."),
 }

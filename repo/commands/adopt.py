@@ -11,7 +11,7 @@ from repo.commands.output import print_json
 from repo.commands.session import Session, json_option
 
 if TYPE_CHECKING:
-    from repo.store.adopting import Adoption
+    from repo.schema.adopt import Adoption
 
 __all__ = ["adopt"]
 
@@ -46,7 +46,7 @@ def adopt(
     copy and its migration, "free_bytes", "databases", "steps", "nan_points", "records_restored",
     "records_without_original", "records_waiting": as those of `migrate`}
     """
-    from repo.store.adopting import adopt_store
+    from repo.schema.adopt import adopt_store
 
     with session.progress("adopting") as show:
         done = adopt_store(old, new, columns=timeseries, dry_run=dry_run, force=force, progress=show)

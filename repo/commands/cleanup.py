@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repo.clock import system_clock
+from repo.commands.options import bounds, iso, names_of, zone_of
 from repo.commands.output import counted, print_json, write_rows
-from repo.commands.selecting import bounds, iso, names_of, zone_of
 from repo.commands.session import Session, json_option
 from repo.errors import HoldfastError
-from repo.moments import parse_duration_us, to_datetime
+from repo.times import parse_duration_us, to_datetime
 
 if TYPE_CHECKING:
     from repo import Store
-    from repo.repositories.extents import Extent
+    from repo.queries.counts import Extent
     from repo.repositories.records import RecordExtent
-    from repo.store.cleaning import Cleaned
-    from repo.store.shrinking import Shrunk
+    from repo.upkeep.cleanup import Cleaned
+    from repo.upkeep.shrink import Shrunk
 
 __all__ = ["cleanup"]
 

@@ -17,8 +17,8 @@ from repo.commands.output import counted, print_json, printable
 from repo.commands.session import Session, json_option
 
 if TYPE_CHECKING:
-    from repo.exchange.inputs import Input
-    from repo.exchange.readings import Layout, Rejected
+    from repo.formats.text.layout import Layout, Rejected
+    from repo.transfer.inputs import Input
 
 __all__ = ["ingest"]
 
@@ -147,7 +147,7 @@ def ingest(
     JSON: {"path", "files": [{"file", "points", "rejected", "no_reading"}], "points": acknowledged,
     "rejected", "no_reading", "elapsed_s", "points_per_s"}
     """
-    from repo.exchange.inputs import Input
+    from repo.transfer.inputs import Input
 
     if errors_file is not None:
         _check_errors_file(session, errors_file, files)
@@ -201,7 +201,7 @@ def _check_errors_file(session: Session, errors_file: Path, files: tuple[str, ..
 def _layout(
     *, delimiter: str | None, metrics: tuple[str, ...], texts: tuple[str, ...], **same: Any
 ) -> Layout:
-    from repo.exchange.readings import Layout
+    from repo.formats.text.layout import Layout
 
     return Layout(
         delimiter="\t" if delimiter in ("tab", "\\t") else delimiter,

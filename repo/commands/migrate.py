@@ -11,7 +11,7 @@ from repo.commands.output import print_json
 from repo.commands.session import Session, json_option
 
 if TYPE_CHECKING:
-    from repo.store.migrating import Migration
+    from repo.schema.upgrade import Migration
 
 __all__ = ["migrate", "show"]
 
@@ -60,8 +60,8 @@ def migrate(
         return
     if yes:
         raise click.UsageError("-y is only valid with --restore")
+    from repo.schema.upgrade import migrate_store
     from repo.schema.version import HEAD
-    from repo.store.migrating import migrate_store
 
     goal = HEAD if to is None else to
     looks = check or dry_run
@@ -135,9 +135,9 @@ def _tell(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
 
 
 def _restore(session: Session, *, yes: bool) -> None:
-    from repo.moments import to_datetime
     from repo.schema.backup import list_backups
-    from repo.store.restoring import restore_store
+    from repo.schema.restore import restore_store
+    from repo.times import to_datetime
 
     if session.as_json and not yes:
         raise click.UsageError("--json does not ask: add -y")

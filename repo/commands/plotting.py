@@ -10,7 +10,7 @@ from typing import Any
 
 from repo.commands.output import printable
 from repo.errors import InvalidQuery, MissingExtra
-from repo.moments import to_datetime
+from repo.times import to_datetime
 
 __all__ = ["MOST_LINES", "draw", "plot_columns"]
 

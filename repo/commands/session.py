@@ -52,9 +52,9 @@ class Session:
 
         Whatever a wrong variable may name is looked at before a link leads there: what a migration would raise.
         """
-        from repo.facades.environment import from_environment
+        from repo.compat.environment import from_environment
         from repo.files import StoreFiles, find_files, place_columns
-        from repo.store.migrating import migrate_store
+        from repo.schema.upgrade import migrate_store
 
         files = find_files(self.folder, from_environment("DUCKDB_STORAGE_PATH", str))
         if looks or files == StoreFiles.of(self.folder.resolve()):

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from repo.delivery.batch import BatchKey, checksum
-from repo.demo.keeping import Keeping, Taken
 from repo.demo.process import announce, obey
+from repo.demo.receiver_store import Keeping, Taken
 
 __all__ = ["Receiver"]
 

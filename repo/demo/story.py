@@ -19,8 +19,8 @@ from typing import Any
 
 from repo.delivery.batch import BatchKey, checksum_of
 from repo.demo.chart import Samples
-from repo.demo.keeping import stored_points
 from repo.demo.process import Child, Inbox, Message
+from repo.demo.receiver_store import stored_points
 from repo.demo.sender import SINK
 from repo.demo.site import Reading, ticks
 from repo.errors import DemoFailed, InvalidSettings

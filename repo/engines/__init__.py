@@ -1,1 +1,1 @@
-"""The engines: every difference between SQLite and DuckDB lives in this room."""
+"""The engines: the differences between SQLite and DuckDB."""

@@ -7,7 +7,8 @@ from typing import Any
 from sqlalchemy import Connection, and_, func, insert, select
 
 from repo.models import Point, StorageMetadata
-from repo.repositories.series import Summary, SummaryRepository
+from repo.queries.selection import Summary
+from repo.repositories.series import SummaryRepository
 
 __all__ = ["VerificationRepository", "corrections"]
 

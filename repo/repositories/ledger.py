@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, Integer, delete, func, insert, literal_column, select, update
 
-from repo.engines.traits import traits_of
+from repo.engines.registry import traits_of
 from repo.models import LedgerEntry, TimeSeriesLedgerEntry
 
 __all__ = ["ColumnsLedgerRepository", "LedgerRepository", "Loss"]

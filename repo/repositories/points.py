@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Literal, cast
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, RootTransaction, func, select
 
 from repo.clock import Clock, system_clock
-from repo.engines.traits import traits_of
+from repo.engines.registry import traits_of
 from repo.errors import InvalidQuery, Refusal, TransactionRule
 from repo.models import Point
-from repo.moments import bound_us, to_datetime, to_datetimes
-from repo.repositories import reading
-from repo.repositories.answers import Aggregates
-from repo.repositories.applying import Row, apply
-from repo.repositories.paging import Rows, SeqPages, TimePages
-from repo.repositories.selection import Names, Selection
-from repo.repositories.series import Summary, SummaryRepository
-from repo.repositories.states import States
+from repo.queries import point_sql
+from repo.queries.aggregate import Aggregates
+from repo.queries.durations import States
+from repo.queries.pages import Rows, SeqPages, TimePages
+from repo.queries.rows import PointDict, Row, point_dicts, range_dicts, rows_of, seq_dicts
+from repo.queries.selection import Names, Summary, Time, select_points
+from repo.repositories.apply import apply
+from repo.repositories.series import SummaryRepository
 from repo.values import Batch, check_point, check_rows
 
 __all__ = [
-    "PointDict",
     "PointRepository",
     "Written",
     "next_points",
-    "parsed_metadata",
-    "point_dict",
-    "point_dicts",
-    "range_dicts",
-    "rows_of",
-    "select_points",
-    "seq_dicts",
 ]
-
-Time = float | datetime | None
-PointDict = dict[str, Any]
-"""Keys: sensor_id, metric_name, timestamp (aware UTC datetime), timestamp_us, value (number, text or None),
-quality, metadata (dict or None)."""
 
 _PAGE_ROWS = 65_536
 
@@ -123,7 +108,7 @@ class PointRepository:
 
     def latest(self, sensor_id: Names, metric_name: Names = None, limit: int = 1) -> list[PointDict]:
         """Return the newest `limit` points of each series, newest first."""
-        rows = reading.newest(
+        rows = point_sql.newest(
             self._reading(), select_points(sensor_id, metric_name, None, None), self._known(), limit
         )
         return point_dicts(rows)
@@ -206,90 +191,6 @@ class PointRepository:
 _written: WeakKeyDictionary[RootTransaction | None, bool] = WeakKeyDictionary()
 
 
-def rows_of(batch: Batch, first_seq: int) -> Iterator[Row]:
-    """Yield the rows of a batch as they are stored, numbered from `first_seq`.
-
-    They are plain tuples in the order of `Row`: making the named ones would cost more than all the rest.
-    """
-    sensors = [sensor for sensor, _ in batch.series]
-    metrics = [metric for _, metric in batch.series]
-    texts, metadata = batch.texts, batch.metadata
-    rows = range(len(batch))
-    columns = zip(
-        map(sensors.__getitem__, batch.codes),
-        map(metrics.__getitem__, batch.codes),
-        batch.timestamps_us,
-        [None if value != value else value for value in batch.values],
-        map(texts.get, rows) if texts else [None] * len(batch),
-        [batch.qualities] * len(batch) if isinstance(batch.qualities, int) else batch.qualities,
-        map(metadata.get, rows) if metadata else [None] * len(batch),
-        range(first_seq, first_seq + len(batch)),
-        strict=True,
-    )
-    return cast("Iterator[Row]", columns)
-
-
-def point_dict(row: Any) -> PointDict:
-    """Return a stored row as an application sees it."""
-    sensor_id, metric_name, timestamp_us, value, text, quality, metadata = row[:7]
-    return {
-        "sensor_id": sensor_id,
-        "metric_name": metric_name,
-        "timestamp": to_datetime(timestamp_us),
-        "timestamp_us": timestamp_us,
-        "value": value if text is None else text,
-        "quality": quality,
-        "metadata": None if metadata is None else parsed_metadata(metadata),
-    }
-
-
-def point_dicts(rows: Sequence[Sequence[Any]]) -> list[PointDict]:
-    """Return many stored rows, all columns of the table, as `point_dict` does, but quicker."""
-    moments = to_datetimes([row[2] for row in rows])
-    return [
-        {
-            "sensor_id": sensor_id,
-            "metric_name": metric_name,
-            "timestamp": moment,
-            "timestamp_us": timestamp_us,
-            "value": value if text is None else text,
-            "quality": quality,
-            "metadata": None if metadata is None else parsed_metadata(metadata),
-        }
-        for (sensor_id, metric_name, timestamp_us, value, text, quality, metadata, _), moment in zip(
-            rows, moments, strict=True
-        )
-    ]
-
-
-def range_dicts(rows: Sequence[Sequence[Any]], series: tuple[str, str] | None) -> list[PointDict]:
-    """Return the rows of a range as applications see them; those of one `series` are without names and seq."""
-    if series is None:
-        return point_dicts(rows)
-    sensor_id, metric_name = series
-    moments = to_datetimes([row[0] for row in rows])
-    return [
-        {
-            "sensor_id": sensor_id,
-            "metric_name": metric_name,
-            "timestamp": moment,
-            "timestamp_us": timestamp_us,
-            "value": value if text is None else text,
-            "quality": quality,
-            "metadata": None if metadata is None else parsed_metadata(metadata),
-        }
-        for (timestamp_us, value, text, quality, metadata), moment in zip(rows, moments, strict=True)
-    ]
-
-
-def seq_dicts(rows: Sequence[Sequence[Any]]) -> list[PointDict]:
-    """Return rows as applications see them, each with its seq."""
-    points = point_dicts(rows)
-    for point, row in zip(points, rows, strict=True):
-        point["seq"] = row[7]
-    return points
-
-
 def next_points(
     connection: Connection, seq: int, through: int, limit: int, known: Mapping[tuple[str, str], Summary]
 ) -> list[PointDict]:
@@ -302,28 +203,7 @@ def next_points(
     return []
 
 
-def select_points(sensor_id: Names, metric_name: Names, start: Time, end: Time) -> Selection:
-    """Return the selection that a caller's names and times mean; raises `InvalidQuery`.
-
-    A start after the end is a mistake, and most likely both were swapped; equal ones are an empty span.
-    """
-    start_us = None if start is None else bound_us(start, "start")
-    end_us = None if end is None else bound_us(end, "end")
-    if start_us is not None and end_us is not None and start_us > end_us:
-        first, last = (to_datetime(us).isoformat() for us in (start_us, end_us))
-        raise InvalidQuery(f"start, {first}, lies after end, {last}: nothing is in between; swap them?")
-    return Selection.of(sensor_id, metric_name, start_us, end_us)
-
-
 def _skips(on_error: str) -> bool:
     if on_error not in ("raise", "skip"):
         raise InvalidQuery(f"on_error = {on_error!r}: 'raise' or 'skip'")
     return on_error == "skip"
-
-
-def parsed_metadata(metadata: str) -> Any:
-    """Return the metadata of a stored row as it was given."""
-    try:
-        return json.loads(metadata)
-    except ValueError:
-        return metadata  # legacy rows hold any text

@@ -13,10 +13,10 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, delete, false, f
 from repo.clock import Clock, system_clock
 from repo.errors import InvalidQuery, InvalidRecord
 from repo.models import BufferedRecord
-from repo.moments import to_us
 from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.pointers import HANDED_OUT
 from repo.repositories.state import StateRepository
+from repo.times import to_us
 from repo.values import check_name
 
 __all__ = [

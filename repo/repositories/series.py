@@ -8,26 +8,13 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, and_, delete, select, tuple_, update
 
-from repo.engines.traits import traits_of
+from repo.engines.registry import traits_of
 from repo.models import Series, SeriesLatest, SeriesSummary
-from repo.repositories.selection import Selection
+from repo.queries.selection import Selection, Summary
 
-__all__ = ["LatestRepository", "SeriesInfo", "SeriesRepository", "Summary", "SummaryRepository"]
+__all__ = ["LatestRepository", "SeriesInfo", "SeriesRepository", "SummaryRepository"]
 
 _CHUNK = 500
-
-
-class Summary(NamedTuple):
-    """How many points a series has, since when, and the newest one."""
-
-    points: int
-    first_us: int
-    last_us: int
-    last_value: float | None
-    last_value_text: str | None
-    last_quality: int | None
-    last_metadata: str | None
-    last_seq: int | None
 
 
 class SeriesInfo(NamedTuple):

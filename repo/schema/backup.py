@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from repo.engines import sqlite
-from repo.engines.torn import sync_file, sync_folder
+from repo.engines.duckdb.checkpoint import sync_file, sync_folder
+from repo.engines.sqlite import driver as sqlite
 from repo.errors import StoreCorrupt, system_error
 from repo.files import ENGINES, StoreFiles
-from repo.schema.targets import DATABASES
+from repo.schema.databases import DATABASES
 
 __all__ = [
     "Backup",

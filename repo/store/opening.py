@@ -16,10 +16,18 @@ from uuid import uuid4
 from sqlalchemy import Engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
+from repo import forks
 from repo.clock import Clock
-from repo.engines import forks, sqlite
-from repo.engines.lease import leased
-from repo.engines.turnstile import Turnstile
+from repo.core.acknowledged import account_for_lost_end
+from repo.core.columns import Columns
+from repo.core.flush import Flusher
+from repo.core.handle import Access
+from repo.core.metadata import MetadataDatabase
+from repo.core.writer import Writer
+from repo.engines.base import Backend
+from repo.engines.duckdb.backend import DuckDBBackend
+from repo.engines.registry import backend_for, why_no_duckdb
+from repo.engines.sqlite import driver as sqlite
 from repo.errors import (
     EngineMissing,
     SchemaOutdated,
@@ -29,20 +37,15 @@ from repo.errors import (
     system_error,
 )
 from repo.files import ENGINES, StoreFiles
+from repo.lease import leased
 from repo.repositories.pointers import PointerRepository
 from repo.repositories.state import ColumnsStateRepository, Extent, State, StateRepository
 from repo.schema import backup, version
-from repo.schema.targets import Target
+from repo.schema.databases import Target
 from repo.settings import Settings
-from repo.store.access import Access
-from repo.store.acknowledged import account_for_lost_end
-from repo.store.backends import Backend, DuckDBBackend, backend_for, why_no_duckdb
-from repo.store.building import discard_unfinished
-from repo.store.columns import Columns
-from repo.store.converting import moved_since, set_inactive_aside
-from repo.store.flush import Flusher
-from repo.store.metadata import MetadataDatabase
-from repo.store.writer import Writer
+from repo.turnstile import Turnstile
+from repo.upkeep.convert import moved_since, set_inactive_aside
+from repo.upkeep.rewrite import discard_unfinished
 
 __all__ = ["Opening"]
 
@@ -62,7 +65,7 @@ class Opening:
         """See that there is a store, or that one may be made."""
         forks.refuse_inherited(self._files.metadata, *map(self._files.columns, ENGINES))
         if backup.is_restoring(self._files):
-            from repo.store.restoring import finish_restore
+            from repo.schema.restore import finish_restore
 
             finish_restore(self._files, self._settings, self._clock)
         database = self._files.metadata
@@ -118,7 +121,7 @@ class Opening:
     def upgrade(self) -> None:
         """Bring the schema of a store that exists to the present one, before anything of it is open here.
 
-        Raises `SchemaTooNew`, `SchemaOutdated` where `auto_migrate` is off, and what `migrating.run` does.
+        Raises `SchemaTooNew`, `SchemaOutdated` where `auto_migrate` is off, and what `repo.schema.upgrade` does.
         """
         database = self._files.metadata
         if not database.exists():
@@ -281,9 +284,9 @@ class Opening:
         if not is_new:
             self._refuse_unless_allowed(found, path)
             raise SchemaOutdated(f"{path} has the schema {found or 'of the legacy program'}", path=path)
-        from repo.schema import migrate
+        from repo.schema import runner
 
-        migrate.upgrade(engine, "timeseries", path=path)
+        runner.upgrade(engine, "timeseries", path=path)
 
     def backend_of(self, engine: str, path: Path | None = None) -> Backend:
         """Return the backend of an engine, for its column file or another; see `backend_for`."""
@@ -316,7 +319,7 @@ class Opening:
         self._migrate(without_columns=False)
 
     def _migrate(self, *, without_columns: bool) -> None:
-        from repo.store.migrating import run
+        from repo.schema.upgrade import run
 
         run(self._files, self._settings, self._clock, without_columns=without_columns)
 

@@ -7,26 +7,21 @@ from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Literal
 
+from repo.core.bulk import Bulk
+from repo.core.changes import DeleteChange, PointsChange, Submission
+from repo.core.handle import Access
+from repo.core.latest import Newest
 from repo.engines.interrupts import KeyboardInterrupts
 from repo.errors import InvalidQuery
-from repo.repositories import reading
-from repo.repositories.aggregates import is_numeric
-from repo.repositories.answers import Aggregates
-from repo.repositories.paging import SeqPages, TimePages
-from repo.repositories.points import (
-    PointDict,
-    Written,
-    next_points,
-    point_dicts,
-    select_points,
-)
-from repo.repositories.selection import Names, Selection
+from repo.queries import point_sql
+from repo.queries.aggregate import Aggregates
+from repo.queries.aggregate_sql import is_numeric
+from repo.queries.durations import States
+from repo.queries.pages import SeqPages, TimePages
+from repo.queries.rows import PointDict, point_dicts
+from repo.queries.selection import Names, Selection, select_points
+from repo.repositories.points import Written, next_points
 from repo.repositories.series import SeriesRepository
-from repo.repositories.states import States
-from repo.store.access import Access
-from repo.store.bulk import Bulk
-from repo.store.changes import DeleteChange, PointsChange, Submission
-from repo.store.latest import Newest
 from repo.store.results import Result
 from repo.values import check_point
 
@@ -187,7 +182,7 @@ class Points(PointWriter):
                 return found
             self._access.flush("latest query")
         with self._access.reading("latest query") as (connection, known):
-            return point_dicts(reading.newest(connection, selection, known, limit))
+            return point_dicts(point_sql.newest(connection, selection, known, limit))
 
     def aggregate(
         self,

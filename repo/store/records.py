@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from repo.moments import to_us
+from repo.core.changes import Change, PointsChange, RecordChange, SettleChange, Submission
+from repo.core.handle import Access
 from repo.repositories.points import Written
 from repo.repositories.records import (
     NewRecord,
@@ -16,8 +17,7 @@ from repo.repositories.records import (
     RecordScope,
     listed_ids,
 )
-from repo.store.access import Access
-from repo.store.changes import Change, PointsChange, RecordChange, SettleChange, Submission
+from repo.times import to_us
 from repo.values import check_rows
 
 __all__ = ["RecordWriter", "Records", "points_of"]

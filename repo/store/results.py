@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
+from repo.core.handle import Reading
 from repo.errors import InvalidQuery
-from repo.exchange import frames
-from repo.repositories.paging import Form, Pages, Rows
-from repo.repositories.points import PointDict, range_dicts, seq_dicts
-from repo.store.access import Reading
+from repo.formats.arrays import frames
+from repo.queries.pages import Form, Pages, Rows
+from repo.queries.rows import PointDict, range_dicts, seq_dicts
 
 __all__ = ["BATCH_ROWS", "PAGE_ROWS", "Result"]
 

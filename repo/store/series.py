@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from repo.core.handle import Access
 from repo.errors import InvalidQuery
-from repo.repositories.selection import Names, Selection
+from repo.queries.selection import Names, Selection
 from repo.repositories.series import SeriesInfo, SeriesRepository
-from repo.store.access import Access
 
 __all__ = ["SeriesRoom"]
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from repo.engines.lease import Holder, read_holder
-from repo.engines.sqlite import has_wal_reset_bug
+from repo.core.acknowledged import LOST_END
+from repo.engines.sqlite.driver import has_wal_reset_bug
 from repo.files import StoreFiles
+from repo.lease import Holder, read_holder
 from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository
 from repo.repositories.pointers import PointerRepository
@@ -18,8 +19,7 @@ from repo.repositories.records import RecordRepository
 from repo.repositories.series import LatestRepository, SeriesRepository
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import StateRepository
-from repo.store.acknowledged import LOST_END
-from repo.store.space import sizes_of
+from repo.upkeep.usage import sizes_of
 
 __all__ = ["SinkStatus", "Status", "read_status"]
 

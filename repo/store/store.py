@@ -12,35 +12,34 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from repo import forks
 from repo.clock import Clock, system_clock
-from repo.engines import forks
+from repo.core.background import Keeper
+from repo.core.metadata import MetadataDatabase
 from repo.engines.interrupts import KeyboardInterrupts
 from repo.errors import EngineMissing, InvalidQuery
-from repo.exchange.inputs import Input
-from repo.exchange.readings import Layout, Rejected
-from repo.exchange.sources import listed
 from repo.files import StoreFiles
+from repo.formats.text.layout import Layout, Rejected
+from repo.queries.selection import Names, select_points
 from repo.repositories.ledger import Loss
-from repo.repositories.points import select_points
-from repo.repositories.selection import Names
 from repo.repositories.sinks import SinkRepository
 from repo.schema import version
 from repo.settings import Settings
-from repo.store.cleaning import Cleaned, Scope, clean, extent_of
-from repo.store.converting import Converted, convert
-from repo.store.exporting import Exported, export_ndjson, export_parquet
-from repo.store.importing import Files, Ingested, ingest
-from repo.store.keeper import Keeper
-from repo.store.metadata import MetadataDatabase
 from repo.store.opening import Opening
 from repo.store.points import Points, Time
 from repo.store.records import Records
-from repo.store.recovering import FileProgress, Recovered, import_parquet
 from repo.store.series import SeriesRoom
-from repo.store.shrinking import Shrunk, shrink
-from repo.store.space import Size, measure
 from repo.store.status import Status, read_status
 from repo.store.transaction import Transaction
+from repo.transfer.exporter import Exported, export_ndjson, export_parquet
+from repo.transfer.importer import FileProgress, Recovered, import_parquet
+from repo.transfer.ingest import Files, Ingested, ingest
+from repo.transfer.inputs import Input
+from repo.transfer.sources import listed
+from repo.upkeep.cleanup import Cleaned, Scope, clean, extent_of
+from repo.upkeep.convert import Converted, convert
+from repo.upkeep.shrink import Shrunk, shrink
+from repo.upkeep.usage import Size, measure
 
 __all__ = ["Store"]
 
@@ -145,8 +144,8 @@ class Store:
     ) -> Exported:
         """Write the points in [start, end) to Parquet, and return when the files are durable.
 
-        Names and times are selected as in `points.range`. `repo.exchange.parquet` describes a file, and
-        `repo.exchange.bundle` the folder that `partition="day"` makes: a file a day (UTC), and a manifest with
+        Names and times are selected as in `points.range`. `repo.formats.files.parquet` describes a file, and
+        `repo.formats.files.bundle` the folder that `partition="day"` makes: a file a day (UTC), and a manifest with
         their SHA-256; a single file has its own in `NAME.sha256` beside it. A file stands whole or not at all, and
         replaces one of its name; a folder must be new, or hold this same export cut off, which then goes on where
         it was. In memory there are two pages of points, and the columns are free for others between pages: what is
@@ -178,8 +177,8 @@ class Store:
     ) -> Exported:
         """Write the points in [start, end) as gzipped NDJSON, wherever this library runs: it needs no package.
 
-        All else is as `export_parquet` says; `repo.exchange.ndjson` describes a line. A single file has a name that
-        ends in `.ndjson.gz`: `InvalidQuery`. `import_parquet` takes files and folders of both kinds back.
+        All else is as `export_parquet` says; `repo.formats.ndjson_lines` describes a line. A single file has a name
+        that ends in `.ndjson.gz`: `InvalidQuery`. `import_parquet` takes files and folders of both kinds back.
         """
         return export_ndjson(
             self._access,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from repo.core.changes import Change, PointsChange, Submission
+from repo.core.handle import Access
 from repo.errors import Refusal, TransactionRule
 from repo.repositories.points import Written
-from repo.store.access import Access
-from repo.store.changes import Change, PointsChange, Submission
 from repo.store.points import PointWriter
 from repo.store.records import RecordWriter
 

@@ -19,8 +19,8 @@ from click.testing import CliRunner
 from repo import Settings, Store
 from repo.commands import holdfast
 from repo.errors import InvalidFile, InvalidPoint
-from repo.exchange.csvfile import read_csv
-from repo.exchange.readings import Layout
+from repo.formats.text.csv import read_csv
+from repo.formats.text.layout import Layout
 from tests.badinput.cases import CASES, NOW_US, Case, Expectation, NoPoint, Refused, Stored
 
 Fields = dict[str, Any]

@@ -19,7 +19,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from repo.clock import system_clock
-from repo.engines.lease import Lease
+from repo.lease import Lease
 lease = Lease(Path(sys.argv[1]), system_clock)
 lease.acquire(5, "holding on for a test")
 print("held", flush=True)

@@ -19,12 +19,11 @@ from typing import Any
 import pytest
 
 from repo import OfflineBufferManager, Settings, Store
-from repo.engines import sqlite
+from repo.engines.sqlite import driver as sqlite
 from repo.errors import StoreBusy
-from repo.schema import migrate
-from repo.store import adopting
-from repo.store.adopting import adopt_store
-from repo.store.migrating import migrate_store
+from repo.schema import adopt, runner
+from repo.schema.adopt import adopt_store
+from repo.schema.upgrade import migrate_store
 from tests.cli.conftest import Command
 from tests.migrations.legacy_store import add_pointer, contents, make_legacy_store, original_of
 from tests.without_duckdb.environment import make
@@ -228,7 +227,7 @@ def test_a_store_of_an_earlier_revision_that_has_its_points_in_sqlite_is_adopted
     (old / "timeseries.duckdb").unlink()
     for name in ("timeseries.sqlite", "offline_buffer.db"):
         engine = sqlite.open_engine(old / name)
-        migrate.upgrade(engine, "metadata" if name == "offline_buffer.db" else "timeseries", "0001")
+        runner.upgrade(engine, "metadata" if name == "offline_buffer.db" else "timeseries", "0001")
         with engine.begin() as connection:
             if name == "timeseries.sqlite":
                 text = original_of("pointer 1", "gw", {"value": 1})
@@ -329,7 +328,7 @@ HOLDERS = {
     "c.execute('BEGIN IMMEDIATE')",
     "points": "import duckdb; c = duckdb.connect(F + '/timeseries.duckdb')",
     "reading points": "import duckdb; c = duckdb.connect(F + '/timeseries.duckdb', read_only=True)",
-    "lease": "from pathlib import Path; from repo.engines.lease import Lease; c = Lease(Path(F), lambda: 0); "
+    "lease": "from pathlib import Path; from repo.lease import Lease; c = Lease(Path(F), lambda: 0); "
     "c.acquire(5, 'a test')",
 }
 
@@ -364,7 +363,7 @@ def test_a_store_that_this_process_has_open_keeps_its_locks(old: Path, new: Path
 def test_a_store_that_is_changed_while_it_is_copied_is_not_adopted(
     old: Path, new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = adopting._refuse_busy
+    whole = adopt._refuse_busy
     looked: list[int] = []
 
     def changed(*given: Any) -> None:
@@ -376,7 +375,7 @@ def test_a_store_that_is_changed_while_it_is_copied_is_not_adopted(
             writer.close()
         whole(*given)
 
-    monkeypatch.setattr(adopting, "_refuse_busy", changed)
+    monkeypatch.setattr(adopt, "_refuse_busy", changed)
     with pytest.raises(StoreBusy, match="was changed while it was copied"):
         adopt_store(old, new)
     assert remains(new) == []
@@ -456,12 +455,12 @@ def test_sixty_kills_at_random_moments(old: Path, new: Path, seed: int) -> None:
 def test_two_that_adopt_as_the_same_store_make_it_once(
     command: Command, old: Path, new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = adopting._copy
+    whole = adopt._copy
 
     def second(*given: Any) -> None:
         assert "another process is adopting" in command("adopt", old, new, code=4).stderr
         whole(*given)
 
-    monkeypatch.setattr(adopting, "_copy", second)
+    monkeypatch.setattr(adopt, "_copy", second)
     assert adopt_store(old, new).made
     see_that_it_is_whole(new)

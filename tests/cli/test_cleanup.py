@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from repo import OfflineBufferManager, Settings, Store
-from repo.store import room
+from repo import OfflineBufferManager, Settings, Store, disk
 
 DAY = 86_400
 
@@ -144,7 +143,7 @@ def test_space_goes_back_to_the_disk_when_asked(on_store: Any) -> None:
 def test_what_was_dropped_is_told_where_there_is_no_room_to_shrink(
     site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "HEADROOM_BYTES", 2**62)
+    monkeypatch.setattr(disk, "HEADROOM_BYTES", 2**62)
     told = site("--json", "cleanup", "--sensor", "PUMP-1", "-y", "--shrink", code=1)
     done = json.loads(told.stdout)
     assert (done["points"], done["shrunk"]) == (10, None)

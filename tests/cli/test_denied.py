@@ -22,11 +22,11 @@ import pytest
 
 import repo
 from repo import OfflineBufferManager, Settings, Store, StoreDenied
-from repo.engines import torn
+from repo.engines.duckdb import checkpoint
 from repo.errors import HoldfastError, StoreMissing
-from repo.schema import migrate
-from repo.store.migrating import migrate_store
-from repo.store.restoring import restore_store
+from repo.schema import runner
+from repo.schema.restore import restore_store
+from repo.schema.upgrade import migrate_store
 from tests.migrations.legacy_store import make_legacy_store
 from tests.migrations.stores import digest
 
@@ -74,11 +74,11 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     top = Path(tempfile.mkdtemp(prefix="holdfast-test-"))
     top.chmod(0o755)
     scripts = shutil.copytree(
-        migrate._scripts(), top / "scripts", ignore=shutil.ignore_patterns("__pycache__")
+        runner._scripts(), top / "scripts", ignore=shutil.ignore_patterns("__pycache__")
     )
     for path in (scripts, *scripts.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    monkeypatch.setattr(migrate, "_scripts", lambda: scripts)
+    monkeypatch.setattr(runner, "_scripts", lambda: scripts)
     yield top
     subprocess.run(["chmod", "-R", "u+rwX", top], check=False)
     shutil.rmtree(top)
@@ -153,7 +153,7 @@ def test_columns_that_are_denied_are_told_as_such(place: Path, engine: str, colu
 @pytest.mark.duckdb
 def test_the_note_of_a_checkpoint_that_is_denied_is_told_as_such(place: Path) -> None:
     _make(place / "store")
-    note = torn.note_path(place / "store" / "timeseries.duckdb")
+    note = checkpoint.note_path(place / "store" / "timeseries.duckdb")
     note.touch()
     _give_away(place / "store")
     note.chmod(0o000)

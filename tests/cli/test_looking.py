@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store
+from repo.schema import upgrade
+from repo.schema.upgrade import migrate_store
 from repo.schema.version import HEAD
-from repo.store import migrating
-from repo.store.migrating import migrate_store
 from tests.migrations.legacy_store import add_pointers, make_legacy_store
 from tests.migrations.stores import digest
 
@@ -124,7 +124,7 @@ def test_a_look_at_a_store_whose_records_wait_for_their_data_leaves_them_waiting
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(migrating, "restore_records", stopped)
+        patched.setattr(upgrade, "restore_records", stopped)
         with pytest.raises(KeyboardInterrupt):
             migrate_store(old.folder)
     for line in ("status", "latest SENSOR-7", "status"):

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from repo import InvalidQuery, Store
-from repo.engines import traits
+from repo.engines import registry
 
 AGGREGATES = ["avg", "min", "max", "sum", "count", "first", "last"]
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  wall-clock arithmetic is meant
@@ -206,8 +206,10 @@ def test_percentiles_of_more_than_fits_in_memory_are_the_same(
     )
     asked: dict[str, Any] = {**options, "agg": ["median", "p99", "count", "last"]}
     wanted = store.points.aggregate(*names, **asked)
-    small = {name: replace(t, most_in_memory=t.most_in_memory and 100) for name, t in traits._TRAITS.items()}
-    monkeypatch.setattr(traits, "_TRAITS", small)
+    small = {
+        name: replace(t, most_in_memory=t.most_in_memory and 100) for name, t in registry._TRAITS.items()
+    }
+    monkeypatch.setattr(registry, "_TRAITS", small)
     found = store.points.aggregate(*names, **asked)
     assert len(found) == len(wanted) > 0
     same(found, wanted)

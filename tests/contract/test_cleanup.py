@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repo import InvalidQuery, Settings, Store, StoreBusy, StoreFull
+from repo import InvalidQuery, Settings, Store, StoreBusy, StoreFull, disk
 from repo.repositories.ledger import LedgerRepository, Loss
-from repo.store import room
 from tests.contract.test_processes import HOLD, ask_and_end
 
 
@@ -272,7 +271,7 @@ def test_a_disk_without_room_for_the_new_file_is_told_beforehand(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store)
-    monkeypatch.setattr(room, "HEADROOM_BYTES", 2**62)
+    monkeypatch.setattr(disk, "HEADROOM_BYTES", 2**62)
     with pytest.raises(StoreFull, match="it stays as it is"):
         store.shrink()
     assert counts(store) == {"s0": 1000, "s1": 1000, "s2": 1000}
@@ -286,7 +285,7 @@ def test_a_disk_without_room_for_the_metadata_to_be_written_anew_is_told_beforeh
     fill(store)
     store.records.add("r", "from", {"text": "x" * 1_000_000})
     store.checkpoint()
-    monkeypatch.setattr(room, "HEADROOM_BYTES", 0)
+    monkeypatch.setattr(disk, "HEADROOM_BYTES", 0)
     needed_bytes = store.shrink(dry_run=True).needed_bytes
     assert needed_bytes > 2_000_000
     usage = shutil.disk_usage(store.path)

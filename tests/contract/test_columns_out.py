@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repo import InvalidQuery, Settings, Store
-from repo.moments import to_datetime, to_datetimes
-from repo.repositories import reading
+from repo.queries import point_sql
+from repo.times import to_datetime, to_datetimes
 
 OpenStore = Callable[..., Store]
 pa: Any = pyarrow
@@ -218,7 +218,7 @@ def test_more_names_than_are_numbered_come_as_texts(store: Store, monkeypatch: p
     store.points.insert_many([(f"s{number}", "m", number % 3, 1.0) for number in range(20)])
     result = store.points.range(None, None)
     numbered = [result.to_arrow().to_pylist(), result.to_numpy()["sensor_id"].tolist(), list(result)]
-    monkeypatch.setattr(reading, "MOST_NUMBERED", 5)
+    monkeypatch.setattr(point_sql, "MOST_NUMBERED", 5)
     assert result.to_arrow().schema == SCHEMA
     assert [result.to_arrow().to_pylist(), result.to_numpy()["sensor_id"].tolist(), list(result)] == numbered
     assert result.to_polars()["sensor_id"].to_list() == numbered[1]

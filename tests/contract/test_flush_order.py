@@ -17,12 +17,13 @@ import pytest
 from sqlalchemy import Connection, Engine, event, select
 
 from repo import Store
-from repo.engines import sqlite
+from repo.engines.sqlite import driver as sqlite
 from repo.models import Point
-from repo.repositories.applying import Row, apply
-from repo.repositories.selection import Selection
+from repo.queries.rows import Row
+from repo.queries.selection import Selection
+from repo.repositories.apply import apply
 from repo.repositories.series import SummaryRepository
-from repo.schema import migrate
+from repo.schema import runner
 from tests.conftest import ROOT, OpenStore, close_engine
 
 
@@ -31,14 +32,14 @@ def columns(tmp_path: Path, engine: str) -> Iterator[Engine]:
     """A bare time-series database at the head of the schema."""
     path = tmp_path / f"columns.{engine}"
     if engine == "duckdb":
-        from repo.engines import duckdb
+        from repo.engines.duckdb import driver as duckdb
 
         opened = duckdb.open_engine(
             path, memory_limit_bytes=64_000_000, threads=2, temp_folder=tmp_path / "temporary"
         )
     else:
         opened = sqlite.open_engine(path)
-    migrate.upgrade(opened, "timeseries")
+    runner.upgrade(opened, "timeseries")
     yield opened
     close_engine(opened)
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from repo.core import columns as columns_module
+from repo.core import gate as gate_module
+from repo.core import undisturbed as undisturbed_module
+from repo.engines.duckdb.backend import DuckDBBackend
+from repo.engines.sqlite.backend import SQLiteBackend
 from repo.errors import StoreFull
-from repo.store import columns as columns_module
-from repo.store import gate as gate_module
-from repo.store import undisturbed as undisturbed_module
-from repo.store.backends import DuckDBBackend, SQLiteBackend
 from tests.interrupts import interrupted
 
 FILES = tuple(str(module.__file__) for module in (columns_module, gate_module, undisturbed_module))

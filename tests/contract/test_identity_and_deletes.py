@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from repo import InvalidQuery, Store
-from repo.repositories import selection
+from repo.queries import selection
 
 FLUSHES = pytest.mark.parametrize("flushed", [False, True], ids=["in one flush", "flushed between"])
 

@@ -13,13 +13,13 @@ import pytest
 from sqlalchemy import text
 
 from repo import Store
-from repo.repositories import applying
-from repo.repositories.applying import Row
+from repo.core import flush, reconcile
+from repo.queries.rows import Row
+from repo.repositories import apply
 from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository
 from repo.repositories.series import LatestRepository, SummaryRepository
 from repo.repositories.state import ColumnsStateRepository, StateRepository
-from repo.store import flush, reconcile
 from tests.conftest import OpenStore
 
 PLACES: dict[str, tuple[Any, str]] = {
@@ -148,7 +148,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_applied_in_parts(
     rng = random.Random(3)
     store.points.insert_many([("a", "m", at, 1.0) for at in range(40)])
     store.points.delete("a", "m", start=30)
-    applied = applying.apply
+    applied = apply.apply
 
     def with_little_memory(connection: Any, rows: list[Row], *args: Any, **options: Any) -> Any:
         if len(rows) > 7:

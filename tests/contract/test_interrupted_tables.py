@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 
 from repo import Store
+from repo.core import bulk
 from repo.engines.interrupts import is_interrupt
-from repo.exchange import frames, scanning
-from repo.store import bulk
+from repo.formats.arrays import frames, scan
 from tests.conftest import OpenStore, RunPython
 from tests.interrupts import interrupted
 
@@ -114,7 +114,7 @@ def test_what_duckdb_raises_for_ctrl_c_in_a_load_is_a_keyboard_interrupt(
             raise duckdb.InvalidInputException("Invalid Input Error: failed: RuntimeError: Query interrupted")
         raise RuntimeError("Query interrupted")
 
-    owner, name = (scanning, "_scanned") if place == "the look at the table" else (bulk, "merge")
+    owner, name = (scan, "_scanned") if place == "the look at the table" else (bulk, "merge")
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, cut_off)
         with pytest.raises(KeyboardInterrupt):
@@ -162,7 +162,7 @@ class StreamOnly:
 def test_ctrl_c_in_a_stream_that_the_caller_makes_is_a_keyboard_interrupt(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, form: type[StreamOnly], batch: int
 ) -> None:
-    monkeypatch.setattr("repo.store.bulk.CHUNK_ROWS", 20)
+    monkeypatch.setattr("repo.core.bulk.CHUNK_ROWS", 20)
     store: Store = open_store(bulk_rows=1)
     columns = {"sensor_id": "a", "metric_name": "m", "value": 1.0}
     batches = [

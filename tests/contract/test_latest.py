@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection
 
 from repo import InvalidQuery, Settings, Store, StoreClosed
-from repo.engines import sqlite
+from repo.engines.sqlite import driver as sqlite
+from repo.queries.selection import Summary
 from repo.repositories.journal import JournalRepository
-from repo.repositories.series import LatestRepository, Summary
+from repo.repositories.series import LatestRepository
 from repo.repositories.state import StateRepository
 
 OpenStore = Callable[..., Store]

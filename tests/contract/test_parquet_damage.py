@@ -240,7 +240,7 @@ def test_a_manifest_made_to_fill_the_memory_does_not(tmp_path: Path, run_python:
         "import sys\n"
         "from pathlib import Path\n"
         "from repo import InvalidFile\n"
-        "from repo.exchange.sources import sources_of\n"
+        "from repo.transfer.sources import sources_of\n"
         "try: sources_of([Path(sys.argv[1])])\n"
         "except InvalidFile as error: print('manifest.json is too large' in str(error))\n"
         "[peak] = [line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')]\n"

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from repo import InvalidFile, InvalidQuery, Store
-from repo.engines.lease import read_holder
-from repo.store import exporting
+from repo.lease import read_holder
+from repo.transfer import exporter
 from tests.conftest import OpenStore, RunPython, start_python
 
 DAY_S = 86_400
@@ -290,8 +290,8 @@ def test_a_path_that_cannot_be_written_is_named(store: Store, tmp_path: Path) ->
 def test_the_columns_are_free_for_others_between_pages(
     open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("repo.store.exporting.ARROW_ROWS", 50)
-    monkeypatch.setattr("repo.store.exporting.PLAIN_ROWS", 50)
+    monkeypatch.setattr("repo.transfer.exporter.ARROW_ROWS", 50)
+    monkeypatch.setattr("repo.transfer.exporter.PLAIN_ROWS", 50)
     store = open_store(lease_timeout_s=0.5)
     points = fill(store)
     calls = []
@@ -312,7 +312,7 @@ def test_a_series_that_comes_up_meanwhile_leaves_an_export_whole(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for rows in ("ARROW_ROWS", "PLAIN_ROWS"):
-        monkeypatch.setattr(exporting, rows, 100)
+        monkeypatch.setattr(exporter, rows, 100)
     points = fill(store)
 
     def come_up(done: int, _total: int) -> None:
@@ -328,7 +328,7 @@ def test_a_series_that_comes_up_meanwhile_leaves_an_export_whole(
 def test_points_with_long_texts_are_read_fewer_at_a_time(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "ARROW_ROWS", 1_000)
+    monkeypatch.setattr(exporter, "ARROW_ROWS", 1_000)
     store.points.insert_many([("s", "m", n, n, 100, {"why": "x" * 4_000}) for n in range(200)])
     told: list[int] = []
     store.export_parquet(tmp_path / "a.parquet", on_progress=lambda done, _total: told.append(done))
@@ -350,7 +350,7 @@ def test_the_columns_stay_open_between_pages_until_another_process_waits(
     open_store: OpenStore, tmp_path: Path, run_python: RunPython, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for rows in ("ARROW_ROWS", "PLAIN_ROWS"):
-        monkeypatch.setattr(exporting, rows, 50)
+        monkeypatch.setattr(exporter, rows, 50)
     store = open_store(lease_idle_s=30.0)
     points = fill(store)
     since: list[int | None] = []

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from repo import InvalidFile, InvalidQuery, Store
-from repo.store import recovering
+from repo.transfer import importer
 from tests.conftest import OpenStore, RunPython
 from tests.contract.parquet_files import BEGIN_US, stored, write
 from tests.contract.test_parquet_export import BEGIN_S, DAY_S, Stopped, fill, points_of, stop_after
@@ -314,7 +314,7 @@ def test_numbers_count_what_the_time_format_says(
 def test_decimals_that_a_float_would_round_are_refused_as_integers_are(
     store: Store, tmp_path: Path, reader: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recovering, "duckdb_is_installed", lambda: reader == "duckdb")
+    monkeypatch.setattr(importer, "duckdb_is_installed", lambda: reader == "duckdb")
     values = pa.array([2**53 + 1, 2**53, None, -(2**60)]).cast(pa.decimal128(38, 2))
     times = [BEGIN_US + n for n in range(4)]
     file = write(

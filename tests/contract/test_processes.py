@@ -14,7 +14,7 @@ import pytest
 
 from repo import StoreBusy, StoreClosed
 from repo.clock import system_clock
-from repo.engines.lease import Lease
+from repo.lease import Lease
 
 # Opens the store named by its arguments; the rest of the script runs with it.
 OPEN = """

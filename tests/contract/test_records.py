@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import Engine, event
 
 from repo import InvalidQuery, InvalidRecord, RecordRepository, Store
-from repo.engines import sqlite
+from repo.engines.sqlite import driver as sqlite
 from repo.repositories.ledger import LedgerRepository, Loss
-from repo.schema import migrate
+from repo.schema import runner
 
 
 def ledger(store: Store) -> list[Loss]:
@@ -178,7 +178,7 @@ def test_counts_tell_sources_retries_and_the_oldest(store: Store) -> None:
 @pytest.fixture
 def metadata(tmp_path: Any) -> Any:
     engine = sqlite.open_engine(tmp_path / "own.db")
-    migrate.upgrade(engine, "metadata", path=tmp_path / "own.db")
+    runner.upgrade(engine, "metadata", path=tmp_path / "own.db")
     yield engine
     engine.dispose()
 

@@ -10,14 +10,15 @@ import pytest
 from sqlalchemy import Connection, Engine, select
 
 from repo import InvalidPoint, InvalidQuery, PointRepository, RecordRepository, TransactionRule, models
-from repo.engines import sqlite
+from repo.engines.sqlite import driver as sqlite
+from repo.queries.selection import Summary
 from repo.repositories.journal import BULK, POINTS, JournalRepository
 from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
 from repo.repositories.records import NewRecord, RecordScope
-from repo.repositories.series import LatestRepository, SeriesRepository, Summary, SummaryRepository
+from repo.repositories.series import LatestRepository, SeriesRepository, SummaryRepository
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
-from repo.schema import migrate
+from repo.schema import runner
 from tests.conftest import close_engine
 
 Write = Callable[[Connection], Any]
@@ -96,14 +97,14 @@ def cases() -> Iterator[Any]:
 
 def open_database(path: Path, kind: str) -> Engine:
     if kind == "duckdb":
-        from repo.engines import duckdb
+        from repo.engines.duckdb import driver as duckdb
 
         found = duckdb.open_engine(
             path, memory_limit_bytes=64_000_000, threads=2, temp_folder=path.with_suffix(".tmp")
         )
     else:
         found = sqlite.open_engine(path)
-    migrate.upgrade(found, "metadata" if kind == "metadata" else "timeseries")
+    runner.upgrade(found, "metadata" if kind == "metadata" else "timeseries")
     return found
 
 

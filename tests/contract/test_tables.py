@@ -272,7 +272,7 @@ def test_decimals_and_bools_go_the_way_of_rows(open_store: Any, bulk_rows: int) 
 def test_a_stream_that_breaks_leaves_whole_chunks_and_says_how_many(
     open_store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("repo.store.bulk.CHUNK_ROWS", 100)
+    monkeypatch.setattr("repo.core.bulk.CHUNK_ROWS", 100)
     store = open_store(bulk_rows=1)
     table, _ = a_table()
 
@@ -291,8 +291,8 @@ def test_a_stream_that_breaks_leaves_whole_chunks_and_says_how_many(
 def test_a_long_table_is_written_in_chunks_and_bad_rows_keep_their_numbers(
     open_store: Any, monkeypatch: pytest.MonkeyPatch, bulk_rows: int
 ) -> None:
-    monkeypatch.setattr("repo.store.bulk.CHUNK_ROWS", 100)
-    monkeypatch.setattr("repo.store.bulk.JOURNAL_ROWS", 30)
+    monkeypatch.setattr("repo.core.bulk.CHUNK_ROWS", 100)
+    monkeypatch.setattr("repo.core.bulk.JOURNAL_ROWS", 30)
     store = open_store(bulk_rows=bulk_rows)
     table, _ = a_table()
     bad = table.set_column(
@@ -427,7 +427,7 @@ def test_a_load_that_died_leaves_void_seqs_and_everything_else(
     store.close()
     died = spawn(
         "import os, sys; from repo import Settings, Store\n"
-        "from repo.store import bulk\n"
+        "from repo.core import bulk\n"
         "bulk.merge = lambda *a, **k: os._exit(9)\n"
         "store = Store(sys.argv[1], Settings(background=False, bulk_rows=1))\n"
         "store.points.insert_table({'sensor_id': 'b', 'metric_name': 'm', 'timestamp': [1, 2], 'value': [1.0, 2.0]})",

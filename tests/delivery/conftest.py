@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store
-from repo.demo.keeping import Keeping, Taken
 from repo.demo.receiver import Receiver
+from repo.demo.receiver_store import Keeping, Taken
 
 
 @pytest.fixture(params=["duckdb", "sqlite"])

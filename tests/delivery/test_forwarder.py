@@ -11,9 +11,9 @@ from repo.delivery.batch import DeliveryBatch, checksum_of
 from repo.delivery.forwarder import Backoff, Forwarder, Outcome
 from repo.delivery.sinks import Receipt
 from repo.delivery.sinks.http import HttpSink
-from repo.demo.keeping import Taken, stored_points
 from repo.demo.process import Child, Inbox
 from repo.demo.receiver import Receiver
+from repo.demo.receiver_store import Taken, stored_points
 from repo.errors import InvalidSettings, SinkRefused, SinkUnreachable
 
 NO_WAIT = Backoff(first_s=0.001, longest_s=0.002)

@@ -15,8 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from repo.engines.duckdb.backend import DuckDBBackend
 from repo.settings import Settings
-from repo.store.backends import DuckDBBackend
 from repo.store.store import Store
 from tests.faults import steps
 from tests.faults.workload import (

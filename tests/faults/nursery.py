@@ -128,7 +128,7 @@ class Nursery:
 
 
 def _serve(door: socket.socket) -> None:
-    for name in ("duckdb", "duckdb_engine", "repo.schema.migrate"):
+    for name in ("duckdb", "duckdb_engine", "repo.schema.runner"):
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name)
     children: set[int] = set()

@@ -3,7 +3,7 @@
 The code under test runs as it is. The stops come from outside, in the child alone: from SQLAlchemy's events
 around each statement, from SQLite's own trace of statements, and from wrappers around public functions
 (`DefaultDialect.do_commit` of SQLAlchemy; `bare_transaction`, `fold_wal` and `empty_wal` of
-`repo.engines.sqlite`; `append` of the journal; `acquire` and `release` of the lease; what a promotion calls, and
+`repo.engines.sqlite.driver`; `append` of the journal; `acquire` and `release` of the lease; what a promotion calls, and
 `Path.rename`). At the wanted step the child says so on its pipe and then
 - stands still there until it is killed (a stop), or
 - goes on, and is killed while the engine is at it (a race: COMMIT, CHECKPOINT, folding, a query). Whether the
@@ -25,11 +25,16 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import Pool
 
-from repo.engines import sqlite, torn
-from repo.engines.lease import Lease
+from repo.engines.duckdb import checkpoint
+from repo.engines.duckdb.backend import DuckDBBackend
+from repo.engines.sqlite import driver as sqlite
+from repo.engines.sqlite.backend import SQLiteBackend
+from repo.lease import Lease
 from repo.repositories.journal import JournalRepository
-from repo.store import building, converting, copying, shrinking, store
-from repo.store.backends import DuckDBBackend, SQLiteBackend
+from repo.store import store
+from repo.upkeep import convert as converting
+from repo.upkeep import copying, rewrite
+from repo.upkeep import shrink as shrinking
 
 __all__ = [
     "BULK",
@@ -358,7 +363,7 @@ def _watch_lease(stopper: Stopper) -> None:
 
 def _watch_moves(stopper: Stopper) -> None:
     convert, copy_tables, sums_of = converting.convert, copying.copy_tables, copying.sums_of
-    sync_file, rename = torn.sync_file, Path.rename
+    sync_file, rename = checkpoint.sync_file, Path.rename
 
     def watched_convert(*arguments: Any) -> Any:
         stopper.reach("move")
@@ -399,11 +404,11 @@ def _watch_moves(stopper: Stopper) -> None:
         _watch_new(stopper, engine)
     for module, name, watched in (
         (store, "convert", watched_convert),
-        (building, "copy_tables", watched_copy),
-        (building, "sums_of", watched_sums),
+        (rewrite, "copy_tables", watched_copy),
+        (rewrite, "sums_of", watched_sums),
     ):
         setattr(module, name, watched)
-    torn.sync_file = watched_sync
+    checkpoint.sync_file = watched_sync
     Path.rename = watched_rename  # type: ignore[method-assign, assignment]
 
 

@@ -13,10 +13,10 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 
-from repo.engines.lease import Lease
+from repo.core.flush import Flusher
 from repo.errors import HoldfastError
+from repo.lease import Lease
 from repo.settings import Settings
-from repo.store.flush import Flusher
 from repo.store.store import Store
 
 
@@ -85,7 +85,7 @@ def test_an_error_of_the_engine_while_opening_is_a_typed_one_and_leaves_nothing_
 def test_an_error_that_ends_an_instance_of_duckdb_is_told_from_others(tmp_path: Path) -> None:
     import duckdb
 
-    from repo.engines import duckdb as engines
+    from repo.engines.duckdb import driver as engines
 
     fatal = duckdb.FatalException("FATAL Error: Failed to create checkpoint")
     wrapped = OperationalError("CHECKPOINT", {}, fatal)

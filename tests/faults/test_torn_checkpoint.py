@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from repo import Settings, Store, StoreCorrupt
-from repo.engines import torn
+from repo.engines.duckdb import checkpoint
 
 pytestmark = pytest.mark.duckdb
 
@@ -51,8 +51,8 @@ def torn_store(tmp_path: Path, seed: int) -> tuple[Path, list[tuple[str, int, fl
             image[place : place + SECTOR] = old[place : place + SECTOR]
     path.write_bytes(image)
     # The checkpoint of the copy began with the same file.
-    note = torn.note_path(after / "timeseries.duckdb").read_bytes()
-    torn.note_path(path).write_bytes(b"1" + note[1:])
+    note = checkpoint.note_path(after / "timeseries.duckdb").read_bytes()
+    checkpoint.note_path(path).write_bytes(b"1" + note[1:])
     return folder, wanted
 
 
@@ -72,10 +72,10 @@ def test_a_checkpoint_torn_by_a_kill_is_mended_and_nothing_is_lost(
 ) -> None:
     folder, wanted = torn_store
     if not proved:
-        torn.note_path(folder / "timeseries.duckdb").write_bytes(b"1")
+        checkpoint.note_path(folder / "timeseries.duckdb").write_bytes(b"1")
     for _ in range(2):
         assert stored(folder) == wanted
-    assert torn.read_note(folder / "timeseries.duckdb") is None
+    assert checkpoint.read_note(folder / "timeseries.duckdb") is None
     assert ("damage cannot be told from that" in caplog.text) is not proved
 
 
@@ -84,7 +84,7 @@ def test_a_flipped_bit_is_damage_though_a_checkpoint_was_under_way(
 ) -> None:
     folder, _ = torn_store
     path = folder / "timeseries.duckdb"
-    note = torn.read_note(path)
+    note = checkpoint.read_note(path)
     assert note is not None
     assert note.blocks
     [(block, (used, _))] = note.blocks.items()
@@ -103,7 +103,7 @@ def test_a_flipped_bit_is_damage_though_a_checkpoint_was_under_way(
 
 def test_a_note_that_is_not_whole_is_none(torn_store: tuple[Path, list[tuple[str, int, float]]]) -> None:
     folder, _ = torn_store
-    note = torn.note_path(folder / "timeseries.duckdb")
+    note = checkpoint.note_path(folder / "timeseries.duckdb")
     content = note.read_bytes()
     for wrong in (b"", content[:2], content[:-1], content[:40] + bytes([content[40] ^ 1]) + content[41:]):
         note.write_bytes(wrong)
@@ -119,7 +119,7 @@ def test_without_a_checkpoint_under_way_the_same_is_damage(
     folder, _ = torn_store
     path = folder / "timeseries.duckdb"
     before = path.read_bytes()
-    torn.forget(path)
+    checkpoint.forget(path)
     with pytest.raises(StoreCorrupt, match="checksum"):
         stored(folder)
     assert path.read_bytes() == before
@@ -127,16 +127,16 @@ def test_without_a_checkpoint_under_way_the_same_is_damage(
 
 def test_a_checkpoint_that_was_noted_and_never_began_changes_nothing(tmp_path: Path) -> None:
     wanted = fill(tmp_path)
-    torn.note_path(tmp_path / "timeseries.duckdb").write_bytes(b"1")
+    checkpoint.note_path(tmp_path / "timeseries.duckdb").write_bytes(b"1")
     assert stored(tmp_path) == wanted
 
 
 def test_a_checkpoint_that_fails_stays_noted(tmp_path: Path) -> None:
     path = tmp_path / "columns"
-    with suppress(ZeroDivisionError), torn.noted(path):
-        assert torn.read_note(path)
+    with suppress(ZeroDivisionError), checkpoint.noted(path):
+        assert checkpoint.read_note(path)
         _ = 1 / 0
-    assert torn.read_note(path)
-    with torn.noted(path):
+    assert checkpoint.read_note(path)
+    with checkpoint.noted(path):
         pass
-    assert torn.read_note(path) is None
+    assert checkpoint.read_note(path) is None

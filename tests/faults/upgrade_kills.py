@@ -23,14 +23,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from repo.engines import sqlite
+from repo.engines.sqlite import driver as sqlite
 from repo.files import StoreFiles
 from repo.repositories.pointers import POINTER_START
-from repo.schema import migrate
+from repo.schema import runner
 from repo.schema.backup import list_backups
+from repo.schema.upgrade import migrate_store
 from repo.schema.version import HEAD, REVISIONS
 from repo.settings import Settings
-from repo.store.migrating import migrate_store
 from repo.store.store import Store
 from tests.faults import upgrading
 from tests.faults.nursery import Child, Nursery
@@ -207,7 +207,7 @@ class UpgradeKills:
         assert not list((copy / "backups").glob("*.part"))
         engine = sqlite.open_engine(copy / "offline_buffer.db")
         try:
-            assert migrate.check(engine, "metadata") == []
+            assert runner.check(engine, "metadata") == []
         finally:
             engine.dispose()
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from repo.errors import StoreBusy
-from repo.schema import backup, migrate
+from repo.schema import backup, runner
+from repo.schema import upgrade as migrating
+from repo.schema.upgrade import migrate_store
 from repo.settings import Settings
-from repo.store import migrating
-from repo.store.migrating import migrate_store
 from repo.store.store import Store
 
 __all__ = ["BACKED_UP", "BACKING_UP", "BEGUN", "DONE", "RESTORED", "Rollout", "Upgrade", "reached"]
@@ -70,7 +70,7 @@ class Rollout:
 
 def tell(say: Callable[[str], None]) -> None:
     """Have each moment of the upgrades of this process said."""
-    make, upgrade, restore = backup.make, migrate.upgrade, migrating._Run._restore
+    make, upgrade, restore = backup.make, runner.upgrade, migrating._Run._restore
 
     @functools.wraps(make)
     def telling_make(*given: Any, **named: Any) -> Any:
@@ -92,5 +92,5 @@ def tell(say: Callable[[str], None]) -> None:
         return done
 
     backup.make = telling_make
-    migrate.upgrade = telling_upgrade
+    runner.upgrade = telling_upgrade
     migrating._Run._restore = telling_restore  # type: ignore[method-assign]

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from repo import Settings, Store, StoreClosed
-from repo.engines import forks
+from repo import Settings, Store, StoreClosed, forks
 from tests.conftest import OpenStore, RunPython
 from tests.forks.children import in_child, started, until
 
@@ -235,7 +234,7 @@ def test_forks_while_other_threads_open_close_and_fork(open_store: OpenStore) ->
 INTERRUPTED = """
 import os, signal, sys, threading, time
 from repo import Settings, Store, StoreClosed
-from repo.engines import forks
+from repo import forks
 
 folder, engine = sys.argv[1:]
 store = Store(folder, Settings(engine=engine))

@@ -18,7 +18,8 @@ from alembic.config import CommandLine, Config
 from alembic.util import messaging
 from sqlalchemy import Engine
 
-from repo.engines import duckdb, sqlite
+from repo.engines.duckdb import driver as duckdb
+from repo.engines.sqlite import driver as sqlite
 from tests.assets.unpack import LEGACY, unpack
 from tests.migrations.legacy_store import make_legacy_store
 from tests.migrations.stores import POINTS

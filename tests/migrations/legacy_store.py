@@ -10,11 +10,11 @@ from typing import Any
 from sqlalchemy import Engine, text
 
 from repo.clock import system_clock
-from repo.engines import sqlite
+from repo.engines.registry import backend_for
+from repo.engines.sqlite import driver as sqlite
 from repo.files import StoreFiles
 from repo.schema.version import version_of
 from repo.settings import Settings
-from repo.store.backends import backend_for
 
 __all__ = ["Contents", "add_pointer", "add_pointers", "contents", "make_legacy_store", "original_of"]
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from repo.commands import holdfast
 from repo.files import StoreFiles
 from repo.schema import backup as backups
+from repo.schema import upgrade
 from repo.schema.version import HEAD
-from repo.store import migrating
 
 POINTS = 3_000
 DATA = ("points", "records")
@@ -54,7 +54,7 @@ def cli_process(folder: Path, *arguments: str, code: int = 0, stdin: str = "", *
     return done.stdout if "--json" in arguments else done.stdout + done.stderr
 
 
-def versions(found: migrating.Migration) -> list[tuple[str, str | None, str | None]]:
+def versions(found: upgrade.Migration) -> list[tuple[str, str | None, str | None]]:
     return [(one.database, one.before, one.after) for one in found.databases]
 
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from repo import Settings, Store
-from repo.store.migrating import migrate_store
+from repo.schema.upgrade import migrate_store
 from tests.assets.unpack import LEGACY, unpack
 from tests.migrations.legacy_store import make_legacy_store
 from tests.migrations.structure import structure_of

@@ -13,7 +13,7 @@ from alembic.operations import Operations
 from sqlalchemy import BigInteger, Column, Connection, Engine, Index, MetaData, Table, text
 
 from repo.models import MetadataBase, TimeSeriesBase
-from repo.schema import migrate
+from repo.schema import runner
 
 OpenEngine = Callable[[Path], Engine]
 
@@ -57,8 +57,8 @@ def test_the_index_on_seq_is_wanted_on_sqlite_alone(timeseries_file: Path, open_
     if timeseries_file.suffix == ".sqlite":
         _assert_told(engine, ["DROP INDEX idx_seq"], ["add_index", "'idx_seq'"])
     else:
-        migrate.upgrade(engine, "timeseries")
-        assert migrate.check(engine, "timeseries") == []
+        runner.upgrade(engine, "timeseries")
+        assert runner.check(engine, "timeseries") == []
 
 
 SINKS = """CREATE TABLE sinks (
@@ -87,32 +87,32 @@ def test_a_changed_index_is_dropped_and_made_anew(
     database_file: Path, open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = open_engine(database_file)
-    database: migrate.Database = "metadata" if database_file.suffix == ".db" else "timeseries"
+    database: runner.Database = "metadata" if database_file.suffix == ".db" else "timeseries"
     base = MetadataBase if database == "metadata" else TimeSeriesBase
     wanted = _copied(base.metadata)
     monkeypatch.setattr(base, "metadata", wanted)
     ledger = wanted.tables["loss_ledger"]
     index = Index("idx_reason", ledger.c.reason)
-    migrate.upgrade(engine, database)
-    [told] = migrate.check(engine, database)
+    runner.upgrade(engine, database)
+    [told] = runner.check(engine, database)
     assert told.startswith("add_index")
     with engine.begin() as connection:
         connection.execute(text("CREATE INDEX idx_reason ON loss_ledger (reason)"))
-    assert migrate.check(engine, database) == []
+    assert runner.check(engine, database) == []
     for another in (("what", "reason"), ("what",)):
         ledger.indexes.remove(index)
         index = Index("idx_reason", *(ledger.c[name] for name in another))
-        assert [line.split()[0] for line in migrate.check(engine, database)] == ["remove_index", "add_index"]
+        assert [line.split()[0] for line in runner.check(engine, database)] == ["remove_index", "add_index"]
     ledger.indexes.remove(index)
     Index("idx_reason", ledger.c.reason, unique=True)
-    assert [line.split()[0] for line in migrate.check(engine, database)] == ["remove_index", "add_index"]
+    assert [line.split()[0] for line in runner.check(engine, database)] == ["remove_index", "add_index"]
 
 
 def test_what_is_generated_for_duckdb_makes_the_difference_go_away(
     tmp_path: Path, open_engine: OpenEngine
 ) -> None:
     engine = open_engine(tmp_path / "timeseries.duckdb")
-    migrate.upgrade(engine, "timeseries")
+    runner.upgrade(engine, "timeseries")
     wanted = _copied(TimeSeriesBase.metadata)
     for table in wanted.tables.values():
         for index in [index for index in table.indexes if index._ddl_if is not None]:
@@ -158,12 +158,12 @@ def _copied(models: MetaData) -> MetaData:
 
 
 def _assert_told(
-    engine: Engine, statements: list[str], told: list[str], database: migrate.Database = "timeseries"
+    engine: Engine, statements: list[str], told: list[str], database: runner.Database = "timeseries"
 ) -> None:
-    migrate.upgrade(engine, database)
+    runner.upgrade(engine, database)
     with engine.begin() as connection:
         for statement in statements:
             connection.execute(text(statement))
-    differences = migrate.check(engine, database)
+    differences = runner.check(engine, database)
     assert len(differences) == 1, differences
     assert all(word in differences[0] for word in told), differences

@@ -14,10 +14,10 @@ import duckdb
 import pytest
 from sqlalchemy import Engine, inspect, text
 
-from repo.engines.lease import Lease
 from repo.errors import HoldfastError
-from repo.schema import migrate
-from repo.schema.targets import find_targets
+from repo.lease import Lease
+from repo.schema import runner
+from repo.schema.databases import find_targets
 from repo.schema.version import HEAD
 
 OpenEngine = Callable[[Path], Engine]
@@ -105,8 +105,8 @@ def test_the_sql_run_by_hand_makes_the_same_schema(
         rows.executescript(script)
         rows.close()
     engine = open_engine(database_file)
-    assert migrate.current(engine) == "0002"
-    assert migrate.check(engine, database) == []
+    assert runner.current(engine) == "0002"
+    assert runner.check(engine, database) == []
 
 
 def test_stamping_notes_a_revision_in_both_databases_or_in_one_and_touches_nothing_else(

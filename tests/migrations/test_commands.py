@@ -15,7 +15,7 @@ import pytest
 from alembic import command
 from alembic.util import CommandError
 
-from repo.schema import migrate
+from repo.schema import runner
 from repo.schema.version import HEAD, REVISIONS
 
 BELOW = REVISIONS[-2]
@@ -38,13 +38,13 @@ def only(request: pytest.FixtureRequest) -> str:
 def run(columns: Path, only: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a command with scripts of the test's own; returns what it printed."""
     scripts = tmp_path / "scripts"
-    shutil.copytree(migrate._scripts(), scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(migrate, "_scripts", lambda: scripts)
+    shutil.copytree(runner._scripts(), scripts, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(runner, "_scripts", lambda: scripts)
     address = f"timeseries.url={columns.suffix[1:]}:///{columns}"
     chosen = [] if only == "both" else [f"store={only}"]
 
     def run_one(name: str, *arguments: str, **options: Any) -> str:
-        config = migrate.config(command=name)
+        config = runner.config(command=name)
         config.stdout = config.output_buffer = io.StringIO()
         config.cmd_opts = argparse.Namespace(x=[f"path={tmp_path}", address, *chosen])
         getattr(command, name)(config, *arguments, **options)

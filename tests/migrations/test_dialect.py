@@ -12,7 +12,7 @@ import duckdb
 import pytest
 from sqlalchemy import Engine, MetaData, Table, bindparam, create_engine, inspect, select
 
-import repo.engines.dialect
+import repo.engines.duckdb.dialect
 from repo.errors import StoreCorrupt
 
 OpenEngine = Callable[[Path], Engine]
@@ -87,7 +87,7 @@ def test_every_word_that_duckdb_takes_for_no_name_is_quoted(engine: Engine) -> N
 def test_the_dialect_of_a_host_application_stays_as_it_was() -> None:
     theirs = create_engine("duckdb:///:memory:").dialect
     assert type(theirs).__module__ == "duckdb_engine"
-    assert type(create_engine("duckdb+holdfast:///:memory:").dialect) is repo.engines.dialect.Dialect
+    assert type(create_engine("duckdb+holdfast:///:memory:").dialect) is repo.engines.duckdb.dialect.Dialect
 
 
 def _digests(*paths: Path) -> list[str]:
@@ -155,7 +155,7 @@ def test_the_guard_does_not_drop_the_lock_of_a_file_that_is_open(
     with open_engine(path).begin() as connection:
         connection.exec_driver_sql("CREATE TABLE t (i INTEGER)")
     assert path.with_name(path.name + ".wal").stat().st_size > 0
-    with repo.engines.dialect.guarded(str(path)):
+    with repo.engines.duckdb.dialect.guarded(str(path)):
         pass
     other = f"import duckdb; duckdb.connect({str(path)!r})"
     child = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, timeout=60)

@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
 from repo.errors import HoldfastError
-from repo.schema import migrate
+from repo.schema import runner
 from repo.schema.version import REVISIONS
 from tests.migrations.structure import Rows, rows_of, structure_of
 
@@ -91,14 +91,14 @@ CHANGED: dict[tuple[str, str], set[str]] = {}
 """By revision and table, the columns of which a revision makes something else on its way up."""
 
 
-def _database(path: Path) -> migrate.Database:
+def _database(path: Path) -> runner.Database:
     return "metadata" if path.suffix == ".db" else "timeseries"
 
 
 def _filled(path: Path, revision: str, open_engine: OpenEngine) -> Engine:
     """Make a database at this revision, with rows in each of its tables."""
     engine, database = open_engine(path), _database(path)
-    migrate.upgrade(engine, database, revision)
+    runner.upgrade(engine, database, revision)
     given = ROWS.get(revision, {}).get(database, {})
     there = set(rows_of(engine)) - {"sqlite_sequence"}
     assert set(given) == there, f"ROWS[{revision!r}][{database!r}] has to have rows for {sorted(there)}"
@@ -132,14 +132,14 @@ def test_rows_come_through_up_down_and_up_again(
 ) -> None:
     engine, database = _filled(database_file, below, open_engine), _database(database_file)
     rows, structure = rows_of(engine), structure_of(engine)
-    migrate.upgrade(engine, database, revision)
+    runner.upgrade(engine, database, revision)
     upgraded, new_structure = rows_of(engine), structure_of(engine)
     before, after = _common(rows, upgraded, revision)
     assert before == after
-    migrate.downgrade(engine, database, below)
+    runner.downgrade(engine, database, below)
     assert rows_of(engine) == rows
     assert structure_of(engine) == structure
-    migrate.upgrade(engine, database, revision)
+    runner.upgrade(engine, database, revision)
     assert rows_of(engine) == upgraded
     assert structure_of(engine) == new_structure
 
@@ -152,16 +152,16 @@ def test_a_full_database_goes_down_and_keeps_all_or_stays_as_it_is(
     rows, structure = rows_of(engine), structure_of(engine)
     below = "base" if revision == REVISIONS[0] else REVISIONS[REVISIONS.index(revision) - 1]
     try:
-        migrate.downgrade(engine, database, below)
+        runner.downgrade(engine, database, below)
     except HoldfastError as refused:
         assert "othing was changed" in str(refused)  # noqa: PT017
     else:
-        migrate.upgrade(engine, database, revision)
-    assert migrate.current(engine) == revision
+        runner.upgrade(engine, database, revision)
+    assert runner.current(engine) == revision
     assert rows_of(engine) == rows
     assert structure_of(engine) == structure
 
 
 def test_every_revision_says_what_it_writes_anew() -> None:
-    for script in ScriptDirectory.from_config(migrate.config()).walk_revisions():
+    for script in ScriptDirectory.from_config(runner.config()).walk_revisions():
         assert isinstance(script.module.REWRITES, dict), f"{script.path} needs REWRITES, if only an empty one"

@@ -20,8 +20,8 @@ from sqlalchemy import create_engine
 from repo import DuckDBTimeSeriesStorage, OfflineBufferManager, Settings, Store
 from repo.commands import holdfast
 from repo.errors import HoldfastError
-from repo.schema import migrate
-from repo.store.migrating import migrate_store
+from repo.schema import runner
+from repo.schema.upgrade import migrate_store
 from tests.assets.unpack import LEGACY, unpack
 from tests.migrations.legacy_store import RECORDS
 
@@ -97,7 +97,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         legacy.close()
     for home in (folder, alone):
         _put(kind, home / "timeseries.duckdb")
-    shutil.copytree(migrate._scripts(), top / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(runner._scripts(), top / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     (top / "rows.csv").write_text("timestamp,pressure\n2026-01-01T00:00:00Z,2500.5\n")
     return Place(
         shape, folder, alone / "timeseries.duckdb", top, {home: _digests(home) for home in (folder, alone)}
@@ -119,7 +119,7 @@ def _holdfast(place: Place, line: str) -> Ran:
 
 def _alembic(place: Place, line: str) -> Ran:
     command, *arguments = line.split()
-    config = migrate.config(command=command)
+    config = runner.config(command=command)
     config.set_main_option("script_location", str(place.top / "scripts").replace("%", "%%"))
     config.cmd_opts = argparse.Namespace(x=[f"path={place.folder}", "store=timeseries"])
     options: dict[str, Any] = {"autogenerate": True} if command == "revision" else {}

@@ -20,10 +20,10 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 
 from repo.commands import holdfast
-from repo.engines import sqlite
+from repo.engines.sqlite import driver as sqlite
 from repo.errors import StoreCorrupt
-from repo.schema import migrate
-from repo.store.migrating import migrate_store
+from repo.schema import runner
+from repo.schema.upgrade import migrate_store
 from tests.migrations.legacy_store import contents, make_legacy_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +94,7 @@ def test_duckdb_does_what_the_rules_say() -> None:
 
 def test_the_batch_of_the_guide_keeps_rows_sequence_and_autoincrement(tmp_path: Path) -> None:
     engine = sqlite.open_engine(tmp_path / "offline_buffer.db")
-    migrate.upgrade(engine, "metadata")
+    runner.upgrade(engine, "metadata")
     insert = (
         "INSERT INTO buffered_records (id, record_id, source, data, timestamp, retry_count, created_at) "
         "VALUES ({0}, 'r-{0}', 's', '', 1, {1}, 2)"
@@ -146,7 +146,7 @@ def test_every_option_of_the_commands_that_it_names_exists() -> None:
 
 
 def test_the_bridge_is_the_one_that_the_guard_prints() -> None:
-    from repo.engines import dialect
+    from repo.engines.duckdb import dialect
 
     [statements] = re.findall(r'execute\("(.*)"\)', BRIDGE)
     assert statements in dialect._BRIDGE

@@ -23,9 +23,8 @@ from repo.commands import holdfast
 from repo.errors import HoldfastError
 from repo.repositories.pointers import PointerRepository
 from repo.repositories.records import data_text
-from repo.schema import adopt
-from repo.store import migrating
-from repo.store.migrating import migrate_store
+from repo.schema import legacy_records, upgrade
+from repo.schema.upgrade import migrate_store
 from tests.migrations.legacy_store import add_pointer, add_pointers, contents, make_legacy_store, original_of
 from tests.without_duckdb.environment import make
 
@@ -161,7 +160,7 @@ def test_records_of_another_shape_are_never_taken_for_pointers(legacy: Path) -> 
 def test_of_several_points_for_one_record_the_latest_has_its_data_in_whatever_order_they_stand(
     legacy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adopt, "PAGE_POINTS", 3)
+    monkeypatch.setattr(legacy_records, "PAGE_POINTS", 3)
     for name, order in (("up", (1, 2, 3, 4, 5)), ("down", (5, 4, 3, 2, 1)), ("mixed", (3, 5, 1, 4, 2))):
         add_pointer(legacy, name, *((at, original_of(name, "gw", {"at": at})) for at in order))
     assert migrate_store(legacy).records_restored == 3
@@ -207,9 +206,9 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def _text(_data: object) -> str:
         raise KeyboardInterrupt
 
-    whole = adopt._text
-    monkeypatch.setattr(adopt, "_text", _text)
-    return lambda: monkeypatch.setattr(adopt, "_text", whole)
+    whole = legacy_records._text
+    monkeypatch.setattr(legacy_records, "_text", _text)
+    return lambda: monkeypatch.setattr(legacy_records, "_text", whole)
 
 
 @pytest.mark.parametrize("way", ["migrate", "open", "look"])
@@ -247,7 +246,7 @@ def test_an_error_while_records_are_restored_is_one_of_the_migration_but_does_no
         raise HoldfastError("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr(migrating, "restore_records", full)
+        patched.setattr(upgrade, "restore_records", full)
         with pytest.raises(HoldfastError, match="no space left"):
             migrate_store(legacy)
         with Store(legacy, QUIET) as store:
@@ -271,7 +270,7 @@ def test_an_error_of_either_engine_names_its_own_file_and_changes_nothing(
         (columns if engine == "DuckDB" else metadata).exec_driver_sql(query)
 
     with monkeypatch.context() as patched:
-        patched.setattr(migrating, "restore_records", fails)
+        patched.setattr(upgrade, "restore_records", fails)
         with pytest.raises(HoldfastError) as caught:
             migrate_store(legacy)
     assert caught.value.path == legacy / ("timeseries.duckdb" if engine == "DuckDB" else "offline_buffer.db")
@@ -333,7 +332,7 @@ def test_a_store_whose_columns_are_not_at_hand_keeps_the_note_until_they_are(
 
 
 def test_no_point_is_read_where_there_is_no_pointer(legacy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adopt, "_pages", lambda _connection: pytest.fail("the points were read"))
+    monkeypatch.setattr(legacy_records, "_pages", lambda _connection: pytest.fail("the points were read"))
     assert migrate_store(legacy).records_restored == 0
 
 

@@ -15,11 +15,10 @@ from click.testing import CliRunner
 from repo import DuckDBTimeSeriesStorage, Settings, Store
 from repo.commands import holdfast
 from repo.errors import HoldfastError, StoreCorrupt
-from repo.schema import migrate
-from repo.store import migrating
-from repo.store.adopting import adopt_store
-from repo.store.migrating import migrate_store
-from repo.store.restoring import restore_store
+from repo.schema import runner, upgrade
+from repo.schema.adopt import adopt_store
+from repo.schema.restore import restore_store
+from repo.schema.upgrade import migrate_store
 from tests.migrations.stores import POINTS, backups_of, cli, digest
 
 pytestmark = pytest.mark.duckdb
@@ -77,9 +76,9 @@ def test_a_legacy_file_of_its_own_whose_upgrade_was_cut_off_goes_on(
     legacy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (legacy / "offline_buffer.db").unlink()
-    whole, left = migrate.upgrade, 0
+    whole, left = runner.upgrade, 0
 
-    def cut(*arguments: Any, **named: Any) -> migrate.Migrated:
+    def cut(*arguments: Any, **named: Any) -> runner.Migrated:
         nonlocal left
         left -= 1
         if left < 0:
@@ -87,7 +86,7 @@ def test_a_legacy_file_of_its_own_whose_upgrade_was_cut_off_goes_on(
         return whole(*arguments, **named)
 
     with monkeypatch.context() as patched:
-        patched.setattr(migrate, "upgrade", cut)
+        patched.setattr(runner, "upgrade", cut)
         for steps in (1, 1, 0):  # 0001, then 0002 of the columns, then nothing of the metadata
             left = steps
             with pytest.raises(KeyboardInterrupt):
@@ -156,7 +155,7 @@ def test_the_newest_backup_is_the_one_made_last_though_the_clock_was_set_back(
     legacy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for now_us, to in ((1_990_000_000_000_000, "0001"), (0, "0002")):
-        monkeypatch.setattr(migrating, "system_clock", lambda now_us=now_us: now_us)
+        monkeypatch.setattr(upgrade, "system_clock", lambda now_us=now_us: now_us)
         made = migrate_store(legacy, to=to).backup
         assert [backup.folder for backup in backups_of(legacy)] == [made]
     assert [saved.revision for saved in restore_store(legacy).saved] == ["0001", "0001"]
@@ -168,7 +167,7 @@ def test_ctrl_c_while_duckdb_works_is_no_trace_and_exit_130(
     def interrupted(*_: object, **__: object) -> None:
         raise RuntimeError("Query interrupted")  # what DuckDB 2.0 makes of it
 
-    monkeypatch.setattr(migrating, "migrate_store", interrupted)
+    monkeypatch.setattr(upgrade, "migrate_store", interrupted)
     done = CliRunner().invoke(holdfast, ["--store", str(legacy), "migrate"])
     assert (done.exit_code, type(done.exception)) == (130, SystemExit)
 

@@ -16,8 +16,8 @@ from repo import Settings, Store
 from repo.errors import SchemaOutdated, StoreBusy, StoreCorrupt, StoreFull, StoreMissing
 from repo.files import StoreFiles
 from repo.schema import backup as backups
-from repo.store.migrating import migrate_store
-from repo.store.restoring import restore_store
+from repo.schema.restore import restore_store
+from repo.schema.upgrade import migrate_store
 from tests.migrations.legacy_store import contents, make_legacy_store
 from tests.migrations.stores import POINTS, backups_of, cli, cli_process, digest
 

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from repo.errors import HoldfastError
-from repo.schema import migrate
+from repo.schema import runner
 from repo.schema.version import HEAD
 from tests.assets.unpack import expected as expected_in
 from tests.migrations.checksums import checksum
@@ -61,16 +61,16 @@ def test_points_come_through_every_revision_up_down_and_up_again(
     timeseries_file: Path, open_engine: OpenEngine
 ) -> None:
     engine = open_engine(timeseries_file)
-    migrate.upgrade(engine, "timeseries", "0001")
+    runner.upgrade(engine, "timeseries", "0001")
     _put(engine, "time_series_data", POINT_COLUMNS, POINTS)
     _put(engine, "storage_metadata", "key, value", [("note", "kept")])
     for _ in range(2):
-        assert migrate.upgrade(engine, "timeseries") == ("0001", HEAD)
+        assert runner.upgrade(engine, "timeseries") == ("0001", HEAD)
         assert _get(engine, "time_series_data", POINT_COLUMNS) == _same(POINTS)
         assert set(_get(engine, "time_series_data", "value_text, seq")) == {(None, None)}
         assert _get(engine, "storage_metadata", "key, value") == [("note", "kept")]
-        assert migrate.check(engine, "timeseries") == []
-        assert migrate.downgrade(engine, "timeseries", "0001") == (HEAD, "0001")
+        assert runner.check(engine, "timeseries") == []
+        assert runner.downgrade(engine, "timeseries", "0001") == (HEAD, "0001")
         assert _get(engine, "time_series_data", POINT_COLUMNS) == _same(POINTS)
     again = POINTS[0]
     with pytest.raises(Exception, match=r"(?i)constraint|unique"):
@@ -81,9 +81,9 @@ def test_the_summary_of_each_series_is_made_from_the_points_that_stand(
     timeseries_file: Path, open_engine: OpenEngine
 ) -> None:
     engine = open_engine(timeseries_file)
-    migrate.upgrade(engine, "timeseries", "0001")
+    runner.upgrade(engine, "timeseries", "0001")
     _put(engine, "time_series_data", POINT_COLUMNS, POINTS)
-    migrate.upgrade(engine, "timeseries")
+    runner.upgrade(engine, "timeseries")
     assert _get(engine, "series") == _same([
         ("b", "pressure", 3, 1_000_000, 3_000_000, 2500.5, None, 100, None, None),
         ("", "temperature", 1, -5, -5, 5e-324, None, -7, "{not json", None),
@@ -95,14 +95,14 @@ def test_the_summary_of_each_series_is_made_from_the_points_that_stand(
 
 def test_nan_becomes_no_reading_also_in_the_summary(tmp_path: Path, open_engine: OpenEngine) -> None:
     engine = open_engine(tmp_path / "timeseries.duckdb")
-    migrate.upgrade(engine, "timeseries", "0001")
+    runner.upgrade(engine, "timeseries", "0001")
     _put(
         engine,
         "time_series_data",
         POINT_COLUMNS,
         [(1, "s", "m", math.nan, 100, None), (0, "s", "m", 4.0, 1, None)],
     )
-    migrate.upgrade(engine, "timeseries")
+    runner.upgrade(engine, "timeseries")
     assert _get(engine, "time_series_data", "timestamp_us, value") == [(0, 4.0), (1, None)]
     assert _get(engine, "series", "count, last_us, last_value") == [(2, 1, None)]
 
@@ -111,12 +111,12 @@ def test_a_value_that_is_no_number_stops_the_migration_of_a_sqlite_file(
     tmp_path: Path, open_engine: OpenEngine
 ) -> None:
     engine = open_engine(tmp_path / "timeseries.sqlite")
-    migrate.upgrade(engine, "timeseries", "0001")
+    runner.upgrade(engine, "timeseries", "0001")
     odd = [(1, "s", "m", "OPEN", 100, None)]
     _put(engine, "time_series_data", POINT_COLUMNS, odd)
     with pytest.raises(HoldfastError, match="cannot store TEXT value in REAL column"):
-        migrate.upgrade(engine, "timeseries")
-    assert migrate.current(engine) == "0001"
+        runner.upgrade(engine, "timeseries")
+    assert runner.current(engine) == "0001"
     assert _get(engine, "time_series_data", POINT_COLUMNS) == odd
 
 
@@ -124,18 +124,18 @@ def test_records_keep_their_ids_their_sequence_and_odd_values(
     tmp_path: Path, open_engine: OpenEngine
 ) -> None:
     engine = open_engine(tmp_path / "offline_buffer.db")
-    migrate.upgrade(engine, "metadata", "0001")
+    runner.upgrade(engine, "metadata", "0001")
     _put(engine, "buffered_records", RECORD_COLUMNS, [*RECORDS, (5000, "gone", "gw", "{}", 1, 0, None, 1)])
     _put(engine, "buffer_metadata", "key, value", [("note", "kept")])
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM buffered_records WHERE id = 5000"))
     for _ in range(2):
-        migrate.upgrade(engine, "metadata")
+        runner.upgrade(engine, "metadata")
         assert _get(engine, "buffered_records", RECORD_COLUMNS) == _same(RECORDS)
         assert _get(engine, "buffer_metadata") == [("note", "kept")]
         assert _get(engine, "sqlite_sequence") == [("buffered_records", 5000)]
-        assert migrate.check(engine, "metadata") == []
-        migrate.downgrade(engine, "metadata", "0001")
+        assert runner.check(engine, "metadata") == []
+        runner.downgrade(engine, "metadata", "0001")
         assert _get(engine, "buffered_records", RECORD_COLUMNS) == _same(RECORDS)
 
 
@@ -150,8 +150,8 @@ def test_a_legacy_file_without_its_indexes_is_given_them(tmp_path: Path, open_en
         )
     legacy.close()
     engine = open_engine(path)
-    migrate.upgrade(engine, "metadata")
-    assert migrate.check(engine, "metadata") == []
+    runner.upgrade(engine, "metadata")
+    assert runner.check(engine, "metadata") == []
     names = _get(engine, "sqlite_master WHERE type = 'index' AND tbl_name = 'buffered_records'", "name")
     assert {("idx_timestamp",), ("idx_source",), ("idx_retry_count",)} <= set(names)
 
@@ -174,30 +174,30 @@ LOSSES = [
 
 @pytest.mark.parametrize(("database", "statement", "named"), LOSSES)
 def test_a_downgrade_that_would_lose_something_is_refused_and_changes_nothing(
-    database: migrate.Database, statement: str, named: str, tmp_path: Path, open_engine: OpenEngine
+    database: runner.Database, statement: str, named: str, tmp_path: Path, open_engine: OpenEngine
 ) -> None:
     files = ["offline_buffer.db"] if database == "metadata" else ["timeseries.duckdb", "timeseries.sqlite"]
     for file in files:
         engine = open_engine(tmp_path / file)
-        migrate.upgrade(engine, database)
+        runner.upgrade(engine, database)
         with engine.begin() as connection:
             connection.execute(text(statement))
         with pytest.raises(HoldfastError, match=f"no place for the {named}"):
-            migrate.downgrade(engine, database, "0001", path=tmp_path / file)
-        assert migrate.current(engine) == HEAD
-        assert migrate.check(engine, database) == []
+            runner.downgrade(engine, database, "0001", path=tmp_path / file)
+        assert runner.current(engine) == HEAD
+        assert runner.check(engine, database) == []
 
 
 def test_a_downgrade_below_the_legacy_schema_is_refused_and_changes_nothing(
     database_file: Path, open_engine: OpenEngine
 ) -> None:
-    database: migrate.Database = "metadata" if database_file.suffix == ".db" else "timeseries"
+    database: runner.Database = "metadata" if database_file.suffix == ".db" else "timeseries"
     engine = open_engine(database_file)
-    migrate.upgrade(engine, database)
+    runner.upgrade(engine, database)
     with pytest.raises(HoldfastError, match="cannot go below revision 0001"):
-        migrate.downgrade(engine, database, "base")
-    assert migrate.current(engine) == HEAD
-    assert migrate.check(engine, database) == []
+        runner.downgrade(engine, database, "base")
+    assert runner.current(engine) == HEAD
+    assert runner.check(engine, database) == []
 
 
 # --- files that the legacy program left ----------------------------------------------------------------
@@ -215,8 +215,8 @@ def test_the_points_of_a_clean_legacy_file_reach_the_head_unchanged(
     engine, expected = open_engine(path), expected_in(path.name)
     legacy = _read(engine, "time_series_data", POINT_COLUMNS)
     assert checksum(legacy) == expected["time_series_data"]
-    assert migrate.upgrade(engine, "timeseries") == (None, HEAD)
-    assert migrate.check(engine, "timeseries") == []
+    assert runner.upgrade(engine, "timeseries") == (None, HEAD)
+    assert runner.check(engine, "timeseries") == []
     upgraded = _read(engine, "time_series_data", POINT_COLUMNS)
     assert checksum(upgraded) == checksum(_nan_to_null(legacy))
     assert len(upgraded) == expected["time_series_data"]["rows"]
@@ -241,9 +241,9 @@ def test_the_records_of_a_legacy_file_reach_the_head_and_come_back_unchanged(
     engine, expected = open_engine(path), expected_in(path.name)
     for down in (False, True):
         if down:
-            migrate.downgrade(engine, "metadata", "0001")
+            runner.downgrade(engine, "metadata", "0001")
         else:
-            migrate.upgrade(engine, "metadata")
+            runner.upgrade(engine, "metadata")
         assert checksum(_get(engine, "buffered_records", RECORD_COLUMNS)) == expected["buffered_records"]
         assert checksum(_get(engine, "buffer_metadata", "key, value")) == expected["buffer_metadata"]
         assert _get(engine, "sqlite_sequence", "seq") == [(expected["sqlite_sequence"],)]

@@ -14,12 +14,12 @@ import pytest
 
 from repo import OfflineBufferManager, Settings, Store
 from repo.clock import system_clock
+from repo.engines.registry import backend_for
 from repo.errors import StoreCorrupt
 from repo.files import StoreFiles
 from repo.repositories.records import data_text
+from repo.schema.upgrade import migrate_store
 from repo.schema.version import HEAD
-from repo.store.backends import backend_for
-from repo.store.migrating import migrate_store
 from tests.assets.unpack import expected
 from tests.migrations.checksums import checksum
 from tests.migrations.legacy_store import make_legacy_store

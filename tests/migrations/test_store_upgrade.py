@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store
-from repo.engines import torn
+from repo.engines.duckdb import checkpoint
 from repo.errors import (
     HoldfastError,
     InvalidSettings,
@@ -22,10 +22,10 @@ from repo.errors import (
     SchemaTooNew,
     StoreFull,
 )
-from repo.schema import migrate
+from repo.schema import runner
+from repo.schema.restore import restore_store
+from repo.schema.upgrade import migrate_store
 from repo.schema.version import HEAD
-from repo.store.migrating import migrate_store
-from repo.store.restoring import restore_store
 from tests.migrations.legacy_store import contents
 from tests.migrations.stores import DATA, DONE, POINTS, backups_of, cli, digest, versions
 
@@ -168,8 +168,8 @@ def test_a_disk_that_is_too_small_is_told_with_the_bytes_before_anything_is_chan
 def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     """Put code into revision 0002, at the end of the upgrade of one database."""
     folder = tmp_path / "scripts"
-    shutil.copytree(migrate._scripts(), folder, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(migrate, "_scripts", lambda: folder)
+    shutil.copytree(runner._scripts(), folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(runner, "_scripts", lambda: folder)
     original = (folder / "versions" / "0002_present.py").read_text()
 
     def _end(database: str, code: str) -> None:
@@ -239,7 +239,7 @@ def test_a_disk_that_fills_up_at_the_checkpoint_after_a_revision_is_told_as_such
         raise duckdb.FatalException(f'FATAL Error: Could not write file "{path}": No space left on device')
 
     with monkeypatch.context() as patched:
-        patched.setattr(torn, "noted", full)
+        patched.setattr(checkpoint, "noted", full)
         with pytest.raises(StoreFull, match="no space left"):
             migrate_store(legacy, backup=False)
     migrate_store(legacy, backup=False)

@@ -14,16 +14,17 @@ import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
-from repo.engines import duckdb, sqlite
+from repo.engines.duckdb import driver as duckdb
+from repo.engines.sqlite import driver as sqlite
 from repo.errors import HoldfastError, SchemaOutdated, SchemaTooNew, StoreCorrupt
 from repo.models import MetadataBase, TimeSeriesBase
-from repo.schema import migrate
+from repo.schema import runner
 from repo.schema.version import HEAD, REVISIONS, Standing, compare, require_head, version_of
 
 OpenEngine = Callable[[Path], Engine]
 
 
-def _database(path: Path) -> migrate.Database:
+def _database(path: Path) -> runner.Database:
     return "metadata" if path.name == "offline_buffer.db" else "timeseries"
 
 
@@ -33,7 +34,7 @@ def _rows(engine: Engine, statement: str) -> list[Any]:
 
 
 def test_the_versions_that_the_program_knows_are_those_of_the_scripts() -> None:
-    scripts = ScriptDirectory.from_config(migrate.config())
+    scripts = ScriptDirectory.from_config(runner.config())
     assert scripts.get_heads() == [HEAD]
     assert tuple(script.revision for script in scripts.walk_revisions())[::-1] == REVISIONS
     assert all(
@@ -42,7 +43,7 @@ def test_the_versions_that_the_program_knows_are_those_of_the_scripts() -> None:
 
 
 def test_no_revision_imports_the_models() -> None:
-    for script in ScriptDirectory.from_config(migrate.config()).walk_revisions():
+    for script in ScriptDirectory.from_config(runner.config()).walk_revisions():
         assert "import repo" not in Path(script.path).read_text()
         assert "from repo" not in Path(script.path).read_text()
 
@@ -54,10 +55,10 @@ def test_the_version_can_be_read_without_alembic() -> None:
 
 def test_an_upgraded_empty_file_equals_the_models(database_file: Path, open_engine: OpenEngine) -> None:
     engine, database = open_engine(database_file), _database(database_file)
-    assert migrate.upgrade(engine, database) == (None, HEAD)
-    assert migrate.check(engine, database) == []
-    assert migrate.upgrade(engine, database) == (HEAD, HEAD)
-    assert migrate.current(engine) == HEAD
+    assert runner.upgrade(engine, database) == (None, HEAD)
+    assert runner.check(engine, database) == []
+    assert runner.upgrade(engine, database) == (HEAD, HEAD)
+    assert runner.current(engine) == HEAD
 
 
 def _structure(engine: Engine) -> Any:
@@ -95,7 +96,7 @@ def test_tables_strictness_keys_and_column_order_are_those_of_the_models(
     database_file: Path, open_engine: OpenEngine
 ) -> None:
     engine, database = open_engine(database_file), _database(database_file)
-    migrate.upgrade(engine, database)
+    runner.upgrade(engine, database)
     made = open_engine(database_file.with_stem("made"))
     (MetadataBase if database == "metadata" else TimeSeriesBase).metadata.create_all(made)
     assert _structure(engine) == _structure(made)
@@ -103,7 +104,7 @@ def test_tables_strictness_keys_and_column_order_are_those_of_the_models(
 
 def test_no_ddl_is_left_in_duckdbs_log(tmp_path: Path, open_engine: OpenEngine) -> None:
     path = tmp_path / "timeseries.duckdb"
-    migrate.upgrade(open_engine(path), "timeseries")
+    runner.upgrade(open_engine(path), "timeseries")
     assert duckdb.log_bytes(path) == 0
 
 
@@ -111,18 +112,18 @@ def test_a_database_of_a_newer_program_is_refused_and_left_alone(
     database_file: Path, open_engine: OpenEngine
 ) -> None:
     engine, database = open_engine(database_file), _database(database_file)
-    migrate.upgrade(engine, database)
+    runner.upgrade(engine, database)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     for refused in (
-        lambda: migrate.upgrade(engine, database, path=database_file),
-        lambda: migrate.downgrade(engine, database, "0001", path=database_file),
-        lambda: migrate.check(engine, database, path=database_file),
+        lambda: runner.upgrade(engine, database, path=database_file),
+        lambda: runner.downgrade(engine, database, "0001", path=database_file),
+        lambda: runner.check(engine, database, path=database_file),
     ):
         with pytest.raises(SchemaTooNew, match=r"9999.*update the package") as caught:
             refused()
         assert caught.value.path == database_file
-    assert migrate.current(engine) == "9999"
+    assert runner.current(engine) == "9999"
 
 
 def test_the_standing_of_a_version_is_told(database_file: Path, open_engine: OpenEngine) -> None:
@@ -132,15 +133,15 @@ def test_the_standing_of_a_version_is_told(database_file: Path, open_engine: Ope
     ]  # fmt: skip
     with engine.connect() as connection, pytest.raises(SchemaOutdated, match="no schema version yet"):
         require_head(connection, database_file)
-    migrate.upgrade(engine, database, "0001")
+    runner.upgrade(engine, database, "0001")
     with (
         engine.connect() as connection,
         pytest.raises(SchemaOutdated, match=r"version 0001.*holdfast migrate"),
     ):
         require_head(connection, database_file)
     with pytest.raises(SchemaOutdated):
-        migrate.check(engine, database)
-    migrate.upgrade(engine, database)
+        runner.check(engine, database)
+    runner.upgrade(engine, database)
     with engine.connect() as connection:
         require_head(connection, database_file)
         assert version_of(connection) == HEAD
@@ -158,7 +159,7 @@ def test_a_table_of_the_same_name_and_another_shape_is_refused(
     with engine.begin() as connection:
         connection.execute(text(f"CREATE TABLE {table} (id INTEGER, mine TEXT)"))
     with pytest.raises(HoldfastError, match=r"id, mine.*not a store's database"):
-        migrate.upgrade(engine, database, path=database_file)
+        runner.upgrade(engine, database, path=database_file)
     assert inspect(engine).get_table_names() == [table]
 
 
@@ -166,7 +167,7 @@ def test_a_table_of_the_same_name_and_another_shape_is_refused(
 def failing_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The migrations, and one more that changes much and then fails."""
     scripts = tmp_path / "scripts"
-    shutil.copytree(migrate._scripts(), scripts, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(runner._scripts(), scripts, ignore=shutil.ignore_patterns("__pycache__"))
     (scripts / "versions" / "0003_fails.py").write_text(
         "from alembic import op\n"
         "revision, down_revision = '0003', '0002'\n"
@@ -178,7 +179,7 @@ def failing_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "    op.execute('DROP TABLE series')\n"
         "    op.execute('SELECT * FROM nowhere')\n"
     )
-    monkeypatch.setattr(migrate, "_scripts", lambda: scripts)
+    monkeypatch.setattr(runner, "_scripts", lambda: scripts)
 
 
 @pytest.mark.usefixtures("failing_scripts")
@@ -188,13 +189,13 @@ def test_a_failing_migration_leaves_nothing_of_itself_behind(
 ) -> None:
     engine, database = open_engine(database_file), _database(database_file)
     if start:
-        migrate.upgrade(engine, database, start)
+        runner.upgrade(engine, database, start)
     with pytest.raises(HoldfastError, match="nowhere") as caught:
-        migrate.upgrade(engine, database, "0003", path=database_file)
+        runner.upgrade(engine, database, "0003", path=database_file)
     assert caught.value.path == database_file
     assert caught.value.__cause__ is not None
     # Whole revisions before the failure stand; of the failed one, nothing.
-    assert migrate.current(engine) == "0002"
+    assert runner.current(engine) == "0002"
     assert "half" not in inspect(engine).get_table_names()
     assert "half" not in [column["name"] for column in inspect(engine).get_columns("loss_ledger")]
     assert "series" in inspect(engine).get_table_names()
@@ -204,12 +205,12 @@ def test_migrations_run_from_a_folder_with_spaces_and_percent_signs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "a b %s 100%"
-    shutil.copytree(migrate._scripts(), folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(migrate, "_scripts", lambda: folder / "scripts")
+    shutil.copytree(runner._scripts(), folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(runner, "_scripts", lambda: folder / "scripts")
     monkeypatch.chdir(tmp_path)
     engine = sqlite.open_engine(folder / "offline_buffer.db")
-    assert migrate.upgrade(engine, "metadata") == (None, HEAD)
-    assert migrate.check(engine, "metadata") == []
+    assert runner.upgrade(engine, "metadata") == (None, HEAD)
+    assert runner.check(engine, "metadata") == []
 
 
 def test_several_threads_may_migrate_at_once(tmp_path: Path) -> None:
@@ -217,7 +218,7 @@ def test_several_threads_may_migrate_at_once(tmp_path: Path) -> None:
     results: list[Any] = []
 
     def _upgrade(engine: Engine) -> None:
-        results.append(migrate.upgrade(engine, "metadata"))
+        results.append(runner.upgrade(engine, "metadata"))
 
     threads = [threading.Thread(target=_upgrade, args=(engine,)) for engine in [*engines, *engines]]
     for thread in threads:
@@ -229,6 +230,6 @@ def test_several_threads_may_migrate_at_once(tmp_path: Path) -> None:
 
 def test_migrating_says_nothing_on_standard_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     engine = sqlite.open_engine(tmp_path / "offline_buffer.db")
-    migrate.upgrade(engine, "metadata")
-    migrate.check(engine, "metadata")
+    runner.upgrade(engine, "metadata")
+    runner.check(engine, "metadata")
     assert capfd.readouterr() == ("", "")

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store
-from repo.engines.lease import Lease
 from repo.errors import (
     StoreBusy,
 )
+from repo.lease import Lease
+from repo.schema.upgrade import migrate_store
 from repo.schema.version import HEAD
-from repo.store.migrating import migrate_store
 from tests.migrations.legacy_store import contents
 from tests.migrations.stores import DONE, POINTS, backups_of, cli, cli_process, digest, versions
 

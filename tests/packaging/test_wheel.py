@@ -116,15 +116,15 @@ def test_the_installed_library_migrates_and_compares_either_database(
 ) -> None:
     program = (
         "from pathlib import Path\n"
-        "from repo.engines import duckdb, sqlite\n"
-        "from repo.schema import migrate\n"
+        "from repo.engines.duckdb import driver as duckdb; from repo.engines.sqlite import driver as sqlite\n"
+        "from repo.schema import runner\n"
         "scratch = Path('100% scratch')\n"
         "columns = Path('t %s.duckdb')\n"
         "opened = duckdb.open_engine(columns, memory_limit_bytes=64_000_000, threads=1, temp_folder=scratch)\n"
         "for name, engine in (('metadata', sqlite.open_engine(Path('m %d.db'))),\n"
         "    ('timeseries', opened), ('timeseries', sqlite.open_engine(Path('t%%.sqlite')))):\n"
-        "    told = [migrate.upgrade(engine, name), migrate.check(engine, name)]\n"
-        "    told += [migrate.downgrade(engine, name, '0001'), migrate.upgrade(engine, name)]\n"
+        "    told = [runner.upgrade(engine, name), runner.check(engine, name)]\n"
+        "    told += [runner.downgrade(engine, name, '0001'), runner.upgrade(engine, name)]\n"
         "    print(*map(str, told), sep='; ')\n"
     )
     done = run(installed / "python", "-W", "error", "-c", program, folder=elsewhere)

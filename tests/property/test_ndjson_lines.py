@@ -10,12 +10,12 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from repo.exchange.jsonlines import Objects
-from repo.exchange.ndjson import lines_of, stored_row
-from repo.exchange.ndjsonfile import read_ndjson
-from repo.exchange.readings import Layout
 from repo.fields import metadata_json, text_of
-from repo.moments import Unfit
+from repo.formats.lines import Objects
+from repo.formats.ndjson_lines import lines_of, stored_row
+from repo.formats.text.layout import Layout
+from repo.formats.text.ndjson import read_ndjson
+from repo.times import Unfit
 from repo.values import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, check_rows
 
 plain = st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"))

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repo.exchange.scanning import SOURCE, scan
-from repo.exchange.tables import table_of
-from repo.repositories.points import rows_of
-from repo.store.bulk import _plain
+from repo.core.bulk import _plain
+from repo.formats.arrays.scan import SOURCE, scan
+from repo.formats.arrays.tables import table_of
+from repo.queries.rows import rows_of
 from repo.values import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, check_columns
 
 pytestmark = pytest.mark.duckdb

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repo import values
-from repo.moments import EXACT_FLOAT_S
+from repo.times import EXACT_FLOAT_S
 from repo.values import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Batch, check_rows, to_datetime, to_us
 
 NOW_US = 1_700_000_000_123_456

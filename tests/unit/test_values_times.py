@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from repo.errors import InvalidPoint, InvalidQuery
-from repo.moments import local_us, parse_duration_us, parse_time
+from repo.times import local_us, parse_duration_us, parse_time
 from repo.values import (
     MAX_TIMESTAMP_US,
     MIN_TIMESTAMP_US,

@@ -1,0 +1,259 @@
+"""`query`, `latest`, `series`: what the store holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, tzinfo
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from repo.commands.options import bounds, iso, zone_of
+from repo.commands.output import FORMATS, write_rows
+from repo.commands.session import Session, json_option
+from repo.errors import InvalidQuery
+from repo.times import to_datetime, to_us
+
+if TYPE_CHECKING:
+    from repo import Store
+
+__all__ = ["latest", "query", "series"]
+
+_POINT_COLUMNS = ("sensor_id", "metric_name", "timestamp", "value", "quality", "metadata")
+_SERIES_COLUMNS = (
+    "sensor_id",
+    "metric_name",
+    "kind",
+    "unit",
+    "points",
+    "first",
+    "last",
+    "description",
+    "labels",
+)
+
+
+@click.command()
+@click.argument("sensor")
+@click.argument("metric")
+@click.option("--start", metavar="TIME", help="Start of the range, inclusive.")
+@click.option("--end", metavar="TIME", help="End of the range, exclusive.")
+@click.option("--since", metavar="SPAN", help="Only the last SPAN (6h, 15m, 7d); replaces --start.")
+@click.option("--every", metavar="SPAN", help="Aggregate into buckets of 10s, 1m, 6h, 1d, 1w, 1mo, 1y.")
+@click.option(
+    "--agg",
+    "aggs",
+    metavar="NAMES",
+    multiple=True,
+    help="avg, min, max, sum, count, first, last, stddev, median, p95, p99.9: comma-separated, repeatable. "
+    "Default with --every: avg.",
+)
+@click.option(
+    "--fill",
+    type=click.Choice(["none", "null", "previous", "linear"]),
+    help="With --every: how to fill buckets without a reading; none omits them.",
+)
+@click.option("--states", is_flag=True, help="Show the time spent in each state, and its share.")
+@click.option("--tz", metavar="ZONE", default="UTC", show_default=True, help="Time zone of times and days.")
+@click.option("--limit", metavar="ROWS", type=click.IntRange(min=1), help="Print the first rows only.")
+@click.option(
+    "--format", "form", type=click.Choice([*FORMATS, "plot"]), help="Output format; a table by default."
+)
+@json_option
+@click.pass_obj
+def query(
+    session: Session,
+    sensor: str,
+    metric: str,
+    start: str | None,
+    end: str | None,
+    since: str | None,
+    every: str | None,
+    aggs: tuple[str, ...],
+    fill: str | None,
+    states: bool,
+    tz: str,
+    limit: int | None,
+    form: str | None,
+) -> None:
+    """Print points of SENSOR and METRIC, or aggregates of them.
+
+    Both can be quoted globs ('PUMP-*', '*'). Points are in order of time, from --start up to but excluding
+    --end. A TIME is ISO 8601 (in --tz unless it has an offset), Unix seconds, `now`, or relative (-6h).
+    The CSV of points can be ingested again; metadata is not read back.
+
+    --fill covers --start to --end; a missing bound is the first or last point of each series. `null` leaves buckets
+    empty, `previous` repeats the last bucket with readings (initially the last reading before --start), and `linear`
+    interpolates. --states counts the state before --start from --start on, and the last state until --end (or the last
+    point). A point without a reading ends a state.
+
+    \b
+    JSON: an array, or an object a line (ndjson). Points: {"sensor_id", "metric_name", "timestamp": ISO 8601,
+    "timestamp_us": µs since 1970 UTC, "value": number, text or null, "quality", "metadata"}. Aggregates:
+    {"sensor_id", "metric_name", "bucket": ISO 8601 and "bucket_us" (with --every), and one for each of
+    --agg}. States: {"sensor_id", "metric_name", "bucket" and "bucket_us" (with --every), "state": text, number or
+    null, "seconds", "share": 0 to 1}. An infinite number is the text "Infinity" or "-Infinity".
+    """
+    zone = zone_of(tz)
+    low, high = bounds(start, end, since, zone)
+    names = [name.strip() for given in aggs for name in given.split(",") if name.strip()]
+    if states and (names or fill or form == "plot"):
+        raise InvalidQuery(
+            "--states cannot be combined with these: leave out --agg, --fill and --format plot"
+        )
+    form = form or ("json" if session.as_json else "table")
+    with session.opened(looks=True) as store:
+        if form == "plot":
+            from repo.commands.plotting import draw
+
+            lines = _lines(store, (sensor, metric), low, high, every, names, tz=tz, fill=fill)
+            if lines:
+                click.echo(draw(lines, zone))
+            count = len(lines)
+        elif states or every or names or fill:
+            if states:
+                found = store.points.states(sensor, metric, low, high, every=every, tz=tz)
+                wanted = ["state", "seconds", "share"]
+            else:
+                asked: dict[str, Any] = {"agg": names or "avg", "every": every, "tz": tz, "fill": fill}
+                found = store.points.aggregate(sensor, metric, low, high, **asked)
+                wanted = names or ["avg"]
+            columns = ["sensor_id", "metric_name", *(["bucket"] if every else []), *wanted]
+            count = write_rows(form, columns, islice(map(_shown_aggregate, found), limit))
+        else:
+            points = _points(store, (sensor, metric), low, high, limit)
+            count = write_rows(form, _POINT_COLUMNS, (_shown_point(point, zone) for point in points))
+    if not count:
+        session.note(f"no points of {sensor} {metric} there; `holdfast series` lists what the store has")
+
+
+@click.command()
+@click.argument("sensor", required=False)
+@click.argument("metric", required=False)
+@click.option("--limit", metavar="POINTS", type=click.IntRange(min=1), default=1, help="Points per series.")
+@json_option
+@click.pass_obj
+def latest(session: Session, sensor: str | None, metric: str | None, limit: int) -> None:
+    """Print the newest points of each series.
+
+    SENSOR and METRIC can be names or quoted globs; without them, all series are shown. One point each (the default)
+    needs only SQLite, so it never waits for another process.
+
+    \b
+    JSON: an array of points as `holdfast query` prints them, newest first within a series.
+    """
+    with session.opened(looks=True) as store:
+        found = store.points.latest(sensor, metric, limit)
+    form = "json" if session.as_json else "table"
+    if not write_rows(form, _POINT_COLUMNS, (_shown_point(point, UTC) for point in found)):
+        session.note("no points there; `holdfast series` lists what the store has")
+
+
+@click.command()
+@click.argument("pattern", required=False)
+@json_option
+@click.pass_obj
+def series(session: Session, pattern: str | None) -> None:
+    """List the series of the store.
+
+    PATTERN is a name or a quoted glob that matches the sensor or the metric. Counts and times are those of the
+    last flush.
+
+    \b
+    JSON: [{"sensor_id", "metric_name", "kind": "number", "text" or null, "unit", "description", "labels",
+    "points", "first_us", "last_us"}]
+    """
+    with session.opened(looks=True) as store:
+        found = {(info.sensor_id, info.metric_name): info for info in store.series.list(pattern)}
+        if pattern is not None:
+            found |= {(info.sensor_id, info.metric_name): info for info in store.series.list(None, pattern)}
+    rows = [found[pair]._asdict() for pair in sorted(found)]
+    if session.as_json:
+        write_rows("json", _SERIES_COLUMNS, rows)
+        return
+    for row in rows:
+        for edge in ("first", "last"):
+            us = row[f"{edge}_us"]
+            row[edge] = None if us is None else iso(to_datetime(us))
+    if not write_rows("table", _SERIES_COLUMNS, rows):
+        session.note("no series there" if pattern else "the store has no series yet")
+
+
+# --- rows -----------------------------------------------------------------------------------------------
+
+
+def _points(
+    store: Store, names: tuple[str, str], low: datetime | None, high: datetime | None, limit: int | None
+) -> Iterator[Any]:
+    found = store.points.range(*names, low, high)
+    if limit is None or limit > _page_rows():
+        return islice(iter(found), limit)
+    return iter(next(found.pages(limit), []))
+
+
+def _page_rows() -> int:
+    from repo.store.results import PAGE_ROWS
+
+    return PAGE_ROWS
+
+
+def _shown_point(point: Any, zone: tzinfo) -> dict[str, Any]:
+    moment = point["timestamp"]
+    return {**point, "timestamp": iso(moment if zone is UTC else moment.astimezone(zone))}
+
+
+def _shown_aggregate(row: dict[str, Any]) -> dict[str, Any]:
+    if "bucket" not in row:
+        return row
+    return {**row, "bucket": iso(row["bucket"]), "bucket_us": to_us(row["bucket"])}
+
+
+# --- plots ----------------------------------------------------------------------------------------------
+
+
+def _lines(
+    store: Store,
+    names: tuple[str, str],
+    low: datetime | None,
+    high: datetime | None,
+    every: str | None,
+    aggs: list[str],
+    **options: Any,
+) -> dict[str, list[tuple[int, float]]]:
+    """Return what to draw: with `every` the aggregates asked for, else the least and greatest of each column."""
+    wanted = aggs or ["avg"]
+    if every is None:
+        if aggs:
+            raise InvalidQuery("one aggregate of everything is no plot; add --every")
+        every, wanted = _column_width(store, names, low, high), ["min", "max"]
+    if every is None:
+        return {}
+    found = store.points.aggregate(*names, low, high, agg=wanted, every=every, **options)
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in found:
+        for name in wanted:
+            value = row[name]
+            if isinstance(value, int | float) and abs(value) != float("inf"):
+                title = f"{row['sensor_id']} {row['metric_name']}" + (f" {name}" if aggs else "")
+                lines.setdefault(title, []).append((to_us(row["bucket"]), value))
+    return lines
+
+
+def _column_width(
+    store: Store, names: tuple[str, str], low: datetime | None, high: datetime | None
+) -> str | None:
+    """Return the width of a plot's column as a span; None where there is nothing to plot."""
+    from repo.commands.plotting import plot_columns
+
+    first = next(_points(store, names, low, high, 1), None)
+    if first is None:
+        return None
+    last_us = max(point["timestamp_us"] for point in _newest(store, names))
+    if high is not None:
+        last_us = min(last_us, to_us(high))
+    return f"{max(1, (last_us - first['timestamp_us']) // plot_columns())}us"
+
+
+def _newest(store: Store, names: tuple[str, str]) -> Iterable[Any]:
+    return store.points.latest(*names)

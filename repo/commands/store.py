@@ -1,0 +1,158 @@
+"""`init`, `status`: creating a store, and showing what is in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from repo.commands.output import counted, print_json
+from repo.commands.session import Session, json_option
+from repo.errors import EngineMissing, SchemaOutdated, StoreBusy
+
+if TYPE_CHECKING:
+    from repo import Status
+
+__all__ = ["init", "status"]
+
+
+@click.command()
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "duckdb", "sqlite"]),
+    help="Engine of a new store; auto (the default) uses DuckDB if it is installed.",
+)
+@json_option
+@click.pass_obj
+def init(session: Session, engine: str | None) -> None:
+    """Create a store, or confirm that it exists.
+
+    An existing store is not modified and keeps its engine.
+
+    \b
+    JSON: {"path", "created": true if it was made now, "engine", "schema", "store_id"}
+    """
+    from repo import StoreMissing
+    from repo.errors import InvalidSettings
+
+    created = False
+    try:
+        with session.opened(looks=True) as store:
+            found = store.status()
+    except StoreMissing:
+        created = True
+        with session.opened(create=True, engine=engine) as store:
+            found = store.status()
+    if engine not in (None, "auto", found.engine):
+        raise InvalidSettings(
+            f"{found.path} keeps its columns in {found.engine}, and a store keeps its engine", path=found.path
+        )
+    if session.as_json:
+        print_json(
+            {
+                "path": found.path,
+                "created": created,
+                "engine": found.engine,
+                "schema": found.schema,
+                "store_id": found.store_id,
+            }
+        )
+    else:
+        what = "made a store" if created else "there is a store"
+        session.say(f"{what} in {found.path} ({found.engine}, schema {found.schema})")
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def status(session: Session) -> None:
+    """Show what the store holds, its backlog, its files and who has it open.
+
+    Reads only SQLite, so it never waits for another process. Counts and times of points are those of the last flush. It
+    never upgrades a store: if the schema is outdated, it shows the revisions and the command to run, and exits 5.
+
+    \b
+    JSON: {"path", "store_id", "engine", "generation", "schema", "last_seq", "flushed_seq", "pruned_seq",
+    "journal_rows", "journal_seqs", "unflushed", "points", "series", "oldest_us", "newest_us",
+    "records_pending", "ledger_entries", "ledger_dropped", "sinks": [{"name", "confirmed_seq", "behind"}],
+    "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {file that was set aside, or of a backup: bytes},
+    "bytes_total", "bytes_free_on_disk", "holder": {"pid", "since_us", "doing"} or null, "warnings": [text]};
+    of an outdated store what `migrate --check` prints
+    """
+    try:
+        with session.opened(looks=True) as store:
+            found = store.status()
+    except SchemaOutdated as outdated:
+        _show_outdated(session, outdated)
+        raise
+    if session.as_json:
+        print_json(found.as_dict())
+        return
+    for name, text in _told(found):
+        session.say(f"{name:<12}{text}")
+    for warning in found.warnings:
+        session.note(f"warning: {warning}")
+
+
+def _show_outdated(session: Session, outdated: SchemaOutdated) -> None:
+    """Print the revisions of both databases; those of columns that another process has are not waited for."""
+    from repo.commands.migrate import show
+    from repo.lease import read_holder
+    from repo.schema.upgrade import migrate_store
+    from repo.schema.version import HEAD
+
+    files = session.files()
+    try:
+        holder = read_holder(files.folder, files.prefix)
+        if holder is None:
+            show(session, migrate_store(files, check=True), HEAD, steps=False)
+        else:
+            outdated.add_note(
+                f"the columns are held by process {holder.pid}, doing: {holder.doing}; their revision was not looked at"
+            )
+    except (StoreBusy, EngineMissing) as error:
+        outdated.add_note(f"the revision of the columns was not looked at: {error}")
+
+
+def _told(found: Status) -> list[tuple[str, str]]:
+    """Describe the store for people."""
+    from repo.times import to_datetime
+
+    lines = [
+        ("store", f"{found.path}  ({found.engine}, schema {found.schema}, id {found.store_id})"),
+        ("points", f"{found.points:,} in {found.series:,} series"),
+    ]
+    if found.oldest_us is not None and found.newest_us is not None:
+        span = [to_datetime(us).strftime("%Y-%m-%d %H:%M:%S") for us in (found.oldest_us, found.newest_us)]
+        lines.append(("", f"{span[0]} to {span[1]} UTC"))
+    lines += [
+        (
+            "journal",
+            f"{counted(found.journal_rows, 'row')}; {found.unflushed:,} of {found.last_seq:,} seqs not yet applied",
+        ),
+        ("records", f"{found.records_pending:,} pending"),
+    ]
+    lines += [
+        (f"sink {s.name}", f"confirmed seq {s.confirmed_seq:,}, {s.behind:,} behind") for s in found.sinks
+    ]
+    lines.append(("lost", _losses(found)))
+    lines += [("file", f"{_size(size):>10}  {name}") for name, size in found.bytes_by_file.items()]
+    lines += [("kept", f"{_size(size):>10}  {name}") for name, size in found.bytes_by_kept_file.items()]
+    lines.append(("disk", f"{_size(found.bytes_free_on_disk):>10}  free"))
+    if found.holder is not None:
+        lines.append(("columns", f"held by process {found.holder.pid}, doing: {found.holder.doing}"))
+    return lines
+
+
+def _losses(found: Status) -> str:
+    if not found.ledger_entries:
+        return "nothing"
+    return f"{found.ledger_dropped:,}, in {counted(found.ledger_entries, 'ledger entry', 'ledger entries')}"
+
+
+def _size(size_bytes: int) -> str:
+    size, units = float(size_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:,.0f} {units[0]}" if units[0] == "bytes" else f"{size:,.1f} {units[0]}"

@@ -1,0 +1,204 @@
+"""`export`, `import`: points out to files, and back in."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from repo.commands.exits import Exit
+from repo.commands.options import bounds, names_of, zone_of
+from repo.commands.output import counted, print_json
+from repo.commands.session import Session, json_option
+
+if TYPE_CHECKING:
+    from repo import Recovered
+
+__all__ = ["export", "import_"]
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--sensor", "sensors", metavar="NAME", multiple=True, help="Only this sensor; may be a quoted glob."
+)
+@click.option(
+    "--metric", "metrics", metavar="NAME", multiple=True, help="Only this metric; may be a quoted glob."
+)
+@click.option("--start", metavar="TIME", help="Start of the range, inclusive.")
+@click.option("--end", metavar="TIME", help="End of the range, exclusive.")
+@click.option("--since", metavar="SPAN", help="Only the last SPAN (6h, 15m, 7d); replaces --start.")
+@click.option(
+    "--tz", metavar="ZONE", default="UTC", show_default=True, help="Time zone of --start and --end."
+)
+@click.option("--by-day", is_flag=True, help="Write a folder with one file per UTC day and a manifest.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["parquet", "ndjson"]),
+    help="Default: NDJSON if PATH ends in .ndjson.gz, else Parquet.",
+)
+@click.option(
+    "--compression", type=click.Choice(["zstd", "none"]), help="Compression of Parquet; zstd by default."
+)
+@json_option
+@click.pass_obj
+def export(
+    session: Session,
+    path: Path,
+    sensors: tuple[str, ...],
+    metrics: tuple[str, ...],
+    start: str | None,
+    end: str | None,
+    since: str | None,
+    tz: str,
+    by_day: bool,
+    form: Literal["parquet", "ndjson"] | None,
+    compression: Literal["zstd", "none"] | None,
+) -> None:
+    """Write points to Parquet or NDJSON: one file, or a folder of days.
+
+    Exports all points unless you select by time, --sensor or --metric (repeat either for several exact names). A file
+    appears only when it is complete; PATH.sha256 holds its SHA-256. A folder has a manifest.json with the SHA-256 of
+    each file; run an interrupted export again to resume it. Applications can keep writing. Parquet needs DuckDB or
+    pyarrow; gzipped NDJSON needs neither.
+
+    \b
+    JSON: {"path", "files", "points", "bytes", "first_us", "last_us": µs since 1970 UTC or null, "first_seq",
+    "last_seq", "resumed": files that were already complete}
+    """
+    low, high = bounds(start, end, since, zone_of(tz))
+    if form is None:
+        form = "ndjson" if path.name.endswith((".ndjson", ".ndjson.gz")) and not by_day else "parquet"
+    if form == "ndjson" and compression is not None:
+        raise click.BadParameter(
+            "NDJSON is gzipped; --compression is for Parquet", param_hint="--compression"
+        )
+    with session.opened(looks=True) as store, session.progress("export") as show:
+        same: Any = {
+            "sensor_id": names_of(sensors),
+            "metric_name": names_of(metrics),
+            "start": low,
+            "end": high,
+            "partition": "day" if by_day else None,
+            "on_progress": show,
+        }
+        if form == "ndjson":
+            done = store.export_ndjson(path, **same)
+        else:
+            done = store.export_parquet(path, compression=compression or "zstd", **same)
+    if session.as_json:
+        print_json({**asdict(done), "path": str(done.path)})
+        return
+    where = f"{counted(done.files, 'file')} in {done.path}" if by_day else str(done.path)
+    resumed = f"; {counted(done.resumed, 'file')} already complete" if done.resumed else ""
+    points, size = counted(done.points, "point"), counted(done.bytes, "byte")
+    session.say(f"exported {points} to {where} ({size}){resumed}")
+
+
+@click.command("import")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--verify", is_flag=True, help="Only validate the files. Needs no store.")
+@click.option("--dry-run", is_flag=True, help="Report what would be stored; store nothing.")
+@click.option(
+    "--keep-existing/--overwrite",
+    default=True,
+    help="On conflict, keep the stored point (default) or take the file's.",
+)
+@click.option(
+    "--column",
+    "columns",
+    metavar="FIELD=COLUMN",
+    multiple=True,
+    help="Read FIELD of an export from this column: sensor_id=tag. Repeatable.",
+)
+@click.option(
+    "--time-format",
+    type=click.Choice(["unix", "unix_ms", "unix_us"]),
+    default="unix",
+    show_default=True,
+    help="Unit of numeric timestamps: seconds, milliseconds or microseconds since 1970.",
+)
+@json_option
+@click.pass_obj
+def import_(
+    session: Session,
+    paths: tuple[Path, ...],
+    verify: bool,
+    dry_run: bool,
+    keep_existing: bool,
+    columns: tuple[str, ...],
+    time_format: Literal["unix", "unix_ms", "unix_us"],
+) -> None:
+    """Read Parquet and exported NDJSON into the store: files, folders, bundles.
+
+    Reads exports, including those of the legacy program, and Parquet files of other programs. Use `holdfast ingest` for
+    other NDJSON. Every file is validated first: if one is damaged or lacks a column, nothing is stored. Stored points
+    are kept unless you pass --overwrite. Importing the same files again changes nothing. Rows that cannot be stored
+    are skipped and counted, and the exit code is 3. `holdfast recover` is the same command.
+
+    \b
+    JSON: {"files", "verified": files with a SHA-256, "read", "stored", "present", "duplicates", "nulls",
+    "refused", "no_reading", "problems": [text]}; with --verify {"files", "verified", "points", "bytes"}
+    """
+    mapping = _mapping(columns)
+    if verify:
+        _verify(session, paths, mapping, time_format)
+        return
+    with session.opened(looks=dry_run) as store, session.progress("import") as show:
+        done = store.import_parquet(
+            paths,
+            on_conflict="keep" if keep_existing else "overwrite",
+            columns=mapping,
+            time_format=time_format,
+            dry_run=dry_run,
+            on_progress=show,
+        )
+    if session.as_json:
+        print_json(asdict(done))
+    else:
+        for problem in done.problems:
+            session.note(problem)
+        session.say(_told(done, dry_run=dry_run))
+    if done.refused or done.nulls:
+        raise click.exceptions.Exit(Exit.PROBLEMS)
+
+
+def _verify(session: Session, paths: tuple[Path, ...], mapping: dict[str, str], time_format: str) -> None:
+    from repo.settings import Settings
+    from repo.transfer.importer import verify_parquet
+
+    settings = Settings.load(session.files().folder)
+    found = verify_parquet(paths, settings, columns=mapping, time_format=time_format)
+    if session.as_json:
+        print_json(asdict(found))
+        return
+    without = found.files - found.verified
+    unchecked = f"; {counted(without, 'file')} without a SHA-256 to check" if without else ""
+    session.say(f"valid: {counted(found.files, 'file')}, {counted(found.points, 'point')}{unchecked}")
+
+
+def _told(done: Recovered, *, dry_run: bool) -> str:
+    parts = [
+        f"{count:,} {what}"
+        for count, what in (
+            (done.present, "already stored"),
+            (done.duplicates, "repeated in a file"),
+            (done.nulls, "without a sensor, a metric or a time"),
+            (done.refused, "refused"),
+        )
+        if count
+    ]
+    stored = "would be stored" if dry_run else "stored"
+    return f"{done.stored:,} of {counted(done.read, 'point')} {stored}" + (
+        f"; {', '.join(parts)}" if parts else ""
+    )
+
+
+def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
+    for given in columns:
+        if "=" not in given:
+            raise click.BadParameter(f"{given!r} is not FIELD=COLUMN", param_hint="--column")
+    return dict(given.split("=", 1) for given in columns)

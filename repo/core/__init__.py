@@ -1,0 +1,1 @@
+"""The core of an open store: journal, columns, flush, and who may use them when."""

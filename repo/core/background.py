@@ -1,0 +1,71 @@
+"""The background thread of an open store: decides when to flush, checkpoint and release the lease, never how."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from repo.core.handle import Access
+from repo.core.tending import TEND_S
+from repo.errors import EngineMissing, StoreBusy
+from repo.repositories.state import StateRepository
+
+__all__ = ["Keeper"]
+
+log = logging.getLogger("holdfast.keeper")
+
+
+class Keeper:
+    """Flushes every `flush_interval_s`, checkpoints when due, and gives the lease away when others wait."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._stop = threading.Event()
+        self._failing: str | None = None
+        self._thread = threading.Thread(target=self._run, name="holdfast-keeper", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop and join the thread; a flush that runs ends with its next commit."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        columns = self._access.columns
+        interval_s = self._access.settings.flush_interval_s
+        next_flush_s = time.monotonic() + interval_s
+        while not self._stop.wait(TEND_S if columns.is_open else min(interval_s, 0.25)):
+            try:
+                if time.monotonic() >= next_flush_s:
+                    next_flush_s = time.monotonic() + interval_s
+                    self._flush()
+                columns.tend()
+                self._failing = None
+            except Exception as error:  # noqa: BLE001  without this thread nobody would hand the lease over
+                # Acknowledged points are safe in the journal; say it once, and go on trying.
+                if str(error) != self._failing:
+                    self._failing = str(error)
+                    log.error("the background flush failed and is tried again: %s", error)
+
+    def _flush(self) -> None:
+        columns, flusher = self._access.columns, self._access.flusher
+        with self._access.metadata.read() as connection:
+            state = StateRepository(connection).get()
+        assert state is not None
+        waits = state.last_seq > state.copied_through
+        try:
+            if not waits and not flusher.checkpoint_is_due(
+                unpruned=state.copied_through > state.pruned_through
+            ):
+                return  # an idle holder must grow idle: using the columns would keep the lease for ever
+            done = False
+            while not (done or self._stop.is_set()):
+                with columns.alone(
+                    "background flush", timeout_s=0.0 if not columns.is_open else None
+                ) as opened:
+                    now_open, done = self._access.flush_slice(opened, state.last_seq, self._stop.is_set)
+                    if done:
+                        flusher.checkpoint_if_due(now_open)
+        except (StoreBusy, EngineMissing):
+            return  # who holds the lease flushes everything, ours too; so does who has the engine

@@ -1,0 +1,417 @@
+"""Bulk: tables straight into the columns, a chunk at a time under the lease; else through the journal.
+
+A chunk reserves its seqs by a journal row and is merged into the columns in one transaction; after the last one
+the columns are checkpointed, and only then is the call acknowledged, for these rows stand in no journal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+from uuid import uuid4
+
+from sqlalchemy import Connection
+
+from repo.core.changes import BulkChange, PointsChange, Submission, without_other_kinds
+from repo.core.handle import Access
+from repo.core.kinds import holds_no_point
+from repo.core.reconcile import Known, digest_of
+from repo.engines.registry import duckdb_is_installed
+from repo.errors import (
+    EngineMissing,
+    HoldfastError,
+    InvalidPoint,
+    InvalidQuery,
+    Refusal,
+    StoreBusy,
+    system_error,
+)
+from repo.formats.arrays.scan import SOURCE, Scan, scan
+from repo.formats.arrays.tables import Chunk, Lists, Table, table_of
+from repo.repositories.apply import Applied
+from repo.repositories.apply_table import Part, merge
+from repo.repositories.journal import BULK, Entry
+from repo.repositories.points import Written
+from repo.repositories.series import SeriesRepository
+from repo.values import Batch, check_columns
+
+__all__ = ["Bulk"]
+
+log = logging.getLogger("holdfast.bulk")
+
+CHUNK_ROWS = 245_760
+"""Rows of a chunk: two row groups of DuckDB's, which go straight into its file. Some 0.2 s under the lease; more
+would not fit into its default memory where they all meet stored points (a million against a million do not)."""
+
+JOURNAL_ROWS = 262_144
+"""Rows that go into the journal in one commit: about 6 MB."""
+
+PIECE_ROWS = 32_768
+"""Rows of a chunk that are packed and committed at a time when it goes through the journal after all: texts of
+1.5 kB are then some 150 MB of Python objects, and not ten times as much."""
+
+WAIT_S = 0.2
+"""How long a chunk waits for the columns before it goes through the journal: a hand-over takes 30-80 ms, and
+threads that read here before it some more."""
+
+_NO_POINTS = Written(None, None, 0)
+
+
+class Bulk:
+    """What `insert_table` does. Thread-safe."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._lock = threading.Lock()
+        self._scratch: Any = None
+
+    def insert(self, given: Any, on_error: str, on_conflict: str) -> Written:
+        """See `Points.insert_table`."""
+        for name, choice, choices in (
+            ("on_error", on_error, ("raise", "skip")),
+            ("on_conflict", on_conflict, ("overwrite", "keep")),
+        ):
+            if choice not in choices:
+                raise InvalidQuery(f"{name} = {choice!r}: {' or '.join(map(repr, choices))}")
+        self._access.metadata.refuse_after_fork()
+        # A connection cannot look at what it is itself the source of: so one spools, and the other looks.
+        scratch, spool = self._opened_scratch(), self._opened_scratch()
+        try:
+            table = table_of(given, CHUNK_ROWS, spool)
+            load = _Load(self._access, scratch, keep=on_conflict == "keep", skip=on_error == "skip")
+            return load.run(table)
+        finally:
+            if scratch is not None:
+                scratch.close()
+                spool.close()
+
+    def check(self, given: Any) -> tuple[Refusal, ...]:
+        """Return what `insert` with `on_error="skip"` would refuse of a table, and write nothing.
+
+        It does not compare the table with the kinds of stored series.
+        """
+        scratch, spool = self._opened_scratch(), self._opened_scratch()
+        try:
+            load = _Load(self._access, scratch, keep=True, skip=True)
+            return load.check(table_of(given, CHUNK_ROWS, spool))
+        finally:
+            if scratch is not None:
+                scratch.close()
+                spool.close()
+
+    def close(self) -> None:
+        """Let go of the memory in which tables are looked at."""
+        with self._lock:
+            if self._scratch is not None:
+                self._scratch.close()
+                self._scratch = None
+
+    def _opened_scratch(self) -> Any:
+        """Return a connection to a DuckDB in memory, which looks at tables; None where there is no DuckDB."""
+        folder = self._access.files.folder
+        try:
+            if not duckdb_is_installed():
+                return None
+            from repo.engines.duckdb import driver as duckdb
+        except OSError as error:  # importing takes a descriptor, too
+            raise system_error(error, folder, "nothing was written") from error
+
+        with self._lock:
+            if self._scratch is None:
+                settings = self._access.settings
+                try:
+                    self._scratch = duckdb.open_scratch(
+                        memory_limit_bytes=settings.duckdb_memory_limit_bytes,
+                        threads=settings.duckdb_threads,
+                        temp_folder=self._access.files.scratch,
+                    )
+                except duckdb.DriverError as error:
+                    raise HoldfastError(
+                        f"DuckDB could not be opened in memory to check the table ({error}); nothing was written to "
+                        f"{folder}. Try again",
+                        path=folder,
+                    ) from error
+            return self._scratch.cursor()
+
+
+@dataclass(slots=True)
+class _Looked:
+    """A chunk after the look at it: scanned, or else its points checked and packed."""
+
+    chunk: Chunk
+    scan: Scan | None
+    changes: Sequence[PointsChange] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+
+class _Load:
+    """One call."""
+
+    def __init__(self, access: Access, scratch: Any, *, keep: bool, skip: bool) -> None:
+        self._access = access
+        self._scratch = scratch
+        self._keep = keep
+        self._skip = skip
+        self._kinds: dict[tuple[str, str], str] = {}
+        self._written: list[Written] = []
+        self._stored: set[tuple[str, str]] = set()
+        self._goes_straight = False
+
+    def run(self, table: Table) -> Written:
+        """Check the table, all of it first if it can be read twice, and write it, each chunk durably."""
+        looked = self._look(table.chunks)
+        refusals: list[Refusal] = []
+        try:
+            for one in list(looked) if table.repeatable else looked:
+                refusals += one.refusals
+                self._write(one)
+        except Exception as error:  # also what the caller's stream raised
+            if done := sum(written.accepted for written in self._written):
+                error.add_note(
+                    f"{done:,} rows of this table were written before that, and may stay; writing all of it "
+                    "again is harmless"
+                )
+            raise
+        written = self._written or [_NO_POINTS]
+        return Written(
+            written[0].first_seq,
+            written[-1].last_seq,
+            sum(one.accepted for one in written),
+            len(refusals),
+            tuple(refusals),
+        )
+
+    def check(self, table: Table) -> tuple[Refusal, ...]:
+        """Look at the table, and write nothing."""
+        return tuple(refusal for looked in self._look(table.chunks) for refusal in looked.refusals)
+
+    # --- the look -------------------------------------------------------------------------------------
+
+    def _look(self, chunks: Iterable[Chunk]) -> Iterator[_Looked]:
+        first_row = 0
+        for chunk in chunks:
+            if chunk.rows:
+                yield self._looked(chunk, first_row)
+            first_row += chunk.rows
+
+    def _looked(self, chunk: Chunk, first_row: int) -> _Looked:
+        source = None if self._scratch is None else chunk.source
+        if chunk.home is not None:
+            found = chunk.scan or scan(chunk.home, source, chunk.place)
+        else:
+            found = None if source is None else scan(self._scratch, source)
+        if found is not None:
+            self._learn_stored(group.pair for group in found.groups)
+        if found is not None and all(self._is_kind(group.pair, group.kind) for group in found.groups):
+            return _Looked(chunk, found)
+        looked = _Looked(chunk, None, *self._packed(chunk, first_row))
+        if looked.refusals and not self._skip:
+            raise InvalidPoint(looked.refusals)
+        return looked
+
+    def _packed(self, chunk: Chunk, first_row: int) -> tuple[list[PointsChange], tuple[Refusal, ...]]:
+        """Check the rows of a chunk as rows, and pack the good ones."""
+        changes: list[PointsChange] = []
+        refusals: list[Refusal] = []
+        for start in range(0, chunk.rows, JOURNAL_ROWS):
+            change, refused = self._packed_piece(chunk, start, JOURNAL_ROWS, first_row)
+            refusals += refused
+            if change is not None:
+                changes.append(change)
+        return changes, tuple(refusals)
+
+    def _packed_piece(
+        self, chunk: Chunk, start: int, rows: int, first_row: int
+    ) -> tuple[PointsChange | None, list[Refusal]]:
+        columns = _plain(chunk.lists(start, rows))
+        batch, refused = check_columns(columns, accept_bool=self._access.settings.accept_bool, skip=True)
+        self._learn_stored(batch.series)
+        known = {
+            pair: self._kinds[pair]
+            for pair, kind in zip(batch.series, batch.kinds, strict=True)
+            if not self._is_kind(pair, kind)
+        }
+        refusals = list(refused)
+        if known:
+            gone = {refusal.row for refusal in refused}
+            given = [row for row in range(len(batch) + len(gone)) if row not in gone]
+            batch, more = without_other_kinds(batch, known, given)
+            refusals = sorted([*refusals, *more], key=lambda refusal: refusal.row or 0)
+        refusals = [replace(one, row=(one.row or 0) + start + first_row) for one in refusals]
+        if not len(batch):
+            return None, refusals
+        kept = _last_of_each(batch) if self._keep else batch
+        return replace(PointsChange.of(kept, keep=self._keep), count=len(batch)), refusals
+
+    def _is_kind(self, pair: tuple[str, str], kind: str | None) -> bool:
+        return kind is None or self._kinds.setdefault(pair, kind) == kind
+
+    def _learn_stored(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Learn what kinds the store holds of these series; one without points may be of any."""
+        unknown = [pair for pair in pairs if pair not in self._stored]
+        if not unknown:
+            return
+        with self._access.metadata.read() as connection:
+            for pair, kind in SeriesRepository(connection).kinds(unknown).items():
+                if (
+                    kind is not None
+                    and self._kinds.get(pair, kind) == kind
+                    and not holds_no_point(connection, pair)
+                ):
+                    self._kinds[pair] = kind
+        self._stored.update(unknown)
+
+    # --- writing --------------------------------------------------------------------------------------
+
+    def _write(self, looked: _Looked) -> None:
+        """Write a chunk: straight to the columns if it is large and they are to be had, else to the journal."""
+        found = looked.scan
+        if found is None:
+            for change in looked.changes:
+                self._journal(change)
+            return
+        large = found.rows >= self._access.settings.bulk_rows or self._goes_straight
+        if large and self._straight(looked.chunk, found):
+            return
+        # Of points that give way, the last of a table counts: so they are packed together.
+        rows = JOURNAL_ROWS if self._keep else PIECE_ROWS
+        for start in range(0, looked.chunk.rows, rows):
+            piece, _ = self._packed_piece(looked.chunk, start, rows, 0)
+            if piece is not None:
+                self._journal(piece)
+
+    def _journal(self, change: PointsChange) -> None:
+        self._written.append(self._access.writer.commit(Submission((change,))))
+
+    def _straight(self, chunk: Chunk, found: Scan) -> bool:
+        """Merge a chunk into the columns, durably.
+
+        False if they cannot be had at once, take no tables, or have too little memory for it.
+        """
+        columns, flusher = self._access.columns, self._access.flusher
+        try:
+            with columns.alone("bulk load", timeout_s=WAIT_S) as opened:
+                if not opened.backend.takes_tables:
+                    return False
+                kinds = {group.pair: group.kind for group in found.groups}
+                change = BulkChange(kinds, found.rows, uuid4().bytes)
+                reserved = self._access.writer.commit(Submission((change,)))
+                assert reserved.first_seq is not None
+                assert reserved.last_seq is not None
+                entry = Entry(reserved.last_seq, found.rows, BULK, change.token)
+                opened = flusher.through(opened, entry.first_seq - 1)
+                try:
+                    flusher.commit(opened, _Merge.of(entry, chunk.source, found, keep=self._keep))
+                except HoldfastError as error:
+                    if not opened.backend.is_out_of_memory(error):
+                        raise
+                    log.info(
+                        "a chunk of a table needs more memory than DuckDB may use; it goes through the journal"
+                    )
+                    return False
+        except (StoreBusy, EngineMissing):
+            return False
+        self._goes_straight = True
+        self._written.append(Written(entry.first_seq, entry.seq, found.rows))
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Merge:
+    """A chunk as a piece of work for flush."""
+
+    journalled: ClassVar[bool] = False
+    is_part: ClassVar[bool] = False
+    copies: ClassVar[bool] = True
+    through: int
+    digest: int
+    source: Any
+    scan: Scan
+    first_seq: int
+    keep: bool
+
+    @classmethod
+    def of(cls, entry: Entry, source: Any, found: Scan, *, keep: bool) -> _Merge:
+        return cls(entry.seq, digest_of([entry]), source, found, entry.first_seq, keep)
+
+    def apply(self, connection: Connection, known: Known) -> Applied:
+        parts = {
+            group.pair: Part(
+                group.rows, group.first_us, group.last_us, (*group.newest, self.first_seq + group.place)
+            )
+            for group in self.scan.groups
+        }
+        return merge(
+            connection,
+            (SOURCE, self.source),
+            self.scan.select,
+            parts,
+            known,
+            first_seq=self.first_seq,
+            unique=self.scan.unique,
+            keep=self.keep,
+        )
+
+    def loss(self, _applied: Applied) -> None:
+        return None
+
+
+def _last_of_each(batch: Batch) -> Batch:
+    """Return the last row of each identity: of points that give way, flush keeps the first that it meets."""
+    last = {identity: row for row, identity in enumerate(zip(batch.codes, batch.timestamps_us, strict=True))}
+    if len(last) == len(batch):
+        return batch
+    rows = sorted(last.values())
+    return Batch(
+        batch.series,
+        batch.kinds,
+        array("I", map(batch.codes.__getitem__, rows)),
+        array("q", map(batch.timestamps_us.__getitem__, rows)),
+        array("d", map(batch.values.__getitem__, rows)),
+        {at: batch.texts[row] for at, row in enumerate(rows) if row in batch.texts},
+        batch.qualities
+        if isinstance(batch.qualities, int)
+        else array("i", map(batch.qualities.__getitem__, rows)),
+        {at: batch.metadata[row] for at, row in enumerate(rows) if row in batch.metadata},
+    )
+
+
+class NoTime:
+    """Stands for a time that a table lacks: a row may leave it out, and means now; a table may not."""
+
+
+def _plain(lists: Lists) -> dict[str, Sequence[Any]]:
+    """Return the columns of a table as those of rows."""
+    columns = dict(lists)
+    for name in ("timestamp", "timestamp_us"):
+        if name in columns and None in columns[name]:
+            columns[name] = [NoTime() if time is None else time for time in columns[name]]
+    if "value_text" in columns:
+        texts = columns.pop("value_text")
+        numbers = columns.get("value", [None] * len(texts))
+        columns["value"] = [_either(number, text) for number, text in zip(numbers, texts, strict=True)]
+    if "metadata" in columns:
+        columns["metadata"] = [_mapping(metadata) for metadata in columns["metadata"]]
+    return columns
+
+
+def _either(number: Any, text: Any) -> Any:
+    if text is None:
+        return number
+    return text if number is None or number != number else (number, text)  # both are refused
+
+
+def _mapping(metadata: Any) -> Any:
+    """Return metadata given as JSON as what it says; what is no JSON object is refused as it stands."""
+    if not isinstance(metadata, str):
+        return metadata
+    try:
+        parsed = json.loads(metadata)
+    except (ValueError, RecursionError):
+        return metadata
+    return parsed if isinstance(parsed, Mapping) else metadata

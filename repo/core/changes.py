@@ -1,0 +1,172 @@
+"""Changes: what the writer is given to make durable, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from math import isnan
+from typing import Any, Self
+
+from repo.core.codec import BLOCK_BYTES, BLOCK_POINTS, pack
+from repo.errors import Refusal
+from repo.queries.selection import Selection
+from repo.repositories.points import Written
+from repo.repositories.records import NewRecord
+from repo.values import Batch, check_rows
+
+__all__ = [
+    "BulkChange",
+    "Change",
+    "DeleteChange",
+    "PointsChange",
+    "RecordChange",
+    "SettleChange",
+    "Submission",
+    "without_other_kinds",
+]
+
+
+@dataclass(slots=True)
+class PointsChange:
+    """Points to write, packed by the thread that brings them: (count, block) in order.
+
+    Those of a `record`, which stands before them in the submission, are written if it changed anything.
+    """
+
+    kinds: dict[tuple[str, str], str | None]
+    blocks: list[tuple[int, bytes]]
+    count: int
+    """How many the caller gave; the blocks hold fewer where one of them replaces others of the same table."""
+    keep: bool = False
+    """Whether they give way to points already stored."""
+    record: RecordChange | None = None
+
+    @classmethod
+    def of(cls, batch: Batch, *, keep: bool = False, record: RecordChange | None = None) -> PointsChange:
+        """Pack a batch, in blocks that a journal row can hold."""
+        kinds = dict(zip(batch.series, batch.kinds, strict=True))
+        return cls(kinds, [(len(part), pack(part)) for part in _parts(batch)], len(batch), keep, record)
+
+
+@dataclass(frozen=True, slots=True)
+class BulkChange:
+    """Seqs to reserve for a chunk of a table that goes straight to the columns; `token` tells it from others."""
+
+    kinds: dict[tuple[str, str], str | None]
+    count: int
+    token: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteChange:
+    """Points to delete: all that are selected and written before."""
+
+    selection: Selection
+
+
+@dataclass(slots=True)
+class RecordChange:
+    """A record to add; its points are a change of their own in the same submission."""
+
+    record: NewRecord
+    changed: bool = False
+    """Whether it was new, or other data than stood there; set by the commit."""
+
+
+@dataclass(slots=True)
+class SettleChange:
+    """Records that were sent, and go, or that failed once more."""
+
+    record_ids: Sequence[str]
+    sent: bool
+    increment_retry: bool = True
+    found: int = 0
+    """How many of them there were; set by the commit."""
+
+
+Change = PointsChange | BulkChange | DeleteChange | RecordChange | SettleChange
+
+
+@dataclass(slots=True, eq=False)
+class Submission:
+    """Changes that are acknowledged together or not at all."""
+
+    changes: Sequence[Change]
+    refusals: tuple[Refusal, ...] = ()
+    written: Written | None = None
+    error: BaseException | None = None
+    future: Future[Written] | None = None
+    points: int = 0
+    skippable: Batch | None = None
+    """The rows of its one change, where those of another kind than their series are left out."""
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Any], *, accept_bool: bool, now_us: int, skip: bool = False) -> Self:
+        """Check rows as `Points.insert_many` describes them, and pack the good ones.
+
+        Raises `InvalidPoint` listing every bad row, or with `skip` lists them in `refusals`.
+        """
+        batch, refusals = check_rows(rows, accept_bool=accept_bool, now_us=now_us, skip=skip)
+        changes = (PointsChange.of(batch),) if len(batch) else ()
+        return cls(changes, refusals=refusals, skippable=batch if skip and len(batch) else None)
+
+    def leave_out(self, known: dict[tuple[str, str], str]) -> None:
+        """Refuse the readings that are not of the kind their series is known to hold; the rest is written."""
+        batch = self.skippable
+        assert batch is not None
+        gone = {refusal.row for refusal in self.refusals}
+        given = [row for row in range(len(batch) + len(gone)) if row not in gone]
+        left, refused = without_other_kinds(batch, known, given)
+        change = PointsChange.of(left)
+        used = set(left.codes)
+        change.kinds = {
+            pair: kind
+            for code, (pair, kind) in enumerate(zip(left.series, left.kinds, strict=True))
+            if code in used
+        }
+        self.changes = (change,) if len(left) else ()
+        self.refusals = tuple(sorted([*self.refusals, *refused], key=lambda refusal: refusal.row or 0))
+        self.skippable = None
+
+
+def without_other_kinds(
+    batch: Batch, known: Mapping[tuple[str, str], str], given: Sequence[int]
+) -> tuple[Batch, list[Refusal]]:
+    """Take out the readings that are not of the kind their series is known to hold.
+
+    `given` holds the place at which the caller gave each row of the batch, for the refusals.
+    """
+    wrong = {
+        code: known[pair]
+        for code, (pair, kind) in enumerate(zip(batch.series, batch.kinds, strict=True))
+        if pair in known and kind is not None and kind != known[pair]
+    }
+    rows: list[int] = []
+    refusals: list[Refusal] = []
+    for row, code in enumerate(batch.codes):
+        if code in wrong and (row in batch.texts or not isnan(batch.values[row])):
+            sensor, metric = batch.series[code]
+            refusals.append(
+                Refusal(
+                    given[row],
+                    "value",
+                    f"the series {sensor!r} {metric!r} holds {wrong[code]} values, "
+                    f"and this is a {batch.kinds[code]}",
+                )
+            )
+        else:
+            rows.append(row)
+    left = batch.rows(rows)
+    left.kinds = [None if code in wrong else kind for code, kind in enumerate(batch.kinds)]
+    return left, refusals
+
+
+def _parts(batch: Batch) -> list[Batch]:
+    """Cut a batch into blocks of at most `BLOCK_POINTS` points, and about `BLOCK_BYTES` bytes."""
+    wide = sum(map(len, batch.texts.values())) + sum(map(len, batch.metadata.values()))
+    rows = len(batch)
+    step = min(BLOCK_POINTS, max(1, rows * BLOCK_BYTES // (rows * 24 + 3 * wide + 1)))
+    if rows <= step:
+        return [batch]
+    return [batch.part(start, min(start + step, rows)) for start in range(0, rows, step)]

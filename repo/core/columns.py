@@ -1,0 +1,372 @@
+"""The time-series database of an open store: when this process may have it open, and who may use it then.
+
+Owns the lease and the engine; never what is read or written there. Whatever changes either first marks the open file
+as unknown, or happens in one piece: an exception at any point, Ctrl-C included, leaves the gate passable and the file
+closed or known.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from repo import forks
+from repo.clock import Clock
+from repo.core.gate import Gate, Patience, Ticket
+from repo.core.undisturbed import undisturbed
+from repo.engines.base import Backend
+from repo.engines.interrupts import is_interrupt
+from repo.engines.sqlite import driver as sqlite
+from repo.errors import SchemaOutdated, StoreBusy, StoreClosed, system_error
+from repo.files import StoreFiles
+from repo.lease import Lease
+from repo.settings import Settings
+
+__all__ = ["Columns", "OpenColumns", "is_interrupt"]
+
+log = logging.getLogger("holdfast.columns")
+
+SLICE_S = 0.05
+"""How long a holder with work keeps the lease although others wait: a hand-over costs 30-80 ms."""
+
+
+class OpenColumns:
+    """The database while this process has it open, with one connection that flush keeps for itself."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.engine: Engine = backend.open()
+        self.readers: Engine = self.engine.execution_options(**sqlite.READ)
+        """For what only reads: on SQLite its transactions take no lock that another reader would wait for."""
+        try:
+            self.flush_connection: Connection = self.engine.connect()
+        except DBAPIError as error:
+            backend.close(self.engine)
+            raise backend.typed_error(error) from error
+
+    def close(self) -> None:
+        """Close the connection and the file."""
+        try:
+            self.flush_connection.close()
+        finally:
+            self.backend.close(self.engine)
+
+
+class Columns:
+    """Gate and lease in one. Thread-safe.
+
+    `alone` gives a thread the database by itself (flush, checkpoint); `shared` lets many read at once. Both
+    take the lease and open the file as needed. While another process waits, new readers do, too, and the last to
+    leave lets go; `tend` does so while nobody uses it. Which engine is active is asked anew, under the lease, at each
+    opening: `choose` says it, told whether the lease is held, or raises `EngineMissing`, as then do `alone` and
+    `shared`. `migrate` is called when the file turns out to have an old schema; it is closed then, and the lease held.
+
+    Every error of the engine leaves as a typed one. After one that ended the engine's instance, and after an
+    interrupt, the file is closed and opened anew before anybody uses it again.
+    """
+
+    def __init__(
+        self,
+        files: StoreFiles,
+        choose: Callable[[bool], Backend],
+        settings: Settings,
+        clock: Clock,
+        migrate: Callable[[], object],
+    ) -> None:
+        self._choose = choose
+        self._migrate = migrate
+        self._backend: Backend | None = None
+        self._settings = settings
+        self._folder = files.folder
+        self._lease = Lease(files.folder, clock, prefix=files.prefix)
+        self._gate = Gate(self._is_overdue)
+        self._open: OpenColumns | None = None
+        self._doubtful = False
+        self._left_s = 0.0
+        self._closed = False
+        self.is_tended = settings.background
+        """Whether somebody calls `tend` now and then; if not, the last to leave lets go at once."""
+        self._on_open: Callable[[OpenColumns], None] = lambda _: None
+        self._on_close: Callable[[], None] = lambda: None
+        self._progress: Callable[[], object] | None = None
+        forks.add_owner(self, Columns._let_go_at_once)
+
+    def notify(self, *, opened: Callable[[OpenColumns], None], closed: Callable[[], None]) -> None:
+        """Set what is called, alone, after each opening and before each closing."""
+        self._on_open, self._on_close = opened, closed
+
+    def watch(self, progress: Callable[[], object]) -> None:
+        """Set what changes while somebody, of any process, flushes: whoever waits then waits longer."""
+        self._progress = progress
+
+    @property
+    def backend(self) -> Backend:
+        """The engine that was active when it was last asked; raises `EngineMissing` if it cannot be used here."""
+        backend = self._backend  # another thread may be opening, and asks anew
+        if backend is None:
+            self._backend = backend = self._choose(False)
+        return backend
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this process has the file open now."""
+        return self._open is not None
+
+    def is_awaited(self, *, by_processes: bool) -> bool:
+        """Say whether another thread waits for the columns, or, if that is asked, another process."""
+        return self._gate.is_awaited() or (by_processes and self._gate.asking(self._lease.wanted))
+
+    @contextmanager
+    @forks.as_use
+    def shared(
+        self, doing: str, ready: Callable[[], bool], prepare: Callable[[OpenColumns], bool]
+    ) -> Iterator[Connection]:
+        """A connection to read on, beside other readers, in a transaction of its own.
+
+        Where `ready` says no, `prepare` is first called alone, and again, after others had their turn, until it
+        returns True. Fetch everything inside the block: a checkpoint has to wait for it. It may be nested.
+        """
+        ticket = Ticket()
+        try:
+            self._enter_shared(ticket, doing, ready, prepare)
+            assert self._open is not None
+            with self._open.readers.begin() as connection:
+                yield connection
+        except BaseException as error:
+            told = self._told(error)
+            if told is error:
+                raise
+            raise told from error
+        finally:
+            try:
+                self._leave(ticket)
+            except BaseException:  # an interrupt that comes just here
+                self._leave(ticket)
+                raise
+
+    @contextmanager
+    @forks.as_use
+    def alone(self, doing: str, timeout_s: float | None = None) -> Iterator[OpenColumns]:
+        """The database for this thread by itself.
+
+        With a `timeout_s` it waits so long and no longer; without, longer than `lease_timeout_s` while others flush.
+        """
+        ticket = Ticket()
+        patience = self._patience() if timeout_s is None else Patience(timeout_s)
+        try:
+            self._enter(ticket, doing, patience, alone=True)
+            yield self._opened(doing, patience)
+        except BaseException as error:
+            told = self._told(error, alone=True)
+            if told is error:
+                raise
+            raise told from error
+        finally:
+            try:
+                self._leave(ticket)
+            except BaseException:  # an interrupt that comes just here
+                self._leave(ticket)
+                raise
+
+    def reopen(self, between: Callable[[], object] = lambda: None) -> OpenColumns:
+        """Close and open the file again, after an error that made it unusable; only inside `alone`.
+
+        `between` is called while it is closed, and the lease still held.
+        """
+        self._doubtful = True
+        undisturbed(self._shut)
+        between()
+        return self._opened("reopening after an error", Patience(self._settings.lease_timeout_s))
+
+    def drop(self) -> None:
+        """Close the file, after an error that left it unknown; only inside `alone`. The next use opens it."""
+        self._doubtful = True
+        undisturbed(self._discard)
+
+    def tend(self, *, at_once: bool = False) -> None:
+        """Let go while nobody uses it, if another process waits or it has been idle for long, or `at_once`."""
+
+        def is_due() -> bool:
+            if self._open is None:
+                return self._lease.held
+            idle_s = time.monotonic() - self._left_s
+            return at_once or idle_s >= self._settings.lease_idle_s or self._lease.wanted()
+
+        ticket = Ticket()
+        try:
+            if self._gate.enter_idle(ticket, is_due):
+                undisturbed(self._let_go)
+        finally:
+            self._gate.leave(ticket)
+
+    def _let_go_at_once(self) -> None:
+        self.tend(at_once=True)
+
+    def close(self) -> None:
+        """Close the file and give the lease back, when all who use it have left. Safe to call again."""
+        self._closed = True
+        ticket = Ticket()
+        try:
+            self._gate.enter(ticket, Patience(float("inf")), alone=True)
+            undisturbed(self._let_go)
+            self._lease.close()
+        finally:
+            self._gate.leave(ticket)
+
+    # --- the gate -------------------------------------------------------------------------------------
+
+    def _patience(self) -> Patience:
+        return Patience(self._settings.lease_timeout_s, self._progress)
+
+    def _enter_shared(
+        self,
+        ticket: Ticket,
+        doing: str,
+        ready: Callable[[], bool],
+        prepare: Callable[[OpenColumns], bool],
+    ) -> None:
+        patience = self._patience()
+        while True:
+            self._enter(ticket, doing, patience, alone=False)
+            if self._open is not None and not self._doubtful and ready():
+                return
+            self._gate.leave(ticket)
+            self._enter(ticket, doing, patience, alone=True)
+            if prepare(self._opened(doing, patience)) or ready():
+                self._gate.step_down(ticket)
+                return
+            self._leave(ticket)
+            patience.renew()
+
+    def _enter(self, ticket: Ticket, doing: str, patience: Patience, *, alone: bool) -> None:
+        entered = self._gate.enter(ticket, patience, alone=alone)
+        if self._closed:
+            raise StoreClosed(f"the store {self._folder} is closed", path=self._folder)
+        if not entered:
+            raise StoreBusy(
+                f"another thread of this process used the columns of {self._folder} until the deadline; "
+                f"wanted for: {doing}. Try again, or raise lease_timeout_s",
+                path=self._folder,
+                holder=os.getpid(),
+            )
+
+    def _leave(self, ticket: Ticket) -> None:
+        """Leave the gate, and let go if that is due; can be repeated."""
+        if self._gate.leave(ticket, self._should_let_go):
+            try:
+                undisturbed(self._let_go)
+            finally:
+                self._gate.leave(ticket)
+
+    def _should_let_go(self) -> bool:
+        self._left_s = time.monotonic()
+        if self._open is None:
+            return self._lease.held
+        return not self.is_tended or self._is_overdue()
+
+    def _is_overdue(self) -> bool:
+        """Say whether another process waits and this one had its time; the gate's lock is held."""
+        if self._open is None or time.monotonic() - self._lease.held_since_s <= SLICE_S:
+            return False
+        return self._lease.wanted()
+
+    def _told(self, error: BaseException, *, alone: bool = False) -> BaseException:
+        """Return what is raised for an error in a use, and note what it says of the open file."""
+        if not isinstance(error, Exception):
+            self._doubtful = True
+            return error
+        backend = self._backend
+        if backend is None:
+            return error
+        is_bare = _is_of_engine(backend, error)
+        if backend.is_fatal(error) or (alone and is_bare):
+            self._doubtful = True
+        if is_interrupt(error):
+            self._doubtful = True
+            return KeyboardInterrupt()
+        return backend.typed_error(error) if is_bare else error
+
+    # --- opening and closing, always alone ------------------------------------------------------------
+
+    def _opened(self, doing: str, patience: Patience) -> OpenColumns:
+        if self._open is not None and self._doubtful:
+            undisturbed(self._discard)
+        if self._open is None:
+            self._backend = None
+            _ = self.backend  # where its engine is missing, nobody needs to wait for the lease
+            self._take_lease(doing, patience)
+            try:
+                undisturbed(self._open_now)
+            except SchemaOutdated:
+                if not self._settings.auto_migrate:
+                    raise
+                self._migrate()
+                undisturbed(self._open_now)
+        assert self._open is not None
+        return self._open
+
+    def _take_lease(self, doing: str, patience: Patience) -> None:
+        def more() -> float:
+            patience.look()
+            return min(patience.left_s, patience.look_after_s)
+
+        self._lease.acquire(min(patience.left_s, patience.look_after_s), doing, more)
+
+    def _open_now(self) -> None:
+        self._backend = backend = self._choose(True)
+        try:
+            opened = OpenColumns(backend)
+            try:
+                self._on_open(opened)
+            except BaseException:
+                opened.close()
+                raise
+        except Exception as error:  # noqa: BLE001  it is raised, typed
+            _raise_typed(backend, error)
+        self._doubtful = False
+        self._open = opened
+
+    def _shut(self) -> None:
+        if self._open is not None:
+            opened, self._open = self._open, None
+            try:
+                self._on_close()
+                opened.close()
+            except Exception as error:  # noqa: BLE001  it is raised, typed
+                _raise_typed(opened.backend, error)
+
+    def _discard(self) -> None:
+        """Close a file of which nothing is known any more; it need not close in order."""
+        try:
+            self._shut()
+        except Exception as error:  # noqa: BLE001  opening it again says what is wrong, if anything is
+            log.warning("the columns of %s did not close in order: %s", self._folder, error)
+
+    def _let_go(self) -> None:
+        try:
+            if self._doubtful:
+                self._discard()
+            else:
+                self._shut()
+        finally:
+            self._lease.release()
+
+
+def _is_of_engine(backend: Backend, error: BaseException) -> bool:
+    return isinstance(error, (SQLAlchemyError, *backend.errors))
+
+
+def _raise_typed(backend: Backend, error: Exception) -> NoReturn:
+    """Raise what stands for an error of opening or closing."""
+    if isinstance(error, OSError):
+        raise system_error(error, backend.path) from error
+    if _is_of_engine(backend, error):
+        raise backend.typed_error(error) from error
+    raise error

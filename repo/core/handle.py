@@ -1,0 +1,140 @@
+"""The handle of an open store: what a job needs of it. A read through it sees every earlier write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+
+from repo.clock import Clock
+from repo.core.columns import Columns, OpenColumns
+from repo.core.flush import Flusher
+from repo.core.metadata import MetadataDatabase
+from repo.core.writer import Writer
+from repo.errors import system_error
+from repo.files import StoreFiles
+from repo.queries.selection import Summary
+from repo.repositories.journal import JournalRepository
+from repo.repositories.ledger import LedgerRepository, Loss
+from repo.repositories.state import StateRepository
+from repo.settings import Settings
+
+__all__ = ["Access", "Reading"]
+
+THREAD_TURN_S = 0.1
+"""How long a flush goes on although other threads of this process wait."""
+
+PROCESS_TURN_S = 0.5
+"""The same for other processes: the columns are closed and opened in between, which takes 30-80 ms."""
+
+
+class Reading(NamedTuple):
+    """A connection to the columns, and the summaries of the series that have points there."""
+
+    connection: Connection
+    known: Mapping[tuple[str, str], Summary]
+
+
+@dataclass(slots=True)
+class Access:
+    """The parts of an open store. Using the columns raises `EngineMissing` where their engine is not installed."""
+
+    files: StoreFiles
+    metadata: MetadataDatabase
+    writer: Writer
+    settings: Settings
+    clock: Clock
+    columns: Columns
+    flusher: Flusher
+
+    def __post_init__(self) -> None:
+        self.columns.watch(self._copied_through)
+
+    def journal_end(self) -> int:
+        """Return the last seq that is committed to the journal."""
+        with self.metadata.read() as connection:
+            return JournalRepository(connection).last_seq()
+
+    @contextmanager
+    def reading(self, doing: str) -> Iterator[Reading]:
+        """A transaction on the columns that sees every write acknowledged before.
+
+        It first flushes, and waits for others who do; both give way to whoever waits, and take as long as it takes.
+        """
+        target = self.journal_end()
+        with self.columns.shared(
+            doing, lambda: self.flusher.reached(target), lambda opened: self.flush_slice(opened, target)[1]
+        ) as connection:
+            yield Reading(connection, self.flusher.known)
+
+    def flush(self, doing: str = "flush") -> int:
+        """Apply everything acknowledged so far; returns the watermark. It gives way to whoever waits meanwhile."""
+        target = self.journal_end()
+        while True:
+            with self.columns.alone(doing) as opened:
+                if self.flush_slice(opened, target)[1]:
+                    return self.flusher.watermark
+
+    def flush_slice(
+        self, opened: OpenColumns, target: int, stop: Callable[[], bool] = lambda: False
+    ) -> tuple[OpenColumns, bool]:
+        """Flush until everything up to `target` is applied; or for a while, if others wait or `stop` says so.
+
+        Returns the open columns, and whether all was applied.
+        """
+        turn = _Turn(self.columns, stop)
+        opened = self.flusher.through(opened, target, turn.is_over)
+        return opened, not turn.was_cut
+
+    def checkpoint(self) -> int:
+        """Flush, make the columns durable, and prune the journal; returns the watermark.
+
+        Raises a typed error where the checkpoint fails; then nothing was pruned.
+        """
+        target = self.journal_end()
+        self.flush("checkpoint")
+        with self.columns.alone("checkpoint") as opened:
+            opened = self.flusher.through(opened, target)
+            try:
+                self.flusher.make_durable(opened)
+            except OSError as error:
+                self.columns.drop()
+                raise system_error(error, opened.backend.path) from error
+            except BaseException:  # how far it came, only the file can say
+                self.columns.drop()
+                raise
+            return self.flusher.watermark
+
+    def loss_by(self, seq: int) -> Loss | None:
+        """Return the ledger entry of the delete with this seq; None if it dropped no point or was not flushed."""
+        with self.metadata.read() as connection:
+            state = StateRepository(connection).get()
+            assert state is not None
+            return LedgerRepository(connection).get(f"{state.store_id}:{seq}")
+
+    def _copied_through(self) -> int:
+        """Return how far anybody, of any process, has flushed."""
+        with self.metadata.read() as connection:
+            state = StateRepository(connection).get()
+        return -1 if state is None else state.copied_through
+
+
+class _Turn:
+    """How long a flush keeps the columns from others: see `THREAD_TURN_S`, `PROCESS_TURN_S`."""
+
+    def __init__(self, columns: Columns, stop: Callable[[], bool]) -> None:
+        self._columns = columns
+        self._stop = stop
+        self._since_s = time.monotonic()
+        self.was_cut = False
+
+    def is_over(self) -> bool:
+        lasted_s = time.monotonic() - self._since_s
+        self.was_cut = self._stop() or (
+            lasted_s > THREAD_TURN_S and self._columns.is_awaited(by_processes=lasted_s > PROCESS_TURN_S)
+        )
+        return self.was_cut

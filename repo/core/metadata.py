@@ -1,0 +1,272 @@
+"""The metadata database of an open store: its connections, its one writer at a time, and its WAL."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from repo import forks
+from repo.core.acknowledged import AcknowledgedMark
+from repo.engines.sqlite import driver as sqlite
+from repo.errors import HoldfastError, StoreClosed
+from repo.files import StoreFiles
+from repo.repositories.state import StateRepository
+from repo.settings import Settings
+from repo.turnstile import Turnstile
+
+__all__ = ["MetadataDatabase"]
+
+log = logging.getLogger("holdfast.metadata")
+
+_FOLD_AGAIN_S = 0.05
+"""How long after a fold the next one may come: one that met a reader is repeated, and not at every commit."""
+
+
+class MetadataDatabase:
+    """`offline_buffer.db`, open. Thread-safe.
+
+    Writers of this process queue here, on one connection; those of different processes take turns at the turnstile.
+    """
+
+    def __init__(self, files: StoreFiles, settings: Settings) -> None:
+        path = files.metadata
+        self.path = path
+        self._fold_bytes = settings.wal_checkpoint_bytes
+        self.engine = sqlite.open_engine(
+            path,
+            durability=settings.durability,
+            busy_timeout_s=settings.busy_timeout_s,
+            log_limit_bytes=self._fold_bytes // 2,
+        )
+        # Identities, cursors and policies commit in full whatever the journal's durability is.
+        self._careful = (
+            self.engine
+            if settings.durability == "full"
+            else sqlite.open_engine(
+                path,
+                durability="full",
+                busy_timeout_s=settings.busy_timeout_s,
+                log_limit_bytes=self._fold_bytes // 2,
+            )
+        )
+        self._reader = self.engine.execution_options(**sqlite.READ)
+        self._lock = threading.RLock()
+        self._turnstile = Turnstile(files)
+        self.mark = AcknowledgedMark(files)
+        self._busy_timeout_s = settings.busy_timeout_s
+        self._writer: Connection | None = None
+        self._writer_known = True
+        """Whether the last transaction of the writer's connection ended in the one way that leaves no doubt."""
+        self._before_close: list[Callable[[], None]] = []
+        self._fold_not_before_s = 0.0
+        self._pid = os.getpid()
+        self._closed = False
+        forks.add_owner(self, MetadataDatabase._let_go_of_writer)
+
+    def journal(self, work: Callable[[Connection], object], attempt: sqlite.Attempt | None = None) -> None:
+        """Run `work` in a transaction that appends to the journal, and commit it, as durably as set.
+
+        Any exception, an interrupt too, leaves no transaction open; `attempt` says whether it was committed.
+        """
+        self.refuse_after_fork()
+        forks.give_way()
+        # Only a lock's own `with` and single calls in `finally` cannot be parted by an interrupt: no generators.
+        with self._lock:
+            self._usable()
+            try:
+                self._turnstile.take(self._busy_timeout_s)
+                connection = self._known_writer()
+                self._writer_known = False
+                sqlite.bare_transaction(connection, attempt or sqlite.Attempt(), work)
+                self._writer_known = True
+            except (SQLAlchemyError, sqlite.DriverError) as error:
+                raise sqlite.typed_error(error, self.path) from error
+            finally:
+                if self._turnstile.place >= 0 and not self._turnstile.kept:
+                    fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)
+
+    def _known_writer(self) -> Connection:
+        """Return the writer's connection; one whose last transaction was broken off is replaced."""
+        if not self._writer_known:
+            self._close_writer()
+        if self._writer is None:
+            self._writer = self.engine.connect().execution_options(**sqlite.BARE)
+        return self._writer
+
+    def _close_writer(self) -> None:
+        """Close the writer's connection for good, whatever is known of it."""
+        if self._writer is not None:
+            driver: Any = self._writer.connection.dbapi_connection
+            driver.close()
+            self._writer.invalidate()
+            self._writer.close()
+            self._writer = None
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction on anything else: committed in full at the end of the block."""
+        self.refuse_after_fork()
+        with forks.Use(), self._lock:
+            self._usable()
+            try:
+                self._turnstile.take(self._busy_timeout_s)
+                with self._typed(), self._careful.begin() as connection:
+                    yield connection
+            finally:
+                if self._turnstile.place >= 0 and not self._turnstile.kept:
+                    fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)
+        self.fold_if_due()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the writers of other processes out for the block, in which this thread may write; for opening."""
+        with self._lock:
+            self._usable()
+            try:
+                self._turnstile.take(self._busy_timeout_s)
+                self._turnstile.kept = True
+                yield
+            finally:
+                self._turnstile.kept = False
+                if self._turnstile.place >= 0:
+                    fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A snapshot to read from. Keep it short: the WAL cannot be folded past it."""
+        self._usable()
+        with forks.Use(), self._typed(), self._reader.begin() as connection:
+            yield connection
+
+    def standing_reader(self, before_close: Callable[[], None]) -> Connection:
+        """Open a connection that only reads and stays, for one thread at a time; its owner closes it.
+
+        No transaction on it may outlive a call: the WAL cannot be folded past it. `before_close` is called when
+        this database closes, and has to close it.
+        """
+        self.refuse_after_fork()
+        with self._lock:
+            self._usable()
+            with self._typed():
+                connection = self._reader.connect()
+            if before_close not in self._before_close:
+                self._before_close.append(before_close)
+        return connection
+
+    def fold_if_due(self) -> None:
+        """Fold the WAL into the file when it is large, whoever wrote it.
+
+        It comes after a commit and never fails it: what did not work now is tried again soon.
+        """
+        if self._closed or time.monotonic() < self._fold_not_before_s:
+            return
+        try:
+            if sqlite.log_bytes(self.path) >= self._fold_bytes:
+                self.fold()
+        except (HoldfastError, OSError) as error:
+            log.warning("the WAL of %s was not folded and goes on growing: %s", self.path, error)
+
+    def fold(self) -> int:
+        """Fold the WAL into the file now; returns how many bytes of it the next commits use again."""
+        with forks.Use(), self._lock:
+            self._usable()
+            try:
+                self._turnstile.take(self._busy_timeout_s)
+                with self._typed():
+                    folded = sqlite.fold_wal(self._careful)
+            finally:
+                if self._turnstile.place >= 0 and not self._turnstile.kept:
+                    fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)
+                self._fold_not_before_s = time.monotonic() + _FOLD_AGAIN_S
+        self.note_acknowledged()
+        return sqlite.log_bytes(self.path) if folded.done_pages == folded.log_pages else 0
+
+    def note_acknowledged(self) -> None:
+        """Write how far everything is committed to the mark, durably; see `repo.core.acknowledged`."""
+        with self.read() as connection:
+            extent = StateRepository(connection).extent()
+        if extent is not None:
+            self.mark.write(extent, durably=True)
+
+    def vacuum(self) -> None:
+        """Write the file anew without its free pages, and cut its WAL; raises `StoreBusy`, `StoreFull`.
+
+        Writers, of every process, wait meanwhile. An error, or a kill, leaves it as it was.
+        """
+        with forks.Use(), self._lock:
+            self._usable()
+            try:
+                self._turnstile.take(self._busy_timeout_s)
+                with self._typed():
+                    sqlite.vacuum(self._careful)
+            finally:
+                if self._turnstile.place >= 0 and not self._turnstile.kept:
+                    fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Close all connections; does nothing in a child of the process that opened them."""
+        if os.getpid() != self._pid:
+            return
+        try:
+            if not self._closed:
+                self.note_acknowledged()
+        except (
+            HoldfastError
+        ) as error:  # closing has to go on; the mark that stands says less, and nothing wrong
+            log.warning("how far %s was acknowledged was not noted at its close: %s", self.path, error)
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        for close in self._before_close:  # not under the lock: their owners may be waiting for it
+            close()
+        with self._lock:
+            if self._writer is not None:
+                self._writer.close()
+            self.engine.dispose()
+            self._careful.dispose()
+            self._turnstile.close()
+
+    def _let_go_of_writer(self) -> None:
+        """Close the connection that writes, unless a thread uses it; the next write opens another."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._close_writer()
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def _typed(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            raise sqlite.typed_error(error, self.path) from error
+        except sqlite.DriverError as error:
+            raise sqlite.typed_error(error, self.path) from error
+
+    def refuse_after_fork(self) -> None:
+        """Raise `StoreClosed` in a child of the process that opened it; takes no lock.
+
+        A thread of the parent may have held any lock at the moment of the fork, and in the child nobody ever
+        lets go of it.
+        """
+        if os.getpid() != self._pid:
+            raise StoreClosed(
+                f"the store {self.path.parent} was opened before fork(); open it again in this process",
+                path=self.path.parent,
+            )
+
+    def _usable(self) -> None:
+        self.refuse_after_fork()
+        if self._closed:
+            raise StoreClosed(f"the store {self.path.parent} is closed", path=self.path.parent)

@@ -1,0 +1,270 @@
+"""Reconciling: what the column file and the metadata database agree on each time that the file is opened.
+
+Owns the repair of what does not fit: a file that is older than the journal, metadata that are older than the
+file, counts that do not fit the points. Runs alone, under the lease; never applies journal rows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+from zlib import crc32
+
+from sqlalchemy import Connection, Engine
+
+from repo.clock import Clock
+from repo.core.acknowledged import LOST_END
+from repo.core.columns import OpenColumns
+from repo.core.metadata import MetadataDatabase
+from repo.errors import StoreCorrupt, StoreForked
+from repo.queries.selection import Selection, Summary
+from repo.repositories.counting import VerificationRepository, corrections
+from repo.repositories.journal import DELETE, Entry, JournalRepository
+from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
+from repo.repositories.series import LatestRepository, SeriesRepository, SummaryRepository
+from repo.repositories.sinks import SinkRepository
+from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
+
+__all__ = ["Held", "Known", "Reconciler", "digest_of", "read_state"]
+
+log = logging.getLogger("holdfast.flush")
+
+Known = Mapping[tuple[str, str], Summary]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is known of the open file. It is replaced as a whole by what was read back, or dropped."""
+
+    opened: OpenColumns
+    state: ColumnsState
+    known: Known
+    """The summaries of the series that have points in it."""
+    copied_losses: tuple[str, ...]
+    """Ledger entries in it that are in the metadata as well; the next flush removes them."""
+    pruned_through: int
+
+
+class Reconciler:
+    """Brings a file that was just opened, and the metadata, to agree."""
+
+    def __init__(
+        self,
+        metadata: MetadataDatabase,
+        clock: Clock,
+        bring_to_head: Callable[[Engine, Path], None],
+        set_aside: Callable[[str, int], None],
+    ) -> None:
+        self._metadata = metadata
+        self._clock = clock
+        self._bring_to_head = bring_to_head
+        self._set_aside = set_aside
+        self.renumbered_through = 0
+        """The last seq that a renumbering gave out. A reader's goal may be older than it, and mean seqs of before."""
+
+    def agreed(self, opened: OpenColumns) -> Held:
+        """Bring the file to the present schema, and return what is known of it once it fits the metadata.
+
+        Raises `StoreForked`, `StoreCorrupt`, or what the engines raise; calling it again is safe.
+        """
+        self._bring_to_head(opened.engine, opened.backend.path)
+        with self._metadata.read() as connection:
+            facts = StateRepository(connection).get()
+            cursors = SinkRepository(connection).list()
+        assert facts is not None
+        state = self._own_state(opened, facts)
+        is_verified = self._verified(opened)
+        with opened.flush_connection.begin():
+            known = SummaryRepository(opened.flush_connection).all()
+            losses = ColumnsLedgerRepository(opened.flush_connection).all()
+        floor = max(state.watermark, facts.pruned_through, *(cursor.confirmed_seq for cursor in cursors), 0)
+        own = {"engine": opened.backend.name, "file_id": state.file_id, "generation": state.generation}
+        bound = (facts.engine, facts.file_id, facts.generation) == tuple(own.values())
+        copied = bound and facts.copied_through == state.watermark and facts.last_seq >= floor
+        if not copied or losses or not is_verified:
+            with self._metadata.write() as connection:
+                if facts.last_seq < floor or not _is_what_was_flushed(connection, state, facts):
+                    self._renumber(connection, opened.backend.path, state, facts, floor)
+                latest = LatestRepository(connection)
+                latest.clear()
+                latest.replace(known)
+                SeriesRepository(connection).register(
+                    {pair: _kind_of(summary) for pair, summary in known.items()}
+                )
+                LedgerRepository(connection).add(losses)
+                StateRepository(connection).set(copied_through=state.watermark, **own)
+        if not is_verified:
+            # Last: it also says that the copy in the metadata was made from counts that are right.
+            with opened.flush_connection.begin():
+                VerificationRepository(opened.flush_connection).note()
+        return Held(opened, state, known, tuple(loss.entry_id for loss in losses), facts.pruned_through)
+
+    def _own_state(self, opened: OpenColumns, facts: State) -> ColumnsState:
+        """Return the state of the file, which is tied to this store now, and reaches as far as the prune did."""
+        connection = opened.flush_connection
+        with connection.begin():
+            found = ColumnsStateRepository(connection).get()
+        if found is not None and found.store_id != facts.store_id:
+            raise StoreForked(
+                f"{opened.backend.path} belongs to the store {found.store_id}, not to this one "
+                f"({facts.store_id}); put the file of this store back",
+                path=opened.backend.path,
+            )
+        if found is not None and found.generation < facts.generation:
+            raise StoreCorrupt(
+                f"{opened.backend.path} is of generation {found.generation}, and the store is at {facts.generation}: "
+                "it was set aside when the columns moved to another engine. Put the file of this generation back",
+                path=opened.backend.path,
+            )
+        state = found or ColumnsState(facts.store_id, uuid4().hex, facts.generation, 0)
+        self._set_aside(opened.backend.name, state.generation)
+        loss = None
+        if state.watermark < facts.pruned_through:
+            loss = self._older_columns(opened, state, facts)
+            state = state._replace(watermark=facts.pruned_through)
+        if state == found:
+            return found
+        with connection.begin():
+            repository = ColumnsStateRepository(connection)
+            if found is None:
+                repository.create(state)
+            else:
+                repository.set_watermark(state.watermark)
+            if loss is not None:
+                ColumnsLedgerRepository(connection).add(loss)
+        return read_state(opened)
+
+    def _verified(self, opened: OpenColumns) -> bool:
+        """Say whether the counts of this file were verified before; if not, correct those that are wrong.
+
+        An interrupt in a flush could make them wrong in earlier versions.
+        """
+        connection = opened.flush_connection
+        with connection.begin():
+            if VerificationRepository(connection).is_noted():
+                return True
+        with connection.begin():
+            found, gone = corrections(connection)
+            if found or gone:
+                SummaryRepository(connection).replace(found, gone)
+        if found or gone:
+            log.warning(
+                "the counts of %d series in %s did not fit their points, and were corrected",
+                len(found) + len(gone),
+                opened.backend.path,
+            )
+        return False
+
+    def _renumber(
+        self, connection: Connection, path: Path, state: ColumnsState, facts: State, floor: int
+    ) -> None:
+        """Give the unapplied rows of an older journal new seqs; its deletes are not applied.
+
+        At their new place they would take points that were written after them.
+        """
+        log.error("the metadata of %s is older than its columns: it gets new seqs", path)
+        journal = JournalRepository(connection)
+        if facts.last_seq < floor:
+            LedgerRepository(connection).add([self._older_metadata(facts, floor)])
+        applied = min(facts.copied_through, state.watermark)
+        self.renumbered_through = journal.renumber_past(max(floor, journal.last_seq()), applied)
+        deletes = [entry for entry in journal.after(max(floor, applied)) if entry.kind == DELETE]
+        if not deletes:
+            return
+        journal.void([entry.seq for entry in deletes])
+        LedgerRepository(connection).add([self._not_applied(entry, facts) for entry in deletes])
+        for entry in deletes:
+            log.error(
+                "a delete in the older metadata of %s is not applied, as points may have been written after it: %s; "
+                "see the loss ledger, and delete again what should go",
+                path,
+                Selection.from_json(entry.payload),
+            )
+
+    def _older_metadata(self, facts: State, floor: int) -> Loss:
+        # The points up to there are in the columns; of the records nobody can say.
+        return Loss(
+            entry_id=f"{facts.store_id}:lost-end:records:{facts.last_seq}-{floor}",
+            what="records",
+            reason=LOST_END,
+            detail=json.dumps({"last_seq": facts.last_seq, "last_seq_of_columns": floor}),
+            dropped=None,
+            first_us=None,
+            last_us=None,
+            recorded_us=self._clock(),
+        )
+
+    def _not_applied(self, entry: Entry, facts: State) -> Loss:
+        return Loss(
+            entry_id=f"{facts.store_id}:{entry.seq}:not-applied",
+            what="points",
+            reason="delete-not-applied",
+            detail=entry.payload.decode(),
+            dropped=0,
+            first_us=None,
+            last_us=None,
+            recorded_us=self._clock(),
+        )
+
+    def _older_columns(self, opened: OpenColumns, state: ColumnsState, facts: State) -> Loss:
+        log.error(
+            "%s holds points through seq %d, but %d were pruned from the journal: it was replaced or restored; "
+            "see the loss ledger",
+            opened.backend.path,
+            state.watermark,
+            facts.pruned_through,
+        )
+        return Loss(
+            entry_id=f"{facts.store_id}:columns:{state.watermark}-{facts.pruned_through}",
+            what="points",
+            reason="columns-older-than-journal",
+            detail=json.dumps({"first_seq": state.watermark + 1, "last_seq": facts.pruned_through}),
+            dropped=None,
+            first_us=None,
+            last_us=None,
+            recorded_us=self._clock(),
+        )
+
+
+def read_state(opened: OpenColumns) -> ColumnsState:
+    """Read the state of a file that a store has taken."""
+    with opened.flush_connection.begin():
+        state = ColumnsStateRepository(opened.flush_connection).get()
+    assert state is not None
+    return state
+
+
+def digest_of(entries: Iterable[Entry]) -> int:
+    """Return the CRC-32 of journal rows, by seq and payload; never 0, which stands for none."""
+    digest = 0
+    for entry in entries:
+        digest = crc32(entry.payload, crc32(b"%d %d" % (entry.seq, entry.seqs), digest))
+    return digest or 1
+
+
+def _is_what_was_flushed(connection: Connection, state: ColumnsState, facts: State) -> bool:
+    """Say whether the journal rows past the last copy, up to the watermark, are those that were applied.
+
+    After a crash between a flush and its copy they are; in a metadata database that was restored and
+    written to since, others stand there, which must not count as applied.
+    """
+    copied = facts.copied_through
+    if copied >= state.watermark or state.flush_digest == 0:
+        return True
+    for entry in JournalRepository(connection).after(copied):
+        if entry.is_lost and entry.first_seq <= state.watermark <= entry.seq:
+            return True  # the file holds what the journal lost, and so everything before it
+        if entry.seq >= state.watermark:
+            break
+    entries = JournalRepository(connection).after(copied, state.watermark)
+    return copied == state.flushed_from and digest_of(entries) == state.flush_digest
+
+
+def _kind_of(summary: Summary) -> str | None:
+    if summary.last_value_text is not None:
+        return "text"
+    return None if summary.last_value is None else "number"

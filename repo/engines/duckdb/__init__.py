@@ -1,0 +1,1 @@
+"""DuckDB: its driver, its dialect, its checkpoints."""

@@ -1,0 +1,196 @@
+"""The DuckDB backend: opens, checkpoints and queries the column file of a store, and mends a torn checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from repo.clock import Clock
+from repo.engines.base import ONE_SELECT, Params, dicts_of
+from repo.errors import HoldfastError, InvalidQuery, StoreUnsupported, system_error
+from repo.settings import Settings
+
+__all__ = ["DuckDBBackend"]
+
+_MOST_TORN_BLOCKS = 100
+
+log = logging.getLogger("holdfast.backends")
+
+
+class DuckDBBackend:
+    """`timeseries.duckdb`."""
+
+    name = "duckdb"
+    durable_at_commit = False
+    takes_tables = True
+
+    def __init__(self, path: Path, scratch: Path, settings: Settings, clock: Clock) -> None:
+        if "?" in str(path):
+            raise StoreUnsupported(
+                f"DuckDB takes what follows a '?' in {path} for options and loses its log; choose another path",
+                path=path,
+            )
+        self.path = path
+        self._scratch = scratch
+        self._settings = settings
+        self._clock = clock
+        self.log_is_spare = True
+        """Whether the journal has all that the log holds, so that a damaged one may be set aside."""
+        self.may_begin = False
+        """Whether the store has never had a column file, so that one that is no database yet may be replaced."""
+
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What DuckDB raises."""
+        import duckdb
+
+        return (duckdb.Error,)
+
+    def open(self) -> Engine:
+        """Open the file; a torn checkpoint is mended, and a log that cannot be replayed is set aside.
+
+        The journal still has what such a log held.
+        """
+        from repo.engines.duckdb import checkpoint as torn
+        from repo.engines.duckdb import driver as duckdb
+
+        if not self.path.exists() or (self.may_begin and torn.is_blank(self.path)):
+            self._begin()
+        note = torn.read_note(self.path)
+        if note is None:
+            return self._open()
+        for _ in range(_MOST_TORN_BLOCKS):
+            try:
+                engine = self._open()
+            except HoldfastError as error:
+                if not torn.mend(self.path, note, error):
+                    raise
+                log.info("a checkpoint of %s was torn by a kill, and is mended", self.path)
+            else:
+                try:
+                    blocks = list(duckdb.unused_metadata(engine))
+                except self.errors as error:
+                    raise self.typed_error(error) from error
+                finally:
+                    duckdb.close_engine(engine)
+                mended = [block for block in blocks if torn.mend_block(self.path, note, block)]
+                if not mended:
+                    break
+        engine = self._open()
+        torn.forget(self.path)
+        return engine
+
+    def _begin(self) -> None:
+        """Make the file: whole under another name, then renamed, so that a kill leaves no stump."""
+        from repo.engines.duckdb import checkpoint as torn
+        from repo.engines.duckdb import driver as duckdb
+
+        new = self.path.with_name(f"{self.path.name}.building")
+        try:
+            for left in (new, duckdb.log_path(new)):
+                left.unlink(missing_ok=True)
+            duckdb.close_engine(self._open(new))
+            torn.sync_file(new)
+            if self.path.exists():
+                log.warning("%s was never finished and has nothing in it; a new one is made", self.path)
+            if duckdb.log_bytes(self.path):
+                aside = duckdb.set_log_aside(self.path, self._clock())
+                log.warning("%s was missing, and its log cannot be replayed; kept as %s", self.path, aside)
+            new.replace(self.path)
+            torn.sync_folder(self.path.parent)
+        except OSError as error:
+            raise system_error(error, self.path, "no column file was made") from error
+
+    def open_new(self) -> Engine:
+        """Make the file: nothing is quicker than what is done always."""
+        return self._open()
+
+    def _open(self, path: Path | None = None) -> Engine:
+        from repo.engines.duckdb import driver as duckdb
+
+        for last_try in (False, True):
+            try:
+                return duckdb.open_engine(
+                    path or self.path,
+                    memory_limit_bytes=self._settings.duckdb_memory_limit_bytes,
+                    threads=self._settings.duckdb_threads,
+                    temp_folder=self._scratch,
+                    compress=self._settings.compress,
+                )
+            except HoldfastError as error:
+                if last_try or not self.log_is_spare or not duckdb.is_log_damage(error):
+                    raise
+                aside = duckdb.set_log_aside(self.path, self._clock())
+                log.error(
+                    "the log of %s was damaged; kept as %s, applying the journal again", self.path, aside
+                )
+        raise AssertionError
+
+    def close(self, engine: Engine) -> None:
+        """Close the file without a checkpoint."""
+        from repo.engines.duckdb import driver as duckdb
+
+        duckdb.close_engine(engine)
+
+    def checkpoint(self, engine: Engine) -> None:
+        """CHECKPOINT, and sync the folder: DuckDB makes and removes its log there without doing so."""
+        from repo.engines.duckdb import checkpoint as torn
+        from repo.engines.duckdb import driver as duckdb
+
+        with torn.noted(self.path, duckdb.descriptor_of(engine), duckdb.unused_metadata(engine)):
+            with engine.connect() as connection:
+                connection.exec_driver_sql("CHECKPOINT")
+            torn.sync_folder(self.path.parent)
+
+    def log_bytes(self) -> int:
+        """Return the size of `timeseries.duckdb.wal`."""
+        from repo.engines.duckdb import driver as duckdb
+
+        return duckdb.log_bytes(self.path)
+
+    def free_bytes(self, connection: Connection) -> int:
+        """Return how many bytes of the file are free blocks, as of the last checkpoint."""
+        query = "SELECT free_blocks * block_size FROM pragma_database_size()"
+        return int(connection.exec_driver_sql(query).scalar_one())
+
+    def typed_error(self, error: BaseException) -> HoldfastError:
+        """Translate an error of DuckDB."""
+        from repo.engines.duckdb import driver as duckdb
+
+        return duckdb.typed_error(error, self.path)
+
+    def is_fatal(self, error: BaseException) -> bool:
+        """Say whether DuckDB's instance is of no use any more."""
+        from repo.engines.duckdb import driver as duckdb
+
+        return duckdb.is_fatal(error)
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Say whether DuckDB's memory limit was too small."""
+        from repo.engines.duckdb import driver as duckdb
+
+        return duckdb.is_out_of_memory(error)
+
+    def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
+        """Run one SELECT that only reads; the instance itself has no access outside."""
+        import duckdb
+
+        from repo.engines.duckdb.selects import functions_beyond_reading
+
+        driver: Any = connection.connection.driver_connection
+        try:
+            statements = driver.extract_statements(query)
+            if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+                raise InvalidQuery(ONE_SELECT)
+            if beyond := functions_beyond_reading(driver, query):
+                raise InvalidQuery(f"sql: only reading is allowed, and {', '.join(beyond)} may do more")
+            # A SELECT may delete: `WITH gone AS (DELETE ... RETURNING ...) SELECT ...`.
+            driver.rollback()
+            driver.execute("BEGIN TRANSACTION READ ONLY")
+            cursor = driver.execute(statements[0], params or None)
+            return dicts_of(cursor.description, cursor.fetchall())
+        except (duckdb.Error, UnicodeError, TypeError) as error:
+            raise InvalidQuery(f"sql: {error}") from error

@@ -1,0 +1,279 @@
+"""Torn checkpoints: what a kill in the middle of DuckDB's CHECKPOINT can leave behind, and how it is mended.
+
+DuckDB writes a checkpoint's data into free blocks and then turns a header over, but its metadata blocks it rewrites
+in place (seen with strace: 262,144 bytes at the place that the header in force points to). A kill or a power loss
+in the middle of that write leaves a block of which part is old and part new, and a checksum that fits neither; DuckDB
+refuses the file. Such a block is mended by giving it the checksum that fits.
+
+A checksum also misfits where a bit was flipped, and that must not be mended. A metadata block holds 64 sub-blocks,
+and a checkpoint writes only into those that the header in force does not use. So before it begins, a durable note
+keeps the header's iteration, and of each block that has unused sub-blocks the CRC-32 of every sub-block. A block is
+mended only if it is in the note, the header in force is still that one, and each sub-block in use has the noted sum;
+anything else is damage. Unused sub-blocks hold nothing, whatever is in them. Without a note a wrong checksum is damage.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from zlib import crc32
+
+from repo.errors import system_error, system_typed
+
+__all__ = [
+    "Note",
+    "forget",
+    "is_blank",
+    "mend",
+    "mend_block",
+    "note_path",
+    "noted",
+    "read_note",
+    "sync_file",
+    "sync_folder",
+]
+
+log = logging.getLogger("holdfast.torn")
+
+BLOCK_BYTES = 262_144
+BLOCKS_FROM = 12_288
+"""Where the first block begins: behind the main header and the two headers that take turns."""
+
+_SUM_BYTES = 8
+_MULTIPLIER = 0xBF58476D1CE4E5B9
+_SEED = 5381
+_WORD = 2**64 - 1
+_MISFIT = re.compile(r"computed checksum \d+ does not match stored checksum \d+ in block at location (\d+)")
+_SUB_BLOCKS = 64
+_SUB_BLOCK_BYTES = (BLOCK_BYTES - _SUM_BYTES) // _SUB_BLOCKS // 8 * 8
+_HEADER_BYTES = 4_096
+_UNDER_WAY, _DONE = b"1", b"0"
+_HEAD = struct.Struct("<IQI")  # CRC-32 of what follows it, iteration of the header in force, number of blocks
+_BLOCK = struct.Struct(
+    f"<qQ{_SUB_BLOCKS}I"
+)  # number of the block, which sub-blocks are in use, the sums of all
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A checkpoint that was begun, and of which nobody said that it was done.
+
+    `blocks` has, by number, the sub-blocks in use as a bit mask, and the sums of all; None in a note of an earlier
+    version, which proves nothing.
+    """
+
+    iteration: int = 0
+    blocks: Mapping[int, tuple[int, tuple[int, ...]]] | None = None
+
+
+def note_path(path: Path) -> Path:
+    """Return the file that says whether a checkpoint of this database is under way."""
+    return path.with_name(path.name + ".checkpoint")
+
+
+def read_note(path: Path) -> Note | None:
+    """Return the note of a checkpoint that may be torn, or None; raises `StoreDenied`.
+
+    A note that is not whole was never synced, so its checkpoint did not begin.
+    """
+    try:
+        content = note_path(path).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise system_error(error, path) from error
+    if content == _UNDER_WAY:
+        return Note()
+    if content[:1] != _UNDER_WAY or len(content) < 1 + _HEAD.size:
+        return None
+    told, iteration, count = _HEAD.unpack_from(content, 1)
+    end = 1 + _HEAD.size + count * _BLOCK.size
+    if len(content) < end or crc32(content[5:end]) != told:
+        return None
+    blocks = {}
+    for block, used, *sums in _BLOCK.iter_unpack(content[1 + _HEAD.size : end]):
+        blocks[block] = (used, tuple(sums))
+    return Note(iteration, blocks)
+
+
+@contextmanager
+def noted(
+    path: Path, file: int | None = None, unused: Mapping[int, Iterable[int]] | None = None
+) -> Iterator[None]:
+    """Note a checkpoint durably before the block, and that it is done after it, unless it raises.
+
+    `file` is an open descriptor of the database, and `unused` has the sub-blocks that are not in use, by metadata
+    block. Raises typed errors for what the system denies; if it is the note itself, the block was not entered.
+    """
+    note = note_path(path)
+    try:
+        content = _UNDER_WAY if file is None else _note_of(file, unused or {})
+        new = not note.exists()
+        descriptor = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _write(descriptor, content, 0)
+            os.fsync(descriptor)
+            if new:
+                sync_folder(path.parent)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise system_error(error, note) from error
+    yield
+    forget(path)
+
+
+def _note_of(file: int, unused: Mapping[int, Iterable[int]]) -> bytes:
+    blocks = []
+    for block, numbers in unused.items():
+        used = 2**_SUB_BLOCKS - 1
+        for number in numbers:
+            used &= ~(1 << number)
+        if used == 2**_SUB_BLOCKS - 1:
+            continue  # nothing can be written there
+        content = os.pread(file, BLOCK_BYTES, BLOCKS_FROM + block * BLOCK_BYTES)
+        blocks.append(_BLOCK.pack(block, used, *_sums(content)))
+    rest = struct.pack("<QI", _iteration(os.pread(file, BLOCKS_FROM, 0)), len(blocks)) + b"".join(blocks)
+    return _UNDER_WAY + struct.pack("<I", crc32(rest)) + rest
+
+
+def _sums(content: bytes) -> list[int]:
+    places = range(_SUM_BYTES, _SUM_BYTES + _SUB_BLOCKS * _SUB_BLOCK_BYTES, _SUB_BLOCK_BYTES)
+    return [crc32(content[place : place + _SUB_BLOCK_BYTES]) for place in places]
+
+
+def _iteration(headers: bytes) -> int:
+    """Return the iteration of the header in force: the greater one of those that are whole; 0 where none is."""
+    found = [0]
+    for place in (_HEADER_BYTES, 2 * _HEADER_BYTES):
+        header = headers[place : place + _HEADER_BYTES]
+        if len(header) == _HEADER_BYTES:
+            told, iteration = struct.unpack_from("<QQ", header)
+            if told == _checksum(header[_SUM_BYTES:]):
+                found.append(iteration)
+    return max(found)
+
+
+def _write(descriptor: int, content: bytes, place: int) -> None:
+    while content:
+        done = os.pwrite(descriptor, content, place)
+        content, place = content[done:], place + done
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names that came into a folder, or left it, durable; raises typed errors."""
+    sync_file(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file durable that this process has closed; raises typed errors."""
+    with system_typed(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def forget(path: Path) -> None:
+    """Take the note back, when the checkpoint is done, or the file was opened and all in it fits.
+
+    It is not synced, and an error is only logged: a note too many means a closer look at the next opening.
+    """
+    try:
+        descriptor = os.open(note_path(path), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(descriptor, _DONE, 0)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        log.warning("the note of a checkpoint of %s was not taken back: %s", path, error)
+
+
+def mend(path: Path, note: Note, error: BaseException) -> bool:
+    """Mend the block that DuckDB named when it refused to open the file; False where that is damage.
+
+    The caller holds the lease and has the file closed. Raises typed errors for what the system denies.
+    """
+    found = _MISFIT.search(str(error.__cause__ or error))
+    return found is not None and mend_block(path, note, (int(found[1]) - BLOCKS_FROM) // BLOCK_BYTES)
+
+
+def mend_block(path: Path, note: Note, block: int) -> bool:
+    """Give a block the checksum that fits, durably; False, with nothing changed, if it has it, or is damaged."""
+    place = BLOCKS_FROM + block * BLOCK_BYTES
+    try:
+        with path.open("r+b") as file:
+            headers = file.read(BLOCKS_FROM)
+            file.seek(place)
+            content = file.read(BLOCK_BYTES)
+            if len(content) < BLOCK_BYTES:
+                return False
+            fitting = struct.pack("<Q", _checksum(content[_SUM_BYTES:]))
+            if content[:_SUM_BYTES] == fitting or not _is_torn(path, note, block, headers, content):
+                return False
+            file.seek(place)
+            file.write(fitting)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise system_error(error, path) from error
+    return True
+
+
+def _is_torn(path: Path, note: Note, block: int, headers: bytes, content: bytes) -> bool:
+    """Say whether a checkpoint can have left this; log what it is, and whether that is proved."""
+    if note.blocks is None:
+        log.warning(
+            "block %d of %s is taken for one that a checkpoint tore: an earlier version noted that one was under way, "
+            "but not what was in the file, so damage cannot be told from that; compare the points with a backup",
+            *(block, path),
+        )
+        return True
+    if block not in note.blocks or _iteration(headers) != note.iteration:
+        log.error("block %d of %s is damaged; no checkpoint was writing it", block, path)
+        return False
+    used, sums = note.blocks[block]
+    changed = [at for at, sum_ in enumerate(_sums(content)) if sum_ != sums[at]]
+    damaged = [at for at in changed if used & 1 << at]
+    if damaged:
+        log.error(
+            "block %d of %s is damaged: %d of its parts in use are not what they were",
+            block,
+            path,
+            len(damaged),
+        )
+        return False
+    log.info(
+        "block %d of %s was torn by a kill: %d parts that are not in use differ, and all others are what they were",
+        *(block, path, len(changed)),
+    )
+    return True
+
+
+def is_blank(path: Path) -> bool:
+    """Say whether there is no database: no file, one too short for DuckDB's headers, or nothing but zeros there.
+
+    So it is after a kill, or on a full disk, while DuckDB makes a file. The caller holds the lease.
+    """
+    try:
+        with path.open("rb") as file:
+            headers = file.read(BLOCKS_FROM)
+    except FileNotFoundError:
+        return True
+    return len(headers) < BLOCKS_FROM or not any(headers)
+
+
+def _checksum(content: bytes) -> int:
+    """Return DuckDB's checksum of a block's content: its 64-bit words, each multiplied, all XORed."""
+    words: Iterable[tuple[int]] = struct.iter_unpack("<Q", content)
+    result = _SEED
+    for (word,) in words:
+        result ^= (word * _MULTIPLIER) & _WORD
+    return result

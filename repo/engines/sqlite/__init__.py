@@ -1,0 +1,1 @@
+"""SQLite: its driver, and the functions that it lacks."""

@@ -1,0 +1,90 @@
+"""The SQLite backend: opens, checkpoints and queries the column file of a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from repo.engines.base import ONE_SELECT, Params, dicts_of
+from repo.engines.sqlite import driver as sqlite
+from repo.errors import HoldfastError, InvalidQuery
+from repo.settings import Settings
+
+__all__ = ["SQLiteBackend"]
+
+
+class SQLiteBackend:
+    """`timeseries.sqlite`, where DuckDB does not exist."""
+
+    name = "sqlite"
+    durable_at_commit = True
+    takes_tables = False
+    errors: tuple[type[Exception], ...] = (sqlite.DriverError,)
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self.path = path
+        self._settings = settings
+
+    def open(self) -> Engine:
+        """Open the file; its commits are durable by themselves."""
+        try:
+            return sqlite.open_engine(
+                self.path, durability="full", busy_timeout_s=self._settings.busy_timeout_s
+            )
+        except sqlite.DriverError as error:
+            raise sqlite.typed_error(error, self.path) from error
+
+    def open_new(self) -> Engine:
+        """Make the file, without a log: a fifth of the time, and half of the space."""
+        try:
+            return sqlite.open_engine(self.path, disposable=True)
+        except sqlite.DriverError as error:
+            raise sqlite.typed_error(error, self.path) from error
+
+    def close(self, engine: Engine) -> None:
+        """Close the file."""
+        engine.dispose()
+
+    def checkpoint(self, engine: Engine) -> None:
+        """Fold the WAL into the file and empty it; under the lease nobody else can be writing."""
+        try:
+            sqlite.empty_wal(engine)
+        except (DBAPIError, sqlite.DriverError) as error:
+            raise self.typed_error(error) from error
+
+    def log_bytes(self) -> int:
+        """Return the size of the WAL."""
+        return sqlite.log_bytes(self.path)
+
+    def free_bytes(self, connection: Connection) -> int:
+        """Return how many bytes of the file are free pages."""
+        return sqlite.free_bytes(connection)
+
+    def typed_error(self, error: BaseException) -> HoldfastError:
+        """Translate an error of SQLite."""
+        return error if isinstance(error, HoldfastError) else sqlite.typed_error(error, self.path)
+
+    def is_fatal(self, error: BaseException) -> bool:
+        """Say whether SQLite's connections are in doubt."""
+        return sqlite.is_fatal(error)
+
+    def is_out_of_memory(self, _error: BaseException) -> bool:
+        """SQLite has no memory limit."""
+        return False
+
+    def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
+        """Run one SELECT; the authorizer lets nothing but reading through."""
+        driver: Any = connection.connection.driver_connection
+        driver.set_authorizer(sqlite.only_reading)
+        try:
+            cursor = driver.execute(query, params)
+            if cursor.description is None:
+                raise InvalidQuery(ONE_SELECT)
+            return dicts_of(cursor.description, cursor.fetchall())
+        except (sqlite.DriverError, sqlite.DriverWarning, UnicodeError, OverflowError, TypeError) as error:
+            raise InvalidQuery(f"sql: {error}") from error
+        finally:
+            driver.set_authorizer(None)

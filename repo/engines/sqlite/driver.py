@@ -1,0 +1,450 @@
+"""The SQLite driver: opens a file, checkpoints its WAL, and translates errors. Never knows what is stored."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool
+
+from repo import forks
+from repo.errors import (
+    HoldfastError,
+    StoreBusy,
+    StoreCorrupt,
+    StoreFull,
+    StoreUnsupported,
+    denied,
+    system_error,
+)
+from repo.inuse import note_own
+
+__all__ = [
+    "BARE",
+    "READ",
+    "Attempt",
+    "DriverError",
+    "DriverWarning",
+    "Folded",
+    "bare_transaction",
+    "copy_to",
+    "empty_wal",
+    "fold_wal",
+    "free_bytes",
+    "has_wal_reset_bug",
+    "is_begun",
+    "is_fatal",
+    "log_bytes",
+    "only_reading",
+    "open_engine",
+    "require_version",
+    "typed_error",
+    "vacuum",
+    "wait_until_unused",
+]
+
+DriverError = sqlite3.Error
+"""The root of what the driver raises by itself, past SQLAlchemy."""
+
+DriverWarning = sqlite3.Warning
+"""What it raises, in Python 3.11, for more than one statement."""
+
+OLDEST_VERSION = (3, 37, 0)
+"""STRICT tables came with 3.37."""
+
+READ: dict[str, Any] = {"sqlite_begin": "DEFERRED"}
+"""Execution options of a connection that only reads: its transactions take no write lock."""
+
+BARE: dict[str, Any] = {"sqlite_begin": None}
+"""Execution options of a connection whose transactions are those of `bare_transaction`."""
+
+_READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+_REPAIRED = {(3, 44, 6), (3, 50, 7)}
+_LAST_AFFECTED = (3, 51, 2)
+
+_LOOK_S = 0.02
+"""How long to wait before looking again whether others have closed a file."""
+
+_DISPOSABLE = ("journal_mode = OFF", "synchronous = OFF", "cache_size = -32000")
+_SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
+
+
+class Folded(NamedTuple):
+    """What a WAL checkpoint did: pages in the log, and how many of them are now in the file."""
+
+    log_pages: int
+    done_pages: int
+
+
+def require_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> None:
+    """Raise `StoreUnsupported` unless this SQLite is new enough for STRICT tables."""
+    if version < OLDEST_VERSION:
+        found, wanted = (".".join(map(str, v)) for v in (version, OLDEST_VERSION))
+        raise StoreUnsupported(
+            f"SQLite {found} is too old: {wanted} or newer is needed; use a newer Python build"
+        )
+
+
+def has_wal_reset_bug(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
+    """Say whether this SQLite can lose commits when a checkpoint races a WAL reset (sqlite.org/wal.html).
+
+    `fold_wal` never lets the two meet, so a store is safe with these versions too; other programs that open
+    the same file may not be.
+    """
+    return (3, 7, 0) <= version <= _LAST_AFFECTED and version not in _REPAIRED
+
+
+def open_engine(
+    path: Path,
+    *,
+    durability: Literal["full", "normal"] = "full",
+    busy_timeout_s: float = 30.0,
+    disposable: bool = False,
+    looking: bool = False,
+    log_limit_bytes: int = -1,
+) -> Engine:
+    """Make an engine on one SQLite file in WAL mode, creating the file if need be.
+
+    A `disposable` file has no log and is not synced: it is a wreck if anything fails, and is written quickly. One
+    that is opened for `looking` has to exist, and keeps the mode that it is in, and its log: so every byte. The first
+    commit after a fold cuts the log to `log_limit_bytes`; negative: it keeps its size.
+
+    Transactions begin IMMEDIATE, unless the connection carries the execution options `READ`. No connection
+    checkpoints by itself: see `fold_wal`. Foreign keys stay off, so that batch migrations cannot cascade.
+    """
+    require_version()
+    note_own(path)
+    # A mode keeps SQLite from treating the path as anything but one file name. Of a log that was left, the last one
+    # that closes would fold all into the file, unless it can only read; without one, `ro` would leave an empty log.
+    mode = "rwc" if not looking else "ro" if log_bytes(path) else "rw"
+    uri = f"file:{_uri_path(path)}?mode={mode}"
+    engine = create_engine(
+        URL.create("sqlite", database=uri, query={"uri": "true"}),
+        connect_args={
+            "timeout": busy_timeout_s,
+            "isolation_level": None,
+            "check_same_thread": False,
+            "factory": _Connection,
+        },
+    )
+    forks.add_owner(engine, _close_idle)
+
+    durable = () if looking else ("journal_mode = WAL", f"synchronous = {_SYNCHRONOUS[durability]}")
+
+    @event.listens_for(engine, "connect")
+    def _set_up(connection: sqlite3.Connection, _record: object) -> None:
+        try:
+            for pragma in (
+                *(_DISPOSABLE if disposable else durable),
+                "wal_autocheckpoint = 0",
+                f"journal_size_limit = {log_limit_bytes:d}",
+                "foreign_keys = OFF",
+                "temp_store = MEMORY",
+                "trusted_schema = OFF",
+            ):
+                connection.execute(f"PRAGMA {pragma}")
+        except BaseException as error:
+            # SQLAlchemy neither wraps what is raised here nor closes the connection, which may hold a lock.
+            connection.close()
+            if isinstance(error, DriverError):
+                raise typed_error(error, path) from error
+            raise
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
+        if mode is not None:
+            connection.exec_driver_sql(f"BEGIN {mode}")
+
+    return engine
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that counts as an open file of this process until it is closed: see `forks`."""
+
+    _pid = -1
+    """The process that opened it; one that could not be opened has none, and nothing to close."""
+
+    def __init__(self, database: str | os.PathLike[str], *args: Any, **options: Any) -> None:
+        self._file = forks.opening(_path_of(os.fspath(database)))
+        try:
+            super().__init__(database, *args, **options)
+        except BaseException:
+            forks.close(self._file)
+            raise
+        self._pid = os.getpid()
+        self._file.connection = weakref.ref(self)
+
+    def close(self) -> None:
+        super().close()
+        forks.close(self._file)
+
+    def __del__(self) -> None:
+        if os.getpid() == self._pid:
+            self.close()
+
+
+def _close_idle(engine: Engine) -> None:
+    """Close the connections that wait in the pool; it opens others when it is asked for some."""
+    pool = engine.pool
+    if isinstance(pool, QueuePool) and pool.checkedin():
+        pool.dispose()
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One transaction of `bare_transaction`, and whether it was committed: true to the file after any exit."""
+
+    ending: bool = False
+    committed: bool = False
+
+
+def bare_transaction(connection: Connection, attempt: Attempt, work: Callable[[Connection], object]) -> None:
+    """Run `work` in an IMMEDIATE transaction by the driver alone, on a connection with the options `BARE`.
+
+    SQLAlchemy's own begin and commit cost a quarter of what a durable commit does. Any exception, Ctrl-C at any
+    moment too, rolls back what was not committed; `attempt` says whether it was. It does not go by generators
+    or by methods at its ends: an interrupt between them would leave the transaction open.
+    """
+    driver: Any = connection.connection.driver_connection
+    try:
+        driver.execute("BEGIN IMMEDIATE")
+        work(connection)
+        attempt.ending = True
+        driver.commit()
+        attempt.committed = True
+    except DriverError:
+        driver.rollback()
+        raise
+    except BaseException:
+        # The commit itself cannot be interrupted: without an error of its own, it has ended the transaction.
+        attempt.committed = attempt.ending and not driver.in_transaction
+        driver.rollback()
+        raise
+    finally:
+        if connection.in_transaction():
+            connection.rollback()  # SQLAlchemy began one in its books for statements that went through it
+
+
+def fold_wal(engine: Engine) -> Folded:
+    """Copy the WAL into the file while nobody can commit.
+
+    A second connection holds the write lock meanwhile: that keeps the WAL-reset bug of older SQLite
+    versions from ever being met. Waits for other writers as long as the engine's busy timeout.
+    """
+    with engine.connect() as guard, guard.begin() as held:
+        folded = _checkpoint(engine, "PASSIVE")
+        held.rollback()
+    return folded
+
+
+def empty_wal(engine: Engine) -> Folded:
+    """Fold the WAL into the file and cut it to nothing; the caller sees to it that nobody else writes or reads."""
+    return _checkpoint(engine, "TRUNCATE")
+
+
+def vacuum(engine: Engine) -> None:
+    """Write the file anew without its free pages, through the WAL, and cut that to almost nothing.
+
+    Needs room for two copies of what is in it: one in SQLite's temporary folder, one in the WAL. Waits for other
+    writers as long as the engine's busy timeout. Readers of a snapshot go on, and keep the WAL long until the next
+    time.
+    """
+    with engine.connect() as worker:
+        driver: Any = worker.connection.driver_connection
+        limit = -1
+        driver.execute("PRAGMA temp_store = FILE")  # the copy may be larger than the memory
+        try:
+            driver.execute("VACUUM")
+            fold_wal(engine)
+            [(version,)] = driver.execute("PRAGMA user_version").fetchall()
+            [(limit,)] = driver.execute("PRAGMA journal_size_limit").fetchall()
+            # The first commit after a fold begins the log anew, and cuts it where this says so.
+            driver.execute("PRAGMA journal_size_limit = 0")
+            driver.execute(f"PRAGMA user_version = {version:d}")
+        finally:
+            driver.execute(f"PRAGMA journal_size_limit = {limit:d}")
+            driver.execute("PRAGMA temp_store = MEMORY")
+
+
+def temp_folder() -> Path:
+    """Return where SQLite keeps what it writes meanwhile: the first folder of its list that can be written."""
+    named = (os.environ.get(name) for name in ("SQLITE_TMPDIR", "TMPDIR"))
+    fixed = ("/var/tmp", "/usr/tmp", "/tmp")  # noqa: S108  SQLite's own list; nothing is written here
+    places = [Path(place) for place in (*named, *fixed) if place]
+    return next((place for place in places if place.is_dir() and os.access(place, os.W_OK | os.X_OK)), Path())
+
+
+def used_bytes(connection: Connection) -> int:
+    """Return how many bytes the file takes without its free pages, with what stands in the WAL."""
+    pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+    return int(pages * connection.exec_driver_sql("PRAGMA page_size").scalar_one()) - free_bytes(connection)
+
+
+def copy_to(path: Path, target: Path, progress: Callable[[int], object]) -> None:
+    """Copy a database, with what is in its WAL, into a new file, durably; raises what the driver raises.
+
+    `progress` is told the bytes of each piece. Others may read and write meanwhile.
+    """
+    source = sqlite3.connect(f"file:{_uri_path(path)}?mode=rw", uri=True, factory=_Connection)
+    copy = sqlite3.connect(target, factory=_Connection)
+    left = None
+
+    def told(_status: int, remaining: int, total: int) -> None:
+        nonlocal left
+        progress(max(0, (total if left is None else left) - remaining) * page_bytes)
+        left = remaining
+
+    try:
+        [(page_bytes,)] = source.execute("PRAGMA page_size").fetchall()
+        source.backup(copy, pages=1_000, progress=told)
+        copy.execute("PRAGMA journal_mode = DELETE")  # so that the file is whole by itself
+    finally:
+        copy.close()
+        source.close()
+    descriptor = os.open(target, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def wait_until_unused(path: Path, timeout_s: float) -> None:
+    """Return as soon as no connection but ours has the file open; raises `StoreBusy` at the deadline.
+
+    In WAL mode an idle connection counts, too. Nothing keeps others from opening it right afterwards.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        connection = sqlite3.connect(
+            f"file:{_uri_path(path)}?mode=rw",
+            uri=True,
+            timeout=0.0,
+            isolation_level=None,
+            factory=_Connection,
+        )
+        try:
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            connection.execute("BEGIN EXCLUSIVE")
+            connection.execute("ROLLBACK")
+        except DriverError as error:
+            typed = typed_error(error, path)
+            if not isinstance(typed, StoreBusy):
+                raise typed from error
+            if time.monotonic() > deadline:
+                raise StoreBusy(
+                    f"{path} is open in another process, which did not close it within {timeout_s:g} s; nothing was "
+                    "changed. Stop that process and try again",
+                    path=path,
+                ) from error
+        else:
+            return
+        finally:
+            connection.close()
+        time.sleep(_LOOK_S)
+
+
+def is_begun(path: Path) -> bool:
+    """Say whether anything was written into the file; False where there is none."""
+    try:
+        return os.stat(path).st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def log_bytes(path: Path) -> int:
+    """Return the size of the file's WAL; 0 when there is none."""
+    try:
+        return os.stat(f"{path}-wal").st_size
+    except FileNotFoundError:
+        return 0
+
+
+def free_bytes(connection: Connection) -> int:
+    """Return how many bytes of the file are free pages, which will be used before it grows."""
+    free = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
+    return int(free * connection.exec_driver_sql("PRAGMA page_size").scalar_one())
+
+
+def only_reading(action: int, *_: object) -> int:
+    """Authorize reading and nothing else; for `set_authorizer`."""
+    return sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY
+
+
+_MOST_CAUSES = 20
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Say whether the error, or a cause of it, leaves connections in doubt: close them and open the file again.
+
+    Takes errors of the driver, bare or wrapped by SQLAlchemy, and typed ones that were raised from them.
+    """
+    seen: BaseException | None = error
+    for _ in range(_MOST_CAUSES):
+        if seen is None:
+            return False
+        original = seen.orig if isinstance(seen, DBAPIError) else seen
+        name = getattr(original, "sqlite_errorname", "") or ""
+        if name.startswith(("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CANTOPEN")):
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def typed_error(error: BaseException, path: Path) -> HoldfastError:
+    """Translate an error of the driver, bare or wrapped by SQLAlchemy, into the library's own.
+
+    The caller raises the result `from` the original.
+    """
+    if isinstance(error, HoldfastError):
+        return error
+    original = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(original, OSError):
+        return system_error(original, path)
+    name = getattr(original, "sqlite_errorname", "") or ""
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return StoreBusy(f"{path} is locked by another writer; try again, or stop that process", path=path)
+    # On a full disk the shared memory beside the WAL cannot be made, which SQLite calls an I/O error.
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR_SHM")):
+        return StoreFull(f"no space left for {path}; free some space and write again", path=path)
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return StoreCorrupt(f"{path} is damaged ({original}); keep the file and restore a backup", path=path)
+    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+        return denied(path, str(original))
+    return HoldfastError(f"SQLite failed on {path}: {original}", path=path)
+
+
+def _checkpoint(engine: Engine, mode: str) -> Folded:
+    # Through the driver: SQLAlchemy would begin a transaction, in which no checkpoint can run.
+    with engine.connect() as worker:
+        driver: Any = worker.connection.driver_connection
+        try:
+            busy, log, done = driver.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        except DriverError as error:
+            [file] = [row[2] for row in driver.execute("PRAGMA database_list") if row[1] == "main"]
+            raise typed_error(error, Path(file)) from error
+    if busy:
+        raise StoreBusy("a WAL checkpoint met another reader or writer; it is tried again later")
+    return Folded(log, done)
+
+
+def _uri_path(path: Path) -> str:
+    """Quote what a SQLite URI would read as syntax."""
+    text = os.path.realpath(path)
+    return text.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _path_of(database: str) -> str:
+    """Return the path that a URI of `_uri_path` names, or the path itself."""
+    if not database.startswith("file:"):
+        return database
+    path = database.removeprefix("file:").partition("?")[0]
+    return path.replace("%23", "#").replace("%3f", "?").replace("%25", "%")

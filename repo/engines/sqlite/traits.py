@@ -1,0 +1,42 @@
+"""The traits of SQLite: what it does its own way under the repositories and queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, FromClause, func
+
+from repo.engines.base import Row, Traits, columns_of_rows, rows_of_query
+from repo.engines.sqlite.functions import add_statistics
+
+__all__ = ["TRAITS"]
+
+
+def _load(connection: Connection, table: FromClause, rows: Iterable[Row]) -> None:
+    driver: Any = connection.connection.driver_connection
+    names = table.c.keys()
+    columns, values = ", ".join(f'"{name}"' for name in names), ", ".join("?" * len(names))
+    driver.executemany(f"INSERT INTO {table} ({columns}) VALUES ({values})", rows)
+
+
+def _percentiles(value: Any, fractions: Sequence[float]) -> ColumnElement[Any]:
+    return func.quantile_cont(value, *fractions)
+
+
+TRAITS = Traits(
+    name="sqlite",
+    load=_load,
+    rows=rows_of_query,
+    arrow=None,
+    arrays=None,
+    numbers_names=False,
+    columns=columns_of_rows,
+    has_rowid=False,
+    keyed_by_series=True,
+    has_arg_extremes=False,
+    add_statistics=add_statistics,
+    percentiles=_percentiles,
+    most_in_memory=None,
+    one_write_per_transaction=False,
+)

@@ -1,1 +1,0 @@
-"""Exchange: readings in and out as files of other formats."""

@@ -1,1 +1,0 @@
-"""What the two documented classes stand on: shared stores, room, and arguments from the environment."""

@@ -1,0 +1,1 @@
+"""Formats: points in and out as tables, as files and as text."""

@@ -1,0 +1,1 @@
+"""Tables, frames and streams of arrays, as points."""

@@ -1,0 +1,287 @@
+"""Columns of points out to Arrow, pandas, polars and NumPy: their names and types, and the way there.
+
+Each shape needs its own package alone, imported when it is first asked for. The columns are always these, in
+this order, on both engines, and with no rows too: `sensor_id`, `metric_name`, `timestamp` (µs, UTC), `value`
+(float64; missing where the point holds a text, or no reading), `value_text` (missing where it holds a number),
+`quality` (int32), `metadata` (JSON text); and `seq` (int64) in what is read for delivery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from repo.engines.registry import traits_of
+from repo.errors import MissingExtra
+from repo.queries.point_sql import Query
+
+__all__ = ["ArrowPages", "NumpyPages", "PolarsPages", "to_pandas"]
+
+Arrays = dict[str, Any]
+
+_NAMES = ("sensor_id", "metric_name")
+_TEXTS = ("value_text", "metadata")
+_COLUMNS = (*_NAMES, "timestamp", "value", "value_text", "quality", "metadata")
+
+
+class ArrowPages:
+    """Pages as `pyarrow.Table`, in the engine's own chunks. Names are dictionary-encoded."""
+
+    numbered = True
+
+    def __init__(self, *, with_seq: bool) -> None:
+        pa = self._pa = _needed("pyarrow", "arrow")
+        self._compute = _needed("pyarrow.compute", "arrow")
+        name = pa.dictionary(pa.int32(), pa.string())
+        types = {
+            "sensor_id": name,
+            "metric_name": name,
+            "timestamp": pa.timestamp("us", tz="UTC"),
+            "value": pa.float64(),
+            "value_text": pa.string(),
+            "quality": pa.int32(),
+            "metadata": pa.string(),
+        }
+        self.schema = pa.schema(types | ({"seq": pa.int64()} if with_seq else {}))
+
+    def fetch(self, connection: Connection, query: Query, most: int) -> Any | None:
+        """Run the query; None where it has more than `most` rows."""
+        columns = self._columns(connection, query, most)
+        if columns is None:
+            return None
+        if query.sorted_by is not None:
+            columns = self._sorted(columns, columns[query.sorted_by])
+        size = len(columns["timestamp_us"])
+        columns["timestamp"] = columns["timestamp_us"]
+        for at, name in enumerate(_NAMES):
+            columns[name] = self._named(columns.get(name), query, at, size)
+        return self._pa.Table.from_arrays(
+            [columns[field.name].cast(field.type) for field in self.schema], schema=self.schema
+        )
+
+    def size(self, page: Any) -> int:
+        """Return its number of rows."""
+        return int(page.num_rows)
+
+    def join(self, pages: Sequence[Any]) -> Any:
+        """Return all pages as one `pyarrow.Table`."""
+        table = self._pa.concat_tables(pages) if pages else self.schema.empty_table()
+        return table.unify_dictionaries()
+
+    def reader(self, pages: Iterable[Any]) -> Any:
+        """Return a `pyarrow.RecordBatchReader` that reads the pages as it is read."""
+        return self._pa.RecordBatchReader.from_batches(self.schema, pages)
+
+    def _columns(self, connection: Connection, query: Query, most: int) -> Arrays | None:
+        pa, arrow = self._pa, traits_of(connection).arrow
+        if arrow is None:
+            found = _column_lists(connection, query, most)
+            if found is None:
+                return None
+            return {name: pa.chunked_array([column], _stored(pa, name)) for name, column in found.items()}
+        batches, size = [], 0
+        # Closed also after Ctrl-C: a transaction with a result that is not read to its end cannot be rolled back.
+        with pa.RecordBatchReader.from_stream(arrow(connection, query.statement)) as reader:
+            for batch in reader:
+                size += batch.num_rows
+                if 0 <= most < size:
+                    return None
+                batches.append(batch)
+            table = pa.Table.from_batches(batches, reader.schema)
+        return dict(zip(table.column_names, table.columns, strict=True))
+
+    def _sorted(self, columns: Arrays, key: Any) -> Arrays:
+        compute = self._compute
+        if len(key) < 2 or compute.all(compute.less_equal(key[:-1], key[1:])).as_py():
+            return columns
+        order = compute.sort_indices(key)
+        return {name: column.take(order) for name, column in columns.items()}
+
+    def _named(self, found: Any, query: Query, at: int, size: int) -> Any:
+        pa = self._pa
+        if query.series is not None:
+            numbers = pa.repeat(pa.scalar(0, pa.int32()), size)
+            return pa.DictionaryArray.from_arrays(numbers, pa.array([query.series[at]], pa.string()))
+        if query.names is not None:
+            names = pa.array(query.names[at], pa.string())
+            return pa.chunked_array(
+                [pa.DictionaryArray.from_arrays(chunk, names) for chunk in found.chunks],
+                self.schema.field(at).type,
+            )
+        return found.dictionary_encode()
+
+
+class PolarsPages:
+    """Pages as `polars.DataFrame`, with names as texts until they are joined."""
+
+    numbered = True
+
+    def __init__(self, *, with_seq: bool) -> None:
+        pl = self._pl = _needed("polars", "polars")
+        types = {
+            "sensor_id": pl.Categorical(),
+            "metric_name": pl.Categorical(),
+            "timestamp": pl.Datetime("us", "UTC"),
+            "value": pl.Float64(),
+            "value_text": pl.String(),
+            "quality": pl.Int32(),
+            "metadata": pl.String(),
+        }
+        self._types = types | ({"seq": pl.Int64()} if with_seq else {})
+
+    def fetch(self, connection: Connection, query: Query, most: int) -> Any | None:
+        """Run the query; None where it has more than `most` rows."""
+        pl, arrow = self._pl, traits_of(connection).arrow
+        if arrow is None:
+            found = _column_lists(connection, query, most)
+            if found is None:
+                return None
+            stored = {"value": pl.Float64, "quality": pl.Int32, "timestamp_us": pl.Int64, "seq": pl.Int64}
+            frame = pl.DataFrame(found, schema={name: stored.get(name, pl.String) for name in found})
+        else:
+            frame = pl.DataFrame(_Stream(arrow(connection, query.statement)))
+        if 0 <= most < len(frame):
+            return None
+        if query.sorted_by is not None and not frame[query.sorted_by].is_sorted():
+            frame = frame.sort(query.sorted_by)
+        for at, name in enumerate(_NAMES):
+            if query.series is not None:
+                frame = frame.with_columns(pl.lit(query.series[at]).alias(name))
+            elif query.names is not None:
+                frame = frame.with_columns(pl.Series(name, query.names[at], pl.String).gather(frame[name]))
+        return frame.rename({"timestamp_us": "timestamp"}).select(list(self._types))
+
+    def size(self, page: Any) -> int:
+        """Return its number of rows."""
+        return len(page)
+
+    def join(self, pages: Sequence[Any]) -> Any:
+        """Return all pages as one frame."""
+        pl = self._pl
+        if not pages:
+            return pl.DataFrame(schema=self._types)
+        return pl.concat(pages).select(pl.col(name).cast(kind) for name, kind in self._types.items())
+
+
+class NumpyPages:
+    """Pages as dicts of arrays: `datetime64[us]`, float64 with NaN for missing, objects with None, masked int32."""
+
+    numbered = True
+
+    def __init__(self, *, with_seq: bool) -> None:
+        self._np = _needed("numpy", "numpy")
+        self._names = (*_COLUMNS, "seq") if with_seq else _COLUMNS
+
+    def fetch(self, connection: Connection, query: Query, most: int) -> Arrays | None:
+        """Run the query; None where it has more than `most` rows."""
+        arrays = traits_of(connection).arrays
+        found: Any = (
+            _column_lists(connection, query, most) if arrays is None else arrays(connection, query.statement)
+        )
+        if found is None or 0 <= most < len(found["timestamp_us"]):
+            return None
+        return self._page(found, query)
+
+    def size(self, page: Arrays) -> int:
+        """Return its number of rows."""
+        return len(page["timestamp"])
+
+    def join(self, pages: Sequence[Arrays]) -> Arrays:
+        """Return all pages as one dict."""
+        np = self._np
+        if not pages:
+            nothing: Arrays = {name: [] for name in (*self._names, "timestamp_us")}
+            pages = [self._page(nothing, Query(select(), None, None, None))]
+        return {
+            name: (np.ma if name == "quality" else np).concatenate([page[name] for page in pages])
+            for name in self._names
+        }
+
+    def _page(self, found: Any, query: Query) -> Arrays:
+        np = self._np
+        size = len(found["timestamp_us"])
+        page = {
+            "timestamp": np.asarray(found["timestamp_us"], np.int64).view("datetime64[us]"),
+            "value": self._filled(found["value"], np.float64, np.nan),
+            "quality": self._masked(found["quality"]),
+        }
+        if "seq" in self._names:
+            page["seq"] = np.asarray(found["seq"], np.int64)
+        for name in _TEXTS:
+            page[name] = self._filled(found[name], object, None)
+        for at, name in enumerate(_NAMES):
+            if query.series is not None:
+                page[name] = np.full(size, query.series[at], object)
+            elif query.names is not None:
+                page[name] = np.array(query.names[at], object)[np.asarray(found[name], np.int64)]
+            else:
+                page[name] = np.asarray(found[name], object)
+        if query.sorted_by is not None:
+            key = page["seq" if query.sorted_by == "seq" else "timestamp"]
+            if size > 1 and (key[1:] < key[:-1]).any():
+                order = np.argsort(key)
+                page = {name: column[order] for name, column in page.items()}
+        return {name: page[name] for name in self._names}
+
+    def _filled(self, found: Any, kind: Any, missing: Any) -> Any:
+        np = self._np
+        array = np.array(found, kind)
+        if isinstance(found, np.ma.MaskedArray):
+            array[np.ma.getmaskarray(found)] = missing
+        return array
+
+    def _masked(self, found: Any) -> Any:
+        np = self._np
+        if isinstance(found, np.ndarray):
+            return np.ma.array(found, np.int32)
+        mask = [quality is None for quality in found]
+        return np.ma.array([quality or 0 for quality in found], np.int32, mask=mask)
+
+
+def to_pandas(arrays: Arrays) -> Any:
+    """Return joined `NumpyPages` as a frame: names as categories, nullable Int32 for the quality."""
+    pd, np = _needed("pandas", "pandas"), _needed("numpy", "pandas")
+    quality = arrays["quality"]
+    columns: Arrays = {name: pd.Series(column) for name, column in arrays.items() if name in ("value", "seq")}
+    columns["timestamp"] = pd.Series(pd.DatetimeIndex(arrays["timestamp"]).tz_localize("UTC"))
+    columns["quality"] = pd.Series(pd.arrays.IntegerArray(quality.filled(0), np.ma.getmaskarray(quality)))
+    for name in _NAMES:
+        columns[name] = pd.Series(pd.Categorical(arrays[name]))
+    for name in _TEXTS:
+        columns[name] = pd.Series(arrays[name], dtype=object)
+    return pd.DataFrame({name: columns[name] for name in arrays})
+
+
+class _Stream:
+    """Shows nothing but the stream, so that no package takes the object for one that it knows better."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self._source.__arrow_c_stream__(requested_schema)
+
+
+def _needed(package: str, extra: str) -> Any:
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise MissingExtra(
+            f"this needs {package}, which is not installed: pip install 'holdfast-edge[{extra}]'"
+        ) from error
+
+
+def _stored(pa: Any, column: str) -> Any:
+    numbers = {"timestamp_us": pa.int64(), "seq": pa.int64(), "value": pa.float64(), "quality": pa.int32()}
+    return numbers.get(column, pa.string())
+
+
+def _column_lists(connection: Connection, query: Query, most: int) -> dict[str, Sequence[Any]] | None:
+    rows = traits_of(connection).rows(connection, query.statement, most + (most >= 0))
+    if 0 <= most < len(rows):
+        return None
+    names = query.statement.selected_columns.keys()
+    return dict(zip(names, zip(*rows, strict=True) if rows else [()] * len(names), strict=True))

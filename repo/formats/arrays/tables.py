@@ -1,0 +1,393 @@
+"""Tables in: what a caller gives as columns, cut into chunks that DuckDB scans or that are taken as lists.
+
+Knows Arrow tables, frames and dicts of arrays apart; never looks at a value.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from repo.errors import InvalidPoint, MissingExtra, Refusal
+from repo.formats.arrays.scan import Scan
+from repo.times import to_datetime
+
+__all__ = ["COLUMNS", "Chunk", "Held", "HeldPages", "Table", "table_of"]
+
+COLUMNS = (
+    *("sensor_id", "metric_name", "timestamp", "timestamp_us"),
+    *("value", "value_text", "quality", "metadata"),
+)
+"""The columns that a table may have. It needs the names, one of the times, and a value or a text."""
+
+Lists = dict[str, Sequence[Any]]
+
+
+class Chunk:
+    """Some rows of a table that lies in memory."""
+
+    def __init__(
+        self,
+        cut: Callable[[int, int], Any],
+        start: int,
+        rows: int,
+        show: Callable[[Any], Any],
+        home: Any = None,
+        scan: Scan | None = None,
+    ) -> None:
+        self.rows = rows
+        self._cut = cut
+        self._start = start
+        self._show = show
+        self.home = home
+        """The DuckDB connection that the rows came from, where they can be looked at in place: `place` selects them."""
+        self.scan = scan
+        """What a look at the rows found, if somebody looked at them."""
+
+    @property
+    def source(self) -> Any:
+        """What DuckDB can scan, or None where a column holds objects that only Python can tell apart."""
+        return self._show(self._cut(self._start, self.rows))
+
+    @property
+    def place(self) -> str | None:
+        """SQL that selects the rows on `home`."""
+        return None if self.home is None else self._cut(self._start, self.rows).sql_query()
+
+    def lists(self, start: int, rows: int) -> Lists:
+        """Return rows as columns of Python objects."""
+        return _lists_of(self._cut(self._start + start, min(rows, self.rows - start)))
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table as chunks; one that is not `repeatable` can be gone through once."""
+
+    names: tuple[str, ...]
+    chunks: Iterable[Chunk]
+    repeatable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A table of a DuckDB connection of our own: it is looked at where it lies. `name` needs no quotes."""
+
+    connection: Any
+    name: str
+    scan: Scan | None = None
+    """What a look at it found, if all in it is in order."""
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """Return the rows as an Arrow stream."""
+        return self.connection.sql(f"FROM {self.name}").__arrow_c_stream__(requested_schema)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPages:
+    """Such tables behind one another, with the columns of a stored point but seq; each is of use until the next."""
+
+    pages: Iterator[Held]
+
+
+def table_of(given: Any, chunk_rows: int, spool: Any) -> Table:
+    """Recognise what was given; raises `InvalidPoint` where it is no table, or its columns are not a point's.
+
+    A dict of arrays (NumPy, `array`, lists; a text stands for a column of it), a pandas or polars frame, a
+    pyarrow table, or anything else that has `__arrow_c_stream__`; this last is read once, by pyarrow where it
+    is installed, else into a temporary table of the DuckDB connection `spool`. `MissingExtra` where there is
+    neither.
+    """
+    if isinstance(given, Mapping):
+        return _of_mapping(given, chunk_rows)
+    if isinstance(given, HeldPages):
+        return _of_held(given.pages)
+    home = type(given).__module__.partition(".")[0]
+    if home == "pandas" and hasattr(given, "iloc") and hasattr(given, "columns"):
+        return _of_pandas(given, chunk_rows)
+    if home == "polars" and hasattr(given, "height"):
+        return _repeated(
+            given.columns, given.height, chunk_rows, lambda start, rows: given.slice(start, rows)
+        )
+    if home == "pyarrow" and hasattr(given, "slice") and hasattr(given, "num_rows"):
+        return _of_arrow(given, chunk_rows)
+    if hasattr(given, "__arrow_c_stream__"):
+        return _of_stream(given, chunk_rows, spool)
+    raise _refused(
+        "table",
+        f"is of type {type(given).__name__}; a dict of arrays, a frame, or an object with __arrow_c_stream__ is wanted",
+    )
+
+
+class _StreamOnly:
+    """Shows DuckDB nothing of an object but its stream: by other signs it would ask for pyarrow."""
+
+    def __init__(self, streamed: Any) -> None:
+        self._streamed = streamed
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self._streamed.__arrow_c_stream__(requested_schema)
+
+
+def _of_arrow(table: Any, chunk_rows: int) -> Table:
+    return _repeated(
+        table.schema.names, table.num_rows, chunk_rows, lambda start, rows: table.slice(start, rows)
+    )
+
+
+def _repeated(
+    names: Iterable[str],
+    rows: int,
+    chunk_rows: int,
+    cut: Callable[[int, int], Any],
+    show: Callable[[Any], Any] = _StreamOnly,
+    home: Any = None,
+) -> Table:
+    """A table that lies in memory: `cut` gives rows from a start on, `show` what DuckDB sees of them."""
+    pieces = max(1, -(-rows // chunk_rows))
+    edges = [rows * piece // pieces for piece in range(pieces + 1)]
+    chunks = [Chunk(cut, start, stop - start, show, home) for start, stop in pairwise(edges)]
+    return Table(_checked_names(names), chunks, repeatable=True)
+
+
+# --- dicts of arrays ------------------------------------------------------------------------------------
+
+
+def _of_mapping(given: Mapping[Any, Any], chunk_rows: int) -> Table:
+    names = _checked_names(given)
+    columns = {name: given[name] for name in names}
+    lengths = {name: _length(name, column) for name, column in columns.items() if not isinstance(column, str)}
+    if not lengths:
+        raise _refused("table", "has no column with rows; give arrays of equal length")
+    first, rows = next(iter(lengths.items()))
+    for name, length in lengths.items():
+        if length != rows:
+            raise _refused(name, f"has {length} items, and {first} has {rows}")
+    columns = {
+        name: [column] * rows if isinstance(column, str) else column for name, column in columns.items()
+    }
+    if _installed("pyarrow"):
+        table = _arrow_of(columns)
+        if table is not None:
+            return _of_arrow(table, chunk_rows)
+    elif all(getattr(getattr(c, "dtype", None), "kind", "O") in "iufU" for c in columns.values()):
+        return _repeated(
+            names,
+            rows,
+            chunk_rows,
+            lambda start, count: {name: column[start : start + count] for name, column in columns.items()},
+            _as_it_is,
+        )
+    return _of_lists({name: _listed(column) for name, column in columns.items()}, rows, chunk_rows)
+
+
+def _length(name: str, column: Any) -> int:
+    try:
+        return len(column)
+    except TypeError as error:
+        raise _refused(name, f"is of type {type(column).__name__}; an array or a list is wanted") from error
+
+
+def _arrow_of(columns: Mapping[str, Any]) -> Any:
+    """Return the columns as an Arrow table, or None where one holds a mixture that Arrow does not take."""
+    import pyarrow as pa
+
+    try:
+        return pa.table({name: pa.array(_utc(column)) for name, column in columns.items()})
+    except (pa.ArrowException, ValueError, TypeError, OverflowError):
+        return None
+
+
+def _utc(column: Any) -> Any:
+    """Give NumPy's times, which have no zone and are UTC by its convention, their zone."""
+    if getattr(getattr(column, "dtype", None), "kind", None) != "M":
+        return column
+    import pyarrow as pa
+
+    return pa.array(column.astype("datetime64[us]")).cast(pa.timestamp("us", "UTC"))
+
+
+def _of_lists(columns: Lists, rows: int, chunk_rows: int) -> Table:
+    return _repeated(
+        columns,
+        rows,
+        chunk_rows,
+        lambda start, count: {name: column[start : start + count] for name, column in columns.items()},
+        _not_at_all,
+    )
+
+
+def _as_it_is(piece: Any) -> Any:
+    return piece
+
+
+def _not_at_all(_piece: Any) -> None:
+    return None
+
+
+def _listed(column: Any) -> list[Any]:
+    if getattr(getattr(column, "dtype", None), "kind", None) == "M":
+        return [to_datetime(us) for us in column.astype("datetime64[us]").astype("int64").tolist()]
+    listed = column.tolist() if hasattr(column, "tolist") else list(column)
+    return listed if isinstance(listed, list) else [listed]
+
+
+# --- frames and streams ---------------------------------------------------------------------------------
+
+
+def _of_pandas(frame: Any, chunk_rows: int) -> Table:
+    if not set(COLUMNS).isdisjoint(name for name in frame.index.names if name is not None):
+        frame = frame.reset_index()
+    if _installed("pyarrow"):
+        import pyarrow as pa
+
+        _checked_names(frame.columns)
+        try:
+            return _of_arrow(pa.Table.from_pandas(frame, preserve_index=False), chunk_rows)
+        except (pa.ArrowException, ValueError, TypeError, OverflowError):
+            pass  # a column holds a mixture of objects: only Python can tell them apart
+    elif all(_is_plain(frame[name]) for name in frame.columns):
+        return _repeated(
+            frame.columns,
+            len(frame),
+            chunk_rows,
+            lambda start, rows: frame.iloc[start : start + rows],
+            _as_it_is,
+        )
+    names = _checked_names(frame.columns)
+    return _of_lists({name: _pandas_list(frame[name]) for name in names}, len(frame), chunk_rows)
+
+
+def _is_plain(column: Any) -> bool:
+    from pandas.api.types import infer_dtype
+
+    return column.dtype.kind in "iuf" or infer_dtype(column, skipna=True) in {"string", "datetime64"}
+
+
+def _pandas_list(column: Any) -> list[Any]:
+    return [None if gone else item for item, gone in zip(column.tolist(), column.isna(), strict=True)]
+
+
+def _of_stream(given: Any, chunk_rows: int, spool: Any) -> Table:
+    if _installed("pyarrow"):
+        import pyarrow as pa
+
+        reader = pa.RecordBatchReader.from_stream(given)
+        return Table(_checked_names(reader.schema.names), _regrouped(reader, chunk_rows), repeatable=False)
+    if spool is None:
+        raise MissingExtra(
+            f"reading a {type(given).__name__} needs pyarrow where DuckDB is not installed: "
+            "pip install 'holdfast-edge[arrow]'"
+        )
+    spool.register("holdfast_given", _StreamOnly(given))
+    spool.execute("CREATE OR REPLACE TEMPORARY TABLE holdfast_spooled AS SELECT * FROM holdfast_given")
+    spool.unregister("holdfast_given")
+    (rows,) = spool.execute("SELECT count(*) FROM holdfast_spooled").fetchall()[0]
+
+    def cut(start: int, count: int) -> Any:
+        part = f"SELECT * FROM holdfast_spooled WHERE rowid >= {start:d} AND rowid < {start + count:d}"
+        return spool.sql(part)
+
+    return _repeated(cut(0, 0).columns, rows, chunk_rows, cut, home=spool)
+
+
+def _of_held(pages: Iterable[Held]) -> Table:
+    """A table of pages that are there one after the other; each is a chunk."""
+
+    def chunks() -> Iterator[Chunk]:
+        for page in pages:
+            connection, name = page.connection, page.name
+            if page.scan is None:
+                [(rows,)] = connection.execute(f"SELECT count(*) FROM {name}").fetchall()
+            else:
+                rows = page.scan.rows
+
+            def cut(start: int, count: int, page: Held = page, rows: int = rows) -> Any:
+                part = "" if (start, count) == (0, rows) else f" LIMIT {count:d} OFFSET {start:d}"
+                return page.connection.sql(f"SELECT * FROM {page.name}{part}")
+
+            yield Chunk(cut, 0, rows, _StreamOnly, connection, page.scan)
+
+    return Table(COLUMNS, chunks(), repeatable=False)
+
+
+def _regrouped(reader: Any, chunk_rows: int) -> Iterator[Chunk]:
+    """Join the batches of a stream to tables of about `chunk_rows`, and cut those that are larger."""
+    import pyarrow as pa
+
+    held: list[Any] = []
+    rows = 0
+    for batch in reader:
+        held.append(batch)
+        rows += batch.num_rows
+        if rows >= chunk_rows:
+            yield from _of_arrow(pa.Table.from_batches(held), chunk_rows).chunks
+            held, rows = [], 0
+    if held:
+        yield from _of_arrow(pa.Table.from_batches(held), chunk_rows).chunks
+
+
+# --- columns as lists -----------------------------------------------------------------------------------
+
+
+def _lists_of(piece: Any) -> Lists:
+    if isinstance(piece, dict):
+        return {name: _listed(column) for name, column in piece.items()}
+    home = type(piece).__module__.partition(".")[0]
+    if home == "pyarrow":
+        return dict(
+            _arrow_list(name, column) for name, column in zip(piece.schema.names, piece.columns, strict=True)
+        )
+    if home == "pandas":
+        return {name: _pandas_list(piece[name]) for name in piece.columns}
+    if home == "polars":
+        return {name: piece[name].to_list() for name in piece.columns}
+    return dict(zip(piece.columns, map(list, zip(*piece.fetchall(), strict=True)), strict=True))
+
+
+def _arrow_list(name: str, column: Any) -> tuple[str, list[Any]]:
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(column.type) and column.type.tz is not None:
+        # As integers: Python's datetimes hold no nanoseconds, and need a time zone database.
+        up, down = _PER_UNIT[column.type.unit]
+        counts = column.cast(pa.int64()).to_pylist()
+        listed = [None if count is None else count * up // down for count in counts]
+        return "timestamp_us" if name == "timestamp" else name, listed
+    listed = column.to_pylist()
+    if pa.types.is_map(column.type):
+        listed = [None if item is None else dict(item) for item in listed]
+    return name, listed
+
+
+_PER_UNIT = {"s": (1_000_000, 1), "ms": (1_000, 1), "us": (1, 1), "ns": (1, 1_000)}
+"""How many µs a count of a unit is."""
+
+
+def _checked_names(names: Iterable[Any]) -> tuple[str, ...]:
+    found = tuple(names)
+    for name in found:
+        if name not in COLUMNS:
+            raise _refused(str(name)[:40], f"is no column of points; those are {', '.join(COLUMNS)}")
+    if len(set(found)) != len(found):
+        raise _refused("table", "has two columns of one name")
+    for name in ("sensor_id", "metric_name"):
+        if name not in found:
+            raise _refused(name, "is missing")
+    if "timestamp" not in found and "timestamp_us" not in found:
+        raise _refused("timestamp", "is missing; so is timestamp_us")
+    if "timestamp" in found and "timestamp_us" in found:
+        raise _refused("timestamp", "is given twice, as timestamp and as timestamp_us")
+    if "value" not in found and "value_text" not in found:
+        raise _refused("value", "is missing; so is value_text")
+    return found
+
+
+def _refused(field: str, reason: str) -> InvalidPoint:
+    return InvalidPoint([Refusal(None, field, reason)])
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

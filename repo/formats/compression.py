@@ -1,0 +1,124 @@
+"""Compression: reads gzip, zstd or neither as plain bytes. Never looks at what they say.
+
+What is packed is told by its first bytes, so it may have any name; a name that promises gzip or zstd for what is
+neither is an error. However far a file would swell, in memory there are one window of it and what was asked for.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Literal
+
+from repo.errors import InvalidFile, MissingExtra
+
+__all__ = ["MOST_WINDOW_BYTES", "Packing", "packing_of", "plain_name", "unpacked"]
+
+Packing = Literal["gzip", "zstd"]
+
+MOST_WINDOW_BYTES = 2**27
+"""A zstd file that needs a larger window, made by `zstd --long=28` and more, is refused, as `zstd -d` does."""
+
+_MAGIC: dict[bytes, Packing] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_SUFFIXES: dict[str, Packing] = {".gz": "gzip", ".zst": "zstd"}
+_PIECE_BYTES = 256
+"""What goes into zstd at once: it answers with all that a piece swells to, up to 32,768 times as much."""
+
+
+def packing_of(head: bytes) -> Packing | None:
+    """Return how a file is packed, by its first bytes; None for plain ones."""
+    return next((packing for magic, packing in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def plain_name(name: str) -> str:
+    """Return a file's name without the ending of a packed one, in small letters."""
+    name = name.lower()
+    return next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), name)
+
+
+@contextmanager
+def unpacked(raw: io.BufferedReader, name: str) -> Iterator[io.BufferedReader]:
+    """Give the plain bytes of a stream for the block; `name` is for messages, and may promise a packing.
+
+    Raises `InvalidFile` for what is damaged, cut short or not packed as its name says, also out of the block that
+    reads, and `MissingExtra` where zstd cannot be read here.
+    """
+    packing = packing_of(raw.peek(4)[:4])
+    for suffix, promised in _SUFFIXES.items():
+        if name.lower().endswith(suffix) and packing != promised:
+            raise InvalidFile(f"{name} is named {suffix} and is not {promised}", path=name)
+    if packing is None:
+        yield raw
+        return
+    faults: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
+    if packing == "gzip":
+        plain: Any = gzip.GzipFile(fileobj=raw)
+    else:
+        begin, fault = _zstd_of_this_environment()
+        faults = (EOFError, fault)
+        plain = io.BufferedReader(_Zstd(raw, begin))
+    try:
+        with plain:
+            yield plain
+    except faults as error:
+        raise InvalidFile(f"{name} is cut short or damaged {packing}: {error}", path=name) from error
+
+
+class _Zstd(io.RawIOBase):
+    """The plain bytes of one zstd frame after another."""
+
+    def __init__(self, raw: io.BufferedReader, begin: Callable[[], Any]) -> None:
+        self._raw = raw
+        self._begin = begin
+        self._frame: Any = None
+        self._piece = b""
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            if not self._unpack():
+                return 0
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def _unpack(self) -> bool:
+        """Unpack the next piece; False at the end."""
+        piece = self._piece or self._raw.read(_PIECE_BYTES)
+        if not piece:
+            if self._frame is not None:
+                raise EOFError("it ends in the middle of a frame")
+            return False
+        if self._frame is None:
+            self._frame = self._begin()
+        self._ready = memoryview(self._frame.decompress(piece))
+        self._piece = b""
+        if self._frame.eof:
+            self._piece, self._frame = self._frame.unused_data, None
+        return True
+
+
+def _zstd_of_this_environment() -> tuple[Callable[[], Any], type[Exception]]:
+    """Return what begins the unpacking of a frame, and what it raises for a damaged one."""
+    try:
+        library: Any = import_module("compression.zstd")  # Python 3.14 and newer
+    except ImportError:
+        pass
+    else:
+        options = {library.DecompressionParameter.window_log_max: MOST_WINDOW_BYTES.bit_length() - 1}
+        return lambda: library.ZstdDecompressor(options=options), library.ZstdError
+    try:
+        library = import_module("zstandard")
+    except ImportError as error:
+        raise MissingExtra(
+            "reading zstd needs Python 3.14, or a package: pip install 'holdfast-edge[zstd]'"
+        ) from error
+    return library.ZstdDecompressor(max_window_size=MOST_WINDOW_BYTES).decompressobj, library.ZstdError

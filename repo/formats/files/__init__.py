@@ -1,0 +1,1 @@
+"""Files of points: Parquet, NDJSON, bundles."""

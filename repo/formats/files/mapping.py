@@ -1,0 +1,125 @@
+"""Mapping: which column of a file is which field of a point, and whether its type fits. Reads no file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from repo.errors import InvalidFile, InvalidQuery
+from repo.times import UNIX_EXPONENTS
+
+__all__ = ["FIELDS", "ColumnType", "Plan", "check_mapping", "plan_of"]
+
+FIELDS = {
+    "sensor_id": ("text",),
+    "metric_name": ("text",),
+    "timestamp": ("moment", "float", "integer"),
+    "timestamp_us": ("integer",),
+    "value": ("float", "integer", "decimal", "text", "null"),
+    "value_text": ("text", "null"),
+    "quality": ("integer", "null"),
+    "metadata": ("text", "null"),
+}
+"""The fields that a file may have, and the families of types that each may be of."""
+
+_TOLD = {
+    "text": "text",
+    "moment": "times with a zone",
+    "float": "numbers",
+    "integer": "integers",
+    "decimal": "decimals",
+    "null": "nothing",
+}
+_OURS = frozenset({"seq"})
+"""Written by exports, and not read: a store numbers its writes itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnType:
+    """A column's type: its family (of `FIELDS`, or `bool`, or `other`), and what the file calls it."""
+
+    family: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to read of a file: for each field, which column it is, and of which type; `ignored` are the others."""
+
+    columns: dict[str, str]
+    types: dict[str, ColumnType]
+    ignored: tuple[str, ...]
+    us_per_count: int = 1_000_000
+    """What a number in the column `timestamp` counts, in microseconds."""
+
+
+def check_mapping(columns: Mapping[str, str] | None, time_format: str = "unix") -> dict[str, str]:
+    """Return the caller's mapping of fields to columns; `InvalidQuery` if it is none, or the format is none."""
+    mapping = dict(columns or {})
+    if time_format not in UNIX_EXPONENTS:
+        raise InvalidQuery(f"time_format = {time_format!r}: one of {', '.join(UNIX_EXPONENTS)}")
+    if "timestamp_us" in mapping and time_format not in ("unix", "unix_us"):
+        raise InvalidQuery(f"columns: timestamp_us counts microseconds; with {time_format} map timestamp")
+    for field, column in mapping.items():
+        if field not in FIELDS:
+            raise InvalidQuery(f"columns: there is no field {field!r}; there are {', '.join(FIELDS)}")
+        if not isinstance(column, str):
+            raise InvalidQuery(f"columns: the column of {field} is a name, not {type(column).__name__}")
+    if {"timestamp", "timestamp_us"} <= mapping.keys():
+        raise InvalidQuery("columns: give timestamp or timestamp_us, not both")
+    return mapping
+
+
+def plan_of(
+    types: Mapping[str, ColumnType],
+    mapping: Mapping[str, str],
+    path: Path,
+    *,
+    accept_bool: bool,
+    time_format: str = "unix",
+) -> Plan:
+    """Match the columns of a file with the fields; `InvalidFile`, naming it, for what is missing or will not do.
+
+    `time_format`, one of `UNIX_EXPONENTS`, says what numbers in the column `timestamp` count.
+    """
+    columns = {field: field for field in FIELDS if field in types} | dict(mapping)
+    if "timestamp_us" in mapping or ("timestamp_us" in columns and "timestamp" not in mapping):
+        columns.pop("timestamp", None)
+    else:
+        columns.pop("timestamp_us", None)
+    missing = [column for column in columns.values() if column not in types]
+    missing += [field for field in ("sensor_id", "metric_name") if field not in columns]
+    if not columns.keys() & {"timestamp", "timestamp_us"}:
+        missing.append("timestamp")
+    if not columns.keys() & {"value", "value_text"}:
+        missing.append("value")
+    if missing:
+        raise InvalidFile(
+            f"{path} has no column {', '.join(map(repr, missing))}; it has {_listed(types)}. `columns` says which "
+            "column is which field",
+            path=path,
+        )
+    found = {field: types[column] for field, column in columns.items()}
+    for field, kind in found.items():
+        family = kind.family
+        if family not in FIELDS[field] and not (field == "value" and family == "bool" and accept_bool):
+            wanted = " or ".join(_TOLD[wanted] for wanted in FIELDS[field] if wanted != "null")
+            hint = ""
+            if field == "timestamp" and kind.name.lower().startswith("timestamp"):
+                hint = ". Without a zone it could mean any moment: write the column anew as UTC"
+            raise InvalidFile(
+                f"{path}: the column {columns[field]!r} is {kind.name}; {field} is {wanted}{hint}", path=path
+            )
+    if "value" in found and found["value"].family == "text":
+        if "value_text" in found and found["value_text"].family == "text":
+            raise InvalidFile(f"{path}: both value and value_text are text", path=path)
+        columns["value_text"], found["value_text"] = columns.pop("value"), found.pop("value")
+    known = {*columns.values(), *FIELDS, *_OURS}
+    ignored = tuple(name for name in types if name not in known)
+    return Plan(columns, found, ignored, 10 ** (6 + UNIX_EXPONENTS[time_format]))
+
+
+def _listed(types: Mapping[str, ColumnType]) -> str:
+    names = [repr(name[:40]) for name in types]
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none"

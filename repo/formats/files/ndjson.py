@@ -1,0 +1,211 @@
+"""NDJSON files of points, as exports write them and imports read them: needs no package.
+
+Where DuckDB is installed, what was read goes through it, and so to the columns as fast as Parquet does.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from repo.durable import digest
+from repo.errors import InvalidFile
+from repo.formats.arrays.streams import Page
+from repo.formats.compression import unpacked
+from repo.formats.files.formats import PAGE_BYTES, PAGE_ROWS, Bounds, FileFacts, Group, Look, Pages, ReadPage
+from repo.formats.files.mapping import ColumnType, Plan
+from repo.formats.lines import Objects
+from repo.formats.ndjson_lines import StoredRow, lines_of, stored_row
+from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
+
+__all__ = ["ENDING", "NdjsonReader", "NdjsonWriter", "opened_ndjson"]
+
+ENDING = ".ndjson.gz"
+
+_LEVEL = 6
+_WRITTEN_LINES = 1_000
+_BATCH_ROWS = 8_192
+_BATCH_CHARS = 1_048_576
+"""Rows that are Python objects at a time, where DuckDB takes them over: 5 MB."""
+
+
+class NdjsonWriter:
+    """Writes files. The same points give the same bytes."""
+
+    columnar = False
+
+    def write(self, descriptor: int, pages: Pages, *, compression: str, note: str) -> FileFacts:  # noqa: ARG002
+        """See `FileWriter`; it is always gzip, and has no place for a note."""
+        bounds = Bounds()
+        points = 0
+        with (
+            open(descriptor, "wb", closefd=False) as stream,
+            gzip.GzipFile("", "wb", _LEVEL, stream, mtime=0) as packed,
+        ):
+            for page in pages.pages:
+                assert not isinstance(page, Page), "it says that it is not columnar"
+                if page:
+                    lines = lines_of(page)
+                    while piece := "".join(islice(lines, _WRITTEN_LINES)):
+                        packed.write(piece.encode())
+                    bounds.add([row[2] for row in page], [row[7] for row in page])
+                    points += len(page)
+        return FileFacts(
+            points, os.fstat(descriptor).st_size, digest(descriptor), *bounds.times, *bounds.seqs
+        )
+
+
+@contextmanager
+def opened_ndjson(
+    descriptor: int, path: Path, memory_limit_bytes: int, *, duckdb: bool
+) -> Iterator[NdjsonReader]:
+    """Open a file for the block; `duckdb` says whether that is installed. `path` is for messages."""
+    with open(descriptor, "rb", closefd=False) as stream:
+        if not duckdb:
+            yield NdjsonReader(stream, path)
+            return
+        from repo.engines.duckdb.driver import open_sandbox
+
+        with open_sandbox([], memory_limit_bytes=memory_limit_bytes) as base:
+            yield NdjsonReader(stream, path, base)
+
+
+class NdjsonReader:
+    """Reads a file, packed or plain. A line that no export writes makes all of it unusable. Not thread-safe."""
+
+    def __init__(self, stream: io.BufferedReader, path: Path, base: Any = None) -> None:
+        self._stream = stream
+        self._path = path
+        self._base = base
+
+    def types(self) -> dict[str, ColumnType]:
+        """See `FileReader`: those that the format has."""
+        return dict(_TYPES)
+
+    def look(self, plan: Plan) -> Look:  # noqa: ARG002  the format is one
+        """See `FileReader`."""
+        return Look(sum(map(len, self._batches(_BATCH_ROWS, _BATCH_CHARS))))
+
+    def pages(self, plan: Plan, look: Look) -> Iterator[ReadPage]:  # noqa: ARG002
+        """See `FileReader`."""
+        if self._base is None:
+            yield from map(PlainPage, self._batches(PAGE_ROWS // 4, PAGE_BYTES // 2))
+        else:
+            yield from self._duckdb_pages()
+
+    def _duckdb_pages(self) -> Iterator[ReadPage]:
+        from repo.formats.files.parquet_duckdb import DuckDBPage
+
+        batches = self._batches(_BATCH_ROWS, _BATCH_CHARS)
+        while first := next(batches, None):
+            self._base.execute("DROP TABLE IF EXISTS landed")  # first: two do not fit into the memory
+            self._base.execute(f"CREATE TABLE landed ({_COLUMNS})")
+            self._append(first)
+            for batch in islice(batches, PAGE_ROWS // _BATCH_ROWS - 1):
+                self._append(batch)
+            page = DuckDBPage(self._base, "FROM landed", in_place=True)
+            yield page
+            page.drop()
+
+    def _append(self, rows: list[StoredRow]) -> None:
+        appender = self._base.appender("landed")
+        appender.append_rows(rows)
+        appender.flush()
+
+    def _batches(self, most_rows: int, most_chars: int) -> Iterator[list[StoredRow]]:
+        """Yield all rows from the beginning, some at a time."""
+        self._stream.seek(0)
+        with unpacked(self._stream, str(self._path)) as plain:
+            text = io.TextIOWrapper(plain, encoding="utf-8", errors="surrogateescape", newline="")
+            try:
+                yield from self._parsed(Objects(text), most_rows, most_chars)
+            finally:
+                text.detach()
+
+    def _parsed(self, objects: Objects, most_rows: int, most_chars: int) -> Iterator[list[StoredRow]]:
+        rows: list[StoredRow] = []
+        through = most_chars
+        try:
+            while (found := objects.next_object()) is not None:
+                rows.append(stored_row(found))
+                if len(rows) == most_rows or objects.chars >= through:
+                    yield rows
+                    rows, through = [], objects.chars + most_chars
+        except Unfit as fault:
+            raise InvalidFile(
+                f"{self._path}, line {objects.line}: {fault}. The file is damaged, or no export of points; "
+                "`holdfast ingest` reads other files, line by line",
+                path=self._path,
+            ) from fault
+        if rows:
+            yield rows
+
+
+_TYPES = {
+    "sensor_id": ColumnType("text", "text"),
+    "metric_name": ColumnType("text", "text"),
+    "timestamp_us": ColumnType("integer", "integer"),
+    "value": ColumnType("float", "number"),
+    "value_text": ColumnType("text", "text"),
+    "quality": ColumnType("integer", "integer"),
+    "metadata": ColumnType("text", "object"),
+}
+
+_COLUMNS = (
+    "sensor_id VARCHAR, metric_name VARCHAR, timestamp_us BIGINT, value DOUBLE, value_text VARCHAR, "
+    "quality INTEGER, metadata VARCHAR"
+)
+
+
+class PlainPage:
+    """See `ReadPage`; the rows are Python objects."""
+
+    nulls = 0
+
+    def __init__(self, rows: list[StoredRow]) -> None:
+        self._rows = rows
+        self.rows = len(rows)
+        pairs = Counter((row[0], row[1]) for row in rows)
+        numbers = Counter((row[0], row[1]) for row in rows if row[3] is not None)
+        texts = Counter((row[0], row[1]) for row in rows if row[4] is not None)
+        spans: dict[tuple[str, str], tuple[int, int]] = {}
+        for sensor, metric, us, *_ in rows:
+            low, high = spans.get((sensor, metric), (us, us))
+            spans[sensor, metric] = (min(low, us), max(high, us))
+        self.groups = [
+            Group(pair, count, numbers[pair], texts[pair], numbers[pair] + texts[pair], *spans[pair])
+            for pair, count in pairs.items()
+        ]
+
+    def leave_out(self, doomed: Sequence[tuple[tuple[str, str], bool]]) -> int:
+        """See `ReadPage`."""
+        marks = set(doomed)
+        kept = [
+            row
+            for row in self._rows
+            if not (row[3] is not None and ((row[0], row[1]), False) in marks)
+            and not (row[4] is not None and ((row[0], row[1]), True) in marks)
+        ]
+        dropped = len(self._rows) - len(kept)
+        self._rows = kept
+        return dropped
+
+    def table(self) -> Any:
+        """See `ReadPage`."""
+        return dict(zip(_TYPES, map(list, zip(*self._rows, strict=True)), strict=True))
+
+    def duplicates(self) -> int:
+        """See `ReadPage`."""
+        storable = [row[:3] for row in self._rows if MIN_TIMESTAMP_US <= row[2] <= MAX_TIMESTAMP_US]
+        return len(storable) - len(set(storable))
+
+    def identities(self) -> Sequence[tuple[str, str, int]]:
+        """See `ReadPage`."""
+        return list({row[:3]: None for row in self._rows})

@@ -1,0 +1,96 @@
+"""Parquet files of points: what is in one, and which tool writes and reads it here. Never touches a store.
+
+The format, version 1. One row a point, in slices of time; within a slice ordered by sensor, metric and time, so
+that readers can skip by time and by series. Compressed with zstd, Parquet 2 encodings.
+
+| column | type | |
+|---|---|---|
+| sensor_id, metric_name | string | |
+| timestamp | timestamp[us, UTC] | exact; as an integer, the microseconds since 1970 |
+| value | double | null: no reading, or a text |
+| value_text | string | null: no reading, or a number |
+| quality | int32 | |
+| metadata | string | a JSON object, or null |
+| seq | int64 | the store's number for the write; null where it was given up |
+
+The file's key-value metadata has `holdfast`, a JSON object with `format` (1) and `store` (the store's id). Beside
+`NAME.parquet` stands `NAME.parquet.sha256`, as `sha256sum` writes it; in a bundle the manifest has the sums.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from repo.errors import MissingExtra
+from repo.formats.files.formats import FileReader, FileWriter
+
+__all__ = ["COLUMNS", "COMPRESSIONS", "FORMAT", "ROW_GROUP_ROWS", "note_of", "reader_here", "writer_here"]
+
+FORMAT = 1
+
+COLUMNS = {
+    "sensor_id": "VARCHAR",
+    "metric_name": "VARCHAR",
+    "timestamp": "TIMESTAMP WITH TIME ZONE",
+    "value": "DOUBLE",
+    "value_text": "VARCHAR",
+    "quality": "INTEGER",
+    "metadata": "VARCHAR",
+    "seq": "BIGINT",
+}
+"""The columns of a file, with their types as SQL names them."""
+
+COMPRESSIONS = ("zstd", "none")
+
+ROW_GROUP_ROWS = 122_880
+"""Rows that are encoded together, fewer if their texts are long: some 400 KB in the file, 10 MB in memory."""
+
+
+def note_of(store_id: str) -> str:
+    """Return the file's own note of where it comes from."""
+    return json.dumps({"format": FORMAT, "store": store_id})
+
+
+def writer_here(memory_limit_bytes: int, *, duckdb: bool) -> FileWriter:
+    """Return the tool that is installed; `duckdb` says whether that one is. `MissingExtra` where there is none."""
+    if duckdb:
+        from repo.formats.files.parquet_duckdb import DuckDBWriter
+
+        return DuckDBWriter(memory_limit_bytes)
+    try:
+        _need_pyarrow()
+    except MissingExtra as missing:
+        missing.add_note("or export as NDJSON, which needs neither: --format ndjson, `store.export_ndjson`")
+        raise
+    from repo.formats.files.parquet_pyarrow import PyArrowWriter
+
+    return PyArrowWriter()
+
+
+@contextmanager
+def reader_here(
+    descriptor: int, path: Path, memory_limit_bytes: int, *, duckdb: bool
+) -> Iterator[FileReader]:
+    """Open a file by the tool that is installed, for the block. `path` is for messages."""
+    if duckdb:
+        from repo.formats.files.parquet_duckdb import opened_duckdb
+
+        with opened_duckdb(descriptor, path, memory_limit_bytes) as reader:
+            yield reader
+        return
+    _need_pyarrow()
+    from repo.formats.files.parquet_pyarrow import opened_pyarrow
+
+    with opened_pyarrow(descriptor, path) as arrow_reader:
+        yield arrow_reader
+
+
+def _need_pyarrow() -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise MissingExtra(
+            "Parquet needs DuckDB or pyarrow, and neither is installed: pip install 'holdfast-edge[arrow]'"
+        )

@@ -1,0 +1,451 @@
+"""Parquet by DuckDB, in an instance of its own that reaches one open file and nothing else.
+
+It is told the number of the file's descriptor, never its name: so no name is ever taken as a pattern or as SQL, and
+what is read is what was opened and checked.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from repo.durable import digest
+from repo.engines.duckdb.driver import open_sandbox, sandbox_path
+from repo.errors import InvalidFile, InvalidPoint
+from repo.fields import EXACT_INT
+from repo.formats.arrays.scan import Group as Found
+from repo.formats.arrays.scan import scan
+from repo.formats.arrays.streams import Chain, Page, take_page
+from repo.formats.arrays.tables import Held
+from repo.formats.files.formats import PAGE_BYTES, PAGE_ROWS, FileFacts, Group, Look, Pages
+from repo.formats.files.mapping import ColumnType, Plan
+from repo.formats.files.parquet import ROW_GROUP_ROWS
+from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
+from repo.values import KIND_NUMBER, KIND_TEXT
+
+__all__ = ["DuckDBReader", "DuckDBWriter", "opened_duckdb"]
+
+_MOST_GROUP_ROWS = 2_000_000
+"""In row groups of more rows, each question to a page would go through too many others; 1,048,576 is usual."""
+
+_MANY_GROUPS = 8
+"""In a file of so many row groups the last one is little."""
+
+_TABLE = (
+    "series INTEGER, timestamp_us BIGINT, value DOUBLE, value_text VARCHAR, quality INTEGER, "
+    "metadata VARCHAR, seq BIGINT"
+)
+
+_MOMENT = (
+    f"CASE WHEN timestamp_us = {2**63 - 1} THEN 'infinity'::TIMESTAMPTZ "
+    "WHEN timestamp_us < -9223372022400000000 THEN '-infinity'::TIMESTAMPTZ "
+    "ELSE make_timestamptz(timestamp_us) END"
+)
+"""DuckDB has no other times for what only the legacy program took."""
+
+
+class DuckDBWriter:
+    """Writes files; `memory_limit_bytes` is for DuckDB's own buffers."""
+
+    columnar = True
+
+    def __init__(self, memory_limit_bytes: int) -> None:
+        self._memory_limit_bytes = memory_limit_bytes
+
+    def write(self, descriptor: int, pages: Pages, *, compression: str, note: str) -> FileFacts:
+        """See `FileWriter`."""
+        with (
+            open_sandbox([descriptor], memory_limit_bytes=self._memory_limit_bytes) as base,
+            closing(_arrow_pages(pages, self._memory_limit_bytes)) as arrow,
+        ):
+            base.execute(f"CREATE TABLE page ({_TABLE})")
+            _name(base, pages.series)
+            chain = Chain(base.cursor().sql("FROM page"), arrow)
+            file = sandbox_path(descriptor)
+            codec = "uncompressed" if compression == "none" else compression
+            quoted = note.replace("'", "''")
+            try:
+                _run_aside(
+                    base,
+                    chain,
+                    "COPY (SELECT getvariable('sensors')[series + 1]::VARCHAR AS sensor_id, "
+                    f"getvariable('metrics')[series + 1]::VARCHAR AS metric_name, {_MOMENT} AS timestamp, value, "
+                    f"value_text, quality, metadata, seq FROM points) TO '{file}' (FORMAT parquet, "
+                    f"COMPRESSION {codec}, PARQUET_VERSION v2, {_grouping(pages.points)}, "
+                    f"ROW_GROUP_SIZE_BYTES {self._memory_limit_bytes // 8}, USE_TMP_FILE false, "
+                    "WRITE_BLOOM_FILTER false, "
+                    f"KV_METADATA {{holdfast: '{quoted}'}})",
+                )
+            except duckdb.Error as error:
+                if chain.error is not None:
+                    raise chain.error from None
+                raise OSError(*_reason(error)) from error
+            finally:
+                base.unregister("points")
+                chain.close()
+            [(points, *span)] = base.execute(
+                "SELECT count(*), min(epoch_us(timestamp)), max(epoch_us(timestamp)), min(seq), max(seq) "
+                f"FROM read_parquet('{file}')"
+            ).fetchall()
+        return FileFacts(points, os.fstat(descriptor).st_size, digest(descriptor), *span)
+
+
+def _name(base: Any, series: Sequence[tuple[str, str]]) -> None:
+    """Let `sensors` and `metrics` be the names of the series; as ENUMs, for of texts each row would get a copy.
+
+    They must not be written as ENUMs: the dictionary of a row group has "" for each name that does not come in it, and
+    pyarrow, if it is asked for dictionaries, takes all of these for one, and the names behind them for others.
+    """
+    for place, kind in enumerate(("sensor", "metric")):
+        names = [pair[place] for pair in series]
+        base.execute(f"SET VARIABLE {kind}s = ?::VARCHAR[]", [names])
+        base.execute(f"CREATE TYPE {kind} AS ENUM (SELECT DISTINCT unnest(getvariable('{kind}s')))")
+        base.execute(f"SET VARIABLE {kind}s = getvariable('{kind}s')::{kind}[]")
+
+
+def _grouping(points: int) -> str:
+    """Return the options for row groups, and for dictionaries of values of which every other one is new.
+
+    By itself DuckDB takes a dictionary if one of five is new. What it can be told is a number, for all row groups and
+    columns: so not where the last group, with fewer rows, would have a dictionary of its times, unless that is little
+    beside the rest. What is read as one page anyway is one group.
+    """
+    rows = max(points, 2) if points <= PAGE_ROWS else ROW_GROUP_ROWS
+    most = rows // 2
+    last = points % rows or rows
+    fits = last > most or points >= _MANY_GROUPS * rows
+    return f"ROW_GROUP_SIZE {rows}" + (f", DICTIONARY_SIZE_LIMIT {most}" if fits else "")
+
+
+def _run_aside(base: Any, points: Chain, sql: str) -> None:
+    """Run SQL on the `points` in a thread of its own while this one waits.
+
+    Ctrl-C, which Python raises in the main thread alone, would else come up in the middle of what DuckDB calls to get
+    the next page, and be lost there.
+    """
+    with ThreadPoolExecutor(1, "holdfast-copy") as beside:
+        beside.submit(int).result()  # a thread whose start Ctrl-C cuts off would not be waited for
+        try:
+            beside.submit(base.register, "points", points).result()
+            beside.submit(base.execute, sql).result()
+        except KeyboardInterrupt:
+            base.interrupt()
+            raise
+
+
+def _arrow_pages(pages: Pages, memory_limit_bytes: int) -> Generator[Page]:
+    """Yield pages as Arrow. Rows become that in a database apart: in the writer's, its COPY would keep them all."""
+    places = {pair: place for place, pair in enumerate(pages.series)}
+    with ExitStack() as stack:
+        apart: Any = None
+        for page in pages.pages:
+            if isinstance(page, Page):
+                yield page
+                continue
+            if apart is None:
+                apart = stack.enter_context(open_sandbox([], memory_limit_bytes=memory_limit_bytes))
+                apart.execute(f"CREATE TABLE page ({_TABLE})")
+            apart.execute("TRUNCATE page")
+            appender = apart.appender("page")
+            appender.append_rows([(places[row[0], row[1]], *row[2:]) for row in page])
+            appender.flush()
+            yield take_page(apart.sql("FROM page"))
+
+
+# --- reading --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened_duckdb(descriptor: int, path: Path, memory_limit_bytes: int) -> Iterator[DuckDBReader]:
+    """Open a file for the block."""
+    with open_sandbox([descriptor], memory_limit_bytes=memory_limit_bytes) as base:
+        yield DuckDBReader(base, sandbox_path(descriptor), path)
+
+
+class DuckDBReader:
+    """Reads a file. Not thread-safe."""
+
+    def __init__(self, base: Any, file: str, path: Path) -> None:
+        self._base = base
+        self._file = file
+        self._path = path
+        self._source = f"read_parquet('{file}', hive_partitioning = false, file_row_number = true)"
+
+    def types(self) -> dict[str, ColumnType]:
+        """See `FileReader`."""
+        with self._naming():
+            found = self._base.execute(f"DESCRIBE SELECT * FROM {self._source}").fetchall()
+        return {
+            name: ColumnType(_family(kind), kind[:80])
+            for name, kind, *_ in found
+            if name != "file_row_number"  # DuckDB's own
+        }
+
+    def look(self, plan: Plan) -> Look:
+        """See `FileReader`."""
+        columns = [_quoted(column) for column in plan.columns.values()]
+        # A sum of hashes needs every value, where a minimum would be taken from the file's statistics.
+        texts = " + ".join(
+            f"coalesce(strlen({_quoted(plan.columns[field])}), 0)"
+            for field in ("sensor_id", "metric_name", "value_text", "metadata")
+            if field in plan.columns and plan.types[field].family != "null"
+        )
+        with self._naming():
+            [(rows, text_bytes, _)] = self._base.execute(
+                f"SELECT count(*), coalesce(sum({texts}), 0)::BIGINT, bit_xor(hash({', '.join(columns)})) "
+                f"FROM {self._source}"
+            ).fetchall()
+        return Look(int(rows), 64 + text_bytes // max(rows, 1))
+
+    def pages(self, plan: Plan, look: Look) -> Iterator[DuckDBPage]:
+        """See `FileReader`."""
+        fitting = max(1, min(PAGE_ROWS, PAGE_BYTES // look.row_bytes))
+        # Whole row groups of DuckDB's: what is left over of one would be compressed anew at each checkpoint.
+        page_rows = fitting - fitting % ROW_GROUP_ROWS or fitting
+        with self._naming():
+            in_place = self._can_be_read_often()
+            selected = _selected(plan, as_floats=not self._has_large_decimals(plan))
+            connections = [self._base.cursor(), self._base.cursor()]
+
+        def page(number: int) -> DuckDBPage:
+            start = number * page_rows
+            return DuckDBPage(
+                connections[number % 2],
+                f"SELECT {selected} FROM {self._source} "
+                f"WHERE file_row_number >= {start:d} AND file_row_number < {start + page_rows:d}",
+                in_place=in_place,
+            )
+
+        with ThreadPoolExecutor(1, "holdfast-page") as beside:
+            ahead: Future[DuckDBPage] | None = None
+            for number in range(-(-look.rows // page_rows)):
+                with self._naming():
+                    current = page(number) if ahead is None else ahead.result()
+                # The next is looked at while this one is stored; two copies would not fit into the memory.
+                last = (number + 1) * page_rows >= look.rows
+                ahead = None if last or current.is_copy else beside.submit(page, number + 1)
+                yield current
+                current.drop()
+
+    def _can_be_read_often(self) -> bool:
+        """Say whether some rows are found without going through many others."""
+        [(largest,)] = self._base.execute(
+            f"SELECT coalesce(max(row_group_num_rows), 0) FROM parquet_metadata('{self._file}')"
+        ).fetchall()
+        return bool(largest <= _MOST_GROUP_ROWS)
+
+    def _has_large_decimals(self, plan: Plan) -> bool:
+        """Say whether there are decimals past the integers that a float holds; only some types can have them."""
+        if "value" not in plan.types or plan.types["value"].family != "decimal":
+            return False
+        value = _quoted(plan.columns["value"])
+        [(found,)] = self._base.execute(
+            f"SELECT coalesce(bool_or(abs({value}::DOUBLE) >= {EXACT_INT}), false) FROM {self._source}"
+        ).fetchall()
+        return bool(found)
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except (duckdb.Error, OSError, InvalidPoint) as error:  # the last is what a look at a page raises
+            told = str(error).replace(self._file, self._path.name).strip().partition("\n\n")[0]
+            raise InvalidFile(
+                f"{self._path} cannot be read as Parquet: {told}. It is damaged, cut short, or needs a larger "
+                "duckdb_memory_limit_bytes",
+                path=self._path,
+            ) from error
+
+
+class DuckDBPage:
+    """See `ReadPage`; the rows are the view `page` of a connection, on the file itself or on a copy in memory.
+
+    `in_place` says that the file may be read for each question again: that is quicker than a copy is, which loses the
+    dictionaries.
+    """
+
+    def __init__(self, base: Any, select: str, *, in_place: bool) -> None:
+        self._base = base
+        base.execute(f"CREATE OR REPLACE TEMPORARY VIEW page AS {select}")
+        self.is_copy = False
+        if not in_place:
+            self._copy()
+        self._scan = scan(base, None, "FROM page")
+        if self._scan is not None:
+            self.rows, self.nulls = self._scan.rows, 0
+            self.groups = [_group(one) for one in self._scan.groups]
+        else:
+            self.rows, self.nulls = self._without_nameless()
+            self.groups = self._groups()
+
+    def _copy(self) -> None:
+        if not self.is_copy:
+            self._base.execute("CREATE TEMPORARY TABLE copied AS FROM page")
+            self._base.execute("CREATE OR REPLACE TEMPORARY VIEW page AS FROM copied")
+            self.is_copy = True
+
+    def drop(self) -> None:
+        """Free what is in memory; the page is of no use any more."""
+        if self.is_copy:
+            self._base.execute("DROP VIEW page")
+            self._base.execute("DROP TABLE copied")
+
+    def _without_nameless(self) -> tuple[int, int]:
+        """Drop the rows that name no series or no time; returns how many rows there were, and how many of those."""
+        nameless = "sensor_id IS NULL OR metric_name IS NULL OR timestamp_us IS NULL"
+        [(rows, nulls)] = self._base.execute(
+            f"SELECT count(*), count(*) FILTER ({nameless}) FROM page"
+        ).fetchall()
+        if nulls:
+            self._copy()
+            self._base.execute(f"DELETE FROM copied WHERE {nameless}")
+            self._scan = scan(self._base, None, "FROM page")
+        return rows, nulls
+
+    def _groups(self) -> list[Group]:
+        return [
+            Group((sensor, metric), *told)
+            for sensor, metric, *told in self._base.execute(
+                "SELECT sensor_id, metric_name, count(*), count(value), count(value_text), "
+                "count(*) FILTER (NOT isnan(value::DOUBLE) OR value_text IS NOT NULL), "
+                "min(timestamp_us), max(timestamp_us) FROM page GROUP BY ALL"
+            ).fetchall()
+        ]
+
+    def leave_out(self, doomed: Sequence[tuple[tuple[str, str], bool]]) -> int:
+        """See `ReadPage`."""
+        self._copy()
+        dropped = 0
+        for pair, texts in doomed:
+            column = "value_text" if texts else "value"
+            [(count,)] = self._base.execute(
+                f"DELETE FROM copied WHERE sensor_id = ? AND metric_name = ? AND {column} IS NOT NULL", pair
+            ).fetchall()
+            dropped += count
+        self._scan = scan(self._base, None, "FROM page")
+        return dropped
+
+    def table(self) -> Any:
+        """See `ReadPage`."""
+        return Held(self._base, "page", self._scan)
+
+    def duplicates(self) -> int:
+        """See `ReadPage`."""
+        if self._scan is not None and self._scan.unique:
+            return 0
+        [(rows, distinct)] = self._base.execute(
+            "SELECT count(*), count(DISTINCT hash(sensor_id, metric_name, timestamp_us)) FROM page "
+            f"WHERE timestamp_us BETWEEN {MIN_TIMESTAMP_US} AND {MAX_TIMESTAMP_US}"  # others are refused
+        ).fetchall()
+        return int(rows - distinct)
+
+    def identities(self) -> Sequence[tuple[str, str, int]]:
+        """See `ReadPage`."""
+        found: list[tuple[str, str, int]] = self._base.execute(
+            "SELECT DISTINCT sensor_id, metric_name, timestamp_us FROM page"
+        ).fetchall()
+        return found
+
+
+def _group(found: Found) -> Group:
+    """Return what a look found of a series in which all is in order: then it is of one kind."""
+    numbers = found.readings if found.kind == KIND_NUMBER else 0
+    texts = found.readings if found.kind == KIND_TEXT else 0
+    return Group(found.pair, found.rows, numbers, texts, found.readings, found.first_us, found.last_us)
+
+
+def _selected(plan: Plan, *, as_floats: bool) -> str:
+    """Return the SQL of a stored point's columns; what no conversion can save becomes a null or an absurd time.
+
+    Decimals stay what they are unless they are to come `as_floats`: so those that would be rounded are refused.
+    """
+
+    def column(field: str, missing: str) -> str:
+        if field not in plan.columns or plan.types[field].family == "null":
+            return f"NULL::{missing}"
+        return _quoted(plan.columns[field])
+
+    value = column("value", "DOUBLE")
+    if "value" in plan.types and plan.types["value"].family in (
+        ("decimal", "bool") if as_floats else ("bool",)
+    ):
+        value = f"{value}::DOUBLE"
+    if "value" not in plan.columns:
+        value = "NULL::DOUBLE"
+    return ", ".join(
+        f"{sql} AS {name}"
+        for name, sql in (
+            ("sensor_id", column("sensor_id", "VARCHAR")),
+            ("metric_name", column("metric_name", "VARCHAR")),
+            ("timestamp_us", _time(plan)),
+            ("value", value),
+            ("value_text", column("value_text", "VARCHAR")),
+            ("quality", column("quality", "INTEGER")),
+            ("metadata", column("metadata", "VARCHAR")),
+        )
+    )
+
+
+def _time(plan: Plan) -> str:
+    """Return the SQL of the time in µs; one past 64 bits becomes the largest number, to be refused with a reason."""
+    if "timestamp_us" in plan.columns:
+        return _bounded(_quoted(plan.columns["timestamp_us"]), 1)
+    column, kind = _quoted(plan.columns["timestamp"]), plan.types["timestamp"]
+    if kind.family == "float":
+        us = f"round_even({column}::DOUBLE * {plan.us_per_count:d}, 0)"
+        return (
+            f"CASE WHEN {us} IS NULL OR isnan({us}) THEN NULL WHEN abs({us}) < {2**62} THEN TRY_CAST({us} AS BIGINT) "
+            f"ELSE {_LARGEST} END"
+        )
+    if kind.family == "integer":
+        return _bounded(column, plan.us_per_count)
+    if kind.name == "TIMESTAMPTZ_NS":  # a cast would round it
+        ns = f"epoch_ns({column})"
+        return f"({ns} - (({ns} % 1000) + 1000) % 1000) // 1000"
+    return f"CASE WHEN NOT isfinite({column}) THEN {_LARGEST} ELSE epoch_us({column}) END"
+
+
+_LARGEST = 2**63 - 1
+
+
+def _bounded(column: str, factor: int) -> str:
+    limit = _LARGEST // factor
+    return (
+        f"CASE WHEN {column}::HUGEINT NOT BETWEEN -{limit} AND {limit} THEN {_LARGEST} "
+        f"ELSE ({column}::HUGEINT * {factor})::BIGINT END"
+    )
+
+
+def _family(kind: str) -> str:
+    for family, starts in _FAMILIES.items():
+        if kind.partition("(")[0] in starts and "[" not in kind:
+            return family
+    return "other"
+
+
+_FAMILIES = {
+    "text": ("VARCHAR", "ENUM"),
+    "moment": ("TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ_NS"),
+    "float": ("DOUBLE", "FLOAT"),
+    "integer": ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"),
+    "decimal": ("DECIMAL",),
+    "bool": ("BOOLEAN",),
+    "null": ('"NULL"',),
+}
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _reason(error: duckdb.Error) -> tuple[int, str]:
+    """Return the system's number for what DuckDB only tells in words, and the words."""
+    text = str(error)
+    return (errno.ENOSPC if "No space left on device" in text else errno.EIO), text

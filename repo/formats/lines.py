@@ -1,0 +1,134 @@
+"""Lines of a text stream, as texts or as JSON objects: owns their numbers and the longest that may be.
+
+JSON as RFC 8259 has it: NaN and Infinity are no numbers, and a key that comes twice in an object is refused, for
+which of its two values is meant nobody can tell.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Any, NoReturn, TextIO
+
+from repo.errors import InvalidFile
+from repo.fields import described
+from repo.times import Unfit
+
+__all__ = ["MAX_LINE_CHARS", "Lines", "LongLine", "Objects"]
+
+MAX_LINE_CHARS = 1_048_576
+"""A longer line is refused, and is never in memory as a whole."""
+
+
+class LongLine(ValueError):
+    """A line that is too long; reading may go on after it."""
+
+
+class Lines:
+    """The lines of a stream, one at a time; `line` is the number, from 1, of the one just read.
+
+    `chars` counts all that was read, but for lines that were too long.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        name = getattr(stream, "name", None)
+        self.line = 0
+        self.chars = 0
+        self.path = name if isinstance(name, str) else None
+        self._readline = stream.readline
+
+    def next_line(self) -> str:
+        """Return the next line with its end, an empty text at the end of the stream.
+
+        Raises `LongLine`, or `InvalidFile` for an undecodable byte.
+        """
+        self.line += 1
+        try:
+            line = self._readline(MAX_LINE_CHARS)
+            if len(line) == MAX_LINE_CHARS and not line.endswith("\n"):
+                while line and not line.endswith("\n"):
+                    line = self._readline(MAX_LINE_CHARS)
+                raise LongLine(f"the line is longer than {MAX_LINE_CHARS} characters")
+        except UnicodeDecodeError as fault:
+            byte = fault.object[fault.start]
+            raise InvalidFile(
+                f"after line {self.line - 1} there is the byte 0x{byte:02X}, which is not {fault.encoding}; "
+                "give the encoding of the file",
+                path=self.path,
+            ) from fault
+        self.chars += len(line)
+        return line
+
+
+_SPACE = " \t\r\n"
+_UNDECODABLE = re.compile("[\udc80-\udcff]")
+_NO_NUMBERS = {
+    "NaN": "write null for no reading",
+    "Infinity": 'write "Infinity", in quotes',
+    "-Infinity": 'write "-Infinity", in quotes',
+}
+
+
+class Objects(Lines):
+    """The objects of a text stream, one at a time; `line` is the number, from 1, of the line just read."""
+
+    text = ""
+    """The line just read, as it stands in the file."""
+
+    def next_object(self) -> dict[str, Any] | None:
+        """Return the next line that is not blank as an object, None at the end.
+
+        Raises `Unfit` for a line that is none (reading may go on), `InvalidFile` for an undecodable byte, and for a
+        file that is one JSON array.
+        """
+        self.text = ""
+        try:
+            while line := self.next_line():
+                self.text = line.strip(_SPACE) if self.line > 1 else line.removeprefix("\ufeff").strip(_SPACE)
+                if self.text:
+                    return self._object_of(self.text)
+        except LongLine as fault:
+            raise Unfit(str(fault)) from fault
+        return None
+
+    def _object_of(self, text: str) -> dict[str, Any]:
+        if not text.isascii() and (wrong := _UNDECODABLE.search(text)):
+            byte = ord(wrong[0]) - 0xDC00
+            raise Unfit(f"has the byte 0x{byte:02X}, which is no text in this encoding")
+        if self.line == 1 and text.startswith("["):
+            raise InvalidFile(
+                "the file is a JSON array, not an object a line; `jq -c '.[]'` makes lines of it",
+                path=self.path,
+            )
+        try:
+            found, end = _decode(text)
+        except Unfit:
+            raise
+        except json.JSONDecodeError as fault:
+            raise Unfit(f"is not JSON: {fault.msg} at column {fault.colno}") from fault
+        except RecursionError:
+            raise Unfit("is nested too deeply") from None
+        except ValueError as fault:
+            raise Unfit("holds an integer that is too long") from fault
+        if end != len(text):
+            raise Unfit(f"goes on after its JSON, at column {end + 1}")
+        if type(found) is not dict:
+            raise Unfit(f"is {described(found)}, not an object")
+        return found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
+        raise Unfit(f"has the key {twice[:40]!r} twice")
+    return found
+
+
+def _no_number(literal: str) -> NoReturn:
+    raise Unfit(f"has {literal}, which is no JSON; {_NO_NUMBERS[literal]}")
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_number).raw_decode

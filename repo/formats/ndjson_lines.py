@@ -1,0 +1,142 @@
+"""NDJSON lines of points: what is in one, and the way there and back. Never opens a file.
+
+The format. One JSON object a line, in UTF-8, and a line end after each; keys in any order:
+
+| key | JSON | |
+|---|---|---|
+| sensor_id, metric_name | text | |
+| timestamp_us | integer | microseconds since 1970, UTC |
+| value | number, text or null | null: no reading; "Infinity" and "-Infinity", which no state may be: numbers |
+| quality | integer | left out: 100 |
+| metadata | object | left out if there is none |
+| seq | integer | the store's number for the write; left out where it was given up, not read |
+
+A number is written with as many digits as give the same 64 bits back. Exports write these lines, gzipped, in the
+order of Parquet (`repo.formats.files.parquet`): `NAME.ndjson.gz`, and beside it `NAME.ndjson.gz.sha256`; recoveries
+take just these back. `holdfast ingest` reads them too, and others besides (`repo.formats.text.ndjson`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from math import inf, isfinite
+from typing import Any
+
+from repo.fields import DEFAULT_QUALITY, QUALITY_RANGE, described, metadata_json
+from repo.times import Unfit
+
+__all__ = ["INFINITE", "StoredRow", "lines_of", "stored_row"]
+
+INFINITE = {"Infinity": inf, "-Infinity": -inf}
+
+StoredRow = tuple[str, str, int, float | None, str | None, int, str | None]
+"""A point as its table has it, but for the seq: sensor, metric, µs, number, text, quality, metadata as JSON."""
+
+_text = json.JSONEncoder(ensure_ascii=False).encode
+_LARGEST_INT = 2**63 - 1
+_CACHED = 4_096
+_CACHED_CHARS = 256
+
+
+def lines_of(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """Yield the line of each point; columns as in the table `time_series_data`, seq last."""
+    for sensor, metric, us, number, text, quality, metadata, seq in rows:
+        if number is None or number != number:  # a store of the legacy program may hold NaN
+            value = "null" if text is None else _text(text)
+        else:
+            value = repr(number) if isfinite(number) else '"Infinity"' if number > 0 else '"-Infinity"'
+        rest = "" if quality is None else f',"quality":{quality}'
+        if metadata is not None:
+            short = len(metadata) <= _CACHED_CHARS
+            rest += f',"metadata":{_cached_json(metadata) if short else _json(metadata)}'
+        if seq is not None:
+            rest += f',"seq":{seq}'
+        yield f'{{{_series(sensor, metric)},"timestamp_us":{us},"value":{value}{rest}}}\n'
+
+
+@lru_cache(_CACHED)
+def _series(sensor: str, metric: str) -> str:
+    return f'"sensor_id":{_text(sensor)},"metric_name":{_text(metric)}'
+
+
+def _json(metadata: str) -> str:
+    """Return stored metadata as it stands; that of the legacy program, which may be no JSON, as what it is."""
+    try:
+        parsed = json.loads(metadata)
+        if metadata_json(parsed) == metadata:
+            return metadata
+        if isinstance(parsed, dict):
+            return json.dumps(parsed, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError):
+        pass
+    return _text(metadata)
+
+
+_cached_json = lru_cache(_CACHED)(_json)
+
+
+def stored_row(found: dict[str, Any]) -> StoredRow:
+    """Return what an object says; `Unfit`, naming the key, if it is none of this format.
+
+    Only the form is looked at: a time may be absurd, a text too long.
+    """
+    sensor, metric = found.get("sensor_id"), found.get("metric_name")
+    if type(sensor) is not str or type(metric) is not str:
+        raise _unfit(found, "sensor_id" if type(sensor) is not str else "metric_name", "a text")
+    us = found.get("timestamp_us")
+    if type(us) is not int or not -_LARGEST_INT <= us <= _LARGEST_INT:
+        raise _unfit(found, "timestamp_us", "an integer of 64 bits")
+    quality = found.get("quality")
+    if quality is None:
+        quality = DEFAULT_QUALITY
+    if type(quality) is not int or not QUALITY_RANGE[0] <= quality <= QUALITY_RANGE[1]:
+        raise _unfit(found, "quality", "an integer of 32 bits")
+    metadata = found.get("metadata")
+    if metadata is not None:
+        metadata = _metadata(metadata)
+    if not (sensor.isascii() and metric.isascii()):
+        _check_letters(sensor, metric)
+    value = found.get("value", found)
+    if type(value) is float or value is None:
+        return sensor, metric, us, value, None, quality, metadata
+    if type(value) is str:
+        if value in INFINITE:
+            return sensor, metric, us, INFINITE[value], None, quality, metadata
+        _check_letters(value)
+        return sensor, metric, us, None, value, quality, metadata
+    if type(value) is int:
+        try:
+            if (number := float(value)) == value:
+                return sensor, metric, us, number, None, quality, metadata
+        except OverflowError:
+            pass
+        raise Unfit("value is an integer that a 64-bit float would round")
+    raise _unfit(found, "value", "a number, a text or null")
+
+
+def _metadata(found: Any) -> str:
+    """Return metadata as JSON; what may not be stored too, to be refused with its reason."""
+    if isinstance(found, str):
+        _check_letters(found)
+        return found
+    try:
+        text = metadata_json(found)
+    except Unfit:
+        text = None
+    return json.dumps(found) if text is None else text
+
+
+def _check_letters(*texts: str) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as fault:
+            raise Unfit("holds a lone surrogate, which no text does") from fault
+
+
+def _unfit(found: dict[str, Any], key: str, wanted: str) -> Unfit:
+    if key not in found:
+        return Unfit(f"has no {key}")
+    return Unfit(f"{key} is {described(found[key])}; {wanted} is wanted")

@@ -1,0 +1,192 @@
+"""Readings in NDJSON files: owns the way from objects to rows and refusals, never opens a file or a store.
+
+Two shapes, as in CSV. A long line is one reading, with the keys that `repo.formats.ndjson_lines` tells of; its time may
+be a text, too. A wide one has a key for each metric, whose value is a number. What JSON tells, no option need tell:
+`null` is no reading (none at all in a wide line, a point without one in a long line), a text in a long line is a
+state. Which shape a line has is told line by line; further keys of a long line are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+from repo.fields import described
+from repo.formats.lines import Objects
+from repo.formats.ndjson_lines import INFINITE
+from repo.formats.text.layout import (
+    CHUNK_CHARS,
+    CHUNK_READINGS,
+    SHOWN_CHARS,
+    Chunk,
+    Layout,
+    check_layout,
+    seconds_of,
+)
+from repo.formats.text.times import time_reader
+from repo.times import Unfit, checked_us
+
+__all__ = ["read_ndjson"]
+
+_EXACT_TIME = "timestamp_us"
+_METADATA = "metadata"
+
+
+def read_ndjson(stream: TextIO, layout: Layout) -> Iterator[Chunk]:
+    """Yield the readings of an NDJSON text in chunks, in the order of the file, in bounded memory.
+
+    Open the file as for `read_csv`. A line that is no object, or lacks a key, is rejected with its number, and
+    reading goes on. Raises InvalidSettings for a layout that cannot be, InvalidFile for one JSON array or an
+    undecodable byte; chunks that were yielded before stay good.
+    """
+    take = _Lines(layout, time_reader(layout.time_formats, layout.zone, layout.ambiguous)).take
+    check_layout(layout)
+    return _chunks(Objects(stream), take)
+
+
+def _chunks(objects: Objects, take: Callable[[dict[str, Any], Objects, Chunk], None]) -> Iterator[Chunk]:
+    chunk, through = Chunk(), CHUNK_CHARS
+    while True:
+        try:
+            found = objects.next_object()
+        except Unfit as fault:
+            chunk.reject(objects.line, None, fault, objects.text)
+        else:
+            if found is None:
+                break
+            take(found, objects, chunk)
+        if len(chunk) >= CHUNK_READINGS or objects.chars >= through:
+            yield chunk
+            chunk, through = Chunk(), objects.chars + CHUNK_CHARS
+    if len(chunk) or chunk.missing:
+        yield chunk
+
+
+class _Reject(Exception):
+    def __init__(self, column: str | None, reason: object, value: object = None) -> None:
+        self.column, self.reason = column, reason
+        self.text = "" if value is None or isinstance(value, dict | list) else str(value)
+
+
+class _Lines:
+    """What the object of a line becomes, added to a chunk."""
+
+    def __init__(self, layout: Layout, times: Callable[[str], int]) -> None:
+        self._layout = layout
+        self._times = times
+        self._missing = frozenset(layout.missing)
+        self._numbers_are_seconds = set(layout.time_formats) == {"iso"}
+        self._time = layout.time_columns[0] if len(layout.time_columns) == 1 else None
+        self._has_exact_time = layout.time_columns in (("timestamp",), (_EXACT_TIME,))
+        self._heads = {
+            *(layout.sensor_column, layout.quality_column, _METADATA, *layout.time_columns, *layout.ignored),
+            *((_EXACT_TIME,) if self._has_exact_time else ()),
+        }
+
+    def take(self, found: dict[str, Any], at: Objects, chunk: Chunk) -> None:
+        """Add the readings of a line, and what is wrong with it."""
+        layout = self._layout
+        try:
+            is_long = layout.shape == "long" or (
+                layout.shape == "auto" and (layout.metric is not None or layout.metric_column in found)
+            )
+            sensor = found.get(layout.sensor_column) if layout.sensor is None else layout.sensor
+            if type(sensor) is not str:
+                raise self._no_text(layout.sensor_column, sensor, found)
+            seconds = self._seconds(found)
+            tail = (found.get(layout.quality_column), found.get(_METADATA))
+            if is_long:
+                self._take_long(found, sensor, seconds, tail, at.line, chunk)
+            else:
+                self._take_wide(found, sensor, seconds, tail, at.line, chunk)
+        except _Reject as fault:
+            chunk.reject(at.line, fault.column, fault.reason, fault.text or at.text)
+
+    def _take_long(
+        self,
+        found: dict[str, Any],
+        sensor: str,
+        seconds: object,
+        tail: tuple[Any, Any],
+        line: int,
+        chunk: Chunk,
+    ) -> None:
+        layout = self._layout
+        metric = found.get(layout.metric_column) if layout.metric is None else layout.metric
+        if type(metric) is not str:
+            raise self._no_text(layout.metric_column, metric, found)
+        value = found.get(layout.value_column, found)
+        kind = type(value)
+        if kind is str:
+            value = None if value in self._missing else INFINITE.get(value, value)
+        elif value is found:
+            raise _Reject(layout.value_column, "is missing")
+        elif kind is dict or kind is list:
+            raise _Reject(layout.value_column, f"is {described(value)}; a number or a text is wanted")
+        chunk.rows.append((sensor, metric, seconds, value, *tail))
+        chunk.lines.append(line)
+
+    def _take_wide(
+        self,
+        found: dict[str, Any],
+        sensor: str,
+        seconds: object,
+        tail: tuple[Any, Any],
+        line: int,
+        chunk: Chunk,
+    ) -> None:
+        layout, heads = self._layout, self._heads
+        if layout.metrics is None:
+            cells = [(metric, value) for metric, value in found.items() if metric not in heads]
+            if not cells:
+                raise _Reject(None, "has no key for a metric")
+        else:
+            cells = [(metric, found[metric]) for metric in layout.metrics if metric in found]
+        before = len(chunk.rows)
+        for metric, value in cells:
+            kind = type(value)
+            if kind is str:
+                value = None if value in self._missing else INFINITE.get(value, value)
+                if type(value) is str and metric not in layout.text_metrics:
+                    reason = "is a text, not a number; declare the metric as text if it holds states"
+                    chunk.reject(line, metric, reason, value)
+                    continue
+            elif kind is dict or kind is list:
+                chunk.reject(line, metric, f"is {described(value)}; a number is wanted", "")
+                continue
+            if value is None:
+                chunk.missing += 1
+            else:
+                chunk.rows.append((sensor, metric, seconds, value, *tail))
+        chunk.lines.extend([line] * (len(chunk.rows) - before))
+
+    def _seconds(self, found: dict[str, Any]) -> object:
+        """The time of a line, as `insert_many` takes it."""
+        time = found.get(_EXACT_TIME) if self._has_exact_time else None
+        try:
+            if time is not None:
+                return seconds_of(checked_us(time))
+            if self._time is None:
+                time = " ".join([self._time_text(found.get(name)) for name in self._layout.time_columns])
+                return seconds_of(self._times(time))
+            time = found.get(self._time)
+            if self._numbers_are_seconds and type(time) in (int, float):
+                return time
+            return seconds_of(self._times(self._time_text(time)))
+        except Unfit as fault:
+            raise _Reject(" ".join(self._layout.time_columns), fault, time) from fault
+
+    @staticmethod
+    def _time_text(time: object) -> str:
+        if type(time) is str:
+            return time.strip()
+        if type(time) is int or type(time) is float:
+            return repr(time)
+        raise Unfit("is missing" if time is None else f"is {described(time)}; a text or a number is wanted")
+
+    @staticmethod
+    def _no_text(column: str, value: object, found: dict[str, Any]) -> _Reject:
+        if column not in found:
+            keys = ", ".join(repr(key[:SHOWN_CHARS]) for key in list(found)[:20])
+            return _Reject(column, f"is missing; there are only {keys}" if keys else "is missing")
+        return _Reject(column, f"is {described(value)}, not a text", value)

@@ -1,0 +1,332 @@
+"""The lease: one process at a time may open the time-series database. Owns the two lock files, nothing else."""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import fcntl
+import io
+import json
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from repo.errors import HoldfastError, StoreBusy, StoreUnsupported, system_error
+from repo.files import LEASE_FILE, TURN_FILE, StoreFiles
+from repo.inuse import note_own
+
+__all__ = ["Holder", "Lease", "leased", "read_holder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds the lease: process id, since when (µs), and what it said it was doing."""
+
+    pid: int
+    since_us: int
+    doing: str
+
+
+def read_holder(folder: Path, prefix: str = "") -> Holder | None:
+    """Return who holds the lease of this store now, or None. Takes nothing that anyone could wait for long."""
+    try:
+        with _no_fork:
+            file = _LockFile(folder / f"{prefix}{LEASE_FILE}", "r")
+            _lock_files.add(file)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise system_error(error, folder) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _parse(os.pread(file.fileno(), 4096, 0))
+        return None
+
+
+class Lease:
+    """The right of this process to open the time-series database of one store.
+
+    `flock` on files of their own, never deleted, so that closing a database file cannot drop it. A second
+    file is the turnstile: a waiter takes `turn`, then `lease`, then lets `turn` go; so the holder sees by
+    `wanted` that another process waits, and waiters are served in order. Thread-safe only as its owner makes it
+    so. An exception from any method, KeyboardInterrupt included, leaves the lease free or held as `held` says.
+    `prefix` begins the names of both, where a folder holds several stores.
+    """
+
+    def __init__(self, folder: Path, now_us: Callable[[], int], *, prefix: str = "") -> None:
+        self._folder = folder
+        self._prefix = prefix
+        self._now_us = now_us
+        self._place: _Place | None = None
+        self._probe = _open_lock(folder / f"{prefix}{TURN_FILE}")
+        self.held_since_s = 0.0
+        _leases.add(self)
+
+    @property
+    def held(self) -> bool:
+        """Whether this process holds the lease."""
+        place = self._place
+        return place is not None and place.granted
+
+    def acquire(self, timeout_s: float, doing: str, more: Callable[[], float] = lambda: 0.0) -> None:
+        """Take the lease, waiting at most `timeout_s` seconds; raises `StoreBusy` naming the holder.
+
+        When they are over, `more` says how many seconds to wait on: the call keeps its place meanwhile.
+
+        A call that comes to its deadline leaves its place in the queue to the next call of this process; with a
+        timeout of 0 it takes no place. Raises `HoldfastError` where the process has no descriptor or thread left.
+        """
+        if self.held:
+            return
+        if self._place is None:
+            self._place = _Place(self._folder, self._prefix)
+        place = self._place
+        try:
+            if not place.take_up():
+                place = self._place = _Place(self._folder, self._prefix)
+                place.take_up()
+            began_s = time.monotonic()
+            while not place.wait(timeout_s):
+                timeout_s = more() if timeout_s > 0 else 0.0
+                if timeout_s > 0:
+                    continue
+                waited_s = time.monotonic() - began_s
+                raise self._busy(waited_s)  # noqa: TRY301  the place is left below
+            self.held_since_s = time.monotonic()
+            note = json.dumps({"pid": os.getpid(), "since_us": self._now_us(), "doing": doing}).encode()
+            place.write(note)
+        except BaseException:  # an interrupt, too, must leave no lease that nobody uses
+            try:
+                place.give_up()
+            except BaseException:  # one that comes just here
+                place.give_up()
+                raise
+            raise
+
+    def wanted(self) -> bool:
+        """Say whether another process waits for the lease."""
+        try:
+            fcntl.flock(self._probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            fcntl.flock(self._probe, fcntl.LOCK_UN)
+        return False
+
+    def release(self) -> None:
+        """Give the lease back; does nothing if it is not held."""
+        if self._place is not None and self._place.granted:
+            self._place.give_up()
+
+    def close(self) -> None:
+        """Release the lease and the turnstile for good."""
+        if self._place is not None:
+            self._place.leave()
+        self._probe.close()
+
+    def after_fork(self) -> None:
+        """Forget, in the child, what is the parent's; its descriptors are closed already, see `_in_child`."""
+        self._place = None
+
+    def _busy(self, timeout_s: float) -> StoreBusy:
+        holder = read_holder(self._folder, self._prefix)
+        if holder is None:
+            told = "another process"
+        else:
+            held_s = max(0.0, (self._now_us() - holder.since_us) / 1e6)
+            told = f"process {holder.pid}, for {held_s:.1f} s, doing: {holder.doing}"
+        return StoreBusy(
+            f"the columns of {self._folder} were not handed over within {timeout_s:.1f} s; held by {told}. "
+            "Try again, raise lease_timeout_s, or stop that process",
+            path=self._folder,
+            holder=None if holder is None else holder.pid,
+        )
+
+
+@contextlib.contextmanager
+def leased(files: StoreFiles, timeout_s: float, now_us: Callable[[], int], doing: str) -> Iterator[None]:
+    """Hold the lease of a store for the block; raises `StoreBusy` as `Lease.acquire` does."""
+    lease = Lease(files.folder, now_us, prefix=files.prefix)
+    try:
+        lease.acquire(timeout_s, doing)
+        yield
+    finally:
+        lease.close()
+
+
+class _Place:
+    """One place in the queue for the lease: new, queued, granted, over. It owns its two descriptors throughout.
+
+    flock knows no deadline, so a thread blocks in it for the call that waits; while it does, it alone may close the
+    descriptors. A lock that it gets while no call waits is given straight back, and the place is over.
+    """
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self._folder = folder
+        self._paths = (folder / f"{prefix}{TURN_FILE}", folder / f"{prefix}{LEASE_FILE}")
+        self._files: list[_LockFile] = []
+        # A lock of the interpreter is taken and released by `with` without a gap for an interrupt; a Condition is not.
+        self._mutex = _thread.allocate_lock()
+        self._settled = _thread.allocate_lock()
+        self._settled.acquire()
+        self._awaited = False
+        self._left = False
+        self._queued = False
+        self._error: OSError | None = None
+        self._over = False
+        self.granted = False
+
+    def take_up(self) -> bool:
+        """Begin a call that waits here; False where the place is over. Whoever took it up waits, or gives up."""
+        with self._mutex:
+            self._awaited = not self._over
+            return self._awaited
+
+    def wait(self, timeout_s: float) -> bool:
+        """Say whether the lease was granted within `timeout_s`. After False or an exception call `give_up`."""
+        if not self._files:
+            try:
+                if self._at_once():
+                    return True
+            except OSError as error:
+                raise self._unsupported(error) from error
+            if timeout_s <= 0:
+                return False
+            self._start()
+        if self._settled.acquire(timeout=max(0.0, min(timeout_s, threading.TIMEOUT_MAX))):
+            self._settled.release()
+        if self._error is not None:
+            raise self._unsupported(self._error) from self._error
+        return self.granted
+
+    def give_up(self) -> None:
+        """Wait no longer, or give the lease back if it was granted. Can be repeated."""
+        with self._mutex:
+            self._awaited = False
+            if not self._queued:
+                self._over = True
+                self._close()
+                self.granted = False  # last: until then a release does all of it again
+
+    def leave(self) -> None:
+        """Give up, and leave the queue at the next chance: no call will come back to this place."""
+        self._left = True
+        self.give_up()
+
+    def write(self, note: bytes) -> None:
+        """Leave a note in the lease file, which others read to name the holder."""
+        # It only helps others: a full disk must not keep anybody from the lease.
+        with contextlib.suppress(OSError):
+            descriptor = self._files[-1].fileno()
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, note, 0)
+
+    def _at_once(self) -> bool:
+        for path in self._paths:
+            self._files.append(_open_lock(path))
+        turn, lease = self._files
+        try:
+            fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(turn, fcntl.LOCK_UN)
+            return False
+        turn.close()
+        self.granted = True
+        return True
+
+    def _start(self) -> None:
+        try:
+            with self._mutex:
+                self._queued = True
+                _thread.start_new_thread(self._block, ())
+        except RuntimeError as error:
+            self._queued = False
+            raise HoldfastError(
+                f"no thread could be started to wait for the columns of {self._folder} ({error}); raise the limit "
+                "of threads, or end some, and try again",
+                path=self._folder,
+            ) from error
+
+    def _block(self) -> None:
+        turn, lease = self._files
+        error: OSError | None = None
+        try:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            if not self._left:
+                fcntl.flock(lease, fcntl.LOCK_EX)
+        except OSError as failed:
+            error = failed
+        with self._mutex:
+            self._queued = False
+            self._error = error
+            if error is None and self._awaited:
+                turn.close()
+                self.granted = True
+            else:
+                self._over = True
+                self._close()
+        self._settled.release()
+
+    def _unsupported(self, error: OSError) -> StoreUnsupported:
+        return StoreUnsupported(
+            f"{self._folder} is on a file system without locks ({error}); use a local disk", path=self._folder
+        )
+
+    def _close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+class _LockFile(io.FileIO):
+    """A descriptor that the child of a fork closes, and that knows in the same step that it is closed."""
+
+    # An interrupt may drop it before anybody has it, which is worth no ResourceWarning. In C: nothing interrupts it.
+    __del__ = io.FileIO.close
+
+
+def _open_lock(path: Path) -> _LockFile:
+    note_own(path)
+    try:
+        with _no_fork:
+            try:
+                file = _LockFile(path, "r+")
+            except FileNotFoundError:
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+                file = _LockFile(path, "r+")
+            _lock_files.add(file)
+            return file
+    except OSError as error:
+        raise system_error(error, path.parent) from error
+
+
+def _parse(note: bytes) -> Holder | None:
+    try:
+        fields = json.loads(note)
+        return Holder(int(fields["pid"]), int(fields["since_us"]), str(fields["doing"]))
+    except (ValueError, KeyError, TypeError):
+        return None  # the holder is just writing it
+
+
+_leases: weakref.WeakSet[Lease] = weakref.WeakSet()
+_lock_files: weakref.WeakSet[_LockFile] = weakref.WeakSet()
+_no_fork = _thread.allocate_lock()
+"""Held while a lock file is opened, and during a fork: so a child knows every descriptor that it inherits."""
+
+
+def _in_child() -> None:
+    """Close every lock file that was inherited, by closing, never by unlocking: the locks are the parent's."""
+    _no_fork.release()
+    for file in list(_lock_files):
+        file.close()
+    for lease in list(_leases):
+        lease.after_fork()
+
+
+os.register_at_fork(before=_no_fork.acquire, after_in_parent=_no_fork.release, after_in_child=_in_child)

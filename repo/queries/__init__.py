@@ -1,0 +1,1 @@
+"""Queries: the SQL that reads points, the same for every engine."""

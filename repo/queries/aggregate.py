@@ -1,0 +1,122 @@
+"""Aggregate queries: checks what a caller asks for, and returns the rows as dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, tzinfo
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import Connection
+
+from repo.errors import InvalidQuery
+from repo.queries.aggregate_sql import aggregate, check_aggregates
+from repo.queries.buckets import Buckets, Columns
+from repo.queries.gaps import Fill, check_fill, fill_gaps, refuse_too_many
+from repo.queries.lookback import before
+from repo.queries.selection import Known, Selection
+from repo.times import Width, parse_width
+
+__all__ = ["Aggregates", "check_width", "check_zone", "make_buckets", "spans_of"]
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Aggregates:
+    """A checked question for aggregates; `ask` needs a connection, `dicts` none."""
+
+    selection: Selection
+    names: list[str]
+    width: Width | None
+    zone: tzinfo
+    fill: Fill | None
+
+    @classmethod
+    def of(
+        cls, selection: Selection, agg: str | Sequence[str], every: str | None, tz: str, fill: str | None
+    ) -> Aggregates:
+        """Check what a caller gave; raises `InvalidQuery`."""
+        return cls(
+            selection, check_aggregates(agg), check_width(every), check_zone(tz), check_fill(fill, every)
+        )
+
+    def ask(self, connection: Connection, known: Known) -> tuple[Columns, Buckets | None]:
+        """Compute the columns of the answer, and the buckets that its numbers are of."""
+        spans = spans_of(self.selection, known, beyond=self.fill is not None)
+        buckets = make_buckets(self.width, self.zone, spans)
+        if self.fill is None or buckets is None:
+            return aggregate(connection, self.selection, known, self.names, buckets), buckets
+        refuse_too_many(buckets, spans)
+        names = list(dict.fromkeys([*self.names, "count"]))
+        found = aggregate(connection, self.selection, known, names, buckets)
+        leading: dict[tuple[str, str], Any] = {}
+        if self.fill == "previous" and self.selection.start_us is not None:
+            held = before(connection, known, spans, self.selection.start_us, readings_only=True)
+            leading = {pair: last.reading for pair, last in held.items()}
+        return fill_gaps(found, buckets, spans, self.fill, leading), buckets
+
+    def dicts(self, columns: Columns, buckets: Buckets | None) -> list[dict[str, Any]]:
+        """Return the columns as an application sees them."""
+        name, *others = self.names
+        sensors, metrics, values = columns.sensors, columns.metrics, columns.values
+        if buckets is None:
+            rows = zip(sensors, metrics, values[name], strict=True)
+            dicts = [{"sensor_id": s, "metric_name": m, name: value} for s, m, value in rows]
+        else:
+            starts = {number: buckets.start_of(number) for number in set(columns.numbers)}
+            moments = map(starts.__getitem__, columns.numbers)
+            dicts = [
+                {"sensor_id": s, "metric_name": m, "bucket": moment, name: value}
+                for s, m, moment, value in zip(sensors, metrics, moments, values[name], strict=True)
+            ]
+        for other in others:
+            for row, value in zip(dicts, values[other], strict=True):
+                row[other] = value
+        return dicts
+
+
+def check_width(every: str | None) -> Width | None:
+    """Return the width that a caller means; raises `InvalidQuery`."""
+    if every is None:
+        return None
+    try:
+        return parse_width(every)
+    except InvalidQuery as error:
+        raise InvalidQuery(f"every: {error}") from error
+
+
+def check_zone(tz: str) -> tzinfo:
+    """Return the zone of a name; raises `InvalidQuery`."""
+    if tz == "UTC":
+        return UTC  # needs no time zone database
+    try:
+        return ZoneInfo(tz)
+    except (KeyError, ValueError, OSError) as error:
+        raise InvalidQuery(f"there is no time zone {tz!r}; names are like 'UTC' or 'Europe/Oslo'") from error
+
+
+def spans_of(selection: Selection, known: Known, *, beyond: bool) -> dict[tuple[str, str], Span]:
+    """Return the first and last moment that is asked for of each selected series.
+
+    A side that the selection leaves open ends with the series' points; so does every side, unless `beyond`.
+    """
+    spans = {}
+    for pair in selection.chosen(known):
+        first, last = known[pair].first_us, known[pair].last_us
+        low = first if selection.start_us is None else selection.start_us
+        high = last if selection.end_us is None else selection.end_us - 1
+        if not beyond:
+            low, high = max(low, first), min(high, last)
+        if low <= high:
+            spans[pair] = (low, high)
+    return spans
+
+
+def make_buckets(width: Width | None, zone: tzinfo, spans: dict[tuple[str, str], Span]) -> Buckets | None:
+    """Return buckets for these spans; None without a width."""
+    if width is None:
+        return None
+    low = min((low for low, _ in spans.values()), default=0)
+    return Buckets(width, zone, low, max((high for _, high in spans.values()), default=0))

@@ -1,0 +1,257 @@
+"""The SQL of aggregates, whole or by buckets, and their names. Returns columns, never dicts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Label,
+    Select,
+    and_,
+    case,
+    func,
+    literal_column,
+    not_,
+    or_,
+    select,
+    true,
+)
+
+from repo.engines.registry import traits_of
+from repo.engines.sqlite.functions import between
+from repo.errors import InvalidQuery
+from repo.models import Point
+from repo.queries.buckets import Buckets, Columns
+from repo.queries.selection import Known, Scope, Selection
+
+__all__ = ["AGGREGATES", "aggregate", "check_aggregates", "is_numeric"]
+
+AGGREGATES = ("avg", "min", "max", "sum", "count", "first", "last", "stddev", "median")
+"""What `aggregate` can compute, and percentiles besides: `p50`, `p99.9`. All skip rows without a reading.
+
+`first` and `last` go by time. `stddev` is that of a sample (by n - 1), None for one reading.
+"""
+
+_OF_TEXTS = frozenset({"count", "first", "last"})
+_PERCENTILE = re.compile(r"p([0-9]{1,3}(?:\.[0-9]{1,6})?)")
+_PLAIN = {"avg": "avg", "min": "min", "max": "max", "sum": "sum", "stddev": "stddev_samp"}
+_EDGES = {"first": "arg_min", "last": "arg_max"}
+_INEXACT = frozenset({"avg", "sum", "stddev"})  # those that may come out as NaN
+
+_MANY_ROWS = 20_000
+"""From so many on, importing NumPy (0.1 s, once) pays."""
+
+_points: Any = Point.__table__
+_c = _points.c
+_readings = or_(_c.value.is_not(None), _c.value_text.is_not(None))
+
+
+def check_aggregates(wanted: str | Iterable[str]) -> list[str]:
+    """Return the names that a caller asks for; raises `InvalidQuery` for one that there is not."""
+    names = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
+    known = f"{', '.join(AGGREGATES)}, and percentiles such as p95 or p99.9"
+    if not names:
+        raise InvalidQuery(f"agg is empty; there are {known}")
+    for name in names:
+        if name not in AGGREGATES and _fraction(name) is None:
+            raise InvalidQuery(f"there is no aggregate {name!r}; there are {known}")
+    return names
+
+
+def is_numeric(name: str) -> bool:
+    """Say whether the aggregate is one that a text series does not have."""
+    return name not in _OF_TEXTS
+
+
+def aggregate(
+    connection: Connection, selection: Selection, known: Known, names: Sequence[str], buckets: Buckets | None
+) -> Columns:
+    """Compute checked aggregates, a row per selected series (and bucket) that has points."""
+    traits = traits_of(connection)
+    scope = Scope(traits, known, selection.chosen(known))
+    if not scope.pairs:
+        return Columns(values=dict.fromkeys(names, ()))
+    traits.add_statistics(connection)
+    most_readings = sum(known[pair].points for pair in scope.pairs)
+    return _Query(connection, scope, selection, buckets, names).run(most_readings)
+
+
+def _fraction(name: str) -> float | None:
+    if name == "median":
+        return 0.5
+    found = _PERCENTILE.fullmatch(name) if isinstance(name, str) else None
+    percent = Decimal(found[1]) if found else Decimal(-1)
+    return float(percent / 100) if 0 <= percent <= 100 else None
+
+
+class _Query:
+    """One question to one engine."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        scope: Scope,
+        selection: Selection,
+        buckets: Buckets | None,
+        names: Sequence[str],
+    ) -> None:
+        self._connection = connection
+        self._traits = traits_of(connection)
+        self._scope = scope
+        self._names = names
+        self._where = scope.where(selection.start_us, selection.end_us)
+        self._keys: list[ColumnElement[Any]] = list(scope.keys)
+        self._bucketed = buckets is not None
+        self._many = buckets is not None and (
+            len(scope.pairs) * buckets.most(buckets.start_us, buckets.end_us) > _MANY_ROWS
+        )
+        if buckets is not None:
+            self._keys.append(buckets.expression(_c.timestamp_us).label("bucket"))
+        self._fractions = sorted({f for f in map(_fraction, names) if f is not None})
+
+    def run(self, most_readings: int) -> Columns:
+        limit = self._traits.most_in_memory
+        apart = bool(self._fractions) and limit is not None and most_readings > limit
+        terms = self._terms(apart=apart)
+        wide = len(self._keys)
+        with closing(self._connection.execute(self._statement(terms))) as result:
+            table = self._traits.columns(result.cursor, wide + len(terms), self._many)
+        if not self._keys and not table[0][0]:
+            table = [()] * len(terms)  # without a group there is a row of nothing
+        found = dict(zip(terms, table[wide:], strict=True))
+        if apart:
+            groups = list(zip(*table[:wide], strict=True)) if wide else [()] * len(table[0])
+            found["percentiles"] = self._percentiles_apart(groups, found["numbers"], limit or 1)
+        sensors, metrics, numbers = self._named(table[:wide], len(table[0]))
+        return Columns(sensors, metrics, numbers, self._values(found))
+
+    def _terms(self, *, apart: bool) -> dict[str, ColumnElement[Any]]:
+        """What to select of each group, by name."""
+        terms: dict[str, ColumnElement[Any]] = {}
+        if not self._keys:
+            terms["rows"] = func.count()
+        if apart:
+            terms["numbers"] = func.count(_c.value)
+        if "count" in self._names:
+            terms["count"] = func.count(_c.value) + func.count(_c.value_text)
+        for name in self._names:
+            if name in _PLAIN:
+                terms[name] = getattr(func, _PLAIN[name])(_c.value)
+            elif name in _EDGES:
+                terms[f"{name} number"] = getattr(func, _EDGES[name])(_c.value, _c.timestamp_us)
+                terms[f"{name} text"] = getattr(func, _EDGES[name])(_c.value_text, _c.timestamp_us)
+        if self._fractions and not apart:
+            terms["percentiles"] = self._traits.percentiles(_c.value, self._fractions)
+        return {name: term.label(name) for name, term in terms.items()}
+
+    def _statement(self, terms: Mapping[str, ColumnElement[Any]]) -> Select[Any]:
+        edges = [name for name in _EDGES if f"{name} number" in terms]
+        if edges and not self._traits.has_arg_extremes:
+            return self._joined(terms, edges)
+        query = select(*self._keys, *terms.values()).where(self._where)
+        return query.group_by(*self._keys).order_by(*self._keys)
+
+    def _joined(self, terms: Mapping[str, ColumnElement[Any]], edges: Sequence[str]) -> Select[Any]:
+        """The same by a join with the first and last readings, for engines that have no arg_min."""
+        at = case((_readings, _c.timestamp_us))
+        plain = [term for name, term in terms.items() if name.partition(" ")[0] not in edges]
+        times = [func.min(at).label("first at"), func.max(at).label("last at")]
+        groups = (
+            select(*self._keys, *plain, *times).where(self._where).group_by(*self._keys).subquery("groups")
+        )
+        chosen: dict[str, ColumnElement[Any]] = {term.name: groups.c[term.name] for term in plain}
+        source: Any = groups
+        for name in edges:
+            edge = _points.alias(name)
+            same = [
+                edge.c[column] == (groups.c[column] if fixed is None else fixed)
+                for column, fixed in (("sensor_id", self._scope.sensor), ("metric_name", self._scope.metric))
+            ]
+            source = source.outerjoin(edge, and_(*same, edge.c.timestamp_us == groups.c[f"{name} at"]))
+            chosen |= {f"{name} number": edge.c.value, f"{name} text": edge.c.value_text}
+        keys = list(groups.c)[: len(self._keys)]
+        return select(*keys, *(chosen[name] for name in terms)).select_from(source).order_by(*keys)
+
+    def _named(self, keys: Sequence[Sequence[Any]], rows: int) -> tuple[Sequence[Any], ...]:
+        """The sensors, metrics and buckets of the rows, with those that are the same for all."""
+        given = iter(keys)
+        sensors, metrics = (
+            next(given) if same is None else [same] * rows
+            for same in (self._scope.sensor, self._scope.metric)
+        )
+        return sensors, metrics, next(given) if self._bucketed else [0] * rows
+
+    def _values(self, found: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+        values: dict[str, Sequence[Any]] = {}
+        listed = [_listed(value) for value in found.get("percentiles", ())]
+        for name in self._names:
+            fraction = _fraction(name)
+            if fraction is not None:
+                at = self._fractions.index(fraction)
+                values[name] = [None if value is None else _number(value[at]) for value in listed]
+            elif name in _EDGES:
+                pairs = zip(found[f"{name} number"], found[f"{name} text"], strict=True)
+                values[name] = [text if number is None else number for number, text in pairs]
+            elif name in _INEXACT:
+                values[name] = [None if value != value else value for value in found[name]]
+            else:
+                values[name] = found[name]
+        return values
+
+    # --- percentiles of more than fits in memory ------------------------------------------------------
+
+    def _percentiles_apart(self, groups: Sequence[Any], counts: Sequence[int], limit: int) -> list[Any]:
+        """Ask for the percentiles in parts: the great groups one at a time, the others by their hash."""
+        found: dict[Any, Any] = {}
+        great = [(group, n) for group, n in zip(groups, counts, strict=True) if n > limit // 4]
+        for group, count in great:
+            found[group] = self._percentiles_sorted(group, count)
+        rest = and_(self._where, *(not_(self._is(group)) for group, _ in great))
+        parts = (sum(counts) - sum(n for _, n in great)) * 2 // limit + 1
+        wide = len(self._keys)
+        for part in range(parts if len(great) < len(groups) else 0):
+            query = select(*self._keys, self._traits.percentiles(_c.value, self._fractions)).where(rest)
+            if self._keys and parts > 1:
+                # Literals of ours: for a parameter DuckDB divides in 128 bits, ten times slower.
+                whole: ColumnElement[int] = func.hash(*(_plain(key) for key in self._keys))
+                query = query.where(whole % literal_column(str(parts)) == literal_column(str(part)))
+            for row in self._fetch(query.group_by(*self._keys)):
+                found[tuple(row[:wide])] = row[wide]
+        return [found[tuple(group)] for group in groups]
+
+    def _percentiles_sorted(self, group: Any, count: int) -> list[float]:
+        """The percentiles of one group, from its readings in order: the engine sorts them on the disk."""
+        query = select(_c.value).where(self._where, self._is(group), _c.value.is_not(None)).order_by(_c.value)
+        found = []
+        for fraction in self._fractions:
+            place = (count - 1) * fraction
+            two = [row[0] for row in self._fetch(query.limit(2).offset(int(place)))]
+            found.append(between(two, place - int(place)))
+        return found
+
+    def _is(self, group: Any) -> ColumnElement[bool]:
+        return and_(true(), *(_plain(key) == value for key, value in zip(self._keys, group, strict=True)))
+
+    def _fetch(self, statement: Select[Any]) -> list[Any]:
+        """Return the driver's own rows: SQLAlchemy's cost as much again as getting them."""
+        with closing(self._connection.execute(statement)) as result:
+            return list(result.cursor.fetchall())
+
+
+def _plain(key: Any) -> Any:
+    return key.element if isinstance(key, Label) else key
+
+
+def _listed(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else value

@@ -1,0 +1,223 @@
+"""Buckets: spans of equal width on the clock or the calendar of a zone. Owns their arithmetic; reads no table."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, tzinfo
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from sqlalchemy import ColumnElement, case, literal
+
+from repo.times import Width, to_datetime
+
+__all__ = ["Buckets", "Columns"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NAIVE_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  (wall-clock times are meant)
+_MICROSECOND = timedelta(microseconds=1)
+_HOUR_US = 3_600_000_000
+_DAY_US = 24 * _HOUR_US
+_WEEK_US = 7 * _DAY_US
+_MONDAY_US = 4 * _DAY_US  # 1970-01-05
+_SHORTEST_MONTH_US = 28 * _DAY_US
+_FAR_US = (
+    20_000_000_000_000_000  # past every timestamp that a point may have, so that modulo meets no negative
+)
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Buckets of one width in a zone, for points within [start_us, end_us].
+
+    Widths up to an hour follow real time, aligned to the zone's present offset; where a change of the clock
+    leaves them unaligned, a new bucket begins at the change. Wider ones follow the wall clock: a day begins at
+    local midnight and may last 23 or 25 hours. Whole weeks begin on Monday. Months and years are those of the
+    calendar, counted from January 1970: `3mo` are its quarters.
+
+    A bucket has a number, by which the engines group: the moment at which it begins in µs, or, of those that
+    follow the wall clock, what the clock shows then, as if it were UTC.
+    """
+
+    width: Width
+    zone: tzinfo
+    start_us: int
+    end_us: int
+
+    def expression(self, time: Any) -> ColumnElement[int]:
+        """Return the SQL for the number of the bucket of a time."""
+        if self.width.months:
+            # The first one twice, because DuckDB does not group by what is a parameter and nothing else.
+            return _stepped(time, [(us, us) for us in (self._months[0], *self._months)])
+        every, offset = self.width.us, _stepped(time, self._offsets)
+        into = (time + offset + self._shift) % every
+        if self._wall_clock:
+            wall: ColumnElement[int] = time + offset - into
+            return wall
+        start: ColumnElement[int] = time - into
+        if not self._cuts:
+            return start
+        cut = _stepped(time, [(-_FAR_US, -_FAR_US), *((us, us) for us in self._cuts)])
+        return case((start < cut, cut), else_=start)
+
+    def number_of(self, us: int) -> int:
+        """Return the number of the bucket of a moment, as `expression` does in SQL."""
+        if self.width.months:
+            return self._months[max(0, bisect_right(self._months, us) - 1)]
+        offset = self._offset(us)
+        into = (us + offset + self._shift) % self.width.us
+        if self._wall_clock:
+            return us + offset - into
+        return max([us - into, *(cut for cut in self._cuts if us - into < cut <= us)])
+
+    def start_of(self, number: int, fold: int = 0) -> datetime:
+        """Return the moment at which a bucket begins, in the zone; `fold` 1: for the second time."""
+        if not self._wall_clock:
+            moment = to_datetime(number)
+            return moment if self.zone is UTC else moment.astimezone(self.zone)
+        return self._moment_of(_NAIVE_EPOCH + number * _MICROSECOND, fold).astimezone(self.zone)
+
+    def start_us_of(self, number: int, fold: int = 0) -> int:
+        """Return the moment at which a bucket begins, in µs since 1970 UTC; `fold` as in `start_of`."""
+        return (self.start_of(number, fold) - _EPOCH) // _MICROSECOND if self._wall_clock else number
+
+    def numbers(self, low_us: int, high_us: int) -> list[int]:
+        """Return the numbers of all buckets with a moment in [low_us, high_us], in order."""
+        if low_us > high_us:
+            return []
+        if self.width.months:
+            first = max(0, bisect_right(self._months, low_us) - 1)
+            return self._months[first : bisect_right(self._months, high_us)]
+        changes = [us for us, _ in self._offsets[1:] if low_us < us <= high_us]
+        if self._wall_clock:
+            edges = [low_us, high_us, *changes, *(us - 1 for us in changes)]
+            found = [self.number_of(us) for us in edges]
+            numbers = range(min(found), max(found) + 1, self.width.us)
+            starts = [self.start_us_of(number) for number in (*numbers, numbers[-1] + self.width.us)]
+            # Where clocks skip a whole bucket (Samoa had no 30 December 2011) it begins when the next one does.
+            return [
+                number
+                for number, (start, after) in zip(numbers, pairwise(starts), strict=True)
+                if start < after
+            ]
+        steps: list[int] = []
+        for low, high in pairwise([low_us, *changes, high_us + 1]):
+            first = self.number_of(low)
+            aligned = low - (low + self._offset(low) + self._shift) % self.width.us
+            steps += [first, *range(aligned + self.width.us, high, self.width.us)]
+        return list(dict.fromkeys(steps))
+
+    def pieces(self, low_us: int, high_us: int) -> list[tuple[int, int]]:
+        """Return (from this moment, the number of the bucket) for all of [low_us, high_us], in order.
+
+        A bucket has more than one piece where clocks were set back over its beginning.
+        """
+        numbers = self.numbers(low_us, high_us)
+        if not self._wall_clock:
+            return [(max(low_us, number), number) for number in numbers]
+        cuts = {self.start_us_of(number, fold) for number in numbers for fold in (0, 1)}
+        cuts |= {low_us, *(us for us, _ in self._offsets)}
+        return [(us, self.number_of(us)) for us in sorted(cuts) if low_us <= us <= high_us]
+
+    def most(self, low_us: int, high_us: int) -> int:
+        """Return how many buckets [low_us, high_us] has at the most, without making them."""
+        width_us = self.width.us or self.width.months * _SHORTEST_MONTH_US
+        return max(0, high_us - low_us) // width_us + 2
+
+    @property
+    def _wall_clock(self) -> bool:
+        return self.width.us > _HOUR_US
+
+    @property
+    def _shift(self) -> int:
+        every = self.width.us
+        return _FAR_US - _FAR_US % every - (_MONDAY_US if every % _WEEK_US == 0 else 0)
+
+    @cached_property
+    def _months(self) -> list[int]:
+        """The moments at which buckets of months begin, from that of `start_us` to that of `end_us`."""
+        step = self.width.months
+        first, last = (self._local(us) for us in (self.start_us, self.end_us))
+        low, high = ((local.year - 1970) * 12 + local.month - 1 for local in (first, last))
+        months = (
+            datetime(1970 + month // 12, month % 12 + 1, 1)  # noqa: DTZ001  (wall-clock times are meant)
+            for month in range(low - low % step, high + 1, step)
+        )
+        return [(self._moment_of(month) - _EPOCH) // _MICROSECOND for month in months]
+
+    def _moment_of(self, wall: datetime, fold: int = 0) -> datetime:
+        """Return the moment at which clocks show this, or where they skip it, at which they go on."""
+        first, second = (wall.replace(tzinfo=self.zone, fold=fold) for fold in (0, 1))
+        before, after = first.utcoffset(), second.utcoffset()
+        assert before is not None
+        assert after is not None
+        if before < after:
+            low, high = (
+                (wall.replace(tzinfo=UTC) - offset - _EPOCH) // _MICROSECOND for offset in (after, before)
+            )
+            return to_datetime(self._change(low, high))
+        return (second if fold else first).astimezone(UTC)
+
+    def _change(self, low_us: int, high_us: int) -> int:
+        """Return when in (low_us, high_us] the clock is changed; zones do so at whole seconds."""
+        old = self._offset(low_us)
+        seconds = range(-(-low_us // 1_000_000), high_us // 1_000_000 + 1)
+        at = bisect_left(seconds, True, key=lambda second: self._offset(second * 1_000_000) != old)
+        return seconds[at] * 1_000_000
+
+    @cached_property
+    def _offsets(self) -> list[tuple[int, int]]:
+        """The zone's offsets within the span, as (from this moment, offset), both in µs."""
+        # From a day before, so that the first bucket knows of a change within it.
+        low = self.start_us - _DAY_US
+        offset = self._offset(low)
+        found = [(low, offset)]
+        while self.zone is not UTC and low < self.end_us:
+            high = min(low + _DAY_US, self.end_us)
+            old, offset = offset, self._offset(high)
+            if offset != old:
+                changed = self._change(low, high)
+                found.append((changed, self._offset(changed)))
+            low = high
+        return found
+
+    @cached_property
+    def _cuts(self) -> list[int]:
+        """The changes of the clock at which no bucket of real time would begin by itself."""
+        return [us for us, offset in self._offsets[1:] if (us + offset + self._shift) % self.width.us]
+
+    def _local(self, us: int) -> datetime:
+        return to_datetime(us).astimezone(self.zone)
+
+    def _offset(self, us: int) -> int:
+        if self.zone is UTC:
+            return 0
+        offset = self._local(us).utcoffset()
+        assert offset is not None
+        return offset // _MICROSECOND
+
+
+def _stepped(time: Any, steps: Sequence[tuple[int, int]]) -> ColumnElement[int]:
+    """Return the SQL for the value of the last step at or before a time, found by halving."""
+    if len(steps) == 1:
+        return literal(steps[0][1])
+    middle = len(steps) // 2
+    return case(
+        (time < steps[middle][0], _stepped(time, steps[:middle])), else_=_stepped(time, steps[middle:])
+    )
+
+
+@dataclass(slots=True)
+class Columns:
+    """The answer, column by column: a row for each series and bucket, in this order."""
+
+    sensors: Sequence[str] = ()
+    metrics: Sequence[str] = ()
+    numbers: Sequence[int] = ()
+    """Those of the buckets; 0 without buckets."""
+
+    values: dict[str, Sequence[Any]] = field(default_factory=dict)
+    """By the aggregate's name. None where there is no such number (inf - inf is none)."""

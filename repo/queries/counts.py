@@ -1,0 +1,115 @@
+"""Counts: how many points a selection has, series by series, and which of a batch are stored already. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from sqlalchemy import Connection, case, false, func, select
+
+from repo.engines.registry import traits_of
+from repo.models import Point
+from repo.queries.selection import Selection, Summary
+
+__all__ = ["Brought", "Extent", "extents", "present"]
+
+_NAME = "holdfast_brought"
+
+
+class Brought(Protocol):
+    """Points that are brought: as something that the engine's driver can register, or their identities."""
+
+    def table(self) -> Any:
+        """Return them with the columns of a stored point but seq."""
+
+    def identities(self) -> Iterable[tuple[str, str, int]]:
+        """Return sensor, metric and time in µs of each."""
+
+
+def present(
+    connection: Connection,
+    known: Mapping[tuple[str, str], Summary],
+    spans: Mapping[tuple[str, str], tuple[int, int]],
+    brought: Brought,
+) -> int:
+    """Return how many of the brought points have the series and time of a stored one.
+
+    `known` are the summaries of what is stored, and `spans` the first and last time of each series that is brought.
+    Distinct identities are counted once.
+    """
+    met = [
+        (max(first_us, known[pair].first_us), min(last_us, known[pair].last_us))
+        for pair, (first_us, last_us) in spans.items()
+        if pair in known
+    ]
+    met = [(low, high) for low, high in met if low <= high]
+    if not met:
+        return 0
+    low, high = min(low for low, _ in met), max(high for _, high in met)
+    if traits_of(connection).name == "duckdb":
+        return _joined(connection, low, high, brought)
+    return _sought(connection, low, high, brought)
+
+
+def _joined(connection: Connection, low: int, high: int, brought: Brought) -> int:
+    driver: Any = connection.connection.driver_connection
+    driver.register(_NAME, brought.table())
+    try:
+        [(count,)] = connection.exec_driver_sql(
+            f"SELECT count(DISTINCT p.rowid) FROM {_NAME} AS b JOIN time_series_data AS p ON "
+            "b.sensor_id = p.sensor_id AND b.metric_name = p.metric_name AND b.timestamp_us = p.timestamp_us "
+            f"WHERE p.timestamp_us BETWEEN {low:d} AND {high:d}"
+        ).all()
+    finally:
+        driver.unregister(_NAME)
+    return int(count)
+
+
+def _sought(connection: Connection, low: int, high: int, brought: Brought) -> int:
+    driver: Any = connection.connection.driver_connection
+    sql = "SELECT 1 FROM time_series_data WHERE sensor_id = ? AND metric_name = ? AND timestamp_us = ?"
+    return sum(
+        driver.execute(sql, identity).fetchone() is not None
+        for identity in brought.identities()
+        if low <= identity[2] <= high
+    )
+
+
+_c: Any = Point.__table__.c
+
+
+class Extent(NamedTuple):
+    """Points of one series; times in µs since 1970 UTC."""
+
+    sensor_id: str
+    metric_name: str
+    points: int
+    unsent: int
+    """How many of them lie past the seq that was asked for."""
+    first_us: int
+    last_us: int
+
+
+def extents(
+    connection: Connection, selection: Selection, known: Iterable[tuple[str, str]], sent_through: int | None
+) -> list[Extent]:
+    """Count the stored points of a selection by series, in order of names; series without one are left out.
+
+    `sent_through` is the seq through which everything was sent; None where nothing is to be sent.
+    """
+    waits = false() if sent_through is None else _c.seq > sent_through
+    unsent = func.count(case((waits, 1)))
+    query = select(
+        _c.sensor_id,
+        _c.metric_name,
+        func.count(),
+        unsent,
+        func.min(_c.timestamp_us),
+        func.max(_c.timestamp_us),
+    ).group_by(_c.sensor_id, _c.metric_name)
+    known = list(known)
+    return sorted(
+        Extent(*row)
+        for piece in selection.pieces(known)
+        for row in connection.execute(query.where(piece.where(Point, known)))
+    )

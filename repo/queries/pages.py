@@ -1,0 +1,157 @@
+"""Pages: cuts a long result into pieces that a short transaction can read. Opens and commits nothing.
+
+A range is cut by time, a delivery by seq, never by `ORDER BY ... LIMIT`: each piece costs what it holds,
+because both engines find their way by time and by seq, and nothing larger than a piece is ever sorted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from operator import itemgetter
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import Connection
+
+from repo.engines.registry import traits_of
+from repo.queries import point_sql
+from repo.queries.point_sql import Query
+from repo.queries.selection import Selection, Summary
+
+__all__ = ["Form", "Pages", "Rows", "SeqPages", "TimePages"]
+
+Known = Mapping[tuple[str, str], Summary]
+Page = TypeVar("Page")
+
+_FILL = 0.75
+"""How full a page is meant to be: series are denser at some times than at others."""
+
+_STEP = 4
+"""How much wider or narrower the next piece may be."""
+
+
+class Form(Protocol[Page]):
+    """In what shape a page comes: rows, or the columns of one package or another."""
+
+    numbered: bool
+    """Whether names may come as numbers."""
+
+    def fetch(self, connection: Connection, query: Query, most: int) -> Page | None:
+        """Run the query; None where it has more than `most` rows (-1: any number will do)."""
+
+    def size(self, page: Page) -> int:
+        """Return its number of rows."""
+
+
+class Pages(Protocol):
+    """What is left of a result."""
+
+    @property
+    def done(self) -> bool:
+        """Whether there is no more."""
+
+    def step(self, connection: Connection, known: Known, form: Form[Page]) -> Page | None:
+        """Read the next page; None where it would be empty or too large: ask again."""
+
+
+class Rows:
+    """Pages as lists of the driver's plain tuples: all columns of the table or, of one series, its readings alone."""
+
+    numbered = False  # putting the names back would cost more than fetching them as texts
+
+    def fetch(self, connection: Connection, query: Query, most: int) -> list[Any] | None:
+        """Run the query; None where it has more than `most` rows."""
+        rows: list[Any] = traits_of(connection).rows(connection, query.statement, most + (most >= 0))
+        if 0 <= most < len(rows):
+            return None
+        if query.sorted_by is not None:
+            rows.sort(key=itemgetter(-1 if query.sorted_by == "seq" else 0))
+        return rows
+
+    def size(self, page: list[Any]) -> int:
+        """Return its number of rows."""
+        return len(page)
+
+
+class TimePages:
+    """The selected points in order of time, then names, in pages of about `rows` at most.
+
+    What has one and the same moment is never torn apart, however much it is.
+    """
+
+    def __init__(self, selection: Selection, rows: int) -> None:
+        self._rest = selection
+        self._rows = rows
+        self._width_us: int | None = None
+        self.done = False
+
+    def step(self, connection: Connection, known: Known, form: Form[Page]) -> Page | None:
+        """Read the next page; None where it would be empty or too large: ask again."""
+        points, first_us, last_us = self._totals(known)
+        # What is known only says where to cut: the first and the last piece are as open as what was asked for.
+        start_us = first_us if self._rest.start_us is None else max(first_us, self._rest.start_us)
+        end_us = last_us + 1 if self._rest.end_us is None else min(last_us + 1, self._rest.end_us)
+        if self._width_us is None and points > self._rows:
+            self._width_us = max(1, int((last_us + 1 - first_us) / points * self._rows * _FILL))
+        is_last = self._width_us is None or start_us + self._width_us >= end_us
+        piece, span_us = self._rest, end_us - start_us
+        if not is_last and self._width_us is not None:
+            piece, span_us = replace(piece, end_us=start_us + self._width_us), self._width_us
+        most = self._rows if span_us > 1 else -1
+        query = point_sql.in_time(connection, piece, known, numbered=form.numbered)
+        page = form.fetch(connection, query, most)
+        if page is None:
+            self._width_us = max(1, span_us // _STEP)
+            return None
+        size = form.size(page)
+        self.done = is_last
+        if not is_last:
+            self._rest = replace(self._rest, start_us=piece.end_us)
+            grown = self._rows * _FILL / size if size else _STEP
+            self._width_us = max(1, int(span_us * min(_STEP, max(1 / _STEP, grown))))
+        return page if size else None
+
+    def _totals(self, known: Known) -> tuple[int, int, int]:
+        """Return how many points the selected series have, at all times, and the first and last of these."""
+        rest = self._rest
+        if rest.exact is not None:
+            chosen = [known[rest.exact]] if rest.exact in known else []
+        else:
+            chosen = [summary for pair, summary in known.items() if rest.names(*pair)]
+        if not chosen:
+            return 0, 0, 0
+        return (
+            sum(summary.points for summary in chosen),
+            min(summary.first_us for summary in chosen),
+            max(summary.last_us for summary in chosen),
+        )
+
+
+class SeqPages:
+    """The points past a seq in order of seq, in pages of at most `rows`.
+
+    Seqs have gaps (overwritten and deleted points); where a piece is all gap the next one is wider.
+    """
+
+    def __init__(self, after: int, rows: int, through: int) -> None:
+        self._after = after
+        self._rows = self._width = rows
+        self._through = through
+
+    @property
+    def done(self) -> bool:
+        """Whether there is no more."""
+        return self._after >= self._through
+
+    def step(self, connection: Connection, known: Known, form: Form[Page]) -> Page | None:
+        """Read the next page; None where it would be empty or too large: ask again."""
+        through = min(self._after + self._width, self._through)
+        query = point_sql.in_seq(connection, self._after, through, known, numbered=form.numbered)
+        page = form.fetch(connection, query, self._rows)
+        if page is None:
+            self._width = self._rows
+            return None
+        self._after = through
+        size = form.size(page)
+        self._width = self._rows if size else self._width * _STEP
+        return page if size else None

@@ -1,0 +1,130 @@
+"""Rows of points: the named row, the dicts that callers get, and the way from one to the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+from repo.times import to_datetime, to_datetimes
+from repo.values import Batch
+
+__all__ = [
+    "PointDict",
+    "Row",
+    "parsed_metadata",
+    "point_dict",
+    "point_dicts",
+    "range_dicts",
+    "rows_of",
+    "seq_dicts",
+]
+
+PointDict = dict[str, Any]
+"""Keys: sensor_id, metric_name, timestamp (aware UTC datetime), timestamp_us, value (number, text or None),
+quality, metadata (dict or None)."""
+
+
+def rows_of(batch: Batch, first_seq: int) -> Iterator[Row]:
+    """Yield the rows of a batch as they are stored, numbered from `first_seq`.
+
+    They are plain tuples in the order of `Row`: making the named ones would cost more than all the rest.
+    """
+    sensors = [sensor for sensor, _ in batch.series]
+    metrics = [metric for _, metric in batch.series]
+    texts, metadata = batch.texts, batch.metadata
+    rows = range(len(batch))
+    columns = zip(
+        map(sensors.__getitem__, batch.codes),
+        map(metrics.__getitem__, batch.codes),
+        batch.timestamps_us,
+        [None if value != value else value for value in batch.values],
+        map(texts.get, rows) if texts else [None] * len(batch),
+        [batch.qualities] * len(batch) if isinstance(batch.qualities, int) else batch.qualities,
+        map(metadata.get, rows) if metadata else [None] * len(batch),
+        range(first_seq, first_seq + len(batch)),
+        strict=True,
+    )
+    return cast("Iterator[Row]", columns)
+
+
+def point_dict(row: Any) -> PointDict:
+    """Return a stored row as an application sees it."""
+    sensor_id, metric_name, timestamp_us, value, text, quality, metadata = row[:7]
+    return {
+        "sensor_id": sensor_id,
+        "metric_name": metric_name,
+        "timestamp": to_datetime(timestamp_us),
+        "timestamp_us": timestamp_us,
+        "value": value if text is None else text,
+        "quality": quality,
+        "metadata": None if metadata is None else parsed_metadata(metadata),
+    }
+
+
+def point_dicts(rows: Sequence[Sequence[Any]]) -> list[PointDict]:
+    """Return many stored rows, all columns of the table, as `point_dict` does, but quicker."""
+    moments = to_datetimes([row[2] for row in rows])
+    return [
+        {
+            "sensor_id": sensor_id,
+            "metric_name": metric_name,
+            "timestamp": moment,
+            "timestamp_us": timestamp_us,
+            "value": value if text is None else text,
+            "quality": quality,
+            "metadata": None if metadata is None else parsed_metadata(metadata),
+        }
+        for (sensor_id, metric_name, timestamp_us, value, text, quality, metadata, _), moment in zip(
+            rows, moments, strict=True
+        )
+    ]
+
+
+def range_dicts(rows: Sequence[Sequence[Any]], series: tuple[str, str] | None) -> list[PointDict]:
+    """Return the rows of a range as applications see them; those of one `series` are without names and seq."""
+    if series is None:
+        return point_dicts(rows)
+    sensor_id, metric_name = series
+    moments = to_datetimes([row[0] for row in rows])
+    return [
+        {
+            "sensor_id": sensor_id,
+            "metric_name": metric_name,
+            "timestamp": moment,
+            "timestamp_us": timestamp_us,
+            "value": value if text is None else text,
+            "quality": quality,
+            "metadata": None if metadata is None else parsed_metadata(metadata),
+        }
+        for (timestamp_us, value, text, quality, metadata), moment in zip(rows, moments, strict=True)
+    ]
+
+
+def seq_dicts(rows: Sequence[Sequence[Any]]) -> list[PointDict]:
+    """Return rows as applications see them, each with its seq."""
+    points = point_dicts(rows)
+    for point, row in zip(points, rows, strict=True):
+        point["seq"] = row[7]
+    return points
+
+
+def parsed_metadata(metadata: str) -> Any:
+    """Return the metadata of a stored row as it was given."""
+    try:
+        return json.loads(metadata)
+    except ValueError:
+        return metadata  # legacy rows hold any text
+
+
+class Row(NamedTuple):
+    """One point as it is stored, in the order of the table's columns."""
+
+    sensor_id: str
+    metric_name: str
+    timestamp_us: int
+    value: float | None
+    value_text: str | None
+    quality: int | None
+    metadata: str | None
+    seq: int | None

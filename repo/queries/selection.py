@@ -1,0 +1,249 @@
+"""Selections: which series and which span a query or a delete means, and the least SQL for it. Reads no table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, and_, false, true
+
+from repo.engines.base import Traits
+from repo.errors import InvalidQuery
+from repo.models import Point
+from repo.times import bound_us, to_datetime
+
+__all__ = ["Known", "Names", "Scope", "Selection", "Summary", "Time", "chosen_names", "select_points"]
+
+Names = str | Sequence[str] | None
+"""None is every name; a text with `*`, `?` or `[` is a glob; any other text, and each of a list, is exact."""
+
+MOST_NAMES = 20_000
+"""The most names of one statement: SQLite takes at most 32,766 parameters."""
+
+Time = float | datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Series by sensor and metric names, and a span [start_us, end_us); None leaves a side open."""
+
+    sensor_id: str | tuple[str, ...] | None = None
+    metric_name: str | tuple[str, ...] | None = None
+    start_us: int | None = None
+    end_us: int | None = None
+
+    @classmethod
+    def of(
+        cls, sensor_id: Names, metric_name: Names, start_us: int | None = None, end_us: int | None = None
+    ) -> Selection:
+        """Check what a caller gave; raises `InvalidQuery` for names that are no text, or too many."""
+        selection = cls(_names(sensor_id, "sensor_id"), _names(metric_name, "metric_name"), start_us, end_us)
+        lists = [names for names in (selection.sensor_id, selection.metric_name) if isinstance(names, tuple)]
+        _refuse_too_many(sum(map(len, lists)))
+        return selection
+
+    @property
+    def exact(self) -> tuple[str, str] | None:
+        """The one series that is meant, if names alone say so."""
+        names = (self.sensor_id, self.metric_name)
+        sensor, metric = names
+        if isinstance(sensor, str) and isinstance(metric, str) and not any(map(_is_glob, names)):
+            return sensor, metric
+        return None
+
+    @property
+    def named(self) -> bool:
+        """Whether all series that are meant are given by their names."""
+        return not any(names is None or _is_glob(names) for names in (self.sensor_id, self.metric_name))
+
+    def names(self, sensor_id: str, metric_name: str) -> bool:
+        """Say whether the series is selected."""
+        return _matches(self.sensor_id, sensor_id) and _matches(self.metric_name, metric_name)
+
+    def chosen(self, known: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return those of the known series that are selected, in order of their names."""
+        pairs = list(known)
+        sensors = chosen_names(self.sensor_id, {s for s, _ in pairs})
+        metrics = chosen_names(self.metric_name, {m for _, m in pairs})
+        return sorted(pair for pair in pairs if pair[0] in sensors and pair[1] in metrics)
+
+    def spans(self, timestamp_us: int) -> bool:
+        """Say whether the time is selected."""
+        return (self.start_us is None or timestamp_us >= self.start_us) and (
+            self.end_us is None or timestamp_us < self.end_us
+        )
+
+    def where(self, table: Any, known: Iterable[tuple[str, str]]) -> ColumnElement[bool]:
+        """Build the condition on a table of points; globs are resolved among the `known` series.
+
+        So the engines only ever compare names for equality: their own globs differ in details.
+        """
+        parts: list[ColumnElement[bool]] = []
+        known = list(known) if _is_glob(self.sensor_id) or _is_glob(self.metric_name) else ()
+        listed = 0
+        for column, wanted, found in (
+            (table.sensor_id, self.sensor_id, {s for s, _ in known}),
+            (table.metric_name, self.metric_name, {m for _, m in known}),
+        ):
+            if wanted is None:
+                continue
+            if isinstance(wanted, str) and not _is_glob(wanted):
+                parts.append(column == wanted)
+                continue
+            chosen = sorted(n for n in found if _matches(wanted, n)) if isinstance(wanted, str) else wanted
+            listed += len(chosen)
+            _refuse_too_many(listed)
+            parts.append(column.in_(chosen) if chosen else false())
+        if self.start_us is not None:
+            parts.append(table.timestamp_us >= self.start_us)
+        if self.end_us is not None:
+            parts.append(table.timestamp_us < self.end_us)
+        return and_(true(), *parts)
+
+    def pieces(self, known: Iterable[tuple[str, str]]) -> Iterator[Selection]:
+        """Yield selections that together mean the same, however many `known` names the globs match."""
+        known = list(known)
+        for sensors in _pieces(self.sensor_id, {s for s, _ in known}):
+            for metrics in _pieces(self.metric_name, {m for _, m in known}):
+                yield replace(self, sensor_id=sensors, metric_name=metrics)
+
+    def to_json(self) -> bytes:
+        """Return the form that a journal row keeps."""
+        return json.dumps(
+            [self.sensor_id, self.metric_name, self.start_us, self.end_us], ensure_ascii=False
+        ).encode()
+
+    @classmethod
+    def from_json(cls, payload: bytes) -> Selection:
+        """Read the form that a journal row keeps."""
+        sensor_id, metric_name, start_us, end_us = json.loads(payload)
+        return cls(
+            tuple(sensor_id) if isinstance(sensor_id, list) else sensor_id,
+            tuple(metric_name) if isinstance(metric_name, list) else metric_name,
+            start_us,
+            end_us,
+        )
+
+
+def _names(names: Names, field: str) -> str | tuple[str, ...] | None:
+    if names is None or isinstance(names, str):
+        return names if names is None else _encodable(names, field)
+    if isinstance(names, bytes) or not isinstance(names, Iterable):
+        raise InvalidQuery(f"{field}: a name, a glob, a list of names or None, not {type(names).__name__}")
+    listed = tuple(dict.fromkeys(names))
+    for name in listed:
+        if not isinstance(name, str):
+            raise InvalidQuery(f"{field}: every name is a text, not {type(name).__name__}")
+        _encodable(name, field)
+    return listed
+
+
+def _encodable(name: str, field: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidQuery(f"{field}: {name[:40]!r} holds a lone surrogate, which no name does") from error
+    return name
+
+
+def _refuse_too_many(names: int) -> None:
+    if names > MOST_NAMES:
+        raise InvalidQuery(f"{names} names are selected: at most {MOST_NAMES} in one call; narrow it")
+
+
+def _pieces(wanted: str | tuple[str, ...] | None, found: set[str]) -> list[Any]:
+    if not _is_glob(wanted):
+        return [wanted]
+    chosen = sorted(name for name in found if _matches(wanted, name))
+    step = MOST_NAMES // 2
+    return [tuple(chosen[start : start + step]) for start in range(0, len(chosen), step)]
+
+
+def chosen_names(wanted: Names, found: set[str]) -> set[str]:
+    """Return those of the names found that are wanted."""
+    if wanted is not None and not isinstance(wanted, str):
+        return found.intersection(wanted)
+    return {name for name in found if _matches(wanted, name)}
+
+
+def _is_glob(names: str | tuple[str, ...] | None) -> bool:
+    return isinstance(names, str) and any(sign in names for sign in "*?[")
+
+
+def _matches(wanted: str | tuple[str, ...] | None, name: str) -> bool:
+    if wanted is None:
+        return True
+    if isinstance(wanted, tuple):
+        return name in wanted
+    return fnmatchcase(name, wanted) if _is_glob(wanted) else name == wanted
+
+
+class Summary(NamedTuple):
+    """How many points a series has, since when, and the newest one."""
+
+    points: int
+    first_us: int
+    last_us: int
+    last_value: float | None
+    last_value_text: str | None
+    last_quality: int | None
+    last_metadata: str | None
+    last_seq: int | None
+
+
+def select_points(sensor_id: Names, metric_name: Names, start: Time, end: Time) -> Selection:
+    """Return the selection that a caller's names and times mean; raises `InvalidQuery`.
+
+    A start after the end is a mistake, and most likely both were swapped; equal ones are an empty span.
+    """
+    start_us = None if start is None else bound_us(start, "start")
+    end_us = None if end is None else bound_us(end, "end")
+    if start_us is not None and end_us is not None and start_us > end_us:
+        first, last = (to_datetime(us).isoformat() for us in (start_us, end_us))
+        raise InvalidQuery(f"start, {first}, lies after end, {last}: nothing is in between; swap them?")
+    return Selection.of(sensor_id, metric_name, start_us, end_us)
+
+
+Pair = tuple[str, str]
+Known = Mapping[Pair, Summary]
+"""The summaries of all series that have points."""
+
+_c: Any = Point.__table__.c
+
+
+class Scope:
+    """Some of the known series, as names to compare and to group by.
+
+    DuckDB reads a column for each name that is compared or grouped by, so it gets no more of them than tell
+    these series from the others. Tables that are keyed by series get every name, and find the rows by it.
+    """
+
+    def __init__(self, traits: Traits, known: Known, pairs: Iterable[Pair]) -> None:
+        self.pairs = list(pairs)
+        sensors, metrics = ({pair[at] for pair in self.pairs} for at in (0, 1))
+        chosen = set(self.pairs)
+        others = [pair for pair in known if pair not in chosen]
+        by_metric = any(sensor in sensors for sensor, _ in others)
+        by_sensor = any(metric in metrics for _, metric in others) or (bool(others) and not by_metric)
+        few = traits.keyed_by_series and len(sensors) + len(metrics) <= MOST_NAMES
+        self._sensors = tuple(sorted(sensors)) if by_sensor or few else None
+        self._metrics = tuple(sorted(metrics)) if by_metric or few else None
+        self.sensor = next(iter(sensors)) if len(sensors) == 1 else None
+        self.metric = next(iter(metrics)) if len(metrics) == 1 else None
+
+    @property
+    def keys(self) -> list[ColumnElement[Any]]:
+        """The names that differ among these series, as columns."""
+        return [
+            column
+            for column, same in ((_c.sensor_id, self.sensor), (_c.metric_name, self.metric))
+            if same is None
+        ]
+
+    def where(self, start_us: int | None, end_us: int | None) -> ColumnElement[bool]:
+        """Return the condition that a point is of these series and in [start_us, end_us)."""
+        return Selection(self._sensors, self._metrics, start_us, end_us).where(Point, ())

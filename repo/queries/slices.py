@@ -1,0 +1,116 @@
+"""Slices: the points of a span in order of series, then time, as exports write them. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from repo.engines.registry import traits_of
+from repo.models import Point
+from repo.queries.selection import Selection
+
+__all__ = ["SliceReader", "slices_on", "span_of"]
+
+_c: Any = Point.__table__.c
+_UNNAMED = ", ".join(f'"{column.name}"' for column in _c if column.name not in ("sensor_id", "metric_name"))
+_NAMED = f"sensor_id, metric_name, {_UNNAMED}"
+
+_PLAIN_BYTES = 40
+"""What a point takes in memory, as columns, without its texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class SliceReader:
+    """How one engine reads spans of a selection of series, on a connection of its own."""
+
+    count: Callable[[Selection], int]
+    """How many points there are."""
+    weight: Callable[[Selection], int]
+    """How many points there are, or how many plain ones would be as large, if their texts are long."""
+    last_seq: Callable[[Selection], int | None]
+    """The largest seq of theirs; None if none has one."""
+    first: Callable[[Selection], int | None]
+    """The time of the first of them."""
+    rows: Callable[[Selection], Sequence[Any]]
+    """All of them."""
+    columns: Callable[[Selection], Any] | None
+    """All of them, as an object with `__arrow_c_stream__`: `series` is the place of the names in the list of series.
+    None where the engine has no columns."""
+
+
+def slices_on(connection: Connection, series: Sequence[tuple[str, str]]) -> SliceReader:
+    """Return the reader for the engine under this connection; `series` are those that are read, in their order."""
+    reader = _scanned if traits_of(connection).name == "duckdb" else _sought
+    return reader(connection, series)
+
+
+def _scanned(connection: Connection, series: Sequence[tuple[str, str]]) -> SliceReader:
+    """By scans, which skip what lies outside the span."""
+    driver: Any = connection.connection.driver_connection
+
+    def read(selection: Selection, columns: str) -> Any:
+        # A number sorts three times faster than names, and is lighter to carry.
+        return driver.sql(
+            f"SELECT {columns} FROM time_series_data JOIN (SELECT unnest(?) AS sensor_id, unnest(?) AS metric_name, "
+            f"unnest(range({len(series):d}))::INTEGER AS series) USING (sensor_id, metric_name) "
+            f"WHERE true{_within(selection)} ORDER BY series, timestamp_us",
+            params=[[sensor for sensor, _ in series], [metric for _, metric in series]],
+        )
+
+    def one(of: Any, selection: Selection) -> Any:
+        return connection.execute(select(of).where(selection.where(Point, series))).scalar_one()
+
+    def weight(selection: Selection) -> int:
+        texts = (func.coalesce(func.sum(func.strlen(text)), 0) for text in (_c.value_text, _c.metadata))
+        return int(one(func.greatest(func.count(), sum(texts) // _PLAIN_BYTES), selection))
+
+    return SliceReader(
+        count=lambda selection: int(one(func.count(_c.timestamp_us), selection)),
+        weight=weight,
+        last_seq=lambda selection: one(func.max(_c.seq), selection),
+        first=lambda selection: one(func.min(_c.timestamp_us), selection),
+        rows=lambda selection: read(selection, _NAMED).fetchall(),
+        columns=lambda selection: read(selection, f"series, {_UNNAMED}"),
+    )
+
+
+def _sought(connection: Connection, series: Sequence[tuple[str, str]]) -> SliceReader:
+    """By the key, a series after the other: any other way would read the whole table for each span."""
+    driver: Any = connection.connection.driver_connection
+
+    def each(what: str, selection: Selection, order: str = "") -> Iterator[Any]:
+        sql = f"SELECT {what} FROM time_series_data WHERE sensor_id = ? AND metric_name = ?{_within(selection)}{order}"
+        for pair in series:
+            yield from driver.execute(sql, pair).fetchall()
+
+    def rows(selection: Selection) -> Sequence[Any]:
+        return list(each(_NAMED, selection, " ORDER BY timestamp_us"))
+
+    def count(selection: Selection) -> int:
+        return sum(count for (count,) in each("count(*)", selection))
+
+    def first(selection: Selection) -> int | None:
+        firsts = [us for (us,) in each("min(timestamp_us)", selection) if us is not None]
+        return min(firsts, default=None)
+
+    def last_seq(selection: Selection) -> int | None:
+        return max((seq for (seq,) in each("max(seq)", selection) if seq is not None), default=None)
+
+    return SliceReader(count=count, weight=count, last_seq=last_seq, first=first, rows=rows, columns=None)
+
+
+def _within(selection: Selection) -> str:
+    """Return the SQL of the span, to follow another condition."""
+    return "".join(
+        f" AND timestamp_us {sign} {bound:d}"
+        for sign, bound in ((">=", selection.start_us), ("<", selection.end_us))
+        if bound is not None
+    )
+
+
+def span_of(selection: Selection, start_us: int, end_us: int) -> Selection:
+    """Return the same series in another span."""
+    return replace(selection, start_us=start_us, end_us=end_us)

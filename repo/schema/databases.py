@@ -1,0 +1,288 @@
+"""The databases that a migration or a run of `alembic` concerns, and how each is opened. Never runs a migration."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import Engine, inspect, make_url, select
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from repo.clock import Clock, system_clock
+from repo.engines.base import Backend
+from repo.engines.duckdb.backend import DuckDBBackend
+from repo.engines.registry import backend_for
+from repo.engines.sqlite import driver as sqlite
+from repo.errors import HoldfastError, StoreMissing
+from repo.files import StoreFiles
+from repo.lease import Lease
+from repo.models import StoreState
+from repo.schema.version import version_of
+from repo.settings import Settings
+
+__all__ = [
+    "DATABASES",
+    "REWRITE_FACTOR",
+    "Target",
+    "backend_of",
+    "find_targets",
+    "held",
+    "in_pieces",
+    "in_store",
+    "opened",
+    "typed",
+]
+
+DATABASES = ("timeseries", "metadata")
+"""The order of a run. The columns come first: a service that has them open is noticed before anything was
+changed, and metadata at the head, which a store looks at first, means that the columns are there too."""
+
+DEFAULT_STORE = "./data/buffer"
+
+_SETTINGS = ("store", "path", *(f"{database}.url" for database in DATABASES))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One database of a run: which one, on which engine, in which file."""
+
+    database: str
+    engine: Literal["sqlite", "duckdb"]
+    path: Path
+    files: StoreFiles | None = None
+    """Those of its store, where it was named by the store."""
+
+    def require(self, *, create: bool) -> None:
+        """Raise `StoreMissing` if there is no such file, or make its folder if the file is to be made."""
+        if create:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise HoldfastError(
+                    f"the folder of {self.path} cannot be made ({error.strerror}); name another one",
+                    path=self.path,
+                ) from error
+        elif not self.path.exists():
+            raise StoreMissing(
+                f"there is no {self.database} database at {self.path}; `alembic upgrade head` makes it, "
+                "`-x path=FOLDER` names another store",
+                path=self.path,
+            )
+
+    def wait_until_unused(self, head: str | None) -> None:
+        """Return when no other process has this SQLite file open; at once where it is at `head`, or not there.
+
+        Raises `StoreBusy` after the `lease_timeout_s` of its folder. Of DuckDB's files the opening says the same.
+        """
+        if self.engine != "sqlite" or not self.path.exists():
+            return
+        engine = sqlite.open_engine(self.path, looking=True)
+        try:
+            with engine.execution_options(**sqlite.READ).connect() as connection:
+                found = version_of(connection)
+        except SQLAlchemyError as error:
+            raise sqlite.typed_error(error, self.path) from error
+        finally:
+            engine.dispose()
+        if head is None or found != head:
+            sqlite.wait_until_unused(self.path, Settings.load(self.path.parent).lease_timeout_s)
+
+    @contextmanager
+    def opened(self) -> Iterator[Engine]:
+        """Open the database, creating the file if need be, and close it again."""
+        settings = Settings.load(self.path.parent)
+        if self.engine == "sqlite":
+            engine = sqlite.open_engine(self.path, busy_timeout_s=max(30.0, settings.busy_timeout_s))
+            try:
+                yield engine
+            finally:
+                engine.dispose()
+        else:
+            from repo.engines.duckdb import driver as duckdb
+
+            engine = duckdb.open_engine(
+                self.path,
+                memory_limit_bytes=settings.duckdb_memory_limit_bytes,
+                threads=settings.duckdb_threads,
+                temp_folder=self.path.with_name(self.path.name + ".tmp"),
+            )
+            try:
+                yield engine
+            finally:
+                duckdb.close_engine(engine)
+
+
+def find_targets(
+    arguments: Mapping[str, str], environment: Mapping[str, str], in_file: Mapping[str, str] | None = None
+) -> list[Target]:
+    """Resolve the databases of a run, in the order in which they are run.
+
+    `arguments` are Alembic's `-x` pairs: `store=metadata|timeseries` limits the run; `metadata.url=`,
+    `timeseries.url=` and `path=` (a store's folder) say where. Then comes the environment
+    (`HOLDFAST_METADATA_URL`, `HOLDFAST_TIMESERIES_URL`, `HOLDFAST_STORE`), then `in_file`, the same names in
+    alembic.ini; else it is ./data/buffer. In each of them a database's own URL comes before the folder. Opens
+    nothing but the metadata of a store. Raises `HoldfastError` for an unknown name or a URL of another engine.
+    """
+    for name, value in arguments.items():
+        if name not in _SETTINGS:
+            raise HoldfastError(f"there is no -x {name}=; there are {', '.join(_SETTINGS)}")
+        if not value:
+            raise HoldfastError(f"-x {name} says nothing; write -x {name}=VALUE")
+    only = arguments.get("store")
+    if only is not None and only not in DATABASES:
+        raise HoldfastError(f"-x store={only}: it is one of {', '.join(DATABASES)}")
+    surroundings = {
+        "path": environment.get("HOLDFAST_STORE", ""),
+        **{f"{name}.url": environment.get(f"HOLDFAST_{name.upper()}_URL", "") for name in DATABASES},
+    }
+    places = (arguments, surroundings, in_file or {}, {"path": DEFAULT_STORE})
+    return [_found(database, places) for database in DATABASES if only in (None, database)]
+
+
+def _found(database: str, places: Iterable[Mapping[str, str]]) -> Target:
+    for said in places:
+        if url := said.get(f"{database}.url"):
+            return _from_url(database, url)
+        if folder := said.get("path"):
+            return _in_folder(database, Path(folder).expanduser())
+    raise AssertionError("the default store is the last place")
+
+
+@contextmanager
+def held(targets: list[Target]) -> Iterator[None]:
+    """Hold the lease of each store concerned, so that no other process opens its columns meanwhile.
+
+    Raises `StoreBusy` when one is not handed over within the store's `lease_timeout_s`.
+    """
+    places = {
+        (target.files.folder, target.files.prefix) if target.files else (target.path.parent, "")
+        for target in targets
+    }
+    with ExitStack() as stack:
+        for folder, prefix in sorted(place for place in places if place[0].is_dir()):
+            lease = Lease(folder, system_clock, prefix=prefix)
+            stack.callback(lease.close)
+            lease.acquire(Settings.load(folder).lease_timeout_s, "alembic")
+        yield
+
+
+def _from_url(database: str, text: str) -> Target:
+    try:
+        url = make_url(text)
+    except ArgumentError as error:
+        raise HoldfastError(f"{text!r} is not the address of a {database} database: {error}") from error
+    engine = url.get_backend_name()
+    if not url.database or url.database.startswith((":memory:", "file:")):
+        raise HoldfastError(f"{text!r} names no file; use {engine}:///PATH")
+    if engine == "sqlite":
+        return Target(database, "sqlite", Path(url.database))
+    if engine == "duckdb" and database == "timeseries":
+        return Target(database, "duckdb", Path(url.database))
+    raise HoldfastError(f"{text!r}: a {database} database is never kept in {engine}")
+
+
+def _active_engine(metadata: Path) -> Literal["sqlite", "duckdb"] | None:
+    """Return the engine that a store says its columns are in; None where no store says anything yet."""
+    if not metadata.exists():
+        return None
+    engine = sqlite.open_engine(metadata, looking=True)
+    try:
+        with engine.execution_options(**sqlite.READ).connect() as connection:
+            if not inspect(connection).has_table(StoreState.__tablename__):
+                return None
+            found = connection.scalar(select(StoreState.engine))
+    except SQLAlchemyError as error:
+        raise sqlite.typed_error(error, metadata) from error
+    finally:
+        engine.dispose()
+    return "sqlite" if found == "sqlite" else "duckdb" if found == "duckdb" else None
+
+
+def _in_folder(database: str, folder: Path) -> Target:
+    return in_store(database, StoreFiles.of(folder))
+
+
+def in_store(database: str, files: StoreFiles) -> Target:
+    """Resolve one database of a store; its columns are those of the active engine, or of the file that is there.
+
+    Raises `HoldfastError` where that cannot be known.
+    """
+    if database == "metadata":
+        return Target(database, "sqlite", files.metadata, files)
+    columns, rows = files.duckdb, files.sqlite
+    active = _active_engine(files.metadata)
+    if active is not None:
+        return Target(database, active, files.columns(active), files)
+    if columns.exists() and rows.exists():
+        raise HoldfastError(
+            f"{files.folder} holds both {columns.name} and {rows.name}, and its metadata does not say which are its "
+            "points; move the other one away, or name the right one to `alembic` with -x timeseries.url=",
+            path=files.folder,
+        )
+    if rows.exists() or not (columns.exists() or importlib.util.find_spec("duckdb")):
+        return Target(database, "sqlite", rows, files)
+    return Target(database, "duckdb", columns, files)
+
+
+REWRITE_FACTOR = {"duckdb": 1.0, "sqlite": 3.5}
+"""What writing a table anew may take, by the size of the file; SQLite writes it to its log, too, and folds that."""
+
+
+def backend_of(target: Target, files: StoreFiles, settings: Settings, clock: Clock) -> Backend | None:
+    """Return the backend of columns, which sets no damaged log aside; None for the metadata, which have none."""
+    if target.database == "metadata":
+        return None
+    backend = backend_for(target.engine, files, settings, clock)
+    if isinstance(backend, DuckDBBackend):
+        backend.log_is_spare = False  # of the legacy program's log, no journal has anything
+    return backend
+
+
+@contextmanager
+def opened(
+    target: Target, backend: Backend | None, settings: Settings, *, looking: bool = False
+) -> Iterator[Engine]:
+    """Open it for the block; the caller holds the lease. Only columns have a backend."""
+    if backend is None:
+        engine = sqlite.open_engine(
+            target.path, busy_timeout_s=max(30.0, settings.busy_timeout_s), looking=looking
+        )
+        try:
+            yield engine
+        finally:
+            engine.dispose()
+    else:
+        engine = backend.open()
+        try:
+            yield engine
+        finally:
+            backend.close(engine)
+
+
+@contextmanager
+def typed(target: Target, backend: Backend | None) -> Iterator[None]:
+    """Translate what its engine raises."""
+    try:
+        yield
+    except HoldfastError:
+        raise
+    except Exception as error:
+        if backend is None:
+            raise sqlite.typed_error(error, target.path) from error
+        raise backend.typed_error(error) from error
+
+
+def in_pieces(total_bytes: int, progress: Callable[[int, int], object]) -> Callable[[int], None]:
+    """Return what is told the bytes of each piece of a job, and tells `progress` how many of how many are done."""
+    done_bytes = 0
+
+    def tell(piece_bytes: int) -> None:
+        nonlocal done_bytes
+        done_bytes = min(total_bytes, done_bytes + piece_bytes)
+        progress(done_bytes, total_bytes)
+
+    return tell

@@ -1,0 +1,137 @@
+"""Legacy records: restores their data, which the legacy program kept with points only.
+
+Works on two connections that the caller gives, both at the head; commits nothing and changes nothing but the data of
+records that are still pointers. A point's metadata may be any text: what does not say which record it belongs to is
+passed over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Container, Iterator
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, func, select
+
+from repo.models import Point
+from repo.repositories.pointers import PointerRepository
+from repo.repositories.records import data_text
+
+__all__ = ["Restored", "restore_records"]
+
+PAGE_POINTS = 10_000
+_TEXT_START = '{"record_id": "'
+_POINTER_KEYS = {"storage", "sensor_id", "metric"}
+_points: Any = Point.__table__
+
+
+class Restored(NamedTuple):
+    """What became of the pointers."""
+
+    records: int
+    """So many have their data back."""
+    orphans: int
+    """So many stay as they are: no point says what their data was."""
+
+
+def restore_records(
+    metadata: Connection, columns: Connection, progress: Callable[[int, int], object] = lambda _d, _t: None
+) -> Restored:
+    """Give the pointers the data of the points that name them, and remove the note that they stand.
+
+    Reads and writes in the transactions of the connections; both are begun. A record that several points name has the
+    data of the latest. In memory there is a page of points, and an entry for each pointer. `progress` is told
+    how many points were read that may name a record, of how many points there are.
+    """
+    pointers = PointerRepository(metadata)
+    # For each the time of the point that it has its data from.
+    resolved: dict[str, int | None] = {
+        record_id: None for record_id, data in pointers.texts() if _is_pointer(data)
+    }
+    if resolved:
+        total = int(columns.scalar(select(func.count()).select_from(_points)) or 0)
+        done = 0
+        for page in _pages(columns):
+            found: dict[str, str] = {}
+            for timestamp_us, text in page:
+                if _names_another(text, resolved):
+                    continue
+                original = _original(text)
+                if original is None or original[0] not in resolved:
+                    continue
+                record_id, data = original
+                before = resolved[record_id]
+                if before is None or before <= timestamp_us:
+                    resolved[record_id] = timestamp_us
+                    found[record_id] = data
+            pointers.resolve(found)
+            done += len(page)
+            progress(done, total)
+    pointers.forget()
+    orphans = sum(1 for timestamp_us in resolved.values() if timestamp_us is None)
+    return Restored(len(resolved) - orphans, orphans)
+
+
+def _may_name() -> Any:
+    """Build the condition on points: the metadata has the two words that are needed."""
+    text = _points.c.metadata
+    return text.contains('"record_id"') & text.contains('"original_data"')
+
+
+def _pages(columns: Connection) -> Iterator[list[tuple[int, str]]]:
+    query = select(_points.c.timestamp_us, _points.c.metadata).where(_may_name())
+    result = columns.execute(query)
+    cursor: Any = result.cursor  # past SQLAlchemy's rows
+    while page := cursor.fetchmany(PAGE_POINTS):
+        yield page
+    result.close()
+
+
+def _is_pointer(data: str) -> bool:
+    pointer = _parsed(data)
+    return (
+        isinstance(pointer, dict) and pointer.keys() == _POINTER_KEYS and pointer.get("storage") == "duckdb"
+    )
+
+
+def _names_another(text: str, wanted: Container[str]) -> bool:
+    """Say whether the text, if it is as the legacy program wrote it, names a record that is none of the wanted.
+
+    A tenth of the time of parsing it, and most points of a store are of records that were sent long ago.
+    """
+    if not text.startswith(_TEXT_START):
+        return False
+    end = text.find('"', len(_TEXT_START))
+    record_id = text[len(_TEXT_START) : end]
+    return "\\" not in record_id and record_id not in wanted
+
+
+def _original(text: str) -> tuple[str, str] | None:
+    """Return the record that the metadata of a point names, and its data as it is stored; None for any other text."""
+    told = _parsed(text)
+    if not isinstance(told, dict):
+        return None
+    record_id, data = told.get("record_id"), told.get("original_data")
+    if type(record_id) is int:  # a column of texts has made it one
+        record_id = str(record_id)
+    if not isinstance(record_id, str) or not isinstance(data, dict):
+        return None
+    try:
+        return record_id, _text(data)
+    except RecursionError:
+        return None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _text(data: dict[str, Any]) -> str:
+    """Write the data as `records.add` does, or, where that would refuse it, in the legacy program's letters."""
+    try:
+        return data_text(data)
+    except ValueError:  # NaN, or half of a surrogate pair: it is handed out as it was given
+        return json.dumps(data, separators=(",", ":"))

@@ -1,0 +1,90 @@
+"""Restoring a store: puts the newest backup of a migration back, under the lease. Never makes a backup.
+
+The files are copied beside those that they replace, and compared with the backup's manifest, before anything is
+replaced. From then on a note in the folder of the backups says so, and whoever comes next completes what was cut off.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+
+from repo import inuse
+from repo.clock import Clock, system_clock
+from repo.disk import refuse_full_disk
+from repo.engines.sqlite import driver as sqlite
+from repo.errors import StoreBusy, StoreCorrupt, StoreMissing
+from repo.files import StoreFiles
+from repo.lease import leased
+from repo.schema import backup as backups
+from repo.schema.backup import Backup
+from repo.schema.databases import in_pieces
+from repo.settings import Settings
+
+__all__ = ["finish_leased", "finish_restore", "restore_store"]
+
+log = logging.getLogger("holdfast.migrating")
+
+Progress = Callable[[int, int], object]
+
+
+def restore_store(
+    path: str | os.PathLike[str] | StoreFiles, progress: Progress = lambda _done, _total: None
+) -> Backup:
+    """Put the newest backup back, with everything as it was then; what was written since is gone.
+
+    Raises `StoreMissing` where there is no backup, `StoreCorrupt` where it is damaged, `StoreBusy`, `StoreFull`; then
+    nothing was changed. A restore that was killed is completed by the next opening. `path` is as that of
+    `migrate_store`.
+    """
+    files = path if isinstance(path, StoreFiles) else StoreFiles.of(os.path.realpath(path))
+    if not files.folder.is_dir():
+        raise StoreMissing(f"there is no store in {files.folder}", path=files.folder)
+    settings = Settings.load(files.folder)
+    with leased(files, settings.lease_timeout_s, system_clock, "restoring a backup"):
+        if not backups.is_restoring(files):
+            standing = backups.list_backups(files)
+            if not standing:
+                raise StoreMissing(f"there is no backup of the store in {files.folder}", path=files.folder)
+            _refuse_full_disk(files, standing[0])
+            _refuse_open(files, settings)
+            backups.prepare_restore(files, standing[0], in_pieces(standing[0].size_bytes, progress))
+            backups.begin_restore(files, standing[0])
+        return finish_leased(files, system_clock)
+
+
+def finish_restore(files: StoreFiles, settings: Settings, clock: Clock) -> None:
+    """Complete a restore that was cut off, if there is one."""
+    if backups.is_restoring(files):
+        with leased(files, settings.lease_timeout_s, clock, "restoring a backup"):
+            if backups.is_restoring(files):
+                finish_leased(files, clock)
+
+
+def finish_leased(files: StoreFiles, clock: Clock) -> Backup:
+    """Complete a restore that has begun; the caller holds the lease."""
+    restored = backups.finish_restore(files, clock())
+    log.warning("the backup %s was put back; what was written after it is gone", restored.folder)
+    return restored
+
+
+def _refuse_open(files: StoreFiles, settings: Settings) -> None:
+    """Raise `StoreBusy` while another program has a database open: what it writes would be lost with the old file."""
+    if files.metadata.exists():
+        try:
+            sqlite.wait_until_unused(files.metadata, settings.lease_timeout_s)
+        except StoreCorrupt:
+            log.info("%s is damaged, and is replaced", files.metadata)
+    shared = files.metadata.with_name(files.metadata.name + "-shm")
+    path = inuse.first_in_use((files.metadata, shared, files.duckdb, files.sqlite))
+    if path is not None:
+        raise StoreBusy(
+            f"{path} is open in a running program; nothing was changed. Stop it and try again", path=path
+        )
+
+
+def _refuse_full_disk(files: StoreFiles, backup: Backup) -> None:
+    """Raise `StoreFull` unless each disk has room for the copies; the old files stay until those are whole."""
+    wanted = [(backups.restored_file(files, saved).parent, saved.size_bytes) for saved in backup.saved]
+    refuse_full_disk(wanted, f"restoring {backup.folder}")

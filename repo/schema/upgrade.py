@@ -1,0 +1,258 @@
+"""Upgrading a store: brings the databases that it has to the head, under its lease. Never makes a database.
+
+The one road for the command and for opening: nothing is changed before it is known that no other process has the
+store open and that the disk has room, and a backup of both databases stands. A kill leaves each database at a whole
+revision; running again goes on from there, and keeps the backup that was made before the first change.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+from repo.clock import Clock, system_clock
+from repo.disk import refuse_full_disk
+from repo.engines.base import typed_errors
+from repo.engines.sqlite import driver as sqlite
+from repo.engines.sqlite.backend import SQLiteBackend
+from repo.errors import HoldfastError, InvalidSettings, StoreMissing, denied
+from repo.files import ENGINES, StoreFiles
+from repo.lease import leased
+from repo.repositories.pointers import PointerRepository
+from repo.schema import backup as backups
+from repo.schema import runner
+from repo.schema.backup import Backup
+from repo.schema.databases import in_pieces, opened, typed
+from repo.schema.legacy_records import Restored, restore_records
+from repo.schema.plan import DatabaseVersion, Found, Migration, Plan, PlannedStep, Planner
+from repo.schema.restore import finish_leased
+from repo.schema.version import HEAD, REVISIONS
+from repo.settings import Settings
+
+__all__ = [
+    "DatabaseVersion",
+    "Migration",
+    "PlannedStep",
+    "migrate_store",
+    "run",
+]
+
+log = logging.getLogger("holdfast.migrating")
+
+Progress = Callable[[int, int], object]
+
+
+def migrate_store(
+    path: str | os.PathLike[str] | StoreFiles,
+    *,
+    to: str = HEAD,
+    check: bool = False,
+    backup: bool = True,
+    force: bool = False,
+    progress: Progress = lambda _done, _total: None,
+) -> Migration:
+    """Bring the databases of the store to the revision `to`; with `check` only say what that would do.
+
+    `path` means the store as `Store` has it; where its files were found already, it is those.
+
+    No other process can have the columns open meanwhile: `StoreBusy` if one does not hand them over, or has the
+    metadata open. A file that is not there yet is made, at the head, when it is first needed. Raises `StoreFull`
+    with nothing changed unless the disk has room, or with `force` when it is full; `StoreMissing`, `SchemaTooNew`,
+    `MigrationFailed` or the engine's typed error: each database is then at the last revision that was completed.
+    `progress` is told how many of how many bytes are done.
+    """
+    if to not in REVISIONS:
+        raise InvalidSettings(f"there is no revision {to}; there are {', '.join(REVISIONS)}")
+    files = path if isinstance(path, StoreFiles) else StoreFiles.of(os.path.realpath(path))
+    columns = [file for file in map(files.columns, ENGINES) if file.exists()]
+    if not files.metadata.exists() and not (columns and files.apart):
+        alone = f"; if {columns[0].name} is the legacy program's, name it: --store FILE" if columns else ""
+        raise StoreMissing(
+            f"there is no store in {files.folder}; `holdfast init` makes one{alone}", path=files.folder
+        )
+    settings = Settings.load(files.folder)
+    with leased(files, settings.lease_timeout_s, system_clock, "migrating the store"):
+        return run(
+            files, settings, system_clock, to=to, check=check, backup=backup, force=force, progress=progress
+        )
+
+
+def run(
+    files: StoreFiles,
+    settings: Settings,
+    clock: Clock,
+    *,
+    to: str = HEAD,
+    check: bool = False,
+    backup: bool = True,
+    force: bool = False,
+    without_columns: bool = False,
+    progress: Progress = lambda _done, _total: None,
+) -> Migration:
+    """Do what `migrate_store` does; the caller holds the lease, and has both databases closed.
+
+    `without_columns` goes on without them where their engine is missing: they follow when it is there.
+    """
+    if backups.is_restoring(files):
+        finish_leased(files, clock)
+    return _Run(files, settings, clock, to).go(check, backup, force, without_columns, progress)
+
+
+class _Run:
+    def __init__(self, files: StoreFiles, settings: Settings, clock: Clock, to: str) -> None:
+        self._files = files
+        self._settings = settings
+        self._clock = clock
+        self._to = to
+
+    def go(
+        self, check: bool, backup: bool, force: bool, without_columns: bool, progress: Progress
+    ) -> Migration:
+        planner = Planner(self._files, self._settings, self._clock, self._to)
+        plan = planner.plan(backup=backup, without_columns=without_columns)
+        if check or not (plan.due or plan.adopts):
+            return plan.report
+        if plan.due and not plan.is_new:
+            self._make_sure(plan, force)
+        tell = in_pieces(plan.total_bytes, progress)
+        begun = self._back_up(plan, tell) if plan.backs_up else plan.begun
+        try:
+            databases = tuple(one.version(self._upgrade(one, tell)) for one in plan.found)
+        except HoldfastError as error:
+            if begun is not None:
+                error.add_note(
+                    f"each database is at a whole revision; the backup from before is {begun.folder}, and "
+                    f"`{self._files.command('migrate --restore')}` puts it back"
+                )
+            raise
+        report = replace(
+            plan.report,
+            databases=databases,
+            backup=begun.folder if begun is not None and plan.due else None,
+            nan_points=sum(one.nan_points for one in plan.found),
+        )
+        if plan.adopts:
+            report = self._adopted(report, plan.found, tell, lenient=without_columns)
+        progress(plan.total_bytes, plan.total_bytes)
+        return report
+
+    def _make_sure(self, plan: Plan, force: bool) -> None:
+        """Raise, before the first change, what would come in its way: an owner, another program, a full disk."""
+        _refuse_read_only(plan.due)
+        if any(one.database == "metadata" and not one.is_new for one in plan.due):
+            sqlite.wait_until_unused(self._files.metadata, self._settings.lease_timeout_s)
+        backups.discard_unfinished(self._files)
+        if not force:
+            refuse_full_disk(
+                plan.wanted,
+                "migrating the store",
+                "nothing was changed. Free some space and try again; "
+                f"`{self._files.command('migrate --no-backup')}` needs less, `--force` tries it all the same",
+            )
+
+    def _back_up(self, plan: Plan, tell: Callable[[int], object]) -> Backup:
+        found = [one for one in plan.found if not one.is_new]
+        for one in found:
+            if one.backend is not None and one.target.engine == "duckdb" and one.backend.log_bytes():
+                with (
+                    opened(one.target, one.backend, self._settings) as engine,
+                    typed(one.target, one.backend),
+                ):
+                    one.backend.checkpoint(engine)
+        made = backups.make(
+            self._files,
+            [(one.database, one.target.engine, one.target.path, one.before) for one in found],
+            self._to,
+            self._clock(),
+            tell,
+        )
+        backups.keep(self._files, self._settings.migration_backups)
+        log.info("a backup of both databases stands in %s", made.folder)
+        return made
+
+    def _upgrade(self, one: Found, tell: Callable[[int], object]) -> str | None:
+        at = one.before
+        # A new database goes up at one go: there is nothing to be given back between.
+        for step in one.steps[-1:] if one.is_new else one.steps:
+            log.info(
+                "revision %s on %s: %s rows (%s)",
+                step.revision,
+                one.target.path,
+                f"{step.rows:,}",
+                step.title,
+            )
+            # Closed after each: what a revision has let go of is given back before the next one begins.
+            with opened(one.target, one.backend, self._settings) as engine:
+                told: dict[str, int] = {}
+                at = runner.upgrade(
+                    engine, one.database, step.revision, path=one.target.path, told=told
+                ).after
+                one.nan_points += told.get("nan_points", 0)
+                if one.target.engine == "sqlite":
+                    sqlite.fold_wal(engine)
+            tell(one.size_bytes)
+        return at
+
+    # --- records of the legacy program ------------------------------------------------------------------------
+
+    def _adopted(
+        self, report: Migration, found: list[Found], tell: Callable[[int], object], *, lenient: bool
+    ) -> Migration:
+        """Restore the records that were kept with a point only, and say how many; where `lenient`, later will do."""
+        by_name = {one.database: one for one in found}
+        if "timeseries" not in by_name:
+            return report
+        size_bytes = by_name["timeseries"].size_bytes
+        told = 0
+
+        def tell_points(done: int, total: int) -> None:
+            nonlocal told
+            now = size_bytes * done // max(1, total)
+            tell(now - told)
+            told = now
+
+        try:
+            restored = self._restore(by_name["metadata"], by_name["timeseries"], tell_points)
+        except HoldfastError as error:
+            if not lenient:
+                raise
+            log.warning("records of the legacy program wait until their data is restored: %s", error)
+            return report
+        if restored.orphans:
+            log.warning(
+                "%s records of %s were kept with a point only, and no point has their data; they stay as they are",
+                f"{restored.orphans:,}",
+                self._files.metadata,
+            )
+        if restored.records:
+            log.info("%s records have their data back from their points", f"{restored.records:,}")
+        return replace(
+            report,
+            records_restored=restored.records,
+            records_without_original=restored.orphans,
+            records_waiting=0,
+        )
+
+    def _restore(self, metadata: Found, columns: Found, progress: Callable[[int, int], object]) -> Restored:
+        assert columns.backend is not None
+        with (
+            opened(columns.target, columns.backend, self._settings) as points,
+            opened(metadata.target, None, self._settings) as records,
+            typed_errors(columns.backend, SQLiteBackend(metadata.target.path, self._settings)),
+            points.connect().execution_options(**sqlite.READ) as read,
+        ):
+            with records.begin() as changed:
+                # Another process may have been quicker.
+                noted = PointerRepository(changed).noted()
+                restored = restore_records(changed, read, progress) if noted else Restored(0, 0)
+            sqlite.fold_wal(records)
+        return restored
+
+
+def _refuse_read_only(due: list[Found]) -> None:
+    """Raise before the first change if one of the files cannot be changed: the other would be at the head alone."""
+    for one in due:
+        if not os.access(one.target.path, os.W_OK):
+            raise denied(one.target.path, "it is not writable here", "nothing was changed")

@@ -1,0 +1,302 @@
+"""Moments in time: owns the way from callers' times to integer microseconds and back, never reads a clock.
+
+Everything inside is an integer of microseconds since 1970-01-01 UTC, from the year 1678 to the end of 2261.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta, tzinfo
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+from fractions import Fraction
+from itertools import repeat
+from math import isfinite, isnan
+from numbers import Integral, Rational, Real
+from typing import NamedTuple
+
+from repo.errors import InvalidPoint, InvalidQuery, Refusal
+
+__all__ = [
+    "EXACT_FLOAT_S",
+    "MAX_TIMESTAMP_US",
+    "MIN_TIMESTAMP_US",
+    "UNIX_EXPONENTS",
+    "Unfit",
+    "Width",
+    "bound_us",
+    "checked_us",
+    "local_us",
+    "moment_us",
+    "parse_duration_us",
+    "parse_time",
+    "parse_width",
+    "to_datetime",
+    "to_datetimes",
+    "to_us",
+]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND_US = 1_000_000
+_DAY_US = 86_400 * _SECOND_US
+
+MIN_TIMESTAMP_US = -9_214_560_000 * _SECOND_US
+"""1678-01-01T00:00:00Z, the first moment that may be stored (nanoseconds in 64 bits still hold it)."""
+
+MAX_TIMESTAMP_US = 9_214_646_400 * _SECOND_US - 1
+"""2261-12-31T23:59:59.999999Z, the last one."""
+
+EXACT_FLOAT_S = 2.0**32
+"""Below this (it is in 2106), `round(seconds * 1e6)` is the microsecond that was meant.
+
+There the float is off by at most 0.24 µs and the product by 0.25 µs: together less than half.
+"""
+
+_EXACT_FLOAT_US = int(EXACT_FLOAT_S) * _SECOND_US
+_MOST_DIGITS = 25
+_EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)
+_PLAUSIBLE_S = (315_532_800, MAX_TIMESTAMP_US // _SECOND_US)  # from 1980 on: what a mistaken unit may mean
+_UNITS_PER_S = (("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds", 10**9))
+
+UNIX_EXPONENTS = {"unix": 0, "unix_ms": -3, "unix_us": -6}
+"""The formats that count since 1970, and which power of ten a count is, in seconds."""
+
+
+class Unfit(ValueError):
+    """A value that cannot be stored; its text is the reason, without the name of the field."""
+
+
+def to_us(value: object, field: str = "timestamp") -> int:
+    """Return the moment of a point: int or float Unix seconds, or an aware datetime, as microseconds UTC.
+
+    Raises InvalidPoint, naming `field`, for a naive datetime, a bool, NaN, a text, or an absurd time.
+    """
+    try:
+        return moment_us(value)
+    except Unfit as fault:
+        raise InvalidPoint([Refusal(None, field, str(fault))]) from fault
+
+
+def bound_us(value: object, field: str) -> int:
+    """Return the bound of a query as microseconds UTC: what `to_us` does, but it raises InvalidQuery."""
+    try:
+        return moment_us(value)
+    except Unfit as fault:
+        raise InvalidQuery(f"{field}: {fault}") from fault
+
+
+def to_datetime(us: int) -> datetime:
+    """Return microseconds since 1970 UTC as an aware UTC datetime, exact to the microsecond."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+def to_datetimes(us: Sequence[int]) -> list[datetime]:
+    """Return many moments as `to_datetime` does, in a third of the time."""
+    if us and (min(us) < -_EXACT_FLOAT_US or max(us) > _EXACT_FLOAT_US):
+        return [to_datetime(moment) for moment in us]
+    return list(map(datetime.fromtimestamp, [moment / 1e6 for moment in us], repeat(UTC)))
+
+
+def moment_us(value: object) -> int:
+    """Return Unix seconds (any real number) or an aware datetime as microseconds; Unfit says why not."""
+    kind = type(value)
+    if kind is float:
+        return _float_seconds_us(value)  # type: ignore[arg-type]
+    if kind is int:
+        return _in_range(value * _SECOND_US, value)  # type: ignore[operator]
+    if isinstance(value, datetime):
+        return _datetime_us(value)
+    if isinstance(value, bool):
+        raise Unfit("is a bool, not a time")
+    if isinstance(value, str):
+        raise Unfit("is a text; give Unix seconds or an aware datetime")
+    if _is_span(value):
+        raise Unfit(f"is of type {kind.__name__}, a span of time, not a moment")
+    if isinstance(value, Integral):
+        return _in_range(int(value) * _SECOND_US, int(value))
+    if isinstance(value, Rational):
+        return _in_range(round(Fraction(value) * _SECOND_US), value)
+    if isinstance(value, Decimal):
+        return _decimal_seconds_us(value)
+    if isinstance(value, Real):
+        return _float_seconds_us(float(value))
+    raise Unfit(f"is of type {kind.__name__}; give Unix seconds or an aware datetime")
+
+
+def checked_us(value: object) -> int:
+    """Return integer microseconds since 1970 UTC if they are that and in range; Unfit says why not."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or _is_span(value):
+        raise Unfit(f"is of type {type(value).__name__}; give microseconds as an int")
+    us = int(value)
+    if MIN_TIMESTAMP_US <= us <= MAX_TIMESTAMP_US:
+        return us
+    if _PLAUSIBLE_S[0] <= us // 10**9 <= _PLAUSIBLE_S[1]:
+        raise Unfit(f"{_shown(us)} looks like nanoseconds; give microseconds since 1970 UTC")
+    raise Unfit(f"{_shown(us)} µs lies outside the years 1678 to 2261")
+
+
+def local_us(local: datetime, zone: tzinfo, *, fold: int | None = None) -> int:
+    """Return a naive local time of `zone` as microseconds UTC.
+
+    `fold` says which of two is meant when the clock was set back: 0 the earlier, 1 the later; None makes such
+    a time an error. A time that the clock skipped is always one. Errors are Unfit.
+    """
+    first, second = local.replace(tzinfo=zone, fold=0), local.replace(tzinfo=zone, fold=1)
+    before, after = first.utcoffset(), second.utcoffset()
+    if before == after or before is None or after is None:
+        return _datetime_us(first)
+    if before < after:
+        raise Unfit(f"{local} does not exist in {zone}: the clock was set forward over it")
+    if fold is None:
+        raise Unfit(f"{local} occurs twice in {zone}: the clock was set back; give it with its offset")
+    return _datetime_us(second if fold else first)
+
+
+def _float_seconds_us(seconds: float) -> int:
+    if -EXACT_FLOAT_S < seconds < EXACT_FLOAT_S:
+        return round(seconds * 1e6)
+    if not isfinite(seconds):
+        raise Unfit("is NaN, not a time" if isnan(seconds) else "is infinite, not a time")
+    return _in_range(round(Fraction(seconds) * _SECOND_US), seconds)
+
+
+def _decimal_seconds_us(seconds: Decimal) -> int:
+    if not seconds.is_finite():
+        raise Unfit(f"is {seconds}, not a time")
+    if seconds.adjusted() > _MOST_DIGITS:  # before any arithmetic: 1e999999999 would fill the memory
+        raise Unfit(f"{_shown(seconds)} s lies outside the years 1678 to 2261")
+    return _in_range(int(_EXACT.to_integral_value(_EXACT.scaleb(seconds, 6))), seconds)
+
+
+def _datetime_us(moment: datetime) -> int:
+    try:
+        span = moment - _EPOCH
+        us = span.days * _DAY_US + span.seconds * _SECOND_US + span.microseconds
+    except TypeError:
+        raise Unfit(
+            "is a datetime without a time zone; make it aware, e.g. with .replace(tzinfo=UTC)"
+        ) from None
+    except OverflowError:
+        raise Unfit(f"{moment} lies outside the years 1678 to 2261") from None
+    if type(us) is not int:  # pandas' NaT is a datetime whose parts are NaN
+        raise Unfit("is not a time")
+    if MIN_TIMESTAMP_US <= us <= MAX_TIMESTAMP_US:
+        return us
+    raise Unfit(f"{moment} lies outside the years 1678 to 2261")
+
+
+def _in_range(us: int, seconds: object) -> int:
+    if MIN_TIMESTAMP_US <= us <= MAX_TIMESTAMP_US:
+        return us
+    whole = us // _SECOND_US
+    for unit, per_s in _UNITS_PER_S:
+        if _PLAUSIBLE_S[0] <= whole // per_s <= _PLAUSIBLE_S[1]:
+            raise Unfit(f"{_shown(seconds)} looks like {unit}; give Unix seconds")
+    raise Unfit(f"{_shown(seconds)} s lies outside the years 1678 to 2261")
+
+
+def _is_span(value: object) -> bool:
+    """Tell NumPy's timedelta64, which passes for an integer."""
+    return getattr(getattr(value, "dtype", None), "kind", None) == "m"
+
+
+def _shown(number: object) -> str:
+    """A number short enough for a message; Python refuses to print an int of more than 4,300 digits."""
+    if isinstance(number, int) and number.bit_length() > 128:
+        return f"a number of {number.bit_length()} bits"
+    return str(number)[:40]
+
+
+# --- times and durations as text -----------------------------------------------------------------------
+
+_UNIT_US = {
+    "us": 1,
+    "ms": 1_000,
+    "s": _SECOND_US,
+    "m": 60 * _SECOND_US,
+    "h": 3_600 * _SECOND_US,
+    "d": _DAY_US,
+    "w": 7 * _DAY_US,
+}
+_MONTHS = {"mo": 1, "y": 12}
+_DURATION = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)(us|ms|[smhdw])")
+_CALENDAR = re.compile(r"([0-9]{1,18})(mo|y)")
+_RELATIVE = re.compile(r"(?:now)?([+-])([0-9.]+[a-z]+)")
+_UNIX_SECONDS = re.compile(r"[+-]?[0-9]+(?:\.[0-9]{0,9})?")
+_LIKE_A_DATE = re.compile(r"(?:19|20)[0-9]{2}(?:[01][0-9][0-3][0-9])?")
+_MAX_CHARS = 64
+_MOST_MONTHS = 584 * 12
+_TIME_FORMS = "ISO 8601 (2024-05-01T12:00Z), Unix seconds, now, or relative (-6h, now-15m)"
+
+
+def parse_duration_us(text: str) -> int:
+    """Return a duration such as `1m`, `1.5h` or `250ms` in microseconds; always positive.
+
+    Units: us, ms, s, m (minutes), h, d (24 hours), w. Raises InvalidQuery.
+    """
+    found = _DURATION.fullmatch(text.strip())
+    if not found:
+        raise InvalidQuery(f"{text[:40]!r} is no duration; write a number and one of us, ms, s, m, h, d, w")
+    us = Fraction(found[1]) * _UNIT_US[found[2]]
+    if us.denominator != 1 or us <= 0:
+        raise InvalidQuery(f"the duration {text[:40]!r} is not a positive number of whole microseconds")
+    if us > MAX_TIMESTAMP_US - MIN_TIMESTAMP_US:
+        raise InvalidQuery(f"the duration {text[:40]!r} is longer than time itself here (1678 to 2261)")
+    return int(us)
+
+
+class Width(NamedTuple):
+    """How wide buckets are: `us` microseconds, or `months` calendar months; the other is 0."""
+
+    us: int
+    months: int
+
+
+def parse_width(text: str) -> Width:
+    """Return the width of buckets: a duration as `parse_duration_us` reads it, or `1mo`, `3mo`, `1y`.
+
+    Months (mo) and years (y) are those of the calendar, in whole numbers. Raises InvalidQuery.
+    """
+    found = _CALENDAR.fullmatch(text.strip())
+    if not found:
+        try:
+            return Width(parse_duration_us(text), 0)
+        except InvalidQuery as error:
+            raise InvalidQuery(f"{error}; buckets also come in mo (months) and y (years)") from error
+    months = int(found[1]) * _MONTHS[found[2]]
+    if not 0 < months <= _MOST_MONTHS:
+        raise InvalidQuery(f"the width {text[:40]!r} is not between 1mo and {_MOST_MONTHS // 12}y")
+    return Width(0, months)
+
+
+def parse_time(text: str, *, now_us: int, zone: tzinfo = UTC) -> int:
+    """Return a time written by a person as microseconds UTC.
+
+    ISO 8601 with an offset, or local to `zone` without one; Unix seconds; `now`; `-6h`, `now-6h`, `+15m`.
+    `20240501` and `2024` could be a date or seconds, and are refused. Raises InvalidQuery.
+    """
+    given = text.strip()
+    try:
+        return _written_us(given, now_us, zone)
+    except Unfit as fault:
+        raise InvalidQuery(f"{given[:40]!r} {fault}") from fault
+
+
+def _written_us(given: str, now_us: int, zone: tzinfo) -> int:
+    if len(given) > _MAX_CHARS:
+        raise Unfit(f"is no time; write {_TIME_FORMS}")
+    if given == "now":
+        return now_us
+    relative = _RELATIVE.fullmatch(given)
+    if relative:
+        span_us = parse_duration_us(relative[2])
+        return checked_us(now_us + (span_us if relative[1] == "+" else -span_us))
+    if _LIKE_A_DATE.fullmatch(given):
+        raise Unfit("could be a date or Unix seconds; write 2024-05-01, or 20240501.0 for seconds")
+    if _UNIX_SECONDS.fullmatch(given):
+        return moment_us(Decimal(given))
+    try:
+        moment = datetime.fromisoformat(given)
+    except ValueError:
+        raise Unfit(f"is no time; write {_TIME_FORMS}") from None
+    return moment_us(moment) if moment.tzinfo is not None else local_us(moment, zone)

@@ -1,0 +1,1 @@
+"""Transfer: jobs that move points between a store and files."""

@@ -1,0 +1,339 @@
+"""Import: reads files and bundles of points into an open store. Validates every file before it stores a point.
+
+The look finds damage, missing columns and wrong types in any of the files, and then nothing is stored. After it the
+files are read again, a page at a time, and each page is written as a table.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+from repo.core.bulk import Bulk
+from repo.core.handle import Access
+from repo.core.tending import tended
+from repo.engines.registry import duckdb_is_installed
+from repo.errors import HoldfastError, InvalidQuery, Refusal, StoreCorrupt
+from repo.formats.arrays.tables import Held, HeldPages
+from repo.formats.compression import packing_of
+from repo.formats.files.formats import FileReader, Look, ReadPage
+from repo.formats.files.mapping import Plan, check_mapping, plan_of
+from repo.formats.files.ndjson import opened_ndjson
+from repo.formats.files.parquet import reader_here
+from repo.queries.counts import present
+from repo.repositories.series import SeriesRepository
+from repo.settings import Settings
+from repo.transfer.inputs import HEAD_BYTES, form_of
+from repo.transfer.sources import Source, sources_of
+from repo.values import KIND_NUMBER, KIND_TEXT
+
+__all__ = ["FileProgress", "Recovered", "Verified", "import_parquet", "verify_parquet"]
+
+log = logging.getLogger("holdfast.recovering")
+
+FileProgress = Callable[[int, int], object]
+"""Told how many rows were taken so far, of how many."""
+
+_MOST_PROBLEMS = 20
+_UNITS = {1_000_000: "seconds", 1_000: "milliseconds", 1: "microseconds"}
+
+_MOST_PAGES = 16
+"""Pages that become durable together, some four million points: a checkpoint for each would cost as much again."""
+
+
+@dataclass(slots=True)
+class _Counts:
+    read: int = 0
+    present: int = 0
+    duplicates: int = 0
+    nulls: int = 0
+    refused: int = 0
+    stored: int = 0
+    no_reading: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What became of the rows of an import; of a dry run, what would.
+
+    `read` is the sum of `stored`, `present`, `duplicates`, `nulls` and `refused`.
+    """
+
+    files: int
+    read: int
+    stored: int
+    """Rows that were written; with `on_conflict="overwrite"` also those over stored points, which change nothing
+    if they are equal."""
+    present: int
+    """Points of that series and time stood already, and stay (`on_conflict="keep"`)."""
+    duplicates: int
+    """Rows with the series and time of another one near them in the file, of which the last counts."""
+    nulls: int
+    """Rows without a sensor, a metric or a time."""
+    refused: int
+    """Rows that cannot be stored: see `problems`."""
+    no_reading: int
+    """Rows that name a point and have no reading for it; each is in one of the counts above, too."""
+    problems: tuple[str, ...]
+    """The first of the reasons, each with its file."""
+    verified: int
+    """How many of the files had a SHA-256, in a manifest or beside them; all of those were as it says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Files that were looked at and are in order; `verified` counts those that have a SHA-256."""
+
+    files: int
+    points: int
+    bytes: int
+    verified: int
+
+
+@dataclass(slots=True)
+class _Looked:
+    source: Source
+    plan: Plan
+    look: Look
+    bytes: int
+    verified: bool
+
+
+def import_parquet(
+    access: Access,
+    paths: Sequence[Path],
+    *,
+    on_conflict: Literal["keep", "overwrite"],
+    columns: Mapping[str, str] | None,
+    time_format: str,
+    dry_run: bool,
+    on_progress: FileProgress,
+) -> Recovered:
+    """See `Store.import_parquet`."""
+    if on_conflict not in ("keep", "overwrite"):
+        raise InvalidQuery(f"on_conflict = {on_conflict!r}: 'keep' or 'overwrite'")
+    mapping = check_mapping(columns, time_format)
+    looked = [_look(access.settings, source, mapping, time_format) for source in sources_of(paths)]
+    total = sum(one.look.rows for one in looked)
+    with tended(access.columns), closing(Bulk(access)) as bulk:
+        job = _Job(access, bulk, on_conflict, total, on_progress, dry_run=dry_run)
+        for one in looked:
+            job.run(one)
+    counts = job.counts
+    return Recovered(
+        files=len(looked),
+        read=counts.read,
+        stored=counts.stored,
+        present=counts.present,
+        duplicates=counts.duplicates,
+        nulls=counts.nulls,
+        refused=counts.refused,
+        no_reading=counts.no_reading,
+        problems=tuple(counts.problems),
+        verified=sum(one.verified for one in looked),
+    )
+
+
+def verify_parquet(
+    paths: Sequence[Path],
+    settings: Settings,
+    *,
+    columns: Mapping[str, str] | None = None,
+    time_format: str = "unix",
+) -> Verified:
+    """Look at every file as an import does, and touch no store. Raises what `Store.import_parquet` does."""
+    mapping = check_mapping(columns, time_format)
+    looked = [_look(settings, source, mapping, time_format) for source in sources_of(paths)]
+    return Verified(
+        files=len(looked),
+        points=sum(one.look.rows for one in looked),
+        bytes=sum(one.bytes for one in looked),
+        verified=sum(one.verified for one in looked),
+    )
+
+
+@contextmanager
+def _opened(settings: Settings, source: Source, descriptor: int) -> Iterator[FileReader]:
+    limit = settings.duckdb_memory_limit_bytes
+    head = os.pread(descriptor, HEAD_BYTES, 0)
+    is_ndjson = packing_of(head) is not None or form_of(head, source.path.name) == "ndjson"
+    opened = opened_ndjson if is_ndjson else reader_here
+    with opened(descriptor, source.path, limit, duckdb=duckdb_is_installed()) as reader:
+        yield reader
+
+
+def _look(settings: Settings, source: Source, mapping: Mapping[str, str], time_format: str) -> _Looked:
+    """Go through a whole file once: is it what was written, and will its columns do."""
+    with source.opened() as descriptor:
+        size = os.fstat(descriptor).st_size
+        verified = source.verify(descriptor)
+        with _opened(settings, source, descriptor) as reader:
+            plan = plan_of(
+                reader.types(),
+                mapping,
+                source.path,
+                accept_bool=settings.accept_bool,
+                time_format=time_format,
+            )
+            look = reader.look(plan)
+    if source.points is not None and look.rows != source.points:
+        raise StoreCorrupt(
+            f"{source.path} has {look.rows:,} points, and its manifest says {source.points:,}; nothing was stored",
+            path=source.path,
+        )
+    if plan.ignored:
+        log.warning("%s: not read: the columns %s", source.path, ", ".join(map(repr, plan.ignored)))
+    return _Looked(source, plan, look, size, verified)
+
+
+class _Job:
+    """One import, after the look."""
+
+    def __init__(
+        self,
+        access: Access,
+        bulk: Bulk,
+        on_conflict: Literal["keep", "overwrite"],
+        total: int,
+        on_progress: FileProgress,
+        *,
+        dry_run: bool,
+    ) -> None:
+        self._access = access
+        self._bulk = bulk
+        self._on_conflict = on_conflict
+        self._total = total
+        self._on_progress = on_progress
+        self._dry_run = dry_run
+        self._kinds: dict[tuple[str, str], str] = {}
+        self._under_way = 0
+        self._numbers: str | None = None
+        self._unit = ""
+        self._spans: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        self._overlaps = False
+        self.counts = _Counts()
+
+    def run(self, looked: _Looked) -> None:
+        """Take all rows of a file; an error has a note that says what was stored before it."""
+        time = looked.plan.types.get("timestamp")
+        plain = time is not None and time.family in ("integer", "float")
+        self._numbers = looked.plan.columns["timestamp"] if plain else None
+        self._unit = _UNITS[looked.plan.us_per_count]
+        try:
+            with (
+                looked.source.opened() as descriptor,
+                _opened(self._access.settings, looked.source, descriptor) as reader,
+            ):
+                pages = reader.pages(looked.plan, looked.look)
+                while (first := next(pages, None)) is not None:
+                    self._write(chain([first], islice(pages, _MOST_PAGES - 1)), looked.source)
+        except HoldfastError as error:
+            if self.counts.stored:
+                error.add_note(
+                    f"{self.counts.stored:,} points of this import were stored before that; importing it again is "
+                    "harmless"
+                )
+            raise
+
+    def _write(self, pages: Iterator[ReadPage], source: Source) -> None:
+        """Write pages in one go, which is durable at its end."""
+        chosen = (page for page in pages if self._wants(page, source))
+        refusals: list[Refusal] = []
+        first = next(chosen, None)
+        if first is None:
+            return
+        table: Any = first.table()
+        if isinstance(table, Held):
+            held = HeldPages(page.table() for page in chain([first], chosen))
+            refusals += self._sent(held)
+        else:
+            for page in chain([first], chosen):
+                refusals += self._sent(page.table())
+        self.counts.refused += len(refusals)
+        self.counts.stored += self._under_way - len(refusals)
+        self._under_way = 0
+        for refusal in refusals[:_MOST_PROBLEMS]:
+            if refusal.field == "timestamp_us" and self._numbers is not None:
+                self._note(
+                    source,
+                    f"timestamp: the numbers of {self._numbers!r} are taken as {self._unit} since 1970, and lie "
+                    "outside the years 1678 to 2261; if they count another unit, say so: time_format "
+                    "(--time-format) is unix, unix_ms or unix_us",
+                )
+            else:
+                self._note(source, f"{refusal.field}: {refusal.reason}")
+
+    def _sent(self, table: Any) -> Sequence[Refusal]:
+        if self._dry_run:
+            return self._bulk.check(table)
+        return self._bulk.insert(table, on_error="skip", on_conflict=self._on_conflict).refusals
+
+    def _wants(self, page: ReadPage, source: Source) -> bool:
+        """Count the rows of a page, before it is written, and say whether there is anything to write."""
+        counts = self.counts
+        counts.read += page.rows
+        counts.nulls += page.nulls
+        counts.no_reading += sum(group.rows - group.readings for group in page.groups)
+        if page.nulls:
+            self._note(source, f"{page.nulls:,} rows have no sensor, metric or time")
+        if self._dry_run and not self._overlaps:
+            self._look_for_overlaps(page, source)
+        refused = self._leave_out_other_kinds(page, source)
+        duplicates = page.duplicates()
+        rows = page.rows - page.nulls - refused - duplicates
+        stood = self._present(page) if rows and self._on_conflict == "keep" else 0
+        counts.refused += refused
+        counts.duplicates += duplicates
+        counts.present += stood
+        self._under_way += max(0, rows - stood)
+        self._on_progress(counts.read, self._total)
+        return rows > stood
+
+    def _look_for_overlaps(self, page: ReadPage, source: Source) -> None:
+        """Warn once: what stands in two places of what is read is stored once, and nothing is stored here."""
+        for group in page.groups:
+            spans = self._spans.setdefault(group.pair, [])
+            if any(group.first_us <= last and first <= group.last_us for first, last in spans):
+                self._overlaps = True
+                log.warning(
+                    "%s: has points of %r %r in a span that was read before; those of equal time are counted each "
+                    "time here, and would be stored once",
+                    source.path,
+                    *group.pair,
+                )
+                return
+            spans.append((group.first_us, group.last_us))
+
+    def _leave_out_other_kinds(self, page: ReadPage, source: Source) -> int:
+        """Drop the readings that are of the other kind than their series: the store's, else the file's first."""
+        unknown = [group.pair for group in page.groups if group.pair not in self._kinds]
+        with self._access.metadata.read() as connection:
+            found = SeriesRepository(connection).kinds(unknown)
+        self._kinds |= {pair: kind for pair, kind in found.items() if kind is not None}
+        doomed = []
+        for group in page.groups:
+            here = KIND_NUMBER if group.numbers else KIND_TEXT if group.texts else None
+            if here is None:
+                continue
+            kind = self._kinds.setdefault(group.pair, here)
+            if group.texts if kind == KIND_NUMBER else group.numbers:
+                doomed.append((group.pair, kind == KIND_NUMBER))
+                self._note(source, f"the series {group.pair[0]!r} {group.pair[1]!r} holds {kind}s only")
+        return page.leave_out(doomed) if doomed else 0
+
+    def _present(self, page: ReadPage) -> int:
+        spans = {group.pair: (group.first_us, group.last_us) for group in page.groups}
+        with self._access.reading("import") as (connection, known):
+            return present(connection, known, spans, page)
+
+    def _note(self, source: Source, problem: str) -> None:
+        told = f"{source.path}: {problem}"
+        if len(self.counts.problems) < _MOST_PROBLEMS and told not in self.counts.problems:
+            self.counts.problems.append(told)

@@ -1,0 +1,313 @@
+"""Ingest: readings of text files into an open store, checked, a batch at a time. Never reads a line itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import Any
+
+from repo.core.changes import Submission
+from repo.core.handle import Access
+from repo.errors import (
+    EngineMissing,
+    HoldfastError,
+    InvalidFile,
+    InvalidPoint,
+    InvalidSettings,
+    Refusal,
+    StoreBusy,
+)
+from repo.formats.compression import plain_name
+from repo.formats.text.csv import read_csv
+from repo.formats.text.layout import Chunk, Layout, Rejected
+from repo.formats.text.ndjson import read_ndjson
+from repo.repositories.points import Written
+from repo.repositories.series import SeriesRepository
+from repo.times import UNIX_EXPONENTS
+from repo.transfer.importer import import_parquet
+from repo.transfer.inputs import Input
+from repo.values import KIND_NUMBER, KIND_TEXT, check_rows
+
+__all__ = ["Files", "Ingested", "ingest"]
+
+Files = str | os.PathLike[str] | Input | Iterable[str | os.PathLike[str] | Input]
+
+log = logging.getLogger("holdfast.importing")
+
+APPLY_POINTS = 1_000_000
+"""After so many points the journal is applied to the columns, so that it does not hold a whole long import."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """What became of one file."""
+
+    file: str
+    points: int
+    """Acknowledged: durable, whatever happens next."""
+    rejected: int
+    """Lines, cells and rows that gave no point; `on_rejected` was told each, of Parquet each reason."""
+    no_reading: int
+    """Cells marked as missing: no point in a wide file, a point without a reading in a long one."""
+
+
+def ingest(
+    access: Access,
+    files: Files,
+    layout: Layout | None = None,
+    *,
+    strict: bool = False,
+    on_progress: Callable[[Input, int], None] = lambda _input, _readings: None,
+    on_rejected: Callable[[Input, Rejected], None] = lambda _input, _rejected: None,
+) -> list[Ingested]:
+    """See `Store.ingest`. In memory there are a few batches of 10,000 readings; of Parquet, a page."""
+    with ExitStack() as stack:
+        inputs = [_input_of(file, stack) for file in _listed(files)]
+        passes = _Passes(access, layout or Layout(), on_progress, on_rejected)
+        return _run(passes, inputs, strict=strict)
+
+
+def _listed(files: Files) -> list[str | os.PathLike[str] | Input]:
+    return [files] if isinstance(files, str | os.PathLike | Input) else list(files)
+
+
+def _input_of(file: str | os.PathLike[str] | Input, stack: ExitStack) -> Input:
+    """Return what a caller gave as an input; one that is made here is closed with the stack."""
+    return file if isinstance(file, Input) else stack.enter_context(closing(Input(file)))
+
+
+def _run(passes: _Passes, inputs: Sequence[Input], *, strict: bool) -> list[Ingested]:
+    for given in inputs:
+        if given.look() == "parquet":
+            passes.mapping_of(given)
+    if strict:
+        checked = [passes.run(given, check_only=True) for given in inputs]
+        if any(file.rejected for file in checked):
+            return checked
+    try:
+        written = [passes.run(given, check_only=False) for given in inputs]
+    except HoldfastError as error:
+        passes.abandon()
+        if passes.acknowledged:
+            error.add_note(
+                f"{passes.acknowledged:,} points of this import were acknowledged before that, and stay; importing "
+                "again from the start is harmless"
+            )
+        raise
+    passes.apply()
+    return written
+
+
+class _Passes:
+    """Passes over files with the store's checks; holds the writes that are under way."""
+
+    def __init__(
+        self,
+        access: Access,
+        layout: Layout,
+        on_progress: Callable[[Input, int], None],
+        on_rejected: Callable[[Input, Rejected], None],
+    ) -> None:
+        self._access = access
+        self._layout = layout
+        self._on_progress = on_progress
+        self._on_rejected = on_rejected
+        self._kinds = _kinds_of(access)
+        self._under_way: deque[Future[Written]] = deque()
+        self._unapplied = 0
+        self._columns_to_be_had = True
+        self.acknowledged = 0
+
+    def run(self, given: Input, *, check_only: bool) -> Ingested:
+        """Pass over one file; an error that does not name it gets a note that does."""
+        try:
+            if given.look() == "parquet":
+                return self._run_parquet(given, check_only=check_only)
+            return self._run_text(given, self.check if check_only else self.write, again=check_only)
+        except InvalidFile as error:
+            if given.name not in str(error):
+                error.add_note(f"the file is {given.name}")
+            raise
+
+    def _run_text(self, given: Input, take: Callable[[list[Any]], None], *, again: bool) -> Ingested:
+        """`take` gets rows that it may refuse with `InvalidPoint`, listing all bad ones."""
+        before, taken, rejected, no_reading = self.acknowledged, 0, 0, 0
+        with given.opened(again=again) as (form, text):
+            layout = self._layout
+            if layout.delimiter is None and plain_name(given.name).endswith(".tsv"):
+                layout = replace(layout, delimiter="\t")
+            read = read_ndjson if form == "ndjson" else read_csv
+            for chunk in read(text, layout):
+                self._sift(chunk, self._mismatches(chunk.rows))
+                try:
+                    take(chunk.rows)
+                except InvalidPoint as refused:
+                    self._sift(chunk, refused.refusals)
+                    take(chunk.rows)
+                self._learn(chunk.rows)
+                for one in sorted(chunk.rejected, key=lambda rejected: rejected.line or 0):
+                    self._on_rejected(given, one)
+                taken += len(chunk.rows)
+                rejected += len(chunk.rejected)
+                no_reading += chunk.missing + sum(row[3] is None for row in chunk.rows)
+                self._on_progress(given, taken)
+        self._settle(0)
+        return Ingested(given.name, self.acknowledged - before, rejected, no_reading)
+
+    def _run_parquet(self, given: Input, *, check_only: bool) -> Ingested:
+        self._settle(0)
+        assert given.path is not None
+        done = import_parquet(
+            self._access,
+            [given.path],
+            on_conflict="overwrite",
+            columns=self.mapping_of(given),
+            time_format=_counted(self._layout.time_formats),
+            dry_run=check_only,
+            on_progress=lambda rows, _total: self._on_progress(given, rows),
+        )
+        for problem in done.problems:
+            reason = problem.removeprefix(f"{given.path}: ")
+            self._on_rejected(given, Rejected(None, None, reason, ""))
+        self._kinds |= _kinds_of(self._access)
+        rejected = done.refused + done.nulls
+        points = 0 if check_only else done.read - rejected
+        self.acknowledged += points
+        return Ingested(given.name, points, rejected, done.no_reading)
+
+    def mapping_of(self, given: Input) -> dict[str, str]:
+        """Return which column of Parquet is which field; `InvalidSettings` for what only a text can follow."""
+        layout, usual = self._layout, Layout()
+        for option, is_given in (
+            ("a sensor or a metric for all lines", layout.sensor is not None or layout.metric is not None),
+            ("the wide shape", layout.shape == "wide" or layout.metrics is not None),
+            ("several time columns", len(layout.time_columns) > 1),
+        ):
+            if is_given:
+                raise InvalidSettings(
+                    f"{given.name} is Parquet, for which there is no {option}; ingest it apart"
+                )
+        time = layout.time_columns[0]
+        return {
+            field: column
+            for field, column, same in (
+                ("sensor_id", layout.sensor_column, usual.sensor_column),
+                ("metric_name", layout.metric_column, usual.metric_column),
+                ("value", layout.value_column, usual.value_column),
+                ("quality", layout.quality_column, usual.quality_column),
+                ("timestamp_us" if time == "timestamp_us" else "timestamp", time, usual.time_columns[0]),
+            )
+            if column != same
+        }
+
+    def check(self, rows: list[Any]) -> None:
+        """Refuse what the store would refuse, and write nothing."""
+        check_rows(rows, accept_bool=self._access.settings.accept_bool, now_us=0)
+
+    def write(self, rows: list[Any]) -> None:
+        """Send rows on their way into the journal."""
+        if rows:
+            submission = Submission.of_rows(
+                rows, accept_bool=self._access.settings.accept_bool, now_us=self._access.clock()
+            )
+            self._under_way.append(self._access.writer.submit(submission))
+            self._settle(_UNDER_WAY)
+        if self._unapplied >= APPLY_POINTS:
+            self.apply()
+
+    def apply(self) -> None:
+        """Apply the journal to the columns, if they are to be had."""
+        self._settle(0)
+        self._unapplied = 0
+        if not self._columns_to_be_had:
+            return
+        try:
+            self._access.checkpoint()
+        except (StoreBusy, EngineMissing) as error:
+            self._columns_to_be_had = False
+            log.warning("the points are safe in the journal, and not yet in the columns: %s", error)
+
+    def abandon(self) -> None:
+        """Wait for what is under way, after an error, so that the count is right."""
+        for future in self._under_way:
+            if future.exception() is None:
+                self.acknowledged += future.result().accepted
+        self._under_way.clear()
+
+    def _settle(self, left: int) -> None:
+        """Wait until at most `left` writes are under way; raises the error of the first that failed."""
+        while len(self._under_way) > left:
+            written = self._under_way.popleft().result()
+            self.acknowledged += written.accepted
+            self._unapplied += written.accepted
+
+    def _mismatches(self, rows: list[Any]) -> list[Refusal]:
+        """Return what does not fit the kind of its series; the store would refuse the whole batch for it."""
+        wrong = {
+            (sensor, metric, kind)
+            for sensor, metric, kind in _kinds_in(rows)
+            if self._kinds.get((sensor, metric), kind) != kind
+        }
+        if not wrong:
+            return []
+        return [
+            Refusal(
+                index,
+                "value",
+                f"the series holds {self._kinds[row[0], row[1]]} values, and this is a {kind}",
+            )
+            for index, row in enumerate(rows)
+            if (kind := _kind_of(type(row[3]))) is not None and (row[0], row[1], kind) in wrong
+        ]
+
+    def _learn(self, rows: list[Any]) -> None:
+        """Keep the kinds of new series: what they hold is fixed by their first reading."""
+        for sensor, metric, kind in _kinds_in(rows):
+            self._kinds.setdefault((sensor, metric), kind)
+
+    @staticmethod
+    def _sift(chunk: Chunk, refusals: Iterable[Refusal]) -> None:
+        """Move rows from the good ones to the rejected ones."""
+        refusals = list(refusals)
+        if not refusals:
+            return
+        chunk.rejected += chunk.rejections(refusals)
+        bad = {refusal.row for refusal in refusals}
+        good = [index for index in range(len(chunk.rows)) if index not in bad]
+        chunk.rows = [chunk.rows[index] for index in good]
+        chunk.lines = [chunk.lines[index] for index in good]
+
+
+def _kinds_of(access: Access) -> dict[tuple[str, str], str]:
+    with access.metadata.read() as connection:
+        listed = SeriesRepository(connection).list()
+    return {(info.sensor_id, info.metric_name): info.kind for info in listed if info.kind is not None}
+
+
+def _kinds_in(rows: list[Any]) -> Iterable[tuple[str, str, str]]:
+    types = map(type, map(itemgetter(3), rows))
+    for sensor, metric, found in set(
+        zip(map(itemgetter(0), rows), map(itemgetter(1), rows), types, strict=True)
+    ):
+        kind = _kind_of(found)
+        if kind is not None:
+            yield sensor, metric, kind
+
+
+def _kind_of(found: type) -> str | None:
+    return None if found is type(None) else KIND_TEXT if found is str else KIND_NUMBER
+
+
+def _counted(time_formats: Sequence[str]) -> Any:
+    """Return what the numbers of Parquet's times count: its other times need no format."""
+    return next((name for name in time_formats if name in UNIX_EXPONENTS), "unix")
+
+
+_UNDER_WAY = 8
+"""Batches that wait for their commit, so that reading and committing overlap."""

@@ -1,0 +1,181 @@
+"""Inputs: the files and streams to ingest. Owns their form, opening, unpacking and rereading; reads no line."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal, TextIO
+
+from repo.errors import InvalidFile, InvalidSettings
+from repo.formats.compression import plain_name, unpacked
+from repo.inuse import refuse_own
+
+__all__ = ["FORMS", "HEAD_BYTES", "Form", "Input", "form_of", "is_parquet"]
+
+Form = Literal["csv", "ndjson", "parquet"]
+
+FORMS: tuple[Form, ...] = ("csv", "ndjson", "parquet")
+
+HEAD_BYTES = 64
+"""How much of a file's beginning is enough to tell its form."""
+
+_PARQUET_MAGIC = b"PAR1"
+_BEFORE_TEXT = (
+    b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"  # marks of an encoding, what UTF-16 has between letters, and space
+)
+_NAMES: dict[Form, tuple[str, ...]] = {
+    "csv": (".csv", ".tsv"),
+    "ndjson": (".ndjson", ".jsonl"),
+    "parquet": (".parquet", ".parq", ".pq"),
+}
+
+
+def is_parquet(head: bytes) -> bool:
+    """Say whether a file that begins so is Parquet."""
+    return head.startswith(_PARQUET_MAGIC)
+
+
+def form_of(head: bytes, name: str) -> Form:
+    """Return the form of a file of this name whose plain bytes begin so; what nothing else tells is CSV."""
+    if is_parquet(head):
+        return "parquet"
+    plain = plain_name(name)
+    for form, endings in _NAMES.items():
+        if plain.endswith(endings):
+            return form
+    return "ndjson" if head.lstrip(_BEFORE_TEXT)[:1] in (b"{", b"[") else "csv"
+
+
+class Input:
+    """A file or a stream of bytes, packed or not; what is no regular file is a stream. Not thread-safe.
+
+    `form` says what it is; None leaves that to its content and its name. Bytes that the encoding of a text does not
+    know come as lone surrogates, for the reader to reject their line.
+    """
+
+    def __init__(
+        self,
+        file: str | os.PathLike[str] | BinaryIO,
+        *,
+        name: str | None = None,
+        encoding: str = "utf-8",
+        form: Form | None = None,
+    ) -> None:
+        try:
+            io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="surrogateescape").read()
+        except (LookupError, UnicodeError) as error:
+            raise InvalidSettings(
+                f"there is no text encoding {encoding!r}; names are like utf-8, cp1252"
+            ) from error
+        self.path: Path | None = None
+        self.name = name or str(file)
+        self._encoding = encoding
+        self._form = form
+        self._stream: io.BufferedReader | None = None
+        self._spool: BinaryIO | None = None
+        self._raw: io.BufferedReader | None = None
+        self._is_ours = False
+        if not isinstance(file, str | os.PathLike):
+            self._stream = _buffered(file)
+        elif Path(file).is_file() or not Path(file).exists():
+            self.path = Path(file)
+        else:
+            self._stream, self._is_ours = (
+                _opened(Path(file)),
+                True,
+            )  # a pipe, say, which can be read once only
+
+    def look(self) -> Form | None:
+        """Say what it is, and see that it can be opened; None for the text of a stream, which `opened` looks at.
+
+        Raises `InvalidFile` for what cannot be read, Parquet in a stream, and packed Parquet.
+        """
+        if self.path is None:
+            assert self._stream is not None
+            if self._form == "parquet" or is_parquet(self._stream.peek(HEAD_BYTES)):
+                raise InvalidFile(
+                    f"{self.name} cannot be Parquet, which is read from its end; write it to a file, and name that"
+                )
+            return None
+        with ExitStack() as stack:
+            raw = self._opened_raw(stack, again=False)
+            if self._form == "parquet" or (self._form is None and is_parquet(raw.peek(HEAD_BYTES))):
+                return "parquet"
+            return self._look_inside(stack.enter_context(unpacked(raw, self.name)))
+
+    @property
+    def share_read(self) -> float | None:
+        """How much of the bytes was read, from 0 to 1, while it is open; None where that cannot be known."""
+        if self._raw is None or self.path is None:
+            return None
+        size = os.fstat(self._raw.fileno()).st_size
+        return min(1.0, self._raw.tell() / size) if size else None
+
+    @contextmanager
+    def opened(self, *, again: bool = False) -> Iterator[tuple[Form, TextIO]]:
+        """Give the form, CSV or NDJSON, and the text from its beginning. `again`: it will be opened once more.
+
+        A stream can be read again because it is copied to a temporary file first. Raises `InvalidFile` for
+        what cannot be read, also out of the block that reads.
+        """
+        with ExitStack() as stack:
+            self._raw = self._opened_raw(stack, again=again)
+            try:
+                plain = stack.enter_context(unpacked(self._raw, self.name))
+                form = self._look_inside(plain)
+                text = io.TextIOWrapper(plain, encoding=self._encoding, errors="surrogateescape", newline="")
+                stack.callback(text.detach)
+                yield form, text
+            finally:
+                self._raw = None
+
+    def close(self) -> None:
+        """Let the stream go, and remove its temporary copy."""
+        if self._stream is not None:
+            if self._is_ours:
+                self._stream.close()
+            else:
+                self._stream.detach()
+            self._stream = None
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+
+    def _look_inside(self, plain: io.BufferedReader) -> Form:
+        head = plain.peek(HEAD_BYTES)
+        if is_parquet(head):
+            wrong = "packed Parquet; unpack it first" if self._form is None else f"Parquet, not {self._form}"
+            raise InvalidFile(f"{self.name} is {wrong}", path=self.path)
+        return self._form or form_of(head, self.name)
+
+    def _opened_raw(self, stack: ExitStack, *, again: bool) -> io.BufferedReader:
+        if self.path is not None:
+            return stack.enter_context(_opened(self.path))
+        assert self._stream is not None
+        if again and self._spool is None:
+            self._spool = tempfile.TemporaryFile(prefix="holdfast-")  # noqa: SIM115  closed by close()
+            shutil.copyfileobj(self._stream, self._spool)
+        if self._spool is None:
+            return self._stream
+        self._spool.seek(0)
+        raw = _buffered(self._spool)
+        stack.callback(raw.detach)
+        return raw
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    refuse_own(path)
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InvalidFile(f"{path} cannot be read: {error.strerror}", path=path) from error
+
+
+def _buffered(stream: BinaryIO) -> io.BufferedReader:
+    reader: io.BufferedReader = io.BufferedReader(stream)  # type: ignore[type-var,arg-type,assignment,unused-ignore]
+    return reader

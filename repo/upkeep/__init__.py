@@ -1,0 +1,1 @@
+"""Upkeep: jobs that drop, rewrite or measure what a store holds."""

@@ -1,0 +1,198 @@
+"""Cleanup: drops points and records on request, and reports them before and after."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from repo.core.changes import DeleteChange, Submission
+from repo.core.handle import Access
+from repo.errors import EngineMissing, InvalidQuery, StoreBusy
+from repo.queries.counts import Extent, extents
+from repo.queries.selection import MOST_NAMES, Names, Selection, Time, chosen_names, select_points
+from repo.repositories.records import RecordExtent, RecordRepository, RecordScope
+from repo.repositories.sinks import SinkRepository
+from repo.upkeep.usage import measure
+
+__all__ = ["Cleaned", "Scope", "clean", "extent_of"]
+
+log = logging.getLogger("holdfast.cleaning")
+
+_TOLD_NAMES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What a cleanup dropped; of a dry run, what it would."""
+
+    points: int | None
+    """None: the columns were not to be had. The delete is durable, and is counted in the ledger when it is applied."""
+    unsent_points: int | None
+    """How many of the points no sink, or not every one, had confirmed."""
+    records: int
+    """Records are gone when they were sent, so each of these never was."""
+    bytes: int | None
+    """About what they take in the files. None where that was not looked at."""
+    first_us: int | None
+    last_us: int | None
+    series: tuple[Extent, ...]
+    """The points by series, as they were beforehand."""
+    sources: tuple[RecordExtent, ...]
+    """The records by source."""
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What is to be dropped; None for neither points, or no records."""
+
+    points: Selection | None
+    records: RecordScope | None
+    why: Mapping[str, Any]
+    """How the records were chosen, in the words of who chose them; for the ledger."""
+
+    @classmethod
+    def of(
+        cls,
+        access: Access,
+        *,
+        points: bool,
+        records: bool,
+        sensor_id: Names,
+        metric_name: Names,
+        source: Names,
+        start: Time,
+        end: Time,
+        min_retries: int | None,
+        everything: bool,
+    ) -> Scope:
+        """Check what a caller gave; raises `InvalidQuery` for what would drop more than was said."""
+        if not points and not records:
+            raise InvalidQuery("neither points nor records are to be dropped; say which")
+        if not points and (sensor_id is not None or metric_name is not None):
+            raise InvalidQuery("sensor_id and metric_name choose points, and points are not to be dropped")
+        if not records and (source is not None or min_retries is not None):
+            raise InvalidQuery("source and min_retries choose records, and records are not to be dropped")
+        in_time = start is not None or end is not None
+        for what, wanted, chosen in (
+            ("points", points, in_time or sensor_id is not None or metric_name is not None),
+            ("records", records, in_time or source is not None or min_retries is not None),
+        ):
+            if wanted and not chosen and not everything:
+                raise InvalidQuery(
+                    f"this would drop all {what}; choose some, or say that everything is meant"
+                )
+        selection = select_points(sensor_id, metric_name, start, end)
+        if not records:
+            return cls(selection, None, {})
+        start_s, end_s = (None if us is None else us / 1e6 for us in (selection.start_us, selection.end_us))
+        named = (
+            source if source is None or isinstance(source, str) or len(source) <= _TOLD_NAMES else "a list"
+        )
+        why = {"source": named, "start_s": start_s, "end_s": end_s, "min_retries": min_retries}
+        return cls(
+            selection if points else None,
+            RecordScope(_sources(access, source), start_s, end_s, min_retries),
+            {name: value for name, value in why.items() if value is not None},
+        )
+
+
+def extent_of(access: Access, scope: Scope) -> Cleaned:
+    """Say what `clean` would drop, and change nothing. Raises `StoreBusy`, `EngineMissing`."""
+    series: list[Extent] = []
+    point_bytes = 0
+    if scope.points is not None:
+        series, stored = _series(access, scope.points)
+        if series:
+            used_bytes = measure(access, inside=True).columns_used_bytes
+            point_bytes = used_bytes * sum(one.points for one in series) // max(1, stored)
+    sources = _record_extents(access, scope.records)
+    spans = [(one.first_us, one.last_us) for one in series] + [(one.first_us, one.last_us) for one in sources]
+    times = [us for span in spans for us in span if us is not None]
+    return Cleaned(
+        points=sum(one.points for one in series),
+        unsent_points=sum(one.unsent for one in series),
+        records=sum(one.records for one in sources),
+        bytes=point_bytes + sum(one.bytes for one in sources),
+        first_us=min(times, default=None),
+        last_us=max(times, default=None),
+        series=tuple(series),
+        sources=tuple(sources),
+        dry_run=True,
+    )
+
+
+def clean(access: Access, scope: Scope) -> Cleaned:
+    """Drop what the scope selects, and report it. See `Store.cleanup`."""
+    before = None
+    try:
+        before = extent_of(access, scope)
+    except (StoreBusy, EngineMissing) as error:
+        log.warning("what is dropped was not counted beforehand: %s", error)
+    times: list[int | None] = []
+    dropped = 0
+    if scope.records is not None:
+        with access.metadata.write() as connection:
+            records = RecordRepository(connection, clock=access.clock)
+            fallen = records.drop(scope.records, "cleanup", scope.why)
+        access.metadata.fold_if_due()
+        dropped = fallen.records
+        times += [fallen.first_us, fallen.last_us]
+    lost: int | None = 0
+    if scope.points is not None:
+        written = access.writer.commit(Submission((DeleteChange(scope.points),)))
+        lost = None
+        try:
+            access.flush("cleanup")
+        except (StoreBusy, EngineMissing) as error:
+            log.warning("the points fall when the journal is applied: %s", error)
+        else:
+            assert written.last_seq is not None, "a delete has a seq"
+            loss = access.loss_by(written.last_seq)
+            lost = 0 if loss is None else loss.dropped
+            times += [] if loss is None else [loss.first_us, loss.last_us]
+    known = [us for us in times if us is not None]
+    return Cleaned(
+        points=lost,
+        unsent_points=None if before is None else before.unsent_points,
+        records=dropped,
+        bytes=None if before is None else before.bytes,
+        first_us=min(known, default=None),
+        last_us=max(known, default=None),
+        series=() if before is None else before.series,
+        sources=() if before is None else before.sources,
+        dry_run=False,
+    )
+
+
+def _series(access: Access, selection: Selection) -> tuple[list[Extent], int]:
+    """Count the points by series; returns also how many points are stored in all."""
+    with access.metadata.read() as connection:
+        sinks = SinkRepository(connection).list()
+    sent_through = min((sink.confirmed_seq for sink in sinks), default=None)
+    with access.reading("counting what a cleanup drops") as (connection, known):
+        found = extents(connection, selection, known, sent_through)
+        return found, sum(summary.points for summary in known.values())
+
+
+def _record_extents(access: Access, scope: RecordScope | None) -> list[RecordExtent]:
+    if scope is None:
+        return []
+    with access.metadata.read() as connection:
+        return RecordRepository(connection).extents(scope)
+
+
+def _sources(access: Access, wanted: Names) -> tuple[str, ...] | None:
+    """Return the sources that a name, a glob or a list means."""
+    if wanted is None:
+        return None
+    with access.metadata.read() as connection:
+        found = RecordRepository(connection).counts().by_source
+    chosen = tuple(sorted(chosen_names(wanted, set(found))))
+    if len(chosen) > MOST_NAMES:
+        raise InvalidQuery(
+            f"{len(chosen):,} sources are meant: at most {MOST_NAMES:,} in one call; narrow it"
+        )
+    return chosen

@@ -1,0 +1,105 @@
+"""Copying: every table of the columns from one engine into a new file on another, with checksums of both.
+
+In bounded memory, a page at a time. Knows nothing of leases, of names of files, or of which engine is active.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Any
+
+from sqlalchemy import Connection, Table, insert, select
+
+from repo.engines.registry import traits_of
+from repo.models import Point, TimeSeriesBase, TimeSeriesState
+
+__all__ = ["Sums", "copy_tables", "sums_of"]
+
+PAGE_ROWS = 65_536
+
+PAGES_A_TRANSACTION = 16
+"""A million rows: DuckDB writes them into its file as they come, and not into its log first."""
+
+Sums = dict[str, tuple[int, int]]
+"""By table: the number of rows, and a checksum that does not depend on their order."""
+
+Page = Sequence[Sequence[Any]]
+
+_HASHES = 2**64
+_points: Any = Point.__table__
+_TABLES: tuple[Table, ...] = tuple(
+    table
+    for name, table in TimeSeriesBase.metadata.tables.items()
+    if name != TimeSeriesState.__tablename__  # it is the file's own
+)
+
+
+def copy_tables(
+    source: Connection,
+    target: Connection,
+    progress: Callable[[int], object],
+    committed: Callable[[], object],
+) -> Sums:
+    """Copy all tables but the file's own state into empty ones, a million rows a transaction.
+
+    `progress` is told how many points were copied, `committed` is called after each commit, when neither
+    transaction nor result stands open in the target.
+    """
+    sums: Sums = {}
+    for table in _TABLES:
+        rows = total = 0
+        with source.begin():
+            pages = _pages(source, table, ordered=True)
+            for first in pages:
+                with target.begin():
+                    for page in chain([first], islice(pages, PAGES_A_TRANSACTION - 1)):
+                        _load(target, table, page)
+                        rows, total = _added(rows, total, page)
+                        if table is _points:
+                            progress(rows)
+                committed()
+        sums[table.name] = (rows, total)
+    return sums
+
+
+def sums_of(connection: Connection) -> Sums:
+    """Read all tables but the file's own state; equal sums mean equal rows."""
+    sums: Sums = {}
+    for table in _TABLES:
+        rows = total = 0
+        with connection.begin():
+            for page in _pages(connection, table, ordered=False):
+                rows, total = _added(rows, total, page)
+        sums[table.name] = (rows, total)
+    return sums
+
+
+def _pages(connection: Connection, table: Table, *, ordered: bool) -> Iterator[Page]:
+    query = select(table)
+    if table is not _points:
+        for part in connection.execute(query.execution_options(yield_per=PAGE_ROWS)).partitions():
+            yield [tuple(row) for row in part]
+        return
+    if ordered and traits_of(connection).keyed_by_series:
+        query = query.order_by(
+            _points.c.seq
+        )  # as they arrived, so that time is narrow in each part of a file
+    result = connection.execute(query)
+    cursor: Any = result.cursor  # past SQLAlchemy's rows, which double the time
+    while page := cursor.fetchmany(PAGE_ROWS):
+        yield page
+    result.close()
+
+
+def _load(target: Connection, table: Table, page: Page) -> None:
+    if table is _points:
+        traits_of(target).load(target, table, page)
+    else:
+        names = table.c.keys()
+        target.execute(insert(table), [dict(zip(names, row, strict=True)) for row in page])
+
+
+def _added(rows: int, total: int, page: Page) -> tuple[int, int]:
+    hashes: Iterable[int] = map(hash, page)
+    return rows + len(page), (total + sum(hashes)) % _HASHES

@@ -1,0 +1,110 @@
+"""Rewrite: builds a new column file beside the active one, filled from it, read back and compared, and durable.
+
+The caller holds the lease and gives the file its name. Until then it ends in `.building`, which nothing ever opens
+as a store's; what a killed process left is removed at the next opening.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, select
+
+from repo import disk
+from repo.core.columns import OpenColumns
+from repo.engines.base import COMPANIONS, Backend
+from repo.engines.duckdb import checkpoint
+from repo.engines.sqlite import driver as sqlite
+from repo.errors import FlushFailed, system_typed
+from repo.models import Point
+from repo.queries.selection import Summary
+from repo.repositories.state import ColumnsState, ColumnsStateRepository
+from repo.upkeep.copying import copy_tables, sums_of
+
+__all__ = [
+    "building_path",
+    "built",
+    "discard_unfinished",
+    "most_bytes",
+    "remove",
+]
+
+BYTES_A_POINT = {"duckdb": 40, "sqlite": 96}
+"""What a point may take in a new file beside its texts and, in SQLite, its names; generously: 5 and 62 were
+measured."""
+
+_BUILDING = ".building"
+_points: Any = Point.__table__
+
+
+def building_path(path: Path) -> Path:
+    """Return the name of a column file while it is being built."""
+    return path.with_name(path.name + _BUILDING)
+
+
+def discard_unfinished(paths: Iterable[Path]) -> None:
+    """Remove what a conversion that died was building for these column files; the caller holds the lease."""
+    for path in paths:
+        remove(building_path(path))
+
+
+def most_bytes(to: str, opened: OpenColumns, known: Mapping[tuple[str, str], Summary]) -> int:
+    """Return how many bytes a new file of the engine `to` may take."""
+    needed_bytes = disk.HEADROOM_BYTES + 2 * _text_bytes(opened.flush_connection)
+    for pair, summary in known.items():
+        # SQLite keeps the names with each row, and once more in the index on seq.
+        names_bytes = 3 * sum(len(name.encode()) for name in pair) if to == "sqlite" else 0
+        needed_bytes += summary.points * (BYTES_A_POINT[to] + names_bytes)
+    return needed_bytes
+
+
+def _text_bytes(connection: Connection) -> int:
+    texts = [func.coalesce(func.sum(func.length(c)), 0) for c in (_points.c.value_text, _points.c.metadata)]
+    with connection.begin():
+        return int(sum(connection.execute(select(*texts)).one()))
+
+
+def built(
+    opened: OpenColumns,
+    target: Backend,
+    state: ColumnsState,
+    bring_to_head: Callable[[Engine, Path], None],
+    progress: Callable[[int], object],
+) -> None:
+    """Make the target file: filled, closed, opened again and read back, and durable."""
+    engine = target.open_new()
+    try:
+        bring_to_head(engine, target.path)
+        with engine.connect() as connection:
+            copied = copy_tables(
+                opened.flush_connection, connection, progress, lambda: target.checkpoint(engine)
+            )
+            with connection.begin():
+                ColumnsStateRepository(connection).create(state)
+        target.checkpoint(engine)
+    finally:
+        target.close(engine)
+    engine = target.open()
+    try:
+        with engine.execution_options(**sqlite.READ).connect() as connection:
+            found = sums_of(connection)
+        target.checkpoint(engine)
+    finally:
+        target.close(engine)
+    if found != copied:
+        wrong = [name for name in copied if found[name] != copied[name]]
+        raise FlushFailed(
+            f"{target.path} does not read back what was written to it ({', '.join(wrong)}); it was removed, and "
+            "the columns are where they were",
+            path=target.path,
+        )
+    checkpoint.sync_file(target.path)
+
+
+def remove(path: Path) -> None:
+    """Remove a column file and what belongs to it."""
+    with system_typed(path, "remove it once that is possible"):
+        for companion in COMPANIONS:
+            path.with_name(path.name + companion).unlink(missing_ok=True)

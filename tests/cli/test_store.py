@@ -1,0 +1,229 @@
+"""`init`, `status`, `migrate`, and the exit codes of stores that are busy, missing, outdated or too new."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo.engines.sqlite import driver as sqlite
+from repo.schema import runner
+
+T0 = 1_714_521_600
+
+STATUS_KEYS = {
+    "path",
+    "store_id",
+    "engine",
+    "schema",
+    "last_seq",
+    "flushed_seq",
+    "pruned_seq",
+    "journal_rows",
+    "journal_seqs",
+    "unflushed",
+    "points",
+    "series",
+    "oldest_us",
+    "newest_us",
+    "records_pending",
+    "ledger_entries",
+    "ledger_dropped",
+    "sinks",
+    "bytes_by_file",
+    "bytes_total",
+    "bytes_free_on_disk",
+    "holder",
+    "generation",
+    "bytes_by_kept_file",
+    "warnings",
+}
+
+
+def make_old_store(folder: Path, revision: str = "0001") -> None:
+    folder.mkdir()
+    metadata = sqlite.open_engine(folder / "offline_buffer.db")
+    runner.upgrade(metadata, "metadata", revision)
+    metadata.dispose()
+    duckdb = pytest.importorskip("repo.engines.duckdb.driver", exc_type=ImportError)
+    columns = duckdb.open_engine(
+        folder / "timeseries.duckdb", memory_limit_bytes=64_000_000, threads=1, temp_folder=folder / "tmp"
+    )
+    runner.upgrade(columns, "timeseries", revision)
+    duckdb.close_engine(columns)
+
+
+def set_version(folder: Path, version: str) -> None:
+    connection = sqlite3.connect(folder / "offline_buffer.db")
+    connection.execute("UPDATE alembic_version SET version_num = ?", (version,))
+    connection.commit()
+    connection.close()
+
+
+def test_init_makes_a_store_of_the_engine_that_is_asked_for(command: Any, engine: str) -> None:
+    said = command.json("init", "--engine", engine)
+    assert said.keys() == {"path", "created", "engine", "schema", "store_id"}
+    assert (said["created"], said["engine"], said["schema"]) == (True, engine, "0002")
+    assert (command.folder / "offline_buffer.db").exists()
+
+
+def test_init_on_a_store_leaves_it_as_it_is(on_store: Any) -> None:
+    on_store.write(("s", "m", T0, 1.0))
+    before = on_store.json("status")["store_id"]
+    said = on_store.json("init")
+    assert (said["created"], said["store_id"]) == (False, before)
+    assert on_store.json("latest")[0]["value"] == 1.0
+
+
+def test_init_does_not_change_the_engine_of_a_store(on_duckdb: Any) -> None:
+    assert "keeps its engine" in on_duckdb("init", "--engine", "sqlite", code=2).stderr
+    assert on_duckdb.json("status")["engine"] == "duckdb"
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["status", "series", "latest", "migrate", "query s m", "ingest -"],
+    ids=lambda call: call.split()[0],
+)
+def test_where_there_is_no_store_it_says_how_to_make_one_and_makes_none(command: Any, call: str) -> None:
+    result = command(*call.split(), code=1, stdin="")
+    assert "holdfast init" in result.stderr
+    assert result.stdout == ""
+    assert not command.folder.exists()
+
+
+def test_status_as_json_keeps_its_contract(on_store: Any) -> None:
+    on_store.write(("s", "m", T0, 1.0), ("s", "m", T0 + 1, 2.0))
+    on_store("query", "s", "m")
+    said = on_store.json("status")
+    assert said.keys() == STATUS_KEYS
+    assert (said["points"], said["series"], said["unflushed"]) == (2, 1, 0)
+    assert (said["oldest_us"], said["newest_us"]) == (T0 * 1_000_000, (T0 + 1) * 1_000_000)
+    assert all(isinstance(size, int) for size in said["bytes_by_file"].values())
+
+
+def test_status_for_people_tells_points_and_backlog(on_store: Any) -> None:
+    on_store.write(("s", "m", T0, 1.0))
+    said = on_store("status").stdout
+    assert "1 of 1 seqs not yet applied" in said
+    on_store("query", "s", "m")
+    assert "1 in 1 series" in on_store("status").stdout
+
+
+def test_json_may_stand_before_or_after_the_command(on_duckdb: Any) -> None:
+    assert on_duckdb("--json", "series").stdout == on_duckdb("series", "--json").stdout == "[]\n"
+
+
+def test_the_store_may_be_named_by_the_environment(
+    on_duckdb: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOLDFAST_STORE", str(on_duckdb.folder))
+    monkeypatch.setenv("HOLDFAST_JSON", "1")
+    from click.testing import CliRunner
+
+    from repo.commands import holdfast
+
+    said = CliRunner().invoke(holdfast, ["status"])
+    assert said.exit_code == 0
+    assert str(on_duckdb.folder) in said.stdout
+
+
+def test_a_setting_out_of_range_is_wrong_usage(on_duckdb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_BUSY_TIMEOUT_S", "1")
+    assert "busy_timeout_s" in on_duckdb("status", code=2).stderr
+
+
+# --- while another process holds the columns ------------------------------------------------------------
+
+
+def test_what_needs_only_sqlite_answers_while_another_process_holds_the_columns(
+    on_store: Any, held: Callable[[], int]
+) -> None:
+    on_store.write(("s", "m", T0, 1.5))
+    pid = held()
+    assert on_store.json("status")["holder"]["pid"] == pid
+    assert [row["metric_name"] for row in on_store.json("series")] == ["m"]
+    assert on_store.json("latest", "s", "m")[0]["value"] == 1.5
+    assert on_store.json("init")["created"] is False
+
+
+@pytest.mark.parametrize("call", ["query s m", "latest s m --limit 2", "migrate", "migrate --check"])
+def test_what_needs_the_columns_is_busy_then_and_names_the_holder(
+    on_duckdb: Any, held: Callable[[], int], call: str
+) -> None:
+    on_duckdb.write(("s", "m", T0, 1.5))
+    pid = held()
+    result = on_duckdb(*call.split(), code=4)
+    assert f"process {pid}" in result.stderr
+    assert "holding on for a test" in result.stderr
+
+
+def test_ingest_is_acknowledged_while_another_process_holds_the_columns(
+    on_duckdb: Any, held: Callable[[], int]
+) -> None:
+    held()
+    text = "sensor_id,metric_name,timestamp,value\ns,m,2024-05-01T00:00:00Z,1\n"
+    result = on_duckdb("ingest", "-", stdin=text)
+    assert "1 point in" in result.stdout
+    assert "safe in the journal" in result.stderr
+    assert on_duckdb.json("latest", "s", "m")[0]["value"] == 1
+
+
+# --- schema ---------------------------------------------------------------------------------------------
+
+
+def test_migrate_brings_both_databases_of_an_old_store_to_the_head(command: Any) -> None:
+    make_old_store(command.folder)
+    due = command.json("migrate", "--check", code=5)
+    assert due["outdated"] is True
+    assert [(d["database"], d["before"], d["after"]) for d in due["databases"]] == [
+        ("timeseries", "0001", "0001"),
+        ("metadata", "0001", "0001"),
+    ]
+    done = command.json("migrate")
+    assert done.keys() == {
+        *(
+            "path",
+            "head",
+            "outdated",
+            "databases",
+            "steps",
+            "needed_bytes",
+            "free_bytes",
+            "backup",
+            "nan_points",
+        ),
+        *("records_restored", "records_without_original", "records_waiting"),
+    }
+    assert done["outdated"] is False
+    assert [(d["engine"], d["before"], d["after"]) for d in done["databases"]] == [
+        ("duckdb", "0001", "0002"),
+        ("sqlite", "0001", "0002"),
+    ]
+    assert command.json("migrate", "--check")["outdated"] is False
+    command.write(("s", "m", T0, 1.0))
+    assert len(command.json("query", "s", "m")) == 1
+
+
+def test_migrate_makes_no_database(on_store: Any) -> None:
+    before = sorted(path.name for path in on_store.folder.glob("timeseries*"))
+    assert [d["database"] for d in on_store.json("migrate")["databases"]] == ["metadata"]
+    assert sorted(path.name for path in on_store.folder.glob("timeseries*")) == before == []
+
+
+def test_an_outdated_store_is_not_migrated_where_that_is_switched_off(
+    command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_old_store(command.folder)
+    monkeypatch.setenv("HOLDFAST_AUTO_MIGRATE", "no")
+    assert "migrate" in command("status", code=5).stderr
+    assert command.json("migrate", "--check", code=5)["outdated"] is True
+
+
+@pytest.mark.parametrize("call", ["status", "query s m", "migrate", "migrate --check", "init"])
+def test_a_store_of_a_newer_program_is_refused_and_left_alone(on_duckdb: Any, call: str) -> None:
+    set_version(on_duckdb.folder, "9999")
+    assert "update the package" in on_duckdb(*call.split(), code=5).stderr

@@ -1,0 +1,203 @@
+"""`export` and `import`: an operator carries points off a device, and back into another."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.cli.conftest import Command
+
+T0 = 1_714_521_600
+DAY_S = 86_400
+EXPORT_KEYS = {"path", "files", "points", "bytes", "first_us", "last_us", "first_seq", "last_seq", "resumed"}
+IMPORT_KEYS = {
+    *("files", "verified", "read", "stored", "present", "duplicates", "nulls", "refused"),
+    *("no_reading", "problems"),
+}
+
+
+def rows() -> list[Any]:
+    return [(sensor, "m", T0 + day * DAY_S, float(day)) for sensor in ("P-1", "P-2", "Q") for day in range(3)]
+
+
+def test_points_go_out_and_come_back_into_another_store(on_store: Command, tmp_path: Path) -> None:
+    on_store.write(*rows())
+    said = on_store.json("export", tmp_path / "stick", "--by-day")
+    assert said.keys() == EXPORT_KEYS
+    assert (said["points"], said["files"]) == (9, 3)
+    other = Command(tmp_path / "other")
+    other("init")
+    done = other.json("import", tmp_path / "stick")
+    assert done.keys() == IMPORT_KEYS
+    assert (done["stored"], done["verified"]) == (9, 3)
+    assert (
+        other("query", "*", "*", "--format", "csv").stdout
+        == on_store("query", "*", "*", "--format", "csv").stdout
+    )
+    assert "0 of 9 points stored; 9 already stored" in other("import", tmp_path / "stick").stdout
+
+
+def test_recover_is_another_name_of_import(on_store: Command, tmp_path: Path) -> None:
+    on_store.write(("P-1", "m", T0, 1.0))
+    on_store("export", tmp_path / "one.parquet")
+    assert on_store.json("recover", tmp_path / "one.parquet")["present"] == 1
+    listed = on_store("--help").stdout
+    assert "  import " in listed
+    assert "  recover " not in listed
+
+
+def test_one_of_a_thing_is_not_printed_as_many(on_store: Command, tmp_path: Path) -> None:
+    on_store.write(("P-1", "m", T0, 1.0))
+    assert "exported 1 point to 1 file in" in on_store("export", tmp_path / "stick", "--by-day").stdout
+    assert "valid: 1 file, 1 point" in on_store("import", "--verify", tmp_path / "stick").stdout
+    assert "0 of 1 point stored; 1 already stored" in on_store("import", tmp_path / "stick").stdout
+
+
+def test_patterns_and_times_select_what_goes_out(on_store: Command, tmp_path: Path) -> None:
+    on_store.write(*rows())
+    call = (
+        "export",
+        tmp_path / "a.parquet",
+        "--sensor",
+        "P-*",
+        "--start",
+        "2024-05-02",
+        "--end",
+        "2024-05-03",
+    )
+    assert "exported 2 points to" in on_store(*call).stdout
+    found = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    assert [(row["sensor_id"], row["value"]) for row in found] == [("P-1", 1.0), ("P-2", 1.0)]
+    on_store("export", tmp_path / "b.parquet", "--sensor", "P-1", "--sensor", "Q")
+    assert {row["sensor_id"] for row in pq.read_table(tmp_path / "b.parquet").to_pylist()} == {"P-1", "Q"}
+
+
+def test_verify_needs_no_store_and_finds_damage(on_store: Command, tmp_path: Path) -> None:
+    on_store.write(*rows())
+    on_store("export", tmp_path / "a.parquet")
+    nowhere = Command(tmp_path / "nowhere")
+    assert nowhere.json("import", "--verify", tmp_path / "a.parquet")["points"] == 9
+    broken = bytearray((tmp_path / "a.parquet").read_bytes())
+    broken[100] ^= 1
+    (tmp_path / "a.parquet").write_bytes(broken)
+    for option in ("--verify", "--dry-run", "--overwrite"):
+        result = on_store("import", option, tmp_path / "a.parquet", code=1)
+        assert "a.parquet is damaged" in result.stderr
+        assert result.stdout == ""
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_dry_run_stores_nothing_and_keeping_is_the_default(on_store: Command, tmp_path: Path) -> None:
+    on_store.write(*rows())
+    on_store("export", tmp_path / "a.parquet")
+    on_store.write(("Q", "m", T0, 99.0))
+    last_seq = on_store.json("status")["last_seq"]
+    assert "0 of 9 points would be stored" in on_store("import", "--dry-run", tmp_path / "a.parquet").stdout
+    assert on_store.json("import", tmp_path / "a.parquet")["present"] == 9
+    assert on_store.json("status")["last_seq"] == last_seq
+    assert on_store.json("query", "Q", "m", "--end", "2024-05-01T00:00:01")[0]["value"] == 99.0
+    on_store("import", "--overwrite", tmp_path / "a.parquet")
+    assert on_store.json("query", "Q", "m", "--end", "2024-05-01T00:00:01")[0]["value"] == 0.0
+
+
+def test_files_of_other_programs_are_mapped_and_bad_rows_are_told(on_store: Command, tmp_path: Path) -> None:
+    table = pa.table(
+        {"tag": ["a", None], "metric_name": ["m", "m"], "timestamp": [T0, T0], "value": [1.5, 2.5]}
+    )
+    pq.write_table(table, tmp_path / "other.parquet")
+    result = on_store("import", tmp_path / "other.parquet", "--column", "sensor_id=tag", code=3)
+    assert "1 of 2 points stored; 1 without a sensor, a metric or a time" in result.stdout
+    assert "other.parquet" in result.stderr
+    assert "no column 'sensor_id'" in on_store("import", tmp_path / "other.parquet", code=1).stderr
+    assert "FIELD=COLUMN" in on_store("import", tmp_path / "other.parquet", "--column", "tag", code=2).stderr
+
+
+def test_times_of_other_programs_may_count_milliseconds(on_store: Command, tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "sensor_id": ["a", "a"],
+            "metric_name": ["m", "m"],
+            "at": [T0 * 1000, T0 * 1000 + 1],
+            "value": [1.5, 2.5],
+        }
+    )
+    pq.write_table(table, tmp_path / "other.parquet")
+    options = ("--column", "timestamp=at", "--time-format", "unix_ms")
+    assert on_store.json("import", "--verify", tmp_path / "other.parquet", *options)["points"] == 2
+    assert on_store.json("import", tmp_path / "other.parquet", *options)["stored"] == 2
+    assert (
+        on_store.json("ingest", tmp_path / "other.parquet", "--time-column", "at", *options[2:])["points"]
+        == 2
+    )
+    assert [row["timestamp_us"] - T0 * 10**6 for row in on_store.json("query", "a", "m")] == [0, 1000]
+
+
+@pytest.mark.parametrize("call", ["export {0}/a.parquet", "import {0}/a.parquet"])
+def test_without_a_store_nothing_is_made(tmp_path: Path, call: str) -> None:
+    nowhere = Command(tmp_path / "nowhere")
+    assert "holdfast init" in nowhere(*call.format(tmp_path).split(), code=1).stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("by_day", [False, True])
+def test_ndjson_goes_out_by_its_name_or_by_choice(on_store: Command, tmp_path: Path, by_day: bool) -> None:
+    on_store.write(*rows())
+    where = [tmp_path / "stick", "--by-day", "--format", "ndjson"] if by_day else [tmp_path / "a.ndjson.gz"]
+    said = on_store.json("export", *where)
+    assert said.keys() == EXPORT_KEYS
+    assert (said["points"], said["files"]) == (9, 3 if by_day else 1)
+    other = Command(tmp_path / "other")
+    assert other.json("import", "--verify", where[0])["verified"] == said["files"]
+    other("init")
+    done = other.json("import", where[0])
+    assert done.keys() == IMPORT_KEYS
+    assert (done["stored"], done["verified"]) == (9, said["files"])
+    assert other.json("query", "*", "*") == on_store.json("query", "*", "*")
+    assert "9 already stored" in other("import", where[0]).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["a.ndjson"], "a name that ends in .ndjson.gz"),
+        (["a.parquet", "--format", "ndjson"], "a name that ends in .ndjson.gz"),
+        (["a.ndjson.gz", "--compression", "none"], "NDJSON is gzipped"),
+    ],
+)
+def test_ndjson_that_would_not_be_known_again_is_not_written(
+    on_store: Command, tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    name, *options = arguments
+    assert told in on_store("export", tmp_path / name, *options, code=2).stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_without_duckdb_and_pyarrow_the_ways_out_are_told(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("init", "--engine", "sqlite")
+    command.write(*rows())
+    monkeypatch.setattr("repo.transfer.exporter.duckdb_is_installed", lambda: False)
+    monkeypatch.setattr("repo.transfer.importer.duckdb_is_installed", lambda: False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for where in (["a.parquet"], ["stick", "--by-day"]):
+        result = command("export", tmp_path / where[0], *where[1:], code=1)
+        assert "pip install 'holdfast-edge[arrow]'" in result.stderr
+        assert "--format ndjson" in result.stderr
+    command("export", tmp_path / "stick", "--by-day", "--format", "ndjson")
+    assert command.json("import", tmp_path / "stick")["present"] == 9
+
+
+@pytest.mark.parametrize("call", [("export", "x.parquet"), ("cleanup", "--dry-run")])
+def test_a_glob_among_several_names_is_told(
+    on_store: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    on_store.write(*rows())
+    said = on_store(*call, "--sensor", "P-*", "--sensor", "Q", code=2)
+    assert "'P-*' is a glob" in said.stderr
