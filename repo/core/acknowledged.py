@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 
 from repo.errors import system_error
 from repo.files import StoreFiles
+from repo.inuse import note_own
 from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.records import RecordRepository
@@ -47,6 +48,7 @@ class AcknowledgedMark:
     def __init__(self, files: StoreFiles) -> None:
         self.path = files.acknowledged
         self._failing = ""
+        self._noted = False
 
     def write(self, extent: Extent, *, durably: bool) -> None:
         """Say that everything up to here is committed; `durably` waits for the disk."""
@@ -55,6 +57,9 @@ class AcknowledgedMark:
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
+                if not self._noted:
+                    note_own(self.path)
+                    self._noted = True
                 os.pwrite(descriptor, content, 0)
                 if durably:
                     os.fdatasync(descriptor)

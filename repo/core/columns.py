@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from repo import forks
 from repo.clock import Clock
+from repo.core.active import ActiveColumns
 from repo.core.gate import Gate, Patience, Ticket
 from repo.core.undisturbed import undisturbed
 from repo.engines.base import Backend
@@ -65,8 +66,8 @@ class Columns:
     `alone` gives a thread the database by itself (flush, checkpoint); `shared` lets many read at once. Both
     take the lease and open the file as needed. While another process waits, new readers do, too, and the last to
     leave lets go; `tend` does so while nobody uses it. Which engine is active is asked anew, under the lease, at each
-    opening: `choose` says it, told whether the lease is held, or raises `EngineMissing`, as then do `alone` and
-    `shared`. `migrate` is called when the file turns out to have an old schema; it is closed then, and the lease held.
+    opening; where it is not installed, `alone` and `shared` raise `EngineMissing`. A file that has an old schema is
+    migrated then, closed, under the lease.
 
     Every error of the engine leaves as a typed one. After one that ended the engine's instance, and after an
     interrupt, the file is closed and opened anew before anybody uses it again.
@@ -75,13 +76,11 @@ class Columns:
     def __init__(
         self,
         files: StoreFiles,
-        choose: Callable[[bool], Backend],
+        active: ActiveColumns,
         settings: Settings,
         clock: Clock,
-        migrate: Callable[[], object],
     ) -> None:
-        self._choose = choose
-        self._migrate = migrate
+        self._active = active
         self._backend: Backend | None = None
         self._settings = settings
         self._folder = files.folder
@@ -111,7 +110,7 @@ class Columns:
         """The engine that was active when it was last asked; raises `EngineMissing` if it cannot be used here."""
         backend = self._backend  # another thread may be opening, and asks anew
         if backend is None:
-            self._backend = backend = self._choose(False)
+            self._backend = backend = self._active.choose(leased=False)
         return backend
 
     @property
@@ -307,7 +306,7 @@ class Columns:
             except SchemaOutdated:
                 if not self._settings.auto_migrate:
                     raise
-                self._migrate()
+                self._active.migrate()
                 undisturbed(self._open_now)
         assert self._open is not None
         return self._open
@@ -320,7 +319,7 @@ class Columns:
         self._lease.acquire(min(patience.left_s, patience.look_after_s), doing, more)
 
     def _open_now(self) -> None:
-        self._backend = backend = self._choose(True)
+        self._backend = backend = self._active.choose(leased=True)
         try:
             opened = OpenColumns(backend)
             try:

@@ -11,14 +11,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import ClassVar, Protocol
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from repo import forks
 from repo.clock import Clock
+from repo.core.active import ActiveColumns
 from repo.core.codec import unpack
 from repo.core.columns import Columns, OpenColumns, is_interrupt
 from repo.core.metadata import MetadataDatabase
@@ -116,16 +116,15 @@ class Flusher:
         self,
         metadata: MetadataDatabase,
         columns: Columns,
+        active: ActiveColumns,
         settings: Settings,
         clock: Clock,
-        bring_to_head: Callable[[Engine, Path], None],
-        set_aside: Callable[[str, int], None],
     ) -> None:
         self._metadata = metadata
         self._columns = columns
         self._settings = settings
         self._clock = clock
-        self._reconciler = Reconciler(metadata, clock, bring_to_head, set_aside)
+        self._reconciler = Reconciler(metadata, active, clock)
         self._held: Held | None = None
         """None while the file is closed, and from the beginning of each change until it was read back."""
         self._checkpointed_s = time.monotonic()

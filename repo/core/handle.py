@@ -11,6 +11,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection
 
 from repo.clock import Clock
+from repo.core.active import ActiveColumns
 from repo.core.columns import Columns, OpenColumns
 from repo.core.flush import Flusher
 from repo.core.metadata import MetadataDatabase
@@ -48,6 +49,7 @@ class Access:
     writer: Writer
     settings: Settings
     clock: Clock
+    active: ActiveColumns
     columns: Columns
     flusher: Flusher
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 from zlib import crc32
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
 from repo.clock import Clock
 from repo.core.acknowledged import LOST_END
+from repo.core.active import ActiveColumns
 from repo.core.columns import OpenColumns
 from repo.core.metadata import MetadataDatabase
 from repo.errors import StoreCorrupt, StoreForked
@@ -52,17 +53,10 @@ class Held:
 class Reconciler:
     """Brings a file that was just opened, and the metadata, to agree."""
 
-    def __init__(
-        self,
-        metadata: MetadataDatabase,
-        clock: Clock,
-        bring_to_head: Callable[[Engine, Path], None],
-        set_aside: Callable[[str, int], None],
-    ) -> None:
+    def __init__(self, metadata: MetadataDatabase, active: ActiveColumns, clock: Clock) -> None:
         self._metadata = metadata
+        self._active = active
         self._clock = clock
-        self._bring_to_head = bring_to_head
-        self._set_aside = set_aside
         self.renumbered_through = 0
         """The last seq that a renumbering gave out. A reader's goal may be older than it, and mean seqs of before."""
 
@@ -71,7 +65,7 @@ class Reconciler:
 
         Raises `StoreForked`, `StoreCorrupt`, or what the engines raise; calling it again is safe.
         """
-        self._bring_to_head(opened.engine, opened.backend.path)
+        self._active.bring_to_head(opened.engine, opened.backend.path)
         with self._metadata.read() as connection:
             facts = StateRepository(connection).get()
             cursors = SinkRepository(connection).list()
@@ -121,7 +115,7 @@ class Reconciler:
                 path=opened.backend.path,
             )
         state = found or ColumnsState(facts.store_id, uuid4().hex, facts.generation, 0)
-        self._set_aside(opened.backend.name, state.generation)
+        self._active.set_others_aside(opened.backend.name, state.generation)
         loss = None
         if state.watermark < facts.pruned_through:
             loss = self._older_columns(opened, state, facts)

@@ -13,24 +13,22 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Engine, inspect
+from sqlalchemy import inspect
 from sqlalchemy.exc import SQLAlchemyError
 
 from repo import forks
 from repo.clock import Clock
 from repo.core.acknowledged import account_for_lost_end
+from repo.core.active import ActiveColumns, first_engine, refuse_unless_allowed
 from repo.core.columns import Columns
 from repo.core.flush import Flusher
 from repo.core.handle import Access
 from repo.core.metadata import MetadataDatabase
 from repo.core.writer import Writer
-from repo.engines.base import Backend
-from repo.engines.duckdb.backend import DuckDBBackend
-from repo.engines.registry import backend_for, why_no_duckdb
+from repo.engines.registry import why_no_duckdb
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import (
     EngineMissing,
-    SchemaOutdated,
     StoreBusy,
     StoreCorrupt,
     StoreMissing,
@@ -44,8 +42,6 @@ from repo.schema import backup, version
 from repo.schema.databases import Target
 from repo.settings import Settings
 from repo.turnstile import Turnstile
-from repo.upkeep.convert import moved_since, set_inactive_aside
-from repo.upkeep.rewrite import discard_unfinished
 
 __all__ = ["Opening"]
 
@@ -138,9 +134,9 @@ class Opening:
             self._restore_records()
         if standing is version.Standing.HEAD or is_new:
             return
-        self._refuse_unless_allowed(found, database)
+        refuse_unless_allowed(found, database, self._files, self._settings)
         with self._leased("migrating the store"):
-            self._migrate(without_columns=True)
+            self._migrate()
 
     def _found(self) -> tuple[str | None, bool, bool]:
         """Return the schema of the metadata, whether it has no tables yet, and whether records lack their data."""
@@ -172,7 +168,7 @@ class Opening:
             return
         try:
             with self._leased("restoring records of the legacy program"):
-                self._migrate(without_columns=True)
+                self._migrate()
         except StoreBusy as busy:
             log.warning("records of the legacy program wait until their data is restored: %s", busy)
 
@@ -194,8 +190,10 @@ class Opening:
                 with metadata.read() as connection:
                     standing = version.compare(version.version_of(connection))
                 if standing is not version.Standing.HEAD or self._settings.auto_migrate:
-                    self._migrate(without_columns=True)
-                state = State(uuid4().hex, 0, 0, 0, self._first_engine(), None, 1, self._clock())
+                    self._migrate()
+                state = State(
+                    uuid4().hex, 0, 0, 0, first_engine(self._files, self._settings), None, 1, self._clock()
+                )
                 with metadata.write() as connection:
                     StateRepository(connection).create(state)
         return state
@@ -231,31 +229,19 @@ class Opening:
                 raise version.too_new(found, metadata.path)
             return StateRepository(connection).get() if standing is version.Standing.HEAD else None
 
-    def wired(self, metadata: MetadataDatabase, state: State) -> Access:
+    def wired(self, metadata: MetadataDatabase) -> Access:
         """Wire the rooms of the store, and let go of its columns until they are needed."""
         clock = self._clock
         writer = Writer(metadata, clock, self._settings.submit_queue_points)
 
-        def active(leased: bool) -> Backend:
-            with metadata.read() as connection:
-                found = StateRepository(connection).get() or state
-            engine = found.engine or self._first_engine()
-            if leased and not self._files.columns(engine).exists():
-                engine = moved_since(found, self._files, self.backend_of) or engine
-            backend = self.backend_of(engine)
-            if isinstance(backend, DuckDBBackend):
-                backend.may_begin = found.file_id is None and found.pruned_through == 0
-            return backend
-
-        columns = Columns(self._files, active, self._settings, clock, self.migrate_columns)
-        flusher = Flusher(
-            metadata, columns, self._settings, clock, self.bring_columns_to_head, self._set_inactive_aside
-        )
+        active = ActiveColumns(self._files, metadata, self._settings, clock)
+        columns = Columns(self._files, active, self._settings, clock)
+        flusher = Flusher(metadata, columns, active, self._settings, clock)
         try:
             _ = columns.backend
         except EngineMissing as missing:
             log.warning("%s", missing)
-        return Access(self._files, metadata, writer, self._settings, clock, columns, flusher)
+        return Access(self._files, metadata, writer, self._settings, clock, active, columns, flusher)
 
     def take_columns_in(self, access: Access) -> None:
         """Open columns that the store has never opened, such as the legacy program's: so their summaries are copied.
@@ -271,62 +257,7 @@ class Opening:
         except StoreCorrupt as damaged:
             log.warning("the columns that are there are not read: %s", damaged)
 
-    def bring_columns_to_head(self, engine: Engine, path: Path) -> None:
-        """Make the tables of a new column file that is open; raises `SchemaOutdated` for an old one."""
-        with engine.execution_options(**sqlite.READ).connect() as connection:
-            found = version.version_of(connection, path)
-            standing = version.compare(found)
-            is_new = standing is version.Standing.UNVERSIONED and not inspect(connection).get_table_names()
-        if standing is version.Standing.HEAD:
-            return
-        if standing is version.Standing.TOO_NEW:
-            raise version.too_new(found, path)
-        if not is_new:
-            self._refuse_unless_allowed(found, path)
-            raise SchemaOutdated(f"{path} has the schema {found or 'of the legacy program'}", path=path)
-        from repo.schema import runner
-
-        runner.upgrade(engine, "timeseries", path=path)
-
-    def backend_of(self, engine: str, path: Path | None = None) -> Backend:
-        """Return the backend of an engine, for its column file or another; see `backend_for`."""
-        return backend_for(engine, self._files, self._settings, self._clock, path=path)
-
-    def _set_inactive_aside(self, active: str, generation: int) -> None:
-        set_inactive_aside([self._files.columns(name) for name in ENGINES if name != active], generation)
-        discard_unfinished(self._files.columns(name) for name in ENGINES)
-
-    def _first_engine(self) -> str:
-        """Choose the engine of a store that has none yet."""
-        for engine in ENGINES:
-            if self._files.columns(engine).exists():
-                return engine
-        if self._settings.engine != "auto":
-            return self._settings.engine
-        why = why_no_duckdb()
-        if why is None:
-            return "duckdb"
-        log.warning(
-            "Failed to initialize DuckDB, falling back to SQLite: %s; the columns of %s are kept in SQLite, with the "
-            "same features",
-            why,
-            self._path,
-        )
-        return "sqlite"
-
-    def migrate_columns(self) -> None:
-        """Bring a column file that was found outdated to the present schema; it is closed, and the lease held."""
-        self._migrate(without_columns=False)
-
-    def _migrate(self, *, without_columns: bool) -> None:
+    def _migrate(self) -> None:
         from repo.schema.upgrade import run
 
-        run(self._files, self._settings, self._clock, without_columns=without_columns)
-
-    def _refuse_unless_allowed(self, found: str | None, path: Path) -> None:
-        if not self._settings.auto_migrate:
-            raise SchemaOutdated(
-                f"{path} has the schema {found or 'of the legacy program'}, and {version.HEAD} is needed; run "
-                f"`{self._files.command('migrate')}`",
-                path=path,
-            )
+        run(self._files, self._settings, self._clock, without_columns=True)

@@ -306,10 +306,7 @@ class Store:
         bytes that it needs, `EngineMissing`, `StoreBusy` or the engine's typed error; no point is lost by any.
         `dry_run` only looks what it needs.
         """
-        opening = self._opening
-        return shrink(
-            self._access, opening.backend_of, opening.bring_columns_to_head, progress, dry_run=dry_run
-        )
+        return shrink(self._access, progress, dry_run=dry_run)
 
     def status(self) -> Status:
         """Describe the store, from SQLite alone: it answers at once, whoever holds the columns."""
@@ -380,7 +377,7 @@ class Store:
         metadata = MetadataDatabase(self.files, self.settings)
         try:
             state = self._opening.prepared(metadata)
-            self._access = self._opening.wired(metadata, state)
+            self._access = self._opening.wired(metadata)
             if state.file_id is None:
                 self._opening.take_columns_in(self._access)
         except BaseException:  # a store that is not made cannot be closed by its user
@@ -403,10 +400,7 @@ class Store:
 
     @KeyboardInterrupts()
     def _convert(self, engine: str, progress: Progress = lambda _done, _points: None) -> Converted:
-        opening = self._opening
-        return convert(
-            self._access, opening.backend_of, self.files, opening.bring_columns_to_head, engine, progress
-        )
+        return convert(self._access, engine, progress)
 
 
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()

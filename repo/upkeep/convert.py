@@ -8,24 +8,21 @@ active with everything in it; a file that is not the active one's is renamed at 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Engine, inspect
-
+from repo.core.active import building_path, remove, set_aside
 from repo.core.handle import Access
 from repo.disk import refuse_full_disk
-from repo.engines.base import COMPANIONS, Backend, typed_errors
+from repo.engines.base import typed_errors
 from repo.engines.duckdb import checkpoint
 from repo.errors import HoldfastError, system_typed
-from repo.files import ENGINES, StoreFiles
-from repo.models import TimeSeriesState
-from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
-from repo.upkeep.rewrite import building_path, built, most_bytes, remove
+from repo.repositories.state import ColumnsState, ColumnsStateRepository, StateRepository
+from repo.upkeep.rewrite import built, most_bytes
 
-__all__ = ["Converted", "convert", "moved_since", "set_inactive_aside"]
+__all__ = ["Converted", "convert"]
 
 log = logging.getLogger("holdfast.converting")
 
@@ -41,20 +38,16 @@ class Converted(NamedTuple):
 
 def convert(
     access: Access,
-    build: Callable[[str, Path], Backend],
-    files: StoreFiles,
-    bring_to_head: Callable[[Engine, Path], None],
     to: str,
     progress: Callable[[int, int], object],
 ) -> Converted:
     """Move the columns to the engine `to` and return when they are durable there and it is active.
 
-    `build` makes a backend for an engine and a file, and raises `EngineMissing`. Writers go on meanwhile; readers
-    wait. Raises `StoreFull` beforehand if the disk may not hold both files, and typed errors later; the engine is
-    then the one that it was.
+    Writers go on in the meantime; readers wait. Raises `EngineMissing`, `StoreFull` if the disk may not hold both
+    files, or the engine's typed error; the engine is then the one that it was.
     """
-    path = files.columns(to)
-    target = build(to, building_path(path))
+    path = access.files.columns(to)
+    target = access.active.backend_of(to, building_path(path))
     goal = access.journal_end()
     with access.columns.alone(f"moving the columns to {to}") as opened:
         opened = access.flusher.through(opened, goal)
@@ -75,8 +68,8 @@ def convert(
         state = held._replace(file_id=uuid4().hex, generation=facts.generation + 1)
         try:
             with typed_errors(opened.backend, target):
-                built(opened, target, state, bring_to_head, lambda done: progress(done, points))
-            set_inactive_aside([path], facts.generation)
+                built(opened, target, state, access.active.bring_to_head, lambda done: progress(done, points))
+            set_aside([path], facts.generation)
             with system_typed(path, "the columns are where they were; try again"):
                 target.path.rename(path)
             checkpoint.sync_folder(path.parent)
@@ -86,56 +79,6 @@ def convert(
         log.info("the columns are in %s now", path)
         access.columns.reopen()
     return Converted(before, to, points, state.generation)
-
-
-def set_inactive_aside(paths: Iterable[Path], generation: int) -> list[Path]:
-    """Rename column files that are not the active engine's, with their logs; returns their new names.
-
-    The caller holds the lease and has read the fact under it.
-    """
-    renamed = []
-    for path in paths:
-        if not path.exists():
-            continue
-        name = f"{path.name}.inactive-{generation}"
-        number = 1
-        while path.with_name(name).exists():
-            number += 1
-            name = f"{path.name}.inactive-{generation}-{number}"
-        # The file itself last: while it has its name, its log is looked for.
-        with system_typed(path):
-            for companion in reversed(COMPANIONS):
-                old = path.with_name(path.name + companion)
-                if old.exists():
-                    old.rename(path.with_name(name + companion))
-        log.info("%s is not the active column file any more; kept as %s", path, name)
-        renamed.append(path.with_name(name))
-        checkpoint.sync_folder(path.parent)
-    return renamed
-
-
-def moved_since(facts: State, files: StoreFiles, build: Callable[[str], Backend]) -> str | None:
-    """Return the engine that holds the columns if they moved after these facts were noted; the caller has the lease.
-
-    So it is in a metadata database that was restored from a backup: its own column file is not there any more, and
-    the other one is of this store and of a later generation. Raises `EngineMissing` where that cannot be asked.
-    """
-    for engine in ENGINES:
-        if engine == facts.engine or not files.columns(engine).exists():
-            continue
-        backend = build(engine)
-        opened = backend.open()
-        try:
-            with typed_errors(backend), opened.connect() as connection, connection.begin():
-                if not inspect(connection).has_table(TimeSeriesState.__tablename__):
-                    continue
-                owner = ColumnsStateRepository(connection).owner()
-        finally:
-            backend.close(opened)
-        if owner is not None and owner[0] == facts.store_id and owner[1] > facts.generation:
-            log.error("the metadata is older than %s, to which the columns moved since", backend.path)
-            return engine
-    return None
 
 
 def _switch(access: Access, path: Path, to: str, state: ColumnsState) -> None:

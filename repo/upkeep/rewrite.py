@@ -6,7 +6,7 @@ as a store's; what a killed process left is removed at the next opening.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +14,25 @@ from sqlalchemy import Connection, Engine, func, select
 
 from repo import disk
 from repo.core.columns import OpenColumns
-from repo.engines.base import COMPANIONS, Backend
+from repo.engines.base import Backend
 from repo.engines.duckdb import checkpoint
 from repo.engines.sqlite import driver as sqlite
-from repo.errors import FlushFailed, system_typed
+from repo.errors import FlushFailed
 from repo.models import Point
 from repo.queries.selection import Summary
 from repo.repositories.state import ColumnsState, ColumnsStateRepository
 from repo.upkeep.copying import copy_tables, sums_of
 
 __all__ = [
-    "building_path",
     "built",
-    "discard_unfinished",
     "most_bytes",
-    "remove",
 ]
 
 BYTES_A_POINT = {"duckdb": 40, "sqlite": 96}
 """What a point may take in a new file beside its texts and, in SQLite, its names; generously: 5 and 62 were
 measured."""
 
-_BUILDING = ".building"
 _points: Any = Point.__table__
-
-
-def building_path(path: Path) -> Path:
-    """Return the name of a column file while it is being built."""
-    return path.with_name(path.name + _BUILDING)
-
-
-def discard_unfinished(paths: Iterable[Path]) -> None:
-    """Remove what a conversion that died was building for these column files; the caller holds the lease."""
-    for path in paths:
-        remove(building_path(path))
 
 
 def most_bytes(to: str, opened: OpenColumns, known: Mapping[tuple[str, str], Summary]) -> int:
@@ -101,10 +86,3 @@ def built(
             path=target.path,
         )
     checkpoint.sync_file(target.path)
-
-
-def remove(path: Path) -> None:
-    """Remove a column file and what belongs to it."""
-    with system_typed(path, "remove it once that is possible"):
-        for companion in COMPANIONS:
-            path.with_name(path.name + companion).unlink(missing_ok=True)

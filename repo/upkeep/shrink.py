@@ -11,18 +11,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from sqlalchemy import Engine
-
 from repo import disk
+from repo.core.active import building_path, remove
 from repo.core.columns import OpenColumns
 from repo.core.handle import Access
 from repo.disk import Wanted
-from repo.engines.base import COMPANIONS, Backend, typed_errors
+from repo.engines.base import COMPANIONS, typed_errors
 from repo.engines.duckdb import checkpoint
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import FlushFailed, system_typed
 from repo.repositories.state import ColumnsStateRepository
-from repo.upkeep.rewrite import building_path, built, most_bytes, remove
+from repo.upkeep.rewrite import built, most_bytes
 from repo.upkeep.usage import sizes_of
 
 __all__ = ["Shrunk", "shrink"]
@@ -51,8 +50,6 @@ class Shrunk(NamedTuple):
 
 def shrink(
     access: Access,
-    build: Callable[[str, Path], Backend],
-    bring_to_head: Callable[[Engine, Path], None],
     progress: Callable[[int, int], object],
     *,
     dry_run: bool = False,
@@ -79,7 +76,7 @@ def shrink(
             disk.refuse_full_disk(
                 wanted, f"writing {file} anew", "it stays as it is. Free some space and try again"
             )
-        target = build(opened.backend.name, building_path(path))
+        target = access.active.backend_of(opened.backend.name, building_path(path))
         remove(target.path)
         points = access.flusher.points
         try:
@@ -87,7 +84,7 @@ def shrink(
                 state = ColumnsStateRepository(opened.flush_connection).get()
             assert state is not None
             with typed_errors(opened.backend, target):
-                built(opened, target, state, bring_to_head, lambda done: progress(done, points))
+                built(opened, target, state, access.active.bring_to_head, lambda done: progress(done, points))
             access.columns.reopen(lambda: _put(target.path, path))
         finally:
             remove(target.path)

@@ -241,7 +241,8 @@ def test_a_metadata_database_from_before_the_columns_moved_finds_them(
         assert [row["value"] for row in store.points.range("a", "m")] == [2.0] * 10
         assert len(store.points.range("new", "m").all()) == again + 1
         status = store.status()
-        assert (status.engine, status.generation, status.ledger_entries) == (now, 1 + moves, 0)
+        assert (status.engine, status.generation) == (now, 1 + moves)
+        assert any("replaced by an older one" in warning for warning in status.warnings)
         seqs = [row["seq"] for row in store.points.after(0)]
         assert len(set(seqs)) == len(seqs) == 11 + again
         store.close()
