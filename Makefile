@@ -13,7 +13,7 @@ demo: $(STAMP)
 test test-all test-sqlite: export PYTHONDONTWRITEBYTECODE =
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow and not bench"
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not slow and not bench"
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "not bench"
@@ -21,7 +21,7 @@ test-all: $(STAMP)
 # The tests where DuckDB is not installed: in an environment beside, made of links to this one's packages.
 test-sqlite: $(STAMP)
 	$(BIN)/python -m tests.without_duckdb.environment $(VENV)-sqlite
-	$(VENV)-sqlite/bin/python -m pytest -n 2 --dist loadscope -m "not slow and not bench" \
+	$(VENV)-sqlite/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not slow and not bench" \
 		$(addprefix tests/,contract property unit badinput cli delivery compat faults)
 
 lint: $(STAMP)

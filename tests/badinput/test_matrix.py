@@ -65,7 +65,7 @@ def by_dataclass(store: Store, fields: Fields) -> None:
 
 
 def by_submit(store: Store, fields: Fields) -> None:
-    store.points.submit([positions(fields)]).result(timeout=30)
+    store.points.submit([positions(fields)]).result(timeout=300)
 
 
 def by_transaction(store: Store, fields: Fields) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from click.testing import CliRunner, Result
 
 from repo import Settings, Store
 from repo.commands import holdfast
+
+MakeOnce = Callable[[str, Path, Callable[[], object]], None]
 
 HOLDER = """
 import sys
@@ -65,17 +68,32 @@ def command(tmp_path: Path) -> Command:
     return Command(tmp_path / "store")
 
 
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Make a store in a folder the first time that its name is given, and copy that one from then on."""
+    home = tmp_path_factory.mktemp("made")
+
+    def make_once_(name: str, folder: Path, make: Callable[[], object]) -> None:
+        if (home / name).exists():
+            shutil.copytree(home / name, folder)
+        else:
+            make()
+            shutil.copytree(folder, home / name, ignore=shutil.ignore_patterns("*.lock"))
+
+    return make_once_
+
+
 @pytest.fixture
-def on_store(command: Command, engine: str) -> Command:
+def on_store(command: Command, engine: str, make_once: MakeOnce) -> Command:
     """The command, on an empty store; each engine in turn."""
-    command("init", "--engine", engine)
+    make_once(f"empty-{engine}", command.folder, lambda: command("init", "--engine", engine))
     return command
 
 
 @pytest.fixture
-def on_duckdb(command: Command) -> Command:
+def on_duckdb(command: Command, make_once: MakeOnce) -> Command:
     """The command, on an empty store with DuckDB."""
-    command("init", "--engine", "duckdb")
+    make_once("empty-duckdb", command.folder, lambda: command("init", "--engine", "duckdb"))
     return command
 
 

@@ -12,21 +12,27 @@ from typing import Any
 import pytest
 
 from repo import OfflineBufferManager, Settings, Store, disk
+from tests.cli.conftest import Command, MakeOnce
 
 DAY = 86_400
 
 
 @pytest.fixture
-def site(on_store: Any) -> Any:
-    """A store with ten days of two pumps until today, and with records that wait."""
+def site(command: Command, engine: str, make_once: MakeOnce) -> Any:
+    """The command, on a store with ten days of two pumps until today, and with records that wait."""
+    make_once(f"site-{engine}", command.folder, lambda: fill_site(command, engine))
+    return command
+
+
+def fill_site(command: Command, engine: str) -> None:
+    command("init", "--engine", engine)
     now = datetime.now(UTC).timestamp()
-    on_store.write(*((f"PUMP-{n}", "flow", now - day * DAY, 1.0) for n in (1, 2) for day in range(10)))
-    with Store(on_store.folder, Settings(background=False)) as store:
+    command.write(*((f"PUMP-{n}", "flow", now - day * DAY, 1.0) for n in (1, 2) for day in range(10)))
+    with Store(command.folder, Settings(background=False)) as store:
         for n in range(6):
             store.records.add(f"r{n}", f"gw-{n % 2}", {"n": n}, timestamp=now - n * DAY)
         for _ in range(5):
             store.records.mark_failed(["r1"])
-    return on_store
 
 
 def left(site: Any) -> tuple[int, int]:
@@ -130,14 +136,14 @@ def test_programs_are_told_in_json(site: Any) -> None:
 
 
 def test_space_goes_back_to_the_disk_when_asked(on_store: Any) -> None:
-    on_store.write(*(("s", "m", second, second * 1.1) for second in range(100_000)))
+    on_store.write(*(("s", "m", second, second * 1.1) for second in range(40_000)))
     on_store("status")
     told = on_store("cleanup", "--all", "-y", "--shrink")
-    assert "dropped 100,000 points, 1970-01-01T00:00:00Z to 1970-01-02T03:46:39Z" in told.stdout
+    assert "dropped 40,000 points, 1970-01-01T00:00:00Z to 1970-01-01T11:06:39Z" in told.stdout
     assert re.search(r"giving space back may take [\d,]+ bytes meanwhile", told.stderr)
     given = re.search(r"([\d,]+) bytes went back to the disk; the store takes ([\d,]+)", told.stdout)
     assert given
-    assert int(given[1].replace(",", "")) > 500_000
+    assert int(given[1].replace(",", "")) > 200_000
 
 
 def test_what_was_dropped_is_told_where_there_is_no_room_to_shrink(

@@ -11,17 +11,24 @@ from typing import Any
 
 import pytest
 
+from tests.cli.conftest import Command, MakeOnce
+
 T0 = 1_714_521_600  # 2024-05-01T00:00:00Z
 POINT_KEYS = {"sensor_id", "metric_name", "timestamp", "timestamp_us", "value", "quality", "metadata"}
 
 
 @pytest.fixture
-def filled(on_store: Any) -> Any:
+def filled(command: Command, engine: str, make_once: MakeOnce) -> Any:
+    make_once(f"filled-{engine}", command.folder, lambda: fill(command, engine))
+    return command
+
+
+def fill(command: Command, engine: str) -> None:
     rows: list[Any] = [("P-1", "flow", T0 + 600 * n, float(n)) for n in range(12)]
     rows += [("P-2", "flow", T0 + 600 * n, 100.0 + n) for n in range(12)]
     rows += [("P-1", "state", T0, "OPEN"), ("P-1", "state", T0 + 3_600, "CLOSED")]
-    on_store.write(*rows)
-    return on_store
+    command("init", "--engine", engine)
+    command.write(*rows)
 
 
 def test_points_come_in_order_of_time_with_all_their_fields(filled: Any) -> None:

@@ -2,19 +2,85 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import OpenStore
+from repo import Settings, Store
+from tests.conftest import Clock, Templates
 from tests.contract.test_parquet_export import fill
 
 
+@pytest.fixture(scope="module")
+def _exported(tmp_path_factory: pytest.TempPathFactory, templates: Templates) -> Callable[[Any], Path]:
+    home = tmp_path_factory.mktemp("exported")
+
+    def made(engine: Any) -> Path:
+        """A folder with a store and its bundle, made once for a module."""
+        place: Path = home / engine
+        if not place.exists():
+            templates.copy(engine, 1, place / "source")
+            with Store(place / "source", Settings(engine=engine, background=False)) as source:
+                fill(source)
+                source.export_parquet(place / "bundle", partition="day")
+        return place
+
+    return made
+
+
 @pytest.fixture
-def bundle(open_store: OpenStore, tmp_path: Path) -> Path:
-    """A bundle of three days, and its store closed."""
-    source = open_store("source")
-    fill(source)
-    source.export_parquet(tmp_path / "bundle", partition="day")
-    source.close()
+def bundle(_exported: Callable[[Any], Path], engine: str, tmp_path: Path) -> Path:
+    """A bundle of three days, and beside it its store, `source`, closed."""
+    shutil.copytree(_exported(engine), tmp_path, dirs_exist_ok=True)
     return tmp_path / "bundle"
+
+
+@pytest.fixture(scope="module")
+def _stores_of_the_module() -> Iterator[dict[str, Store]]:
+    stores: dict[str, Store] = {}
+    yield stores
+    for store in stores.values():
+        store.close()
+
+
+@pytest.fixture
+def shared_store(
+    _stores_of_the_module: dict[str, Store],
+    tmp_path_factory: pytest.TempPathFactory,
+    templates: Templates,
+    engine: Any,
+) -> Store:
+    """One store for all tests of a module that ask for it: they change nothing that another would see."""
+    if engine not in _stores_of_the_module:
+        folder = tmp_path_factory.mktemp("shared") / "store"
+        templates.copy(engine, 1, folder)
+        store = Store(folder, Settings(engine=engine, background=False), clock=Clock())
+        store._access.columns.is_tended = True
+        _stores_of_the_module[engine] = store
+    return _stores_of_the_module[engine]
+
+
+@pytest.fixture
+def unwritten(shared_store: Store) -> Iterator[Store]:
+    """An empty store for all tests of a module that see something refused; it is empty after each."""
+    assert shared_store.last_seq() == 0
+    yield shared_store
+    assert shared_store.last_seq() == 0
+    assert shared_store.records.count() == 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what a test of tables shows on SQLite as it shows it with other settings: tables have one way in there."""
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        of_the_test = {mark.args[0] for mark in item.iter_markers("parametrize")}
+        if (
+            parameters is not None
+            and "bulk_rows" not in of_the_test
+            and (parameters.params.get("engine"), parameters.params.get("bulk_rows")) == ("sqlite", 1)
+        ):
+            item.add_marker(pytest.mark.slow)

@@ -298,7 +298,7 @@ def test_a_fill_of_absurdly_many_rows_says_what_to_do(store: Store) -> None:
     ],
     ids=str,
 )
-def test_what_does_not_exist_is_refused(store: Store, options: dict[str, Any]) -> None:
-    store.points.insert("a", "m", 1.0, timestamp=1)
+def test_what_does_not_exist_is_refused(shared_store: Store, options: dict[str, Any]) -> None:
+    shared_store.points.insert("a", "m", 1.0, timestamp=1)
     with pytest.raises(InvalidQuery):
-        store.points.aggregate("a", "m", **options)
+        shared_store.points.aggregate("a", "m", **options)

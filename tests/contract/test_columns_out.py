@@ -239,6 +239,7 @@ def test_packages_that_take_arrow_take_a_result_itself(full: Store) -> None:
         ]
 
 
+@pytest.mark.own_store
 def test_nothing_is_held_between_batches(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = open_store(), open_store()
     first.points.insert_many([("a", "m", at, float(at)) for at in range(100)])

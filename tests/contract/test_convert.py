@@ -68,6 +68,7 @@ def test_moving_to_the_active_engine_does_nothing(store: Store, engine: str) -> 
     assert store.status().bytes_by_kept_file == {}
 
 
+@pytest.mark.own_store
 @pytest.mark.slow_on("sqlite")
 def test_toggled_twice_with_overwrites_and_deletes_in_each_phase(open_store: Any, seed: int) -> None:
     rng = random.Random(seed)
@@ -337,6 +338,7 @@ def test_a_disk_without_room_is_told_beforehand_with_the_number(
     assert len(everything(store)) == 1
 
 
+@pytest.mark.own_store
 @pytest.mark.slow_on("sqlite")
 def test_another_process_goes_on_with_the_other_engine(open_store: Any, spawn: Any, engine: str) -> None:
     store = open_store()

@@ -104,7 +104,7 @@ def test_what_the_system_refuses_for_a_moment_is_a_typed_error_and_then_everythi
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert [line for line in done.stdout.splitlines() if not line.startswith("told")] == [], done.stderr[

@@ -74,7 +74,7 @@ def test_a_read_is_not_held_up_by_another_read(open_store: Any) -> None:
         found: list[Any] = []
         thread = threading.Thread(target=lambda: found.append(len(store.points.range("a", "m").all())))
         thread.start()
-        thread.join(10)
+        thread.join(300)
         assert found == [1]
 
 

@@ -114,6 +114,7 @@ def test_a_name_with_the_signs_of_a_glob_is_a_glob(store: Store) -> None:
         store.points.latest("a", "m", limit=0)
 
 
+@pytest.mark.own_store
 def test_what_another_process_does_is_seen_at_once(
     store: Store, engine: str, spawn: Callable[..., Any]
 ) -> None:
@@ -168,6 +169,7 @@ def test_points_that_pass_the_journal_by_are_seen_with_the_copy_of_their_summari
     assert newest(store, None, None) == [(9, 9.0), (2, 2.0)]
 
 
+@pytest.mark.own_store
 def test_columns_put_back_from_a_backup_take_back_what_was_known(
     open_store: OpenStore, columns_file: str
 ) -> None:

@@ -21,7 +21,7 @@ def run(script: str, folder: Path) -> str:
         [sys.executable, "-W", "ignore", "-c", script, str(folder)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

@@ -112,7 +112,7 @@ def test_every_flipped_bit_is_found(open_store: OpenStore, tmp_path: Path, seed:
     source.export_parquet(tmp_path / "out.parquet")
     whole = (tmp_path / "out.parquet").read_bytes()
     chance = random.Random(seed)
-    for _ in range(100):
+    for _ in range(25):  # at other places in each run
         broken = bytearray(whole)
         broken[chance.randrange(len(broken))] ^= 1 << chance.randrange(8)
         (tmp_path / "out.parquet").write_bytes(broken)
@@ -183,14 +183,14 @@ def nothing_of_a_file(path: Path, case: str) -> None:
         *("a device", "a folder of nothing", "a link in a circle"),
     ],
 )
-def test_what_is_no_parquet_file_is_named(store: Store, tmp_path: Path, case: str) -> None:
+def test_what_is_no_parquet_file_is_named(unwritten: Store, tmp_path: Path, case: str) -> None:
     path = tmp_path / "it's [bad].parquet"
     nothing_of_a_file(path, case)
     with pytest.raises(InvalidFile) as caught:
-        store.import_parquet(path)
+        unwritten.import_parquet(path)
     assert str(path) in str(caught.value)
     assert "/dev/fd" not in str(caught.value)
-    assert store.last_seq() == 0
+    assert unwritten.last_seq() == 0
 
 
 def test_a_name_is_never_a_pattern(store: Store, tmp_path: Path) -> None:

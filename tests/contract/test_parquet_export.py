@@ -346,6 +346,7 @@ def test_values_that_repeat_have_a_dictionary_and_times_have_none(store: Store, 
     assert "DELTA_BINARY_PACKED" in encodings["timestamp"]
 
 
+@pytest.mark.own_store
 def test_the_columns_stay_open_between_pages_until_another_process_waits(
     open_store: OpenStore, tmp_path: Path, run_python: RunPython, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -439,9 +440,9 @@ def test_two_processes_do_not_write_one_file_at_once(store: Store, tmp_path: Pat
     assert first.stdout is not None
     assert first.stdout.readline() == "began\n"
     second = start_python(EXPORT_AND_WAIT, store.path, file)
-    _, told = second.communicate("\n", timeout=30)
+    _, told = second.communicate("\n", timeout=300)
     assert "StoreBusy" in told
-    first.communicate("\n", timeout=30)
+    first.communicate("\n", timeout=300)
     assert first.returncode == 0
     assert pq.read_table(file).num_rows == len(points)
 

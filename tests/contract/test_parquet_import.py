@@ -164,15 +164,15 @@ BAD_COLUMNS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", BAD_COLUMNS)
 def test_a_missing_or_wrong_column_is_an_error_before_anything_changes(
-    store: Store, tmp_path: Path, case: str
+    unwritten: Store, tmp_path: Path, case: str
 ) -> None:
     columns, told = BAD_COLUMNS[case]
     good = write(tmp_path / "good.parquet")
     bad = write(tmp_path / "bad.parquet", **columns)
     with pytest.raises(InvalidFile, match=rf"bad\.parquet.*{told}"):
-        store.import_parquet([good, bad])
-    assert stored(store) == []
-    assert store.last_seq() == 0
+        unwritten.import_parquet([good, bad])
+    assert stored(unwritten) == []
+    assert unwritten.last_seq() == 0
 
 
 def test_choices_that_do_not_exist_are_refused(store: Store, tmp_path: Path) -> None:

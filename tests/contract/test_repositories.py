@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,17 +108,28 @@ def open_database(path: Path, kind: str) -> Engine:
         )
     else:
         found = sqlite.open_engine(path)
-    runner.upgrade(found, "metadata" if kind == "metadata" else "timeseries")
     return found
 
 
+@pytest.fixture(scope="module")
+def empty_databases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an empty database of each kind that was asked for, at the head of the schema."""
+    return tmp_path_factory.mktemp("databases")
+
+
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Callable[[str], Engine]]:
+def database(tmp_path: Path, empty_databases: Path) -> Iterator[Callable[[str], Engine]]:
     """Make a database at the head of the schema, of a kind: duckdb, sqlite or metadata."""
     opened: list[Engine] = []
 
     def open_(kind: str) -> Engine:
-        opened.append(open_database(tmp_path / f"my.{kind}", kind))
+        empty = empty_databases / f"my.{kind}"
+        if not empty.exists():
+            made = open_database(empty, kind)
+            runner.upgrade(made, "metadata" if kind == "metadata" else "timeseries")
+            close_engine(made)
+        path = Path(shutil.copyfile(empty, tmp_path / empty.name))
+        opened.append(open_database(path, kind))
         return opened[-1]
 
     yield open_

@@ -233,10 +233,10 @@ BAD_TABLES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("case", BAD_TABLES)
-def test_what_is_no_table_of_points_is_refused(store: Store, case: str) -> None:
+def test_what_is_no_table_of_points_is_refused(unwritten: Store, case: str) -> None:
     with pytest.raises(InvalidPoint):
-        store.points.insert_table(BAD_TABLES[case])
-    assert store.last_seq() == 0
+        unwritten.points.insert_table(BAD_TABLES[case])
+    assert unwritten.last_seq() == 0
 
 
 def test_choices_that_do_not_exist_are_refused(store: Store) -> None:

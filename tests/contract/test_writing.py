@@ -80,12 +80,12 @@ def test_skipping_bad_rows_writes_the_good_ones(store: Store) -> None:
 
 
 def test_a_large_batch_is_split_and_keeps_its_order(store: Store) -> None:
-    rows = [("a", "m", at, float(at), 100, {"n": "x" * 300}) for at in range(30_000)]
+    rows = [("a", "m", at, float(at), 100, {"n": "x" * 600}) for at in range(8_000)]
     written = store.points.insert_many(rows)
     assert store.status().journal_rows > 1
-    assert (written.first_seq, written.last_seq) == (1, 30_000)
+    assert (written.first_seq, written.last_seq) == (1, 8_000)
     found = [row["value"] for row in store.points.after(0)]
-    assert found == [float(at) for at in range(30_000)]
+    assert found == [float(at) for at in range(8_000)]
 
 
 @pytest.mark.parametrize("first", [1.0, "OPEN"])
@@ -295,12 +295,12 @@ def test_the_same_record_again_changes_nothing_and_other_data_replaces_it(store:
     ids=repr,
 )
 def test_a_record_that_cannot_be_kept_whole_is_refused(
-    store: Store, data: Any, error: type[Exception]
+    unwritten: Store, data: Any, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        store.records.add("r", "s", data)
-    assert store.records.pending() == []
-    assert store.status().last_seq == 0
+        unwritten.records.add("r", "s", data)
+    assert unwritten.records.pending() == []
+    assert unwritten.status().last_seq == 0
 
 
 def test_with_skip_a_row_of_another_kind_is_refused_with_its_place_and_the_rest_is_written(
@@ -331,7 +331,7 @@ def test_a_callback_of_a_submission_may_submit_again_at_a_full_queue(open_store:
         store.points.submit([("a", "m", left[0] * 10 + at, 1.0) for at in range(8)]).add_done_callback(again)
 
     store.points.submit([("a", "m", 0, 1.0)]).add_done_callback(again)
-    assert done.wait(20)
+    assert done.wait(300)
     store.close()
 
 

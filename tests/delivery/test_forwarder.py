@@ -146,7 +146,7 @@ def test_a_sender_killed_between_receipt_and_commit_repeats_the_range_with_the_s
     inbox = Inbox()
     arguments = [str(tmp_path / "store"), receiver.url, "--batch-points", "150"]
     killed = Child("first", "sender", [*arguments, "--hold-after", "3"], inbox, tmp_path)
-    while (message := inbox.get(timeout=20)).event != "held":
+    while (message := inbox.get(timeout=300)).event != "held":
         message.child.check() if message.event == "ended" else None
     assert killed.kill()
     with Store(tmp_path / "store", Settings(background=False)) as store:
@@ -271,7 +271,7 @@ def test_run_stops_when_it_is_told_to(store: Store, sink: Recorder) -> None:
     thread = threading.Thread(target=Forwarder(store, sink, backoff=Backoff(first_s=60)).run, args=(stop,))
     thread.start()
     stop.set()
-    thread.join(timeout=5)
+    thread.join(timeout=300)
     assert not thread.is_alive()
 
 

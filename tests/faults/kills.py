@@ -39,7 +39,7 @@ RANDOM = "at a random time"
 
 ROUNDS_A_CHAIN = 10
 MOST_CREATION_STATEMENTS = 110
-STEP_TIMEOUT_S = 60.0
+STEP_TIMEOUT_S = 300.0
 LONGEST_MOVE_S = 0.4
 
 Damage = Callable[[Path, Random], None]
@@ -240,7 +240,7 @@ class Campaign:
         # What the kill left in SQLite can be read raw; but in the creation there may be nothing yet.
         census = Census(chain.store, rng.random() < 0.5, create=step == CREATION)
         child = self._nursery.start(census, request.with_suffix(".census"))
-        answer = child.read_all(timeout_s=60.0)
+        answer = child.read_all(timeout_s=STEP_TIMEOUT_S)
         errors = child.errors.read_text()
         if not answer or (errors and not damaged):
             raise _Trouble(f"the count failed or complained: {errors[-3000:]}")

@@ -66,7 +66,7 @@ def strace(path: Path, engine: str, *options: str) -> subprocess.CompletedProces
         ["strace", "-f", "-qq", *watched, *options, sys.executable, "-c", SCRIPT, str(path), engine],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-HANG_S = 40.0
+HANG_S = 300.0
 """When a child counts as hung."""
 
 

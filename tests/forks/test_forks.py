@@ -58,7 +58,7 @@ def running(*works: Callable[[], Any]) -> Iterator[None]:
     finally:
         stop.set()
         for thread in threads:
-            thread.join(60)
+            thread.join(300)
     assert not errors
 
 
@@ -143,8 +143,9 @@ def test_the_newest_points_are_right_in_the_parent_after_a_child_wrote(open_stor
 
 
 def test_a_fork_from_inside_a_call_is_refused_the_store_in_the_child_and_harms_nobody(
-    open_store: OpenStore,
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(forks, "WAIT_S", 300.0)  # which it does not wait
     store, other = open_store(), open_store("other")
     store.points.insert("a", "m", 1.0, timestamp=1)
     other.points.insert("a", "m", 1.0, timestamp=1)
@@ -170,17 +171,17 @@ def test_a_thread_that_does_not_come_to_an_end_holds_a_fork_up_for_a_bounded_tim
     def hold() -> None:
         with store._access.columns.alone("a long job"):
             inside.set()
-            leave.wait(30)
+            leave.wait(300)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    assert inside.wait(10)
+    assert inside.wait(300)
     try:
         refused = in_child(opened_in_child(store, insert("a", 2)))
         nested = in_child(lambda: in_child(opened_in_child(store, insert("a", 2))))
     finally:
         leave.set()
-        holder.join(10)
+        holder.join(300)
     for error in (refused, nested):
         assert isinstance(error, StoreClosed), error
     assert count(store, "a") == 1
@@ -197,7 +198,7 @@ def test_a_long_flush_lets_a_fork_pass(open_store: OpenStore) -> None:
     wait = started(opened_in_child(store, insert("child")))
     flushed_before = not flush.is_alive()
     assert wait() == 1
-    flush.join(60)
+    flush.join(300)
     assert not flushed_before
     assert (count(store, "a"), count(store, "child")) == (15_000, 1)
 
@@ -244,7 +245,7 @@ inside, leave, main = threading.Event(), threading.Event(), threading.get_ident(
 def hold():
     with store._access.columns.alone("a long job"):
         inside.set()
-        leave.wait(30)
+        leave.wait(300)
 
 def interrupt():
     while main not in forks._forking:
@@ -261,7 +262,7 @@ def child(at):
 
 threads = [threading.Thread(target=work) for work in (hold, interrupt)]
 threads[0].start()
-inside.wait(20)
+inside.wait(300)
 threads[1].start()
 came = False
 try:

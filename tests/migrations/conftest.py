@@ -136,7 +136,7 @@ def alembic_process() -> Alembic:
             env=clean | environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         assert (done.returncode == 0) is ok, done.stdout + done.stderr
         return done

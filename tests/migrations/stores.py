@@ -47,7 +47,7 @@ def cli_process(folder: Path, *arguments: str, code: int = 0, stdin: str = "", *
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -158,7 +158,7 @@ def test_the_guard_does_not_drop_the_lock_of_a_file_that_is_open(
     with repo.engines.duckdb.dialect.guarded(str(path)):
         pass
     other = f"import duckdb; duckdb.connect({str(path)!r})"
-    child = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, timeout=60)
+    child = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, timeout=300)
     assert "Could not set lock on file" in child.stderr
     # Its log is a file of its own, and is locked too.
     taken = (

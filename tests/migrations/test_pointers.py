@@ -393,7 +393,7 @@ def begun_process(folder: Path) -> subprocess.Popen[bytes]:
 def test_a_kill_in_the_middle_of_an_upgrade_costs_no_record_its_data(
     made: Path, tmp_path: Path, seed: int
 ) -> None:
-    kill_at_random(made, tmp_path, random.Random(seed), 2)
+    kill_at_random(made, tmp_path, random.Random(seed), 1)
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def opened_at_once(made: Path, tmp_path: Path, times: int) -> None:
         both = [processes.Process(target=_open_at_once, args=(folder, barrier, told)) for _ in range(2)]
         for process in both:
             process.start()
-        assert [told.get(timeout=60) for _ in both] == [("ok", POINTS, None)] * 2
+        assert [told.get(timeout=300) for _ in both] == [("ok", POINTS, None)] * 2
         for process in both:
             process.join()
         assert len(backups_of(folder)) == 1

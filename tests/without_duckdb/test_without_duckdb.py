@@ -187,7 +187,7 @@ def test_processes_with_and_without_duckdb_write_to_one_store(beside: Any, tmp_p
             if at % 10 == 0:
                 assert len(store.points.range("without", None).all()) == at + 1
         store.points.delete("gone")
-        _, told = other.communicate(timeout=60)
+        _, told = other.communicate(timeout=300)
         assert (other.returncode, told.count("\n")) == (0, 1), told
         for sensor, values in (
             ("with", [float(at) for at in range(60)]),
@@ -224,7 +224,7 @@ def test_a_process_without_duckdb_goes_on_while_the_columns_move_to_it_and_away(
             assert len(store.points.range(None, None).all()) == 2 * at + 2
             store.demote() if store.status().engine == "duckdb" else store.promote()
         assert answers == ["2", "missing", "6", "missing", "10", "missing"]
-        _, told = other.communicate(timeout=60)
+        _, told = other.communicate(timeout=300)
         assert (other.returncode, told) == (0, "")
 
 
