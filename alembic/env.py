@@ -16,7 +16,7 @@ from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection
 
-from repo.engines.duckdb import checkpoint
+from repo.engines.registry import traits_of
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import HoldfastError, SchemaOutdated
 from repo.models import MetadataBase, TimeSeriesBase
@@ -79,7 +79,7 @@ def run(database: str, connection: Connection) -> None:
 
 
 def run_all(connections: dict[str, Connection], paths: dict[str, Path]) -> None:
-    """Run the command on each database, and leave no DDL in DuckDB's log, also where it fails half-way."""
+    """Run the command on each database, and fold its changes in, also where it fails half-way."""
     before = versions(connections) if command_name() in WRITING else {}
     try:
         with ExitStack() as both:
@@ -114,17 +114,10 @@ def versions(connections: dict[str, Connection]) -> dict[str, str | None]:
 
 
 def fold(connections: dict[str, Connection]) -> None:
-    """Checkpoint DuckDB after a command that writes."""
+    """Leave no change of the schema in a log that could not replay it, after a command that writes."""
     for connection in connections.values():
-        if command_name() in WRITING and connection.dialect.name == "duckdb":
-            connection.rollback()
-            file = connection.exec_driver_sql(
-                "SELECT path FROM duckdb_databases() WHERE database_name = current_database()"
-            ).scalar_one()
-            connection.rollback()
-            with checkpoint.noted(Path(file)):
-                connection.exec_driver_sql("CHECKPOINT")
-            connection.rollback()
+        if command_name() in WRITING:
+            traits_of(connection).fold_ddl(connection)
 
 
 @contextmanager

@@ -152,6 +152,10 @@ class Traits:
     """How many readings one query may keep for percentiles: DuckDB keeps those of all groups at once, and twice
     this number is too much for the 64 MB that a store gives it. None: one group at a time is kept."""
 
+    fold_ddl: Callable[[Connection], None]
+    """Make a change of the schema durable in the file itself, where none may stay in the log: DuckDB cannot replay
+    each of them. Ends the connection's transaction, and must not be called while another one writes."""
+
     one_write_per_transaction: bool
     """DuckDB 2.0.0 doubles rows or crashes when a transaction that has appended to a table goes on to read
     or delete in it; so a transaction may write points once."""

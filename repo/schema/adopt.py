@@ -359,7 +359,7 @@ def _rows(folder: Path) -> dict[str, int]:
         target = in_store(database, files)
         if not target.path.exists():
             continue
-        backend = backend_of(target, files, settings, system_clock)
+        backend = backend_of(target, settings, system_clock)
         with (
             opened(target, backend, settings) as engine,
             typed(target, backend),

@@ -93,27 +93,13 @@ class Target:
 
     @contextmanager
     def opened(self) -> Iterator[Engine]:
-        """Open the database, creating the file if need be, and close it again."""
-        settings = Settings.load(self.path.parent)
-        if self.engine == "sqlite":
-            engine = sqlite.open_engine(self.path, busy_timeout_s=max(30.0, settings.busy_timeout_s))
-            try:
-                yield engine
-            finally:
-                engine.dispose()
-        else:
-            from repo.engines.duckdb import driver as duckdb
+        """Open the database, creating the file if need be, and close it again; the caller holds the lease.
 
-            engine = duckdb.open_engine(
-                self.path,
-                memory_limit_bytes=settings.duckdb_memory_limit_bytes,
-                threads=settings.duckdb_threads,
-                temp_folder=self.path.with_name(self.path.name + ".tmp"),
-            )
-            try:
-                yield engine
-            finally:
-                duckdb.close_engine(engine)
+        Columns are opened by their backend, as a store opens them: it also mends what a killed checkpoint tore.
+        """
+        settings = Settings.load(self.path.parent)
+        with opened(self, backend_of(self, settings, system_clock), settings) as engine:
+            yield engine
 
 
 def find_targets(
@@ -232,11 +218,12 @@ REWRITE_FACTOR = {"duckdb": 1.0, "sqlite": 3.5}
 """What writing a table anew may take, by the size of the file; SQLite writes it to its log, too, and folds that."""
 
 
-def backend_of(target: Target, files: StoreFiles, settings: Settings, clock: Clock) -> Backend | None:
+def backend_of(target: Target, settings: Settings, clock: Clock) -> Backend | None:
     """Return the backend of columns, which sets no damaged log aside; None for the metadata, which have none."""
     if target.database == "metadata":
         return None
-    backend = backend_for(target.engine, files, settings, clock)
+    files = target.files or StoreFiles.beside(target.path)
+    backend = backend_for(target.engine, files, settings, clock, path=target.path)
     if isinstance(backend, DuckDBBackend):
         backend.log_is_spare = False  # of the legacy program's log, no journal has anything
     return backend

@@ -206,7 +206,7 @@ class Planner:
         return found
 
     def _looked_at(self, target: Target) -> Found:
-        backend = backend_of(target, self._files, self._settings, self._clock)
+        backend = backend_of(target, self._settings, self._clock)
         with (
             opened(target, backend, self._settings, looking=True) as engine,
             typed(target, backend),

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from repo import Settings, Store, StoreCorrupt
-from repo.engines.duckdb import checkpoint
+from repo.clock import system_clock
+from repo.engines.duckdb import checkpoint, driver
+from repo.engines.registry import backend_for, traits_of
+from repo.files import StoreFiles
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.duckdb
 
@@ -77,6 +83,41 @@ def test_a_checkpoint_torn_by_a_kill_is_mended_and_nothing_is_lost(
         assert stored(folder) == wanted
     assert checkpoint.read_note(folder / "timeseries.duckdb") is None
     assert ("damage cannot be told from that" in caplog.text) is not proved
+
+
+@pytest.mark.parametrize("command", [["current"], ["upgrade", "head"]], ids=" ".join)
+def test_the_alembic_command_mends_a_torn_checkpoint_as_a_store_does(
+    torn_store: tuple[Path, list[tuple[str, int, float]]], command: list[str]
+) -> None:
+    folder, wanted = torn_store
+    done = subprocess.run(
+        [sys.executable, "-m", "alembic", "-x", f"path={folder}", *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert checkpoint.read_note(folder / "timeseries.duckdb") is None
+    assert stored(folder) == wanted
+
+
+def test_a_checkpoint_after_a_change_of_the_schema_is_noted_with_its_proof(tmp_path: Path) -> None:
+    with Store(tmp_path, SETTINGS) as store:
+        store.points.insert_many([(f"s{at % 7}", "m", at, float(at)) for at in range(4000)])
+        store.checkpoint()
+    path = tmp_path / "timeseries.duckdb"
+    engine = backend_for("duckdb", StoreFiles.of(tmp_path), SETTINGS, system_clock).open()
+    try:
+        with engine.execution_options(any_option=True).connect() as connection:
+            traits_of(connection).fold_ddl(connection)
+    finally:
+        driver.close_engine(engine)
+    note = checkpoint.note_path(path)
+    note.write_bytes(b"1" + note.read_bytes()[1:])
+    found = checkpoint.read_note(path)
+    assert found is not None
+    assert found.blocks
 
 
 def test_a_flipped_bit_is_damage_though_a_checkpoint_was_under_way(

@@ -13,11 +13,22 @@ from repo.engines.base import ONE_SELECT, Params, dicts_of
 from repo.errors import HoldfastError, InvalidQuery, StoreUnsupported, system_error
 from repo.settings import Settings
 
-__all__ = ["DuckDBBackend"]
+__all__ = ["DuckDBBackend", "fold"]
 
 _MOST_TORN_BLOCKS = 100
 
 log = logging.getLogger("holdfast.backends")
+
+
+def fold(engine: Engine, path: Path) -> None:
+    """Fold the log into the file, noted beforehand so that a kill leaves nothing that opening cannot mend."""
+    from repo.engines.duckdb import checkpoint as torn
+    from repo.engines.duckdb import driver as duckdb
+
+    with torn.noted(path, duckdb.descriptor_of(engine), duckdb.unused_metadata(engine)):
+        with engine.connect() as connection:
+            connection.exec_driver_sql("CHECKPOINT")
+        torn.sync_folder(path.parent)
 
 
 class DuckDBBackend:
@@ -137,13 +148,7 @@ class DuckDBBackend:
 
     def checkpoint(self, engine: Engine) -> None:
         """CHECKPOINT, and sync the folder: DuckDB makes and removes its log there without doing so."""
-        from repo.engines.duckdb import checkpoint as torn
-        from repo.engines.duckdb import driver as duckdb
-
-        with torn.noted(self.path, duckdb.descriptor_of(engine), duckdb.unused_metadata(engine)):
-            with engine.connect() as connection:
-                connection.exec_driver_sql("CHECKPOINT")
-            torn.sync_folder(self.path.parent)
+        fold(engine, self.path)
 
     def log_bytes(self) -> int:
         """Return the size of `timeseries.duckdb.wal`."""

@@ -112,7 +112,7 @@ def open_engine(
         # Closing a cursor ends its transaction; a ROLLBACK before that fails, loudly, after a fatal error.
         pool_reset_on_return=None,
     )
-    _bases[id(engine)] = (file, base, descriptor, cursors)
+    _bases[id(engine.pool)] = (file, base, descriptor, cursors)
     return engine
 
 
@@ -172,7 +172,7 @@ def _config(memory_limit_bytes: int, threads: int, temp_folder: Path) -> dict[st
 
 def close_engine(engine: Engine) -> None:
     """Close the file, without a checkpoint; the log stays beside it and is replayed at the next open."""
-    file, base, descriptor, cursors = _bases.pop(id(engine))
+    file, base, descriptor, cursors = _bases.pop(id(engine.pool))
     try:
         engine.dispose()
         # One that an error left open would keep the instance alive, and its locked configuration refuses to be opened.
@@ -193,7 +193,7 @@ def unused_metadata(engine: Engine) -> dict[int, list[int]]:
 
 def descriptor_of(engine: Engine) -> int:
     """Return a descriptor of the file to read from; the engine owns it, for closing it would drop DuckDB's lock."""
-    return _bases[id(engine)][2]
+    return _bases[id(engine.pool)][2]
 
 
 def log_path(path: Path) -> Path:
@@ -295,3 +295,4 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
 
 
 _bases: dict[int, tuple[forks.OpenFile, Any, int, weakref.WeakSet[Any]]] = {}
+"""By the engine's pool, which its copies with other execution options share."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Select, func
 
 from repo.engines.base import Row, Traits, columns_of_rows, rows_of_query
+from repo.engines.duckdb.backend import fold
 
 __all__ = ["TRAITS"]
 
@@ -47,6 +49,15 @@ def _percentiles(value: Any, fractions: Sequence[float]) -> ColumnElement[Any]:
     return func.quantile_cont(value, func.list_value(*fractions))
 
 
+def _fold_ddl(connection: Connection) -> None:
+    connection.rollback()
+    file = connection.exec_driver_sql(
+        "SELECT path FROM duckdb_databases() WHERE database_name = current_database()"
+    ).scalar_one()
+    connection.rollback()
+    fold(connection.engine, Path(file))
+
+
 TRAITS = Traits(
     name="duckdb",
     load=_load,
@@ -61,5 +72,6 @@ TRAITS = Traits(
     add_statistics=lambda _: None,
     percentiles=_percentiles,
     most_in_memory=1_000_000,
+    fold_ddl=_fold_ddl,
     one_write_per_transaction=True,
 )

@@ -38,5 +38,6 @@ TRAITS = Traits(
     add_statistics=add_statistics,
     percentiles=_percentiles,
     most_in_memory=None,
+    fold_ddl=lambda _: None,
     one_write_per_transaction=False,
 )
