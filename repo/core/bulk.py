@@ -291,12 +291,16 @@ class _Load:
     def _straight(self, chunk: Chunk, found: Scan) -> bool:
         """Merge a chunk into the columns, durably.
 
-        False if they cannot be had at once, take no tables, or have too little memory for it.
+        False if they cannot be had at once, take no tables, or have too little memory for it; and if the journal
+        holds so much before it that others would wait long for the columns.
         """
         columns, flusher = self._access.columns, self._access.flusher
         try:
             with columns.alone("bulk load", timeout_s=WAIT_S) as opened:
                 if not opened.backend.takes_tables:
+                    return False
+                opened, is_flushed = self._access.flush_slice(opened, self._access.journal_end())
+                if not is_flushed:
                     return False
                 kinds = {group.pair: group.kind for group in found.groups}
                 change = BulkChange(kinds, found.rows, uuid4().bytes)

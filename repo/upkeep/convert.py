@@ -48,6 +48,7 @@ def convert(
     """
     path = access.files.columns(to)
     target = access.active.backend_of(to, building_path(path))
+    access.flush(f"moving the columns to {to}")  # it gives way to others, which the move itself cannot
     goal = access.journal_end()
     with access.columns.alone(f"moving the columns to {to}") as opened:
         opened = access.flusher.through(opened, goal)

@@ -58,6 +58,7 @@ def shrink(
     columns_before = _bytes(access.files.column_files())
     metadata_before = _bytes(access.files.metadata_files())
     free_bytes = shutil.disk_usage(access.files.folder).free
+    access.flush("giving space back")  # it gives way to others, which the rewriting itself cannot
     goal = access.journal_end()
     with access.columns.alone("giving space back") as opened:
         opened = access.flusher.through(opened, goal)

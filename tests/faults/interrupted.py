@@ -45,7 +45,7 @@ MAIN = 0
 ROUND_S = 2.0
 """How long a round waits for its place to be reached."""
 
-HANG_S = 30.0
+HANG_S = 300.0
 """After so long without an end of a call the stacks are dumped and the process ends."""
 
 LONGEST_TIMER_S = 0.03

@@ -327,9 +327,13 @@ def main() -> int:
     steps = [step for step in chosen.step or STEPS if step != BULK or chosen.engine == "duckdb"]
     root = Path(tempfile.mkdtemp(prefix="holdfast-kills-"))
     started = time.monotonic()
+    seen = 0
     with Nursery() as nursery:
         campaign = Campaign(nursery, root, chosen.seed, chosen.engine)
         for done, step in enumerate(until_hit(campaign, chosen.hits, steps), 1):
+            if len(campaign.failures) > seen:
+                seen = len(campaign.failures)
+                print(f"\n{campaign.failures[-1]}", file=sys.stderr, flush=True)
             print(
                 f"\r{done} kills, {len(campaign.failures)} failed; {step:46}",
                 end="",

@@ -37,7 +37,7 @@ COMPANIES = ("alone", "threads", "process")
 """Who uses the store beside the main thread."""
 
 ROUNDS_A_PROGRAM = 10
-PROGRAM_S = 400.0
+PROGRAM_S = 1800.0
 
 PLACES: dict[str, Place] = {
     RANDOM.name: RANDOM,
