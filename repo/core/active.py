@@ -35,7 +35,7 @@ __all__ = [
     "set_aside",
 ]
 
-log = logging.getLogger("holdfast.columns")
+log = logging.getLogger("holdfast.store")
 
 _BUILDING = ".building"
 
