@@ -11,7 +11,7 @@ from repo.core.tending import TEND_S
 from repo.errors import EngineMissing, StoreBusy
 from repo.repositories.state import StateRepository
 
-__all__ = ["Keeper"]
+__all__ = ["Keeper", "stop_all"]
 
 log = logging.getLogger("holdfast.keeper")
 
@@ -25,11 +25,13 @@ class Keeper:
         self._failing: str | None = None
         self._thread = threading.Thread(target=self._run, name="holdfast-keeper", daemon=True)
         self._thread.start()
+        _running.add(self)
 
     def stop(self) -> None:
         """Stop and join the thread; a flush that runs ends with its next commit."""
         self._stop.set()
         self._thread.join()
+        _running.discard(self)
 
     def _run(self) -> None:
         columns = self._access.columns
@@ -69,3 +71,15 @@ class Keeper:
                         flusher.checkpoint_if_due(now_open)
         except (StoreBusy, EngineMissing):
             return  # who holds the lease flushes everything, ours too; so does who has the engine
+
+
+_running: set[Keeper] = set()
+
+
+def stop_all() -> None:
+    """Stop the threads of stores that nobody closed, at the exit of the interpreter.
+
+    One that is inside of DuckDB when the interpreter ends would abort the process.
+    """
+    for keeper in list(_running):
+        keeper.stop()

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from repo import forks
 from repo.clock import Clock, system_clock
-from repo.core.background import Keeper
+from repo.core.background import Keeper, stop_all
 from repo.core.metadata import MetadataDatabase
 from repo.engines.interrupts import KeyboardInterrupts
 from repo.errors import EngineMissing, InvalidQuery
@@ -409,6 +409,7 @@ _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
 def _close_all() -> None:
     for store in list(_open_stores):
         store.close()
+    stop_all()  # of stores that were dropped and never closed
 
 
 atexit.register(_close_all)

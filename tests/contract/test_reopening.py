@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from repo import Settings, Store, StoreCorrupt, StoreForked, StoreMissing
+from tests.conftest import RunPython
 
 
 def metadata_files(folder: Path) -> list[Path]:
@@ -246,3 +248,20 @@ def test_a_damaged_log_of_duckdb_loses_nothing(open_store: Any, damage: str, eng
     assert values(store) == [1.0] * 40 + [2.0] * 100
     assert store.status().ledger_dropped == 10
     assert store.points.latest("a", "m")[0]["timestamp_us"] == 149_000_000
+
+
+def test_a_store_that_was_dropped_and_never_closed_leaves_no_thread_at_the_end_of_the_program(
+    engine: str, tmp_path: Path, run_python: RunPython
+) -> None:
+    script = """
+        import atexit, sys, threading
+        atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))
+        from repo import Settings, Store
+
+        def work():
+            store = Store(sys.argv[1], Settings(engine=sys.argv[2]))
+            store.points.insert("a", "m", 1.0)
+
+        work()
+    """
+    assert run_python(textwrap.dedent(script), tmp_path / "store", engine).stdout == "['MainThread']\n"

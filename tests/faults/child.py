@@ -43,7 +43,7 @@ __all__ = [
     "take_census",
 ]
 
-LIFE_S = 120.0
+LIFE_S = 280.0
 """A child that nobody kills ends by itself."""
 
 

@@ -108,4 +108,4 @@ def test_what_forked_workers_were_acknowledged_is_found(tmp_path: Path, engine: 
 def test_what_many_workers_were_acknowledged_is_found(
     tmp_path: Path, engine: Any, method: str, seed: int
 ) -> None:
-    campaign(tmp_path / "store", engine, method, FORKS if method == "fork" else FORKS // 4, seed)
+    campaign(tmp_path / "store", engine, method, FORKS, seed)
