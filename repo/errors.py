@@ -35,6 +35,8 @@ __all__ = [
     "StoreUnsupported",
     "TransactionRule",
     "denied",
+    "file_error",
+    "file_typed",
     "system_error",
     "system_typed",
 ]
@@ -195,9 +197,15 @@ def denied(path: Path, why: str, then: str = "") -> StoreDenied:
     )
 
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
 def system_error(error: OSError, place: Path, then: str = "") -> HoldfastError:
-    """Translate an `OSError` from work in `place`; the caller raises the result `from` it."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    """Translate an `OSError` from work in `place`; the caller raises the result `from` it.
+
+    `then` says which state the error leaves and what to do next.
+    """
+    if error.errno in _NO_SPACE:
         return StoreFull(f"no space left in {place}; {then or 'free some space and try again'}", path=place)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return denied(Path(error.filename or place), error.strerror or str(error), then)
@@ -207,8 +215,27 @@ def system_error(error: OSError, place: Path, then: str = "") -> HoldfastError:
 
 @contextmanager
 def system_typed(place: Path, then: str = "") -> Iterator[None]:
-    """Translate what the system says of the work in the block, as `system_error` does."""
+    """Translate an `OSError` raised in the block, as `system_error` does."""
     try:
         yield
     except OSError as error:
         raise system_error(error, place, then) from error
+
+
+def file_error(error: OSError, path: Path, action: str) -> HoldfastError:
+    """Translate an `OSError` from work on a file that a user named; the caller raises the result `from` it.
+
+    `action` completes "cannot be": read, written.
+    """
+    if error.errno in _NO_SPACE:
+        return StoreFull(f"no space left for {path}; free some space and try again", path=path)
+    return InvalidFile(f"{path} cannot be {action}: {error.strerror or error}", path=path)
+
+
+@contextmanager
+def file_typed(path: Path, action: str) -> Iterator[None]:
+    """Translate an `OSError` raised in the block, as `file_error` does."""
+    try:
+        yield
+    except OSError as error:
+        raise file_error(error, path, action) from error

@@ -5,12 +5,10 @@ from __future__ import annotations
 import glob
 import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from repo.errors import InvalidSettings, system_error
+from repo.errors import InvalidSettings, system_typed
 
 __all__ = [
     "ACKNOWLEDGED_FILE",
@@ -63,7 +61,7 @@ class StoreFiles:
         Links are followed, so that whichever way one comes, a store's files have one name each.
         """
         given = Path(path)
-        with _typed(given):
+        with system_typed(given):
             if not given.is_dir() and (given.is_file() or _metadata_beside(given).exists()):
                 return cls.beside(given)
             return cls._of_folder(given)
@@ -71,7 +69,7 @@ class StoreFiles:
     @classmethod
     def beside(cls, column_file: str | os.PathLike[str]) -> StoreFiles:
         """Return the files of the store whose columns are in this file: the folder's, if it is a folder's."""
-        with _typed(Path(column_file)):
+        with system_typed(Path(column_file)):
             return cls._of_columns(_followed(Path(column_file)))
 
     @classmethod
@@ -205,7 +203,7 @@ def place_columns(folder: Path, file: Path) -> None:
             "one: name another file, or that folder",
             path=file,
         )
-    with _typed(folder):
+    with system_typed(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file.parent.mkdir(parents=True, exist_ok=True)
         _link(link, file)
@@ -213,15 +211,6 @@ def place_columns(folder: Path, file: Path) -> None:
             _link(own, owner)
         elif not os.path.lexists(back):
             _link(back, own)
-
-
-@contextmanager
-def _typed(path: Path) -> Iterator[None]:
-    """Type what the system says where not even a look into a folder is allowed."""
-    try:
-        yield
-    except OSError as error:
-        raise system_error(error, path) from error
 
 
 def _metadata_beside(file: Path) -> Path:

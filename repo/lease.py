@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from repo.errors import HoldfastError, StoreBusy, StoreUnsupported, system_error
+from repo.errors import HoldfastError, StoreBusy, StoreUnsupported, system_error, system_typed
 from repo.files import LEASE_FILE, TURN_FILE, StoreFiles
 from repo.inuse import note_own
 
@@ -293,17 +293,14 @@ class _LockFile(io.FileIO):
 
 def _open_lock(path: Path) -> _LockFile:
     note_own(path)
-    try:
-        with _no_fork:
-            try:
-                file = _LockFile(path, "r+")
-            except FileNotFoundError:
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
-                file = _LockFile(path, "r+")
-            _lock_files.add(file)
-            return file
-    except OSError as error:
-        raise system_error(error, path.parent) from error
+    with system_typed(path.parent), _no_fork:
+        try:
+            file = _LockFile(path, "r+")
+        except FileNotFoundError:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+            file = _LockFile(path, "r+")
+        _lock_files.add(file)
+        return file
 
 
 def _parse(note: bytes) -> Holder | None:

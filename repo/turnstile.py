@@ -7,7 +7,7 @@ import os
 import time
 import weakref
 
-from repo.errors import StoreBusy, StoreUnsupported, system_error
+from repo.errors import StoreBusy, StoreUnsupported, system_typed
 from repo.files import WRITE_FILE, WRITE_TURN_FILE, StoreFiles
 from repo.inuse import note_own
 
@@ -77,13 +77,11 @@ class Turnstile:
 
     def _open(self) -> None:
         folder, prefix = self._files.folder, self._files.prefix
-        try:
+        with system_typed(folder):
             if self._turn < 0:
                 self._turn = _open_lock(folder / f"{prefix}{WRITE_TURN_FILE}")
             if self.place < 0:
                 self.place = _open_lock(folder / f"{prefix}{WRITE_FILE}")
-        except OSError as error:
-            raise system_error(error, folder) from error
 
     def _wait(self, timeout_s: float) -> None:
         began = time.monotonic()

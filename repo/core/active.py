@@ -12,10 +12,10 @@ from pathlib import Path
 
 from sqlalchemy import Engine, inspect
 
+from repo import durable
 from repo.clock import Clock
 from repo.core.metadata import MetadataDatabase
 from repo.engines.base import COMPANIONS, Backend, typed_errors
-from repo.engines.duckdb import checkpoint
 from repo.engines.duckdb.backend import DuckDBBackend
 from repo.engines.registry import backend_for, why_no_duckdb
 from repo.engines.sqlite import driver as sqlite
@@ -143,13 +143,12 @@ def set_aside(paths: Iterable[Path], generation: int) -> list[Path]:
             name = f"{path.name}.inactive-{generation}-{number}"
         # The file itself last: while it has its name, its log is looked for.
         with system_typed(path):
-            for companion in reversed(COMPANIONS):
-                old = path.with_name(path.name + companion)
-                if old.exists():
-                    old.rename(path.with_name(name + companion))
+            durable.rename_all(
+                (path.with_name(path.name + companion), path.with_name(name + companion))
+                for companion in reversed(COMPANIONS)
+            )
         log.info("%s is not the active column file any more; kept as %s", path, name)
         renamed.append(path.with_name(name))
-        checkpoint.sync_folder(path.parent)
     return renamed
 
 

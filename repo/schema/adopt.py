@@ -11,17 +11,15 @@ import fcntl
 import logging
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from repo import inuse
+from repo import durable, inuse
 from repo.clock import system_clock
 from repo.disk import HEADROOM_BYTES, refuse_full_disk
-from repo.engines.duckdb.checkpoint import sync_file, sync_folder
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import (
     EngineMissing,
@@ -32,7 +30,7 @@ from repo.errors import (
     StoreBusy,
     StoreCorrupt,
     StoreMissing,
-    system_error,
+    system_typed,
 )
 from repo.files import CONFIG_FILE, DUCKDB_FILE, ENGINES, METADATA_FILE, SQLITE_FILE, StoreFiles
 from repo.lease import read_holder
@@ -52,7 +50,7 @@ Progress = Callable[[int, int], object]
 _UNFINISHED, _STORE = ".adopting", "holdfast-store"
 _COMPANIONS = {"duckdb": (".wal", ".checkpoint"), "sqlite": ("-wal", "-journal")}
 """What belongs to a database file; SQLite's shared memory does not: it is made anew."""
-_CHUNK_BYTES = 4_194_304
+_UNCHANGED = "the old store is unchanged, and no new one was made; fix the cause and adopt it again"
 _KEPT_TABLES = ("buffered_records", "time_series_data", "storage_metadata")
 
 
@@ -170,8 +168,7 @@ def _adopt(
         )
         _check(folder, before)
         _sync(folder)
-        folder.rename(target)
-        sync_folder(target.parent)
+        durable.replace(folder, target)
     log.info("%s was adopted as %s", files.folder, target)
     return replace(made, migration=done)
 
@@ -282,7 +279,7 @@ def _unfinished(target: Path) -> Iterator[Path]:
     killed run has left.
     """
     place = target.with_name(f".{target.name}{_UNFINISHED}")
-    with _typed(target):
+    with system_typed(target, _UNCHANGED):
         descriptor = _locked(place, target)
         try:
             folder = place / _STORE
@@ -323,17 +320,14 @@ def _copy(files: StoreFiles, sources: list[_File], folder: Path, progress: Calla
     """Copy the files, durably; raises `StoreBusy` if they were changed meanwhile."""
     before = [_stamp(file.source) for file in sources]
     done = 0
+
+    def copied(piece: int) -> None:
+        nonlocal done
+        done += piece
+        progress(done)
+
     for file in sources:
-        with file.source.open("rb") as whole, (folder / file.name).open("xb") as copy:
-            os.fchmod(
-                copy.fileno(), stat.S_IMODE(os.fstat(whole.fileno()).st_mode) | stat.S_IRUSR | stat.S_IWUSR
-            )
-            while chunk := whole.read(_CHUNK_BYTES):
-                copy.write(chunk)
-                done += len(chunk)
-                progress(done)
-            copy.flush()
-            os.fsync(copy.fileno())
+        durable.copy(file.source, folder / file.name, copied, keep_mode=True)
     _refuse_busy(files, sources)
     now = [_stamp(file.source) for file in _sources(files)]
     if now != before:
@@ -387,17 +381,8 @@ def _check(folder: Path, before: dict[str, int]) -> None:
 def _sync(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
-            sync_file(path)
-    sync_folder(folder)
-
-
-@contextmanager
-def _typed(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        said = "the old store is untouched, and no new one was made; mend that and adopt it again"
-        raise system_error(error, target, said) from error
+            durable.sync(path)
+    durable.sync(folder)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ The caller holds the lease, has the databases closed, and DuckDB's log folded in
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -17,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from repo.engines.duckdb.checkpoint import sync_file, sync_folder
+from repo import durable
 from repo.engines.sqlite import driver as sqlite
-from repo.errors import StoreCorrupt, system_error
+from repo.errors import StoreCorrupt, system_error, system_typed
 from repo.files import ENGINES, StoreFiles
 from repo.schema.databases import DATABASES
 
@@ -44,7 +43,6 @@ _UNFINISHED = ".part"
 _RESTORING = "restoring"
 _PREPARED = ".restoring"
 _COMPANIONS = (".wal", "-wal", "-shm", "-journal", ".checkpoint")
-_CHUNK_BYTES = 4_194_304
 
 
 class Saved(NamedTuple):
@@ -131,18 +129,14 @@ def make(
                 if engine == "sqlite":
                     sqlite.copy_to(path, copy, progress)
                 else:
-                    _copy(path, copy, progress)
+                    durable.copy(path, copy, progress)
                 size_bytes = copy.stat().st_size
                 saved.append(Saved(database, engine, path.name, revision, size_bytes, _sha256(copy)))
             backup = Backup(final, now_us, tuple(saved), goal)
-            manifest = part / _MANIFEST
             told = {"made_us": now_us, "goal": goal, "databases": [kept._asdict() for kept in saved]}
-            manifest.write_text(json.dumps(told, indent=2) + "\n")
-            sync_file(manifest)
-            sync_folder(part)
-            part.rename(final)
-            sync_folder(place)
-            sync_folder(place.parent)
+            durable.put(part / _MANIFEST, json.dumps(told, indent=2).encode() + b"\n")
+            durable.replace(part, final)
+            durable.sync(place.parent)
     except BaseException:  # Ctrl-C, too, leaves no half of a backup
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -152,7 +146,10 @@ def make(
 def discard_unfinished(files: StoreFiles) -> None:
     """Remove what a backup that was cut off has left, and a restore that was before it had begun."""
     for part in files.backups.glob(f"*{_UNFINISHED}"):
-        shutil.rmtree(part)
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:  # the note of a restore, half written
+            part.unlink()
     if not is_restoring(files):
         for target in (files.metadata, *(files.columns(engine) for engine in ENGINES)):
             _discard_prepared(target)
@@ -162,9 +159,9 @@ def keep(files: StoreFiles, count: int) -> list[Path]:
     """Remove all backups but the newest `count`; returns what was removed."""
     old = [backup.folder for backup in list_backups(files)[count:]]
     for folder in old:
-        # Renamed first: so it is no backup any more, whatever of it stays after a kill.
+        # Renamed first, so that what a crash leaves of it is no backup any more.
         part = folder.with_name(folder.name + _UNFINISHED)
-        folder.rename(part)
+        durable.replace(folder, part)
         shutil.rmtree(part)
     return old
 
@@ -206,13 +203,8 @@ def prepare_restore(files: StoreFiles, backup: Backup, progress: Callable[[int],
 
 def begin_restore(files: StoreFiles, backup: Backup) -> None:
     """Note durably that this backup, which is prepared, is to be put back: it will be, whatever is killed."""
-    marker = files.backups / _RESTORING
-    part = marker.with_name(marker.name + _UNFINISHED + "-marker")
     with _typed(files.backups, "the databases are as they were; free some space and try again"):
-        part.write_text(json.dumps({"folder": backup.folder.name}))
-        sync_file(part)
-        part.rename(marker)
-        sync_folder(marker.parent)
+        durable.put(files.backups / _RESTORING, json.dumps({"folder": backup.folder.name}).encode())
 
 
 def finish_restore(files: StoreFiles, now_us: int) -> Backup:
@@ -235,12 +227,11 @@ def finish_restore(files: StoreFiles, now_us: int) -> Backup:
                 _prepare(files, backup, saved, lambda _piece: None)
             for companion in _COMPANIONS:
                 target.with_name(target.name + companion).unlink(missing_ok=True)
-            part.replace(target)
-            sync_folder(target.parent)
+            durable.replace(part, target)
         for path in {files.metadata, *(files.columns(engine) for engine in ENGINES)} - targets:
             _set_aside(path, now_us)
         (files.backups / _RESTORING).unlink()
-        sync_folder(files.backups)
+        durable.sync(files.backups)
     return backup
 
 
@@ -275,11 +266,10 @@ def _prepare(files: StoreFiles, backup: Backup, saved: Saved, progress: Callable
     part = whole.with_name(whole.name + _UNFINISHED)
     _discard_prepared(target)
     with _typed(target.parent, f"{backup.folder} was not put back. When this is mended, try again"):
-        found = _copy(backup.folder / saved.name, part, progress)
+        found = durable.copy(backup.folder / saved.name, part, progress)
         if saved.sha256 not in (None, found):
             raise _damaged(backup, saved, f"its SHA-256 is {found}, not {saved.sha256}")
-        part.rename(whole)
-        sync_folder(target.parent)
+        durable.replace(part, whole)
 
 
 def _refuse_damaged(backup: Backup, saved: Saved) -> None:
@@ -303,12 +293,12 @@ def _damaged(backup: Backup, saved: Saved, why: str) -> StoreCorrupt:
 def _set_aside(path: Path, now_us: int) -> None:
     if not path.exists():
         return
-    for companion in (*_COMPANIONS, ""):
-        old = path.with_name(path.name + companion)
-        if old.exists():
-            old.rename(path.with_name(f"{path.name}.inactive-{now_us}{companion}"))
-    log.warning("%s is not in the backup, and is kept as %s.inactive-%d", path, path.name, now_us)
-    sync_folder(path.parent)
+    aside = f"{path.name}.inactive-{now_us}"
+    durable.rename_all(
+        (path.with_name(path.name + companion), path.with_name(aside + companion))
+        for companion in (*_COMPANIONS, "")
+    )
+    log.warning("%s is not in the backup, and is kept as %s", path, aside)
 
 
 def _read(manifest: Path) -> Backup:
@@ -333,30 +323,16 @@ def _named(databases: list[dict[str, Any]]) -> tuple[Saved, ...]:
     return saved
 
 
-def _copy(source: Path, target: Path, progress: Callable[[int], object]) -> str:
-    """Copy a file, durably; returns the SHA-256 of what was read."""
-    digest = hashlib.sha256()
-    with source.open("rb") as whole, target.open("xb") as copy:
-        while chunk := whole.read(_CHUNK_BYTES):
-            copy.write(chunk)
-            digest.update(chunk)
-            progress(len(chunk))
-        copy.flush()
-        os.fsync(copy.fileno())
-    return digest.hexdigest()
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as whole:
-        return hashlib.file_digest(whole, "sha256").hexdigest()
+        return durable.digest(whole.fileno())
 
 
 @contextmanager
 def _typed(place: Path, then: str) -> Iterator[None]:
-    """Type what the system raises at work in `place`; `then` says how things stand and what to do."""
+    """Translate errors of the system, as `system_typed` does, and of SQLite."""
     try:
-        yield
-    except OSError as error:
-        raise system_error(error, place, then) from error
+        with system_typed(place, then):
+            yield
     except sqlite.DriverError as error:
         raise sqlite.typed_error(error, place) from error

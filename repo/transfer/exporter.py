@@ -17,9 +17,9 @@ from typing import Literal
 
 from repo.core.handle import Access
 from repo.core.tending import tended
-from repo.durable import landing, put
+from repo.durable import atomic_write, put
 from repo.engines.registry import duckdb_is_installed
-from repo.errors import InvalidFile, InvalidQuery
+from repo.errors import InvalidFile, InvalidQuery, file_typed
 from repo.formats.arrays.streams import Page, take_page
 from repo.formats.files.bundle import DAY_US, FIRST_DAY, LAST_DAY, combined, day_path, drafting
 from repo.formats.files.formats import FileFacts, FileWriter, Pages, WrittenPage
@@ -139,11 +139,12 @@ class _Job:
         if path.is_dir():
             raise InvalidFile(f"{path} is a folder; name a file, or export with partition='day'", path=path)
         checksum = path.with_name(f"{path.name}.sha256")
-        with landing(path) as descriptor:
+        with file_typed(path, "written"), atomic_write(path) as descriptor:
             facts = self._write(descriptor, self._slices.start_us, self._slices.end_us)
             # The old sum must not stand beside the new file: that would look like damage.
             checksum.unlink(missing_ok=True)
-        put(checksum, os.fsencode(_sum_line(facts.sha256, path.name)))
+        with file_typed(checksum, "written"):
+            put(checksum, os.fsencode(_sum_line(facts.sha256, path.name)))
         return Exported(path, 1, **combined([facts]))
 
     def bundle(self, path: Path, store_id: str) -> Exported:
@@ -167,7 +168,7 @@ class _Job:
                 if name in bundle.done:
                     bundle.forget(name)
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
-                with landing(path / name) as descriptor:
+                with file_typed(path / name, "written"), atomic_write(path / name) as descriptor:
                     facts = self._write(descriptor, first, at)
                 bundle.add(name, facts)
             bundle.finish()

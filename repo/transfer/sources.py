@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from repo.durable import digest, file_error
-from repo.errors import InvalidFile, StoreCorrupt
+from repo.durable import digest
+from repo.errors import InvalidFile, StoreCorrupt, file_error
 from repo.formats.files.bundle import BUNDLE, DRAFT, MANIFEST, VERSION
 from repo.inuse import refuse_own
 

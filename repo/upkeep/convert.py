@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
+from repo import durable
 from repo.core.active import building_path, remove, set_aside
 from repo.core.handle import Access
 from repo.disk import refuse_full_disk
 from repo.engines.base import typed_errors
-from repo.engines.duckdb import checkpoint
 from repo.errors import HoldfastError, system_typed
 from repo.repositories.state import ColumnsState, ColumnsStateRepository, StateRepository
 from repo.upkeep.rewrite import built, most_bytes
@@ -72,8 +72,7 @@ def convert(
                 built(opened, target, state, access.active.bring_to_head, lambda done: progress(done, points))
             set_aside([path], facts.generation)
             with system_typed(path, "the columns are where they were; try again"):
-                target.path.rename(path)
-            checkpoint.sync_folder(path.parent)
+                durable.replace(target.path, path)
         finally:
             remove(target.path)
         _switch(access, path, to, state)

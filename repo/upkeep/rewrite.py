@@ -12,12 +12,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
 
-from repo import disk
+from repo import disk, durable
 from repo.core.columns import OpenColumns
 from repo.engines.base import Backend
-from repo.engines.duckdb import checkpoint
 from repo.engines.sqlite import driver as sqlite
-from repo.errors import FlushFailed
+from repo.errors import FlushFailed, system_typed
 from repo.models import Point
 from repo.queries.selection import Summary
 from repo.repositories.state import ColumnsState, ColumnsStateRepository
@@ -85,4 +84,5 @@ def built(
             "the columns are where they were",
             path=target.path,
         )
-    checkpoint.sync_file(target.path)
+    with system_typed(target.path, "the columns are where they were; try again"):
+        durable.sync(target.path)

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from repo import disk
+from repo import disk, durable
 from repo.core.active import building_path, remove
 from repo.core.columns import OpenColumns
 from repo.core.handle import Access
 from repo.disk import Wanted
 from repo.engines.base import COMPANIONS, typed_errors
-from repo.engines.duckdb import checkpoint
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import FlushFailed, system_typed
 from repo.repositories.state import ColumnsStateRepository
@@ -113,8 +112,7 @@ def _put(new: Path, path: Path) -> None:
     with system_typed(path, "the columns are where they were; try again"):
         for beside in _beside(path):
             beside.unlink(missing_ok=True)
-        new.replace(path)
-    checkpoint.sync_folder(path.parent)
+        durable.replace(new, path)
 
 
 def _beside(path: Path) -> list[Path]:

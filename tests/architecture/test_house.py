@@ -7,6 +7,7 @@ a single importer and under 80 lines has to justify itself.
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,11 @@ def test_a_module_says_in_its_first_line_what_it_owns(path: Path) -> None:
     assert docstring, "no docstring"
     assert path.read_text().startswith('"""'), "the docstring is not the first thing in the file"
     assert docstring.splitlines()[0].endswith((".", ";")), "its first line is not a sentence"
+
+
+def test_only_one_module_syncs_and_renames_files() -> None:
+    found = {path for path in MODULES if re.search(r"\bos\.(fsync|rename|replace)\(", path.read_text())}
+    assert [str(path.relative_to(ROOT)) for path in found] == ["repo/durable.py"]
 
 
 def test_the_public_names_are_these() -> None:

@@ -468,7 +468,7 @@ def test_a_pipe_is_not_replaced_nor_a_link_to_one(store: Store, tmp_path: Path) 
     os.mkfifo(pipe)
     link.symlink_to(pipe)
     for path in (pipe, link):
-        with pytest.raises(InvalidFile, match="no regular file"):
+        with pytest.raises(InvalidFile, match="not a regular file"):
             store.export_parquet(path)
     assert pipe.is_fifo()
     assert link.is_symlink()

@@ -4,7 +4,7 @@ The code under test runs as it is. The stops come from outside, in the child alo
 around each statement, from SQLite's own trace of statements, and from wrappers around public functions
 (`DefaultDialect.do_commit` of SQLAlchemy; `bare_transaction`, `fold_wal` and `empty_wal` of
 `repo.engines.sqlite.driver`; `append` of the journal; `acquire` and `release` of the lease; what a promotion calls, and
-`Path.rename`). At the wanted step the child says so on its pipe and then
+`Path.replace`). At the wanted step the child says so on its pipe and then
 - stands still there until it is killed (a stop), or
 - goes on, and is killed while the engine is at it (a race: COMMIT, CHECKPOINT, folding, a query). Whether the
   kill came in time is known: the child says when it has passed the step, so a late kill is not counted.
@@ -25,7 +25,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import Pool
 
-from repo.engines.duckdb import checkpoint
+from repo import durable
 from repo.engines.duckdb.backend import DuckDBBackend
 from repo.engines.sqlite import driver as sqlite
 from repo.engines.sqlite.backend import SQLiteBackend
@@ -363,11 +363,13 @@ def _watch_lease(stopper: Stopper) -> None:
 
 def _watch_moves(stopper: Stopper) -> None:
     convert, copy_tables, sums_of = converting.convert, copying.copy_tables, copying.sums_of
-    sync_file, rename = checkpoint.sync_file, Path.rename
+    sync, replace = durable.sync, Path.replace
 
     def watched_convert(*arguments: Any) -> Any:
         stopper.reach("move")
+        _here.moving = True
         done = convert(*arguments)
+        _here.moving = False
         stopper.passed("move")
         return done
 
@@ -386,19 +388,21 @@ def _watch_moves(stopper: Stopper) -> None:
         stopper.reach("move: before the reading back")
         return sums_of(connection)
 
-    def watched_sync(path: Path) -> None:
-        sync_file(path)
-        if path.suffix == ".building":
+    def watched_sync(target: Path | int) -> None:
+        sync(target)
+        if isinstance(target, Path) and target.suffix == ".building":
             stopper.reach("move: durable")
 
-    def watched_rename(self: Path, target: Path) -> Path:
+    def watched_replace(self: Path, target: Path) -> Path:
         aside = ".inactive-" in target.name
         log = aside and not self.name.endswith(("duckdb", "sqlite"))
-        if not log:
-            stopper.reach("move: before the setting aside" if aside else "move: before the naming")
-        renamed = rename(self, target)
-        stopper.reach("move: log set aside" if log else "move: set aside" if aside else "move: named")
-        return renamed
+        named = self.suffix == ".building" and getattr(_here, "moving", False)
+        if named or (aside and not log):
+            stopper.reach("move: before the naming" if named else "move: before the setting aside")
+        replaced = replace(self, target)
+        if named or aside:
+            stopper.reach("move: named" if named else "move: log set aside" if log else "move: set aside")
+        return replaced
 
     for engine in (DuckDBBackend, SQLiteBackend):
         _watch_new(stopper, engine)
@@ -408,8 +412,8 @@ def _watch_moves(stopper: Stopper) -> None:
         (rewrite, "sums_of", watched_sums),
     ):
         setattr(module, name, watched)
-    checkpoint.sync_file = watched_sync
-    Path.rename = watched_rename  # type: ignore[method-assign, assignment]
+    durable.sync = watched_sync
+    Path.replace = watched_replace  # type: ignore[method-assign, assignment]
 
 
 def _watch_shrinks(stopper: Stopper) -> None:
@@ -417,12 +421,14 @@ def _watch_shrinks(stopper: Stopper) -> None:
 
     def watched_shrink(*arguments: Any, **options: Any) -> Any:
         stopper.reach("shrink")
+        _here.shrinking = True
         done = shrink(*arguments, **options)
+        _here.shrinking = False
         stopper.passed("shrink")
         return done
 
     def watched_replace(self: Path, target: Path) -> Path:
-        built = self.suffix == ".building"
+        built = self.suffix == ".building" and getattr(_here, "shrinking", False)
         if built:
             stopper.reach("shrink: before the naming")
         replaced = replace(self, target)

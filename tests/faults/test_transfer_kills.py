@@ -53,7 +53,7 @@ STEPS = {
         "repo.transfer.exporter:_Job:_write",
         "repo.formats.files.bundle:Drafting:add",
         "repo.formats.files.bundle:Drafting:finish",
-        "repo.durable:sync_folder",
+        "repo.durable:sync",
         "repo.transfer.exporter:put",
     ),
     "import": (

@@ -8,9 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
+from repo import durable
 from repo.clock import Clock
 from repo.engines.base import ONE_SELECT, Params, dicts_of
-from repo.errors import HoldfastError, InvalidQuery, StoreUnsupported, system_error
+from repo.errors import HoldfastError, InvalidQuery, StoreUnsupported, system_error, system_typed
 from repo.settings import Settings
 
 __all__ = ["DuckDBBackend", "fold"]
@@ -28,7 +29,8 @@ def fold(engine: Engine, path: Path) -> None:
     with torn.noted(path, duckdb.descriptor_of(engine), duckdb.unused_metadata(engine)):
         with engine.connect() as connection:
             connection.exec_driver_sql("CHECKPOINT")
-        torn.sync_folder(path.parent)
+        with system_typed(path):
+            durable.sync(path.parent)
 
 
 class DuckDBBackend:
@@ -96,7 +98,6 @@ class DuckDBBackend:
 
     def _begin(self) -> None:
         """Make the file: whole under another name, then renamed, so that a kill leaves no stump."""
-        from repo.engines.duckdb import checkpoint as torn
         from repo.engines.duckdb import driver as duckdb
 
         new = self.path.with_name(f"{self.path.name}.building")
@@ -104,14 +105,13 @@ class DuckDBBackend:
             for left in (new, duckdb.log_path(new)):
                 left.unlink(missing_ok=True)
             duckdb.close_engine(self._open(new))
-            torn.sync_file(new)
+            durable.sync(new)
             if self.path.exists():
                 log.warning("%s was never finished and has nothing in it; a new one is made", self.path)
             if duckdb.log_bytes(self.path):
                 aside = duckdb.set_log_aside(self.path, self._clock())
                 log.warning("%s was missing, and its log cannot be replayed; kept as %s", self.path, aside)
-            new.replace(self.path)
-            torn.sync_folder(self.path.parent)
+            durable.replace(new, self.path)
         except OSError as error:
             raise system_error(error, self.path, "no column file was made") from error
 

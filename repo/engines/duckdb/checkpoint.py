@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
-from repo.errors import system_error, system_typed
+from repo import durable
+from repo.errors import system_error
 
 __all__ = [
     "Note",
@@ -35,8 +36,6 @@ __all__ = [
     "note_path",
     "noted",
     "read_note",
-    "sync_file",
-    "sync_folder",
 ]
 
 log = logging.getLogger("holdfast.torn")
@@ -118,9 +117,9 @@ def noted(
         descriptor = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             _write(descriptor, content, 0)
-            os.fsync(descriptor)
+            durable.sync(descriptor)
             if new:
-                sync_folder(path.parent)
+                durable.sync(path.parent)
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -166,21 +165,6 @@ def _write(descriptor: int, content: bytes, place: int) -> None:
         content, place = content[done:], place + done
 
 
-def sync_folder(folder: Path) -> None:
-    """Make names that came into a folder, or left it, durable; raises typed errors."""
-    sync_file(folder)
-
-
-def sync_file(path: Path) -> None:
-    """Make a file durable that this process has closed; raises typed errors."""
-    with system_typed(path):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def forget(path: Path) -> None:
     """Take the note back, when the checkpoint is done, or the file was opened and all in it fits.
 
@@ -221,7 +205,7 @@ def mend_block(path: Path, note: Note, block: int) -> bool:
             file.seek(place)
             file.write(fitting)
             file.flush()
-            os.fsync(file.fileno())
+            durable.sync(file.fileno())
     except OSError as error:
         raise system_error(error, path) from error
     return True

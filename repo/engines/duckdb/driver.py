@@ -15,7 +15,7 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from repo import forks
+from repo import durable, forks
 from repo.engines.duckdb.dialect import ConnectionWrapper, Dialect
 from repo.errors import (
     HoldfastError,
@@ -211,15 +211,11 @@ def log_bytes(path: Path) -> int:
 
 def set_log_aside(path: Path, now_us: int) -> Path:
     """Rename a log that cannot be replayed; what it held is still in the journal. Returns its new name."""
-    with system_typed(path):
-        return _set_log_aside(path, now_us)
-
-
-def _set_log_aside(path: Path, now_us: int) -> Path:
     stamp = datetime.fromtimestamp(now_us // 1_000_000, UTC).strftime("%Y%m%dT%H%M%SZ")
     log = log_path(path)
     aside = log.with_name(f"{log.name}.corrupt-{stamp}")
-    log.rename(aside)
+    with system_typed(path):
+        durable.replace(log, aside)
     return aside
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
-from repo import forks
+from repo import durable, forks
 from repo.errors import (
     HoldfastError,
     StoreBusy,
@@ -310,11 +310,7 @@ def copy_to(path: Path, target: Path, progress: Callable[[int], object]) -> None
     finally:
         copy.close()
         source.close()
-    descriptor = os.open(target, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    durable.sync(target)
 
 
 def wait_until_unused(path: Path, timeout_s: float) -> None:

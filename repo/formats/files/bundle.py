@@ -24,8 +24,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from repo.durable import file_error, put, sync_folder
-from repo.errors import InvalidFile, StoreBusy
+from repo import durable
+from repo.errors import InvalidFile, StoreBusy, file_typed
 from repo.formats.files.formats import FileFacts
 
 __all__ = [
@@ -111,9 +111,11 @@ class Drafting:
             **combined(self.done.values()),
             "files": files,
         }
-        put(self._folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
+        durable.put(
+            self._folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n"
+        )
         (self._folder / DRAFT).unlink()
-        sync_folder(self._folder)
+        durable.sync(self._folder)
 
     def resume(self) -> None:
         """Take up what another process left; `InvalidFile` if that was another export."""
@@ -126,7 +128,7 @@ class Drafting:
         if not whole:
             self._draft.truncate(0)
             self._append(self._request)
-            sync_folder(self._folder)
+            durable.sync(self._folder)
             return
         if whole[0] != self._request:
             raise InvalidFile(
@@ -155,7 +157,7 @@ class Drafting:
         self._draft.seek(0, os.SEEK_END)
         self._draft.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
         self._draft.flush()
-        os.fsync(self._draft.fileno())
+        durable.sync(self._draft.fileno())
 
 
 @contextmanager
@@ -165,7 +167,7 @@ def drafting(folder: Path, request: Mapping[str, Any]) -> Iterator[Drafting]:
     `request` is what makes two exports the same. Raises `InvalidFile` for a folder that holds anything else, and
     `StoreBusy` while another process writes there.
     """
-    try:
+    with file_typed(folder, "written"):
         folder.mkdir(parents=True, exist_ok=True)
         held = {entry.name for entry in os.scandir(folder)}
         if MANIFEST in held and DRAFT not in held:
@@ -185,8 +187,6 @@ def drafting(folder: Path, request: Mapping[str, Any]) -> Iterator[Drafting]:
             bundle = Drafting(folder, request, draft)
             bundle.resume()
             yield bundle
-    except OSError as error:
-        raise file_error(error, folder, "written") from error
 
 
 def _size(path: Path) -> int:
