@@ -159,7 +159,9 @@ class _Load:
         self._skip = skip
         self._kinds: dict[tuple[str, str], str] = {}
         self._written: list[Written] = []
-        self._stored: set[tuple[str, str]] = set()
+        self._asked: set[tuple[str, str]] = set()
+        self._stored_kinds: set[tuple[str, str]] = set()
+        """Series whose kind is that of the store, and of no reading of this table so far."""
         self._goes_straight = False
 
     def run(self, table: Table) -> Written:
@@ -249,22 +251,30 @@ class _Load:
         return replace(PointsChange.of(kept, keep=self._keep), count=len(batch)), refusals
 
     def _is_kind(self, pair: tuple[str, str], kind: str | None) -> bool:
-        return kind is None or self._kinds.setdefault(pair, kind) == kind
+        """Say whether readings of this kind fit their series, which takes the kind if it has none, or no point."""
+        if kind is None:
+            return True
+        known = self._kinds.setdefault(pair, kind)
+        if known != kind and pair in self._stored_kinds:
+            with self._access.metadata.read() as connection:
+                if holds_no_point(connection, pair):
+                    self._kinds[pair] = known = kind
+        if known == kind:
+            self._stored_kinds.discard(pair)  # from now on this table has readings of the kind
+        return known == kind
 
     def _learn_stored(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Learn what kinds the store holds of these series; one without points may be of any."""
-        unknown = [pair for pair in pairs if pair not in self._stored]
+        """Learn what kinds the store holds of these series."""
+        unknown = [pair for pair in pairs if pair not in self._asked]
         if not unknown:
             return
         with self._access.metadata.read() as connection:
-            for pair, kind in SeriesRepository(connection).kinds(unknown).items():
-                if (
-                    kind is not None
-                    and self._kinds.get(pair, kind) == kind
-                    and not holds_no_point(connection, pair)
-                ):
-                    self._kinds[pair] = kind
-        self._stored.update(unknown)
+            stored = SeriesRepository(connection).kinds(unknown)
+        for pair, kind in stored.items():
+            if kind is not None and pair not in self._kinds:
+                self._kinds[pair] = kind
+                self._stored_kinds.add(pair)
+        self._asked.update(unknown)
 
     # --- writing --------------------------------------------------------------------------------------
 

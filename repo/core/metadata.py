@@ -66,6 +66,8 @@ class MetadataDatabase:
         self._writer: Connection | None = None
         self._writer_known = True
         """Whether the last transaction of the writer's connection ended in the one way that leaves no doubt."""
+        self.is_prepared = False
+        """Whether a store has taken the database; its opening says so."""
         self._before_close: list[Callable[[], None]] = []
         self._fold_not_before_s = 0.0
         self._pid = os.getpid()
@@ -217,7 +219,7 @@ class MetadataDatabase:
         if os.getpid() != self._pid:
             return
         try:
-            if not self._closed:
+            if self.is_prepared and not self._closed:
                 self.note_acknowledged()
         except (
             HoldfastError

@@ -377,6 +377,7 @@ class Store:
         metadata = MetadataDatabase(self.files, self.settings)
         try:
             state = self._opening.prepared(metadata)
+            metadata.is_prepared = True
             self._access = self._opening.wired(metadata)
             if state.file_id is None:
                 self._opening.take_columns_in(self._access)
