@@ -25,7 +25,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Aggregates:
-    """A checked question for aggregates; `ask` needs a connection, `dicts` none."""
+    """A validated aggregate query. `ask` needs a connection, `dicts` does not."""
 
     selection: Selection
     names: list[str]
@@ -37,13 +37,13 @@ class Aggregates:
     def of(
         cls, selection: Selection, agg: str | Sequence[str], every: str | None, tz: str, fill: str | None
     ) -> Aggregates:
-        """Check what a caller gave; raises `InvalidQuery`."""
+        """Validate the arguments of a caller; raises `InvalidQuery`."""
         return cls(
             selection, check_aggregates(agg), check_width(every), check_zone(tz), check_fill(fill, every)
         )
 
     def ask(self, connection: Connection, known: Known) -> tuple[Columns, Buckets | None]:
-        """Compute the columns of the answer, and the buckets that its numbers are of."""
+        """Compute the result columns, and the buckets that their bucket numbers belong to."""
         spans = spans_of(self.selection, known, beyond=self.fill is not None)
         buckets = make_buckets(self.width, self.zone, spans)
         if self.fill is None or buckets is None:
@@ -58,7 +58,7 @@ class Aggregates:
         return fill_gaps(found, buckets, spans, self.fill, leading), buckets
 
     def dicts(self, columns: Columns, buckets: Buckets | None) -> list[dict[str, Any]]:
-        """Return the columns as an application sees them."""
+        """Return the columns as the dicts that an application receives."""
         name, *others = self.names
         sensors, metrics, values = columns.sensors, columns.metrics, columns.values
         if buckets is None:
@@ -78,7 +78,7 @@ class Aggregates:
 
 
 def check_width(every: str | None) -> Width | None:
-    """Return the width that a caller means; raises `InvalidQuery`."""
+    """Parse a bucket width; raises `InvalidQuery`."""
     if every is None:
         return None
     try:
@@ -88,7 +88,7 @@ def check_width(every: str | None) -> Width | None:
 
 
 def check_zone(tz: str) -> tzinfo:
-    """Return the zone of a name; raises `InvalidQuery`."""
+    """Return the time zone with this name; raises `InvalidQuery`."""
     if tz == "UTC":
         return UTC  # needs no time zone database
     try:
@@ -98,9 +98,9 @@ def check_zone(tz: str) -> tzinfo:
 
 
 def spans_of(selection: Selection, known: Known, *, beyond: bool) -> dict[tuple[str, str], Span]:
-    """Return the first and last moment that is asked for of each selected series.
+    """Return the first and last requested time of each selected series.
 
-    A side that the selection leaves open ends with the series' points; so does every side, unless `beyond`.
+    An open side of the selection ends with the series' points. Without `beyond`, every side does.
     """
     spans = {}
     for pair in selection.chosen(known):
@@ -115,7 +115,7 @@ def spans_of(selection: Selection, known: Known, *, beyond: bool) -> dict[tuple[
 
 
 def make_buckets(width: Width | None, zone: tzinfo, spans: dict[tuple[str, str], Span]) -> Buckets | None:
-    """Return buckets for these spans; None without a width."""
+    """Return the buckets that cover these spans; None without a width."""
     if width is None:
         return None
     low = min((low for low, _ in spans.values()), default=0)

@@ -1,4 +1,4 @@
-"""The SQL of aggregates, whole or by buckets, and their names. Returns columns, never dicts."""
+"""The SQL of aggregates, over a whole range or by bucket, and their names. Returns columns, never dicts."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from repo.queries.selection import Known, Scope, Selection
 __all__ = ["AGGREGATES", "aggregate", "check_aggregates", "is_numeric"]
 
 AGGREGATES = ("avg", "min", "max", "sum", "count", "first", "last", "stddev", "median")
-"""What `aggregate` can compute, and percentiles besides: `p50`, `p99.9`. All skip rows without a reading.
+"""What `aggregate` can compute, besides percentiles such as `p50` and `p99.9`. All skip rows without a reading.
 
-`first` and `last` go by time. `stddev` is that of a sample (by n - 1), None for one reading.
+`first` and `last` are by time. `stddev` is the sample standard deviation (n - 1); None for a single reading.
 """
 
 _OF_TEXTS = frozenset({"count", "first", "last"})
 _PERCENTILE = re.compile(r"p([0-9]{1,3}(?:\.[0-9]{1,6})?)")
 _PLAIN = {"avg": "avg", "min": "min", "max": "max", "sum": "sum", "stddev": "stddev_samp"}
 _EDGES = {"first": "arg_min", "last": "arg_max"}
-_INEXACT = frozenset({"avg", "sum", "stddev"})  # those that may come out as NaN
+_INEXACT = frozenset({"avg", "sum", "stddev"})  # the result can be NaN
 
 _MANY_ROWS = 20_000
-"""From so many on, importing NumPy (0.1 s, once) pays."""
+"""From this many rows on, NumPy is worth its import (0.1 s, once)."""
 
 _points: Any = Point.__table__
 _c = _points.c
@@ -54,7 +54,7 @@ _readings = or_(_c.value.is_not(None), _c.value_text.is_not(None))
 
 
 def check_aggregates(wanted: str | Iterable[str]) -> list[str]:
-    """Return the names that a caller asks for; raises `InvalidQuery` for one that there is not."""
+    """Return the requested aggregate names; raises `InvalidQuery` for an unknown one."""
     names = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
     known = f"{', '.join(AGGREGATES)}, and percentiles such as p95 or p99.9"
     if not names:
@@ -66,14 +66,14 @@ def check_aggregates(wanted: str | Iterable[str]) -> list[str]:
 
 
 def is_numeric(name: str) -> bool:
-    """Say whether the aggregate is one that a text series does not have."""
+    """Return whether the aggregate is defined for numbers only."""
     return name not in _OF_TEXTS
 
 
 def aggregate(
     connection: Connection, selection: Selection, known: Known, names: Sequence[str], buckets: Buckets | None
 ) -> Columns:
-    """Compute checked aggregates, a row per selected series (and bucket) that has points."""
+    """Compute aggregates, whose names are valid: one row per selected series (and bucket) that has points."""
     traits = traits_of(connection)
     scope = Scope(traits, known, selection.chosen(known))
     if not scope.pairs:
@@ -92,7 +92,7 @@ def _fraction(name: str) -> float | None:
 
 
 class _Query:
-    """One question to one engine."""
+    """One aggregate query on one engine."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class _Query:
         with closing(self._connection.execute(self._statement(terms))) as result:
             table = self._traits.columns(result.cursor, wide + len(terms), self._many)
         if not self._keys and not table[0][0]:
-            table = [()] * len(terms)  # without a group there is a row of nothing
+            table = [()] * len(terms)  # without GROUP BY, no points still give one row
         found = dict(zip(terms, table[wide:], strict=True))
         if apart:
             groups = list(zip(*table[:wide], strict=True)) if wide else [()] * len(table[0])
@@ -133,7 +133,7 @@ class _Query:
         return Columns(sensors, metrics, numbers, self._values(found))
 
     def _terms(self, *, apart: bool) -> dict[str, ColumnElement[Any]]:
-        """What to select of each group, by name."""
+        """Return the expressions to select for each group, by name."""
         terms: dict[str, ColumnElement[Any]] = {}
         if not self._keys:
             terms["rows"] = func.count()
@@ -159,7 +159,7 @@ class _Query:
         return query.group_by(*self._keys).order_by(*self._keys)
 
     def _joined(self, terms: Mapping[str, ColumnElement[Any]], edges: Sequence[str]) -> Select[Any]:
-        """The same by a join with the first and last readings, for engines that have no arg_min."""
+        """Return the same query with a join to the first and last readings, for engines without arg_min."""
         at = case((_readings, _c.timestamp_us))
         plain = [term for name, term in terms.items() if name.partition(" ")[0] not in edges]
         times = [func.min(at).label("first at"), func.max(at).label("last at")]
@@ -180,7 +180,7 @@ class _Query:
         return select(*keys, *(chosen[name] for name in terms)).select_from(source).order_by(*keys)
 
     def _named(self, keys: Sequence[Sequence[Any]], rows: int) -> tuple[Sequence[Any], ...]:
-        """The sensors, metrics and buckets of the rows, with those that are the same for all."""
+        """Return the sensor, metric and bucket of each row, including names that are the same for all rows."""
         given = iter(keys)
         sensors, metrics = (
             next(given) if same is None else [same] * rows
@@ -205,10 +205,10 @@ class _Query:
                 values[name] = found[name]
         return values
 
-    # --- percentiles of more than fits in memory ------------------------------------------------------
+    # --- percentiles of more readings than fit in memory ----------------------------------------------
 
     def _percentiles_apart(self, groups: Sequence[Any], counts: Sequence[int], limit: int) -> list[Any]:
-        """Ask for the percentiles in parts: the great groups one at a time, the others by their hash."""
+        """Compute the percentiles in parts: large groups one at a time, the others partitioned by hash."""
         found: dict[Any, Any] = {}
         great = [(group, n) for group, n in zip(groups, counts, strict=True) if n > limit // 4]
         for group, count in great:
@@ -219,7 +219,7 @@ class _Query:
         for part in range(parts if len(great) < len(groups) else 0):
             query = select(*self._keys, self._traits.percentiles(_c.value, self._fractions)).where(rest)
             if self._keys and parts > 1:
-                # Literals of ours: for a parameter DuckDB divides in 128 bits, ten times slower.
+                # Literals, not parameters: with a parameter DuckDB divides in 128 bits, ten times slower.
                 whole: ColumnElement[int] = func.hash(*(_plain(key) for key in self._keys))
                 query = query.where(whole % literal_column(str(parts)) == literal_column(str(part)))
             for row in self._fetch(query.group_by(*self._keys)):
@@ -227,7 +227,7 @@ class _Query:
         return [found[tuple(group)] for group in groups]
 
     def _percentiles_sorted(self, group: Any, count: int) -> list[float]:
-        """The percentiles of one group, from its readings in order: the engine sorts them on the disk."""
+        """Compute the percentiles of one group from its sorted readings; the engine sorts them on disk."""
         query = select(_c.value).where(self._where, self._is(group), _c.value.is_not(None)).order_by(_c.value)
         found = []
         for fraction in self._fractions:
@@ -240,7 +240,7 @@ class _Query:
         return and_(true(), *(_plain(key) == value for key, value in zip(self._keys, group, strict=True)))
 
     def _fetch(self, statement: Select[Any]) -> list[Any]:
-        """Return the driver's own rows: SQLAlchemy's cost as much again as getting them."""
+        """Return the driver's rows. SQLAlchemy's rows would double the time."""
         with closing(self._connection.execute(statement)) as result:
             return list(result.cursor.fetchall())
 

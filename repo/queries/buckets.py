@@ -1,4 +1,4 @@
-"""Buckets: spans of equal width on the clock or the calendar of a zone. Owns their arithmetic; reads no table."""
+"""Buckets: spans of equal width on the clock or calendar of a time zone. Owns their arithmetic; reads no table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WEEK_US = 7 * _DAY_US
 _MONDAY_US = 4 * _DAY_US  # 1970-01-05
 _SHORTEST_MONTH_US = 28 * _DAY_US
 _FAR_US = (
-    20_000_000_000_000_000  # past every timestamp that a point may have, so that modulo meets no negative
+    20_000_000_000_000_000  # beyond every valid timestamp, so that the modulo never sees a negative number
 )
 
 
@@ -33,13 +33,13 @@ _FAR_US = (
 class Buckets:
     """Buckets of one width in a zone, for points within [start_us, end_us].
 
-    Widths up to an hour follow real time, aligned to the zone's present offset; where a change of the clock
-    leaves them unaligned, a new bucket begins at the change. Wider ones follow the wall clock: a day begins at
-    local midnight and may last 23 or 25 hours. Whole weeks begin on Monday. Months and years are those of the
-    calendar, counted from January 1970: `3mo` are its quarters.
+    Widths up to an hour follow elapsed time, aligned to the zone's current offset. Where a clock change leaves
+    them unaligned, a new bucket begins at the change. Wider buckets follow the wall clock: a day begins at local
+    midnight and may last 23 or 25 hours. Whole weeks begin on Monday. Months and years are calendar months and
+    years, counted from January 1970, so `3mo` gives quarters.
 
-    A bucket has a number, by which the engines group: the moment at which it begins in µs, or, of those that
-    follow the wall clock, what the clock shows then, as if it were UTC.
+    Each bucket has a number, by which the engines group: its start in µs. For buckets that follow the wall clock
+    it is the local time of the start, taken as if it were UTC.
     """
 
     width: Width
@@ -48,9 +48,9 @@ class Buckets:
     end_us: int
 
     def expression(self, time: Any) -> ColumnElement[int]:
-        """Return the SQL for the number of the bucket of a time."""
+        """Return the SQL for the number of the bucket that contains a time."""
         if self.width.months:
-            # The first one twice, because DuckDB does not group by what is a parameter and nothing else.
+            # The first one twice: DuckDB cannot group by an expression that is only a parameter.
             return _stepped(time, [(us, us) for us in (self._months[0], *self._months)])
         every, offset = self.width.us, _stepped(time, self._offsets)
         into = (time + offset + self._shift) % every
@@ -64,7 +64,7 @@ class Buckets:
         return case((start < cut, cut), else_=start)
 
     def number_of(self, us: int) -> int:
-        """Return the number of the bucket of a moment, as `expression` does in SQL."""
+        """Return the number of the bucket that contains a time, as `expression` does in SQL."""
         if self.width.months:
             return self._months[max(0, bisect_right(self._months, us) - 1)]
         offset = self._offset(us)
@@ -74,18 +74,18 @@ class Buckets:
         return max([us - into, *(cut for cut in self._cuts if us - into < cut <= us)])
 
     def start_of(self, number: int, fold: int = 0) -> datetime:
-        """Return the moment at which a bucket begins, in the zone; `fold` 1: for the second time."""
+        """Return the start of a bucket in the zone. If clocks show it twice, `fold=1` is the second time."""
         if not self._wall_clock:
             moment = to_datetime(number)
             return moment if self.zone is UTC else moment.astimezone(self.zone)
         return self._moment_of(_NAIVE_EPOCH + number * _MICROSECOND, fold).astimezone(self.zone)
 
     def start_us_of(self, number: int, fold: int = 0) -> int:
-        """Return the moment at which a bucket begins, in µs since 1970 UTC; `fold` as in `start_of`."""
+        """Return the start of a bucket in µs since 1970 UTC; `fold` as in `start_of`."""
         return (self.start_of(number, fold) - _EPOCH) // _MICROSECOND if self._wall_clock else number
 
     def numbers(self, low_us: int, high_us: int) -> list[int]:
-        """Return the numbers of all buckets with a moment in [low_us, high_us], in order."""
+        """Return the numbers of all buckets that overlap [low_us, high_us], in order."""
         if low_us > high_us:
             return []
         if self.width.months:
@@ -97,7 +97,7 @@ class Buckets:
             found = [self.number_of(us) for us in edges]
             numbers = range(min(found), max(found) + 1, self.width.us)
             starts = [self.start_us_of(number) for number in (*numbers, numbers[-1] + self.width.us)]
-            # Where clocks skip a whole bucket (Samoa had no 30 December 2011) it begins when the next one does.
+            # A bucket that clocks skip (Samoa had no 30 December 2011) would begin when the next one does.
             return [
                 number
                 for number, (start, after) in zip(numbers, pairwise(starts), strict=True)
@@ -111,9 +111,9 @@ class Buckets:
         return list(dict.fromkeys(steps))
 
     def pieces(self, low_us: int, high_us: int) -> list[tuple[int, int]]:
-        """Return (from this moment, the number of the bucket) for all of [low_us, high_us], in order.
+        """Return (start time, bucket number) for each piece of [low_us, high_us], in order.
 
-        A bucket has more than one piece where clocks were set back over its beginning.
+        A bucket has more than one piece if clocks were set back across its start.
         """
         numbers = self.numbers(low_us, high_us)
         if not self._wall_clock:
@@ -123,7 +123,7 @@ class Buckets:
         return [(us, self.number_of(us)) for us in sorted(cuts) if low_us <= us <= high_us]
 
     def most(self, low_us: int, high_us: int) -> int:
-        """Return how many buckets [low_us, high_us] has at the most, without making them."""
+        """Return an upper bound for the number of buckets in [low_us, high_us], without creating them."""
         width_us = self.width.us or self.width.months * _SHORTEST_MONTH_US
         return max(0, high_us - low_us) // width_us + 2
 
@@ -138,7 +138,7 @@ class Buckets:
 
     @cached_property
     def _months(self) -> list[int]:
-        """The moments at which buckets of months begin, from that of `start_us` to that of `end_us`."""
+        """The starts of month buckets, from the one that contains `start_us` to the one that contains `end_us`."""
         step = self.width.months
         first, last = (self._local(us) for us in (self.start_us, self.end_us))
         low, high = ((local.year - 1970) * 12 + local.month - 1 for local in (first, last))
@@ -149,7 +149,7 @@ class Buckets:
         return [(self._moment_of(month) - _EPOCH) // _MICROSECOND for month in months]
 
     def _moment_of(self, wall: datetime, fold: int = 0) -> datetime:
-        """Return the moment at which clocks show this, or where they skip it, at which they go on."""
+        """Return the time at which clocks show `wall`; if they skip it, the time at which they resume."""
         first, second = (wall.replace(tzinfo=self.zone, fold=fold) for fold in (0, 1))
         before, after = first.utcoffset(), second.utcoffset()
         assert before is not None
@@ -162,7 +162,7 @@ class Buckets:
         return (second if fold else first).astimezone(UTC)
 
     def _change(self, low_us: int, high_us: int) -> int:
-        """Return when in (low_us, high_us] the clock is changed; zones do so at whole seconds."""
+        """Return the time of the clock change in (low_us, high_us]. Zones change at whole seconds."""
         old = self._offset(low_us)
         seconds = range(-(-low_us // 1_000_000), high_us // 1_000_000 + 1)
         at = bisect_left(seconds, True, key=lambda second: self._offset(second * 1_000_000) != old)
@@ -170,8 +170,8 @@ class Buckets:
 
     @cached_property
     def _offsets(self) -> list[tuple[int, int]]:
-        """The zone's offsets within the span, as (from this moment, offset), both in µs."""
-        # From a day before, so that the first bucket knows of a change within it.
+        """The zone's offsets within the span, as (valid from, offset), both in µs."""
+        # One day earlier, to include a change within the first bucket.
         low = self.start_us - _DAY_US
         offset = self._offset(low)
         found = [(low, offset)]
@@ -186,7 +186,7 @@ class Buckets:
 
     @cached_property
     def _cuts(self) -> list[int]:
-        """The changes of the clock at which no bucket of real time would begin by itself."""
+        """The clock changes that fall inside a bucket of elapsed time, which they split."""
         return [us for us, offset in self._offsets[1:] if (us + offset + self._shift) % self.width.us]
 
     def _local(self, us: int) -> datetime:
@@ -201,7 +201,7 @@ class Buckets:
 
 
 def _stepped(time: Any, steps: Sequence[tuple[int, int]]) -> ColumnElement[int]:
-    """Return the SQL for the value of the last step at or before a time, found by halving."""
+    """Return the SQL for the value of the last step at or before a time: nested CASEs, as a binary search."""
     if len(steps) == 1:
         return literal(steps[0][1])
     middle = len(steps) // 2
@@ -212,12 +212,12 @@ def _stepped(time: Any, steps: Sequence[tuple[int, int]]) -> ColumnElement[int]:
 
 @dataclass(slots=True)
 class Columns:
-    """The answer, column by column: a row for each series and bucket, in this order."""
+    """The result, column by column; one row per series and bucket, in this order."""
 
     sensors: Sequence[str] = ()
     metrics: Sequence[str] = ()
     numbers: Sequence[int] = ()
-    """Those of the buckets; 0 without buckets."""
+    """Bucket numbers; 0 without buckets."""
 
     values: dict[str, Sequence[Any]] = field(default_factory=dict)
-    """By the aggregate's name. None where there is no such number (inf - inf is none)."""
+    """By the aggregate's name; None if the result is undefined, such as inf - inf."""

@@ -1,4 +1,4 @@
-"""Counts: how many points a selection has, series by series, and which of a batch are stored already. Reads only."""
+"""Counts: how many points a selection has, by series, and how many of a batch are already stored. Reads only."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _NAME = "holdfast_brought"
 
 
 class Brought(Protocol):
-    """Points that are brought: as something that the engine's driver can register, or their identities."""
+    """A batch of incoming points: as an object that the engine's driver can register, or as identities."""
 
     def table(self) -> Any:
-        """Return them with the columns of a stored point but seq."""
+        """Return the points with all columns of a stored point except seq."""
 
     def identities(self) -> Iterable[tuple[str, str, int]]:
-        """Return sensor, metric and time in µs of each."""
+        """Return sensor, metric and time in µs of each point."""
 
 
 def present(
@@ -32,10 +32,10 @@ def present(
     spans: Mapping[tuple[str, str], tuple[int, int]],
     brought: Brought,
 ) -> int:
-    """Return how many of the brought points have the series and time of a stored one.
+    """Return how many of the incoming points have the series and time of a stored point.
 
-    `known` are the summaries of what is stored, and `spans` the first and last time of each series that is brought.
-    Distinct identities are counted once.
+    `known` has the summaries of the stored series, `spans` the first and last time of each incoming series.
+    Repeated identities count once.
     """
     met = [
         (max(first_us, known[pair].first_us), min(last_us, known[pair].last_us))
@@ -85,7 +85,7 @@ class Extent(NamedTuple):
     metric_name: str
     points: int
     unsent: int
-    """How many of them lie past the seq that was asked for."""
+    """How many of them have a seq above `sent_through`."""
     first_us: int
     last_us: int
 
@@ -93,9 +93,9 @@ class Extent(NamedTuple):
 def extents(
     connection: Connection, selection: Selection, known: Iterable[tuple[str, str]], sent_through: int | None
 ) -> list[Extent]:
-    """Count the stored points of a selection by series, in order of names; series without one are left out.
+    """Count the stored points of a selection by series, in order of names; series without points are left out.
 
-    `sent_through` is the seq through which everything was sent; None where nothing is to be sent.
+    Everything up to the seq `sent_through` was sent; None if there is no sink.
     """
     waits = false() if sent_through is None else _c.seq > sent_through
     unsent = func.count(case((waits, 1)))

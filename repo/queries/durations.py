@@ -1,4 +1,4 @@
-"""Durations: how long each series held each of its readings. Owns the reading of changes, and their sums."""
+"""Durations: how long each series held each of its readings. Owns the query for changes, and their sums."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from repo.times import Width
 __all__ = ["States"]
 
 _MOST_POINTS = 500_000
-"""Points that one query is to put in order; more are asked for in several, a few series each."""
+"""The most points that one query sorts; more are read by several queries, a few series each."""
 
 Pair = tuple[str, str]
 State = float | str | None
@@ -33,7 +33,7 @@ _c: Any = Point.__table__.c
 
 @dataclass(frozen=True)
 class States:
-    """A checked question for the time in each state."""
+    """A validated query for the time spent in each state."""
 
     selection: Selection
     width: Width | None
@@ -41,11 +41,11 @@ class States:
 
     @classmethod
     def of(cls, selection: Selection, every: str | None, tz: str) -> States:
-        """Check what a caller gave; raises `InvalidQuery`."""
+        """Validate the arguments of a caller; raises `InvalidQuery`."""
         return cls(selection, check_width(every), check_zone(tz))
 
     def ask(self, connection: Connection, known: Known) -> list[dict[str, Any]]:
-        """Return a row for each series (and bucket) and state, the longest first."""
+        """Return one row per series (and bucket) and state, longest first."""
         start_us, end_us = self.selection.start_us, self.selection.end_us
         spans = {
             pair: span
@@ -75,7 +75,7 @@ class States:
     def _changes(
         self, connection: Connection, known: Known, pairs: Sequence[Pair]
     ) -> dict[Pair, list[Change]]:
-        """Read the points at which the reading of a series is another than at the point before."""
+        """Read the points whose reading differs from that of the previous point of the series."""
         scope = Scope(traits_of(connection), known, pairs)
         earlier = {"partition_by": (_c.sensor_id, _c.metric_name), "order_by": _c.timestamp_us}
         columns = (_c.timestamp_us, _c.value, _c.value_text)
@@ -124,7 +124,7 @@ def _batches(pairs: Sequence[Pair], known: Known) -> Iterator[list[Pair]]:
 def _rows(
     pair: Pair, changes: Sequence[Change], until_us: int, buckets: Buckets | None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one series, which is in the state of each change until the next one."""
+    """Yield the rows of one series, which stays in the state of each change until the next change."""
     names = {"sensor_id": pair[0], "metric_name": pair[1]}
     low = changes[0][0]
     if buckets is None:
@@ -141,7 +141,7 @@ def _rows(
 def _pieces(
     changes: Sequence[Change], pieces: Sequence[tuple[int, int]], until_us: int
 ) -> dict[int, dict[State, int]]:
-    """Sum up by bucket and state how long it was so, in µs."""
+    """Sum the time in µs by bucket and state."""
     totals: dict[int, dict[State, int]] = {}
     cuts = sorted({us for us, _ in changes} | {us for us, _ in pieces} | {until_us})
     states, numbers = dict(changes), dict(pieces)

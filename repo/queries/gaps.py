@@ -1,4 +1,4 @@
-"""Gaps: rows for the buckets in which a series has no reading. Owns what they hold; reads no table."""
+"""Gaps: rows for the buckets in which a series has no reading. Owns their values; reads no table."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ __all__ = ["MOST_ROWS", "Fill", "check_fill", "fill_gaps", "refuse_too_many"]
 Fill = Literal["none", "null", "previous", "linear"]
 
 MOST_ROWS = 10_000_000
-"""More rows than this are not made (about 3 GB as dicts)."""
+"""The most rows that filling may produce (about 3 GB as dicts)."""
 
 Pair = tuple[str, str]
 Span = tuple[int, int]
 
 
 def check_fill(fill: str | None, every: str | None) -> Fill | None:
-    """Return the way of filling; None for none. Raises `InvalidQuery` for one that there is not."""
+    """Return the fill mode, None for none; raises `InvalidQuery` for an unknown one."""
     if fill is None or fill == "none":
         return None
     if fill not in get_args(Fill):
         raise InvalidQuery(f"fill = {fill!r}: None, {', '.join(map(repr, get_args(Fill)))}")
     if every is None:
-        raise InvalidQuery(f"fill = {fill!r} fills buckets; say with `every` how wide they are")
+        raise InvalidQuery(f"fill = {fill!r} fills buckets; set their width with `every`")
     return fill  # type: ignore[return-value]
 
 
 def refuse_too_many(buckets: Buckets, spans: Mapping[Pair, Span]) -> None:
-    """Raise `InvalidQuery` where these buckets would make an absurd number of rows."""
+    """Raise `InvalidQuery` if these buckets would produce more than `MOST_ROWS` rows."""
     rows = sum(buckets.most(low, high) for low, high in spans.values())
     if rows > MOST_ROWS:
         raise InvalidQuery(
-            f"that would make about {rows:,} rows, and at most {MOST_ROWS:,} are made: take wider buckets, a "
+            f"this query would return about {rows:,} rows; the limit is {MOST_ROWS:,}. Use wider buckets, a "
             "shorter span between start and end, or fewer series"
         )
 
@@ -44,10 +44,10 @@ def refuse_too_many(buckets: Buckets, spans: Mapping[Pair, Span]) -> None:
 def fill_gaps(
     found: Columns, buckets: Buckets, spans: Mapping[Pair, Span], fill: Fill, leading: Mapping[Pair, Any]
 ) -> Columns:
-    """Return the columns with a row for every bucket of each series' span [low, high].
+    """Return the columns with one row for every bucket of each series' span [low, high].
 
-    `found` has the aggregate `count` too. `leading` is the last reading of series before their span: `previous`
-    takes it for a bucket of just that reading.
+    `found` must include the aggregate `count`. `leading` has the last reading of series before their span, which
+    `previous` treats as a bucket with that single reading.
     """
     rows = _rows_by_series(found)
     filled = Columns([], [], [], {name: [] for name in found.values})
@@ -78,7 +78,7 @@ def fill_gaps(
 
 
 def _rows_by_series(found: Columns) -> dict[Pair, dict[int, int]]:
-    """Return of each series the rows of its buckets that have readings, by the bucket's number."""
+    """Return for each series the rows of its buckets with readings, by bucket number."""
     rows: dict[Pair, dict[int, int]] = {}
     keys = zip(found.sensors, found.metrics, found.numbers, found.values["count"], strict=True)
     for row, (sensor, metric, number, count) in enumerate(keys):
@@ -88,7 +88,7 @@ def _rows_by_series(found: Columns) -> dict[Pair, dict[int, int]]:
 
 
 def _gaps(at: Sequence[int], starts_us: Sequence[int]) -> Iterator[tuple[int, int, int, float]]:
-    """Yield the places between two buckets with readings: place, the rows to its sides, the share of the way."""
+    """Yield the places between two buckets with readings: place, the rows on either side, the fraction between."""
     left = -1
     for right, row in enumerate(at):
         if row < 0:

@@ -1,4 +1,4 @@
-"""Lookback: the last point and the last reading of series before a moment. Owns how they are found."""
+"""Lookback: the last point and the last reading of series before a given time. Owns how they are found."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _reading = or_(_c.value.is_not(None), _c.value_text.is_not(None))
 
 
 class Before(NamedTuple):
-    """The last point of a series before a moment; `reading` is None where it was no reading."""
+    """The last point of a series before a given time; `reading` is None if the point has none."""
 
     last_us: int
     reading: float | str | None
@@ -36,10 +36,10 @@ def before(
     *,
     readings_only: bool,
 ) -> dict[tuple[str, str], Before]:
-    """Return the last point of each series before a moment, or its last one with a reading.
+    """Return the last point of each series before a given time, or the last one with a reading.
 
-    Most are answered by the summaries. The rest is looked up by key where there is one, else in windows that
-    grow towards the past.
+    The summaries answer for most series. The rest is looked up by key if the table has one, otherwise in windows
+    that grow towards the past.
     """
     found: dict[tuple[str, str], Before] = {}
     missing: list[tuple[str, str]] = []

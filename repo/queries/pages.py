@@ -1,7 +1,7 @@
-"""Pages: cuts a long result into pieces that a short transaction can read. Opens and commits nothing.
+"""Pages: splits a long result into pieces that a short transaction can read. Opens and commits nothing.
 
-A range is cut by time, a delivery by seq, never by `ORDER BY ... LIMIT`: each piece costs what it holds,
-because both engines find their way by time and by seq, and nothing larger than a piece is ever sorted.
+A range is split by time, a delivery by seq, never by `ORDER BY ... LIMIT`. The cost of a piece depends on its own
+size only: both engines can seek by time and by seq, and nothing larger than a piece is sorted.
 """
 
 from __future__ import annotations
@@ -24,43 +24,43 @@ Known = Mapping[tuple[str, str], Summary]
 Page = TypeVar("Page")
 
 _FILL = 0.75
-"""How full a page is meant to be: series are denser at some times than at others."""
+"""How full a page is planned to be: series are denser at some times than at others."""
 
 _STEP = 4
 """How much wider or narrower the next piece may be."""
 
 
 class Form(Protocol[Page]):
-    """In what shape a page comes: rows, or the columns of one package or another."""
+    """The form of a page: rows, or columns of pyarrow, pandas, polars or NumPy."""
 
     numbered: bool
-    """Whether names may come as numbers."""
+    """Whether names may be returned as numbers."""
 
     def fetch(self, connection: Connection, query: Query, most: int) -> Page | None:
-        """Run the query; None where it has more than `most` rows (-1: any number will do)."""
+        """Run the query; None if it has more than `most` rows (-1: no limit)."""
 
     def size(self, page: Page) -> int:
         """Return its number of rows."""
 
 
 class Pages(Protocol):
-    """What is left of a result."""
+    """The part of a result that is still to be read."""
 
     @property
     def done(self) -> bool:
-        """Whether there is no more."""
+        """Whether everything was read."""
 
     def step(self, connection: Connection, known: Known, form: Form[Page]) -> Page | None:
-        """Read the next page; None where it would be empty or too large: ask again."""
+        """Read the next page; None if it would be empty or too large: call again."""
 
 
 class Rows:
-    """Pages as lists of the driver's plain tuples: all columns of the table or, of one series, its readings alone."""
+    """Pages as lists of the driver's tuples: all columns of the table, or only the readings for one series."""
 
-    numbered = False  # putting the names back would cost more than fetching them as texts
+    numbered = False  # mapping numbers back to names would cost more than fetching the names
 
     def fetch(self, connection: Connection, query: Query, most: int) -> list[Any] | None:
-        """Run the query; None where it has more than `most` rows."""
+        """Run the query; None if it has more than `most` rows."""
         rows: list[Any] = traits_of(connection).rows(connection, query.statement, most + (most >= 0))
         if 0 <= most < len(rows):
             return None
@@ -76,7 +76,7 @@ class Rows:
 class TimePages:
     """The selected points in order of time, then names, in pages of about `rows` at most.
 
-    What has one and the same moment is never torn apart, however much it is.
+    Points of the same time are never split across pages, however many there are.
     """
 
     def __init__(self, selection: Selection, rows: int) -> None:
@@ -86,9 +86,9 @@ class TimePages:
         self.done = False
 
     def step(self, connection: Connection, known: Known, form: Form[Page]) -> Page | None:
-        """Read the next page; None where it would be empty or too large: ask again."""
+        """Read the next page; None if it would be empty or too large: call again."""
         points, first_us, last_us = self._totals(known)
-        # What is known only says where to cut: the first and the last piece are as open as what was asked for.
+        # The summaries only decide where to split; the first and last piece are as open as the selection.
         start_us = first_us if self._rest.start_us is None else max(first_us, self._rest.start_us)
         end_us = last_us + 1 if self._rest.end_us is None else min(last_us + 1, self._rest.end_us)
         if self._width_us is None and points > self._rows:
@@ -112,7 +112,7 @@ class TimePages:
         return page if size else None
 
     def _totals(self, known: Known) -> tuple[int, int, int]:
-        """Return how many points the selected series have, at all times, and the first and last of these."""
+        """Return how many points the selected series have in total, and the first and last time of them."""
         rest = self._rest
         if rest.exact is not None:
             chosen = [known[rest.exact]] if rest.exact in known else []
@@ -128,9 +128,9 @@ class TimePages:
 
 
 class SeqPages:
-    """The points past a seq in order of seq, in pages of at most `rows`.
+    """The points after a seq in order of seq, in pages of at most `rows`.
 
-    Seqs have gaps (overwritten and deleted points); where a piece is all gap the next one is wider.
+    Seqs have gaps (overwritten and deleted points). After a piece without points the next one is wider.
     """
 
     def __init__(self, after: int, rows: int, through: int) -> None:
@@ -140,11 +140,11 @@ class SeqPages:
 
     @property
     def done(self) -> bool:
-        """Whether there is no more."""
+        """Whether everything was read."""
         return self._after >= self._through
 
     def step(self, connection: Connection, known: Known, form: Form[Page]) -> Page | None:
-        """Read the next page; None where it would be empty or too large: ask again."""
+        """Read the next page; None if it would be empty or too large: call again."""
         through = min(self._after + self._width, self._through)
         query = point_sql.in_seq(connection, self._after, through, known, numbered=form.numbered)
         page = form.fetch(connection, query, self._rows)

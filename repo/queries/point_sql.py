@@ -22,27 +22,27 @@ _c = _points.c
 _READING = (_c.timestamp_us, _c.value, _c.value_text, _c.quality, _c.metadata)
 
 MOST_NUMBERED = 1_000
-"""The most names that are numbered by a query; more are dearer to find in a list than to fetch as texts."""
+"""The most names that a query numbers; with more, finding them in the list costs more than fetching the texts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query for points, and what its columns stand for.
+    """A query for points, and the meaning of its columns.
 
     Columns: [sensor_id, metric_name,] timestamp_us, value, value_text, quality, metadata [, seq].
     """
 
     statement: Select[Any]
     series: tuple[str, str] | None
-    """The one series that all rows are of; its names are then no columns."""
+    """The series of all rows, if there is only one; its names are then not among the columns."""
     names: tuple[list[str], list[str]] | None
-    """The sensors and metrics, in order, that numbers stand for in place of the names; None: names are texts."""
+    """The sensors and metrics that numbers in the name columns refer to, in order; None if the names are texts."""
     sorted_by: str | None
-    """The column by which rows have still to be sorted (mostly they are already); None: they are."""
+    """The column by which the caller must sort the rows, which are mostly in order; None if they are sorted."""
 
 
 def in_time(connection: Connection, selection: Selection, known: Pairs, *, numbered: bool) -> Query:
-    """Ask for points in order of time, then names; with `numbered`, names may come as numbers, without seq."""
+    """Query points in order of time, then names. With `numbered`, names may be numbers and seq is left out."""
     where = selection.where(Point, known)
     if selection.exact is not None:
         return Query(select(*_READING).where(where), selection.exact, None, "timestamp_us")
@@ -53,7 +53,7 @@ def in_time(connection: Connection, selection: Selection, known: Pairs, *, numbe
 
 
 def in_seq(connection: Connection, after: int, through: int, known: Pairs, *, numbered: bool) -> Query:
-    """Ask for the points with after < seq <= through in order of seq; `numbered` as above."""
+    """Query the points with after < seq <= through in order of seq; `numbered` as in `in_time`."""
     names, columns = _name_columns(connection, known, numbered)
     statement = select(*columns, *_READING, _c.seq).where(_c.seq > after, _c.seq <= through)
     return Query(statement, None, names, "seq")

@@ -1,4 +1,4 @@
-"""Rows of points: the named row, the dicts that callers get, and the way from one to the other."""
+"""Rows of points: the named row, the dicts that callers get, and the conversion between them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ quality, metadata (dict or None)."""
 def rows_of(batch: Batch, first_seq: int) -> Iterator[Row]:
     """Yield the rows of a batch as they are stored, numbered from `first_seq`.
 
-    They are plain tuples in the order of `Row`: making the named ones would cost more than all the rest.
+    They are plain tuples in the order of `Row`: creating named tuples would cost more than everything else.
     """
     sensors = [sensor for sensor, _ in batch.series]
     metrics = [metric for _, metric in batch.series]
@@ -49,7 +49,7 @@ def rows_of(batch: Batch, first_seq: int) -> Iterator[Row]:
 
 
 def point_dict(row: Any) -> PointDict:
-    """Return a stored row as an application sees it."""
+    """Return a stored row as the dict that an application receives."""
     sensor_id, metric_name, timestamp_us, value, text, quality, metadata = row[:7]
     return {
         "sensor_id": sensor_id,
@@ -63,7 +63,7 @@ def point_dict(row: Any) -> PointDict:
 
 
 def point_dicts(rows: Sequence[Sequence[Any]]) -> list[PointDict]:
-    """Return many stored rows, all columns of the table, as `point_dict` does, but quicker."""
+    """Convert many stored rows, with all columns of the table, as `point_dict` does, but faster."""
     moments = to_datetimes([row[2] for row in rows])
     return [
         {
@@ -82,7 +82,7 @@ def point_dicts(rows: Sequence[Sequence[Any]]) -> list[PointDict]:
 
 
 def range_dicts(rows: Sequence[Sequence[Any]], series: tuple[str, str] | None) -> list[PointDict]:
-    """Return the rows of a range as applications see them; those of one `series` are without names and seq."""
+    """Return the rows of a range as dicts for applications; the rows of one `series` lack names and seq."""
     if series is None:
         return point_dicts(rows)
     sensor_id, metric_name = series
@@ -102,7 +102,7 @@ def range_dicts(rows: Sequence[Sequence[Any]], series: tuple[str, str] | None) -
 
 
 def seq_dicts(rows: Sequence[Sequence[Any]]) -> list[PointDict]:
-    """Return rows as applications see them, each with its seq."""
+    """Return rows as dicts for applications, each with its seq."""
     points = point_dicts(rows)
     for point, row in zip(points, rows, strict=True):
         point["seq"] = row[7]
@@ -110,15 +110,15 @@ def seq_dicts(rows: Sequence[Sequence[Any]]) -> list[PointDict]:
 
 
 def parsed_metadata(metadata: str) -> Any:
-    """Return the metadata of a stored row as it was given."""
+    """Return the metadata of a stored row as it was written."""
     try:
         return json.loads(metadata)
     except ValueError:
-        return metadata  # legacy rows hold any text
+        return metadata  # legacy rows may hold any text
 
 
 class Row(NamedTuple):
-    """One point as it is stored, in the order of the table's columns."""
+    """One stored point, in the order of the table's columns."""
 
     sensor_id: str
     metric_name: str

@@ -1,4 +1,4 @@
-"""Selections: which series and which span a query or a delete means, and the least SQL for it. Reads no table."""
+"""Selections: the series and the time span of a query or a delete, and the shortest SQL for them. Reads no table."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from repo.times import bound_us, to_datetime
 __all__ = ["Known", "Names", "Scope", "Selection", "Summary", "Time", "chosen_names", "select_points"]
 
 Names = str | Sequence[str] | None
-"""None is every name; a text with `*`, `?` or `[` is a glob; any other text, and each of a list, is exact."""
+"""None means every name. A text with `*`, `?` or `[` is a glob. Any other text, and each item of a list, is exact."""
 
 MOST_NAMES = 20_000
-"""The most names of one statement: SQLite takes at most 32,766 parameters."""
+"""The most names in one statement: SQLite takes at most 32,766 parameters."""
 
 Time = float | datetime | None
 
@@ -40,7 +40,7 @@ class Selection:
     def of(
         cls, sensor_id: Names, metric_name: Names, start_us: int | None = None, end_us: int | None = None
     ) -> Selection:
-        """Check what a caller gave; raises `InvalidQuery` for names that are no text, or too many."""
+        """Validate the arguments of a caller; raises `InvalidQuery` for names that are not text, or too many."""
         selection = cls(_names(sensor_id, "sensor_id"), _names(metric_name, "metric_name"), start_us, end_us)
         lists = [names for names in (selection.sensor_id, selection.metric_name) if isinstance(names, tuple)]
         _refuse_too_many(sum(map(len, lists)))
@@ -48,7 +48,7 @@ class Selection:
 
     @property
     def exact(self) -> tuple[str, str] | None:
-        """The one series that is meant, if names alone say so."""
+        """The one selected series, if the names alone determine it."""
         names = (self.sensor_id, self.metric_name)
         sensor, metric = names
         if isinstance(sensor, str) and isinstance(metric, str) and not any(map(_is_glob, names)):
@@ -57,22 +57,22 @@ class Selection:
 
     @property
     def named(self) -> bool:
-        """Whether all series that are meant are given by their names."""
+        """Whether exact names give all selected series."""
         return not any(names is None or _is_glob(names) for names in (self.sensor_id, self.metric_name))
 
     def names(self, sensor_id: str, metric_name: str) -> bool:
-        """Say whether the series is selected."""
+        """Return whether the series is selected."""
         return _matches(self.sensor_id, sensor_id) and _matches(self.metric_name, metric_name)
 
     def chosen(self, known: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return those of the known series that are selected, in order of their names."""
+        """Return the selected ones of the known series, in order of their names."""
         pairs = list(known)
         sensors = chosen_names(self.sensor_id, {s for s, _ in pairs})
         metrics = chosen_names(self.metric_name, {m for _, m in pairs})
         return sorted(pair for pair in pairs if pair[0] in sensors and pair[1] in metrics)
 
     def spans(self, timestamp_us: int) -> bool:
-        """Say whether the time is selected."""
+        """Return whether the time is selected."""
         return (self.start_us is None or timestamp_us >= self.start_us) and (
             self.end_us is None or timestamp_us < self.end_us
         )
@@ -80,7 +80,7 @@ class Selection:
     def where(self, table: Any, known: Iterable[tuple[str, str]]) -> ColumnElement[bool]:
         """Build the condition on a table of points; globs are resolved among the `known` series.
 
-        So the engines only ever compare names for equality: their own globs differ in details.
+        The engines therefore only compare names for equality; their own globs differ in details.
         """
         parts: list[ColumnElement[bool]] = []
         known = list(known) if _is_glob(self.sensor_id) or _is_glob(self.metric_name) else ()
@@ -105,21 +105,21 @@ class Selection:
         return and_(true(), *parts)
 
     def pieces(self, known: Iterable[tuple[str, str]]) -> Iterator[Selection]:
-        """Yield selections that together mean the same, however many `known` names the globs match."""
+        """Yield selections that together equal this one, however many `known` names the globs match."""
         known = list(known)
         for sensors in _pieces(self.sensor_id, {s for s, _ in known}):
             for metrics in _pieces(self.metric_name, {m for _, m in known}):
                 yield replace(self, sensor_id=sensors, metric_name=metrics)
 
     def to_json(self) -> bytes:
-        """Return the form that a journal row keeps."""
+        """Return the form that a journal row stores."""
         return json.dumps(
             [self.sensor_id, self.metric_name, self.start_us, self.end_us], ensure_ascii=False
         ).encode()
 
     @classmethod
     def from_json(cls, payload: bytes) -> Selection:
-        """Read the form that a journal row keeps."""
+        """Parse the form that a journal row stores."""
         sensor_id, metric_name, start_us, end_us = json.loads(payload)
         return cls(
             tuple(sensor_id) if isinstance(sensor_id, list) else sensor_id,
@@ -133,11 +133,13 @@ def _names(names: Names, field: str) -> str | tuple[str, ...] | None:
     if names is None or isinstance(names, str):
         return names if names is None else _encodable(names, field)
     if isinstance(names, bytes) or not isinstance(names, Iterable):
-        raise InvalidQuery(f"{field}: a name, a glob, a list of names or None, not {type(names).__name__}")
+        raise InvalidQuery(
+            f"{field}: expected a name, a glob, a list of names or None, not {type(names).__name__}"
+        )
     listed = tuple(dict.fromkeys(names))
     for name in listed:
         if not isinstance(name, str):
-            raise InvalidQuery(f"{field}: every name is a text, not {type(name).__name__}")
+            raise InvalidQuery(f"{field}: every name must be text, not {type(name).__name__}")
         _encodable(name, field)
     return listed
 
@@ -146,13 +148,15 @@ def _encodable(name: str, field: str) -> str:
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise InvalidQuery(f"{field}: {name[:40]!r} holds a lone surrogate, which no name does") from error
+        raise InvalidQuery(f"{field}: {name[:40]!r} contains a lone surrogate, which names cannot") from error
     return name
 
 
 def _refuse_too_many(names: int) -> None:
     if names > MOST_NAMES:
-        raise InvalidQuery(f"{names} names are selected: at most {MOST_NAMES} in one call; narrow it")
+        raise InvalidQuery(
+            f"{names} names are selected; the limit is {MOST_NAMES} per call. Narrow the selection"
+        )
 
 
 def _pieces(wanted: str | tuple[str, ...] | None, found: set[str]) -> list[Any]:
@@ -164,7 +168,7 @@ def _pieces(wanted: str | tuple[str, ...] | None, found: set[str]) -> list[Any]:
 
 
 def chosen_names(wanted: Names, found: set[str]) -> set[str]:
-    """Return those of the names found that are wanted."""
+    """Return the wanted ones of the names found."""
     if wanted is not None and not isinstance(wanted, str):
         return found.intersection(wanted)
     return {name for name in found if _matches(wanted, name)}
@@ -183,7 +187,7 @@ def _matches(wanted: str | tuple[str, ...] | None, name: str) -> bool:
 
 
 class Summary(NamedTuple):
-    """How many points a series has, since when, and the newest one."""
+    """How many points a series has, the first and last time, and the newest point."""
 
     points: int
     first_us: int
@@ -196,15 +200,15 @@ class Summary(NamedTuple):
 
 
 def select_points(sensor_id: Names, metric_name: Names, start: Time, end: Time) -> Selection:
-    """Return the selection that a caller's names and times mean; raises `InvalidQuery`.
+    """Return the selection for the names and times of a caller; raises `InvalidQuery`.
 
-    A start after the end is a mistake, and most likely both were swapped; equal ones are an empty span.
+    A start after the end is an error, as both were most likely swapped. Equal ones give an empty span.
     """
     start_us = None if start is None else bound_us(start, "start")
     end_us = None if end is None else bound_us(end, "end")
     if start_us is not None and end_us is not None and start_us > end_us:
         first, last = (to_datetime(us).isoformat() for us in (start_us, end_us))
-        raise InvalidQuery(f"start, {first}, lies after end, {last}: nothing is in between; swap them?")
+        raise InvalidQuery(f"start ({first}) is after end ({last})")
     return Selection.of(sensor_id, metric_name, start_us, end_us)
 
 
@@ -216,10 +220,10 @@ _c: Any = Point.__table__.c
 
 
 class Scope:
-    """Some of the known series, as names to compare and to group by.
+    """Some of the known series, as names to filter and to group by.
 
-    DuckDB reads a column for each name that is compared or grouped by, so it gets no more of them than tell
-    these series from the others. Tables that are keyed by series get every name, and find the rows by it.
+    DuckDB reads a column for each kind of name that a query mentions, so the query mentions only those that
+    distinguish these series from the others. Tables keyed by series get every name, to seek the rows by it.
     """
 
     def __init__(self, traits: Traits, known: Known, pairs: Iterable[Pair]) -> None:
@@ -237,7 +241,7 @@ class Scope:
 
     @property
     def keys(self) -> list[ColumnElement[Any]]:
-        """The names that differ among these series, as columns."""
+        """The name columns whose values differ among these series."""
         return [
             column
             for column, same in ((_c.sensor_id, self.sensor), (_c.metric_name, self.metric))
@@ -245,5 +249,5 @@ class Scope:
         ]
 
     def where(self, start_us: int | None, end_us: int | None) -> ColumnElement[bool]:
-        """Return the condition that a point is of these series and in [start_us, end_us)."""
+        """Return the condition that a point belongs to these series and lies in [start_us, end_us)."""
         return Selection(self._sensors, self._metrics, start_us, end_us).where(Point, ())

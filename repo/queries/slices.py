@@ -19,40 +19,40 @@ _UNNAMED = ", ".join(f'"{column.name}"' for column in _c if column.name not in (
 _NAMED = f"sensor_id, metric_name, {_UNNAMED}"
 
 _PLAIN_BYTES = 40
-"""What a point takes in memory, as columns, without its texts."""
+"""The memory that a point takes in columns, without its texts."""
 
 
 @dataclass(frozen=True, slots=True)
 class SliceReader:
-    """How one engine reads spans of a selection of series, on a connection of its own."""
+    """Functions by which one engine reads spans of selected series, all on one connection."""
 
     count: Callable[[Selection], int]
-    """How many points there are."""
+    """The number of points."""
     weight: Callable[[Selection], int]
-    """How many points there are, or how many plain ones would be as large, if their texts are long."""
+    """The number of points; if their texts are long, the number of points without text of the same size."""
     last_seq: Callable[[Selection], int | None]
-    """The largest seq of theirs; None if none has one."""
+    """The largest seq of the points; None if no point has one."""
     first: Callable[[Selection], int | None]
-    """The time of the first of them."""
+    """The time of the first point."""
     rows: Callable[[Selection], Sequence[Any]]
-    """All of them."""
+    """All points."""
     columns: Callable[[Selection], Any] | None
-    """All of them, as an object with `__arrow_c_stream__`: `series` is the place of the names in the list of series.
-    None where the engine has no columns."""
+    """All points, as an object with `__arrow_c_stream__`; its column `series` is an index into the list of series.
+    None if the engine has no columns."""
 
 
 def slices_on(connection: Connection, series: Sequence[tuple[str, str]]) -> SliceReader:
-    """Return the reader for the engine under this connection; `series` are those that are read, in their order."""
+    """Return the reader for the engine of this connection. `series` are the series to read, in this order."""
     reader = _scanned if traits_of(connection).name == "duckdb" else _sought
     return reader(connection, series)
 
 
 def _scanned(connection: Connection, series: Sequence[tuple[str, str]]) -> SliceReader:
-    """By scans, which skip what lies outside the span."""
+    """Read by scans, which skip data outside the span."""
     driver: Any = connection.connection.driver_connection
 
     def read(selection: Selection, columns: str) -> Any:
-        # A number sorts three times faster than names, and is lighter to carry.
+        # A number sorts three times faster than names, and takes less memory.
         return driver.sql(
             f"SELECT {columns} FROM time_series_data JOIN (SELECT unnest(?) AS sensor_id, unnest(?) AS metric_name, "
             f"unnest(range({len(series):d}))::INTEGER AS series) USING (sensor_id, metric_name) "
@@ -78,7 +78,7 @@ def _scanned(connection: Connection, series: Sequence[tuple[str, str]]) -> Slice
 
 
 def _sought(connection: Connection, series: Sequence[tuple[str, str]]) -> SliceReader:
-    """By the key, a series after the other: any other way would read the whole table for each span."""
+    """Seek by the key, one series after the other: anything else would read the whole table for each span."""
     driver: Any = connection.connection.driver_connection
 
     def each(what: str, selection: Selection, order: str = "") -> Iterator[Any]:
@@ -103,7 +103,7 @@ def _sought(connection: Connection, series: Sequence[tuple[str, str]]) -> SliceR
 
 
 def _within(selection: Selection) -> str:
-    """Return the SQL of the span, to follow another condition."""
+    """Return the SQL of the span, to append to another condition."""
     return "".join(
         f" AND timestamp_us {sign} {bound:d}"
         for sign, bound in ((">=", selection.start_us), ("<", selection.end_us))

@@ -203,7 +203,7 @@ def test_where_there_is_nothing_stdout_is_empty_and_stderr_says_so(filled: Any) 
         ("--agg mode", "there is no aggregate 'mode'"),
         ("--agg p101", "there is no aggregate 'p101'"),
         ("--every 1.5mo", "mo (months)"),
-        ("--fill linear", "say with `every`"),
+        ("--fill linear", "set their width with `every`"),
         ("--every 1h --fill up", "--fill"),
         ("--states --agg avg", "leave out --agg"),
         ("--tz Mars/Olympus", "no time zone"),

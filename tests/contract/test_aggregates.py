@@ -269,7 +269,7 @@ def test_texts_are_held_but_no_line_is_drawn_between_them(store: Store) -> None:
 
 def test_a_fill_of_absurdly_many_rows_says_what_to_do(store: Store) -> None:
     store.points.insert("a", "m", 1.0, timestamp=1)
-    with pytest.raises(InvalidQuery, match="take wider buckets"):
+    with pytest.raises(InvalidQuery, match="Use wider buckets"):
         store.points.aggregate("a", "m", 0, 10**9, every="1s", fill="null")
     assert len(store.points.aggregate("a", "m", 0, 10**9, every="1s")) == 1
 
