@@ -1,1 +1,1 @@
-"""Repositories: one table family each, on a connection that the caller gives; they never commit."""
+"""Repositories: one family of tables each, on a connection that the caller provides. They never commit."""

@@ -42,13 +42,13 @@ from repo.repositories.series import SummaryRepository
 __all__ = ["EQUAL", "SAME_IDENTITY", "Applied", "Dropped", "apply", "incoming"]
 
 GAP_US = 3_600_000_000
-"""Points further apart than an hour are compared with stored rows separately, so that one late point does
-not widen the span that is read."""
+"""Points more than an hour apart are compared with stored rows separately, so that one late point does not
+widen the span to read."""
 
 MOST_SPANS = 8
 
 MOST_NAMED = 20
-"""The most series that the search for new edges names one by one."""
+"""The most series that the search for new first and last points names one by one."""
 
 _FIRST_WINDOW_US = 3_600_000_000
 _WINDOW_GROWTH = 16
@@ -56,14 +56,14 @@ _WINDOW_GROWTH = 16
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """What a delete took: how many points, and their time span."""
+    """What a delete removed: how many points, and their time span."""
 
     count: int = 0
     first_us: int | None = None
     last_us: int | None = None
 
     def plus(self, other: Dropped) -> Dropped:
-        """Return both together."""
+        """Return the sum of both."""
         firsts = [us for us in (self.first_us, other.first_us) if us is not None]
         lasts = [us for us in (self.last_us, other.last_us) if us is not None]
         return Dropped(self.count + other.count, min(firsts, default=None), max(lasts, default=None))
@@ -71,10 +71,10 @@ class Dropped:
 
 @dataclass(slots=True)
 class Applied:
-    """What a batch changed: points appended (overwriting included), points dropped, series touched."""
+    """What a batch changed: points appended (including overwrites), points dropped, series touched."""
 
     known: dict[tuple[str, str], Summary]
-    """The summaries of all series after it."""
+    """The summaries of all series after the batch."""
     appended: int = 0
     overwritten: int = 0
     dropped: Dropped = field(default_factory=Dropped)
@@ -96,7 +96,7 @@ incoming = Table(
     Column("seq", BigInteger),
     prefixes=["TEMPORARY"],
 )
-"""Where rows wait, on the connection's own side, to be compared with stored points."""
+"""The temporary table that holds rows for the comparison with stored points."""
 
 _points: Any = Point.__table__
 
@@ -109,7 +109,7 @@ EQUAL = and_(
         for name in ("value", "value_text", "quality", "metadata")
     )
 )
-"""Whether an incoming row would change nothing of the stored point of its identity."""
+"""Whether an incoming row equals the stored point of its identity."""
 
 
 def apply(
@@ -122,9 +122,8 @@ def apply(
 ) -> Applied:
     """Apply one deletion (to every stored point) and then `rows` (unique by identity, seqs unique).
 
-    With `keep`, a stored point stands against the row of its identity.
-    `summaries` are those of all series. They are left as they are; what they become once the transaction is
-    committed is returned.
+    With `keep`, a stored point wins over a row of the same identity. `summaries` has the summaries of all series and
+    is not modified; the result has what they are once the transaction is committed.
     """
     traits = traits_of(connection)
     known = dict(summaries)
@@ -151,7 +150,7 @@ def apply(
 
 
 class _Group:
-    """The rows of one series in a batch: how many, the first time, and the newest row."""
+    """The rows of one series in a batch: their number, the first time, and the newest row."""
 
     __slots__ = ("first_us", "newest", "points")
 
@@ -177,7 +176,7 @@ def _grouped(rows: Iterable[Row]) -> dict[tuple[str, str], _Group]:
 
 
 def _with_group(summary: Summary | None, group: _Group) -> Summary:
-    """Return the summary of a series with these rows as well."""
+    """Return the summary of a series after these rows are added."""
     newest = group.newest
     if summary is None:
         return Summary(group.points, group.first_us, newest[2], *newest[3:])
@@ -222,7 +221,7 @@ def _mend_summaries(
     known: dict[tuple[str, str], Summary],
     applied: Applied,
 ) -> None:
-    """Take the dropped points out of the summaries; edges that fell are looked for beside the cut."""
+    """Remove the dropped points from the summaries. Dropped first and last points are searched next to the cut."""
     lost_first: dict[tuple[str, str], int] = {}
     lost_last: dict[tuple[str, str], int] = {}
     for pair, dropped in taken.items():
@@ -242,7 +241,7 @@ def _mend_summaries(
     firsts = _nearest(connection, lost_first, known, forward=True)
     lasts = _nearest(connection, lost_last, known, forward=False)
     for pair in (lost_first.keys() - firsts.keys()) | (lost_last.keys() - lasts.keys()):
-        # Its count was too high; the points themselves decide.
+        # The count was too high; the stored points decide.
         del known[pair], applied.touched[pair]
         applied.gone.add(pair)
     for pair, row in firsts.items():
@@ -267,9 +266,9 @@ def _nearest(
     *,
     forward: bool,
 ) -> dict[tuple[str, str], Any]:
-    """Find the remaining point of each series that is nearest to its lost edge, in growing windows.
+    """Find the remaining point of each series that is nearest to its dropped first or last point.
 
-    The last window covers the spans of all that are missing: what is not found then has no points.
+    The windows grow. The last one covers the spans of all series still missing; one not found then has no points.
     """
     found: dict[tuple[str, str], Any] = {}
     window_us = _FIRST_WINDOW_US
@@ -279,7 +278,7 @@ def _nearest(
         edges = [lost[pair] for pair in missing]
         low, high = (min(edges), max(edges) + window_us) if forward else (min(edges) - window_us, max(edges))
         within = time.between(low, high)
-        if len(missing) <= MOST_NAMED:  # of more, the search of all series is quicker than that by names
+        if len(missing) <= MOST_NAMED:  # with more, searching all series is faster than searching by name
             named = (and_(_points.c.sensor_id == s, _points.c.metric_name == m) for s, m in missing)
             within = and_(within, or_(*named))
         edge = (
@@ -321,7 +320,7 @@ def _compare(
     *,
     keep: bool,
 ) -> Sequence[Row]:
-    """Load the rows; take out those that are stored already; remove stored rows that they overwrite."""
+    """Load the rows, drop those equal to stored rows, and delete the stored rows that they overwrite."""
     _load(connection, traits, rows)
     stored = _stored(connection, traits, spans)
     if not stored:
@@ -345,7 +344,7 @@ def _compare(
 
 
 def _load(connection: Connection, traits: Traits, rows: Sequence[Row]) -> None:
-    # IF NOT EXISTS, and not a note on the connection: a rollback takes the table away again.
+    # IF NOT EXISTS, not a flag on the connection: a rollback removes the table again.
     connection.execute(CreateTable(incoming, if_not_exists=True))
     traits.load(connection, incoming, rows)
 
@@ -355,10 +354,10 @@ def _spans(
     groups: dict[tuple[str, str], _Group],
     known: dict[tuple[str, str], Summary],
 ) -> list[tuple[int, int]]:
-    """Return the time spans in which stored rows could meet these.
+    """Return the time spans in which stored rows could have the identity of one of these.
 
-    Rows past the newest stored point of their series meet nothing: that is the steady state, and then
-    nothing is read.
+    Rows after the newest stored point of their series cannot collide. That is the normal case, and nothing is
+    read then.
     """
     late = {
         pair
@@ -380,7 +379,7 @@ def _spans(
 def _stored(
     connection: Connection, traits: Traits, spans: Iterable[tuple[int, int]]
 ) -> list[tuple[int, Any, bool]]:
-    """Return (seq of the incoming row, rowid of the stored one, whether they are equal) for each meeting."""
+    """Return (seq of the incoming row, rowid of the stored row, whether they are equal) for each collision."""
     rowid = literal_column("time_series_data.rowid") if traits.has_rowid else incoming.c.seq
     met: list[tuple[int, Any, bool]] = []
     for low, high in spans:
@@ -394,10 +393,10 @@ def _stored(
 
 
 def _remove(connection: Connection, traits: Traits, rowids: list[Any]) -> None:
-    """Delete the stored rows that are overwritten, in one statement."""
+    """Delete the overwritten rows in one statement."""
     if traits.has_rowid:
-        # Numbers of the engine's own, straight from its answer: inlined, because a list of parameters
-        # of this length costs more than the delete.
+        # Row ids that the engine returned as numbers. They are inlined because a parameter list of this length
+        # costs more than the delete.
         doomed = ", ".join(str(int(rowid)) for rowid in rowids)
         connection.exec_driver_sql(f"DELETE FROM time_series_data WHERE rowid IN ({doomed})")
         return

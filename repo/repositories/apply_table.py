@@ -1,6 +1,6 @@
-"""Apply a table: merges a chunk of it into the columns, as a set, in one transaction of DuckDB. Never commits.
+"""Apply a table: merges a chunk of a table into the columns, as a set, in one DuckDB transaction. Never commits.
 
-What `apply` does for rows, in the same order of steps, and for the same reason: nothing after the append
+It takes the same steps as `apply` does for rows, in the same order, for the same reason: nothing after the append
 reads or deletes points.
 """
 
@@ -25,7 +25,7 @@ _COLUMNS = ", ".join(f'"{column.name}"' for column in _points.c)
 
 
 class Part(NamedTuple):
-    """What is known of one series in a chunk: how many rows, their span, and the newest as a summary's end."""
+    """One series in a chunk: the number of rows, their span, and the newest row as the end of a summary."""
 
     points: int
     first_us: int
@@ -45,12 +45,11 @@ def merge(
     unique: bool,
     keep: bool,
 ) -> Applied:
-    """Merge the rows that `chosen` selects from `table`, a name and what the driver registers under it.
+    """Merge the rows that `chosen` selects from `table`: a name and the object that the driver registers under it.
 
-    They get the seqs from `first_seq` on, in their order. Of equal identity the last wins; over stored points
-    it wins too, unless it is equal, or `keep` is set, which lets stored points stand. `parts` describes every
-    series in the rows. `summaries` are those of all series; they are left as they are, and what they become is
-    returned.
+    The rows get seqs from `first_seq` on, in their order. Among rows of equal identity the last one wins. It also
+    overwrites a stored point, unless both are equal or `keep` is set. `parts` describes every series in the rows.
+    `summaries` has the summaries of all series and is not modified; the new ones are returned.
     """
     driver: Any = connection.connection.driver_connection
     name, source = table
@@ -75,7 +74,7 @@ def merge(
         with _in_whole_row_groups(connection):
             connection.execute(insert(_points).from_select([c.name for c in incoming.c], select(incoming)))
         connection.execute(delete(incoming))
-    driver.unregister(name)  # after an error there is nothing to do: the connection is closed then
+    driver.unregister(name)  # nothing to undo after an error: the connection is closed then
     for pair, part in parts.items():
         applied.touched[pair] = known[pair] = _with_part(known.get(pair), part)
         applied.appended += part.points
@@ -85,9 +84,9 @@ def merge(
 
 @contextmanager
 def _in_whole_row_groups(connection: Connection) -> Iterator[None]:
-    """Let one thread append; by several, DuckDB 2.0 writes parts, which the next checkpoint compresses anew.
+    """Append with one thread. With several, DuckDB 2.0 writes pieces that the next checkpoint compresses again.
 
-    Loads of 10 million points took twice the time so. After an error the connection is closed, with its settings.
+    That doubled the time of a load of 10 million points. After an error the connection is closed, with its settings.
     """
     threads = connection.exec_driver_sql("SELECT current_setting('threads')").scalar_one()
     connection.exec_driver_sql("SET threads = 1")
@@ -98,7 +97,7 @@ def _in_whole_row_groups(connection: Connection) -> Iterator[None]:
 def _met(
     parts: Mapping[tuple[str, str], Part], known: Mapping[tuple[str, str], Summary]
 ) -> tuple[int, int] | None:
-    """Return the span in which stored points could meet these, or None."""
+    """Return the span in which stored points could have the same identities, or None."""
     spans = [
         (max(part.first_us, known[pair].first_us), min(part.last_us, known[pair].last_us))
         for pair, part in parts.items()
@@ -115,7 +114,7 @@ def _keep_last(connection: Connection) -> None:
 
 
 def _settle(connection: Connection, low: int, high: int, *, keep: bool) -> dict[tuple[str, str], int]:
-    """Take out the rows that change nothing; delete stored ones that are overwritten, and count these."""
+    """Remove rows equal to stored points; delete the stored points that are overwritten, and count them."""
     within = and_(
         SAME_IDENTITY, _points.c.timestamp_us.between(low, high), incoming.c.timestamp_us.between(low, high)
     )
@@ -153,7 +152,7 @@ def _parts_of(connection: Connection) -> dict[tuple[str, str], Part]:
 
 
 def _with_part(summary: Summary | None, part: Part) -> Summary:
-    """Return the summary of a series with these points as well."""
+    """Return the summary of a series after these points are added."""
     if summary is None:
         return Summary(part.points, part.first_us, part.last_us, *part.newest)
     points, first_us = summary.points + part.points, min(summary.first_us, part.first_us)

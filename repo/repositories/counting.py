@@ -1,4 +1,4 @@
-"""Counting: whether the summaries fit the points that are stored, and what they should be. Never commits."""
+"""Counting: whether the summaries match the stored points, and what they should be. Never commits."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _points: Any = Point.__table__
 
 
 class VerificationRepository:
-    """The note that the counts of a file were verified, and changed since by code that keeps them right."""
+    """The note that the counts of a file were verified, and changed since then only by code that keeps them right."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def is_noted(self) -> bool:
-        """Say whether the note is there."""
+        """Return whether the note exists."""
         query = select(StorageMetadata.key).where(StorageMetadata.key == _KEY)
         return self._connection.execute(query).first() is not None
 
     def note(self) -> None:
-        """Add the note, unless it is there."""
+        """Add the note, unless it exists."""
         if not self.is_noted():
             self._connection.execute(insert(StorageMetadata).values(key=_KEY, value="1"))
 
 
 def corrections(connection: Connection) -> tuple[dict[tuple[str, str], Summary], set[tuple[str, str]]]:
-    """Return the summaries that do not fit the points, as they should be, and the series that have no points.
+    """Return corrected summaries for the series whose summary is wrong, and the series that have no points.
 
-    Reads names and times of all points once; the rest only of series that do not fit.
+    Reads names and times of all points once, and the other columns only for series with a wrong summary.
     """
     known = SummaryRepository(connection).all()
     sensor, metric, time = _points.c.sensor_id, _points.c.metric_name, _points.c.timestamp_us

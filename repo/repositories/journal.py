@@ -1,4 +1,4 @@
-"""The journal's table, from which seqs are counted, on a connection that the caller gives; never commits."""
+"""The journal's table, which assigns seqs, on a connection that the caller provides. Never commits."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ POINTS = "points"
 """Kind of a row whose payload is packed points."""
 
 KEEP = "keep"
-"""Kind of a row of packed points that give way to points already stored."""
+"""Kind of a row of packed points that do not overwrite stored points."""
 
 DELETE = "delete"
 """Kind of a row whose payload is a selection of points to delete."""
 
 BULK = "bulk"
-"""Kind of a row that reserves the seqs of a chunk of a table, which goes straight to the columns. Met past
-the watermark by anyone but its own load, it means that the load died."""
+"""Kind of a row that reserves the seqs of a chunk of a table, which goes straight to the columns. If anyone but
+its own load finds it above the watermark, the load died."""
 
 VOID = "void"
-"""Kind of what such a row, or a delete that is not to be applied, becomes: its seqs were given to nothing. It stays,
-as the record of that."""
+"""Kind that such a row, or a delete that must not be applied, is changed to: its seqs belong to nothing. It stays as
+the record of that."""
 
 
 _LOST = b"lost"
-"""Payload of a void row whose seqs were acknowledged and got lost."""
+"""Payload of a void row whose seqs were acknowledged and then lost."""
 
 
 class Entry(NamedTuple):
@@ -48,24 +48,24 @@ class Entry(NamedTuple):
 
     @property
     def is_lost(self) -> bool:
-        """Whether it stands for seqs that were acknowledged, and whose rows got lost with the end of the journal."""
+        """Whether it represents acknowledged seqs whose rows were lost with the end of the journal."""
         return self.kind == VOID and self.payload == _LOST
 
 
 class JournalRepository:
-    """Append to, read and prune the journal. Runs in the caller's transaction, which decides durability."""
+    """Appends to, reads and prunes the journal in the caller's transaction, which decides durability."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._driver: Any = connection.connection.driver_connection
 
     def last_seq(self) -> int:
-        """Return the last seq that was ever given out; in an IMMEDIATE transaction, the next ones are free.
+        """Return the last seq ever assigned. In an IMMEDIATE transaction, the next ones are free.
 
-        It is the journal's own last or, once that was pruned, the one that `prune` left in `store_state`: so
-        a commit writes one page, not two.
+        It is the last seq in the journal or, after a prune, the one that `prune` left in `store_state`. A commit
+        therefore writes one page, not two.
         """
-        # Through the driver: this and `append` are the whole cost of an acknowledged point.
+        # Through the driver: this and `append` are the entire cost of an acknowledged point.
         row = self._driver.execute(
             "SELECT max(last_seq, coalesce((SELECT max(seq) FROM journal), 0)) FROM store_state WHERE id = 1"
         ).fetchone()
@@ -79,7 +79,7 @@ class JournalRepository:
         )
 
     def after(self, seq: int, through: int | None = None) -> Iterator[Entry]:
-        """Yield the rows past `seq` in order, up to `through`; consume it before the transaction ends."""
+        """Yield the rows after `seq` in order, up to `through`. Consume it before the transaction ends."""
         table = JournalRow
         query = select(table.seq, table.count, table.kind, table.payload).where(table.seq > seq)
         if through is not None:
@@ -95,29 +95,29 @@ class JournalRepository:
         return int(rows), int(seqs)
 
     def prune(self, through: int) -> int:
-        """Delete the rows at or below `through`, but the void ones; their seqs are never used again.
+        """Delete the rows at or below `through`, except void ones; their seqs are never used again.
 
-        Returns how many.
+        Returns how many were deleted.
         """
         self._connection.execute(update(StoreState).values(last_seq=func.max(StoreState.last_seq, through)))
         done = delete(JournalRow).where(JournalRow.seq <= through, JournalRow.kind != VOID)
         return self._connection.execute(done).rowcount
 
     def append_lost(self, first_seq: int, last_seq: int, created_us: int) -> None:
-        """Add a void row for seqs that were acknowledged and are not here any more."""
+        """Add a void row for acknowledged seqs that are no longer in the journal."""
         self.append(last_seq, last_seq - first_seq + 1, VOID, _LOST, created_us)
 
     def void(self, seqs: Sequence[int]) -> None:
-        """Void rows, by their last seqs: loads that died, and deletes that are not to be applied."""
+        """Void rows, given by their last seqs: loads that died, and deletes that must not be applied."""
         for seq in seqs:
             voided = update(JournalRow).where(JournalRow.seq == seq, JournalRow.kind.in_((BULK, DELETE)))
             self._connection.execute(voided.values(kind=VOID))
 
     def renumber_past(self, floor: int, applied: int) -> int:
-        """Give the rows past `applied`, and every later one, seqs past `floor`; returns the new last seq.
+        """Renumber the rows after `applied`, so that they and every later row have seqs above `floor`.
 
-        For a journal older than its columns. What was applied before keeps its place: applied once more at
-        the end, it would undo what came after it.
+        Returns the new last seq. This is for a journal older than its columns. Rows that were applied before keep
+        their seqs: applied again at the end, they would undo later changes.
         """
         table = JournalRow
         moved = update(table).where(table.seq > applied).values(seq=table.seq + (floor - applied))

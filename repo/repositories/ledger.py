@@ -1,4 +1,4 @@
-"""The loss ledger: everything that was ever dropped, on a connection that the caller gives; never commits."""
+"""The loss ledger: everything that was ever dropped, on a connection that the caller provides. Never commits."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["ColumnsLedgerRepository", "LedgerRepository", "Loss"]
 
 
 class Loss(NamedTuple):
-    """One thing that was dropped. `entry_id` is unique, so that copying it twice adds nothing.
+    """One drop. `entry_id` is unique, so copying an entry twice adds nothing.
 
-    `what` is `points` or `records`; `dropped` is None where nobody can know it; times in µs.
+    `what` is `points` or `records`; `dropped` is None if the number is unknown; times in µs.
     """
 
     entry_id: str
@@ -36,14 +36,14 @@ class LedgerRepository:
         self._connection = connection
 
     def add(self, losses: Sequence[Loss]) -> None:
-        """Add entries; one whose id stands already is left as it is."""
+        """Add entries; an entry whose id exists is left unchanged."""
         if losses:
             self._connection.execute(
                 insert(LedgerEntry).prefix_with("OR IGNORE"), [loss._asdict() for loss in losses]
             )
 
     def merge(self, loss: Loss) -> None:
-        """Add an entry, or count its things on to the one that has its id, so that the ledger stays bounded."""
+        """Add an entry, or add its count to the entry with the same id, so that the ledger stays bounded."""
         stored = self._connection.execute(
             select(LedgerEntry.dropped, LedgerEntry.first_us, LedgerEntry.last_us).where(
                 LedgerEntry.entry_id == loss.entry_id
@@ -66,7 +66,7 @@ class LedgerRepository:
         )
 
     def get(self, entry_id: str) -> Loss | None:
-        """Return the entry that has this id, if there is one."""
+        """Return the entry with this id, if there is one."""
         columns = [getattr(LedgerEntry, name) for name in Loss._fields]
         row = self._connection.execute(select(*columns).where(LedgerEntry.entry_id == entry_id)).one_or_none()
         return None if row is None else Loss(*row)
@@ -78,12 +78,12 @@ class LedgerRepository:
         return [Loss(*row) for row in self._connection.execute(query)]
 
     def last_entry(self) -> int:
-        """Return the place of the newest entry, 0 when there is none; it grows with each one that is added."""
+        """Return the position of the newest entry, 0 if there is none. It grows with each added entry."""
         newest = func.max(literal_column("rowid", Integer))
         return self._connection.scalar(select(newest).select_from(LedgerEntry)) or 0
 
     def totals(self) -> tuple[int, int]:
-        """Return the number of entries, and the number of things that they count."""
+        """Return the number of entries, and the total that they count."""
         entries, things = self._connection.execute(
             select(func.count(), func.coalesce(func.sum(LedgerEntry.dropped), 0)).select_from(LedgerEntry)
         ).one()
@@ -91,7 +91,7 @@ class LedgerRepository:
 
 
 class ColumnsLedgerRepository:
-    """Entries that wait beside the points for their copy into the ledger (time-series database)."""
+    """Entries in the time-series database that are still to be copied into the ledger."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -102,12 +102,12 @@ class ColumnsLedgerRepository:
         traits_of(self._connection).load(self._connection, table, [tuple(loss)])
 
     def all(self) -> list[Loss]:
-        """Return the entries that wait."""
+        """Return the entries that are still to be copied."""
         columns = [getattr(TimeSeriesLedgerEntry, name) for name in Loss._fields]
         return [Loss(*row) for row in self._connection.execute(select(*columns))]
 
     def remove(self, entry_ids: Sequence[str]) -> None:
-        """Remove entries that were copied."""
+        """Remove copied entries."""
         if entry_ids:
             self._connection.execute(
                 delete(TimeSeriesLedgerEntry).where(TimeSeriesLedgerEntry.entry_id.in_(entry_ids))

@@ -1,7 +1,7 @@
-"""Pointers: records whose data the legacy program kept with a point only, and the note that some are still so.
+"""Pointers: records that the legacy program stored as a reference to a point, and the note that some remain.
 
-The note is a row of the legacy key-value table. Revision 0002 writes it where such records stand, and the transaction
-that gives them their data back removes it. While it stands they are no data, and are not handed out. Never commits.
+The note is a row of the legacy key-value table. Revision 0002 writes it if there are such records, and the transaction
+that restores their data removes it. While it exists, these records are not returned to callers. Never commits.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from repo.models import BufferedRecord, BufferMetadata
 __all__ = ["HANDED_OUT", "MARKER", "POINTER_START", "PointerRepository", "is_pointer"]
 
 MARKER = "holdfast.pointers"
-"""The note's key; its value is how many there were when it was written."""
+"""The note's key; its value is the number of pointers when it was written."""
 
 POINTER_START = '{"storage": "duckdb"'
-"""How the legacy program wrote it: the first of three keys. This program's own texts have no space there."""
+"""The start of a pointer as the legacy program wrote it. JSON that this program writes has no space there."""
 
 
 def is_pointer() -> ColumnElement[bool]:
-    """Build the condition on `buffered_records`: the data looks like a pointer."""
+    """Return the condition on `buffered_records` that the data looks like a pointer."""
     return func.substr(BufferedRecord.data, 1, len(POINTER_START)) == POINTER_START
 
 
@@ -28,17 +28,18 @@ HANDED_OUT = text(
     f"NOT (EXISTS (SELECT 1 FROM buffer_metadata WHERE key = '{MARKER}') "
     f"AND substr(data, 1, {len(POINTER_START)}) = '{POINTER_START}')"
 )
-"""The condition on `buffered_records`: no pointer, or none is noted. A text, for it is in a message's way."""
+"""The condition on `buffered_records` that the row is no pointer, or none is noted. It is text, because each message
+is read through it."""
 
 
 class PointerRepository:
-    """Pointers in the metadata database, in the transaction of a connection that you opened."""
+    """Pointers in the metadata database, in the transaction of a connection that the caller opened."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def noted(self) -> bool:
-        """Say whether pointers may still be to be resolved."""
+        """Return whether there may still be pointers to resolve."""
         query = select(BufferMetadata.key).where(BufferMetadata.key == MARKER)
         return self._connection.scalar(query) is not None
 
@@ -47,13 +48,13 @@ class PointerRepository:
         return int(self._connection.scalar(select(func.count()).where(is_pointer())) or 0)
 
     def texts(self) -> list[tuple[str, str]]:
-        """Return the record_id and data of each; about 300 bytes of memory for each."""
+        """Return record_id and data of each pointer; each takes about 300 bytes of memory."""
         table = BufferedRecord
         rows = self._connection.execute(select(table.record_id, table.data).where(is_pointer()))
         return [(record_id, data) for record_id, data in rows]
 
     def resolve(self, data_by_id: dict[str, str]) -> None:
-        """Give records their data; nothing else of them is changed."""
+        """Set the data of records and leave their other columns unchanged."""
         driver = self._connection.connection.driver_connection
         assert driver is not None
         driver.executemany(

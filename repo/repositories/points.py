@@ -34,22 +34,22 @@ _PAGE_ROWS = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a write did: its seqs (None when nothing was accepted), and how many rows."""
+    """What a write did: its seqs (None if no row was accepted), and the numbers of rows."""
 
     first_seq: int | None
     last_seq: int | None
     accepted: int
     rejected: int = 0
     refusals: tuple[Refusal, ...] = ()
-    """What `on_error="skip"` left out, in row order; `rejected` counts them."""
+    """The rows that `on_error="skip"` left out, in row order; `rejected` is their number."""
 
 
 class PointRepository:
     """Write and read points in the transaction of a connection that you opened.
 
     The database has the tables of `repo.models.TimeSeriesBase`. Identity is (sensor_id, metric_name,
-    timestamp); a later write wins. On DuckDB a transaction may write points once, and reads must come before
-    it: `TransactionRule` otherwise, with nothing changed. Not thread-safe, as its connection is not.
+    timestamp); a later write wins. On DuckDB a transaction may write points once, and must read before that:
+    otherwise `TransactionRule` is raised and nothing is changed. Not thread-safe, like its connection.
     """
 
     def __init__(self, connection: Connection, *, clock: Clock = system_clock) -> None:
@@ -80,10 +80,10 @@ class PointRepository:
         )
 
     def insert_many(self, rows: Iterable[Any], on_error: Literal["raise", "skip"] = "raise") -> Written:
-        """Write many points in one go: dicts, tuples or dataclasses.
+        """Write many points at once: dicts, tuples or dataclasses.
 
-        `on_error="raise"` writes all or, raising `InvalidPoint` with every bad row, none; `"skip"` writes the
-        good ones and counts the others.
+        `on_error="raise"` writes all of them, or none and raises `InvalidPoint` with every bad row. `"skip"` writes
+        the good rows and counts the others.
         """
         batch, refusals = check_rows(rows, accept_bool=False, now_us=self._clock(), skip=_skips(on_error))
         return self._write(batch, refusals)
@@ -91,7 +91,7 @@ class PointRepository:
     def delete(
         self, sensor_id: Names = None, metric_name: Names = None, start: Time = None, end: Time = None
     ) -> int:
-        """Delete points in [start, end); None leaves a side or a name open. Returns how many there were."""
+        """Delete points in [start, end) and return their number. None leaves a side or a name open."""
         selection = select_points(sensor_id, metric_name, start, end)
         self._begin_write()
         return apply(self._connection, (), selection, self._summaries().all()).dropped.count
@@ -139,12 +139,12 @@ class PointRepository:
         every: str | None = None,
         tz: str = "UTC",
     ) -> list[dict[str, Any]]:
-        """Return how long each series was in each state; see `Store.points.states`."""
+        """Return the time that each series spent in each state; see `Store.points.states`."""
         question = States.of(select_points(sensor_id, metric_name, start, end), every, tz)
         return question.ask(self._reading(), self._summaries().all())
 
     def after(self, seq: int, limit: int = 100_000) -> list[PointDict]:
-        """Return up to `limit` points past `seq` in the order of their seqs, each with its `seq`."""
+        """Return up to `limit` points after `seq` in the order of their seqs, each with its `seq`."""
         connection = self._reading()
         last, known = self._last_seq(), self._known()
         return next_points(connection, seq, last, limit, known)
@@ -194,7 +194,7 @@ _written: WeakKeyDictionary[RootTransaction | None, bool] = WeakKeyDictionary()
 def next_points(
     connection: Connection, seq: int, through: int, limit: int, known: Mapping[tuple[str, str], Summary]
 ) -> list[PointDict]:
-    """Return the next points past `seq` and up to `through`, at most `limit`."""
+    """Return the next points after `seq` and up to `through`, at most `limit`."""
     pages = SeqPages(seq, limit, through)
     while not pages.done:
         rows = pages.step(connection, known, Rows())

@@ -1,4 +1,4 @@
-"""Records that wait for delivery, on a connection that the caller gives; never commits."""
+"""Records that wait for delivery, on a connection that the caller provides. Never commits."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ PendingRecord = dict[str, Any]
 DAY_US = 86_400_000_000
 
 _ROW_BYTES = 64
-"""What a record takes beside its texts, with its place in the indexes."""
+"""The bytes that a record takes besides its texts, including its index entries."""
 
-# Texts for the driver: these are a message's whole way through the store, and building statements anew each time
-# costs as much as a durable commit.
+# SQL text for the driver: every message runs these statements, and building them each time costs as much as a durable
+# commit.
 _INSERT = (
     "INSERT INTO buffered_records (record_id, source, data, timestamp, retry_count, created_at) "
     "VALUES (?, ?, ?, ?, 0, ?) ON CONFLICT (record_id) DO NOTHING"
@@ -54,7 +54,7 @@ _FAILED = "UPDATE buffered_records SET retry_count = coalesce(retry_count, 0) + 
 
 
 class NewRecord(NamedTuple):
-    """A record as it is stored; times in Unix seconds."""
+    """A stored record; times in Unix seconds."""
 
     record_id: str
     source: str
@@ -71,7 +71,7 @@ class NewRecord(NamedTuple):
         timestamp: float | datetime | None,
         now_us: int,
     ) -> NewRecord:
-        """Check what a caller gave; raises `InvalidRecord` or `InvalidPoint`."""
+        """Validate the arguments of a caller; raises `InvalidRecord` or `InvalidPoint`."""
         check_name(record_id, "record_id")
         check_name(source, "source")
         timestamp_us = now_us if timestamp is None else to_us(timestamp)
@@ -79,7 +79,7 @@ class NewRecord(NamedTuple):
 
 
 class RecordCounts(NamedTuple):
-    """How many records wait: in all, by source, by failed tries; and the time of the oldest (Unix seconds)."""
+    """The number of waiting records, in total, by source and by failed attempts, and the oldest time (Unix seconds)."""
 
     total: int
     by_source: dict[str, int]
@@ -88,7 +88,7 @@ class RecordCounts(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """How many records were dropped unsent, and the span of their times in µs."""
+    """The number of records dropped unsent, and the span of their times in µs."""
 
     records: int
     first_us: int | None
@@ -97,7 +97,7 @@ class Dropped(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RecordScope:
-    """Which records are meant: those that meet every condition given. Times in Unix seconds, [start_s, end_s)."""
+    """The selected records: those that meet all given conditions. Times in Unix seconds, [start_s, end_s)."""
 
     sources: tuple[str, ...] | None = None
     start_s: float | None = None
@@ -105,7 +105,7 @@ class RecordScope:
     min_retries: int | None = None
 
     def where(self) -> ColumnElement[bool]:
-        """Build the condition on `buffered_records`."""
+        """Return the condition on `buffered_records`."""
         table = BufferedRecord
         conditions: list[ColumnElement[bool]] = [true()]
         if self.sources is not None:
@@ -120,7 +120,7 @@ class RecordScope:
 
 
 class RecordExtent(NamedTuple):
-    """Records of one source; times in µs, `bytes` is about what they take."""
+    """Records of one source; times in µs, `bytes` is their approximate size."""
 
     source: str
     records: int
@@ -132,8 +132,8 @@ class RecordExtent(NamedTuple):
 class RecordRepository:
     """Add, list and settle records in the transaction of a connection that you opened.
 
-    The database is SQLite and has the tables of `repo.models.MetadataBase`. Here a record is written alone;
-    `store.records.add` also writes its points. Not thread-safe, as its connection is not.
+    The database is SQLite and has the tables of `repo.models.MetadataBase`. Only the record is written;
+    `store.records.add` also writes its points. Not thread-safe, like its connection.
     """
 
     def __init__(self, connection: Connection, *, clock: Clock = system_clock) -> None:
@@ -147,14 +147,14 @@ class RecordRepository:
         data: Mapping[str, Any],
         timestamp: float | datetime | None = None,
     ) -> bool:
-        """Add a record, or replace the data of the one that has this id; its retry count stays.
+        """Add a record, or replace the data of the record with this id; its retry count stays.
 
-        Returns False if the same data stood there already, and nothing was changed.
+        Returns False if the record already had the same data; nothing was changed then.
         """
         return self.put(NewRecord.of(record_id, source, data, timestamp, self._clock()))
 
     def put(self, record: NewRecord) -> bool:
-        """Do what `add` does with a record that was checked before."""
+        """Do the same as `add` with a record that is already validated."""
         record_id, source, data_json, timestamp_s, _ = record
         driver = self._driver()
         if driver.execute(_INSERT, record).rowcount:
@@ -163,13 +163,13 @@ class RecordRepository:
         return bool(driver.execute(_REPLACE, changes).rowcount)
 
     def skip_ids_through(self, last_id: int) -> None:
-        """Give later records ids past `last_id`, which is past those of all that are here."""
+        """Give later records ids above `last_id`, which is above those of all existing records."""
         driver = self._driver()
         driver.execute("DELETE FROM sqlite_sequence WHERE name = 'buffered_records'")
         driver.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('buffered_records', ?)", (last_id,))
 
     def has(self, record_id: str) -> bool:
-        """Say whether the record waits here."""
+        """Return whether the record waits for delivery."""
         query = select(BufferedRecord.id).where(BufferedRecord.record_id == record_id)
         return self._connection.scalar(query) is not None
 
@@ -181,11 +181,11 @@ class RecordRepository:
         after_id: int = 0,
         max_retries: int | None = None,
     ) -> list[PendingRecord]:
-        """Return up to `limit` records past `after_id` in the order of their ids, oldest first.
+        """Return up to `limit` records after `after_id` in the order of their ids, oldest first.
 
-        The next page begins after the last `id` of this one, whatever was settled meanwhile. `max_retries`
-        leaves out those that failed so often or oftener. Pointers of the legacy program are no data, and wait until
-        they have theirs back (`repo.repositories.pointers`).
+        The next page begins after the last `id` of this one, whatever is settled in between. Records that failed
+        `max_retries` times or more are left out. So are pointers of the legacy program until their data is restored
+        (`repo.repositories.pointers`).
         """
         if limit < 0:
             raise InvalidQuery(f"limit = {limit}: at least 0")
@@ -200,20 +200,20 @@ class RecordRepository:
         return [_pending_record(row) for row in self._connection.execute(query)]
 
     def mark_sent(self, record_ids: str | Iterable[str]) -> int:
-        """Remove records that were delivered; returns how many there were. Their points stay."""
+        """Remove delivered records and return their number. Their points stay."""
         return self._settle(_SENT, [(record_id,) for record_id in listed_ids(record_ids)])
 
     def mark_failed(self, record_ids: str | Iterable[str], *, increment_retry: bool = True) -> int:
-        """Note a failed try of these records now, and count it unless told not to; returns how many there were."""
+        """Note a failed attempt now and, unless `increment_retry` is False, count it. Returns the number of records."""
         step, now_s = int(increment_retry), self._clock() / 1e6
         return self._settle(_FAILED, [(step, now_s, record_id) for record_id in listed_ids(record_ids)])
 
     def count(self) -> int:
-        """Return how many records wait."""
+        """Return the number of waiting records."""
         return int(self._connection.scalar(select(func.count()).select_from(BufferedRecord)) or 0)
 
     def counts(self) -> RecordCounts:
-        """Count the records that wait, in every way that statistics ask for."""
+        """Return the counts of waiting records that statistics need."""
         table = BufferedRecord
         retries = func.coalesce(table.retry_count, 0)
 
@@ -226,7 +226,7 @@ class RecordRepository:
         return RecordCounts(sum(by_source.values()), by_source, grouped(retries), oldest)
 
     def extents(self, scope: RecordScope) -> list[RecordExtent]:
-        """Count the records that a scope means, by source, in order of names."""
+        """Count the records in a scope by source, in order of names."""
         table = BufferedRecord
         texts = func.length(table.record_id) + func.length(table.source) + func.length(table.data)
         query = (
@@ -247,7 +247,7 @@ class RecordRepository:
         ]
 
     def drop(self, scope: RecordScope, reason: str = "drop", why: Mapping[str, Any] | None = None) -> Dropped:
-        """Delete the unsent records in a scope, and write the drop into the loss ledger.
+        """Delete the unsent records in a scope, and note the drop in the loss ledger.
 
         The ledger keeps one entry a day for each `reason` and `why`.
         """
@@ -274,7 +274,7 @@ class RecordRepository:
         return int(self._driver().executemany(statement, rows).rowcount)
 
     def _driver(self) -> Any:
-        """Return the driver's connection, in a transaction: a message's way costs little but its commit."""
+        """Return the driver's connection, in a transaction, so that a message costs little more than its commit."""
         driver: Any = self._connection.connection.driver_connection
         if not driver.in_transaction and not self._connection.in_transaction():
             self._connection.begin()
@@ -282,18 +282,18 @@ class RecordRepository:
 
 
 def listed_ids(record_ids: str | Iterable[str]) -> list[str]:
-    """Return one id or many as a list; raises `InvalidRecord` for what no record can be called."""
+    """Return one id or many as a list; raises `InvalidRecord` for an invalid id."""
     given = (
         [record_ids] if isinstance(record_ids, str) or not isinstance(record_ids, Iterable) else record_ids
     )
     found = list(given)
     for record_id in found:
         if not isinstance(record_id, str):
-            raise InvalidRecord(f"record_id: a text is needed, not {type(record_id).__name__}: {record_id!r}")
+            raise InvalidRecord(f"record_id: expected text, not {type(record_id).__name__}: {record_id!r}")
     try:
         "".join(found).encode()
     except UnicodeEncodeError as error:
-        raise InvalidRecord("record_id: a lone surrogate, which no id holds") from error
+        raise InvalidRecord("record_id: contains a lone surrogate, which ids cannot") from error
     return found
 
 
@@ -311,14 +311,14 @@ def _pending_record(row: Any) -> PendingRecord:
 
 
 def _us(seconds: object) -> int | None:
-    # A legacy table may hold anything in its number columns.
+    # A legacy table may hold values of any type in its number columns.
     return round(seconds * 1e6) if isinstance(seconds, (int, float)) else None
 
 
 def data_text(data: Mapping[str, Any]) -> str:
-    """Return a record's data as it is stored; raises `InvalidRecord` for what is no mapping, or not JSON."""
+    """Return the stored form of a record's data; raises `InvalidRecord` if it is not a mapping, or not JSON."""
     if not isinstance(data, Mapping):
-        raise InvalidRecord(f"data: a mapping is needed, not {type(data).__name__}")
+        raise InvalidRecord(f"data: expected a mapping, not {type(data).__name__}")
     try:
         text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         text.encode()

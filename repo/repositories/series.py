@@ -1,4 +1,4 @@
-"""What is known of series: kinds and descriptions, summaries, and the copy of these. Never commits."""
+"""The series: their kinds and descriptions, their summaries, and the copy of the summaries. Never commits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHUNK = 500
 
 
 class SeriesInfo(NamedTuple):
-    """A series as an application sees it; times in µs since 1970 UTC, None where it has no points."""
+    """A series as an application sees it; times in µs since 1970 UTC, None if it has no points."""
 
     sensor_id: str
     metric_name: str
@@ -38,7 +38,7 @@ class SeriesRepository:
         self._connection = connection
 
     def kinds(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str | None]:
-        """Return the kinds of those of `pairs` that are registered."""
+        """Return the kinds of the registered ones of `pairs`."""
         driver: Any = self._connection.connection.driver_connection
         found: dict[tuple[str, str], str | None] = {}
         for pair in pairs:
@@ -50,7 +50,7 @@ class SeriesRepository:
         return found
 
     def register(self, kinds: Mapping[tuple[str, str], str | None]) -> None:
-        """Add series, and fix the kind of those that had none; a kind that stands is never changed."""
+        """Add series, and set the kind of those without one; an existing kind is never changed."""
         driver: Any = self._connection.connection.driver_connection
         driver.executemany(
             "INSERT INTO series (sensor_id, metric_name, kind) VALUES (?, ?, ?) ON CONFLICT "
@@ -59,13 +59,13 @@ class SeriesRepository:
         )
 
     def change_kind(self, pair: tuple[str, str], kind: str) -> None:
-        """Give a series that holds no point another kind, and tell every process that what it knew has changed."""
+        """Change the kind of a series without points, and invalidate what other processes have cached."""
         driver: Any = self._connection.connection.driver_connection
         driver.execute("UPDATE series SET kind = ? WHERE sensor_id = ? AND metric_name = ?", (kind, *pair))
         driver.execute(f"PRAGMA user_version = {self.changes() + 1:d}")
 
     def changes(self) -> int:
-        """Return how often a kind was changed in this database; kinds that were read before may be others now."""
+        """Return how often a kind was changed in this database; kinds read before a change may be outdated."""
         driver: Any = self._connection.connection.driver_connection
         return int(driver.execute("PRAGMA user_version").fetchone()[0])
 
@@ -74,7 +74,7 @@ class SeriesRepository:
         return [(s, m) for s, m in self._connection.execute(select(Series.sensor_id, Series.metric_name))]
 
     def list(self, selection: Selection | None = None) -> list[SeriesInfo]:
-        """Return the selected series in order of their names, with what flush last counted of each."""
+        """Return the selected series in order of their names, with the counts of the last flush."""
         latest = SeriesLatest
         query = (
             select(
@@ -112,7 +112,7 @@ class SeriesRepository:
 
 
 class _Summaries:
-    """Reading and replacing summaries, in whichever table keeps them."""
+    """Reads and replaces summaries, in either of the two tables that hold them."""
 
     _table: Any
 
@@ -124,7 +124,7 @@ class _Summaries:
         return {(row[0], row[1]): Summary(*row[2:]) for row in self._connection.execute(select(self._table))}
 
     def of(self, pair: tuple[str, str]) -> dict[tuple[str, str], Summary]:
-        """Return the summary of one series; empty where it holds no point."""
+        """Return the summary of one series; empty if it has no points."""
         table = self._table
         query = select(table).where(table.c.sensor_id == pair[0], table.c.metric_name == pair[1])
         return {(row[0], row[1]): Summary(*row[2:]) for row in self._connection.execute(query)}
@@ -132,7 +132,7 @@ class _Summaries:
     def replace(
         self, summaries: Mapping[tuple[str, str], Summary], gone: Iterable[tuple[str, str]] = ()
     ) -> None:
-        """Put these summaries in place of what stands, and remove those of series without points."""
+        """Insert or replace these summaries, and remove those of series without points."""
         doomed = [*summaries, *gone]
         table = self._table
         for start in range(0, len(doomed), _CHUNK):
@@ -146,7 +146,7 @@ class _Summaries:
 
 
 class SummaryRepository(_Summaries):
-    """The summaries that flush keeps beside the points (time-series database)."""
+    """The summaries that flush maintains next to the points (time-series database)."""
 
     _table = SeriesSummary.__table__
 
@@ -157,5 +157,5 @@ class LatestRepository(_Summaries):
     _table = SeriesLatest.__table__
 
     def clear(self) -> None:
-        """Remove all, before a whole copy."""
+        """Remove all summaries, before a full copy."""
         self._connection.execute(delete(SeriesLatest))

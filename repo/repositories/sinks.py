@@ -1,4 +1,4 @@
-"""Sinks and their cursors, on a connection that the caller gives; never commits."""
+"""Sinks and their cursors, on a connection that the caller provides. Never commits."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Cursor(NamedTuple):
 
 
 class SinkRepository:
-    """Register sinks and move their cursors."""
+    """Registers sinks and moves their cursors."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def register(self, name: str, now_us: int) -> int:
-        """Add a sink at the very beginning, unless it exists; returns what it has confirmed."""
+        """Add a sink whose cursor is at the start, unless it exists; returns the seq that it has confirmed."""
         self._connection.execute(
             insert(Sink)
             .values(name=name, confirmed_seq=0, created_us=now_us, updated_us=now_us)
@@ -38,7 +38,7 @@ class SinkRepository:
         return confirmed
 
     def confirm(self, name: str, seq: int, now_us: int) -> bool:
-        """Move a cursor forward to `seq`; it never goes back. False if the sink is unknown."""
+        """Move a cursor forward to `seq`; it never moves back. Returns False if the sink is unknown."""
         result = self._connection.execute(
             update(Sink)
             .where(Sink.name == name)

@@ -1,4 +1,4 @@
-"""The one-row tables of facts: the store's in SQLite, and the time-series database's. Never commits."""
+"""The one-row tables of facts: of the store, in SQLite, and of the time-series database. Never commits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ColumnsState(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """How far a store was acknowledged: the last seq, and the highest id that a record ever had."""
+    """How far a store was acknowledged: the last seq, and the highest record id ever assigned."""
 
     store_id: str
     last_seq: int
@@ -57,7 +57,7 @@ class StateRepository:
         self._connection = connection
 
     def get(self) -> State | None:
-        """Return the facts, or None in a database that no store has taken yet."""
+        """Return the facts, or None if the database does not belong to a store yet."""
         columns = [getattr(StoreState, name) for name in State._fields]
         newest = select(func.coalesce(func.max(JournalRow.seq), 0)).scalar_subquery()
         columns[State._fields.index("last_seq")] = func.max(StoreState.last_seq, newest)
@@ -65,8 +65,8 @@ class StateRepository:
         return None if row is None else State(*row)
 
     def extent(self) -> Extent | None:
-        """Return how far the metadata reach, as this transaction sees them; None before a store has taken them."""
-        driver: Any = self._connection.connection.driver_connection  # it is asked at every flush
+        """Return how far the metadata reach, as this transaction sees them; None if they belong to no store yet."""
+        driver: Any = self._connection.connection.driver_connection  # runs at every flush
         row = driver.execute(_EXTENT).fetchone()
         return None if row is None else Extent(*row)
 
@@ -86,13 +86,13 @@ class ColumnsStateRepository:
         self._connection = connection
 
     def get(self) -> ColumnsState | None:
-        """Return the facts, or None in a file that no store has taken yet."""
+        """Return the facts, or None if the file does not belong to a store yet."""
         columns = [getattr(TimeSeriesState, name) for name in ColumnsState._fields]
         row = self._connection.execute(select(*columns)).one_or_none()
         return None if row is None else ColumnsState(*row)
 
     def owner(self) -> tuple[str, int] | None:
-        """Return the store and the generation of a file, whatever its revision; None if no store has taken it."""
+        """Return the store and the generation of a file, whatever its revision; None if it belongs to no store."""
         if not inspect(self._connection).has_table(TimeSeriesState.__tablename__):
             return None
         row = self._connection.execute(
@@ -101,11 +101,11 @@ class ColumnsStateRepository:
         return None if row is None else (row[0], row[1])
 
     def create(self, state: ColumnsState) -> None:
-        """Tie a new file to its store."""
+        """Bind a new file to its store."""
         self._connection.execute(insert(TimeSeriesState).values(id=1, **state._asdict()))
 
     def set_watermark(self, watermark: int, flushed_from: int = 0, flush_digest: int = 0) -> None:
-        """Say through which seq this database holds everything, and by which journal rows it came there."""
+        """Set the seq through which this database holds everything, and the journal rows that brought it there."""
         self._connection.execute(
             update(TimeSeriesState).values(
                 watermark=watermark, flushed_from=flushed_from, flush_digest=flush_digest
