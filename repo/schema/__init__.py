@@ -1,1 +1,1 @@
-"""The schema: which version a database has, and how it is brought to the present one."""
+"""The schema: the version of a database, and the upgrade to the current one."""

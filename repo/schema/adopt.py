@@ -1,8 +1,8 @@
-"""Adopting a store: a copy of an old one in a new folder, brought to the head there; the old one is only ever read.
+"""Adopting a store: copies an old store into a new folder and upgrades the copy. The old store is only read.
 
-The copy is made and migrated in a folder beside the new one, which takes the new name when everything in it is
-durable: so the new store stands whole or not at all. What a killed run has left, the next one removes. No database
-engine ever opens a file of the old store.
+The copy is made and migrated in a temporary folder next to the new one. It is renamed once everything in it is durable,
+so the new store appears complete or not at all. The next run removes what a killed one left. No database engine opens a
+file of the old store.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Progress = Callable[[int, int], object]
 
 _UNFINISHED, _STORE = ".adopting", "holdfast-store"
 _COMPANIONS = {"duckdb": (".wal", ".checkpoint"), "sqlite": ("-wal", "-journal")}
-"""What belongs to a database file; SQLite's shared memory does not: it is made anew."""
+"""Files that belong to a database file. SQLite's shared memory does not: it is recreated."""
 _UNCHANGED = "the old store is unchanged, and no new one was made; fix the cause and adopt it again"
 _KEPT_TABLES = ("buffered_records", "time_series_data", "storage_metadata")
 
@@ -61,15 +61,15 @@ class Adoption:
     old: Path
     new: Path
     made: bool
-    """Whether the new store stands; False where one only looked."""
+    """Whether the new store was created; False for a dry run."""
     records: int
     points: int
     copied_bytes: int
     needed_bytes: int
-    """For the copy and its migration; the least that has to be free beside the new folder."""
+    """Bytes for the copy and its migration, which must be free on the disk of the new folder."""
     free_bytes: int
     migration: Migration
-    """That of the copy."""
+    """The migration of the copy."""
 
 
 class _File(NamedTuple):
@@ -86,16 +86,16 @@ def adopt_store(
     force: bool = False,
     progress: Progress = lambda _done, _total: None,
 ) -> Adoption:
-    """Make a store at the head in the folder `new` from a copy of the one in `old`, which stays as it is.
+    """Create a store at the head in the folder `new` from a copy of the store in `old`, which stays unchanged.
 
-    `old` is a store of the legacy program or of any older revision; `columns` is its time-series file where that
-    lies elsewhere and no link in the folder says so. `new` is not there yet, or is an empty folder. With `dry_run`
-    only the copy is made, looked at, and removed again. This process must not have the old store open.
+    `old` is a store of the legacy program or of any older revision. `columns` is its time-series file, if that is in
+    another folder and no link leads there. `new` must not exist, or be an empty folder. With `dry_run` the copy is
+    only made, inspected and removed. This process must not have the old store open.
 
-    Raises `StoreMissing`; `InvalidSettings` for places that do not fit; `StoreBusy` if another process has a file of
-    the old store locked or changes it meanwhile; `StoreFull` beforehand unless there is room, or with `force` when
-    the disk is full; and what the migration raises. Then `new` is as it was. `progress` is told how many of how many
-    bytes are done.
+    Raises `StoreMissing`; `InvalidSettings` for unsuitable folders; `StoreBusy` if another process has locked a file
+    of the old store, or changes one during the copy; `StoreFull` if disk space is short (with `force`, only when the
+    disk is full); and what the migration raises. `new` is then unchanged. `progress` receives the bytes done and the
+    bytes in total.
     """
     files = _files(old, columns)
     target = Path(os.path.realpath(new))
@@ -126,7 +126,7 @@ def _adopt(
         refuse_full_disk(
             [(target.parent, wanted_bytes)],
             f"adopting {files.folder}",
-            "nothing was done. Free some space, name a folder on another disk, or try it all the same with --force",
+            "nothing was done. Free some space, name a folder on another disk, or try anyway with --force",
         )
 
     def tell(done: int, total: int, part: int) -> None:
@@ -140,13 +140,13 @@ def _adopt(
         planned = migrate_store(folder, check=True, backup=False)
         if all(one.before == HEAD for one in planned.databases):
             raise InvalidSettings(
-                f"{files.folder} is at {HEAD} already, so there is nothing to adopt: use it where it is, or move it",
+                f"{files.folder} is already at {HEAD}, so there is nothing to adopt: use it where it is, or move it",
                 path=files.folder,
             )
         if planned.records_waiting and not planned.restores:
             raise StoreMissing(
-                f"{planned.records_waiting:,} records of {files.folder} were kept with a point only, and there is no "
-                "time-series file in it that has their data; name it with --timeseries",
+                f"{planned.records_waiting:,} records of {files.folder} are stored only as pointers, and the folder "
+                "has no time-series file with their data; name that file with --timeseries",
                 path=files.folder,
             )
         made = Adoption(
@@ -190,8 +190,8 @@ def _files(old: str | os.PathLike[str], columns: str | os.PathLike[str] | None) 
         raise StoreMissing(f"there is no time-series file {named}", path=named)
     if standing and named != files.duckdb:
         raise InvalidSettings(
-            f"{files.folder} has its points in {standing[0]}, not in {named}; leave --timeseries and "
-            "DUCKDB_STORAGE_PATH out, or move the one that is not its own away",
+            f"{files.folder} has its points in {standing[0]}, not in {named}; omit --timeseries and "
+            "DUCKDB_STORAGE_PATH, or move away the file that is not its own",
             path=named,
         )
     return replace(files, duckdb=named)
@@ -216,13 +216,13 @@ def _refuse_places(files: StoreFiles, sources: list[_File], target: Path) -> Non
     folders = {files.folder, *(file.source.parent for file in sources)}
     if any(target == folder or folder in target.parents or target in folder.parents for folder in folders):
         raise InvalidSettings(
-            f"{target} lies in the old store, or the old store in it; choose a folder beside it", path=target
+            f"{target} is inside the old store, or contains it; choose a folder next to it", path=target
         )
     if not target.parent.is_dir():
-        raise InvalidSettings(f"there is no folder {target.parent}; make it first", path=target.parent)
+        raise InvalidSettings(f"there is no folder {target.parent}; create it first", path=target.parent)
     if backups.is_restoring(files):
         raise StoreBusy(
-            f"a backup is being put back in {files.folder}; `{files.command('migrate --restore -y')}` completes it",
+            f"a restore of {files.folder} is incomplete; `{files.command('migrate --restore -y')}` completes it",
             path=files.folder,
         )
 
@@ -230,12 +230,12 @@ def _refuse_places(files: StoreFiles, sources: list[_File], target: Path) -> Non
 def _refuse_taken(target: Path) -> None:
     if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
         raise InvalidSettings(
-            f"{target} is there already, and is no empty folder; nothing in it was changed. Choose another",
+            f"{target} exists and is not an empty folder; nothing in it was changed. Choose another folder",
             path=target,
         )
     if target.is_dir() and os.path.ismount(target):
         raise InvalidSettings(
-            f"{target} is where a disk is mounted, and cannot be replaced by a folder; choose one in it",
+            f"{target} is a mount point, which cannot be replaced; choose a folder inside it",
             path=target,
         )
 
@@ -264,7 +264,7 @@ def _needed(sources: list[_File], copied_bytes: int) -> int:
                 file.source.stat().st_size * REWRITE_FACTOR["duckdb" if "duckdb" in file.name else "sqlite"]
             )
         elif file.name != CONFIG_FILE:
-            growth += file.source.stat().st_size  # what records get back from their points
+            growth += file.source.stat().st_size  # for the data restored from points
     return copied_bytes + int(growth) + HEADROOM_BYTES
 
 
@@ -273,10 +273,10 @@ def _needed(sources: list[_File], copied_bytes: int) -> int:
 
 @contextmanager
 def _unfinished(target: Path) -> Iterator[Path]:
-    """A folder of this run's own, on the disk of the target; removed at the end unless it was renamed.
+    """Create a temporary folder on the disk of the target; it is removed at the end unless it was renamed.
 
-    It lies in a folder beside the target, which carries the lock: that goes with the process, and shows what a
-    killed run has left.
+    It lies in a folder next to the target. That folder carries the lock, which ends with the process, and identifies
+    what a killed run left.
     """
     place = target.with_name(f".{target.name}{_UNFINISHED}")
     with system_typed(target, _UNCHANGED):
@@ -284,9 +284,11 @@ def _unfinished(target: Path) -> Iterator[Path]:
         try:
             folder = place / _STORE
             if any(entry != folder for entry in place.iterdir()):
-                raise InvalidSettings(f"{place} holds what is not of an adoption; move it away", path=place)
+                raise InvalidSettings(
+                    f"{place} contains files that are not from an adoption; move it away", path=place
+                )
             if folder.exists():
-                log.info("what an adoption that was stopped had left in %s is removed", place)
+                log.info("removing what an interrupted adoption left in %s", place)
                 shutil.rmtree(folder)
             folder.mkdir()
             try:
@@ -300,7 +302,7 @@ def _unfinished(target: Path) -> Iterator[Path]:
 
 
 def _locked(place: Path, target: Path) -> int:
-    """Make the folder if need be, and lock it; returns the descriptor that holds the lock."""
+    """Create the folder if necessary and lock it; returns the descriptor that holds the lock."""
     while True:
         place.mkdir(exist_ok=True)
         descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -313,11 +315,11 @@ def _locked(place: Path, target: Path) -> int:
             raise StoreBusy(
                 f"another process is adopting a store as {target}; wait for it", path=target
             ) from error
-        os.close(descriptor)  # the one that held it has removed the folder
+        os.close(descriptor)  # the process that held it has removed the folder
 
 
 def _copy(files: StoreFiles, sources: list[_File], folder: Path, progress: Callable[[int], object]) -> None:
-    """Copy the files, durably; raises `StoreBusy` if they were changed meanwhile."""
+    """Copy the files durably; raises `StoreBusy` if they changed during the copy."""
     before = [_stamp(file.source) for file in sources]
     done = 0
 
@@ -342,11 +344,11 @@ def _stamp(path: Path) -> tuple[str, int, int, int]:
     return str(path), found.st_ino, found.st_size, found.st_mtime_ns
 
 
-# --- what became of it -------------------------------------------------------------------------------------
+# --- checks of the copy ------------------------------------------------------------------------------------
 
 
 def _rows(folder: Path) -> dict[str, int]:
-    """Count the rows of all tables of the copy, and see that SQLite's file is sound."""
+    """Count the rows of all tables of the copy, and check the SQLite files for damage."""
     files, settings = StoreFiles.of(folder), Settings.load(folder)
     found: dict[str, int] = {}
     for database in DATABASES:
@@ -372,8 +374,8 @@ def _check(folder: Path, before: dict[str, int]) -> None:
     for table in _KEPT_TABLES:
         if after.get(table, 0) != before.get(table, 0):
             raise MigrationFailed(
-                f"{after.get(table, 0):,} rows came of {before.get(table, 0):,} in {table}; the new store was not "
-                "made. Keep the old one and report this",
+                f"{table} had {before.get(table, 0):,} rows and would have {after.get(table, 0):,}; the new store "
+                "was not created. Keep the old one and report this",
                 path=folder,
             )
 
@@ -387,7 +389,7 @@ def _sync(folder: Path) -> None:
 
 @contextmanager
 def _named_after(sources: list[_File], folder: Path, target: Path) -> Iterator[None]:
-    """Let errors about the copy, which is gone by then, name the file that it is a copy of, or the new store."""
+    """Make errors about the removed copy name the original file, or the new store."""
     try:
         yield
     except HoldfastError as error:

@@ -1,6 +1,6 @@
-"""Backups made before a migration: a folder each, with both databases, that stands whole or not at all.
+"""Backups made before a migration: one folder each, with both databases, that exists complete or not at all.
 
-The caller holds the lease, has the databases closed, and DuckDB's log folded in. Never decides when one is made.
+The caller holds the lease, has closed the databases and checkpointed DuckDB. Never decides when a backup is made.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _COMPANIONS = (".wal", "-wal", "-shm", "-journal", ".checkpoint")
 
 
 class Saved(NamedTuple):
-    """One database of a backup; `revision` is None where no migration had ever run."""
+    """One database of a backup; `revision` is None if no migration had run on it."""
 
     database: str
     engine: str
@@ -54,29 +54,29 @@ class Saved(NamedTuple):
     revision: str | None
     size_bytes: int
     sha256: str | None = None
-    """Of the file; None where it was not noted."""
+    """Of the file; None if it was not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """One backup that stands."""
+    """One complete backup."""
 
     folder: Path
     made_us: int
     saved: tuple[Saved, ...]
     goal: str | None = None
-    """The revision that the migration which it was made for went to; None where it was not noted."""
+    """The target revision of the migration that it was made for; None if it was not recorded."""
 
     @property
     def size_bytes(self) -> int:
-        """What its files take."""
+        """The size of its files."""
         return sum(saved.size_bytes for saved in self.saved)
 
     def began(self, revisions: dict[str, str | None]) -> bool:
-        """Say whether a migration that began with this backup was cut off in the middle.
+        """Return whether a migration that began with this backup was interrupted.
 
-        `revisions` are those of the databases now, by their names: some are another than in the backup, and not all
-        are where that migration went. A database that came later, and that no migration has seen, is in no backup.
+        `revisions` has the current revision of each database by name. After an interruption some differ from the
+        backup, and not all are at the target. A database created later, without any migration, is in no backup.
         """
         kept = {saved.database: saved.revision for saved in self.saved}
         if not kept.keys() <= revisions.keys() or None in (
@@ -88,7 +88,7 @@ class Backup:
 
 
 def list_backups(files: StoreFiles) -> list[Backup]:
-    """Return the backups of a store, the newest first."""
+    """Return the backups of a store, newest first."""
     manifests = files.backups.glob(f"*/{_MANIFEST}")
     found = [_read(manifest) for manifest in manifests if manifest.parent.suffix != _UNFINISHED]
     return sorted(found, key=lambda backup: (backup.made_us, backup.folder.name), reverse=True)
@@ -101,12 +101,12 @@ def make(
     now_us: int,
     progress: Callable[[int], object],
 ) -> Backup:
-    """Copy the databases (name, engine, file, revision) into a new folder, durably, and name it at last.
+    """Copy the databases (name, engine, file, revision) durably into a new folder, which gets its name last.
 
-    It is made before a migration to the revision `goal`. Where the clock was set back it counts as made right after
-    the newest that stands: which is the newest must not hang on the clock.
+    The backup precedes a migration to the revision `goal`. If the clock was set back, its time is right after that of
+    the newest backup, so that the order of backups does not depend on the clock.
 
-    `progress` is told the bytes of each piece. Raises `StoreFull` and typed errors; then nothing is left of it.
+    `progress` receives the bytes of each piece. Raises `StoreFull` and typed errors, and then leaves nothing behind.
     """
     now_us = max([now_us, *(standing.made_us + 1 for standing in list_backups(files))])
     stamp = datetime.fromtimestamp(now_us // 1_000_000, UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -119,7 +119,7 @@ def make(
     try:
         with _typed(
             place,
-            "the databases are as they were. Mend that, or go on without a backup: "
+            "the databases are unchanged. Fix the cause, or go on without a backup: "
             f"`{files.command('migrate --no-backup')}`",
         ):
             part.mkdir(parents=True)
@@ -137,18 +137,18 @@ def make(
             durable.put(part / _MANIFEST, json.dumps(told, indent=2).encode() + b"\n")
             durable.replace(part, final)
             durable.sync(place.parent)
-    except BaseException:  # Ctrl-C, too, leaves no half of a backup
+    except BaseException:  # an interrupt, too, leaves no partial backup
         shutil.rmtree(part, ignore_errors=True)
         raise
     return backup
 
 
 def discard_unfinished(files: StoreFiles) -> None:
-    """Remove what a backup that was cut off has left, and a restore that was before it had begun."""
+    """Remove what an interrupted backup left, and what a restore left that was interrupted before it began."""
     for part in files.backups.glob(f"*{_UNFINISHED}"):
         if part.is_dir():
             shutil.rmtree(part)
-        else:  # the note of a restore, half written
+        else:  # a partly written marker of a restore
             part.unlink()
     if not is_restoring(files):
         for target in (files.metadata, *(files.columns(engine) for engine in ENGINES)):
@@ -156,10 +156,10 @@ def discard_unfinished(files: StoreFiles) -> None:
 
 
 def keep(files: StoreFiles, count: int) -> list[Path]:
-    """Remove all backups but the newest `count`; returns what was removed."""
+    """Remove all backups except the newest `count`; returns the removed folders."""
     old = [backup.folder for backup in list_backups(files)[count:]]
     for folder in old:
-        # Renamed first, so that what a crash leaves of it is no backup any more.
+        # Renamed first, so that a crash does not leave a partial backup under its name.
         part = folder.with_name(folder.name + _UNFINISHED)
         durable.replace(folder, part)
         shutil.rmtree(part)
@@ -167,14 +167,14 @@ def keep(files: StoreFiles, count: int) -> list[Path]:
 
 
 def is_restoring(files: StoreFiles) -> bool:
-    """Say whether a backup is being put back, or was when the process ended; an error where that cannot be seen."""
+    """Return whether a restore is in progress or was interrupted; raises a typed error if that cannot be read."""
     try:
         os.stat(files.backups / _RESTORING)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         raise system_error(
-            error, files.backups, "it cannot be seen whether a backup is being put back; nothing was changed"
+            error, files.backups, "it is unknown whether a restore was interrupted; nothing was changed"
         ) from error
     return True
 
@@ -185,44 +185,44 @@ def restored_file(files: StoreFiles, saved: Saved) -> Path:
 
 
 def prepare_restore(files: StoreFiles, backup: Backup, progress: Callable[[int], object]) -> None:
-    """Copy the backup's files beside those that they are to replace, durably, and compare them with its manifest.
+    """Copy the backup's files durably next to those that they will replace, and compare them with its manifest.
 
-    Nothing is replaced yet. Raises `StoreCorrupt` for a file that is damaged or not there, `StoreFull` and typed
-    errors; then nothing is left of it.
+    Nothing is replaced yet. Raises `StoreCorrupt` for a damaged or missing file, `StoreFull` and typed errors, and
+    then leaves nothing behind.
     """
     for saved in backup.saved:
         _refuse_damaged(backup, saved)
     try:
         for saved in backup.saved:
             _prepare(files, backup, saved, progress)
-    except BaseException:  # Ctrl-C, too, leaves no copies beside the store's files
+    except BaseException:  # an interrupt, too, leaves no copies next to the store's files
         for saved in backup.saved:
             _discard_prepared(restored_file(files, saved))
         raise
 
 
 def begin_restore(files: StoreFiles, backup: Backup) -> None:
-    """Note durably that this backup, which is prepared, is to be put back: it will be, whatever is killed."""
-    with _typed(files.backups, "the databases are as they were; free some space and try again"):
+    """Note durably that this prepared backup is to be restored. From then on a kill only delays the restore."""
+    with _typed(files.backups, "the databases are unchanged; free some space and try again"):
         durable.put(files.backups / _RESTORING, json.dumps({"folder": backup.folder.name}).encode())
 
 
 def finish_restore(files: StoreFiles, now_us: int) -> Backup:
-    """Put the noted backup back; may be repeated after a kill at any moment.
+    """Restore the noted backup. This can be repeated after a kill at any point.
 
-    Databases that were not there when it was made get other names; nothing else holds what they hold.
+    Databases that did not exist when it was made are renamed, because nothing else has their content.
     """
     backup = _noted(files)
     with _typed(
         files.backups,
-        f"a backup is being put back; when this is mended, `{files.command('migrate --restore -y')}` completes it",
+        f"the restore is incomplete; fix the cause, then `{files.command('migrate --restore -y')}` completes it",
     ):
         targets = set()
         for saved in backup.saved:
             target = restored_file(files, saved)
             targets.add(target)
             part = _prepared(target)
-            if not part.exists():  # it was put back before the kill; once more does no harm
+            if not part.exists():  # it was restored before the kill; repeating that is harmless
                 _refuse_damaged(backup, saved)
                 _prepare(files, backup, saved, lambda _piece: None)
             for companion in _COMPANIONS:
@@ -243,7 +243,7 @@ def _noted(files: StoreFiles) -> Backup:
             raise FileNotFoundError(f"there is no {folder}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreCorrupt(
-            f"{marker} does not name the backup that is being put back ({error}); remove {marker} and choose again: "
+            f"{marker} does not name the backup to restore ({error}); remove {marker} and start the restore again: "
             f"`{files.command('migrate --restore')}`",
             path=marker,
         ) from error
@@ -265,7 +265,7 @@ def _prepare(files: StoreFiles, backup: Backup, saved: Saved, progress: Callable
     whole = _prepared(target)
     part = whole.with_name(whole.name + _UNFINISHED)
     _discard_prepared(target)
-    with _typed(target.parent, f"{backup.folder} was not put back. When this is mended, try again"):
+    with _typed(target.parent, f"{backup.folder} was not restored. Fix the cause and try again"):
         found = durable.copy(backup.folder / saved.name, part, progress)
         if saved.sha256 not in (None, found):
             raise _damaged(backup, saved, f"its SHA-256 is {found}, not {saved.sha256}")
@@ -275,7 +275,7 @@ def _prepare(files: StoreFiles, backup: Backup, saved: Saved, progress: Callable
 def _refuse_damaged(backup: Backup, saved: Saved) -> None:
     source = backup.folder / saved.name
     if not source.is_file():
-        raise _damaged(backup, saved, "it is not there")
+        raise _damaged(backup, saved, "it is missing")
     size_bytes = source.stat().st_size
     if size_bytes != saved.size_bytes:
         raise _damaged(backup, saved, f"it has {size_bytes:,} bytes, not {saved.size_bytes:,}")
@@ -284,8 +284,8 @@ def _refuse_damaged(backup: Backup, saved: Saved) -> None:
 def _damaged(backup: Backup, saved: Saved, why: str) -> StoreCorrupt:
     source = backup.folder / saved.name
     return StoreCorrupt(
-        f"{source} is not as it was when the backup was made ({why}), and was not put back; move {backup.folder} "
-        "away to restore the backup before it, if there is one",
+        f"{source} has changed since the backup was made ({why}) and was not restored; move {backup.folder} away "
+        "to restore the previous backup, if there is one",
         path=source,
     )
 
@@ -308,7 +308,7 @@ def _read(manifest: Path) -> Backup:
         return Backup(manifest.parent, int(told["made_us"]), saved, told.get("goal"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreCorrupt(
-            f"{manifest} cannot be read ({error}); move {manifest.parent} away to go on without that backup",
+            f"{manifest} cannot be read ({error}); move {manifest.parent} away to continue without that backup",
             path=manifest,
         ) from error
 

@@ -1,4 +1,4 @@
-"""Counting: a migration that loses or doubles rows is taken back, in its own transaction."""
+"""Counting: a migration that loses or doubles rows is rolled back, in its own transaction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["compared", "rows_of"]
 
 
 def rows_of(connection: Connection) -> dict[str, int]:
-    """Return how many rows each table has, Alembic's own left out; in the connection's transaction."""
+    """Return the number of rows of each table except Alembic's, in the connection's transaction."""
     names = [name for name in inspect(connection).get_table_names() if name != "alembic_version"]
     return {
         name: connection.execute(select(func.count()).select_from(table(name))).scalar_one() for name in names
@@ -21,11 +21,11 @@ def rows_of(connection: Connection) -> dict[str, int]:
 
 
 def compared(connection: Connection) -> Callable[..., None]:
-    """Count the rows now, and return what Alembic is to call at the end of each migration's transaction.
+    """Count the rows now, and return the function that Alembic calls at the end of each migration's transaction.
 
-    That raises `MigrationFailed` unless each table that stood before has as many rows as then, or as many more or
-    less as the revision says: it fills its `row_differences`, a dict by table, as it goes. A table that
-    is gone counts as empty.
+    It raises `MigrationFailed` unless each earlier table has as many rows as before, plus or minus the number that the
+    revision declares in its `row_differences`, a dict by table that it fills while it runs. A removed table counts as
+    empty.
     """
     before = rows_of(connection)
     connection.rollback()
@@ -39,14 +39,14 @@ def compared(connection: Connection) -> Callable[..., None]:
             said |= filled
             filled.clear()  # the same module may run on the other database next
         if is_new:
-            return  # it has nothing to lose, and is to be there soon
+            return  # a new database has nothing to lose, and is wanted soon
         after = rows_of(connection)
         for name, rows in before.items():
             if after.get(name, 0) != rows + said.get(name, 0):
                 raise MigrationFailed(
-                    f"revision {step.up_revision_id} would make {after.get(name, 0):,} rows of the {rows:,} in {name}"
-                    f", and it does not say that; nothing of it was kept. Another program may be writing there: stop "
-                    "it and try again; else keep the files and report this"
+                    f"revision {step.up_revision_id} would change {name} from {rows:,} rows to {after.get(name, 0):,}"
+                    f", which it does not declare; it was rolled back. If another program writes there, stop it and "
+                    "try again; otherwise keep the files and report this"
                 )
         before = after
 

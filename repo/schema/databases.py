@@ -1,4 +1,4 @@
-"""The databases that a migration or a run of `alembic` concerns, and how each is opened. Never runs a migration."""
+"""The databases that a migration or a run of `alembic` covers, and how each is opened. Never runs a migration."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 DATABASES = ("timeseries", "metadata")
-"""The order of a run. The columns come first: a service that has them open is noticed before anything was
-changed, and metadata at the head, which a store looks at first, means that the columns are there too."""
+"""The order of a run. The columns come first: a service that has them open is noticed before anything is changed, and
+metadata at the head, which a store checks first, mean that the columns are at the head too."""
 
 DEFAULT_STORE = "./data/buffer"
 
@@ -48,35 +48,35 @@ _SETTINGS = ("store", "path", *(f"{database}.url" for database in DATABASES))
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One database of a run: which one, on which engine, in which file."""
+    """One database of a run: its name, engine and file."""
 
     database: str
     engine: Literal["sqlite", "duckdb"]
     path: Path
     files: StoreFiles | None = None
-    """Those of its store, where it was named by the store."""
+    """The files of its store, if the store was given."""
 
     def require(self, *, create: bool) -> None:
-        """Raise `StoreMissing` if there is no such file, or make its folder if the file is to be made."""
+        """Raise `StoreMissing` if the file does not exist, or create its folder if the run creates the file."""
         if create:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise HoldfastError(
-                    f"the folder of {self.path} cannot be made ({error.strerror}); name another one",
+                    f"the folder of {self.path} cannot be created ({error.strerror}); name another one",
                     path=self.path,
                 ) from error
         elif not self.path.exists():
             raise StoreMissing(
-                f"there is no {self.database} database at {self.path}; `alembic upgrade head` makes it, "
+                f"there is no {self.database} database at {self.path}; `alembic upgrade head` creates it, "
                 "`-x path=FOLDER` names another store",
                 path=self.path,
             )
 
     def wait_until_unused(self, head: str | None) -> None:
-        """Return when no other process has this SQLite file open; at once where it is at `head`, or not there.
+        """Wait until no other process has this SQLite file open; return at once if it is at `head` or missing.
 
-        Raises `StoreBusy` after the `lease_timeout_s` of its folder. Of DuckDB's files the opening says the same.
+        Raises `StoreBusy` after the `lease_timeout_s` of its folder. For DuckDB files, opening checks the same.
         """
         if self.engine != "sqlite" or not self.path.exists():
             return
@@ -93,9 +93,9 @@ class Target:
 
     @contextmanager
     def opened(self) -> Iterator[Engine]:
-        """Open the database, creating the file if need be, and close it again; the caller holds the lease.
+        """Open the database for the block, creating the file if necessary; the caller holds the lease.
 
-        Columns are opened by their backend, as a store opens them: it also mends what a killed checkpoint tore.
+        Columns are opened by their backend, as a store opens them, which also repairs a torn checkpoint.
         """
         settings = Settings.load(self.path.parent)
         with opened(self, backend_of(self, settings, system_clock), settings) as engine:
@@ -105,22 +105,22 @@ class Target:
 def find_targets(
     arguments: Mapping[str, str], environment: Mapping[str, str], in_file: Mapping[str, str] | None = None
 ) -> list[Target]:
-    """Resolve the databases of a run, in the order in which they are run.
+    """Resolve the databases of a run, in the order in which they are migrated.
 
     `arguments` are Alembic's `-x` pairs: `store=metadata|timeseries` limits the run; `metadata.url=`,
-    `timeseries.url=` and `path=` (a store's folder) say where. Then comes the environment
+    `timeseries.url=` and `path=` (a store's folder) give the location. The environment comes next
     (`HOLDFAST_METADATA_URL`, `HOLDFAST_TIMESERIES_URL`, `HOLDFAST_STORE`), then `in_file`, the same names in
-    alembic.ini; else it is ./data/buffer. In each of them a database's own URL comes before the folder. Opens
-    nothing but the metadata of a store. Raises `HoldfastError` for an unknown name or a URL of another engine.
+    alembic.ini, then ./data/buffer. In each of these, the URL of a database takes precedence over the folder. Opens
+    only the metadata of a store. Raises `HoldfastError` for an unknown name or a URL of another engine.
     """
     for name, value in arguments.items():
         if name not in _SETTINGS:
             raise HoldfastError(f"there is no -x {name}=; there are {', '.join(_SETTINGS)}")
         if not value:
-            raise HoldfastError(f"-x {name} says nothing; write -x {name}=VALUE")
+            raise HoldfastError(f"-x {name} has no value; write -x {name}=VALUE")
     only = arguments.get("store")
     if only is not None and only not in DATABASES:
-        raise HoldfastError(f"-x store={only}: it is one of {', '.join(DATABASES)}")
+        raise HoldfastError(f"-x store={only}: must be one of {', '.join(DATABASES)}")
     surroundings = {
         "path": environment.get("HOLDFAST_STORE", ""),
         **{f"{name}.url": environment.get(f"HOLDFAST_{name.upper()}_URL", "") for name in DATABASES},
@@ -140,9 +140,9 @@ def _found(database: str, places: Iterable[Mapping[str, str]]) -> Target:
 
 @contextmanager
 def held(targets: list[Target]) -> Iterator[None]:
-    """Hold the lease of each store concerned, so that no other process opens its columns meanwhile.
+    """Hold the lease of each store for the block, so that no other process opens its columns.
 
-    Raises `StoreBusy` when one is not handed over within the store's `lease_timeout_s`.
+    Raises `StoreBusy` if one is not handed over within the store's `lease_timeout_s`.
     """
     places = {
         (target.files.folder, target.files.prefix) if target.files else (target.path.parent, "")
@@ -160,19 +160,19 @@ def _from_url(database: str, text: str) -> Target:
     try:
         url = make_url(text)
     except ArgumentError as error:
-        raise HoldfastError(f"{text!r} is not the address of a {database} database: {error}") from error
+        raise HoldfastError(f"{text!r} is not a URL of a {database} database: {error}") from error
     engine = url.get_backend_name()
     if not url.database or url.database.startswith((":memory:", "file:")):
-        raise HoldfastError(f"{text!r} names no file; use {engine}:///PATH")
+        raise HoldfastError(f"{text!r} has no file; use {engine}:///PATH")
     if engine == "sqlite":
         return Target(database, "sqlite", Path(url.database))
     if engine == "duckdb" and database == "timeseries":
         return Target(database, "duckdb", Path(url.database))
-    raise HoldfastError(f"{text!r}: a {database} database is never kept in {engine}")
+    raise HoldfastError(f"{text!r}: the {database} database cannot be in {engine}")
 
 
 def _active_engine(metadata: Path) -> Literal["sqlite", "duckdb"] | None:
-    """Return the engine that a store says its columns are in; None where no store says anything yet."""
+    """Return the engine of a store's columns as its metadata name it; None if they do not."""
     if not metadata.exists():
         return None
     engine = sqlite.open_engine(metadata, looking=True)
@@ -193,9 +193,9 @@ def _in_folder(database: str, folder: Path) -> Target:
 
 
 def in_store(database: str, files: StoreFiles) -> Target:
-    """Resolve one database of a store; its columns are those of the active engine, or of the file that is there.
+    """Resolve one database of a store. Its columns are those of the active engine, or the only file that exists.
 
-    Raises `HoldfastError` where that cannot be known.
+    Raises `HoldfastError` if the engine cannot be determined.
     """
     if database == "metadata":
         return Target(database, "sqlite", files.metadata, files)
@@ -205,8 +205,8 @@ def in_store(database: str, files: StoreFiles) -> Target:
         return Target(database, active, files.columns(active), files)
     if columns.exists() and rows.exists():
         raise HoldfastError(
-            f"{files.folder} holds both {columns.name} and {rows.name}, and its metadata does not say which are its "
-            "points; move the other one away, or name the right one to `alembic` with -x timeseries.url=",
+            f"{files.folder} has both {columns.name} and {rows.name}, and its metadata do not say which file is "
+            "active; move the other one away, or name the right one to `alembic` with -x timeseries.url=",
             path=files.folder,
         )
     if rows.exists() or not (columns.exists() or importlib.util.find_spec("duckdb")):
@@ -215,17 +215,17 @@ def in_store(database: str, files: StoreFiles) -> Target:
 
 
 REWRITE_FACTOR = {"duckdb": 1.0, "sqlite": 3.5}
-"""What writing a table anew may take, by the size of the file; SQLite writes it to its log, too, and folds that."""
+"""The bytes that rewriting a table may take, as a multiple of the file size. SQLite also writes them to its WAL."""
 
 
 def backend_of(target: Target, settings: Settings, clock: Clock) -> Backend | None:
-    """Return the backend of columns, which sets no damaged log aside; None for the metadata, which have none."""
+    """Return a backend of columns that does not set a damaged log aside; None for the metadata."""
     if target.database == "metadata":
         return None
     files = target.files or StoreFiles.beside(target.path)
     backend = backend_for(target.engine, files, settings, clock, path=target.path)
     if isinstance(backend, DuckDBBackend):
-        backend.log_is_spare = False  # of the legacy program's log, no journal has anything
+        backend.log_is_spare = False  # no journal has what the legacy program's log holds
     return backend
 
 
@@ -233,7 +233,7 @@ def backend_of(target: Target, settings: Settings, clock: Clock) -> Backend | No
 def opened(
     target: Target, backend: Backend | None, settings: Settings, *, looking: bool = False
 ) -> Iterator[Engine]:
-    """Open it for the block; the caller holds the lease. Only columns have a backend."""
+    """Open the database for the block; the caller holds the lease. Only columns have a backend."""
     if backend is None:
         engine = sqlite.open_engine(
             target.path, busy_timeout_s=max(30.0, settings.busy_timeout_s), looking=looking
@@ -252,7 +252,7 @@ def opened(
 
 @contextmanager
 def typed(target: Target, backend: Backend | None) -> Iterator[None]:
-    """Translate what its engine raises."""
+    """Translate errors of its engine."""
     try:
         yield
     except HoldfastError:
@@ -264,7 +264,7 @@ def typed(target: Target, backend: Backend | None) -> Iterator[None]:
 
 
 def in_pieces(total_bytes: int, progress: Callable[[int, int], object]) -> Callable[[int], None]:
-    """Return what is told the bytes of each piece of a job, and tells `progress` how many of how many are done."""
+    """Return a function that takes the bytes of each piece and passes (bytes done, bytes in total) to `progress`."""
     done_bytes = 0
 
     def tell(piece_bytes: int) -> None:

@@ -1,8 +1,7 @@
-"""Legacy records: restores their data, which the legacy program kept with points only.
+"""Legacy records: restores the data of records that the legacy program stored only as pointers to points.
 
-Works on two connections that the caller gives, both at the head; commits nothing and changes nothing but the data of
-records that are still pointers. A point's metadata may be any text: what does not say which record it belongs to is
-passed over.
+Works on two connections that the caller provides, both at the head. Commits nothing, and changes only the data of
+records that are still pointers. The metadata of a point may be any text; points that name no record are skipped.
 """
 
 from __future__ import annotations
@@ -26,25 +25,25 @@ _points: Any = Point.__table__
 
 
 class Restored(NamedTuple):
-    """What became of the pointers."""
+    """The outcome for the pointers."""
 
     records: int
-    """So many have their data back."""
+    """The number of records whose data was restored."""
     orphans: int
-    """So many stay as they are: no point says what their data was."""
+    """The number that stay unchanged, because no point has their data."""
 
 
 def restore_records(
     metadata: Connection, columns: Connection, progress: Callable[[int, int], object] = lambda _d, _t: None
 ) -> Restored:
-    """Give the pointers the data of the points that name them, and remove the note that they stand.
+    """Set the data of the pointers from the points that name them, and remove the note that there are pointers.
 
-    Reads and writes in the transactions of the connections; both are begun. A record that several points name has the
-    data of the latest. In memory there is a page of points, and an entry for each pointer. `progress` is told
-    how many points were read that may name a record, of how many points there are.
+    Reads and writes in the connections' transactions, which have begun. A record that several points name gets the
+    data of the latest one. Memory holds one page of points and an entry per pointer. `progress` receives the number of
+    points read that may name a record, and the number of all points.
     """
     pointers = PointerRepository(metadata)
-    # For each the time of the point that it has its data from.
+    # For each record, the time of the point that its data came from.
     resolved: dict[str, int | None] = {
         record_id: None for record_id, data in pointers.texts() if _is_pointer(data)
     }
@@ -73,7 +72,7 @@ def restore_records(
 
 
 def _may_name() -> Any:
-    """Build the condition on points: the metadata has the two words that are needed."""
+    """Return the condition on points that the metadata contain the two necessary words."""
     text = _points.c.metadata
     return text.contains('"record_id"') & text.contains('"original_data"')
 
@@ -95,9 +94,9 @@ def _is_pointer(data: str) -> bool:
 
 
 def _names_another(text: str, wanted: Container[str]) -> bool:
-    """Say whether the text, if it is as the legacy program wrote it, names a record that is none of the wanted.
+    """Return whether the text, if the legacy program wrote it, names a record that is not wanted.
 
-    A tenth of the time of parsing it, and most points of a store are of records that were sent long ago.
+    This takes a tenth of the time of parsing, and most points belong to records that were sent long ago.
     """
     if not text.startswith(_TEXT_START):
         return False
@@ -107,12 +106,12 @@ def _names_another(text: str, wanted: Container[str]) -> bool:
 
 
 def _original(text: str) -> tuple[str, str] | None:
-    """Return the record that the metadata of a point names, and its data as it is stored; None for any other text."""
+    """Return the record that the metadata of a point names, and its data in stored form; None for any other text."""
     told = _parsed(text)
     if not isinstance(told, dict):
         return None
     record_id, data = told.get("record_id"), told.get("original_data")
-    if type(record_id) is int:  # a column of texts has made it one
+    if type(record_id) is int:  # a text column has converted it
         record_id = str(record_id)
     if not isinstance(record_id, str) or not isinstance(data, dict):
         return None
@@ -130,8 +129,8 @@ def _parsed(text: str) -> Any:
 
 
 def _text(data: dict[str, Any]) -> str:
-    """Write the data as `records.add` does, or, where that would refuse it, in the legacy program's letters."""
+    """Encode the data as `records.add` does or, if that refuses it, keep the legacy program's encoding."""
     try:
         return data_text(data)
-    except ValueError:  # NaN, or half of a surrogate pair: it is handed out as it was given
+    except ValueError:  # NaN, or a lone surrogate: it is returned as it was written
         return json.dumps(data, separators=(",", ":"))

@@ -1,6 +1,6 @@
-"""Planning a migration: what the databases of a store are at, which steps are due, and the room for them.
+"""Planning a migration: the revisions of a store's databases, the steps that are due, and the disk space they need.
 
-Looks only: nothing that is there is changed by a plan.
+Planning reads only; it changes nothing.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ __all__ = ["DatabaseVersion", "Found", "Migration", "Plan", "PlannedStep", "Plan
 log = logging.getLogger("holdfast.migrating")
 
 _POINTER_BYTES = 1_000
-"""What a record may take that gets its data back, in SQLite's log and in its file; about 300 were seen."""
+"""The bytes that restoring a record may take, in SQLite's WAL and file; about 300 were measured."""
 
 
 class DatabaseVersion(NamedTuple):
-    """One database of a store, and its revision before and after; None where no migration ever ran."""
+    """One database of a store, and its revision before and after; None if no migration has run."""
 
     database: str
     engine: str
@@ -48,7 +48,7 @@ class DatabaseVersion(NamedTuple):
 
 
 class PlannedStep(NamedTuple):
-    """One revision on one database: how many rows it touches, and how many more bytes it may take meanwhile."""
+    """One revision on one database: the rows that it touches, and the extra bytes that it may need while it runs."""
 
     database: str
     revision: str
@@ -64,44 +64,44 @@ class Migration:
     databases: tuple[DatabaseVersion, ...]
     steps: tuple[PlannedStep, ...] = ()
     backup: Path | None = None
-    """The folder of the backup that was made before the first change, now or by a run that was cut off."""
+    """The folder of the backup made before the first change, by this run or by an interrupted one."""
     needed_bytes: int = 0
-    """For the backup and the steps together, beside what the store takes; the least that has to be free."""
+    """The bytes that must be free for the backup and the steps together."""
     free_bytes: int = 0
     nan_points: int = 0
-    """Points in which the legacy program had stored NaN, and that have no reading (NULL) now."""
+    """Points in which the legacy program had stored NaN, and that now have no reading (NULL)."""
     records_restored: int = 0
-    """Records of the legacy program that were kept with a point only, and have their data back now."""
+    """Records of the legacy program that were stored only as pointers, and whose data is restored now."""
     records_without_original: int = 0
-    """Those of them whose data no point has; they stay as they are."""
+    """Records whose data no point has; they stay unchanged."""
     records_waiting: int = 0
-    """Those that are still to be restored, because nothing was to be changed, or the columns cannot be read yet."""
+    """Records still to be restored, because this was a check only, or the columns cannot be read yet."""
 
     @property
     def restores(self) -> bool:
-        """Whether a run would restore records; without any columns there is nothing to restore them from."""
+        """Whether a run would restore records; that needs columns to restore them from."""
         return bool(self.records_waiting) and any(one.database == "timeseries" for one in self.databases)
 
 
 @dataclass(slots=True)
 class Found:
-    """One database of the store as it was found, and its steps."""
+    """One database of the store in its current state, and its steps."""
 
     target: Target
     backend: Backend | None
     before: str | None
     is_new: bool
-    """Whether nothing is in it, not even tables: there is nothing to lose."""
+    """Whether it is empty, without even tables, so that there is nothing to lose."""
     size_bytes: int = 0
-    """That of its file and its log."""
+    """The size of its file and its log."""
     steps: list[PlannedStep] = field(default_factory=list)
     noted: bool = False
-    """Whether it is noted that pointers stand."""
+    """Whether there is a note that pointers remain."""
     nan_points: int = 0
     owned: bool = False
-    """Whether a store has taken these columns, so that its metadata cannot be new."""
+    """Whether these columns belong to a store already, so that its metadata cannot be new."""
     pointers: int = 0
-    """How many records look like pointers; counted where they are noted, or may be by a step."""
+    """How many records look like pointers; counted if the note exists or a step may write it."""
 
     @property
     def database(self) -> runner.Database:
@@ -109,43 +109,43 @@ class Found:
         return cast("runner.Database", self.target.database)
 
     def version(self, after: str | None) -> DatabaseVersion:
-        """Return what to report of it, which is at `after` now."""
+        """Return its entry in the report; `after` is its revision now."""
         return DatabaseVersion(
             self.target.database, self.target.engine, str(self.target.path), self.before, after
         )
 
     @property
     def backup_bytes(self) -> int:
-        """What a backup of it takes."""
+        """The size of a backup of it."""
         return 0 if self.is_new else self.size_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done to the databases that were found."""
+    """The steps for the databases of a store."""
 
     found: list[Found]
     begun: Backup | None
-    """The backup of a run that was cut off, which stands for this one too."""
+    """The backup of an interrupted run, which serves for this one too."""
     backs_up: bool
     wanted: list[Wanted]
-    """The room for backup and steps."""
+    """The disk space for backup and steps."""
     report: Migration
-    """What is reported where nothing is done."""
+    """The report if nothing is done."""
 
     @property
     def due(self) -> list[Found]:
-        """Return those that have steps before them."""
+        """Return the databases with pending steps."""
         return [one for one in self.found if one.steps]
 
     @property
     def adopts(self) -> bool:
-        """Whether records of the legacy program are to get their data back, or a note is to go."""
+        """Whether data of legacy records is to be restored, or the note about them removed."""
         return self.report.restores or any(one.noted for one in self.found)
 
     @property
     def is_new(self) -> bool:
-        """Whether there is nothing yet that could be lost."""
+        """Whether there is no data yet that could be lost."""
         return all(one.is_new for one in self.found)
 
     @property
@@ -155,14 +155,14 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
-        """How many bytes a run goes through, for who watches it."""
+        """The bytes that a run processes, for the progress."""
         total = sum(one.size_bytes for one in self.due for _ in one.steps)
         total += sum(one.backup_bytes for one in self.found) if self.backs_up else 0
         return total + (self.columns_bytes if self.adopts else 0)
 
 
 class Planner:
-    """Looks at the databases of one store, which nobody has open; the caller holds the lease."""
+    """Inspects the databases of one store, which no process has open; the caller holds the lease."""
 
     def __init__(self, files: StoreFiles, settings: Settings, clock: Clock, to: str) -> None:
         self._files = files
@@ -171,12 +171,12 @@ class Planner:
         self._to = to
 
     def plan(self, *, backup: bool, without_columns: bool) -> Plan:
-        """Plan the way to the head, or the revision `to`; raises before anything is changed what stands in it."""
+        """Plan the upgrade to the target revision; raises whatever prevents it, before anything is changed."""
         found = self._look(without_columns)
         self._refuse_damage(found)
         due = [one for one in found if one.steps]
         standing = backups.list_backups(self._files) if due else []
-        # Of a run that was cut off: what is there now is between two schemas, and worth no backup.
+        # From an interrupted run. The current state is between two schemas and not worth a backup.
         begun = standing[0] if standing and standing[0].began({f.database: f.before for f in found}) else None
         backs_up = backup and begun is None and self._settings.migration_backups > 0
         backs_up = backs_up and any(not one.is_new for one in due)
@@ -202,7 +202,7 @@ class Planner:
             except EngineMissing as missing:
                 if not without_columns:
                     raise
-                log.warning("the columns stay at their schema: %s", missing)
+                log.warning("the columns keep their schema version: %s", missing)
         return found
 
     def _looked_at(self, target: Target) -> Found:
@@ -219,8 +219,8 @@ class Planner:
         before = found.before
         if before is not None and REVISIONS.index(before) > REVISIONS.index(self._to):
             raise InvalidSettings(
-                f"{target.path} is at {before} already, and a migration goes up to a revision; `alembic downgrade "
-                f"{self._to}` takes one back, `{self._files.command('migrate --restore')}` puts the backup back",
+                f"{target.path} is already at {before}, and migrations only upgrade; `alembic downgrade {self._to}` "
+                f"downgrades one database, `{self._files.command('migrate --restore')}` restores the backup",
                 path=target.path,
             )
         if before != self._to:
@@ -232,7 +232,7 @@ class Planner:
     def _read(
         self, connection: Connection, target: Target, backend: Backend | None
     ) -> tuple[Found, dict[str, int]]:
-        """Read what a database is at, and, where it is not at the goal, how many rows its tables have."""
+        """Read the revision of a database and, if it is not the target, the number of rows of its tables."""
         before = version_of(connection, target.path)
         if compare(before) is Standing.TOO_NEW:
             raise too_new(before, target.path)
@@ -258,20 +258,20 @@ class Planner:
         owned = any(one.owned for one in found)
         if owned and any(one.is_new and one.database == "metadata" for one in found):
             raise StoreCorrupt(
-                f"{self._files.metadata} is empty, and {self._files.folder} has the columns of a store, whose "
-                "journal it held: this is a damaged store, not a new one. Put the file back, or a backup of both: "
+                f"{self._files.metadata} is empty, but {self._files.folder} has the columns of a store, whose journal "
+                "was in that file: this is a damaged store, not a new one. Restore the file, or a backup of both: "
                 f"`{self._files.command('migrate --restore')}`",
                 path=self._files.metadata,
             )
 
     def _wanted(self, found: list[Found], backup: bool) -> list[Wanted]:
-        """Say how many bytes more may come into which folder."""
+        """Return the extra bytes that each folder may need."""
         wanted = [(self._files.folder, HEADROOM_BYTES)]
         for one in found:
             if backup:
                 wanted.append((self._files.folder, one.backup_bytes))
             if one.database == "metadata" and one.steps:
                 wanted.append((one.target.path.parent, one.pointers * _POINTER_BYTES))
-            # Blocks that one step has let go of, the next one uses.
+            # A step reuses the blocks that the step before it freed.
             wanted.append((one.target.path.parent, max((s.needed_bytes for s in one.steps), default=0)))
         return wanted

@@ -1,7 +1,8 @@
-"""Restoring a store: puts the newest backup of a migration back, under the lease. Never makes a backup.
+"""Restoring a store: puts back the newest backup of a migration, under the lease. Never makes a backup.
 
-The files are copied beside those that they replace, and compared with the backup's manifest, before anything is
-replaced. From then on a note in the folder of the backups says so, and whoever comes next completes what was cut off.
+The files are copied next to those that they replace, and compared with the backup's manifest, before anything is
+replaced. A marker in the backup folder then records that the restore has begun; if it is interrupted, the next process
+that opens the store completes it.
 """
 
 from __future__ import annotations
@@ -32,11 +33,10 @@ Progress = Callable[[int, int], object]
 def restore_store(
     path: str | os.PathLike[str] | StoreFiles, progress: Progress = lambda _done, _total: None
 ) -> Backup:
-    """Put the newest backup back, with everything as it was then; what was written since is gone.
+    """Restore the newest backup. Everything written since then is lost.
 
-    Raises `StoreMissing` where there is no backup, `StoreCorrupt` where it is damaged, `StoreBusy`, `StoreFull`; then
-    nothing was changed. A restore that was killed is completed by the next opening. `path` is as that of
-    `migrate_store`.
+    Raises `StoreMissing` without a backup, `StoreCorrupt` for a damaged one, `StoreBusy` and `StoreFull`; nothing was
+    changed then. The next opening completes a restore that was killed. `path` is the same as for `migrate_store`.
     """
     files = path if isinstance(path, StoreFiles) else StoreFiles.of(os.path.realpath(path))
     if not files.folder.is_dir():
@@ -55,7 +55,7 @@ def restore_store(
 
 
 def finish_restore(files: StoreFiles, settings: Settings, clock: Clock) -> None:
-    """Complete a restore that was cut off, if there is one."""
+    """Complete an interrupted restore, if there is one."""
     if backups.is_restoring(files):
         with leased(files, settings.lease_timeout_s, clock, "restoring a backup"):
             if backups.is_restoring(files):
@@ -65,17 +65,17 @@ def finish_restore(files: StoreFiles, settings: Settings, clock: Clock) -> None:
 def finish_leased(files: StoreFiles, clock: Clock) -> Backup:
     """Complete a restore that has begun; the caller holds the lease."""
     restored = backups.finish_restore(files, clock())
-    log.warning("the backup %s was put back; what was written after it is gone", restored.folder)
+    log.warning("the backup %s was restored; everything written after it is lost", restored.folder)
     return restored
 
 
 def _refuse_open(files: StoreFiles, settings: Settings) -> None:
-    """Raise `StoreBusy` while another program has a database open: what it writes would be lost with the old file."""
+    """Raise `StoreBusy` if another program has a database open: its writes would be lost with the old file."""
     if files.metadata.exists():
         try:
             sqlite.wait_until_unused(files.metadata, settings.lease_timeout_s)
         except StoreCorrupt:
-            log.info("%s is damaged, and is replaced", files.metadata)
+            log.info("%s is damaged and will be replaced", files.metadata)
     shared = files.metadata.with_name(files.metadata.name + "-shm")
     path = inuse.first_in_use((files.metadata, shared, files.duckdb, files.sqlite))
     if path is not None:
@@ -85,6 +85,6 @@ def _refuse_open(files: StoreFiles, settings: Settings) -> None:
 
 
 def _refuse_full_disk(files: StoreFiles, backup: Backup) -> None:
-    """Raise `StoreFull` unless each disk has room for the copies; the old files stay until those are whole."""
+    """Raise `StoreFull` unless each disk has space for the copies; the old files stay until they are complete."""
     wanted = [(backups.restored_file(files, saved).parent, saved.size_bytes) for saved in backup.saved]
     refuse_full_disk(wanted, f"restoring {backup.folder}")

@@ -1,7 +1,7 @@
 """The runner: brings a database to another schema version, through Alembic. The only importer of Alembic.
 
-Owns the running of the migrations for library and command alike. Never makes a backup, takes a lease or
-decides when to migrate: the caller holds what must be held, and gives an open engine.
+Runs the migrations for the library and the command. Never makes a backup, takes a lease or decides when to migrate: the
+caller holds the lease and provides an open engine.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ __all__ = [
 
 Database = Literal["metadata", "timeseries"]
 
-# Alembic speaks to a run through module globals, so two runs in one process would mix.
+# Alembic keeps the state of a run in module globals, so two runs in one process would mix.
 _running = threading.Lock()
 
 
 class DuckDBImpl(DefaultImpl):
-    """What Alembic needs to know of DuckDB: DDL is transactional, and some type names mean the same."""
+    """What Alembic needs to know about DuckDB: DDL is transactional, and some type names are synonyms."""
 
     __dialect__ = "duckdb"
     transactional_ddl = True
@@ -56,23 +56,23 @@ class DuckDBImpl(DefaultImpl):
 
 
 class Migrated(NamedTuple):
-    """The revisions before and after; equal when there was nothing to do, None where none had ever run."""
+    """The revisions before and after; equal if there was nothing to do, None if no migration had run."""
 
     before: str | None
     after: str | None
 
 
 class Step(NamedTuple):
-    """One revision to run on one database: its id, what it is about, and which tables it writes anew."""
+    """One revision to run on one database: its id, its title, and the tables that it rewrites."""
 
     revision: str
     title: str
     rewrites: tuple[str, ...] | None
-    """None where it does not say, so that it may be any."""
+    """None if it does not declare them, so that it may rewrite any."""
 
 
 def steps(database: Database, before: str | None, to: str = "head") -> list[Step]:
-    """Return what an upgrade from `before` to `to` would run; none when `to` is not above. Opens nothing."""
+    """Return the steps of an upgrade from `before` to `to`; empty if `to` is not above. Opens nothing."""
     scripts = ScriptDirectory.from_config(config())
     line = list(scripts.walk_revisions())[::-1]
     ids = [script.revision for script in line]
@@ -87,18 +87,17 @@ def steps(database: Database, before: str | None, to: str = "head") -> list[Step
 
 
 def require_legacy_shape(connection: Connection, path: Path) -> None:
-    """Raise `StoreCorrupt` where a table has a legacy name and other columns, or none has a legacy name.
+    """Raise `StoreCorrupt` if a table has a legacy name but other columns, or no table has a legacy name.
 
-    For a database without a revision that has tables.
-
-    The first revision would refuse it, too, but the other database may be at the head by then.
+    For a database that has tables and no revision. The first revision would refuse it too, but by then the other
+    database may be at the head.
     """
     first = ScriptDirectory.from_config(config()).get_revision(REVISIONS[0]).module
     inspector = inspect(connection)
     tables = set(inspector.get_table_names()) - {"alembic_version"}
     if tables and tables.isdisjoint(first.COLUMNS):
         raise StoreCorrupt(
-            f"{path} has the tables of another program ({', '.join(sorted(tables)[:5])}) and none of a store; "
+            f"{path} has tables of another program ({', '.join(sorted(tables)[:5])}) and none of a store; "
             "nothing was changed. Name the file of the store, or move this one away",
             path=path,
         )
@@ -115,36 +114,35 @@ def upgrade(
     path: Path | None = None,
     told: dict[str, int] | None = None,
 ) -> Migrated:
-    """Bring one database up to `to`, each migration in a transaction of its own.
+    """Upgrade one database to `to`, each migration in a transaction of its own.
 
-    Thread-safe; runs one at a time in the process. No connection of the engine may be in a transaction.
-    DuckDB is checkpointed afterwards, so that no DDL stays in its log. Raises `SchemaTooNew` with nothing
-    changed, or the engine's typed error; the database is then at the last revision that was completed, and
-    running again goes on from there. `path` names the file in messages; `told` is filled with what revisions count:
-    `nan_points`, those that held NaN and have no reading now.
+    Thread-safe; one run at a time per process. No connection of the engine may be in a transaction. DuckDB is
+    checkpointed afterwards, so that no DDL stays in its log. Raises `SchemaTooNew` with nothing changed, or the
+    engine's typed error; the database is then at the last completed revision, and another run continues there. `path`
+    names the file in messages. `told` is filled with counts from the revisions: `nan_points`, the points that held NaN
+    and now have no reading.
     """
     return _migrate(command.upgrade, engine, database, to, path, {} if told is None else told)
 
 
 def downgrade(engine: Engine, database: Database, to: str, *, path: Path | None = None) -> Migrated:
-    """Take one database down to revision `to`, in one transaction.
+    """Downgrade one database to revision `to`, in one transaction.
 
-    As `upgrade`, but raises `HoldfastError`, with nothing changed, where the older schema could not hold what
-    the database holds.
+    Like `upgrade`, but raises `HoldfastError`, with nothing changed, if the older schema cannot hold the data.
     """
     return _migrate(command.downgrade, engine, database, to, path, {})
 
 
 def current(engine: Engine) -> str | None:
-    """Return the revision that the database is at, or None when no migration has ever run on it."""
+    """Return the revision of the database, or None if no migration has run on it."""
     with _reading(engine) as connection:
         return version_of(connection)
 
 
 def check(engine: Engine, database: Database, *, path: Path | None = None) -> list[str]:
-    """Compare the database with the models: one line for each difference, none when they are equal.
+    """Compare the database with the models; returns one line per difference.
 
-    Changes nothing. Raises `SchemaOutdated` or `SchemaTooNew` when the database is not at the head.
+    Changes nothing. Raises `SchemaOutdated` or `SchemaTooNew` if the database is not at the head.
     """
     name = _file_of(engine, path)
     with _running, typed_errors(engine, name), _reading(engine) as connection:
@@ -167,7 +165,7 @@ def check(engine: Engine, database: Database, *, path: Path | None = None) -> li
 
 
 def config(**attributes: Any) -> Config:
-    """Make Alembic's configuration for the scripts that ship with this package; logging is left alone."""
+    """Return Alembic's configuration for the scripts of this package. It does not configure logging."""
     made = Config(stdout=io.StringIO())
     made.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
     made.attributes.update(attributes)
@@ -190,10 +188,10 @@ def _migrate(
 
 
 def _scripts() -> Path:
-    """Find the migrations: those of the checkout that this package lies in, else those of the wheel.
+    """Return the folder of the migrations: of the checkout that contains this package, else of the wheel.
 
-    The checkout comes first because an editable install carries a copy, made when it was installed. Beside an
-    installed package stands Alembic itself.
+    The checkout comes first because an editable install has a copy that may be outdated. The folder `alembic` next to
+    an installed package is Alembic itself.
     """
     package = Path(__file__).resolve().parents[1]
     checkout = package.parent / "alembic"
@@ -202,7 +200,7 @@ def _scripts() -> Path:
 
 
 def _told(difference: Sequence[Any]) -> str:
-    """Say in one line what would make the database equal to the models."""
+    """Describe in one line a change that would bring the database closer to the models."""
     return " ".join(str(part) for part in difference if part is not None and not isinstance(part, dict))
 
 
@@ -214,14 +212,14 @@ def _file_of(engine: Engine, path: Path | None) -> Path:
 
 @contextmanager
 def _reading(engine: Engine) -> Iterator[Connection]:
-    # The option is SQLite's: a transaction that only reads must not wait for writers.
+    # An option for SQLite: a transaction that only reads must not wait for writers.
     with engine.connect().execution_options(**sqlite.READ) as connection:
         yield connection
 
 
 @contextmanager
 def typed_errors(engine: Engine, path: Path) -> Iterator[None]:
-    """Turn errors of Alembic and of the engine into the library's own, which name the file `path`."""
+    """Translate errors of Alembic and of the engine into typed errors that name the file `path`."""
     try:
         yield
     except CommandError as error:
@@ -229,7 +227,7 @@ def typed_errors(engine: Engine, path: Path) -> Iterator[None]:
     except HoldfastError:
         raise
     except Exception as error:
-        # A checkpoint goes past SQLAlchemy, so the driver's own errors come, too.
+        # A checkpoint bypasses SQLAlchemy, so the driver's errors can occur, too.
         if engine.dialect.name == "duckdb":
             from repo.engines.duckdb import driver as duckdb
 

@@ -1,8 +1,8 @@
-"""Upgrading a store: brings the databases that it has to the head, under its lease. Never makes a database.
+"""Upgrading a store: brings its existing databases to the head, under its lease. Never creates a database.
 
-The one road for the command and for opening: nothing is changed before it is known that no other process has the
-store open and that the disk has room, and a backup of both databases stands. A kill leaves each database at a whole
-revision; running again goes on from there, and keeps the backup that was made before the first change.
+The command and the opening of a store both use it. Nothing is changed before it is known that no other process has the
+store open and that the disk has enough space, and before both databases are backed up. A kill leaves each database at a
+whole revision; the next run continues there and keeps the backup made before the first change.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ def migrate_store(
     force: bool = False,
     progress: Progress = lambda _done, _total: None,
 ) -> Migration:
-    """Bring the databases of the store to the revision `to`; with `check` only say what that would do.
+    """Bring the databases of the store to the revision `to`; with `check`, only report what that would do.
 
-    `path` means the store as `Store` has it; where its files were found already, it is those.
+    `path` is a path as `Store` takes it, or the store's files.
 
-    No other process can have the columns open meanwhile: `StoreBusy` if one does not hand them over, or has the
-    metadata open. A file that is not there yet is made, at the head, when it is first needed. Raises `StoreFull`
-    with nothing changed unless the disk has room, or with `force` when it is full; `StoreMissing`, `SchemaTooNew`,
-    `MigrationFailed` or the engine's typed error: each database is then at the last revision that was completed.
-    `progress` is told how many of how many bytes are done.
+    Raises `StoreBusy` if another process does not hand over the columns, or has the metadata open; none can open the
+    columns during the upgrade. Raises `StoreFull`, with nothing changed, if disk space is short (with `force`, only
+    when the disk is full); `StoreMissing`, `SchemaTooNew`, `MigrationFailed` or the engine's typed error. Each database
+    is then at its last completed revision. A missing file is created, at the head, when it is first needed. `progress`
+    receives the bytes done and the bytes in total.
     """
     if to not in REVISIONS:
         raise InvalidSettings(f"there is no revision {to}; there are {', '.join(REVISIONS)}")
@@ -91,9 +91,9 @@ def run(
     without_columns: bool = False,
     progress: Progress = lambda _done, _total: None,
 ) -> Migration:
-    """Do what `migrate_store` does; the caller holds the lease, and has both databases closed.
+    """Do the same as `migrate_store`; the caller holds the lease and has closed both databases.
 
-    `without_columns` goes on without them where their engine is missing: they follow when it is there.
+    With `without_columns`, columns whose engine is missing are skipped; they are upgraded once it is installed.
     """
     if backups.is_restoring(files):
         finish_leased(files, clock)
@@ -123,8 +123,8 @@ class _Run:
         except HoldfastError as error:
             if begun is not None:
                 error.add_note(
-                    f"each database is at a whole revision; the backup from before is {begun.folder}, and "
-                    f"`{self._files.command('migrate --restore')}` puts it back"
+                    f"each database is at a whole revision; `{self._files.command('migrate --restore')}` restores "
+                    f"the backup from before, {begun.folder}"
                 )
             raise
         report = replace(
@@ -139,7 +139,7 @@ class _Run:
         return report
 
     def _make_sure(self, plan: Plan, force: bool) -> None:
-        """Raise, before the first change, what would come in its way: an owner, another program, a full disk."""
+        """Raise, before the first change, whatever prevents it: permissions, another program, a full disk."""
         _refuse_read_only(plan.due)
         if any(one.database == "metadata" and not one.is_new for one in plan.due):
             sqlite.wait_until_unused(self._files.metadata, self._settings.lease_timeout_s)
@@ -149,7 +149,7 @@ class _Run:
                 plan.wanted,
                 "migrating the store",
                 "nothing was changed. Free some space and try again; "
-                f"`{self._files.command('migrate --no-backup')}` needs less, `--force` tries it all the same",
+                f"`{self._files.command('migrate --no-backup')}` needs less, `--force` tries anyway",
             )
 
     def _back_up(self, plan: Plan, tell: Callable[[int], object]) -> Backup:
@@ -169,12 +169,12 @@ class _Run:
             tell,
         )
         backups.keep(self._files, self._settings.migration_backups)
-        log.info("a backup of both databases stands in %s", made.folder)
+        log.info("both databases are backed up in %s", made.folder)
         return made
 
     def _upgrade(self, one: Found, tell: Callable[[int], object]) -> str | None:
         at = one.before
-        # A new database goes up at one go: there is nothing to be given back between.
+        # A new database is upgraded in one step: there is no space to reclaim in between.
         for step in one.steps[-1:] if one.is_new else one.steps:
             log.info(
                 "revision %s on %s: %s rows (%s)",
@@ -183,7 +183,7 @@ class _Run:
                 f"{step.rows:,}",
                 step.title,
             )
-            # Closed after each: what a revision has let go of is given back before the next one begins.
+            # Closed after each step, which reclaims the space that a revision freed before the next one begins.
             with opened(one.target, one.backend, self._settings) as engine:
                 told: dict[str, int] = {}
                 at = runner.upgrade(
@@ -200,7 +200,7 @@ class _Run:
     def _adopted(
         self, report: Migration, found: list[Found], tell: Callable[[int], object], *, lenient: bool
     ) -> Migration:
-        """Restore the records that were kept with a point only, and say how many; where `lenient`, later will do."""
+        """Restore records that are stored only as pointers, and report them; if `lenient`, errors are only logged."""
         by_name = {one.database: one for one in found}
         if "timeseries" not in by_name:
             return report
@@ -222,12 +222,12 @@ class _Run:
             return report
         if restored.orphans:
             log.warning(
-                "%s records of %s were kept with a point only, and no point has their data; they stay as they are",
+                "%s records of %s are stored only as pointers, and no point has their data; they stay unchanged",
                 f"{restored.orphans:,}",
                 self._files.metadata,
             )
         if restored.records:
-            log.info("%s records have their data back from their points", f"{restored.records:,}")
+            log.info("restored the data of %s records from their points", f"{restored.records:,}")
         return replace(
             report,
             records_restored=restored.records,
@@ -244,7 +244,7 @@ class _Run:
             points.connect().execution_options(**sqlite.READ) as read,
         ):
             with records.begin() as changed:
-                # Another process may have been quicker.
+                # Another process may have done it first.
                 noted = PointerRepository(changed).noted()
                 restored = restore_records(changed, read, progress) if noted else Restored(0, 0)
             sqlite.fold_wal(records)
@@ -252,7 +252,7 @@ class _Run:
 
 
 def _refuse_read_only(due: list[Found]) -> None:
-    """Raise before the first change if one of the files cannot be changed: the other would be at the head alone."""
+    """Raise, before the first change, if a file is read-only: otherwise only the other one would be upgraded."""
     for one in due:
         if not os.access(one.target.path, os.W_OK):
             raise denied(one.target.path, "it is not writable here", "nothing was changed")

@@ -1,4 +1,4 @@
-"""Which schema version a database has, and how that stands to this program's. Reads only; light to import."""
+"""The schema version of a database, compared with this program's. Reads only; light to import."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ HEAD = REVISIONS[-1]
 
 
 class Standing(StrEnum):
-    """How a database's version stands to `HEAD`."""
+    """How the version of a database compares with `HEAD`."""
 
     UNVERSIONED = "unversioned"
-    """No migration has run: the database is empty, or the legacy program's."""
+    """No migration has run: the database is empty, or from the legacy program."""
 
     OUTDATED = "outdated"
     HEAD = "head"
     TOO_NEW = "too new"
-    """The revision is unknown here, so a newer program made it."""
+    """The revision is unknown here, so a newer program wrote it."""
 
 
 def version_of(connection: Connection, path: Path | None = None) -> str | None:
-    """Return the revision that the database is at, or None when no migration has ever run on it.
+    """Return the revision of the database, or None if no migration has run on it.
 
-    Reads in the connection's transaction. Raises `StoreCorrupt` when more than one revision is noted: the
-    history is one line; `path` names the file then.
+    Reads in the connection's transaction. Raises `StoreCorrupt` if the database has more than one revision, since the
+    history is linear; the message then names the file `path`.
     """
-    # Looked up first: in DuckDB an error would abort the caller's transaction.
+    # Checked first: in DuckDB an error would abort the caller's transaction.
     if not inspect(connection).has_table("alembic_version"):
         return None
     found = connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all()
     if len(found) > 1:
         raise StoreCorrupt(
-            f"alembic_version of {path or _name(connection)} notes {len(found)} revisions ({', '.join(found)}), "
-            "where there can be one; restore a backup",
+            f"alembic_version of {path or _name(connection)} has {len(found)} revisions ({', '.join(found)}), "
+            "but can have only one; restore a backup",
             path=path,
         )
     return str(found[0]) if found else None
 
 
 def compare(found: str | None) -> Standing:
-    """Say how a version read by `version_of` stands to this program's."""
+    """Compare a version read by `version_of` with this program's."""
     if found is None:
         return Standing.UNVERSIONED
     if found not in REVISIONS:
@@ -69,10 +69,10 @@ def require_head(connection: Connection, path: Path) -> None:
 
 
 def too_new(found: str | None, path: Path) -> SchemaTooNew:
-    """Make the error for a version that this program does not know."""
+    """Return the error for a version that this program does not know."""
     return SchemaTooNew(
         f"{path} is at schema version {found}, which this program (at {HEAD}) does not know: a newer one "
-        "made it; update the package",
+        "wrote it; update the package",
         path=path,
     )
 

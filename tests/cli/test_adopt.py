@@ -284,11 +284,11 @@ def test_places_that_do_not_fit_are_refused_and_nothing_is_made(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a file").write_text("kept")
     (tmp_path / "a file").write_text("kept")
-    assert "no empty folder" in command("adopt", old, tmp_path / "full", code=2).stderr
+    assert "not an empty folder" in command("adopt", old, tmp_path / "full", code=2).stderr
     command("adopt", old, tmp_path / "a file", code=2)
-    assert "lies in the old store" in command("adopt", old, old / "new", code=2).stderr
+    assert "is inside the old store" in command("adopt", old, old / "new", code=2).stderr
     command("adopt", old, old, code=2)
-    assert "make it first" in command("adopt", old, tmp_path / "none" / "new", code=2).stderr
+    assert "create it first" in command("adopt", old, tmp_path / "none" / "new", code=2).stderr
     assert "no store" in command("adopt", tmp_path / "none", new, code=1).stderr
     assert "no store" in command("adopt", tmp_path / "full", new, code=1).stderr
     foreign = tmp_path / f".{new.name}.adopting"

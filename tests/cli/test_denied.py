@@ -171,7 +171,7 @@ def test_backups_that_are_denied_are_told_with_the_way_out(place: Path) -> None:
     before = digest(folder)
     with (
         _as_nobody(),
-        pytest.raises(StoreDenied, match=r"as they were\. Mend that, or go on without a backup"),
+        pytest.raises(StoreDenied, match=r"unchanged\. Fix the cause, or go on without a backup"),
     ):
         migrate_store(folder)
     assert digest(folder) == before
@@ -191,7 +191,7 @@ def test_nothing_is_opened_where_it_cannot_be_seen_whether_a_restore_was_cut_off
     ):
         with (
             _as_nobody(),
-            pytest.raises(StoreDenied, match="cannot be seen whether a backup is being put back"),
+            pytest.raises(StoreDenied, match="it is unknown whether a restore was interrupted"),
         ):
             use()
     assert digest(folder) == before

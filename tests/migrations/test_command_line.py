@@ -176,7 +176,7 @@ def test_a_database_of_a_newer_program_is_refused_by_every_command(
     [
         ("a file that is no database", "is damaged (file is not a database)"),
         ("a folder in its place", "unable to open database file"),
-        ("a file where its folder would be", "cannot be made (Not a directory)"),
+        ("a file where its folder would be", "cannot be created (Not a directory)"),
     ],
 )
 def test_a_file_that_cannot_be_a_database_is_one_line_and_not_zero(
@@ -299,12 +299,12 @@ def test_argument_comes_before_environment_before_default() -> None:
     ("arguments", "told"),
     [
         ({"stroe": "metadata"}, "there is no -x stroe="),
-        ({"path": ""}, "-x path says nothing"),
-        ({"store": "outbox"}, "it is one of timeseries, metadata"),
-        ({"metadata.url": "duckdb:///x"}, "never kept in duckdb"),
-        ({"timeseries.url": "postgresql://h/x"}, "never kept in postgresql"),
-        ({"timeseries.url": "sqlite://"}, "names no file"),
-        ({"timeseries.url": "nonsense"}, "not the address"),
+        ({"path": ""}, "-x path has no value"),
+        ({"store": "outbox"}, "must be one of timeseries, metadata"),
+        ({"metadata.url": "duckdb:///x"}, "cannot be in duckdb"),
+        ({"timeseries.url": "postgresql://h/x"}, "cannot be in postgresql"),
+        ({"timeseries.url": "sqlite://"}, "has no file"),
+        ({"timeseries.url": "nonsense"}, "not a URL"),
     ],
 )
 def test_a_wrong_address_is_an_error_that_says_what_there_is(arguments: dict[str, str], told: str) -> None:

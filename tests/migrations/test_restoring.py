@@ -57,7 +57,7 @@ def _flip(path: Path) -> None:
 @pytest.mark.parametrize("name", ["timeseries.duckdb", "offline_buffer.db"])
 @pytest.mark.parametrize(
     ("harm", "told"),
-    [(_cut, "bytes, not"), (_flip, "its SHA-256 is"), (Path.unlink, "it is not there")],
+    [(_cut, "bytes, not"), (_flip, "its SHA-256 is"), (Path.unlink, "it is missing")],
 )
 def test_a_backup_that_is_damaged_is_refused_before_anything_is_replaced(
     migrated: Path, name: str, harm: Callable[[Path], None], told: str
@@ -131,7 +131,7 @@ def test_a_disk_that_fills_up_at_the_copy_leaves_the_store_as_it_was(
 
     with monkeypatch.context() as patched:
         patched.setattr(durable, "copy", no_room)
-        with pytest.raises(StoreFull, match="was not put back"):
+        with pytest.raises(StoreFull, match="was not restored"):
             restore_store(migrated)
     assert digest(migrated) == before
     restore_store(migrated)
@@ -144,7 +144,7 @@ def test_a_note_that_cannot_be_read_says_how_to_go_on(migrated: Path, note: str)
     for call in (lambda: Store(migrated), lambda: migrate_store(migrated), lambda: restore_store(migrated)):
         with pytest.raises(StoreCorrupt) as refused:
             call()
-        assert f"remove {marker} and choose again: `holdfast --store '" in str(refused.value)
+        assert f"remove {marker} and start the restore again: `holdfast --store '" in str(refused.value)
     marker.unlink()
     restore_store(migrated)
 

@@ -147,7 +147,7 @@ def test_the_standing_of_a_version_is_told(database_file: Path, open_engine: Ope
         assert version_of(connection) == HEAD
     with engine.begin() as connection:
         connection.execute(text("INSERT INTO alembic_version VALUES ('0001')"))
-    with engine.connect() as connection, pytest.raises(StoreCorrupt, match="notes 2 revisions"):
+    with engine.connect() as connection, pytest.raises(StoreCorrupt, match="has 2 revisions"):
         version_of(connection)
 
 
