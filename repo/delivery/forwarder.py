@@ -101,7 +101,7 @@ class Forwarder:
         self._poll_s = poll_s
         self._on_receipt = on_receipt
         self._store_id = store.status().store_id
-        self._cursor = store.register_sink(sink.name)
+        self._cursor = store.sinks.register(sink.name)
         self._in_flight: DeliveryBatch | None = None
         self._failures = 0
 
@@ -155,7 +155,7 @@ class Forwarder:
         return delivered
 
     def _next(self) -> DeliveryBatch | None:
-        end = self._store.last_seq()
+        end = self._store.sinks.last_seq()
         if end <= self._cursor:
             return None
         points = self._store.points.after(self._cursor, self._batch_points)
@@ -175,7 +175,7 @@ class Forwarder:
         return receipt
 
     def _confirm(self, seq: int) -> None:
-        self._store.confirm_sink(self._sink.name, seq)
+        self._store.sinks.confirm(self._sink.name, seq)
         self._cursor = seq
 
     def _again(self, error: SinkUnreachable | StoreBusy) -> Step:

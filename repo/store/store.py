@@ -17,18 +17,18 @@ from repo.clock import Clock, system_clock
 from repo.core.background import Keeper, stop_all
 from repo.core.metadata import MetadataDatabase
 from repo.engines.interrupts import KeyboardInterrupts
-from repo.errors import EngineMissing, InvalidQuery
+from repo.errors import EngineMissing
 from repo.files import StoreFiles
 from repo.formats.text.layout import Layout, Rejected
 from repo.queries.selection import Names, select_points
 from repo.repositories.ledger import Loss
-from repo.repositories.sinks import SinkRepository
 from repo.schema import version
 from repo.settings import Settings
 from repo.store.opening import Opening
 from repo.store.points import Points, Time
 from repo.store.records import Records
 from repo.store.series import SeriesRoom
+from repo.store.sinks import Sinks
 from repo.store.status import Status, read_status
 from repo.store.transaction import Transaction
 from repo.transfer.exporter import Exported, export_ndjson, export_parquet
@@ -66,6 +66,7 @@ class Store:
     points: Points
     series: SeriesRoom
     records: Records
+    sinks: Sinks
 
     def __init__(
         self,
@@ -329,24 +330,6 @@ class Store:
         """Return the time by the store's clock, in µs since 1970 UTC."""
         return self._access.clock()
 
-    def last_seq(self) -> int:
-        """Return the seq of the newest acknowledged change, from SQLite alone; 0 in a new store."""
-        return self._access.journal_end()
-
-    def register_sink(self, name: str) -> int:
-        """Add a destination, if it is new, and return the seq through which it has confirmed everything."""
-        with self._access.metadata.write() as connection:
-            return SinkRepository(connection).register(name, self._access.clock())
-
-    def confirm_sink(self, name: str, seq: int) -> None:
-        """Move a destination's cursor forward to `seq`, durably; it never goes back.
-
-        Raises `InvalidQuery` for a destination that was never registered.
-        """
-        with self._access.metadata.write() as connection:
-            if not SinkRepository(connection).confirm(name, seq, self._access.clock()):
-                raise InvalidQuery(f"there is no sink {name!r}; store.register_sink({name!r}) adds it")
-
     def close(self) -> None:
         """Commit what was submitted, let go of the files, and stop the threads. Safe to call again."""
         if os.getpid() != self._pid:
@@ -387,6 +370,7 @@ class Store:
         self.points = Points(self._access, self._access.writer.commit)
         self.records = Records(self._access, self._access.writer.commit)
         self.series = SeriesRoom(self._access)
+        self.sinks = Sinks(self._access)
         if self.settings.background:
             self._keeper = Keeper(self._access)
         _open_stores.add(self)

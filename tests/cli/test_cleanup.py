@@ -71,7 +71,7 @@ def test_a_dry_run_asks_nothing_and_drops_nothing(site: Any) -> None:
 
 def test_points_not_sent_to_every_sink_are_named(site: Any) -> None:
     with Store(site.folder, Settings(background=False)) as store:
-        store.register_sink("cloud")
+        store.sinks.register("cloud")
     told = site("cleanup", "--sensor", "PUMP-1", "-y")
     assert "dropped 10 points (10 of them not sent to every sink)" in told.stdout
     assert left(site) == (10, 6)

@@ -66,9 +66,9 @@ def shared_store(
 @pytest.fixture
 def unwritten(shared_store: Store) -> Iterator[Store]:
     """An empty store for all tests of a module that see something refused; it is empty after each."""
-    assert shared_store.last_seq() == 0
+    assert shared_store.sinks.last_seq() == 0
     yield shared_store
-    assert shared_store.last_seq() == 0
+    assert shared_store.sinks.last_seq() == 0
     assert shared_store.records.count() == 0
 
 

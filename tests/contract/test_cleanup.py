@@ -37,8 +37,8 @@ def counts(store: Store) -> dict[str, int]:
 
 def test_a_dry_run_tells_what_then_falls_and_changes_nothing(store: Store) -> None:
     fill(store)
-    store.register_sink("cloud")
-    store.confirm_sink("cloud", store.last_seq())
+    store.sinks.register("cloud")
+    store.sinks.confirm("cloud", store.sinks.last_seq())
     store.points.insert_many([("s1", "m", 2000 + second, 1.0) for second in range(10)])
     chosen: dict[str, Any] = {"sensor_id": "s[12]", "start": 900, "records": True}
     meant = store.cleanup(**chosen, dry_run=True)
@@ -239,10 +239,10 @@ def test_every_odd_value_survives_shrinking_bit_for_bit(store: Store) -> None:
     store.points.insert("v", "state", "läuft", timestamp=1, quality=-(2**31), metadata={"a": [1, None, "☃"]})
     columns = "sensor_id, metric_name, timestamp_us, value, value_text, quality, metadata, seq"
     query = f"SELECT {columns} FROM time_series_data ORDER BY 1, 2, 3"
-    before, last_seq = store.sql(query), store.last_seq()
+    before, last_seq = store.sql(query), store.sinks.last_seq()
     store.shrink()
     assert repr(store.sql(query)) == repr(before)
-    assert store.last_seq() == last_seq
+    assert store.sinks.last_seq() == last_seq
 
 
 def test_writing_goes_on_while_the_columns_shrink(store: Store) -> None:
@@ -316,10 +316,10 @@ def test_a_dry_run_of_shrinking_tells_what_it_needs_and_gives_nothing_back(store
 
 
 def test_sinks_go_on_where_they_were_after_a_cleanup_and_a_shrink(store: Store) -> None:
-    store.register_sink("cloud")
+    store.sinks.register("cloud")
     fill(store)
     page = store.points.after(0, limit=100)
-    store.confirm_sink("cloud", page[-1]["seq"])
+    store.sinks.confirm("cloud", page[-1]["seq"])
     store.cleanup(end=50)
     store.shrink()
     rest = store.points.after(page[-1]["seq"], limit=10_000)

@@ -48,7 +48,7 @@ def test_a_table_with_a_row_of_another_kind_than_its_series_is_refused_before_an
         store.points.insert_table(mixed)
     assert [refusal.row for refusal in refused.value.refusals] == [ROWS - 1]
     assert store.points.aggregate("a", "m", agg="count") == []
-    assert store.last_seq() == 1
+    assert store.sinks.last_seq() == 1
 
 
 def test_with_skip_only_that_row_is_left_out(store: Store, mixed: Any) -> None:

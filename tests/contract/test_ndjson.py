@@ -48,7 +48,7 @@ def test_what_went_out_comes_back(open_store: OpenStore, tmp_path: Path, partiti
         min(point["timestamp_us"] for point in points),
         max(point["timestamp_us"] for point in points),
     )
-    assert (told.first_seq, told.last_seq) == (1, source.last_seq())
+    assert (told.first_seq, told.last_seq) == (1, source.sinks.last_seq())
     done = target.import_parquet(out)
     assert points_of(target) == points
     assert (done.read, done.stored, done.no_reading) == (len(points), len(points), 2)
@@ -157,9 +157,9 @@ def test_both_forms_lie_in_one_folder(open_store: OpenStore, tmp_path: Path) -> 
 def test_importing_again_changes_nothing_and_a_correction_stands(store: Store, tmp_path: Path) -> None:
     points = fill(store, days=1)
     store.export_ndjson(tmp_path / "old.ndjson.gz")
-    end = store.last_seq()
+    end = store.sinks.last_seq()
     done = store.import_parquet(tmp_path / "old.ndjson.gz")
-    assert (done.stored, done.present, store.last_seq()) == (0, len(points), end)
+    assert (done.stored, done.present, store.sinks.last_seq()) == (0, len(points), end)
     store.points.insert("s1", "temperature", 999, timestamp=points[50]["timestamp"])
     store.points.delete("s9")
     corrected = points_of(store)
@@ -232,7 +232,7 @@ def test_one_line_that_no_export_writes_makes_the_file_unusable(
         unwritten.import_parquet([good, file])
     assert str(file) in str(caught.value)
     assert told in str(caught.value)
-    assert unwritten.last_seq() == 0
+    assert unwritten.sinks.last_seq() == 0
 
 
 def test_every_flipped_bit_is_found(open_store: OpenStore, tmp_path: Path, seed: int) -> None:
@@ -254,7 +254,7 @@ def test_every_flipped_bit_is_found(open_store: OpenStore, tmp_path: Path, seed:
         file.write_bytes(whole[:length])
         with pytest.raises(InvalidFile, match=r"out\.ndjson\.gz"):
             target.import_parquet(file)
-    assert target.last_seq() == 0
+    assert target.sinks.last_seq() == 0
     file.write_bytes(whole)
     assert target.import_parquet(file).stored == len(points)
 

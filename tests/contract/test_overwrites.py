@@ -321,7 +321,7 @@ class Drive:
         self.seqs |= {(case.name, number): seqs_of(written) for case in group}
 
     def flush(self) -> None:
-        assert self.store.flush() == self.store.last_seq()
+        assert self.store.flush() == self.store.sinks.last_seq()
         self.waiting = 0
 
     def newest(self, group: Iterable[Case], store: Store | None = None) -> dict[str, P]:

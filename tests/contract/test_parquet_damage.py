@@ -74,7 +74,7 @@ def test_a_bundle_that_is_not_whole_is_refused_whole(open_store: OpenStore, bund
     with pytest.raises((InvalidFile, StoreCorrupt)) as caught:
         target.import_parquet(bundle)
     assert str(bundle) in str(caught.value)
-    assert target.last_seq() == 0
+    assert target.sinks.last_seq() == 0
 
 
 @pytest.mark.slow_on("sqlite")
@@ -101,7 +101,7 @@ def test_a_bundle_inside_a_folder_is_compared_with_its_manifest(
     else:
         with pytest.raises((InvalidFile, StoreCorrupt), match="stick"):
             target.import_parquet(tmp_path / "stick")
-        assert target.last_seq() == 0
+        assert target.sinks.last_seq() == 0
 
 
 def test_every_flipped_bit_is_found(open_store: OpenStore, tmp_path: Path, seed: int) -> None:
@@ -118,7 +118,7 @@ def test_every_flipped_bit_is_found(open_store: OpenStore, tmp_path: Path, seed:
         (tmp_path / "out.parquet").write_bytes(broken)
         with pytest.raises(StoreCorrupt, match=r"out\.parquet is damaged"):
             target.import_parquet(tmp_path / "out.parquet")
-    assert target.last_seq() == 0
+    assert target.sinks.last_seq() == 0
 
 
 def test_a_flipped_bit_in_a_manifest_is_found_or_means_nothing(
@@ -190,7 +190,7 @@ def test_what_is_no_parquet_file_is_named(unwritten: Store, tmp_path: Path, case
         unwritten.import_parquet(path)
     assert str(path) in str(caught.value)
     assert "/dev/fd" not in str(caught.value)
-    assert unwritten.last_seq() == 0
+    assert unwritten.sinks.last_seq() == 0
 
 
 def test_a_name_is_never_a_pattern(store: Store, tmp_path: Path) -> None:

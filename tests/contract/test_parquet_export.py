@@ -165,7 +165,7 @@ def test_a_folder_has_a_file_a_day_and_a_manifest_of_sums(store: Store, tmp_path
         assert (pq.read_metadata(file).num_rows, file.stat().st_size) == (told["points"], told["bytes"])
     assert sorted(rows_of(*files), key=IDENTITY) == without_us(points)
     assert (done.points, done.files, manifest["points"]) == (len(points), 4, len(points))
-    assert (manifest["first_seq"], manifest["last_seq"]) == (1, store.last_seq())
+    assert (manifest["first_seq"], manifest["last_seq"]) == (1, store.sinks.last_seq())
     assert sorted(os.listdir(tmp_path / "bundle")) == sorted(["manifest.json", home])
 
 

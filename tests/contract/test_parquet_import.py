@@ -37,10 +37,10 @@ def test_importing_again_changes_nothing_and_sends_nothing_again(
     points = fill(source)
     source.export_parquet(tmp_path / "out.parquet")
     target.import_parquet(tmp_path / "out.parquet")
-    before, end = target.points.after(0), target.last_seq()
+    before, end = target.points.after(0), target.sinks.last_seq()
     done = target.import_parquet(tmp_path / "out.parquet")
     assert (done.stored, done.present) == (0, len(points))
-    assert target.last_seq() == end
+    assert target.sinks.last_seq() == end
     target.import_parquet(tmp_path / "out.parquet", on_conflict="overwrite")
     assert target.points.after(0) == before
     assert points_of(target) == points
@@ -66,9 +66,9 @@ def test_a_dry_run_tells_the_same_counts_and_stores_nothing(store: Store, tmp_pa
         value=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
     )
     store.points.insert("s", "m", 3.0, timestamp=BEGIN_S + 1e-6)
-    end = store.last_seq()
+    end = store.sinks.last_seq()
     told = store.import_parquet(tmp_path / "a.parquet", dry_run=True)
-    assert store.last_seq() == end
+    assert store.sinks.last_seq() == end
     done = store.import_parquet(tmp_path / "a.parquet")
     assert told == done
     assert (done.read, done.stored, done.present, done.duplicates, done.nulls, done.refused) == (
@@ -172,7 +172,7 @@ def test_a_missing_or_wrong_column_is_an_error_before_anything_changes(
     with pytest.raises(InvalidFile, match=rf"bad\.parquet.*{told}"):
         unwritten.import_parquet([good, bad])
     assert stored(unwritten) == []
-    assert unwritten.last_seq() == 0
+    assert unwritten.sinks.last_seq() == 0
 
 
 def test_choices_that_do_not_exist_are_refused(store: Store, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ INJECTIONS = (
 @pytest.fixture
 def five(shared_store: Store) -> Store:
     """A store with five points, of all tests that change nothing."""
-    if shared_store.last_seq() == 0:
+    if shared_store.sinks.last_seq() == 0:
         shared_store.points.insert_many([("a", "m", at, float(at)) for at in range(5)])
     return shared_store
 

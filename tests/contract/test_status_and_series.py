@@ -42,12 +42,30 @@ def test_status_counts_what_was_written_flushed_and_pruned(store: Store, engine:
 
 def test_sinks_have_cursors_that_only_go_forward(store: Store) -> None:
     store.points.insert_many([("a", "m", at, 1.0) for at in range(10)])
-    assert store.register_sink("cloud") == 0
-    store.confirm_sink("cloud", 7)
-    store.confirm_sink("cloud", 3)
-    assert store.register_sink("cloud") == 7
+    assert store.sinks.register("cloud") == 0
+    store.sinks.confirm("cloud", 7)
+    store.sinks.confirm("cloud", 3)
+    assert store.sinks.register("cloud") == 7
     [sink] = store.status().sinks
     assert (sink.name, sink.confirmed_seq, sink.behind) == ("cloud", 7, 3)
+    store.sinks.register("archive")
+    assert [(one.name, one.confirmed_seq) for one in store.sinks.list()] == [("archive", 0), ("cloud", 7)]
+
+
+def test_what_is_no_sink_or_no_seq_is_refused_and_moves_no_cursor(store: Store) -> None:
+    store.sinks.register("cloud")
+    names: list[Any] = [None, 5, "", "a\ud800"]
+    for name in names:
+        for change in (store.sinks.register, lambda name: store.sinks.confirm(name, 1)):
+            with pytest.raises(InvalidQuery, match="the name of a sink"):
+                change(name)
+    with pytest.raises(InvalidQuery, match=r"store.sinks.register\('nobody'\) adds it"):
+        store.sinks.confirm("nobody", 1)
+    seqs: list[Any] = [-1, 1 << 63, 1.0, True, "1", None]
+    for seq in seqs:
+        with pytest.raises(InvalidQuery, match="seq = "):
+            store.sinks.confirm("cloud", seq)
+    assert [(one.name, one.confirmed_seq) for one in store.sinks.list()] == [("cloud", 0)]
 
 
 def test_series_are_listed_and_described(open_store: Any) -> None:

@@ -209,7 +209,7 @@ def test_a_bad_row_refuses_the_table_and_is_named(open_store: Any, case: str, bu
     assert {refusal.field for refusal in refused.value.refusals} <= {field, "timestamp_us"}
     assert 1 in {refusal.row for refusal in refused.value.refusals}
     assert read(store) == []
-    assert store.last_seq() == 0
+    assert store.sinks.last_seq() == 0
     written = store.points.insert_table(GOOD | changed, on_error="skip")
     assert written.refusals == refused.value.refusals
     assert written.accepted == len(read(store)) == 3 - written.rejected
@@ -236,7 +236,7 @@ BAD_TABLES: dict[str, Any] = {
 def test_what_is_no_table_of_points_is_refused(unwritten: Store, case: str) -> None:
     with pytest.raises(InvalidPoint):
         unwritten.points.insert_table(BAD_TABLES[case])
-    assert unwritten.last_seq() == 0
+    assert unwritten.sinks.last_seq() == 0
 
 
 def test_choices_that_do_not_exist_are_refused(store: Store) -> None:
@@ -301,7 +301,7 @@ def test_a_long_table_is_written_in_chunks_and_bad_rows_keep_their_numbers(
     with pytest.raises(InvalidPoint) as refused:
         store.points.insert_table(bad)
     assert refused.value.refusals[0].row == 7
-    assert store.last_seq() == 0
+    assert store.sinks.last_seq() == 0
     written = store.points.insert_table(bad, on_error="skip")
     assert [refusal.row for refusal in written.refusals] == [7, 155, 299]
     assert written.accepted == len(read(store)) == 297
@@ -437,7 +437,7 @@ def test_a_load_that_died_leaves_void_seqs_and_everything_else(
     assert died.returncode == 9
     store = open_store(bulk_rows=1)
     assert store.points.latest("b", "m") == []
-    assert store.last_seq() == 3
+    assert store.sinks.last_seq() == 3
     store.points.insert("a", "m", 2.0, timestamp=2)
     assert [row[3] for row in read(store)] == [1.0, 2.0]
     assert [row["seq"] for row in store.points.after(0)] == [1, 4]

@@ -38,7 +38,7 @@ def assert_same_on_both_sides(store: Store, receiver: Receiver) -> dict[str, Any
     report = receiver.keeping.report()
     assert report["sha256"] == checksum_of(all_points(store))
     assert report["out_of_order"] == report["holes"] == 0
-    assert confirmed(store) == store.last_seq()
+    assert confirmed(store) == store.sinks.last_seq()
     return report
 
 
@@ -221,7 +221,7 @@ def test_deletes_and_overwritten_seqs_do_not_keep_the_cursor_behind(
     write(store, 40, 50)
     store.points.delete(start=1000.0 + 40)
     assert forwarder.step().outcome is Outcome.IDLE
-    assert confirmed(store) == store.last_seq() == 52
+    assert confirmed(store) == store.sinks.last_seq() == 52
 
 
 def test_a_refused_batch_stays_first_in_line_and_is_told(
@@ -229,8 +229,8 @@ def test_a_refused_batch_stays_first_in_line_and_is_told(
 ) -> None:
     receiver.listen()
     write(store, 0, 20)
-    store.register_sink(sink.name)
-    store.confirm_sink(sink.name, 10)  # a receiver that lost its first points sees that they are missing
+    store.sinks.register(sink.name)
+    store.sinks.confirm(sink.name, 10)  # a receiver that lost its first points sees that they are missing
     forwarder = Forwarder(store, sink)
     step = forwarder.step()
     assert (step.outcome, confirmed(store)) == (Outcome.REFUSED, 10)

@@ -82,7 +82,7 @@ def test_what_a_child_was_acknowledged_stays_when_the_parent_closes(
         return count(own, "child")
 
     wait = started(opened_in_child(store, work))
-    until(lambda: store.last_seq() > 10)
+    until(lambda: store.sinks.last_seq() > 10)
     store.close()
     os.close(closed_writing)
     assert wait() == 20
