@@ -1,12 +1,12 @@
-"""Readings in CSV files: owns the way from lines to rows and refusals, never opens a file or a store.
+"""Readings in CSV files: converts lines to rows and refusals. Never opens a file or a store.
 
-A long file has one reading a line (sensor, metric, time, value), a wide one a column for each metric. A cell
-that the layout does not declare as text must be a number. In a wide file a missing mark is no reading and
-gives no point; in a long one the line itself states it, and gives a point without a reading.
+A long file has one reading per line (sensor, metric, time, value), a wide file one column per metric. A cell that the
+layout does not declare as text must be a number. A missing value gives no point in a wide file; in a long file it
+gives a point without a reading.
 
-One record is one line, because no name and no reading may hold a line break: so a stray quote costs its own
-line and not the rest of the file. A line whose quotes do not pair is refused, also where it would parse: it may
-be the end of a cell that another line began.
+One record is one line, because names and readings cannot contain line breaks. A stray quote therefore costs its own
+line only, not the rest of the file. A line with unpaired quotes is refused even if it would parse: it may be the end of
+a cell that began on another line.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _UNPAIRED = "the line has a quote that is not closed on it"
 
 
 class Records(Lines):
-    """The records of a text stream, one at a time; `line` is the number, from 1, of the line just read."""
+    """The records of a text stream, one at a time; `line` is the number, from 1, of the last line read."""
 
     def __init__(self, stream: TextIO, delimiter: str) -> None:
         super().__init__(stream)
@@ -54,9 +54,9 @@ class Records(Lines):
         self._reader = csv.reader(self, delimiter=delimiter, strict=True)
 
     def next_cells(self) -> list[str] | None:
-        """Return the cells of the next line, None at the end.
+        """Return the cells of the next line, or None at the end.
 
-        Raises csv.Error for a line that is no record (reading may go on), InvalidFile for an undecodable byte.
+        Raises csv.Error for a line that is not a record (reading can continue), InvalidFile for an undecodable byte.
         """
         try:
             return next(self._reader, None)
@@ -67,7 +67,7 @@ class Records(Lines):
         return self
 
     def __next__(self) -> str:
-        """Return the next line to the parser, which asks for a second one only if a quote is open."""
+        """Return the next line to the parser, which requests a second one only if a quote is open."""
         if self._line_was_fed:
             raise csv.Error(_UNPAIRED)
         try:
@@ -87,8 +87,8 @@ def read_csv(stream: TextIO, layout: Layout) -> Iterator[Chunk]:
 
     Open the file with newline="" and, to have undecodable bytes rejected line by line and not the whole file,
     errors="surrogateescape". A line that is too long or short, or has a stray quote, is rejected with its
-    number and reading goes on. Raises InvalidSettings for a layout that cannot be, InvalidFile for a file
-    without a usable header or with an undecodable byte; chunks that were yielded before stay good.
+    number, and reading continues. Raises InvalidSettings for an invalid layout, InvalidFile for a file without a
+    usable header or with an undecodable byte; chunks yielded before stay valid.
     """
     times = time_reader(layout.time_formats, layout.zone, layout.ambiguous)
     delimiter = _checked_delimiter(layout)
@@ -139,7 +139,7 @@ def _chunks(records: Records, layout: Layout, times: Callable[[str], int]) -> It
 
 @dataclass(slots=True)
 class _Columns:
-    """Where in a line things stand; None for what the file does not have."""
+    """The positions of the fields in a line; None for fields that the file lacks."""
 
     width: int
     times: list[int]
@@ -148,11 +148,11 @@ class _Columns:
     metric: int | None = None
     value: int | None = None
     cells: list[tuple[int, str, bool]] = field(default_factory=list)
-    """Of a wide file: index, metric, whether it holds texts."""
+    """For a wide file: index, metric, whether it contains texts."""
 
 
 class _Header:
-    """The names of a file's columns, and what to say when one is wanting."""
+    """The names of a file's columns, and the messages for missing ones."""
 
     def __init__(self, records: Records) -> None:
         self._path = records.path
@@ -222,7 +222,7 @@ _Head = tuple[str | None, object, tuple[int | None, ...]]
 
 
 class _Lines:
-    """What the cells of a line become, added to a chunk."""
+    """Converts the cells of a line and adds them to a chunk."""
 
     def __init__(self, layout: Layout, columns: _Columns, times: Callable[[str], int]) -> None:
         self._layout, self._columns, self._times = layout, columns, times
@@ -264,7 +264,7 @@ class _Lines:
         chunk.lines.append(line)
 
     def _head(self, row: list[str], line: int, chunk: Chunk) -> _Head | None:
-        """Sensor, time and quality of a line; None if it was rejected for one of them."""
+        """Return sensor, time and quality of a line; None if one of them caused a rejection."""
         columns, layout = self._columns, self._layout
         names, text = layout.time_columns, " ".join([row[index].strip() for index in columns.times])
         quality: tuple[int | None, ...] = ()
@@ -280,7 +280,7 @@ class _Lines:
 
 
 class _Cells:
-    """What one cell says: None for a missing mark; raises Unfit for what cannot be read."""
+    """Return the value of one cell, None if it is marked as missing; raises Unfit if it cannot be parsed."""
 
     def __init__(self, layout: Layout) -> None:
         self._missing = frozenset((*_MISSING, *layout.missing))
@@ -288,7 +288,7 @@ class _Cells:
         self._plain = not self._decimal_comma and not any(map(_is_finite_number, layout.missing))
 
     def number(self, cell: str) -> float | None:
-        if self._plain:  # nine cells of ten end here
+        if self._plain:  # nine out of ten cells end here
             try:
                 number = float(cell)
                 if -_EXACT_INT < number < _EXACT_INT and cell.isascii() and "_" not in cell:

@@ -1,4 +1,4 @@
-"""Readings in text files: the layout that says how one is read, and the chunks that come of it. Reads nothing."""
+"""Readings in text files: the layout that describes a file, and the resulting chunks. Reads nothing."""
 
 from __future__ import annotations
 
@@ -24,53 +24,53 @@ __all__ = [
 
 CHUNK_READINGS = 10_000
 CHUNK_CHARS = 4_194_304
-"""A chunk ends when it has so many readings, or so much of the text; texts and metadata may be long."""
+"""A chunk ends at this number of readings or characters, as texts and metadata may be long."""
 
 SHOWN_CHARS = 80
 _PLACES = {"sensor_id": 0, "metric_name": 1, "timestamp": 2, "value": 3, "quality": 4}
-_FLOAT_TIMES_US = int(EXACT_FLOAT_S) * 2 * 1_000_000  # to here float seconds give back their microsecond
+_FLOAT_TIMES_US = int(EXACT_FLOAT_S) * 2 * 1_000_000  # up to here float seconds are exact to the microsecond
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a file is to be read: its columns (of NDJSON, its keys) by name, and what its texts mean."""
+    """How to read a file: its columns (for NDJSON, its keys) by name, and the meaning of its texts."""
 
     shape: Literal["auto", "long", "wide"] = "auto"
-    """`auto`: long if there is a metric (a column or a constant), else wide; of NDJSON, line by line."""
+    """`auto`: long if there is a metric (a column or a constant), else wide; for NDJSON, decided per line."""
     sensor_column: str = "sensor_id"
     metric_column: str = "metric_name"
     value_column: str = "value"
     quality_column: str = "quality"
-    """Used if the file has it; in a wide file it holds for the whole line."""
+    """Used if the file has it; in a wide file it applies to the whole line."""
     time_columns: tuple[str, ...] = ("timestamp",)
-    """Several are joined by a space, as in Date and Time."""
+    """Several columns are joined by a space, such as Date and Time."""
     sensor: str | None = None
-    """The sensor of every line; it takes the place of the column."""
+    """The sensor of every line; it replaces the column."""
     metric: str | None = None
-    """The metric of every line of a long file; it takes the place of the column."""
+    """The metric of every line of a long file; it replaces the column."""
     metrics: tuple[str, ...] | None = None
-    """Columns of a wide file to read; None for all but those of time, sensor, quality and `ignored`."""
+    """Columns of a wide file to read; None for all except time, sensor, quality and `ignored`."""
     ignored: tuple[str, ...] = ()
     text_metrics: tuple[str, ...] = ()
-    """Metrics that are states, not numbers. NDJSON tells texts from numbers, and needs it in its wide shape only."""
+    """Metrics that are states, not numbers. NDJSON distinguishes texts from numbers, and needs this only if wide."""
     time_formats: tuple[str, ...] = ("iso",)
-    """Tried in order: `iso`, `unix`, `unix_ms`, `unix_us`, or strptime patterns. Numbers of NDJSON are Unix seconds if
-    there is `iso` alone."""
+    """Tried in order: `iso`, `unix`, `unix_ms`, `unix_us`, or strptime patterns. Numbers in NDJSON are Unix seconds if
+    `iso` is the only one."""
     zone: str = "UTC"
-    """IANA name of the zone of times without an offset."""
+    """IANA name of the time zone for times without an offset."""
     ambiguous: Ambiguous = "refuse"
-    """Which of two is meant by a local time that occurred twice."""
+    """How to interpret a local time that occurred twice."""
     missing: tuple[str, ...] = ()
-    """Texts that mark a missing reading, besides the form's own: of CSV an empty cell, NA, NaN and null; of NDJSON
-    null."""
+    """Texts that mark a missing reading, besides those of the format: for CSV an empty cell, NA, NaN and null; for
+    NDJSON null."""
     delimiter: str | None = None
-    """Of CSV, as is `decimal`; None is a comma."""
+    """For CSV, as is `decimal`; None means a comma."""
     decimal: Literal[".", ","] = "."
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Something that gave no point: its line (from 1), its column, why, and the text cut to 80 characters.
+    """An item that gave no point: its line (from 1), column, the reason, and the text, shortened to 80 characters.
 
     Rows of Parquet have no line.
     """
@@ -89,24 +89,24 @@ class Rejected:
 
 @dataclass(slots=True)
 class Chunk:
-    """About 10,000 readings: rows for `insert_many`, what was rejected, and how many cells were missing."""
+    """About 10,000 readings: rows for `insert_many`, the rejected items, and the number of missing cells."""
 
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
-    """Per row: its line in the file."""
+    """The line in the file of each row."""
     rejected: list[Rejected] = field(default_factory=list)
     missing: int = 0
-    """Cells of a wide file that were marked as missing; no row stands for them."""
+    """Cells of a wide file that were marked as missing; they have no row."""
 
     def __len__(self) -> int:
         return len(self.rows) + len(self.rejected)
 
     def reject(self, line: int, column: str | None, reason: object, text: str) -> None:
-        """Add something that gives no point."""
+        """Add an item that gives no point."""
         self.rejected.append(Rejected(line, column, str(reason), text[:SHOWN_CHARS]))
 
     def rejections(self, refusals: Iterable[Refusal]) -> list[Rejected]:
-        """Return what the store refused of `rows`, by line of the file."""
+        """Return the rows that the store refused, by line of the file."""
         found = []
         for refusal in refusals:
             index = refusal.row or 0
@@ -118,7 +118,7 @@ class Chunk:
 
 
 def check_layout(layout: Layout) -> None:
-    """Raise `InvalidSettings` for a layout that cannot be."""
+    """Raise `InvalidSettings` for an invalid layout."""
     if layout.shape not in {"auto", "long", "wide"} or layout.decimal not in {".", ","}:
         raise InvalidSettings("shape may be auto, long or wide; decimal may be a point or a comma")
     if not layout.time_columns:
@@ -132,7 +132,7 @@ def check_layout(layout: Layout) -> None:
 
 
 def seconds_of(us: int) -> object:
-    """Return a time as `insert_many` takes it, exact to the microsecond."""
+    """Return a time in a form that `insert_many` accepts, exact to the microsecond."""
     whole, rest = divmod(us, 1_000_000)
     if not rest:
         return whole

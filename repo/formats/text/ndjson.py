@@ -1,9 +1,9 @@
-"""Readings in NDJSON files: owns the way from objects to rows and refusals, never opens a file or a store.
+"""Readings in NDJSON files: converts objects to rows and refusals. Never opens a file or a store.
 
-Two shapes, as in CSV. A long line is one reading, with the keys that `repo.formats.ndjson_lines` tells of; its time may
-be a text, too. A wide one has a key for each metric, whose value is a number. What JSON tells, no option need tell:
-`null` is no reading (none at all in a wide line, a point without one in a long line), a text in a long line is a
-state. Which shape a line has is told line by line; further keys of a long line are left out.
+There are two shapes, as in CSV. A long line is one reading, with the keys of `repo.formats.ndjson_lines`; its time may
+also be text. A wide line has one key per metric, whose value is a number. JSON's types need no options: `null` is no
+reading (no point in a wide line, a point without a reading in a long line), and a text in a long line is a state. The
+shape is detected per line. Other keys of a long line are ignored.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _METADATA = "metadata"
 def read_ndjson(stream: TextIO, layout: Layout) -> Iterator[Chunk]:
     """Yield the readings of an NDJSON text in chunks, in the order of the file, in bounded memory.
 
-    Open the file as for `read_csv`. A line that is no object, or lacks a key, is rejected with its number, and
-    reading goes on. Raises InvalidSettings for a layout that cannot be, InvalidFile for one JSON array or an
-    undecodable byte; chunks that were yielded before stay good.
+    Open the file as for `read_csv`. A line that is not an object, or lacks a key, is rejected with its number, and
+    reading continues. Raises InvalidSettings for an invalid layout, InvalidFile for a single JSON array or an
+    undecodable byte; chunks yielded before stay valid.
     """
     take = _Lines(layout, time_reader(layout.time_formats, layout.zone, layout.ambiguous)).take
     check_layout(layout)
@@ -69,7 +69,7 @@ class _Reject(Exception):
 
 
 class _Lines:
-    """What the object of a line becomes, added to a chunk."""
+    """Converts the object of a line and adds it to a chunk."""
 
     def __init__(self, layout: Layout, times: Callable[[str], int]) -> None:
         self._layout = layout
@@ -84,7 +84,7 @@ class _Lines:
         }
 
     def take(self, found: dict[str, Any], at: Objects, chunk: Chunk) -> None:
-        """Add the readings of a line, and what is wrong with it."""
+        """Add the readings of a line, and its rejected items."""
         layout = self._layout
         try:
             is_long = layout.shape == "long" or (
@@ -161,7 +161,7 @@ class _Lines:
         chunk.lines.extend([line] * (len(chunk.rows) - before))
 
     def _seconds(self, found: dict[str, Any]) -> object:
-        """The time of a line, as `insert_many` takes it."""
+        """Return the time of a line in a form that `insert_many` accepts."""
         time = found.get(_EXACT_TIME) if self._has_exact_time else None
         try:
             if time is not None:

@@ -1,7 +1,7 @@
-"""Times in text files: owns the formats that a file may use, never opens one.
+"""Times in text files: owns the formats that a file may use. Never opens a file.
 
-A format is `iso` (ISO 8601), `unix`, `unix_ms`, `unix_us`, or a `strptime` pattern. Several are tried in
-order; the first that fits a text wins.
+A format is `iso` (ISO 8601), `unix`, `unix_ms`, `unix_us`, or a `strptime` pattern. Several are tried in order; the
+first that matches a text is used.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from repo.times import UNIX_EXPONENTS, Unfit, checked_us, local_us, moment_us
 __all__ = ["Ambiguous", "time_reader"]
 
 Ambiguous = Literal["refuse", "earlier", "later"]
-"""What to do with a local time that occurred twice, as the clock was set back."""
+"""How to interpret a local time that occurred twice because clocks were set back."""
 
 _Reader = Callable[[str], int | None]
-"""Returns microseconds UTC, or None for a text of another format; raises Unfit for a time out of range."""
+"""Returns microseconds UTC, or None for a text in another format; raises Unfit for a time out of range."""
 
 _Place = Callable[[int], int]
 _FOLDS: dict[str, int | None] = {"refuse": None, "earlier": 0, "later": 1}
@@ -35,14 +35,14 @@ _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - local times are naive until thei
 _STRPTIME_DAY = datetime(1900, 1, 1)  # noqa: DTZ001 - the day that strptime gives to a time alone
 _MAX_CHARS = 64
 _EXACT = Context(prec=_MAX_CHARS)
-_CACHED_HALVES = 8_192  # dates and times of day recur; this many of each are remembered
+_CACHED_HALVES = 8_192  # dates and times of day recur; this many of each are cached
 
 
 def time_reader(formats: Sequence[str], zone_name: str, ambiguous: Ambiguous) -> Callable[[str], int]:
     """Return a function from a text to microseconds UTC; it raises Unfit with the reason.
 
-    Times without an offset are local to the zone of that IANA name. A local time that the clock skipped is
-    never taken; one that occurred twice only if `ambiguous` says which is meant. Raises InvalidSettings.
+    Times without an offset are local times in the zone with this IANA name. A local time that clocks skipped is
+    refused; one that occurred twice is refused unless `ambiguous` selects one. Raises InvalidSettings.
     """
     try:
         zone = ZoneInfo(zone_name) if zone_name.upper() != "UTC" else UTC
@@ -77,7 +77,7 @@ def time_reader(formats: Sequence[str], zone_name: str, ambiguous: Ambiguous) ->
 
 
 def _placed(zone: tzinfo, fold: int | None, clock_us: int) -> int:
-    """What a clock in the zone showed, in microseconds since its own 1970, as microseconds UTC."""
+    """Convert local time in the zone, in microseconds since local 1970, to microseconds UTC."""
     if zone is UTC:
         return checked_us(clock_us)
     return local_us(_EPOCH + timedelta(microseconds=clock_us), zone, fold=fold)
@@ -145,7 +145,7 @@ def _read_pattern(pattern: str, place: _Place, text: str) -> int | None:
 
 
 def _halves_reader(date: str, separator: str, time: str, place: _Place) -> _Reader:
-    """Read date and time of day apart, each from memory where it was seen before: strptime takes 8 µs."""
+    """Parse date and time of day separately, each from a cache if possible, as strptime takes 8 µs."""
 
     @lru_cache(_CACHED_HALVES)
     def half_us(pattern: str, origin: datetime, text: str) -> int | None:
