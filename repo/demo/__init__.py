@@ -1,1 +1,1 @@
-"""The demo: a simulated site, a writer, a sender and a receiver in processes of their own, and what befalls them."""
+"""The demo: a simulated site, with writer, sender and receiver as separate processes that are killed on the way."""

@@ -1,4 +1,4 @@
-"""A chart of counts that grow over time, in plain letters: small enough to need no plotting library."""
+"""A text chart of counts that grow over time; small enough to need no plotting library."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 __all__ = ["Samples", "chart"]
 
 Samples = Sequence[tuple[float, int]]
-"""When, in seconds, and how many by then: in order, both growing."""
+"""(time in seconds, count), in order; both increase."""
 
 
 def chart(series: Mapping[str, Samples], *, title: str, width: int, rows: int) -> str:
-    """Draw each series with the letter that is its key; a later one covers an earlier one.
+    """Draw each series with the letter that is its key; later series cover earlier ones.
 
-    A count stays what it was until its next sample. The vertical axis is in thousands, the horizontal one in
-    seconds from 0.
+    A count stays constant until its next sample. The vertical axis is in thousands, the horizontal axis in seconds
+    from 0.
     """
     end_s = max(at_s for samples in series.values() for at_s, _ in samples)
     most = max(count for samples in series.values() for _, count in samples)

@@ -1,7 +1,7 @@
-"""Processes that talk: a line of JSON is a message. Owns starting, hearing and ending them, not what they say.
+"""Processes that exchange messages, one line of JSON each. Starts them, receives from them and ends them.
 
-A child hears orders on its standard input and says what happened on its standard output. When its parent is
-gone, however it ended, the input closes and the child ends at once.
+A child reads orders from its standard input and reports events on its standard output. When its parent ends for any
+reason, the input closes and the child exits at once.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _PACKAGE_HOME = Path(__file__).resolve().parents[2]
 
 
 def announce(event: str, **facts: Any) -> None:
-    """Tell the parent what happened."""
+    """Report an event to the parent."""
     sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
     sys.stdout.flush()
 
 
 def obey(orders: dict[str, Callable[[], None]]) -> None:
-    """Carry out orders from the parent in a thread of their own, and end the process with it."""
+    """Execute orders from the parent in a separate thread, and exit when the parent does."""
 
     def listen() -> None:
-        # Unbuffered: a thread that waits in sys.stdin itself holds its lock, and the exit could not have it.
+        # Unbuffered: a thread that waits in sys.stdin holds its lock, which the exit needs.
         with open(0, "rb", buffering=0, closefd=False) as stdin:
             for line in stdin:
                 orders[line.decode().strip()]()
@@ -54,7 +54,7 @@ def obey(orders: dict[str, Callable[[], None]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a child said, and when it was heard (monotonic seconds). Its last event is `ended`."""
+    """An event of a child, and when it was received (monotonic seconds). The last event is `ended`."""
 
     child: Child
     at_s: float
@@ -73,7 +73,7 @@ class Child:
         self._log = folder / f"{name.replace(' ', '-')}.log"
         self._inbox = inbox
         self._is_expected_to_end = False
-        # -P: the folder in which the demo is run must not lend the child its own modules.
+        # -P: the child must not import modules from the current folder.
         command = [sys.executable, "-P", "-m", f"repo.demo.{module}", *arguments]
         search = os.pathsep.join(filter(None, (str(_PACKAGE_HOME), os.environ.get("PYTHONPATH"))))
         with self._log.open("wb") as log:
@@ -83,30 +83,30 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": search, "PYTHONUTF8": "1"},
-                start_new_session=True,  # Ctrl-C is the parent's to handle
+                start_new_session=True,  # the parent handles Ctrl-C
             )
         self._thread = threading.Thread(target=self._listen, name=f"holdfast-demo-{name}", daemon=True)
         self._thread.start()
 
     def order(self, order: str) -> None:
-        """Send an order; a child that is gone is found out by whoever waits for its answer."""
+        """Send an order. If the child has ended, the caller that waits for its answer notices."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(f"{order}\n".encode())
             self._process.stdin.flush()
 
     def expect_end(self) -> None:
-        """From now on its end is no failure."""
+        """From now on its end is expected."""
         self._is_expected_to_end = True
 
     def kill(self) -> bool:
-        """SIGKILL it, and return when it is dead and all that it said is in the inbox. True: that killed it."""
+        """Send SIGKILL, and wait until it is dead and all its events are in the inbox. True if that killed it."""
         self._is_expected_to_end = True
         self._process.send_signal(signal.SIGKILL)
         return self.wait() == -signal.SIGKILL
 
     def wait(self) -> int:
-        """Wait for its end, and until all that it said is in the inbox; returns the exit code."""
+        """Wait until it has ended and all its events are in the inbox; returns the exit code."""
         self._is_expected_to_end = True
         code = self._process.wait()
         self._thread.join()
@@ -126,7 +126,7 @@ class Child:
         self._thread.join()
 
     def check(self) -> None:
-        """Raise `DemoFailed` with its last words, for a child that ended unasked."""
+        """Raise `DemoFailed`, with the end of its log, for a child that ended unexpectedly."""
         if not self._is_expected_to_end:
             words = self._log.read_text(errors="replace").strip().splitlines()[-3:]
             raise DemoFailed(
@@ -140,7 +140,7 @@ class Child:
         with self._process.stdout as stdout:
             for line in stdout:
                 if not line.endswith(b"\n"):
-                    break  # killed in the middle of a word: it was not said
+                    break  # killed while writing the message, which does not count
                 facts = json.loads(line)
                 self._inbox.put(Message(self, time.monotonic(), facts.pop("event"), facts))
         self._inbox.put(Message(self, time.monotonic(), "ended"))

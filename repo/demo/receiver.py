@@ -1,4 +1,4 @@
-"""The receiver, a process: an HTTP server on the loopback that takes batches and gives receipts."""
+"""The receiver process: an HTTP server on the loopback interface that accepts batches and returns receipts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _BODY_BYTES = 256_000_000
 
 
 class Receiver(ThreadingHTTPServer):
-    """Takes batches at `/points`, and tells at `/report` what it holds.
+    """Accepts batches at `/points`, and reports its content at `/report`.
 
-    Made with its port bound but deaf: connections are refused, as on a link that is down, until `listen` is
-    called. `on_batch` is called after each batch that was committed or known, before its receipt goes out.
+    The port is bound but does not listen at first: connections are refused, as on a link that is down, until `listen`
+    is called. `on_batch` is called after each new or known batch, before its receipt is sent.
     """
 
     daemon_threads = True
@@ -38,17 +38,17 @@ class Receiver(ThreadingHTTPServer):
         self.server_bind()
 
     def server_bind(self) -> None:
-        """Bind without asking the name service for this machine's name, which can take seconds."""
+        """Bind without a name lookup for this machine, which can take seconds."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = "127.0.0.1", self.server_address[1]
 
     @property
     def url(self) -> str:
-        """Where batches are to be sent."""
+        """The URL for batches."""
         return f"http://127.0.0.1:{self.server_port}{PATH}"
 
     def listen(self) -> None:
-        """Let the link be up: take connections in a thread of its own."""
+        """Bring the link up: accept connections in a separate thread."""
         self.server_activate()
         self.is_listening = True
         threading.Thread(
@@ -92,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, {"error": "there is only /report"})
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing: what happened is in the answers."""
+        """Log nothing: the responses have the outcome."""
 
     def _answer(self, status: int, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()
@@ -104,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Keep batches in `file`. Deaf until the order `listen`; `report` is answered by the event of that name."""
+    """Store batches in `file`. Connections are refused until the order `listen`; `report` returns an event."""
     parser = argparse.ArgumentParser()
     parser.add_argument("file", type=Path)
     options = parser.parse_args(arguments)

@@ -33,7 +33,7 @@ ON CONFLICT DO UPDATE SET value = excluded.value, quality = excluded.quality, me
 
 
 class Taken(NamedTuple):
-    """What became of a batch. `expected` is set if it was refused: it begins past the seq that comes next."""
+    """The outcome for a batch. `expected`, the next seq, is set if the batch was refused for starting above it."""
 
     points: int
     dropped: int
@@ -50,7 +50,7 @@ class Keeping:
         self._database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;" + _SCHEMA)
 
     def take(self, key: BatchKey, body: bytes) -> Taken:
-        """Keep what is new of a batch: nothing if its key is known, and no point at or below the position."""
+        """Store the new points of a batch: none if its key is known, otherwise those above the position."""
         with self._lock, self._database:
             self._database.execute("BEGIN IMMEDIATE")
             if self._database.execute(
@@ -80,7 +80,7 @@ class Keeping:
             return Taken(len(new), len(points) - len(new), repeat=False)
 
     def report(self) -> dict[str, Any]:
-        """Count what is there, see that it came in order, and take the checksum of it in order of seq."""
+        """Count the content, check the order of arrival, and compute the checksum in order of seq."""
         with self._lock:
             return {
                 "points": self._one("SELECT count(*) FROM points"),
@@ -109,7 +109,7 @@ class Keeping:
 
 
 def stored_points(database: sqlite3.Connection, order: str) -> Iterator[dict[str, Any]]:
-    """Yield what a receiver's file holds, in the order of `seq` or of `timestamp_us`."""
+    """Yield the points of a receiver's file in the order of `seq` or of `timestamp_us`."""
     assert order in ("seq", "timestamp_us")
     for sensor_id, metric_name, timestamp_us, value, quality, metadata, seq in database.execute(
         f"SELECT sensor_id, metric_name, timestamp_us, value, quality, metadata, seq FROM points ORDER BY {order}"

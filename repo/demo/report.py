@@ -1,4 +1,4 @@
-"""The report: a result as text for people, 80 columns wide and plain. Measures and judges nothing."""
+"""The report: a result as plain text, 80 columns wide. Measures and decides nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WHAT, _CELL = 40, 15
 
 
 def heading(seed: int, rate: float) -> str:
-    """Say what is going to be played."""
+    """Describe what the demo is going to do."""
     return "\n".join(
         (
             f"Holdfast demo, seed {seed}",
@@ -31,13 +31,13 @@ def heading(seed: int, rate: float) -> str:
 
 
 def event_line(at_s: float, what: str) -> str:
-    """Say what happened, and when."""
+    """Print an event with its time."""
     lead = f"{at_s:6.1f} s  "
     return textwrap.fill(what, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead))
 
 
 def table(result: Result) -> str:
-    """Show what has to hold, then the figures."""
+    """Print the checks, then the figures."""
     rule = "-" * WIDTH
     lines = [
         "",

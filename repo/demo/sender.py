@@ -1,4 +1,4 @@
-"""The sender, a process: forwards a store to the receiver, and reports each step."""
+"""The sender process: forwards a store to the receiver, and reports each step."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SINK = "receiver"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Forward until the order `finish`, and then until nothing is left.
 
-    `--hold-after N` stops for ever after the N-th receipt, before its cursor's commit, and says so: the point
-    at which the story kills.
+    `--hold-after N` reports the N-th receipt and then blocks forever, before the cursor is committed. The demo kills
+    the sender at this point.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("store")

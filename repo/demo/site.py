@@ -1,9 +1,9 @@
-"""The simulated site: what its sensors say, minute by minute, the same for the same seed. Touches no store.
+"""The simulated site: the readings of its sensors, minute by minute, determined by a seed. Accesses no store.
 
-Each well has pressure (bar), temperature (°C) and flow (m³/h), which drift, follow the day and hang together:
-a closed valve stops the flow, and the pressure builds up. The valve is a state series, told when it changes and
-once an hour. Sensors fall silent for a while (gaps), fail to read (None or NaN, quality 0) and doubt
-themselves (lower quality).
+Each well has pressure (bar), temperature (°C) and flow (m³/h), which drift, follow the time of day and depend on each
+other: a closed valve stops the flow, and the pressure rises. The valve is a state series, reported on change and once
+an hour. Sensors stop for a while (gaps), fail to read (None or NaN, quality 0) and report uncertain values (lower
+quality).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ WELLS = tuple(f"WELL-{number:02d}" for number in range(1, 13))
 METRICS = ("pressure", "temperature", "flow", "valve")
 
 START_US = 1_767_225_600_000_000
-"""2026-01-01 00:00 UTC: fixed, so that a seed says everything."""
+"""2026-01-01 00:00 UTC: fixed, so that the seed determines everything."""
 
 STEP_US = 60_000_000
-"""A minute of the site's time between two ticks; the demo plays them faster than they were."""
+"""A tick is a minute of the site's time; the demo runs faster."""
 
 _DAY = 24 * 60
 _HEARTBEAT = 60
@@ -32,7 +32,7 @@ Reading = tuple[str, str, float, float | str | None, int, dict[str, str] | None]
 
 
 def ticks(seed: int) -> Iterator[list[Reading]]:
-    """Yield what all the sensors of the site say in one minute after the other, without end."""
+    """Yield the readings of all sensors of the site, one minute at a time, without end."""
     chance = random.Random(seed)  # noqa: S311  a simulation, not a secret
     wells = [_Well(name, chance, chance.uniform(150, 210), chance.uniform(20, 60)) for name in WELLS]
     minute = 0
@@ -44,7 +44,7 @@ def ticks(seed: int) -> Iterator[list[Reading]]:
 
 @dataclass(slots=True)
 class _Well:
-    """One well, and where its walks have come to."""
+    """One well, and the state of its random walks."""
 
     name: str
     chance: random.Random
@@ -62,7 +62,7 @@ class _Well:
         turned = chance.random() < (0.002 if self.is_open else 0.02)
         if turned:
             self.is_open = not self.is_open
-        # A shut-in well builds up pressure within hours, and gives it back as quickly when it flows.
+        # A shut-in well builds up pressure within hours, and loses it as quickly when it flows.
         self.built_up += ((0.0 if self.is_open else 25.0) - self.built_up) * 0.03
         if chance.random() < 0.001:
             self.silent_until = minute + chance.randint(5, 45)

@@ -1,7 +1,6 @@
-"""The story: plays the demo and judges it. Owns the order of events and the evidence, not its presentation.
+"""The story: runs the demo and checks its result. Owns the order of events and the checks, not their presentation.
 
-Nothing here is told by the clock: each step waits for what the processes report, so a slow machine plays the
-same story more slowly.
+No step depends on the clock: each waits for events of the processes, so a slow machine runs the same story more slowly.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ __all__ = ["Check", "Figures", "Result", "Story"]
 
 WRITER_DIES_AT = 0.4
 LINK_RETURNS_AT = 0.75
-"""Shares of all points that are acknowledged by then."""
+"""Fractions of all points that are acknowledged by then."""
 
 SENDER_DIES_AFTER = 3
 """Receipts."""
@@ -42,7 +41,7 @@ PATIENCE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that has to hold: what the store's side says, and what the receiver's."""
+    """One check: the value on the store's side, and the value on the receiver's."""
 
     what: str
     store: str
@@ -52,7 +51,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What was measured. Rates are points a second; drained is reading, sending, storing there, confirming."""
+    """The measurements. Rates are points per second; drained covers reading, sending, storing and confirming."""
 
     acknowledged_points: int
     arrived_points: int
@@ -69,7 +68,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """How it went. `acknowledged` and `arrived` are counts over time, for the plot."""
+    """The result. `acknowledged` and `arrived` are counts over time, for the plot."""
 
     seed: int
     rate: float
@@ -82,7 +81,7 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether everything holds that has to."""
+        """Whether all checks hold."""
         return all(check.holds for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,9 +93,9 @@ class Result:
 
 
 class Story:
-    """One performance in an empty folder: `store/`, `receiver.db` and the processes' logs are left in it.
+    """One run in an empty folder, which afterwards has `store/`, `receiver.db` and the processes' logs.
 
-    `seconds` of writing at `rate` points a second. `on_event` hears what happens, as it happens.
+    It writes for `seconds` at `rate` points per second. `on_event` receives each event as it happens.
     """
 
     def __init__(
@@ -130,7 +129,7 @@ class Story:
         self._events: list[tuple[float, str]] = []
 
     def play(self) -> Result:
-        """Play it to the end; raises `DemoFailed` if it cannot be. No process outlives the call."""
+        """Run it to the end; raises `DemoFailed` if that is impossible. No process outlives the call."""
         self._start_s = time.monotonic()
         try:
             return self._play()
@@ -309,7 +308,7 @@ class Story:
             return store.status()
 
     def _look_into_the_store(self) -> tuple[Status, int, str]:
-        """Return its status after a checkpoint, how many points it holds, and their checksum in order of seq."""
+        """Return its status after a checkpoint, its number of points, and their checksum in order of seq."""
         count = 0
 
         def counted(points: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -325,7 +324,7 @@ class Story:
             return store.status(), count, sha256
 
     def _compare(self) -> tuple[int, int]:
-        """Hold the receiver's file against the site itself: points that are missing, and that differ."""
+        """Compare the receiver's file with the site; return the numbers of missing and of different points."""
         missing = different = 0
         database = sqlite3.connect(f"{self._receiver_path.resolve().as_uri()}?mode=ro", uri=True)
         try:
@@ -349,7 +348,7 @@ class Story:
 
 @dataclass(slots=True)
 class _Heard:
-    """What the processes have said so far. Points count as acknowledged when their writer has said so."""
+    """The events of the processes so far. Points count as acknowledged when their writer has reported it."""
 
     ready: dict[str, dict[str, Any]] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
@@ -368,7 +367,7 @@ class _Heard:
     lives: dict[str, list[float]] = field(default_factory=dict)
 
     def note(self, message: Message) -> None:
-        """Take in one message; raises `DemoFailed` for a process that ended unasked."""
+        """Process one message; raises `DemoFailed` for a process that ended unexpectedly."""
         facts = message.facts
         match message.event:
             case "ready":
@@ -400,7 +399,7 @@ class _Heard:
                 message.child.check()
 
     def writing_rate(self) -> float:
-        """Return points a second over the time in which a writer was alive and writing."""
+        """Return the points per second over the time in which a writer was running."""
         alive_s = sum(last - first for name, (first, last) in self.lives.items() if "writer" in name)
         return self.points / alive_s if alive_s else 0.0
 
@@ -410,7 +409,7 @@ def _equal(what: str, here: int, there: int) -> Check:
 
 
 def _length(seed: int, points: int) -> tuple[int, int]:
-    """Return how many ticks the site takes to say at least so many points, and how many these are."""
+    """Return the number of ticks until the site has at least this many points, and the number of points then."""
     total = 0
     for tick, readings in enumerate(ticks(seed), 1):
         total += len(readings)

@@ -1,4 +1,4 @@
-"""The writer, a process: writes the site's readings at a steady rate and reports what was acknowledged."""
+"""The writer process: writes the site's readings at a steady rate and reports what was acknowledged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from repo.demo.site import ticks
 from repo.store.store import Store
 
 PAUSE_S = 0.01
-"""How often it looks whether readings are due: so many commits a second at most, like a gateway's poll."""
+"""The interval of its checks for due readings, like a gateway's poll; it limits the commits per second."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
