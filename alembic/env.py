@@ -1,7 +1,7 @@
-"""Runs the one line of revisions on each database: the whole chain on the columns, then on the metadata.
+"""Runs the linear history of revisions on each database: all of them on the columns, then on the metadata.
 
-Called by the `alembic` command, which opens the databases that `repo.schema.databases` finds, and by
-`repo.schema.runner`, which hands over a live connection. Each database has its own `alembic_version`.
+Called by the `alembic` command, for which it opens the databases that `repo.schema.databases` finds, and by
+`repo.schema.runner`, which passes an open connection. Each database has its own `alembic_version`.
 """
 
 import logging
@@ -22,7 +22,7 @@ from repo.errors import HoldfastError, SchemaOutdated
 from repo.models import MetadataBase, TimeSeriesBase
 from repo.schema import counting
 from repo.schema.databases import Target, find_targets, held
-from repo.schema.runner import typed_errors  # it teaches Alembic DuckDB, too
+from repo.schema.runner import typed_errors  # also registers DuckDB with Alembic
 from repo.schema.version import too_new, version_of
 
 log = logging.getLogger("alembic.runtime.migration")
@@ -37,26 +37,26 @@ IN_FILE = ("path", "metadata.url", "timeseries.url")
 
 
 def command_name() -> str:
-    """Return which Alembic command runs; "" if it cannot be known."""
+    """Return the name of the running Alembic command; "" if unknown."""
     chosen = getattr(config.cmd_opts, "cmd", None)
     return config.attributes.get("command") or (chosen[0].__name__ if chosen else "")
 
 
 def include_object(thing: Any, _name: str | None, kind: str, reflected: bool, _other: Any) -> bool:
-    """Leave out of the comparison what the models keep for another engine, as the index on seq."""
+    """Exclude from the comparison what the models declare for another engine only, such as the index on seq."""
     condition = getattr(thing, "_ddl_if", None)
     wanted = None if condition is None else condition.dialect
     return kind != "index" or reflected or wanted in (None, context.get_context().dialect.name)
 
 
 def number(_context: Any, _revision: Any, directives: list[Any]) -> None:
-    """Number a new revision after the last one, unless it was given an id."""
+    """Number a new revision after the last one, unless an id was given."""
     if getattr(config.cmd_opts, "rev_id", None) is None:
         directives[0].rev_id = f"{int(context.script.get_current_head() or 0) + 1:04}"
 
 
 def configure(database: str, **given: Any) -> None:
-    """Set Alembic up for one database: its models, and a transaction for each migration."""
+    """Configure Alembic for one database: its models, and one transaction per migration."""
     context.configure(
         target_metadata=MODELS[database],
         upgrade_token=f"{database}_upgrades",
@@ -79,12 +79,12 @@ def run(database: str, connection: Connection) -> None:
 
 
 def run_all(connections: dict[str, Connection], paths: dict[str, Path]) -> None:
-    """Run the command on each database, and fold its changes in, also where it fails half-way."""
+    """Run the command on each database, and checkpoint its changes, even if the command fails halfway."""
     before = versions(connections) if command_name() in WRITING else {}
     try:
         with ExitStack() as both:
             if command_name() in BOTH_OR_NONE:
-                # A refusal by either leaves both as they are: neither commits before both are done.
+                # A refusal by either leaves both unchanged: neither commits before both are done.
                 for connection in connections.values():
                     both.enter_context(connection.begin())
             for database, connection in connections.items():
@@ -122,7 +122,7 @@ def fold(connections: dict[str, Connection]) -> None:
 
 @contextmanager
 def told_of(path: Path | None, connection: Connection) -> Iterator[None]:
-    """Make an error of the engine the library's own, naming the file; the library's calls do that themselves."""
+    """Translate an error of the engine into a typed one that names the file; calls into the library do so already."""
     if path is None:
         yield
     else:
@@ -131,7 +131,7 @@ def told_of(path: Path | None, connection: Connection) -> Iterator[None]:
 
 
 def require_known(connection: Connection, path: Path) -> None:
-    """Refuse a database of a newer program, and to compare one with the models that is not at the head."""
+    """Refuse a database of a newer program, and a comparison with the models of one that is not at the head."""
     found = version_of(connection)
     connection.rollback()
     known = {script.revision for script in context.script.walk_revisions()}
@@ -144,7 +144,7 @@ def require_known(connection: Connection, path: Path) -> None:
 
 
 def run_command(targets: list[Target]) -> None:
-    """Open the databases, under their leases, for a run from the command line."""
+    """Open the databases under their leases, for a run from the command line."""
     options = {} if command_name() in WRITING else sqlite.READ
     for target in targets:
         target.require(create=command_name() == "upgrade")
@@ -152,7 +152,7 @@ def run_command(targets: list[Target]) -> None:
         stack.enter_context(held(targets))
         for target in targets:
             if command_name() in CHANGING:
-                # A program that runs would find other tables under its feet.
+                # A running program would find its tables changed.
                 target.wait_until_unused(
                     context.script.get_current_head() if command_name() == "upgrade" else None
                 )
@@ -166,7 +166,7 @@ def run_command(targets: list[Target]) -> None:
 
 
 def run_offline(targets: list[Target]) -> None:
-    """Write the SQL that the command would run, opening nothing."""
+    """Print the SQL that the command would run, without opening a database."""
     for target in targets:
         url = "sqlite://"
         if target.engine == "duckdb":
@@ -185,7 +185,7 @@ else:
     if config.config_file_name is not None:
         fileConfig(config.config_file_name, disable_existing_loggers=False)
     try:
-        # Raw: a % in a path means itself, and Alembic cannot interpolate in a folder that has one in its name.
+        # Raw, because a % in a path is literal, and Alembic cannot interpolate in a folder whose name contains one.
         in_file = {n: config.file_config.get("alembic", n, raw=True, fallback="") for n in IN_FILE}
         chosen = find_targets(context.get_x_argument(as_dictionary=True), os.environ, in_file)
         (run_offline if context.is_offline_mode() else run_command)(chosen)

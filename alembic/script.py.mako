@@ -11,7 +11,7 @@ down_revision = ${repr(down_revision)}
 branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
 
-# By database, the tables that it writes anew: so much more room is asked for. Until it is said, all of them are counted.
+# The tables that it rewrites, by database, for the estimate of disk space. Without it, all tables are counted.
 # REWRITES = {"timeseries": ("time_series_data",)}
 
 
@@ -21,7 +21,7 @@ def upgrade(database: str) -> None:
 
 
 def downgrade(database: str) -> None:
-    """Take this revision back on one database; raise before anything is lost."""
+    """Revert this revision on one database; raise before anything is lost."""
     globals()[f"downgrade_{database}"]()
 
 

@@ -1,9 +1,8 @@
 """The legacy program's schema.
 
-Revision 0001, the first, to the letter: a legacy database is taken as it is, an empty one is given it. Definitions
-here are frozen: never those of
-the models. A SQLite time-series database, which the legacy program did not have,
-gets the same columns.
+Revision 0001, the first. It reproduces that schema exactly: a legacy database is accepted unchanged, an empty one gets
+its tables. Definitions here are frozen: never those of the models. A SQLite time-series database, which the legacy
+program did not have, gets the same columns.
 """
 
 import sqlalchemy as sa
@@ -82,7 +81,7 @@ def upgrade(database: str) -> None:
 
 
 def downgrade(database: str) -> None:
-    """Refuse: the tables may hold what no migration put there."""
+    """Refuse: the tables may hold rows that no migration created."""
     raise CommandError(
         f"the {database} database cannot go below revision 0001: that would drop the legacy program's tables, "
         "with rows that no migration made. Nothing was changed; to be rid of a store, delete its folder"
@@ -106,7 +105,7 @@ def make(tables: dict[str, str], indexes: tuple[str, ...]) -> None:
 
 
 def refuse_another_shape(table: str) -> None:
-    """A table of this name with other columns is not the legacy program's, so nothing is known of it."""
+    """Refuse a table of this name with other columns: it is not from the legacy program, so its content is unknown."""
     if context.is_offline_mode():
         return
     if told := other_shape(sa.inspect(op.get_bind()), table):
@@ -114,7 +113,7 @@ def refuse_another_shape(table: str) -> None:
 
 
 def other_shape(inspector: sa.Inspector, table: str) -> str | None:
-    """Say how a table that is there differs from the legacy program's, or None; it is asked before a migration, too."""
+    """Describe how an existing table differs from the legacy program's; None if it does not. Also used before a run."""
     found = [column["name"] for column in inspector.get_columns(table)]
     if sorted(found) == sorted(COLUMNS[table].split()):
         return None

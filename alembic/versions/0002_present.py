@@ -1,8 +1,8 @@
 """Journal, series, sinks and ledger; the points rebuilt.
 
-Revision 0002, after 0001. In DuckDB the points lose their key and indexes. Definitions here are frozen: never those of the models. The one-row tables
-`store_state` and `timeseries_state` are made empty: the store fills them when it first opens. Points that stood
-before have no seq (NULL): there is no cursor that they could be missing from.
+Revision 0002, after 0001. In DuckDB the points lose their key and indexes. Definitions here are frozen: never those of
+the models. The one-row tables `store_state` and `timeseries_state` are created empty: the store fills them when it
+first opens. Existing points have no seq (NULL): there are no cursors yet that could miss them.
 """
 
 import logging
@@ -16,10 +16,10 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-# The tables that it writes anew, by database: so much more room is needed.
+# The tables that it rewrites, by database, for the estimate of disk space.
 REWRITES = {"timeseries": ("time_series_data",)}
 
-# By how many rows it makes a table longer or shorter, filled as it goes; the runner compares.
+# By how many rows it changes the length of a table, filled while it runs; the runner compares.
 row_differences: dict[str, int] = {}
 
 log = logging.getLogger("holdfast.migrating")
@@ -126,7 +126,7 @@ def upgrade(database: str) -> None:
 
 
 def downgrade(database: str) -> None:
-    """Take this revision back on one database; raises before anything is lost."""
+    """Revert this revision on one database; raises before anything is lost."""
     if context.is_offline_mode():
         raise CommandError("0002 can only be taken back with the database at hand: what it holds decides")
     globals()[f"downgrade_{database}"]()
@@ -140,7 +140,7 @@ def upgrade_metadata() -> None:
         op.execute(statement)
     make("latest", SUMMARY, key="sensor_id, metric_name", rowid=False)
     make("loss_ledger", LEDGER, key="entry_id")
-    # Records whose data the legacy program kept with a point only are resolved when the columns can be read.
+    # Records that the legacy program stored only as pointers are resolved when the columns can be read.
     row_differences["buffer_metadata"] = -count("buffer_metadata", MARKED)
     op.execute(f"DELETE FROM buffer_metadata WHERE {MARKED}")
     op.execute(f"""
@@ -181,14 +181,14 @@ def upgrade_timeseries() -> None:
                 min(timestamp_us) AS first_us, max(timestamp_us) AS last_us
             FROM time_series_data GROUP BY sensor_id, metric_name
         ) AS s ON p.sensor_id = s.sensor_id AND p.metric_name = s.metric_name AND p.timestamp_us = s.last_us""")
-    # In the order in which they stand, about that of time: it needs no sort, whatever the size.
+    # In stored order, which is roughly that of time: this needs no sort, whatever the size.
     move_points(
         "time_series_data_0002",
         f"SELECT p.sensor_id, p.metric_name, p.timestamp_us, {value}, NULL, p.quality, p.metadata, NULL "
         "FROM time_series_data AS p",
     )
     if on_duckdb():
-        # Some files of the legacy program have a default here, others none.
+        # Some files of the legacy program have a default here, others do not.
         op.execute("ALTER TABLE storage_metadata ALTER COLUMN updated_at DROP DEFAULT")
     else:
         op.execute("CREATE INDEX idx_seq ON time_series_data (seq)")
@@ -210,7 +210,7 @@ def downgrade_timeseries() -> None:
 
 
 def move_points(target: str, selection: str) -> None:
-    """Fill the new table, compare the counts, and put it in the place of the old one."""
+    """Fill the new table, compare the counts, and replace the old table with it."""
     before = count("time_series_data")
     op.execute(f"INSERT INTO {target} {selection}")
     after = count(target)
@@ -228,7 +228,7 @@ def on_duckdb() -> bool:
 
 
 def make(table: str, columns: str, *, key: str, rowid: bool = True) -> None:
-    """Create a table; SQLite's are STRICT and keyed, DuckDB's have no key: it costs much and speeds up nothing."""
+    """Create a table. SQLite's are STRICT and keyed; DuckDB's have no key, which is expensive and speeds up nothing."""
     body = columns.format_map(TYPES[op.get_context().dialect.name])
     if on_duckdb():
         op.execute(f"CREATE TABLE {table} ({body})")
