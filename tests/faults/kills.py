@@ -276,7 +276,7 @@ def _nth(place: Place | None, rng: Random) -> int:
     """Which of its times to stop at; rare places come only a few times a second."""
     if place is None:
         return 1
-    rare = ("move", "lease", "delete", "CHECKPOINT", "prune", "fold")
+    rare = ("move", "lease", "delete", "CHECKPOINT", "prune", "fold", "bulk")
     return rng.randint(1, 3 if any(word in place.name for word in rare) else 12)
 
 
