@@ -82,6 +82,8 @@ class Soak:
         seed = f"{self._seed}/{number}"
         rng = Random(seed)
         settings = settings_of(rng, self._engine) | {"background": rng.random() < 0.6}
+        if company == "threads":  # small batches would never catch up with threads that write flat out
+            settings["flush_batch_points"] = 65_536
         program = Program(folder / "store", seed, settings, [PLACES[name] for name in names])
         if company == "threads":
             program.writers, program.anywhere = (1, 2), rng.random() < 0.4
