@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -54,6 +55,9 @@ JOURNAL_ROWS = 262_144
 PIECE_ROWS = 32_768
 """Rows of a chunk that are packed and committed at a time when it goes through the journal after all: texts of
 1.5 kB are then some 150 MB of Python objects, and not ten times as much."""
+
+FLUSH_S = 1.0
+"""How long a chunk flushes what was written before it; if that is not enough, it goes through the journal."""
 
 WAIT_S = 0.2
 """How long a chunk waits for the columns before it goes through the journal: a hand-over takes 30-80 ms, and
@@ -309,8 +313,9 @@ class _Load:
             with columns.alone("bulk load", timeout_s=WAIT_S) as opened:
                 if not opened.backend.takes_tables:
                     return False
-                opened, is_flushed = self._access.flush_slice(opened, self._access.journal_end())
-                if not is_flushed:
+                end, began_s = self._access.journal_end(), time.monotonic()
+                opened = flusher.through(opened, end, lambda: time.monotonic() - began_s > FLUSH_S)
+                if not flusher.reached(end):
                     return False
                 kinds = {group.pair: group.kind for group in found.groups}
                 change = BulkChange(kinds, found.rows, uuid4().bytes)
