@@ -55,18 +55,18 @@ if TYPE_CHECKING:
     from repo.store.status import Status
     from repo.store.store import Store
     from repo.transfer.exporter import Exported
-    from repo.transfer.importer import Recovered
+    from repo.transfer.importer import Imported
 
 _HOMES = {
     "DuckDBTimeSeriesStorage": "repo.duckdb_storage",
     "Exported": "repo.transfer.exporter",
     "Forwarder": "repo.delivery.forwarder",
     "HttpSink": "repo.delivery.sinks.http",
+    "Imported": "repo.transfer.importer",
     "OfflineBufferManager": "repo.offline_buffer",
     "PointRepository": "repo.repositories.points",
     "Receipt": "repo.delivery.sinks",
     "RecordRepository": "repo.repositories.records",
-    "Recovered": "repo.transfer.importer",
     "Result": "repo.store.results",
     "Settings": "repo.settings",
     "Sink": "repo.delivery.sinks",
@@ -83,6 +83,7 @@ __all__ = [
     "Forwarder",
     "HoldfastError",
     "HttpSink",
+    "Imported",
     "InvalidFile",
     "InvalidPoint",
     "InvalidQuery",
@@ -94,7 +95,6 @@ __all__ = [
     "PointRepository",
     "Receipt",
     "RecordRepository",
-    "Recovered",
     "Refusal",
     "Result",
     "SchemaOutdated",

@@ -34,6 +34,7 @@ __all__ = [
     "StoreMissing",
     "StoreUnsupported",
     "TransactionRule",
+    "counted",
     "denied",
     "file_error",
     "file_typed",
@@ -239,3 +240,8 @@ def file_typed(path: Path, action: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise file_error(error, path, action) from error
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a count with its noun in the right number: `1 point`, `2,000 points`, `2 entries`."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

@@ -97,6 +97,11 @@ class StoreFiles:
         return cls(file.parent, _metadata_beside(file), file, rows, f"{file.name}.")
 
     @property
+    def path(self) -> Path:
+        """What names the store, in commands and reports: its folder, or the column file that it was made beside."""
+        return self.duckdb if self.prefix else self.folder
+
+    @property
     def scratch(self) -> Path:
         """The folder for what an engine sets aside while it works."""
         return self.folder / f"{self.prefix}tmp"
@@ -118,7 +123,7 @@ class StoreFiles:
 
     def command(self, what: str) -> str:
         """Return the command line that does this to the store, for messages: it can be pasted as it is."""
-        return f"holdfast --store {shlex.quote(str(self.duckdb if self.prefix else self.folder))} {what}"
+        return f"holdfast --store {shlex.quote(str(self.path))} {what}"
 
     def columns(self, engine: str) -> Path:
         """Return the column file of an engine."""

@@ -9,6 +9,7 @@ import click
 
 from repo.commands.output import print_json
 from repo.commands.session import Session, json_option
+from repo.errors import counted
 
 if TYPE_CHECKING:
     from repo.schema.adopt import Adoption
@@ -51,25 +52,7 @@ def adopt(
     with session.progress("adopting") as show:
         done = adopt_store(old, new, columns=timeseries, dry_run=dry_run, force=force, progress=show)
     if session.as_json:
-        migration = done.migration
-        print_json(
-            {
-                "old": str(done.old),
-                "new": str(done.new),
-                "made": done.made,
-                "records": done.records,
-                "points": done.points,
-                "copied_bytes": done.copied_bytes,
-                "needed_bytes": done.needed_bytes,
-                "free_bytes": done.free_bytes,
-                "databases": [database._asdict() for database in migration.databases],
-                "steps": [step._asdict() for step in migration.steps],
-                "nan_points": migration.nan_points,
-                "records_restored": migration.records_restored,
-                "records_without_original": migration.records_without_original,
-                "records_waiting": migration.records_waiting,
-            }
-        )
+        print_json(done.as_dict())
     else:
         _tell(session, done)
 
@@ -78,7 +61,9 @@ def _tell(session: Session, done: Adoption) -> None:
     migration = done.migration
     if not done.made:
         for step in migration.steps:
-            session.say(f"{step.database:<12}{step.revision}: {step.title}; {step.rows:,} rows touched")
+            session.say(
+                f"{step.database:<12}{step.revision}: {step.title}; {counted(step.rows, 'row')} touched"
+            )
         if migration.records_waiting:
             session.say(
                 f"{'records':<12}{migration.records_waiting:,} are to be given their data back from their points"

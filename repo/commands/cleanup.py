@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,9 @@ import click
 
 from repo.clock import system_clock
 from repo.commands.options import bounds, iso, names_of, zone_of
-from repo.commands.output import counted, print_json, write_rows
+from repo.commands.output import print_json, write_rows
 from repo.commands.session import Session, json_option
-from repo.errors import HoldfastError
+from repo.errors import HoldfastError, counted
 from repo.times import parse_duration_us, to_datetime
 
 if TYPE_CHECKING:
@@ -119,6 +118,8 @@ def cleanup(
         "min_retries": failed,
         "everything": everything,
     }
+    from repo.upkeep.cleanup import Cleaned
+
     with session.opened(looks=dry_run) as store:
         dropped = _drop(session, store, scope, dry_run=dry_run, yes=yes) if of_points or of_records else None
         shrunk = None
@@ -131,9 +132,8 @@ def cleanup(
             raise
         finally:  # what was dropped is told also where its space cannot go back
             if session.as_json and not (dropped is None and shrunk is None):
-                nothing = {"dry_run": dry_run, "points": 0, "records": 0}
-                told = nothing if dropped is None else _as_json(dropped)
-                print_json({**told, "shrunk": None if shrunk is None else shrunk._asdict()})
+                told = (dropped or Cleaned(dry_run)).as_dict()
+                print_json({**told, "shrunk": None if shrunk is None else shrunk.as_dict()})
 
 
 def _drop(session: Session, store: Store, scope: dict[str, Any], *, dry_run: bool, yes: bool) -> Cleaned:
@@ -177,7 +177,7 @@ def _shrink(session: Session, store: Store, *, dry_run: bool) -> Shrunk | None:
     if not session.as_json:
         session.note(f"giving space back {_needs(store.shrink(dry_run=True))}")
     with session.progress("shrink") as show:
-        shrunk = store.shrink(show)
+        shrunk = store.shrink(progress=show)
     if not session.as_json:
         left = shrunk.columns_after_bytes + shrunk.metadata_after_bytes
         given = f"{shrunk.freed_bytes:,} bytes went" if shrunk.freed_bytes > 0 else "no bytes could go"
@@ -219,13 +219,6 @@ def _told(found: Cleaned) -> str:
     if found.first_us is not None and found.last_us is not None:
         told += f", {iso(to_datetime(found.first_us))} to {iso(to_datetime(found.last_us))}"
     return told + (f", about {found.bytes:,} bytes" if found.bytes else "")
-
-
-def _as_json(found: Cleaned) -> dict[str, Any]:
-    told = asdict(found)
-    for name in ("series", "sources"):
-        told[name] = [row._asdict() for row in getattr(found, name)]
-    return told
 
 
 def _with_times(row: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from repo.commands.output import counted, print_json
+from repo.commands.output import print_json
 from repo.commands.session import Session, json_option
+from repo.errors import counted
 
 __all__ = ["demote", "promote"]
 
@@ -43,19 +44,21 @@ def demote(session: Session) -> None:
 
 def _move(session: Session, engine: str) -> None:
     with session.opened() as store:
+        move = store.promote if engine == "duckdb" else store.demote
         with session.progress(f"to {engine}") as show:
-            done = store.promote(show) if engine == "duckdb" else store.demote(show)
-        path = str(store.path)
+            done = move(progress=show)
         kept = [
             name
             for name in store.status().bytes_by_kept_file
             if name.endswith(f".inactive-{done.generation}")
         ]
     if session.as_json:
-        print_json({"path": path, **done._asdict()})
+        print_json(done.as_dict())
     elif done.before == done.after:
-        session.say(f"the columns of {path} are in {done.after} already")
+        session.say(f"the columns of {done.path} are in {done.after} already")
     else:
-        session.say(f"moved {counted(done.points, 'point')} of {path} from {done.before} to {done.after}")
+        session.say(
+            f"moved {counted(done.points, 'point')} of {done.path} from {done.before} to {done.after}"
+        )
         for name in kept:
             session.say(f"the old file is kept as {name}; remove it when you need its space")

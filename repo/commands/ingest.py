@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TextIO
 import click
 
 from repo.commands.exits import Exit
-from repo.commands.output import counted, print_json, printable
+from repo.commands.output import print_json, printable
 from repo.commands.session import Session, json_option
+from repo.errors import counted
 
 if TYPE_CHECKING:
     from repo.formats.text.layout import Layout, Rejected
+    from repo.transfer.ingest import Ingested
     from repo.transfer.inputs import Input
 
 __all__ = ["ingest"]
@@ -152,7 +154,6 @@ def ingest(
     if errors_file is not None:
         _check_errors_file(session, errors_file, files)
     layout = _layout(**options)
-    began_s = time.monotonic()
     with ExitStack() as stack:
         known = None if form == "auto" else form
         inputs = []
@@ -164,27 +165,12 @@ def ingest(
         store = stack.enter_context(session.opened())
         progress = stack.enter_context(_Progress(shown=sys.stderr.isatty() and not session.quiet))
         rejections = stack.enter_context(_Rejections(session, errors_file, progress, many=len(files) > 1))
-        done = store.ingest(
-            inputs, layout, strict=strict, on_progress=progress.show, on_rejected=rejections.add
-        )
-    elapsed_s = time.monotonic() - began_s
-    report = {
-        "path": str(store.path),
-        "files": [
-            {"file": f.file, "points": f.points, "rejected": f.rejected, "no_reading": f.no_reading}
-            for f in done
-        ],
-        "points": sum(f.points for f in done),
-        "rejected": sum(f.rejected for f in done),
-        "no_reading": sum(f.no_reading for f in done),
-        "elapsed_s": round(elapsed_s, 3),
-        "points_per_s": round(sum(f.points for f in done) / elapsed_s),
-    }
+        done = store.ingest(inputs, layout, strict=strict, progress=progress.show, on_rejected=rejections.add)
     if session.as_json:
-        print_json(report)
+        print_json(done.as_dict())
     else:
-        session.say(_told(report, strict))
-    if report["rejected"]:
+        session.say(_told(done, strict))
+    if done.rejected:
         raise click.exceptions.Exit(Exit.PROBLEMS)
 
 
@@ -211,12 +197,12 @@ def _layout(
     )
 
 
-def _told(report: dict[str, Any], strict: bool) -> str:
-    if strict and report["rejected"]:
-        return f"nothing was written: {report['rejected']:,} rejected"
+def _told(done: Ingested, strict: bool) -> str:
+    if strict and done.rejected:
+        return f"nothing was written: {done.rejected:,} rejected"
     return (
-        f"{counted(report['points'], 'point')} in {report['elapsed_s']:.1f} s ({report['points_per_s']:,}/s), "
-        f"{report['no_reading']:,} without a reading, {report['rejected']:,} rejected"
+        f"{counted(done.points, 'point')} in {done.elapsed_s:.1f} s ({done.points_per_s:,}/s), "
+        f"{done.no_reading:,} without a reading, {done.rejected:,} rejected"
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from repo.commands.exits import Exit
 from repo.commands.output import print_json
 from repo.commands.session import Session, json_option
+from repo.errors import counted
 
 if TYPE_CHECKING:
     from repo.schema.upgrade import Migration
@@ -78,32 +79,15 @@ def migrate(
 
 def show(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
     """Print what a migration to the revision `goal` did, or would do, as JSON or, with its `steps`, for people."""
-    from repo.schema.version import HEAD
-
     if session.as_json:
-        print_json(
-            {
-                "path": str(session.folder.resolve()),
-                "head": HEAD,
-                "outdated": done.restores or any(database.after != HEAD for database in done.databases),
-                "databases": [database._asdict() for database in done.databases],
-                "steps": [step._asdict() for step in done.steps],
-                "needed_bytes": done.needed_bytes,
-                "free_bytes": done.free_bytes,
-                "backup": None if done.backup is None else str(done.backup),
-                "nan_points": done.nan_points,
-                "records_restored": done.records_restored,
-                "records_without_original": done.records_without_original,
-                "records_waiting": done.records_waiting,
-            }
-        )
+        print_json(done.as_dict())
     else:
         _tell(session, done, goal, steps=steps)
     if done.records_waiting and not done.restores:
         session.note(
-            f"warning: {session.files().folder} has no time-series file, and {done.records_waiting:,} records have "
-            "their data in one; where it lies elsewhere, set DUCKDB_STORAGE_PATH to it and run this again before "
-            "new points are written"
+            f"warning: {session.files().folder} has no time-series file, and the data of "
+            f"{counted(done.records_waiting, 'record')} is in one; where it lies elsewhere, set "
+            "DUCKDB_STORAGE_PATH to it and run this again before new points are written"
         )
 
 
@@ -124,7 +108,7 @@ def _tell(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
     if steps and done.steps:
         for planned in done.steps:
             session.say(
-                f"{planned.database:<12}{planned.revision}: {planned.title}; {planned.rows:,} rows touched, "
+                f"{planned.database:<12}{planned.revision}: {planned.title}; {counted(planned.rows, 'row')} touched, "
                 f"{planned.needed_bytes:,} bytes needed"
             )
         session.say(
@@ -152,16 +136,11 @@ def _restore(session: Session, *, yes: bool) -> None:
                 err=True,
             )
     with session.progress("restoring") as tell:
-        restored = restore_store(files, tell)
-    told: dict[str, Any] = {
-        "path": str(session.folder.resolve()),
-        "restored": str(restored.folder),
-        "made_us": restored.made_us,
-        "databases": [saved._asdict() for saved in restored.saved],
-    }
+        done = restore_store(files, progress=tell)
     if session.as_json:
-        print_json(told)
+        print_json(done.as_dict())
         return
+    restored = done.backup
     for saved in restored.saved:
         session.say(f"{saved.database:<12}at {saved.revision or 'none'}  ({saved.name})")
     session.say(f"{'restored':<12}{restored.folder}")

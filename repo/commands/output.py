@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-__all__ = ["FORMATS", "Row", "counted", "json_text", "print_json", "printable", "write_rows"]
+__all__ = ["FORMATS", "Row", "json_text", "print_json", "printable", "write_rows"]
 
 Row = Mapping[str, Any]
 
@@ -35,11 +35,6 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "\n".join("".join(map(_seen, line)) for line in text.split("\n"))
-
-
-def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """Return a count with its noun in the right number: `1 point`, `2,000 points`, `2 entries`."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from repo.commands.output import counted, print_json
+from repo.commands.output import print_json
 from repo.commands.session import Session, json_option
-from repo.errors import EngineMissing, SchemaOutdated, StoreBusy
+from repo.errors import EngineMissing, SchemaOutdated, StoreBusy, counted
 
 if TYPE_CHECKING:
     from repo import Status

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,11 +9,12 @@ import click
 
 from repo.commands.exits import Exit
 from repo.commands.options import bounds, names_of, zone_of
-from repo.commands.output import counted, print_json
+from repo.commands.output import print_json
 from repo.commands.session import Session, json_option
+from repo.errors import counted
 
 if TYPE_CHECKING:
-    from repo import Recovered
+    from repo import Imported
 
 __all__ = ["export", "import_"]
 
@@ -83,14 +83,14 @@ def export(
             "start": low,
             "end": high,
             "partition": "day" if by_day else None,
-            "on_progress": show,
+            "progress": show,
         }
         if form == "ndjson":
             done = store.export_ndjson(path, **same)
         else:
             done = store.export_parquet(path, compression=compression or "zstd", **same)
     if session.as_json:
-        print_json({**asdict(done), "path": str(done.path)})
+        print_json(done.as_dict())
         return
     where = f"{counted(done.files, 'file')} in {done.path}" if by_day else str(done.path)
     resumed = f"; {counted(done.resumed, 'file')} already complete" if done.resumed else ""
@@ -154,10 +154,10 @@ def import_(
             columns=mapping,
             time_format=time_format,
             dry_run=dry_run,
-            on_progress=show,
+            progress=show,
         )
     if session.as_json:
-        print_json(asdict(done))
+        print_json(done.as_dict())
     else:
         for problem in done.problems:
             session.note(problem)
@@ -173,14 +173,14 @@ def _verify(session: Session, paths: tuple[Path, ...], mapping: dict[str, str], 
     settings = Settings.load(session.files().folder)
     found = verify_parquet(paths, settings, columns=mapping, time_format=time_format)
     if session.as_json:
-        print_json(asdict(found))
+        print_json(found.as_dict())
         return
     without = found.files - found.verified
     unchecked = f"; {counted(without, 'file')} without a SHA-256 to check" if without else ""
     session.say(f"valid: {counted(found.files, 'file')}, {counted(found.points, 'point')}{unchecked}")
 
 
-def _told(done: Recovered, *, dry_run: bool) -> str:
+def _told(done: Imported, *, dry_run: bool) -> str:
     parts = [
         f"{count:,} {what}"
         for count, what in (

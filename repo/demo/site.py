@@ -13,10 +13,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["METRICS", "STEP_US", "WELLS", "Reading", "ticks"]
+__all__ = ["STEP_US", "WELLS", "Reading", "ticks"]
 
 WELLS = tuple(f"WELL-{number:02d}" for number in range(1, 13))
-METRICS = ("pressure", "temperature", "flow", "valve")
 
 START_US = 1_767_225_600_000_000
 """2026-01-01 00:00 UTC: fixed, so that the seed determines everything."""

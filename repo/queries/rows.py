@@ -6,14 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
-from repo.times import to_datetime, to_datetimes
+from repo.times import to_datetimes
 from repo.values import Batch
 
 __all__ = [
     "PointDict",
     "Row",
     "parsed_metadata",
-    "point_dict",
     "point_dicts",
     "range_dicts",
     "rows_of",
@@ -48,22 +47,8 @@ def rows_of(batch: Batch, first_seq: int) -> Iterator[Row]:
     return cast("Iterator[Row]", columns)
 
 
-def point_dict(row: Any) -> PointDict:
-    """Return a stored row as the dict that an application receives."""
-    sensor_id, metric_name, timestamp_us, value, text, quality, metadata = row[:7]
-    return {
-        "sensor_id": sensor_id,
-        "metric_name": metric_name,
-        "timestamp": to_datetime(timestamp_us),
-        "timestamp_us": timestamp_us,
-        "value": value if text is None else text,
-        "quality": quality,
-        "metadata": None if metadata is None else parsed_metadata(metadata),
-    }
-
-
 def point_dicts(rows: Sequence[Sequence[Any]]) -> list[PointDict]:
-    """Convert many stored rows, with all columns of the table, as `point_dict` does, but faster."""
+    """Convert stored rows, with all columns of the table, to the dicts that an application receives."""
     moments = to_datetimes([row[2] for row in rows])
     return [
         {

@@ -71,11 +71,10 @@ class Dropped:
 
 @dataclass(slots=True)
 class Applied:
-    """What a batch changed: points appended (including overwrites), points dropped, series touched."""
+    """What a batch changed: points overwritten and dropped, series touched and gone."""
 
     known: dict[tuple[str, str], Summary]
     """The summaries of all series after the batch."""
-    appended: int = 0
     overwritten: int = 0
     dropped: Dropped = field(default_factory=Dropped)
     touched: dict[tuple[str, str], Summary] = field(default_factory=dict)
@@ -143,7 +142,6 @@ def apply(
     elif rows:
         connection.execute(insert(_points).from_select([c.name for c in incoming.c], select(incoming)))
         connection.execute(delete(incoming))
-    applied.appended = len(rows)
     applied.gone -= applied.touched.keys()
     SummaryRepository(connection).replace(applied.touched, applied.gone)
     return applied

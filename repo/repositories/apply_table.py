@@ -77,7 +77,6 @@ def merge(
     driver.unregister(name)  # nothing to undo after an error: the connection is closed then
     for pair, part in parts.items():
         applied.touched[pair] = known[pair] = _with_part(known.get(pair), part)
-        applied.appended += part.points
     SummaryRepository(connection).replace(applied.touched)
     return applied
 

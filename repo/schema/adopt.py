@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from repo import durable, inuse
 from repo.clock import system_clock
@@ -30,6 +30,7 @@ from repo.errors import (
     StoreBusy,
     StoreCorrupt,
     StoreMissing,
+    counted,
     system_typed,
 )
 from repo.files import CONFIG_FILE, DUCKDB_FILE, ENGINES, METADATA_FILE, SQLITE_FILE, StoreFiles
@@ -51,6 +52,14 @@ _UNFINISHED, _STORE = ".adopting", "holdfast-store"
 _COMPANIONS = {"duckdb": (".wal", ".checkpoint"), "sqlite": ("-wal", "-journal")}
 """Files that belong to a database file. SQLite's shared memory does not: it is recreated."""
 _UNCHANGED = "the old store is unchanged, and no new one was made; fix the cause and adopt it again"
+_OF_THE_MIGRATION = (
+    "databases",
+    "steps",
+    "nan_points",
+    "records_restored",
+    "records_without_original",
+    "records_waiting",
+)
 _KEPT_TABLES = ("buffered_records", "time_series_data", "storage_metadata")
 
 
@@ -70,6 +79,21 @@ class Adoption:
     free_bytes: int
     migration: Migration
     """The migration of the copy."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values; the documented form of `holdfast --json adopt`."""
+        migration = self.migration.as_dict()
+        return {
+            "old": str(self.old),
+            "new": str(self.new),
+            "made": self.made,
+            "records": self.records,
+            "points": self.points,
+            "copied_bytes": self.copied_bytes,
+            "needed_bytes": self.needed_bytes,
+            "free_bytes": self.free_bytes,
+            **{name: migration[name] for name in _OF_THE_MIGRATION},
+        }
 
 
 class _File(NamedTuple):
@@ -145,8 +169,8 @@ def _adopt(
             )
         if planned.records_waiting and not planned.restores:
             raise StoreMissing(
-                f"{planned.records_waiting:,} records of {files.folder} are stored only as pointers, and the folder "
-                "has no time-series file with their data; name that file with --timeseries",
+                f"{files.folder} has {counted(planned.records_waiting, 'record')} stored only as a pointer, and no "
+                "time-series file with the data; name that file with --timeseries",
                 path=files.folder,
             )
         made = Adoption(

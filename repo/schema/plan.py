@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection
 
@@ -61,6 +61,8 @@ class PlannedStep(NamedTuple):
 class Migration:
     """What a migration did, or would do."""
 
+    path: str
+    """The store."""
     databases: tuple[DatabaseVersion, ...]
     steps: tuple[PlannedStep, ...] = ()
     backup: Path | None = None
@@ -81,6 +83,23 @@ class Migration:
     def restores(self) -> bool:
         """Whether a run would restore records; that needs columns to restore them from."""
         return bool(self.records_waiting) and any(one.database == "timeseries" for one in self.databases)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether something is still due."""
+        return self.restores or any(one.after != HEAD for one in self.databases)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values; the documented form of `holdfast --json migrate`."""
+        return {
+            "path": self.path,
+            "head": HEAD,
+            "outdated": self.outdated,
+            **asdict(self),
+            "databases": [one._asdict() for one in self.databases],
+            "steps": [one._asdict() for one in self.steps],
+            "backup": None if self.backup is None else str(self.backup),
+        }
 
 
 @dataclass(slots=True)
@@ -183,6 +202,7 @@ class Planner:
         wanted = self._wanted(found, backs_up) if due else []
         pointers = sum(one.pointers for one in found if one.database == "metadata")
         report = Migration(
+            str(self._files.path),
             tuple(one.version(one.before) for one in found),
             tuple(step for one in due for step in one.steps),
             needed_bytes=sum(by_disk(wanted).values()),

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from repo import inuse
 from repo.clock import Clock, system_clock
@@ -23,16 +25,34 @@ from repo.schema.backup import Backup
 from repo.schema.databases import in_pieces
 from repo.settings import Settings
 
-__all__ = ["finish_leased", "finish_restore", "restore_store"]
+__all__ = ["Restoration", "finish_leased", "finish_restore", "restore_store"]
 
 log = logging.getLogger("holdfast.migrating")
 
 Progress = Callable[[int, int], object]
 
 
+@dataclass(frozen=True, slots=True)
+class Restoration:
+    """A backup that was put back."""
+
+    path: str
+    """The store."""
+    backup: Backup
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values; the documented form of `holdfast --json migrate --restore`."""
+        return {
+            "path": self.path,
+            "restored": str(self.backup.folder),
+            "made_us": self.backup.made_us,
+            "databases": [saved._asdict() for saved in self.backup.saved],
+        }
+
+
 def restore_store(
-    path: str | os.PathLike[str] | StoreFiles, progress: Progress = lambda _done, _total: None
-) -> Backup:
+    path: str | os.PathLike[str] | StoreFiles, *, progress: Progress = lambda _done, _total: None
+) -> Restoration:
     """Restore the newest backup. Everything written since then is lost.
 
     Raises `StoreMissing` without a backup, `StoreCorrupt` for a damaged one, `StoreBusy` and `StoreFull`; nothing was
@@ -51,7 +71,7 @@ def restore_store(
             _refuse_open(files, settings)
             backups.prepare_restore(files, standing[0], in_pieces(standing[0].size_bytes, progress))
             backups.begin_restore(files, standing[0])
-        return finish_leased(files, system_clock)
+        return Restoration(str(files.path), finish_leased(files, system_clock))
 
 
 def finish_restore(files: StoreFiles, settings: Settings, clock: Clock) -> None:

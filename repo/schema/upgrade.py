@@ -17,7 +17,7 @@ from repo.disk import refuse_full_disk
 from repo.engines.base import typed_errors
 from repo.engines.sqlite import driver as sqlite
 from repo.engines.sqlite.backend import SQLiteBackend
-from repo.errors import HoldfastError, InvalidSettings, StoreMissing, denied
+from repo.errors import HoldfastError, InvalidSettings, StoreMissing, counted, denied
 from repo.files import ENGINES, StoreFiles
 from repo.lease import leased
 from repo.repositories.pointers import PointerRepository
@@ -177,10 +177,10 @@ class _Run:
         # A new database is upgraded in one step: there is no space to reclaim in between.
         for step in one.steps[-1:] if one.is_new else one.steps:
             log.info(
-                "revision %s on %s: %s rows (%s)",
+                "revision %s on %s: %s (%s)",
                 step.revision,
                 one.target.path,
-                f"{step.rows:,}",
+                counted(step.rows, "row"),
                 step.title,
             )
             # Closed after each step, which reclaims the space that a revision freed before the next one begins.
@@ -222,12 +222,12 @@ class _Run:
             return report
         if restored.orphans:
             log.warning(
-                "%s records of %s are stored only as pointers, and no point has their data; they stay unchanged",
-                f"{restored.orphans:,}",
+                "%s of %s stored only as a pointer, and no point has the data; left unchanged",
+                counted(restored.orphans, "record"),
                 self._files.metadata,
             )
         if restored.records:
-            log.info("restored the data of %s records from their points", f"{restored.records:,}")
+            log.info("restored the data of %s from the points", counted(restored.records, "record"))
         return replace(
             report,
             records_restored=restored.records,

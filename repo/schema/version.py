@@ -7,9 +7,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 
-from repo.errors import SchemaOutdated, SchemaTooNew, StoreCorrupt
+from repo.errors import SchemaTooNew, StoreCorrupt
 
-__all__ = ["HEAD", "REVISIONS", "Standing", "compare", "require_head", "too_new", "version_of"]
+__all__ = ["HEAD", "REVISIONS", "Standing", "compare", "too_new", "version_of"]
 
 REVISIONS = ("0001", "0002")
 """Every revision, oldest first; a test holds it equal to the migration scripts."""
@@ -55,17 +55,6 @@ def compare(found: str | None) -> Standing:
     if found not in REVISIONS:
         return Standing.TOO_NEW
     return Standing.HEAD if found == HEAD else Standing.OUTDATED
-
-
-def require_head(connection: Connection, path: Path) -> None:
-    """Raise `SchemaOutdated` or `SchemaTooNew` unless the database is at `HEAD`; changes nothing."""
-    found = version_of(connection, path)
-    standing = compare(found)
-    if standing is Standing.TOO_NEW:
-        raise too_new(found, path)
-    if standing is not Standing.HEAD:
-        at = "has no schema version yet" if found is None else f"is at schema version {found}"
-        raise SchemaOutdated(f"{path} {at}, this program needs {HEAD}; run `holdfast migrate`", path=path)
 
 
 def too_new(found: str | None, path: Path) -> SchemaTooNew:

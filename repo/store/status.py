@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from repo.core.acknowledged import LOST_END
 from repo.engines.sqlite.driver import has_wal_reset_bug
+from repo.errors import counted
 from repo.files import StoreFiles
 from repo.lease import Holder, read_holder
 from repo.repositories.journal import JournalRepository
@@ -78,7 +79,7 @@ def read_status(connection: Connection, files: StoreFiles, schema: str) -> Statu
     sizes = sizes_of([*files.metadata_files(), *files.column_files()])
     kept = sizes_of(files.kept()) | sizes_of(files.backups.glob("*/*"), below=files.folder)
     return Status(
-        path=str(files.folder),
+        path=str(files.path),
         store_id=state.store_id,
         engine=state.engine or "none yet",
         generation=state.generation,
@@ -121,8 +122,8 @@ def _warnings(files: StoreFiles, ledger: LedgerRepository, pointers: PointerRepo
             )
     if pointers.noted() and (waiting := pointers.count()):
         warnings.append(
-            f"{waiting:,} pending records of the legacy program are held back until their data is restored from the "
-            f"columns: `{files.command('migrate')}` does it, where the columns can be read"
+            f"{counted(waiting, 'pending record')} of the legacy program held back: the data is still to be restored "
+            f"from the columns. `{files.command('migrate')}` does it, where the columns can be read"
         )
     if has_wal_reset_bug():
         warnings.append(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from repo import forks
 from repo.clock import Clock, system_clock
@@ -19,9 +19,7 @@ from repo.core.metadata import MetadataDatabase
 from repo.engines.interrupts import KeyboardInterrupts
 from repo.errors import EngineMissing
 from repo.files import StoreFiles
-from repo.formats.text.layout import Layout, Rejected
 from repo.queries.selection import Names, select_points
-from repo.repositories.ledger import Loss
 from repo.schema import version
 from repo.settings import Settings
 from repo.store.opening import Opening
@@ -31,21 +29,29 @@ from repo.store.series import SeriesRoom
 from repo.store.sinks import Sinks
 from repo.store.status import Status, read_status
 from repo.store.transaction import Transaction
-from repo.transfer.exporter import Exported, export_ndjson, export_parquet
-from repo.transfer.importer import FileProgress, Recovered, import_parquet
-from repo.transfer.ingest import Files, Ingested, ingest
-from repo.transfer.inputs import Input
-from repo.transfer.sources import listed
-from repo.upkeep.cleanup import Cleaned, Scope, clean, extent_of
-from repo.upkeep.convert import Converted, convert
-from repo.upkeep.shrink import Shrunk, shrink
-from repo.upkeep.usage import Size, measure
+
+if TYPE_CHECKING:
+    from repo.formats.text.layout import Layout, Rejected
+    from repo.repositories.ledger import Loss
+    from repo.transfer.exporter import Exported
+    from repo.transfer.importer import Imported
+    from repo.transfer.ingest import Files, Ingested
+    from repo.transfer.inputs import Input
+    from repo.upkeep.cleanup import Cleaned
+    from repo.upkeep.convert import Converted
+    from repo.upkeep.shrink import Shrunk
+    from repo.upkeep.usage import Size
 
 __all__ = ["Store"]
 
 log = logging.getLogger("holdfast.store")
 
 Progress = Callable[[int, int], object]
+"""Called with how much is done, of how much; the method says of what."""
+
+
+def _unseen(_done: int, _total: int) -> None:
+    """Show no progress."""
 
 
 class Store:
@@ -116,7 +122,7 @@ class Store:
         """Flush, make the columns durable and prune the journal; returns the seq that they now hold."""
         return self._access.checkpoint()
 
-    def promote(self, progress: Progress = lambda _done, _points: None) -> Converted:
+    def promote(self, *, progress: Progress = _unseen) -> Converted:
         """Move the columns from SQLite to DuckDB, and return when they are durable there and DuckDB is active.
 
         Writing goes on meanwhile; reading waits, in every process, and so may end in `StoreBusy`. The old file is
@@ -126,7 +132,7 @@ class Store:
         """
         return self._convert("duckdb", progress)
 
-    def demote(self, progress: Progress = lambda _done, _points: None) -> Converted:
+    def demote(self, *, progress: Progress = _unseen) -> Converted:
         """Move the columns from DuckDB to SQLite; as `promote`."""
         return self._convert("sqlite", progress)
 
@@ -141,7 +147,7 @@ class Store:
         end: Time = None,
         partition: Literal["day"] | None = None,
         compression: Literal["zstd", "none"] = "zstd",
-        on_progress: Progress = lambda _done, _points: None,
+        progress: Progress = _unseen,
     ) -> Exported:
         """Write the points in [start, end) to Parquet, and return when the files are durable.
 
@@ -150,19 +156,21 @@ class Store:
         their SHA-256; a single file has its own in `NAME.sha256` beside it. A file stands whole or not at all, and
         replaces one of its name; a folder must be new, or hold this same export cut off, which then goes on where
         it was. In memory there are two pages of points, and the columns are free for others between pages: what is
-        written meanwhile may show, of the series that had points at the beginning. `on_progress` is told how many
+        written meanwhile may show, of the series that had points at the beginning. `progress` is told how many
         points were read, of about how many.
 
         Raises `InvalidQuery`, `InvalidFile` where the path cannot be written, `StoreFull`, `StoreBusy`, or
         `MissingExtra` where neither DuckDB nor pyarrow is installed: `export_ndjson` needs neither.
         """
+        from repo.transfer.exporter import export_parquet
+
         return export_parquet(
             self._access,
             Path(path),
             select_points(sensor_id, metric_name, start, end),
             partition=partition,
             compression=compression,
-            on_progress=on_progress,
+            progress=progress,
         )
 
     def export_ndjson(
@@ -174,19 +182,21 @@ class Store:
         start: Time = None,
         end: Time = None,
         partition: Literal["day"] | None = None,
-        on_progress: Progress = lambda _done, _points: None,
+        progress: Progress = _unseen,
     ) -> Exported:
         """Write the points in [start, end) as gzipped NDJSON, wherever this library runs: it needs no package.
 
         All else is as `export_parquet` says; `repo.formats.ndjson_lines` describes a line. A single file has a name
         that ends in `.ndjson.gz`: `InvalidQuery`. `import_parquet` takes files and folders of both kinds back.
         """
+        from repo.transfer.exporter import export_ndjson
+
         return export_ndjson(
             self._access,
             Path(path),
             select_points(sensor_id, metric_name, start, end),
             partition=partition,
-            on_progress=on_progress,
+            progress=progress,
         )
 
     @KeyboardInterrupts()
@@ -198,8 +208,8 @@ class Store:
         columns: Mapping[str, str] | None = None,
         time_format: Literal["unix", "unix_ms", "unix_us"] = "unix",
         dry_run: bool = False,
-        on_progress: FileProgress = lambda _rows, _total: None,
-    ) -> Recovered:
+        progress: Progress = _unseen,
+    ) -> Imported:
         """Read Parquet files, folders of them and bundles into the store, and return when all of it is durable.
 
         Files of exports, of the legacy program and of other writers: columns are found by their names, which are
@@ -214,14 +224,16 @@ class Store:
         in `NAME.sha256` beside it. Rows that cannot be stored are counted and left out. An error or a kill after
         that leaves some of the points stored; importing again completes it. `dry_run` counts, and stores nothing.
         """
+        from repo.transfer.importer import import_parquet
+
         return import_parquet(
             self._access,
-            listed(paths),
+            paths,
             on_conflict=on_conflict,
             columns=columns,
             time_format=time_format,
             dry_run=dry_run,
-            on_progress=on_progress,
+            progress=progress,
         )
 
     @KeyboardInterrupts()
@@ -231,10 +243,10 @@ class Store:
         layout: Layout | None = None,
         *,
         strict: bool = False,
-        on_progress: Callable[[Input, int], None] = lambda _input, _readings: None,
-        on_rejected: Callable[[Input, Rejected], None] = lambda _input, _rejected: None,
-    ) -> list[Ingested]:
-        """Write the readings of CSV, NDJSON and Parquet files, in their order; return one report a file.
+        progress: Callable[[Input, int], object] = lambda _input, _readings: None,
+        on_rejected: Callable[[Input, Rejected], object] = lambda _input, _rejected: None,
+    ) -> Ingested:
+        """Write the readings of CSV, NDJSON and Parquet files, in their order, and report on each.
 
         `files`: paths, or `Input` for a stream or a stated encoding. `layout` says which column is which; see
         `Layout`. Of points with one sensor, metric and time the last wins, over stored ones too. What cannot be
@@ -246,12 +258,14 @@ class Store:
         follow are found before anything is written. Raises `InvalidFile`, `InvalidSettings`, `StoreFull` or
         `StoreBusy`.
         """
+        from repo.transfer.ingest import ingest
+
         return ingest(
             self._access,
             files,
             layout,
             strict=strict,
-            on_progress=on_progress,
+            progress=progress,
             on_rejected=on_rejected,
         )
 
@@ -280,6 +294,8 @@ class Store:
         the columns, it is applied later: `points` is then None. Records and points are dropped one after the
         other: an error at the second leaves the first dropped. Disk space is given back by `shrink`.
         """
+        from repo.upkeep.cleanup import Scope, cleanup
+
         scope = Scope.of(
             self._access,
             points=points,
@@ -292,12 +308,10 @@ class Store:
             min_retries=min_retries,
             everything=everything,
         )
-        if dry_run:
-            return extent_of(self._access, scope)
-        return clean(self._access, scope)
+        return cleanup(self._access, scope, dry_run=dry_run)
 
     @KeyboardInterrupts()
-    def shrink(self, progress: Progress = lambda _done, _points: None, *, dry_run: bool = False) -> Shrunk:
+    def shrink(self, *, dry_run: bool = False, progress: Progress = _unseen) -> Shrunk:
         """Give the free blocks inside the files back to the disk, and return when that is done.
 
         The columns are written into a new file, which is read back and compared, and then takes the place of the
@@ -307,7 +321,9 @@ class Store:
         bytes that it needs, `EngineMissing`, `StoreBusy` or the engine's typed error; no point is lost by any.
         `dry_run` only looks what it needs.
         """
-        return shrink(self._access, progress, dry_run=dry_run)
+        from repo.upkeep.shrink import shrink
+
+        return shrink(self._access, dry_run=dry_run, progress=progress)
 
     def status(self) -> Status:
         """Describe the store, from SQLite alone: it answers at once, whoever holds the columns."""
@@ -320,6 +336,8 @@ class Store:
         From SQLite alone it answers at once, and free blocks of the columns count as taken; with `inside` it
         opens the columns, as a read does, and knows them too.
         """
+        from repo.upkeep.usage import measure
+
         return measure(self._access, inside=inside)
 
     def dropped_by(self, seq: int) -> Loss | None:
@@ -384,8 +402,10 @@ class Store:
                 raise
 
     @KeyboardInterrupts()
-    def _convert(self, engine: str, progress: Progress = lambda _done, _points: None) -> Converted:
-        return convert(self._access, engine, progress)
+    def _convert(self, engine: str, progress: Progress = _unseen) -> Converted:
+        from repo.upkeep.convert import convert
+
+        return convert(self._access, engine, progress=progress)
 
 
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from repo.core.handle import Access
 from repo.core.tending import tended
@@ -58,6 +58,10 @@ class Exported:
     resumed: int = 0
     """How many of the files stood already, from an export that was cut off."""
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values; the documented form of `holdfast --json export`."""
+        return {**asdict(self), "path": str(self.path)}
+
 
 def export_parquet(
     access: Access,
@@ -66,14 +70,14 @@ def export_parquet(
     *,
     partition: Literal["day"] | None,
     compression: str,
-    on_progress: Progress,
+    progress: Progress,
 ) -> Exported:
     """See `Store.export_parquet`."""
     if compression not in COMPRESSIONS:
         raise InvalidQuery(f"compression = {compression!r}: {' or '.join(map(repr, COMPRESSIONS))}")
     writer = writer_here(access.settings.duckdb_memory_limit_bytes, duckdb=duckdb_is_installed())
     form = _Form(writer, ".parquet", compression)
-    return _export(access, path, selection, form, partition, on_progress)
+    return _export(access, path, selection, form, partition, progress)
 
 
 def export_ndjson(
@@ -82,13 +86,13 @@ def export_ndjson(
     selection: Selection,
     *,
     partition: Literal["day"] | None,
-    on_progress: Progress,
+    progress: Progress,
 ) -> Exported:
     """See `Store.export_ndjson`."""
     if partition is None and not path.name.endswith(ENDING):
         raise InvalidQuery(f"{path}: NDJSON is written gzipped; give it a name that ends in {ENDING}")
     form = _Form(NdjsonWriter(), ENDING, "gzip")
-    return _export(access, path, selection, form, partition, on_progress)
+    return _export(access, path, selection, form, partition, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ def _export(
     selection: Selection,
     form: _Form,
     partition: Literal["day"] | None,
-    on_progress: Progress,
+    progress: Progress,
 ) -> Exported:
     if partition not in (None, "day"):
         raise InvalidQuery(f"partition = {partition!r}: 'day', or None for one file")
@@ -114,7 +118,7 @@ def _export(
         state = StateRepository(connection).get()
     assert state is not None
     with tended(access.columns):
-        job = _Job(access, selection, form, note_of(state.store_id), on_progress)
+        job = _Job(access, selection, form, note_of(state.store_id), progress)
         return job.one_file(path) if partition is None else job.bundle(path, state.store_id)
 
 
@@ -127,12 +131,12 @@ class _Job:
         selection: Selection,
         form: _Form,
         note: str,
-        on_progress: Progress,
+        progress: Progress,
     ) -> None:
         self._selection = selection
         self._form = form
         self._note = note
-        self._slices = _Slices(access, selection, on_progress, columnar=form.writer.columnar)
+        self._slices = _Slices(access, selection, progress, columnar=form.writer.columnar)
 
     def one_file(self, path: Path) -> Exported:
         """Write everything into one file, and its sum beside it."""
@@ -204,13 +208,11 @@ class _Slices:
     The series are those that have points when it is made.
     """
 
-    def __init__(
-        self, access: Access, selection: Selection, on_progress: Progress, *, columnar: bool
-    ) -> None:
+    def __init__(self, access: Access, selection: Selection, progress: Progress, *, columnar: bool) -> None:
         self._access = access
         self._columnar = columnar
         self._selection = selection
-        self._on_progress = on_progress
+        self._progress = progress
         self._read = 0
         with access.reading("export") as (connection, _):
             known = {
@@ -223,7 +225,7 @@ class _Slices:
         span_us = self.end_us - self.start_us
         page = _filling(ARROW_ROWS if columnar else PLAIN_ROWS)
         self._width_us = max(1, span_us * page // max(self._total, page))
-        self._on_progress(0, self._total)
+        self._progress(0, self._total)
 
     def holds(self, facts: FileFacts, start_us: int, end_us: int) -> bool:
         """Say whether a span is as it was when a file of it was written: with no late point, and none corrected."""
@@ -295,7 +297,7 @@ class _Slices:
 
     def _advance(self, points: int) -> None:
         self._read += points
-        self._on_progress(self._read, max(self._total, self._read))
+        self._progress(self._read, max(self._total, self._read))
 
 
 def _filling(rows: int) -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from repo.core.bulk import Bulk
 from repo.core.handle import Access
 from repo.core.tending import tended
 from repo.engines.registry import duckdb_is_installed
-from repo.errors import HoldfastError, InvalidQuery, Refusal, StoreCorrupt
+from repo.errors import HoldfastError, InvalidQuery, Refusal, StoreCorrupt, counted
 from repo.formats.arrays.tables import Held, HeldPages
 from repo.formats.compression import packing_of
 from repo.formats.files.formats import FileReader, Look, ReadPage
@@ -30,14 +30,14 @@ from repo.queries.counts import present
 from repo.repositories.series import SeriesRepository
 from repo.settings import Settings
 from repo.transfer.inputs import HEAD_BYTES, form_of
-from repo.transfer.sources import Source, sources_of
+from repo.transfer.sources import Source, listed, sources_of
 from repo.values import KIND_NUMBER, KIND_TEXT
 
-__all__ = ["FileProgress", "Recovered", "Verified", "import_parquet", "verify_parquet"]
+__all__ = ["Imported", "Progress", "Verified", "import_parquet", "verify_parquet"]
 
-log = logging.getLogger("holdfast.recovering")
+log = logging.getLogger("holdfast.importing")
 
-FileProgress = Callable[[int, int], object]
+Progress = Callable[[int, int], object]
 """Told how many rows were taken so far, of how many."""
 
 _MOST_PROBLEMS = 20
@@ -60,7 +60,7 @@ class _Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Recovered:
+class Imported:
     """What became of the rows of an import; of a dry run, what would.
 
     `read` is the sum of `stored`, `present`, `duplicates`, `nulls` and `refused`.
@@ -86,6 +86,10 @@ class Recovered:
     verified: int
     """How many of the files had a SHA-256, in a manifest or beside them; all of those were as it says."""
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values; the documented form of `holdfast --json import`."""
+        return asdict(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Verified:
@@ -95,6 +99,10 @@ class Verified:
     points: int
     bytes: int
     verified: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values; the documented form of `holdfast --json import --verify`."""
+        return asdict(self)
 
 
 @dataclass(slots=True)
@@ -108,26 +116,26 @@ class _Looked:
 
 def import_parquet(
     access: Access,
-    paths: Sequence[Path],
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     on_conflict: Literal["keep", "overwrite"],
     columns: Mapping[str, str] | None,
     time_format: str,
     dry_run: bool,
-    on_progress: FileProgress,
-) -> Recovered:
+    progress: Progress,
+) -> Imported:
     """See `Store.import_parquet`."""
     if on_conflict not in ("keep", "overwrite"):
         raise InvalidQuery(f"on_conflict = {on_conflict!r}: 'keep' or 'overwrite'")
     mapping = check_mapping(columns, time_format)
-    looked = [_look(access.settings, source, mapping, time_format) for source in sources_of(paths)]
+    looked = [_look(access.settings, source, mapping, time_format) for source in sources_of(listed(paths))]
     total = sum(one.look.rows for one in looked)
     with tended(access.columns), closing(Bulk(access)) as bulk:
-        job = _Job(access, bulk, on_conflict, total, on_progress, dry_run=dry_run)
+        job = _Job(access, bulk, on_conflict, total, progress, dry_run=dry_run)
         for one in looked:
             job.run(one)
     counts = job.counts
-    return Recovered(
+    return Imported(
         files=len(looked),
         read=counts.read,
         stored=counts.stored,
@@ -185,7 +193,8 @@ def _look(settings: Settings, source: Source, mapping: Mapping[str, str], time_f
             look = reader.look(plan)
     if source.points is not None and look.rows != source.points:
         raise StoreCorrupt(
-            f"{source.path} has {look.rows:,} points, and its manifest says {source.points:,}; nothing was stored",
+            f"{source.path} has {counted(look.rows, 'point')}, and its manifest says {source.points:,}; "
+            "nothing was stored",
             path=source.path,
         )
     if plan.ignored:
@@ -202,7 +211,7 @@ class _Job:
         bulk: Bulk,
         on_conflict: Literal["keep", "overwrite"],
         total: int,
-        on_progress: FileProgress,
+        progress: Progress,
         *,
         dry_run: bool,
     ) -> None:
@@ -210,7 +219,7 @@ class _Job:
         self._bulk = bulk
         self._on_conflict = on_conflict
         self._total = total
-        self._on_progress = on_progress
+        self._progress = progress
         self._dry_run = dry_run
         self._kinds: dict[tuple[str, str], str] = {}
         self._under_way = 0
@@ -237,7 +246,7 @@ class _Job:
         except HoldfastError as error:
             if self.counts.stored:
                 error.add_note(
-                    f"{self.counts.stored:,} points of this import were stored before that; importing it again is "
+                    f"before that, this import stored {counted(self.counts.stored, 'point')}; importing it again is "
                     "harmless"
                 )
             raise
@@ -282,7 +291,7 @@ class _Job:
         counts.nulls += page.nulls
         counts.no_reading += sum(group.rows - group.readings for group in page.groups)
         if page.nulls:
-            self._note(source, f"{page.nulls:,} rows have no sensor, metric or time")
+            self._note(source, f"{counted(page.nulls, 'row')} without a sensor, a metric or a time")
         if self._dry_run and not self._overlaps:
             self._look_for_overlaps(page, source)
         refused = self._leave_out_other_kinds(page, source)
@@ -293,7 +302,7 @@ class _Job:
         counts.duplicates += duplicates
         counts.present += stood
         self._under_way += max(0, rows - stood)
-        self._on_progress(counts.read, self._total)
+        self._progress(counts.read, self._total)
         return rows > stood
 
     def _look_for_overlaps(self, page: ReadPage, source: Source) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from operator import itemgetter
 from typing import Any
 
@@ -22,6 +23,7 @@ from repo.errors import (
     InvalidSettings,
     Refusal,
     StoreBusy,
+    counted,
 )
 from repo.formats.compression import plain_name
 from repo.formats.text.csv import read_csv
@@ -34,18 +36,18 @@ from repo.transfer.importer import import_parquet
 from repo.transfer.inputs import Input
 from repo.values import KIND_NUMBER, KIND_TEXT, check_rows
 
-__all__ = ["Files", "Ingested", "ingest"]
+__all__ = ["Files", "Ingested", "IngestedFile", "ingest"]
 
 Files = str | os.PathLike[str] | Input | Iterable[str | os.PathLike[str] | Input]
 
-log = logging.getLogger("holdfast.importing")
+log = logging.getLogger("holdfast.ingesting")
 
 APPLY_POINTS = 1_000_000
 """After so many points the journal is applied to the columns, so that it does not hold a whole long import."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ingested:
+class IngestedFile:
     """What became of one file."""
 
     file: str
@@ -57,20 +59,64 @@ class Ingested:
     """Cells marked as missing: no point in a wide file, a point without a reading in a long one."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """What became of all files, in their order, and how long it took."""
+
+    path: str
+    """The store."""
+    files: tuple[IngestedFile, ...]
+    elapsed_s: float
+
+    @property
+    def points(self) -> int:
+        """How many points were acknowledged."""
+        return sum(file.points for file in self.files)
+
+    @property
+    def rejected(self) -> int:
+        """How many lines, cells and rows gave no point."""
+        return sum(file.rejected for file in self.files)
+
+    @property
+    def no_reading(self) -> int:
+        """How many cells were marked as missing."""
+        return sum(file.no_reading for file in self.files)
+
+    @property
+    def points_per_s(self) -> int:
+        """How many points were acknowledged in a second."""
+        return round(self.points / max(self.elapsed_s, 1e-6))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values; the documented form of `holdfast --json ingest`."""
+        return {
+            "path": self.path,
+            "files": [asdict(file) for file in self.files],
+            "points": self.points,
+            "rejected": self.rejected,
+            "no_reading": self.no_reading,
+            "elapsed_s": round(self.elapsed_s, 3),
+            "points_per_s": self.points_per_s,
+        }
+
+
 def ingest(
     access: Access,
     files: Files,
     layout: Layout | None = None,
     *,
     strict: bool = False,
-    on_progress: Callable[[Input, int], None] = lambda _input, _readings: None,
-    on_rejected: Callable[[Input, Rejected], None] = lambda _input, _rejected: None,
-) -> list[Ingested]:
+    progress: Callable[[Input, int], object] = lambda _input, _readings: None,
+    on_rejected: Callable[[Input, Rejected], object] = lambda _input, _rejected: None,
+) -> Ingested:
     """See `Store.ingest`. In memory there are a few batches of 10,000 readings; of Parquet, a page."""
+    began_s = time.monotonic()
     with ExitStack() as stack:
         inputs = [_input_of(file, stack) for file in _listed(files)]
-        passes = _Passes(access, layout or Layout(), on_progress, on_rejected)
-        return _run(passes, inputs, strict=strict)
+        passes = _Passes(access, layout or Layout(), progress, on_rejected)
+        done = _run(passes, inputs, strict=strict)
+    return Ingested(str(access.files.path), tuple(done), time.monotonic() - began_s)
 
 
 def _listed(files: Files) -> list[str | os.PathLike[str] | Input]:
@@ -82,7 +128,7 @@ def _input_of(file: str | os.PathLike[str] | Input, stack: ExitStack) -> Input:
     return file if isinstance(file, Input) else stack.enter_context(closing(Input(file)))
 
 
-def _run(passes: _Passes, inputs: Sequence[Input], *, strict: bool) -> list[Ingested]:
+def _run(passes: _Passes, inputs: Sequence[Input], *, strict: bool) -> list[IngestedFile]:
     for given in inputs:
         if given.look() == "parquet":
             passes.mapping_of(given)
@@ -96,8 +142,8 @@ def _run(passes: _Passes, inputs: Sequence[Input], *, strict: bool) -> list[Inge
         passes.abandon()
         if passes.acknowledged:
             error.add_note(
-                f"{passes.acknowledged:,} points of this import were acknowledged before that, and stay; importing "
-                "again from the start is harmless"
+                f"before that, this import acknowledged {counted(passes.acknowledged, 'point')}, which stay stored; "
+                "importing again from the start is harmless"
             )
         raise
     passes.apply()
@@ -111,12 +157,12 @@ class _Passes:
         self,
         access: Access,
         layout: Layout,
-        on_progress: Callable[[Input, int], None],
-        on_rejected: Callable[[Input, Rejected], None],
+        progress: Callable[[Input, int], object],
+        on_rejected: Callable[[Input, Rejected], object],
     ) -> None:
         self._access = access
         self._layout = layout
-        self._on_progress = on_progress
+        self._progress = progress
         self._on_rejected = on_rejected
         self._kinds = _kinds_of(access)
         self._under_way: deque[Future[Written]] = deque()
@@ -124,7 +170,7 @@ class _Passes:
         self._columns_to_be_had = True
         self.acknowledged = 0
 
-    def run(self, given: Input, *, check_only: bool) -> Ingested:
+    def run(self, given: Input, *, check_only: bool) -> IngestedFile:
         """Pass over one file; an error that does not name it gets a note that does."""
         try:
             if given.look() == "parquet":
@@ -135,7 +181,7 @@ class _Passes:
                 error.add_note(f"the file is {given.name}")
             raise
 
-    def _run_text(self, given: Input, take: Callable[[list[Any]], None], *, again: bool) -> Ingested:
+    def _run_text(self, given: Input, take: Callable[[list[Any]], None], *, again: bool) -> IngestedFile:
         """`take` gets rows that it may refuse with `InvalidPoint`, listing all bad ones."""
         before, taken, rejected, no_reading = self.acknowledged, 0, 0, 0
         with given.opened(again=again) as (form, text):
@@ -156,11 +202,11 @@ class _Passes:
                 taken += len(chunk.rows)
                 rejected += len(chunk.rejected)
                 no_reading += chunk.missing + sum(row[3] is None for row in chunk.rows)
-                self._on_progress(given, taken)
+                self._progress(given, taken)
         self._settle(0)
-        return Ingested(given.name, self.acknowledged - before, rejected, no_reading)
+        return IngestedFile(given.name, self.acknowledged - before, rejected, no_reading)
 
-    def _run_parquet(self, given: Input, *, check_only: bool) -> Ingested:
+    def _run_parquet(self, given: Input, *, check_only: bool) -> IngestedFile:
         self._settle(0)
         assert given.path is not None
         done = import_parquet(
@@ -170,7 +216,7 @@ class _Passes:
             columns=self.mapping_of(given),
             time_format=_counted(self._layout.time_formats),
             dry_run=check_only,
-            on_progress=lambda rows, _total: self._on_progress(given, rows),
+            progress=lambda rows, _total: self._progress(given, rows),
         )
         for problem in done.problems:
             reason = problem.removeprefix(f"{given.path}: ")
@@ -179,7 +225,7 @@ class _Passes:
         rejected = done.refused + done.nulls
         points = 0 if check_only else done.read - rejected
         self.acknowledged += points
-        return Ingested(given.name, points, rejected, done.no_reading)
+        return IngestedFile(given.name, points, rejected, done.no_reading)
 
     def mapping_of(self, given: Input) -> dict[str, str]:
         """Return which column of Parquet is which field; `InvalidSettings` for what only a text can follow."""

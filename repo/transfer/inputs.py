@@ -15,11 +15,9 @@ from repo.errors import InvalidFile, InvalidSettings
 from repo.formats.compression import plain_name, unpacked
 from repo.inuse import refuse_own
 
-__all__ = ["FORMS", "HEAD_BYTES", "Form", "Input", "form_of", "is_parquet"]
+__all__ = ["HEAD_BYTES", "Form", "Input", "form_of", "is_parquet"]
 
 Form = Literal["csv", "ndjson", "parquet"]
-
-FORMS: tuple[Form, ...] = ("csv", "ndjson", "parquet")
 
 HEAD_BYTES = 64
 """How much of a file's beginning is enough to tell its form."""

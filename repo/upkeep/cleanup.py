@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from repo.core.changes import DeleteChange, Submission
@@ -16,7 +16,7 @@ from repo.repositories.records import RecordExtent, RecordRepository, RecordScop
 from repo.repositories.sinks import SinkRepository
 from repo.upkeep.usage import measure
 
-__all__ = ["Cleaned", "Scope", "clean", "extent_of"]
+__all__ = ["Cleaned", "Scope", "cleanup"]
 
 log = logging.getLogger("holdfast.cleaning")
 
@@ -27,21 +27,26 @@ _TOLD_NAMES = 20
 class Cleaned:
     """What a cleanup dropped; of a dry run, what it would."""
 
-    points: int | None
-    """None: the columns were not to be had. The delete is durable, and is counted in the ledger when it is applied."""
-    unsent_points: int | None
-    """How many of the points no sink, or not every one, had confirmed."""
-    records: int
-    """Records are gone when they were sent, so each of these never was."""
-    bytes: int | None
-    """About what they take in the files. None where that was not looked at."""
-    first_us: int | None
-    last_us: int | None
-    series: tuple[Extent, ...]
-    """The points by series, as they were beforehand."""
-    sources: tuple[RecordExtent, ...]
-    """The records by source."""
     dry_run: bool
+    points: int | None = 0
+    """None: the columns were not to be had. The delete is durable, and is counted in the ledger when it is applied."""
+    unsent_points: int | None = 0
+    """How many of the points no sink, or not every one, had confirmed."""
+    records: int = 0
+    """Records are gone when they were sent, so each of these never was."""
+    bytes: int | None = 0
+    """About what they take in the files. None where that was not looked at."""
+    first_us: int | None = None
+    last_us: int | None = None
+    series: tuple[Extent, ...] = ()
+    """The points by series, as they were beforehand."""
+    sources: tuple[RecordExtent, ...] = ()
+    """The records by source."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values; `holdfast --json cleanup` prints it, with `shrunk`."""
+        series, sources = ([row._asdict() for row in rows] for rows in (self.series, self.sources))
+        return {**asdict(self), "series": series, "sources": sources}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +104,13 @@ class Scope:
         )
 
 
-def extent_of(access: Access, scope: Scope) -> Cleaned:
-    """Say what `clean` would drop, and change nothing. Raises `StoreBusy`, `EngineMissing`."""
+def cleanup(access: Access, scope: Scope, *, dry_run: bool) -> Cleaned:
+    """See `Store.cleanup`."""
+    return _counted(access, scope) if dry_run else _dropped(access, scope)
+
+
+def _counted(access: Access, scope: Scope) -> Cleaned:
+    """Count what the scope selects, and change nothing. Raises `StoreBusy`, `EngineMissing`."""
     series: list[Extent] = []
     point_bytes = 0
     if scope.points is not None:
@@ -124,11 +134,11 @@ def extent_of(access: Access, scope: Scope) -> Cleaned:
     )
 
 
-def clean(access: Access, scope: Scope) -> Cleaned:
-    """Drop what the scope selects, and report it. See `Store.cleanup`."""
+def _dropped(access: Access, scope: Scope) -> Cleaned:
+    """Drop what the scope selects."""
     before = None
     try:
-        before = extent_of(access, scope)
+        before = _counted(access, scope)
     except (StoreBusy, EngineMissing) as error:
         log.warning("what is dropped was not counted beforehand: %s", error)
     times: list[int | None] = []

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 from uuid import uuid4
 
 from repo import durable
@@ -27,18 +28,26 @@ __all__ = ["Converted", "convert"]
 log = logging.getLogger("holdfast.converting")
 
 
-class Converted(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Converted:
     """What a conversion did; nothing, if the engines are the same."""
 
+    path: str
+    """The store."""
     before: str
     after: str
     points: int
     generation: int
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values; the documented form of `holdfast --json promote` and `demote`."""
+        return asdict(self)
+
 
 def convert(
     access: Access,
     to: str,
+    *,
     progress: Callable[[int, int], object],
 ) -> Converted:
     """Move the columns to the engine `to` and return when they are durable there and it is active.
@@ -57,7 +66,7 @@ def convert(
             facts = StateRepository(connection).get()
         assert facts is not None
         if before == to:
-            return Converted(before, to, access.flusher.points, facts.generation)
+            return Converted(str(access.files.path), before, to, access.flusher.points, facts.generation)
         points = access.flusher.points
         with typed_errors(opened.backend):
             needed_bytes = most_bytes(to, opened, access.flusher.known)
@@ -78,7 +87,7 @@ def convert(
         _switch(access, path, to, state)
         log.info("the columns are in %s now", path)
         access.columns.reopen()
-    return Converted(before, to, points, state.generation)
+    return Converted(str(access.files.path), before, to, points, state.generation)
 
 
 def _switch(access: Access, path: Path, to: str, state: ColumnsState) -> None:

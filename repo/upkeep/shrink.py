@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from repo import disk, durable
 from repo.core.active import building_path, remove
@@ -28,7 +29,8 @@ __all__ = ["Shrunk", "shrink"]
 log = logging.getLogger("holdfast.shrinking")
 
 
-class Shrunk(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Shrunk:
     """Bytes on the disk, of the files with their logs."""
 
     columns_before_bytes: int
@@ -46,12 +48,16 @@ class Shrunk(NamedTuple):
         before = self.columns_before_bytes + self.metadata_before_bytes
         return before - self.columns_after_bytes - self.metadata_after_bytes
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values; `holdfast --json cleanup --shrink` prints it as `shrunk`."""
+        return asdict(self)
+
 
 def shrink(
     access: Access,
-    progress: Callable[[int, int], object],
     *,
-    dry_run: bool = False,
+    dry_run: bool,
+    progress: Callable[[int, int], object],
 ) -> Shrunk:
     """See `Store.shrink`."""
     columns_before = _bytes(access.files.column_files())

@@ -138,7 +138,7 @@ def test_rows_of_parquet_that_cannot_be_stored_are_rejected(on_store: Command, t
     result = on_store("ingest", file, "--errors", kept, code=3)
     assert "2 points" in result.stdout
     assert "1 without a reading, 3 rejected" in result.stdout
-    for told in ("1 rows have no sensor", "are taken as seconds", "is empty"):
+    for told in ("1 row without a sensor", "are taken as seconds", "is empty"):
         assert told in result.stderr
         assert told in kept.read_text()
     assert str(file) not in result.stderr

@@ -144,7 +144,7 @@ def test_a_full_disk_says_how_much_was_acknowledged_and_ingesting_again_mends_it
     process = start(*ingest, preexec_fn=limit_files)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
-    told = re.search(r"([\d,]+) points of this import were acknowledged", err.decode())
+    told = re.search(r"this import acknowledged ([\d,]+) points", err.decode())
     assert told is not None, err
     acknowledged = int(told[1].replace(",", ""))
     assert 0 < acknowledged < 200_000

@@ -205,7 +205,7 @@ def test_shrinking_gives_the_space_of_what_fell_back_and_keeps_the_rest(store: S
     kept = list(store.points.range(None, None))
     before_files = store.size()  # right before: any commit may grow the log by a page
     told: list[tuple[int, int]] = []
-    shrunk = store.shrink(lambda done, total: told.append((done, total)))
+    shrunk = store.shrink(progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (10_000, 10_000)
     after = store.size()
     assert (shrunk.columns_before_bytes, shrunk.metadata_before_bytes) == (

@@ -133,7 +133,7 @@ def test_a_single_file_says_by_its_name_what_it_is(store: Store, tmp_path: Path)
 def test_a_folder_that_was_cut_off_goes_on_and_not_in_the_other_form(store: Store, tmp_path: Path) -> None:
     points = fill(store)
     with pytest.raises(Stopped):
-        store.export_ndjson(tmp_path / "bundle", partition="day", on_progress=stop_after(150))
+        store.export_ndjson(tmp_path / "bundle", partition="day", progress=stop_after(150))
     with pytest.raises(InvalidFile, match="something else"):
         store.export_parquet(tmp_path / "bundle", partition="day")
     done = store.export_ndjson(tmp_path / "bundle", partition="day")

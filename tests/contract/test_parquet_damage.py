@@ -227,8 +227,8 @@ def test_a_file_that_changes_after_the_look_is_noticed(store: Store, tmp_path: P
         write(second, sensor_id=["u", "u", "u"])
 
     with pytest.raises(InvalidFile, match="changed while it was imported") as caught:
-        store.import_parquet([first, second], on_progress=change)
-    assert "2 points of this import were stored" in caught.value.__notes__[0]
+        store.import_parquet([first, second], progress=change)
+    assert "this import stored 2 points" in caught.value.__notes__[0]
     assert {row[0] for row in stored(store)} == {"s"}
     assert isinstance(caught.value, HoldfastError)
 

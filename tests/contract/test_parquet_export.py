@@ -194,7 +194,7 @@ def stop_after(points: int) -> Any:
 def test_a_folder_that_was_cut_off_goes_on_where_it_was(store: Store, tmp_path: Path) -> None:
     points = fill(store)
     with pytest.raises(Stopped):
-        store.export_parquet(tmp_path / "bundle", partition="day", on_progress=stop_after(150))
+        store.export_parquet(tmp_path / "bundle", partition="day", progress=stop_after(150))
     assert not (tmp_path / "bundle/manifest.json").exists()
     standing = {file: file.stat().st_ino for file in (tmp_path / "bundle").rglob("*.parquet")}
     with pytest.raises(InvalidFile, match="something else"):
@@ -214,7 +214,7 @@ def test_a_day_that_changed_since_it_was_cut_off_goes_out_again(
     store, target = open_store("source"), open_store("target")
     fill(store)
     with pytest.raises(Stopped):
-        store.export_parquet(tmp_path / "days", partition="day", on_progress=stop_after(200))
+        store.export_parquet(tmp_path / "days", partition="day", progress=stop_after(200))
     if change == "deleted":
         store.points.delete("s1", "temperature", BEGIN_S, BEGIN_S + 3600)
     else:
@@ -229,7 +229,7 @@ def test_a_day_that_changed_since_it_was_cut_off_goes_out_again(
 def test_a_line_cut_off_by_a_kill_is_forgotten(store: Store, tmp_path: Path) -> None:
     points = fill(store)
     with pytest.raises(Stopped):
-        store.export_parquet(tmp_path / "bundle", partition="day", on_progress=stop_after(150))
+        store.export_parquet(tmp_path / "bundle", partition="day", progress=stop_after(150))
     draft = tmp_path / "bundle/export.ndjson"
     draft.write_bytes(draft.read_bytes()[:-20])
     assert store.export_parquet(tmp_path / "bundle", partition="day").points == len(points)
@@ -241,7 +241,7 @@ def test_an_error_leaves_the_file_that_stood_there(store: Store, tmp_path: Path)
     before = (tmp_path / "all.parquet").read_bytes()
     store.points.insert("s1", "temperature", 5)
     with pytest.raises(Stopped):
-        store.export_parquet(tmp_path / "all.parquet", on_progress=stop_after(1))
+        store.export_parquet(tmp_path / "all.parquet", progress=stop_after(1))
     assert (tmp_path / "all.parquet").read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["all.parquet", "all.parquet.sha256", "store"]
 
@@ -301,7 +301,7 @@ def test_the_columns_are_free_for_others_between_pages(
         store.points.insert("other", "m", done, timestamp=BEGIN_S + 10 * DAY_S + len(calls))
         store.flush()
 
-    done = store.export_parquet(tmp_path / "all.parquet", on_progress=use_it, end=BEGIN_S + 9 * DAY_S)
+    done = store.export_parquet(tmp_path / "all.parquet", progress=use_it, end=BEGIN_S + 9 * DAY_S)
     assert len(calls) > len(points) / 50
     assert done.points == len(points)
     found = sorted(rows_of(tmp_path / "all.parquet"), key=IDENTITY)
@@ -318,7 +318,7 @@ def test_a_series_that_comes_up_meanwhile_leaves_an_export_whole(
     def come_up(done: int, _total: int) -> None:
         store.points.insert(f"late-{done}", "m", done, timestamp=BEGIN_S + 2 * DAY_S)
 
-    done = store.export_parquet(tmp_path / "all.parquet", on_progress=come_up)
+    done = store.export_parquet(tmp_path / "all.parquet", progress=come_up)
     assert done.points == len(points)
     assert sorted(rows_of(tmp_path / "all.parquet"), key=IDENTITY) == without_us(points)
 
@@ -331,7 +331,7 @@ def test_points_with_long_texts_are_read_fewer_at_a_time(
     monkeypatch.setattr(exporter, "ARROW_ROWS", 1_000)
     store.points.insert_many([("s", "m", n, n, 100, {"why": "x" * 4_000}) for n in range(200)])
     told: list[int] = []
-    store.export_parquet(tmp_path / "a.parquet", on_progress=lambda done, _total: told.append(done))
+    store.export_parquet(tmp_path / "a.parquet", progress=lambda done, _total: told.append(done))
     assert told[-1] == 200
     assert max(after - before for before, after in pairwise(told)) <= 10
 
@@ -364,11 +364,11 @@ def test_the_columns_stay_open_between_pages_until_another_process_waits(
             script = "import sys; from repo import Store\nprint(len(Store(sys.argv[1]).points.range(None, None).all()))"
             others.append(run_python(script, store.path).stdout)
 
-    store.export_parquet(tmp_path / "a.parquet", on_progress=look)
+    store.export_parquet(tmp_path / "a.parquet", progress=look)
     assert others == [f"{len(points)}\n"]
     assert len(since) > 4
     assert None not in since
-    store.export_parquet(tmp_path / "b.parquet", on_progress=look)
+    store.export_parquet(tmp_path / "b.parquet", progress=look)
     assert read_holder(store.path) is None
 
 
@@ -427,7 +427,7 @@ def pause(done, total):
         print("began", flush=True)
         sys.stdin.readline()
 with Store(sys.argv[1], Settings(background=False)) as store:
-    store.export_parquet(sys.argv[2], on_progress=pause)
+    store.export_parquet(sys.argv[2], progress=pause)
 """
 
 

@@ -80,7 +80,7 @@ def test_a_dry_run_tells_the_same_counts_and_stores_nothing(store: Store, tmp_pa
         1,
     )
     assert "nanoseconds" in " ".join(done.problems)
-    assert "no sensor, metric or time" in " ".join(done.problems)
+    assert "without a sensor, a metric or a time" in " ".join(done.problems)
     assert stored(store) == [("s", "m", at, value, 100, None) for at, value in ((0, 2.0), (1, 3.0), (5, 6.0))]
 
 
@@ -240,7 +240,7 @@ def test_a_bundle_that_was_cut_off_gives_the_files_that_stand(open_store: OpenSt
     source, target = open_store("source"), open_store("target")
     fill(source)
     with pytest.raises(Stopped):
-        source.export_parquet(tmp_path / "bundle", partition="day", on_progress=stop_after(150))
+        source.export_parquet(tmp_path / "bundle", partition="day", progress=stop_after(150))
     done = target.import_parquet(tmp_path / "bundle")
     assert done.files == done.verified == len(list((tmp_path / "bundle").rglob("*.parquet"))) > 0
     assert done.stored == len(points_of(target)) > 0

@@ -31,7 +31,6 @@ from repo.engines.sqlite import driver as sqlite
 from repo.engines.sqlite.backend import SQLiteBackend
 from repo.lease import Lease
 from repo.repositories.journal import JournalRepository
-from repo.store import store
 from repo.upkeep import convert as converting
 from repo.upkeep import copying, rewrite
 from repo.upkeep import shrink as shrinking
@@ -365,10 +364,10 @@ def _watch_moves(stopper: Stopper) -> None:
     convert, copy_tables, sums_of = converting.convert, copying.copy_tables, copying.sums_of
     sync, replace = durable.sync, Path.replace
 
-    def watched_convert(*arguments: Any) -> Any:
+    def watched_convert(*arguments: Any, **options: Any) -> Any:
         stopper.reach("move")
         _here.moving = True
-        done = convert(*arguments)
+        done = convert(*arguments, **options)
         _here.moving = False
         stopper.passed("move")
         return done
@@ -407,7 +406,7 @@ def _watch_moves(stopper: Stopper) -> None:
     for engine in (DuckDBBackend, SQLiteBackend):
         _watch_new(stopper, engine)
     for module, name, watched in (
-        (store, "convert", watched_convert),
+        (converting, "convert", watched_convert),
         (rewrite, "copy_tables", watched_copy),
         (rewrite, "sums_of", watched_sums),
     ):
@@ -441,7 +440,7 @@ def _watch_shrinks(stopper: Stopper) -> None:
         vacuum(engine)
         stopper.passed("shrink: vacuum")
 
-    setattr(store, "shrink", watched_shrink)  # noqa: B010  not what it exports
+    shrinking.shrink = watched_shrink
     Path.replace = watched_replace  # type: ignore[method-assign, assignment]
     sqlite.vacuum = watched_vacuum
 

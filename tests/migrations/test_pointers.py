@@ -125,7 +125,7 @@ def test_a_record_without_its_data_stays_as_it_is_whatever_the_metadata_of_the_p
     before, points = asked(legacy, POINTERS), contents(legacy)["points"]
     done = migrate_store(legacy)
     assert (done.records_restored, done.records_without_original) == (1, 1)
-    assert "1 records" in caplog.text
+    assert "1 record " in caplog.text
     assert asked(legacy, POINTERS) == [row for row in before if row[0] == "lost"]
     assert contents(legacy)["points"] == points
     assert pending(legacy)["lost"]["data"] == json.loads(before[0][1])
@@ -312,7 +312,7 @@ buffer.shutdown()
             [python, "-c", script, str(legacy)], cwd=ROOT, capture_output=True, text=True, check=True
         )
         assert done.stdout.strip() == found
-        assert "1 pending records of the legacy program are held back" in done.stderr
+        assert "1 pending record of the legacy program held back" in done.stderr
     assert asked(legacy, MARKER) == [("1",)]
     assert [*pending(legacy)] == [*(f"REC-{i}" for i in range(5)), "a", "new"]
     assert pending(legacy)["a"]["data"] == {"value": 1}

@@ -160,7 +160,7 @@ def test_the_newest_backup_is_the_one_made_last_though_the_clock_was_set_back(
         monkeypatch.setattr(upgrade, "system_clock", lambda now_us=now_us: now_us)
         made = migrate_store(legacy, to=to).backup
         assert [backup.folder for backup in backups_of(legacy)] == [made]
-    assert [saved.revision for saved in restore_store(legacy).saved] == ["0001", "0001"]
+    assert [saved.revision for saved in restore_store(legacy).backup.saved] == ["0001", "0001"]
 
 
 def test_ctrl_c_while_duckdb_works_is_no_trace_and_exit_130(

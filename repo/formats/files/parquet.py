@@ -28,21 +28,9 @@ from pathlib import Path
 from repo.errors import MissingExtra
 from repo.formats.files.formats import FileReader, FileWriter
 
-__all__ = ["COLUMNS", "COMPRESSIONS", "FORMAT", "ROW_GROUP_ROWS", "note_of", "reader_here", "writer_here"]
+__all__ = ["COMPRESSIONS", "FORMAT", "ROW_GROUP_ROWS", "note_of", "reader_here", "writer_here"]
 
 FORMAT = 1
-
-COLUMNS = {
-    "sensor_id": "VARCHAR",
-    "metric_name": "VARCHAR",
-    "timestamp": "TIMESTAMP WITH TIME ZONE",
-    "value": "DOUBLE",
-    "value_text": "VARCHAR",
-    "quality": "INTEGER",
-    "metadata": "VARCHAR",
-    "seq": "BIGINT",
-}
-"""The columns of a file, with their types as SQL names them."""
 
 COMPRESSIONS = ("zstd", "none")
 
