@@ -173,6 +173,8 @@ class _Connection(sqlite3.Connection):
     _pid = -1
     """The process that opened it; one that could not be opened has none, and nothing to close."""
 
+    _is_closed = False
+
     def __init__(self, database: str | os.PathLike[str], *args: Any, **options: Any) -> None:
         self._file = forks.opening(_path_of(os.fspath(database)))
         try:
@@ -184,8 +186,14 @@ class _Connection(sqlite3.Connection):
         self._file.connection = weakref.ref(self)
 
     def close(self) -> None:
-        super().close()
-        forks.close(self._file)
+        try:
+            # A statement that an interrupted call left open would keep the connection, its transaction and its lock.
+            if not self._is_closed and self.in_transaction:
+                self.rollback()
+        finally:
+            self._is_closed = True
+            super().close()
+            forks.close(self._file)
 
     def __del__(self) -> None:
         if os.getpid() == self._pid:
