@@ -17,6 +17,7 @@ import click
 
 from repo.commands.exits import Exit, failure
 from repo.commands.session import DEFAULT_STORE, Session, log_to_stderr
+from repo.engines.interrupts import is_interrupt
 from repo.errors import HoldfastError
 
 __all__ = ["holdfast", "main"]
@@ -44,9 +45,6 @@ _COMMANDS = {
 
 _ALIASES = {"recover": "import"}
 """Other names that a command answers to; the list of commands leaves them out."""
-
-_INTERRUPTED_IN_DUCKDB = "Query interrupted"
-"""What DuckDB raises, a bare RuntimeError, where Ctrl-C comes while it works."""
 
 
 class _Commands(click.Group):
@@ -79,7 +77,7 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             context.exit(Exit.INTERRUPTED)
         except RuntimeError as error:
-            if str(error) != _INTERRUPTED_IN_DUCKDB:
+            if not is_interrupt(error):
                 raise
             context.exit(Exit.INTERRUPTED)
         except (HoldfastError, OSError) as error:

@@ -130,10 +130,10 @@ def cleanup(
                 later = session.files().command("cleanup --shrink")
                 error.add_note(f"what was to be dropped is dropped; `{later}` gives its space back later")
             raise
-        finally:  # what was dropped is told also where its space cannot go back
+        finally:  # what was dropped is reported even if its space could not be returned
             if session.as_json and not (dropped is None and shrunk is None):
-                told = (dropped or Cleaned(dry_run)).as_dict()
-                print_json({**told, "shrunk": None if shrunk is None else shrunk.as_dict()})
+                report = (dropped or Cleaned(dry_run)).as_dict()
+                print_json({**report, "shrunk": None if shrunk is None else shrunk.as_dict()})
 
 
 def _drop(session: Session, store: Store, scope: dict[str, Any], *, dry_run: bool, yes: bool) -> Cleaned:

@@ -80,7 +80,7 @@ class AcknowledgedMark:
             return None
         found = _LINE.match(content)
         if found is None or int(found["crc"], 16) != crc32(found["line"]):
-            log.info("%s is damaged and is written anew", self.path)
+            log.info("%s is damaged; the next flush replaces it", self.path)
             return None
         return Extent(found["store_id"].decode(), int(found["last_seq"]), int(found["last_record"]))
 

@@ -1,7 +1,7 @@
 """Bulk: tables straight into the columns, a chunk at a time under the lease; else through the journal.
 
-A chunk reserves its seqs by a journal row and is merged into the columns in one transaction; after the last one
-the columns are checkpointed, and only then is the call acknowledged, for these rows stand in no journal.
+A chunk reserves its seqs by a journal row, is merged into the columns in one transaction, and is checkpointed, for its
+rows are in no journal. The call is acknowledged after its last chunk.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ JOURNAL_ROWS = 262_144
 """Rows that go into the journal in one commit: about 6 MB."""
 
 PIECE_ROWS = 32_768
-"""Rows of a chunk that are packed and committed at a time when it goes through the journal after all: texts of
-1.5 kB are then some 150 MB of Python objects, and not ten times as much."""
+"""Rows of a chunk that are packed and committed at a time when it goes through the journal after all: with texts of
+1.5 kB that is some 50 MB of text."""
 
 FLUSH_S = 1.0
 """How long a chunk flushes what was written before it; if that is not enough, it goes through the journal."""
@@ -95,10 +95,7 @@ class Bulk:
                 spool.close()
 
     def check(self, given: Any) -> tuple[Refusal, ...]:
-        """Return what `insert` with `on_error="skip"` would refuse of a table, and write nothing.
-
-        It does not compare the table with the kinds of stored series.
-        """
+        """Return what `insert` with `on_error="skip"` would refuse of a table, and write nothing."""
         scratch, spool = self._opened_scratch(), self._opened_scratch()
         try:
             load = _Load(self._access, scratch, keep=True, skip=True)

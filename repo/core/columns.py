@@ -30,7 +30,7 @@ from repo.files import StoreFiles
 from repo.lease import Lease
 from repo.settings import Settings
 
-__all__ = ["Columns", "OpenColumns", "is_interrupt"]
+__all__ = ["Columns", "OpenColumns"]
 
 log = logging.getLogger("holdfast.columns")
 
@@ -324,7 +324,7 @@ class Columns:
             opened = OpenColumns(backend)
             try:
                 self._on_open(opened)
-            except BaseException:
+            except BaseException:  # an interrupt, too, leaves no file open that nobody knows of
                 opened.close()
                 raise
         except Exception as error:  # noqa: BLE001  it is raised, typed

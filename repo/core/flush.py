@@ -20,9 +20,10 @@ from repo import forks
 from repo.clock import Clock
 from repo.core.active import ActiveColumns
 from repo.core.codec import unpack
-from repo.core.columns import Columns, OpenColumns, is_interrupt
+from repo.core.columns import Columns, OpenColumns
 from repo.core.metadata import MetadataDatabase
 from repo.core.reconcile import Held, Known, Reconciler, digest_of, read_state
+from repo.engines.interrupts import is_interrupt
 from repo.errors import FlushFailed, HoldfastError
 from repo.queries.rows import Row, rows_of
 from repo.queries.selection import Selection, Summary
@@ -305,9 +306,8 @@ class Flusher:
                 return self._columns.reopen()
             held = replace(held, copied_losses=tuple(loss.entry_id for loss in losses))
         self._held = held
-        is_durable = (
-            held.opened.backend.durable_at_commit or not work.journalled
-        )  # that was checkpointed above
+        # What stands in no journal was checkpointed above.
+        is_durable = held.opened.backend.durable_at_commit or not work.journalled
         if is_durable and work.copies:
             self._prune(state.watermark)
         self._metadata.fold_if_due()

@@ -13,13 +13,14 @@ from repo.repositories.state import StateRepository
 __all__ = ["holds_no_point"]
 
 TAIL_BYTES = 16_777_216
-"""The longest journal tail that is read for the answer (a tenth of a second); past it a series counts as holding."""
+"""The longest journal tail, in bytes, that is read for the answer; past it a series counts as holding points."""
 
 
 def holds_no_point(connection: Connection, pair: tuple[str, str]) -> bool:
     """Say whether a series holds no point, by the copy of the summaries and the journal rows that came since.
 
-    Right in a write transaction on the metadata. Where only the columns could tell, the answer is False.
+    The answer holds until the transaction ends if it may write, and only for its moment if it reads. Where only the
+    columns could tell, it is False.
     """
     state = StateRepository(connection).get()
     assert state is not None

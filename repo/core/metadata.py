@@ -194,6 +194,8 @@ class MetadataDatabase:
 
     def note_acknowledged(self) -> None:
         """Write how far everything is committed to the mark, durably; see `repo.core.acknowledged`."""
+        if not self.is_prepared:
+            return  # there may be no tables yet
         with self.read() as connection:
             extent = StateRepository(connection).extent()
         if extent is not None:
@@ -219,11 +221,10 @@ class MetadataDatabase:
         if os.getpid() != self._pid:
             return
         try:
-            if self.is_prepared and not self._closed:
+            if not self._closed:
                 self.note_acknowledged()
-        except (
-            HoldfastError
-        ) as error:  # closing has to go on; the mark that stands says less, and nothing wrong
+        except HoldfastError as error:
+            # Closing has to go on. The file then says less than was acknowledged, which is never wrong.
             log.warning("how far %s was acknowledged was not noted at its close: %s", self.path, error)
         with self._lock:
             if self._closed:

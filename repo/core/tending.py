@@ -1,7 +1,7 @@
 """Tending: keeps the columns open between the steps of a long job, and hands them to another process that waits.
 
-In a store without a background thread nobody would see that another process waits, so there each use opens the file
-and closes it again. A job that uses it a hundred times has it tended meanwhile, as `background` does always.
+In a store without a background thread, nobody would notice that another process waits, so each use opens the file and
+closes it again. A job that uses it a hundred times keeps it open and looks for waiting processes itself.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def undisturbed(step: Callable[[], object]) -> None:
     run = _Run(step)
     try:
         run.wait()
-    except BaseException:
+    except BaseException:  # whatever a handler of signals raises: the step is waited for all the same
         while not run.is_done:
             try:
                 run.wait()

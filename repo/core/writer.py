@@ -117,7 +117,7 @@ class Writer:
                     if not party.done:
                         led = True
                         self._lead()
-        except BaseException:
+        except BaseException:  # an interrupt, too: who has left the queue must not be waited for
             party.gone = True
             self._call_next()
             raise

@@ -55,7 +55,7 @@ class Backend(Protocol):
         """Open the file, making it if need be; the caller holds the lease. Raises typed errors."""
 
     def open_new(self) -> Engine:
-        """Make the file, to be filled by one connection, quickly, and thrown away if anything fails meanwhile.
+        """Create a file for one connection to fill quickly; the caller removes it if anything fails.
 
         It is whole after a checkpoint and a close, and durable when it was synced then. Raises typed errors.
         """
@@ -64,7 +64,7 @@ class Backend(Protocol):
         """Close the file."""
 
     def checkpoint(self, engine: Engine) -> None:
-        """Make everything committed durable in the file itself; nobody else uses it meanwhile."""
+        """Make everything committed durable in the file itself; the caller keeps all others out."""
 
     def log_bytes(self) -> int:
         """Return the size of the log that a checkpoint would fold in."""

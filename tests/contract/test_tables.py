@@ -416,6 +416,23 @@ def test_a_table_waits_for_no_other_process_and_goes_through_the_journal(
     assert len(read(store)) == 300
 
 
+def test_a_table_behind_a_long_backlog_goes_through_the_journal(
+    open_store: Any, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == "sqlite":
+        pytest.skip("tables go through SQLite's journal always")
+    monkeypatch.setattr("repo.core.bulk.FLUSH_S", -1.0)  # so one batch is as much as it flushes
+    store = open_store(bulk_rows=1, flush_batch_points=1)
+    table, _ = a_table()
+    store.points.insert_table(table)
+    assert store.status().unflushed == 0, "without a backlog it goes straight"
+    for at in range(3):
+        store.points.insert("late", "m", float(at), timestamp=at)
+    assert store.points.insert_table(table).accepted == 300
+    assert store.status().unflushed == 302, "two of the backlog, and the table"
+    assert len(read(store)) == 303
+
+
 def test_a_load_that_died_leaves_void_seqs_and_everything_else(
     open_store: Any, engine: str, spawn: Any
 ) -> None:

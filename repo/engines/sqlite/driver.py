@@ -179,7 +179,7 @@ class _Connection(sqlite3.Connection):
         self._file = forks.opening(_path_of(os.fspath(database)))
         try:
             super().__init__(database, *args, **options)
-        except BaseException:
+        except BaseException:  # an interrupt, too: a file that is not open must not count as open
             forks.close(self._file)
             raise
         self._pid = os.getpid()
@@ -233,7 +233,8 @@ def bare_transaction(connection: Connection, attempt: Attempt, work: Callable[[C
         driver.rollback()
         raise
     except BaseException:
-        # The commit itself cannot be interrupted: without an error of its own, it has ended the transaction.
+        # An interrupt, or an error of `work`. The commit itself cannot be interrupted: without an error of its own, it
+        # has ended the transaction.
         attempt.committed = attempt.ending and not driver.in_transaction
         driver.rollback()
         raise
