@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 
-from repo.core.handle import Access
+from repo.core.handle import Handle
 from repo.core.tending import TEND_S
 from repo.errors import EngineMissing, StoreBusy
 from repo.repositories.state import StateRepository
@@ -19,8 +19,8 @@ log = logging.getLogger("holdfast.keeper")
 class Keeper:
     """Flushes every `flush_interval_s`, checkpoints when due, and gives the lease away when others wait."""
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
         self._stop = threading.Event()
         self._failing: str | None = None
         self._thread = threading.Thread(target=self._run, name="holdfast-keeper", daemon=True)
@@ -34,8 +34,8 @@ class Keeper:
         _running.discard(self)
 
     def _run(self) -> None:
-        columns = self._access.columns
-        interval_s = self._access.settings.flush_interval_s
+        columns = self._handle.columns
+        interval_s = self._handle.settings.flush_interval_s
         next_flush_s = time.monotonic() + interval_s
         while not self._stop.wait(TEND_S if columns.is_open else min(interval_s, 0.25)):
             try:
@@ -51,8 +51,8 @@ class Keeper:
                     log.error("the background flush failed and is tried again: %s", error)
 
     def _flush(self) -> None:
-        columns, flusher = self._access.columns, self._access.flusher
-        with self._access.metadata.read() as connection:
+        columns, flusher = self._handle.columns, self._handle.flusher
+        with self._handle.metadata.read() as connection:
             state = StateRepository(connection).get()
         assert state is not None
         waits = state.last_seq > state.copied_through
@@ -66,7 +66,7 @@ class Keeper:
                 with columns.alone(
                     "background flush", timeout_s=0.0 if not columns.is_open else None
                 ) as opened:
-                    now_open, done = self._access.flush_slice(opened, state.last_seq, self._stop.is_set)
+                    now_open, done = self._handle.flush_slice(opened, state.last_seq, self._stop.is_set)
                     if done:
                         flusher.checkpoint_if_due(now_open)
         except (StoreBusy, EngineMissing):

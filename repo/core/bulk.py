@@ -19,7 +19,7 @@ from uuid import uuid4
 from sqlalchemy import Connection
 
 from repo.core.changes import BulkChange, PointsChange, Submission, without_other_kinds
-from repo.core.handle import Access
+from repo.core.handle import Handle
 from repo.core.kinds import holds_no_point
 from repo.core.reconcile import Known, digest_of
 from repo.engines.registry import duckdb_is_installed
@@ -69,8 +69,8 @@ _NO_POINTS = Written(None, None, 0)
 class Bulk:
     """What `insert_table` does. Thread-safe."""
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
         self._lock = threading.Lock()
         self._scratch: Any = None
 
@@ -82,12 +82,12 @@ class Bulk:
         ):
             if choice not in choices:
                 raise InvalidQuery(f"{name} = {choice!r}: {' or '.join(map(repr, choices))}")
-        self._access.metadata.refuse_after_fork()
+        self._handle.metadata.refuse_after_fork()
         # A connection cannot look at what it is itself the source of: so one spools, and the other looks.
         scratch, spool = self._opened_scratch(), self._opened_scratch()
         try:
             table = table_of(given, CHUNK_ROWS, spool)
-            load = _Load(self._access, scratch, keep=on_conflict == "keep", skip=on_error == "skip")
+            load = _Load(self._handle, scratch, keep=on_conflict == "keep", skip=on_error == "skip")
             return load.run(table)
         finally:
             if scratch is not None:
@@ -98,7 +98,7 @@ class Bulk:
         """Return what `insert` with `on_error="skip"` would refuse of a table, and write nothing."""
         scratch, spool = self._opened_scratch(), self._opened_scratch()
         try:
-            load = _Load(self._access, scratch, keep=True, skip=True)
+            load = _Load(self._handle, scratch, keep=True, skip=True)
             return load.check(table_of(given, CHUNK_ROWS, spool))
         finally:
             if scratch is not None:
@@ -114,7 +114,7 @@ class Bulk:
 
     def _opened_scratch(self) -> Any:
         """Return a connection to a DuckDB in memory, which looks at tables; None where there is no DuckDB."""
-        folder = self._access.files.folder
+        folder = self._handle.files.folder
         try:
             if not duckdb_is_installed():
                 return None
@@ -124,12 +124,12 @@ class Bulk:
 
         with self._lock:
             if self._scratch is None:
-                settings = self._access.settings
+                settings = self._handle.settings
                 try:
                     self._scratch = duckdb.open_scratch(
                         memory_limit_bytes=settings.duckdb_memory_limit_bytes,
                         threads=settings.duckdb_threads,
-                        temp_folder=self._access.files.scratch,
+                        temp_folder=self._handle.files.scratch,
                     )
                 except duckdb.DriverError as error:
                     raise HoldfastError(
@@ -153,8 +153,8 @@ class _Looked:
 class _Load:
     """One call."""
 
-    def __init__(self, access: Access, scratch: Any, *, keep: bool, skip: bool) -> None:
-        self._access = access
+    def __init__(self, handle: Handle, scratch: Any, *, keep: bool, skip: bool) -> None:
+        self._handle = handle
         self._scratch = scratch
         self._keep = keep
         self._skip = skip
@@ -232,7 +232,7 @@ class _Load:
         self, chunk: Chunk, start: int, rows: int, first_row: int
     ) -> tuple[PointsChange | None, list[Refusal]]:
         columns = _plain(chunk.lists(start, rows))
-        batch, refused = check_columns(columns, accept_bool=self._access.settings.accept_bool, skip=True)
+        batch, refused = check_columns(columns, accept_bool=self._handle.settings.accept_bool, skip=True)
         self._learn_stored(batch.series)
         known = {
             pair: self._kinds[pair]
@@ -257,7 +257,7 @@ class _Load:
             return True
         known = self._kinds.setdefault(pair, kind)
         if known != kind and pair in self._stored_kinds:
-            with self._access.metadata.read() as connection:
+            with self._handle.metadata.read() as connection:
                 if holds_no_point(connection, pair):
                     self._kinds[pair] = known = kind
         if known == kind:
@@ -269,7 +269,7 @@ class _Load:
         unknown = [pair for pair in pairs if pair not in self._asked]
         if not unknown:
             return
-        with self._access.metadata.read() as connection:
+        with self._handle.metadata.read() as connection:
             stored = SeriesRepository(connection).kinds(unknown)
         for pair, kind in stored.items():
             if kind is not None and pair not in self._kinds:
@@ -286,7 +286,7 @@ class _Load:
             for change in looked.changes:
                 self._journal(change)
             return
-        large = found.rows >= self._access.settings.bulk_rows or self._goes_straight
+        large = found.rows >= self._handle.settings.bulk_rows or self._goes_straight
         if large and self._straight(looked.chunk, found):
             return
         # Of points that give way, the last of a table counts: so they are packed together.
@@ -297,7 +297,7 @@ class _Load:
                 self._journal(piece)
 
     def _journal(self, change: PointsChange) -> None:
-        self._written.append(self._access.writer.commit(Submission((change,))))
+        self._written.append(self._handle.writer.commit(Submission((change,))))
 
     def _straight(self, chunk: Chunk, found: Scan) -> bool:
         """Merge a chunk into the columns, durably.
@@ -305,18 +305,18 @@ class _Load:
         False if they cannot be had at once, take no tables, or have too little memory for it; and if the journal
         holds so much before it that others would wait long for the columns.
         """
-        columns, flusher = self._access.columns, self._access.flusher
+        columns, flusher = self._handle.columns, self._handle.flusher
         try:
             with columns.alone("bulk load", timeout_s=WAIT_S) as opened:
                 if not opened.backend.takes_tables:
                     return False
-                end, began_s = self._access.journal_end(), time.monotonic()
+                end, began_s = self._handle.journal_end(), time.monotonic()
                 opened = flusher.through(opened, end, lambda: time.monotonic() - began_s > FLUSH_S)
                 if not flusher.reached(end):
                     return False
                 kinds = {group.pair: group.kind for group in found.groups}
                 change = BulkChange(kinds, found.rows, uuid4().bytes)
-                reserved = self._access.writer.commit(Submission((change,)))
+                reserved = self._handle.writer.commit(Submission((change,)))
                 assert reserved.first_seq is not None
                 assert reserved.last_seq is not None
                 entry = Entry(reserved.last_seq, found.rows, BULK, change.token)

@@ -24,7 +24,7 @@ from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.state import StateRepository
 from repo.settings import Settings
 
-__all__ = ["Access", "Reading"]
+__all__ = ["Handle", "Reading"]
 
 THREAD_TURN_S = 0.1
 """How long a flush goes on although other threads of this process wait."""
@@ -41,7 +41,7 @@ class Reading(NamedTuple):
 
 
 @dataclass(slots=True)
-class Access:
+class Handle:
     """The parts of an open store. Using the columns raises `EngineMissing` where their engine is not installed."""
 
     files: StoreFiles

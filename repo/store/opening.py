@@ -22,7 +22,7 @@ from repo.core.acknowledged import account_for_lost_end
 from repo.core.active import ActiveColumns, first_engine, refuse_unless_allowed
 from repo.core.columns import Columns
 from repo.core.flush import Flusher
-from repo.core.handle import Access
+from repo.core.handle import Handle
 from repo.core.metadata import MetadataDatabase
 from repo.core.writer import Writer
 from repo.engines.registry import why_no_duckdb
@@ -229,7 +229,7 @@ class Opening:
                 raise version.too_new(found, metadata.path)
             return StateRepository(connection).get() if standing is version.Standing.HEAD else None
 
-    def wired(self, metadata: MetadataDatabase) -> Access:
+    def wired(self, metadata: MetadataDatabase) -> Handle:
         """Wire the rooms of the store, and let go of its columns until they are needed."""
         clock = self._clock
         writer = Writer(metadata, clock, self._settings.submit_queue_points)
@@ -241,16 +241,16 @@ class Opening:
             _ = columns.backend
         except EngineMissing as missing:
             log.warning("%s", missing)
-        return Access(self._files, metadata, writer, self._settings, clock, active, columns, flusher)
+        return Handle(self._files, metadata, writer, self._settings, clock, active, columns, flusher)
 
-    def take_columns_in(self, access: Access) -> None:
+    def take_columns_in(self, handle: Handle) -> None:
         """Open columns that the store has never opened, such as the legacy program's: so their summaries are copied.
 
         Raises `StoreBusy` when another process has them. Where they cannot be read, writing goes on without them.
         """
         try:
-            if access.columns.backend.path.exists():
-                with access.reading("taking in the columns that are there"):
+            if handle.columns.backend.path.exists():
+                with handle.reading("taking in the columns that are there"):
                     pass
         except EngineMissing:
             return  # told when it was wired

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from repo.core.bulk import Bulk
 from repo.core.changes import DeleteChange, PointsChange, Submission
-from repo.core.handle import Access
+from repo.core.handle import Handle
 from repo.core.latest import Newest
 from repo.engines.interrupts import KeyboardInterrupts
 from repo.errors import InvalidQuery
@@ -36,8 +36,8 @@ _LATEST_TRIES = 3
 class PointWriter:
     """The writing half, shared by the store and its transactions."""
 
-    def __init__(self, access: Access, send: Callable[[Submission], Written]) -> None:
-        self._access = access
+    def __init__(self, handle: Handle, send: Callable[[Submission], Written]) -> None:
+        self._handle = handle
         self._send = send
 
     def insert(
@@ -62,8 +62,8 @@ class PointWriter:
             timestamp,
             quality,
             metadata,
-            accept_bool=self._access.settings.accept_bool,
-            now_us=self._access.clock(),
+            accept_bool=self._handle.settings.accept_bool,
+            now_us=self._handle.clock(),
         )
         return self._send(Submission((PointsChange.of(batch),)))
 
@@ -97,8 +97,8 @@ class PointWriter:
             raise InvalidQuery(f"on_error = {on_error!r}: 'raise' or 'skip'")
         return Submission.of_rows(
             rows,
-            accept_bool=self._access.settings.accept_bool,
-            now_us=self._access.clock(),
+            accept_bool=self._handle.settings.accept_bool,
+            now_us=self._handle.clock(),
             skip=on_error == "skip",
         )
 
@@ -106,10 +106,10 @@ class PointWriter:
 class Points(PointWriter):
     """`store.points`. Thread-safe. Reads see every write acknowledged before they began."""
 
-    def __init__(self, access: Access, send: Callable[[Submission], Written]) -> None:
-        super().__init__(access, send)
-        self._bulk = Bulk(access)
-        self._newest = Newest(access.metadata)
+    def __init__(self, handle: Handle, send: Callable[[Submission], Written]) -> None:
+        super().__init__(handle, send)
+        self._bulk = Bulk(handle)
+        self._newest = Newest(handle.metadata)
 
     def close(self) -> None:
         """Let go of what tables were looked at with."""
@@ -121,7 +121,7 @@ class Points(PointWriter):
         Checks the rows first and raises `InvalidPoint` as `insert_many` does. Waits while the queue is full.
         With asyncio, `await asyncio.wrap_future(store.points.submit(rows))`.
         """
-        return self._access.writer.submit(self._submission(rows, on_error))
+        return self._handle.writer.submit(self._submission(rows, on_error))
 
     @KeyboardInterrupts()
     def insert_table(
@@ -159,7 +159,7 @@ class Points(PointWriter):
         """
         selection = select_points(sensor_id, metric_name, start, end)
         return Result(
-            lambda: self._access.reading("range query"),
+            lambda: self._handle.reading("range query"),
             lambda rows: TimePages(selection, rows),
             selection.exact,
         )
@@ -180,8 +180,8 @@ class Points(PointWriter):
         for _ in range(_LATEST_TRIES if limit == 1 else 0):
             if (found := self._newest.points(selection)) is not None:
                 return found
-            self._access.flush("latest query")
-        with self._access.reading("latest query") as (connection, known):
+            self._handle.flush("latest query")
+        with self._handle.reading("latest query") as (connection, known):
             return point_dicts(point_sql.newest(connection, selection, known, limit))
 
     def aggregate(
@@ -219,7 +219,7 @@ class Points(PointWriter):
         """
         question = Aggregates.of(select_points(sensor_id, metric_name, start, end), agg, every, tz, fill)
         self._refuse_numbers_of_texts(question)
-        with self._access.reading("aggregate query") as (connection, known):
+        with self._handle.reading("aggregate query") as (connection, known):
             answer = question.ask(connection, known)
         return question.dicts(*answer)
 
@@ -246,7 +246,7 @@ class Points(PointWriter):
         a glob, or None, selects series of texts only. `InvalidQuery` for more than 10,000,000 rows.
         """
         question = States.of(select_points(sensor_id, metric_name, start, end), every, tz)
-        with self._access.reading("states query") as (connection, known):
+        with self._handle.reading("states query") as (connection, known):
             return question.ask(connection, known)
 
     def after(self, seq: int, limit: int = 100_000) -> list[PointDict]:
@@ -257,8 +257,8 @@ class Points(PointWriter):
         """
         if limit < 1:
             raise InvalidQuery(f"limit = {limit}: at least 1")
-        with self._access.reading("delivery") as (connection, known):
-            return next_points(connection, seq, self._access.flusher.watermark, limit, known)
+        with self._handle.reading("delivery") as (connection, known):
+            return next_points(connection, seq, self._handle.flusher.watermark, limit, known)
 
     def since(self, seq: int) -> Result:
         """Return all points past `seq` in the order of their seqs, each with its `seq`, to be read as columns.
@@ -267,8 +267,8 @@ class Points(PointWriter):
         It ends at what was acknowledged when reading it began. Overwritten and deleted points leave gaps.
         """
         return Result(
-            lambda: self._access.reading("delivery"),
-            lambda rows: SeqPages(seq, rows, self._access.flusher.watermark),
+            lambda: self._handle.reading("delivery"),
+            lambda rows: SeqPages(seq, rows, self._handle.flusher.watermark),
             with_seq=True,
         )
 
@@ -277,7 +277,7 @@ class Points(PointWriter):
         wanted = [name for name in question.names if is_numeric(name)]
         if exact is None or not (wanted or question.fill == "linear"):
             return
-        with self._access.metadata.read() as connection:
+        with self._handle.metadata.read() as connection:
             kind = SeriesRepository(connection).kinds([exact]).get(exact)
         if kind != "text":
             return

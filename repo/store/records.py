@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from repo.core.changes import Change, PointsChange, RecordChange, SettleChange, Submission
-from repo.core.handle import Access
+from repo.core.handle import Handle
 from repo.repositories.points import Written
 from repo.repositories.records import (
     NewRecord,
@@ -29,8 +29,8 @@ READING_FIELDS = ("pressure", "temperature", "flow_rate", "flowRate")
 class RecordWriter:
     """The writing half, shared by the store and its transactions."""
 
-    def __init__(self, access: Access, send: Callable[[Submission], Written]) -> None:
-        self._access = access
+    def __init__(self, handle: Handle, send: Callable[[Submission], Written]) -> None:
+        self._handle = handle
         self._send = send
 
     def add(
@@ -48,7 +48,7 @@ class RecordWriter:
         replaces the data and keeps the retry count; the same data again changes nothing, whatever the time.
         Raises `InvalidRecord` or `InvalidPoint`; then nothing was written.
         """
-        now_us = self._access.clock()
+        now_us = self._handle.clock()
         change = RecordChange(NewRecord.of(record_id, source, data, timestamp, now_us))
         changes: list[Change] = [change]
         rows = points_of(data, source, now_us if timestamp is None else to_us(timestamp))
@@ -74,24 +74,24 @@ class Records(RecordWriter):
         `after_id` is the `id` of the last one of the page before: so a long backlog is read page by page,
         each row once. `max_retries` leaves out those that failed so often or oftener.
         """
-        with self._access.metadata.read() as connection:
+        with self._handle.metadata.read() as connection:
             return RecordRepository(connection).pending(
                 source, limit, after_id=after_id, max_retries=max_retries
             )
 
     def has(self, record_id: str) -> bool:
         """Say whether the record waits."""
-        with self._access.metadata.read() as connection:
+        with self._handle.metadata.read() as connection:
             return RecordRepository(connection).has(record_id)
 
     def counts(self) -> RecordCounts:
         """Count the records that wait: in all, by source, by failed tries."""
-        with self._access.metadata.read() as connection:
+        with self._handle.metadata.read() as connection:
             return RecordRepository(connection).counts()
 
     def count(self) -> int:
         """Return how many records wait."""
-        with self._access.metadata.read() as connection:
+        with self._handle.metadata.read() as connection:
             return RecordRepository(connection).count()
 
     def mark_sent(self, record_ids: str | Iterable[str]) -> int:
@@ -116,26 +116,26 @@ class Records(RecordWriter):
         Their points stay.
         """
         dropped = 0
-        now_us = self._access.clock()
-        with self._access.metadata.write() as connection:
-            records = RecordRepository(connection, clock=self._access.clock)
+        now_us = self._handle.clock()
+        with self._handle.metadata.write() as connection:
+            records = RecordRepository(connection, clock=self._handle.clock)
             if max_age_s is not None:
                 too_old = RecordScope(end_s=now_us / 1e6 - max_age_s)
                 dropped += records.drop(too_old, "age", {"max_age_s": max_age_s}).records
             if max_retries is not None:
                 failed = RecordScope(min_retries=max_retries)
                 dropped += records.drop(failed, "retries", {"max_retries": max_retries}).records
-        self._access.metadata.fold_if_due()
+        self._handle.metadata.fold_if_due()
         return dropped
 
     def clear(self, source: str | None = None) -> int:
         """Drop, unsent, all records, or those of one source; returns how many. The loss ledger tells."""
-        with self._access.metadata.write() as connection:
+        with self._handle.metadata.write() as connection:
             scope = RecordScope(None if source is None else (source,))
-            dropped = RecordRepository(connection, clock=self._access.clock).drop(
+            dropped = RecordRepository(connection, clock=self._handle.clock).drop(
                 scope, "clear", {"source": source}
             )
-        self._access.metadata.fold_if_due()
+        self._handle.metadata.fold_if_due()
         return dropped.records
 
     def _settle(self, change: SettleChange) -> int:

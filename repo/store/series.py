@@ -6,19 +6,19 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from repo.core.handle import Access
+from repo.core.handle import Handle
 from repo.errors import InvalidQuery
 from repo.queries.selection import Names, Selection
 from repo.repositories.series import SeriesInfo, SeriesRepository
 
-__all__ = ["SeriesRoom"]
+__all__ = ["SeriesApi"]
 
 
-class SeriesRoom:
+class SeriesApi:
     """`store.series`. Thread-safe."""
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
 
     def list(self, sensor_id: Names = None, metric_name: Names = None) -> list[SeriesInfo]:
         """Return the series in order of their names; names may be globs, lists or None (all).
@@ -26,7 +26,7 @@ class SeriesRoom:
         Counts and times are those of the last flush; a series that was never flushed counts 0.
         """
         selection = Selection.of(sensor_id, metric_name)
-        with self._access.metadata.read() as connection:
+        with self._handle.metadata.read() as connection:
             return SeriesRepository(connection).list(selection)
 
     def describe(
@@ -53,7 +53,7 @@ class SeriesRoom:
             except (TypeError, ValueError) as error:
                 raise InvalidQuery(f"labels: cannot be written as JSON: {error}") from error
         if changes:
-            with self._access.metadata.write() as connection:
+            with self._handle.metadata.write() as connection:
                 SeriesRepository(connection).describe((sensor_id, metric_name), changes)
         found = self.list([sensor_id], [metric_name])
         if not found:

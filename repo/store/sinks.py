@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repo.core.handle import Access
+from repo.core.handle import Handle
 from repo.errors import InvalidQuery
 from repo.fields import name_of
 from repo.repositories.sinks import Cursor, SinkRepository
@@ -16,8 +16,8 @@ _LARGEST_SEQ = 2**63 - 1
 class Sinks:
     """`store.sinks`. Uses SQLite alone, so it never waits for the columns. Thread-safe."""
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
 
     def register(self, name: str) -> int:
         """Add a sink, if it is new, and return the seq through which it has confirmed everything.
@@ -25,8 +25,8 @@ class Sinks:
         Raises `InvalidQuery` for a name that a sensor could not have either.
         """
         _check_name(name)
-        with self._access.metadata.write() as connection:
-            return SinkRepository(connection).register(name, self._access.clock())
+        with self._handle.metadata.write() as connection:
+            return SinkRepository(connection).register(name, self._handle.clock())
 
     def confirm(self, name: str, seq: int) -> None:
         """Move a sink's cursor forward to `seq`, durably; it never goes back.
@@ -36,18 +36,18 @@ class Sinks:
         _check_name(name)
         if type(seq) is not int or not 0 <= seq <= _LARGEST_SEQ:
             raise InvalidQuery(f"seq = {seq!r}: a whole number from 0 to {_LARGEST_SEQ}")
-        with self._access.metadata.write() as connection:
-            if not SinkRepository(connection).confirm(name, seq, self._access.clock()):
+        with self._handle.metadata.write() as connection:
+            if not SinkRepository(connection).confirm(name, seq, self._handle.clock()):
                 raise InvalidQuery(f"there is no sink {name!r}; store.sinks.register({name!r}) adds it")
 
     def list(self) -> list[Cursor]:
         """Return all sinks with their cursors, in order of their names."""
-        with self._access.metadata.read() as connection:
+        with self._handle.metadata.read() as connection:
             return SinkRepository(connection).list()
 
     def last_seq(self) -> int:
         """Return the seq of the newest acknowledged change, to which a cursor can move; 0 in a new store."""
-        return self._access.journal_end()
+        return self._handle.journal_end()
 
 
 def _check_name(name: object) -> None:

@@ -25,7 +25,7 @@ from repo.settings import Settings
 from repo.store.opening import Opening
 from repo.store.points import Points, Time
 from repo.store.records import Records
-from repo.store.series import SeriesRoom
+from repo.store.series import SeriesApi
 from repo.store.sinks import Sinks
 from repo.store.status import Status, read_status
 from repo.store.transaction import Transaction
@@ -70,7 +70,7 @@ class Store:
     """
 
     points: Points
-    series: SeriesRoom
+    series: SeriesApi
     records: Records
     sinks: Sinks
 
@@ -98,12 +98,12 @@ class Store:
 
         An error in the block, or at the commit, leaves nothing of it.
         """
-        transaction = Transaction(self._access)
+        transaction = Transaction(self._handle)
         try:
             yield transaction
         finally:
             submission = transaction.end()
-        transaction.written = self._access.writer.commit(submission)
+        transaction.written = self._handle.writer.commit(submission)
 
     def sql(self, query: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
         """Run one SELECT on the columns (`time_series_data`, `series`) and return its rows as dicts.
@@ -111,16 +111,16 @@ class Store:
         Values go by `params` (`?`, or `$name` on DuckDB and `:name` on SQLite). It can neither write nor reach
         anything outside the store: `InvalidQuery`. All rows are fetched at once, so mind the memory.
         """
-        with self._access.reading("sql query") as (connection, _):
-            return self._access.columns.backend.query(connection, query, params)
+        with self._handle.reading("sql query") as (connection, _):
+            return self._handle.columns.backend.query(connection, query, params)
 
     def flush(self) -> int:
         """Apply everything acknowledged so far to the columns; returns the seq that they now hold."""
-        return self._access.flush()
+        return self._handle.flush()
 
     def checkpoint(self) -> int:
         """Flush, make the columns durable and prune the journal; returns the seq that they now hold."""
-        return self._access.checkpoint()
+        return self._handle.checkpoint()
 
     def promote(self, *, progress: Progress = _unseen) -> Converted:
         """Move the columns from SQLite to DuckDB, and return when they are durable there and DuckDB is active.
@@ -165,7 +165,7 @@ class Store:
         from repo.transfer.exporter import export_parquet
 
         return export_parquet(
-            self._access,
+            self._handle,
             Path(path),
             select_points(sensor_id, metric_name, start, end),
             partition=partition,
@@ -192,7 +192,7 @@ class Store:
         from repo.transfer.exporter import export_ndjson
 
         return export_ndjson(
-            self._access,
+            self._handle,
             Path(path),
             select_points(sensor_id, metric_name, start, end),
             partition=partition,
@@ -227,7 +227,7 @@ class Store:
         from repo.transfer.importer import import_parquet
 
         return import_parquet(
-            self._access,
+            self._handle,
             paths,
             on_conflict=on_conflict,
             columns=columns,
@@ -261,7 +261,7 @@ class Store:
         from repo.transfer.ingest import ingest
 
         return ingest(
-            self._access,
+            self._handle,
             files,
             layout,
             strict=strict,
@@ -297,7 +297,7 @@ class Store:
         from repo.upkeep.cleanup import Scope, cleanup
 
         scope = Scope.of(
-            self._access,
+            self._handle,
             points=points,
             records=records,
             sensor_id=sensor_id,
@@ -308,7 +308,7 @@ class Store:
             min_retries=min_retries,
             everything=everything,
         )
-        return cleanup(self._access, scope, dry_run=dry_run)
+        return cleanup(self._handle, scope, dry_run=dry_run)
 
     @KeyboardInterrupts()
     def shrink(self, *, dry_run: bool = False, progress: Progress = _unseen) -> Shrunk:
@@ -323,11 +323,11 @@ class Store:
         """
         from repo.upkeep.shrink import shrink
 
-        return shrink(self._access, dry_run=dry_run, progress=progress)
+        return shrink(self._handle, dry_run=dry_run, progress=progress)
 
     def status(self) -> Status:
         """Describe the store, from SQLite alone: it answers at once, whoever holds the columns."""
-        with self._access.metadata.read() as connection:
+        with self._handle.metadata.read() as connection:
             return read_status(connection, self.files, version.version_of(connection) or "none")
 
     def size(self, *, inside: bool = False) -> Size:
@@ -338,28 +338,28 @@ class Store:
         """
         from repo.upkeep.usage import measure
 
-        return measure(self._access, inside=inside)
+        return measure(self._handle, inside=inside)
 
     def dropped_by(self, seq: int) -> Loss | None:
         """Return the ledger entry of the delete with this seq; None if it dropped no point or was not flushed."""
-        return self._access.loss_by(seq)
+        return self._handle.loss_by(seq)
 
     def now_us(self) -> int:
         """Return the time by the store's clock, in µs since 1970 UTC."""
-        return self._access.clock()
+        return self._handle.clock()
 
     def close(self) -> None:
         """Commit what was submitted, let go of the files, and stop the threads. Safe to call again."""
         if os.getpid() != self._pid:
             return
         _open_stores.discard(self)
-        self._access.writer.close()
+        self._handle.writer.close()
         self.points.close()
         if self._keeper is not None:
             self._keeper.stop()
             self._keeper = None
-        self._access.columns.close()
-        self._access.metadata.close()
+        self._handle.columns.close()
+        self._handle.metadata.close()
 
     def __enter__(self) -> Self:
         return self
@@ -379,18 +379,18 @@ class Store:
         try:
             state = self._opening.prepared(metadata)
             metadata.is_prepared = True
-            self._access = self._opening.wired(metadata)
+            self._handle = self._opening.wired(metadata)
             if state.file_id is None:
-                self._opening.take_columns_in(self._access)
+                self._opening.take_columns_in(self._handle)
         except BaseException:  # a store that is not made cannot be closed by its user
             metadata.close()
             raise
-        self.points = Points(self._access, self._access.writer.commit)
-        self.records = Records(self._access, self._access.writer.commit)
-        self.series = SeriesRoom(self._access)
-        self.sinks = Sinks(self._access)
+        self.points = Points(self._handle, self._handle.writer.commit)
+        self.records = Records(self._handle, self._handle.writer.commit)
+        self.series = SeriesApi(self._handle)
+        self.sinks = Sinks(self._handle)
         if self.settings.background:
-            self._keeper = Keeper(self._access)
+            self._keeper = Keeper(self._handle)
         _open_stores.add(self)
         if self.settings.convert_at_open and self.settings.engine != "auto":
             try:
@@ -405,7 +405,7 @@ class Store:
     def _convert(self, engine: str, progress: Progress = _unseen) -> Converted:
         from repo.upkeep.convert import convert
 
-        return convert(self._access, engine, progress=progress)
+        return convert(self._handle, engine, progress=progress)
 
 
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()

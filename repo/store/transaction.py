@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from repo.core.changes import Change, PointsChange, Submission
-from repo.core.handle import Access
+from repo.core.handle import Handle
 from repo.errors import Refusal, TransactionRule
 from repo.repositories.points import Written
 from repo.store.points import PointWriter
@@ -19,12 +19,12 @@ class Transaction:
     they return are None, because only the commit gives them: see `written`. Not thread-safe.
     """
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, handle: Handle) -> None:
         self._changes: list[Change] = []
         self._refusals: tuple[Refusal, ...] = ()
         self._open = True
-        self.points = PointWriter(access, self._collect)
-        self.records = RecordWriter(access, self._collect)
+        self.points = PointWriter(handle, self._collect)
+        self.records = RecordWriter(handle, self._collect)
         self.written: Written | None = None
         """What the commit wrote, all changes together; None before."""
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from repo.core.handle import Access
+from repo.core.handle import Handle
 from repo.core.tending import tended
 from repo.durable import atomic_write, put
 from repo.engines.registry import duckdb_is_installed
@@ -64,7 +64,7 @@ class Exported:
 
 
 def export_parquet(
-    access: Access,
+    handle: Handle,
     path: Path,
     selection: Selection,
     *,
@@ -75,13 +75,13 @@ def export_parquet(
     """See `Store.export_parquet`."""
     if compression not in COMPRESSIONS:
         raise InvalidQuery(f"compression = {compression!r}: {' or '.join(map(repr, COMPRESSIONS))}")
-    writer = writer_here(access.settings.duckdb_memory_limit_bytes, duckdb=duckdb_is_installed())
+    writer = writer_here(handle.settings.duckdb_memory_limit_bytes, duckdb=duckdb_is_installed())
     form = _Form(writer, ".parquet", compression)
-    return _export(access, path, selection, form, partition, progress)
+    return _export(handle, path, selection, form, partition, progress)
 
 
 def export_ndjson(
-    access: Access,
+    handle: Handle,
     path: Path,
     selection: Selection,
     *,
@@ -92,7 +92,7 @@ def export_ndjson(
     if partition is None and not path.name.endswith(ENDING):
         raise InvalidQuery(f"{path}: NDJSON is written gzipped; give it a name that ends in {ENDING}")
     form = _Form(NdjsonWriter(), ENDING, "gzip")
-    return _export(access, path, selection, form, partition, progress)
+    return _export(handle, path, selection, form, partition, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class _Form:
 
 
 def _export(
-    access: Access,
+    handle: Handle,
     path: Path,
     selection: Selection,
     form: _Form,
@@ -112,13 +112,13 @@ def _export(
 ) -> Exported:
     if partition not in (None, "day"):
         raise InvalidQuery(f"partition = {partition!r}: 'day', or None for one file")
-    if access.files.owns(path):
+    if handle.files.owns(path):
         raise InvalidFile(f"{path} is a name of the store's own files; export to another folder", path=path)
-    with access.metadata.read() as connection:
+    with handle.metadata.read() as connection:
         state = StateRepository(connection).get()
     assert state is not None
-    with tended(access.columns):
-        job = _Job(access, selection, form, note_of(state.store_id), progress)
+    with tended(handle.columns):
+        job = _Job(handle, selection, form, note_of(state.store_id), progress)
         return job.one_file(path) if partition is None else job.bundle(path, state.store_id)
 
 
@@ -127,7 +127,7 @@ class _Job:
 
     def __init__(
         self,
-        access: Access,
+        handle: Handle,
         selection: Selection,
         form: _Form,
         note: str,
@@ -136,7 +136,7 @@ class _Job:
         self._selection = selection
         self._form = form
         self._note = note
-        self._slices = _Slices(access, selection, progress, columnar=form.writer.columnar)
+        self._slices = _Slices(handle, selection, progress, columnar=form.writer.columnar)
 
     def one_file(self, path: Path) -> Exported:
         """Write everything into one file, and its sum beside it."""
@@ -208,13 +208,13 @@ class _Slices:
     The series are those that have points when it is made.
     """
 
-    def __init__(self, access: Access, selection: Selection, progress: Progress, *, columnar: bool) -> None:
-        self._access = access
+    def __init__(self, handle: Handle, selection: Selection, progress: Progress, *, columnar: bool) -> None:
+        self._handle = handle
         self._columnar = columnar
         self._selection = selection
         self._progress = progress
         self._read = 0
-        with access.reading("export") as (connection, _):
+        with handle.reading("export") as (connection, _):
             known = {
                 pair: summary
                 for pair, summary in SummaryRepository(connection).all().items()
@@ -292,7 +292,7 @@ class _Slices:
 
     @contextmanager
     def _reading(self) -> Iterator[SliceReader]:
-        with self._access.reading("export") as (connection, _):
+        with self._handle.reading("export") as (connection, _):
             yield slices_on(connection, self.series)
 
     def _advance(self, points: int) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from repo.core.bulk import Bulk
-from repo.core.handle import Access
+from repo.core.handle import Handle
 from repo.core.tending import tended
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import HoldfastError, InvalidQuery, Refusal, StoreCorrupt, counted
@@ -115,7 +115,7 @@ class _Looked:
 
 
 def import_parquet(
-    access: Access,
+    handle: Handle,
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     on_conflict: Literal["keep", "overwrite"],
@@ -128,10 +128,10 @@ def import_parquet(
     if on_conflict not in ("keep", "overwrite"):
         raise InvalidQuery(f"on_conflict = {on_conflict!r}: 'keep' or 'overwrite'")
     mapping = check_mapping(columns, time_format)
-    looked = [_look(access.settings, source, mapping, time_format) for source in sources_of(listed(paths))]
+    looked = [_look(handle.settings, source, mapping, time_format) for source in sources_of(listed(paths))]
     total = sum(one.look.rows for one in looked)
-    with tended(access.columns), closing(Bulk(access)) as bulk:
-        job = _Job(access, bulk, on_conflict, total, progress, dry_run=dry_run)
+    with tended(handle.columns), closing(Bulk(handle)) as bulk:
+        job = _Job(handle, bulk, on_conflict, total, progress, dry_run=dry_run)
         for one in looked:
             job.run(one)
     counts = job.counts
@@ -207,7 +207,7 @@ class _Job:
 
     def __init__(
         self,
-        access: Access,
+        handle: Handle,
         bulk: Bulk,
         on_conflict: Literal["keep", "overwrite"],
         total: int,
@@ -215,7 +215,7 @@ class _Job:
         *,
         dry_run: bool,
     ) -> None:
-        self._access = access
+        self._handle = handle
         self._bulk = bulk
         self._on_conflict = on_conflict
         self._total = total
@@ -238,7 +238,7 @@ class _Job:
         try:
             with (
                 looked.source.opened() as descriptor,
-                _opened(self._access.settings, looked.source, descriptor) as reader,
+                _opened(self._handle.settings, looked.source, descriptor) as reader,
             ):
                 pages = reader.pages(looked.plan, looked.look)
                 while (first := next(pages, None)) is not None:
@@ -323,7 +323,7 @@ class _Job:
     def _leave_out_other_kinds(self, page: ReadPage, source: Source) -> int:
         """Drop the readings that are of the other kind than their series: the store's, else the file's first."""
         unknown = [group.pair for group in page.groups if group.pair not in self._kinds]
-        with self._access.metadata.read() as connection:
+        with self._handle.metadata.read() as connection:
             found = SeriesRepository(connection).kinds(unknown)
         self._kinds |= {pair: kind for pair, kind in found.items() if kind is not None}
         doomed = []
@@ -339,7 +339,7 @@ class _Job:
 
     def _present(self, page: ReadPage) -> int:
         spans = {group.pair: (group.first_us, group.last_us) for group in page.groups}
-        with self._access.reading("import") as (connection, known):
+        with self._handle.reading("import") as (connection, known):
             return present(connection, known, spans, page)
 
     def _note(self, source: Source, problem: str) -> None:

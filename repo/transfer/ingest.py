@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Any
 
 from repo.core.changes import Submission
-from repo.core.handle import Access
+from repo.core.handle import Handle
 from repo.errors import (
     EngineMissing,
     HoldfastError,
@@ -102,7 +102,7 @@ class Ingested:
 
 
 def ingest(
-    access: Access,
+    handle: Handle,
     files: Files,
     layout: Layout | None = None,
     *,
@@ -114,9 +114,9 @@ def ingest(
     began_s = time.monotonic()
     with ExitStack() as stack:
         inputs = [_input_of(file, stack) for file in _listed(files)]
-        passes = _Passes(access, layout or Layout(), progress, on_rejected)
+        passes = _Passes(handle, layout or Layout(), progress, on_rejected)
         done = _run(passes, inputs, strict=strict)
-    return Ingested(str(access.files.path), tuple(done), time.monotonic() - began_s)
+    return Ingested(str(handle.files.path), tuple(done), time.monotonic() - began_s)
 
 
 def _listed(files: Files) -> list[str | os.PathLike[str] | Input]:
@@ -155,16 +155,16 @@ class _Passes:
 
     def __init__(
         self,
-        access: Access,
+        handle: Handle,
         layout: Layout,
         progress: Callable[[Input, int], object],
         on_rejected: Callable[[Input, Rejected], object],
     ) -> None:
-        self._access = access
+        self._handle = handle
         self._layout = layout
         self._progress = progress
         self._on_rejected = on_rejected
-        self._kinds = _kinds_of(access)
+        self._kinds = _kinds_of(handle)
         self._under_way: deque[Future[Written]] = deque()
         self._unapplied = 0
         self._columns_to_be_had = True
@@ -210,7 +210,7 @@ class _Passes:
         self._settle(0)
         assert given.path is not None
         done = import_parquet(
-            self._access,
+            self._handle,
             [given.path],
             on_conflict="overwrite",
             columns=self.mapping_of(given),
@@ -221,7 +221,7 @@ class _Passes:
         for problem in done.problems:
             reason = problem.removeprefix(f"{given.path}: ")
             self._on_rejected(given, Rejected(None, None, reason, ""))
-        self._kinds |= _kinds_of(self._access)
+        self._kinds |= _kinds_of(self._handle)
         rejected = done.refused + done.nulls
         points = 0 if check_only else done.read - rejected
         self.acknowledged += points
@@ -254,15 +254,15 @@ class _Passes:
 
     def check(self, rows: list[Any]) -> None:
         """Refuse what the store would refuse, and write nothing."""
-        check_rows(rows, accept_bool=self._access.settings.accept_bool, now_us=0)
+        check_rows(rows, accept_bool=self._handle.settings.accept_bool, now_us=0)
 
     def write(self, rows: list[Any]) -> None:
         """Send rows on their way into the journal."""
         if rows:
             submission = Submission.of_rows(
-                rows, accept_bool=self._access.settings.accept_bool, now_us=self._access.clock()
+                rows, accept_bool=self._handle.settings.accept_bool, now_us=self._handle.clock()
             )
-            self._under_way.append(self._access.writer.submit(submission))
+            self._under_way.append(self._handle.writer.submit(submission))
             self._settle(_UNDER_WAY)
         if self._unapplied >= APPLY_POINTS:
             self.apply()
@@ -274,7 +274,7 @@ class _Passes:
         if not self._columns_to_be_had:
             return
         try:
-            self._access.checkpoint()
+            self._handle.checkpoint()
         except (StoreBusy, EngineMissing) as error:
             self._columns_to_be_had = False
             log.warning("the points are safe in the journal, and not yet in the columns: %s", error)
@@ -330,8 +330,8 @@ class _Passes:
         chunk.lines = [chunk.lines[index] for index in good]
 
 
-def _kinds_of(access: Access) -> dict[tuple[str, str], str]:
-    with access.metadata.read() as connection:
+def _kinds_of(handle: Handle) -> dict[tuple[str, str], str]:
+    with handle.metadata.read() as connection:
         listed = SeriesRepository(connection).list()
     return {(info.sensor_id, info.metric_name): info.kind for info in listed if info.kind is not None}
 

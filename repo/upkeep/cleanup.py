@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from repo.core.changes import DeleteChange, Submission
-from repo.core.handle import Access
+from repo.core.handle import Handle
 from repo.errors import EngineMissing, InvalidQuery, StoreBusy
 from repo.queries.counts import Extent, extents
 from repo.queries.selection import MOST_NAMES, Names, Selection, Time, chosen_names, select_points
@@ -61,7 +61,7 @@ class Scope:
     @classmethod
     def of(
         cls,
-        access: Access,
+        handle: Handle,
         *,
         points: bool,
         records: bool,
@@ -99,26 +99,26 @@ class Scope:
         why = {"source": named, "start_s": start_s, "end_s": end_s, "min_retries": min_retries}
         return cls(
             selection if points else None,
-            RecordScope(_sources(access, source), start_s, end_s, min_retries),
+            RecordScope(_sources(handle, source), start_s, end_s, min_retries),
             {name: value for name, value in why.items() if value is not None},
         )
 
 
-def cleanup(access: Access, scope: Scope, *, dry_run: bool) -> Cleaned:
+def cleanup(handle: Handle, scope: Scope, *, dry_run: bool) -> Cleaned:
     """See `Store.cleanup`."""
-    return _counted(access, scope) if dry_run else _dropped(access, scope)
+    return _counted(handle, scope) if dry_run else _dropped(handle, scope)
 
 
-def _counted(access: Access, scope: Scope) -> Cleaned:
+def _counted(handle: Handle, scope: Scope) -> Cleaned:
     """Count what the scope selects, and change nothing. Raises `StoreBusy`, `EngineMissing`."""
     series: list[Extent] = []
     point_bytes = 0
     if scope.points is not None:
-        series, stored = _series(access, scope.points)
+        series, stored = _series(handle, scope.points)
         if series:
-            used_bytes = measure(access, inside=True).columns_used_bytes
+            used_bytes = measure(handle, inside=True).columns_used_bytes
             point_bytes = used_bytes * sum(one.points for one in series) // max(1, stored)
-    sources = _record_extents(access, scope.records)
+    sources = _record_extents(handle, scope.records)
     spans = [(one.first_us, one.last_us) for one in series] + [(one.first_us, one.last_us) for one in sources]
     times = [us for span in spans for us in span if us is not None]
     return Cleaned(
@@ -134,33 +134,33 @@ def _counted(access: Access, scope: Scope) -> Cleaned:
     )
 
 
-def _dropped(access: Access, scope: Scope) -> Cleaned:
+def _dropped(handle: Handle, scope: Scope) -> Cleaned:
     """Drop what the scope selects."""
     before = None
     try:
-        before = _counted(access, scope)
+        before = _counted(handle, scope)
     except (StoreBusy, EngineMissing) as error:
         log.warning("what is dropped was not counted beforehand: %s", error)
     times: list[int | None] = []
     dropped = 0
     if scope.records is not None:
-        with access.metadata.write() as connection:
-            records = RecordRepository(connection, clock=access.clock)
+        with handle.metadata.write() as connection:
+            records = RecordRepository(connection, clock=handle.clock)
             fallen = records.drop(scope.records, "cleanup", scope.why)
-        access.metadata.fold_if_due()
+        handle.metadata.fold_if_due()
         dropped = fallen.records
         times += [fallen.first_us, fallen.last_us]
     lost: int | None = 0
     if scope.points is not None:
-        written = access.writer.commit(Submission((DeleteChange(scope.points),)))
+        written = handle.writer.commit(Submission((DeleteChange(scope.points),)))
         lost = None
         try:
-            access.flush("cleanup")
+            handle.flush("cleanup")
         except (StoreBusy, EngineMissing) as error:
             log.warning("the points fall when the journal is applied: %s", error)
         else:
             assert written.last_seq is not None, "a delete has a seq"
-            loss = access.loss_by(written.last_seq)
+            loss = handle.loss_by(written.last_seq)
             lost = 0 if loss is None else loss.dropped
             times += [] if loss is None else [loss.first_us, loss.last_us]
     known = [us for us in times if us is not None]
@@ -177,28 +177,28 @@ def _dropped(access: Access, scope: Scope) -> Cleaned:
     )
 
 
-def _series(access: Access, selection: Selection) -> tuple[list[Extent], int]:
+def _series(handle: Handle, selection: Selection) -> tuple[list[Extent], int]:
     """Count the points by series; returns also how many points are stored in all."""
-    with access.metadata.read() as connection:
+    with handle.metadata.read() as connection:
         sinks = SinkRepository(connection).list()
     sent_through = min((sink.confirmed_seq for sink in sinks), default=None)
-    with access.reading("counting what a cleanup drops") as (connection, known):
+    with handle.reading("counting what a cleanup drops") as (connection, known):
         found = extents(connection, selection, known, sent_through)
         return found, sum(summary.points for summary in known.values())
 
 
-def _record_extents(access: Access, scope: RecordScope | None) -> list[RecordExtent]:
+def _record_extents(handle: Handle, scope: RecordScope | None) -> list[RecordExtent]:
     if scope is None:
         return []
-    with access.metadata.read() as connection:
+    with handle.metadata.read() as connection:
         return RecordRepository(connection).extents(scope)
 
 
-def _sources(access: Access, wanted: Names) -> tuple[str, ...] | None:
+def _sources(handle: Handle, wanted: Names) -> tuple[str, ...] | None:
     """Return the sources that a name, a glob or a list means."""
     if wanted is None:
         return None
-    with access.metadata.read() as connection:
+    with handle.metadata.read() as connection:
         found = RecordRepository(connection).counts().by_source
     chosen = tuple(sorted(chosen_names(wanted, set(found))))
     if len(chosen) > MOST_NAMES:

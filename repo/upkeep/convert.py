@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from repo import durable
 from repo.core.active import building_path, remove, set_aside
-from repo.core.handle import Access
+from repo.core.handle import Handle
 from repo.disk import refuse_full_disk
 from repo.engines.base import typed_errors
 from repo.errors import HoldfastError, system_typed
@@ -45,7 +45,7 @@ class Converted:
 
 
 def convert(
-    access: Access,
+    handle: Handle,
     to: str,
     *,
     progress: Callable[[int, int], object],
@@ -55,21 +55,21 @@ def convert(
     Writers go on in the meantime; readers wait. Raises `EngineMissing`, `StoreFull` if the disk may not hold both
     files, or the engine's typed error; the engine is then the one that it was.
     """
-    path = access.files.columns(to)
-    target = access.active.backend_of(to, building_path(path))
-    access.flush(f"moving the columns to {to}")  # it gives way to others, which the move itself cannot
-    goal = access.journal_end()
-    with access.columns.alone(f"moving the columns to {to}") as opened:
-        opened = access.flusher.through(opened, goal)
+    path = handle.files.columns(to)
+    target = handle.active.backend_of(to, building_path(path))
+    handle.flush(f"moving the columns to {to}")  # it gives way to others, which the move itself cannot
+    goal = handle.journal_end()
+    with handle.columns.alone(f"moving the columns to {to}") as opened:
+        opened = handle.flusher.through(opened, goal)
         before = opened.backend.name
-        with access.metadata.read() as connection:
+        with handle.metadata.read() as connection:
             facts = StateRepository(connection).get()
         assert facts is not None
         if before == to:
-            return Converted(str(access.files.path), before, to, access.flusher.points, facts.generation)
-        points = access.flusher.points
+            return Converted(str(handle.files.path), before, to, handle.flusher.points, facts.generation)
+        points = handle.flusher.points
         with typed_errors(opened.backend):
-            needed_bytes = most_bytes(to, opened, access.flusher.known)
+            needed_bytes = most_bytes(to, opened, handle.flusher.known)
         refuse_full_disk([(path.parent, needed_bytes)], f"moving the columns to {to}")
         remove(target.path)
         with opened.flush_connection.begin():
@@ -78,25 +78,25 @@ def convert(
         state = held._replace(file_id=uuid4().hex, generation=facts.generation + 1)
         try:
             with typed_errors(opened.backend, target):
-                built(opened, target, state, access.active.bring_to_head, lambda done: progress(done, points))
+                built(opened, target, state, handle.active.bring_to_head, lambda done: progress(done, points))
             set_aside([path], facts.generation)
             with system_typed(path, "the columns are where they were; try again"):
                 durable.replace(target.path, path)
         finally:
             remove(target.path)
-        _switch(access, path, to, state)
+        _switch(handle, path, to, state)
         log.info("the columns are in %s now", path)
-        access.columns.reopen()
-    return Converted(str(access.files.path), before, to, points, state.generation)
+        handle.columns.reopen()
+    return Converted(str(handle.files.path), before, to, points, state.generation)
 
 
-def _switch(access: Access, path: Path, to: str, state: ColumnsState) -> None:
+def _switch(handle: Handle, path: Path, to: str, state: ColumnsState) -> None:
     """Make the new file the active one, by one transaction; if it did not happen, the file goes again."""
     try:
-        with access.metadata.write() as connection:
+        with handle.metadata.write() as connection:
             StateRepository(connection).set(engine=to, file_id=state.file_id, generation=state.generation)
     except HoldfastError:
-        with access.metadata.read() as connection:
+        with handle.metadata.read() as connection:
             facts = StateRepository(connection).get()
         if facts is not None and facts.generation != state.generation:
             remove(path)

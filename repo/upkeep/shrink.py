@@ -15,7 +15,7 @@ from typing import Any
 from repo import disk, durable
 from repo.core.active import building_path, remove
 from repo.core.columns import OpenColumns
-from repo.core.handle import Access
+from repo.core.handle import Handle
 from repo.disk import Wanted
 from repo.engines.base import COMPANIONS, typed_errors
 from repo.engines.sqlite import driver as sqlite
@@ -54,24 +54,24 @@ class Shrunk:
 
 
 def shrink(
-    access: Access,
+    handle: Handle,
     *,
     dry_run: bool,
     progress: Callable[[int, int], object],
 ) -> Shrunk:
     """See `Store.shrink`."""
-    columns_before = _bytes(access.files.column_files())
-    metadata_before = _bytes(access.files.metadata_files())
-    free_bytes = shutil.disk_usage(access.files.folder).free
-    access.flush("giving space back")  # it gives way to others, which the rewriting itself cannot
-    goal = access.journal_end()
-    with access.columns.alone("giving space back") as opened:
-        opened = access.flusher.through(opened, goal)
-        access.flusher.make_durable(opened)
+    columns_before = _bytes(handle.files.column_files())
+    metadata_before = _bytes(handle.files.metadata_files())
+    free_bytes = shutil.disk_usage(handle.files.folder).free
+    handle.flush("giving space back")  # it gives way to others, which the rewriting itself cannot
+    goal = handle.journal_end()
+    with handle.columns.alone("giving space back") as opened:
+        opened = handle.flusher.through(opened, goal)
+        handle.flusher.make_durable(opened)
         path = opened.backend.path
         files_in_turn = {
-            path: _wanted_by_columns(access, opened),
-            access.files.metadata: _wanted_by_metadata(access),
+            path: _wanted_by_columns(handle, opened),
+            handle.files.metadata: _wanted_by_metadata(handle),
         }
         needed_bytes = max(sum(disk.by_disk(wanted).values()) for wanted in files_in_turn.values())
         if dry_run:
@@ -82,24 +82,24 @@ def shrink(
             disk.refuse_full_disk(
                 wanted, f"writing {file} anew", "it stays as it is. Free some space and try again"
             )
-        target = access.active.backend_of(opened.backend.name, building_path(path))
+        target = handle.active.backend_of(opened.backend.name, building_path(path))
         remove(target.path)
-        points = access.flusher.points
+        points = handle.flusher.points
         try:
             with opened.flush_connection.begin():
                 state = ColumnsStateRepository(opened.flush_connection).get()
             assert state is not None
             with typed_errors(opened.backend, target):
-                built(opened, target, state, access.active.bring_to_head, lambda done: progress(done, points))
-            access.columns.reopen(lambda: _put(target.path, path))
+                built(opened, target, state, handle.active.bring_to_head, lambda done: progress(done, points))
+            handle.columns.reopen(lambda: _put(target.path, path))
         finally:
             remove(target.path)
-    access.metadata.vacuum()
+    handle.metadata.vacuum()
     shrunk = Shrunk(
         columns_before,
-        _bytes(access.files.column_files()),
+        _bytes(handle.files.column_files()),
         metadata_before,
-        _bytes(access.files.metadata_files()),
+        _bytes(handle.files.metadata_files()),
         needed_bytes,
         free_bytes,
     )
@@ -126,22 +126,22 @@ def _beside(path: Path) -> list[Path]:
     return [path.with_name(path.name + companion) for companion in COMPANIONS if companion.endswith("wal")]
 
 
-def _wanted_by_columns(access: Access, opened: OpenColumns) -> list[Wanted]:
+def _wanted_by_columns(handle: Handle, opened: OpenColumns) -> list[Wanted]:
     """What the rows take now, and half as much again: they may lie less well in the new file."""
     file_bytes = opened.backend.path.stat().st_size
     with opened.flush_connection.begin():
         free = opened.backend.free_bytes(opened.flush_connection)
     used_bytes = (file_bytes - free) * 3 // 2 + disk.HEADROOM_BYTES
-    most = most_bytes(opened.backend.name, opened, access.flusher.known)
+    most = most_bytes(opened.backend.name, opened, handle.flusher.known)
     return [(opened.backend.path.parent, min(used_bytes, most))]
 
 
-def _wanted_by_metadata(access: Access) -> list[Wanted]:
+def _wanted_by_metadata(handle: Handle) -> list[Wanted]:
     """What is in it, twice: in SQLite's folder for what it writes meanwhile, and in the log."""
-    with access.metadata.read() as connection:
+    with handle.metadata.read() as connection:
         used_bytes = sqlite.used_bytes(connection)
     return [
-        (access.files.metadata.parent, used_bytes + disk.HEADROOM_BYTES),
+        (handle.files.metadata.parent, used_bytes + disk.HEADROOM_BYTES),
         (sqlite.temp_folder(), used_bytes),
     ]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from repo.core.handle import Access
+from repo.core.handle import Handle
 from repo.engines.sqlite.driver import free_bytes
 
 __all__ = ["Size", "measure", "sizes_of"]
@@ -34,20 +34,20 @@ class Size(NamedTuple):
         return self.columns_bytes - self.columns_free_bytes
 
 
-def measure(access: Access, *, inside: bool) -> Size:
+def measure(handle: Handle, *, inside: bool) -> Size:
     """Measure the store from SQLite and the folder alone.
 
     `inside` also folds SQLite's log and opens the columns, under the lease; may raise `StoreBusy`.
     """
     free = folded = 0
     if inside:
-        with access.reading("measuring the columns") as (connection, _):
-            free = access.columns.backend.free_bytes(connection)
-        folded = access.metadata.fold()
-    with access.metadata.read() as connection:
+        with handle.reading("measuring the columns") as (connection, _):
+            free = handle.columns.backend.free_bytes(connection)
+        folded = handle.metadata.fold()
+    with handle.metadata.read() as connection:
         metadata_free = folded + free_bytes(connection)
-    metadata = sum(sizes_of(access.files.metadata_files()).values())
-    columns_bytes = sum(sizes_of(access.files.column_files()).values())
+    metadata = sum(sizes_of(handle.files.metadata_files()).values())
+    columns_bytes = sum(sizes_of(handle.files.column_files()).values())
     return Size(metadata, metadata_free, columns_bytes, free)
 
 

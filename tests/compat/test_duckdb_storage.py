@@ -180,7 +180,7 @@ def test_objects_on_one_real_path_share_one_store(make_storage: Any, tmp_path: P
 
 def test_neighbours_in_one_folder_do_not_wait_for_each_other(make_storage: Any) -> None:
     first, second = make_storage("edge/a.duckdb"), make_storage("edge/b.duckdb")
-    with first._loan.store._access.columns.alone("a test"):
+    with first._loan.store._handle.columns.alone("a test"):
         second.insert_data_point("S", "m", 1.0, 5)  # if it waited, it would end in `StoreBusy`
         assert len(second.query_time_range("S", "m", 0, 10)) == 1
 

@@ -18,7 +18,7 @@ READING = {"sensor_id": "S-1", "metric_name": "pressure", "value": 2500.5, "qual
 
 
 def ledger(buffer: OfflineBufferManager) -> list[Loss]:
-    with buffer._loan.store._access.metadata.read() as connection:
+    with buffer._loan.store._handle.metadata.read() as connection:
         return LedgerRepository(connection).list()
 
 

@@ -19,7 +19,7 @@ from tests.contract.test_processes import HOLD, ask_and_end
 
 
 def ledger(store: Store) -> list[Loss]:
-    with store._access.metadata.read() as connection:
+    with store._handle.metadata.read() as connection:
         return LedgerRepository(connection).list()
 
 

@@ -79,7 +79,7 @@ def full(store: Store) -> Store:
     """A store whose points are partly flushed, partly in the journal; one is without quality, as old ones are."""
     store.points.insert_many(ROWS[:3])
     store.flush()
-    columns, _ = store._access.columns, store._access.flusher
+    columns, _ = store._handle.columns, store._handle.flusher
     with columns.alone("test") as opened, opened.flush_connection.begin():
         opened.flush_connection.exec_driver_sql("UPDATE time_series_data SET quality = NULL WHERE seq = 3")
     store.points.insert_many(ROWS[3:])
@@ -245,7 +245,7 @@ def test_nothing_is_held_between_batches(open_store: OpenStore, monkeypatch: pyt
     first.points.insert_many([("a", "m", at, float(at)) for at in range(100)])
     batches = first.points.range("a", "m").batches(10)
     next(batches)
-    assert not first._access.columns.is_open
+    assert not first._handle.columns.is_open
     second.points.insert("a", "m", 1.0, timestamp=1000)
     second.checkpoint()
     assert sum(batch.num_rows for batch in batches) >= 90

@@ -200,13 +200,13 @@ def test_an_error_of_the_callers_own_function_stops_the_move_and_passes_as_it_is
 
 def test_notes_of_the_legacy_program_move_too(store: Store) -> None:
     def notes() -> list[Any]:
-        with store._access.reading("a test") as (connection, _):
+        with store._handle.reading("a test") as (connection, _):
             query = select(StorageMetadata.key, StorageMetadata.value, StorageMetadata.updated_at)
             query = query.where(StorageMetadata.key.not_like("holdfast.%")).order_by(StorageMetadata.key)
             return [tuple(row) for row in connection.execute(query)]
 
     written = [("a", "1", datetime(2024, 5, 1, 12, 0, 0, 123456)), ("ü", "", None)]  # noqa: DTZ001  as it was
-    with store._access.columns.alone("a test") as opened, opened.flush_connection.begin():
+    with store._handle.columns.alone("a test") as opened, opened.flush_connection.begin():
         for key, value, at in written:
             opened.flush_connection.execute(
                 insert(StorageMetadata).values(key=key, value=value, updated_at=at)

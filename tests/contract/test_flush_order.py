@@ -141,13 +141,13 @@ def test_a_flush_that_is_told_to_stop_ends_after_a_whole_batch_and_goes_on_later
     store = open_store(flush_batch_points=1000)
     for start in range(0, 5000, 1000):
         store.points.insert_many([("a", "m", start + at, 1.0) for at in range(1000)])
-    access = store._access
-    with access.columns.alone("a flush in slices") as opened:
-        opened = access.flusher.through(opened, 5000, lambda: True)
-        assert not access.flusher.reached(5000)
-        assert access.flusher.watermark == access.flusher.points == 1000
-        access.flusher.through(opened, 5000)
-        assert access.flusher.reached(5000)
+    handle = store._handle
+    with handle.columns.alone("a flush in slices") as opened:
+        opened = handle.flusher.through(opened, 5000, lambda: True)
+        assert not handle.flusher.reached(5000)
+        assert handle.flusher.watermark == handle.flusher.points == 1000
+        handle.flusher.through(opened, 5000)
+        assert handle.flusher.reached(5000)
     assert len(store.points.range("a", "m").all()) == 5000
 
 

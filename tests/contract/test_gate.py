@@ -25,7 +25,7 @@ FILES = tuple(str(module.__file__) for module in (columns_module, gate_module, u
 def test_an_interrupt_anywhere_in_the_gate_leaves_it_passable(use: str, open_store: Any) -> None:
     store, other = open_store(lease_timeout_s=5.0), open_store(lease_timeout_s=5.0)
     store.points.insert("a", "m", 1.0, timestamp=1)
-    columns = store._access.columns
+    columns = store._handle.columns
 
     def read() -> None:
         with columns.shared("a test", lambda: True, lambda _: True):
@@ -70,7 +70,7 @@ def test_a_read_is_not_held_up_by_another_read(open_store: Any) -> None:
     store = open_store(background=True, busy_timeout_s=5.0)
     store.points.insert("a", "m", 1.0, timestamp=1)
     store.flush()
-    with store._access.reading("a long read"):
+    with store._handle.reading("a long read"):
         found: list[Any] = []
         thread = threading.Thread(target=lambda: found.append(len(store.points.range("a", "m").all())))
         thread.start()
@@ -86,7 +86,7 @@ def test_readers_that_overlap_let_another_process_have_its_turn(open_store: Any)
 
     def read() -> None:
         while not stop.is_set():
-            with store._access.reading("a test"):
+            with store._handle.reading("a test"):
                 time.sleep(0.02)
 
     threads = [threading.Thread(target=read) for _ in range(3)]

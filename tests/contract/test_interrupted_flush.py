@@ -84,7 +84,7 @@ def test_counts_that_are_wrong_in_the_file_are_corrected_when_it_is_opened(
     store = open_store()
     store.points.insert_many([(name, "m", at, float(at)) for name in "abc" for at in range(5)])
     store.checkpoint()
-    with store._access.columns.alone("spoiling the counts") as opened, opened.engine.begin() as connection:
+    with store._handle.columns.alone("spoiling the counts") as opened, opened.engine.begin() as connection:
         spoilt = SummaryRepository(connection).all()
         wrong = {("a", "m"): spoilt["a", "m"]._replace(points=9, last_us=1), ("z", "m"): spoilt["b", "m"]}
         SummaryRepository(connection).replace(wrong, [("b", "m")])
@@ -128,7 +128,7 @@ def test_a_delete_that_comes_back_with_older_metadata_takes_no_newer_points(
     store = open_store()
     assert len(store.points.range("a", "m").all()) == 90
     assert len(store.points.range("b", "m").all()) == 1
-    with store._access.metadata.read() as connection:
+    with store._handle.metadata.read() as connection:
         entries = LedgerRepository(connection).list()
     assert [(loss.detail, loss.dropped) for loss in entries if loss.reason == "delete-not-applied"] == [
         ('["a", "m", null, null]', 0)
@@ -175,7 +175,7 @@ def test_an_interrupt_that_duckdb_raises_as_its_own_error_is_not_swallowed(
     store.points.insert("a", "m", 1.0, timestamp=1)
     store.flush()
     store.points.insert("a", "m", 2.0, timestamp=2)
-    backend = store._access.columns.backend
+    backend = store._handle.columns.backend
     owner, name = (flush, "apply") if place == "commit" else (type(backend), "checkpoint")
     original = getattr(owner, name)
 

@@ -150,7 +150,7 @@ def test_what_another_process_does_is_seen_at_once(
 def test_points_that_pass_the_journal_by_are_seen_with_the_copy_of_their_summaries(store: Store) -> None:
     store.points.insert("a", "m", 1.0, timestamp=1)
     store.flush()
-    metadata = store._access.metadata
+    metadata = store._handle.metadata
     loaded = 101
 
     def reserve(connection: Connection) -> None:
@@ -217,7 +217,7 @@ def test_no_transaction_outlives_the_call(store: Store) -> None:
     newest(store)
     store.points.insert("a", "m", 2.0, timestamp=2)
     assert newest(store) == [(2, 2.0)]
-    folded = sqlite.fold_wal(store._access.metadata.engine)
+    folded = sqlite.fold_wal(store._handle.metadata.engine)
     assert folded.done_pages == folded.log_pages > 0
 
 

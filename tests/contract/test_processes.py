@@ -30,7 +30,7 @@ QUIET, BUSY = OPEN.replace("BACKGROUND", "False"), OPEN.replace("BACKGROUND", "T
 HOLD = (
     BUSY
     + """
-columns = store._access.columns
+columns = store._handle.columns
 with columns.alone("a very long job"):
     print("held", flush=True)
     sys.stdin.readline()

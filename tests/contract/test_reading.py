@@ -239,7 +239,7 @@ def test_latest_gives_the_newest_points_of_each_series_newest_first(store: Store
 def test_latest_stays_right_after_the_copy_of_summaries_failed(store: Store) -> None:
     store.points.insert_many([("a", "m", 1, 1.0), ("b", "m", 1, 1.0)])
     store.flush()
-    metadata = store._access.metadata
+    metadata = store._handle.metadata
     refuse = "CREATE TRIGGER refuse BEFORE INSERT ON latest BEGIN SELECT RAISE(ABORT, 'no copy'); END"
     with metadata.write() as connection:
         connection.exec_driver_sql(refuse)

@@ -16,7 +16,7 @@ from repo.schema import runner
 
 
 def ledger(store: Store) -> list[Loss]:
-    with store._access.metadata.read() as connection:
+    with store._handle.metadata.read() as connection:
         return LedgerRepository(connection).list()
 
 
@@ -52,7 +52,7 @@ def test_pages_of_one_source_hold_that_source_alone(store: Store) -> None:
 @pytest.mark.parametrize("source", [None, "source-1"])
 def test_a_later_page_costs_no_more_than_the_first(store: Store, source: str | None) -> None:
     asked: list[tuple[str, Any]] = []
-    engine = store._access.metadata.engine
+    engine = store._handle.metadata.engine
     event.listen(engine, "before_cursor_execute", lambda *given: asked.append(given[2:4]))
     store.records.pending(source, after_id=5)
     query, values = asked[-1]
@@ -86,7 +86,7 @@ def test_a_failed_try_may_be_noted_without_counting(store: Store, clock: Any) ->
 def test_any_number_is_marked_sent_in_one_commit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(store, 3000)
     commits: list[Any] = []
-    metadata = store._access.metadata
+    metadata = store._handle.metadata
     inner = metadata.journal
 
     def counted(work: Any, attempt: Any) -> None:
@@ -104,14 +104,14 @@ def test_any_number_is_marked_sent_in_one_commit(store: Store, monkeypatch: pyte
 def test_threads_that_settle_at_once_share_commits_and_each_is_told_its_own_count(store: Store) -> None:
     fill(store, 40)
     found: list[int] = [0] * 8
-    writer = store._access.writer
+    writer = store._handle.writer
 
     def settle(thread: int) -> None:
         mine = [f"r{n}" for n in range(thread * 5, thread * 5 + 5)]
         found[thread] = store.records.mark_sent([*mine, "nobody", *mine[:thread]])
 
     threads = [threading.Thread(target=settle, args=(n,)) for n in range(8)]
-    with store._access.metadata.write():  # the first waits for it, and the others queue behind the first
+    with store._handle.metadata.write():  # the first waits for it, and the others queue behind the first
         for queued, thread in enumerate(threads):
             thread.start()
             while writer._group is None or len(writer._queue) != queued + 1:
@@ -185,7 +185,7 @@ def metadata(tmp_path: Any) -> Any:
 
 def test_records_on_a_connection_of_ones_own_are_as_those_of_a_store(metadata: Engine, store: Store) -> None:
     with metadata.begin() as connection:
-        own = RecordRepository(connection, clock=store._access.clock)
+        own = RecordRepository(connection, clock=store._handle.clock)
         for records in (own, store.records):
             records.add("a", "s", {"n": 1})
             records.add("b", source="t", data={"n": 2}, timestamp=5)

@@ -401,7 +401,7 @@ def test_a_table_waits_for_no_other_process_and_goes_through_the_journal(
     other = spawn(
         "import sys; from repo import Settings, Store\n"
         f"store = Store(sys.argv[1], Settings(background=False, engine={engine!r}))\n"
-        "with store._access.columns.alone('standing still'):\n"
+        "with store._handle.columns.alone('standing still'):\n"
         "    print('held', flush=True); sys.stdin.readline()\n"
         "store.close()",
         path,

@@ -112,7 +112,7 @@ def test_a_series_keeps_the_kind_of_its_first_reading_until_it_is_empty(
 def test_a_mismatch_of_kinds_fails_alone_among_those_who_commit_together(open_store: Any) -> None:
     open_store().points.insert("a", "m", 1.0, timestamp=0)
     store = open_store()  # it has not heard of the series, and has to look
-    metadata = store._access.metadata
+    metadata = store._handle.metadata
     results: list[Any] = [None] * 12
 
     def write(at: int) -> None:
@@ -128,7 +128,7 @@ def test_a_mismatch_of_kinds_fails_alone_among_those_who_commit_together(open_st
     ):  # the journal is held: the first waits for it, and the others queue behind the first
         for queued, thread in enumerate(threads):
             thread.start()
-            while store._access.writer._group is None or len(store._access.writer._queue) != queued + 1:
+            while store._handle.writer._group is None or len(store._handle.writer._queue) != queued + 1:
                 time.sleep(0.001)
     for thread in threads:
         thread.join()

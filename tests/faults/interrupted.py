@@ -253,7 +253,7 @@ class _Running:
         child.count_as_found(counted, store.path)
         child.count_through(counted, store, checkpoint=self._rng.random() < 0.3)
         child.count_metadata(counted, store.path)
-        with store._access.reading("a count of everything") as reading:
+        with store._handle.reading("a count of everything") as reading:
             connection = reading.connection
             child.count_columns(counted, lambda query: [tuple(r) for r in connection.exec_driver_sql(query)])
         verdict = judge(counted, self._expected, self._program.seed, HEAD)
@@ -418,7 +418,7 @@ class Beside:
         """Go on until killed."""
         rng = Random(f"{self.seed}/beside")
         store = Store(self.folder, Settings(**self.settings))
-        access = store._access
+        handle = store._handle
         say("READY")
         while True:
             time.sleep(rng.uniform(0.0, 0.03))
@@ -428,10 +428,10 @@ class Beside:
                 case 1:
                     list(store.points.range(f"site{MAIN}", None))
                 case 2:
-                    with access.columns.alone("a long read"):
+                    with handle.columns.alone("a long read"):
                         time.sleep(rng.uniform(0.0, 0.06))
                 case 3:
-                    with access.metadata.write():
+                    with handle.metadata.write():
                         time.sleep(rng.uniform(0.0, 0.04))
 
 

@@ -42,7 +42,7 @@ def _open(folder: Path) -> Store:
 
 
 def _ledger(store: Store) -> list[Loss]:
-    with store._access.metadata.read() as connection:
+    with store._handle.metadata.read() as connection:
         return LedgerRepository(connection).list()
 
 

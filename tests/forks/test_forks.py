@@ -150,7 +150,7 @@ def test_a_fork_from_inside_a_call_is_refused_the_store_in_the_child_and_harms_n
     store.points.insert("a", "m", 1.0, timestamp=1)
     other.points.insert("a", "m", 1.0, timestamp=1)
     started_s = time.monotonic()
-    with store._access.columns.alone("a callback"):
+    with store._handle.columns.alone("a callback"):
         refused = in_child(opened_in_child(store, insert("a", 2)))
     assert isinstance(refused, StoreClosed)
     assert "spawn" in str(refused)
@@ -169,7 +169,7 @@ def test_a_thread_that_does_not_come_to_an_end_holds_a_fork_up_for_a_bounded_tim
     inside, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with store._access.columns.alone("a long job"):
+        with store._handle.columns.alone("a long job"):
             inside.set()
             leave.wait(300)
 
@@ -194,7 +194,7 @@ def test_a_long_flush_lets_a_fork_pass(open_store: OpenStore) -> None:
         store.points.insert_many([("a", "m", at, 1.0) for at in range(start, start + 250)])
     flush = threading.Thread(target=store.flush)
     flush.start()
-    until(lambda: store._access.columns.is_open)
+    until(lambda: store._handle.columns.is_open)
     wait = started(opened_in_child(store, insert("child")))
     flushed_before = not flush.is_alive()
     assert wait() == 1
@@ -243,7 +243,7 @@ store.points.insert("a", "m", 1.0, timestamp=1)
 inside, leave, main = threading.Event(), threading.Event(), threading.get_ident()
 
 def hold():
-    with store._access.columns.alone("a long job"):
+    with store._handle.columns.alone("a long job"):
         inside.set()
         leave.wait(300)
 

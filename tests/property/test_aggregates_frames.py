@@ -232,6 +232,6 @@ def test_aggregates_of_random_points_are_those_of_pandas(shared: Store, asked: d
     for n, points in enumerate(asked["series"]):
         own = [row for row in found if row["sensor_id"] == f"{prefix}{n}"]
         same(own, expected(points, asked) if points else [])
-    with shared._access.reading("a test") as (connection, _):
+    with shared._handle.reading("a test") as (connection, _):
         own_connection = PointRepository(connection)
         assert own_connection.aggregate(f"{prefix}*", "m", low, high, agg=NAMES, **options) == found

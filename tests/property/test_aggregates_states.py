@@ -115,6 +115,6 @@ def test_the_time_in_each_state_is_what_counting_minutes_gives(shared: Store, as
             key = row.get("bucket", datetime(1970, 1, 1, tzinfo=UTC)).timestamp()
             shares[key] = shares.get(key, 0) + row["share"]
         assert all(total == pytest.approx(1) for total in shares.values())
-    with shared._access.reading("a test") as (connection, _):
+    with shared._handle.reading("a test") as (connection, _):
         again = PointRepository(connection).states(f"{prefix}*", "m", asked["low"], asked["high"], **options)
     assert again == found
