@@ -171,9 +171,11 @@ def _inside() -> bool:
 
 
 def _wait() -> None:
-    # Bounded: another library's hooks run between ours, and may need what we have.
-    if threading.get_ident() not in _forking:
-        _done.wait(2 * WAIT_S)
+    # Bounded: another library's hooks run between ours, and may need what we have. No event is waited for: an interrupt
+    # can leave the lock inside of it locked.
+    deadline = time.monotonic() + 2 * WAIT_S
+    while is_awaited() and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -190,9 +192,7 @@ def _open_files() -> list[OpenFile]:
 
 def _before() -> None:
     try:
-        with _gate:
-            _forking.add(threading.get_ident())
-            _done.clear()
+        _forking.add(threading.get_ident())
         _close_all()
     except KeyboardInterrupt:
         # An error in a hook does not stop the fork and goes nowhere; this one is raised after it.
@@ -243,10 +243,7 @@ def _let_go_of_all() -> None:
 
 def _after_in_parent() -> None:
     _release()
-    with _gate:
-        _forking.discard(threading.get_ident())
-        if not _forking:
-            _done.set()
+    _forking.discard(threading.get_ident())
     if _here.interrupted:
         _here.interrupted = False
         timer = threading.Timer(0.01, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
@@ -262,7 +259,7 @@ def _release() -> None:
 
 
 def _after_in_child() -> None:
-    global _lock, _gate, _done, _here
+    global _lock, _here
     for file in _open_files():
         _inherited.add(file.path)
         identity = _identity(file.path)
@@ -270,8 +267,7 @@ def _after_in_child() -> None:
             _inherited.add(identity)
         # Never closed here: closing would act on files of the parent.
         _abandoned.append(None if file.connection is None else file.connection())
-    _lock, _gate, _done, _here = threading.RLock(), threading.Lock(), threading.Event(), _Here()
-    _done.set()
+    _lock, _here = threading.RLock(), _Here()
     _open.clear()
     _forking.clear()
     _owners.clear()
@@ -280,9 +276,6 @@ def _after_in_child() -> None:
 
 
 _lock = threading.RLock()
-_gate = threading.Lock()
-_done = threading.Event()
-_done.set()
 _here = _Here()
 _open: set[weakref.ref[OpenFile]] = set()
 _forking: set[int] = set()

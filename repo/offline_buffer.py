@@ -14,6 +14,7 @@ from repo import forks
 from repo.compat.capacity import Capacity
 from repo.compat.environment import filled_from_environment, from_environment
 from repo.compat.shared import borrow
+from repo.core.stop import Stop
 from repo.duckdb_storage import MB, DuckDBTimeSeriesStorage
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import HoldfastError, InvalidSettings
@@ -112,7 +113,7 @@ class OfflineBufferManager:
             max_count=max_buffer_size,
         )
         self._starting = threading.Lock()
-        self._stop = threading.Event()
+        self._stop = Stop()
         self._cleaner: threading.Thread | None = None
         self._start_cleaner()
         forks.after_fork(self, OfflineBufferManager._begin_anew)
@@ -196,7 +197,7 @@ class OfflineBufferManager:
 
     def shutdown(self) -> None:
         """Stop the cleanup thread and let go of the store, at once. Everything is safe. Safe to call again."""
-        self._stop.set()
+        self._stop.ask()
         if self._cleaner is not None and threading.current_thread() is not self._cleaner:
             self._cleaner.join()
         if self.duckdb_storage is not None:
@@ -229,7 +230,7 @@ class OfflineBufferManager:
 
     def _begin_anew(self) -> None:
         """Forget, in a child of fork, the thread of the parent; the first use starts another."""
-        self._starting, self._stop, self._cleaner = threading.Lock(), threading.Event(), None
+        self._starting, self._stop, self._cleaner = threading.Lock(), Stop(), None
 
     # --- one folder, one store ------------------------------------------------------------------------
 
@@ -279,9 +280,7 @@ class OfflineBufferManager:
         return True
 
 
-def _clean_periodically(
-    buffer: weakref.ref[OfflineBufferManager], stop: threading.Event, interval_s: float
-) -> None:
+def _clean_periodically(buffer: weakref.ref[OfflineBufferManager], stop: Stop, interval_s: float) -> None:
     while not stop.wait(interval_s):
         manager = buffer()
         if manager is None:

@@ -7,7 +7,9 @@ import threading
 import time
 
 from repo.core.handle import Handle
+from repo.core.stop import Stop
 from repo.core.tending import TEND_S
+from repo.core.undisturbed import undisturbed
 from repo.errors import EngineMissing, StoreBusy
 from repo.repositories.state import StateRepository
 
@@ -21,15 +23,15 @@ class Keeper:
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
-        self._stop = threading.Event()
+        self._stop = Stop()
         self._failing: str | None = None
         self._thread = threading.Thread(target=self._run, name="holdfast-keeper", daemon=True)
-        self._thread.start()
+        undisturbed(self._thread.start)
         _running.add(self)
 
     def stop(self) -> None:
         """Stop and join the thread; a flush that runs ends with its next commit."""
-        self._stop.set()
+        self._stop.ask()
         self._thread.join()
         _running.discard(self)
 
@@ -62,11 +64,11 @@ class Keeper:
             ):
                 return  # an idle holder must grow idle: using the columns would keep the lease for ever
             done = False
-            while not (done or self._stop.is_set()):
+            while not (done or self._stop.is_asked()):
                 with columns.alone(
                     "background flush", timeout_s=0.0 if not columns.is_open else None
                 ) as opened:
-                    now_open, done = self._handle.flush_slice(opened, state.last_seq, self._stop.is_set)
+                    now_open, done = self._handle.flush_slice(opened, state.last_seq, self._stop.is_asked)
                     if done:
                         flusher.checkpoint_if_due(now_open)
         except (StoreBusy, EngineMissing):

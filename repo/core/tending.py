@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from repo.core.columns import Columns
+from repo.core.stop import Stop
+from repo.core.undisturbed import undisturbed
 
 __all__ = ["TEND_S", "tended"]
 
@@ -28,20 +30,20 @@ def tended(columns: Columns) -> Iterator[None]:
     if columns.is_tended:
         yield
         return
-    stop = threading.Event()
+    stop = Stop()
     thread = threading.Thread(target=_tend, args=(columns, stop), name="holdfast-tender", daemon=True)
     try:
-        thread.start()
+        undisturbed(thread.start)
         columns.is_tended = True
         yield
     finally:
         columns.is_tended = False
-        stop.set()
+        stop.ask()
         if thread.ident is not None:
             thread.join()
 
 
-def _tend(columns: Columns, stop: threading.Event) -> None:
+def _tend(columns: Columns, stop: Stop) -> None:
     ended = False
     while not ended:
         ended = stop.wait(TEND_S)

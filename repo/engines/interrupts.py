@@ -8,7 +8,7 @@ from types import TracebackType
 
 __all__ = ["KeyboardInterrupts", "is_interrupt"]
 
-_IN_A_CALLBACK = re.compile(r"(\A|\n|: )(RuntimeError: Query interrupted|KeyboardInterrupt)\s*\Z")
+_IN_A_CALLBACK = re.compile(r"(\A|\n|: )(RuntimeError: Query interrupted|KeyboardInterrupt:?)\s*\Z")
 """How the message of an error ends where Ctrl-C came while the driver called Python, for the next rows of a table."""
 
 _DRIVERS = ("_duckdb", "duckdb", "pyarrow.lib")

@@ -21,6 +21,12 @@ from tests.interrupts import interrupted
 ROWS = 40_000
 ROUNDS = 4
 
+CALLBACKS = {
+    "a callback of the merge": "failed: RuntimeError: Query interrupted",
+    "the reading of its schema": "reading the schema of the object 'holdfast_table' failed: KeyboardInterrupt: ",
+}
+"""Where DuckDB calls Python, and what its error says after Ctrl-C there."""
+
 INTERRUPTED = """
 import os, signal, sys, threading, time
 from pathlib import Path
@@ -100,7 +106,7 @@ def test_ctrl_c_at_any_time_is_a_keyboard_interrupt_and_the_store_works_on(
 
 
 @pytest.mark.parametrize("engine", ["duckdb"])
-@pytest.mark.parametrize("place", ["the look at the table", "the merge", "a callback of the merge"])
+@pytest.mark.parametrize("place", ["the look at the table", "the merge", *CALLBACKS])
 def test_what_duckdb_raises_for_ctrl_c_in_a_load_is_a_keyboard_interrupt(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -110,8 +116,8 @@ def test_what_duckdb_raises_for_ctrl_c_in_a_load_is_a_keyboard_interrupt(
     table = {"sensor_id": "a", "metric_name": "m", "timestamp_us": [1, 2, 3], "value": [1.0, 2.0, 3.0]}
 
     def cut_off(*_arguments: Any, **_options: Any) -> Any:
-        if place == "a callback of the merge":
-            raise duckdb.InvalidInputException("Invalid Input Error: failed: RuntimeError: Query interrupted")
+        if place in CALLBACKS:
+            raise duckdb.InvalidInputException(f"Invalid Input Error: {CALLBACKS[place]}")
         raise RuntimeError("Query interrupted")
 
     owner, name = (scan, "_scanned") if place == "the look at the table" else (bulk, "merge")

@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import QueuePool
 
 from repo import durable, forks
+from repo.engines.sqlite.pool import IdlePool
 from repo.errors import (
     HoldfastError,
     StoreBusy,
@@ -128,6 +128,7 @@ def open_engine(
     uri = f"file:{_uri_path(path)}?mode={mode}"
     engine = create_engine(
         URL.create("sqlite", database=uri, query={"uri": "true"}),
+        poolclass=IdlePool,
         connect_args={
             "timeout": busy_timeout_s,
             "isolation_level": None,
@@ -203,7 +204,7 @@ class _Connection(sqlite3.Connection):
 def _close_idle(engine: Engine) -> None:
     """Close the connections that wait in the pool; it opens others when it is asked for some."""
     pool = engine.pool
-    if isinstance(pool, QueuePool) and pool.checkedin():
+    if isinstance(pool, IdlePool) and pool.has_idle():
         pool.dispose()
 
 

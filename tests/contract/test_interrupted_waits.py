@@ -1,0 +1,69 @@
+"""Ctrl-C where the main thread meets another one: it leaves no lock behind on which that one would wait for ever."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+
+from sqlalchemy.pool import impl
+from sqlalchemy.util import queue
+
+from repo.core import background, stop, tending, undisturbed
+from repo.core.stop import Stop
+from repo.engines.sqlite import pool
+from tests.conftest import OpenStore
+from tests.interrupts import interrupted
+
+
+def files_of(*modules: ModuleType) -> set[str]:
+    return {str(module.__file__) for module in modules}
+
+
+def ends(work: Callable[[], object]) -> bool:
+    """Run the work in another thread; False where it hangs."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(60)
+    return not thread.is_alive()
+
+
+def test_an_interrupted_read_of_the_metadata_leaves_other_threads_free_to_read(open_store: OpenStore) -> None:
+    store = open_store()
+    files = files_of(threading, impl, queue, pool)
+    for nth in itertools.count(1):
+        was_interrupted = interrupted(files, nth, store.status)
+        assert ends(store.status), nth
+        if not was_interrupted:
+            assert nth > 3
+            return
+
+
+def test_a_thread_ends_although_the_request_to_end_was_interrupted() -> None:
+    for nth in itertools.count(1):
+        asked = Stop()
+        was_interrupted = interrupted(files_of(threading, stop), nth, asked.ask)
+        asked.ask()
+        assert ends(partial(asked.wait, 600.0)), nth
+        if not was_interrupted:
+            return
+
+
+def test_a_job_and_a_store_end_their_threads_although_their_start_was_interrupted(
+    open_store: OpenStore,
+) -> None:
+    files = files_of(threading, background, tending, undisturbed)
+
+    def job() -> None:
+        with tending.tended(store._handle.columns):
+            pass
+
+    for nth in itertools.count(1):
+        store = open_store()
+        was_interrupted = interrupted(files, nth, job)
+        assert ends(store.close), nth
+        if not was_interrupted:
+            assert nth > 10
+            return
