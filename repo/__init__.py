@@ -5,7 +5,7 @@
     with Store("./data/edge") as store:
         store.points.insert("SENSOR-001", "pressure", 2500.5)
 
-The names here are the public ones; they are loaded when first used, so that importing is light.
+This module exports the public names and loads each when it is first used, so importing it is cheap.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ logging.getLogger("holdfast").addHandler(logging.NullHandler())
 
 
 def _refuse_namesake(folder: str) -> None:
-    """Raise ImportError if the distribution called `repo` shares our folder, and so some of our files."""
+    """Raise ImportError if another distribution named `repo` is installed here, because it overwrites our files."""
     for entry in os.scandir(folder):
         if entry.name.startswith("repo-") and entry.name.endswith(".dist-info"):
             raise ImportError(

@@ -1,4 +1,4 @@
-"""The clock that everything else is given, so that no test has to sleep."""
+"""The clock, which is passed to everything that needs the time, so that no test has to sleep."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 __all__ = ["Clock", "system_clock"]
 
 Clock = Callable[[], int]
-"""A function that returns the present as microseconds since 1970 UTC."""
+"""A function that returns the current time in microseconds since 1970 UTC."""
 
 
 def system_clock() -> int:

@@ -1,4 +1,4 @@
-"""Disk space: whether the disks have the bytes that a job may take, checked before it changes anything."""
+"""Disk space: checks that the disks have room for a job before the job changes anything."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from repo.errors import StoreFull
 __all__ = ["HEADROOM_BYTES", "Wanted", "by_disk", "refuse_full_disk"]
 
 HEADROOM_BYTES = 16_000_000
-"""What is left to the journal meanwhile, and to the few blocks of an almost empty file."""
+"""Space reserved for journal growth during the job, and for the minimum size of a new file."""
 
 Wanted = tuple[Path, int]
-"""A folder, and how many more bytes may come into it meanwhile."""
+"""A folder, and how many bytes the job may add to it."""
 
 
 def by_disk(wanted: Iterable[Wanted]) -> dict[Path, int]:
-    """Add up the bytes that are wanted in folders, for each file system, by the first of its folders."""
+    """Return the total bytes wanted on each file system, keyed by the first of its folders."""
     disks: dict[int, Path] = {}
     needed: dict[Path, int] = {}
     for folder, size_bytes in wanted:
@@ -32,11 +32,14 @@ def refuse_full_disk(
     doing: str,
     then: str = "nothing was changed. Free some space and try again",
 ) -> None:
-    """Raise `StoreFull`, with the number, unless each disk has room; `then` says how things stand and what to do."""
+    """Raise `StoreFull`, which states the bytes needed, unless every disk has room.
+
+    `then` describes the state and the next step.
+    """
     for folder, needed_bytes in by_disk(wanted).items():
         free_bytes = shutil.disk_usage(folder).free
         if free_bytes < needed_bytes:
             raise StoreFull(
-                f"{doing} may take {needed_bytes:,} bytes in {folder}, and {free_bytes:,} are free; {then}",
+                f"{doing} may need {needed_bytes:,} bytes in {folder}, where {free_bytes:,} are free; {then}",
                 path=folder,
             )

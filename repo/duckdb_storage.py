@@ -1,4 +1,4 @@
-"""`DuckDBTimeSeriesStorage`: the documented class for points in one column file, thin over a store."""
+"""`DuckDBTimeSeriesStorage`: the documented class for points in one column file, a thin layer over a store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("holdfast.duckdb_storage")
 MB = 1024 * 1024
 
 POINT_BYTES = 100
-"""About what a point takes while it is in the journal."""
+"""The approximate size of a point in the journal."""
 
 _AGGREGATIONS = {
     "avg": "avg(value)",
@@ -41,14 +41,14 @@ _AGGREGATE = """
 
 
 class DuckDBTimeSeriesStorage:
-    """Points in one DuckDB file, or in SQLite where DuckDB does not exist. Thread-safe.
+    """Stores points in one DuckDB file, or in SQLite where DuckDB does not exist. Thread-safe.
 
-    Times are Unix seconds; bounds are inclusive. Its metadata database lies beside the file as
-    `<name>.meta.db`; in a buffer's folder it is the buffer's own. All objects on one file in a process share one
-    open store. Arguments that are left out come from `DUCKDB_STORAGE_PATH` and `DUCKDB_MAX_SIZE_MB`, where set.
-    `enable_compression` concerns what is written from now on. Errors are raised, as those of `Store` are; `close`
-    lets go of the file, and so does the end of the process. After a fork it works on in the child, which opens the
-    store for itself; see `Store` for what a fork waits for.
+    Times are Unix seconds; bounds are inclusive. The metadata database is next to the file as `<name>.meta.db`; in a
+    buffer's folder it is the database of the buffer. All objects on one file in a process share one open store.
+
+    Omitted arguments are taken from `DUCKDB_STORAGE_PATH` and `DUCKDB_MAX_SIZE_MB`, if set. `enable_compression`
+    applies to new data. Errors are raised, as by `Store`. `close` or the end of the process releases the file. After
+    a fork it keeps working in the child, which opens the store again; `Store` describes what a fork waits for.
     """
 
     @filled_from_environment(
@@ -61,7 +61,7 @@ class DuckDBTimeSeriesStorage:
         enable_compression: bool = True,
     ) -> None:
         if max_size_mb < 0:
-            raise InvalidSettings(f"max_size_mb = {max_size_mb!r}: at least 0")
+            raise InvalidSettings(f"max_size_mb = {max_size_mb!r} must not be negative")
         self.db_path = Path(db_path)
         self.max_size_mb = max_size_mb
         self.enable_compression = enable_compression
@@ -82,9 +82,10 @@ class DuckDBTimeSeriesStorage:
         quality: int = 100,
         metadata: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Write one point, durable on return, and return True. Raises `InvalidPoint`, `StoreFull`.
+        """Write one point, durable on return, and return True.
 
-        A point of the same sensor, metric and time is overwritten.
+        Overwrites a point of the same sensor, metric and time. Raises `InvalidPoint` or `StoreFull`; nothing was
+        written.
         """
         store = self._loan.store
         with self._capacity.place(POINT_BYTES) as granted:
@@ -95,8 +96,9 @@ class DuckDBTimeSeriesStorage:
     def insert_batch(self, data_points: Iterable[Any]) -> int:
         """Write many points in one commit; returns how many were accepted.
 
-        Each is a dict as `insert_data_point` has arguments, or a tuple (sensor, metric, timestamp, value[,
-        quality[, metadata]]). Bad ones are left out and named in the log. Raises `StoreFull`.
+        Each is a dict with the arguments of `insert_data_point`, or a tuple (sensor, metric, timestamp, value[,
+        quality[, metadata]]). Bad points are skipped; the log has their number and the first reason. Raises
+        `StoreFull`.
         """
         store = self._loan.store
         rows = list(data_points)
@@ -118,9 +120,9 @@ class DuckDBTimeSeriesStorage:
     ) -> list[dict[str, Any]]:
         """Return the points from `start_time` through `end_time` in order of time, or one aggregate of them.
 
-        Points: `timestamp, value, quality, metadata`. With `aggregation` (avg, min, max, count, sum) one dict
-        `sensor_id, metric_name, value, start_timestamp, end_timestamp, count, aggregation`, where the two times
-        are those of the first and last point; an empty list when there is nothing. Raises `InvalidQuery`.
+        A point has `timestamp, value, quality, metadata`. With `aggregation` (avg, min, max, count, sum) the list has
+        one dict, `sensor_id, metric_name, value, start_timestamp, end_timestamp, count, aggregation`, whose times are
+        those of the first and last point; it is empty if there are no points. Raises `InvalidQuery`.
         """
         store = self._loan.store
         start_us, end_us = bound_us(start_time, "start_time"), bound_us(end_time, "end_time")
@@ -134,9 +136,9 @@ class DuckDBTimeSeriesStorage:
     def query_latest(
         self, sensor_id: str, metric_name: str | None = None, limit: int = 100
     ) -> list[dict[str, Any]]:
-        """Return the newest `limit` points of a sensor, or of one metric of it, newest first.
+        """Return the newest `limit` points of a sensor, or of one of its metrics, newest first.
 
-        Each is `timestamp, metric_name, value, quality, metadata`.
+        Each has `timestamp, metric_name, value, quality, metadata`.
         """
         metrics = None if metric_name is None else [metric_name]
         found = self._loan.store.points.latest([sensor_id], metrics, limit)
@@ -172,8 +174,8 @@ class DuckDBTimeSeriesStorage:
     def cleanup_old_data(self, max_age_seconds: float = 2592000, sensor_id: str | None = None) -> int:
         """Delete the points older than `max_age_seconds`, of one sensor or of all; returns how many.
 
-        They are counted in the loss ledger. Should the columns be busy (`StoreBusy`), the deletion is durable all
-        the same, and only its count is not known yet.
+        The loss ledger records the number. If the columns are busy, this raises `StoreBusy`: the delete is durable
+        nevertheless, but its count is not known yet.
         """
         store = self._loan.store
         cutoff = to_datetime(store.now_us() - round(max_age_seconds * 1e6))
@@ -192,8 +194,8 @@ class DuckDBTimeSeriesStorage:
     ) -> bool:
         """Write the points from `start_time` through `end_time` to one Parquet file; True when it is durable.
 
-        None leaves a side, or the sensor, open. The file stands whole or not at all. Raises as
-        `Store.export_parquet` does.
+        None means no bound, or all sensors. The file appears complete or not at all. Raises what
+        `Store.export_parquet` raises.
         """
         self._loan.store.export_parquet(
             output_path,
@@ -205,16 +207,16 @@ class DuckDBTimeSeriesStorage:
         return True
 
     def import_from_parquet(self, input_path: str | os.PathLike[str]) -> int:
-        """Read a Parquet file in, by the names of its columns; returns how many of its points are stored now.
+        """Import a Parquet file by its column names; returns how many of its points are now stored.
 
-        Points that stood already stay as they are and count too; importing again changes nothing. Raises as
-        `Store.import_parquet` does.
+        That includes points that were stored before, which stay unchanged; importing again changes nothing. Raises
+        what `Store.import_parquet` raises.
         """
         found = self._loan.store.import_parquet(input_path)
         return found.read - found.nulls - found.refused
 
     def close(self) -> None:
-        """Let go of the store; others in this process may go on using it. Safe to call again."""
+        """Release the store; other objects in this process can continue to use it. Safe to call again."""
         self._loan.give_back()
 
     def _aggregate(
@@ -228,7 +230,7 @@ class DuckDBTimeSeriesStorage:
             return []
         if row["texts"] and aggregation != "count":
             raise InvalidQuery(
-                f"the series {sensor_id!r} {metric_name!r} holds texts, which have no {aggregation}"
+                f"the series {sensor_id!r} {metric_name!r} has text readings, which have no {aggregation}"
             )
         return [
             {
@@ -245,8 +247,8 @@ class DuckDBTimeSeriesStorage:
     def _refuse_unless(self, granted: bool) -> None:
         if not granted:
             raise StoreFull(
-                f"{self.db_path} has reached max_size_mb = {self.max_size_mb:g}; raise it, or delete with "
-                "cleanup_old_data. Nothing of this call was written",
+                f"{self.db_path} has reached max_size_mb = {self.max_size_mb:g}; nothing of this call was written. "
+                "Raise the limit, or delete points with cleanup_old_data",
                 path=self.db_path,
             )
 

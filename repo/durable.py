@@ -1,7 +1,7 @@
-"""Durable files: writes, copies, renames and syncs that survive a crash. Never knows what is in a file.
+"""Durable files: writes, copies, renames and syncs that survive a crash, whatever the files contain.
 
-Everything here raises `OSError` as it comes: only the caller knows what the file is for and in which state an error
-leaves it. `repo.errors.system_typed` translates it for files of a store, `file_typed` for files that a user named.
+These functions do not translate an `OSError`: only the caller knows what the file is for and which state the error
+leaves. `repo.errors.system_typed` translates it for files of a store, `file_typed` for files that a user named.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _COPY_BYTES = 4_194_304
 def sync(target: Path | int) -> None:
     """Sync a file or a folder, by its path or an open descriptor.
 
-    Syncing a folder makes the names in it durable: a file that was created, renamed or removed there.
+    Syncing a folder makes its entries durable: files created, renamed or removed in it.
     """
     if isinstance(target, int):
         os.fsync(target)
@@ -38,15 +38,15 @@ def sync(target: Path | int) -> None:
 
 
 def replace(new: Path, path: Path) -> None:
-    """Rename `new`, which is synced already, to `path` and sync the folder. An existing file is replaced atomically."""
+    """Rename `new`, already synced, to `path` and sync the folder. An existing file is replaced atomically."""
     new.replace(path)
     sync(path.parent)
 
 
 def rename_all(renames: Iterable[tuple[Path, Path]]) -> None:
-    """Rename those files of one folder that exist, in this order, then sync the folder.
+    """Rename the files of one folder that exist, in this order, then sync the folder.
 
-    A crash leaves the first of them renamed and the rest as they were, so the order decides what a later run finds.
+    A crash may leave only the first ones renamed, so the order decides what a later run finds.
     """
     folder = None
     for old, new in renames:
@@ -59,7 +59,7 @@ def rename_all(renames: Iterable[tuple[Path, Path]]) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[int]:
-    """Give the descriptor of a new file, which becomes `path`, durably, when the block ends without an error.
+    """Yield the descriptor of a new file, which durably becomes `path` when the block ends without an error.
 
     The content goes to `.NAME.part` in the same folder. That file is synced and renamed to `path`, and the folder is
     synced. A symbolic link at `path` is replaced, not followed. An error leaves `path` unchanged; a part file left by
@@ -73,7 +73,7 @@ def atomic_write(path: Path) -> Iterator[int]:
         yield descriptor
         sync(descriptor)
         part.replace(path)
-    except BaseException:  # an interrupt, too, leaves no part file
+    except BaseException:  # an interrupt leaves no part file either
         with suppress(OSError):
             part.unlink()
         raise
@@ -83,11 +83,11 @@ def atomic_write(path: Path) -> Iterator[int]:
 
 
 def _check_replaceable(path: Path) -> None:
-    """Refuse a pipe or a device, or a link to one: a rename would remove it instead of writing to it."""
+    """Refuse a pipe, a device, or a link to one: a rename would replace it instead of writing to it."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
-        return  # nothing there, or the write reports it
+        return  # it does not exist, or the write reports the error
     if not stat.S_ISREG(mode) or path.parent.resolve() == Path("/dev"):
         raise InvalidFile(f"{path} is not a regular file; name another file, new or existing", path=path)
 
@@ -98,14 +98,14 @@ def _opened(part: Path, path: Path) -> int:
         if not _is_ours(descriptor, part):
             raise StoreBusy(f"another process is writing {path}; wait for it", path=path)  # noqa: TRY301
         os.ftruncate(descriptor, 0)
-    except BaseException:  # nobody else closes it before it is returned
+    except BaseException:  # nobody else can close it before it is returned
         os.close(descriptor)
         raise
     return descriptor
 
 
 def _is_ours(descriptor: int, part: Path) -> bool:
-    """Lock the file; False if another process holds the lock, or renamed the file in between: then it is complete."""
+    """Lock the file; False if another process holds the lock, or completed and renamed the file in between."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(descriptor), os.lstat(part))
@@ -120,10 +120,10 @@ def put(path: Path, content: bytes) -> None:
 
 
 def copy(source: Path, target: Path, progress: Callable[[int], object], *, keep_mode: bool = False) -> str:
-    """Copy a file to `target`, which must not exist, and sync it; return the SHA-256 of what was read.
+    """Copy a file to `target`, which must not exist, and sync it; return the SHA-256 of the bytes read.
 
-    `progress` receives the bytes of each piece. With `keep_mode` the copy has the mode of the source, and its owner
-    can read and write it. The caller syncs the folder. An error leaves a part of the copy.
+    `progress` receives the size of each piece. With `keep_mode` the copy has the mode of the source, and is also
+    readable and writable by its owner. The caller syncs the folder. An error leaves a partial copy.
     """
     summed = hashlib.sha256()
     with source.open("rb") as original, target.open("xb") as written:
@@ -140,7 +140,7 @@ def copy(source: Path, target: Path, progress: Callable[[int], object], *, keep_
 
 
 def digest(descriptor: int) -> str:
-    """Return the SHA-256 of a whole file in hexadecimal; its offset is neither used nor moved."""
+    """Return the SHA-256 of a whole file in hexadecimal. Neither uses nor moves its offset."""
     summed = hashlib.sha256()
     at = 0
     while piece := os.pread(descriptor, _DIGEST_BYTES, at):

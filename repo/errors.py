@@ -1,4 +1,4 @@
-"""Every error that Holdfast raises: one root, each saying what failed, on which file, and what to do next."""
+"""Every error that Holdfast raises, under one root. A message says what failed, on which file, and what to do next."""
 
 from __future__ import annotations
 
@@ -44,10 +44,7 @@ __all__ = [
 
 
 class HoldfastError(Exception):
-    """The root of all errors of this library.
-
-    `path` is the file or folder concerned, where there is one.
-    """
+    """The base class of all errors of this library. `path` is the file or folder concerned, if any."""
 
     def __init__(self, message: str, *, path: str | Path | None = None) -> None:
         super().__init__(message)
@@ -61,8 +58,8 @@ class StoreMissing(HoldfastError):
 class StoreClosed(HoldfastError):
     """The handle was closed, or inherited through fork(): open the store again in this process.
 
-    Also raised at that opening if another thread was using the store when the process forked, and it could not be
-    closed; the message says what to do.
+    Opening raises it, too, if the parent could not close the store before the fork because a call was still running.
+    The message says what to do.
     """
 
 
@@ -90,7 +87,7 @@ class StoreCorrupt(HoldfastError):
 
 
 class StoreForked(HoldfastError):
-    """This store is a copy of another, or was rolled back: its identity no longer fits."""
+    """This store is a copy of another, or was rolled back: its identity no longer matches."""
 
 
 class StoreUnsupported(HoldfastError):
@@ -110,7 +107,7 @@ class MigrationFailed(HoldfastError):
 
 
 class EngineMissing(HoldfastError):
-    """The engine of the columns is not installed. Writes work; point reads do not."""
+    """The engine of the columns is not installed. Writes work; reading points does not."""
 
 
 class MissingExtra(HoldfastError):
@@ -134,7 +131,7 @@ class InvalidQuery(HoldfastError, ValueError):
 
 
 class InvalidRecord(HoldfastError, ValueError):
-    """A record cannot be stored as it was given. Nothing was written."""
+    """A record cannot be stored as given. Nothing was written."""
 
 
 class SinkUnreachable(HoldfastError):
@@ -149,7 +146,7 @@ class SinkUnreachable(HoldfastError):
 
 
 class SinkRefused(HoldfastError):
-    """A destination rejected a batch. The batch stays first in line; nothing was lost."""
+    """A destination rejected a batch. It stays first in the queue; nothing was lost."""
 
 
 class DemoFailed(HoldfastError):
@@ -157,7 +154,7 @@ class DemoFailed(HoldfastError):
 
 
 class TransactionRule(HoldfastError):
-    """This step is not safe in the connection's current transaction; commit first."""
+    """This operation is not safe in the connection's current transaction; commit first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +187,7 @@ class InvalidPoint(HoldfastError, ValueError):
 
 
 def denied(path: Path, why: str, then: str = "") -> StoreDenied:
-    """Return the error for a file or folder without permission; `then` adds the state and the next step."""
+    """Return the error for a file or folder that denies access; `then` adds the resulting state and the next step."""
     return StoreDenied(
         f"{path} cannot be read or written ({why}); check its owner and mode, and that its disk is not mounted "
         f"read-only{then and f'; {then}'}",
@@ -202,9 +199,9 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def system_error(error: OSError, place: Path, then: str = "") -> HoldfastError:
-    """Translate an `OSError` from work in `place`; the caller raises the result `from` it.
+    """Translate an `OSError` from an operation in `place`; the caller raises the result `from` it.
 
-    `then` says which state the error leaves and what to do next.
+    `then` describes the state that the error leaves and the next step.
     """
     if error.errno in _NO_SPACE:
         return StoreFull(f"no space left in {place}; {then or 'free some space and try again'}", path=place)
@@ -224,7 +221,7 @@ def system_typed(place: Path, then: str = "") -> Iterator[None]:
 
 
 def file_error(error: OSError, path: Path, action: str) -> HoldfastError:
-    """Translate an `OSError` from work on a file that a user named; the caller raises the result `from` it.
+    """Translate an `OSError` on a file that a user named; the caller raises the result `from` it.
 
     `action` completes "cannot be": read, written.
     """

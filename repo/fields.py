@@ -1,8 +1,8 @@
-"""What each field of a point may be: owns the rules of one value at a time, knows nothing of rows.
+"""The rules for each field of a point: checks one value at a time, and knows nothing of rows.
 
-Every function returns the value as it is stored, or raises `Unfit` with the reason. Text keeps its Unicode
-form (no normalisation). Metadata may hold control characters, which JSON escapes, but no lone surrogates and
-no keys that are not text.
+Every function returns the value as it is stored, or raises `Unfit` with the reason. Text is stored without Unicode
+normalization. Metadata may contain control characters, which JSON escapes, but no lone surrogates, and its keys must
+be strings.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ __all__ = [
 
 DEFAULT_QUALITY: Final = 100
 EXACT_INT: Final = 2**53
-"""Through this, a float holds every integer."""
+"""A float represents every integer exactly up to this one."""
 QUALITY_RANGE: Final = (-(2**31), 2**31 - 1)
 MAX_NAME_CHARS: Final = 255
 MAX_TEXT_BYTES: Final = 65_536
 """The longest text reading, in UTF-8."""
 MAX_METADATA_BYTES: Final = 1_048_576
-"""The longest metadata of one point, as JSON in UTF-8; a journal payload (4 MiB) holds it with room."""
+"""The longest metadata of one point, as JSON in UTF-8; well below the size of a journal payload (4 MiB)."""
 
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -51,10 +51,7 @@ _encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", 
 
 
 def check_name(name: object, field: str) -> str:
-    """Return a sensor or metric name that may be stored; raises InvalidPoint naming `field`.
-
-    1 to 255 characters, without control characters and lone surrogates.
-    """
+    """Check a sensor or metric name as `name_of` does, but raise `InvalidPoint`, which names `field`."""
     try:
         return name_of(name)
     except Unfit as fault:
@@ -62,7 +59,7 @@ def check_name(name: object, field: str) -> str:
 
 
 def name_of(name: object) -> str:
-    """Return a sensor or metric name: 1 to 255 characters, no control character, no lone surrogate."""
+    """Return a sensor or metric name: 1 to 255 characters, no control characters, no lone surrogates."""
     if not isinstance(name, str):
         raise Unfit(f"is {described(name)}, not a text")
     if not name:
@@ -75,13 +72,13 @@ def name_of(name: object) -> str:
 
 
 def text_of(text: str) -> str:
-    """Return a text reading (it may be empty): no number, no control character, no lone surrogate."""
+    """Return a text reading, which may be empty: not a number, no control characters, no lone surrogates."""
     try:
         float(text)
     except ValueError:
         pass
     else:
-        raise Unfit(f"{text[:40]!r} is a number given as text; give it as a number")
+        raise Unfit(f"{text[:40]!r} is a number given as text; pass it as a number")
     if not text.isprintable():
         _refuse_control(text)
     if len(text) > MAX_TEXT_BYTES // 4 and len(text.encode()) > MAX_TEXT_BYTES:
@@ -92,20 +89,20 @@ def text_of(text: str) -> str:
 def number_of(value: Any, accept_bool: bool) -> float:
     """Return a number as a float: NaN for None (no reading), zero for minus zero.
 
-    Any real number will do, also Decimal and NumPy's; refused is what a float cannot hold: too large, or an
-    integer beyond 2**53 that would be rounded.
+    Accepts any real number, including Decimal and NumPy types. Refuses what a float cannot represent: numbers that
+    are too large, and integers beyond 2**53 that would be rounded.
     """
     if value is None:
         return nan
     kind = getattr(getattr(value, "dtype", None), "kind", None)  # NumPy's, without importing it
     if isinstance(value, bool) or kind == "b":
         if not accept_bool:
-            raise Unfit("is a bool; pass accept_bool to store 0 and 1")
+            raise Unfit("is a bool; set accept_bool to store it as 0 or 1")
         value, kind = bool(value), None
     if (kind is not None and (kind not in "iuf" or value.shape != ())) or not (
         isinstance(value, (Real, SupportsIndex)) or hasattr(type(value), "__float__")
     ):
-        raise Unfit(f"is {described(value)}; a number or a text is wanted")
+        raise Unfit(f"is {described(value)}, not a number or a text")
     try:
         exact = value.__index__() if kind != "f" and isinstance(value, SupportsIndex) else value
         number = float(exact)
@@ -121,7 +118,7 @@ def number_of(value: Any, accept_bool: bool) -> float:
 
 
 def quality_of(quality: Any) -> int:
-    """Return a quality, an integer of 32 bits; 100 for None."""
+    """Return a quality, a 32-bit integer; 100 for None."""
     if quality is None:
         return DEFAULT_QUALITY
     try:
@@ -136,7 +133,7 @@ def quality_of(quality: Any) -> int:
 
 
 def metadata_json(metadata: object) -> str | None:
-    """Return a mapping as canonical JSON (sorted keys, no spaces, Unicode as it is), None for None."""
+    """Return a mapping as canonical JSON (sorted keys, no spaces, Unicode unescaped), or None for None."""
     if metadata is None:
         return None
     if not isinstance(metadata, Mapping):
@@ -153,7 +150,7 @@ def metadata_json(metadata: object) -> str | None:
         raise Unfit("has a key that is not a text")
     if not text.isprintable():
         if _SURROGATE.search(text):
-            raise Unfit("holds a lone surrogate, which no encoding can carry")
+            raise Unfit("contains a lone surrogate, which cannot be encoded")
         text = _UNESCAPED_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     if len(text) > MAX_METADATA_BYTES // 4 and len(text.encode()) > MAX_METADATA_BYTES:
         raise Unfit(f"is longer than {MAX_METADATA_BYTES} bytes of JSON")
@@ -161,7 +158,7 @@ def metadata_json(metadata: object) -> str | None:
 
 
 def described(value: object) -> str:
-    """Return the type of a value, with its article, for a message."""
+    """Return the type of a value, with an article, for a message."""
     name = type(value).__name__
     return "None" if value is None else f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
@@ -170,7 +167,7 @@ def _refuse_control(text: str) -> None:
     found = _FORBIDDEN.search(text)
     if found:
         what = "control character" if ord(found[0]) < 0xA0 else "lone surrogate"
-        raise Unfit(f"{text[:40]!r} holds the {what} U+{ord(found[0]):04X} at position {found.start()}")
+        raise Unfit(f"{text[:40]!r} contains the {what} U+{ord(found[0]):04X} at position {found.start()}")
 
 
 def _keys_are_text(value: Any) -> bool:

@@ -1,9 +1,9 @@
-"""Forks: which database files this process has open, and how they are closed before it forks.
+"""Forks: tracks the database files that this process has open, and closes them before it forks.
 
-SQLite's tables of open files and shared memory survive `fork`, its POSIX locks do not; DuckDB's instance survives, its
-threads do not. A child that opens a file which its parent had open corrupts it. So before a fork every connection is
-closed; parent and child open the files anew when they need them. What cannot be closed in `WAIT_S`, because a
-transaction goes on, is remembered, and the child refuses to open it.
+SQLite's tables of open files and shared memory survive `fork`, but its POSIX locks do not; DuckDB's instance survives,
+but its threads do not. A child that opens a file that its parent had open would corrupt it. So every connection is
+closed before a fork, and parent and child reopen the files when they need them. If a running transaction keeps a file
+open for longer than `WAIT_S`, the child refuses to open that file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from repo import lease  # noqa: F401  its hook comes after ours: it keeps lock files from being opened
+from repo import lease  # noqa: F401  its hook must run after ours: from then on no lock file can be opened
 from repo.errors import StoreClosed
 
 __all__ = [
@@ -43,18 +43,18 @@ T = TypeVar("T")
 log = logging.getLogger("holdfast.forks")
 
 WAIT_S = 3.0
-"""How long a fork waits for running transactions to end. New ones begin after it."""
+"""How long a fork waits for running transactions. New ones wait for the fork."""
 
 OWN_WAIT_S = 0.1
-"""The same where the forking thread is itself inside of one, which cannot end meanwhile."""
+"""The same if the forking thread is itself inside a transaction, which then cannot end."""
 
 _LOOK_S = 0.000_5
 
 
 class OpenFile:
-    """One opening of a database file: from just before it until just after it is closed.
+    """An open database file, from just before it is opened until just after it is closed.
 
-    Whoever has the file open keeps this object as long; what is lost in an interrupt counts no more.
+    The owner of the file keeps a reference to this object. If an interrupt drops it, the file no longer counts as open.
     """
 
     __slots__ = ("__weakref__", "connection", "mark", "path")
@@ -72,9 +72,9 @@ class _Here(threading.local):
 
 
 class Use:
-    """A block that uses the databases of a store; while another thread forks, no new one begins.
+    """A block that uses the databases of a store. None begins while another thread forks.
 
-    Blocks may be nested. It is known by a weak reference, so that one that an interrupt cut off counts no more.
+    Blocks may be nested. They are referenced weakly, so that a block that an interrupt cut off no longer counts.
     """
 
     __slots__ = ("__weakref__",)
@@ -93,7 +93,7 @@ class Use:
 
 
 def as_use(block: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
-    """Make a block of `contextmanager`, which this decorator comes under, a `Use`."""
+    """Make the block of a context manager a `Use`. Apply this decorator below `contextmanager`."""
 
     @wraps(block)
     def used(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
@@ -104,25 +104,25 @@ def as_use(block: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
 
 
 def give_way() -> None:
-    """Wait while another thread forks; for a call that is in no `Use` and nests nothing."""
+    """Wait while another thread forks. For calls outside of any `Use`."""
     if _forking and not _inside():
         _wait()
 
 
 def is_awaited() -> bool:
-    """Say whether another thread waits to fork, so that a long piece of work should close what it has open."""
+    """Return whether another thread waits to fork, so that a long operation should close its files."""
     return bool(_forking) and threading.get_ident() not in _forking
 
 
 def let_pass() -> None:
-    """Wait until the threads that wait to fork have done so; the caller has closed what it had open."""
+    """Wait until all waiting threads have forked. The caller has closed its files."""
     _wait()
 
 
 def opening(path: str | os.PathLike[str]) -> OpenFile:
-    """Note that a database file is about to be opened; `close` takes the result when it is closed, or was not opened.
+    """Register a database file before it is opened. Pass the result to `close` once it is closed, or failed to open.
 
-    Raises `StoreClosed` in a child of a process that had it open at the fork.
+    Raises `StoreClosed` in a child if the parent had the file open at the fork.
     """
     refuse_inherited(path)
     file = OpenFile(os.path.realpath(path))
@@ -132,35 +132,39 @@ def opening(path: str | os.PathLike[str]) -> OpenFile:
 
 
 def close(file: OpenFile) -> None:
-    """Note that the file is closed. Safe to call again."""
+    """Unregister a file that is closed. Safe to call again."""
     _open.discard(file.mark)
 
 
 def add_owner(owner: Any, let_go: Callable[[Any], None]) -> None:
-    """Have `let_go(owner)` called before each fork, again and again until no file is open, as long as `owner` lives.
+    """Register `let_go(owner)`, which is called before each fork, repeatedly until no file is open.
 
-    It closes what nobody uses at that moment, and must not wait for other threads. It is not called in a child.
+    It closes what is not in use at that moment, and must not wait for other threads. `owner` is referenced weakly. A
+    child does not inherit the registration.
     """
     with _lock:
         _owners[owner] = let_go
 
 
 def after_fork(owner: Any, renew: Callable[[Any], None]) -> None:
-    """Have `renew(owner)` called in each child, as long as `owner` lives. It opens nothing and starts no thread."""
+    """Register `renew(owner)`, which is called in each child. It must not open files or start threads.
+
+    `owner` is referenced weakly.
+    """
     with _lock:
         _renewed[owner] = renew
 
 
 def refuse_inherited(*paths: str | os.PathLike[str]) -> None:
-    """Raise `StoreClosed` where one of these files was open in the parent when it forked, and could not be closed."""
+    """Raise `StoreClosed` if the parent forked while one of these files was open and could not be closed."""
     if not _inherited:
         return
     for path in paths:
         real = os.path.realpath(path)
         if real in _inherited or _identity(real) in _inherited:
             raise StoreClosed(
-                f"{real} was in use at the moment when this process was forked, and its locks belong to the parent. "
-                'Fork while no call on the store runs, or start the process with multiprocessing\'s "spawn"',
+                f"{real} was in use when this process was forked, and its locks belong to the parent. Fork while no "
+                'call on the store is running, or use the multiprocessing start method "spawn"',
                 path=Path(real),
             )
 
@@ -171,8 +175,8 @@ def _inside() -> bool:
 
 
 def _wait() -> None:
-    # Bounded: another library's hooks run between ours, and may need what we have. No event is waited for: an interrupt
-    # can leave the lock inside of it locked.
+    # Bounded: hooks of other libraries run between ours, and may need a lock that this thread holds. It polls, because
+    # an interrupt in `Event.wait` can leave the event's lock locked.
     deadline = time.monotonic() + 2 * WAIT_S
     while is_awaited() and time.monotonic() < deadline:
         time.sleep(_LOOK_S)
@@ -195,7 +199,7 @@ def _before() -> None:
         _forking.add(threading.get_ident())
         _close_all()
     except KeyboardInterrupt:
-        # An error in a hook does not stop the fork and goes nowhere; this one is raised after it.
+        # Python discards errors of a hook, and forks anyway. This one is raised again after the fork.
         _here.interrupted = True
 
 
@@ -203,29 +207,29 @@ def _close_all() -> None:
     inside = _inside()
     deadline = time.monotonic() + (OWN_WAIT_S if inside else WAIT_S)
     while True:
-        if not inside:  # what this thread uses must not be closed under it
+        if not inside:  # this thread's own connections must not be closed while it uses them
             _let_go(deadline)
-        _here.may_hold = True  # before it is true, for an interrupt may come in between
+        _here.may_hold = True  # set first: an interrupt may come after the lock is acquired
         if _lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             if not _open:
-                return  # and the lock is kept: nothing is opened until the fork is done
+                return  # keep the lock: no file can be opened until the fork is done
             _lock.release()
         _here.may_hold = False
         if time.monotonic() >= deadline:
             break
         time.sleep(_LOOK_S)
     log.warning(
-        "this process forks while it uses %s; a child cannot open that",
+        "this process forks while it is using %s; the child cannot open it",
         ", ".join(sorted({file.path for file in _open_files()})) or "a store",
     )
 
 
 def _let_go(deadline: float) -> None:
-    """Let the owners close what nobody uses: in another thread, where no interrupt can leave that half done."""
+    """Make the owners close what is not in use, in another thread, where no interrupt can cut it off."""
     thread = threading.Thread(target=_let_go_of_all, name="holdfast-fork", daemon=True)
     try:
         thread.start()
-    except RuntimeError:  # no thread is to be had
+    except RuntimeError:  # no thread can be started
         _let_go_of_all()
     else:
         thread.join(max(0.0, deadline - time.monotonic()))
@@ -237,8 +241,8 @@ def _let_go_of_all() -> None:
     for owner, let_go in owners:
         try:
             let_go(owner)
-        except Exception as error:  # noqa: BLE001  what stays open is refused in the child
-            log.warning("not everything could be closed before a fork: %s", error)
+        except Exception as error:  # noqa: BLE001  the child refuses whatever stays open
+            log.warning("a file could not be closed before a fork: %s", error)
 
 
 def _after_in_parent() -> None:
@@ -265,7 +269,7 @@ def _after_in_child() -> None:
         identity = _identity(file.path)
         if identity is not None:
             _inherited.add(identity)
-        # Never closed here: closing would act on files of the parent.
+        # Never closed here: that would release the parent's locks.
         _abandoned.append(None if file.connection is None else file.connection())
     _lock, _here = threading.RLock(), _Here()
     _open.clear()

@@ -1,8 +1,8 @@
-"""Every table, declared once: the metadata database's and the time-series database's.
+"""The tables of the metadata database and of the time-series database, each declared once.
 
-The metadata database is always SQLite. The time-series database is DuckDB or, where that does not exist,
-SQLite: the same classes serve both, and what differs between them is said here by `ddl_if` alone. Fresh
-stores are made by the migrations, never by `create_all`; `alembic check` holds the two equal.
+The metadata database is always SQLite. The time-series database is DuckDB or, where that does not exist, SQLite. The
+same classes serve both; `ddl_if` marks the differences. Migrations create new stores, never `create_all`;
+`alembic check` verifies that both give the same schema.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
     "TimeSeriesState",
 ]
 
-# STRICT tables of SQLite know only their own type names.
+# STRICT tables in SQLite accept only their own type names.
 _Integer64 = BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
 _Number: TypeEngine[float] = Double().with_variant(sqlite.REAL(), "sqlite")
 _Text = String().with_variant(sqlite.TEXT(), "sqlite")
@@ -56,14 +56,14 @@ class TimeSeriesBase(DeclarativeBase):
 
 
 class SeriesKey:
-    """What names a series: sensor and metric."""
+    """The key of a series: sensor and metric."""
 
     sensor_id: Mapped[str] = mapped_column(_Text, nullable=False, sort_order=-2)
     metric_name: Mapped[str] = mapped_column(_Text, nullable=False, sort_order=-1)
 
 
 class SummaryColumns(SeriesKey):
-    """What is known of a series without reading its points: how many, since when, and the newest one."""
+    """A summary of a series, known without reading its points: their number, the first time, the newest point."""
 
     count: Mapped[int] = mapped_column(_Integer64, nullable=False)
     first_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
@@ -76,7 +76,7 @@ class SummaryColumns(SeriesKey):
 
 
 class LedgerColumns:
-    """One thing that was dropped: what, how many, which time span, why."""
+    """One loss: what was dropped, how many, which time span, and why."""
 
     entry_id: Mapped[str] = mapped_column(_Text, nullable=False)
     what: Mapped[str] = mapped_column(_Text, nullable=False)
@@ -92,7 +92,7 @@ class LedgerColumns:
 
 
 class BufferedRecord(MetadataBase):
-    """A record that waits for delivery. The table is the legacy program's, to the letter."""
+    """A record that waits for delivery. The table is exactly that of the legacy program."""
 
     __tablename__ = "buffered_records"
     __table_args__ = (
@@ -102,7 +102,7 @@ class BufferedRecord(MetadataBase):
         {"sqlite_autoincrement": True},
     )
 
-    # The legacy tables' own keys do not say NOT NULL.
+    # The keys of the legacy tables are not declared NOT NULL.
     id: Mapped[int] = mapped_column(Integer, primary_key=True, nullable=True)
     record_id: Mapped[str] = mapped_column(_Text, nullable=False, unique=True)
     source: Mapped[str] = mapped_column(_Text, nullable=False)
@@ -114,7 +114,7 @@ class BufferedRecord(MetadataBase):
 
 
 class BufferMetadata(MetadataBase):
-    """The legacy program's notes, kept as they are."""
+    """Metadata of the legacy program, kept unchanged."""
 
     __tablename__ = "buffer_metadata"
 
@@ -123,7 +123,7 @@ class BufferMetadata(MetadataBase):
 
 
 class JournalRow(MetadataBase):
-    """A batch of changes to the columns, acknowledged and not yet pruned; `seq` is the last of its seqs."""
+    """A batch of changes to the columns, acknowledged and not yet pruned; `seq` is its last seq."""
 
     __tablename__ = "journal"
     __table_args__ = _STRICT
@@ -136,7 +136,7 @@ class JournalRow(MetadataBase):
 
 
 class StoreState(MetadataBase):
-    """The one row of small facts: identity, how far flush and prune have come, and the last seq pruned away."""
+    """The state of the store, one row: identity, progress of flush and prune, and the last seq that was pruned."""
 
     __tablename__ = "store_state"
     __table_args__ = _STRICT
@@ -153,7 +153,7 @@ class StoreState(MetadataBase):
 
 
 class Series(SeriesKey, MetadataBase):
-    """A series' kind (`number` or `text`), fixed by its first reading (NULL before it), and its description."""
+    """The kind of a series (`number` or `text`), set by its first reading (NULL before), and its description."""
 
     __tablename__ = "series"
     __table_args__ = (PrimaryKeyConstraint("sensor_id", "metric_name"), _STRICT_KEYED)
@@ -220,7 +220,7 @@ class Point(SeriesKey, TimeSeriesBase):
 
 
 class SeriesSummary(SummaryColumns, TimeSeriesBase):
-    """What flush keeps of each series that has points."""
+    """The summary that flush maintains for each series with points."""
 
     __tablename__ = "series"
     __table_args__ = (
@@ -230,10 +230,11 @@ class SeriesSummary(SummaryColumns, TimeSeriesBase):
 
 
 class TimeSeriesState(TimeSeriesBase):
-    """The one row that ties the file to its store, with the watermark.
+    """The row that ties the file to its store, with the watermark.
 
-    `flushed_from` and `flush_digest` tell which journal rows the last flush applied: those past the first, with
-    this CRC-32. By them a crash after a flush is told from a metadata database that was restored.
+    `flushed_from` and `flush_digest` identify the journal rows that the last flush applied: those with a seq above
+    `flushed_from`, whose CRC-32 is `flush_digest`. They distinguish a crash after a flush from a metadata database
+    that was restored.
     """
 
     __tablename__ = "timeseries_state"
@@ -249,14 +250,14 @@ class TimeSeriesState(TimeSeriesBase):
 
 
 class TimeSeriesLedgerEntry(LedgerColumns, TimeSeriesBase):
-    """Ledger entries written with the drop itself; flush copies them to SQLite and then removes them."""
+    """Ledger entries written in the transaction of the drop; flush copies them to SQLite and then removes them."""
 
     __tablename__ = "loss_ledger"
     __table_args__ = (PrimaryKeyConstraint("entry_id").ddl_if(dialect="sqlite"), _STRICT)
 
 
 class StorageMetadata(TimeSeriesBase):
-    """The legacy program's notes, kept as they are."""
+    """Metadata of the legacy program, kept unchanged."""
 
     __tablename__ = "storage_metadata"
 

@@ -1,4 +1,4 @@
-"""`OfflineBufferManager`: the documented class for records that wait for delivery, thin over a store."""
+"""`OfflineBufferManager`: the documented class for records that wait for delivery, a thin layer over a store."""
 
 from __future__ import annotations
 
@@ -40,22 +40,21 @@ TIME_SERIES_FIELDS = frozenset(
 )
 
 RECORD_BYTES = 1000
-"""About what a small record takes, in its table, the indexes and the journal."""
+"""The approximate size of a small record, in its table, the indexes and the journal."""
 
 
 class OfflineBufferManager:
-    """Records in `offline_buffer.db` until they were sent, and the points in them as history. Thread-safe.
+    """Keeps records in `offline_buffer.db` until they are sent, and their points as history. Thread-safe.
 
-    With `use_duckdb` points are kept in `timeseries.duckdb` in the same folder, or in the file that
-    `DUCKDB_STORAGE_PATH` names; else, and where DuckDB cannot be imported when the buffer is made, in SQLite. A
-    folder is one store, whose engine is a fact of it: `use_duckdb` then says whether it is DuckDB. All objects on
-    one folder in a process share one open store.
-    Arguments that are left out come from `OFFLINE_BUFFER_PATH`, `OFFLINE_BUFFER_MAX_SIZE`,
-    `OFFLINE_BUFFER_MAX_SIZE_MB`, `OFFLINE_BUFFER_CLEANUP_INTERVAL` and `USE_DUCKDB`, where set.
-    After a fork a buffer works on in the child, which opens the store for itself; see `Store` for what a fork waits
-    for.
-    A thread drops what `cleanup_old_records` drops every `cleanup_interval` seconds. Errors are raised, as those
-    of `Store` are.
+    With `use_duckdb`, points are stored in `timeseries.duckdb` in the same folder, or in the file that
+    `DUCKDB_STORAGE_PATH` names. Without it, or if DuckDB cannot be imported when the buffer is created, they are
+    stored in SQLite. A folder is one store with one engine; the attribute `use_duckdb` says whether that is DuckDB.
+    All objects on one folder in a process share one open store.
+
+    Omitted arguments are taken from `OFFLINE_BUFFER_PATH`, `OFFLINE_BUFFER_MAX_SIZE`, `OFFLINE_BUFFER_MAX_SIZE_MB`,
+    `OFFLINE_BUFFER_CLEANUP_INTERVAL` and `USE_DUCKDB`, if set. A thread runs `cleanup_old_records` every
+    `cleanup_interval` seconds. Errors are raised, as by `Store`. After a fork a buffer keeps working in the child,
+    which opens the store again; `Store` describes what a fork waits for.
     """
 
     @filled_from_environment(
@@ -77,7 +76,7 @@ class OfflineBufferManager:
     ) -> None:
         if max_buffer_size < 0 or max_buffer_size_mb < 0 or cleanup_interval <= 0:
             raise InvalidSettings(
-                "max_buffer_size and max_buffer_size_mb are at least 0, cleanup_interval more"
+                "max_buffer_size and max_buffer_size_mb must not be negative, and cleanup_interval must be positive"
             )
         self.buffer_path = Path(buffer_path)
         self.db_path = self.buffer_path / METADATA_FILE
@@ -93,7 +92,7 @@ class OfflineBufferManager:
         self._loan = borrow(
             files,
             engine=None if use_duckdb else "sqlite",
-            # A log that may grow larger than the whole limit would fill a small buffer by itself.
+            # The log counts towards the limit, so a small buffer needs a small log.
             wal_checkpoint_bytes=max(65_536, min(4_194_304, round(max_buffer_size_mb * MB / 16))),
         )
         try:
@@ -101,10 +100,10 @@ class OfflineBufferManager:
             if self.use_duckdb:
                 self.duckdb_storage = DuckDBTimeSeriesStorage(files.duckdb)
             self._join_the_others()
-        except BaseException:  # nobody else knows of the loan yet
+        except BaseException:  # nobody else can give the loan back
             self._loan.give_back()
             raise
-        loan = self._loan  # what holds this object itself would keep it from being collected
+        loan = self._loan  # a closure over `self` would keep this object from being collected
         self._capacity = Capacity(
             lambda: loan.store,
             lambda size: size.used_bytes,
@@ -121,11 +120,11 @@ class OfflineBufferManager:
     def add_record(
         self, record_id: str, source: str, data: Mapping[str, Any], timestamp: float | None = None
     ) -> bool:
-        """Add a record, durable on return with its points; False if the buffer is full, and nothing was written.
+        """Add a record with its points, durable on return; False if the buffer is full, and nothing was written.
 
-        The numbers of a time-series record are points of their own: see `Store.records.add`. The same
-        `record_id` again replaces the data and keeps the retry count; the same data changes nothing. Raises
-        `InvalidRecord` or `InvalidPoint` for what cannot be stored as it is.
+        The numbers of a time-series record are stored as points: see `Store.records.add`. An existing `record_id`
+        replaces the data and keeps the retry count; identical data changes nothing. Raises `InvalidRecord` or
+        `InvalidPoint` for a record that cannot be stored as given; nothing was written.
         """
         records = self._store.records
         with self._capacity.place(RECORD_BYTES + 4 * len(str(data))) as granted:
@@ -139,29 +138,29 @@ class OfflineBufferManager:
     def get_pending_records(
         self, source: str | None = None, limit: int = 1000, max_retries: int = 10
     ) -> list[dict[str, Any]]:
-        """Return the records that wait, oldest first, but those that failed `max_retries` times or oftener.
+        """Return the pending records, oldest first, except those that failed `max_retries` times or more.
 
-        Each is `id, record_id, source, data` (as it was given), `timestamp, retry_count, last_retry, created_at`.
+        Each has `id, record_id, source, data` (as given), `timestamp, retry_count, last_retry, created_at`.
         """
         return self._store.records.pending(source, limit, max_retries=max_retries)
 
     def mark_sent(self, record_id: str) -> bool:
-        """Remove a record that was delivered; False if it does not wait here. Its points stay as history."""
+        """Remove a delivered record; False if it is not pending. Its points stay as history."""
         records = self._store.records
         if self._was_moved(record_id):
             return records.has(record_id)
         return records.mark_sent(record_id) > 0
 
     def mark_failed(self, record_id: str, increment_retry: bool = True) -> bool:
-        """Note a failed try, and count it if `increment_retry`; False if the record does not wait here."""
+        """Record a failed attempt, and count it if `increment_retry`; False if the record is not pending."""
         return self._store.records.mark_failed(record_id, increment_retry=increment_retry) > 0
 
     def get_buffer_stats(self) -> dict[str, Any]:
-        """Return how many records wait, and how full the buffer is.
+        """Return the number of pending records, and how full the buffer is.
 
-        Keys: `total_records, by_source, by_retry_count, oldest_record_age_seconds, buffer_size_mb` (all files,
-        with logs), `max_buffer_size, max_buffer_size_mb, buffer_usage_percent` (of the records),
-        `duckdb_enabled`; and then `duckdb`, as `DuckDBTimeSeriesStorage.get_storage_stats` returns it.
+        Keys: `total_records, by_source, by_retry_count, oldest_record_age_seconds, buffer_size_mb` (all files
+        including logs), `max_buffer_size, max_buffer_size_mb, buffer_usage_percent` (by number of records),
+        `duckdb_enabled`; if that is True, also `duckdb`, the dict of `DuckDBTimeSeriesStorage.get_storage_stats`.
         """
         store = self._store
         counts = store.records.counts()
@@ -185,18 +184,19 @@ class OfflineBufferManager:
         return stats
 
     def cleanup_old_records(self, max_age_seconds: float = 604800, max_retries: int = 20) -> int:
-        """Drop, unsent, records older than `max_age_seconds` and those that failed `max_retries` times.
+        """Drop unsent records that are older than `max_age_seconds` or have failed `max_retries` times.
 
-        Returns how many; the loss ledger keeps how many, of which time, and why. Their points stay.
+        Returns how many were dropped; the loss ledger records the number, the time span and the reason. Their points
+        stay.
         """
         return self._store.records.drop_old(max_age_s=max_age_seconds, max_retries=max_retries)
 
     def clear_buffer(self, source: str | None = None) -> int:
-        """Drop, unsent, all records or those of one source; returns how many. The loss ledger tells."""
+        """Drop all unsent records, or those of one source; returns how many. The loss ledger records it."""
         return self._store.records.clear(source)
 
     def shutdown(self) -> None:
-        """Stop the cleanup thread and let go of the store, at once. Everything is safe. Safe to call again."""
+        """Stop the cleanup thread and release the store. Loses no data. Safe to call again."""
         self._stop.ask()
         if self._cleaner is not None and threading.current_thread() is not self._cleaner:
             self._cleaner.join()
@@ -205,7 +205,7 @@ class OfflineBufferManager:
         self._loan.give_back()
 
     def _is_time_series_data(self, data: Mapping[str, Any]) -> bool:
-        """Say whether a record's data has any of the fields of a reading."""
+        """Return whether a record's data has any of the fields of a reading."""
         return isinstance(data, Mapping) and not TIME_SERIES_FIELDS.isdisjoint(data)
 
     # --- the cleanup thread, which a fork does not copy ------------------------------------------------
@@ -229,15 +229,15 @@ class OfflineBufferManager:
                 self._cleaner.start()
 
     def _begin_anew(self) -> None:
-        """Forget, in a child of fork, the thread of the parent; the first use starts another."""
+        """Forget the parent's thread after a fork; the first use in the child starts a new one."""
         self._starting, self._stop, self._cleaner = threading.Lock(), Stop(), None
 
     # --- one folder, one store ------------------------------------------------------------------------
 
     def _has_duckdb(self) -> bool:
-        """Say whether the points are in DuckDB and it can be used here; where settings allow, move them there.
+        """Return whether the points are in DuckDB, and DuckDB can be used. Converts them if the settings allow it.
 
-        A store that is made where DuckDB cannot be imported has warned of it already.
+        If DuckDB cannot be imported, the store has already logged a warning.
         """
         store = self._loan.store
         if not duckdb_is_installed():
@@ -248,8 +248,8 @@ class OfflineBufferManager:
             store.promote()
             return True
         log.warning(
-            "Failed to initialize DuckDB, falling back to SQLite: the store in %s keeps its points there; "
-            "`holdfast promote` moves them, and so does the setting convert_at_open",
+            "Failed to initialize DuckDB, falling back to SQLite: the store in %s has its points there; "
+            "`holdfast promote` or the setting convert_at_open moves them to DuckDB",
             self.buffer_path,
         )
         return False
@@ -262,16 +262,15 @@ class OfflineBufferManager:
         self._loan.shared.buffers.add(self)
         if self._shared_by_both_kinds:
             log.warning(
-                "two buffers on %s, with and without use_duckdb, are one store: there is nothing to move from one "
-                "to the other",
+                "buffers with and without use_duckdb on %s share one store: there is nothing to move between them",
                 self.buffer_path,
             )
 
     def _was_moved(self, record_id: str) -> bool:
-        """Say whether a buffer of the other kind on this store has taken the record over, once.
+        """Return whether a buffer of the other kind on this store has taken over the record; True only once.
 
-        Programs that moved records from an SQLite buffer to one with DuckDB on the same folder add each there and
-        then mark it sent here. It is one record: it was not sent, and stays.
+        Programs that move records from an SQLite buffer to a DuckDB buffer on the same folder add each record there,
+        then mark it as sent here. Both buffers hold the same record: it was not sent, so it stays.
         """
         moved = self._loan.shared.moved
         if moved.get(record_id, self._kind) is self._kind:
@@ -288,8 +287,8 @@ def _clean_periodically(buffer: weakref.ref[OfflineBufferManager], stop: Stop, i
         try:
             dropped = manager.cleanup_old_records()
             if dropped:
-                log.warning("%d records were dropped unsent: too old, or failed too often", dropped)
+                log.warning("dropped %d unsent records that were too old or had failed too often", dropped)
         except HoldfastError as error:
-            # Nothing was dropped, and the next round comes.
-            log.error("the cleanup of %s failed and is tried again: %s", manager.buffer_path, error)
+            # Nothing was dropped; the next round tries again.
+            log.error("the cleanup of %s failed and will be retried: %s", manager.buffer_path, error)
         del manager

@@ -1,4 +1,4 @@
-"""What can be set, in which unit, with which default and why; and where a value comes from."""
+"""Settings: names, units and defaults with their reasons, and how the sources are merged."""
 
 from __future__ import annotations
 
@@ -37,73 +37,75 @@ class Settings:
     """
 
     durability: Literal["full", "normal"] = "full"
-    """What an acknowledged write survives: `full` a power loss, `normal` a killed process."""
+    """What an acknowledged write survives: a power loss (`full`) or only a killed process (`normal`)."""
 
     engine: Literal["auto", "duckdb", "sqlite"] = "auto"
-    """The engine of a NEW store: `auto` is DuckDB where it can be imported. A store that exists keeps its own
+    """The engine of a NEW store: `auto` is DuckDB if it can be imported. An existing store keeps its engine
     (see `convert_at_open`)."""
 
     convert_at_open: bool = False
-    """Move the columns of a store that exists to `engine`, at open, if that names another than they are in. It
-    takes a minute or two for ten million points, in which nobody can read them. Where DuckDB would be needed for
-    it and is not installed, the store opens as it is, with a warning."""
+    """Convert the columns of an existing store to `engine` at open, if they are in the other one. Ten million
+    points take a minute or two, during which nobody can read them. If the conversion needs DuckDB and it is not
+    installed, the store opens unconverted, with a warning."""
 
     auto_migrate: bool = True
-    """Bring an outdated schema to the present one at open; otherwise `SchemaOutdated`."""
+    """Upgrade an outdated schema at open; otherwise raise `SchemaOutdated`."""
 
     migration_backups: int = 1
-    """How many backups of both databases, each made before a migration, are kept; 0: none is made."""
+    """How many backups of both databases to keep; each migration makes one first. 0 makes none."""
 
     background: bool = True
-    """Run one daemon thread that flushes, checkpoints and gives the lease away when others wait."""
+    """Run a daemon thread that flushes, checkpoints and hands the lease over when another process waits for it."""
 
     flush_interval_s: float = 1.0
     """How long acknowledged points may wait in the journal before the background thread applies them."""
 
     flush_batch_points: int = 65_536
-    """The most points that one flush transaction holds in memory (about 300 bytes each while it runs)."""
+    """The largest number of points that one flush transaction holds in memory (about 300 bytes each)."""
 
     bulk_rows: int = 100_000
-    """The least rows of a table that go straight to the columns; fewer cost less through the journal."""
+    """Tables of this many rows and more go straight to the columns; smaller ones are cheaper through the journal."""
 
     lease_timeout_s: float = 10.0
-    """How long a call waits for another process to hand the columns over before `StoreBusy`."""
+    """How long a call waits for another process to hand over the columns before it raises `StoreBusy`."""
 
     lease_idle_s: float = 1.0
-    """How long an unused lease is kept, so that the next call need not reopen the file (20-50 ms)."""
+    """How long an unused lease is kept, which saves the next call from reopening the file (20-50 ms)."""
 
     busy_timeout_s: float = 10.0
-    """How long SQLite waits for another writer's transaction; never less than 5 (writers are unfair)."""
+    """How long to wait for another writer's transaction in SQLite; at least 5 (SQLite's lock is not fair)."""
 
     submit_queue_points: int = 100_000
-    """The most points that `submit` holds before it makes its caller wait."""
+    """The largest number of points that `submit` queues before it blocks its caller."""
 
     checkpoint_log_bytes: int = 1_000_000
-    """DuckDB's log is folded into its file past this size: small enough to replay at once, large enough
-    that flash is not rewritten at every flush."""
+    """DuckDB's log is checkpointed past this size: small enough to replay quickly, large enough that flash is not
+    rewritten at every flush."""
 
     checkpoint_interval_s: float = 60.0
-    """The longest that applied points wait for their checkpoint, and so stay in the journal."""
+    """The longest time that applied points wait for a checkpoint, and so stay in the journal."""
 
     wal_checkpoint_bytes: int = 4_194_304
-    """SQLite's WAL is folded into its file after about this much was written (SQLite's own default)."""
+    """SQLite's WAL is checkpointed after about this many bytes were written (SQLite's own default)."""
 
     duckdb_memory_limit_bytes: int = 64_000_000
-    """DuckDB's buffer memory; the process needs about 2.5 times as much at its peak."""
+    """DuckDB's buffer memory; the process peaks at about 2.5 times as much."""
 
     duckdb_threads: int = 2
     """DuckDB's worker threads; gateways have few cores and other work to do."""
 
     compress: bool = True
-    """Compress what is written from now on: columns as DuckDB chooses for each, Parquet by zstd."""
+    """Compress new data: columns as DuckDB chooses for each, Parquet files with zstd."""
 
     accept_bool: bool = False
-    """Take True and False as the values 1 and 0 instead of refusing them."""
+    """Accept True and False as the values 1 and 0 instead of refusing them."""
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
-                raise InvalidSettings(f"{name} = {getattr(self, name)!r} is too small: at least {least}")
+                raise InvalidSettings(
+                    f"{name} = {getattr(self, name)!r} is too small; the minimum is {least}"
+                )
         for name, hint in _HINTS.items():
             choices = get_args(hint)
             if choices and getattr(self, name) not in choices:
@@ -115,10 +117,10 @@ class Settings:
     def load(
         cls, folder: str | Path | None = None, environment: Mapping[str, str] | None = None, **arguments: Any
     ) -> Self:
-        """Merge arguments over environment over the folder's `holdfast.toml` over the defaults.
+        """Merge the arguments, the environment, the folder's `holdfast.toml` and the defaults, in this precedence.
 
-        Raises `InvalidSettings` for an unknown name, a wrong type or a value out of range. An argument that
-        is None counts as not given.
+        An argument that is None counts as not given. Raises `InvalidSettings` for an unknown name, a wrong type or a
+        value out of range.
         """
         merged: dict[str, Any] = {}
         if folder is not None:
@@ -173,7 +175,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _known(name: str, origin: str) -> str:
     if name not in _HINTS:
-        raise InvalidSettings(f"{origin}: there is no setting {name!r}; there are {', '.join(_NAMES)}")
+        raise InvalidSettings(f"{origin}: unknown setting {name!r}; the settings are {', '.join(_NAMES)}")
     return name
 
 

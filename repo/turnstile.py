@@ -1,4 +1,4 @@
-"""The turnstile of the metadata database: processes that write take turns. SQLite's own lock would starve some."""
+"""The turnstile of the metadata database: a fair queue of writing processes. SQLite's own lock can starve some."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from repo.inuse import note_own
 __all__ = ["Turnstile"]
 
 _LOOK_S = 0.000_1
-"""How often the first in the queue tries the lock."""
+"""How often the first process in the queue tries the lock."""
 
 _QUEUE_S = 0.000_5
-"""How often the others try to become the first."""
+"""How often the other processes try to become the first."""
 
 _LONG_WAIT_S = 0.1
 _LONG_LOOK_S = 0.002
-"""A wait that is longer than a few commits is for one long transaction: it needs no quick answer."""
+"""A wait longer than a few commits is for one long transaction, so polling can be slower."""
 
 
 class Turnstile:
-    """The right of one handle to write to the metadata database; `flock` on two files, which are never deleted.
+    """The right of one handle to write to the metadata database; `flock` on two files that are never deleted.
 
-    Whoever wants to write takes `turn`, then `place`, then lets go of `turn`. So a process that has just committed
-    cannot take `place` past one that waits for it. SQLite's own lock still guards the file: this one only orders
-    those who know it. The lock of a process that dies is free at once.
+    A writer locks `turn`, then `place`, then unlocks `turn`, so a process that has just committed cannot overtake one
+    that is waiting. SQLite's own lock still guards the file; this one only orders the processes that use it. The
+    kernel frees the locks of a process that dies.
 
-    Not thread-safe: the owner calls it under a mutex of its own. To leave, the owner unlocks `place` itself, by one
-    call in a `finally`, which no interrupt can come before.
+    Not thread-safe: the owner calls it under its own mutex. To end its turn, the owner unlocks `place` itself, by a
+    single call in a `finally` that no interrupt can precede.
     """
 
     __slots__ = ("__weakref__", "_files", "_turn", "kept", "place")
@@ -41,13 +41,13 @@ class Turnstile:
         self._files = files
         self._turn = -1
         self.place = -1
-        """The descriptor that is locked while this handle writes; negative before the first time."""
+        """The descriptor that is locked while this handle writes; negative before the first write."""
         self.kept = False
-        """Whether the lock is held for several transactions; then taking it does nothing."""
+        """Whether the lock is held across transactions; `take` then does nothing."""
         _turnstiles.add(self)
 
     def take(self, timeout_s: float) -> None:
-        """Wait for the turn of this handle, at most `timeout_s` seconds; raises `StoreBusy` after that."""
+        """Wait at most `timeout_s` seconds for the turn of this handle; raises `StoreBusy` after that."""
         if self.kept:
             return
         if self.place < 0 or self._turn < 0:

@@ -1,7 +1,7 @@
-"""What a point may be: owns the checks that turn callers' rows into columns, never touches a file or a clock.
+"""Checks points: turns callers' rows into columns. Never touches a file or a clock.
 
-There are two roads to the same columns. The short one looks at whole columns and knows the ordinary case
-only; whatever it does not know goes the long road, row by row, which alone decides and words a refusal.
+Two paths lead to the same columns. The fast path checks whole columns and handles only the common case. Everything else
+takes the slow path, row by row; only the slow path refuses a row and states the reason.
 """
 
 from __future__ import annotations
@@ -71,24 +71,24 @@ _MINUS_ZERO = struct.pack("=d", -0.0)
 
 @dataclass(slots=True)
 class Batch:
-    """Checked points as columns, between the front door and the engines."""
+    """Checked points as columns."""
 
     series: list[tuple[str, str]]
     """The distinct (sensor_id, metric_name), in order of first appearance."""
     kinds: list[str | None]
-    """Per series: `number`, `text`, or None when the batch holds no reading of it."""
+    """Per series: `number`, `text`, or None if the batch has no reading of it."""
     codes: array[int]
     """Per row ('I'): index into `series`."""
     timestamps_us: array[int]
     """Per row ('q')."""
     values: array[float]
-    """Per row ('d'); NaN where there is no number: no reading, or a text."""
+    """Per row ('d'); NaN if the row has a text or no reading."""
     texts: dict[int, str]
-    """Row to text, for text readings only."""
+    """Text by row, for text readings only."""
     qualities: int | array[int]
-    """One for all rows, or one a row ('i')."""
+    """One for all rows, or one per row ('i')."""
     metadata: dict[int, str]
-    """Row to canonical JSON, for rows that have any."""
+    """Canonical JSON by row, for rows with metadata."""
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -136,9 +136,9 @@ def check_point(
     accept_bool: bool,
     now_us: int,
 ) -> Batch:
-    """Return one point as a batch of one; raises InvalidPoint, naming the first field that does not fit.
+    """Return one point as a batch; raises `InvalidPoint`, which names the first invalid field.
 
-    `timestamp`: Unix seconds or an aware datetime, None for `now_us`. `quality` None is 100.
+    `timestamp` is Unix seconds or an aware datetime, None for `now_us`. A `quality` of None is 100.
     """
     try:
         sensor, metric, moment, number, text, grade, extra = _check_fields(
@@ -162,13 +162,13 @@ def check_point(
 def check_rows(
     rows: Iterable[Any], *, accept_bool: bool, now_us: int, skip: bool = False
 ) -> tuple[Batch, tuple[Refusal, ...]]:
-    """Return the rows as columns, and what was refused; without `skip`, any refusal raises InvalidPoint.
+    """Return the rows as columns, and the refused rows; without `skip`, any refusal raises `InvalidPoint`.
 
-    A row is a mapping or a dataclass with the fields sensor_id, metric_name, value and perhaps timestamp
-    (Unix seconds or aware datetime) or timestamp_us (int), quality, metadata; or a tuple or list (sensor,
-    metric, timestamp, value[, quality[, metadata]]). Forms may be mixed; an iterator is consumed once. Each
-    bad row is refused once, by the first of its fields that does not fit. Where one series has numbers and
-    texts, its first reading rules and rows of the other kind are refused.
+    A row is a mapping or a dataclass with the fields sensor_id, metric_name, value, and optionally timestamp (Unix
+    seconds or aware datetime) or timestamp_us (int), quality, metadata; or a tuple or list (sensor, metric, timestamp,
+    value[, quality[, metadata]]). The forms may be mixed; an iterator is consumed once. A bad row has one refusal, for
+    its first invalid field. If a series has both numbers and texts, its first reading decides the kind, and rows of
+    the other kind are refused.
     """
     if isinstance(rows, (str, bytes, Mapping)):
         raise InvalidPoint([Refusal(None, "rows", f"is one {type(rows).__name__}, not a sequence of rows")])
@@ -185,7 +185,7 @@ def check_rows(
 def check_columns(
     columns: Mapping[str, Sequence[Any]], *, accept_bool: bool, skip: bool = False
 ) -> tuple[Batch, tuple[Refusal, ...]]:
-    """Return points that come as columns, one of a name in `_FIELDS` each, as `check_rows` does."""
+    """Check points that are given as columns, whose names are in `_FIELDS`; otherwise like `check_rows`."""
     rows = len(next(iter(columns.values())))
     try:
         batch = _batch_of(dict(columns), rows, 0) if rows else None
@@ -197,7 +197,7 @@ def check_columns(
     return check_rows(listed, accept_bool=accept_bool, now_us=0, skip=skip)
 
 
-# --- the long road: row by row -------------------------------------------------------------------------
+# --- the slow path: row by row -------------------------------------------------------------------------
 
 
 class _Refused(Exception):
@@ -253,7 +253,7 @@ def _check_fields(
 
 
 def _fields_of(row: Any) -> _Fields:
-    """The seven fields of a row of any form."""
+    """Return the seven fields of a row of any form."""
     kind = type(row)
     if kind is dict or isinstance(row, Mapping):
         return _fields_by_name(row)
@@ -266,7 +266,7 @@ def _fields_of(row: Any) -> _Fields:
         sensor, metric, time, value, *rest = row
         quality, metadata = (*rest, None, None)[:2]
         return sensor, metric, time, None, value, quality, metadata
-    raise _Refused("row", f"is {described(row)}; a mapping, a tuple, a list or a dataclass is wanted")
+    raise _Refused("row", f"is {described(row)}, not a mapping, tuple, list or dataclass")
 
 
 def _fields_by_name(row: Mapping[Any, object]) -> _Fields:
@@ -275,7 +275,7 @@ def _fields_by_name(row: Mapping[Any, object]) -> _Fields:
         shown = (
             repr(stranger[:40]) if isinstance(stranger, str) else f"the key of type {type(stranger).__name__}"
         )
-        raise _Refused(shown, f"is no field of a point; those are {', '.join(_FIELDS)}")
+        raise _Refused(shown, f"is not a field of a point; the fields are {', '.join(_FIELDS)}")
     for name in _REQUIRED:
         if name not in row:
             raise _Refused(name, "is missing")
@@ -286,7 +286,7 @@ def _fields_by_name(row: Mapping[Any, object]) -> _Fields:
 
 
 def _attribute_names(kind: type) -> tuple[str, ...] | None:
-    """The field names of a dataclass or a named tuple; None for other types."""
+    """Return the field names of a dataclass or a named tuple; None for other types."""
     if is_dataclass(kind):
         return tuple(field.name for field in fields(kind))
     names = getattr(kind, "_fields", None)
@@ -353,7 +353,7 @@ def _one_or_many(qualities: Sequence[int]) -> int | array[int]:
     return first if qualities.count(first) == len(qualities) else array("i", qualities)
 
 
-# --- the short road: column by column ------------------------------------------------------------------
+# --- the fast path: column by column -------------------------------------------------------------------
 
 _NOTHING = type(None)
 _EPOCH = to_datetime(0)
@@ -362,14 +362,14 @@ _NOT_ORDINARY = (TypeError, ValueError, OverflowError, LookupError, AttributeErr
 
 
 def _short_road(rows: Sequence[Any], now_us: int) -> Batch | None:
-    """The batch, if every column is of the ordinary sort; None hands the rows to the long road."""
+    """Return the batch if every column is a common case; None sends the rows to the slow path."""
     if not rows:
         return None
     try:
         columns = _columns(rows)
         return None if columns is None else _batch_of(columns, len(rows), now_us)
     except _NOT_ORDINARY:
-        return None  # the long road finds the same fault, and names the row
+        return None  # the slow path finds the same fault, and names the row
 
 
 def _columns(rows: Sequence[Any]) -> dict[str, _Column] | None:
@@ -389,7 +389,7 @@ def _columns(rows: Sequence[Any]) -> dict[str, _Column] | None:
 
 
 def _transposed(rows: Sequence[Any], width: int) -> Iterable[_Column]:
-    if len(rows) <= 8_192:  # zip opens an iterator a row: quickest while they fit into the cache
+    if len(rows) <= 8_192:  # zip makes an iterator per row: fastest as long as they fit into the cache
         return zip(*rows, strict=True)
     if set(map(len, rows)) != {width}:
         raise ValueError("rows of different lengths")
@@ -402,7 +402,7 @@ def _dict_columns(rows: Sequence[dict[Any, Any]]) -> dict[str, _Column] | None:
         try:
             return {name: list(map(itemgetter(name), rows)) for name in names}
         except KeyError:
-            pass  # as many keys, but others
+            pass  # the same number of keys, but other keys
     every = set().union(*rows)
     if not every <= _KNOWN:
         return None
@@ -482,7 +482,7 @@ def _value_column(column: _Column) -> array[float] | None:
         column = [nan if value is None or type(value) is str else value for value in column]
     values = array("d", column)
     if int in kinds and sum(map(ne, values, column)) != sum(map(ne, column, column)):
-        return None  # besides NaN, only a rounded integer differs from its own float
+        return None  # apart from NaN, only an integer that was rounded differs from its float
     if _MINUS_ZERO in values.tobytes():
         values = array("d", list(map(add, values, repeat(0.0))))
     return values
@@ -503,4 +503,4 @@ def _within(column: _Column, lowest: float, highest: float) -> bool:
 
 
 def _int64s(column: Sequence[int]) -> array[int]:
-    return array("q", struct.pack(f"={len(column)}q", *column))  # array("q", column) takes half as long again
+    return array("q", struct.pack(f"={len(column)}q", *column))  # array("q", column) takes 1.5 times as long

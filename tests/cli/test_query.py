@@ -197,7 +197,7 @@ def test_where_there_is_nothing_stdout_is_empty_and_stderr_says_so(filled: Any) 
         ("--start tomorrow", "'tomorrow' is no time"),
         ("--start 20240501", "could be a date or Unix seconds"),
         ("--start 1714521600000", "looks like milliseconds"),
-        ("--since 5", "is no duration"),
+        ("--since 5", "is not a duration"),
         ("--since 1h --start now", "give one"),
         ("--every 0s", "positive"),
         ("--agg mode", "there is no aggregate 'mode'"),

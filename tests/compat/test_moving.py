@@ -72,7 +72,7 @@ def test_on_one_folder_they_are_one_store_and_moving_loses_nothing(
     with caplog.at_level(logging.WARNING, "holdfast"):
         old = OfflineBufferManager(tmp_path / "b", use_duckdb=False)
         new = OfflineBufferManager(tmp_path / "b", use_duckdb=True)
-    assert "are one store: there is nothing to move" in caplog.text
+    assert "share one store: there is nothing to move" in caplog.text
     assert (old.use_duckdb, old.duckdb_storage) == (False, None)
     fill(old, 100)
     assert move(old, new) == 90

@@ -361,17 +361,17 @@ def test_what_is_no_metadata_is_refused(given: Any, reason: str) -> None:
         (
             {"sensor_id": "S", "metric_name": "m", "value": 1.0, "Value": 2.0},
             "'Value'",
-            "no field of a point",
+            "not a field of a point",
         ),
         (
             {"sensor_id": "S", "metric_name": "m", "value": 1.0, "\ud800": 2.0},
             r"'\ud800'",
-            "no field of a point",
+            "not a field of a point",
         ),
         (
             {"sensor_id": "S", "metric_name": "m", "value": 1.0, 3: 2.0},
             "the key of type int",
-            "no field of a point",
+            "not a field of a point",
         ),
         (
             {"sensor_id": "S", "metric_name": "m", "value": 1.0, "timestamp": 1, "timestamp_us": 1},

@@ -110,7 +110,7 @@ def test_numpy_seconds_are_exact(given: Any, us: int) -> None:
         (np.int64(1_700_000_000_000_000_000), "looks like nanoseconds"),
         (np.True_, "bool"),
         (np.datetime64("2024-01-01"), "datetime64"),
-        (np.timedelta64(5, "s"), "span of time"),
+        (np.timedelta64(5, "s"), "a duration"),
         (np.array([1.0]), "ndarray"),
     ],
 )
