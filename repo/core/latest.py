@@ -100,9 +100,9 @@ class Newest:
         """Close the connection; a call that runs is finished first."""
         with self._lock:
             self._forget()
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
 
     def _let_go(self) -> None:
         """Close the connection, unless a call uses it; what is known stays, and is followed on by another."""
@@ -129,27 +129,29 @@ class Newest:
 
     def _is_current(self) -> bool:
         """Bring memory to the present; False where only the columns can tell."""
-        if self._connection is None:
-            self._open()
-            assert self._connection is not None
+        # Unknown until the end: SQLAlchemy closes a connection in which an interrupt came.
+        connection, self._connection = self._connection, None
         try:
+            if connection is None:
+                connection = self._metadata.standing_reader(self.close)
+                driver: Any = connection.connection.driver_connection
+                self._cursor = driver.cursor()
             ((version,),) = self._cursor.execute("PRAGMA data_version")
             if version != self._version:
-                with self._connection.begin():
-                    self._answers = self._follow(self._connection)
+                with connection.begin():
+                    self._answers = self._follow(connection)
                 # Asked for before the snapshot began: what was committed between the two is read twice.
                 self._version = version
+            self._connection = connection
         except BaseException as error:
             self._forget()
+            if connection is not None:
+                connection.invalidate()
+                connection.close()
             if isinstance(error, (SQLAlchemyError, sqlite.DriverError)):
                 raise sqlite.typed_error(error, self._metadata.path) from error
             raise
         return self._answers
-
-    def _open(self) -> None:
-        self._connection = self._metadata.standing_reader(self.close)
-        driver: Any = self._connection.connection.driver_connection
-        self._cursor = driver.cursor()
 
     def _follow(self, connection: Connection) -> bool:
         """Lay what was committed since over what is known, or begin anew from the copy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -14,13 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection
+from sqlalchemy.engine import default
 
 from repo import InvalidQuery, Settings, Store, StoreClosed
+from repo.core import latest
 from repo.engines.sqlite import driver as sqlite
 from repo.queries.selection import Summary
 from repo.repositories.journal import JournalRepository
 from repo.repositories.series import LatestRepository
 from repo.repositories.state import StateRepository
+from tests.interrupts import interrupted
 
 OpenStore = Callable[..., Store]
 
@@ -300,3 +304,14 @@ def test_two_handles_on_one_store_always_agree_with_a_plain_dict(engine: str, st
         for store in stores:
             store.close()
         shutil.rmtree(folder)
+
+
+def test_an_interrupt_in_it_leaves_the_next_answer_right(store: Store) -> None:
+    files = {str(module.__file__) for module in (latest, default)}
+    for nth in itertools.count(1):
+        store.points.insert("a", "m", float(nth), timestamp=nth)
+        was_interrupted = interrupted(files, nth, lambda: store.points.latest("a", "m"))
+        assert [point["value"] for point in store.points.latest("a", "m")] == [nth]
+        if not was_interrupted:
+            assert nth > 20
+            return
