@@ -70,7 +70,7 @@ def migrate_store(
     if not files.metadata.exists() and not (columns and files.apart):
         alone = f"; if {columns[0].name} is the legacy program's, name it: --store FILE" if columns else ""
         raise StoreMissing(
-            f"there is no store in {files.folder}; `holdfast init` makes one{alone}", path=files.folder
+            f"there is no store in {files.folder}; `holdfast init` creates one{alone}", path=files.folder
         )
     settings = Settings.load(files.folder)
     with leased(files, settings.lease_timeout_s, system_clock, "migrating the store"):

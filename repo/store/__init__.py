@@ -1,1 +1,1 @@
-"""The store: what an application opens, writes, reads and closes."""
+"""The store: the API that an application opens, writes to, reads from and closes."""

@@ -1,6 +1,6 @@
-"""Opening: finds the databases of a store or makes them, brings them to the present schema, and wires the rooms.
+"""Opening: finds or creates the databases of a store, upgrades their schema, and builds the handle.
 
-Says what stands in the way before it changes anything.
+Everything that would prevent opening is reported before anything is changed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ log = logging.getLogger("holdfast.store")
 
 
 class Opening:
-    """How one store is opened; `path` is how the caller names it."""
+    """The steps that open one store; `path` is the caller's name for it."""
 
     def __init__(self, path: Path, files: StoreFiles, settings: Settings, clock: Clock) -> None:
         self._path = path
@@ -58,7 +58,7 @@ class Opening:
         self._clock = clock
 
     def find(self, create: bool) -> None:
-        """See that there is a store, or that one may be made."""
+        """Check that a store exists or may be created."""
         forks.refuse_inherited(self._files.metadata, *map(self._files.columns, ENGINES))
         if backup.is_restoring(self._files):
             from repo.schema.restore import finish_restore
@@ -72,12 +72,14 @@ class Opening:
             self._refuse_columns_alone()
         if not has_metadata and not create:
             raise StoreMissing(
-                f"there is no store in {self._path}; `holdfast init` makes one", path=self._path
+                f"there is no store in {self._path}; `holdfast init` creates one", path=self._path
             )
         try:
             self._files.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise system_error(error, self._files.folder, "no store was made; name another folder") from error
+            raise system_error(
+                error, self._files.folder, "no store was created; name another folder"
+            ) from error
 
     def _refuse_columns_alone(self) -> None:
         for engine in ENGINES:
@@ -88,24 +90,24 @@ class Opening:
                     if self._files.apart:
                         continue
                     raise StoreMissing(
-                        f"{columns} is a column file of the legacy program, and {name} is not beside it. Put that "
-                        "back if there was one; else name the file as the store: "
+                        f"{columns} is a column file of the legacy program, and {name} is missing. Restore {name} if "
+                        "there was one; otherwise name the column file as the store: "
                         f"`holdfast --store {shlex.quote(str(columns))} init`",
                         path=self._path,
                     )
                 raise StoreCorrupt(
-                    f"{columns} has no {name} beside it, or an empty one; it holds the journal: this is a "
-                    f"damaged store, not a new one. Restore {name}, or move the file away to begin anew",
+                    f"{columns} exists, but {name}, which holds the journal, is missing or empty: this is a damaged "
+                    f"store, not a new one. Restore {name}, or move {columns.name} away to start a new store",
                     path=self._path,
                 )
 
     def _is_unowned(self, engine: Any, columns: Path) -> bool:
-        """Say whether no store has taken the file yet, so that there was no journal that could be missing.
+        """Return whether the file belongs to no store yet, so that no journal can be missing.
 
-        It is the legacy program's, as it was or on its way to the head.
+        It then comes from the legacy program, and may be partly upgraded.
         """
         with (
-            self._leased("looking at a file of the legacy program"),
+            self._leased("checking a file of the legacy program"),
             Target("timeseries", engine, columns, self._files).opened() as opened,
             opened.execution_options(**sqlite.READ).connect() as connection,
         ):
@@ -115,9 +117,9 @@ class Opening:
         return leased(self._files, self._settings.lease_timeout_s, self._clock, doing)
 
     def upgrade(self) -> None:
-        """Bring the schema of a store that exists to the present one, before anything of it is open here.
+        """Upgrade the schema of an existing store, before this handle opens any of its files.
 
-        Raises `SchemaTooNew`, `SchemaOutdated` where `auto_migrate` is off, and what `repo.schema.upgrade` does.
+        Raises `SchemaTooNew`, `SchemaOutdated` if `auto_migrate` is off, and what `repo.schema.upgrade` raises.
         """
         database = self._files.metadata
         if not database.exists():
@@ -125,7 +127,7 @@ class Opening:
         found, is_new, noted = self._found()
         standing = version.compare(found)
         if not is_new and standing is not version.Standing.HEAD:
-            with self._writers_kept_out():  # another process may just be making the store
+            with self._writers_kept_out():  # another process may be creating the store right now
                 found, is_new, noted = self._found()
             standing = version.compare(found)
         if standing is version.Standing.TOO_NEW:
@@ -139,7 +141,7 @@ class Opening:
             self._migrate()
 
     def _found(self) -> tuple[str | None, bool, bool]:
-        """Return the schema of the metadata, whether it has no tables yet, and whether records lack their data."""
+        """Return the metadata's schema, whether it has no tables yet, and whether records still lack their data."""
         database = self._files.metadata
         looking = sqlite.open_engine(database, busy_timeout_s=self._settings.busy_timeout_s, looking=True)
         try:
@@ -162,7 +164,7 @@ class Opening:
             turnstile.close()
 
     def _restore_records(self) -> None:
-        """Give records of the legacy program their data back; what is in the way of it is not in the way of opening."""
+        """Restore the data of records of the legacy program. `StoreBusy` is logged and does not prevent opening."""
         there = [engine for engine in ENGINES if self._files.columns(engine).exists()]
         if not there or ("duckdb" in there and why_no_duckdb()):
             return
@@ -170,12 +172,12 @@ class Opening:
             with self._leased("restoring records of the legacy program"):
                 self._migrate()
         except StoreBusy as busy:
-            log.warning("records of the legacy program wait until their data is restored: %s", busy)
+            log.warning("records of the legacy program are held back until their data is restored: %s", busy)
 
     def prepared(self, metadata: MetadataDatabase) -> State:
-        """Return the store's facts; a new store is made, beside columns of the legacy program too.
+        """Return the state of the store. Creates a new store, also next to columns of the legacy program.
 
-        Of several processes that open a new store at once one makes it, and the others wait for that.
+        If several processes open a new store at once, one of them creates it and the others wait.
         """
         if sqlite.is_begun(metadata.path):
             acknowledged = metadata.mark.read()  # first: others may be writing to the store
@@ -186,7 +188,7 @@ class Opening:
         with self._leased("preparing the store") if columns else nullcontext(), metadata.alone():
             state = self._state(metadata)
             if state is None:
-                # Beside metadata at the head there may be columns that are not, and that nobody allowed to upgrade.
+                # If the metadata are at the head, the columns may still be outdated, with `auto_migrate` off.
                 with metadata.read() as connection:
                     standing = version.compare(version.version_of(connection))
                 if standing is not version.Standing.HEAD or self._settings.auto_migrate:
@@ -199,11 +201,11 @@ class Opening:
         return state
 
     def _whole(self, metadata: MetadataDatabase, state: State, acknowledged: Extent) -> State:
-        """Return the store's facts once what the metadata lack of what was acknowledged is accounted for."""
+        """Return the state of the store, after recording in the ledger any acknowledged data that the metadata lost."""
         with metadata.read() as connection:
             found = StateRepository(connection).extent()
         assert found is not None
-        if found.store_id != acknowledged.store_id:  # the mark is that of a store that was here before
+        if found.store_id != acknowledged.store_id:  # the mark belongs to an earlier store in this folder
             return state
         if found.last_seq >= acknowledged.last_seq and found.last_record >= acknowledged.last_record:
             return state
@@ -212,8 +214,8 @@ class Opening:
             state = StateRepository(connection).get() or state
         for loss in losses:
             log.error(
-                "%s ends before what was acknowledged: its log was damaged, or an older file was put in its place. "
-                "%s that were not flushed before may be missing: %s; see the loss ledger",
+                "%s lacks acknowledged data: its log was damaged, or it was replaced by an older file. %s that were "
+                "not flushed may be missing: %s; see the loss ledger",
                 metadata.path,
                 loss.what,
                 loss.detail,
@@ -221,7 +223,7 @@ class Opening:
         return state
 
     def _state(self, metadata: MetadataDatabase) -> State | None:
-        """Return the facts of a store that is whole, or None; raises `SchemaTooNew`."""
+        """Return the state of a store that is completely created, or None; raises `SchemaTooNew`."""
         with metadata.read() as connection:
             found = version.version_of(connection)
             standing = version.compare(found)
@@ -230,7 +232,7 @@ class Opening:
             return StateRepository(connection).get() if standing is version.Standing.HEAD else None
 
     def wired(self, metadata: MetadataDatabase) -> Handle:
-        """Wire the rooms of the store, and let go of its columns until they are needed."""
+        """Build the handle. The columns stay closed until they are needed."""
         clock = self._clock
         writer = Writer(metadata, clock, self._settings.submit_queue_points)
 
@@ -244,18 +246,18 @@ class Opening:
         return Handle(self._files, metadata, writer, self._settings, clock, active, columns, flusher)
 
     def take_columns_in(self, handle: Handle) -> None:
-        """Open columns that the store has never opened, such as the legacy program's: so their summaries are copied.
+        """Open columns that this store has never opened, such as those of the legacy program, to copy their summaries.
 
-        Raises `StoreBusy` when another process has them. Where they cannot be read, writing goes on without them.
+        Raises `StoreBusy` if another process holds them. If they cannot be read, the store opens without them.
         """
         try:
             if handle.columns.backend.path.exists():
-                with handle.reading("taking in the columns that are there"):
+                with handle.reading("reading existing columns for the first time"):
                     pass
         except EngineMissing:
-            return  # told when it was wired
+            return  # `wired` has logged it
         except StoreCorrupt as damaged:
-            log.warning("the columns that are there are not read: %s", damaged)
+            log.warning("the existing columns cannot be read: %s", damaged)
 
     def _migrate(self) -> None:
         from repo.schema.upgrade import run

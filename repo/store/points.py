@@ -1,4 +1,4 @@
-"""`store.points`: writing, reading and deleting points."""
+"""`store.points`: writes, reads and deletes points."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ __all__ = ["PointWriter", "Points"]
 Time = float | datetime | None
 
 _LATEST_TRIES = 3
-"""How often `latest` flushes and looks again, where others go on deleting, before it asks the columns."""
+"""How often `latest` flushes and retries, if other writers keep deleting, before it reads the columns."""
 
 
 class PointWriter:
-    """The writing half, shared by the store and its transactions."""
+    """The write methods, shared by the store and its transactions."""
 
     def __init__(self, handle: Handle, send: Callable[[Submission], Written]) -> None:
         self._handle = handle
@@ -51,9 +51,9 @@ class PointWriter:
     ) -> Written:
         """Write one point and return when it is durable.
 
-        `timestamp`: Unix seconds or an aware datetime, None is now. `value`: a number, a text (a state), or
-        None for "no reading". A point of the same sensor, metric and time is overwritten. Raises
-        `InvalidPoint`, `StoreBusy` or `StoreFull`; then nothing was written.
+        `timestamp` is Unix seconds or an aware datetime; None means now. `value` is a number, a text (a state), or
+        None for "no reading". Overwrites a point of the same sensor, metric and time. Raises `InvalidPoint`,
+        `StoreBusy` or `StoreFull`; nothing was written.
         """
         batch = check_point(
             sensor_id,
@@ -70,10 +70,10 @@ class PointWriter:
     def insert_many(self, rows: Iterable[Any], on_error: Literal["raise", "skip"] = "raise") -> Written:
         """Write many points in one commit and return when they are durable.
 
-        Rows are dicts (`sensor_id, metric_name, value`, and perhaps `timestamp` or `timestamp_us`, `quality`,
+        Rows are dicts (`sensor_id, metric_name, value`, and optionally `timestamp` or `timestamp_us`, `quality`,
         `metadata`), tuples `(sensor_id, metric_name, timestamp, value[, quality[, metadata]])`, or dataclasses.
-        `on_error="raise"`: all are written or, with `InvalidPoint` listing every bad row, none.
-        `on_error="skip"`: good rows are written, the others are in `refusals`.
+        With `on_error="raise"`, a bad row raises `InvalidPoint`, which lists every bad row, and nothing is written.
+        With `on_error="skip"`, the good rows are written and `refusals` lists the others.
         """
         submission = self._submission(rows, on_error)
         return self._send(submission)
@@ -81,20 +81,20 @@ class PointWriter:
     def delete(
         self, sensor_id: Names = None, metric_name: Names = None, start: Time = None, end: Time = None
     ) -> Written:
-        """Delete the points in [start, end) that were written before; durable on return, needs no lease.
+        """Delete the points in [start, end) that were written before this call; durable on return, needs no lease.
 
-        Names may be globs, lists or None (all). What was delivered already stays delivered; how many points
-        fell is counted when the journal is applied, and kept in the loss ledger.
+        Names may be globs, lists or None (all). What was already delivered stays delivered. The deleted points are
+        counted when the journal is applied; the loss ledger records the number.
         """
         return self.delete_selected(select_points(sensor_id, metric_name, start, end))
 
     def delete_selected(self, selection: Selection) -> Written:
-        """Do what `delete` does with a selection that was checked before."""
+        """Delete as `delete` does, by a selection that is already checked."""
         return self._send(Submission((DeleteChange(selection),)))
 
     def _submission(self, rows: Iterable[Any], on_error: str) -> Submission:
         if on_error not in ("raise", "skip"):
-            raise InvalidQuery(f"on_error = {on_error!r}: 'raise' or 'skip'")
+            raise InvalidQuery(f"on_error = {on_error!r} is not 'raise' or 'skip'")
         return Submission.of_rows(
             rows,
             accept_bool=self._handle.settings.accept_bool,
@@ -104,7 +104,7 @@ class PointWriter:
 
 
 class Points(PointWriter):
-    """`store.points`. Thread-safe. Reads see every write acknowledged before they began."""
+    """`store.points`. Thread-safe. A read sees every write that was acknowledged before it began."""
 
     def __init__(self, handle: Handle, send: Callable[[Submission], Written]) -> None:
         super().__init__(handle, send)
@@ -112,14 +112,14 @@ class Points(PointWriter):
         self._newest = Newest(handle.metadata)
 
     def close(self) -> None:
-        """Let go of what tables were looked at with."""
+        """Close the in-memory database that checks tables."""
         self._bulk.close()
 
     def submit(self, rows: Iterable[Any], on_error: Literal["raise", "skip"] = "raise") -> Future[Written]:
-        """Queue many points and return at once; the future is done when they are durable.
+        """Queue many points and return at once; the future completes when they are durable.
 
-        Checks the rows first and raises `InvalidPoint` as `insert_many` does. Waits while the queue is full.
-        With asyncio, `await asyncio.wrap_future(store.points.submit(rows))`.
+        Checks the rows first, and raises `InvalidPoint` as `insert_many` does. Blocks while the queue is full. With
+        asyncio, use `await asyncio.wrap_future(store.points.submit(rows))`.
         """
         return self._handle.writer.submit(self._submission(rows, on_error))
 
@@ -133,27 +133,27 @@ class Points(PointWriter):
     ) -> Written:
         """Write a table of points and return when all of it is durable.
 
-        `table`: a pyarrow, pandas or polars table, a DuckDB relation, anything else with `__arrow_c_stream__`,
-        or a dict of arrays or lists of equal length, in which a text stands for a whole column. Columns, in any
-        order: `sensor_id`, `metric_name`; `timestamp` (with a time zone, or Unix seconds; NumPy's times are
-        UTC) or `timestamp_us`; `value` (numbers or texts) or `value_text` or both, one of them empty in each
-        row; and perhaps `quality` and `metadata` (JSON objects as text, structs or dicts). Values mean what they
-        mean in `insert_many`, but each row needs its time.
+        `table` is a pyarrow, pandas or polars table, a DuckDB relation, any object with `__arrow_c_stream__`, or a dict
+        of arrays or lists of equal length, in which a string applies to all rows. The columns, in any order, are
+        `sensor_id` and `metric_name`; `timestamp` (with a time zone, or Unix seconds; NumPy's times are UTC) or
+        `timestamp_us`; `value` (numbers or texts) or `value_text`, or both, with one of them empty in each row; and
+        optionally `quality` and `metadata` (JSON objects as text, structs or dicts). Values are interpreted as in
+        `insert_many`, but every row needs a time.
 
-        `on_error="raise"`: a bad row refuses the table with `InvalidPoint`, before anything is written; of a
-        stream, which can be read once only, the chunks before it are written. `"skip"`: good rows are written,
-        the others are in `refusals`. `on_conflict="keep"`: a point stored before stands; in a table with
-        several points of one identity the last counts, if they stand within 200,000 rows.
+        With `on_error="raise"`, a bad row raises `InvalidPoint` before anything is written; of a stream, which can be
+        read only once, the chunks before the bad row are written. With `"skip"`, the good rows are written and
+        `refusals` lists the others. With `on_conflict="keep"`, stored points are kept; of several points of one
+        identity in the table, the last one counts if they are within 200,000 rows.
 
-        Tables of `bulk_rows` and more go straight to the columns, some 200,000 rows at a time, if these are to be
-        had at once, else, as small ones do, through the journal. Seqs may have gaps, and what another point of the
-        same table replaces may have none. An error or a kill while it runs leaves whole chunks of the table, or
-        none; writing it again is harmless.
+        Tables of `bulk_rows` and more go straight to the columns, about 200,000 rows at a time, if the columns are
+        available at once; otherwise they go through the journal, as smaller tables do. Seqs may have gaps, and a point
+        that another point of the same table replaces may have none. An error or a kill leaves whole chunks of the
+        table written, or none; writing it again is harmless.
         """
         return self._bulk.insert(table, on_error, on_conflict)
 
     def range(self, sensor_id: Names, metric_name: Names, start: Time = None, end: Time = None) -> Result:
-        """Return the points in [start, end) in order of time; None leaves a side open.
+        """Return the points in [start, end) in order of time; None means no bound.
 
         A name may be exact, a glob (`*`, `?`, `[`), a list of exact names, or None for all.
         """
@@ -167,8 +167,8 @@ class Points(PointWriter):
     def latest(self, sensor_id: Names, metric_name: Names = None, limit: int = 1) -> list[PointDict]:
         """Return the newest `limit` points of each series, newest first within a series.
 
-        One a series (the default) is answered from memory, which follows every commit of every process; it needs
-        neither the lease nor, unless a delete was just acknowledged, a flush. The dicts are the caller's own.
+        With a limit of 1 (the default) the answer comes from memory, which follows the commits of all processes. That
+        needs no lease, and a flush only after a delete. The caller may modify the dicts.
         """
         if limit < 1:
             raise InvalidQuery(f"limit = {limit}: at least 1")
@@ -196,26 +196,26 @@ class Points(PointWriter):
         tz: str = "UTC",
         fill: Literal["none", "null", "previous", "linear"] | None = None,
     ) -> list[dict[str, Any]]:
-        """Return aggregates over [start, end): a row per series, or per series and bucket, in this order.
+        """Return aggregates over [start, end): one row per series, or per series and bucket, sorted in this order.
 
-        `agg`, one or several, whose names are the row's keys: `avg`, `min`, `max`, `sum`, `count`, `first`, `last`
-        (by time), `stddev` (of a sample, by n - 1: None for one reading), `median`, and percentiles `p0` to `p100`
-        (`p95`, `p99.9`; between two readings by a straight line, NumPy's default). Points without a reading
-        are skipped; where there is no such number (none read, inf - inf) it is None. A text series has only
-        count, first and last: `InvalidQuery` when it is asked for others by its name, None in a glob.
+        `agg` is one or several of `avg`, `min`, `max`, `sum`, `count`, `first`, `last` (by time), `stddev` (of a
+        sample, with n - 1: None for a single reading), `median`, and the percentiles `p0` to `p100` (`p95`, `p99.9`;
+        interpolated linearly, as NumPy does by default). These names are the keys of a row. Points without a reading
+        are skipped. An aggregate without a value (no readings, inf - inf) is None. A text series has only count, first
+        and last: other aggregates raise `InvalidQuery` if the series is selected by name, and are None in a glob.
 
-        `every`: `10s`, `1m` (a minute), `6h`, `1d`, `1w`, `1mo`, `3mo`, `1y`. `bucket` is the moment at which it
-        begins, in the zone `tz`. Widths up to an hour follow real time, wider ones the zone's wall clock:
-        days from local midnight, weeks from Monday, months and years of the calendar (counted from January
-        1970, so that `3mo` are its quarters).
+        `every` is the width of the buckets: `10s`, `1m` (a minute), `6h`, `1d`, `1w`, `1mo`, `3mo`, `1y`. `bucket` is
+        the start of a bucket, in the zone `tz`. Widths up to an hour follow elapsed time, larger ones the wall clock of
+        the zone: days start at local midnight, weeks on Monday, months and years with the calendar (counted from
+        January 1970, so that `3mo` is a quarter).
 
-        `fill`: None or "none" gives the buckets that have points. The others give every bucket of [start, end),
-        or where one is None from the first, to the last, point of each series, for all selected series that
-        the store has; its `count` is then 0, and the other aggregates are
-        "null": None; "previous": those of the last bucket that has readings, and before the first one those of
-        the series' last reading before `start`, if there is any; "linear": on a straight line between the
-        buckets with readings to both sides, by the times at which they begin; None outside of them, and for
-        texts. `InvalidQuery` if that made more than 10,000,000 rows.
+        `fill` controls buckets without readings. None or "none" returns only buckets that have points. The other
+        modes return every bucket of [start, end) for all selected series in the store; a bound of None means the first
+        or the last point of each series. The `count` of an empty bucket is 0. Its other aggregates are, with "null",
+        None; with "previous", those of the last bucket that has readings, or, before the first one, the series' last
+        reading before `start`, if any; with "linear", on a straight line between the neighbouring buckets with
+        readings, by their start times, or None outside of them and for texts. A result of more than 10,000,000 rows
+        raises `InvalidQuery`.
         """
         question = Aggregates.of(select_points(sensor_id, metric_name, start, end), agg, every, tz, fill)
         self._refuse_numbers_of_texts(question)
@@ -233,27 +233,28 @@ class Points(PointWriter):
         every: str | None = None,
         tz: str = "UTC",
     ) -> list[dict[str, Any]]:
-        """Return how long each series was in each state over [start, end): a row per series and state.
+        """Return how long each series was in each state over [start, end): one row per series and state.
 
-        Keys: `sensor_id`, `metric_name`, `state` (the reading), `seconds`, and `share` (0 to 1) of the time that
-        is asked for; with `every`, as in `aggregate`, `bucket` too, and a row per bucket and state. The longest
-        comes first; states that took no time have no row, and the shares of a series, or of its bucket, sum to 1.
+        The keys are `sensor_id`, `metric_name`, `state` (the reading), `seconds`, and `share` (0 to 1) of the time
+        requested. With `every`, as in `aggregate`, there is one row per series, bucket and state, with the key
+        `bucket`. The longest state comes first. States of zero duration have no row, and the shares of a series, or of
+        one of its buckets, add up to 1.
 
-        A state lasts until the next point. The one that held before `start` counts from `start`, and the last one
-        until `end`; None for `start` is the first point of a series, and for `end` its last one, which then
-        adds nothing. A point without a reading begins a time whose state is not known: `state` is None, as it
-        is before the first point. Series of numbers have states too (0 and 1, say) where they are given by name;
-        a glob, or None, selects series of texts only. `InvalidQuery` for more than 10,000,000 rows.
+        A state lasts until the next point. The state before `start` counts from `start`, and the last one until `end`.
+        A `start` of None is the first point of a series; an `end` of None is its last point, which then adds nothing.
+        A point without a reading begins a period of unknown state, whose `state` is None, like the time before the
+        first point. Number series have states, too (0 and 1, for example), if they are selected by name; a glob, or
+        None, selects text series only. A result of more than 10,000,000 rows raises `InvalidQuery`.
         """
         question = States.of(select_points(sensor_id, metric_name, start, end), every, tz)
         with self._handle.reading("states query") as (connection, known):
             return question.ask(connection, known)
 
     def after(self, seq: int, limit: int = 100_000) -> list[PointDict]:
-        """Return the next points past `seq` in the order of their seqs, at most `limit`, each with its `seq`.
+        """Return at most `limit` points after `seq`, in order of seq, each with its `seq`.
 
-        For delivery: ask again with the last seq, until the list is empty. Overwritten and deleted points
-        leave gaps.
+        For delivery: call it again with the last seq until the list is empty. Overwritten and deleted points leave
+        gaps.
         """
         if limit < 1:
             raise InvalidQuery(f"limit = {limit}: at least 1")
@@ -261,10 +262,10 @@ class Points(PointWriter):
             return next_points(connection, seq, self._handle.flusher.watermark, limit, known)
 
     def since(self, seq: int) -> Result:
-        """Return all points past `seq` in the order of their seqs, each with its `seq`, to be read as columns.
+        """Return all points after `seq`, in order of seq, each with its `seq`, to be read as columns.
 
-        For delivery in bulk: `for batch in store.points.since(seq).batches(): ...`, then go on from the last seq.
-        It ends at what was acknowledged when reading it began. Overwritten and deleted points leave gaps.
+        For bulk delivery: `for batch in store.points.since(seq).batches(): ...`, then continue from the last seq. The
+        result ends with the points acknowledged when reading began. Overwritten and deleted points leave gaps.
         """
         return Result(
             lambda: self._handle.reading("delivery"),
@@ -281,7 +282,7 @@ class Points(PointWriter):
             kind = SeriesRepository(connection).kinds([exact]).get(exact)
         if kind != "text":
             return
-        series = f"the series {exact[0]!r} {exact[1]!r} holds texts, which have no"
+        series = f"the series {exact[0]!r} {exact[1]!r} has text readings, which have no"
         if wanted:
             raise InvalidQuery(f"{series} {', '.join(wanted)}; ask for count, first or last")
-        raise InvalidQuery(f'{series} line between them; fill="previous" holds the last one')
+        raise InvalidQuery(f'{series} line between them; fill="previous" repeats the last one')

@@ -1,4 +1,4 @@
-"""`store.records`: messages to deliver, each with its points in the same transaction."""
+"""`store.records`: messages to deliver, each stored with its points in one transaction."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from repo.values import check_rows
 __all__ = ["RecordWriter", "Records", "points_of"]
 
 READING_FIELDS = ("pressure", "temperature", "flow_rate", "flowRate")
-"""Fields of a record's data that are readings by their own name, beside `value`."""
+"""Fields of a record's data that are readings of the metric of that name, in addition to `value`."""
 
 
 class RecordWriter:
-    """The writing half, shared by the store and its transactions."""
+    """The write methods, shared by the store and its transactions."""
 
     def __init__(self, handle: Handle, send: Callable[[Submission], Written]) -> None:
         self._handle = handle
@@ -40,13 +40,13 @@ class RecordWriter:
         data: Mapping[str, Any],
         timestamp: float | datetime | None = None,
     ) -> Written:
-        """Add a record to deliver, with the points that its numbers are; durable on return, both or none.
+        """Add a record to deliver, and store its numbers as points; durable on return, both or neither.
 
-        Sensor is `sensor_id`, `well_name` or the source; `value` is a point of `metric_name`, `metric` or
-        `unknown`; so is each of `pressure, temperature, flow_rate, flowRate` of its own name. Their time is
-        the data's `timestamp`, where it has a number there, else the record's. The same `record_id` again
-        replaces the data and keeps the retry count; the same data again changes nothing, whatever the time.
-        Raises `InvalidRecord` or `InvalidPoint`; then nothing was written.
+        The sensor is `sensor_id`, `well_name` or the source. `value` becomes a point of the metric `metric_name`,
+        `metric` or `unknown`; `pressure`, `temperature`, `flow_rate` and `flowRate` become points of the metric of that
+        name. Their time is the data's `timestamp` if that is a number, otherwise the record's. An existing `record_id`
+        replaces the data and keeps the retry count; identical data changes nothing, whatever the time. Raises
+        `InvalidRecord` or `InvalidPoint`; nothing was written.
         """
         now_us = self._handle.clock()
         change = RecordChange(NewRecord.of(record_id, source, data, timestamp, now_us))
@@ -69,10 +69,10 @@ class Records(RecordWriter):
         after_id: int = 0,
         max_retries: int | None = None,
     ) -> list[PendingRecord]:
-        """Return up to `limit` records that wait, oldest first, with their data as given.
+        """Return up to `limit` pending records, oldest first, with their data as given.
 
-        `after_id` is the `id` of the last one of the page before: so a long backlog is read page by page,
-        each row once. `max_retries` leaves out those that failed so often or oftener.
+        To read a long backlog in pages, pass the last `id` of the previous page as `after_id`. `max_retries` excludes
+        records that have failed that many times or more.
         """
         with self._handle.metadata.read() as connection:
             return RecordRepository(connection).pending(
@@ -80,40 +80,39 @@ class Records(RecordWriter):
             )
 
     def has(self, record_id: str) -> bool:
-        """Say whether the record waits."""
+        """Return whether the record is pending."""
         with self._handle.metadata.read() as connection:
             return RecordRepository(connection).has(record_id)
 
     def counts(self) -> RecordCounts:
-        """Count the records that wait: in all, by source, by failed tries."""
+        """Count the pending records: in total, by source, and by failed attempts."""
         with self._handle.metadata.read() as connection:
             return RecordRepository(connection).counts()
 
     def count(self) -> int:
-        """Return how many records wait."""
+        """Return the number of pending records."""
         with self._handle.metadata.read() as connection:
             return RecordRepository(connection).count()
 
     def mark_sent(self, record_ids: str | Iterable[str]) -> int:
-        """Remove records that were delivered, any number in one commit; returns how many there were.
+        """Remove delivered records in one commit; returns how many were pending.
 
-        Their points stay as history. As durable as any write; threads share commits.
+        Their points stay as history. Durable like any write; threads share commits.
         """
         return self._settle(SettleChange(listed_ids(record_ids), sent=True))
 
     def mark_failed(self, record_ids: str | Iterable[str], *, increment_retry: bool = True) -> int:
-        """Note a failed try of these records, in one commit; returns how many there were.
+        """Record a failed attempt for these records, in one commit; returns how many were pending.
 
-        It counts as one more unless `increment_retry` is False: then only its time is kept.
+        With `increment_retry=False` the retry count stays, and only the time is recorded.
         """
         return self._settle(SettleChange(listed_ids(record_ids), sent=False, increment_retry=increment_retry))
 
     def drop_old(self, *, max_age_s: float | None = None, max_retries: int | None = None) -> int:
-        """Drop, unsent, the records whose time lies further back than `max_age_s`, and those that failed
-        `max_retries` times or oftener; returns how many.
+        """Drop unsent records older than `max_age_s`, and those that have failed `max_retries` times or more.
 
-        They are gone for good: the loss ledger says how many, of which time, and why, in the same commit.
-        Their points stay.
+        Returns how many were dropped, permanently. The loss ledger records the number, the time span and the reason in
+        the same commit. Their points stay.
         """
         dropped = 0
         now_us = self._handle.clock()
@@ -129,7 +128,7 @@ class Records(RecordWriter):
         return dropped
 
     def clear(self, source: str | None = None) -> int:
-        """Drop, unsent, all records, or those of one source; returns how many. The loss ledger tells."""
+        """Drop all unsent records, or those of one source; returns how many. The loss ledger records it."""
         with self._handle.metadata.write() as connection:
             scope = RecordScope(None if source is None else (source,))
             dropped = RecordRepository(connection, clock=self._handle.clock).drop(
@@ -145,7 +144,7 @@ class Records(RecordWriter):
 
 
 def points_of(data: Mapping[str, Any], source: str, timestamp_us: int) -> list[dict[str, Any]]:
-    """Return the points that the numbers of a record's data are; see `RecordWriter.add`."""
+    """Return the numbers in a record's data as points; see `RecordWriter.add`."""
     sensor = data.get("sensor_id") or data.get("well_name") or source
     moment = data.get("timestamp")
     if _is_number(moment):

@@ -1,4 +1,4 @@
-"""Results: what a query for many points gives, read a page at a time, as dicts or as columns."""
+"""Results: the points that a query selects, read a page at a time, as dicts or as columns."""
 
 from __future__ import annotations
 
@@ -15,31 +15,30 @@ from repo.queries.rows import PointDict, range_dicts, seq_dicts
 __all__ = ["BATCH_ROWS", "PAGE_ROWS", "Result"]
 
 PAGE_ROWS = 131_072
-"""Rows of a page of dicts, a day at 1 Hz among them: about 20 MB as read, and some 100 ms under the lease."""
+"""Rows per page of dicts; more than a day at 1 Hz. About 20 MB as read, and 100 ms under the lease."""
 
 BATCH_ROWS = 524_288
-"""Rows of a page of columns: about 25 MB, and some 50 ms under the lease."""
+"""Rows per page of columns: about 25 MB, and 50 ms under the lease."""
 
 _DICTS = 4_096
-"""How many dicts are made ahead of a loop over the points."""
+"""How many dicts are made at a time in a loop over the points."""
 
 _STEPS = 8
-"""How often a page that came out empty or too large is cut anew under one lease."""
+"""How often a page that was empty or too large is cut again under one lease."""
 
 Page = TypeVar("Page")
 
 
 class Result:
-    """The points that a query selects: of a range in order of time, then names; of `since` in order of seq.
+    """The points that a query selects: a range in order of time, then names; the result of `since` in order of seq.
 
-    Every way of reading it runs the query anew, a page at a time, each page in a transaction of its own: nothing
-    is held between pages, neither lease nor snapshot, so a write that comes meanwhile may show in later ones.
-    It can be read again. Not thread-safe.
+    Each method that reads the result runs the query again, a page at a time, each page in its own transaction. Neither
+    lease nor snapshot is held between pages, so later pages may show writes made while reading. Not thread-safe.
 
-    As columns it has `sensor_id, metric_name, timestamp (µs, UTC), value (float64), value_text, quality (int32),
-    metadata (JSON text)`, and after `since` also `seq`: the same names and types on both engines, and when there
-    is nothing. A text is in `value_text`, a number in `value`, and the other is missing; both are, where there
-    was no reading. Each shape needs its own package alone, and raises `MissingExtra` without it.
+    The columns are `sensor_id, metric_name, timestamp (µs, UTC), value (float64), value_text, quality (int32), metadata
+    (JSON text)`, and `seq` for `since`. Names and types are the same on both engines, and for empty results. A number
+    is in `value` and a text in `value_text`; the other one is missing, and both are if there was no reading. Each
+    format needs only its own package, and raises `MissingExtra` without it.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Result:
                 yield from self._dicts(page[start : start + _DICTS])
 
     def all(self) -> list[PointDict]:
-        """Return all points at once; mind the memory (about 450 bytes a point)."""
+        """Return all points in one list, which takes about 450 bytes per point."""
         return [point for page in self._pages(Rows(), PAGE_ROWS) for point in self._dicts(page)]
 
     def pages(self, rows: int = PAGE_ROWS) -> Iterator[list[PointDict]]:
@@ -70,19 +69,19 @@ class Result:
             yield self._dicts(page)
 
     def tuples(self, rows: int = PAGE_ROWS) -> Iterator[list[tuple[Any, ...]]]:
-        """Yield the points as they are stored, in lists of at most `rows`: the cheapest form without packages.
+        """Yield the points as stored, in lists of at most `rows`: the cheapest form that needs no package.
 
-        `(sensor_id, metric_name, timestamp_us, value, value_text, quality, metadata text, seq)`; the seq is None
-        where one exact series was asked for.
+        `(sensor_id, metric_name, timestamp_us, value, value_text, quality, metadata text, seq)`; the seq is None if the
+        query is for one exact series.
         """
         for page in self._slices(rows):
             yield [(*self._series, *row, None) for row in page] if self._series else page
 
     def batches(self, rows: int = BATCH_ROWS) -> Iterator[Any]:
-        """Yield `pyarrow.RecordBatch`es of at most `rows`, all of one schema; names are dictionary-encoded.
+        """Yield `pyarrow.RecordBatch`es of at most `rows`, with the same schema; names are dictionary-encoded.
 
-        So many are read at a time, and come in the engine's own chunks (some 100,000 rows in DuckDB), uncopied;
-        memory is bounded by `rows` (about 50 bytes each, and the texts).
+        Pages of `rows` are read and passed on without copying, in the engine's own chunks (about 100,000 rows in
+        DuckDB). `rows` bounds the memory (about 50 bytes per row, plus texts).
         """
         for page in self._pages(frames.ArrowPages(with_seq=self._with_seq), rows):
             yield from page.to_batches(max_chunksize=rows)
@@ -96,10 +95,10 @@ class Result:
         return self._joined(frames.PolarsPages(with_seq=self._with_seq))
 
     def to_numpy(self) -> dict[str, Any]:
-        """Return a dict of NumPy arrays; needs nothing else.
+        """Return a dict of NumPy arrays; needs no other package.
 
-        `timestamp` is datetime64[us] (UTC), a missing `value` NaN, `quality` a masked int32 array; texts are
-        objects, None where missing.
+        `timestamp` is datetime64[us] (UTC), a missing `value` is NaN, `quality` is a masked int32 array. Texts are
+        object arrays, with None for missing ones.
         """
         joined: dict[str, Any] = self._joined(frames.NumpyPages(with_seq=self._with_seq))
         return joined
@@ -109,7 +108,7 @@ class Result:
         return frames.to_pandas(self.to_numpy())
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        """Stream the points to whoever takes Arrow (pyarrow, polars, pandas, DuckDB), a page at a time."""
+        """Stream the points to an Arrow consumer (pyarrow, polars, pandas, DuckDB), a page at a time."""
         form = frames.ArrowPages(with_seq=self._with_seq)
         return form.reader(self.batches()).__arrow_c_stream__(requested_schema)
 
@@ -117,7 +116,7 @@ class Result:
         return seq_dicts(rows) if self._with_seq else range_dicts(rows, self._series)
 
     def _slices(self, rows: int) -> Iterator[list[Any]]:
-        # A page holds more than it should where more than that has one moment.
+        # A page is larger than asked for if more points than that share one timestamp.
         for page in self._pages(Rows(), rows):
             for start in range(0, len(page), rows):
                 yield page[start : start + rows]
@@ -127,7 +126,7 @@ class Result:
 
     def _pages(self, form: Form[Page], rows: int) -> Iterator[Page]:
         if rows < 1:
-            raise InvalidQuery(f"rows = {rows}: at least 1")
+            raise InvalidQuery(f"rows = {rows}; the minimum is 1")
         pages: Pages | None = None
         while pages is None or not pages.done:
             with self._reading() as (connection, known):

@@ -1,4 +1,4 @@
-"""`store.series`: which series there are, and what they are called."""
+"""`store.series`: lists and describes the series."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class SeriesApi:
         self._handle = handle
 
     def list(self, sensor_id: Names = None, metric_name: Names = None) -> list[SeriesInfo]:
-        """Return the series in order of their names; names may be globs, lists or None (all).
+        """Return the series sorted by name; names may be globs, lists or None (all).
 
-        Counts and times are those of the last flush; a series that was never flushed counts 0.
+        Counts and times are as of the last flush; a series that was never flushed has a count of 0.
         """
         selection = Selection.of(sensor_id, metric_name)
         with self._handle.metadata.read() as connection:
@@ -38,7 +38,7 @@ class SeriesApi:
         description: str | None = None,
         labels: Mapping[str, Any] | None = None,
     ) -> SeriesInfo:
-        """Set the unit, description or labels of a series, those that are given, and return it.
+        """Set the given properties of a series (unit, description, labels), and return the series.
 
         Raises `InvalidQuery` if there is no such series.
         """
@@ -58,6 +58,6 @@ class SeriesApi:
         found = self.list([sensor_id], [metric_name])
         if not found:
             raise InvalidQuery(
-                f"there is no series {sensor_id!r} {metric_name!r}; `store.series.list()` names them"
+                f"there is no series {sensor_id!r} {metric_name!r}; `store.series.list()` lists them"
             )
         return found[0]

@@ -1,4 +1,4 @@
-"""`store.sinks`: the destinations of a store, and how far each has confirmed what it was sent."""
+"""`store.sinks`: the destinations of a store, and how far each has confirmed delivery."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ _LARGEST_SEQ = 2**63 - 1
 
 
 class Sinks:
-    """`store.sinks`. Uses SQLite alone, so it never waits for the columns. Thread-safe."""
+    """`store.sinks`. Uses SQLite only, so it never waits for the columns. Thread-safe."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
 
     def register(self, name: str) -> int:
-        """Add a sink, if it is new, and return the seq through which it has confirmed everything.
+        """Add a sink if it is new, and return the seq through which it has confirmed everything.
 
-        Raises `InvalidQuery` for a name that a sensor could not have either.
+        Raises `InvalidQuery` for an invalid name; the rules are those for sensor names.
         """
         _check_name(name)
         with self._handle.metadata.write() as connection:
             return SinkRepository(connection).register(name, self._handle.clock())
 
     def confirm(self, name: str, seq: int) -> None:
-        """Move a sink's cursor forward to `seq`, durably; it never goes back.
+        """Move a sink's cursor forward to `seq`, durably; it never moves back.
 
-        Raises `InvalidQuery` for a sink that was never registered, and for what is no seq.
+        Raises `InvalidQuery` for an unregistered sink or an invalid seq.
         """
         _check_name(name)
         if type(seq) is not int or not 0 <= seq <= _LARGEST_SEQ:
-            raise InvalidQuery(f"seq = {seq!r}: a whole number from 0 to {_LARGEST_SEQ}")
+            raise InvalidQuery(f"seq = {seq!r} is not an integer from 0 to {_LARGEST_SEQ}")
         with self._handle.metadata.write() as connection:
             if not SinkRepository(connection).confirm(name, seq, self._handle.clock()):
                 raise InvalidQuery(f"there is no sink {name!r}; store.sinks.register({name!r}) adds it")
 
     def list(self) -> list[Cursor]:
-        """Return all sinks with their cursors, in order of their names."""
+        """Return all sinks with their cursors, sorted by name."""
         with self._handle.metadata.read() as connection:
             return SinkRepository(connection).list()
 
     def last_seq(self) -> int:
-        """Return the seq of the newest acknowledged change, to which a cursor can move; 0 in a new store."""
+        """Return the seq of the newest acknowledged change, the position of an up-to-date cursor; 0 in a new store."""
         return self._handle.journal_end()
 
 

@@ -1,4 +1,4 @@
-"""Status: what a store can say of itself from SQLite and the folder alone, whatever anybody holds open."""
+"""Status: a report about a store from SQLite and the folder only, so it never waits for another process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SinkStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A snapshot; seqs count points and operations, times are µs since 1970 UTC, sizes bytes."""
+    """A snapshot. Seqs count points and operations, times are µs since 1970 UTC, sizes are in bytes."""
 
     path: str
     store_id: str
@@ -65,7 +65,7 @@ class Status:
     warnings: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain dicts, lists and numbers; the documented form of `holdfast --json status`."""
+        """Return it as plain dicts, lists and numbers, as `holdfast --json status` prints it."""
         return asdict(self)
 
 
@@ -117,17 +117,17 @@ def _warnings(files: StoreFiles, ledger: LedgerRepository, pointers: PointerRepo
             warnings.append(f"the column store was replaced by an older one: {loss.detail} may be missing")
         elif loss.reason == LOST_END:
             warnings.append(
-                f"{files.metadata.name} lost its end, or was replaced by an older one: {loss.what} "
+                f"{files.metadata.name} lost its last writes, or was replaced by an older one: {loss.what} "
                 f"{loss.detail} may be missing"
             )
     if pointers.noted() and (waiting := pointers.count()):
         warnings.append(
-            f"{counted(waiting, 'pending record')} of the legacy program held back: the data is still to be restored "
-            f"from the columns. `{files.command('migrate')}` does it, where the columns can be read"
+            f"{counted(waiting, 'pending record')} of the legacy program held back until the data is restored from "
+            f"the columns. `{files.command('migrate')}` restores it if the columns can be read"
         )
     if has_wal_reset_bug():
         warnings.append(
-            "this SQLite version has the WAL-reset bug (sqlite.org/wal.html): Holdfast avoids it, but do not "
-            "write to offline_buffer.db with other programs"
+            "this SQLite version has the WAL-reset bug (sqlite.org/wal.html). Holdfast avoids it; do not write to "
+            "offline_buffer.db with other programs"
         )
     return tuple(warnings)

@@ -1,4 +1,4 @@
-"""The store: opens and closes the two databases of a folder, and wires the rooms that work on them."""
+"""The store: opens and closes the two databases of a folder, and exposes the operations on them."""
 
 from __future__ import annotations
 
@@ -47,26 +47,26 @@ __all__ = ["Store"]
 log = logging.getLogger("holdfast.store")
 
 Progress = Callable[[int, int], object]
-"""Called with how much is done, of how much; the method says of what."""
+"""Called with the amount done and the total; each method documents the unit."""
 
 
 def _unseen(_done: int, _total: int) -> None:
-    """Show no progress."""
+    """Ignore progress."""
 
 
 class Store:
     """A store-and-forward buffer for time-series in one folder. Thread-safe; many processes may have it open.
 
-    `path` is its folder, or the column file that it was made beside (`DuckDBTimeSeriesStorage`).
-    Opening makes a new store if the folder holds none (`create=False`: `StoreMissing`), and brings an older
-    schema to the present one. A write is durable when its call returns. Close it, or use it as a context
-    manager; closing is quick, and what was not flushed stays safe in the journal.
+    `path` is the folder, or the column file that the store was created next to (`DuckDBTimeSeriesStorage`). Opening
+    creates a store if the folder has none (with `create=False`: `StoreMissing`), and upgrades an older schema. A write
+    is durable when its call returns. Close the store, or use it as a context manager. Closing is quick: writes that
+    were not flushed stay safe in the journal.
 
-    Before a fork (`os.fork`, `multiprocessing`) this process closes the files of all its stores: the fork waits up to
-    three seconds for running calls to end, and calls of other threads wait for the fork. In the parent the handle goes
-    on. In the child it raises `StoreClosed`: open the store again there, whatever the parent does next. If a call did
-    not end in time, or the fork comes from inside of one (a callback), opening that store in the child raises
-    `StoreClosed`, too; the start method "spawn" always works.
+    Before a fork (`os.fork`, `multiprocessing`) this process closes the files of all its stores. The fork waits up to
+    three seconds for running calls, and calls of other threads wait for the fork. The handle keeps working in the
+    parent. In the child it raises `StoreClosed`: open the store again there. If a call did not end in time, or the fork
+    came from inside a call (a callback), opening that store in the child raises `StoreClosed`, too; the start method
+    "spawn" always works.
     """
 
     points: Points
@@ -94,9 +94,9 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """Collect writes of points and records, and commit them as one when the block ends well.
+        """Collect writes of points and records, and commit them together when the block ends without an error.
 
-        An error in the block, or at the commit, leaves nothing of it.
+        After an error in the block or in the commit, nothing was written.
         """
         transaction = Transaction(self._handle)
         try:
@@ -108,32 +108,32 @@ class Store:
     def sql(self, query: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
         """Run one SELECT on the columns (`time_series_data`, `series`) and return its rows as dicts.
 
-        Values go by `params` (`?`, or `$name` on DuckDB and `:name` on SQLite). It can neither write nor reach
-        anything outside the store: `InvalidQuery`. All rows are fetched at once, so mind the memory.
+        Pass values as `params` (`?`, or `$name` on DuckDB and `:name` on SQLite). A query that would write, or access
+        anything outside the store, raises `InvalidQuery`. All rows are loaded into memory.
         """
         with self._handle.reading("sql query") as (connection, _):
             return self._handle.columns.backend.query(connection, query, params)
 
     def flush(self) -> int:
-        """Apply everything acknowledged so far to the columns; returns the seq that they now hold."""
+        """Apply everything acknowledged so far to the columns; returns the seq through which they are complete."""
         return self._handle.flush()
 
     def checkpoint(self) -> int:
-        """Flush, make the columns durable and prune the journal; returns the seq that they now hold."""
+        """Flush, make the columns durable and prune the journal; returns the same as `flush`."""
         return self._handle.checkpoint()
 
     def promote(self, *, progress: Progress = _unseen) -> Converted:
         """Move the columns from SQLite to DuckDB, and return when they are durable there and DuckDB is active.
 
-        Writing goes on meanwhile; reading waits, in every process, and so may end in `StoreBusy`. The old file is
-        kept, under another name. A kill leaves the one engine active or the other, with everything in it. Does
-        nothing where DuckDB is active. `progress` is told how many of how many points were moved. Raises
-        `EngineMissing`, `StoreBusy`, `StoreFull` or the engine's typed error; then nothing was changed.
+        Does nothing if DuckDB is already active. Writes continue during the move; reads wait, in every process, and
+        may raise `StoreBusy`. The old file is kept under another name. A kill leaves one engine active, with all
+        points. `progress` receives the points moved and the total. Raises `EngineMissing`, `StoreBusy`, `StoreFull` or
+        the engine's typed error; nothing was changed.
         """
         return self._convert("duckdb", progress)
 
     def demote(self, *, progress: Progress = _unseen) -> Converted:
-        """Move the columns from DuckDB to SQLite; as `promote`."""
+        """Move the columns from DuckDB to SQLite; otherwise like `promote`."""
         return self._convert("sqlite", progress)
 
     @KeyboardInterrupts()
@@ -151,16 +151,17 @@ class Store:
     ) -> Exported:
         """Write the points in [start, end) to Parquet, and return when the files are durable.
 
-        Names and times are selected as in `points.range`. `repo.formats.files.parquet` describes a file, and
-        `repo.formats.files.bundle` the folder that `partition="day"` makes: a file a day (UTC), and a manifest with
-        their SHA-256; a single file has its own in `NAME.sha256` beside it. A file stands whole or not at all, and
-        replaces one of its name; a folder must be new, or hold this same export cut off, which then goes on where
-        it was. In memory there are two pages of points, and the columns are free for others between pages: what is
-        written meanwhile may show, of the series that had points at the beginning. `progress` is told how many
-        points were read, of about how many.
+        Names and times are selected as in `points.range`. By default one file is written, with its SHA-256 next to it
+        in `NAME.sha256`. `partition="day"` makes a folder with a file for each day (UTC), and a manifest with their
+        SHA-256. The formats are documented in `repo.formats.files.parquet` and `repo.formats.files.bundle`.
 
-        Raises `InvalidQuery`, `InvalidFile` where the path cannot be written, `StoreFull`, `StoreBusy`, or
-        `MissingExtra` where neither DuckDB nor pyarrow is installed: `export_ndjson` needs neither.
+        A file appears complete or not at all, and replaces an existing one. A folder must be new, or contain the same
+        export, interrupted, which then resumes. Memory holds two pages of points. Other calls can use the columns
+        between pages, so points written during the export may be included, for series that had points at its start.
+        `progress` receives the points read and an estimate of the total.
+
+        Raises `InvalidQuery`; `InvalidFile` if the path cannot be written; `StoreFull`; `StoreBusy`; or `MissingExtra`
+        if neither DuckDB nor pyarrow is installed (`export_ndjson` needs neither).
         """
         from repo.transfer.exporter import export_parquet
 
@@ -184,10 +185,10 @@ class Store:
         partition: Literal["day"] | None = None,
         progress: Progress = _unseen,
     ) -> Exported:
-        """Write the points in [start, end) as gzipped NDJSON, wherever this library runs: it needs no package.
+        """Write the points in [start, end) as gzipped NDJSON, which needs no optional package.
 
-        All else is as `export_parquet` says; `repo.formats.ndjson_lines` describes a line. A single file has a name
-        that ends in `.ndjson.gz`: `InvalidQuery`. `import_parquet` takes files and folders of both kinds back.
+        Otherwise like `export_parquet`; `repo.formats.ndjson_lines` documents a line. The name of a single file must
+        end in `.ndjson.gz`, or `InvalidQuery` is raised. `import_parquet` reads files and folders of both formats.
         """
         from repo.transfer.exporter import export_ndjson
 
@@ -210,19 +211,20 @@ class Store:
         dry_run: bool = False,
         progress: Progress = _unseen,
     ) -> Imported:
-        """Read Parquet files, folders of them and bundles into the store, and return when all of it is durable.
+        """Read Parquet files, folders of them and bundles into the store, and return when all points are durable.
 
-        Files of exports, of the legacy program and of other writers: columns are found by their names, which are
-        those of `points.insert_table`; `columns` says where a field has another (`{"sensor_id": "tag"}`). Numbers in
-        the column of `timestamp` count seconds since 1970, or what `time_format` says. Other columns are left
-        out, with a warning in the log. What `export_ndjson` wrote comes in likewise, told by its content.
-        `on_conflict="keep"` lets stored points stand, so that a correction made since is not undone; `"overwrite"`
-        lets the files win. Importing again changes nothing.
+        Reads exports, files of the legacy program and of other writers. The column names are those of
+        `points.insert_table`; `columns` maps a field to another name (`{"sensor_id": "tag"}`). Numbers in the column
+        `timestamp` are Unix seconds, or as `time_format` says. Unknown columns are ignored, with a warning in the log.
+        Files that `export_ndjson` wrote are recognized by their content.
 
-        Every file is looked at before anything is stored: `InvalidFile` for one that cannot be read, or lacks a
-        column, or has it of a wrong type; `StoreCorrupt` for one that is not as its SHA-256 says, in the manifest or
-        in `NAME.sha256` beside it. Rows that cannot be stored are counted and left out. An error or a kill after
-        that leaves some of the points stored; importing again completes it. `dry_run` counts, and stores nothing.
+        `on_conflict="keep"` keeps stored points, so that later corrections are not undone; `"overwrite"` replaces them.
+        Importing again changes nothing.
+
+        Every file is checked before anything is stored: `InvalidFile` if a file cannot be read, or a column is missing
+        or has a wrong type; `StoreCorrupt` if a file does not match its SHA-256 in the manifest or in `NAME.sha256`
+        next to it. Rows that cannot be stored are counted and skipped. A later error or a kill leaves some of the
+        points stored; importing again completes the import. `dry_run` only counts.
         """
         from repo.transfer.importer import import_parquet
 
@@ -246,17 +248,16 @@ class Store:
         progress: Callable[[Input, int], object] = lambda _input, _readings: None,
         on_rejected: Callable[[Input, Rejected], object] = lambda _input, _rejected: None,
     ) -> Ingested:
-        """Write the readings of CSV, NDJSON and Parquet files, in their order, and report on each.
+        """Write the readings of CSV, NDJSON and Parquet files, in the given order, and report on each file.
 
-        `files`: paths, or `Input` for a stream or a stated encoding. `layout` says which column is which; see
-        `Layout`. Of points with one sensor, metric and time the last wins, over stored ones too. What cannot be
-        stored is rejected and the rest is written; with `strict` every file is checked first, and nothing is written
-        if anything is rejected. All points are durable on return. An error leaves what was acknowledged before it,
-        and has a note that says how many points those are; ingesting the same files again is harmless.
+        `files` are paths, or `Input` for a stream or an explicit encoding. `layout` maps the columns; see `Layout`. Of
+        points with the same sensor, metric and time the last one wins, and replaces a stored one. Readings that cannot
+        be stored are rejected, and the rest is written; with `strict` every file is checked first, and nothing is
+        written if a reading is rejected. All points are durable on return. After an error, the points acknowledged
+        before it stay, and a note on the exception has their number; ingesting the same files again is harmless.
 
-        A file that cannot be opened or read as its kind, Parquet in a stream, and options that Parquet cannot
-        follow are found before anything is written. Raises `InvalidFile`, `InvalidSettings`, `StoreFull` or
-        `StoreBusy`.
+        A file that cannot be opened, has a wrong format, is Parquet in a stream, or does not support the options is
+        refused before anything is written. Raises `InvalidFile`, `InvalidSettings`, `StoreFull` or `StoreBusy`.
         """
         from repo.transfer.ingest import ingest
 
@@ -283,16 +284,16 @@ class Store:
         everything: bool = False,
         dry_run: bool = False,
     ) -> Cleaned:
-        """Drop points, records that wait, or both, for good, and say what that was; `dry_run` changes nothing.
+        """Drop points, pending records, or both, permanently, and report what was dropped; `dry_run` changes nothing.
 
-        Dropped are those of a time in [start, end), of these sensors and metrics (points), of these sources and
-        failed `min_retries` times or oftener (records); names are selected as in `points.range`. What would drop
-        all of them is an `InvalidQuery`, unless `everything` says that it is meant. The loss ledger tells of it, in
-        the transaction of the drop. What a sink has already confirmed stays delivered.
+        Selects by time, [start, end); points also by sensor and metric, as in `points.range`; records also by source,
+        and by having failed `min_retries` times or more. A selection of everything raises `InvalidQuery`, unless
+        `everything` is set. The loss ledger records the loss in the transaction of the drop. What a sink has confirmed
+        stays delivered.
 
-        The records are gone when this returns, and the delete of the points is durable. While another process keeps
-        the columns, it is applied later: `points` is then None. Records and points are dropped one after the
-        other: an error at the second leaves the first dropped. Disk space is given back by `shrink`.
+        On return the records are gone, and the delete of the points is durable. If another process holds the columns,
+        the delete is applied later, and `points` in the report is None. Records are dropped before points: an error at
+        the second step leaves the first one done. `shrink` returns the space to the disk.
         """
         from repo.upkeep.cleanup import Scope, cleanup
 
@@ -312,44 +313,45 @@ class Store:
 
     @KeyboardInterrupts()
     def shrink(self, *, dry_run: bool = False, progress: Progress = _unseen) -> Shrunk:
-        """Give the free blocks inside the files back to the disk, and return when that is done.
+        """Return the free blocks inside the files to the disk.
 
-        The columns are written into a new file, which is read back and compared, and then takes the place of the
-        old one; the metadata database is vacuumed. Writing goes on meanwhile, but for the last moments; reading
-        waits, in every process, and so may end in `StoreBusy`. A kill leaves the old file or the new one, each
-        whole. `progress` is told how many of how many points were written. Raises `StoreFull` beforehand, with the
-        bytes that it needs, `EngineMissing`, `StoreBusy` or the engine's typed error; no point is lost by any.
-        `dry_run` only looks what it needs.
+        The columns are written to a new file, which is read back, compared, and then replaces the old one; the metadata
+        database is vacuumed. Writes continue except at the very end; reads wait, in every process, and may raise
+        `StoreBusy`. A kill leaves the old file or the new one, complete. `progress` receives the points written and the
+        total. `dry_run` only reports the space needed.
+
+        Raises `StoreFull`, which states the bytes needed, before anything is changed; `EngineMissing`; `StoreBusy`; or
+        the engine's typed error. No point is lost.
         """
         from repo.upkeep.shrink import shrink
 
         return shrink(self._handle, dry_run=dry_run, progress=progress)
 
     def status(self) -> Status:
-        """Describe the store, from SQLite alone: it answers at once, whoever holds the columns."""
+        """Return the status of the store. Reads SQLite only, so it never waits for the columns."""
         with self._handle.metadata.read() as connection:
             return read_status(connection, self.files, version.version_of(connection) or "none")
 
     def size(self, *, inside: bool = False) -> Size:
-        """Return the bytes of the store's files, and how many are free inside them.
+        """Return the size of the store's files, and the free bytes inside them.
 
-        From SQLite alone it answers at once, and free blocks of the columns count as taken; with `inside` it
-        opens the columns, as a read does, and knows them too.
+        By default it reads SQLite only and never waits for the columns, whose free blocks then count as used. With
+        `inside` it opens the columns, as a read does, and includes their free blocks.
         """
         from repo.upkeep.usage import measure
 
         return measure(self._handle, inside=inside)
 
     def dropped_by(self, seq: int) -> Loss | None:
-        """Return the ledger entry of the delete with this seq; None if it dropped no point or was not flushed."""
+        """Return the ledger entry of the delete with this seq; None if it dropped no points or is not flushed yet."""
         return self._handle.loss_by(seq)
 
     def now_us(self) -> int:
-        """Return the time by the store's clock, in µs since 1970 UTC."""
+        """Return the current time of the store's clock, in µs since 1970 UTC."""
         return self._handle.clock()
 
     def close(self) -> None:
-        """Commit what was submitted, let go of the files, and stop the threads. Safe to call again."""
+        """Commit what was submitted, close the files and stop the threads. Safe to call again."""
         if os.getpid() != self._pid:
             return
         _open_stores.discard(self)
@@ -382,7 +384,7 @@ class Store:
             self._handle = self._opening.wired(metadata)
             if state.file_id is None:
                 self._opening.take_columns_in(self._handle)
-        except BaseException:  # a store that is not made cannot be closed by its user
+        except BaseException:  # the caller gets no store that could be closed
             metadata.close()
             raise
         self.points = Points(self._handle, self._handle.writer.commit)
@@ -396,7 +398,7 @@ class Store:
             try:
                 self._convert(self.settings.engine)
             except EngineMissing as missing:
-                log.warning("the columns stay where they are: %s", missing)
+                log.warning("the columns were not converted: %s", missing)
             except BaseException:  # the caller gets no store that could be closed
                 self.close()
                 raise
@@ -414,7 +416,7 @@ _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
 def _close_all() -> None:
     for store in list(_open_stores):
         store.close()
-    stop_all()  # of stores that were dropped and never closed
+    stop_all()  # for stores that were garbage-collected without being closed
 
 
 atexit.register(_close_all)

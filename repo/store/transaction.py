@@ -13,10 +13,10 @@ __all__ = ["Transaction"]
 
 
 class Transaction:
-    """What `store.transaction()` gives. It collects, and commits when the block ends without an error.
+    """The result of `store.transaction()`. Collects writes, and commits them when the block ends without an error.
 
-    No lock is held meanwhile. Its methods check at once and raise as those of the store do; the seqs in what
-    they return are None, because only the commit gives them: see `written`. Not thread-safe.
+    No lock is held inside the block. The methods check their arguments at once, and raise what those of the store
+    raise. The seqs in their results are None, because the commit assigns them: see `written`. Not thread-safe.
     """
 
     def __init__(self, handle: Handle) -> None:
@@ -26,7 +26,7 @@ class Transaction:
         self.points = PointWriter(handle, self._collect)
         self.records = RecordWriter(handle, self._collect)
         self.written: Written | None = None
-        """What the commit wrote, all changes together; None before."""
+        """The result of the commit, for all changes together; None before the commit."""
 
     def _collect(self, submission: Submission) -> Written:
         if not self._open:
@@ -37,6 +37,6 @@ class Transaction:
         return Written(None, None, accepted, len(submission.refusals), submission.refusals)
 
     def end(self) -> Submission:
-        """Return all that was collected; nothing more is taken."""
+        """Return what was collected, and refuse further writes."""
         self._open = False
         return Submission(self._changes, refusals=self._refusals)

@@ -201,9 +201,9 @@ def test_no_store_is_made_where_none_may_be(place: Path, command: Any) -> None:
     place.chmod(0o555)
     command.folder = place / "new" / "store"
     with _as_nobody():
-        with pytest.raises(StoreDenied, match="no store was made; name another folder"):
+        with pytest.raises(StoreDenied, match="no store was created; name another folder"):
             Store(command.folder)
-        assert "no store was made" in command("init", code=1).stderr
+        assert "no store was created" in command("init", code=1).stderr
 
 
 def test_below_a_file_there_is_no_store_and_none_can_be_made(tmp_path: Path, command: Any) -> None:
@@ -212,10 +212,10 @@ def test_below_a_file_there_is_no_store_and_none_can_be_made(tmp_path: Path, com
     for call in (lambda: migrate_store(command.folder), lambda: Store(command.folder, create=False)):
         with pytest.raises(StoreMissing):
             call()
-    with pytest.raises(HoldfastError, match=r"Not a directory.*no store was made; name another folder"):
+    with pytest.raises(HoldfastError, match=r"Not a directory.*no store was created; name another folder"):
         Store(command.folder)
     assert "holdfast init" in command("status", code=1).stderr
-    assert "no store was made" in command("init", code=1).stderr
+    assert "no store was created" in command("init", code=1).stderr
 
 
 @pytest.mark.slow

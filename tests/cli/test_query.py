@@ -135,7 +135,7 @@ def test_days_are_those_of_the_zone(filled: Any) -> None:
 def test_a_state_series_has_texts(filled: Any) -> None:
     assert [p["value"] for p in filled.json("query", "P-1", "state")] == ["OPEN", "CLOSED"]
     assert filled.json("query", "P-1", "state", "--agg", "last,count")[0]["last"] == "CLOSED"
-    assert "holds texts" in filled("query", "P-1", "state", "--agg", "avg", code=2).stderr
+    assert "has text readings" in filled("query", "P-1", "state", "--agg", "avg", code=2).stderr
 
 
 def test_csv_holds_what_json_holds_and_can_be_ingested_again(filled: Any, tmp_path: Any) -> None:

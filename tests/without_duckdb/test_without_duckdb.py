@@ -240,7 +240,7 @@ def test_settings_that_ask_for_duckdb_do_not_keep_a_store_from_opening_there(
         tmp_path / "store",
     )
     assert done.stdout.split() == ["sqlite", "1"]
-    assert "the columns stay where they are" in done.stderr
+    assert "the columns were not converted" in done.stderr
 
 
 def test_the_command_works_there(run: Run, tmp_path: Path) -> None:
