@@ -46,7 +46,8 @@ class PointsChange:
     def of(cls, batch: Batch, *, keep: bool = False, record: RecordChange | None = None) -> PointsChange:
         """Pack a batch, in blocks that a journal row can hold."""
         kinds = dict(zip(batch.series, batch.kinds, strict=True))
-        return cls(kinds, [(len(part), pack(part)) for part in _parts(batch)], len(batch), keep, record)
+        blocks = [(len(part.codes), pack(part)) for part in _parts(batch)]
+        return cls(kinds, blocks, len(batch.codes), keep, record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ def without_other_kinds(
 def _parts(batch: Batch) -> list[Batch]:
     """Cut a batch into blocks of at most `BLOCK_POINTS` points, and about `BLOCK_BYTES` bytes."""
     wide = sum(map(len, batch.texts.values())) + sum(map(len, batch.metadata.values()))
-    rows = len(batch)
+    rows = len(batch.codes)
     step = min(BLOCK_POINTS, max(1, rows * BLOCK_BYTES // (rows * 24 + 3 * wide + 1)))
     if rows <= step:
         return [batch]

@@ -65,7 +65,7 @@ def pack(batch: Batch) -> bytes:
     else:
         parts.append(_to_bytes(batch.qualities))
     body = b"".join(parts)
-    fixed = struct.pack("<IIi", len(batch), len(head), quality)
+    fixed = struct.pack("<IIi", len(batch.codes), len(head), quality)
     return _MAGIC + struct.pack("<BI", flags, crc32(body, crc32(fixed))) + fixed + body
 
 

@@ -77,9 +77,9 @@ class MetadataDatabase:
     def journal(self, work: Callable[[Connection], object], attempt: sqlite.Attempt | None = None) -> None:
         """Run `work` in a transaction that appends to the journal, and commit it, as durably as set.
 
-        Any exception, an interrupt too, leaves no transaction open; `attempt` says whether it was committed.
+        Any exception, an interrupt too, leaves no transaction open; `attempt` says whether it was committed. The caller
+        has called `refuse_after_fork`, before the first lock of its own.
         """
-        self.refuse_after_fork()
         forks.give_way()
         # Only a lock's own `with` and single calls in `finally` cannot be parted by an interrupt: no generators.
         with self._lock:
@@ -146,8 +146,12 @@ class MetadataDatabase:
     def read(self) -> Iterator[Connection]:
         """A snapshot to read from. Keep it short: the WAL cannot be folded past it."""
         self._usable()
-        with forks.Use(), self._typed(), self._reader.begin() as connection:
-            yield connection
+        with forks.Use():
+            try:
+                with self._reader.begin() as connection:
+                    yield connection
+            except (SQLAlchemyError, sqlite.DriverError) as error:
+                raise sqlite.typed_error(error, self.path) from error
 
     def standing_reader(self, before_close: Callable[[], None]) -> Connection:
         """Open a connection that only reads and stays, for one thread at a time; its owner closes it.
@@ -252,9 +256,7 @@ class MetadataDatabase:
     def _typed(self) -> Iterator[None]:
         try:
             yield
-        except SQLAlchemyError as error:
-            raise sqlite.typed_error(error, self.path) from error
-        except sqlite.DriverError as error:
+        except (SQLAlchemyError, sqlite.DriverError) as error:
             raise sqlite.typed_error(error, self.path) from error
 
     def refuse_after_fork(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection
 
 from repo.clock import Clock
-from repo.core.changes import BulkChange, DeleteChange, PointsChange, RecordChange, Submission
+from repo.core.changes import BulkChange, DeleteChange, PointsChange, RecordChange, SettleChange, Submission
 from repo.core.codec import BLOCK_BYTES, BLOCK_POINTS
 from repo.core.kinds import holds_no_point
 from repo.core.metadata import MetadataDatabase
@@ -23,9 +23,7 @@ from repo.repositories.points import Written
 from repo.repositories.records import RecordRepository
 from repo.repositories.series import SeriesRepository
 
-__all__ = [
-    "Writer",
-]
+__all__ = ["Writer"]
 
 LINGER_SHARE = 0.25
 """How much of the last commit's time a leader waits for threads that are about to write again."""
@@ -204,9 +202,8 @@ class Writer:
                 group.failed = True
 
     def _append(self, connection: Connection, submissions: Sequence[Submission]) -> None:
-        journal = JournalRepository(connection)
-        records = RecordRepository(connection, clock=self._clock)
         now_us = self._clock()
+        journal = JournalRepository(connection)
         seq = journal.last_seq()
         row = _PointsRow(journal, now_us)
         for submission in submissions:
@@ -228,14 +225,8 @@ class Writer:
                     row.end()
                     seq += 1
                     journal.append(seq, 1, DELETE, change.selection.to_json(), now_us)
-                elif isinstance(change, RecordChange):
-                    change.changed = records.put(change.record)
-                elif change.sent:
-                    change.found = records.mark_sent(change.record_ids)
                 else:
-                    change.found = records.mark_failed(
-                        change.record_ids, increment_retry=change.increment_retry
-                    )
+                    _change_record(RecordRepository(connection, clock=self._clock), change)
             first_seq, last_seq = (before + 1, seq) if seq > before else (None, None)
             submission.written = Written(
                 first_seq, last_seq, points, len(submission.refusals), submission.refusals
@@ -300,6 +291,15 @@ class Writer:
         if changes != self._kinds_as_of:
             self._kinds = {}
             self._kinds_as_of = changes
+
+
+def _change_record(records: RecordRepository, change: RecordChange | SettleChange) -> None:
+    if isinstance(change, RecordChange):
+        change.changed = records.put(change.record)
+    elif change.sent:
+        change.found = records.mark_sent(change.record_ids)
+    else:
+        change.found = records.mark_failed(change.record_ids, increment_retry=change.increment_retry)
 
 
 @dataclass(slots=True)

@@ -113,11 +113,11 @@ class TimePages:
 
     def _totals(self, known: Known) -> tuple[int, int, int]:
         """Return how many points the selected series have in total, and the first and last time of them."""
-        rest = self._rest
-        if rest.exact is not None:
-            chosen = [known[rest.exact]] if rest.exact in known else []
-        else:
-            chosen = [summary for pair, summary in known.items() if rest.names(*pair)]
+        exact = self._rest.exact
+        if exact is not None:
+            one = known.get(exact)
+            return (0, 0, 0) if one is None else (one.points, one.first_us, one.last_us)
+        chosen = [summary for pair, summary in known.items() if self._rest.names(*pair)]
         if not chosen:
             return 0, 0, 0
         return (

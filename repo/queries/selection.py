@@ -49,11 +49,10 @@ class Selection:
     @property
     def exact(self) -> tuple[str, str] | None:
         """The one selected series, if the names alone determine it."""
-        names = (self.sensor_id, self.metric_name)
-        sensor, metric = names
-        if isinstance(sensor, str) and isinstance(metric, str) and not any(map(_is_glob, names)):
-            return sensor, metric
-        return None
+        sensor, metric = self.sensor_id, self.metric_name
+        if not isinstance(sensor, str) or not isinstance(metric, str) or _is_glob(sensor) or _is_glob(metric):
+            return None
+        return sensor, metric
 
     @property
     def named(self) -> bool:
@@ -175,7 +174,7 @@ def chosen_names(wanted: Names, found: set[str]) -> set[str]:
 
 
 def _is_glob(names: str | tuple[str, ...] | None) -> bool:
-    return isinstance(names, str) and any(sign in names for sign in "*?[")
+    return isinstance(names, str) and ("*" in names or "?" in names or "[" in names)
 
 
 def _matches(wanted: str | tuple[str, ...] | None, name: str) -> bool:
