@@ -1,1 +1,1 @@
-"""The core of an open store: journal, columns, flush, and who may use them when."""
+"""The core of an open store: the journal, the columns, flush, and the rules for using them concurrently."""

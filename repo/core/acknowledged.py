@@ -1,11 +1,11 @@
-"""Acknowledged: a small file that says how far a store was acknowledged, and what follows if its metadata end before.
+"""The acknowledged mark: a small file with the last acknowledged seq and record id, which detects lost metadata.
 
-SQLite stops reading a WAL at the first frame whose checksum is wrong, and takes what lies before it for the whole
-database. So a damaged end of the WAL takes acknowledged points and records away without an error. This file lies
-outside of the database and shows that they were there.
+SQLite stops reading a WAL at the first frame with a wrong checksum, and takes what precedes it as the complete
+database. So damage at the end of the WAL loses acknowledged points and records without an error. This file is outside
+of the database and shows that they existed.
 
-Format: one line of ASCII, padded with blanks to 128 bytes, so that it is always overwritten as a whole:
-`holdfast 1 STORE_ID LAST_SEQ LAST_RECORD_ID CRC32`, the sum in hex of all before it.
+Format: one line of ASCII, padded with spaces to 128 bytes, so that it is always overwritten as a whole:
+`holdfast 1 STORE_ID LAST_SEQ LAST_RECORD_ID CRC32`, the CRC in hex over everything before it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["LOST_END", "AcknowledgedMark", "account_for_lost_end"]
 log = logging.getLogger("holdfast.store")
 
 LOST_END = "metadata-lost-their-end"
-"""The reason of the ledger entries about what a damaged end of the metadata took."""
+"""The reason in ledger entries for data that was lost with a damaged end of the metadata."""
 
 _BYTES = 128
 _LINE = re.compile(
@@ -40,9 +40,9 @@ _LINE = re.compile(
 
 
 class AcknowledgedMark:
-    """The file. Several processes may write it: then it may say less than was acknowledged, and never more.
+    """The mark file. Several processes may write it, so it may lag behind what was acknowledged, but is never ahead.
 
-    It only ever warns, so that no failure to write or to read it fails a call; the log names it.
+    It is only a safeguard, so a failure to write or read it fails no call; it is logged.
     """
 
     def __init__(self, files: StoreFiles) -> None:
@@ -51,7 +51,7 @@ class AcknowledgedMark:
         self._noted = False
 
     def write(self, extent: Extent, *, durably: bool) -> None:
-        """Say that everything up to here is committed; `durably` waits for the disk."""
+        """Record that everything up to `extent` is committed; `durably` waits for the disk."""
         line = f"holdfast 1 {extent.store_id} {extent.last_seq} {extent.last_record} ".encode()
         content = (line + b"%08x" % crc32(line)).ljust(_BYTES - 1) + b"\n"
         try:
@@ -70,7 +70,7 @@ class AcknowledgedMark:
             self._warn(error, "written")
 
     def read(self) -> Extent | None:
-        """Return what it says; None where there is none, or a piece of one."""
+        """Return the recorded extent; None if the file does not exist or is damaged."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -86,10 +86,10 @@ class AcknowledgedMark:
 
     def _warn(self, error: OSError, done: str) -> None:
         typed = system_error(error, self.path)
-        if str(typed) != self._failing:  # once: it is tried again at every flush
+        if str(typed) != self._failing:  # log it once, although every flush tries again
             self._failing = str(typed)
             log.warning(
-                "%s could not be %s, so a damaged end of the metadata would go unnoticed: %s",
+                "%s could not be %s, so damage at the end of the metadata would not be detected: %s",
                 self.path,
                 done,
                 typed,
@@ -97,10 +97,10 @@ class AcknowledgedMark:
 
 
 def account_for_lost_end(connection: Connection, mark: Extent, now_us: int) -> list[Loss]:
-    """Note in the ledger what the metadata lack of what was acknowledged, and go on counting past it.
+    """Record in the ledger the acknowledged data that the metadata lacks, and continue numbering after it.
 
-    Seqs and record ids are never used twice: a receiver may have confirmed the lost ones. Runs in a write
-    transaction; returns the entries, none where nothing is missing.
+    Seqs and record ids are never reused, because a receiver may have confirmed the lost ones. Runs in a write
+    transaction. Returns the new entries, none if nothing is missing.
     """
     found = StateRepository(connection).extent()
     if found is None or found.store_id != mark.store_id:

@@ -19,7 +19,7 @@ log = logging.getLogger("holdfast.keeper")
 
 
 class Keeper:
-    """Flushes every `flush_interval_s`, checkpoints when due, and gives the lease away when others wait."""
+    """Flushes every `flush_interval_s`, checkpoints when due, and hands the lease over when others wait."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
@@ -30,7 +30,7 @@ class Keeper:
         _running.add(self)
 
     def stop(self) -> None:
-        """Stop and join the thread; a flush that runs ends with its next commit."""
+        """Stop and join the thread; a running flush ends after its next commit."""
         self._stop.ask()
         self._thread.join()
         _running.discard(self)
@@ -46,11 +46,11 @@ class Keeper:
                     self._flush()
                 columns.tend()
                 self._failing = None
-            except Exception as error:  # noqa: BLE001  without this thread nobody would hand the lease over
-                # Acknowledged points are safe in the journal; say it once, and go on trying.
+            except Exception as error:  # noqa: BLE001  without this thread nothing would hand the lease over
+                # Acknowledged points are safe in the journal. Log the error once, and keep trying.
                 if str(error) != self._failing:
                     self._failing = str(error)
-                    log.error("the background flush failed and is tried again: %s", error)
+                    log.error("the background flush failed and will be retried: %s", error)
 
     def _flush(self) -> None:
         columns, flusher = self._handle.columns, self._handle.flusher
@@ -62,7 +62,7 @@ class Keeper:
             if not waits and not flusher.checkpoint_is_due(
                 unpruned=state.copied_through > state.pruned_through
             ):
-                return  # an idle holder must grow idle: using the columns would keep the lease for ever
+                return  # using the columns now would reset the idle time, and so keep the lease forever
             done = False
             while not (done or self._stop.is_asked()):
                 with columns.alone(
@@ -72,16 +72,16 @@ class Keeper:
                     if done:
                         flusher.checkpoint_if_due(now_open)
         except (StoreBusy, EngineMissing):
-            return  # who holds the lease flushes everything, ours too; so does who has the engine
+            return  # the process that holds the lease, or has the engine, flushes our points, too
 
 
 _running: set[Keeper] = set()
 
 
 def stop_all() -> None:
-    """Stop the threads of stores that nobody closed, at the exit of the interpreter.
+    """Stop the threads of stores that were not closed. Called at interpreter exit.
 
-    One that is inside of DuckDB when the interpreter ends would abort the process.
+    A thread that is inside DuckDB when the interpreter exits would abort the process.
     """
     for keeper in list(_running):
         keeper.stop()

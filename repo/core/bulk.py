@@ -1,7 +1,7 @@
-"""Bulk: tables straight into the columns, a chunk at a time under the lease; else through the journal.
+"""Bulk loads: writes tables straight into the columns, a chunk at a time under the lease, or through the journal.
 
-A chunk reserves its seqs by a journal row, is merged into the columns in one transaction, and is checkpointed, for its
-rows are in no journal. The call is acknowledged after its last chunk.
+A chunk reserves its seqs with a journal row, is merged into the columns in one transaction, and is checkpointed,
+because its rows are not in the journal. The call is acknowledged after its last chunk.
 """
 
 from __future__ import annotations
@@ -46,28 +46,28 @@ __all__ = ["Bulk"]
 log = logging.getLogger("holdfast.bulk")
 
 CHUNK_ROWS = 245_760
-"""Rows of a chunk: two row groups of DuckDB's, which go straight into its file. Some 0.2 s under the lease; more
-would not fit into its default memory where they all meet stored points (a million against a million do not)."""
+"""Rows per chunk: two DuckDB row groups, which are written straight to its file, in about 0.2 s under the lease. Larger
+chunks exceed the default memory limit if all rows replace stored points (a million against a million do)."""
 
 JOURNAL_ROWS = 262_144
-"""Rows that go into the journal in one commit: about 6 MB."""
+"""Rows that are written to the journal in one commit: about 6 MB."""
 
 PIECE_ROWS = 32_768
-"""Rows of a chunk that are packed and committed at a time when it goes through the journal after all: with texts of
-1.5 kB that is some 50 MB of text."""
+"""Rows that are packed and committed at a time if a scanned chunk goes through the journal: about 50 MB with texts of
+1.5 kB."""
 
 FLUSH_S = 1.0
-"""How long a chunk flushes what was written before it; if that is not enough, it goes through the journal."""
+"""How long a chunk flushes earlier writes; if that is not enough, the chunk goes through the journal."""
 
 WAIT_S = 0.2
-"""How long a chunk waits for the columns before it goes through the journal: a hand-over takes 30-80 ms, and
-threads that read here before it some more."""
+"""How long a chunk waits for the columns before it goes through the journal. A hand-over takes 30-80 ms, plus the time
+of readers in this process that came first."""
 
 _NO_POINTS = Written(None, None, 0)
 
 
 class Bulk:
-    """What `insert_table` does. Thread-safe."""
+    """Implements `insert_table`. Thread-safe."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
@@ -81,9 +81,9 @@ class Bulk:
             ("on_conflict", on_conflict, ("overwrite", "keep")),
         ):
             if choice not in choices:
-                raise InvalidQuery(f"{name} = {choice!r}: {' or '.join(map(repr, choices))}")
+                raise InvalidQuery(f"{name} = {choice!r} is not {' or '.join(map(repr, choices))}")
         self._handle.metadata.refuse_after_fork()
-        # A connection cannot look at what it is itself the source of: so one spools, and the other looks.
+        # A connection cannot scan a stream that it feeds itself, so one connection spools and the other scans.
         scratch, spool = self._opened_scratch(), self._opened_scratch()
         try:
             table = table_of(given, CHUNK_ROWS, spool)
@@ -95,7 +95,7 @@ class Bulk:
                 spool.close()
 
     def check(self, given: Any) -> tuple[Refusal, ...]:
-        """Return what `insert` with `on_error="skip"` would refuse of a table, and write nothing."""
+        """Return the refusals of `insert` with `on_error="skip"`, and write nothing."""
         scratch, spool = self._opened_scratch(), self._opened_scratch()
         try:
             load = _Load(self._handle, scratch, keep=True, skip=True)
@@ -106,20 +106,20 @@ class Bulk:
                 spool.close()
 
     def close(self) -> None:
-        """Let go of the memory in which tables are looked at."""
+        """Close the in-memory database in which tables are checked."""
         with self._lock:
             if self._scratch is not None:
                 self._scratch.close()
                 self._scratch = None
 
     def _opened_scratch(self) -> Any:
-        """Return a connection to a DuckDB in memory, which looks at tables; None where there is no DuckDB."""
+        """Return a connection to an in-memory DuckDB, which scans tables; None without DuckDB."""
         folder = self._handle.files.folder
         try:
             if not duckdb_is_installed():
                 return None
             from repo.engines.duckdb import driver as duckdb
-        except OSError as error:  # importing takes a descriptor, too
+        except OSError as error:  # the import needs a file descriptor
             raise system_error(error, folder, "nothing was written") from error
 
         with self._lock:
@@ -133,8 +133,8 @@ class Bulk:
                     )
                 except duckdb.DriverError as error:
                     raise HoldfastError(
-                        f"DuckDB could not be opened in memory to check the table ({error}); nothing was written to "
-                        f"{folder}. Try again",
+                        f"the in-memory DuckDB that checks tables could not be opened ({error}); nothing was written "
+                        f"to {folder}. Try again",
                         path=folder,
                     ) from error
             return self._scratch.cursor()
@@ -142,7 +142,7 @@ class Bulk:
 
 @dataclass(slots=True)
 class _Looked:
-    """A chunk after the look at it: scanned, or else its points checked and packed."""
+    """A checked chunk: scanned by DuckDB, or else checked row by row and packed."""
 
     chunk: Chunk
     scan: Scan | None
@@ -151,7 +151,7 @@ class _Looked:
 
 
 class _Load:
-    """One call."""
+    """One call of `insert_table`."""
 
     def __init__(self, handle: Handle, scratch: Any, *, keep: bool, skip: bool) -> None:
         self._handle = handle
@@ -162,22 +162,22 @@ class _Load:
         self._written: list[Written] = []
         self._asked: set[tuple[str, str]] = set()
         self._stored_kinds: set[tuple[str, str]] = set()
-        """Series whose kind is that of the store, and of no reading of this table so far."""
+        """Series whose kind comes from the store, and of which this table has had no reading so far."""
         self._goes_straight = False
 
     def run(self, table: Table) -> Written:
-        """Check the table, all of it first if it can be read twice, and write it, each chunk durably."""
+        """Check the table, completely if it can be read twice, and write it; each chunk is durable when written."""
         looked = self._look(table.chunks)
         refusals: list[Refusal] = []
         try:
             for one in list(looked) if table.repeatable else looked:
                 refusals += one.refusals
                 self._write(one)
-        except Exception as error:  # also what the caller's stream raised
+        except Exception as error:  # may also come from the caller's stream
             if done := sum(written.accepted for written in self._written):
                 error.add_note(
-                    f"{done:,} rows of this table were written before that, and may stay; writing all of it "
-                    "again is harmless"
+                    f"{done:,} rows of this table were already written, and may stay; writing the whole table again "
+                    "is harmless"
                 )
             raise
         written = self._written or [_NO_POINTS]
@@ -190,10 +190,10 @@ class _Load:
         )
 
     def check(self, table: Table) -> tuple[Refusal, ...]:
-        """Look at the table, and write nothing."""
+        """Check the table, and write nothing."""
         return tuple(refusal for looked in self._look(table.chunks) for refusal in looked.refusals)
 
-    # --- the look -------------------------------------------------------------------------------------
+    # --- checking -------------------------------------------------------------------------------------
 
     def _look(self, chunks: Iterable[Chunk]) -> Iterator[_Looked]:
         first_row = 0
@@ -218,7 +218,7 @@ class _Load:
         return looked
 
     def _packed(self, chunk: Chunk, first_row: int) -> tuple[list[PointsChange], tuple[Refusal, ...]]:
-        """Check the rows of a chunk as rows, and pack the good ones."""
+        """Check a chunk row by row, and pack the good rows."""
         changes: list[PointsChange] = []
         refusals: list[Refusal] = []
         for start in range(0, chunk.rows, JOURNAL_ROWS):
@@ -252,7 +252,7 @@ class _Load:
         return replace(PointsChange.of(kept, keep=self._keep), count=len(batch)), refusals
 
     def _is_kind(self, pair: tuple[str, str], kind: str | None) -> bool:
-        """Say whether readings of this kind fit their series, which takes the kind if it has none, or no point."""
+        """Return whether readings of this kind fit their series. A series without kind or points takes the kind."""
         if kind is None:
             return True
         known = self._kinds.setdefault(pair, kind)
@@ -261,11 +261,11 @@ class _Load:
                 if holds_no_point(connection, pair):
                     self._kinds[pair] = known = kind
         if known == kind:
-            self._stored_kinds.discard(pair)  # from now on this table has readings of the kind
+            self._stored_kinds.discard(pair)  # now this table has readings of the kind, too
         return known == kind
 
     def _learn_stored(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Learn what kinds the store holds of these series."""
+        """Look up the stored kinds of these series."""
         unknown = [pair for pair in pairs if pair not in self._asked]
         if not unknown:
             return
@@ -280,7 +280,7 @@ class _Load:
     # --- writing --------------------------------------------------------------------------------------
 
     def _write(self, looked: _Looked) -> None:
-        """Write a chunk: straight to the columns if it is large and they are to be had, else to the journal."""
+        """Write a chunk: to the columns if it is large and they are available, otherwise to the journal."""
         found = looked.scan
         if found is None:
             for change in looked.changes:
@@ -289,7 +289,7 @@ class _Load:
         large = found.rows >= self._handle.settings.bulk_rows or self._goes_straight
         if large and self._straight(looked.chunk, found):
             return
-        # Of points that give way, the last of a table counts: so they are packed together.
+        # With `keep`, the last point of an identity in the table counts, so all rows are packed together.
         rows = JOURNAL_ROWS if self._keep else PIECE_ROWS
         for start in range(0, looked.chunk.rows, rows):
             piece, _ = self._packed_piece(looked.chunk, start, rows, 0)
@@ -302,8 +302,8 @@ class _Load:
     def _straight(self, chunk: Chunk, found: Scan) -> bool:
         """Merge a chunk into the columns, durably.
 
-        False if they cannot be had at once, take no tables, or have too little memory for it; and if the journal
-        holds so much before it that others would wait long for the columns.
+        False if the columns are not available at once, cannot merge tables, or have too little memory, or if the
+        unflushed journal is so long that others would wait too long for the columns.
         """
         columns, flusher = self._handle.columns, self._handle.flusher
         try:
@@ -327,7 +327,7 @@ class _Load:
                     if not opened.backend.is_out_of_memory(error):
                         raise
                     log.info(
-                        "a chunk of a table needs more memory than DuckDB may use; it goes through the journal"
+                        "a chunk of a table exceeds the memory limit of DuckDB; it goes through the journal"
                     )
                     return False
         except (StoreBusy, EngineMissing):
@@ -339,7 +339,7 @@ class _Load:
 
 @dataclass(frozen=True, slots=True)
 class _Merge:
-    """A chunk as a piece of work for flush."""
+    """A chunk, as work for flush."""
 
     journalled: ClassVar[bool] = False
     is_part: ClassVar[bool] = False
@@ -378,7 +378,7 @@ class _Merge:
 
 
 def _last_of_each(batch: Batch) -> Batch:
-    """Return the last row of each identity: of points that give way, flush keeps the first that it meets."""
+    """Return the last row of each identity, because with `keep` flush would take the first one."""
     last = {identity: row for row, identity in enumerate(zip(batch.codes, batch.timestamps_us, strict=True))}
     if len(last) == len(batch):
         return batch
@@ -398,11 +398,11 @@ def _last_of_each(batch: Batch) -> Batch:
 
 
 class NoTime:
-    """Stands for a time that a table lacks: a row may leave it out, and means now; a table may not."""
+    """Marks a missing time in a table. A row without a time means now; a table needs a time in each row."""
 
 
 def _plain(lists: Lists) -> dict[str, Sequence[Any]]:
-    """Return the columns of a table as those of rows."""
+    """Return the columns of a table in the form of columns of rows."""
     columns = dict(lists)
     for name in ("timestamp", "timestamp_us"):
         if name in columns and None in columns[name]:
@@ -423,7 +423,7 @@ def _either(number: Any, text: Any) -> Any:
 
 
 def _mapping(metadata: Any) -> Any:
-    """Return metadata given as JSON as what it says; what is no JSON object is refused as it stands."""
+    """Return metadata given as JSON text as a mapping; anything else is returned unchanged, and refused later."""
     if not isinstance(metadata, str):
         return metadata
     try:

@@ -1,4 +1,4 @@
-"""Changes: what the writer is given to make durable, and what came of it."""
+"""Changes: the input of the writer, and the result for each."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ __all__ = [
 
 @dataclass(slots=True)
 class PointsChange:
-    """Points to write, packed by the thread that brings them: (count, block) in order.
+    """Points to write, packed by the submitting thread: (count, block) in order.
 
-    Those of a `record`, which stands before them in the submission, are written if it changed anything.
+    Points of a `record`, which precedes them in the submission, are only written if the record changed.
     """
 
     kinds: dict[tuple[str, str], str | None]
     blocks: list[tuple[int, bytes]]
     count: int
-    """How many the caller gave; the blocks hold fewer where one of them replaces others of the same table."""
+    """How many points the caller passed; the blocks have fewer if one replaces another of the same table."""
     keep: bool = False
-    """Whether they give way to points already stored."""
+    """Whether points that are already stored are kept."""
     record: RecordChange | None = None
 
     @classmethod
     def of(cls, batch: Batch, *, keep: bool = False, record: RecordChange | None = None) -> PointsChange:
-        """Pack a batch, in blocks that a journal row can hold."""
+        """Pack a batch into blocks that fit into a journal row."""
         kinds = dict(zip(batch.series, batch.kinds, strict=True))
         blocks = [(len(part.codes), pack(part)) for part in _parts(batch)]
         return cls(kinds, blocks, len(batch.codes), keep, record)
@@ -52,7 +52,7 @@ class PointsChange:
 
 @dataclass(frozen=True, slots=True)
 class BulkChange:
-    """Seqs to reserve for a chunk of a table that goes straight to the columns; `token` tells it from others."""
+    """Seqs to reserve for a chunk of a table that goes straight to the columns; `token` identifies the chunk."""
 
     kinds: dict[tuple[str, str], str | None]
     count: int
@@ -61,29 +61,29 @@ class BulkChange:
 
 @dataclass(frozen=True, slots=True)
 class DeleteChange:
-    """Points to delete: all that are selected and written before."""
+    """A delete of all selected points that were written before it."""
 
     selection: Selection
 
 
 @dataclass(slots=True)
 class RecordChange:
-    """A record to add; its points are a change of their own in the same submission."""
+    """A record to add; its points are a separate change in the same submission."""
 
     record: NewRecord
     changed: bool = False
-    """Whether it was new, or other data than stood there; set by the commit."""
+    """Whether it was new, or its data differed from the stored data; set by the commit."""
 
 
 @dataclass(slots=True)
 class SettleChange:
-    """Records that were sent, and go, or that failed once more."""
+    """Records to remove because they were sent, or whose attempt failed."""
 
     record_ids: Sequence[str]
     sent: bool
     increment_retry: bool = True
     found: int = 0
-    """How many of them there were; set by the commit."""
+    """How many of them were pending; set by the commit."""
 
 
 Change = PointsChange | BulkChange | DeleteChange | RecordChange | SettleChange
@@ -100,20 +100,20 @@ class Submission:
     future: Future[Written] | None = None
     points: int = 0
     skippable: Batch | None = None
-    """The rows of its one change, where those of another kind than their series are left out."""
+    """The rows of its only change, if rows whose kind differs from their series are skipped instead of refused."""
 
     @classmethod
     def of_rows(cls, rows: Iterable[Any], *, accept_bool: bool, now_us: int, skip: bool = False) -> Self:
-        """Check rows as `Points.insert_many` describes them, and pack the good ones.
+        """Check rows as documented in `Points.insert_many`, and pack the good ones.
 
-        Raises `InvalidPoint` listing every bad row, or with `skip` lists them in `refusals`.
+        Raises `InvalidPoint`, which lists every bad row; with `skip` they are listed in `refusals` instead.
         """
         batch, refusals = check_rows(rows, accept_bool=accept_bool, now_us=now_us, skip=skip)
         changes = (PointsChange.of(batch),) if len(batch) else ()
         return cls(changes, refusals=refusals, skippable=batch if skip and len(batch) else None)
 
     def leave_out(self, known: dict[tuple[str, str], str]) -> None:
-        """Refuse the readings that are not of the kind their series is known to hold; the rest is written."""
+        """Refuse readings whose kind differs from their series' known kind; the rest is written."""
         batch = self.skippable
         assert batch is not None
         gone = {refusal.row for refusal in self.refusals}
@@ -134,9 +134,9 @@ class Submission:
 def without_other_kinds(
     batch: Batch, known: Mapping[tuple[str, str], str], given: Sequence[int]
 ) -> tuple[Batch, list[Refusal]]:
-    """Take out the readings that are not of the kind their series is known to hold.
+    """Remove the readings whose kind differs from their series' known kind.
 
-    `given` holds the place at which the caller gave each row of the batch, for the refusals.
+    `given` has the caller's index of each row of the batch, for the refusals.
     """
     wrong = {
         code: known[pair]
@@ -152,8 +152,7 @@ def without_other_kinds(
                 Refusal(
                     given[row],
                     "value",
-                    f"the series {sensor!r} {metric!r} holds {wrong[code]} values, "
-                    f"and this is a {batch.kinds[code]}",
+                    f"is a {batch.kinds[code]}, but the series {sensor!r} {metric!r} holds {wrong[code]} values",
                 )
             )
         else:
@@ -164,7 +163,7 @@ def without_other_kinds(
 
 
 def _parts(batch: Batch) -> list[Batch]:
-    """Cut a batch into blocks of at most `BLOCK_POINTS` points, and about `BLOCK_BYTES` bytes."""
+    """Split a batch into blocks of at most `BLOCK_POINTS` points and about `BLOCK_BYTES` bytes."""
     wide = sum(map(len, batch.texts.values())) + sum(map(len, batch.metadata.values()))
     rows = len(batch.codes)
     step = min(BLOCK_POINTS, max(1, rows * BLOCK_BYTES // (rows * 24 + 3 * wide + 1)))

@@ -1,20 +1,20 @@
-"""The packed form of points in a journal row. Owns the byte format; never touches a database.
+"""The packed form of points in a journal row. Defines the byte format; never touches a database.
 
-A payload is a row of blocks, each on its own: what threads wrote at the same moment is joined by
-concatenation. All numbers are little-endian.
+A payload is a sequence of independent blocks, so that points that threads write at the same moment can be concatenated.
+All numbers are little-endian.
 
     offset  size  field
          0     2  magic b"HF"
          2     1  format version, 1
          3     1  flags: 1 one quality for all rows, 2 one series for all rows
-         4     4  CRC-32 of everything that follows
+         4     4  CRC-32 of the rest of the block
          8     4  rows n
         12     4  length j of the names part
         16     4  quality of all rows (flag 1), else 0
         20     j  names: JSON [[[sensor, metric, kind], ...], {row: text}, {row: metadata}]
-                  (the two objects only where the batch has texts or metadata)
+                  (the two objects only if the batch has texts or metadata)
            n * 8  timestamps, int64, microseconds since 1970 UTC
-           n * 8  values, float64; NaN where the row holds no number
+           n * 8  values, float64; NaN if the row has no number
            n * 4  index into the series list, uint32 (not with flag 2)
            n * 4  qualities, int32 (not with flag 1)
 """
@@ -35,10 +35,10 @@ from repo.values import Batch
 __all__ = ["BLOCK_BYTES", "BLOCK_POINTS", "pack", "unpack"]
 
 BLOCK_POINTS = 65_536
-"""The most points of one block, and of one journal row: bounds the memory of a flush."""
+"""The largest number of points in a block, and in a journal row; bounds the memory of a flush."""
 
 BLOCK_BYTES = 4_194_304
-"""The size past which a journal row takes no further block."""
+"""The largest size of a journal row that has more than one block."""
 
 _MAGIC = b"HF\x01"
 _ONE_QUALITY = 1
@@ -78,12 +78,12 @@ def _names_of(batch: Batch) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _one_series_names(sensor_id: str, metric_name: str, kind: str | None) -> bytes:
-    """Encode the names part of single points, where it is most of the work; the same series come again."""
+    """Encode the names part for one series. Cached, because it is most of the work of writing a single point."""
     return _encode_names([[(sensor_id, metric_name, kind)]]).encode()
 
 
 def unpack(payload: bytes) -> Iterator[Batch]:
-    """Yield the batches of a payload in order; raises `StoreCorrupt` where a checksum does not fit."""
+    """Yield the batches of a payload in order; raises `StoreCorrupt` if a checksum does not match."""
     view = memoryview(payload)
     while view:
         size, batch = _unpack_block(view)
@@ -100,7 +100,7 @@ def _unpack_block(view: memoryview) -> tuple[int, Batch]:
     one_series, one_quality = bool(flags & _ONE_SERIES), bool(flags & _ONE_QUALITY)
     size = _BODY_FROM + names_bytes + rows * (16 + (0 if one_series else 4) + (0 if one_quality else 4))
     if len(view) < size or crc32(view[_SUMMED_FROM:size]) != checksum:
-        raise StoreCorrupt("the checksum of a block of journal points does not fit its bytes")
+        raise StoreCorrupt("the checksum of a block of journal points does not match its bytes")
     position = _BODY_FROM + names_bytes
     names = json.loads(bytes(view[_BODY_FROM:position]))
 

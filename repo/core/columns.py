@@ -1,8 +1,7 @@
-"""The time-series database of an open store: when this process may have it open, and who may use it then.
+"""The time-series database of an open store: opens and closes it under the lease, and coordinates its users.
 
-Owns the lease and the engine; never what is read or written there. Whatever changes either first marks the open file
-as unknown, or happens in one piece: an exception at any point, Ctrl-C included, leaves the gate passable and the file
-closed or known.
+Owns the lease and the engine, not the data. A change to either first marks the open file as unknown, or cannot be
+interrupted. So an exception at any point, including Ctrl-C, leaves the gate usable and the file closed or known.
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ __all__ = ["Columns", "OpenColumns"]
 log = logging.getLogger("holdfast.columns")
 
 SLICE_S = 0.05
-"""How long a holder with work keeps the lease although others wait: a hand-over costs 30-80 ms."""
+"""How long a busy holder keeps the lease while others wait; a hand-over costs 30-80 ms."""
 
 
 class OpenColumns:
-    """The database while this process has it open, with one connection that flush keeps for itself."""
+    """The database while this process has it open, with a dedicated connection for flush."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.engine: Engine = backend.open()
         self.readers: Engine = self.engine.execution_options(**sqlite.READ)
-        """For what only reads: on SQLite its transactions take no lock that another reader would wait for."""
+        """For reading only: on SQLite its transactions take no lock that would block other readers."""
         try:
             self.flush_connection: Connection = self.engine.connect()
         except DBAPIError as error:
@@ -61,16 +60,16 @@ class OpenColumns:
 
 
 class Columns:
-    """Gate and lease in one. Thread-safe.
+    """Combines gate and lease. Thread-safe.
 
-    `alone` gives a thread the database by itself (flush, checkpoint); `shared` lets many read at once. Both
-    take the lease and open the file as needed. While another process waits, new readers do, too, and the last to
-    leave lets go; `tend` does so while nobody uses it. Which engine is active is asked anew, under the lease, at each
-    opening; where it is not installed, `alone` and `shared` raise `EngineMissing`. A file that has an old schema is
-    migrated then, closed, under the lease.
+    `alone` gives one thread exclusive use of the database (flush, checkpoint); `shared` lets many threads read at once.
+    Both take the lease and open the file as needed. While another process waits, new readers wait, too, and the last
+    one to leave closes the file and releases the lease; `tend` does the same for an unused file. Each opening
+    determines the active engine under the lease; if it is not installed, `alone` and `shared` raise `EngineMissing`.
+    An outdated schema is migrated at opening, with the file closed, under the lease.
 
-    Every error of the engine leaves as a typed one. After one that ended the engine's instance, and after an
-    interrupt, the file is closed and opened anew before anybody uses it again.
+    Errors of the engine are raised as typed errors. After an error that invalidated the engine's instance, and after an
+    interrupt, the file is closed and reopened before its next use.
     """
 
     def __init__(
@@ -91,24 +90,24 @@ class Columns:
         self._left_s = 0.0
         self._closed = False
         self.is_tended = settings.background
-        """Whether somebody calls `tend` now and then; if not, the last to leave lets go at once."""
+        """Whether a thread calls `tend` regularly; if not, the last user closes the file at once."""
         self._on_open: Callable[[OpenColumns], None] = lambda _: None
         self._on_close: Callable[[], None] = lambda: None
         self._progress: Callable[[], object] | None = None
         forks.add_owner(self, Columns._let_go_at_once)
 
     def notify(self, *, opened: Callable[[OpenColumns], None], closed: Callable[[], None]) -> None:
-        """Set what is called, alone, after each opening and before each closing."""
+        """Set the callbacks that run, with exclusive use, after each opening and before each closing."""
         self._on_open, self._on_close = opened, closed
 
     def watch(self, progress: Callable[[], object]) -> None:
-        """Set what changes while somebody, of any process, flushes: whoever waits then waits longer."""
+        """Set the function whose result changes while any process flushes; callers then wait longer."""
         self._progress = progress
 
     @property
     def backend(self) -> Backend:
-        """The engine that was active when it was last asked; raises `EngineMissing` if it cannot be used here."""
-        backend = self._backend  # another thread may be opening, and asks anew
+        """The engine that was active at the last check; raises `EngineMissing` if it cannot be used here."""
+        backend = self._backend  # another thread may be opening the file, and reset it
         if backend is None:
             self._backend = backend = self._active.choose(leased=False)
         return backend
@@ -119,7 +118,7 @@ class Columns:
         return self._open is not None
 
     def is_awaited(self, *, by_processes: bool) -> bool:
-        """Say whether another thread waits for the columns, or, if that is asked, another process."""
+        """Return whether another thread waits for the columns, or, with `by_processes`, another process."""
         return self._gate.is_awaited() or (by_processes and self._gate.asking(self._lease.wanted))
 
     @contextmanager
@@ -127,10 +126,10 @@ class Columns:
     def shared(
         self, doing: str, ready: Callable[[], bool], prepare: Callable[[OpenColumns], bool]
     ) -> Iterator[Connection]:
-        """A connection to read on, beside other readers, in a transaction of its own.
+        """Open a connection for reading, shared with other readers, in a transaction of its own.
 
-        Where `ready` says no, `prepare` is first called alone, and again, after others had their turn, until it
-        returns True. Fetch everything inside the block: a checkpoint has to wait for it. It may be nested.
+        If `ready` returns False, `prepare` is called with exclusive use, repeatedly, with turns for others in between,
+        until it returns True. Fetch everything inside the block, because a checkpoint waits for it. May be nested.
         """
         ticket = Ticket()
         try:
@@ -153,9 +152,10 @@ class Columns:
     @contextmanager
     @forks.as_use
     def alone(self, doing: str, timeout_s: float | None = None) -> Iterator[OpenColumns]:
-        """The database for this thread by itself.
+        """Give this thread exclusive use of the database.
 
-        With a `timeout_s` it waits so long and no longer; without, longer than `lease_timeout_s` while others flush.
+        With `timeout_s` it waits no longer than that. Without, it waits for `lease_timeout_s`, and longer while others
+        make progress with a flush.
         """
         ticket = Ticket()
         patience = self._patience() if timeout_s is None else Patience(timeout_s)
@@ -175,9 +175,9 @@ class Columns:
                 raise
 
     def reopen(self, between: Callable[[], object] = lambda: None) -> OpenColumns:
-        """Close and open the file again, after an error that made it unusable; only inside `alone`.
+        """Close and reopen the file, after an error that made it unusable; only inside `alone`.
 
-        `between` is called while it is closed, and the lease still held.
+        `between` is called while the file is closed and the lease is still held.
         """
         self._doubtful = True
         undisturbed(self._shut)
@@ -185,12 +185,12 @@ class Columns:
         return self._opened("reopening after an error", Patience(self._settings.lease_timeout_s))
 
     def drop(self) -> None:
-        """Close the file, after an error that left it unknown; only inside `alone`. The next use opens it."""
+        """Close the file after an error that left its state unknown; only inside `alone`. The next use opens it."""
         self._doubtful = True
         undisturbed(self._discard)
 
     def tend(self, *, at_once: bool = False) -> None:
-        """Let go while nobody uses it, if another process waits or it has been idle for long, or `at_once`."""
+        """Close an unused file and release the lease, if another process waits, it was idle for long, or `at_once`."""
 
         def is_due() -> bool:
             if self._open is None:
@@ -209,7 +209,7 @@ class Columns:
         self.tend(at_once=True)
 
     def close(self) -> None:
-        """Close the file and give the lease back, when all who use it have left. Safe to call again."""
+        """Close the file and release the lease, once all users have left. Safe to call again."""
         self._closed = True
         ticket = Ticket()
         try:
@@ -250,14 +250,14 @@ class Columns:
             raise StoreClosed(f"the store {self._folder} is closed", path=self._folder)
         if not entered:
             raise StoreBusy(
-                f"another thread of this process used the columns of {self._folder} until the deadline; "
-                f"wanted for: {doing}. Try again, or raise lease_timeout_s",
+                f"another thread of this process used the columns of {self._folder} until the deadline of this call "
+                f"({doing}). Try again, or raise lease_timeout_s",
                 path=self._folder,
                 holder=os.getpid(),
             )
 
     def _leave(self, ticket: Ticket) -> None:
-        """Leave the gate, and let go if that is due; can be repeated."""
+        """Leave the gate, and close the file and release the lease if that is due; can be repeated."""
         if self._gate.leave(ticket, self._should_let_go):
             try:
                 undisturbed(self._let_go)
@@ -271,13 +271,13 @@ class Columns:
         return not self.is_tended or self._is_overdue()
 
     def _is_overdue(self) -> bool:
-        """Say whether another process waits and this one had its time; the gate's lock is held."""
+        """Return whether another process waits and this one has used up its time. The caller holds the gate's lock."""
         if self._open is None or time.monotonic() - self._lease.held_since_s <= SLICE_S:
             return False
         return self._lease.wanted()
 
     def _told(self, error: BaseException, *, alone: bool = False) -> BaseException:
-        """Return what is raised for an error in a use, and note what it says of the open file."""
+        """Return the exception to raise for an error during use, and mark the file as doubtful if necessary."""
         if not isinstance(error, Exception):
             self._doubtful = True
             return error
@@ -292,14 +292,14 @@ class Columns:
             return KeyboardInterrupt()
         return backend.typed_error(error) if is_bare else error
 
-    # --- opening and closing, always alone ------------------------------------------------------------
+    # --- opening and closing, always with exclusive use -----------------------------------------------
 
     def _opened(self, doing: str, patience: Patience) -> OpenColumns:
         if self._open is not None and self._doubtful:
             undisturbed(self._discard)
         if self._open is None:
             self._backend = None
-            _ = self.backend  # where its engine is missing, nobody needs to wait for the lease
+            _ = self.backend  # a missing engine is reported without waiting for the lease
             self._take_lease(doing, patience)
             try:
                 undisturbed(self._open_now)
@@ -324,7 +324,9 @@ class Columns:
             opened = OpenColumns(backend)
             try:
                 self._on_open(opened)
-            except BaseException:  # an interrupt, too, leaves no file open that nobody knows of
+            except (
+                BaseException
+            ):  # no exception, including an interrupt, may leave an open file without an owner
                 opened.close()
                 raise
         except Exception as error:  # noqa: BLE001  it is raised, typed
@@ -342,11 +344,11 @@ class Columns:
                 _raise_typed(opened.backend, error)
 
     def _discard(self) -> None:
-        """Close a file of which nothing is known any more; it need not close in order."""
+        """Close a file whose state is unknown, so errors of the closing do not matter."""
         try:
             self._shut()
-        except Exception as error:  # noqa: BLE001  opening it again says what is wrong, if anything is
-            log.warning("the columns of %s did not close in order: %s", self._folder, error)
+        except Exception as error:  # noqa: BLE001  reopening reports the cause, if it persists
+            log.warning("the columns of %s did not close cleanly: %s", self._folder, error)
 
     def _let_go(self) -> None:
         try:
@@ -363,7 +365,7 @@ def _is_of_engine(backend: Backend, error: BaseException) -> bool:
 
 
 def _raise_typed(backend: Backend, error: Exception) -> NoReturn:
-    """Raise what stands for an error of opening or closing."""
+    """Raise the typed error for an error of opening or closing."""
     if isinstance(error, OSError):
         raise system_error(error, backend.path) from error
     if _is_of_engine(backend, error):

@@ -1,8 +1,8 @@
-"""Flush: applies journal rows, in the order of their seqs, to the columns, and prunes what is durable there.
+"""Flush: applies journal rows to the columns in order of seq, and prunes the rows that are durable there.
 
-Everything here runs alone, under the lease. A crash at any point repeats or skips whole steps, because the
-watermark is committed with the rows that it speaks of, and the journal keeps every row until the columns
-are durable through it.
+Everything here runs with exclusive use of the columns, under the lease. A crash at any point repeats or skips whole
+steps, because the watermark is committed together with the rows that it covers, and the journal keeps every row until
+the columns are durable through it.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ __all__ = ["Flusher", "Work"]
 log = logging.getLogger("holdfast.flush")
 
 BATCH_BYTES = 8_388_608
-"""The most bytes of journal rows that one transaction applies, unless one row alone is larger."""
+"""The largest size in bytes of the journal rows that one transaction applies, unless a single row is larger."""
 
 
 class Work(Protocol):
-    """What one transaction applies: journal rows through a seq, with the digest of these rows."""
+    """The content of one transaction: journal rows through a seq, with their digest."""
 
     @property
     def through(self) -> int:
-        """The last seq of the journal rows."""
+        """The last seq of these journal rows."""
 
     @property
     def digest(self) -> int:
@@ -55,26 +55,26 @@ class Work(Protocol):
 
     @property
     def journalled(self) -> bool:
-        """Whether the journal rows hold the points; if not, nothing may tell of them before they are durable."""
+        """Whether the journal rows contain the points. If not, nothing may refer to them before they are durable."""
 
     @property
     def is_part(self) -> bool:
-        """Whether more of the same journal rows follows: then the watermark stays."""
+        """Whether another part of the same journal rows follows; the watermark then does not move yet."""
 
     @property
     def copies(self) -> bool:
-        """Whether what it touched is copied to the metadata afterwards."""
+        """Whether the touched summaries are copied to the metadata afterwards."""
 
     def apply(self, connection: Connection, known: Known) -> Applied:
-        """Do it in the transaction of the connection; `known` are the summaries before it."""
+        """Apply the work in the connection's transaction; `known` holds the summaries before it."""
 
     def loss(self, applied: Applied) -> tuple[str, str, str] | None:
-        """Return what stands in the ledger of what was dropped: id, reason, detail; None if nothing was."""
+        """Return the ledger entry for what was dropped: id, reason, detail; None if nothing was dropped."""
 
 
 @dataclass(slots=True)
 class _JournalWork:
-    """At most one delete, before everything else, and rows unique by identity."""
+    """At most one delete, which comes first, and rows that are unique by identity."""
 
     journalled: ClassVar[bool] = True
     through: int
@@ -88,11 +88,11 @@ class _JournalWork:
 
     @property
     def size(self) -> int:
-        """How many parts it can be cut into."""
+        """The number of parts into which it can be split."""
         return len(self.rows) + (self.deletion is not None)
 
     def halves(self) -> list[_JournalWork]:
-        """Cut it in two: the delete from the rows, or else the earlier rows from the later."""
+        """Split it in two: the delete and the rows, or else the earlier and the later rows."""
         if self.deletion is not None:
             first = replace(self, rows={}, is_part=True, copies=False)
             return [first, replace(self, deletion=None, copies=False)]
@@ -111,7 +111,7 @@ class _JournalWork:
 
 
 class Flusher:
-    """Moves the store's changes from the journal to the columns."""
+    """Moves changes from the journal to the columns."""
 
     def __init__(
         self,
@@ -127,37 +127,37 @@ class Flusher:
         self._clock = clock
         self._reconciler = Reconciler(metadata, active, clock)
         self._held: Held | None = None
-        """None while the file is closed, and from the beginning of each change until it was read back."""
+        """None while the file is closed, and during each change, until its result was read back."""
         self._checkpointed_s = time.monotonic()
         columns.notify(opened=self._opened, closed=self._closed)
 
     @property
     def watermark(self) -> int:
-        """The seq up to which the open file holds everything; -1 while it is not open here, or not known."""
+        """The seq through which the open file is complete; -1 if it is not open here, or its state is unknown."""
         held = self._held
         return -1 if held is None else held.state.watermark
 
     @property
     def known(self) -> Mapping[tuple[str, str], Summary]:
-        """The summaries of the series that have points in the open file."""
+        """The summaries of the series with points in the open file."""
         held = self._held
         return {} if held is None else held.known
 
     @property
     def points(self) -> int:
-        """How many points the open file holds."""
+        """The number of points in the open file."""
         return sum(summary.points for summary in self.known.values())
 
     def reached(self, seq: int) -> bool:
-        """Say whether the open file holds everything that was in the journal when its last seq was `seq`."""
+        """Return whether the open file has everything that was in the journal when its last seq was `seq`."""
         return self.watermark >= self._goal(seq)
 
     def through(self, opened: OpenColumns, seq: int, stop: Callable[[], bool] = lambda: False) -> OpenColumns:
-        """Flush until the columns hold everything up to `seq`; raises `FlushFailed` or a typed error.
+        """Flush until the columns are complete through `seq`; raises `FlushFailed` or a typed error.
 
-        `stop` is asked after each committed batch; once it says yes this returns early, and `reached` tells
-        whether anything is left. What could not be applied stays in the journal, and the next call begins
-        there. Returns the open columns, which are others after an error that made it reopen the file.
+        `stop` is called after each committed batch. If it returns True, flushing ends early; `reached` says whether
+        anything is left. Rows that could not be applied stay in the journal, and the next call starts with them.
+        Returns the open columns, a new object if an error made it reopen the file.
         """
         opened = self._certain(opened).opened
         while not self.reached(seq) and (work := self._take(self._goal(seq))) is not None:
@@ -172,43 +172,43 @@ class Flusher:
         return max(seq, self._reconciler.renumbered_through)
 
     def _certain(self, opened: OpenColumns) -> Held:
-        """Return what is known of the open file; where an interrupt left that unknown, the file is reopened."""
+        """Return the state of the open file. If an interrupt left it unknown, reopen the file first."""
         if self._held is None or self._held.opened is not opened:
             self._columns.reopen()
         assert self._held is not None
         return self._held
 
     def checkpoint_if_due(self, opened: OpenColumns) -> OpenColumns:
-        """Checkpoint when the log is long, or when rows have waited long for it."""
+        """Checkpoint if the log is long, or rows have waited long for a checkpoint."""
         held = self._certain(opened)
         unpruned = held.state.watermark > held.pruned_through
         return self.checkpoint(held.opened) if self.checkpoint_is_due(unpruned=unpruned) else held.opened
 
     def checkpoint_is_due(self, *, unpruned: bool) -> bool:
-        """Say whether the log is long, or rows that are `unpruned` have waited long; opens nothing."""
+        """Return whether the log is long, or `unpruned` rows have waited long. Opens no file."""
         waited_s = time.monotonic() - self._checkpointed_s
         return self._columns.backend.log_bytes() > self._settings.checkpoint_log_bytes or (
             unpruned and waited_s > self._settings.checkpoint_interval_s
         )
 
     def checkpoint(self, opened: OpenColumns) -> OpenColumns:
-        """Make the columns durable through the watermark, read it back, and prune the journal up to there.
+        """Make the columns durable, read the watermark back, and prune the journal through it.
 
-        One that fails is tried later and prunes nothing.
+        A failed checkpoint prunes nothing and is retried later.
         """
         try:
             self.make_durable(opened)
         except Exception as error:
             if is_interrupt(error):
                 raise KeyboardInterrupt from error
-            log.warning("a checkpoint of %s failed and is tried later: %s", opened.backend.path, error)
+            log.warning("a checkpoint of %s failed and will be retried: %s", opened.backend.path, error)
             return self._columns.reopen()
         return opened
 
     def make_durable(self, opened: OpenColumns) -> int:
         """Checkpoint and prune, and return the seq through which the columns are durable.
 
-        Raises a typed error where the checkpoint fails; then nothing was pruned.
+        Raises a typed error if the checkpoint fails; nothing was pruned.
         """
         opened = self._certain(opened).opened
         try:
@@ -224,9 +224,9 @@ class Flusher:
     # --- one transaction ------------------------------------------------------------------------------
 
     def _take(self, seq: int) -> _JournalWork | None:
-        """Read the next journal rows, as many as one transaction may hold. A delete always begins one.
+        """Read the next journal rows, as many as one transaction may hold. A delete always starts a new transaction.
 
-        A bulk row past the watermark is one whose load died, for a load that lives keeps the lease.
+        A bulk row past the watermark belongs to a load that died, because a running load holds the lease.
         """
         entries: list[Entry] = []
         points = size = 0
@@ -263,11 +263,11 @@ class Flusher:
             JournalRepository(connection).void([entry.seq for entry in dead])
 
     def commit(self, opened: OpenColumns, work: Work) -> OpenColumns:
-        """Commit one piece of work, believe only the watermark that is read back, and copy what changed.
+        """Commit one unit of work, verify it by the watermark that is read back, and copy what changed.
 
-        Returns the open columns, which are others if the file had to be opened anew. Raises a typed error
-        where the work is not in the columns. From its beginning to its end nothing is known of the file; an
-        interrupt leaves it so, and whoever uses the file next opens it anew.
+        Returns the open columns, a new object if the file had to be reopened. Raises a typed error if the work is not
+        in the columns. The file's state is unknown from start to end of this call. An interrupt leaves it unknown, and
+        the next use reopens the file.
         """
         held = self._certain(opened)
         self._held = None
@@ -277,17 +277,17 @@ class Flusher:
         except Exception as error:
             if is_interrupt(error):
                 raise KeyboardInterrupt from error
-            # Committed or not: only the file itself can say. Reopening reads its watermark and its series.
+            # Only the file can tell whether the commit happened. Reopening reads its watermark and its series.
             typed = held.opened.backend.typed_error(error)
             opened = self._columns.reopen()
             if work.is_part or self.watermark < work.through:
                 raise typed from error
-            log.warning("a commit reported an error and had happened all the same: %s", error)
+            log.warning("a commit reported an error, but had succeeded: %s", error)
             return opened if work.journalled else self._durable(opened, work)
         if not work.is_part and state.watermark < work.through:
             self._columns.reopen()
             raise FlushFailed(
-                f"{held.opened.backend.path} took a commit through seq {work.through} and stands at {state.watermark}; "
+                f"{held.opened.backend.path} is at seq {state.watermark} after a commit through seq {work.through}; "
                 "the points are still in the journal",
                 path=held.opened.backend.path,
             )
@@ -301,12 +301,16 @@ class Flusher:
         if work.copies:
             try:
                 self._copy(state.watermark, applied, losses)
-            except Exception as error:  # noqa: BLE001  opening copies everything, or raises what stands in the way
-                log.warning("the summaries of %s are copied once more: %s", held.opened.backend.path, error)
+            except Exception as error:  # noqa: BLE001  reopening copies everything, or raises the cause
+                log.warning(
+                    "copying the summaries of %s failed and will be retried: %s",
+                    held.opened.backend.path,
+                    error,
+                )
                 return self._columns.reopen()
             held = replace(held, copied_losses=tuple(loss.entry_id for loss in losses))
         self._held = held
-        # What stands in no journal was checkpointed above.
+        # Work without journal rows was checkpointed above.
         is_durable = held.opened.backend.durable_at_commit or not work.journalled
         if is_durable and work.copies:
             self._prune(state.watermark)
@@ -314,7 +318,7 @@ class Flusher:
         return held.opened
 
     def _durable(self, opened: OpenColumns, work: Work) -> OpenColumns:
-        """Make work durable that stands in no journal."""
+        """Make work durable whose points are not in the journal."""
         if self.make_durable(opened) < work.through:
             raise FlushFailed(
                 f"{opened.backend.path} lost rows before they were durable; write them again",
@@ -340,10 +344,10 @@ class Flusher:
         return applied, losses
 
     def _commit_in_parts(self, opened: OpenColumns, work: _JournalWork) -> OpenColumns:
-        """Commit work in one transaction or, where that needs more memory than the engine may use, in several.
+        """Commit work in one transaction or, if that exceeds the engine's memory limit, in several.
 
-        The watermark moves with the last. Until then a reader, or this process after a kill, applies all of it
-        again, which changes nothing where a part was applied before.
+        The last one moves the watermark. Until then, another flush, or the next one after a kill, applies all of the
+        work again, which changes nothing for parts that were already applied.
         """
         try:
             return self.commit(opened, work)
@@ -352,8 +356,8 @@ class Flusher:
                 raise
             if work.size <= 1:
                 raise FlushFailed(
-                    f"{opened.backend.path}: one point, or one delete, at seq {work.through} needs more memory than "
-                    "DuckDB may use. It stays in the journal; raise duckdb_memory_limit_bytes and open the store again",
+                    f"{opened.backend.path}: a single point or delete at seq {work.through} exceeds the memory limit "
+                    "of DuckDB. It stays in the journal; raise duckdb_memory_limit_bytes and open the store again",
                     path=opened.backend.path,
                 ) from error
             log.info("a batch of %d points does not fit into memory and is applied in parts", len(work.rows))
@@ -361,8 +365,8 @@ class Flusher:
         while waiting:
             part = waiting.pop(0)
             opened = self._current()
-            # Opening copies all summaries to metadata that are bound to no file: a part does not copy its own. Each
-            # time, for reopening after an error binds them again.
+            # A part does not copy its summaries. Instead, metadata without a file id make the next opening copy all of
+            # them. This is repeated for each part, because reopening after an error sets the file id again.
             with self._metadata.write() as connection:
                 StateRepository(connection).set(file_id=None)
             try:
@@ -375,11 +379,11 @@ class Flusher:
         return self._columns.reopen()
 
     def _current(self) -> OpenColumns:
-        """Return the open columns after an error in which they were reopened."""
+        """Return the open columns, after an error that may have reopened them."""
         return self._columns.reopen() if self._held is None else self._held.opened
 
     def _copy(self, watermark: int, applied: Applied, losses: list[Loss]) -> None:
-        """Copy the summaries of touched series, and ledger entries, to SQLite, where no lease is needed."""
+        """Copy the summaries of touched series, and ledger entries, to SQLite, where reading needs no lease."""
         with self._metadata.write() as connection:
             LatestRepository(connection).replace(applied.touched, applied.gone)
             LedgerRepository(connection).add(losses)
@@ -420,14 +424,14 @@ class Flusher:
 
 
 def _differ(entry: Entry, last: Entry) -> bool:
-    """Say whether one gives way to stored points and the other does not: they cannot be applied together."""
+    """Return whether only one of them yields to stored points, so that they cannot be applied together."""
     return (entry.kind == KEEP) != (last.kind == KEEP)
 
 
 def _net(rows: dict[tuple[str, str, int], Row], entry: Entry, *, keep: bool) -> None:
-    """Add the points of a journal row: of equal identity the last wins, but one that changes nothing.
+    """Add the points of a journal row. Of equal identities the last one wins, unless it changes nothing.
 
-    With `keep` the first wins, as it would if it had been in the columns already.
+    With `keep` the first one wins, as if it were already in the columns.
     """
     seq = entry.first_seq
     for batch in unpack(entry.payload):

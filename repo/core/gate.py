@@ -1,7 +1,7 @@
-"""The gate: through it comes one thread alone, or many that share, in the order in which they asked.
+"""The gate: a fair lock that one thread holds exclusively or many threads share, in the order of their requests.
 
-A ticket stands for one use. Everything that the gate knows is which tickets wait and which are inside, so that
-`leave` can be repeated: whatever interrupted a use, leaving puts all in order.
+A ticket represents one use. The gate's only state is which tickets wait and which are inside, so `leave` can be
+repeated and restores order after any interrupt.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Callable
 __all__ = ["Gate", "Patience", "Ticket"]
 
 _LOOK_S = 0.1
-"""How often who waits looks again whether it may enter, or whether there is progress."""
+"""How often a waiting thread checks whether it may enter, or whether there was progress."""
 
 _PROGRESS_S = 1.0
-"""How often who waits asks for progress."""
+"""How often a waiting thread asks for progress."""
 
 
 class Patience:
-    """How long a call waits: until its deadline, which starts anew with each progress that others make."""
+    """How long a call waits: until a deadline, which is extended whenever others make progress."""
 
     def __init__(self, timeout_s: float, progress: Callable[[], object] | None = None) -> None:
         self._timeout_s = timeout_s
@@ -34,20 +34,20 @@ class Patience:
 
     @property
     def waited_s(self) -> float:
-        """How long it has lasted."""
+        """How long the call has waited."""
         return time.monotonic() - self._since_s
 
     @property
     def left_s(self) -> float:
-        """How long is left; 0 when the deadline has come."""
+        """The time left; 0 after the deadline."""
         return max(0.0, self._deadline_s - time.monotonic())
 
     def renew(self) -> None:
-        """Begin anew: there was progress."""
+        """Restart the deadline, after progress."""
         self._deadline_s = time.monotonic() + self._timeout_s
 
     def look(self) -> None:
-        """Ask for progress, if it is time to; call it again and again while waiting."""
+        """Check for progress if it is time to; call it repeatedly while waiting."""
         if self._progress is None or time.monotonic() < self._next_look_s:
             return
         self._next_look_s = time.monotonic() + self.look_after_s
@@ -58,7 +58,7 @@ class Patience:
 
 
 class Ticket:
-    """One use, by one thread."""
+    """One use by one thread."""
 
     __slots__ = ("_waker", "alone", "thread")
 
@@ -69,27 +69,27 @@ class Ticket:
         self._waker.acquire()
 
     def wake(self) -> None:
-        """Let `sleep` return; the gate's lock is held."""
+        """Make `sleep` return. The caller holds the gate's lock."""
         if self._waker.locked():
             self._waker.release()
 
     def sleep(self, timeout_s: float) -> None:
-        """Wait to be woken."""
+        """Wait for `wake`, or for the timeout."""
         self._waker.acquire(timeout=timeout_s)
 
 
 class Gate:
-    """Thread-safe. `closes` says whether those who would share wait although others share already."""
+    """Thread-safe. While `closes` returns True, new sharers wait, even if other threads already share."""
 
     def __init__(self, closes: Callable[[], bool]) -> None:
         self._closes = closes
-        # Taken and released by `with` without a gap for an interrupt, as no Condition is.
+        # `with` acquires and releases it without a gap for an interrupt; a Condition has such a gap.
         self._mutex = _thread.allocate_lock()
         self._queue: deque[Ticket] = deque()
         self._inside: set[Ticket] = set()
 
     def enter(self, ticket: Ticket, patience: Patience, *, alone: bool) -> bool:
-        """Wait until the ticket is inside; False at the deadline. After that, and after any exception, `leave`."""
+        """Wait until the ticket is inside; False at the deadline. Call `leave` in any case, also after an exception."""
         with self._mutex:
             ticket.alone = alone
             if not alone and self._is_nested(ticket):
@@ -108,7 +108,7 @@ class Gate:
             patience.look()
 
     def enter_idle(self, ticket: Ticket, condition: Callable[[], bool]) -> bool:
-        """Let the ticket in alone if nobody is inside or waits, and the condition holds."""
+        """Admit the ticket exclusively if no ticket is inside or waiting, and the condition holds."""
         with self._mutex:
             if self._inside or self._queue or not condition():
                 return False
@@ -117,13 +117,13 @@ class Gate:
             return True
 
     def step_down(self, ticket: Ticket) -> None:
-        """Share from now on what the ticket had alone."""
+        """Turn exclusive use into shared use."""
         with self._mutex:
             ticket.alone = False
             self._admit()
 
     def leave(self, ticket: Ticket, stay: Callable[[], bool] = lambda: False) -> bool:
-        """Take the ticket out, wherever it is. True where it is the last and `stay` says so: it stays, alone."""
+        """Remove the ticket. If it is the last one inside and `stay` returns True, it stays, exclusively: True."""
         with self._mutex:
             if ticket in self._inside:
                 if len(self._inside) == 1 and stay():
@@ -136,11 +136,11 @@ class Gate:
             return False
 
     def is_awaited(self) -> bool:
-        """Say whether a thread waits."""
+        """Return whether a thread is waiting."""
         return bool(self._queue)
 
     def asking(self, question: Callable[[], bool]) -> bool:
-        """Answer a question that only one thread at a time may ask."""
+        """Evaluate `question` under the gate's lock, so that only one thread at a time does."""
         with self._mutex:
             return question()
 
@@ -150,7 +150,9 @@ class Gate:
             if first not in self._inside:
                 if not self._may_enter(first):
                     return
-                self._inside.add(first)  # before it leaves the queue: an interrupt in between loses nothing
+                self._inside.add(
+                    first
+                )  # before it leaves the queue, so that an interrupt in between loses nothing
             self._queue.popleft()
             first.wake()
 
@@ -162,5 +164,5 @@ class Gate:
         return not self._closes()
 
     def _is_nested(self, ticket: Ticket) -> bool:
-        """Say whether its thread shares already: made to wait for itself, it would wait for ever."""
+        """Return whether its thread already shares the gate. Otherwise it could wait for itself forever."""
         return any(inside.thread == ticket.thread and not inside.alone for inside in self._inside)

@@ -1,4 +1,4 @@
-"""The handle of an open store: what a job needs of it. A read through it sees every earlier write."""
+"""The handle of an open store: everything that a job needs. A read through it sees every earlier write."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from repo.settings import Settings
 __all__ = ["Handle", "Reading"]
 
 THREAD_TURN_S = 0.1
-"""How long a flush goes on although other threads of this process wait."""
+"""How long a flush continues while other threads of this process wait."""
 
 PROCESS_TURN_S = 0.5
-"""The same for other processes: the columns are closed and opened in between, which takes 30-80 ms."""
+"""The same for other processes; handing over closes and reopens the columns, which takes 30-80 ms."""
 
 
 class Reading(NamedTuple):
-    """A connection to the columns, and the summaries of the series that have points there."""
+    """A connection to the columns, and the summaries of the series that have points in them."""
 
     connection: Connection
     known: Mapping[tuple[str, str], Summary]
@@ -42,7 +42,7 @@ class Reading(NamedTuple):
 
 @dataclass(slots=True)
 class Handle:
-    """The parts of an open store. Using the columns raises `EngineMissing` where their engine is not installed."""
+    """The parts of an open store. Using the columns raises `EngineMissing` if their engine is not installed."""
 
     files: StoreFiles
     metadata: MetadataDatabase
@@ -57,15 +57,16 @@ class Handle:
         self.columns.watch(self._copied_through)
 
     def journal_end(self) -> int:
-        """Return the last seq that is committed to the journal."""
+        """Return the last seq committed to the journal."""
         with self.metadata.read() as connection:
             return JournalRepository(connection).last_seq()
 
     @contextmanager
     def reading(self, doing: str) -> Iterator[Reading]:
-        """A transaction on the columns that sees every write acknowledged before.
+        """Open a transaction on the columns that sees every write acknowledged before.
 
-        It first flushes, and waits for others who do; both give way to whoever waits, and take as long as it takes.
+        It first flushes, or waits for another thread or process that flushes; flushes give way to other callers. There
+        is no deadline while a flush makes progress.
         """
         target = self.journal_end()
         with self.columns.shared(
@@ -74,7 +75,7 @@ class Handle:
             yield Reading(connection, self.flusher.known)
 
     def flush(self, doing: str = "flush") -> int:
-        """Apply everything acknowledged so far; returns the watermark. It gives way to whoever waits meanwhile."""
+        """Apply everything acknowledged so far, and return the watermark. Gives way to other threads and processes."""
         target = self.journal_end()
         while True:
             with self.columns.alone(doing) as opened:
@@ -84,9 +85,9 @@ class Handle:
     def flush_slice(
         self, opened: OpenColumns, target: int, stop: Callable[[], bool] = lambda: False
     ) -> tuple[OpenColumns, bool]:
-        """Flush until everything up to `target` is applied; or for a while, if others wait or `stop` says so.
+        """Flush up to `target`. Returns earlier, after a short time, if others are waiting, or if `stop` returns True.
 
-        Returns the open columns, and whether all was applied.
+        Returns the open columns, and whether everything was applied.
         """
         turn = _Turn(self.columns, stop)
         opened = self.flusher.through(opened, target, turn.is_over)
@@ -95,7 +96,7 @@ class Handle:
     def checkpoint(self) -> int:
         """Flush, make the columns durable, and prune the journal; returns the watermark.
 
-        Raises a typed error where the checkpoint fails; then nothing was pruned.
+        Raises a typed error if the checkpoint fails; nothing was pruned.
         """
         target = self.journal_end()
         self.flush("checkpoint")
@@ -106,27 +107,27 @@ class Handle:
             except OSError as error:
                 self.columns.drop()
                 raise system_error(error, opened.backend.path) from error
-            except BaseException:  # how far it came, only the file can say
+            except BaseException:  # only the file can tell how far the checkpoint got
                 self.columns.drop()
                 raise
             return self.flusher.watermark
 
     def loss_by(self, seq: int) -> Loss | None:
-        """Return the ledger entry of the delete with this seq; None if it dropped no point or was not flushed."""
+        """Return the ledger entry of the delete with this seq; None if it dropped no points or is not flushed yet."""
         with self.metadata.read() as connection:
             state = StateRepository(connection).get()
             assert state is not None
             return LedgerRepository(connection).get(f"{state.store_id}:{seq}")
 
     def _copied_through(self) -> int:
-        """Return how far anybody, of any process, has flushed."""
+        """Return the seq through which any process has flushed."""
         with self.metadata.read() as connection:
             state = StateRepository(connection).get()
         return -1 if state is None else state.copied_through
 
 
 class _Turn:
-    """How long a flush keeps the columns from others: see `THREAD_TURN_S`, `PROCESS_TURN_S`."""
+    """Limits how long a flush holds the columns while others wait: see `THREAD_TURN_S`, `PROCESS_TURN_S`."""
 
     def __init__(self, columns: Columns, stop: Callable[[], bool]) -> None:
         self._columns = columns

@@ -1,4 +1,4 @@
-"""Kinds: a series holds numbers or texts, fixed by its first point; it is free again when it holds no point."""
+"""Kinds: a series holds numbers or texts. Its first reading sets the kind; an empty series may take another one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from repo.repositories.state import StateRepository
 __all__ = ["holds_no_point"]
 
 TAIL_BYTES = 16_777_216
-"""The longest journal tail, in bytes, that is read for the answer; past it a series counts as holding points."""
+"""The longest journal tail, in bytes, that is searched; past it a series counts as non-empty."""
 
 
 def holds_no_point(connection: Connection, pair: tuple[str, str]) -> bool:
-    """Say whether a series holds no point, by the copy of the summaries and the journal rows that came since.
+    """Return whether a series has no points, from the copied summaries and the journal rows after them.
 
-    The answer holds until the transaction ends if it may write, and only for its moment if it reads. Where only the
-    columns could tell, it is False.
+    In a write transaction the answer is valid until the transaction ends; in a read transaction it may be outdated at
+    once. If only the columns could tell, it is False.
     """
     state = StateRepository(connection).get()
     assert state is not None

@@ -1,9 +1,8 @@
-"""The newest point of each series, kept in memory, and right against every other thread and process.
+"""The newest point of each series, kept in memory and consistent with all threads and processes.
 
-Owns what is remembered and how it is brought up to date; never flushes. SQLite says by one cheap question
-(`PRAGMA data_version`) whether anybody committed anything since the last call. If so, the journal rows that
-came since are laid over what is known. Memory starts from the copy of the summaries that flush keeps, and does
-so again where the journal no longer tells all: after deletes, drops, and loads that pass the journal by.
+Never flushes. A cheap query (`PRAGMA data_version`) shows whether anything was committed since the last call. If so,
+the journal rows since then are applied to the points in memory. Memory is loaded from the copy of the summaries that
+flush maintains, and again when the journal is not sufficient: after deletes, drops, and loads that bypass the journal.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from repo.values import Batch
 __all__ = ["Newest"]
 
 TAIL_BYTES = 16_777_216
-"""The longest journal tail that is read (a tenth of a second); past it the columns are flushed first."""
+"""The longest journal tail in bytes that is read, in about 0.1 s; past it the columns are flushed first."""
 
 _Pair = tuple[str, str]
 _Row = tuple[Any, ...]
-"""All columns of the points table; the seq is not known, and None."""
+"""All columns of the points table; the seq is unknown, so it is None."""
 
 
 class _Copied(NamedTuple):
-    """Of which file the copy tells, and the last drop that is known of; others mean: read it anew."""
+    """The file whose summaries were copied, and the last known ledger entry. If they change, the copy is read again."""
 
     engine: str | None
     file_id: str | None
@@ -46,10 +45,10 @@ class _Copied(NamedTuple):
 
 
 class Newest:
-    """Answers `latest` from memory. Thread-safe; a few hundred bytes a series.
+    """Answers `latest` from memory. Thread-safe; takes a few hundred bytes per series.
 
-    `StoreClosed` after the store was closed, and in a child of the process that opened it. No transaction
-    outlives a call.
+    Raises `StoreClosed` if the store is closed, or in a child of the process that opened it. No transaction outlives a
+    call.
     """
 
     def __init__(self, metadata: MetadataDatabase) -> None:
@@ -65,7 +64,7 @@ class Newest:
         forks.add_owner(self, Newest._let_go)
 
     def at_hand(self, pair: _Pair) -> list[PointDict] | None:
-        """Return the newest point of a series that was asked for before; None: ask `points`."""
+        """Return the newest point of a series that was requested before; None means: call `points`."""
         self._metadata.refuse_after_fork()
         forks.give_way()
         with self._lock:
@@ -73,9 +72,10 @@ class Newest:
         return None if point is None else [_fresh(point)]
 
     def points(self, selection: Selection) -> list[PointDict] | None:
-        """Return the newest point of each selected series, in order of names.
+        """Return the newest point of each selected series, sorted by name.
 
-        None where only the columns can tell: a delete, a load of a table, or more than `TAIL_BYTES` waits there.
+        None if only the columns can tell, because the journal tail has a delete, a load of a table, or more than
+        `TAIL_BYTES`.
         """
         self._metadata.refuse_after_fork()  # before the lock, which a thread of the parent may have held
         forks.give_way()
@@ -83,7 +83,7 @@ class Newest:
             if not self._is_current():
                 return None
             if selection.exact is not None:
-                # Only names that can be meant as they are come to be at hand: no globs.
+                # Only exact names are cached in `_ready`, no globs.
                 pairs = [selection.exact] if selection.exact in self._rows else []
             else:
                 if self._ordered is None:
@@ -97,7 +97,7 @@ class Newest:
             return points
 
     def close(self) -> None:
-        """Close the connection; a call that runs is finished first."""
+        """Close the connection, after waiting for a running call."""
         with self._lock:
             self._forget()
             connection, self._connection = self._connection, None
@@ -105,12 +105,12 @@ class Newest:
                 connection.close()
 
     def _let_go(self) -> None:
-        """Close the connection, unless a call uses it; what is known stays, and is followed on by another."""
+        """Close the connection unless a call is using it. The points stay in memory, for the next connection."""
         if not self._lock.acquire(blocking=False):
             return
         try:
             connection, self._connection = self._connection, None
-            self._version = None  # each connection has a count of its own
+            self._version = None  # each connection has its own data version
             if connection is not None:
                 connection.close()
         finally:
@@ -128,8 +128,8 @@ class Newest:
         self._ready.clear()
 
     def _is_current(self) -> bool:
-        """Bring memory to the present; False where only the columns can tell."""
-        # Unknown until the end: SQLAlchemy closes a connection in which an interrupt came.
+        """Bring memory up to date; False if only the columns can tell."""
+        # The connection counts as unusable until the end: SQLAlchemy closes it if an interrupt arrives.
         connection, self._connection = self._connection, None
         try:
             if connection is None:
@@ -140,7 +140,7 @@ class Newest:
             if version != self._version:
                 with connection.begin():
                     self._answers = self._follow(connection)
-                # Asked for before the snapshot began: what was committed between the two is read twice.
+                # Read before the snapshot began: a commit between the two is read twice, and never missed.
                 self._version = version
             self._connection = connection
         except BaseException as error:
@@ -154,7 +154,7 @@ class Newest:
         return self._answers
 
     def _follow(self, connection: Connection) -> bool:
-        """Lay what was committed since over what is known, or begin anew from the copy."""
+        """Apply what was committed since the last call, or start again from the copy."""
         state = StateRepository(connection).get()
         assert state is not None
         last_loss = LedgerRepository(connection).last_entry()
@@ -179,7 +179,7 @@ class Newest:
         return self._overlay(connection)
 
     def _overlay(self, connection: Connection) -> bool:
-        """Read the journal past what is known; False at a delete or a load under way, or when there is too much."""
+        """Apply the journal tail; False if it has a delete or a running load, or is too long."""
         size = 0
         for entry in JournalRepository(connection).after(self._through):
             size += len(entry.payload)
@@ -190,7 +190,7 @@ class Newest:
                 for batch in unpack(entry.payload):
                     _lay_over(self._rows, batch, keep=entry.kind == KEEP)
             elif entry.kind != VOID:
-                # Its points are in no journal row: they come with the copy, when their load is done.
+                # Its points are in no journal row; the copy has them once the load is complete.
                 self._told_by_journal = False
             self._through = entry.seq
         return True
@@ -205,7 +205,7 @@ def _fresh(ready: PointDict) -> PointDict:
 
 
 def _lay_over(rows: dict[_Pair, _Row], batch: Batch, *, keep: bool) -> None:
-    """Put the points of a later batch over what is known, where they are newer or, without `keep`, as new."""
+    """Replace points in memory by those of a later batch that are newer or, without `keep`, of the same time."""
     times = batch.timestamps_us
     newest: dict[int, int] = {}
     for row, code in enumerate(batch.codes):

@@ -1,4 +1,4 @@
-"""The metadata database of an open store: its connections, its one writer at a time, and its WAL."""
+"""The metadata database of an open store: its connections, its single writer at a time, and its WAL."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = ["MetadataDatabase"]
 log = logging.getLogger("holdfast.metadata")
 
 _FOLD_AGAIN_S = 0.05
-"""How long after a fold the next one may come: one that met a reader is repeated, and not at every commit."""
+"""The shortest time between checkpoints: one that a reader blocked is repeated, but not at every commit."""
 
 
 class MetadataDatabase:
     """`offline_buffer.db`, open. Thread-safe.
 
-    Writers of this process queue here, on one connection; those of different processes take turns at the turnstile.
+    Writers of this process queue here for one connection; writers of different processes queue at the turnstile.
     """
 
     def __init__(self, files: StoreFiles, settings: Settings) -> None:
@@ -47,7 +47,7 @@ class MetadataDatabase:
             busy_timeout_s=settings.busy_timeout_s,
             log_limit_bytes=self._fold_bytes // 2,
         )
-        # Identities, cursors and policies commit in full whatever the journal's durability is.
+        # Identities, cursors and policies always commit with full durability, whatever the journal's setting is.
         self._careful = (
             self.engine
             if settings.durability == "full"
@@ -65,9 +65,9 @@ class MetadataDatabase:
         self._busy_timeout_s = settings.busy_timeout_s
         self._writer: Connection | None = None
         self._writer_known = True
-        """Whether the last transaction of the writer's connection ended in the one way that leaves no doubt."""
+        """Whether the last transaction on the writer's connection ended normally, so its state is known."""
         self.is_prepared = False
-        """Whether a store has taken the database; its opening says so."""
+        """Whether the database belongs to a store; set while the store opens."""
         self._before_close: list[Callable[[], None]] = []
         self._fold_not_before_s = 0.0
         self._pid = os.getpid()
@@ -75,13 +75,13 @@ class MetadataDatabase:
         forks.add_owner(self, MetadataDatabase._let_go_of_writer)
 
     def journal(self, work: Callable[[Connection], object], attempt: sqlite.Attempt | None = None) -> None:
-        """Run `work` in a transaction that appends to the journal, and commit it, as durably as set.
+        """Run `work` in a transaction that appends to the journal, and commit it with the configured durability.
 
-        Any exception, an interrupt too, leaves no transaction open; `attempt` says whether it was committed. The caller
-        has called `refuse_after_fork`, before the first lock of its own.
+        No exception, including an interrupt, leaves a transaction open; `attempt` says whether it was committed. The
+        caller must call `refuse_after_fork` before it takes a lock of its own.
         """
         forks.give_way()
-        # Only a lock's own `with` and single calls in `finally` cannot be parted by an interrupt: no generators.
+        # An interrupt cannot split a `with` on a lock, or a single call in a `finally`. It can split a generator.
         with self._lock:
             self._usable()
             try:
@@ -97,7 +97,7 @@ class MetadataDatabase:
                     fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)
 
     def _known_writer(self) -> Connection:
-        """Return the writer's connection; one whose last transaction was broken off is replaced."""
+        """Return the writer's connection; replace it if its last transaction was interrupted."""
         if not self._writer_known:
             self._close_writer()
         if self._writer is None:
@@ -105,7 +105,7 @@ class MetadataDatabase:
         return self._writer
 
     def _close_writer(self) -> None:
-        """Close the writer's connection for good, whatever is known of it."""
+        """Close the writer's connection, whatever its state."""
         if self._writer is not None:
             driver: Any = self._writer.connection.dbapi_connection
             driver.close()
@@ -115,7 +115,7 @@ class MetadataDatabase:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction on anything else: committed in full at the end of the block."""
+        """Open a transaction for everything else, which commits with full durability at the end of the block."""
         self.refuse_after_fork()
         with forks.Use(), self._lock:
             self._usable()
@@ -130,7 +130,7 @@ class MetadataDatabase:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep the writers of other processes out for the block, in which this thread may write; for opening."""
+        """Keep writers of other processes out during the block, in which this thread may write. Used for opening."""
         with self._lock:
             self._usable()
             try:
@@ -144,7 +144,7 @@ class MetadataDatabase:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A snapshot to read from. Keep it short: the WAL cannot be folded past it."""
+        """Open a snapshot for reading. Keep it short: the WAL cannot be checkpointed past it."""
         self._usable()
         with forks.Use():
             try:
@@ -154,10 +154,10 @@ class MetadataDatabase:
                 raise sqlite.typed_error(error, self.path) from error
 
     def standing_reader(self, before_close: Callable[[], None]) -> Connection:
-        """Open a connection that only reads and stays, for one thread at a time; its owner closes it.
+        """Open a long-lived connection for reading, for one thread at a time; its owner closes it.
 
-        No transaction on it may outlive a call: the WAL cannot be folded past it. `before_close` is called when
-        this database closes, and has to close it.
+        No transaction on it may outlive a call: the WAL cannot be checkpointed past it. `before_close` is called when
+        this database closes, and must close the connection.
         """
         self.refuse_after_fork()
         with self._lock:
@@ -169,9 +169,9 @@ class MetadataDatabase:
         return connection
 
     def fold_if_due(self) -> None:
-        """Fold the WAL into the file when it is large, whoever wrote it.
+        """Checkpoint the WAL if it is large, whichever process wrote it.
 
-        It comes after a commit and never fails it: what did not work now is tried again soon.
+        It runs after a commit and never fails that commit: a failed checkpoint is logged and retried later.
         """
         if self._closed or time.monotonic() < self._fold_not_before_s:
             return
@@ -179,10 +179,10 @@ class MetadataDatabase:
             if sqlite.log_bytes(self.path) >= self._fold_bytes:
                 self.fold()
         except (HoldfastError, OSError) as error:
-            log.warning("the WAL of %s was not folded and goes on growing: %s", self.path, error)
+            log.warning("the WAL of %s could not be checkpointed and keeps growing: %s", self.path, error)
 
     def fold(self) -> int:
-        """Fold the WAL into the file now; returns how many bytes of it the next commits use again."""
+        """Checkpoint the WAL now; returns how many bytes of it the next commits can reuse."""
         with forks.Use(), self._lock:
             self._usable()
             try:
@@ -197,7 +197,7 @@ class MetadataDatabase:
         return sqlite.log_bytes(self.path) if folded.done_pages == folded.log_pages else 0
 
     def note_acknowledged(self) -> None:
-        """Write how far everything is committed to the mark, durably; see `repo.core.acknowledged`."""
+        """Write the last committed seq and record id to the mark, durably; see `repo.core.acknowledged`."""
         if not self.is_prepared:
             return  # there may be no tables yet
         with self.read() as connection:
@@ -206,9 +206,9 @@ class MetadataDatabase:
             self.mark.write(extent, durably=True)
 
     def vacuum(self) -> None:
-        """Write the file anew without its free pages, and cut its WAL; raises `StoreBusy`, `StoreFull`.
+        """Rewrite the file without its free pages, and truncate its WAL; raises `StoreBusy`, `StoreFull`.
 
-        Writers, of every process, wait meanwhile. An error, or a kill, leaves it as it was.
+        Writers of all processes wait for it. An error or a kill leaves the file unchanged.
         """
         with forks.Use(), self._lock:
             self._usable()
@@ -228,13 +228,13 @@ class MetadataDatabase:
             if not self._closed:
                 self.note_acknowledged()
         except HoldfastError as error:
-            # Closing has to go on. The file then says less than was acknowledged, which is never wrong.
-            log.warning("how far %s was acknowledged was not noted at its close: %s", self.path, error)
+            # Closing must continue. The mark may lag behind the database: then it only detects less.
+            log.warning("the acknowledged mark of %s could not be updated at close: %s", self.path, error)
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        for close in self._before_close:  # not under the lock: their owners may be waiting for it
+        for close in self._before_close:  # not under the lock, for which their owners may be waiting
             close()
         with self._lock:
             if self._writer is not None:
@@ -244,7 +244,7 @@ class MetadataDatabase:
             self._turnstile.close()
 
     def _let_go_of_writer(self) -> None:
-        """Close the connection that writes, unless a thread uses it; the next write opens another."""
+        """Close the writer's connection unless a thread is using it; the next write opens another."""
         if not self._lock.acquire(blocking=False):
             return
         try:
@@ -260,10 +260,9 @@ class MetadataDatabase:
             raise sqlite.typed_error(error, self.path) from error
 
     def refuse_after_fork(self) -> None:
-        """Raise `StoreClosed` in a child of the process that opened it; takes no lock.
+        """Raise `StoreClosed` in a child of the process that opened it. Takes no lock.
 
-        A thread of the parent may have held any lock at the moment of the fork, and in the child nobody ever
-        lets go of it.
+        A thread of the parent may have held any lock at the fork, and in the child nothing releases it.
         """
         if os.getpid() != self._pid:
             raise StoreClosed(

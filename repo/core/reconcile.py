@@ -1,7 +1,7 @@
-"""Reconciling: what the column file and the metadata database agree on each time that the file is opened.
+"""Reconciling: makes the column file and the metadata database consistent each time the file is opened.
 
-Owns the repair of what does not fit: a file that is older than the journal, metadata that are older than the
-file, counts that do not fit the points. Runs alone, under the lease; never applies journal rows.
+Repairs mismatches: a file older than the journal, metadata older than the file, counts that do not match the points.
+Runs with exclusive use of the columns, under the lease. Never applies journal rows.
 """
 
 from __future__ import annotations
@@ -39,31 +39,31 @@ Known = Mapping[tuple[str, str], Summary]
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What is known of the open file. It is replaced as a whole by what was read back, or dropped."""
+    """The known state of the open file. It is replaced as a whole by what was read back, or dropped."""
 
     opened: OpenColumns
     state: ColumnsState
     known: Known
-    """The summaries of the series that have points in it."""
+    """The summaries of the series with points in the file."""
     copied_losses: tuple[str, ...]
-    """Ledger entries in it that are in the metadata as well; the next flush removes them."""
+    """Ledger entries in the file that are also in the metadata; the next flush removes them from the file."""
     pruned_through: int
 
 
 class Reconciler:
-    """Brings a file that was just opened, and the metadata, to agree."""
+    """Makes a newly opened file and the metadata consistent."""
 
     def __init__(self, metadata: MetadataDatabase, active: ActiveColumns, clock: Clock) -> None:
         self._metadata = metadata
         self._active = active
         self._clock = clock
         self.renumbered_through = 0
-        """The last seq that a renumbering gave out. A reader's goal may be older than it, and mean seqs of before."""
+        """The last seq that a renumbering assigned. A reader's target from before it refers to the old numbers."""
 
     def agreed(self, opened: OpenColumns) -> Held:
-        """Bring the file to the present schema, and return what is known of it once it fits the metadata.
+        """Upgrade the file's schema, make it consistent with the metadata, and return its state.
 
-        Raises `StoreForked`, `StoreCorrupt`, or what the engines raise; calling it again is safe.
+        Raises `StoreForked`, `StoreCorrupt`, or what the engines raise. Safe to call again.
         """
         self._active.bring_to_head(opened.engine, opened.backend.path)
         with self._metadata.read() as connection:
@@ -92,26 +92,26 @@ class Reconciler:
                 LedgerRepository(connection).add(losses)
                 StateRepository(connection).set(copied_through=state.watermark, **own)
         if not is_verified:
-            # Last: it also says that the copy in the metadata was made from counts that are right.
+            # Last, because it also states that the copy in the metadata was made from correct counts.
             with opened.flush_connection.begin():
                 VerificationRepository(opened.flush_connection).note()
         return Held(opened, state, known, tuple(loss.entry_id for loss in losses), facts.pruned_through)
 
     def _own_state(self, opened: OpenColumns, facts: State) -> ColumnsState:
-        """Return the state of the file, which is tied to this store now, and reaches as far as the prune did."""
+        """Tie the file to this store, raise its watermark to `pruned_through`, and return its state."""
         connection = opened.flush_connection
         with connection.begin():
             found = ColumnsStateRepository(connection).get()
         if found is not None and found.store_id != facts.store_id:
             raise StoreForked(
                 f"{opened.backend.path} belongs to the store {found.store_id}, not to this one "
-                f"({facts.store_id}); put the file of this store back",
+                f"({facts.store_id}); restore the file of this store",
                 path=opened.backend.path,
             )
         if found is not None and found.generation < facts.generation:
             raise StoreCorrupt(
-                f"{opened.backend.path} is of generation {found.generation}, and the store is at {facts.generation}: "
-                "it was set aside when the columns moved to another engine. Put the file of this generation back",
+                f"{opened.backend.path} is of generation {found.generation}, but the store is at {facts.generation}: "
+                "it was retired when the columns moved to another engine. Restore the file of the current generation",
                 path=opened.backend.path,
             )
         state = found or ColumnsState(facts.store_id, uuid4().hex, facts.generation, 0)
@@ -133,9 +133,9 @@ class Reconciler:
         return read_state(opened)
 
     def _verified(self, opened: OpenColumns) -> bool:
-        """Say whether the counts of this file were verified before; if not, correct those that are wrong.
+        """Return whether the counts of this file were already verified; if not, correct any wrong counts.
 
-        An interrupt in a flush could make them wrong in earlier versions.
+        In earlier versions an interrupt during a flush could make them wrong.
         """
         connection = opened.flush_connection
         with connection.begin():
@@ -147,7 +147,7 @@ class Reconciler:
                 SummaryRepository(connection).replace(found, gone)
         if found or gone:
             log.warning(
-                "the counts of %d series in %s did not fit their points, and were corrected",
+                "the counts of %d series in %s did not match their points, and were corrected",
                 len(found) + len(gone),
                 opened.backend.path,
             )
@@ -156,11 +156,11 @@ class Reconciler:
     def _renumber(
         self, connection: Connection, path: Path, state: ColumnsState, facts: State, floor: int
     ) -> None:
-        """Give the unapplied rows of an older journal new seqs; its deletes are not applied.
+        """Give the unapplied rows of an older journal new seqs, and void its deletes.
 
-        At their new place they would take points that were written after them.
+        With a new seq, a delete would also remove points that were written after it.
         """
-        log.error("the metadata of %s is older than its columns: it gets new seqs", path)
+        log.error("the metadata of %s is older than its columns: unapplied journal rows get new seqs", path)
         journal = JournalRepository(connection)
         if facts.last_seq < floor:
             LedgerRepository(connection).add([self._older_metadata(facts, floor)])
@@ -173,14 +173,14 @@ class Reconciler:
         LedgerRepository(connection).add([self._not_applied(entry, facts) for entry in deletes])
         for entry in deletes:
             log.error(
-                "a delete in the older metadata of %s is not applied, as points may have been written after it: %s; "
-                "see the loss ledger, and delete again what should go",
+                "a delete in the older metadata of %s was not applied, because points may have been written after it: "
+                "%s; see the loss ledger, and repeat the delete if it is still wanted",
                 path,
                 Selection.from_json(entry.payload),
             )
 
     def _older_metadata(self, facts: State, floor: int) -> Loss:
-        # The points up to there are in the columns; of the records nobody can say.
+        # The points up to there are in the columns. The number of lost records is unknown.
         return Loss(
             entry_id=f"{facts.store_id}:lost-end:records:{facts.last_seq}-{floor}",
             what="records",
@@ -206,7 +206,7 @@ class Reconciler:
 
     def _older_columns(self, opened: OpenColumns, state: ColumnsState, facts: State) -> Loss:
         log.error(
-            "%s holds points through seq %d, but %d were pruned from the journal: it was replaced or restored; "
+            "%s has points through seq %d, but the journal is pruned through %d: the file was replaced or restored; "
             "see the loss ledger",
             opened.backend.path,
             state.watermark,
@@ -225,7 +225,7 @@ class Reconciler:
 
 
 def read_state(opened: OpenColumns) -> ColumnsState:
-    """Read the state of a file that a store has taken."""
+    """Read the state of a file that belongs to a store."""
     with opened.flush_connection.begin():
         state = ColumnsStateRepository(opened.flush_connection).get()
     assert state is not None
@@ -233,7 +233,7 @@ def read_state(opened: OpenColumns) -> ColumnsState:
 
 
 def digest_of(entries: Iterable[Entry]) -> int:
-    """Return the CRC-32 of journal rows, by seq and payload; never 0, which stands for none."""
+    """Return the CRC-32 of journal rows, by seq and payload; never 0, which means no digest."""
     digest = 0
     for entry in entries:
         digest = crc32(entry.payload, crc32(b"%d %d" % (entry.seq, entry.seqs), digest))
@@ -241,17 +241,17 @@ def digest_of(entries: Iterable[Entry]) -> int:
 
 
 def _is_what_was_flushed(connection: Connection, state: ColumnsState, facts: State) -> bool:
-    """Say whether the journal rows past the last copy, up to the watermark, are those that were applied.
+    """Return whether the journal rows from the last copy up to the watermark are the ones that were applied.
 
-    After a crash between a flush and its copy they are; in a metadata database that was restored and
-    written to since, others stand there, which must not count as applied.
+    They are after a crash between a flush and its copy. A metadata database that was restored and written to since has
+    other rows there, which must not count as applied.
     """
     copied = facts.copied_through
     if copied >= state.watermark or state.flush_digest == 0:
         return True
     for entry in JournalRepository(connection).after(copied):
         if entry.is_lost and entry.first_seq <= state.watermark <= entry.seq:
-            return True  # the file holds what the journal lost, and so everything before it
+            return True  # the file has the rows that the journal lost, and so all rows before them
         if entry.seq >= state.watermark:
             break
     entries = JournalRepository(connection).after(copied, state.watermark)

@@ -1,7 +1,7 @@
-"""Tending: keeps the columns open between the steps of a long job, and hands them to another process that waits.
+"""Tending: keeps the columns open between the steps of a long job, and hands them over to a waiting process.
 
-In a store without a background thread, nobody would notice that another process waits, so each use opens the file and
-closes it again. A job that uses it a hundred times keeps it open and looks for waiting processes itself.
+In a store without a background thread nothing checks for waiting processes, so each use opens the file and closes it
+again. A job that uses the columns many times keeps them open and runs that check itself.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ __all__ = ["TEND_S", "tended"]
 log = logging.getLogger("holdfast.tending")
 
 TEND_S = 0.02
-"""How often the turnstile is looked at while the lease is held: the longest that another process waits for
-an idle holder."""
+"""How often to check for waiting processes while the lease is held; the longest they wait for an idle holder."""
 
 
 @contextmanager
 def tended(columns: Columns) -> Iterator[None]:
-    """For the block, let the file stay open between uses until another process waits for it, or it is idle."""
+    """Keep the file open between uses inside the block, until another process waits for it or it has been idle."""
     if columns.is_tended:
         yield
         return
@@ -48,6 +47,6 @@ def _tend(columns: Columns, stop: Stop) -> None:
     while not ended:
         ended = stop.wait(TEND_S)
         try:
-            columns.tend(at_once=ended)  # here, where no interrupt comes
-        except Exception as error:  # noqa: BLE001  it has let go all the same; the job's next use says what is wrong
-            log.error("the columns could not be closed in order: %s", error)
+            columns.tend(at_once=ended)  # in this thread, which no interrupt reaches
+        except Exception as error:  # noqa: BLE001  the lease was released anyway; the next use reports the cause
+            log.error("the columns could not be closed cleanly: %s", error)

@@ -1,7 +1,7 @@
-"""Undisturbed: runs a step to its end even if Ctrl-C or another signal arrives.
+"""Undisturbed: runs a step to completion even if Ctrl-C or another signal arrives.
 
-Handlers of signals run in the main thread, between any two of its instructions. A step that must not be cut in half,
-such as opening a file and noting that it is open, therefore runs in a thread of its own while the main thread waits.
+Signal handlers run in the main thread, between any two of its instructions. A step that must not be cut off, such as
+opening a file and recording that it is open, therefore runs in another thread while the main thread waits.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ __all__ = ["undisturbed"]
 
 
 def undisturbed(step: Callable[[], object]) -> None:
-    """Run the step; raises what it raises. An interrupt is raised after it. Keep the step short."""
+    """Run the step and raise what it raises. An interrupt is raised after the step. Keep the step short."""
     if threading.current_thread() is not threading.main_thread():
         step()
         return
     run = _Run(step)
     try:
         run.wait()
-    except BaseException:  # whatever a handler of signals raises: the step is waited for all the same
+    except BaseException:  # raised by a signal handler: wait for the step anyway
         while not run.is_done:
             try:
                 run.wait()
             except KeyboardInterrupt:
-                continue  # the first one is raised already
+                continue  # the first one is raised below
         raise
     if run.error is not None:
         raise run.error
@@ -48,7 +48,7 @@ class _Run:
                 with self._mutex:
                     self._is_started = True
                     _thread.start_new_thread(self._run, ())
-            except RuntimeError:  # no thread is to be had, or the interpreter is ending
+            except RuntimeError:  # no thread can be started, or the interpreter is shutting down
                 self._run()
         self._done.acquire()
         self._done.release()
@@ -56,7 +56,7 @@ class _Run:
     def _run(self) -> None:
         try:
             self._step()
-        except BaseException as error:  # noqa: BLE001  it is raised where the step was wanted
+        except BaseException as error:  # noqa: BLE001  the waiting thread raises it
             self.error = error
         self.is_done = True
         self._done.release()

@@ -1,4 +1,4 @@
-"""The writer: puts changes into the journal, many threads' changes in one commit. Never touches the columns."""
+"""The writer: appends changes to the journal, those of many threads in one commit. Never touches the columns."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from repo.repositories.series import SeriesRepository
 __all__ = ["Writer"]
 
 LINGER_SHARE = 0.25
-"""How much of the last commit's time a leader waits for threads that are about to write again."""
+"""The share of the last commit's duration that a leader waits for threads that may write again."""
 
 LINGER_LIMIT_S = 0.002
 
 _PAUSE_S = 0.000_05
 
 _ROOM_PAUSE_S = 0.001
-"""How often `submit` looks for room in a full queue."""
+"""How often `submit` checks for room in a full queue."""
 
 _RESCUE_S = 0.25
-"""After this time a thread that waits sees to it itself that somebody leads."""
+"""After this time a waiting thread tries to become the leader itself."""
 
 
 @dataclass(slots=True, eq=False)
 class _Party:
-    """Submissions of one thread, waiting for a commit."""
+    """Submissions of one thread that wait for a commit."""
 
     submissions: Sequence[Submission]
     wake: threading.Lock = field(default_factory=threading.Lock)
     done: bool = False
     """Whether each submission has its result or its error."""
     gone: bool = False
-    """Whether its thread was interrupted, so that nobody waits for it: what has not begun is not written."""
+    """Whether its thread was interrupted and no longer waits; what has not begun is then not written."""
 
     def __post_init__(self) -> None:
         self.wake.acquire()
@@ -56,7 +56,7 @@ class _Party:
 
 @dataclass(slots=True, eq=False)
 class _Group:
-    """What a leader commits at once; `attempt` and `failed` decide what became of it."""
+    """The parties of one commit; `attempt` and `failed` hold its outcome."""
 
     parties: Sequence[_Party]
     attempt: Attempt = field(default_factory=Attempt)
@@ -66,15 +66,15 @@ class _Group:
 class Writer:
     """Group commit into the journal. Thread-safe.
 
-    The first thread that comes leads: it commits for itself and for all who queued meanwhile, wakes them, and
-    hands the lead to the first of those who came during the commit. So a lone thread never waits for
-    another, and many share each fsync. A submission returns when its journal rows are committed, or raises
-    with nothing of it written.
+    The first thread to arrive becomes the leader: it commits its own submissions and those of all queued threads, wakes
+    these threads, and passes the lead to the first thread that arrived during the commit. So a single thread never
+    waits for another, and many threads share each fsync. A submission returns when its journal rows are committed, or
+    raises with nothing written.
 
-    An interrupt, KeyboardInterrupt say, may come at any moment and is raised in its own thread only. Its submission
-    is then written whole or not at all. Whoever holds the lock `_leading` leads, whatever the other fields say;
-    parties stay in the queue until they are done, so the next leader commits what an interrupted one did not. What
-    that one had committed it settles first, by `_group`.
+    An interrupt such as KeyboardInterrupt may arrive at any time, and is raised only in its own thread, whose
+    submission is then written completely or not at all. The thread that holds the lock `_leading` is the leader,
+    whatever the other fields say. Parties stay in the queue until they are done, so the next leader commits what an
+    interrupted one did not. First it settles, by `_group`, what the interrupted leader had committed.
     """
 
     def __init__(self, metadata: MetadataDatabase, clock: Clock, queue_points: int) -> None:
@@ -92,7 +92,7 @@ class Writer:
         self._inbox = _Inbox(self, queue_points)
 
     def commit(self, submission: Submission) -> Written:
-        """Make one submission durable; blocks until it is."""
+        """Make one submission durable; blocks until then."""
         self.commit_all((submission,))
         if submission.error is not None:
             raise submission.error
@@ -100,7 +100,7 @@ class Writer:
         return submission.written
 
     def commit_all(self, submissions: Sequence[Submission]) -> None:
-        """Make several durable in one commit; each then has `written` or `error`."""
+        """Make several submissions durable in one commit; each then has `written` or `error`."""
         self._metadata.refuse_after_fork()
         party = _Party(submissions)
         led = False
@@ -109,13 +109,15 @@ class Writer:
                 self._queue.append(party)
                 follows, self._led = self._led, True
             if follows:
-                party.wake.acquire(timeout=_RESCUE_S)  # until a leader lets go of it: done, or called to lead
+                party.wake.acquire(
+                    timeout=_RESCUE_S
+                )  # a leader releases it: the party is done, or has to lead
             while not party.done:
                 with self._leading:
                     if not party.done:
                         led = True
                         self._lead()
-        except BaseException:  # an interrupt, too: who has left the queue must not be waited for
+        except BaseException:  # including an interrupt: nobody may wait for a thread that has left
             party.gone = True
             self._call_next()
             raise
@@ -123,9 +125,9 @@ class Writer:
             self._metadata.fold_if_due()
 
     def submit(self, submission: Submission) -> Future[Written]:
-        """Queue one submission for the writer's own thread; waits only while the queue is full.
+        """Queue one submission for the writer's own thread; blocks only while the queue is full.
 
-        That thread itself, in a callback of a future, does not wait: nobody else would make room.
+        A callback of a future runs in that thread and does not block, because no other thread would make room.
         """
         self._metadata.refuse_after_fork()
         return self._inbox.put(submission)
@@ -135,7 +137,7 @@ class Writer:
         self._inbox.close()
 
     def _lead(self) -> None:
-        """Commit for all who wait; the caller holds `_leading`."""
+        """Commit for all waiting threads. The caller holds `_leading`."""
         self._settle()  # what an interrupted leader left
         self._linger()
         with self._mutex:
@@ -149,7 +151,7 @@ class Writer:
         self._last_party = len(group.parties)
 
     def _settle(self) -> None:
-        """Wake those whose group was committed or refused, and call the next to lead. Repeating it is harmless."""
+        """Wake the threads of a group that was committed or failed, and appoint the next leader. Safe to repeat."""
         group = self._group
         if group is not None:
             decided = group.attempt.committed or group.failed
@@ -164,7 +166,7 @@ class Writer:
         self._call_next()
 
     def _call_next(self) -> None:
-        """Wake the first who waits, so that it leads."""
+        """Wake the first waiting thread, which becomes the leader."""
         with self._mutex:
             self._queue = [party for party in self._queue if not party.gone]
             self._led = bool(self._queue)
@@ -172,7 +174,7 @@ class Writer:
                 self._queue[0].wake.release()
 
     def _linger(self) -> None:
-        """Wait a little for those who were in the last commit: they are likely to write again at once."""
+        """Wait briefly for the threads of the last commit, which are likely to write again at once."""
         if self._last_party < 2:
             return
         until = time.perf_counter() + min(self._last_commit_s * LINGER_SHARE, LINGER_LIMIT_S)
@@ -185,7 +187,7 @@ class Writer:
 
         def write(connection: Connection) -> None:
             self._forget_changed_kinds(connection)
-            for submission in submissions:  # it may be its second time
+            for submission in submissions:  # this may be the second attempt
                 submission.error = submission.written = None
             accepted = [s for s in submissions if self._kinds_fit(connection, s, kinds)]
             if accepted:
@@ -234,9 +236,10 @@ class Writer:
         row.end()
 
     def _kinds_fit(self, connection: Connection, submission: Submission, group: _GroupKinds) -> bool:
-        """Register new series; on one of another kind the submission, or a row that may be skipped, fails alone.
+        """Register new series, and check the kinds of the others.
 
-        A series without points takes the kind of what is written now.
+        On a mismatch only this submission fails, or only its wrong rows if they may be skipped. An empty series takes
+        the new kind.
         """
         wanted: dict[tuple[str, str], str | None] = {}
         others: dict[tuple[str, str], tuple[str, str]] = {}
@@ -286,7 +289,7 @@ class Writer:
         return True
 
     def _forget_changed_kinds(self, connection: Connection) -> None:
-        """Forget the kinds if any process has given a series another one."""
+        """Forget the cached kinds if any process has changed the kind of a series."""
         changes = SeriesRepository(connection).changes()
         if changes != self._kinds_as_of:
             self._kinds = {}
@@ -304,21 +307,21 @@ def _change_record(records: RecordRepository, change: RecordChange | SettleChang
 
 @dataclass(slots=True)
 class _GroupKinds:
-    """What one commit finds out about kinds; nobody else knows it before it is committed."""
+    """The kinds that one commit has found or set; not visible to others before the commit."""
 
     registered: dict[tuple[str, str], str] = field(default_factory=dict)
     used: set[tuple[str, str]] = field(default_factory=set)
-    """Series that an earlier submission of the commit writes readings to."""
+    """Series to which an earlier submission of the commit writes readings."""
 
     def use(self, submission: Submission) -> None:
-        """Note the series of a submission that fits."""
+        """Add the series of an accepted submission."""
         for change in submission.changes:
             if isinstance(change, (PointsChange, BulkChange)):
                 self.used.update(pair for pair, kind in change.kinds.items() if kind is not None)
 
 
 class _PointsRow:
-    """A journal row that takes blocks until it is full, or until something else comes between."""
+    """Collects blocks for a journal row, until it is full or a change of another sort follows."""
 
     def __init__(self, journal: JournalRepository, now_us: int) -> None:
         self._journal = journal
@@ -337,7 +340,7 @@ class _PointsRow:
         self._seq, self._count, self._bytes = seq, self._count + count, self._bytes + len(block)
 
     def end(self) -> None:
-        """Write the row, if it holds anything."""
+        """Write the row, unless it is empty."""
         if self._blocks:
             payload = self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)
             self._journal.append(self._seq, self._count, self._kind, payload, self._now_us)
@@ -347,8 +350,8 @@ class _PointsRow:
 class _Inbox:
     """The bounded queue of `submit`, and the thread that empties it.
 
-    Callers look for room every millisecond, and wait on nothing that an interrupt could leave half taken. The thread
-    waits for `_bell`, a lock that is let go of for it before anything is queued.
+    Callers poll for room every millisecond, because an interrupt could leave a blocking primitive in an undefined
+    state. The thread waits for `_bell`, a lock that is released before anything is queued.
     """
 
     def __init__(self, writer: Writer, limit_points: int) -> None:
@@ -366,14 +369,14 @@ class _Inbox:
     def put(self, submission: Submission) -> Future[Written]:
         future: Future[Written] = Future()
         submission.future = future
-        future.set_running_or_notify_cancel()  # once queued it will be written: it cannot be taken back
+        future.set_running_or_notify_cancel()  # once queued, it will be written and cannot be cancelled
         submission.points = sum(c.count for c in submission.changes if isinstance(c, PointsChange))
         from_callback = threading.get_ident() == self._runner
         while True:
             with self._mutex:
                 if self._closed:
                     raise StoreClosed("the store is closed; nothing of this call was written")
-                # A submission larger than the whole queue is let in alone.
+                # A submission larger than the queue is accepted when the queue is empty.
                 if from_callback or not self._points or self._points + submission.points <= self._limit:
                     if self._thread is None or not self._thread.is_alive():
                         self._thread = self._started()
@@ -396,8 +399,8 @@ class _Inbox:
             thread.start()
         except RuntimeError as error:
             raise HoldfastError(
-                f"no thread could be started to write what is submitted ({error}); nothing of this call was written. "
-                "Raise the limit of threads, or end some, and try again"
+                f"the thread that writes submitted points could not be started ({error}); nothing of this call was "
+                "written. Raise the limit of threads, or end some, and try again"
             ) from error
         return thread
 
@@ -419,7 +422,7 @@ class _Inbox:
                 elif closed:
                     self._runner = 0
                     with self._mutex:
-                        self._ring()  # for another thread that may wait here
+                        self._ring()  # for another thread that may be waiting
                     return
                 with self._mutex:
                     if self._waiting or self._closed:
@@ -428,7 +431,7 @@ class _Inbox:
     def _settle(self, group: Sequence[Submission]) -> None:
         try:
             self._writer.commit_all(group)
-        except BaseException as error:  # noqa: BLE001  it belongs to the callers, whose futures carry it
+        except BaseException as error:  # noqa: BLE001  the futures raise it in the callers
             for submission in group:
                 submission.error = submission.error or error
         with self._mutex:
@@ -445,9 +448,5 @@ class _Inbox:
 def _mismatch(pair: tuple[str, str], known: str, kind: str) -> InvalidPoint:
     sensor, metric = pair
     return InvalidPoint(
-        [
-            Refusal(
-                None, "value", f"the series {sensor!r} {metric!r} holds {known} values, and this is a {kind}"
-            )
-        ]
+        [Refusal(None, "value", f"is a {kind}, but the series {sensor!r} {metric!r} holds {known} values")]
     )

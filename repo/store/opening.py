@@ -188,7 +188,7 @@ class Opening:
         with self._leased("preparing the store") if columns else nullcontext(), metadata.alone():
             state = self._state(metadata)
             if state is None:
-                # If the metadata are at the head, the columns may still be outdated, with `auto_migrate` off.
+                # If the metadata is at the head, the columns may still be outdated, with `auto_migrate` off.
                 with metadata.read() as connection:
                     standing = version.compare(version.version_of(connection))
                 if standing is not version.Standing.HEAD or self._settings.auto_migrate:

@@ -94,7 +94,9 @@ def test_counts_that_are_wrong_in_the_file_are_corrected_when_it_is_opened(
     with caplog.at_level(logging.WARNING):
         assert len(store.points.range(None, "m").all()) == 15
     said = [
-        record.getMessage() for record in caplog.records if "did not fit their points" in record.getMessage()
+        record.getMessage()
+        for record in caplog.records
+        if "did not match their points" in record.getMessage()
     ]
     assert len(said) == 1
     assert said[0].startswith("the counts of 3 series")
@@ -133,7 +135,7 @@ def test_a_delete_that_comes_back_with_older_metadata_takes_no_newer_points(
     assert [(loss.detail, loss.dropped) for loss in entries if loss.reason == "delete-not-applied"] == [
         ('["a", "m", null, null]', 0)
     ]
-    assert any("is not applied" in record.getMessage() for record in caplog.records)
+    assert any("was not applied" in record.getMessage() for record in caplog.records)
     store.points.delete("a", "m")
     assert store.points.range("a", "m").all() == []
 
