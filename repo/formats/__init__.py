@@ -1,1 +1,1 @@
-"""Formats: points in and out as tables, as files and as text."""
+"""Formats: points as tables, files and text."""

@@ -1,7 +1,7 @@
-"""Compression: reads gzip, zstd or neither as plain bytes. Never looks at what they say.
+"""Compression: reads gzip, zstd or uncompressed files as plain bytes. Never interprets the bytes.
 
-What is packed is told by its first bytes, so it may have any name; a name that promises gzip or zstd for what is
-neither is an error. However far a file would swell, in memory there are one window of it and what was asked for.
+The first bytes determine the compression, so a compressed file may have any name. A name that ends in .gz or .zst is an
+error if the file is not compressed that way. Memory holds one window and the bytes asked for, whatever the ratio.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ __all__ = ["MOST_WINDOW_BYTES", "Packing", "packing_of", "plain_name", "unpacked
 Packing = Literal["gzip", "zstd"]
 
 MOST_WINDOW_BYTES = 2**27
-"""A zstd file that needs a larger window, made by `zstd --long=28` and more, is refused, as `zstd -d` does."""
+"""A zstd file that needs a larger window (`zstd --long=28` and more) is refused, as by `zstd -d`."""
 
 _MAGIC: dict[bytes, Packing] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _SUFFIXES: dict[str, Packing] = {".gz": "gzip", ".zst": "zstd"}
 _PIECE_BYTES = 256
-"""What goes into zstd at once: it answers with all that a piece swells to, up to 32,768 times as much."""
+"""The bytes passed to zstd at once. It returns everything that they expand to, up to 32,768 times as much."""
 
 
 def packing_of(head: bytes) -> Packing | None:
-    """Return how a file is packed, by its first bytes; None for plain ones."""
+    """Return the compression that the first bytes of a file show; None if uncompressed."""
     return next((packing for magic, packing in _MAGIC.items() if head.startswith(magic)), None)
 
 
 def plain_name(name: str) -> str:
-    """Return a file's name without the ending of a packed one, in small letters."""
+    """Return a file name in lower case without the suffix of a compression."""
     name = name.lower()
     return next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), name)
 
 
 @contextmanager
 def unpacked(raw: io.BufferedReader, name: str) -> Iterator[io.BufferedReader]:
-    """Give the plain bytes of a stream for the block; `name` is for messages, and may promise a packing.
+    """Give the decompressed stream for the block. `name` is for messages; its suffix may announce a compression.
 
-    Raises `InvalidFile` for what is damaged, cut short or not packed as its name says, also out of the block that
-    reads, and `MissingExtra` where zstd cannot be read here.
+    Raises `InvalidFile` if the data is damaged, truncated or not compressed as its name says, also from the block that
+    reads, and `MissingExtra` if zstd cannot be read here.
     """
     packing = packing_of(raw.peek(4)[:4])
     for suffix, promised in _SUFFIXES.items():
         if name.lower().endswith(suffix) and packing != promised:
-            raise InvalidFile(f"{name} is named {suffix} and is not {promised}", path=name)
+            raise InvalidFile(f"{name} ends in {suffix} but is not {promised}", path=name)
     if packing is None:
         yield raw
         return
@@ -65,11 +65,11 @@ def unpacked(raw: io.BufferedReader, name: str) -> Iterator[io.BufferedReader]:
         with plain:
             yield plain
     except faults as error:
-        raise InvalidFile(f"{name} is cut short or damaged {packing}: {error}", path=name) from error
+        raise InvalidFile(f"{name} is truncated or damaged {packing}: {error}", path=name) from error
 
 
 class _Zstd(io.RawIOBase):
-    """The plain bytes of one zstd frame after another."""
+    """The decompressed bytes of consecutive zstd frames."""
 
     def __init__(self, raw: io.BufferedReader, begin: Callable[[], Any]) -> None:
         self._raw = raw
@@ -91,7 +91,7 @@ class _Zstd(io.RawIOBase):
         return count
 
     def _unpack(self) -> bool:
-        """Unpack the next piece; False at the end."""
+        """Decompress the next piece; False at the end."""
         piece = self._piece or self._raw.read(_PIECE_BYTES)
         if not piece:
             if self._frame is not None:
@@ -107,7 +107,7 @@ class _Zstd(io.RawIOBase):
 
 
 def _zstd_of_this_environment() -> tuple[Callable[[], Any], type[Exception]]:
-    """Return what begins the unpacking of a frame, and what it raises for a damaged one."""
+    """Return the class that decompresses a frame, and the error that it raises for a damaged one."""
     try:
         library: Any = import_module("compression.zstd")  # Python 3.14 and newer
     except ImportError:

@@ -1,7 +1,7 @@
-"""Lines of a text stream, as texts or as JSON objects: owns their numbers and the longest that may be.
+"""Lines of a text stream, as text or as JSON objects: owns their numbers and the maximum length.
 
-JSON as RFC 8259 has it: NaN and Infinity are no numbers, and a key that comes twice in an object is refused, for
-which of its two values is meant nobody can tell.
+JSON follows RFC 8259: NaN and Infinity are not numbers. An object with a repeated key is refused, because it is unclear
+which value counts.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from repo.times import Unfit
 __all__ = ["MAX_LINE_CHARS", "Lines", "LongLine", "Objects"]
 
 MAX_LINE_CHARS = 1_048_576
-"""A longer line is refused, and is never in memory as a whole."""
+"""A longer line is refused, and is never completely in memory."""
 
 
 class LongLine(ValueError):
-    """A line that is too long; reading may go on after it."""
+    """A line is too long; reading can continue after it."""
 
 
 class Lines:
-    """The lines of a stream, one at a time; `line` is the number, from 1, of the one just read.
+    """The lines of a stream, one at a time; `line` is the number, from 1, of the last line read.
 
-    `chars` counts all that was read, but for lines that were too long.
+    `chars` counts all characters read, except those of lines that were too long.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -39,7 +39,7 @@ class Lines:
         self._readline = stream.readline
 
     def next_line(self) -> str:
-        """Return the next line with its end, an empty text at the end of the stream.
+        """Return the next line with its line end, or an empty string at the end of the stream.
 
         Raises `LongLine`, or `InvalidFile` for an undecodable byte.
         """
@@ -71,16 +71,16 @@ _NO_NUMBERS = {
 
 
 class Objects(Lines):
-    """The objects of a text stream, one at a time; `line` is the number, from 1, of the line just read."""
+    """The objects of a text stream, one at a time; `line` is the number, from 1, of the last line read."""
 
     text = ""
-    """The line just read, as it stands in the file."""
+    """The last line read, exactly as in the file."""
 
     def next_object(self) -> dict[str, Any] | None:
-        """Return the next line that is not blank as an object, None at the end.
+        """Return the next non-blank line as an object, or None at the end.
 
-        Raises `Unfit` for a line that is none (reading may go on), `InvalidFile` for an undecodable byte, and for a
-        file that is one JSON array.
+        Raises `Unfit` for a line that is not an object (reading can continue), `InvalidFile` for an undecodable byte
+        and for a file that is one JSON array.
         """
         self.text = ""
         try:
@@ -95,10 +95,10 @@ class Objects(Lines):
     def _object_of(self, text: str) -> dict[str, Any]:
         if not text.isascii() and (wrong := _UNDECODABLE.search(text)):
             byte = ord(wrong[0]) - 0xDC00
-            raise Unfit(f"has the byte 0x{byte:02X}, which is no text in this encoding")
+            raise Unfit(f"has the byte 0x{byte:02X}, which is invalid in this encoding")
         if self.line == 1 and text.startswith("["):
             raise InvalidFile(
-                "the file is a JSON array, not an object a line; `jq -c '.[]'` makes lines of it",
+                "the file is a JSON array, not one object per line; `jq -c '.[]'` converts it",
                 path=self.path,
             )
         try:
@@ -112,7 +112,7 @@ class Objects(Lines):
         except ValueError as fault:
             raise Unfit("holds an integer that is too long") from fault
         if end != len(text):
-            raise Unfit(f"goes on after its JSON, at column {end + 1}")
+            raise Unfit(f"has more text after its JSON, at column {end + 1}")
         if type(found) is not dict:
             raise Unfit(f"is {described(found)}, not an object")
         return found
@@ -128,7 +128,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(literal: str) -> NoReturn:
-    raise Unfit(f"has {literal}, which is no JSON; {_NO_NUMBERS[literal]}")
+    raise Unfit(f"has {literal}, which is not JSON; {_NO_NUMBERS[literal]}")
 
 
 _decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_number).raw_decode

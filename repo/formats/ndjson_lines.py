@@ -1,19 +1,19 @@
-"""NDJSON lines of points: what is in one, and the way there and back. Never opens a file.
+"""NDJSON lines of points: their content, and the conversion in both directions. Never opens a file.
 
-The format. One JSON object a line, in UTF-8, and a line end after each; keys in any order:
+The format: one JSON object per line, in UTF-8, each followed by a line end. Keys may be in any order:
 
 | key | JSON | |
 |---|---|---|
 | sensor_id, metric_name | text | |
 | timestamp_us | integer | microseconds since 1970, UTC |
-| value | number, text or null | null: no reading; "Infinity" and "-Infinity", which no state may be: numbers |
-| quality | integer | left out: 100 |
-| metadata | object | left out if there is none |
-| seq | integer | the store's number for the write; left out where it was given up, not read |
+| value | number, text or null | null: no reading; "Infinity" and "-Infinity", which cannot be states, are numbers |
+| quality | integer | 100 if absent |
+| metadata | object | absent if there is none |
+| seq | integer | the store's number for the write; absent if it has none; ignored when read |
 
-A number is written with as many digits as give the same 64 bits back. Exports write these lines, gzipped, in the
-order of Parquet (`repo.formats.files.parquet`): `NAME.ndjson.gz`, and beside it `NAME.ndjson.gz.sha256`; recoveries
-take just these back. `holdfast ingest` reads them too, and others besides (`repo.formats.text.ndjson`).
+A number has as many digits as are needed to restore the same 64 bits. Exports write these lines, gzipped, in the order
+of Parquet (`repo.formats.files.parquet`), as `NAME.ndjson.gz` with a checksum in `NAME.ndjson.gz.sha256`. Imports
+accept only these. `holdfast ingest` also reads other NDJSON (`repo.formats.text.ndjson`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["INFINITE", "StoredRow", "lines_of", "stored_row"]
 INFINITE = {"Infinity": inf, "-Infinity": -inf}
 
 StoredRow = tuple[str, str, int, float | None, str | None, int, str | None]
-"""A point as its table has it, but for the seq: sensor, metric, µs, number, text, quality, metadata as JSON."""
+"""A stored point without seq: sensor, metric, µs, number, text, quality, metadata as JSON."""
 
 _text = json.JSONEncoder(ensure_ascii=False).encode
 _LARGEST_INT = 2**63 - 1
@@ -41,9 +41,9 @@ _CACHED_CHARS = 256
 
 
 def lines_of(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
-    """Yield the line of each point; columns as in the table `time_series_data`, seq last."""
+    """Yield the line of each point. The columns are those of the table `time_series_data`, seq last."""
     for sensor, metric, us, number, text, quality, metadata, seq in rows:
-        if number is None or number != number:  # a store of the legacy program may hold NaN
+        if number is None or number != number:  # a store of the legacy program may contain NaN
             value = "null" if text is None else _text(text)
         else:
             value = repr(number) if isfinite(number) else '"Infinity"' if number > 0 else '"-Infinity"'
@@ -62,7 +62,7 @@ def _series(sensor: str, metric: str) -> str:
 
 
 def _json(metadata: str) -> str:
-    """Return stored metadata as it stands; that of the legacy program, which may be no JSON, as what it is."""
+    """Return stored metadata unchanged if it is JSON; metadata of the legacy program may be any text."""
     try:
         parsed = json.loads(metadata)
         if metadata_json(parsed) == metadata:
@@ -78,9 +78,9 @@ _cached_json = lru_cache(_CACHED)(_json)
 
 
 def stored_row(found: dict[str, Any]) -> StoredRow:
-    """Return what an object says; `Unfit`, naming the key, if it is none of this format.
+    """Return the point of an object; raises `Unfit`, naming the key, if it is not in this format.
 
-    Only the form is looked at: a time may be absurd, a text too long.
+    Only types are checked: a time may be out of range, a text too long.
     """
     sensor, metric = found.get("sensor_id"), found.get("metric_name")
     if type(sensor) is not str or type(metric) is not str:
@@ -117,7 +117,7 @@ def stored_row(found: dict[str, Any]) -> StoredRow:
 
 
 def _metadata(found: Any) -> str:
-    """Return metadata as JSON; what may not be stored too, to be refused with its reason."""
+    """Return metadata as JSON, even if it cannot be stored, so that it is refused with a reason."""
     if isinstance(found, str):
         _check_letters(found)
         return found
@@ -133,10 +133,10 @@ def _check_letters(*texts: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as fault:
-            raise Unfit("holds a lone surrogate, which no text does") from fault
+            raise Unfit("contains a lone surrogate, which text cannot") from fault
 
 
 def _unfit(found: dict[str, Any], key: str, wanted: str) -> Unfit:
     if key not in found:
         return Unfit(f"has no {key}")
-    return Unfit(f"{key} is {described(found[key])}; {wanted} is wanted")
+    return Unfit(f"{key} is {described(found[key])}; expected {wanted}")

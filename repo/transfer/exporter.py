@@ -1,7 +1,8 @@
-"""Export: writes the points of an open store to files, a page at a time. Never holds the lease while it writes.
+"""Export: writes the points of an open store to files, one page at a time. Never holds the lease while it writes.
 
-A page is read into memory under a lease of its own, and encoded while the next one is read. So what is written
-meanwhile may show in later pages, as it does in a `Result`; of series that had no points at the beginning it does not.
+Each page is read into memory under a lease of its own, and encoded while the next one is read. Later pages may
+therefore contain points that were written during the export, as in a `Result`, except those of series that had no
+points when it began.
 """
 
 from __future__ import annotations
@@ -33,19 +34,20 @@ from repo.repositories.state import StateRepository
 __all__ = ["Exported", "Progress", "export_ndjson", "export_parquet"]
 
 Progress = Callable[[int, int], object]
-"""Told how many points were read so far, and about how many there are."""
+"""Called with the number of points read so far, and the approximate total."""
 
 ARROW_ROWS = 524_288
-"""Rows of a page of columns, less a quarter: 15 MB, and some 150 ms under the lease. In three times as many, readings
-with jitter take 6 % less space in the file, and those on the tick 50 % more: then fewer series share their times."""
+"""The most rows in a page of columns. Pages aim at three quarters of it: 15 MB, and about 150 ms under the lease. With
+three times as many, readings with jitter take 6 % less space in the file, but regular readings 50 % more, as fewer
+series then share their times."""
 
 PLAIN_ROWS = 65_536
-"""Rows of a page of Python objects: 25 MB."""
+"""The most rows in a page of Python objects: 25 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export wrote. Times are µs since 1970 UTC; spans are None where there are no points."""
+    """What an export wrote. Times are µs since 1970 UTC; spans are None if there are no points."""
 
     path: Path
     files: int
@@ -56,7 +58,7 @@ class Exported:
     first_seq: int | None
     last_seq: int | None
     resumed: int = 0
-    """How many of the files stood already, from an export that was cut off."""
+    """How many of the files existed already, from an interrupted export."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain values; the documented form of `holdfast --json export`."""
@@ -90,7 +92,7 @@ def export_ndjson(
 ) -> Exported:
     """See `Store.export_ndjson`."""
     if partition is None and not path.name.endswith(ENDING):
-        raise InvalidQuery(f"{path}: NDJSON is written gzipped; give it a name that ends in {ENDING}")
+        raise InvalidQuery(f"{path}: NDJSON is written gzipped; the name must end in {ENDING}")
     form = _Form(NdjsonWriter(), ENDING, "gzip")
     return _export(handle, path, selection, form, partition, progress)
 
@@ -113,7 +115,7 @@ def _export(
     if partition not in (None, "day"):
         raise InvalidQuery(f"partition = {partition!r}: 'day', or None for one file")
     if handle.files.owns(path):
-        raise InvalidFile(f"{path} is a name of the store's own files; export to another folder", path=path)
+        raise InvalidFile(f"{path} is one of the store's own files; export to another folder", path=path)
     with handle.metadata.read() as connection:
         state = StateRepository(connection).get()
     assert state is not None
@@ -139,20 +141,20 @@ class _Job:
         self._slices = _Slices(handle, selection, progress, columnar=form.writer.columnar)
 
     def one_file(self, path: Path) -> Exported:
-        """Write everything into one file, and its sum beside it."""
+        """Write all points into one file, and its checksum into another."""
         if path.is_dir():
             raise InvalidFile(f"{path} is a folder; name a file, or export with partition='day'", path=path)
         checksum = path.with_name(f"{path.name}.sha256")
         with file_typed(path, "written"), atomic_write(path) as descriptor:
             facts = self._write(descriptor, self._slices.start_us, self._slices.end_us)
-            # The old sum must not stand beside the new file: that would look like damage.
+            # The old checksum must not remain next to the new file: that would look like damage.
             checksum.unlink(missing_ok=True)
         with file_typed(checksum, "written"):
             put(checksum, os.fsencode(_sum_line(facts.sha256, path.name)))
         return Exported(path, 1, **combined([facts]))
 
     def bundle(self, path: Path, store_id: str) -> Exported:
-        """Write a file a day, those that do not stand yet, and the manifest."""
+        """Write the missing files, one per day, and the manifest."""
         request = {
             "store": store_id,
             "selection": json.loads(json.dumps(asdict(self._selection))),
@@ -187,15 +189,15 @@ class _Job:
 
 
 def _sum_line(sha256: str, name: str) -> str:
-    """Return the line that sha256sum writes of a file, which marks odd names by a backslash."""
+    """Return the line that sha256sum writes for a file; it escapes unusual names with a backslash."""
     odd = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     return f"{'' if odd == name else chr(92)}{sha256}  {odd}\n"
 
 
 def _ahead(pages: Generator[WrittenPage]) -> Generator[WrittenPage]:
-    """Yield pages, and have the next one read meanwhile."""
+    """Yield pages, reading the next one in a thread."""
     with closing(pages), ThreadPoolExecutor(1, "holdfast-page") as beside:
-        beside.submit(int).result()  # a thread whose start Ctrl-C cuts off would not be waited for
+        beside.submit(int).result()  # a thread whose start Ctrl-C interrupts would not be joined
         coming = beside.submit(next, pages, None)
         while (page := coming.result()) is not None:
             coming = beside.submit(next, pages, None)
@@ -203,9 +205,9 @@ def _ahead(pages: Generator[WrittenPage]) -> Generator[WrittenPage]:
 
 
 class _Slices:
-    """Walks over the selected points in pages, each a span that is as wide as the points are dense.
+    """Iterates over the selected points in pages. The time span of a page depends on the density of the points.
 
-    The series are those that have points when it is made.
+    The series are those that have points when this object is created.
     """
 
     def __init__(self, handle: Handle, selection: Selection, progress: Progress, *, columnar: bool) -> None:
@@ -228,24 +230,24 @@ class _Slices:
         self._progress(0, self._total)
 
     def holds(self, facts: FileFacts, start_us: int, end_us: int) -> bool:
-        """Say whether a span is as it was when a file of it was written: with no late point, and none corrected."""
+        """Return whether a span is unchanged since a file of it was written: no late and no corrected points."""
         span = span_of(self._selection, start_us, end_us)
         with self._reading() as reader:
             return (reader.count(span), reader.last_seq(span)) == (facts.points, facts.last_seq)
 
     def skip(self, points: int) -> None:
-        """Count points as read that need not be."""
+        """Count points as read that do not have to be read."""
         self._advance(points)
 
     def first_from(self, start_us: int) -> int | None:
-        """Return the time of the first point from a moment on."""
+        """Return the time of the first point at or after `start_us`."""
         if start_us >= self.end_us:
             return None
         with self._reading() as reader:
             return reader.first(span_of(self._selection, start_us, self.end_us))
 
     def count(self, start_us: int, end_us: int) -> int:
-        """Return how many points there are in a span."""
+        """Return the number of points in a span."""
         with self._reading() as reader:
             return reader.count(span_of(self._selection, start_us, end_us))
 
@@ -269,9 +271,9 @@ class _Slices:
             self._advance(count)
 
     def _fitting(self, reader: SliceReader, at_us: int, end_us: int) -> tuple[Selection, int]:
-        """Return a span from `at_us` on with at most a page of points, and their weight.
+        """Return a span that starts at `at_us` and has at most one page of points, and their weight.
 
-        The points of one microsecond stay together, however many they are.
+        The points of one microsecond stay together, however many there are.
         """
         most = ARROW_ROWS if self._columnar and reader.columns else PLAIN_ROWS
         width_us = min(self._width_us, end_us - at_us)
@@ -301,12 +303,12 @@ class _Slices:
 
 
 def _filling(rows: int) -> int:
-    """Return how many rows to aim at, of so many that a page may have: the points are not spread evenly."""
+    """Return the number of rows to aim at for a page size, as points are not evenly distributed."""
     return rows * 3 // 4
 
 
 def _outline(selection: Selection, known: Mapping[tuple[str, str], Summary]) -> tuple[int, int, int]:
-    """Return the span in which there are points, [first, end), and about how many there are in it."""
+    """Return the span that contains the points, [first, end), and their approximate number."""
     first_us = min((summary.first_us for summary in known.values()), default=0)
     end_us = max((summary.last_us + 1 for summary in known.values()), default=0)
     if selection.start_us is not None:

@@ -1,7 +1,7 @@
 """Import: reads files and bundles of points into an open store. Validates every file before it stores a point.
 
-The look finds damage, missing columns and wrong types in any of the files, and then nothing is stored. After it the
-files are read again, a page at a time, and each page is written as a table.
+If the first pass finds damage, missing columns or wrong types in any file, nothing is stored. The second pass reads the
+files again, one page at a time, and writes each page as a table.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ __all__ = ["Imported", "Progress", "Verified", "import_parquet", "verify_parquet
 log = logging.getLogger("holdfast.importing")
 
 Progress = Callable[[int, int], object]
-"""Told how many rows were taken so far, of how many."""
+"""Called with the number of rows processed so far, and the total."""
 
 _MOST_PROBLEMS = 20
 _UNITS = {1_000_000: "seconds", 1_000: "milliseconds", 1: "microseconds"}
 
 _MOST_PAGES = 16
-"""Pages that become durable together, some four million points: a checkpoint for each would cost as much again."""
+"""Pages that become durable together, about four million points. A checkpoint per page would double the time."""
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class _Counts:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What became of the rows of an import; of a dry run, what would.
+    """The outcome for the rows of an import, or of a dry run.
 
     `read` is the sum of `stored`, `present`, `duplicates`, `nulls` and `refused`.
     """
@@ -69,22 +69,22 @@ class Imported:
     files: int
     read: int
     stored: int
-    """Rows that were written; with `on_conflict="overwrite"` also those over stored points, which change nothing
-    if they are equal."""
+    """Rows that were written. With `on_conflict="overwrite"` this includes rows for stored points, even equal ones,
+    which change nothing."""
     present: int
-    """Points of that series and time stood already, and stay (`on_conflict="keep"`)."""
+    """Rows whose point was stored before and is kept (`on_conflict="keep"`)."""
     duplicates: int
-    """Rows with the series and time of another one near them in the file, of which the last counts."""
+    """Rows with the same series and time as another row near them in the file; the last one counts."""
     nulls: int
     """Rows without a sensor, a metric or a time."""
     refused: int
     """Rows that cannot be stored: see `problems`."""
     no_reading: int
-    """Rows that name a point and have no reading for it; each is in one of the counts above, too."""
+    """Rows that name a point but have no reading; each is also in one of the counts above."""
     problems: tuple[str, ...]
-    """The first of the reasons, each with its file."""
+    """The first few reasons, each with its file."""
     verified: int
-    """How many of the files had a SHA-256, in a manifest or beside them; all of those were as it says."""
+    """How many of the files had a SHA-256, in a manifest or a separate file; all of these matched."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain values; the documented form of `holdfast --json import`."""
@@ -93,7 +93,7 @@ class Imported:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """Files that were looked at and are in order; `verified` counts those that have a SHA-256."""
+    """Files that passed validation; `verified` is the number of those with a SHA-256."""
 
     files: int
     points: int
@@ -156,7 +156,7 @@ def verify_parquet(
     columns: Mapping[str, str] | None = None,
     time_format: str = "unix",
 ) -> Verified:
-    """Look at every file as an import does, and touch no store. Raises what `Store.import_parquet` does."""
+    """Validate every file as an import does, without a store. Raises the same errors as `Store.import_parquet`."""
     mapping = check_mapping(columns, time_format)
     looked = [_look(settings, source, mapping, time_format) for source in sources_of(paths)]
     return Verified(
@@ -178,7 +178,7 @@ def _opened(settings: Settings, source: Source, descriptor: int) -> Iterator[Fil
 
 
 def _look(settings: Settings, source: Source, mapping: Mapping[str, str], time_format: str) -> _Looked:
-    """Go through a whole file once: is it what was written, and will its columns do."""
+    """Read a whole file once, to check that it is undamaged and its columns are usable."""
     with source.opened() as descriptor:
         size = os.fstat(descriptor).st_size
         verified = source.verify(descriptor)
@@ -193,7 +193,7 @@ def _look(settings: Settings, source: Source, mapping: Mapping[str, str], time_f
             look = reader.look(plan)
     if source.points is not None and look.rows != source.points:
         raise StoreCorrupt(
-            f"{source.path} has {counted(look.rows, 'point')}, and its manifest says {source.points:,}; "
+            f"{source.path} has {counted(look.rows, 'point')}, but its manifest says {source.points:,}; "
             "nothing was stored",
             path=source.path,
         )
@@ -203,7 +203,7 @@ def _look(settings: Settings, source: Source, mapping: Mapping[str, str], time_f
 
 
 class _Job:
-    """One import, after the look."""
+    """One import, after the validation."""
 
     def __init__(
         self,
@@ -230,7 +230,7 @@ class _Job:
         self.counts = _Counts()
 
     def run(self, looked: _Looked) -> None:
-        """Take all rows of a file; an error has a note that says what was stored before it."""
+        """Store all rows of a file. An error has a note that says what was stored before it."""
         time = looked.plan.types.get("timestamp")
         plain = time is not None and time.family in ("integer", "float")
         self._numbers = looked.plan.columns["timestamp"] if plain else None
@@ -252,7 +252,7 @@ class _Job:
             raise
 
     def _write(self, pages: Iterator[ReadPage], source: Source) -> None:
-        """Write pages in one go, which is durable at its end."""
+        """Write pages as one unit, which is durable at its end."""
         chosen = (page for page in pages if self._wants(page, source))
         refusals: list[Refusal] = []
         first = next(chosen, None)
@@ -272,8 +272,8 @@ class _Job:
             if refusal.field == "timestamp_us" and self._numbers is not None:
                 self._note(
                     source,
-                    f"timestamp: the numbers of {self._numbers!r} are taken as {self._unit} since 1970, and lie "
-                    "outside the years 1678 to 2261; if they count another unit, say so: time_format "
+                    f"timestamp: the numbers of {self._numbers!r} are read as {self._unit} since 1970 and are "
+                    "outside the years 1678 to 2261; if they are in another unit, set it: time_format "
                     "(--time-format) is unix, unix_ms or unix_us",
                 )
             else:
@@ -285,7 +285,7 @@ class _Job:
         return self._bulk.insert(table, on_error="skip", on_conflict=self._on_conflict).refusals
 
     def _wants(self, page: ReadPage, source: Source) -> bool:
-        """Count the rows of a page, before it is written, and say whether there is anything to write."""
+        """Count the rows of a page before it is written, and return whether there is anything to write."""
         counts = self.counts
         counts.read += page.rows
         counts.nulls += page.nulls
@@ -306,14 +306,14 @@ class _Job:
         return rows > stood
 
     def _look_for_overlaps(self, page: ReadPage, source: Source) -> None:
-        """Warn once: what stands in two places of what is read is stored once, and nothing is stored here."""
+        """Warn once that points which occur twice in the input are counted twice here, as nothing is stored."""
         for group in page.groups:
             spans = self._spans.setdefault(group.pair, [])
             if any(group.first_us <= last and first <= group.last_us for first, last in spans):
                 self._overlaps = True
                 log.warning(
-                    "%s: has points of %r %r in a span that was read before; those of equal time are counted each "
-                    "time here, and would be stored once",
+                    "%s: has points of %r %r in a span that was read before; points of equal time are counted each "
+                    "time here, but would be stored once",
                     source.path,
                     *group.pair,
                 )
@@ -321,7 +321,7 @@ class _Job:
             spans.append((group.first_us, group.last_us))
 
     def _leave_out_other_kinds(self, page: ReadPage, source: Source) -> int:
-        """Drop the readings that are of the other kind than their series: the store's, else the file's first."""
+        """Drop readings whose kind differs from that of their series: the stored kind, else the first in the file."""
         unknown = [group.pair for group in page.groups if group.pair not in self._kinds]
         with self._handle.metadata.read() as connection:
             found = SeriesRepository(connection).kinds(unknown)
@@ -343,6 +343,6 @@ class _Job:
             return present(connection, known, spans, page)
 
     def _note(self, source: Source, problem: str) -> None:
-        told = f"{source.path}: {problem}"
-        if len(self.counts.problems) < _MOST_PROBLEMS and told not in self.counts.problems:
-            self.counts.problems.append(told)
+        line = f"{source.path}: {problem}"
+        if len(self.counts.problems) < _MOST_PROBLEMS and line not in self.counts.problems:
+            self.counts.problems.append(line)

@@ -1,4 +1,4 @@
-"""Ingest: readings of text files into an open store, checked, a batch at a time. Never reads a line itself."""
+"""Ingest: validates readings of text files and writes them to an open store in batches. Never parses a line itself."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ Files = str | os.PathLike[str] | Input | Iterable[str | os.PathLike[str] | Input
 log = logging.getLogger("holdfast.ingesting")
 
 APPLY_POINTS = 1_000_000
-"""After so many points the journal is applied to the columns, so that it does not hold a whole long import."""
+"""After this many points the journal is flushed, so that it does not hold a whole long import."""
 
 
 @dataclass(frozen=True, slots=True)
 class IngestedFile:
-    """What became of one file."""
+    """The outcome for one file."""
 
     file: str
     points: int
-    """Acknowledged: durable, whatever happens next."""
+    """Acknowledged points: durable, whatever happens next."""
     rejected: int
-    """Lines, cells and rows that gave no point; `on_rejected` was told each, of Parquet each reason."""
+    """Lines, cells and rows that gave no point. `on_rejected` receives each; for Parquet, each reason."""
     no_reading: int
     """Cells marked as missing: no point in a wide file, a point without a reading in a long one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """What became of all files, in their order, and how long it took."""
+    """The outcome for all files, in their order, and the time taken."""
 
     path: str
     """The store."""
@@ -70,22 +70,22 @@ class Ingested:
 
     @property
     def points(self) -> int:
-        """How many points were acknowledged."""
+        """The number of acknowledged points."""
         return sum(file.points for file in self.files)
 
     @property
     def rejected(self) -> int:
-        """How many lines, cells and rows gave no point."""
+        """The number of lines, cells and rows that gave no point."""
         return sum(file.rejected for file in self.files)
 
     @property
     def no_reading(self) -> int:
-        """How many cells were marked as missing."""
+        """The number of cells marked as missing."""
         return sum(file.no_reading for file in self.files)
 
     @property
     def points_per_s(self) -> int:
-        """How many points were acknowledged in a second."""
+        """The number of points acknowledged per second."""
         return round(self.points / max(self.elapsed_s, 1e-6))
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def ingest(
     progress: Callable[[Input, int], object] = lambda _input, _readings: None,
     on_rejected: Callable[[Input, Rejected], object] = lambda _input, _rejected: None,
 ) -> Ingested:
-    """See `Store.ingest`. In memory there are a few batches of 10,000 readings; of Parquet, a page."""
+    """See `Store.ingest`. Memory holds a few batches of 10,000 readings or, for Parquet, one page."""
     began_s = time.monotonic()
     with ExitStack() as stack:
         inputs = [_input_of(file, stack) for file in _listed(files)]
@@ -124,7 +124,7 @@ def _listed(files: Files) -> list[str | os.PathLike[str] | Input]:
 
 
 def _input_of(file: str | os.PathLike[str] | Input, stack: ExitStack) -> Input:
-    """Return what a caller gave as an input; one that is made here is closed with the stack."""
+    """Return the caller's argument as an input. An input created here is closed with the stack."""
     return file if isinstance(file, Input) else stack.enter_context(closing(Input(file)))
 
 
@@ -143,7 +143,7 @@ def _run(passes: _Passes, inputs: Sequence[Input], *, strict: bool) -> list[Inge
         if passes.acknowledged:
             error.add_note(
                 f"before that, this import acknowledged {counted(passes.acknowledged, 'point')}, which stay stored; "
-                "importing again from the start is harmless"
+                "repeating the import from the start is harmless"
             )
         raise
     passes.apply()
@@ -151,7 +151,7 @@ def _run(passes: _Passes, inputs: Sequence[Input], *, strict: bool) -> list[Inge
 
 
 class _Passes:
-    """Passes over files with the store's checks; holds the writes that are under way."""
+    """Reads files with the store's validation; holds the writes in progress."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class _Passes:
         self.acknowledged = 0
 
     def run(self, given: Input, *, check_only: bool) -> IngestedFile:
-        """Pass over one file; an error that does not name it gets a note that does."""
+        """Read one file. An error that does not name it gets a note that does."""
         try:
             if given.look() == "parquet":
                 return self._run_parquet(given, check_only=check_only)
@@ -182,7 +182,7 @@ class _Passes:
             raise
 
     def _run_text(self, given: Input, take: Callable[[list[Any]], None], *, again: bool) -> IngestedFile:
-        """`take` gets rows that it may refuse with `InvalidPoint`, listing all bad ones."""
+        """`take` receives rows and may refuse them with `InvalidPoint`, which lists all bad ones."""
         before, taken, rejected, no_reading = self.acknowledged, 0, 0, 0
         with given.opened(again=again) as (form, text):
             layout = self._layout
@@ -228,7 +228,7 @@ class _Passes:
         return IngestedFile(given.name, points, rejected, done.no_reading)
 
     def mapping_of(self, given: Input) -> dict[str, str]:
-        """Return which column of Parquet is which field; `InvalidSettings` for what only a text can follow."""
+        """Return the Parquet column of each field; raises `InvalidSettings` for options that apply to text only."""
         layout, usual = self._layout, Layout()
         for option, is_given in (
             ("a sensor or a metric for all lines", layout.sensor is not None or layout.metric is not None),
@@ -237,7 +237,7 @@ class _Passes:
         ):
             if is_given:
                 raise InvalidSettings(
-                    f"{given.name} is Parquet, for which there is no {option}; ingest it apart"
+                    f"{given.name} is Parquet, which does not support {option}; ingest it separately"
                 )
         time = layout.time_columns[0]
         return {
@@ -253,11 +253,11 @@ class _Passes:
         }
 
     def check(self, rows: list[Any]) -> None:
-        """Refuse what the store would refuse, and write nothing."""
+        """Refuse the same rows as the store would, and write nothing."""
         check_rows(rows, accept_bool=self._handle.settings.accept_bool, now_us=0)
 
     def write(self, rows: list[Any]) -> None:
-        """Send rows on their way into the journal."""
+        """Submit rows to the journal."""
         if rows:
             submission = Submission.of_rows(
                 rows, accept_bool=self._handle.settings.accept_bool, now_us=self._handle.clock()
@@ -268,7 +268,7 @@ class _Passes:
             self.apply()
 
     def apply(self) -> None:
-        """Apply the journal to the columns, if they are to be had."""
+        """Apply the journal to the columns, if they are available."""
         self._settle(0)
         self._unapplied = 0
         if not self._columns_to_be_had:
@@ -277,24 +277,24 @@ class _Passes:
             self._handle.checkpoint()
         except (StoreBusy, EngineMissing) as error:
             self._columns_to_be_had = False
-            log.warning("the points are safe in the journal, and not yet in the columns: %s", error)
+            log.warning("the points are durable in the journal, but not yet in the columns: %s", error)
 
     def abandon(self) -> None:
-        """Wait for what is under way, after an error, so that the count is right."""
+        """Wait for the writes in progress after an error, so that the count is right."""
         for future in self._under_way:
             if future.exception() is None:
                 self.acknowledged += future.result().accepted
         self._under_way.clear()
 
     def _settle(self, left: int) -> None:
-        """Wait until at most `left` writes are under way; raises the error of the first that failed."""
+        """Wait until at most `left` writes are in progress; raises the error of the first that failed."""
         while len(self._under_way) > left:
             written = self._under_way.popleft().result()
             self.acknowledged += written.accepted
             self._unapplied += written.accepted
 
     def _mismatches(self, rows: list[Any]) -> list[Refusal]:
-        """Return what does not fit the kind of its series; the store would refuse the whole batch for it."""
+        """Return the rows whose kind differs from that of their series; the store would refuse the whole batch."""
         wrong = {
             (sensor, metric, kind)
             for sensor, metric, kind in _kinds_in(rows)
@@ -306,20 +306,20 @@ class _Passes:
             Refusal(
                 index,
                 "value",
-                f"the series holds {self._kinds[row[0], row[1]]} values, and this is a {kind}",
+                f"the series holds {self._kinds[row[0], row[1]]} values, but this is a {kind}",
             )
             for index, row in enumerate(rows)
             if (kind := _kind_of(type(row[3]))) is not None and (row[0], row[1], kind) in wrong
         ]
 
     def _learn(self, rows: list[Any]) -> None:
-        """Keep the kinds of new series: what they hold is fixed by their first reading."""
+        """Record the kinds of new series, which their first reading determines."""
         for sensor, metric, kind in _kinds_in(rows):
             self._kinds.setdefault((sensor, metric), kind)
 
     @staticmethod
     def _sift(chunk: Chunk, refusals: Iterable[Refusal]) -> None:
-        """Move rows from the good ones to the rejected ones."""
+        """Move rows from the accepted ones to the rejected ones."""
         refusals = list(refusals)
         if not refusals:
             return
@@ -351,7 +351,7 @@ def _kind_of(found: type) -> str | None:
 
 
 def _counted(time_formats: Sequence[str]) -> Any:
-    """Return what the numbers of Parquet's times count: its other times need no format."""
+    """Return the unit of numeric times in Parquet; its other times need no format."""
     return next((name for name in time_formats if name in UNIX_EXPONENTS), "unix")
 
 

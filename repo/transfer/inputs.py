@@ -1,4 +1,4 @@
-"""Inputs: the files and streams to ingest. Owns their form, opening, unpacking and rereading; reads no line."""
+"""Inputs: the files and streams to ingest. Owns their format, opening, decompression and rereading; parses no line."""
 
 from __future__ import annotations
 
@@ -20,12 +20,10 @@ __all__ = ["HEAD_BYTES", "Form", "Input", "form_of", "is_parquet"]
 Form = Literal["csv", "ndjson", "parquet"]
 
 HEAD_BYTES = 64
-"""How much of a file's beginning is enough to tell its form."""
+"""The bytes at the start of a file that suffice to detect its format."""
 
 _PARQUET_MAGIC = b"PAR1"
-_BEFORE_TEXT = (
-    b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"  # marks of an encoding, what UTF-16 has between letters, and space
-)
+_BEFORE_TEXT = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"  # byte order marks, the zero bytes of UTF-16, and white space
 _NAMES: dict[Form, tuple[str, ...]] = {
     "csv": (".csv", ".tsv"),
     "ndjson": (".ndjson", ".jsonl"),
@@ -34,12 +32,12 @@ _NAMES: dict[Form, tuple[str, ...]] = {
 
 
 def is_parquet(head: bytes) -> bool:
-    """Say whether a file that begins so is Parquet."""
+    """Return whether a file with this beginning is Parquet."""
     return head.startswith(_PARQUET_MAGIC)
 
 
 def form_of(head: bytes, name: str) -> Form:
-    """Return the form of a file of this name whose plain bytes begin so; what nothing else tells is CSV."""
+    """Return the format of a file with this name and beginning (decompressed); CSV if neither determines it."""
     if is_parquet(head):
         return "parquet"
     plain = plain_name(name)
@@ -50,10 +48,10 @@ def form_of(head: bytes, name: str) -> Form:
 
 
 class Input:
-    """A file or a stream of bytes, packed or not; what is no regular file is a stream. Not thread-safe.
+    """A file or a byte stream, compressed or not. Anything but a regular file is a stream. Not thread-safe.
 
-    `form` says what it is; None leaves that to its content and its name. Bytes that the encoding of a text does not
-    know come as lone surrogates, for the reader to reject their line.
+    `form` is the format; None detects it by content and name. Bytes that are invalid in the encoding become lone
+    surrogates, so that the reader rejects their line.
     """
 
     def __init__(
@@ -83,21 +81,19 @@ class Input:
         elif Path(file).is_file() or not Path(file).exists():
             self.path = Path(file)
         else:
-            self._stream, self._is_ours = (
-                _opened(Path(file)),
-                True,
-            )  # a pipe, say, which can be read once only
+            # Such as a pipe, which can be read only once.
+            self._stream, self._is_ours = _opened(Path(file)), True
 
     def look(self) -> Form | None:
-        """Say what it is, and see that it can be opened; None for the text of a stream, which `opened` looks at.
+        """Return the format and check that it can be opened; None for a stream of text, which `opened` detects.
 
-        Raises `InvalidFile` for what cannot be read, Parquet in a stream, and packed Parquet.
+        Raises `InvalidFile` for unreadable input, Parquet in a stream, and compressed Parquet.
         """
         if self.path is None:
             assert self._stream is not None
             if self._form == "parquet" or is_parquet(self._stream.peek(HEAD_BYTES)):
                 raise InvalidFile(
-                    f"{self.name} cannot be Parquet, which is read from its end; write it to a file, and name that"
+                    f"{self.name} cannot be Parquet, which is read from its end; write it to a file first"
                 )
             return None
         with ExitStack() as stack:
@@ -108,7 +104,7 @@ class Input:
 
     @property
     def share_read(self) -> float | None:
-        """How much of the bytes was read, from 0 to 1, while it is open; None where that cannot be known."""
+        """The fraction of the bytes that was read, from 0 to 1, while it is open; None if unknown."""
         if self._raw is None or self.path is None:
             return None
         size = os.fstat(self._raw.fileno()).st_size
@@ -116,10 +112,10 @@ class Input:
 
     @contextmanager
     def opened(self, *, again: bool = False) -> Iterator[tuple[Form, TextIO]]:
-        """Give the form, CSV or NDJSON, and the text from its beginning. `again`: it will be opened once more.
+        """Give the format, CSV or NDJSON, and the text from its beginning. Set `again` if it will be opened again.
 
-        A stream can be read again because it is copied to a temporary file first. Raises `InvalidFile` for
-        what cannot be read, also out of the block that reads.
+        A stream is then copied to a temporary file first. Raises `InvalidFile` for unreadable input, also from the
+        block that reads it.
         """
         with ExitStack() as stack:
             self._raw = self._opened_raw(stack, again=again)
@@ -133,7 +129,7 @@ class Input:
                 self._raw = None
 
     def close(self) -> None:
-        """Let the stream go, and remove its temporary copy."""
+        """Release the stream, and remove its temporary copy."""
         if self._stream is not None:
             if self._is_ours:
                 self._stream.close()
@@ -147,7 +143,11 @@ class Input:
     def _look_inside(self, plain: io.BufferedReader) -> Form:
         head = plain.peek(HEAD_BYTES)
         if is_parquet(head):
-            wrong = "packed Parquet; unpack it first" if self._form is None else f"Parquet, not {self._form}"
+            wrong = (
+                "compressed Parquet; decompress it first"
+                if self._form is None
+                else f"Parquet, not {self._form}"
+            )
             raise InvalidFile(f"{self.name} is {wrong}", path=self.path)
         return self._form or form_of(head, self.name)
 

@@ -1,6 +1,6 @@
-"""Sources: which files an import means, and whether they are what was written. Never reads a point.
+"""Sources: the files of an import, and whether they are undamaged. Never reads a point.
 
-A file with a SHA-256, in the manifest of its bundle or in `NAME.sha256` beside it, is compared with it. In a
+A file is compared with its SHA-256, if its bundle's manifest or a file `NAME.sha256` next to it has one. Inside a
 folder no symbolic link is followed, and nothing outside it is opened.
 """
 
@@ -28,53 +28,51 @@ __all__ = ["Source", "listed", "sources_of"]
 log = logging.getLogger("holdfast.sources")
 
 _MOST_TEXT_BYTES = 8_000_000
-"""A manifest larger than this (some 24,000 days) is not read: of JSON made for it, a byte takes 24 in memory."""
+"""A larger manifest (about 24,000 days) is not read: each byte of malicious JSON can take 24 in memory."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe must not make it wait
+_FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # so that opening a pipe does not block
 _ENDINGS = (".parquet", ".parq", ".pq", ".ndjson.gz")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(slots=True)
 class Source:
-    """One file to import. `inside` is the folder that was named, if it was found there."""
+    """One file to import. `inside` is the folder given by the caller, if the file was found in it."""
 
     path: Path
     inside: Path | None = None
     sha256: str | None = None
     bytes: int | None = None
     points: int | None = None
-    """What the manifest says of it."""
+    """What the manifest says about it."""
     _seen: tuple[int, ...] = field(default=(), repr=False)
 
     @contextmanager
     def opened(self) -> Iterator[int]:
-        """Give a descriptor of the file; `InvalidFile` if it cannot be opened, is none, or has changed since before."""
+        """Give a descriptor of the file; `InvalidFile` if it cannot be opened, is not regular, or has changed."""
         with ExitStack() as stack:
             try:
                 descriptor = self._descriptor(stack)
             except OSError as error:
                 if self.inside is not None and error.errno in (errno.ELOOP, errno.ENOTDIR):
                     raise InvalidFile(
-                        f"{self.path} is, or lies behind, a symbolic link, which is not followed in a folder; put the "
-                        "file there, or name it by itself",
+                        f"{self.path} is, or is behind, a symbolic link, which is not followed inside a folder; put "
+                        "the file there, or give its path",
                         path=self.path,
                     ) from error
                 raise file_error(error, self.path, "read") from error
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
-                raise InvalidFile(f"{self.path} is no regular file", path=self.path)
+                raise InvalidFile(f"{self.path} is not a regular file", path=self.path)
             mark = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
             if self._seen and self._seen != mark:
-                raise InvalidFile(
-                    f"{self.path} was changed while it was imported; import it again", path=self.path
-                )
+                raise InvalidFile(f"{self.path} changed during the import; import it again", path=self.path)
             self._seen = mark
             yield descriptor
 
     def verify(self, descriptor: int) -> bool:
-        """Compare the file with its sum and size; False where there is no sum. `StoreCorrupt` if they differ."""
+        """Compare the file with its checksum and size; False if it has no checksum. `StoreCorrupt` if they differ."""
         size = os.fstat(descriptor).st_size
         if self.bytes is not None and size != self.bytes:
             raise self._damaged(f"has {size:,} bytes, not {self.bytes:,}")
@@ -86,7 +84,7 @@ class Source:
 
     def _damaged(self, what: str) -> StoreCorrupt:
         return StoreCorrupt(
-            f"{self.path} is damaged: it {what}. Nothing was stored; copy it again, or leave it out",
+            f"{self.path} is damaged: it {what}. Nothing was stored; copy it again, or omit it",
             path=self.path,
         )
 
@@ -105,7 +103,7 @@ class Source:
 
 
 def sources_of(paths: Iterable[Path]) -> list[Source]:
-    """Return the files that are meant: files, folders of them, bundles. Raises `InvalidFile`, naming the path."""
+    """Return the files that these paths denote: files, folders, bundles. Raises `InvalidFile`, naming the path."""
     found: list[Source] = []
     for path in paths:
         if path.is_dir():
@@ -120,7 +118,7 @@ def _has_manifest(folder: Path) -> bool:
 
 
 def _in_bundle(folder: Path, inside: Path | None = None) -> list[Source]:
-    """Return the files of a bundle: all of a finished one, and those that stand of one that was cut off."""
+    """Return the files of a bundle: all of a finished one, the completed ones of an unfinished one."""
     inside = inside or folder
     finished = os.path.lexists(folder / MANIFEST)
     manifest = Source(folder / (MANIFEST if finished else DRAFT), inside)
@@ -136,7 +134,7 @@ def _in_bundle(folder: Path, inside: Path | None = None) -> list[Source]:
         raise
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise InvalidFile(
-            f"{manifest.path} is damaged, or no manifest of a bundle: {error}", path=manifest.path
+            f"{manifest.path} is damaged, or not the manifest of a bundle: {error}", path=manifest.path
         ) from error
 
 
@@ -157,20 +155,20 @@ def _listed(folder: Path, entry: Any, inside: Path) -> Source:
     parts = PurePosixPath(entry["path"]).parts
     if not parts or parts[0] == "/" or ".." in parts or "\0" in entry["path"]:
         raise InvalidFile(f"{folder} lists {entry['path']!r}, which is not inside it", path=folder)
-    os.fsencode(entry["path"])  # what no name of a file can be is a ValueError
+    os.fsencode(entry["path"])  # an impossible file name raises ValueError
     if (
         not _SHA256.fullmatch(entry["sha256"])
         or type(entry["points"]) is not int
         or type(entry["bytes"]) is not int
     ):
-        raise ValueError(f"what it says of {entry['path']!r} is not in order")
+        raise ValueError(f"its entry for {entry['path']!r} is invalid")
     return Source(folder.joinpath(*parts), inside, entry["sha256"], entry["bytes"], entry["points"])
 
 
 def _in_folder(folder: Path) -> list[Source]:
-    """Return the files of points anywhere in a folder, in order of their names; hidden ones are unfinished.
+    """Return the files of points anywhere in a folder, in order of their names; hidden files are unfinished.
 
-    Of a bundle in it they are what its manifest says, as if it had been named.
+    The files of a bundle in it are those in its manifest, as if the bundle had been given.
     """
     found: list[Source] = []
 
@@ -185,13 +183,13 @@ def _in_folder(folder: Path) -> list[Source]:
         folders.sort()
         for name in folders:
             if os.path.islink(os.path.join(place, name)):
-                log.warning("%s: not read: a symbolic link to a folder", Path(place, name))
+                log.warning("%s: skipped, because it is a symbolic link to a folder", Path(place, name))
         for name in sorted(names):
             if not name.startswith(".") and name.endswith(_ENDINGS):
                 path = Path(place, name)
                 found.append(Source(path, folder, _sum_beside(path, folder)))
     if not found:
-        raise InvalidFile(f"{folder} holds no Parquet files, and no NDJSON of exports", path=folder)
+        raise InvalidFile(f"{folder} has no Parquet files, and no NDJSON files of exports", path=folder)
     return found
 
 
@@ -199,12 +197,11 @@ def _sum_beside(path: Path, inside: Path | None) -> str | None:
     beside = path.with_name(f"{path.name}.sha256")
     if not os.path.lexists(beside):
         return None
-    text = _text(Source(beside, inside), errors="surrogateescape").removeprefix(
-        "\\"
-    )  # sha256sum marks odd names so
+    # sha256sum marks unusual names with a backslash.
+    text = _text(Source(beside, inside), errors="surrogateescape").removeprefix("\\")
     if not _SHA256.match(text):
         raise InvalidFile(
-            f"{beside} is no SHA-256 sum; write it again by sha256sum, or remove it", path=beside
+            f"{beside} is not a SHA-256 checksum; write it again with sha256sum, or remove it", path=beside
         )
     return text[:64]
 
@@ -212,12 +209,12 @@ def _sum_beside(path: Path, inside: Path | None) -> str | None:
 def _text(source: Source, errors: str = "strict") -> str:
     with source.opened() as descriptor:
         if os.fstat(descriptor).st_size > _MOST_TEXT_BYTES:
-            raise InvalidFile(f"{source.path} is too large for what it should be", path=source.path)
+            raise InvalidFile(f"{source.path} is too large for a manifest or checksum", path=source.path)
         with open(descriptor, "rb", closefd=False) as stream:
             try:
                 return stream.read().decode(errors=errors)
             except UnicodeDecodeError as error:
-                raise InvalidFile(f"{source.path} is damaged: it is no text", path=source.path) from error
+                raise InvalidFile(f"{source.path} is damaged: it is not text", path=source.path) from error
 
 
 def _held(stack: ExitStack, descriptor: int) -> int:
@@ -226,5 +223,5 @@ def _held(stack: ExitStack, descriptor: int) -> int:
 
 
 def listed(paths: Any) -> Sequence[Path]:
-    """Return what a caller gave, one path or several, as paths."""
+    """Return the caller's argument, one path or several, as a list of paths."""
     return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]

@@ -102,7 +102,7 @@ def test_gzip_is_unpacked_whatever_its_name(on_duckdb: Any, tmp_path: Path) -> N
 def test_a_gzip_that_was_cut_short_is_told(on_duckdb: Any, tmp_path: Path) -> None:
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(LONG.encode() * 5_000)[:-200])
     result = on_duckdb("ingest", tmp_path / "cut.csv.gz", *BOTH_TIMES, code=1)
-    assert "cut short or damaged gzip" in result.stderr
+    assert "truncated or damaged gzip" in result.stderr
     (tmp_path / "no.csv.gz").write_text(LONG)
     assert "is not gzip" in on_duckdb("ingest", tmp_path / "no.csv.gz", code=1).stderr
 
@@ -160,7 +160,7 @@ def test_numbers_for_a_series_of_texts_are_rejected_one_by_one(on_store: Any) ->
     on_store.write(("P-1", "flow", 1_714_521_600, "OPEN"))
     for options in ([], ["--strict"]):
         result = on_store("ingest", "-", *BOTH_TIMES, *options, stdin=LONG, code=3)
-        assert "line 2, value: the series holds text values, and this is a number" in result.stderr
+        assert "line 2, value: the series holds text values, but this is a number" in result.stderr
         assert "2 rejected" in result.stdout
     assert values(on_store, "P-1") == ["OPEN"]
     assert values(on_store, "P-2") == [7.0]

@@ -98,7 +98,7 @@ def test_bad_lines_are_told_by_number_and_the_good_ones_written(on_store: Comman
         [
             "fits no time format",
             "has numbers",
-            "NaN, which is no JSON",
+            "NaN, which is not JSON",
             "is empty",
             "would round",
             "is not JSON",
@@ -138,7 +138,7 @@ def test_rows_of_parquet_that_cannot_be_stored_are_rejected(on_store: Command, t
     result = on_store("ingest", file, "--errors", kept, code=3)
     assert "2 points" in result.stdout
     assert "1 without a reading, 3 rejected" in result.stdout
-    for told in ("1 row without a sensor", "are taken as seconds", "is empty"):
+    for told in ("1 row without a sensor", "are read as seconds", "is empty"):
         assert told in result.stderr
         assert told in kept.read_text()
     assert str(file) not in result.stderr
@@ -185,7 +185,7 @@ def test_the_kind_of_a_series_is_that_of_its_first_reading(on_store: Command, tm
     file = parquet(tmp_path / "b.parquet")
     assert on_store.json("ingest", file, tmp_path / "a.ndjson", code=3)["rejected"] == 1
     assert (
-        "holds number values, and this is a text" in on_store("ingest", tmp_path / "a.ndjson", code=3).stderr
+        "holds number values, but this is a text" in on_store("ingest", tmp_path / "a.ndjson", code=3).stderr
     )
 
 
@@ -230,15 +230,20 @@ def test_the_format_can_be_given(on_duckdb: Command, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "code", "told"),
     [
-        ("a.ndjson.gz", gzip.compress(lines(count=9_000).encode())[:-100], 1, "cut short or damaged gzip"),
-        ("a.ndjson.gz", lines().encode(), 1, "is named .gz and is not gzip"),
-        ("a.ndjson.zst", lines().encode(), 1, "is named .zst and is not zstd"),
+        ("a.ndjson.gz", gzip.compress(lines(count=9_000).encode())[:-100], 1, "truncated or damaged gzip"),
+        ("a.ndjson.gz", lines().encode(), 1, "ends in .gz but is not gzip"),
+        ("a.ndjson.zst", lines().encode(), 1, "ends in .zst but is not zstd"),
         ("a.ndjson", b"[\n" + lines().encode() + b"]", 1, "is a JSON array"),
         ("a.json", b"[" + lines().encode() + b"]", 1, "is a JSON array"),
-        ("a.ndjson", lines().encode("utf-16"), 3, "is no text in this encoding"),
+        ("a.ndjson", lines().encode("utf-16"), 3, "is invalid in this encoding"),
         ("a.parquet", lines().encode(), 1, "cannot be read as Parquet"),
         ("a.csv", b"PAR1" + bytes(100) + b"PAR1", 1, "cannot be read as Parquet"),
-        ("a.parquet.gz", gzip.compress(b"PAR1" + bytes(100)), 1, "is packed Parquet; unpack it first"),
+        (
+            "a.parquet.gz",
+            gzip.compress(b"PAR1" + bytes(100)),
+            1,
+            "is compressed Parquet; decompress it first",
+        ),
         ("a.ndjson", b'{"a":' * 30_000 + b"\n" + lines().encode(), 3, "is nested too deeply"),
     ],
     ids=lambda case: "" if isinstance(case, bytes) else None,

@@ -168,7 +168,7 @@ def test_ingest_is_acknowledged_while_another_process_holds_the_columns(
     text = "sensor_id,metric_name,timestamp,value\ns,m,2024-05-01T00:00:00Z,1\n"
     result = on_duckdb("ingest", "-", stdin=text)
     assert "1 point in" in result.stdout
-    assert "safe in the journal" in result.stderr
+    assert "durable in the journal" in result.stderr
     assert on_duckdb.json("latest", "s", "m")[0]["value"] == 1
 
 

@@ -164,8 +164,8 @@ def test_ndjson_goes_out_by_its_name_or_by_choice(on_store: Command, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["a.ndjson"], "a name that ends in .ndjson.gz"),
-        (["a.parquet", "--format", "ndjson"], "a name that ends in .ndjson.gz"),
+        (["a.ndjson"], "the name must end in .ndjson.gz"),
+        (["a.parquet", "--format", "ndjson"], "the name must end in .ndjson.gz"),
         (["a.ndjson.gz", "--compression", "none"], "NDJSON is gzipped"),
     ],
 )

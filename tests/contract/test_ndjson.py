@@ -123,7 +123,7 @@ def test_names_and_times_select_and_nothing_is_an_empty_file(store: Store, tmp_p
 
 
 def test_a_single_file_says_by_its_name_what_it_is(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(InvalidQuery, match=r"a name that ends in \.ndjson\.gz"):
+    with pytest.raises(InvalidQuery, match=r"the name must end in \.ndjson\.gz"):
         store.export_ndjson(tmp_path / "a.ndjson")
     with pytest.raises(InvalidQuery, match="partition"):
         store.export_ndjson(tmp_path / "a.ndjson.gz", partition="hour")  # type: ignore[arg-type]
@@ -200,22 +200,22 @@ def test_duplicates_other_kinds_and_what_cannot_be_stored_are_counted(store: Sto
         ("", "line 3: is not JSON"),
         ("[]", "is a list, not an object"),
         (line(sensor_id=...), "has no sensor_id"),
-        (line(sensor_id=None), "sensor_id is None; a text is wanted"),
-        (line(metric_name=5), "metric_name is an int; a text"),
+        (line(sensor_id=None), "sensor_id is None; expected a text"),
+        (line(metric_name=5), "metric_name is an int; expected a text"),
         (line(metric_name="\ud800"), "lone surrogate"),
         (line(value="\ud800"), "lone surrogate"),
         (line(timestamp_us=...), "has no timestamp_us"),
         (line(timestamp_us=..., timestamp=5), "has no timestamp_us"),
-        (line(timestamp_us=1.5), "timestamp_us is a float; an integer of 64 bits"),
-        (line(timestamp_us=2**64), "timestamp_us is an int; an integer of 64 bits"),
+        (line(timestamp_us=1.5), "timestamp_us is a float; expected an integer of 64 bits"),
+        (line(timestamp_us=2**64), "timestamp_us is an int; expected an integer of 64 bits"),
         (line(timestamp_us=True), "timestamp_us is a bool"),
         (line(value=...), "has no value"),
-        (line(value=[1]), "value is a list; a number, a text or null"),
+        (line(value=[1]), "value is a list; expected a number, a text or null"),
         (line(value=True), "value is a bool"),
         (line(value=2**53 + 1), "integer that a 64-bit float would round"),
         (line(value=10**400), "integer that a 64-bit float would round"),
-        (line(quality="good"), "quality is a str; an integer of 32 bits"),
-        (line(quality=2**31), "quality is an int; an integer of 32 bits"),
+        (line(quality="good"), "quality is a str; expected an integer of 32 bits"),
+        (line(quality=2**31), "quality is an int; expected an integer of 32 bits"),
         ('{"value":NaN}', "has NaN"),
         ('{"value":1,"value":1}', "the key 'value' twice"),
         ("[" * 50_000, "nested too deeply"),

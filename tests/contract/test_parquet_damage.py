@@ -216,7 +216,7 @@ def test_deeply_nested_columns_are_left_out(store: Store, tmp_path: Path) -> Non
 def test_a_sum_beside_a_file_that_is_none_is_told(store: Store, tmp_path: Path) -> None:
     write(tmp_path / "a.parquet")
     (tmp_path / "a.parquet.sha256").write_text("hello")
-    with pytest.raises(InvalidFile, match=r"a\.parquet\.sha256 is no SHA-256"):
+    with pytest.raises(InvalidFile, match=r"a\.parquet\.sha256 is not a SHA-256"):
         store.import_parquet(tmp_path / "a.parquet")
 
 
@@ -226,7 +226,7 @@ def test_a_file_that_changes_after_the_look_is_noticed(store: Store, tmp_path: P
     def change(_rows: int, _total: int) -> None:
         write(second, sensor_id=["u", "u", "u"])
 
-    with pytest.raises(InvalidFile, match="changed while it was imported") as caught:
+    with pytest.raises(InvalidFile, match="changed during the import") as caught:
         store.import_parquet([first, second], progress=change)
     assert "this import stored 2 points" in caught.value.__notes__[0]
     assert {row[0] for row in stored(store)} == {"s"}

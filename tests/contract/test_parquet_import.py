@@ -256,9 +256,9 @@ def test_links_in_a_folder_are_told_and_not_followed(
     (tmp_path / "in" / "days").symlink_to(tmp_path / "outside")
     with caplog.at_level(logging.WARNING, "holdfast"):
         assert store.import_parquet(tmp_path / "in").files == 1
-    assert "in/days: not read: a symbolic link" in caplog.text
+    assert "in/days: skipped, because it is a symbolic link" in caplog.text
     (tmp_path / "in" / "c.parquet").symlink_to(outside)
-    with pytest.raises(InvalidFile, match=r"in/c\.parquet is, or lies behind, a symbolic link"):
+    with pytest.raises(InvalidFile, match=r"in/c\.parquet is, or is behind, a symbolic link"):
         store.import_parquet(tmp_path / "in")
 
 
@@ -289,7 +289,7 @@ def test_numbers_that_are_no_seconds_are_told_with_the_way_out(
     times = [kind(BEGIN_S * factor), kind((BEGIN_S + 1) * factor)]
     done = store.import_parquet(write(tmp_path / "a.parquet", timestamp=times))
     assert (done.refused, len(done.problems)) == (2, 1)
-    assert "'timestamp' are taken as seconds" in done.problems[0]
+    assert "'timestamp' are read as seconds" in done.problems[0]
     assert "time_format (--time-format) is unix, unix_ms or unix_us" in done.problems[0]
     form: Any = {1_000: "unix_ms", 1_000_000: "unix_us"}[factor]
     again = store.import_parquet(tmp_path / "a.parquet", time_format=form)

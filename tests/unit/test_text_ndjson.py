@@ -126,8 +126,8 @@ def test_marks_of_a_missing_reading_are_those_that_are_given() -> None:
     [
         ("nonsense", None, "is not JSON: Expecting value at column 1"),
         ('{"a": 1', None, "is not JSON"),
-        ("{} {}", None, "goes on after its JSON, at column 3"),
-        (json.dumps(point()) + ",", None, "goes on after its JSON"),
+        ("{} {}", None, "has more text after its JSON, at column 3"),
+        (json.dumps(point()) + ",", None, "has more text after its JSON"),
         ("7", None, "is an int, not an object"),
         ('["a"]', None, "is a list, not an object"),
         ("null", None, "is None, not an object"),
@@ -135,14 +135,14 @@ def test_marks_of_a_missing_reading_are_those_that_are_given() -> None:
         (point(sensor_id=7), "sensor_id", "is an int, not a text"),
         (point(metric_name=["m"]), "metric_name", "is a list, not a text"),
         (point(value=...), "value", "is missing"),
-        (point(value=[1]), "value", "is a list; a number or a text is wanted"),
+        (point(value=[1]), "value", "is a list; expected a number or a text"),
         (point(timestamp=...), "timestamp", "is missing"),
-        (point(timestamp=True), "timestamp", "is a bool; a text or a number is wanted"),
+        (point(timestamp=True), "timestamp", "is a bool; expected a text or a number"),
         (point(timestamp="yesterday"), "timestamp", "fits no time format (iso)"),
         (point(timestamp_us=1.5), "timestamp", "give microseconds as an int"),
         (point(timestamp_us=2**80), "timestamp", "outside the years"),
         ({"sensor_id": "S", "timestamp": 1}, None, "has no key for a metric"),
-        ('{"value": NaN}', None, "has NaN, which is no JSON; write null for no reading"),
+        ('{"value": NaN}', None, "has NaN, which is not JSON; write null for no reading"),
         ('{"value": -Infinity}', None, 'write "-Infinity", in quotes'),
         ('{"value": 1, "value": 2}', None, "has the key 'value' twice"),
         ('{"metadata": {"a": {"b": 1, "b": 1}}}', None, "has the key 'b' twice"),
@@ -199,7 +199,7 @@ def test_blank_lines_and_a_mark_of_the_encoding_are_passed_over() -> None:
 
 
 def test_one_json_array_is_told_as_what_it_is() -> None:
-    with pytest.raises(InvalidFile, match="a JSON array, not an object a line"):
+    with pytest.raises(InvalidFile, match="a JSON array, not one object per line"):
         whole("[", json.dumps(point()) + ",", "]")
 
 

@@ -1,9 +1,9 @@
-"""Columns of points out to Arrow, pandas, polars and NumPy: their names and types, and the way there.
+"""Columns of points as Arrow, pandas, polars and NumPy: their names and types, and the conversion.
 
-Each shape needs its own package alone, imported when it is first asked for. The columns are always these, in
-this order, on both engines, and with no rows too: `sensor_id`, `metric_name`, `timestamp` (µs, UTC), `value`
-(float64; missing where the point holds a text, or no reading), `value_text` (missing where it holds a number),
-`quality` (int32), `metadata` (JSON text); and `seq` (int64) in what is read for delivery.
+Each form needs only its own package, which is imported on first use. The columns are always these, in this order, on
+both engines, even without rows: `sensor_id`, `metric_name`, `timestamp` (µs, UTC), `value` (float64; missing if the
+point has a text or no reading), `value_text` (missing if it has a number), `quality` (int32), `metadata` (JSON text);
+and `seq` (int64) in reads for delivery.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class ArrowPages:
                 return None
             return {name: pa.chunked_array([column], _stored(pa, name)) for name, column in found.items()}
         batches, size = [], 0
-        # Closed also after Ctrl-C: a transaction with a result that is not read to its end cannot be rolled back.
+        # Closed even after Ctrl-C: a transaction with a partly read result cannot be rolled back.
         with pa.RecordBatchReader.from_stream(arrow(connection, query.statement)) as reader:
             for batch in reader:
                 size += batch.num_rows
@@ -115,7 +115,7 @@ class ArrowPages:
 
 
 class PolarsPages:
-    """Pages as `polars.DataFrame`, with names as texts until they are joined."""
+    """Pages as `polars.DataFrame`, with names as text until they are joined."""
 
     numbered = True
 
@@ -256,7 +256,7 @@ def to_pandas(arrays: Arrays) -> Any:
 
 
 class _Stream:
-    """Shows nothing but the stream, so that no package takes the object for one that it knows better."""
+    """Exposes only the stream, so that no package recognizes the object as a type of its own."""
 
     def __init__(self, source: Any) -> None:
         self._source = source

@@ -1,7 +1,7 @@
-"""Scan: checks a chunk of a table through DuckDB, to see whether its columns need a row-by-row check.
+"""Scan: checks a chunk of a table through DuckDB, to find out whether its columns need a row-by-row check.
 
-The fast road of `insert_table`, as `values` has one for rows: whatever is out of the ordinary is only told,
-never judged; then the rows go the road of `values`, which alone decides and words a refusal.
+This is the fast path of `insert_table`, as `values` has one for rows. It only detects that something is unusual; the
+rows then go through `values`, which alone decides and words a refusal.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from repo.times import EXACT_FLOAT_S, MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
 __all__ = ["SOURCE", "Group", "Scan", "scan"]
 
 SOURCE = "holdfast_table"
-"""The name under which a chunk is registered with DuckDB, as `Scan.select` reads it."""
+"""The name under which a chunk is registered with DuckDB; `Scan.select` reads from it."""
 
 
 class Group(NamedTuple):
-    """What a chunk holds of one series; `newest` is (value, value_text, quality, metadata) and `place` its row."""
+    """One series in a chunk; `newest` is (value, value_text, quality, metadata) and `place` its row."""
 
     pair: tuple[str, str]
     kind: str | None
@@ -35,14 +35,14 @@ class Group(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """A chunk in which all is in order."""
+    """A chunk without anything unusual."""
 
     select: str
     """Reads `SOURCE` as the columns of a stored point, without seq, in the order of the rows."""
     rows: int
     groups: list[Group]
     unique: bool
-    """Whether no identity comes twice."""
+    """Whether all identities are distinct."""
 
 
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "UTINYINT", "USMALLINT", "UINTEGER")
@@ -53,11 +53,10 @@ _MOST_SECONDS = MAX_TIMESTAMP_US // 1_000_000
 
 
 def scan(connection: Any, source: Any, place: str | None = None) -> Scan | None:
-    """Look at a chunk through a DuckDB connection of its own; None where anything is out of the ordinary.
+    """Scan a chunk through a DuckDB connection of its own; None if anything is unusual.
 
-    `place`, if given, is SQL that selects the chunk on this connection, and `source` is not touched: a stream is
-    made anew for each of several looks. Nothing is stored. Raises `InvalidPoint` for a column type that DuckDB
-    cannot read at all.
+    `place`, if given, is SQL that selects the chunk on this connection; `source` is then not used, as each query would
+    create a new stream. Nothing is stored. Raises `InvalidPoint` for a column type that DuckDB cannot read.
     """
     import duckdb
 
@@ -85,7 +84,7 @@ def _scanned(connection: Any, *, in_place: bool) -> Scan | None:
     )
     strange = " OR ".join(f"coalesce({condition}, true)" for condition in odd)
     [(rows, wrong)] = connection.execute(
-        f"SELECT count(*), count_if({strange}) FROM {SOURCE}"  # first: a cast of what is wrong would fail
+        f"SELECT count(*), count_if({strange}) FROM {SOURCE}"  # first, because a cast of an invalid value would fail
     ).fetchall()
     if wrong or not _texts_fit(connection, text, metadata):
         return None
@@ -117,8 +116,8 @@ def _scanned(connection: Any, *, in_place: bool) -> Scan | None:
 
 
 def _is_sorted(connection: Any, select: str, series: int) -> bool:
-    """Say whether each series stands in one run of rising times, as in an export: that is quickly seen."""
-    # Neighbours of one hash would count as one run, and then there are too few.
+    """Return whether each series is one run of increasing times, as in an export; this check is fast."""
+    # Adjacent series with equal hashes would count as one run, and then there are too few.
     [(runs, falls)] = connection.execute(
         "SELECT count_if(pair IS DISTINCT FROM pair_before), "
         "count_if(pair IS NOT DISTINCT FROM pair_before AND timestamp_us <= time_before) FROM "
@@ -129,10 +128,10 @@ def _is_sorted(connection: Any, select: str, series: int) -> bool:
 
 
 def _is_unique(connection: Any, select: str, rows: int) -> bool:
-    """Say whether no identity comes twice; where that cannot be told, it says no, which is only slower."""
+    """Return whether all identities are distinct; False if that is uncertain, which is only slower."""
     import duckdb
 
-    # By hash, which is quicker; two identities of one hash count as one.
+    # By hash, which is faster; two identities with equal hashes count as one.
     query = f"SELECT count(DISTINCT hash(sensor_id, metric_name, timestamp_us)) FROM ({select})"
     try:
         [(distinct,)] = connection.execute(query).fetchall()
@@ -142,7 +141,7 @@ def _is_unique(connection: Any, select: str, rows: int) -> bool:
 
 
 def _plain_columns(types: Mapping[str, str]) -> tuple[str, str, str, str, str, list[str]] | None:
-    """Return the SQL of time, number, text, quality and metadata, and what would be out of the ordinary."""
+    """Return the SQL of time, number, text, quality and metadata, and the conditions for unusual rows."""
     odd: list[str] = []
     if any(not types[name].startswith(("VARCHAR", "ENUM")) for name in ("sensor_id", "metric_name")):
         return None
@@ -209,11 +208,12 @@ def _quality(kind: str, odd: list[str]) -> str | None:
 
 
 def _texts_fit(connection: Any, text: str, metadata: str) -> bool:
-    """Look at each different text, and at each different metadata, once."""
+    """Check each distinct text and each distinct metadata once."""
     for column, check in ((text, text_of), (metadata, _canonical)):
         if column.startswith("NULL"):
             continue
-        query = f"SELECT DISTINCT {column} FROM {SOURCE}"  # all: a filter may ask a file for what it holds
+        # All rows: a filter could be pushed down into a file.
+        query = f"SELECT DISTINCT {column} FROM {SOURCE}"
         found = connection.execute(query).fetchall()
         if not all(text is None or _fits(text, check) for (text,) in found):
             return False

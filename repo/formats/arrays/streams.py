@@ -1,8 +1,8 @@
 """Arrow C streams without pyarrow: takes pages out of streams, and chains pages into one stream that a reader pulls.
 
 The layout of the structs is fixed by https://arrow.apache.org/docs/format/CDataInterface.html and
-https://arrow.apache.org/docs/format/CStreamInterface.html. A struct is moved by copying its bytes; whoever has
-it last calls `release`, once.
+https://arrow.apache.org/docs/format/CStreamInterface.html. A struct is moved by copying its bytes; its last owner calls
+`release`, once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _STREAM = b"arrow_array_stream"
 
 
 class HasStream(Protocol):
-    """Anything that gives its rows by the Arrow PyCapsule interface."""
+    """An object that provides its rows through the Arrow PyCapsule interface."""
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> Any:
         """Return a capsule that holds an ArrowArrayStream."""
@@ -63,7 +63,7 @@ _new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 
 
 class _Source:
-    """A stream that somebody else made, as long as its capsule lives."""
+    """A stream of another library, valid as long as its capsule lives."""
 
     def __init__(self, source: HasStream) -> None:
         self._capsule = source.__arrow_c_stream__()
@@ -84,14 +84,14 @@ class _Source:
 
 
 class Page:
-    """The batches of one page, in memory, owned until they are handed on or dropped. `rows` counts them all."""
+    """The batches of one page in memory, owned until they are moved on or freed. `rows` is their total."""
 
     def __init__(self) -> None:
         self._arrays: deque[_Array] = deque()
         self.rows = 0
 
     def add(self, array: _Array) -> None:
-        """Take a batch over."""
+        """Take ownership of a batch."""
         self._arrays.append(array)
         self.rows += array.length
 
@@ -105,7 +105,7 @@ class Page:
         return True
 
     def drop(self) -> None:
-        """Free what was not handed on."""
+        """Free the batches that were not moved on."""
         while self._arrays:
             array = self._arrays.popleft()
             _Release(array.release)(ctypes.addressof(array))
@@ -117,7 +117,7 @@ class Page:
 def take_page(source: HasStream) -> Page:
     """Pull all batches of a stream into memory, so that its connection is free again.
 
-    Raises OSError with what the stream told of its failure.
+    Raises OSError with the error message of the stream.
     """
     page = Page()
     stream = _Source(source)
@@ -127,11 +127,11 @@ def take_page(source: HasStream) -> Page:
 
 
 class Chain:
-    """Pages behind one another as one stream, to be read once, by DuckDB or whatever else reads Arrow.
+    """Consecutive pages as one stream, to be read once by DuckDB or any other reader of Arrow.
 
-    `pages` is advanced when the reader wants more, in the reader's thread. What it raises ends the stream and
-    stands in `error`, to be raised by who started the reader. `shape` gives the schema, and no rows. Close it when
-    the reader has ended, not before.
+    `pages` is advanced on demand, in the reader's thread. An exception from it ends the stream and is kept in `error`;
+    the caller that started the reader raises it. `shape` gives the schema, without rows. Close it after the reader has
+    ended, not before.
     """
 
     def __init__(self, shape: HasStream, pages: Iterator[Page]) -> None:
@@ -149,16 +149,16 @@ class Chain:
         self._streams: list[_Stream] = []
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> Any:
-        """Return a stream; a reader may ask for one to see the schema and for another to read the rows."""
+        """Return a stream. A reader may request one for the schema and another for the rows."""
         stream = _Stream(*(ctypes.cast(function, ctypes.c_void_p) for function in self._functions), None)
         self._streams.append(stream)
         return _new_capsule(ctypes.addressof(stream), _STREAM, None)
 
     def close(self) -> None:
-        """Free what was not read; no reader may be at work any more."""
+        """Free what was not read; no reader may be active any more."""
         if self._page is not None:
             self._page.drop()
-        self._functions = ()  # they hold this object, and so all that it holds
+        self._functions = ()  # they reference this object, and so everything that it owns
 
     def _fill(self, out: int) -> int:
         try:

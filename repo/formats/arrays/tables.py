@@ -1,6 +1,6 @@
-"""Tables in: what a caller gives as columns, cut into chunks that DuckDB scans or that are taken as lists.
+"""Tables in: the columns of a caller, split into chunks that DuckDB scans or that are converted to lists.
 
-Knows Arrow tables, frames and dicts of arrays apart; never looks at a value.
+Distinguishes Arrow tables, frames and dicts of arrays; never inspects a value.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ COLUMNS = (
     *("sensor_id", "metric_name", "timestamp", "timestamp_us"),
     *("value", "value_text", "quality", "metadata"),
 )
-"""The columns that a table may have. It needs the names, one of the times, and a value or a text."""
+"""The columns that a table may have. The names, one of the times, and a value or a text are required."""
 
 Lists = dict[str, Sequence[Any]]
 
 
 class Chunk:
-    """Some rows of a table that lies in memory."""
+    """Some rows of a table in memory."""
 
     def __init__(
         self,
@@ -43,13 +43,13 @@ class Chunk:
         self._start = start
         self._show = show
         self.home = home
-        """The DuckDB connection that the rows came from, where they can be looked at in place: `place` selects them."""
+        """The DuckDB connection that the rows came from, if they can be scanned in place; `place` selects them."""
         self.scan = scan
-        """What a look at the rows found, if somebody looked at them."""
+        """The scan of the rows, if they were scanned."""
 
     @property
     def source(self) -> Any:
-        """What DuckDB can scan, or None where a column holds objects that only Python can tell apart."""
+        """An object that DuckDB can scan, or None if a column contains objects that only Python can distinguish."""
         return self._show(self._cut(self._start, self.rows))
 
     @property
@@ -64,7 +64,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table as chunks; one that is not `repeatable` can be gone through once."""
+    """A table as chunks; unless it is `repeatable`, it can be iterated once."""
 
     names: tuple[str, ...]
     chunks: Iterable[Chunk]
@@ -73,12 +73,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A table of a DuckDB connection of our own: it is looked at where it lies. `name` needs no quotes."""
+    """A table of an internal DuckDB connection, which is scanned in place. `name` needs no quotes."""
 
     connection: Any
     name: str
     scan: Scan | None = None
-    """What a look at it found, if all in it is in order."""
+    """The scan of it, if nothing in it is unusual."""
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """Return the rows as an Arrow stream."""
@@ -87,18 +87,17 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class HeldPages:
-    """Such tables behind one another, with the columns of a stored point but seq; each is of use until the next."""
+    """Consecutive pages with the columns of a stored point except seq; each is valid until the next one."""
 
     pages: Iterator[Held]
 
 
 def table_of(given: Any, chunk_rows: int, spool: Any) -> Table:
-    """Recognise what was given; raises `InvalidPoint` where it is no table, or its columns are not a point's.
+    """Recognize the type of a table; raises `InvalidPoint` if it is not a table, or its columns are not a point's.
 
-    A dict of arrays (NumPy, `array`, lists; a text stands for a column of it), a pandas or polars frame, a
-    pyarrow table, or anything else that has `__arrow_c_stream__`; this last is read once, by pyarrow where it
-    is installed, else into a temporary table of the DuckDB connection `spool`. `MissingExtra` where there is
-    neither.
+    Accepts a dict of arrays (NumPy, `array`, lists; a text is a constant column), a pandas or polars frame, a pyarrow
+    table, or any other object with `__arrow_c_stream__`. The last kind is read once, by pyarrow if it is installed,
+    else into a temporary table of the DuckDB connection `spool`. Raises `MissingExtra` if neither is available.
     """
     if isinstance(given, Mapping):
         return _of_mapping(given, chunk_rows)
@@ -117,12 +116,12 @@ def table_of(given: Any, chunk_rows: int, spool: Any) -> Table:
         return _of_stream(given, chunk_rows, spool)
     raise _refused(
         "table",
-        f"is of type {type(given).__name__}; a dict of arrays, a frame, or an object with __arrow_c_stream__ is wanted",
+        f"is of type {type(given).__name__}; a dict of arrays, a frame, or an object with __arrow_c_stream__ is needed",
     )
 
 
 class _StreamOnly:
-    """Shows DuckDB nothing of an object but its stream: by other signs it would ask for pyarrow."""
+    """Exposes only the stream of an object to DuckDB, which would otherwise need pyarrow."""
 
     def __init__(self, streamed: Any) -> None:
         self._streamed = streamed
@@ -145,7 +144,7 @@ def _repeated(
     show: Callable[[Any], Any] = _StreamOnly,
     home: Any = None,
 ) -> Table:
-    """A table that lies in memory: `cut` gives rows from a start on, `show` what DuckDB sees of them."""
+    """A table in memory: `cut` gives rows from a start on, `show` the object that DuckDB scans."""
     pieces = max(1, -(-rows // chunk_rows))
     edges = [rows * piece // pieces for piece in range(pieces + 1)]
     chunks = [Chunk(cut, start, stop - start, show, home) for start, stop in pairwise(edges)]
@@ -187,11 +186,11 @@ def _length(name: str, column: Any) -> int:
     try:
         return len(column)
     except TypeError as error:
-        raise _refused(name, f"is of type {type(column).__name__}; an array or a list is wanted") from error
+        raise _refused(name, f"is of type {type(column).__name__}; an array or a list is required") from error
 
 
 def _arrow_of(columns: Mapping[str, Any]) -> Any:
-    """Return the columns as an Arrow table, or None where one holds a mixture that Arrow does not take."""
+    """Return the columns as an Arrow table, or None if one has mixed types that Arrow does not accept."""
     import pyarrow as pa
 
     try:
@@ -201,7 +200,7 @@ def _arrow_of(columns: Mapping[str, Any]) -> Any:
 
 
 def _utc(column: Any) -> Any:
-    """Give NumPy's times, which have no zone and are UTC by its convention, their zone."""
+    """Add the zone to NumPy's times, which have none and are UTC by convention."""
     if getattr(getattr(column, "dtype", None), "kind", None) != "M":
         return column
     import pyarrow as pa
@@ -247,7 +246,7 @@ def _of_pandas(frame: Any, chunk_rows: int) -> Table:
         try:
             return _of_arrow(pa.Table.from_pandas(frame, preserve_index=False), chunk_rows)
         except (pa.ArrowException, ValueError, TypeError, OverflowError):
-            pass  # a column holds a mixture of objects: only Python can tell them apart
+            pass  # a column with mixed objects, which only Python can distinguish
     elif all(_is_plain(frame[name]) for name in frame.columns):
         return _repeated(
             frame.columns,
@@ -278,7 +277,7 @@ def _of_stream(given: Any, chunk_rows: int, spool: Any) -> Table:
         return Table(_checked_names(reader.schema.names), _regrouped(reader, chunk_rows), repeatable=False)
     if spool is None:
         raise MissingExtra(
-            f"reading a {type(given).__name__} needs pyarrow where DuckDB is not installed: "
+            f"reading a {type(given).__name__} needs pyarrow if DuckDB is not installed: "
             "pip install 'holdfast-edge[arrow]'"
         )
     spool.register("holdfast_given", _StreamOnly(given))
@@ -294,7 +293,7 @@ def _of_stream(given: Any, chunk_rows: int, spool: Any) -> Table:
 
 
 def _of_held(pages: Iterable[Held]) -> Table:
-    """A table of pages that are there one after the other; each is a chunk."""
+    """A table of consecutive pages; each page is a chunk."""
 
     def chunks() -> Iterator[Chunk]:
         for page in pages:
@@ -314,7 +313,7 @@ def _of_held(pages: Iterable[Held]) -> Table:
 
 
 def _regrouped(reader: Any, chunk_rows: int) -> Iterator[Chunk]:
-    """Join the batches of a stream to tables of about `chunk_rows`, and cut those that are larger."""
+    """Join the batches of a stream into tables of about `chunk_rows`, and split larger ones."""
     import pyarrow as pa
 
     held: list[Any] = []
@@ -351,7 +350,7 @@ def _arrow_list(name: str, column: Any) -> tuple[str, list[Any]]:
     import pyarrow as pa
 
     if pa.types.is_timestamp(column.type) and column.type.tz is not None:
-        # As integers: Python's datetimes hold no nanoseconds, and need a time zone database.
+        # As integers: Python's datetimes have no nanoseconds, and need a time zone database.
         up, down = _PER_UNIT[column.type.unit]
         counts = column.cast(pa.int64()).to_pylist()
         listed = [None if count is None else count * up // down for count in counts]
@@ -363,16 +362,16 @@ def _arrow_list(name: str, column: Any) -> tuple[str, list[Any]]:
 
 
 _PER_UNIT = {"s": (1_000_000, 1), "ms": (1_000, 1), "us": (1, 1), "ns": (1, 1_000)}
-"""How many µs a count of a unit is."""
+"""The number of µs per unit of time."""
 
 
 def _checked_names(names: Iterable[Any]) -> tuple[str, ...]:
     found = tuple(names)
     for name in found:
         if name not in COLUMNS:
-            raise _refused(str(name)[:40], f"is no column of points; those are {', '.join(COLUMNS)}")
+            raise _refused(str(name)[:40], f"is not a column of points; those are {', '.join(COLUMNS)}")
     if len(set(found)) != len(found):
-        raise _refused("table", "has two columns of one name")
+        raise _refused("table", "has two columns of the same name")
     for name in ("sensor_id", "metric_name"):
         if name not in found:
             raise _refused(name, "is missing")

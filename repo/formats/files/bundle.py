@@ -1,9 +1,9 @@
-"""Bundles: a folder of files of points with a manifest. Owns its layout, and how far an unfinished one has come.
+"""Bundles: a folder of files of points with a manifest. Owns its layout, and the progress of an unfinished one.
 
 ```
 FOLDER/manifest.json                                       written last: without it the bundle is not finished
 FOLDER/store=<store id>/date=<YYYY-MM-DD>/points.parquet   the points of one day, in UTC; or points.ndjson.gz
-FOLDER/export.ndjson                                       while unfinished: what was asked for, then a line a file
+FOLDER/export.ndjson                                       while unfinished: the request, then one line per file
 ```
 
 `manifest.json` is one JSON object: `format` ("holdfast-bundle"), `version` (1), `store`, `selection` (`sensor_id`,
@@ -52,16 +52,16 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 FIRST_DAY, LAST_DAY = -719_162, 2_932_896
-"""The days that have a name, 0001-01-01 and 9999-12-31; what only the legacy program took may lie beyond them."""
+"""The days that have a name: 0001-01-01 to 9999-12-31. Points of the legacy program may be outside."""
 
 
 def day_path(store_id: str, day: int, ending: str = ".parquet") -> str:
-    """Return where the points of a day stand, counted from 1970-01-01."""
+    """Return the path for the points of a day, which is counted from 1970-01-01."""
     return f"store={store_id}/date={(_EPOCH + timedelta(days=day)).date().isoformat()}/points{ending}"
 
 
 def combined(files: Iterable[FileFacts]) -> dict[str, Any]:
-    """Return what the files have together: points, bytes, and the spans of times and seqs."""
+    """Return the totals of the files: points, bytes, and the spans of times and seqs."""
     listed = list(files)
 
     def extreme(pick: Any, name: str) -> int | None:
@@ -80,7 +80,7 @@ def combined(files: Iterable[FileFacts]) -> dict[str, Any]:
 
 
 class Drafting:
-    """A bundle that is being written; `done` has the files that stand already, by their paths."""
+    """A bundle that is being written; `done` has the completed files by path."""
 
     def __init__(self, folder: Path, request: Mapping[str, Any], draft: BinaryIO) -> None:
         self._folder = folder
@@ -89,12 +89,12 @@ class Drafting:
         self.done: dict[str, FileFacts] = {}
 
     def add(self, path: str, facts: FileFacts) -> None:
-        """Note, durably, that a file stands."""
+        """Record durably that a file is complete."""
         self._append({"path": path} | asdict(facts))
         self.done[path] = facts
 
     def forget(self, path: str) -> None:
-        """Forget, durably, that a file stands, before it is written anew; a kill in here may forget them all."""
+        """Remove the record of a file durably before it is rewritten. A kill during this may remove all records."""
         del self.done[path]
         self._draft.truncate(0)
         self._append(self._request)
@@ -102,7 +102,7 @@ class Drafting:
             self._append({"path": other} | asdict(facts))
 
     def finish(self) -> None:
-        """Write the manifest; from now on the bundle is whole."""
+        """Write the manifest, which completes the bundle."""
         files = [{"path": path} | asdict(facts) for path, facts in sorted(self.done.items())]
         manifest = {
             "format": BUNDLE,
@@ -118,7 +118,7 @@ class Drafting:
         durable.sync(self._folder)
 
     def resume(self) -> None:
-        """Take up what another process left; `InvalidFile` if that was another export."""
+        """Resume what another process left; `InvalidFile` if it has a different request."""
         self._draft.seek(0)
         lines = self._draft.read().splitlines(keepends=True)
         try:
@@ -132,7 +132,7 @@ class Drafting:
             return
         if whole[0] != self._request:
             raise InvalidFile(
-                f"{self._folder} holds an unfinished export of something else; export to another folder, or "
+                f"{self._folder} has an unfinished export of something else; export to another folder, or "
                 "remove this one",
                 path=self._folder,
             )
@@ -149,7 +149,7 @@ class Drafting:
     def _damaged(self, error: Exception) -> InvalidFile:
         draft = self._folder / DRAFT
         return InvalidFile(
-            f"{draft} is damaged, or none of an export: {error}; export to another folder, or remove this one",
+            f"{draft} is damaged, or not from an export: {error}; export to another folder, or remove this one",
             path=draft,
         )
 
@@ -162,9 +162,9 @@ class Drafting:
 
 @contextmanager
 def drafting(folder: Path, request: Mapping[str, Any]) -> Iterator[Drafting]:
-    """Begin a bundle in a new or empty folder, or go on with one that was left unfinished.
+    """Begin a bundle in a new or empty folder, or resume an unfinished one.
 
-    `request` is what makes two exports the same. Raises `InvalidFile` for a folder that holds anything else, and
+    Only an export with an equal `request` is resumed. Raises `InvalidFile` for a folder with other content, and
     `StoreBusy` while another process writes there.
     """
     with file_typed(folder, "written"):
@@ -172,7 +172,7 @@ def drafting(folder: Path, request: Mapping[str, Any]) -> Iterator[Drafting]:
         held = {entry.name for entry in os.scandir(folder)}
         if MANIFEST in held and DRAFT not in held:
             raise InvalidFile(
-                f"{folder} holds a finished bundle; export to another folder, or remove it", path=folder
+                f"{folder} has a finished bundle; export to another folder, or remove it", path=folder
             )
         if held and DRAFT not in held:
             raise InvalidFile(f"{folder} is not empty; export to a folder of its own", path=folder)

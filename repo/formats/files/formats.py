@@ -1,4 +1,4 @@
-"""File formats: what a writer is given and a reader yields, whatever the format. Opens nothing."""
+"""File formats: the interfaces of writers and readers, the same for all formats. Opens nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 PAGE_ROWS = 245_760
 PAGE_BYTES = 24_000_000
-"""A page that is read has at most so many rows, and about so many bytes: several copies of it may exist at a time."""
+"""The most rows, and approximately the most bytes, of a page that is read. Several copies of it may exist at a time."""
 
 WrittenPage = Page | Sequence[Sequence[Any]]
 """Rows with the columns of the table `time_series_data`, or Arrow batches in which `series`, the place in a list of
@@ -34,18 +34,18 @@ series, comes instead of the names."""
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Points in order, with what is known of them beforehand; to be gone through once."""
+    """Points in order, with what is known about them in advance. They can be iterated once."""
 
     series: Sequence[tuple[str, str]]
-    """Sensor and metric of all that may come, in order."""
+    """Sensor and metric of all series that may occur, in order."""
     points: int
-    """About how many there are."""
+    """The approximate number of points."""
     pages: Iterable[WrittenPage]
 
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What was found in a file that was just written; times in µs, None where it has no points."""
+    """The content of a file that was just written; times in µs, None if it has no points."""
 
     points: int
     bytes: int
@@ -57,14 +57,14 @@ class FileFacts:
 
 
 class Bounds:
-    """The first and last of the times and seqs that were written, for `FileFacts`."""
+    """The first and last of the written times and seqs, for `FileFacts`."""
 
     def __init__(self) -> None:
         self.times: tuple[int | None, int | None] = (None, None)
         self.seqs: tuple[int | None, int | None] = (None, None)
 
     def add(self, times: Sequence[int], seqs: Sequence[int | None]) -> None:
-        """Take those of a page in."""
+        """Include those of a page."""
         self.times = _wider(self.times, times)
         self.seqs = _wider(self.seqs, [seq for seq in seqs if seq is not None])
 
@@ -75,29 +75,28 @@ def _wider(bounds: tuple[int | None, int | None], more: Sequence[int]) -> tuple[
 
 
 class FileWriter(Protocol):
-    """A tool that writes files of points."""
+    """Writes files of points."""
 
     columnar: bool
-    """Whether it takes Arrow pages."""
+    """Whether it accepts Arrow pages."""
 
     def write(self, descriptor: int, pages: Pages, *, compression: str, note: str) -> FileFacts:
-        """Write all pages into an empty file, and look at what is in it then.
+        """Write all pages into an empty file, and return what it then contains.
 
-        In memory there are one page, the one that is read meanwhile, and one row group. Raises what the pages
-        raise, or OSError.
+        Memory holds one page, the next page, and one row group. Raises what the pages raise, or OSError.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What a page holds of one series: numbers and texts, and its span in µs."""
+    """One series in a page: its numbers and texts, and its span in µs."""
 
     pair: tuple[str, str]
     rows: int
     numbers: int
     texts: int
     readings: int
-    """Rows with a number, a text, or, to be refused, both."""
+    """Rows with a number, a text, or both (which is refused)."""
     first_us: int
     last_us: int
 
@@ -106,19 +105,19 @@ class ReadPage(Protocol):
     """Some rows of a file, in memory until the next page is read."""
 
     rows: int
-    """How many there were."""
+    """The number of rows."""
     nulls: int
-    """How many of them name no series or no time; the rest of this object leaves them out."""
+    """The number of rows without a series or time, which are left out of the rest of this object."""
     groups: list[Group]
 
     def leave_out(self, doomed: Sequence[tuple[tuple[str, str], bool]]) -> int:
-        """Drop the texts (True) or the numbers (False) of series, and return how many those were."""
+        """Drop the texts (True) or the numbers (False) of series, and return their number."""
 
     def duplicates(self) -> int:
-        """Return how many have the series and time of another one, which is not left out, nor to be refused."""
+        """Return the number of rows with the series and time of another valid row."""
 
     def table(self) -> Any:
-        """Return the rows as `insert_table` takes them, with the columns of a stored point but seq."""
+        """Return the rows as a table for `insert_table`, with all columns of a stored point except seq."""
 
     def identities(self) -> Sequence[tuple[str, str, int]]:
         """Return series and time of each row."""
@@ -126,21 +125,21 @@ class ReadPage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a look at a whole file found."""
+    """The result of validating a whole file."""
 
     rows: int
     row_bytes: int = 0
-    """About what a row takes in memory, its texts included; 0 where it is not told."""
+    """The approximate memory per row, including its texts; 0 if unknown."""
 
 
 class FileReader(Protocol):
-    """A file of points that is open for reading. What it finds wrong it raises as `InvalidFile`, naming the file."""
+    """A file of points that is open for reading. Raises `InvalidFile`, which names the file, for invalid content."""
 
     def types(self) -> dict[str, ColumnType]:
-        """Return the columns at the top, and their types."""
+        """Return the top-level columns and their types."""
 
     def look(self, plan: Plan) -> Look:
-        """Decode everything that the plan wants, so that damage is found."""
+        """Decode everything in the plan, which detects damage."""
 
     def pages(self, plan: Plan, look: Look) -> Iterator[ReadPage]:
-        """Yield all rows, in order, each page until the next is taken; `look` is what was seen of the same file."""
+        """Yield all rows in order; each page is valid until the next. `look` is the validation of the same file."""

@@ -1,4 +1,4 @@
-"""Mapping: which column of a file is which field of a point, and whether its type fits. Reads no file."""
+"""Mapping: assigns the columns of a file to the fields of a point, and checks their types. Reads no file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIELDS = {
     "quality": ("integer", "null"),
     "metadata": ("text", "null"),
 }
-"""The fields that a file may have, and the families of types that each may be of."""
+"""The fields that a file may have, and the families of types that each may have."""
 
 _TOLD = {
     "text": "text",
@@ -32,12 +32,12 @@ _TOLD = {
     "null": "nothing",
 }
 _OURS = frozenset({"seq"})
-"""Written by exports, and not read: a store numbers its writes itself."""
+"""Written by exports but not read: a store numbers its writes itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnType:
-    """A column's type: its family (of `FIELDS`, or `bool`, or `other`), and what the file calls it."""
+    """The type of a column: its family (from `FIELDS`, or `bool`, or `other`), and its name in the file."""
 
     family: str
     name: str
@@ -45,17 +45,17 @@ class ColumnType:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to read of a file: for each field, which column it is, and of which type; `ignored` are the others."""
+    """What to read from a file: the column and type of each field. `ignored` has the other columns."""
 
     columns: dict[str, str]
     types: dict[str, ColumnType]
     ignored: tuple[str, ...]
     us_per_count: int = 1_000_000
-    """What a number in the column `timestamp` counts, in microseconds."""
+    """The unit of numbers in the column `timestamp`, in microseconds."""
 
 
 def check_mapping(columns: Mapping[str, str] | None, time_format: str = "unix") -> dict[str, str]:
-    """Return the caller's mapping of fields to columns; `InvalidQuery` if it is none, or the format is none."""
+    """Return the caller's mapping of fields to columns; `InvalidQuery` if it or the time format is invalid."""
     mapping = dict(columns or {})
     if time_format not in UNIX_EXPONENTS:
         raise InvalidQuery(f"time_format = {time_format!r}: one of {', '.join(UNIX_EXPONENTS)}")
@@ -79,9 +79,9 @@ def plan_of(
     accept_bool: bool,
     time_format: str = "unix",
 ) -> Plan:
-    """Match the columns of a file with the fields; `InvalidFile`, naming it, for what is missing or will not do.
+    """Assign the columns of a file to the fields; `InvalidFile`, naming it, for a missing column or a wrong type.
 
-    `time_format`, one of `UNIX_EXPONENTS`, says what numbers in the column `timestamp` count.
+    `time_format`, one of `UNIX_EXPONENTS`, is the unit of numbers in the column `timestamp`.
     """
     columns = {field: field for field in FIELDS if field in types} | dict(mapping)
     if "timestamp_us" in mapping or ("timestamp_us" in columns and "timestamp" not in mapping):

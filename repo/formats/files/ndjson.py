@@ -1,6 +1,6 @@
-"""NDJSON files of points, as exports write them and imports read them: needs no package.
+"""NDJSON files of points, as exports write and imports read them. Needs no package.
 
-Where DuckDB is installed, what was read goes through it, and so to the columns as fast as Parquet does.
+If DuckDB is installed, the rows go through it, and reach the columns as fast as those of Parquet.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _LEVEL = 6
 _WRITTEN_LINES = 1_000
 _BATCH_ROWS = 8_192
 _BATCH_CHARS = 1_048_576
-"""Rows that are Python objects at a time, where DuckDB takes them over: 5 MB."""
+"""The rows that exist as Python objects at a time when they are passed to DuckDB: 5 MB."""
 
 
 class NdjsonWriter:
-    """Writes files. The same points give the same bytes."""
+    """Writes files. Equal points give equal bytes."""
 
     columnar = False
 
     def write(self, descriptor: int, pages: Pages, *, compression: str, note: str) -> FileFacts:  # noqa: ARG002
-        """See `FileWriter`; it is always gzip, and has no place for a note."""
+        """See `FileWriter`. The compression is always gzip, and the note is not written."""
         bounds = Bounds()
         points = 0
         with (
@@ -66,7 +66,7 @@ class NdjsonWriter:
 def opened_ndjson(
     descriptor: int, path: Path, memory_limit_bytes: int, *, duckdb: bool
 ) -> Iterator[NdjsonReader]:
-    """Open a file for the block; `duckdb` says whether that is installed. `path` is for messages."""
+    """Open a file for the block. `duckdb` is whether DuckDB is installed; `path` is for messages."""
     with open(descriptor, "rb", closefd=False) as stream:
         if not duckdb:
             yield NdjsonReader(stream, path)
@@ -78,7 +78,7 @@ def opened_ndjson(
 
 
 class NdjsonReader:
-    """Reads a file, packed or plain. A line that no export writes makes all of it unusable. Not thread-safe."""
+    """Reads a file, compressed or not. A line that no export writes makes the whole file invalid. Not thread-safe."""
 
     def __init__(self, stream: io.BufferedReader, path: Path, base: Any = None) -> None:
         self._stream = stream
@@ -105,7 +105,9 @@ class NdjsonReader:
 
         batches = self._batches(_BATCH_ROWS, _BATCH_CHARS)
         while first := next(batches, None):
-            self._base.execute("DROP TABLE IF EXISTS landed")  # first: two do not fit into the memory
+            self._base.execute(
+                "DROP TABLE IF EXISTS landed"
+            )  # first, because two tables do not fit into memory
             self._base.execute(f"CREATE TABLE landed ({_COLUMNS})")
             self._append(first)
             for batch in islice(batches, PAGE_ROWS // _BATCH_ROWS - 1):
@@ -120,7 +122,7 @@ class NdjsonReader:
         appender.flush()
 
     def _batches(self, most_rows: int, most_chars: int) -> Iterator[list[StoredRow]]:
-        """Yield all rows from the beginning, some at a time."""
+        """Yield all rows from the beginning, in batches."""
         self._stream.seek(0)
         with unpacked(self._stream, str(self._path)) as plain:
             text = io.TextIOWrapper(plain, encoding="utf-8", errors="surrogateescape", newline="")
@@ -140,7 +142,7 @@ class NdjsonReader:
                     rows, through = [], objects.chars + most_chars
         except Unfit as fault:
             raise InvalidFile(
-                f"{self._path}, line {objects.line}: {fault}. The file is damaged, or no export of points; "
+                f"{self._path}, line {objects.line}: {fault}. The file is damaged, or not an export of points; "
                 "`holdfast ingest` reads other files, line by line",
                 path=self._path,
             ) from fault

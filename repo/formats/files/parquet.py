@@ -1,7 +1,7 @@
-"""Parquet files of points: what is in one, and which tool writes and reads it here. Never touches a store.
+"""Parquet files of points: their content, and the package that writes and reads them. Never accesses a store.
 
-The format, version 1. One row a point, in slices of time; within a slice ordered by sensor, metric and time, so
-that readers can skip by time and by series. Compressed with zstd, Parquet 2 encodings.
+The format, version 1: one row per point, in slices of time. A slice is ordered by sensor, metric and time, so that
+readers can skip by time and by series. Compressed with zstd, Parquet 2 encodings.
 
 | column | type | |
 |---|---|---|
@@ -11,10 +11,10 @@ that readers can skip by time and by series. Compressed with zstd, Parquet 2 enc
 | value_text | string | null: no reading, or a number |
 | quality | int32 | |
 | metadata | string | a JSON object, or null |
-| seq | int64 | the store's number for the write; null where it was given up |
+| seq | int64 | the store's number for the write; null if it has none |
 
-The file's key-value metadata has `holdfast`, a JSON object with `format` (1) and `store` (the store's id). Beside
-`NAME.parquet` stands `NAME.parquet.sha256`, as `sha256sum` writes it; in a bundle the manifest has the sums.
+The file's key-value metadata has `holdfast`, a JSON object with `format` (1) and `store` (the store's id). The checksum
+of `NAME.parquet` is in `NAME.parquet.sha256`, as `sha256sum` writes it; in a bundle it is in the manifest.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ FORMAT = 1
 COMPRESSIONS = ("zstd", "none")
 
 ROW_GROUP_ROWS = 122_880
-"""Rows that are encoded together, fewer if their texts are long: some 400 KB in the file, 10 MB in memory."""
+"""Rows per row group, fewer if their texts are long: about 400 KB in the file, 10 MB in memory."""
 
 
 def note_of(store_id: str) -> str:
-    """Return the file's own note of where it comes from."""
+    """Return the note that a file has on its origin."""
     return json.dumps({"format": FORMAT, "store": store_id})
 
 
 def writer_here(memory_limit_bytes: int, *, duckdb: bool) -> FileWriter:
-    """Return the tool that is installed; `duckdb` says whether that one is. `MissingExtra` where there is none."""
+    """Return the writer of the installed package; `duckdb` is whether DuckDB is. `MissingExtra` if none is."""
     if duckdb:
         from repo.formats.files.parquet_duckdb import DuckDBWriter
 
@@ -63,7 +63,7 @@ def writer_here(memory_limit_bytes: int, *, duckdb: bool) -> FileWriter:
 def reader_here(
     descriptor: int, path: Path, memory_limit_bytes: int, *, duckdb: bool
 ) -> Iterator[FileReader]:
-    """Open a file by the tool that is installed, for the block. `path` is for messages."""
+    """Open a file with the installed package for the block. `path` is for messages."""
     if duckdb:
         from repo.formats.files.parquet_duckdb import opened_duckdb
 

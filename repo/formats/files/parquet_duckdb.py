@@ -1,7 +1,7 @@
-"""Parquet by DuckDB, in an instance of its own that reaches one open file and nothing else.
+"""Parquet by DuckDB, in an instance of its own that can access one open file and nothing else.
 
-It is told the number of the file's descriptor, never its name: so no name is ever taken as a pattern or as SQL, and
-what is read is what was opened and checked.
+DuckDB gets the number of the file's descriptor, never its name. So no name is interpreted as a pattern or as SQL, and
+the file that is read is the one that was opened and checked.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from repo.values import KIND_NUMBER, KIND_TEXT
 __all__ = ["DuckDBReader", "DuckDBWriter", "opened_duckdb"]
 
 _MOST_GROUP_ROWS = 2_000_000
-"""In row groups of more rows, each question to a page would go through too many others; 1,048,576 is usual."""
+"""With larger row groups, each query of a page would read too many other rows; 1,048,576 is common."""
 
 _MANY_GROUPS = 8
-"""In a file of so many row groups the last one is little."""
+"""In a file with this many row groups the last one is a small part."""
 
 _TABLE = (
     "series INTEGER, timestamp_us BIGINT, value DOUBLE, value_text VARCHAR, quality INTEGER, "
@@ -48,11 +48,11 @@ _MOMENT = (
     "WHEN timestamp_us < -9223372022400000000 THEN '-infinity'::TIMESTAMPTZ "
     "ELSE make_timestamptz(timestamp_us) END"
 )
-"""DuckDB has no other times for what only the legacy program took."""
+"""DuckDB has no other representation of these times, which only the legacy program accepted."""
 
 
 class DuckDBWriter:
-    """Writes files; `memory_limit_bytes` is for DuckDB's own buffers."""
+    """Writes files; `memory_limit_bytes` limits DuckDB's own buffers."""
 
     columnar = True
 
@@ -98,10 +98,10 @@ class DuckDBWriter:
 
 
 def _name(base: Any, series: Sequence[tuple[str, str]]) -> None:
-    """Let `sensors` and `metrics` be the names of the series; as ENUMs, for of texts each row would get a copy.
+    """Set `sensors` and `metrics` to the names of the series, as ENUMs: with texts each row would get a copy.
 
-    They must not be written as ENUMs: the dictionary of a row group has "" for each name that does not come in it, and
-    pyarrow, if it is asked for dictionaries, takes all of these for one, and the names behind them for others.
+    They must not be written as ENUMs. The dictionary of a row group would have "" for each name that does not occur in
+    it; if pyarrow reads dictionaries, it merges these entries and assigns wrong names to the rows after them.
     """
     for place, kind in enumerate(("sensor", "metric")):
         names = [pair[place] for pair in series]
@@ -111,11 +111,11 @@ def _name(base: Any, series: Sequence[tuple[str, str]]) -> None:
 
 
 def _grouping(points: int) -> str:
-    """Return the options for row groups, and for dictionaries of values of which every other one is new.
+    """Return the options for row groups, and for dictionaries if at most every other value is new.
 
-    By itself DuckDB takes a dictionary if one of five is new. What it can be told is a number, for all row groups and
-    columns: so not where the last group, with fewer rows, would have a dictionary of its times, unless that is little
-    beside the rest. What is read as one page anyway is one group.
+    By default DuckDB uses a dictionary if one value in five is new. The option is one number for all row groups and
+    columns. It is not set if the last group, with fewer rows, would get a dictionary of its times, unless that group is
+    a small part of the file. Points that are read as one page form one group.
     """
     rows = max(points, 2) if points <= PAGE_ROWS else ROW_GROUP_ROWS
     most = rows // 2
@@ -125,13 +125,13 @@ def _grouping(points: int) -> str:
 
 
 def _run_aside(base: Any, points: Chain, sql: str) -> None:
-    """Run SQL on the `points` in a thread of its own while this one waits.
+    """Run SQL on the `points` in a separate thread while this one waits.
 
-    Ctrl-C, which Python raises in the main thread alone, would else come up in the middle of what DuckDB calls to get
-    the next page, and be lost there.
+    Python raises Ctrl-C only in the main thread. There it would be raised inside DuckDB's call for the next page, and
+    be lost.
     """
     with ThreadPoolExecutor(1, "holdfast-copy") as beside:
-        beside.submit(int).result()  # a thread whose start Ctrl-C cuts off would not be waited for
+        beside.submit(int).result()  # a thread whose start Ctrl-C interrupts would not be joined
         try:
             beside.submit(base.register, "points", points).result()
             beside.submit(base.execute, sql).result()
@@ -141,7 +141,7 @@ def _run_aside(base: Any, points: Chain, sql: str) -> None:
 
 
 def _arrow_pages(pages: Pages, memory_limit_bytes: int) -> Generator[Page]:
-    """Yield pages as Arrow. Rows become that in a database apart: in the writer's, its COPY would keep them all."""
+    """Yield pages as Arrow. Rows are converted in a separate database: in the writer's, COPY would keep them all."""
     places = {pair: place for place, pair in enumerate(pages.series)}
     with ExitStack() as stack:
         apart: Any = None
@@ -191,7 +191,7 @@ class DuckDBReader:
     def look(self, plan: Plan) -> Look:
         """See `FileReader`."""
         columns = [_quoted(column) for column in plan.columns.values()]
-        # A sum of hashes needs every value, where a minimum would be taken from the file's statistics.
+        # Hashes need every value, whereas a minimum would come from the file's statistics.
         texts = " + ".join(
             f"coalesce(strlen({_quoted(plan.columns[field])}), 0)"
             for field in ("sensor_id", "metric_name", "value_text", "metadata")
@@ -207,7 +207,7 @@ class DuckDBReader:
     def pages(self, plan: Plan, look: Look) -> Iterator[DuckDBPage]:
         """See `FileReader`."""
         fitting = max(1, min(PAGE_ROWS, PAGE_BYTES // look.row_bytes))
-        # Whole row groups of DuckDB's: what is left over of one would be compressed anew at each checkpoint.
+        # Full row groups of DuckDB: a partial one would be compressed again at each checkpoint.
         page_rows = fitting - fitting % ROW_GROUP_ROWS or fitting
         with self._naming():
             in_place = self._can_be_read_often()
@@ -228,21 +228,21 @@ class DuckDBReader:
             for number in range(-(-look.rows // page_rows)):
                 with self._naming():
                     current = page(number) if ahead is None else ahead.result()
-                # The next is looked at while this one is stored; two copies would not fit into the memory.
+                # The next page is inspected while this one is stored; two copies would not fit into memory.
                 last = (number + 1) * page_rows >= look.rows
                 ahead = None if last or current.is_copy else beside.submit(page, number + 1)
                 yield current
                 current.drop()
 
     def _can_be_read_often(self) -> bool:
-        """Say whether some rows are found without going through many others."""
+        """Return whether some rows can be read without reading many others."""
         [(largest,)] = self._base.execute(
             f"SELECT coalesce(max(row_group_num_rows), 0) FROM parquet_metadata('{self._file}')"
         ).fetchall()
         return bool(largest <= _MOST_GROUP_ROWS)
 
     def _has_large_decimals(self, plan: Plan) -> bool:
-        """Say whether there are decimals past the integers that a float holds; only some types can have them."""
+        """Return whether there are decimals beyond the integers that a float can hold; only some types have them."""
         if "value" not in plan.types or plan.types["value"].family != "decimal":
             return False
         value = _quoted(plan.columns["value"])
@@ -265,10 +265,9 @@ class DuckDBReader:
 
 
 class DuckDBPage:
-    """See `ReadPage`; the rows are the view `page` of a connection, on the file itself or on a copy in memory.
+    """See `ReadPage`; the rows are the view `page` of a connection, on the file or on a copy in memory.
 
-    `in_place` says that the file may be read for each question again: that is quicker than a copy is, which loses the
-    dictionaries.
+    With `in_place` the file is read again for each query, which is faster than a copy, as that loses the dictionaries.
     """
 
     def __init__(self, base: Any, select: str, *, in_place: bool) -> None:
@@ -292,13 +291,13 @@ class DuckDBPage:
             self.is_copy = True
 
     def drop(self) -> None:
-        """Free what is in memory; the page is of no use any more."""
+        """Free the memory; the page is no longer valid."""
         if self.is_copy:
             self._base.execute("DROP VIEW page")
             self._base.execute("DROP TABLE copied")
 
     def _without_nameless(self) -> tuple[int, int]:
-        """Drop the rows that name no series or no time; returns how many rows there were, and how many of those."""
+        """Drop the rows without a series or time; returns the numbers of all rows and of dropped rows."""
         nameless = "sensor_id IS NULL OR metric_name IS NULL OR timestamp_us IS NULL"
         [(rows, nulls)] = self._base.execute(
             f"SELECT count(*), count(*) FILTER ({nameless}) FROM page"
@@ -355,16 +354,16 @@ class DuckDBPage:
 
 
 def _group(found: Found) -> Group:
-    """Return what a look found of a series in which all is in order: then it is of one kind."""
+    """Return the scan result for a series without anything unusual, which therefore has one kind."""
     numbers = found.readings if found.kind == KIND_NUMBER else 0
     texts = found.readings if found.kind == KIND_TEXT else 0
     return Group(found.pair, found.rows, numbers, texts, found.readings, found.first_us, found.last_us)
 
 
 def _selected(plan: Plan, *, as_floats: bool) -> str:
-    """Return the SQL of a stored point's columns; what no conversion can save becomes a null or an absurd time.
+    """Return the SQL of a stored point's columns. Inconvertible values become a null or an out-of-range time.
 
-    Decimals stay what they are unless they are to come `as_floats`: so those that would be rounded are refused.
+    Decimals stay unchanged unless `as_floats` is set, so that those that would be rounded are refused.
     """
 
     def column(field: str, missing: str) -> str:
@@ -394,7 +393,7 @@ def _selected(plan: Plan, *, as_floats: bool) -> str:
 
 
 def _time(plan: Plan) -> str:
-    """Return the SQL of the time in µs; one past 64 bits becomes the largest number, to be refused with a reason."""
+    """Return the SQL of the time in µs. One beyond 64 bits becomes the largest number, which is refused."""
     if "timestamp_us" in plan.columns:
         return _bounded(_quoted(plan.columns["timestamp_us"]), 1)
     column, kind = _quoted(plan.columns["timestamp"]), plan.types["timestamp"]
@@ -446,6 +445,6 @@ def _quoted(name: str) -> str:
 
 
 def _reason(error: duckdb.Error) -> tuple[int, str]:
-    """Return the system's number for what DuckDB only tells in words, and the words."""
+    """Return the errno for an error that DuckDB reports only as text, and the text."""
     text = str(error)
     return (errno.ENOSPC if "No space left on device" in text else errno.EIO), text

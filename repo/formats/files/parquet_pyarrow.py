@@ -1,4 +1,4 @@
-"""Parquet by pyarrow, where DuckDB is not installed. Its pages have checksums of their own."""
+"""Parquet by pyarrow, for installations without DuckDB. Its pages have their own checksums."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def opened_pyarrow(descriptor: int, path: Path) -> Iterator[PyArrowReader]:
 
 
 class PyArrowReader:
-    """Reads a file, and checks the sums of its pages where it has them. Not thread-safe."""
+    """Reads a file, and verifies the checksums of its pages if it has them. Not thread-safe."""
 
     def __init__(self, stream: Any, path: Path) -> None:
         self._path = path
@@ -118,7 +118,7 @@ class PyArrowReader:
             for batch in self._batches(plan):
                 rows, size = rows + batch.num_rows, size + batch.nbytes
         told = self._file.metadata.num_rows
-        if rows != told:  # what stands before a page has no checksum
+        if rows != told:  # page headers have no checksum
             raise InvalidFile(
                 f"{self._path} has {rows:,} of its {told:,} rows: it is damaged", path=self._path
             )
@@ -232,7 +232,7 @@ def _distinct(table: pa.Table) -> pa.Table:
 
 
 def _stored_form(table: pa.Table, plan: Plan) -> pa.Table:
-    """Return the columns of a stored point; what no conversion can save becomes a null or an absurd time."""
+    """Return the columns of a stored point. Inconvertible values become a null or an out-of-range time."""
 
     def column(field: str, missing: pa.DataType) -> Any:
         if field not in plan.columns or plan.types[field].family == "null":
@@ -243,7 +243,7 @@ def _stored_form(table: pa.Table, plan: Plan) -> pa.Table:
     value = column("value", pa.float64())
     if "value" in plan.types and plan.types["value"].family in ("decimal", "bool"):
         as_floats = value.cast(pa.float64(), safe=False)
-        # Decimals past the integers that a float holds stay what they are, so that what would be rounded is refused.
+        # Decimals beyond the integers that a float can hold stay unchanged, so that rounded ones are refused.
         if (
             plan.types["value"].family == "bool"
             or not pc.any(pc.greater_equal(pc.abs(as_floats), EXACT_INT)).as_py()
@@ -284,14 +284,14 @@ def _time(table: pa.Table, plan: Plan) -> Any:
 
 
 def _signed(column: Any) -> Any:
-    """Return integers of 64 bits; what does not fit becomes the largest number there is."""
+    """Return integers of 64 bits; values that do not fit become the largest one."""
     if pa.types.is_uint64(column.type):
         column = pc.min_element_wise(column, pa.scalar(2**63 - 1, pa.uint64()), skip_nulls=False)
     return column.cast(pa.int64())
 
 
 def _times(counts: Any, factor: int) -> Any:
-    """Multiply; what is past 64 bits becomes the largest number there is."""
+    """Multiply; results beyond 64 bits become the largest integer."""
     limit = (2**63 - 1) // factor
     fits = pc.and_(pc.greater_equal(counts, -limit), pc.less_equal(counts, limit))
     return pc.if_else(fits, pc.multiply(pc.if_else(fits, counts, 0), factor), 2**63 - 1)

@@ -122,7 +122,7 @@ class _Lines:
         elif value is found:
             raise _Reject(layout.value_column, "is missing")
         elif kind is dict or kind is list:
-            raise _Reject(layout.value_column, f"is {described(value)}; a number or a text is wanted")
+            raise _Reject(layout.value_column, f"is {described(value)}; expected a number or a text")
         chunk.rows.append((sensor, metric, seconds, value, *tail))
         chunk.lines.append(line)
 
@@ -152,7 +152,7 @@ class _Lines:
                     chunk.reject(line, metric, reason, value)
                     continue
             elif kind is dict or kind is list:
-                chunk.reject(line, metric, f"is {described(value)}; a number is wanted", "")
+                chunk.reject(line, metric, f"is {described(value)}; expected a number", "")
                 continue
             if value is None:
                 chunk.missing += 1
@@ -182,7 +182,7 @@ class _Lines:
             return time.strip()
         if type(time) is int or type(time) is float:
             return repr(time)
-        raise Unfit("is missing" if time is None else f"is {described(time)}; a text or a number is wanted")
+        raise Unfit("is missing" if time is None else f"is {described(time)}; expected a text or a number")
 
     @staticmethod
     def _no_text(column: str, value: object, found: dict[str, Any]) -> _Reject:
