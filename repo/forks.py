@@ -32,9 +32,9 @@ __all__ = [
     "close",
     "give_way",
     "is_awaited",
-    "let_pass",
     "opening",
     "refuse_inherited",
+    "wait_for_forks",
 ]
 
 P = ParamSpec("P")
@@ -48,7 +48,7 @@ WAIT_S = 3.0
 OWN_WAIT_S = 0.1
 """The same if the forking thread is itself inside a transaction, which then cannot end."""
 
-_LOOK_S = 0.000_5
+_POLL_S = 0.000_5
 
 
 class OpenFile:
@@ -114,7 +114,7 @@ def is_awaited() -> bool:
     return bool(_forking) and threading.get_ident() not in _forking
 
 
-def let_pass() -> None:
+def wait_for_forks() -> None:
     """Wait until all waiting threads have forked. The caller has closed its files."""
     _wait()
 
@@ -136,14 +136,14 @@ def close(file: OpenFile) -> None:
     _open.discard(file.mark)
 
 
-def add_owner(owner: Any, let_go: Callable[[Any], None]) -> None:
-    """Register `let_go(owner)`, which is called before each fork, repeatedly until no file is open.
+def add_owner(owner: Any, close_idle: Callable[[Any], None]) -> None:
+    """Register `close_idle(owner)`, which is called before each fork, repeatedly until no file is open.
 
     It closes what is not in use at that moment, and must not wait for other threads. `owner` is referenced weakly. A
     child does not inherit the registration.
     """
     with _lock:
-        _owners[owner] = let_go
+        _owners[owner] = close_idle
 
 
 def after_fork(owner: Any, renew: Callable[[Any], None]) -> None:
@@ -179,7 +179,7 @@ def _wait() -> None:
     # an interrupt in `Event.wait` can leave the event's lock locked.
     deadline = time.monotonic() + 2 * WAIT_S
     while is_awaited() and time.monotonic() < deadline:
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -208,7 +208,7 @@ def _close_all() -> None:
     deadline = time.monotonic() + (OWN_WAIT_S if inside else WAIT_S)
     while True:
         if not inside:  # this thread's own connections must not be closed while it uses them
-            _let_go(deadline)
+            _close_idle(deadline)
         _here.may_hold = True  # set first: an interrupt may come after the lock is acquired
         if _lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             if not _open:
@@ -217,30 +217,30 @@ def _close_all() -> None:
         _here.may_hold = False
         if time.monotonic() >= deadline:
             break
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     log.warning(
         "this process forks while it is using %s; the child cannot open it",
         ", ".join(sorted({file.path for file in _open_files()})) or "a store",
     )
 
 
-def _let_go(deadline: float) -> None:
+def _close_idle(deadline: float) -> None:
     """Make the owners close what is not in use, in another thread, where no interrupt can cut it off."""
-    thread = threading.Thread(target=_let_go_of_all, name="holdfast-fork", daemon=True)
+    thread = threading.Thread(target=_close_all_idle, name="holdfast-fork", daemon=True)
     try:
         thread.start()
     except RuntimeError:  # no thread can be started
-        _let_go_of_all()
+        _close_all_idle()
     else:
         thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _let_go_of_all() -> None:
+def _close_all_idle() -> None:
     with _lock:
         owners = list(_owners.items())
-    for owner, let_go in owners:
+    for owner, close_idle in owners:
         try:
-            let_go(owner)
+            close_idle(owner)
         except Exception as error:  # noqa: BLE001  the child refuses whatever stays open
             log.warning("a file could not be closed before a fork: %s", error)
 

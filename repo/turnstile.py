@@ -13,14 +13,14 @@ from repo.inuse import note_own
 
 __all__ = ["Turnstile"]
 
-_LOOK_S = 0.000_1
+_POLL_S = 0.000_1
 """How often the first process in the queue tries the lock."""
 
 _QUEUE_S = 0.000_5
 """How often the other processes try to become the first."""
 
 _LONG_WAIT_S = 0.1
-_LONG_LOOK_S = 0.002
+_LONG_POLL_S = 0.002
 """A wait longer than a few commits is for one long transaction, so polling can be slower."""
 
 
@@ -85,7 +85,7 @@ class Turnstile:
 
     def _wait(self, timeout_s: float) -> None:
         began = time.monotonic()
-        for descriptor, pause_s in ((self._turn, _QUEUE_S), (self.place, _LOOK_S)):
+        for descriptor, pause_s in ((self._turn, _QUEUE_S), (self.place, _POLL_S)):
             while True:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,7 +98,7 @@ class Turnstile:
                         "nothing was written. Try again, raise busy_timeout_s, or stop that process",
                         path=self._files.metadata,
                     )
-                time.sleep(pause_s if waited_s < _LONG_WAIT_S else _LONG_LOOK_S)
+                time.sleep(pause_s if waited_s < _LONG_WAIT_S else _LONG_POLL_S)
 
 
 def _open_lock(path: os.PathLike[str]) -> int:

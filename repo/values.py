@@ -173,10 +173,10 @@ def check_rows(
     if isinstance(rows, (str, bytes, Mapping)):
         raise InvalidPoint([Refusal(None, "rows", f"is one {type(rows).__name__}, not a sequence of rows")])
     listed: Sequence[Any] = rows if isinstance(rows, (list, tuple)) else _listed(rows)
-    batch = _short_road(listed, now_us)
+    batch = _fast_path(listed, now_us)
     if batch is not None:
         return batch, ()
-    batch, refusals = _long_road(listed, accept_bool, now_us)
+    batch, refusals = _slow_path(listed, accept_bool, now_us)
     if refusals and not skip:
         raise InvalidPoint(refusals)
     return batch, tuple(refusals)
@@ -293,7 +293,7 @@ def _attribute_names(kind: type) -> tuple[str, ...] | None:
     return names if issubclass(kind, tuple) and isinstance(names, tuple) else None
 
 
-def _long_road(rows: Sequence[Any], accept_bool: bool, now_us: int) -> tuple[Batch, list[Refusal]]:
+def _slow_path(rows: Sequence[Any], accept_bool: bool, now_us: int) -> tuple[Batch, list[Refusal]]:
     code_of: dict[tuple[str, str], int] = {}
     kinds: list[str | None] = []
     codes: list[int] = []
@@ -361,7 +361,7 @@ _Column = Sequence[Any]
 _NOT_ORDINARY = (TypeError, ValueError, OverflowError, LookupError, AttributeError)
 
 
-def _short_road(rows: Sequence[Any], now_us: int) -> Batch | None:
+def _fast_path(rows: Sequence[Any], now_us: int) -> Batch | None:
     """Return the batch if every column is a common case; None sends the rows to the slow path."""
     if not rows:
         return None

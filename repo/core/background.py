@@ -13,19 +13,19 @@ from repo.core.undisturbed import undisturbed
 from repo.errors import EngineMissing, StoreBusy
 from repo.repositories.state import StateRepository
 
-__all__ = ["Keeper", "stop_all"]
+__all__ = ["BackgroundThread", "stop_all"]
 
-log = logging.getLogger("holdfast.keeper")
+log = logging.getLogger("holdfast.background")
 
 
-class Keeper:
+class BackgroundThread:
     """Flushes every `flush_interval_s`, checkpoints when due, and hands the lease over when others wait."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._stop = Stop()
         self._failing: str | None = None
-        self._thread = threading.Thread(target=self._run, name="holdfast-keeper", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="holdfast-background", daemon=True)
         undisturbed(self._thread.start)
         _running.add(self)
 
@@ -75,7 +75,7 @@ class Keeper:
             return  # the process that holds the lease, or has the engine, flushes our points, too
 
 
-_running: set[Keeper] = set()
+_running: set[BackgroundThread] = set()
 
 
 def stop_all() -> None:
@@ -83,5 +83,5 @@ def stop_all() -> None:
 
     A thread that is inside DuckDB when the interpreter exits would abort the process.
     """
-    for keeper in list(_running):
-        keeper.stop()
+    for thread in list(_running):
+        thread.stop()

@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 
 from repo.core.changes import BulkChange, PointsChange, Submission, without_other_kinds
 from repo.core.handle import Handle
-from repo.core.kinds import holds_no_point
+from repo.core.kinds import is_empty_series
 from repo.core.reconcile import Known, digest_of
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import (
@@ -141,7 +141,7 @@ class Bulk:
 
 
 @dataclass(slots=True)
-class _Looked:
+class _CheckedChunk:
     """A checked chunk: scanned by DuckDB, or else checked row by row and packed."""
 
     chunk: Chunk
@@ -167,10 +167,10 @@ class _Load:
 
     def run(self, table: Table) -> Written:
         """Check the table, completely if it can be read twice, and write it; each chunk is durable when written."""
-        looked = self._look(table.chunks)
+        checked = self._checked_chunks(table.chunks)
         refusals: list[Refusal] = []
         try:
-            for one in list(looked) if table.repeatable else looked:
+            for one in list(checked) if table.repeatable else checked:
                 refusals += one.refusals
                 self._write(one)
         except Exception as error:  # may also come from the caller's stream
@@ -191,18 +191,20 @@ class _Load:
 
     def check(self, table: Table) -> tuple[Refusal, ...]:
         """Check the table, and write nothing."""
-        return tuple(refusal for looked in self._look(table.chunks) for refusal in looked.refusals)
+        return tuple(
+            refusal for checked in self._checked_chunks(table.chunks) for refusal in checked.refusals
+        )
 
     # --- checking -------------------------------------------------------------------------------------
 
-    def _look(self, chunks: Iterable[Chunk]) -> Iterator[_Looked]:
+    def _checked_chunks(self, chunks: Iterable[Chunk]) -> Iterator[_CheckedChunk]:
         first_row = 0
         for chunk in chunks:
             if chunk.rows:
-                yield self._looked(chunk, first_row)
+                yield self._checked(chunk, first_row)
             first_row += chunk.rows
 
-    def _looked(self, chunk: Chunk, first_row: int) -> _Looked:
+    def _checked(self, chunk: Chunk, first_row: int) -> _CheckedChunk:
         source = None if self._scratch is None else chunk.source
         if chunk.home is not None:
             found = chunk.scan or scan(chunk.home, source, chunk.place)
@@ -211,11 +213,11 @@ class _Load:
         if found is not None:
             self._learn_stored(group.pair for group in found.groups)
         if found is not None and all(self._is_kind(group.pair, group.kind) for group in found.groups):
-            return _Looked(chunk, found)
-        looked = _Looked(chunk, None, *self._packed(chunk, first_row))
-        if looked.refusals and not self._skip:
-            raise InvalidPoint(looked.refusals)
-        return looked
+            return _CheckedChunk(chunk, found)
+        checked = _CheckedChunk(chunk, None, *self._packed(chunk, first_row))
+        if checked.refusals and not self._skip:
+            raise InvalidPoint(checked.refusals)
+        return checked
 
     def _packed(self, chunk: Chunk, first_row: int) -> tuple[list[PointsChange], tuple[Refusal, ...]]:
         """Check a chunk row by row, and pack the good rows."""
@@ -258,7 +260,7 @@ class _Load:
         known = self._kinds.setdefault(pair, kind)
         if known != kind and pair in self._stored_kinds:
             with self._handle.metadata.read() as connection:
-                if holds_no_point(connection, pair):
+                if is_empty_series(connection, pair):
                     self._kinds[pair] = known = kind
         if known == kind:
             self._stored_kinds.discard(pair)  # now this table has readings of the kind, too
@@ -279,20 +281,20 @@ class _Load:
 
     # --- writing --------------------------------------------------------------------------------------
 
-    def _write(self, looked: _Looked) -> None:
+    def _write(self, checked: _CheckedChunk) -> None:
         """Write a chunk: to the columns if it is large and they are available, otherwise to the journal."""
-        found = looked.scan
+        found = checked.scan
         if found is None:
-            for change in looked.changes:
+            for change in checked.changes:
                 self._journal(change)
             return
         large = found.rows >= self._handle.settings.bulk_rows or self._goes_straight
-        if large and self._straight(looked.chunk, found):
+        if large and self._straight(checked.chunk, found):
             return
         # With `keep`, the last point of an identity in the table counts, so all rows are packed together.
         rows = JOURNAL_ROWS if self._keep else PIECE_ROWS
-        for start in range(0, looked.chunk.rows, rows):
-            piece, _ = self._packed_piece(looked.chunk, start, rows, 0)
+        for start in range(0, checked.chunk.rows, rows):
+            piece, _ = self._packed_piece(checked.chunk, start, rows, 0)
             if piece is not None:
                 self._journal(piece)
 

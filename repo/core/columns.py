@@ -94,7 +94,7 @@ class Columns:
         self._on_open: Callable[[OpenColumns], None] = lambda _: None
         self._on_close: Callable[[], None] = lambda: None
         self._progress: Callable[[], object] | None = None
-        forks.add_owner(self, Columns._let_go_at_once)
+        forks.add_owner(self, Columns._release_at_once)
 
     def notify(self, *, opened: Callable[[OpenColumns], None], closed: Callable[[], None]) -> None:
         """Set the callbacks that run, with exclusive use, after each opening and before each closing."""
@@ -138,10 +138,10 @@ class Columns:
             with self._open.readers.begin() as connection:
                 yield connection
         except BaseException as error:
-            told = self._told(error)
-            if told is error:
+            to_raise = self._to_raise(error)
+            if to_raise is error:
                 raise
-            raise told from error
+            raise to_raise from error
         finally:
             try:
                 self._leave(ticket)
@@ -163,10 +163,10 @@ class Columns:
             self._enter(ticket, doing, patience, alone=True)
             yield self._opened(doing, patience)
         except BaseException as error:
-            told = self._told(error, alone=True)
-            if told is error:
+            to_raise = self._to_raise(error, alone=True)
+            if to_raise is error:
                 raise
-            raise told from error
+            raise to_raise from error
         finally:
             try:
                 self._leave(ticket)
@@ -201,11 +201,11 @@ class Columns:
         ticket = Ticket()
         try:
             if self._gate.enter_idle(ticket, is_due):
-                undisturbed(self._let_go)
+                undisturbed(self._release)
         finally:
             self._gate.leave(ticket)
 
-    def _let_go_at_once(self) -> None:
+    def _release_at_once(self) -> None:
         self.tend(at_once=True)
 
     def close(self) -> None:
@@ -214,7 +214,7 @@ class Columns:
         ticket = Ticket()
         try:
             self._gate.enter(ticket, Patience(float("inf")), alone=True)
-            undisturbed(self._let_go)
+            undisturbed(self._release)
             self._lease.close()
         finally:
             self._gate.leave(ticket)
@@ -258,13 +258,13 @@ class Columns:
 
     def _leave(self, ticket: Ticket) -> None:
         """Leave the gate, and close the file and release the lease if that is due; can be repeated."""
-        if self._gate.leave(ticket, self._should_let_go):
+        if self._gate.leave(ticket, self._should_release):
             try:
-                undisturbed(self._let_go)
+                undisturbed(self._release)
             finally:
                 self._gate.leave(ticket)
 
-    def _should_let_go(self) -> bool:
+    def _should_release(self) -> bool:
         self._left_s = time.monotonic()
         if self._open is None:
             return self._lease.held
@@ -276,7 +276,7 @@ class Columns:
             return False
         return self._lease.wanted()
 
-    def _told(self, error: BaseException, *, alone: bool = False) -> BaseException:
+    def _to_raise(self, error: BaseException, *, alone: bool = False) -> BaseException:
         """Return the exception to raise for an error during use, and mark the file as doubtful if necessary."""
         if not isinstance(error, Exception):
             self._doubtful = True
@@ -313,10 +313,10 @@ class Columns:
 
     def _take_lease(self, doing: str, patience: Patience) -> None:
         def more() -> float:
-            patience.look()
-            return min(patience.left_s, patience.look_after_s)
+            patience.check()
+            return min(patience.left_s, patience.check_after_s)
 
-        self._lease.acquire(min(patience.left_s, patience.look_after_s), doing, more)
+        self._lease.acquire(min(patience.left_s, patience.check_after_s), doing, more)
 
     def _open_now(self) -> None:
         self._backend = backend = self._active.choose(leased=True)
@@ -350,7 +350,7 @@ class Columns:
         except Exception as error:  # noqa: BLE001  reopening reports the cause, if it persists
             log.warning("the columns of %s did not close cleanly: %s", self._folder, error)
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         try:
             if self._doubtful:
                 self._discard()

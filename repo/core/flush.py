@@ -22,7 +22,7 @@ from repo.core.active import ActiveColumns
 from repo.core.codec import unpack
 from repo.core.columns import Columns, OpenColumns
 from repo.core.metadata import MetadataDatabase
-from repo.core.reconcile import Held, Known, Reconciler, digest_of, read_state
+from repo.core.reconcile import FileState, Known, Reconciler, digest_of, read_state
 from repo.engines.interrupts import is_interrupt
 from repo.errors import FlushFailed, HoldfastError
 from repo.queries.rows import Row, rows_of
@@ -126,7 +126,7 @@ class Flusher:
         self._settings = settings
         self._clock = clock
         self._reconciler = Reconciler(metadata, active, clock)
-        self._held: Held | None = None
+        self._file: FileState | None = None
         """None while the file is closed, and during each change, until its result was read back."""
         self._checkpointed_s = time.monotonic()
         columns.notify(opened=self._opened, closed=self._closed)
@@ -134,14 +134,14 @@ class Flusher:
     @property
     def watermark(self) -> int:
         """The seq through which the open file is complete; -1 if it is not open here, or its state is unknown."""
-        held = self._held
-        return -1 if held is None else held.state.watermark
+        file = self._file
+        return -1 if file is None else file.state.watermark
 
     @property
     def known(self) -> Mapping[tuple[str, str], Summary]:
         """The summaries of the series with points in the open file."""
-        held = self._held
-        return {} if held is None else held.known
+        file = self._file
+        return {} if file is None else file.known
 
     @property
     def points(self) -> int:
@@ -163,7 +163,7 @@ class Flusher:
         while not self.reached(seq) and (work := self._take(self._goal(seq))) is not None:
             opened = self.checkpoint_if_due(self._commit_in_parts(opened, work))
             if forks.is_awaited():
-                opened = self._columns.reopen(forks.let_pass)
+                opened = self._columns.reopen(forks.wait_for_forks)
             if stop():
                 break
         return opened
@@ -171,18 +171,18 @@ class Flusher:
     def _goal(self, seq: int) -> int:
         return max(seq, self._reconciler.renumbered_through)
 
-    def _certain(self, opened: OpenColumns) -> Held:
+    def _certain(self, opened: OpenColumns) -> FileState:
         """Return the state of the open file. If an interrupt left it unknown, reopen the file first."""
-        if self._held is None or self._held.opened is not opened:
+        if self._file is None or self._file.opened is not opened:
             self._columns.reopen()
-        assert self._held is not None
-        return self._held
+        assert self._file is not None
+        return self._file
 
     def checkpoint_if_due(self, opened: OpenColumns) -> OpenColumns:
         """Checkpoint if the log is long, or rows have waited long for a checkpoint."""
-        held = self._certain(opened)
-        unpruned = held.state.watermark > held.pruned_through
-        return self.checkpoint(held.opened) if self.checkpoint_is_due(unpruned=unpruned) else held.opened
+        file = self._certain(opened)
+        unpruned = file.state.watermark > file.pruned_through
+        return self.checkpoint(file.opened) if self.checkpoint_is_due(unpruned=unpruned) else file.opened
 
     def checkpoint_is_due(self, *, unpruned: bool) -> bool:
         """Return whether the log is long, or `unpruned` rows have waited long. Opens no file."""
@@ -269,16 +269,16 @@ class Flusher:
         in the columns. The file's state is unknown from start to end of this call. An interrupt leaves it unknown, and
         the next use reopens the file.
         """
-        held = self._certain(opened)
-        self._held = None
+        file = self._certain(opened)
+        self._file = None
         try:
-            applied, losses = self._apply(held, work)
-            state = read_state(held.opened)
+            applied, losses = self._apply(file, work)
+            state = read_state(file.opened)
         except Exception as error:
             if is_interrupt(error):
                 raise KeyboardInterrupt from error
             # Only the file can tell whether the commit happened. Reopening reads its watermark and its series.
-            typed = held.opened.backend.typed_error(error)
+            typed = file.opened.backend.typed_error(error)
             opened = self._columns.reopen()
             if work.is_part or self.watermark < work.through:
                 raise typed from error
@@ -287,35 +287,35 @@ class Flusher:
         if not work.is_part and state.watermark < work.through:
             self._columns.reopen()
             raise FlushFailed(
-                f"{held.opened.backend.path} is at seq {state.watermark} after a commit through seq {work.through}; "
+                f"{file.opened.backend.path} is at seq {state.watermark} after a commit through seq {work.through}; "
                 "the points are still in the journal",
-                path=held.opened.backend.path,
+                path=file.opened.backend.path,
             )
-        held = replace(held, state=state, known=applied.known, copied_losses=())
+        file = replace(file, state=state, known=applied.known, copied_losses=())
         if not work.journalled:
             try:
-                held.opened.backend.checkpoint(held.opened.engine)
+                file.opened.backend.checkpoint(file.opened.engine)
             except DBAPIError as error:
                 self._columns.reopen()
-                raise held.opened.backend.typed_error(error) from error
+                raise file.opened.backend.typed_error(error) from error
         if work.copies:
             try:
                 self._copy(state.watermark, applied, losses)
             except Exception as error:  # noqa: BLE001  reopening copies everything, or raises the cause
                 log.warning(
                     "copying the summaries of %s failed and will be retried: %s",
-                    held.opened.backend.path,
+                    file.opened.backend.path,
                     error,
                 )
                 return self._columns.reopen()
-            held = replace(held, copied_losses=tuple(loss.entry_id for loss in losses))
-        self._held = held
+            file = replace(file, copied_losses=tuple(loss.entry_id for loss in losses))
+        self._file = file
         # Work without journal rows was checkpointed above.
-        is_durable = held.opened.backend.durable_at_commit or not work.journalled
+        is_durable = file.opened.backend.durable_at_commit or not work.journalled
         if is_durable and work.copies:
             self._prune(state.watermark)
-        self._metadata.fold_if_due()
-        return held.opened
+        self._metadata.checkpoint_if_due()
+        return file.opened
 
     def _durable(self, opened: OpenColumns, work: Work) -> OpenColumns:
         """Make work durable whose points are not in the journal."""
@@ -326,20 +326,20 @@ class Flusher:
             )
         return opened
 
-    def _apply(self, held: Held, work: Work) -> tuple[Applied, list[Loss]]:
+    def _apply(self, file: FileState, work: Work) -> tuple[Applied, list[Loss]]:
         """Apply the work and move the watermark, in one transaction."""
-        connection = held.opened.flush_connection
+        connection = file.opened.flush_connection
         losses: list[Loss] = []
         with connection.begin():
             ledger = ColumnsLedgerRepository(connection)
-            ledger.remove(held.copied_losses)
-            applied = work.apply(connection, held.known)
+            ledger.remove(file.copied_losses)
+            applied = work.apply(connection, file.known)
             if loss := work.loss(applied):
-                losses.append(self._loss(held, *loss, applied))
+                losses.append(self._loss(file, *loss, applied))
                 ledger.add(losses[0])
             if not work.is_part:
                 ColumnsStateRepository(connection).set_watermark(
-                    work.through, flushed_from=held.state.watermark, flush_digest=work.digest
+                    work.through, flushed_from=file.state.watermark, flush_digest=work.digest
                 )
         return applied, losses
 
@@ -375,12 +375,12 @@ class Flusher:
                 if not opened.backend.is_out_of_memory(error) or part.size <= 1:
                     raise
                 waiting = part.halves() + waiting
-        self._held = None
+        self._file = None
         return self._columns.reopen()
 
     def _current(self) -> OpenColumns:
         """Return the open columns, after an error that may have reopened them."""
-        return self._columns.reopen() if self._held is None else self._held.opened
+        return self._columns.reopen() if self._file is None else self._file.opened
 
     def _copy(self, watermark: int, applied: Applied, losses: list[Loss]) -> None:
         """Copy the summaries of touched series, and ledger entries, to SQLite, where reading needs no lease."""
@@ -394,18 +394,18 @@ class Flusher:
             self._metadata.mark.write(extent, durably=False)
 
     def _prune(self, durable: int) -> None:
-        held = self._held
-        if held is None or durable <= held.pruned_through:
+        file = self._file
+        if file is None or durable <= file.pruned_through:
             return
         with self._metadata.write() as connection:
             StateRepository(connection).set(pruned_through=durable)
             JournalRepository(connection).prune(durable)
-        self._held = replace(held, pruned_through=durable)
-        self._metadata.fold_if_due()
+        self._file = replace(file, pruned_through=durable)
+        self._metadata.checkpoint_if_due()
 
-    def _loss(self, held: Held, entry: str, reason: str, detail: str, applied: Applied) -> Loss:
+    def _loss(self, file: FileState, entry: str, reason: str, detail: str, applied: Applied) -> Loss:
         return Loss(
-            entry_id=f"{held.state.store_id}:{entry}",
+            entry_id=f"{file.state.store_id}:{entry}",
             what="points",
             reason=reason,
             detail=detail,
@@ -416,11 +416,11 @@ class Flusher:
         )
 
     def _opened(self, opened: OpenColumns) -> None:
-        self._held = None
-        self._held = self._reconciler.agreed(opened)
+        self._file = None
+        self._file = self._reconciler.agreed(opened)
 
     def _closed(self) -> None:
-        self._held = None
+        self._file = None
 
 
 def _differ(entry: Entry, last: Entry) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 __all__ = ["Gate", "Patience", "Ticket"]
 
-_LOOK_S = 0.1
+_POLL_S = 0.1
 """How often a waiting thread checks whether it may enter, or whether there was progress."""
 
 _PROGRESS_S = 1.0
@@ -28,8 +28,8 @@ class Patience:
         self._progress = progress
         self._since_s = time.monotonic()
         self._deadline_s = self._since_s + timeout_s
-        self.look_after_s = min(_PROGRESS_S, timeout_s / 4)
-        self._next_look_s = self._since_s + self.look_after_s
+        self.check_after_s = min(_PROGRESS_S, timeout_s / 4)
+        self._next_check_s = self._since_s + self.check_after_s
         self._seen: object = None
 
     @property
@@ -46,11 +46,11 @@ class Patience:
         """Restart the deadline, after progress."""
         self._deadline_s = time.monotonic() + self._timeout_s
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Check for progress if it is time to; call it repeatedly while waiting."""
-        if self._progress is None or time.monotonic() < self._next_look_s:
+        if self._progress is None or time.monotonic() < self._next_check_s:
             return
-        self._next_look_s = time.monotonic() + self.look_after_s
+        self._next_check_s = time.monotonic() + self.check_after_s
         seen = self._progress()
         if self._seen is not None and seen != self._seen:
             self.renew()
@@ -104,8 +104,8 @@ class Gate:
             left_s = patience.left_s
             if left_s <= 0:
                 return False
-            ticket.sleep(min(left_s, _LOOK_S))
-            patience.look()
+            ticket.sleep(min(left_s, _POLL_S))
+            patience.check()
 
     def enter_idle(self, ticket: Ticket, condition: Callable[[], bool]) -> bool:
         """Admit the ticket exclusively if no ticket is inside or waiting, and the condition holds."""

@@ -10,13 +10,13 @@ from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, JournalReposit
 from repo.repositories.series import LatestRepository
 from repo.repositories.state import StateRepository
 
-__all__ = ["holds_no_point"]
+__all__ = ["is_empty_series"]
 
 TAIL_BYTES = 16_777_216
 """The longest journal tail, in bytes, that is searched; past it a series counts as non-empty."""
 
 
-def holds_no_point(connection: Connection, pair: tuple[str, str]) -> bool:
+def is_empty_series(connection: Connection, pair: tuple[str, str]) -> bool:
     """Return whether a series has no points, from the copied summaries and the journal rows after them.
 
     In a write transaction the answer is valid until the transaction ends; in a read transaction it may be outdated at

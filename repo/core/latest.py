@@ -61,9 +61,9 @@ class Newest:
         self._ready: dict[_Pair, PointDict] = {}
         self._version: int | None = None
         self._forget()
-        forks.add_owner(self, Newest._let_go)
+        forks.add_owner(self, Newest._close_idle)
 
-    def at_hand(self, pair: _Pair) -> list[PointDict] | None:
+    def cached(self, pair: _Pair) -> list[PointDict] | None:
         """Return the newest point of a series that was requested before; None means: call `points`."""
         self._metadata.refuse_after_fork()
         forks.give_way()
@@ -104,7 +104,7 @@ class Newest:
             if connection is not None:
                 connection.close()
 
-    def _let_go(self) -> None:
+    def _close_idle(self) -> None:
         """Close the connection unless a call is using it. The points stay in memory, for the next connection."""
         if not self._lock.acquire(blocking=False):
             return
@@ -121,7 +121,7 @@ class Newest:
         self._copied: _Copied | None = None
         self._copied_through = 0
         self._through = 0
-        self._told_by_journal = False
+        self._is_journal_complete = False
         self._answers = False
         self._rows = {}
         self._ordered = None
@@ -133,7 +133,7 @@ class Newest:
         connection, self._connection = self._connection, None
         try:
             if connection is None:
-                connection = self._metadata.standing_reader(self.close)
+                connection = self._metadata.open_reader(self.close)
                 driver: Any = connection.connection.driver_connection
                 self._cursor = driver.cursor()
             ((version,),) = self._cursor.execute("PRAGMA data_version")
@@ -163,11 +163,11 @@ class Newest:
         self._ready.clear()
         if (
             copied == self._copied
-            and self._told_by_journal
+            and self._is_journal_complete
             and self._copied_through <= state.copied_through <= self._through
         ):
             self._copied_through = state.copied_through
-            if self._overlay(connection) and self._told_by_journal:
+            if self._overlay(connection) and self._is_journal_complete:
                 return True
         self._rows = {
             pair: (*pair, summary.last_us, *summary[3:7], None)
@@ -175,7 +175,7 @@ class Newest:
         }
         self._copied, self._copied_through = copied, state.copied_through
         self._through = state.copied_through
-        self._told_by_journal = True
+        self._is_journal_complete = True
         return self._overlay(connection)
 
     def _overlay(self, connection: Connection) -> bool:
@@ -184,14 +184,14 @@ class Newest:
         for entry in JournalRepository(connection).after(self._through):
             size += len(entry.payload)
             if entry.kind in (DELETE, BULK) or size > TAIL_BYTES:
-                self._told_by_journal = False
+                self._is_journal_complete = False
                 return False
             if entry.kind in (POINTS, KEEP):
                 for batch in unpack(entry.payload):
                     _lay_over(self._rows, batch, keep=entry.kind == KEEP)
             elif entry.kind != VOID:
                 # Its points are in no journal row; the copy has them once the load is complete.
-                self._told_by_journal = False
+                self._is_journal_complete = False
             self._through = entry.seq
         return True
 

@@ -27,7 +27,7 @@ __all__ = ["MetadataDatabase"]
 
 log = logging.getLogger("holdfast.metadata")
 
-_FOLD_AGAIN_S = 0.05
+_CHECKPOINT_AGAIN_S = 0.05
 """The shortest time between checkpoints: one that a reader blocked is repeated, but not at every commit."""
 
 
@@ -40,12 +40,12 @@ class MetadataDatabase:
     def __init__(self, files: StoreFiles, settings: Settings) -> None:
         path = files.metadata
         self.path = path
-        self._fold_bytes = settings.wal_checkpoint_bytes
+        self._checkpoint_bytes = settings.wal_checkpoint_bytes
         self.engine = sqlite.open_engine(
             path,
             durability=settings.durability,
             busy_timeout_s=settings.busy_timeout_s,
-            log_limit_bytes=self._fold_bytes // 2,
+            log_limit_bytes=self._checkpoint_bytes // 2,
         )
         # Identities, cursors and policies always commit with full durability, whatever the journal's setting is.
         self._careful = (
@@ -55,7 +55,7 @@ class MetadataDatabase:
                 path,
                 durability="full",
                 busy_timeout_s=settings.busy_timeout_s,
-                log_limit_bytes=self._fold_bytes // 2,
+                log_limit_bytes=self._checkpoint_bytes // 2,
             )
         )
         self._reader = self.engine.execution_options(**sqlite.READ)
@@ -69,10 +69,10 @@ class MetadataDatabase:
         self.is_prepared = False
         """Whether the database belongs to a store; set while the store opens."""
         self._before_close: list[Callable[[], None]] = []
-        self._fold_not_before_s = 0.0
+        self._checkpoint_not_before_s = 0.0
         self._pid = os.getpid()
         self._closed = False
-        forks.add_owner(self, MetadataDatabase._let_go_of_writer)
+        forks.add_owner(self, MetadataDatabase._release_writer)
 
     def journal(self, work: Callable[[Connection], object], attempt: sqlite.Attempt | None = None) -> None:
         """Run `work` in a transaction that appends to the journal, and commit it with the configured durability.
@@ -126,7 +126,7 @@ class MetadataDatabase:
             finally:
                 if self._turnstile.place >= 0 and not self._turnstile.kept:
                     fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)
-        self.fold_if_due()
+        self.checkpoint_if_due()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -153,7 +153,7 @@ class MetadataDatabase:
             except (SQLAlchemyError, sqlite.DriverError) as error:
                 raise sqlite.typed_error(error, self.path) from error
 
-    def standing_reader(self, before_close: Callable[[], None]) -> Connection:
+    def open_reader(self, before_close: Callable[[], None]) -> Connection:
         """Open a long-lived connection for reading, for one thread at a time; its owner closes it.
 
         No transaction on it may outlive a call: the WAL cannot be checkpointed past it. `before_close` is called when
@@ -168,33 +168,33 @@ class MetadataDatabase:
                 self._before_close.append(before_close)
         return connection
 
-    def fold_if_due(self) -> None:
+    def checkpoint_if_due(self) -> None:
         """Checkpoint the WAL if it is large, whichever process wrote it.
 
         It runs after a commit and never fails that commit: a failed checkpoint is logged and retried later.
         """
-        if self._closed or time.monotonic() < self._fold_not_before_s:
+        if self._closed or time.monotonic() < self._checkpoint_not_before_s:
             return
         try:
-            if sqlite.log_bytes(self.path) >= self._fold_bytes:
-                self.fold()
+            if sqlite.log_bytes(self.path) >= self._checkpoint_bytes:
+                self.checkpoint()
         except (HoldfastError, OSError) as error:
             log.warning("the WAL of %s could not be checkpointed and keeps growing: %s", self.path, error)
 
-    def fold(self) -> int:
+    def checkpoint(self) -> int:
         """Checkpoint the WAL now; returns how many bytes of it the next commits can reuse."""
         with forks.Use(), self._lock:
             self._usable()
             try:
                 self._turnstile.take(self._busy_timeout_s)
                 with self._typed():
-                    folded = sqlite.fold_wal(self._careful)
+                    checkpointed = sqlite.fold_wal(self._careful)
             finally:
                 if self._turnstile.place >= 0 and not self._turnstile.kept:
                     fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)
-                self._fold_not_before_s = time.monotonic() + _FOLD_AGAIN_S
+                self._checkpoint_not_before_s = time.monotonic() + _CHECKPOINT_AGAIN_S
         self.note_acknowledged()
-        return sqlite.log_bytes(self.path) if folded.done_pages == folded.log_pages else 0
+        return sqlite.log_bytes(self.path) if checkpointed.done_pages == checkpointed.log_pages else 0
 
     def note_acknowledged(self) -> None:
         """Write the last committed seq and record id to the mark, durably; see `repo.core.acknowledged`."""
@@ -243,7 +243,7 @@ class MetadataDatabase:
             self._careful.dispose()
             self._turnstile.close()
 
-    def _let_go_of_writer(self) -> None:
+    def _release_writer(self) -> None:
         """Close the writer's connection unless a thread is using it; the next write opens another."""
         if not self._lock.acquire(blocking=False):
             return

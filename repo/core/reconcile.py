@@ -30,7 +30,7 @@ from repo.repositories.series import LatestRepository, SeriesRepository, Summary
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
 
-__all__ = ["Held", "Known", "Reconciler", "digest_of", "read_state"]
+__all__ = ["FileState", "Known", "Reconciler", "digest_of", "read_state"]
 
 log = logging.getLogger("holdfast.flush")
 
@@ -38,7 +38,7 @@ Known = Mapping[tuple[str, str], Summary]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class FileState:
     """The known state of the open file. It is replaced as a whole by what was read back, or dropped."""
 
     opened: OpenColumns
@@ -60,7 +60,7 @@ class Reconciler:
         self.renumbered_through = 0
         """The last seq that a renumbering assigned. A reader's target from before it refers to the old numbers."""
 
-    def agreed(self, opened: OpenColumns) -> Held:
+    def agreed(self, opened: OpenColumns) -> FileState:
         """Upgrade the file's schema, make it consistent with the metadata, and return its state.
 
         Raises `StoreForked`, `StoreCorrupt`, or what the engines raise. Safe to call again.
@@ -95,7 +95,7 @@ class Reconciler:
             # Last, because it also states that the copy in the metadata was made from correct counts.
             with opened.flush_connection.begin():
                 VerificationRepository(opened.flush_connection).note()
-        return Held(opened, state, known, tuple(loss.entry_id for loss in losses), facts.pruned_through)
+        return FileState(opened, state, known, tuple(loss.entry_id for loss in losses), facts.pruned_through)
 
     def _own_state(self, opened: OpenColumns, facts: State) -> ColumnsState:
         """Tie the file to this store, raise its watermark to `pruned_through`, and return its state."""

@@ -18,7 +18,7 @@ def undisturbed(step: Callable[[], object]) -> None:
     if threading.current_thread() is not threading.main_thread():
         step()
         return
-    run = _Run(step)
+    run = _StepThread(step)
     try:
         run.wait()
     except BaseException:  # raised by a signal handler: wait for the step anyway
@@ -32,7 +32,7 @@ def undisturbed(step: Callable[[], object]) -> None:
         raise run.error
 
 
-class _Run:
+class _StepThread:
     def __init__(self, step: Callable[[], object]) -> None:
         self._step = step
         self._mutex = _thread.allocate_lock()

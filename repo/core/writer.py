@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from repo.clock import Clock
 from repo.core.changes import BulkChange, DeleteChange, PointsChange, RecordChange, SettleChange, Submission
 from repo.core.codec import BLOCK_BYTES, BLOCK_POINTS
-from repo.core.kinds import holds_no_point
+from repo.core.kinds import is_empty_series
 from repo.core.metadata import MetadataDatabase
 from repo.engines.sqlite.driver import Attempt
 from repo.errors import HoldfastError, InvalidPoint, Refusal, StoreClosed
@@ -55,7 +55,7 @@ class _Party:
 
 
 @dataclass(slots=True, eq=False)
-class _Group:
+class _CommitGroup:
     """The parties of one commit; `attempt` and `failed` hold its outcome."""
 
     parties: Sequence[_Party]
@@ -84,7 +84,7 @@ class Writer:
         self._leading = threading.Lock()
         self._queue: list[_Party] = []
         self._led = False
-        self._group: _Group | None = None
+        self._group: _CommitGroup | None = None
         self._last_party = 1
         self._last_commit_s = 0.0
         self._kinds: dict[tuple[str, str], str] = {}
@@ -122,7 +122,7 @@ class Writer:
             self._call_next()
             raise
         if led:
-            self._metadata.fold_if_due()
+            self._metadata.checkpoint_if_due()
 
     def submit(self, submission: Submission) -> Future[Written]:
         """Queue one submission for the writer's own thread; blocks only while the queue is full.
@@ -141,7 +141,7 @@ class Writer:
         self._settle()  # what an interrupted leader left
         self._linger()
         with self._mutex:
-            self._group = group = _Group([party for party in self._queue if not party.gone])
+            self._group = group = _CommitGroup([party for party in self._queue if not party.gone])
         started = time.perf_counter()
         try:
             self._commit_group(group)
@@ -181,9 +181,9 @@ class Writer:
         while len(self._queue) < self._last_party and time.perf_counter() < until:
             time.sleep(_PAUSE_S)
 
-    def _commit_group(self, group: _Group) -> None:
+    def _commit_group(self, group: _CommitGroup) -> None:
         submissions = [submission for party in group.parties for submission in party.submissions]
-        kinds = _GroupKinds()
+        kinds = _CommitKinds()
 
         def write(connection: Connection) -> None:
             self._forget_changed_kinds(connection)
@@ -235,7 +235,7 @@ class Writer:
             )
         row.end()
 
-    def _kinds_fit(self, connection: Connection, submission: Submission, group: _GroupKinds) -> bool:
+    def _kinds_fit(self, connection: Connection, submission: Submission, group: _CommitKinds) -> bool:
         """Register new series, and check the kinds of the others.
 
         On a mismatch only this submission fails, or only its wrong rows if they may be skipped. An empty series takes
@@ -266,7 +266,7 @@ class Writer:
             if known is not None and kind is not None and kind != known:
                 others.setdefault(pair, (known, kind))
         for pair, (_, kind) in list(others.items()):
-            if pair not in mixed and pair not in group.used and holds_no_point(connection, pair):
+            if pair not in mixed and pair not in group.used and is_empty_series(connection, pair):
                 series.change_kind(pair, kind)
                 stored[pair] = group.registered[pair] = kind
                 del others[pair]
@@ -306,7 +306,7 @@ def _change_record(records: RecordRepository, change: RecordChange | SettleChang
 
 
 @dataclass(slots=True)
-class _GroupKinds:
+class _CommitKinds:
     """The kinds that one commit has found or set; not visible to others before the commit."""
 
     registered: dict[tuple[str, str], str] = field(default_factory=dict)

@@ -174,7 +174,7 @@ class Opening:
         except StoreBusy as busy:
             log.warning("records of the legacy program are held back until their data is restored: %s", busy)
 
-    def prepared(self, metadata: MetadataDatabase) -> State:
+    def prepare(self, metadata: MetadataDatabase) -> State:
         """Return the state of the store. Creates a new store, also next to columns of the legacy program.
 
         If several processes open a new store at once, one of them creates it and the others wait.
@@ -183,7 +183,9 @@ class Opening:
             acknowledged = metadata.mark.read()  # first: others may be writing to the store
             state = self._state(metadata)
             if state is not None:
-                return state if acknowledged is None else self._whole(metadata, state, acknowledged)
+                return (
+                    state if acknowledged is None else self._account_for_losses(metadata, state, acknowledged)
+                )
         columns = any(self._files.columns(engine).exists() for engine in ENGINES)
         with self._leased("preparing the store") if columns else nullcontext(), metadata.alone():
             state = self._state(metadata)
@@ -200,7 +202,7 @@ class Opening:
                     StateRepository(connection).create(state)
         return state
 
-    def _whole(self, metadata: MetadataDatabase, state: State, acknowledged: Extent) -> State:
+    def _account_for_losses(self, metadata: MetadataDatabase, state: State, acknowledged: Extent) -> State:
         """Return the state of the store, after recording in the ledger any acknowledged data that the metadata lost."""
         with metadata.read() as connection:
             found = StateRepository(connection).extent()
@@ -231,7 +233,7 @@ class Opening:
                 raise version.too_new(found, metadata.path)
             return StateRepository(connection).get() if standing is version.Standing.HEAD else None
 
-    def wired(self, metadata: MetadataDatabase) -> Handle:
+    def build_handle(self, metadata: MetadataDatabase) -> Handle:
         """Build the handle. The columns stay closed until they are needed."""
         clock = self._clock
         writer = Writer(metadata, clock, self._settings.submit_queue_points)
@@ -245,7 +247,7 @@ class Opening:
             log.warning("%s", missing)
         return Handle(self._files, metadata, writer, self._settings, clock, active, columns, flusher)
 
-    def take_columns_in(self, handle: Handle) -> None:
+    def open_existing_columns(self, handle: Handle) -> None:
         """Open columns that this store has never opened, such as those of the legacy program, to copy their summaries.
 
         Raises `StoreBusy` if another process holds them. If they cannot be read, the store opens without them.
@@ -255,7 +257,7 @@ class Opening:
                 with handle.reading("reading existing columns for the first time"):
                     pass
         except EngineMissing:
-            return  # `wired` has logged it
+            return  # `build_handle` has logged it
         except StoreCorrupt as damaged:
             log.warning("the existing columns cannot be read: %s", damaged)
 

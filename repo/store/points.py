@@ -173,9 +173,9 @@ class Points(PointWriter):
         if limit < 1:
             raise InvalidQuery(f"limit = {limit}: at least 1")
         if limit == 1 and type(sensor_id) is str and type(metric_name) is str:
-            at_hand = self._newest.at_hand((sensor_id, metric_name))
-            if at_hand is not None:
-                return at_hand
+            cached = self._newest.cached((sensor_id, metric_name))
+            if cached is not None:
+                return cached
         selection = Selection.of(sensor_id, metric_name)
         for _ in range(_LATEST_TRIES if limit == 1 else 0):
             if (found := self._newest.points(selection)) is not None:

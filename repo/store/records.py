@@ -124,7 +124,7 @@ class Records(RecordWriter):
             if max_retries is not None:
                 failed = RecordScope(min_retries=max_retries)
                 dropped += records.drop(failed, "retries", {"max_retries": max_retries}).records
-        self._handle.metadata.fold_if_due()
+        self._handle.metadata.checkpoint_if_due()
         return dropped
 
     def clear(self, source: str | None = None) -> int:
@@ -134,7 +134,7 @@ class Records(RecordWriter):
             dropped = RecordRepository(connection, clock=self._handle.clock).drop(
                 scope, "clear", {"source": source}
             )
-        self._handle.metadata.fold_if_due()
+        self._handle.metadata.checkpoint_if_due()
         return dropped.records
 
     def _settle(self, change: SettleChange) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from repo import forks
 from repo.clock import Clock, system_clock
-from repo.core.background import Keeper, stop_all
+from repo.core.background import BackgroundThread, stop_all
 from repo.core.metadata import MetadataDatabase
 from repo.engines.interrupts import KeyboardInterrupts
 from repo.errors import EngineMissing
@@ -87,7 +87,7 @@ class Store:
         self.files = StoreFiles.of(self.path) if files is None else files
         self.settings = Settings.load(self.files.folder) if settings is None else settings
         self._pid = os.getpid()
-        self._keeper: Keeper | None = None
+        self._background: BackgroundThread | None = None
         self._opening = Opening(self.path, self.files, self.settings, clock)
         with forks.Use():
             self._open(create)
@@ -357,9 +357,9 @@ class Store:
         _open_stores.discard(self)
         self._handle.writer.close()
         self.points.close()
-        if self._keeper is not None:
-            self._keeper.stop()
-            self._keeper = None
+        if self._background is not None:
+            self._background.stop()
+            self._background = None
         self._handle.columns.close()
         self._handle.metadata.close()
 
@@ -379,11 +379,11 @@ class Store:
         self._opening.upgrade()
         metadata = MetadataDatabase(self.files, self.settings)
         try:
-            state = self._opening.prepared(metadata)
+            state = self._opening.prepare(metadata)
             metadata.is_prepared = True
-            self._handle = self._opening.wired(metadata)
+            self._handle = self._opening.build_handle(metadata)
             if state.file_id is None:
-                self._opening.take_columns_in(self._handle)
+                self._opening.open_existing_columns(self._handle)
         except BaseException:  # the caller gets no store that could be closed
             metadata.close()
             raise
@@ -392,7 +392,7 @@ class Store:
         self.series = SeriesApi(self._handle)
         self.sinks = Sinks(self._handle)
         if self.settings.background:
-            self._keeper = Keeper(self._handle)
+            self._background = BackgroundThread(self._handle)
         _open_stores.add(self)
         if self.settings.convert_at_open and self.settings.engine != "auto":
             try:

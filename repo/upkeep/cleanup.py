@@ -147,7 +147,7 @@ def _dropped(handle: Handle, scope: Scope) -> Cleaned:
         with handle.metadata.write() as connection:
             records = RecordRepository(connection, clock=handle.clock)
             fallen = records.drop(scope.records, "cleanup", scope.why)
-        handle.metadata.fold_if_due()
+        handle.metadata.checkpoint_if_due()
         dropped = fallen.records
         times += [fallen.first_us, fallen.last_us]
     lost: int | None = 0

@@ -43,7 +43,7 @@ def measure(handle: Handle, *, inside: bool) -> Size:
     if inside:
         with handle.reading("measuring the columns") as (connection, _):
             free = handle.columns.backend.free_bytes(connection)
-        folded = handle.metadata.fold()
+        folded = handle.metadata.checkpoint()
     with handle.metadata.read() as connection:
         metadata_free = folded + free_bytes(connection)
     metadata = sum(sizes_of(handle.files.metadata_files()).values())

@@ -36,7 +36,7 @@ def refusals_of(rows: Any) -> tuple[Refusal, ...]:
 
 
 def value_of(value: Any, *, accept_bool: bool = False) -> float:
-    """The value as stored, the same through each road."""
+    """The value as stored, the same on both paths."""
     alone = check_point("S", "m", value, 0, None, None, accept_bool=accept_bool, now_us=NOW_US)
     among = rows_of([("S", "m", 0, value)] * 3, accept_bool=accept_bool)
     assert array("d", [alone.values[0]] * 3).tobytes() == among.values.tobytes()

@@ -16,7 +16,7 @@ NOW_US = 1_700_000_000_123_456
 
 
 def both_roads(*, accept_bool: bool = False, **fields: Any) -> Batch:
-    """One row, alone and as rows; the roads must agree."""
+    """One row, alone and as rows; both paths must agree."""
     row = {"sensor_id": "S", "metric_name": "m", "value": 1.0} | fields
     batch, _ = check_rows([row, row], accept_bool=accept_bool, now_us=NOW_US)
     if "timestamp_us" not in fields:

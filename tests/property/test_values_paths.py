@@ -1,4 +1,4 @@
-"""The short road and the long one agree: the same columns, or the same refusals, whatever comes."""
+"""The fast path and the slow path agree: the same columns, or the same refusals, whatever comes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Row:
 
 @st.composite
 def batches(draw: st.DrawFn) -> list[Any]:
-    """Rows that are mostly ordinary; each batch has its own forms, so that the short road is often taken."""
+    """Rows that are mostly ordinary; each batch has its own forms, so that the fast path is often taken."""
     oddity = draw(st.booleans())
     value = draw(st.sampled_from([st.floats(), numbers, texts, st.one_of(numbers, texts)]))
     time = draw(st.sampled_from([st.floats(-1e9, 4e9), st.integers(-(10**9), 10**10), times]))
@@ -124,8 +124,8 @@ def same(one: Batch, other: Batch) -> bool:
 @settings(max_examples=300, deadline=None)
 @given(batches())
 def test_both_roads_make_the_same_of_any_rows(rows: list[Any]) -> None:
-    long, refusals = values._long_road(rows, False, NOW_US)
-    short = values._short_road(rows, NOW_US)
+    long, refusals = values._slow_path(rows, False, NOW_US)
+    short = values._fast_path(rows, NOW_US)
     if short is not None:
         assert refusals == []
         assert same(short, long)
@@ -137,8 +137,8 @@ def test_both_roads_make_the_same_of_any_rows(rows: list[Any]) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(names, names, st.floats(-4e9, 4e9), st.floats()), min_size=1, max_size=20))
-def test_ordinary_rows_take_the_short_road(rows: list[Any]) -> None:
-    assert values._short_road(rows, NOW_US) is not None
+def test_ordinary_rows_take_the_fast_path(rows: list[Any]) -> None:
+    assert values._fast_path(rows, NOW_US) is not None
 
 
 @settings(max_examples=1000)
