@@ -18,9 +18,10 @@ from repo.core.metadata import MetadataDatabase
 from repo.core.writer import Writer
 from repo.errors import system_error
 from repo.files import StoreFiles
-from repo.queries.selection import Summary
+from repo.queries.selection import Names, Selection, Summary, Time, select_points
 from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository, Loss
+from repo.repositories.series import SeriesRepository
 from repo.repositories.state import StateRepository
 from repo.settings import Settings
 
@@ -55,6 +56,17 @@ class Handle:
 
     def __post_init__(self) -> None:
         self.columns.watch(self._copied_through)
+
+    def select(self, sensor_id: Names, metric_name: Names, start: Time = None, end: Time = None) -> Selection:
+        """Return the selection for the names and times of a caller; raises `InvalidQuery`.
+
+        A text that is the name of a series selects that series, even if it has the signs of a glob.
+        """
+        selection = select_points(sensor_id, metric_name, start, end)
+        if not selection.has_glob:
+            return selection
+        with self.metadata.read() as connection:
+            return selection.as_names(SeriesRepository(connection).has_name)
 
     def journal_end(self) -> int:
         """Return the last seq committed to the journal."""

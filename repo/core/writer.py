@@ -226,7 +226,10 @@ class Writer:
                 elif isinstance(change, DeleteChange):
                     row.end()
                     seq += 1
-                    journal.append(seq, 1, DELETE, change.selection.to_json(), now_us)
+                    selection = change.selection
+                    if selection.has_glob:
+                        selection = selection.as_names(SeriesRepository(connection).has_name)
+                    journal.append(seq, 1, DELETE, selection.to_json(), now_us)
                 else:
                     _change_record(RecordRepository(connection, clock=self._clock), change)
             first_seq, last_seq = (before + 1, seq) if seq > before else (None, None)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, and_, false, true
 
@@ -16,10 +16,21 @@ from repo.errors import InvalidQuery
 from repo.models import Point
 from repo.times import bound_us, to_datetime
 
-__all__ = ["Known", "Names", "Scope", "Selection", "Summary", "Time", "chosen_names", "select_points"]
+__all__ = [
+    "Known",
+    "Names",
+    "Scope",
+    "Selection",
+    "Summary",
+    "Time",
+    "chosen_names",
+    "select_deleted",
+    "select_points",
+]
 
 Names = str | Sequence[str] | None
-"""None means every name. A text with `*`, `?` or `[` is a glob. Any other text, and each item of a list, is exact."""
+"""None means every name. A text with `*`, `?` or `[` is a glob, unless a series has this text as its name. Any other
+text, and each item of a list, is exact."""
 
 MOST_NAMES = 20_000
 """The most names in one statement: SQLite takes at most 32,766 parameters."""
@@ -49,10 +60,30 @@ class Selection:
     @property
     def exact(self) -> tuple[str, str] | None:
         """The one selected series, if the names alone determine it."""
+        sensor, metric = _only(self.sensor_id), _only(self.metric_name)
+        return None if sensor is None or metric is None else (sensor, metric)
+
+    @property
+    def has_glob(self) -> bool:
+        """Whether a text has the signs of a glob; see `as_names`."""
+        return _is_glob(self.sensor_id) or _is_glob(self.metric_name)
+
+    @property
+    def everything(self) -> bool:
+        """Whether it selects every point of every series."""
+        names_all = all(names is None or _is_stars(names) for names in (self.sensor_id, self.metric_name))
+        return names_all and self.start_us is None and self.end_us is None
+
+    def as_names(self, is_name: Callable[[Literal["sensor_id", "metric_name"], str], bool]) -> Selection:
+        """Take texts with the signs of a glob as names where `is_name` says that a series has them."""
         sensor, metric = self.sensor_id, self.metric_name
-        if not isinstance(sensor, str) or not isinstance(metric, str) or _is_glob(sensor) or _is_glob(metric):
-            return None
-        return sensor, metric
+        if isinstance(sensor, str) and _is_glob(sensor) and is_name("sensor_id", sensor):
+            sensor = (sensor,)
+        if isinstance(metric, str) and _is_glob(metric) and is_name("metric_name", metric):
+            metric = (metric,)
+        if sensor is self.sensor_id and metric is self.metric_name:
+            return self
+        return replace(self, sensor_id=sensor, metric_name=metric)
 
     @property
     def named(self) -> bool:
@@ -82,7 +113,7 @@ class Selection:
         The engines therefore only compare names for equality; their own globs differ in details.
         """
         parts: list[ColumnElement[bool]] = []
-        known = list(known) if _is_glob(self.sensor_id) or _is_glob(self.metric_name) else ()
+        known = list(known) if self.has_glob else ()
         listed = 0
         for column, wanted, found in (
             (table.sensor_id, self.sensor_id, {s for s, _ in known}),
@@ -167,14 +198,27 @@ def _pieces(wanted: str | tuple[str, ...] | None, found: set[str]) -> list[Any]:
 
 
 def chosen_names(wanted: Names, found: set[str]) -> set[str]:
-    """Return the wanted ones of the names found."""
+    """Return the wanted ones of the names found; one that is found as it is written is no glob."""
     if wanted is not None and not isinstance(wanted, str):
         return found.intersection(wanted)
+    if wanted in found:
+        return {wanted}
     return {name for name in found if _matches(wanted, name)}
 
 
 def _is_glob(names: str | tuple[str, ...] | None) -> bool:
     return isinstance(names, str) and ("*" in names or "?" in names or "[" in names)
+
+
+def _is_stars(names: str | tuple[str, ...]) -> bool:
+    return isinstance(names, str) and set(names) == {"*"}
+
+
+def _only(names: str | tuple[str, ...] | None) -> str | None:
+    """Return the one name that is meant, if the names alone tell."""
+    if isinstance(names, tuple):
+        return names[0] if len(names) == 1 else None
+    return None if _is_glob(names) else names
 
 
 def _matches(wanted: str | tuple[str, ...] | None, name: str) -> bool:
@@ -209,6 +253,23 @@ def select_points(sensor_id: Names, metric_name: Names, start: Time, end: Time) 
         first, last = (to_datetime(us).isoformat() for us in (start_us, end_us))
         raise InvalidQuery(f"start ({first}) is after end ({last})")
     return Selection.of(sensor_id, metric_name, start_us, end_us)
+
+
+def select_deleted(
+    sensor_id: Names, metric_name: Names, start: Time, end: Time, *, everything: bool
+) -> Selection:
+    """Return the selection of a delete; raises `InvalidQuery` as `select_points` does.
+
+    All points are selected only if `everything` says so: without it, a forgotten argument would delete them.
+    """
+    selection = select_points(sensor_id, metric_name, start, end)
+    if not selection.everything:
+        return selection
+    if not everything:
+        raise InvalidQuery(
+            "this would delete every point of the store: name a sensor, a metric or a time, or pass everything=True"
+        )
+    return Selection()
 
 
 Pair = tuple[str, str]

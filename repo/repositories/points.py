@@ -18,7 +18,7 @@ from repo.queries.aggregate import Aggregates
 from repo.queries.durations import States
 from repo.queries.pages import Rows, SeqPages, TimePages
 from repo.queries.rows import PointDict, Row, point_dicts, range_dicts, rows_of, seq_dicts
-from repo.queries.selection import Names, Summary, Time, select_points
+from repo.queries.selection import Names, Selection, Summary, Time, select_deleted, select_points
 from repo.repositories.apply import apply
 from repo.repositories.series import SummaryRepository
 from repo.values import Batch, check_point, check_rows
@@ -89,10 +89,19 @@ class PointRepository:
         return self._write(batch, refusals)
 
     def delete(
-        self, sensor_id: Names = None, metric_name: Names = None, start: Time = None, end: Time = None
+        self,
+        sensor_id: Names = None,
+        metric_name: Names = None,
+        start: Time = None,
+        end: Time = None,
+        *,
+        everything: bool = False,
     ) -> int:
-        """Delete points in [start, end) and return their number. None leaves a side or a name open."""
-        selection = select_points(sensor_id, metric_name, start, end)
+        """Delete points in [start, end) and return their number. None leaves a side or a name open.
+
+        Without names and times, only `everything=True` deletes all points; else `InvalidQuery` is raised.
+        """
+        selection = self._as_names(select_deleted(sensor_id, metric_name, start, end, everything=everything))
         self._begin_write()
         return apply(self._connection, (), selection, self._summaries().all()).dropped.count
 
@@ -100,7 +109,7 @@ class PointRepository:
         self, sensor_id: Names, metric_name: Names, start: Time = None, end: Time = None
     ) -> Iterator[PointDict]:
         """Yield points in [start, end) in order of time, a page at a time."""
-        selection = select_points(sensor_id, metric_name, start, end)
+        selection = self._select(sensor_id, metric_name, start, end)
         pages = TimePages(selection, _PAGE_ROWS)
         while not pages.done:
             rows = pages.step(self._reading(), self._known(), Rows())
@@ -108,10 +117,8 @@ class PointRepository:
 
     def latest(self, sensor_id: Names, metric_name: Names = None, limit: int = 1) -> list[PointDict]:
         """Return the newest `limit` points of each series, newest first."""
-        rows = point_sql.newest(
-            self._reading(), select_points(sensor_id, metric_name, None, None), self._known(), limit
-        )
-        return point_dicts(rows)
+        selection = self._select(sensor_id, metric_name)
+        return point_dicts(point_sql.newest(self._reading(), selection, self._known(), limit))
 
     def aggregate(
         self,
@@ -126,7 +133,7 @@ class PointRepository:
         fill: str | None = None,
     ) -> list[dict[str, Any]]:
         """Return aggregates per series and, with `every`, per bucket; see `Store.points.aggregate`."""
-        question = Aggregates.of(select_points(sensor_id, metric_name, start, end), agg, every, tz, fill)
+        question = Aggregates.of(self._select(sensor_id, metric_name, start, end), agg, every, tz, fill)
         return question.dicts(*question.ask(self._reading(), self._summaries().all()))
 
     def states(
@@ -140,7 +147,7 @@ class PointRepository:
         tz: str = "UTC",
     ) -> list[dict[str, Any]]:
         """Return the time that each series spent in each state; see `Store.points.states`."""
-        question = States.of(select_points(sensor_id, metric_name, start, end), every, tz)
+        question = States.of(self._select(sensor_id, metric_name, start, end), every, tz)
         return question.ask(self._reading(), self._summaries().all())
 
     def after(self, seq: int, limit: int = 100_000) -> list[PointDict]:
@@ -159,6 +166,19 @@ class PointRepository:
             unique[row[:3]] = row
         apply(self._connection, list(unique.values()), None, self._summaries().all())
         return Written(first, first + len(batch) - 1, len(batch), len(refusals), refusals)
+
+    def _select(
+        self, sensor_id: Names, metric_name: Names, start: Time = None, end: Time = None
+    ) -> Selection:
+        return self._as_names(select_points(sensor_id, metric_name, start, end))
+
+    def _as_names(self, selection: Selection) -> Selection:
+        if not selection.has_glob:
+            return selection
+        known = self._summaries().all()
+        return selection.as_names(
+            lambda column, name: any(pair[column == "metric_name"] == name for pair in known)
+        )
 
     def _last_seq(self) -> int:
         return int(self._connection.scalar(select(func.max(Point.seq))) or 0)

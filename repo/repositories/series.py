@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, and_, delete, select, tuple_, update
 
@@ -68,6 +68,15 @@ class SeriesRepository:
         """Return how often a kind was changed in this database; kinds read before a change may be outdated."""
         driver: Any = self._connection.connection.driver_connection
         return int(driver.execute("PRAGMA user_version").fetchone()[0])
+
+    def has_name(self, column: Literal["sensor_id", "metric_name"], name: str) -> bool:
+        """Return whether a series has this name, as its sensor or as its metric."""
+        driver: Any = self._connection.connection.driver_connection
+        query = {
+            "sensor_id": "SELECT EXISTS (SELECT 1 FROM series WHERE sensor_id = ?)",
+            "metric_name": "SELECT EXISTS (SELECT 1 FROM series WHERE metric_name = ?)",
+        }[column]
+        return bool(driver.execute(query, (name,)).fetchone()[0])
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return the names of all series."""

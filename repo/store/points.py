@@ -19,7 +19,7 @@ from repo.queries.aggregate_sql import is_numeric
 from repo.queries.durations import States
 from repo.queries.pages import SeqPages, TimePages
 from repo.queries.rows import PointDict, point_dicts
-from repo.queries.selection import Names, Selection, select_points
+from repo.queries.selection import Names, Selection, select_deleted
 from repo.repositories.points import Written, next_points
 from repo.repositories.series import SeriesRepository
 from repo.store.results import Result
@@ -79,14 +79,22 @@ class PointWriter:
         return self._send(submission)
 
     def delete(
-        self, sensor_id: Names = None, metric_name: Names = None, start: Time = None, end: Time = None
+        self,
+        sensor_id: Names = None,
+        metric_name: Names = None,
+        start: Time = None,
+        end: Time = None,
+        *,
+        everything: bool = False,
     ) -> Written:
         """Delete the points in [start, end) that were written before this call; durable on return, needs no lease.
 
-        Names may be globs, lists or None (all). What was already delivered stays delivered. The deleted points are
-        counted when the journal is applied; the loss ledger records the number.
+        Names may be globs, lists or None (all), as in `range`. Without names and times (None or `*`), only
+        `everything=True` deletes all points; else `InvalidQuery` is raised and nothing is deleted. What was already
+        delivered stays delivered. The deleted points are counted when the journal is applied; the loss ledger records
+        the number.
         """
-        return self.delete_selected(select_points(sensor_id, metric_name, start, end))
+        return self.delete_selected(select_deleted(sensor_id, metric_name, start, end, everything=everything))
 
     def delete_selected(self, selection: Selection) -> Written:
         """Delete as `delete` does, by a selection that is already checked."""
@@ -155,9 +163,10 @@ class Points(PointWriter):
     def range(self, sensor_id: Names, metric_name: Names, start: Time = None, end: Time = None) -> Result:
         """Return the points in [start, end) in order of time; None means no bound.
 
-        A name may be exact, a glob (`*`, `?`, `[`), a list of exact names, or None for all.
+        A name may be exact, a glob (`*`, `?`, `[`), a list of exact names, or None for all. The name of a series is
+        exact even if it contains the signs of a glob.
         """
-        selection = select_points(sensor_id, metric_name, start, end)
+        selection = self._handle.select(sensor_id, metric_name, start, end)
         return Result(
             lambda: self._handle.reading("range query"),
             lambda rows: TimePages(selection, rows),
@@ -176,7 +185,7 @@ class Points(PointWriter):
             cached = self._newest.cached((sensor_id, metric_name))
             if cached is not None:
                 return cached
-        selection = Selection.of(sensor_id, metric_name)
+        selection = self._handle.select(sensor_id, metric_name)
         for _ in range(_LATEST_TRIES if limit == 1 else 0):
             if (found := self._newest.points(selection)) is not None:
                 return found
@@ -217,7 +226,9 @@ class Points(PointWriter):
         readings, by their start times, or None outside of them and for texts. A result of more than 10,000,000 rows
         raises `InvalidQuery`.
         """
-        question = Aggregates.of(select_points(sensor_id, metric_name, start, end), agg, every, tz, fill)
+        question = Aggregates.of(
+            self._handle.select(sensor_id, metric_name, start, end), agg, every, tz, fill
+        )
         self._refuse_numbers_of_texts(question)
         with self._handle.reading("aggregate query") as (connection, known):
             answer = question.ask(connection, known)
@@ -246,7 +257,7 @@ class Points(PointWriter):
         first point. Number series have states, too (0 and 1, for example), if they are selected by name; a glob, or
         None, selects text series only. A result of more than 10,000,000 rows raises `InvalidQuery`.
         """
-        question = States.of(select_points(sensor_id, metric_name, start, end), every, tz)
+        question = States.of(self._handle.select(sensor_id, metric_name, start, end), every, tz)
         with self._handle.reading("states query") as (connection, known):
             return question.ask(connection, known)
 

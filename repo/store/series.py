@@ -8,7 +8,7 @@ from typing import Any
 
 from repo.core.handle import Handle
 from repo.errors import InvalidQuery
-from repo.queries.selection import Names, Selection
+from repo.queries.selection import Names
 from repo.repositories.series import SeriesInfo, SeriesRepository
 
 __all__ = ["SeriesApi"]
@@ -25,7 +25,7 @@ class SeriesApi:
 
         Counts and times are as of the last flush; a series that was never flushed has a count of 0.
         """
-        selection = Selection.of(sensor_id, metric_name)
+        selection = self._handle.select(sensor_id, metric_name)
         with self._handle.metadata.read() as connection:
             return SeriesRepository(connection).list(selection)
 

@@ -19,7 +19,7 @@ from repo.core.metadata import MetadataDatabase
 from repo.engines.interrupts import KeyboardInterrupts
 from repo.errors import EngineMissing
 from repo.files import StoreFiles
-from repo.queries.selection import Names, select_points
+from repo.queries.selection import Names
 from repo.schema import version
 from repo.settings import Settings
 from repo.store.opening import Opening
@@ -168,7 +168,7 @@ class Store:
         return export_parquet(
             self._handle,
             Path(path),
-            select_points(sensor_id, metric_name, start, end),
+            self._handle.select(sensor_id, metric_name, start, end),
             partition=partition,
             compression=compression,
             progress=progress,
@@ -195,7 +195,7 @@ class Store:
         return export_ndjson(
             self._handle,
             Path(path),
-            select_points(sensor_id, metric_name, start, end),
+            self._handle.select(sensor_id, metric_name, start, end),
             partition=partition,
             progress=progress,
         )

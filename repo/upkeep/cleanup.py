@@ -11,7 +11,7 @@ from repo.core.changes import DeleteChange, Submission
 from repo.core.handle import Handle
 from repo.errors import EngineMissing, InvalidQuery, StoreBusy
 from repo.queries.counts import Extent, extents
-from repo.queries.selection import MOST_NAMES, Names, Selection, Time, chosen_names, select_points
+from repo.queries.selection import MOST_NAMES, Names, Selection, Time, chosen_names
 from repo.repositories.records import RecordExtent, RecordRepository, RecordScope
 from repo.repositories.sinks import SinkRepository
 from repo.upkeep.usage import measure
@@ -89,7 +89,7 @@ class Scope:
                 raise InvalidQuery(
                     f"this would drop all {what}; choose some, or say that everything is meant"
                 )
-        selection = select_points(sensor_id, metric_name, start, end)
+        selection = handle.select(sensor_id, metric_name, start, end)
         if not records:
             return cls(selection, None, {})
         start_s, end_s = (None if us is None else us / 1e6 for us in (selection.start_us, selection.end_us))

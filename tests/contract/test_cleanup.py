@@ -294,7 +294,7 @@ def test_a_disk_without_room_for_the_metadata_to_be_written_anew_is_told_beforeh
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed_bytes - 1))
     before = store.size()
     with pytest.raises(
-        StoreFull, match=rf"offline_buffer\.db anew may take {needed_bytes:,} bytes"
+        StoreFull, match=rf"offline_buffer\.db anew may need {needed_bytes:,} bytes"
     ) as refused:
         store.shrink()
     assert "it stays as it is" in str(refused.value)

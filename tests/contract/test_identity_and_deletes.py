@@ -101,7 +101,7 @@ def test_many_deletes_between_writes_apply_in_their_order(store: Store, flushed:
 def test_a_deleted_point_written_again_is_delivered_again(store: Store) -> None:
     store.points.insert("a", "m", 1.0, timestamp=10)
     store.flush()
-    store.points.delete()
+    store.points.delete(everything=True)
     store.points.insert("a", "m", 1.0, timestamp=10)
     assert seqs(store) == {("a", 10): 3}
 
@@ -135,7 +135,6 @@ def test_a_ledger_entry_is_counted_once_however_often_the_store_is_opened(open_s
 @pytest.mark.parametrize(
     ("sensor", "metric", "left"),
     [
-        (None, None, set()),
         ("a*", None, {"b/p", "b/t"}),
         ("?1", "p", {"a1/t", "a2/p", "a2/t", "b/p", "b/t"}),
         (["b", "a2"], "[tx]", {"a1/p", "a1/t", "a2/p", "b/p"}),

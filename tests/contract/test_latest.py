@@ -66,7 +66,7 @@ def test_the_newest_point_follows_writes_overwrites_late_points_and_deletes(stor
     assert newest(store) == [(16, None)]
     store.checkpoint()
     assert newest(store) == [(16, None)]
-    points.delete()
+    points.delete(everything=True)
     assert newest(store) == []
     points.insert("a", "m", 5.0, timestamp=1)
     assert newest(store) == [(1, 5.0)]
@@ -109,10 +109,13 @@ def test_what_a_caller_does_to_its_answer_is_seen_by_nobody(store: Store) -> Non
     assert store.points.latest("a", "m")[0]["value"] == 1.0
 
 
-def test_a_name_with_the_signs_of_a_glob_is_a_glob(store: Store) -> None:
-    store.points.insert_many([("b[1]", "m", 1, 1.0), ("b1", "m", 1, 2.0)])
+def test_a_text_with_the_signs_of_a_glob_is_a_name_as_soon_as_a_series_has_it(store: Store) -> None:
+    store.points.insert("b1", "m", 2.0, timestamp=1)
     for _ in range(2):
         assert [p["sensor_id"] for p in store.points.latest("b[1]", "m")] == ["b1"]
+    store.points.insert("b[1]", "m", 1.0, timestamp=1)
+    for _ in range(2):
+        assert [p["sensor_id"] for p in store.points.latest("b[1]", "m")] == ["b[1]"]
         assert [p["sensor_id"] for p in store.points.latest(["b[1]"], "m")] == ["b[1]"]
     with pytest.raises(InvalidQuery):
         store.points.latest("a", "m", limit=0)

@@ -186,7 +186,7 @@ for writer in writers:
 CALLS = {
     "insert": lambda: store.points.insert("a", "m", 1.0),
     "submit": lambda: store.points.submit([("a", "m", 1, 1.0)]),
-    "delete": lambda: store.points.delete(),
+    "delete": lambda: store.points.delete(everything=True),
     "range": lambda: store.points.range("a", "m").all(),
     "latest": lambda: store.points.latest("a", "m"),
     "after": lambda: store.points.after(0),
@@ -267,7 +267,7 @@ def test_a_closed_store_refuses_everything(open_store: Any) -> None:
         lambda: store.points.insert("a", "m", 1.0),
         lambda: store.points.insert_many([("a", "m", 1, 1.0)]),
         lambda: store.points.submit([("a", "m", 1, 1.0)]),
-        lambda: store.points.delete(),
+        lambda: store.points.delete(everything=True),
         rows.all,
         lambda: store.points.latest("a", "m"),
         lambda: store.points.latest("a", "m", limit=2),

@@ -206,6 +206,7 @@ def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
         "of",
         "changes",
         "extent",
+        "has_name",
     }
     found = {
         name
@@ -246,6 +247,23 @@ def test_points_on_a_connection_of_ones_own_are_as_those_of_a_store(columns: Eng
         assert PointRepository(connection).delete("a", "m", 2, None) == 1
     with columns.begin() as connection:
         assert [row["value"] for row in PointRepository(connection).range(None, None)] == [1.0, "OPEN"]
+
+
+def test_a_name_that_a_series_has_is_no_glob_to_a_repository(columns: Engine) -> None:
+    with columns.begin() as connection:
+        PointRepository(connection).insert_many([("a[1]", "m", 1, 1.0), ("a1", "m", 1, 2.0)])
+    with columns.begin() as connection:
+        points = PointRepository(connection)
+        assert [row["value"] for row in points.range("a[1]", "m")] == [1.0]
+        assert [row["value"] for row in points.latest("a[1]")] == [1.0]
+        assert [row["sensor_id"] for row in points.aggregate("a[1]", "m")] == ["a[1]"]
+        assert points.delete("a[1]", "m") == 1
+    with columns.begin() as connection:
+        points = PointRepository(connection)
+        assert [row["sensor_id"] for row in points.range("a[1]", None)] == ["a1"]
+        with pytest.raises(InvalidQuery, match="everything=True"):
+            points.delete()
+        assert points.delete(everything=True) == 1
 
 
 def test_one_bad_row_writes_nothing(columns: Engine) -> None:

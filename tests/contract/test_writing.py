@@ -102,7 +102,7 @@ def test_a_series_keeps_the_kind_of_its_first_reading_until_it_is_empty(
     with pytest.raises(InvalidPoint, match="holds"):
         store.points.insert("a", "m", other, timestamp=3)
     store.points.insert("a", "m", None, timestamp=4)
-    store.points.delete()
+    store.points.delete(everything=True)
     store.close()
     store = open_store()
     store.points.insert("a", "m", other, timestamp=5)  # it is empty, and so free

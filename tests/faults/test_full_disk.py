@@ -105,7 +105,7 @@ def test_an_upgrade_without_room_is_refused_beforehand_and_if_forced_rolled_back
     make_legacy_store(tmp_path / "legacy", 6_000, 1_000)
     notes = _play(["upgrade"], "duckdb", tmp_path, UPGRADE_DISK)
     *told, without_any_room = notes.refused
-    assert all(re.search(r"may take [\d,]+ bytes in .*; nothing was changed", message) for message in told)
+    assert all(re.search(r"may need [\d,]+ bytes in .*; nothing was changed", message) for message in told)
     assert "no space left" in without_any_room
     assert set(notes.while_full) == {"StoreFull", "ok"}
     assert {"None None", f"{HEAD} {HEAD}"} <= set(notes.moved)

@@ -155,7 +155,7 @@ def test_a_disk_that_is_too_small_is_told_with_the_bytes_before_anything_is_chan
         lambda: Store(legacy),
         lambda: migrate_store(legacy, backup=False),
     ):
-        with pytest.raises(StoreFull, match=r"may take [\d,]+ bytes .*1,000 are free; nothing was changed"):
+        with pytest.raises(StoreFull, match=r"may need [\d,]+ bytes .*1,000 are free; nothing was changed"):
             call()
         assert digest(legacy) == before
     assert versions(migrate_store(legacy, force=True)) == DONE
