@@ -25,7 +25,7 @@ __all__ = [
     "Series",
     "SeriesLatest",
     "SeriesSummary",
-    "Sink",
+    "SinkCursor",
     "StorageMetadata",
     "StoreState",
     "TimeSeriesBase",
@@ -171,7 +171,7 @@ class SeriesLatest(SummaryColumns, MetadataBase):
     __table_args__ = (PrimaryKeyConstraint("sensor_id", "metric_name"), _STRICT_KEYED)
 
 
-class Sink(MetadataBase):
+class SinkCursor(MetadataBase):
     """A destination and the seq through which it has confirmed everything."""
 
     __tablename__ = "sinks"

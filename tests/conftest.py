@@ -221,7 +221,7 @@ def store(open_store: OpenStore, request: pytest.FixtureRequest) -> Store:
     made = open_store()
     is_own = request.node.get_closest_marker("own_store") is not None
     if not is_own and MAKES_OTHER_HANDLES.isdisjoint(inspect.signature(request.function).parameters):
-        made._handle.columns.is_tended = True
+        made._handle.columns.stays_open = True
     return made
 
 

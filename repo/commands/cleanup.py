@@ -18,7 +18,7 @@ from repo.times import parse_duration_us, to_datetime
 
 if TYPE_CHECKING:
     from repo import Store
-    from repo.queries.counts import Extent
+    from repo.queries.counts import SeriesExtent
     from repo.repositories.records import RecordExtent
     from repo.upkeep.cleanup import Cleaned
     from repo.upkeep.shrink import Shrunk
@@ -200,7 +200,7 @@ def _show(session: Session, meant: Cleaned) -> None:
     session.say(f"this means {_told(meant)}")
 
 
-def _table(session: Session, columns: Sequence[str], extents: Sequence[Extent | RecordExtent]) -> None:
+def _table(session: Session, columns: Sequence[str], extents: Sequence[SeriesExtent | RecordExtent]) -> None:
     if not extents:
         return
     write_rows("table", columns, [_with_times(extent._asdict()) for extent in extents[:_SHOWN_ROWS]])

@@ -7,8 +7,8 @@ import threading
 import time
 
 from repo.core.handle import Handle
+from repo.core.keep_open import CHECK_INTERVAL_S
 from repo.core.stop import Stop
-from repo.core.tending import TEND_S
 from repo.core.undisturbed import undisturbed
 from repo.errors import EngineMissing, StoreBusy
 from repo.repositories.state import StateRepository
@@ -39,12 +39,12 @@ class BackgroundThread:
         columns = self._handle.columns
         interval_s = self._handle.settings.flush_interval_s
         next_flush_s = time.monotonic() + interval_s
-        while not self._stop.wait(TEND_S if columns.is_open else min(interval_s, 0.25)):
+        while not self._stop.wait(CHECK_INTERVAL_S if columns.is_open else min(interval_s, 0.25)):
             try:
                 if time.monotonic() >= next_flush_s:
                     next_flush_s = time.monotonic() + interval_s
                     self._flush()
-                columns.tend()
+                columns.release_if_due()
                 self._failing = None
             except Exception as error:  # noqa: BLE001  without this thread nothing would hand the lease over
                 # Acknowledged points are safe in the journal. Log the error once, and keep trying.

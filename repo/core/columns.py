@@ -64,7 +64,7 @@ class Columns:
 
     `alone` gives one thread exclusive use of the database (flush, checkpoint); `shared` lets many threads read at once.
     Both take the lease and open the file as needed. While another process waits, new readers wait, too, and the last
-    one to leave closes the file and releases the lease; `tend` does the same for an unused file. Each opening
+    one to leave closes the file and releases the lease; `release_if_due` does the same for an unused file. Each opening
     determines the active engine under the lease; if it is not installed, `alone` and `shared` raise `EngineMissing`.
     An outdated schema is migrated at opening, with the file closed, under the lease.
 
@@ -89,8 +89,8 @@ class Columns:
         self._doubtful = False
         self._left_s = 0.0
         self._closed = False
-        self.is_tended = settings.background
-        """Whether a thread calls `tend` regularly; if not, the last user closes the file at once."""
+        self.stays_open = settings.background
+        """Whether a thread calls `release_if_due` regularly; if not, the last user closes the file at once."""
         self._on_open: Callable[[OpenColumns], None] = lambda _: None
         self._on_close: Callable[[], None] = lambda: None
         self._progress: Callable[[], object] | None = None
@@ -189,7 +189,7 @@ class Columns:
         self._doubtful = True
         undisturbed(self._discard)
 
-    def tend(self, *, at_once: bool = False) -> None:
+    def release_if_due(self, *, at_once: bool = False) -> None:
         """Close an unused file and release the lease, if another process waits, it was idle for long, or `at_once`."""
 
         def is_due() -> bool:
@@ -206,7 +206,7 @@ class Columns:
             self._gate.leave(ticket)
 
     def _release_at_once(self) -> None:
-        self.tend(at_once=True)
+        self.release_if_due(at_once=True)
 
     def close(self) -> None:
         """Close the file and release the lease, once all users have left. Safe to call again."""
@@ -268,7 +268,7 @@ class Columns:
         self._left_s = time.monotonic()
         if self._open is None:
             return self._lease.held
-        return not self.is_tended or self._is_overdue()
+        return not self.stays_open or self._is_overdue()
 
     def _is_overdue(self) -> bool:
         """Return whether another process waits and this one has used up its time. The caller holds the gate's lock."""

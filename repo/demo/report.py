@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from repo.demo.chart import chart
-from repo.demo.story import Result
+from repo.demo.story import DemoResult
 
 __all__ = ["WIDTH", "event_line", "heading", "plot", "table"]
 
@@ -36,7 +36,7 @@ def event_line(at_s: float, what: str) -> str:
     return textwrap.fill(what, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead))
 
 
-def table(result: Result) -> str:
+def table(result: DemoResult) -> str:
     """Print the checks, then the figures."""
     rule = "-" * WIDTH
     lines = [
@@ -69,7 +69,7 @@ def table(result: Result) -> str:
     return "\n".join([*lines, "", verdict])
 
 
-def plot(result: Result) -> str:
+def plot(result: DemoResult) -> str:
     """Draw the points that were acknowledged and that arrived, over time."""
     title = f"{'points':<{WIDTH - 35}}.  acknowledged here   #  arrived"
     return chart({".": result.acknowledged, "#": result.arrived}, title=title, width=WIDTH, rows=_PLOT_ROWS)

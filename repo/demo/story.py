@@ -27,7 +27,7 @@ from repo.settings import Settings
 from repo.store.status import Status
 from repo.store.store import Store
 
-__all__ = ["Check", "Figures", "Result", "Story"]
+__all__ = ["Check", "DemoResult", "Figures", "Story"]
 
 WRITER_DIES_AT = 0.4
 LINK_RETURNS_AT = 0.75
@@ -67,7 +67,7 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class DemoResult:
     """The result. `acknowledged` and `arrived` are counts over time, for the plot."""
 
     seed: int
@@ -128,7 +128,7 @@ class Story:
         self._start_s = 0.0
         self._events: list[tuple[float, str]] = []
 
-    def play(self) -> Result:
+    def play(self) -> DemoResult:
         """Run it to the end; raises `DemoFailed` if that is impossible. No process outlives the call."""
         self._start_s = time.monotonic()
         try:
@@ -139,7 +139,7 @@ class Story:
 
     # --- the play -------------------------------------------------------------------------------------
 
-    def _play(self) -> Result:
+    def _play(self) -> DemoResult:
         heard = self._heard
         receiver = self._start("receiver", "receiver", str(self._receiver_path))
         self._until("the receiver is there", lambda: "receiver" in heard.ready)
@@ -237,7 +237,7 @@ class Story:
         )
         receiver.order("close")
         receiver.wait()
-        return Result(
+        return DemoResult(
             seed=self._seed,
             rate=self._rate,
             engine=status.engine,

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from repo.errors import InvalidQuery
 from repo.queries.aggregate_sql import aggregate, check_aggregates
-from repo.queries.buckets import Buckets, Columns
+from repo.queries.buckets import AggregateColumns, Buckets
 from repo.queries.gaps import Fill, check_fill, fill_gaps, refuse_too_many
 from repo.queries.lookback import before
 from repo.queries.selection import Known, Selection
@@ -42,7 +42,7 @@ class Aggregates:
             selection, check_aggregates(agg), check_width(every), check_zone(tz), check_fill(fill, every)
         )
 
-    def ask(self, connection: Connection, known: Known) -> tuple[Columns, Buckets | None]:
+    def ask(self, connection: Connection, known: Known) -> tuple[AggregateColumns, Buckets | None]:
         """Compute the result columns, and the buckets that their bucket numbers belong to."""
         spans = spans_of(self.selection, known, beyond=self.fill is not None)
         buckets = make_buckets(self.width, self.zone, spans)
@@ -57,7 +57,7 @@ class Aggregates:
             leading = {pair: last.reading for pair, last in held.items()}
         return fill_gaps(found, buckets, spans, self.fill, leading), buckets
 
-    def dicts(self, columns: Columns, buckets: Buckets | None) -> list[dict[str, Any]]:
+    def dicts(self, columns: AggregateColumns, buckets: Buckets | None) -> list[dict[str, Any]]:
         """Return the columns as the dicts that an application receives."""
         name, *others = self.names
         sensors, metrics, values = columns.sensors, columns.metrics, columns.values

@@ -28,8 +28,8 @@ from repo.engines.registry import traits_of
 from repo.engines.sqlite.functions import between
 from repo.errors import InvalidQuery
 from repo.models import Point
-from repo.queries.buckets import Buckets, Columns
-from repo.queries.selection import Known, Scope, Selection
+from repo.queries.buckets import AggregateColumns, Buckets
+from repo.queries.selection import Known, Selection, SeriesScope
 
 __all__ = ["AGGREGATES", "aggregate", "check_aggregates", "is_numeric"]
 
@@ -72,15 +72,15 @@ def is_numeric(name: str) -> bool:
 
 def aggregate(
     connection: Connection, selection: Selection, known: Known, names: Sequence[str], buckets: Buckets | None
-) -> Columns:
+) -> AggregateColumns:
     """Compute aggregates, whose names are valid: one row per selected series (and bucket) that has points."""
     traits = traits_of(connection)
-    scope = Scope(traits, known, selection.chosen(known))
+    scope = SeriesScope(traits, known, selection.chosen(known))
     if not scope.pairs:
-        return Columns(values=dict.fromkeys(names, ()))
+        return AggregateColumns(values=dict.fromkeys(names, ()))
     traits.add_statistics(connection)
     most_readings = sum(known[pair].points for pair in scope.pairs)
-    return _Query(connection, scope, selection, buckets, names).run(most_readings)
+    return _AggregateQuery(connection, scope, selection, buckets, names).run(most_readings)
 
 
 def _fraction(name: str) -> float | None:
@@ -91,13 +91,13 @@ def _fraction(name: str) -> float | None:
     return float(percent / 100) if 0 <= percent <= 100 else None
 
 
-class _Query:
+class _AggregateQuery:
     """One aggregate query on one engine."""
 
     def __init__(
         self,
         connection: Connection,
-        scope: Scope,
+        scope: SeriesScope,
         selection: Selection,
         buckets: Buckets | None,
         names: Sequence[str],
@@ -116,7 +116,7 @@ class _Query:
             self._keys.append(buckets.expression(_c.timestamp_us).label("bucket"))
         self._fractions = sorted({f for f in map(_fraction, names) if f is not None})
 
-    def run(self, most_readings: int) -> Columns:
+    def run(self, most_readings: int) -> AggregateColumns:
         limit = self._traits.most_in_memory
         apart = bool(self._fractions) and limit is not None and most_readings > limit
         terms = self._terms(apart=apart)
@@ -130,7 +130,7 @@ class _Query:
             groups = list(zip(*table[:wide], strict=True)) if wide else [()] * len(table[0])
             found["percentiles"] = self._percentiles_apart(groups, found["numbers"], limit or 1)
         sensors, metrics, numbers = self._named(table[:wide], len(table[0]))
-        return Columns(sensors, metrics, numbers, self._values(found))
+        return AggregateColumns(sensors, metrics, numbers, self._values(found))
 
     def _terms(self, *, apart: bool) -> dict[str, ColumnElement[Any]]:
         """Return the expressions to select for each group, by name."""

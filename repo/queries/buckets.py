@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, case, literal
 
 from repo.times import Width, to_datetime
 
-__all__ = ["Buckets", "Columns"]
+__all__ = ["AggregateColumns", "Buckets"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  (wall-clock times are meant)
@@ -211,7 +211,7 @@ def _stepped(time: Any, steps: Sequence[tuple[int, int]]) -> ColumnElement[int]:
 
 
 @dataclass(slots=True)
-class Columns:
+class AggregateColumns:
     """The result, column by column; one row per series and bucket, in this order."""
 
     sensors: Sequence[str] = ()

@@ -11,7 +11,7 @@ from repo.engines.registry import traits_of
 from repo.models import Point
 from repo.queries.selection import Selection, Summary
 
-__all__ = ["Brought", "Extent", "extents", "present"]
+__all__ = ["Brought", "SeriesExtent", "extents", "present"]
 
 _NAME = "holdfast_brought"
 
@@ -78,7 +78,7 @@ def _sought(connection: Connection, low: int, high: int, brought: Brought) -> in
 _c: Any = Point.__table__.c
 
 
-class Extent(NamedTuple):
+class SeriesExtent(NamedTuple):
     """Points of one series; times in µs since 1970 UTC."""
 
     sensor_id: str
@@ -92,7 +92,7 @@ class Extent(NamedTuple):
 
 def extents(
     connection: Connection, selection: Selection, known: Iterable[tuple[str, str]], sent_through: int | None
-) -> list[Extent]:
+) -> list[SeriesExtent]:
     """Count the stored points of a selection by series, in order of names; series without points are left out.
 
     Everything up to the seq `sent_through` was sent; None if there is no sink.
@@ -109,7 +109,7 @@ def extents(
     ).group_by(_c.sensor_id, _c.metric_name)
     known = list(known)
     return sorted(
-        Extent(*row)
+        SeriesExtent(*row)
         for piece in selection.pieces(known)
         for row in connection.execute(query.where(piece.where(Point, known)))
     )

@@ -16,7 +16,7 @@ from repo.queries.aggregate import check_width, check_zone, make_buckets, spans_
 from repo.queries.buckets import Buckets
 from repo.queries.gaps import refuse_too_many
 from repo.queries.lookback import before
-from repo.queries.selection import Known, Scope, Selection
+from repo.queries.selection import Known, Selection, SeriesScope
 from repo.times import Width
 
 __all__ = ["States"]
@@ -76,7 +76,7 @@ class States:
         self, connection: Connection, known: Known, pairs: Sequence[Pair]
     ) -> dict[Pair, list[Change]]:
         """Read the points whose reading differs from that of the previous point of the series."""
-        scope = Scope(traits_of(connection), known, pairs)
+        scope = SeriesScope(traits_of(connection), known, pairs)
         earlier = {"partition_by": (_c.sensor_id, _c.metric_name), "order_by": _c.timestamp_us}
         columns = (_c.timestamp_us, _c.value, _c.value_text)
         points = (

@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Any, Literal, get_args
 
 from repo.errors import InvalidQuery
-from repo.queries.buckets import Buckets, Columns
+from repo.queries.buckets import AggregateColumns, Buckets
 
 __all__ = ["MOST_ROWS", "Fill", "check_fill", "fill_gaps", "refuse_too_many"]
 
@@ -42,15 +42,19 @@ def refuse_too_many(buckets: Buckets, spans: Mapping[Pair, Span]) -> None:
 
 
 def fill_gaps(
-    found: Columns, buckets: Buckets, spans: Mapping[Pair, Span], fill: Fill, leading: Mapping[Pair, Any]
-) -> Columns:
+    found: AggregateColumns,
+    buckets: Buckets,
+    spans: Mapping[Pair, Span],
+    fill: Fill,
+    leading: Mapping[Pair, Any],
+) -> AggregateColumns:
     """Return the columns with one row for every bucket of each series' span [low, high].
 
     `found` must include the aggregate `count`. `leading` has the last reading of series before their span, which
     `previous` treats as a bucket with that single reading.
     """
     rows = _rows_by_series(found)
-    filled = Columns([], [], [], {name: [] for name in found.values})
+    filled = AggregateColumns([], [], [], {name: [] for name in found.values})
     cached: dict[Span, tuple[list[int], list[int]]] = {}
     for pair in sorted(spans):
         span = spans[pair]
@@ -77,7 +81,7 @@ def fill_gaps(
     return filled
 
 
-def _rows_by_series(found: Columns) -> dict[Pair, dict[int, int]]:
+def _rows_by_series(found: AggregateColumns) -> dict[Pair, dict[int, int]]:
     """Return for each series the rows of its buckets with readings, by bucket number."""
     rows: dict[Pair, dict[int, int]] = {}
     keys = zip(found.sensors, found.metrics, found.numbers, found.values["count"], strict=True)

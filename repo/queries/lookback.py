@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Select, case, func, or_, select
 
 from repo.engines.registry import traits_of
 from repo.models import Point
-from repo.queries.selection import Known, Scope
+from repo.queries.selection import Known, SeriesScope
 
 __all__ = ["Before", "before"]
 
@@ -90,7 +90,7 @@ def _in_windows(
                 func.arg_max(_c.value, _c.timestamp_us),
                 func.arg_max(_c.value_text, _c.timestamp_us),
             )
-            .where(Scope(traits_of(connection), known, missing).where(low, high))
+            .where(SeriesScope(traits_of(connection), known, missing).where(low, high))
             .group_by(*names)
         )
         for sensor, metric, last_us, read_us, value, text in connection.execute(query).all():

@@ -18,7 +18,7 @@ from repo.queries import point_sql
 from repo.queries.point_sql import Query
 from repo.queries.selection import Selection, Summary
 
-__all__ = ["Form", "Pages", "Rows", "SeqPages", "TimePages"]
+__all__ = ["PageForm", "ResultPages", "Rows", "SeqPages", "TimePages"]
 
 Known = Mapping[tuple[str, str], Summary]
 Page = TypeVar("Page")
@@ -30,7 +30,7 @@ _STEP = 4
 """How much wider or narrower the next piece may be."""
 
 
-class Form(Protocol[Page]):
+class PageForm(Protocol[Page]):
     """The form of a page: rows, or columns of pyarrow, pandas, polars or NumPy."""
 
     numbered: bool
@@ -43,14 +43,14 @@ class Form(Protocol[Page]):
         """Return its number of rows."""
 
 
-class Pages(Protocol):
+class ResultPages(Protocol):
     """The part of a result that is still to be read."""
 
     @property
     def done(self) -> bool:
         """Whether everything was read."""
 
-    def step(self, connection: Connection, known: Known, form: Form[Page]) -> Page | None:
+    def step(self, connection: Connection, known: Known, form: PageForm[Page]) -> Page | None:
         """Read the next page; None if it would be empty or too large: call again."""
 
 
@@ -85,7 +85,7 @@ class TimePages:
         self._width_us: int | None = None
         self.done = False
 
-    def step(self, connection: Connection, known: Known, form: Form[Page]) -> Page | None:
+    def step(self, connection: Connection, known: Known, form: PageForm[Page]) -> Page | None:
         """Read the next page; None if it would be empty or too large: call again."""
         points, first_us, last_us = self._totals(known)
         # The summaries only decide where to split; the first and last piece are as open as the selection.
@@ -143,7 +143,7 @@ class SeqPages:
         """Whether everything was read."""
         return self._after >= self._through
 
-    def step(self, connection: Connection, known: Known, form: Form[Page]) -> Page | None:
+    def step(self, connection: Connection, known: Known, form: PageForm[Page]) -> Page | None:
         """Read the next page; None if it would be empty or too large: call again."""
         through = min(self._after + self._width, self._through)
         query = point_sql.in_seq(connection, self._after, through, known, numbered=form.numbered)

@@ -19,8 +19,8 @@ from repo.times import bound_us, to_datetime
 __all__ = [
     "Known",
     "Names",
-    "Scope",
     "Selection",
+    "SeriesScope",
     "Summary",
     "Time",
     "chosen_names",
@@ -279,7 +279,7 @@ Known = Mapping[Pair, Summary]
 _c: Any = Point.__table__.c
 
 
-class Scope:
+class SeriesScope:
     """Some of the known series, as names to filter and to group by.
 
     DuckDB reads a column for each kind of name that a query mentions, so the query mentions only those that

@@ -39,7 +39,7 @@ from repo.queries.rows import Row
 from repo.queries.selection import Selection, Summary
 from repo.repositories.series import SummaryRepository
 
-__all__ = ["EQUAL", "SAME_IDENTITY", "Applied", "Dropped", "apply", "incoming"]
+__all__ = ["EQUAL", "SAME_IDENTITY", "Applied", "DroppedPoints", "apply", "incoming"]
 
 GAP_US = 3_600_000_000
 """Points more than an hour apart are compared with stored rows separately, so that one late point does not
@@ -55,18 +55,18 @@ _WINDOW_GROWTH = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Dropped:
+class DroppedPoints:
     """What a delete removed: how many points, and their time span."""
 
     count: int = 0
     first_us: int | None = None
     last_us: int | None = None
 
-    def plus(self, other: Dropped) -> Dropped:
+    def plus(self, other: DroppedPoints) -> DroppedPoints:
         """Return the sum of both."""
         firsts = [us for us in (self.first_us, other.first_us) if us is not None]
         lasts = [us for us in (self.last_us, other.last_us) if us is not None]
-        return Dropped(self.count + other.count, min(firsts, default=None), max(lasts, default=None))
+        return DroppedPoints(self.count + other.count, min(firsts, default=None), max(lasts, default=None))
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class Applied:
     known: dict[tuple[str, str], Summary]
     """The summaries of all series after the batch."""
     overwritten: int = 0
-    dropped: Dropped = field(default_factory=Dropped)
+    dropped: DroppedPoints = field(default_factory=DroppedPoints)
     touched: dict[tuple[str, str], Summary] = field(default_factory=dict)
     gone: set[tuple[str, str]] = field(default_factory=set)
 
@@ -147,7 +147,7 @@ def apply(
     return applied
 
 
-class _Group:
+class _SeriesRows:
     """The rows of one series in a batch: their number, the first time, and the newest row."""
 
     __slots__ = ("first_us", "newest", "points")
@@ -158,13 +158,13 @@ class _Group:
         self.newest = row
 
 
-def _grouped(rows: Iterable[Row]) -> dict[tuple[str, str], _Group]:
-    groups: dict[tuple[str, str], _Group] = {}
+def _grouped(rows: Iterable[Row]) -> dict[tuple[str, str], _SeriesRows]:
+    groups: dict[tuple[str, str], _SeriesRows] = {}
     for row in rows:
         pair = (row[0], row[1])
         group = groups.get(pair)
         if group is None:
-            group = groups[pair] = _Group(row)
+            group = groups[pair] = _SeriesRows(row)
         elif row[2] > group.newest[2]:
             group.newest = row
         elif row[2] < group.first_us:
@@ -173,7 +173,7 @@ def _grouped(rows: Iterable[Row]) -> dict[tuple[str, str], _Group]:
     return groups
 
 
-def _with_group(summary: Summary | None, group: _Group) -> Summary:
+def _with_group(summary: Summary | None, group: _SeriesRows) -> Summary:
     """Return the summary of a series after these rows are added."""
     newest = group.newest
     if summary is None:
@@ -192,7 +192,7 @@ def _delete(
 ) -> None:
     where = deletion.where(Point, known)
     taken = {
-        (sensor, metric): Dropped(count, first_us, last_us)
+        (sensor, metric): DroppedPoints(count, first_us, last_us)
         for sensor, metric, count, first_us, last_us in connection.execute(
             select(
                 _points.c.sensor_id,
@@ -215,7 +215,7 @@ def _delete(
 
 def _mend_summaries(
     connection: Connection,
-    taken: dict[tuple[str, str], Dropped],
+    taken: dict[tuple[str, str], DroppedPoints],
     known: dict[tuple[str, str], Summary],
     applied: Applied,
 ) -> None:
@@ -349,7 +349,7 @@ def _load(connection: Connection, traits: Traits, rows: Sequence[Row]) -> None:
 
 def _spans(
     rows: Sequence[Row],
-    groups: dict[tuple[str, str], _Group],
+    groups: dict[tuple[str, str], _SeriesRows],
     known: dict[tuple[str, str], Summary],
 ) -> list[tuple[int, int]]:
     """Return the time spans in which stored rows could have the identity of one of these.

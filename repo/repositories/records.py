@@ -20,7 +20,7 @@ from repo.times import to_us
 from repo.values import check_name
 
 __all__ = [
-    "Dropped",
+    "DroppedRecords",
     "NewRecord",
     "PendingRecord",
     "RecordCounts",
@@ -87,7 +87,7 @@ class RecordCounts(NamedTuple):
     oldest_s: float | None
 
 
-class Dropped(NamedTuple):
+class DroppedRecords(NamedTuple):
     """The number of records dropped unsent, and the span of their times in µs."""
 
     records: int
@@ -246,7 +246,9 @@ class RecordRepository:
             for source, count, first_s, last_s, size in self._connection.execute(query)
         ]
 
-    def drop(self, scope: RecordScope, reason: str = "drop", why: Mapping[str, Any] | None = None) -> Dropped:
+    def drop(
+        self, scope: RecordScope, reason: str = "drop", why: Mapping[str, Any] | None = None
+    ) -> DroppedRecords:
         """Delete the unsent records in a scope, and note the drop in the loss ledger.
 
         The ledger keeps one entry a day for each `reason` and `why`.
@@ -256,7 +258,7 @@ class RecordRepository:
         count, first_s, last_s = self._connection.execute(
             select(func.count(), func.min(table.timestamp), func.max(table.timestamp)).where(where)
         ).one()
-        dropped = Dropped(int(count), _us(first_s), _us(last_s))
+        dropped = DroppedRecords(int(count), _us(first_s), _us(last_s))
         if dropped.records:
             self._connection.execute(delete(table).where(where))
             state = StateRepository(self._connection).get()

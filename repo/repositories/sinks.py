@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
-from repo.models import Sink
+from repo.models import SinkCursor
 
 __all__ = ["Cursor", "SinkRepository"]
 
@@ -29,24 +29,26 @@ class SinkRepository:
     def register(self, name: str, now_us: int) -> int:
         """Add a sink whose cursor is at the start, unless it exists; returns the seq that it has confirmed."""
         self._connection.execute(
-            insert(Sink)
+            insert(SinkCursor)
             .values(name=name, confirmed_seq=0, created_us=now_us, updated_us=now_us)
             .on_conflict_do_nothing()
         )
-        confirmed = self._connection.scalar(select(Sink.confirmed_seq).where(Sink.name == name))
+        confirmed = self._connection.scalar(select(SinkCursor.confirmed_seq).where(SinkCursor.name == name))
         assert confirmed is not None
         return confirmed
 
     def confirm(self, name: str, seq: int, now_us: int) -> bool:
         """Move a cursor forward to `seq`; it never moves back. Returns False if the sink is unknown."""
         result = self._connection.execute(
-            update(Sink)
-            .where(Sink.name == name)
-            .values(confirmed_seq=func.max(Sink.confirmed_seq, seq), updated_us=now_us)
+            update(SinkCursor)
+            .where(SinkCursor.name == name)
+            .values(confirmed_seq=func.max(SinkCursor.confirmed_seq, seq), updated_us=now_us)
         )
         return bool(result.rowcount)
 
     def list(self) -> list[Cursor]:
         """Return all sinks in order of their names."""
-        query = select(Sink.name, Sink.confirmed_seq, Sink.updated_us).order_by(Sink.name)
+        query = select(SinkCursor.name, SinkCursor.confirmed_seq, SinkCursor.updated_us).order_by(
+            SinkCursor.name
+        )
         return [Cursor(*row) for row in self._connection.execute(query)]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from repo.core.handle import Reading
 from repo.errors import InvalidQuery
 from repo.formats.arrays import frames
-from repo.queries.pages import Form, Pages, Rows
+from repo.queries.pages import PageForm, ResultPages, Rows
 from repo.queries.rows import PointDict, range_dicts, seq_dicts
 
 __all__ = ["BATCH_ROWS", "PAGE_ROWS", "Result"]
@@ -44,7 +44,7 @@ class Result:
     def __init__(
         self,
         reading: Callable[[], AbstractContextManager[Reading]],
-        begin: Callable[[int], Pages],
+        begin: Callable[[int], ResultPages],
         series: tuple[str, str] | None = None,
         *,
         with_seq: bool = False,
@@ -124,10 +124,10 @@ class Result:
     def _joined(self, form: Any) -> Any:
         return form.join(list(self._pages(form, BATCH_ROWS)))
 
-    def _pages(self, form: Form[Page], rows: int) -> Iterator[Page]:
+    def _pages(self, form: PageForm[Page], rows: int) -> Iterator[Page]:
         if rows < 1:
             raise InvalidQuery(f"rows = {rows}; the minimum is 1")
-        pages: Pages | None = None
+        pages: ResultPages | None = None
         while pages is None or not pages.done:
             with self._reading() as (connection, known):
                 pages = pages or self._begin(rows)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from repo.core.handle import Handle
-from repo.core.tending import tended
+from repo.core.keep_open import kept_open
 from repo.durable import atomic_write, put
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import InvalidFile, InvalidQuery, file_typed
@@ -119,7 +119,7 @@ def _export(
     with handle.metadata.read() as connection:
         state = StateRepository(connection).get()
     assert state is not None
-    with tended(handle.columns):
+    with kept_open(handle.columns):
         job = _Job(handle, selection, form, note_of(state.store_id), progress)
         return job.one_file(path) if partition is None else job.bundle(path, state.store_id)
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from repo.core.bulk import Bulk
 from repo.core.handle import Handle
-from repo.core.tending import tended
+from repo.core.keep_open import kept_open
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import HoldfastError, InvalidQuery, Refusal, StoreCorrupt, counted
 from repo.formats.arrays.tables import Held, HeldPages
@@ -130,7 +130,7 @@ def import_parquet(
     mapping = check_mapping(columns, time_format)
     looked = [_look(handle.settings, source, mapping, time_format) for source in sources_of(listed(paths))]
     total = sum(one.look.rows for one in looked)
-    with tended(handle.columns), closing(Bulk(handle)) as bulk:
+    with kept_open(handle.columns), closing(Bulk(handle)) as bulk:
         job = _Job(handle, bulk, on_conflict, total, progress, dry_run=dry_run)
         for one in looked:
             job.run(one)

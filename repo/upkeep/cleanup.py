@@ -10,7 +10,7 @@ from typing import Any
 from repo.core.changes import DeleteChange, Submission
 from repo.core.handle import Handle
 from repo.errors import EngineMissing, InvalidQuery, StoreBusy
-from repo.queries.counts import Extent, extents
+from repo.queries.counts import SeriesExtent, extents
 from repo.queries.selection import MOST_NAMES, Names, Selection, Time, chosen_names
 from repo.repositories.records import RecordExtent, RecordRepository, RecordScope
 from repo.repositories.sinks import SinkRepository
@@ -38,7 +38,7 @@ class Cleaned:
     """About what they take in the files. None where that was not looked at."""
     first_us: int | None = None
     last_us: int | None = None
-    series: tuple[Extent, ...] = ()
+    series: tuple[SeriesExtent, ...] = ()
     """The points by series, as they were beforehand."""
     sources: tuple[RecordExtent, ...] = ()
     """The records by source."""
@@ -111,7 +111,7 @@ def cleanup(handle: Handle, scope: Scope, *, dry_run: bool) -> Cleaned:
 
 def _counted(handle: Handle, scope: Scope) -> Cleaned:
     """Count what the scope selects, and change nothing. Raises `StoreBusy`, `EngineMissing`."""
-    series: list[Extent] = []
+    series: list[SeriesExtent] = []
     point_bytes = 0
     if scope.points is not None:
         series, stored = _series(handle, scope.points)
@@ -177,7 +177,7 @@ def _dropped(handle: Handle, scope: Scope) -> Cleaned:
     )
 
 
-def _series(handle: Handle, selection: Selection) -> tuple[list[Extent], int]:
+def _series(handle: Handle, selection: Selection) -> tuple[list[SeriesExtent], int]:
     """Count the points by series; returns also how many points are stored in all."""
     with handle.metadata.read() as connection:
         sinks = SinkRepository(connection).list()

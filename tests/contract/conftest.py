@@ -58,7 +58,7 @@ def shared_store(
         folder = tmp_path_factory.mktemp("shared") / "store"
         templates.copy(engine, 1, folder)
         store = Store(folder, Settings(engine=engine, background=False), clock=Clock())
-        store._handle.columns.is_tended = True
+        store._handle.columns.stays_open = True
         _stores_of_the_module[engine] = store
     return _stores_of_the_module[engine]
 

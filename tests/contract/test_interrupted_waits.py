@@ -11,7 +11,7 @@ from types import ModuleType
 from sqlalchemy.pool import impl
 from sqlalchemy.util import queue
 
-from repo.core import background, stop, tending, undisturbed
+from repo.core import background, keep_open, stop, undisturbed
 from repo.core.stop import Stop
 from repo.engines.sqlite import pool
 from tests.conftest import OpenStore
@@ -54,10 +54,10 @@ def test_a_thread_ends_although_the_request_to_end_was_interrupted() -> None:
 def test_a_job_and_a_store_end_their_threads_although_their_start_was_interrupted(
     open_store: OpenStore,
 ) -> None:
-    files = files_of(threading, background, tending, undisturbed)
+    files = files_of(threading, background, keep_open, undisturbed)
 
     def job() -> None:
-        with tending.tended(store._handle.columns):
+        with keep_open.kept_open(store._handle.columns):
             pass
 
     for nth in itertools.count(1):

@@ -378,7 +378,7 @@ def drive(tmp_path: Path, engine: str, road: str) -> Iterator[Drive]:
     options: dict[str, Any] = {"engine": engine, "durability": "normal", **ROADS[road].settings}
     with Store(tmp_path / "store", Settings(background=False, **options)) as store:
         if ROADS[road].latest != "at the end":  # there another store asks, which takes the columns for itself
-            store._handle.columns.is_tended = (
+            store._handle.columns.stays_open = (
                 True  # keeps them open between two calls, as a background thread does
             )
         drive = Drive(store, ROADS[road])

@@ -18,7 +18,7 @@ from repo import Settings, Store
 from repo.demo.chart import chart
 from repo.demo.report import WIDTH, event_line, heading, plot, table
 from repo.demo.site import STEP_US, WELLS, ticks
-from repo.demo.story import Check, Figures, Result, Story
+from repo.demo.story import Check, DemoResult, Figures, Story
 from repo.errors import InvalidSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,7 +147,7 @@ def test_the_demo_refuses_a_folder_in_use_and_sizes_beyond_sense(tmp_path: Path)
     assert "not empty" in done.stderr
 
 
-def _result(*, holds: bool) -> Result:
+def _result(*, holds: bool) -> DemoResult:
     figures = Figures(
         acknowledged_points=9_999_999,
         arrived_points=9_999_998,
@@ -163,7 +163,7 @@ def _result(*, holds: bool) -> Result:
     )
     checks = (Check("acknowledged / arrived", "9,999,999", "9,999,998", holds),)
     samples = [(at / 10, at * 1_000) for at in range(1, 2_900)]
-    return Result(
+    return DemoResult(
         seed=1,
         rate=200_000,
         engine="duckdb",

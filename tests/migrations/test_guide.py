@@ -65,7 +65,7 @@ def test_the_example_runs_as_it_stands(engine: str, tmp_path: Path, alembic_proc
     upgrade, draft = DRAFTED.splitlines()
     run(upgrade)
     models = tmp_path / "repo" / "models.py"
-    changed = _add_last(models.read_text(), "Sink", NOTE)
+    changed = _add_last(models.read_text(), "SinkCursor", NOTE)
     models.write_text(_add_last(changed, "TimeSeriesState", COMPACTED))
     run(draft)
     written = tmp_path / "alembic" / "versions" / "0003_notes_of_sinks.py"

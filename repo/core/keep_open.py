@@ -1,4 +1,4 @@
-"""Tending: keeps the columns open between the steps of a long job, and hands them over to a waiting process.
+"""Keeps the columns open between the steps of a long job, and hands them over to a waiting process.
 
 In a store without a background thread nothing checks for waiting processes, so each use opens the file and closes it
 again. A job that uses the columns many times keeps them open and runs that check itself.
@@ -15,38 +15,38 @@ from repo.core.columns import Columns
 from repo.core.stop import Stop
 from repo.core.undisturbed import undisturbed
 
-__all__ = ["TEND_S", "tended"]
+__all__ = ["CHECK_INTERVAL_S", "kept_open"]
 
-log = logging.getLogger("holdfast.tending")
+log = logging.getLogger("holdfast.columns")
 
-TEND_S = 0.02
+CHECK_INTERVAL_S = 0.02
 """How often to check for waiting processes while the lease is held; the longest they wait for an idle holder."""
 
 
 @contextmanager
-def tended(columns: Columns) -> Iterator[None]:
+def kept_open(columns: Columns) -> Iterator[None]:
     """Keep the file open between uses inside the block, until another process waits for it or it has been idle."""
-    if columns.is_tended:
+    if columns.stays_open:
         yield
         return
     stop = Stop()
-    thread = threading.Thread(target=_tend, args=(columns, stop), name="holdfast-tender", daemon=True)
+    thread = threading.Thread(target=_watch, args=(columns, stop), name="holdfast-keep-open", daemon=True)
     try:
         undisturbed(thread.start)
-        columns.is_tended = True
+        columns.stays_open = True
         yield
     finally:
-        columns.is_tended = False
+        columns.stays_open = False
         stop.ask()
         if thread.ident is not None:
             thread.join()
 
 
-def _tend(columns: Columns, stop: Stop) -> None:
+def _watch(columns: Columns, stop: Stop) -> None:
     ended = False
     while not ended:
-        ended = stop.wait(TEND_S)
+        ended = stop.wait(CHECK_INTERVAL_S)
         try:
-            columns.tend(at_once=ended)  # in this thread, which no interrupt reaches
+            columns.release_if_due(at_once=ended)  # in this thread, which no interrupt reaches
         except Exception as error:  # noqa: BLE001  the lease was released anyway; the next use reports the cause
             log.error("the columns could not be closed cleanly: %s", error)
