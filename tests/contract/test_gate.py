@@ -11,6 +11,7 @@ import pytest
 
 from repo.core import columns as columns_module
 from repo.core import gate as gate_module
+from repo.core import handle as handle_module
 from repo.core import undisturbed as undisturbed_module
 from repo.engines.duckdb.backend import DuckDBBackend
 from repo.engines.sqlite.backend import SQLiteBackend
@@ -109,3 +110,41 @@ def test_a_read_beside_a_long_flush_waits_for_it_past_its_deadline(open_store: A
     assert len(other.points.range("a", "m", 0, 10).all()) == 10
     thread.join()
     assert store.status().unflushed == 0
+
+
+@pytest.mark.duckdb
+@pytest.mark.parametrize("job", ["move", "shrink"])
+def test_a_job_that_needs_the_columns_alone_gives_way_while_it_flushes(
+    open_store: Any, engine: str, job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handle_module, "THREAD_TURN_S", 0.0)
+    store = open_store(flush_batch_points=50)
+    for start in range(0, 500, 50):
+        store.points.insert_many([("a", "m", start + at, 1.0) for at in range(50)])
+    columns, flusher = store._handle.columns, store._handle.flusher
+    entered_at: list[int] = []
+
+    def enter() -> None:
+        with columns.alone("a test"):
+            entered_at.append(flusher.watermark)
+
+    waiting = threading.Thread(target=enter)
+    commit = flusher.commit
+
+    def commit_while_another_waits(*arguments: Any) -> Any:
+        if waiting.ident is None:
+            waiting.start()
+            while not columns.is_awaited(by_processes=False):
+                time.sleep(0.001)
+        return commit(*arguments)
+
+    monkeypatch.setattr(flusher, "commit", commit_while_another_waits)
+    if job == "shrink":
+        store.shrink()
+    elif engine == "duckdb":
+        store.demote()
+    else:
+        store.promote()
+    waiting.join()
+    assert entered_at[0] < 500
+    assert len(store.points.range("a", "m").all()) == 500
