@@ -1,4 +1,4 @@
-"""What several modules of the contract tests are given."""
+"""Fixtures of several contract test modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _exported(tmp_path_factory: pytest.TempPathFactory, templates: Templates) ->
     home = tmp_path_factory.mktemp("exported")
 
     def made(engine: Any) -> Path:
-        """A folder with a store and its bundle, made once for a module."""
+        """A folder with a store and its bundle, created once per module."""
         place: Path = home / engine
         if not place.exists():
             templates.copy(engine, 1, place / "source")
@@ -33,7 +33,7 @@ def _exported(tmp_path_factory: pytest.TempPathFactory, templates: Templates) ->
 
 @pytest.fixture
 def bundle(_exported: Callable[[Any], Path], engine: str, tmp_path: Path) -> Path:
-    """A bundle of three days, and beside it its store, `source`, closed."""
+    """A bundle of three days, next to its closed store, `source`."""
     shutil.copytree(_exported(engine), tmp_path, dirs_exist_ok=True)
     return tmp_path / "bundle"
 
@@ -53,7 +53,7 @@ def shared_store(
     templates: Templates,
     engine: Any,
 ) -> Store:
-    """One store for all tests of a module that ask for it: they change nothing that another would see."""
+    """A store that the tests of a module share; they change nothing that another test would see."""
     if engine not in _stores_of_the_module:
         folder = tmp_path_factory.mktemp("shared") / "store"
         templates.copy(engine, 1, folder)
@@ -65,7 +65,7 @@ def shared_store(
 
 @pytest.fixture
 def unwritten(shared_store: Store) -> Iterator[Store]:
-    """An empty store for all tests of a module that see something refused; it is empty after each."""
+    """An empty store that the tests of refusals in a module share; it is empty after each test."""
     assert shared_store.sinks.last_seq() == 0
     yield shared_store
     assert shared_store.sinks.last_seq() == 0
@@ -74,7 +74,7 @@ def unwritten(shared_store: Store) -> Iterator[Store]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what a test of tables shows on SQLite as it shows it with other settings: tables have one way in there."""
+    """Mark table tests on SQLite that repeat another one with different settings: SQLite has only one write path."""
     for item in items:
         parameters = getattr(item, "callspec", None)
         of_the_test = {mark.args[0] for mark in item.iter_markers("parametrize")}

@@ -1,4 +1,4 @@
-"""Parquet files as other programs write them, and what a store holds of them. Judges nothing."""
+"""Parquet files as other programs write them, and the points that a store has from them. Makes no assertions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BEGIN_US = BEGIN_S * 1_000_000
 
 
 def write(path: Path, **columns: Any) -> Path:
-    """Write a file as another program does; what is not given has an ordinary value."""
+    """Write a file as another program does; arguments that are not given have ordinary values."""
     rows = max((len(column) for column in columns.values() if column is not None), default=2)
     usual: dict[str, Any] = {
         "timestamp_us": list(range(BEGIN_US, BEGIN_US + rows)),

@@ -1,4 +1,4 @@
-"""Aggregates, whole and by buckets of any zone, against a calculation in plain Python."""
+"""Aggregates, of whole ranges and by buckets in any zone, against a calculation in plain Python."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Points = list[tuple[int, Any]]
 
 
 def summary(points: Points) -> dict[str, Any]:
-    """All aggregates of points (µs, value) in one bucket, by hand."""
+    """All aggregates of the points (µs, value) in one bucket, calculated in Python."""
     readings = [value for _, value in sorted(points, key=lambda point: point[0]) if value is not None]
     if not readings:
         return dict.fromkeys(AGGREGATES) | {"count": 0}
@@ -41,7 +41,7 @@ def summary(points: Points) -> dict[str, Any]:
 
 
 def bucket_of(us: int, every: str, zone: ZoneInfo) -> datetime:
-    """The moment at which the bucket of a time begins, by hand."""
+    """The start of the bucket of a time, calculated in Python."""
     width = timedelta(seconds=int(every[:-1]) * UNITS[every[-1]])
     moment = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)).astimezone(zone)
     wall = moment.replace(tzinfo=None, fold=0)
@@ -148,7 +148,7 @@ def test_first_and_last_skip_gaps(store: Store) -> None:
     assert (row["first"], row["last"]) == (2.0, 3.0)
 
 
-def test_infinities_pass_through_and_their_difference_is_no_number(store: Store) -> None:
+def test_infinities_pass_through_and_their_difference_is_none(store: Store) -> None:
     inf = float("inf")
     store.points.insert_many(
         [("a", "m", 1, inf), ("a", "m", 2, 1.0), ("b", "m", 1, inf), ("b", "m", 2, -inf)]
@@ -267,7 +267,7 @@ def test_texts_are_held_but_no_line_is_drawn_between_them(store: Store) -> None:
     assert [row["last"] for row in rows] == [1.0, 2.0, 3.0, "ON", None, "OFF"]
 
 
-def test_a_fill_of_absurdly_many_rows_says_what_to_do(store: Store) -> None:
+def test_a_fill_of_too_many_rows_is_refused_with_advice(store: Store) -> None:
     store.points.insert("a", "m", 1.0, timestamp=1)
     with pytest.raises(InvalidQuery, match="Use wider buckets"):
         store.points.aggregate("a", "m", 0, 10**9, every="1s", fill="null")
@@ -298,7 +298,9 @@ def test_a_fill_of_absurdly_many_rows_says_what_to_do(store: Store) -> None:
     ],
     ids=str,
 )
-def test_what_does_not_exist_is_refused(shared_store: Store, options: dict[str, Any]) -> None:
+def test_unknown_aggregates_widths_and_zones_are_refused(
+    shared_store: Store, options: dict[str, Any]
+) -> None:
     shared_store.points.insert("a", "m", 1.0, timestamp=1)
     with pytest.raises(InvalidQuery):
         shared_store.points.aggregate("a", "m", **options)

@@ -1,4 +1,4 @@
-"""Cleanup by hand: what is told beforehand is what falls, the ledger has it, and the disk gets its space back."""
+"""Cleanup: a dry run reports exactly what is then dropped, the ledger records it, and the disk gets its space back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def counts(store: Store) -> dict[str, int]:
     return {info.sensor_id: info.points for info in store.series.list() if info.points}
 
 
-def test_a_dry_run_tells_what_then_falls_and_changes_nothing(store: Store) -> None:
+def test_a_dry_run_reports_what_would_be_dropped_and_changes_nothing(store: Store) -> None:
     fill(store)
     store.sinks.register("cloud")
     store.sinks.confirm("cloud", store.sinks.last_seq())
@@ -61,7 +61,7 @@ def test_a_dry_run_tells_what_then_falls_and_changes_nothing(store: Store) -> No
     assert store.cleanup(**chosen, dry_run=True).points == 0
 
 
-def test_records_fall_by_source_time_and_failures(store: Store) -> None:
+def test_records_are_dropped_by_source_time_and_failures(store: Store) -> None:
     fill(store)
     for _ in range(3):
         store.records.mark_failed(["r3", "r4"])
@@ -82,7 +82,7 @@ def test_records_fall_by_source_time_and_failures(store: Store) -> None:
     assert counts(store) == {"s0": 1000, "s1": 1000, "s2": 1000}
 
 
-def test_the_ledger_tells_of_points_and_of_records(store: Store) -> None:
+def test_the_ledger_records_dropped_points_and_records(store: Store) -> None:
     fill(store)
     store.cleanup(records=True, start=5, end=datetime(1970, 1, 1, 0, 0, 15, tzinfo=UTC))
     told = {loss.what: loss for loss in ledger(store)}
@@ -105,7 +105,7 @@ def test_the_ledger_tells_of_points_and_of_records(store: Store) -> None:
         ({"min_retries": 3}, "records are not to be dropped"),
     ],
 )
-def test_what_would_drop_more_than_was_said_is_refused(
+def test_a_cleanup_of_more_than_was_stated_is_refused(
     store: Store, chosen: dict[str, Any], message: str
 ) -> None:
     fill(store)
@@ -116,7 +116,7 @@ def test_what_would_drop_more_than_was_said_is_refused(
     assert len(store.records.pending(limit=100)) == 30
 
 
-def test_everything_falls_where_everything_is_meant(store: Store) -> None:
+def test_everything_is_dropped_if_everything_is_requested(store: Store) -> None:
     fill(store)
     done = store.cleanup(records=True, everything=True)
     assert (done.points, done.records) == (3000, 30)
@@ -125,7 +125,7 @@ def test_everything_falls_where_everything_is_meant(store: Store) -> None:
     assert store.points.latest(None) == []
 
 
-def test_names_with_signs_of_globs_and_of_sql_are_names(store: Store) -> None:
+def test_names_with_glob_or_sql_characters_are_names(store: Store) -> None:
     names = ["100%", "a'b", "a[b", 'q"', "ü", "x_y"]
     store.points.insert_many([(name, "m", 1, 1.0) for name in names])
     store.records.add("r", "a'b", {})
@@ -175,7 +175,7 @@ def test_any_cleanup_drops_exactly_what_a_filter_would(
 
 
 @pytest.mark.own_store
-def test_while_another_process_has_the_columns_points_fall_later_and_records_now(
+def test_while_another_process_has_the_columns_points_are_dropped_later_and_records_now(
     open_store: Any, spawn: Callable[..., Any], engine: str
 ) -> None:
     store = open_store(lease_timeout_s=0.2)
@@ -194,7 +194,7 @@ def test_while_another_process_has_the_columns_points_fall_later_and_records_now
 # --- space ----------------------------------------------------------------------------------------------
 
 
-def test_shrinking_gives_the_space_of_what_fell_back_and_keeps_the_rest(store: Store) -> None:
+def test_shrinking_returns_the_space_of_dropped_points_and_keeps_the_rest(store: Store) -> None:
     noise = [(f"s{n}", "m", second, second * 1.1 + n) for n in range(10) for second in range(12_000)]
     store.points.insert_many(noise)
     for n in range(300):
@@ -224,7 +224,7 @@ def test_shrinking_gives_the_space_of_what_fell_back_and_keeps_the_rest(store: S
     assert len(store.points.range("s0", "m", 10**6).all()) == 1
 
 
-def test_shrinking_again_takes_nothing_more(store: Store) -> None:
+def test_shrinking_again_changes_nothing(store: Store) -> None:
     fill(store)
     store.shrink()
     again = store.shrink()
@@ -269,7 +269,7 @@ def test_writing_goes_on_while_the_columns_shrink(store: Store) -> None:
     assert len(store.points.range("s", "m").all()) == 10_000
 
 
-def test_a_disk_without_room_for_the_new_file_is_told_beforehand(
+def test_a_disk_without_room_for_the_new_file_is_reported_before_anything_changes(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store)
@@ -281,7 +281,7 @@ def test_a_disk_without_room_for_the_new_file_is_told_beforehand(
     assert len(store.points.range("s0", "m").all()) == 1000
 
 
-def test_a_disk_without_room_for_the_metadata_to_be_written_anew_is_told_beforehand(
+def test_a_disk_without_room_for_the_vacuum_of_the_metadata_is_reported_before_it(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store)
@@ -303,7 +303,7 @@ def test_a_disk_without_room_for_the_metadata_to_be_written_anew_is_told_beforeh
     assert store.shrink().needed_bytes == needed_bytes
 
 
-def test_a_dry_run_of_shrinking_tells_what_it_needs_and_gives_nothing_back(store: Store) -> None:
+def test_a_dry_run_of_shrinking_reports_the_space_needed_and_changes_nothing(store: Store) -> None:
     fill(store)
     store.checkpoint()
     store.cleanup(start=0)
@@ -315,7 +315,7 @@ def test_a_dry_run_of_shrinking_tells_what_it_needs_and_gives_nothing_back(store
     assert 0 < meant.needed_bytes < meant.free_bytes
 
 
-def test_sinks_go_on_where_they_were_after_a_cleanup_and_a_shrink(store: Store) -> None:
+def test_sinks_continue_where_they_were_after_a_cleanup_and_a_shrink(store: Store) -> None:
     store.sinks.register("cloud")
     fill(store)
     page = store.points.after(0, limit=100)

@@ -49,7 +49,7 @@ SELECTIONS = [(None, None), ("a", "m"), ("a", "t"), ("a", "*"), (["b"], None), (
 
 
 def plain(rows: Any) -> list[tuple[Any, ...]]:
-    """The dicts of a result as rows of its columns."""
+    """The dicts of a result, as rows of its columns."""
     return [
         (
             row["sensor_id"],
@@ -76,7 +76,7 @@ def rows_of(table: Any) -> list[tuple[Any, ...]]:
 
 @pytest.fixture
 def full(store: Store) -> Store:
-    """A store whose points are partly flushed, partly in the journal; one is without quality, as old ones are."""
+    """A store whose points are partly flushed and partly in the journal; one has no quality, like old points."""
     store.points.insert_many(ROWS[:3])
     store.flush()
     columns, _ = store._handle.columns, store._handle.flusher
@@ -87,7 +87,7 @@ def full(store: Store) -> Store:
 
 
 @pytest.mark.parametrize("names", SELECTIONS, ids=str)
-def test_every_shape_holds_the_points_that_the_dicts_hold(full: Store, names: Any) -> None:
+def test_every_format_has_the_same_points_as_the_dicts(full: Store, names: Any) -> None:
     result = full.points.range(*names)
     wanted = plain(result)
     table = result.to_arrow()
@@ -136,7 +136,7 @@ def test_every_shape_holds_the_points_that_the_dicts_hold(full: Store, names: An
         assert arrays[name].tolist() == [row[at] for row in wanted]
 
 
-def test_what_is_read_for_delivery_comes_in_order_of_seq_and_with_it(full: Store) -> None:
+def test_points_for_delivery_come_in_order_of_seq_and_with_their_seq(full: Store) -> None:
     wanted = plain(full.points.after(0))
     assert [row[-1] for row in wanted] == [1, 2, 3, 4, 5, 6]
     result = full.points.since(0)
@@ -162,7 +162,7 @@ def test_tuples_are_the_rows_as_they_are_stored(full: Store) -> None:
     assert pages == [[("a", "t", -3_000_000, None, "SHUT 'ø'", 100, None, None)], [(*page[1][:7], None)]]
 
 
-def test_batches_are_of_one_schema_and_no_larger_than_asked_for(open_store: OpenStore) -> None:
+def test_batches_have_one_schema_and_are_no_larger_than_requested(open_store: OpenStore) -> None:
     store = open_store(background=True)
     # Four series at the same moments: a page cannot be cut inside of one.
     store.points.insert_many([(s, m, at, float(at)) for at in range(15) for s in "ab" for m in "pt"])
@@ -179,7 +179,7 @@ def test_batches_are_of_one_schema_and_no_larger_than_asked_for(open_store: Open
             next(call(0))
 
 
-def test_gaps_and_crowds_come_in_pages_all_the_same(open_store: OpenStore) -> None:
+def test_gaps_and_dense_times_are_paged_correctly(open_store: OpenStore) -> None:
     store = open_store(background=True)
     crowded = [("a", "m", at / 1000, float(at)) for at in range(300)]
     sparse = [("a", "m", 10.0 ** (at + 1), float(at)) for at in range(8)]
@@ -214,7 +214,9 @@ def test_rows_out_of_order_on_disk_come_out_in_order(store: Store) -> None:
     assert seqs == [row[7] for page in store.points.since(0).tuples() for row in page]
 
 
-def test_more_names_than_are_numbered_come_as_texts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_beyond_the_dictionary_limit_come_as_texts(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store.points.insert_many([(f"s{number}", "m", number % 3, 1.0) for number in range(20)])
     result = store.points.range(None, None)
     numbered = [result.to_arrow().to_pylist(), result.to_numpy()["sensor_id"].tolist(), list(result)]
@@ -225,7 +227,7 @@ def test_more_names_than_are_numbered_come_as_texts(store: Store, monkeypatch: p
     assert [row[0] for page in store.points.since(0).tuples() for row in page] == [f"s{n}" for n in range(20)]
 
 
-def test_packages_that_take_arrow_take_a_result_itself(full: Store) -> None:
+def test_arrow_consumers_accept_a_result_itself(full: Store) -> None:
     result = full.points.range(None, None)
     wanted = rows_of(result.to_arrow())
     assert rows_of(pa.table(result)) == wanted
@@ -263,7 +265,7 @@ def test_nothing_is_held_between_batches(open_store: OpenStore, monkeypatch: pyt
     ],
 )
 @pytest.mark.slow_on("sqlite")
-def test_each_shape_needs_its_own_package_alone(tmp_path: Path, engine: str, only: str, works: str) -> None:
+def test_each_format_needs_only_its_own_package(tmp_path: Path, engine: str, only: str, works: str) -> None:
     script = f"""
 import sys
 class Absent:
@@ -298,7 +300,7 @@ MOMENTS = st.integers(-9_214_560_000_000_000, 9_214_646_399_999_999)
 
 
 @given(moments=st.lists(MOMENTS, max_size=20))
-def test_many_moments_become_datetimes_to_the_microsecond(moments: list[int]) -> None:
+def test_many_times_become_datetimes_exact_to_the_microsecond(moments: list[int]) -> None:
     assert to_datetimes(moments) == [to_datetime(moment) for moment in moments]
     near = [moment % 2**52 for moment in moments]
     assert to_datetimes(near) == [to_datetime(moment) for moment in near]

@@ -1,4 +1,4 @@
-"""Moving the columns to the other engine and back: nothing is lost, whoever writes and reads meanwhile."""
+"""Moving the columns to the other engine and back loses nothing, even with concurrent writers and readers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES = {"duckdb": "timeseries.duckdb", "sqlite": "timeseries.sqlite"}
 
 
 def move(store: Store) -> str:
-    """To the other engine; returns its name."""
+    """Move to the other engine, and return its name."""
     engine = OTHER[store.status().engine]
     done = store.promote() if engine == "duckdb" else store.demote()
     assert (done.before, done.after) == (OTHER[engine], engine)
@@ -147,7 +147,7 @@ def test_an_old_file_that_was_put_back_is_refused(open_store: Any, engine: str) 
         everything(store)
 
 
-def test_what_does_not_read_back_as_it_was_written_is_never_made_active(
+def test_a_copy_that_does_not_read_back_as_written_is_never_made_active(
     store: Store, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.points.insert_many([("a", "m", at, float(at)) for at in range(100)])
@@ -184,7 +184,7 @@ def test_a_switch_that_fails_leaves_the_store_as_it_was(store: Store, engine: st
     assert len(everything(store)) == 2
 
 
-def test_an_error_of_the_callers_own_function_stops_the_move_and_passes_as_it_is(
+def test_an_error_of_the_callers_own_function_stops_the_move_and_is_raised_unchanged(
     store: Store, engine: str
 ) -> None:
     store.points.insert("a", "m", 1.0, timestamp=1)
@@ -198,7 +198,7 @@ def test_an_error_of_the_callers_own_function_stops_the_move_and_passes_as_it_is
     assert list(store.path.glob("*.building*")) == []
 
 
-def test_notes_of_the_legacy_program_move_too(store: Store) -> None:
+def test_metadata_of_the_legacy_program_moves_too(store: Store) -> None:
     def notes() -> list[Any]:
         with store._handle.reading("a test") as (connection, _):
             query = select(StorageMetadata.key, StorageMetadata.value, StorageMetadata.updated_at)
@@ -249,7 +249,7 @@ def test_a_metadata_database_from_before_the_columns_moved_finds_them(
         store.close()
 
 
-def test_what_a_restored_metadata_database_took_before_it_found_the_columns_is_kept(
+def test_writes_to_a_restored_metadata_database_before_it_found_the_columns_are_kept(
     open_store: Any, tmp_path: Path
 ) -> None:
     store = open_store()
@@ -275,7 +275,7 @@ def test_what_a_restored_metadata_database_took_before_it_found_the_columns_is_k
 
 @pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("moment", ["while it was built", "before the switch", "after the switch"])
-def test_what_a_kill_leaves_is_tidied_up_and_means_nothing(
+def test_leftovers_of_a_kill_are_removed_and_change_nothing(
     open_store: Any, engine: str, moment: str, spawn: Any
 ) -> None:
     store = open_store()
@@ -326,7 +326,7 @@ def test_at_open_only_settings_that_say_so_move_the_columns(open_store: Any, eng
     assert len(everything(store)) == 1
 
 
-def test_a_disk_without_room_is_told_beforehand_with_the_number(
+def test_a_disk_without_room_is_reported_before_the_move_with_the_bytes_needed(
     open_store: Any, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store()
@@ -340,7 +340,7 @@ def test_a_disk_without_room_is_told_beforehand_with_the_number(
 
 @pytest.mark.own_store
 @pytest.mark.slow_on("sqlite")
-def test_another_process_goes_on_with_the_other_engine(open_store: Any, spawn: Any, engine: str) -> None:
+def test_another_process_continues_on_the_other_engine(open_store: Any, spawn: Any, engine: str) -> None:
     store = open_store()
     other = spawn(
         "import sys; from repo import Settings, Store\n"

@@ -1,4 +1,4 @@
-"""A process that has no descriptor or no thread left for a moment is told so, and goes on when they are back."""
+"""A process that runs out of descriptors or threads gets a typed error, and continues when they are available again."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ store.close()
 @pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
 @pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("taken", ["descriptors", "threads"])
-def test_what_the_system_refuses_for_a_moment_is_a_typed_error_and_then_everything_works(
+def test_a_temporary_refusal_of_the_system_is_a_typed_error_and_then_everything_works(
     engine: str, taken: str, tmp_path: Path
 ) -> None:
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The order of the steps of a flush: what DuckDB 2.0.0 would answer with doubled rows if it were another.
+"""The order of steps in a flush. With another order, DuckDB 2.0.0 doubles rows.
 
 Read or delete rows of a table in a transaction that has appended to it, and DuckDB doubles rows, raises
 "Conflict on tuple deletion" or crashes.
@@ -135,7 +135,7 @@ def test_a_flush_of_many_kinds_of_work_is_right_at_any_size_of_its_transactions(
         assert store.series.list()[0].points == len(model)
 
 
-def test_a_flush_that_is_told_to_stop_ends_after_a_whole_batch_and_goes_on_later(
+def test_a_flush_that_is_asked_to_stop_ends_after_a_whole_batch_and_continues_later(
     open_store: OpenStore,
 ) -> None:
     store = open_store(flush_batch_points=1000)
@@ -151,7 +151,7 @@ def test_a_flush_that_is_told_to_stop_ends_after_a_whole_batch_and_goes_on_later
     assert len(store.points.range("a", "m").all()) == 5000
 
 
-def test_the_duckdb_versions_that_may_be_installed_begin_past_2_0_0() -> None:
+def test_only_duckdb_versions_after_2_0_0_may_be_installed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     [wanted] = [one for one in project["dependencies"] if re.match(r"duckdb\W", one) and "engine" not in one]
     assert wanted.partition(";")[0] == "duckdb>=2.0.1,<2.1", (

@@ -1,4 +1,4 @@
-"""The gate of the columns: an interrupt leaves it passable, readers do not shut others out, a long flush gives way."""
+"""The gate of the columns: an interrupt leaves it usable, readers do not starve others, a long flush gives way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES = tuple(str(module.__file__) for module in (columns_module, gate_module, u
 
 @pytest.mark.slow_on("duckdb")
 @pytest.mark.parametrize("use", ["read", "flush"])
-def test_an_interrupt_anywhere_in_the_gate_leaves_it_passable(use: str, open_store: Any) -> None:
+def test_an_interrupt_anywhere_in_the_gate_leaves_it_usable(use: str, open_store: Any) -> None:
     store, other = open_store(lease_timeout_s=5.0), open_store(lease_timeout_s=5.0)
     store.points.insert("a", "m", 1.0, timestamp=1)
     columns = store._handle.columns
@@ -67,7 +67,7 @@ def test_a_checkpoint_that_fails_says_so_and_the_next_one_works(
     assert store.status().journal_rows == 0
 
 
-def test_a_read_is_not_held_up_by_another_read(open_store: Any) -> None:
+def test_a_read_does_not_block_another_read(open_store: Any) -> None:
     store = open_store(background=True, busy_timeout_s=5.0)
     store.points.insert("a", "m", 1.0, timestamp=1)
     store.flush()
@@ -101,7 +101,7 @@ def test_readers_that_overlap_let_another_process_have_its_turn(open_store: Any)
             thread.join()
 
 
-def test_a_read_beside_a_long_flush_waits_for_it_past_its_deadline(open_store: Any) -> None:
+def test_a_read_during_a_long_flush_waits_for_it_past_its_deadline(open_store: Any) -> None:
     store, other = open_store(flush_batch_points=50), open_store(lease_timeout_s=1.0, flush_batch_points=50)
     for start in range(0, 15_000, 50):
         store.points.insert_many([("a", "m", start + at, 1.0) for at in range(50)])

@@ -1,4 +1,4 @@
-"""Of each identity the last acknowledged value is there once, and a delete covers what came before it."""
+"""Each identity is stored once, with its last acknowledged value; a delete covers what was written before it."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_deleted_point_written_again_is_delivered_again(store: Store) -> None:
     assert seqs(store) == {("a", 10): 3}
 
 
-def test_the_ledger_counts_what_each_delete_took(store: Store) -> None:
+def test_the_ledger_counts_the_points_of_each_delete(store: Store) -> None:
     store.points.insert_many([(sensor, "m", at, 1.0) for sensor in "abc" for at in range(10)])
     store.flush()
     store.points.delete("a", None, 0, 4)
@@ -142,7 +142,9 @@ def test_a_ledger_entry_is_counted_once_however_often_the_store_is_opened(open_s
         ([], None, {"a1/p", "a1/t", "a2/p", "a2/t", "b/p", "b/t"}),
     ],
 )
-def test_a_delete_takes_globs_lists_and_none(store: Store, sensor: Any, metric: Any, left: set[str]) -> None:
+def test_a_delete_accepts_globs_lists_and_none(
+    store: Store, sensor: Any, metric: Any, left: set[str]
+) -> None:
     store.points.insert_many([(s, m, 1, 1.0) for s in ("a1", "a2", "b") for m in "pt"])
     store.points.delete(sensor, metric)
     assert {f"{row['sensor_id']}/{row['metric_name']}" for row in store.points.range(None, None)} == left

@@ -1,4 +1,4 @@
-"""`Store.ingest`: text files into an open store, by path."""
+"""`Store.ingest`: reads text files, by path, into an open store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C in a flush that the program catches: counts, the newest point and later deletes are right all the same."""
+"""After a Ctrl-C in a flush that the program catches, counts, the newest point and later deletes are right."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PLACES: dict[str, tuple[Any, str]] = {
 
 
 def interrupt_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, after: bool = False) -> None:
-    """Raise KeyboardInterrupt the next time that this is called, before or after it does its work."""
+    """Raise KeyboardInterrupt at the next call of this function, before or after its work."""
     original: Callable[..., Any] = getattr(owner, name)
 
     def interrupted(*args: Any, **options: Any) -> Any:
@@ -110,7 +110,7 @@ def test_counts_that_are_wrong_in_the_file_are_corrected_when_it_is_opened(
     assert not caplog.records
 
 
-def test_a_delete_that_comes_back_with_older_metadata_takes_no_newer_points(
+def test_a_delete_in_restored_older_metadata_removes_no_newer_points(
     open_store: OpenStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = open_store()

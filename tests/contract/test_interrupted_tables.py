@@ -1,4 +1,4 @@
-"""Ctrl-C while DuckDB loads, reads or exports a table: KeyboardInterrupt, and a store that works on."""
+"""Ctrl-C while DuckDB loads, reads or exports a table raises KeyboardInterrupt, and the store keeps working."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ print(interrupted)
 
 @pytest.mark.duckdb
 @pytest.mark.parametrize("what", ["load", "export"])
-def test_ctrl_c_at_any_time_is_a_keyboard_interrupt_and_the_store_works_on(
+def test_ctrl_c_at_any_time_is_a_keyboard_interrupt_and_the_store_keeps_working(
     tmp_path: Path, run_python: RunPython, what: str
 ) -> None:
     done = run_python(INTERRUPTED, tmp_path, what, ROWS, ROUNDS)
@@ -146,14 +146,14 @@ def test_ctrl_c_between_two_chunks_of_a_result_leaves_no_open_result(open_store:
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """Let SIGINT mean what it means in a program, whatever runs the tests."""
+    """Give SIGINT its default meaning, whatever runs the tests."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 class StreamOnly:
-    """Something of which nothing is known but its stream."""
+    """An object that only has a stream."""
 
     def __init__(self, reader: pa.RecordBatchReader) -> None:
         self._reader = reader
@@ -197,7 +197,7 @@ def test_ctrl_c_in_a_stream_that_the_caller_makes_is_a_keyboard_interrupt(
     assert [series.points for series in store.series.list()] == [90]
 
 
-def test_an_error_that_only_quotes_an_interrupt_is_none() -> None:
+def test_an_error_that_only_quotes_an_interrupt_is_not_an_interrupt() -> None:
     quoted = pa.ArrowInvalid("the name 'KeyboardInterrupt' is no number")
     assert not is_interrupt(quoted)
     assert not is_interrupt(ValueError("stopped by: KeyboardInterrupt"))

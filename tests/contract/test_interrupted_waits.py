@@ -1,4 +1,4 @@
-"""Ctrl-C where the main thread meets another one: it leaves no lock behind on which that one would wait for ever."""
+"""Ctrl-C while the main thread shares a lock with another thread leaves no lock on which that thread waits forever."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def files_of(*modules: ModuleType) -> set[str]:
 
 
 def ends(work: Callable[[], object]) -> bool:
-    """Run the work in another thread; False where it hangs."""
+    """Run the work in another thread; False if it hangs."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(60)
@@ -41,7 +41,7 @@ def test_an_interrupted_read_of_the_metadata_leaves_other_threads_free_to_read(o
             return
 
 
-def test_a_thread_ends_although_the_request_to_end_was_interrupted() -> None:
+def test_a_thread_ends_even_if_the_request_to_end_was_interrupted() -> None:
     for nth in itertools.count(1):
         asked = Stop()
         was_interrupted = interrupted(files_of(threading, stop), nth, asked.ask)
@@ -51,7 +51,7 @@ def test_a_thread_ends_although_the_request_to_end_was_interrupted() -> None:
             return
 
 
-def test_a_job_and_a_store_end_their_threads_although_their_start_was_interrupted(
+def test_a_job_and_a_store_end_their_threads_even_if_their_start_was_interrupted(
     open_store: OpenStore,
 ) -> None:
     files = files_of(threading, background, keep_open, undisturbed)

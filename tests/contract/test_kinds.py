@@ -1,4 +1,4 @@
-"""Numbers or texts: a series holds what its first point is, by rows and tables alike, until it is empty."""
+"""Kinds: a series holds numbers or texts, as its first reading, until it is empty; by rows and tables alike."""
 
 from __future__ import annotations
 

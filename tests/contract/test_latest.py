@@ -1,4 +1,4 @@
-"""The newest points in memory: right whoever writes, deletes, flushes, prunes, closes or forks meanwhile."""
+"""The newest points in memory are right while others write, delete, flush, prune, close or fork."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_one_batch_may_hold_many_series_and_times_out_of_order(store: Store) -> 
         store.flush()
 
 
-def test_what_a_caller_does_to_its_answer_is_seen_by_nobody(store: Store) -> None:
+def test_a_caller_may_modify_its_result(store: Store) -> None:
     store.points.insert("a", "m", 1.0, timestamp=1, metadata={"k": [1]})
     for names in (("a", "m"), ("a", "m"), (None, None), (None, None)):
         answer = store.points.latest(*names)[0]
@@ -109,7 +109,7 @@ def test_what_a_caller_does_to_its_answer_is_seen_by_nobody(store: Store) -> Non
     assert store.points.latest("a", "m")[0]["value"] == 1.0
 
 
-def test_a_text_with_the_signs_of_a_glob_is_a_name_as_soon_as_a_series_has_it(store: Store) -> None:
+def test_a_text_with_glob_characters_is_a_name_as_soon_as_a_series_has_it(store: Store) -> None:
     store.points.insert("b1", "m", 2.0, timestamp=1)
     for _ in range(2):
         assert [p["sensor_id"] for p in store.points.latest("b[1]", "m")] == ["b1"]
@@ -122,7 +122,7 @@ def test_a_text_with_the_signs_of_a_glob_is_a_name_as_soon_as_a_series_has_it(st
 
 
 @pytest.mark.own_store
-def test_what_another_process_does_is_seen_at_once(
+def test_writes_of_another_process_are_visible_at_once(
     store: Store, engine: str, spawn: Callable[..., Any]
 ) -> None:
     other = spawn(WRITER, store.path, engine)
@@ -154,7 +154,7 @@ def test_what_another_process_does_is_seen_at_once(
     assert newest(store, None, None) == [(2, 8.0)]
 
 
-def test_points_that_pass_the_journal_by_are_seen_with_the_copy_of_their_summaries(store: Store) -> None:
+def test_points_that_bypass_the_journal_are_visible_with_the_copy_of_their_summaries(store: Store) -> None:
     store.points.insert("a", "m", 1.0, timestamp=1)
     store.flush()
     metadata = store._handle.metadata
@@ -177,7 +177,7 @@ def test_points_that_pass_the_journal_by_are_seen_with_the_copy_of_their_summari
 
 
 @pytest.mark.own_store
-def test_columns_put_back_from_a_backup_take_back_what_was_known(
+def test_columns_restored_from_a_backup_reset_the_newest_points(
     open_store: OpenStore, columns_file: str
 ) -> None:
     first = open_store()
@@ -219,7 +219,7 @@ def test_threads_see_their_own_writes_while_others_write_delete_and_flush(open_s
 
 
 def test_no_transaction_outlives_the_call(store: Store) -> None:
-    """An open snapshot would let the WAL grow without end: then not all of it can be folded."""
+    """An open snapshot would keep the WAL from being checkpointed completely, so that it grows without bound."""
     store.points.insert("a", "m", 1.0, timestamp=1)
     newest(store)
     store.points.insert("a", "m", 2.0, timestamp=2)
@@ -238,7 +238,7 @@ def test_a_closed_store_refuses_and_leaves_no_log_behind(open_store: OpenStore) 
     assert not list(store.path.glob("offline_buffer.db-*"))
 
 
-def test_a_child_of_fork_is_refused_even_while_a_thread_of_the_parent_asks(store: Store) -> None:
+def test_a_child_of_fork_is_refused_even_during_a_call_of_another_thread(store: Store) -> None:
     store.points.insert("a", "m", 1.0, timestamp=1)
     newest(store)
     with store.points._newest._lock:
@@ -309,7 +309,7 @@ def test_two_handles_on_one_store_always_agree_with_a_plain_dict(engine: str, st
         shutil.rmtree(folder)
 
 
-def test_an_interrupt_in_it_leaves_the_next_answer_right(store: Store) -> None:
+def test_an_interrupted_call_leaves_the_next_result_right(store: Store) -> None:
     files = {str(module.__file__) for module in (latest, default)}
     for nth in itertools.count(1):
         store.points.insert("a", "m", float(nth), timestamp=nth)

@@ -1,4 +1,4 @@
-"""The lease: whoever waits for it can be interrupted, forked or refused by the system, and keeps it from nobody."""
+"""The lease: a waiting call can be interrupted, forked or refused by the system without blocking others."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ print(lease.held)
 """
 
 
-def test_a_process_without_descriptors_says_so_and_has_the_lease_when_it_has_some(tmp_path: Path) -> None:
+def test_a_process_without_descriptors_gets_an_error_and_can_take_the_lease_later(tmp_path: Path) -> None:
     assert run(NO_DESCRIPTORS, tmp_path) == "True False\nTrue False\nTrue\n"
 
 
@@ -111,12 +111,12 @@ print(waiter.held)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory is Linux's")
-def test_a_process_without_threads_says_so_and_has_the_lease_later(tmp_path: Path) -> None:
+def test_a_process_without_threads_gets_an_error_and_can_take_the_lease_later(tmp_path: Path) -> None:
     assert run(NO_THREADS, tmp_path) == "True False\nTrue\n"
 
 
 @pytest.mark.parametrize("taken", ["free", "taken", "given back meanwhile"])
-def test_an_interrupt_anywhere_leaves_no_lease_that_nobody_knows_of(taken: str, tmp_path: Path) -> None:
+def test_an_interrupt_anywhere_leaves_no_lease_without_an_owner(taken: str, tmp_path: Path) -> None:
     lease, other = Lease(tmp_path, lambda: 0), Lease(tmp_path, lambda: 0)
     files = (lease_module.__file__,)
 

@@ -1,4 +1,4 @@
-"""Names with the signs of a glob: a name that a series has is that name, wherever names are given."""
+"""Names with glob characters: the name of an existing series is an exact name, wherever names are given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NDJSON out and back: it needs no package, keeps every bit, and comes in with the guarantees of Parquet."""
+"""NDJSON exports and imports: need no package, keep every bit, and have the guarantees of Parquet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lines_of(*files: Path) -> list[Any]:
 
 
 def write(path: Path, *lines: Any) -> Path:
-    """Write a file as an export does; what is no text goes in as JSON."""
+    """Write a file as an export does; anything but strings is encoded as JSON."""
     text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
     path.write_bytes(gzip.compress(text.encode("utf-8", "surrogatepass")))
     return path
@@ -37,7 +37,7 @@ def line(at: int = 0, **changed: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("partition", [None, "day"])
-def test_what_went_out_comes_back(open_store: OpenStore, tmp_path: Path, partition: Any) -> None:
+def test_an_export_can_be_imported_again(open_store: OpenStore, tmp_path: Path, partition: Any) -> None:
     source, target = open_store("source"), open_store("target")
     points = fill(source)
     out = tmp_path / ("out" if partition else "out.ndjson.gz")
@@ -102,7 +102,7 @@ def test_every_value_keeps_its_bits(open_store: OpenStore, tmp_path: Path) -> No
     assert [point["value"] for point in found if point["metric_name"] == "t"] == texts
 
 
-def test_the_sum_beside_a_file_is_what_sha256sum_checks(store: Store, tmp_path: Path) -> None:
+def test_sha256sum_checks_the_sum_next_to_a_file(store: Store, tmp_path: Path) -> None:
     fill(store, days=1)
     store.export_ndjson(tmp_path / "a.ndjson.gz")
     digest = hashlib.sha256((tmp_path / "a.ndjson.gz").read_bytes()).hexdigest()
@@ -122,7 +122,7 @@ def test_names_and_times_select_and_nothing_is_an_empty_file(store: Store, tmp_p
     assert store.import_parquet(tmp_path / "b.ndjson.gz").read == 0
 
 
-def test_a_single_file_says_by_its_name_what_it_is(store: Store, tmp_path: Path) -> None:
+def test_the_name_of_a_single_file_has_the_suffix_of_its_format(store: Store, tmp_path: Path) -> None:
     with pytest.raises(InvalidQuery, match=r"the name must end in \.ndjson\.gz"):
         store.export_ndjson(tmp_path / "a.ndjson")
     with pytest.raises(InvalidQuery, match="partition"):
@@ -130,7 +130,7 @@ def test_a_single_file_says_by_its_name_what_it_is(store: Store, tmp_path: Path)
     assert os.listdir(tmp_path) == ["store"]
 
 
-def test_a_folder_that_was_cut_off_goes_on_and_not_in_the_other_form(store: Store, tmp_path: Path) -> None:
+def test_an_interrupted_folder_resumes_but_not_in_the_other_format(store: Store, tmp_path: Path) -> None:
     points = fill(store)
     with pytest.raises(Stopped):
         store.export_ndjson(tmp_path / "bundle", partition="day", progress=stop_after(150))
@@ -144,7 +144,7 @@ def test_a_folder_that_was_cut_off_goes_on_and_not_in_the_other_form(store: Stor
     assert manifest["points"] == len(points) == done.points
 
 
-def test_both_forms_lie_in_one_folder(open_store: OpenStore, tmp_path: Path) -> None:
+def test_both_formats_can_be_in_one_folder(open_store: OpenStore, tmp_path: Path) -> None:
     source, target = open_store("source"), open_store("target")
     points = fill(source, days=1)
     (tmp_path / "out").mkdir()
@@ -154,7 +154,7 @@ def test_both_forms_lie_in_one_folder(open_store: OpenStore, tmp_path: Path) -> 
     assert points_of(target) == points
 
 
-def test_importing_again_changes_nothing_and_a_correction_stands(store: Store, tmp_path: Path) -> None:
+def test_importing_again_changes_nothing_and_keeps_a_correction(store: Store, tmp_path: Path) -> None:
     points = fill(store, days=1)
     store.export_ndjson(tmp_path / "old.ndjson.gz")
     end = store.sinks.last_seq()
@@ -223,7 +223,7 @@ def test_duplicates_other_kinds_and_what_cannot_be_stored_are_counted(store: Sto
     ],
     ids=lambda case: str(case)[:32],
 )
-def test_one_line_that_no_export_writes_makes_the_file_unusable(
+def test_a_single_invalid_line_makes_the_file_unusable(
     unwritten: Store, tmp_path: Path, wrong: Any, told: str
 ) -> None:
     good = write(tmp_path / "good.ndjson.gz", line())
@@ -272,7 +272,7 @@ def test_lines_may_be_plain_or_zstd(open_store: OpenStore, tmp_path: Path, pack:
     assert points_of(target) == points
 
 
-def test_other_names_of_columns_are_for_parquet(store: Store, tmp_path: Path) -> None:
+def test_column_mappings_are_for_parquet_only(store: Store, tmp_path: Path) -> None:
     file = write(tmp_path / "a.ndjson.gz", line())
     with pytest.raises(InvalidFile, match="has no column 'tag'"):
         store.import_parquet(file, columns={"sensor_id": "tag"})
@@ -326,7 +326,9 @@ with Store(sys.argv[1], Settings(background=False, engine=sys.argv[2])) as store
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to tell the peak of memory")
-def test_a_bomb_is_read_in_bounded_memory(tmp_path: Path, engine: str, run_python: RunPython) -> None:
+def test_a_decompression_bomb_is_read_in_bounded_memory(
+    tmp_path: Path, engine: str, run_python: RunPython
+) -> None:
     note = "x" * 3000
     text = "".join(json.dumps(line(at, metadata={"note": note})) + "\n" for at in range(1_000))
     file = tmp_path / "a.ndjson.gz"

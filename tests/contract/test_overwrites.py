@@ -1,7 +1,7 @@
-"""Which of several points of one identity counts: one table of cases for every implementation of that rule.
+"""Which of several points of one identity counts: one table of cases for all implementations of the rule.
 
-A later point overwrites an earlier one. A point that gives way (`on_conflict="keep"`) does not, where there is one. A
-point that is equal to the one that counts changes nothing, and the seq of the earlier one stays. The rule is
+A later point overwrites an earlier one. With `on_conflict="keep"`, it does not. A point that is equal to the stored one
+changes nothing, and the earlier seq stays. The rule is
 implemented for rows of one flush (`_net`), for rows against stored points (`apply`), for tables that go straight to
 the columns (`merge`), and for the newest point of a series that is not flushed yet (`_lay_over`).
 """
@@ -37,7 +37,7 @@ class P:
 
 @dataclass(frozen=True)
 class Write:
-    """Points that are written by one call, and give way to others or overwrite them."""
+    """Points that one call writes, which overwrite stored points or keep them."""
 
     points: tuple[P, ...]
     keep: bool = False
@@ -69,10 +69,10 @@ def keep(*points: P) -> Write:
 
 @dataclass(frozen=True)
 class Case:
-    """What lies stored, what comes in which order, and what is there in the end.
+    """The stored points, the steps in their order, and the final points.
 
-    `found` has each point with the number of the step that it comes from, `None` where that depends on how many steps
-    one flush takes together. `dropped` is how many points the deletes took.
+    `found` has each point with the number of the step that wrote it, or `None` if that depends on how many steps one
+    flush combines. `dropped` is the number of points that the deletes removed.
     """
 
     name: str
@@ -239,7 +239,7 @@ CASES = [
 
 @dataclass(frozen=True)
 class Road:
-    """How the steps of a case reach the implementation that is meant."""
+    """How the steps of a case reach the implementation under test."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     flush_each: bool = False
@@ -268,7 +268,7 @@ GROUPS = [list(group) for _, group in groupby(sorted(CASES, key=kinds_of), kinds
 
 
 class Drive:
-    """A store in which the cases are driven along one road; each has a series of its own."""
+    """A store in which the cases run through one implementation; each case has its own series."""
 
     def __init__(self, store: Store, road: Road) -> None:
         self.store = store
@@ -279,7 +279,7 @@ class Drive:
         """The seqs of each step of each case."""
 
     def store_first(self) -> None:
-        """Store what the cases find, and beside it points of other series at the same times."""
+        """Store the initial points of the cases, and points of other series at the same times."""
         rows = [row for case in CASES for row in rows_of(case, case.stored)]
         times = {row[2] for row in rows}
         beside = self.store.points.insert_many([("beside", "m", at, 0.5) for at in times])
@@ -289,7 +289,7 @@ class Drive:
         assert self.store.status().unflushed == 0
 
     def take(self, group: Sequence[Case], number: int) -> None:
-        """Take one step of the cases of a group, and assert that the road was not left."""
+        """Run one step of the cases of a group, and assert that it went through the intended implementation."""
         points = self.store.points
         steps = [(case, case.steps[number]) for case in group]
         rows = [row for case, step in steps if isinstance(step, Write) for row in rows_of(case, step.points)]
@@ -310,7 +310,7 @@ class Drive:
             self.went(False, group, number, written)
 
     def went(self, straight: bool, group: Sequence[Case], number: int, written: Written) -> None:
-        """Assert that a write lies in the columns, if it went straight, or else in the journal alone."""
+        """Assert that a straight write is in the columns, and any other write only in the journal."""
         self.note(group, number, written)
         self.waiting = 0 if straight else self.waiting + len(seqs_of(written))
         status = self.store.status()
@@ -341,7 +341,7 @@ def rows_of(case: Case, points: Sequence[P]) -> list[tuple[Any, ...]]:
 
 
 def table_of(rows: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
-    """Return rows as a table in the plain form, which may go straight to the columns."""
+    """Return rows as a plain table, which may go straight to the columns."""
     sensors, metrics, times, values, qualities, metadata = zip(*rows, strict=True)
     return {
         "sensor_id": list(sensors),
@@ -364,7 +364,7 @@ def point_of(row: dict[str, Any]) -> P:
 
 
 def newest_of(group: Iterable[Case]) -> dict[str, P]:
-    """Return the newest point that is expected of each case."""
+    """Return the expected newest point of each case."""
     return {
         SERIES[case.name]: max((point for point, _ in case.found), key=lambda point: point.at)
         for case in group
@@ -374,7 +374,7 @@ def newest_of(group: Iterable[Case]) -> dict[str, P]:
 
 @pytest.fixture
 def drive(tmp_path: Path, engine: str, road: str) -> Iterator[Drive]:
-    """A store that holds what the cases find."""
+    """A store with the points that the cases start with."""
     options: dict[str, Any] = {"engine": engine, "durability": "normal", **ROADS[road].settings}
     with Store(tmp_path / "store", Settings(background=False, **options)) as store:
         if ROADS[road].latest != "at the end":  # there another store asks, which takes the columns for itself

@@ -1,4 +1,4 @@
-"""Damaged and hostile files: an error that names the file, nothing changed, and the memory bounded."""
+"""Damaged and hostile files raise an error that names the file, change nothing, and use bounded memory."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def damaged(bundle: Path, case: str) -> None:
     ],
 )
 @pytest.mark.slow_on("sqlite")
-def test_a_bundle_that_is_not_whole_is_refused_whole(open_store: OpenStore, bundle: Path, case: str) -> None:
+def test_an_incomplete_bundle_is_refused_completely(open_store: OpenStore, bundle: Path, case: str) -> None:
     damaged(bundle, case)
     target = open_store("target")
     with pytest.raises((InvalidFile, StoreCorrupt)) as caught:
@@ -121,7 +121,7 @@ def test_every_flipped_bit_is_found(open_store: OpenStore, tmp_path: Path, seed:
     assert target.sinks.last_seq() == 0
 
 
-def test_a_flipped_bit_in_a_manifest_is_found_or_means_nothing(
+def test_a_flipped_bit_in_a_manifest_is_found_or_changes_nothing(
     open_store: OpenStore, bundle: Path, seed: int
 ) -> None:
     import random
@@ -183,7 +183,7 @@ def nothing_of_a_file(path: Path, case: str) -> None:
         *("a device", "a folder of nothing", "a link in a circle"),
     ],
 )
-def test_what_is_no_parquet_file_is_named(unwritten: Store, tmp_path: Path, case: str) -> None:
+def test_a_file_that_is_not_parquet_is_named(unwritten: Store, tmp_path: Path, case: str) -> None:
     path = tmp_path / "it's [bad].parquet"
     nothing_of_a_file(path, case)
     with pytest.raises(InvalidFile) as caught:
@@ -205,7 +205,7 @@ def test_a_name_is_never_a_pattern(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.duckdb
-def test_deeply_nested_columns_are_left_out(store: Store, tmp_path: Path) -> None:
+def test_deeply_nested_columns_are_ignored(store: Store, tmp_path: Path) -> None:
     kind: Any = pa.int32()
     for _ in range(60):
         kind = pa.list_(pa.struct({"deeper": kind}))
@@ -213,14 +213,14 @@ def test_deeply_nested_columns_are_left_out(store: Store, tmp_path: Path) -> Non
     assert store.import_parquet(tmp_path / "deep.parquet").stored == 2
 
 
-def test_a_sum_beside_a_file_that_is_none_is_told(store: Store, tmp_path: Path) -> None:
+def test_an_invalid_checksum_file_is_reported(store: Store, tmp_path: Path) -> None:
     write(tmp_path / "a.parquet")
     (tmp_path / "a.parquet.sha256").write_text("hello")
     with pytest.raises(InvalidFile, match=r"a\.parquet\.sha256 is not a SHA-256"):
         store.import_parquet(tmp_path / "a.parquet")
 
 
-def test_a_file_that_changes_after_the_look_is_noticed(store: Store, tmp_path: Path) -> None:
+def test_a_file_that_changes_after_the_check_is_noticed(store: Store, tmp_path: Path) -> None:
     first, second = write(tmp_path / "1.parquet"), write(tmp_path / "2.parquet", sensor_id=["t", "t"])
 
     def change(_rows: int, _total: int) -> None:
@@ -234,7 +234,7 @@ def test_a_file_that_changes_after_the_look_is_noticed(store: Store, tmp_path: P
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to tell the peak of memory")
-def test_a_manifest_made_to_fill_the_memory_does_not(tmp_path: Path, run_python: RunPython) -> None:
+def test_a_huge_manifest_does_not_fill_the_memory(tmp_path: Path, run_python: RunPython) -> None:
     (tmp_path / "manifest.json").write_text("[" + "[]," * 20_000_000 + "[]]")
     script = (
         "import sys\n"

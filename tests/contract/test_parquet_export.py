@@ -1,4 +1,4 @@
-"""Exports: what is in the files and folders, on both engines, and what an error or a kill leaves of them."""
+"""Exports: the content of files and folders on both engines, and what an error or a kill leaves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IDENTITY = itemgetter("sensor_id", "metric_name", "timestamp")
 
 
 class Stopped(Exception):
-    """What a test raises in the middle of an export."""
+    """An error that a test raises in the middle of an export."""
 
 
 def fill(store: Store, days: int = 3) -> list[dict[str, Any]]:
@@ -50,13 +50,13 @@ def fill(store: Store, days: int = 3) -> list[dict[str, Any]]:
 
 
 def points_of(store: Store) -> list[dict[str, Any]]:
-    """Return all points, in order of series and time, as a file holds them."""
+    """Return all points in order of series and time, like a file."""
     points = store.points.range(None, None).all()
     return sorted(points, key=lambda point: (point["sensor_id"], point["metric_name"], point["timestamp_us"]))
 
 
 def rows_of(*files: Path) -> list[dict[str, Any]]:
-    """Return what files hold, read by pyarrow, in the form of points."""
+    """Return the content of files, read by pyarrow, as points."""
     found = []
     for file in files:
         for row in pq.read_table(file, partitioning=None).to_pylist():
@@ -84,7 +84,7 @@ def test_a_file_holds_every_point_as_it_is_stored(store: Store, tmp_path: Path) 
     assert done.bytes == (tmp_path / "all.parquet").stat().st_size
 
 
-def test_a_file_has_the_documented_columns_and_note(store: Store, tmp_path: Path) -> None:
+def test_a_file_has_the_documented_columns_and_metadata(store: Store, tmp_path: Path) -> None:
     fill(store)
     store.export_parquet(tmp_path / "all.parquet")
     schema = pq.read_schema(tmp_path / "all.parquet")
@@ -115,7 +115,7 @@ def test_other_programs_read_equal_sums(store: Store, tmp_path: Path) -> None:
     assert in_duckdb == expected
 
 
-def test_the_sum_beside_a_file_is_what_sha256sum_checks(store: Store, tmp_path: Path) -> None:
+def test_sha256sum_checks_the_sum_next_to_a_file(store: Store, tmp_path: Path) -> None:
     fill(store)
     store.export_parquet(tmp_path / "all.parquet")
     subprocess.run(["sha256sum", "--check", "--strict", "all.parquet.sha256"], cwd=tmp_path, check=True)
@@ -150,7 +150,7 @@ def test_nothing_selected_is_an_empty_file(store: Store, tmp_path: Path) -> None
     assert pq.read_table(tmp_path / "none.parquet").num_rows == 0
 
 
-def test_a_folder_has_a_file_a_day_and_a_manifest_of_sums(store: Store, tmp_path: Path) -> None:
+def test_a_folder_has_one_file_per_day_and_a_manifest_with_checksums(store: Store, tmp_path: Path) -> None:
     points = fill(store)
     done = store.export_parquet(tmp_path / "bundle", partition="day")
     manifest = json.loads((tmp_path / "bundle/manifest.json").read_text())
@@ -191,7 +191,7 @@ def stop_after(points: int) -> Any:
     return told
 
 
-def test_a_folder_that_was_cut_off_goes_on_where_it_was(store: Store, tmp_path: Path) -> None:
+def test_an_interrupted_folder_resumes(store: Store, tmp_path: Path) -> None:
     points = fill(store)
     with pytest.raises(Stopped):
         store.export_parquet(tmp_path / "bundle", partition="day", progress=stop_after(150))
@@ -208,7 +208,7 @@ def test_a_folder_that_was_cut_off_goes_on_where_it_was(store: Store, tmp_path: 
 
 @pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("change", ["late", "corrected", "deleted"])
-def test_a_day_that_changed_since_it_was_cut_off_goes_out_again(
+def test_a_day_that_changed_since_the_interruption_is_exported_again(
     open_store: OpenStore, tmp_path: Path, change: str
 ) -> None:
     store, target = open_store("source"), open_store("target")
@@ -226,7 +226,7 @@ def test_a_day_that_changed_since_it_was_cut_off_goes_out_again(
     assert points_of(target) == points_of(store)
 
 
-def test_a_line_cut_off_by_a_kill_is_forgotten(store: Store, tmp_path: Path) -> None:
+def test_a_line_truncated_by_a_kill_is_ignored(store: Store, tmp_path: Path) -> None:
     points = fill(store)
     with pytest.raises(Stopped):
         store.export_parquet(tmp_path / "bundle", partition="day", progress=stop_after(150))
@@ -235,7 +235,7 @@ def test_a_line_cut_off_by_a_kill_is_forgotten(store: Store, tmp_path: Path) -> 
     assert store.export_parquet(tmp_path / "bundle", partition="day").points == len(points)
 
 
-def test_an_error_leaves_the_file_that_stood_there(store: Store, tmp_path: Path) -> None:
+def test_an_error_leaves_an_existing_file_unchanged(store: Store, tmp_path: Path) -> None:
     fill(store)
     store.export_parquet(tmp_path / "all.parquet")
     before = (tmp_path / "all.parquet").read_bytes()
@@ -308,7 +308,7 @@ def test_the_columns_are_free_for_others_between_pages(
     assert found == without_us(points)
 
 
-def test_a_series_that_comes_up_meanwhile_leaves_an_export_whole(
+def test_a_series_created_during_an_export_does_not_disturb_it(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for rows in ("ARROW_ROWS", "PLAIN_ROWS"):
@@ -475,7 +475,7 @@ def test_a_pipe_is_not_replaced_nor_a_link_to_one(store: Store, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("text", ["x\n", "[1]\n{}\n", '{"a": ', "\xff\n"])
-def test_what_is_no_draft_of_ours_is_told_and_left(store: Store, tmp_path: Path, text: str) -> None:
+def test_a_foreign_draft_is_reported_and_kept(store: Store, tmp_path: Path, text: str) -> None:
     fill(store)
     folder = tmp_path / "days"
     folder.mkdir()
@@ -488,7 +488,7 @@ def test_what_is_no_draft_of_ours_is_told_and_left(store: Store, tmp_path: Path,
         assert store.export_parquet(folder, partition="day").files > 0
 
 
-def test_lines_of_a_draft_that_are_not_in_order_are_told(store: Store, tmp_path: Path) -> None:
+def test_lines_of_a_draft_that_are_out_of_order_are_reported(store: Store, tmp_path: Path) -> None:
     fill(store)
     folder = tmp_path / "days"
     store.export_parquet(folder, partition="day")

@@ -1,4 +1,4 @@
-"""Imports: files, folders, bundles and legacy exports come in whole, once, and on both engines."""
+"""Imports: files, folders, bundles and legacy exports are read completely, once, on both engines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.contract.test_parquet_export import BEGIN_S, DAY_S, Stopped, fill, po
 
 
 @pytest.mark.parametrize("partition", [None, "day"])
-def test_what_went_out_comes_back(open_store: OpenStore, tmp_path: Path, partition: Any) -> None:
+def test_an_export_can_be_imported_again(open_store: OpenStore, tmp_path: Path, partition: Any) -> None:
     source, target = open_store("source"), open_store("target")
     points = fill(source)
     source.export_parquet(tmp_path / "out", partition=partition)
@@ -46,7 +46,7 @@ def test_importing_again_changes_nothing_and_sends_nothing_again(
     assert points_of(target) == points
 
 
-def test_a_correction_stands_against_an_old_file_unless_it_is_to_win(store: Store, tmp_path: Path) -> None:
+def test_a_correction_is_kept_unless_the_file_is_to_overwrite_it(store: Store, tmp_path: Path) -> None:
     points = fill(store, days=1)
     store.export_parquet(tmp_path / "old.parquet")
     store.points.insert("s1", "temperature", 999, timestamp=points[50]["timestamp"])
@@ -59,7 +59,7 @@ def test_a_correction_stands_against_an_old_file_unless_it_is_to_win(store: Stor
     assert points_of(store) == points
 
 
-def test_a_dry_run_tells_the_same_counts_and_stores_nothing(store: Store, tmp_path: Path) -> None:
+def test_a_dry_run_reports_the_same_counts_and_stores_nothing(store: Store, tmp_path: Path) -> None:
     write(
         tmp_path / "a.parquet",
         timestamp_us=[BEGIN_US, BEGIN_US, BEGIN_US + 1, None, 2**62, BEGIN_US + 5],
@@ -84,8 +84,8 @@ def test_a_dry_run_tells_the_same_counts_and_stores_nothing(store: Store, tmp_pa
     assert stored(store) == [("s", "m", at, value, 100, None) for at, value in ((0, 2.0), (1, 3.0), (5, 6.0))]
 
 
-def test_a_legacy_export_comes_in(store: Store, tmp_path: Path) -> None:
-    """The legacy table's columns, in its order and types."""
+def test_a_legacy_export_can_be_imported(store: Store, tmp_path: Path) -> None:
+    """The columns of the legacy table, with its order and types."""
     table = pa.table(
         {
             "timestamp_us": pa.array([BEGIN_US, BEGIN_US + 1], pa.int64()),
@@ -104,7 +104,7 @@ def test_a_legacy_export_comes_in(store: Store, tmp_path: Path) -> None:
     ]
 
 
-def test_columns_go_by_name_and_others_are_left_out_with_a_warning(
+def test_columns_are_matched_by_name_and_others_are_ignored_with_a_warning(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path / "a.parquet", colour=["red", "blue"], **{'"; DROP TABLE x': [[1], [2]]})
@@ -114,7 +114,7 @@ def test_columns_go_by_name_and_others_are_left_out_with_a_warning(
     assert len(stored(store)) == 2
 
 
-def test_a_mapping_says_which_column_is_which_field(store: Store, tmp_path: Path) -> None:
+def test_a_mapping_assigns_columns_to_fields(store: Store, tmp_path: Path) -> None:
     table = pa.table(
         {
             'the "tag"': ["a", "b"],
@@ -185,7 +185,7 @@ def test_choices_that_do_not_exist_are_refused(store: Store, tmp_path: Path) -> 
         store.import_parquet(file, columns={"sensor_id": "nowhere"})
 
 
-def test_readings_of_the_other_kind_are_left_out(store: Store, tmp_path: Path) -> None:
+def test_readings_of_the_other_kind_are_skipped(store: Store, tmp_path: Path) -> None:
     store.points.insert("s", "m", 1.0, timestamp=BEGIN_S)
     write(
         tmp_path / "a.parquet",
@@ -199,7 +199,7 @@ def test_readings_of_the_other_kind_are_left_out(store: Store, tmp_path: Path) -
     assert "holds numbers only" in " ".join(done.problems)
 
 
-def test_what_a_file_says_of_its_columns_is_not_believed(store: Store, tmp_path: Path) -> None:
+def test_the_statistics_of_a_file_are_not_trusted(store: Store, tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.parquet", timestamp_us=[BEGIN_US, 2**62], value_text=[None, "a\x00"], value=None
     )
@@ -212,7 +212,7 @@ def test_what_a_file_says_of_its_columns_is_not_believed(store: Store, tmp_path:
     assert (done.stored, done.refused) == (1, 1)
 
 
-def test_a_reading_that_is_left_out_does_not_stand_for_its_duplicate(store: Store, tmp_path: Path) -> None:
+def test_a_skipped_reading_does_not_replace_its_duplicate(store: Store, tmp_path: Path) -> None:
     write(
         tmp_path / "a.parquet",
         timestamp_us=[BEGIN_US, BEGIN_US, BEGIN_US + 1],
@@ -236,7 +236,7 @@ def test_a_folder_is_read_in_order_and_hidden_files_are_not(store: Store, tmp_pa
     assert [row[3] for row in stored(store)] == [7.0, 8.0]
 
 
-def test_a_bundle_that_was_cut_off_gives_the_files_that_stand(open_store: OpenStore, tmp_path: Path) -> None:
+def test_an_interrupted_bundle_gives_its_complete_files(open_store: OpenStore, tmp_path: Path) -> None:
     source, target = open_store("source"), open_store("target")
     fill(source)
     with pytest.raises(Stopped):
@@ -246,7 +246,7 @@ def test_a_bundle_that_was_cut_off_gives_the_files_that_stand(open_store: OpenSt
     assert done.stored == len(points_of(target)) > 0
 
 
-def test_links_in_a_folder_are_told_and_not_followed(
+def test_links_in_a_folder_are_reported_and_not_followed(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "outside").mkdir()
@@ -268,7 +268,7 @@ def test_a_row_with_a_number_and_a_text_counts_as_a_reading(store: Store, tmp_pa
     assert (done.read, done.stored, done.refused, done.no_reading) == (3, 2, 1, 1)
 
 
-def test_a_dry_run_tells_that_files_overlap(
+def test_a_dry_run_reports_that_files_overlap(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, two = write(tmp_path / "1.parquet"), write(tmp_path / "2.parquet", value=[8.0, 9.0])
@@ -283,7 +283,7 @@ def test_a_dry_run_tells_that_files_overlap(
 
 @pytest.mark.parametrize("kind", [int, float])
 @pytest.mark.parametrize("factor", [1_000, 1_000_000])
-def test_numbers_that_are_no_seconds_are_told_with_the_way_out(
+def test_numbers_that_are_not_seconds_are_reported_with_advice(
     store: Store, tmp_path: Path, factor: int, kind: type[int] | type[float]
 ) -> None:
     times = [kind(BEGIN_S * factor), kind((BEGIN_S + 1) * factor)]
@@ -298,7 +298,7 @@ def test_numbers_that_are_no_seconds_are_told_with_the_way_out(
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.uint32(), pa.float64(), pa.float32()])
 @pytest.mark.parametrize(("form", "us"), [("unix", 1_000_000), ("unix_ms", 1_000), ("unix_us", 1)])
-def test_numbers_count_what_the_time_format_says(
+def test_numbers_have_the_unit_of_the_time_format(
     store: Store, tmp_path: Path, kind: pa.DataType, form: Any, us: int
 ) -> None:
     counts = pa.array([-3 if kind != pa.uint32() else 3, 1_500], kind)
@@ -331,7 +331,7 @@ def test_decimals_that_a_float_would_round_are_refused_as_integers_are(
     assert [row["value"] for row in store.points.range("s", "m")] == [2.0**53, None, -(2.0**60)]
 
 
-def test_a_time_format_leaves_times_alone_that_say_what_they_are(store: Store, tmp_path: Path) -> None:
+def test_a_time_format_does_not_affect_typed_times(store: Store, tmp_path: Path) -> None:
     exact = write(tmp_path / "a.parquet", timestamp=None, timestamp_us=[BEGIN_US, BEGIN_US + 1])
     assert store.import_parquet(exact, time_format="unix_ms").stored == 2
     store.export_parquet(tmp_path / "b.parquet")
@@ -425,7 +425,7 @@ def test_nan_is_no_reading_whatever_reads_the_file(
     assert done.stdout.split() == ["2", "1"], done.stderr
 
 
-def test_columns_of_one_name_are_told_by_pyarrow(tmp_path: Path, run_python: RunPython) -> None:
+def test_columns_of_the_same_name_are_reported_by_pyarrow(tmp_path: Path, run_python: RunPython) -> None:
     table = pa.table({"sensor_id": ["s"], "metric_name": ["m"], "timestamp_us": [BEGIN_US], "value": [1.0]})
     pq.write_table(table.append_column("value", pa.array([2.0])), tmp_path / "a.parquet")
     script = (
@@ -438,7 +438,7 @@ def test_columns_of_one_name_are_told_by_pyarrow(tmp_path: Path, run_python: Run
     assert "a.parquet has several columns 'value'" in done.stdout, done.stderr
 
 
-def test_times_without_a_zone_are_told_with_the_way_out(store: Store, tmp_path: Path) -> None:
+def test_times_without_a_zone_are_reported_with_advice(store: Store, tmp_path: Path) -> None:
     naive = pa.array([BEGIN_US], pa.timestamp("us"))
     with pytest.raises(InvalidFile, match="write the column anew as UTC"):
         store.import_parquet(write(tmp_path / "a.parquet", timestamp=naive))

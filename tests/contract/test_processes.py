@@ -1,4 +1,4 @@
-"""Many processes and forks: the columns change hands, and a child never uses its parent's handle."""
+"""Many processes and forks: the columns are handed over, and a child never uses its parent's handle."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_two_processes_take_turns_on_the_columns(
     assert len({row["seq"] for row in store.points.after(0)}) == 10
 
 
-def test_a_write_needs_no_lease_and_a_read_says_who_holds_it(
+def test_a_write_needs_no_lease_and_a_busy_read_names_the_holder(
     open_store: Any, spawn: Callable[..., Any], engine: str
 ) -> None:
     store = open_store(lease_timeout_s=0.3)
@@ -102,7 +102,7 @@ def ask_and_end(holder: Any) -> None:
     assert (holder.returncode, err) == (0, "")
 
 
-def test_who_gave_up_waiting_does_not_keep_the_lease_from_others(
+def test_a_call_that_gave_up_waiting_does_not_keep_the_lease_from_others(
     open_store: Any, spawn: Callable[..., Any], engine: str
 ) -> None:
     store = open_store(lease_timeout_s=0.2)
@@ -118,7 +118,7 @@ def test_who_gave_up_waiting_does_not_keep_the_lease_from_others(
     store.flush()
 
 
-def test_a_killed_holder_leaves_the_lease_to_who_waits(
+def test_a_killed_holder_leaves_the_lease_to_the_next_waiting_process(
     open_store: Any, spawn: Callable[..., Any], engine: str
 ) -> None:
     store = open_store(lease_timeout_s=20)
@@ -140,7 +140,7 @@ def test_an_idle_holder_gives_way_at_once(open_store: Any, spawn: Callable[..., 
     other.communicate(timeout=300)
 
 
-def test_an_idle_holder_lets_go_unasked_and_comes_back_for_its_checkpoint(open_store: Any) -> None:
+def test_an_idle_holder_releases_the_lease_and_takes_it_again_for_its_checkpoint(open_store: Any) -> None:
     store = open_store(background=True, flush_interval_s=0.05, lease_idle_s=0.2, checkpoint_interval_s=0.6)
     store.points.insert("a", "m", 1.0, timestamp=1)
     assert len(store.points.range("a", "m").all()) == 1
@@ -237,14 +237,14 @@ again.close()
 )
 
 
-def test_a_forked_child_is_refused_and_the_parent_goes_on(
+def test_a_forked_child_is_refused_and_the_parent_continues(
     tmp_path: Path, engine: str, run_python: Any
 ) -> None:
     done = run_python(FORK, tmp_path / "store", engine)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
-def test_close_is_quick_and_may_come_twice(open_store: Any) -> None:
+def test_close_is_quick_and_may_be_called_twice(open_store: Any) -> None:
     for background in (False, True):
         store = open_store(f"b{background}", background=background)
         store.points.insert_many([("a", "m", at, 1.0) for at in range(10_000)])
@@ -286,7 +286,7 @@ def test_a_closed_store_refuses_everything(open_store: Any) -> None:
             pytest.fail(f"call {number} gave {call()!r}")
 
 
-def test_a_process_that_ends_without_closing_leaves_everything(
+def test_a_process_that_ends_without_closing_loses_nothing(
     tmp_path: Path, engine: str, run_python: Any, open_store: Any
 ) -> None:
     script = (

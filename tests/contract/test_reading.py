@@ -1,4 +1,4 @@
-"""Range and latest: what is selected, in which order, and that reads see every write before them."""
+"""Range and latest: selection, order, and that reads see every earlier write."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ AT_THE_EDGE = (
 
 
 @pytest.mark.parametrize("flushed", [False, True])
-def test_values_at_the_edge_are_kept_the_same_way(store: Store, flushed: bool) -> None:
+def test_extreme_values_are_kept_exactly(store: Store, flushed: bool) -> None:
     for number, (given, _) in enumerate(AT_THE_EDGE):
         store.points.insert(f"s{number}", "m", given, timestamp=1)
     if flushed:
@@ -64,7 +64,7 @@ def test_a_missing_reading_is_null_in_the_columns(store: Store) -> None:
     assert store.sql(query) == [{"n": 2, "v": 0, "t": 0}]
 
 
-def test_range_takes_its_start_and_leaves_its_end(store: Store) -> None:
+def test_range_includes_its_start_and_excludes_its_end(store: Store) -> None:
     store.points.insert_many([("a", "m", at, float(at)) for at in range(10)])
 
     def read(start: Any, end: Any) -> list[float]:
@@ -106,7 +106,7 @@ def test_names_are_exact_globs_lists_or_all(store: Store) -> None:
 
 
 @pytest.mark.parametrize("names_", [5, [5], b"a", {"a": None}.values, "\ud800", ["\udfff"]])
-def test_names_that_are_no_names_are_refused(unwritten: Store, names_: Any) -> None:
+def test_invalid_names_are_refused(unwritten: Store, names_: Any) -> None:
     points = unwritten.points
     for call in (points.range, points.latest, points.delete, points.aggregate):
         with pytest.raises(InvalidQuery):
@@ -131,7 +131,7 @@ def test_a_long_range_comes_in_pages_of_the_same_rows(store: Store) -> None:
     assert one == [at * 10**6 for at in range(15)]
 
 
-def test_pages_go_on_while_another_thread_writes_deletes_and_flushes(open_store: Any) -> None:
+def test_pages_continue_while_another_thread_writes_deletes_and_flushes(open_store: Any) -> None:
     store = open_store(background=True, flush_interval_s=0.05, lease_timeout_s=60.0)
     store.points.insert_many([("a", "m", at, 1.0) for at in range(3_000)])
     stop = threading.Event()
@@ -162,7 +162,7 @@ def test_pages_go_on_while_another_thread_writes_deletes_and_flushes(open_store:
     assert found == list(range(3_000))
 
 
-def test_a_read_sees_what_another_thread_was_told_is_written(open_store: Any) -> None:
+def test_a_read_sees_every_acknowledged_write_of_another_thread(open_store: Any) -> None:
     store = open_store(background=True)
     written = threading.Barrier(2, timeout=300)
     failed: list[BaseException] = []
@@ -193,7 +193,7 @@ def latest(store: Store) -> dict[str, tuple[int, Any]]:
     return {row["sensor_id"]: (row["timestamp_us"] // 10**6, row["value"]) for row in rows}
 
 
-def test_latest_puts_the_journal_over_what_was_flushed(store: Store) -> None:
+def test_latest_combines_the_journal_with_flushed_points(store: Store) -> None:
     store.points.insert_many([("newer", "m", 10, 1.0), ("late", "m", 10, 1.0), ("same", "m", 10, 1.0)])
     store.points.insert_many([("still", "m", 10, 1.0), ("gap", "m", 10, 1.0)])
     store.flush()
@@ -255,7 +255,7 @@ def test_latest_stays_right_after_the_copy_of_summaries_failed(store: Store) -> 
     assert [series.points for series in store.series.list()] == [2, 2]
 
 
-def test_a_range_whose_start_lies_after_its_end_is_refused_with_both_and_nothing_is_done(
+def test_a_range_whose_start_is_after_its_end_is_refused_and_both_are_named(
     store: Store, tmp_path: Path
 ) -> None:
     store.points.insert_many([("s", "m", T0 + second, 1.0) for second in range(10)])

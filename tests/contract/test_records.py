@@ -1,4 +1,4 @@
-"""Records: adding again, settling many at once, long backlogs page by page, and drops that are never silent."""
+"""Records: adding one again, settling many at once, paging through long backlogs, and drops that are never silent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fill(store: Store, count: int, **data: Any) -> None:
             transaction.records.add(f"r{n}", f"source-{n % 3}", {"n": n} | data, timestamp=1000 + n)
 
 
-def test_a_backlog_is_read_page_by_page_whatever_is_settled_meanwhile(store: Store) -> None:
+def test_a_backlog_is_read_in_pages_even_if_records_are_settled_in_between(store: Store) -> None:
     fill(store, 25)
     seen: list[str] = []
     after = 0
@@ -42,7 +42,7 @@ def test_a_backlog_is_read_page_by_page_whatever_is_settled_meanwhile(store: Sto
     assert len(store.records.pending()) == 10
 
 
-def test_pages_of_one_source_hold_that_source_alone(store: Store) -> None:
+def test_pages_of_one_source_contain_only_that_source(store: Store) -> None:
     fill(store, 9)
     first = store.records.pending("source-1", limit=2)
     assert ids(first) == ["r1", "r4"]
@@ -63,7 +63,7 @@ def test_a_later_page_costs_no_more_than_the_first(store: Store, source: str | N
     assert "TEMP B-TREE" not in told, "nothing is sorted"
 
 
-def test_records_that_failed_often_are_left_out_where_asked(store: Store) -> None:
+def test_records_that_failed_often_can_be_excluded(store: Store) -> None:
     fill(store, 3)
     for _ in range(2):
         store.records.mark_failed("r1")
@@ -74,7 +74,7 @@ def test_records_that_failed_often_are_left_out_where_asked(store: Store) -> Non
         store.records.pending(limit=-1)
 
 
-def test_a_failed_try_may_be_noted_without_counting(store: Store, clock: Any) -> None:
+def test_a_failed_attempt_can_be_recorded_without_counting_it(store: Store, clock: Any) -> None:
     fill(store, 1)
     assert store.records.mark_failed("r0", increment_retry=False) == 1
     [record] = store.records.pending()
@@ -83,7 +83,9 @@ def test_a_failed_try_may_be_noted_without_counting(store: Store, clock: Any) ->
     assert store.records.pending()[0]["retry_count"] == 1
 
 
-def test_any_number_is_marked_sent_in_one_commit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_number_of_records_is_marked_sent_in_one_commit(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(store, 3000)
     commits: list[Any] = []
     metadata = store._handle.metadata
@@ -101,7 +103,7 @@ def test_any_number_is_marked_sent_in_one_commit(store: Store, monkeypatch: pyte
     assert len(commits) == 1
 
 
-def test_threads_that_settle_at_once_share_commits_and_each_is_told_its_own_count(store: Store) -> None:
+def test_threads_that_settle_at_once_share_commits_and_each_gets_its_own_count(store: Store) -> None:
     fill(store, 40)
     found: list[int] = [0] * 8
     writer = store._handle.writer
@@ -123,7 +125,7 @@ def test_threads_that_settle_at_once_share_commits_and_each_is_told_its_own_coun
 
 
 @pytest.mark.parametrize("bad", [5, None, b"r0", "\ud800"], ids=repr)
-def test_what_no_record_can_be_called_is_refused_and_nothing_is_settled(store: Store, bad: Any) -> None:
+def test_an_invalid_record_id_is_refused_and_nothing_is_settled(store: Store, bad: Any) -> None:
     fill(store, 2)
     for settle in (store.records.mark_sent, store.records.mark_failed):
         with pytest.raises(InvalidRecord):
@@ -142,7 +144,7 @@ def test_the_same_data_again_adds_no_point_even_at_another_time(store: Store, cl
     assert store.records.add("r", "s", {"value": 2.5}).accepted == 1, "one that left is new again"
 
 
-def test_what_is_dropped_unsent_is_in_the_ledger_once_a_day(store: Store, clock: Any) -> None:
+def test_unsent_records_that_are_dropped_have_one_ledger_entry_per_day(store: Store, clock: Any) -> None:
     now_s = clock() / 1e6
     for n, age in enumerate((10, 200, 300)):
         store.records.add(f"old{n}", "s", {"n": n}, timestamp=now_s - age)
@@ -165,7 +167,7 @@ def test_what_is_dropped_unsent_is_in_the_ledger_once_a_day(store: Store, clock:
     assert store.status().ledger_dropped == 4
 
 
-def test_counts_tell_sources_retries_and_the_oldest(store: Store) -> None:
+def test_counts_have_sources_retries_and_the_oldest(store: Store) -> None:
     assert store.records.counts() == (0, {}, {}, None)
     fill(store, 4)
     store.records.mark_failed("r0")
@@ -183,7 +185,9 @@ def metadata(tmp_path: Any) -> Any:
     engine.dispose()
 
 
-def test_records_on_a_connection_of_ones_own_are_as_those_of_a_store(metadata: Engine, store: Store) -> None:
+def test_records_on_the_callers_connection_behave_like_those_of_a_store(
+    metadata: Engine, store: Store
+) -> None:
     with metadata.begin() as connection:
         own = RecordRepository(connection, clock=store._handle.clock)
         for records in (own, store.records):
@@ -207,7 +211,7 @@ def test_a_repository_begins_the_transaction_that_its_caller_ends(metadata: Engi
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_records_come_and_go(store: Store) -> None:
+def test_a_hundred_thousand_records_are_added_and_sent(store: Store) -> None:
     fill(store, 100_000, value=1.0)
     seen, after = 0, 0
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What an opening finds: damage, other people's files, and databases of different age. Nothing is lost silently."""
+"""Opening a store with damage, foreign files, or databases of different age: nothing is lost silently."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_store_keeps_everything_over_close_and_open(open_store: Any) -> None:
     assert values(open_store()) == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
-def test_a_folder_without_a_store_is_not_made_into_one_unasked(tmp_path: Path) -> None:
+def test_a_folder_without_a_store_does_not_become_one_unless_requested(tmp_path: Path) -> None:
     with pytest.raises(StoreMissing):
         Store(tmp_path / "nothing", Settings(background=False), create=False)
     assert not (tmp_path / "nothing").exists()
@@ -95,7 +95,7 @@ def test_the_columns_of_another_store_are_refused_and_left_alone(open_store: Any
     assert values(theirs) == [1.0]
 
 
-def test_missing_columns_are_told_in_the_ledger_and_writing_goes_on(
+def test_missing_columns_are_recorded_in_the_ledger_and_writes_continue(
     open_store: Any, columns_file: str
 ) -> None:
     store = open_store()
@@ -120,7 +120,7 @@ def test_missing_columns_are_told_in_the_ledger_and_writing_goes_on(
     assert store.points.after(0)[0]["seq"] > 10, "seqs are never used twice"
 
 
-def test_an_older_column_file_is_told_and_what_the_journal_still_has_is_applied(
+def test_an_older_column_file_is_reported_and_the_remaining_journal_is_applied(
     open_store: Any, columns_file: str, tmp_path: Path
 ) -> None:
     store = open_store()

@@ -1,4 +1,4 @@
-"""Reports: each job returns a frozen one, and its plain form is what the command prints as JSON."""
+"""Reports: each job returns a frozen report, and the command prints its as_dict() as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repositories on a connection of one's own: what is written is the caller's to commit, for every method."""
+"""Repositories on the caller's own connection: for every method, the caller commits."""
 
 from __future__ import annotations
 
@@ -113,13 +113,13 @@ def open_database(path: Path, kind: str) -> Engine:
 
 @pytest.fixture(scope="module")
 def empty_databases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an empty database of each kind that was asked for, at the head of the schema."""
+    """A folder with an empty database of each requested kind, at the head of the schema."""
     return tmp_path_factory.mktemp("databases")
 
 
 @pytest.fixture
 def database(tmp_path: Path, empty_databases: Path) -> Iterator[Callable[[str], Engine]]:
-    """Make a database at the head of the schema, of a kind: duckdb, sqlite or metadata."""
+    """Create a database at the head of the schema; the kind is duckdb, sqlite or metadata."""
     opened: list[Engine] = []
 
     def open_(kind: str) -> Engine:
@@ -139,12 +139,12 @@ def database(tmp_path: Path, empty_databases: Path) -> Iterator[Callable[[str], 
 
 @pytest.fixture
 def columns(database: Callable[[str], Engine], engine: str) -> Engine:
-    """A time-series database of one's own."""
+    """A separate time-series database."""
     return database(engine)
 
 
 def everything(database: Engine) -> dict[str, list[tuple[Any, ...]]]:
-    """All rows of all tables, read by the driver through a second connection."""
+    """All rows of all tables, read by the driver on a second connection."""
     base = models.MetadataBase if "my.metadata" in str(database.url.database) else models.TimeSeriesBase
     raw = database.raw_connection()
     try:
@@ -230,7 +230,7 @@ def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
     assert found - reads - named == {"create"}, "`create` is what the cases are prepared with"
 
 
-def test_points_on_a_connection_of_ones_own_are_as_those_of_a_store(columns: Engine) -> None:
+def test_points_on_the_callers_connection_behave_like_those_of_a_store(columns: Engine) -> None:
     with columns.begin() as connection:
         written = PointRepository(connection).insert_many(
             [("a", "m", 2, 2.0), ("a", "m", 1, 1.0), ("a", "m", 2, 3.0), ("v", "s", 1, "OPEN")]
@@ -281,7 +281,9 @@ def test_one_bad_row_writes_nothing(columns: Engine) -> None:
 
 
 @pytest.mark.duckdb
-def test_duckdb_takes_one_write_a_transaction_and_no_read_after_it(database: Callable[[str], Engine]) -> None:
+def test_duckdb_allows_one_write_per_transaction_and_no_read_after_it(
+    database: Callable[[str], Engine],
+) -> None:
     opened = database("duckdb")
     with opened.begin() as connection:
         points = PointRepository(connection)
@@ -303,7 +305,7 @@ def test_duckdb_takes_one_write_a_transaction_and_no_read_after_it(database: Cal
         PointRepository(connection).insert("a", "m", 2.0, timestamp=2)
 
 
-def test_sqlite_takes_many_writes_and_reads_a_transaction(database: Callable[[str], Engine]) -> None:
+def test_sqlite_allows_many_writes_and_reads_per_transaction(database: Callable[[str], Engine]) -> None:
     with database("sqlite").begin() as connection:
         points = PointRepository(connection)
         for value in (1.0, 2.0):

@@ -22,7 +22,7 @@ INJECTIONS = (
 
 @pytest.fixture
 def five(shared_store: Store) -> Store:
-    """A store with five points, of all tests that change nothing."""
+    """A store with five points, shared by all tests that change nothing."""
     if shared_store.sinks.last_seq() == 0:
         shared_store.points.insert_many([("a", "m", at, float(at)) for at in range(5)])
     return shared_store
@@ -33,7 +33,7 @@ def snapshot(store: Store) -> tuple[Any, ...]:
     return (rows, [tuple(series) for series in store.series.list()], store.status().last_seq)
 
 
-def test_it_gives_rows_as_dicts_with_bound_values(store: Store, engine: str) -> None:
+def test_it_returns_rows_as_dicts_for_bound_values(store: Store, engine: str) -> None:
     store.points.insert_many([("a", "m", at, float(at)) for at in range(5)])
     query = "SELECT count(*) AS n, max(value) AS top FROM time_series_data WHERE sensor_id = ? AND value > ?"
     assert store.sql(query, ["a", 1.5]) == [{"n": 3, "top": 4.0}]
@@ -158,14 +158,14 @@ def test_a_select_whose_functions_do_more_than_read_is_refused(store: Store, que
         """SELECT '"function_name":"checkpoint"' AS checkpoint""",
     ],
 )
-def test_a_select_of_duckdb_may_use_whatever_only_reads(five: Store, engine: str, query: str) -> None:
+def test_a_select_on_duckdb_may_use_anything_that_only_reads(five: Store, engine: str, query: str) -> None:
     if engine != "duckdb":
         pytest.skip("these are DuckDB's")
     assert five.sql(query)
 
 
 @pytest.mark.parametrize("params", [[object()], ["\ud800"], [1, 2], [{1: 2}.keys()], {"x": 1}])
-def test_parameters_that_do_not_fit_are_refused(five: Store, params: Any) -> None:
+def test_parameters_that_do_not_match_are_refused(five: Store, params: Any) -> None:
     with pytest.raises(InvalidQuery):
         five.sql("SELECT ? AS x", params)
 

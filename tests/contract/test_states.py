@@ -1,4 +1,4 @@
-"""Time in state: what counts for which state, where the span begins and ends, and by buckets."""
+"""Time in state: which time counts for which state, the bounds of the span, and buckets."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_before_the_first_point_and_after_one_without_a_reading_the_state_is_unk
     assert told(store.points.states("v", "state", T0 + 200, T0 + 300)) == [(None, 100, 1.0)]
 
 
-def test_by_buckets_each_has_its_own_times_and_shares(valve: Store) -> None:
+def test_each_bucket_has_its_own_times_and_shares(valve: Store) -> None:
     rows = valve.points.states("v", "state", T0, T0 + 6 * HOUR, every="3h", tz="Etc/GMT-2")
     found = [(row["bucket"].isoformat(), row["state"], row["seconds"], row["share"]) for row in rows]
     assert found == [
@@ -80,7 +80,7 @@ def test_by_buckets_each_has_its_own_times_and_shares(valve: Store) -> None:
     ]
 
 
-def test_numbers_are_states_where_their_series_is_named(valve: Store) -> None:
+def test_numbers_are_states_if_their_series_is_named(valve: Store) -> None:
     assert told(valve.points.states("v", "flow", T0, T0 + 4 * HOUR)) == [
         (1.0, 3.0 * HOUR, 0.75),
         (0.0, 1.0 * HOUR, 0.25),
@@ -101,11 +101,11 @@ def test_one_point_alone_and_an_unknown_series_have_no_rows(store: Store) -> Non
 @pytest.mark.parametrize(
     "options", [{"every": "0s"}, {"every": "1h", "tz": "Mars/Olympus"}, {"start": "now"}]
 )
-def test_what_cannot_be_is_refused(store: Store, options: dict[str, Any]) -> None:
+def test_invalid_arguments_are_refused(store: Store, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidQuery):
         store.points.states("v", "state", **options)
 
 
-def test_more_rows_than_can_be_held_are_refused(valve: Store) -> None:
+def test_a_result_of_too_many_rows_is_refused(valve: Store) -> None:
     with pytest.raises(InvalidQuery, match="wider buckets"):
         valve.points.states("v", "state", 0, T0, every="1s")

@@ -1,4 +1,4 @@
-"""Status and series: what a store says of itself, from SQLite alone."""
+"""Status and series: reports about a store, from SQLite only."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_sinks_have_cursors_that_only_go_forward(store: Store) -> None:
     assert [(one.name, one.confirmed_seq) for one in store.sinks.list()] == [("archive", 0), ("cloud", 7)]
 
 
-def test_what_is_no_sink_or_no_seq_is_refused_and_moves_no_cursor(store: Store) -> None:
+def test_an_unknown_sink_or_an_invalid_seq_is_refused_and_moves_no_cursor(store: Store) -> None:
     store.sinks.register("cloud")
     names: list[Any] = [None, 5, "", "a\ud800"]
     for name in names:

@@ -1,4 +1,4 @@
-"""Tables in: every form gives the points that rows would give, straight to the columns or through the journal."""
+"""Writing tables: every form gives the same points as rows, straight to the columns or through the journal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Columns = dict[str, Any]
 
 
 class StreamOnly:
-    """Something of which nothing is known but its stream."""
+    """An object that only has a stream."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
@@ -48,7 +48,7 @@ FORMS: dict[str, Callable[[pa.Table], Any]] = {
 
 @pytest.fixture(params=[1, 100_000], ids=["straight", "journal"])
 def bulk_rows(request: pytest.FixtureRequest) -> int:
-    """The least rows that go straight to the columns (DuckDB alone has that way)."""
+    """The number of rows from which a table goes straight to the columns (only with DuckDB)."""
     return int(request.param)
 
 
@@ -233,7 +233,7 @@ BAD_TABLES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("case", BAD_TABLES)
-def test_what_is_no_table_of_points_is_refused(unwritten: Store, case: str) -> None:
+def test_anything_but_a_table_of_points_is_refused(unwritten: Store, case: str) -> None:
     with pytest.raises(InvalidPoint):
         unwritten.points.insert_table(BAD_TABLES[case])
     assert unwritten.sinks.last_seq() == 0
@@ -262,7 +262,7 @@ def test_an_empty_table_writes_nothing(store: Store) -> None:
     assert store.points.insert_table({name: [] for name in GOOD}).accepted == 0
 
 
-def test_decimals_and_bools_go_the_way_of_rows(open_store: Any, bulk_rows: int) -> None:
+def test_decimals_and_bools_are_handled_like_in_rows(open_store: Any, bulk_rows: int) -> None:
     store = open_store(bulk_rows=bulk_rows, accept_bool=True)
     store.points.insert_table(GOOD | {"value": [Decimal("1.5"), Decimal("2"), None]})
     store.points.insert_table(GOOD | {"timestamp": [4, 5, 6], "value": [True, False, None]})
@@ -308,7 +308,7 @@ def test_a_long_table_is_written_in_chunks_and_bad_rows_keep_their_numbers(
 
 
 @pytest.mark.parametrize("way", ["rows", "table"])
-def test_keep_lets_stored_points_stand_and_overwrite_does_not(
+def test_keep_preserves_stored_points_and_overwrite_does_not(
     open_store: Any, way: str, bulk_rows: int
 ) -> None:
     store = open_store(bulk_rows=bulk_rows)
@@ -337,7 +337,7 @@ def test_keep_lets_stored_points_stand_and_overwrite_does_not(
     assert len({row["seq"] for row in store.points.after(0)} & before) == 150
 
 
-def test_of_tables_that_give_way_the_first_stands_before_it_is_in_the_columns(open_store: Any) -> None:
+def test_with_keep_the_first_table_wins_even_before_it_is_in_the_columns(open_store: Any) -> None:
     store = open_store()
     for values in ([1.0, 2.0], [3.0, 4.0]):
         written = store.points.insert_table(
@@ -392,7 +392,7 @@ def test_any_mixture_of_tables_rows_and_deletes_equals_a_dict(open_store: Any, s
     assert len(set(seqs)) == len(seqs) == len(model)
 
 
-def test_a_table_waits_for_no_other_process_and_goes_through_the_journal(
+def test_a_table_does_not_wait_for_another_process_and_goes_through_the_journal(
     open_store: Any, spawn: Any, engine: str
 ) -> None:
     store = open_store(bulk_rows=1, lease_timeout_s=20.0)
@@ -433,7 +433,7 @@ def test_a_table_behind_a_long_backlog_goes_through_the_journal(
     assert len(read(store)) == 303
 
 
-def test_a_load_that_died_leaves_void_seqs_and_everything_else(
+def test_a_load_that_died_leaves_void_seqs_and_all_other_points(
     open_store: Any, engine: str, spawn: Any
 ) -> None:
     if engine == "sqlite":

@@ -1,4 +1,4 @@
-"""Writing: what is acknowledged, how it is numbered, and what is refused without harm to anything else."""
+"""Writing: what is acknowledged, how it is numbered, and that a refusal affects nothing else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_seqs_follow_the_order_of_the_writes(store: Store) -> None:
     assert store.points.submit([("a", "m", 9, 1.0)]).result() == Written(8, 8, 1)
 
 
-def test_a_point_without_a_time_is_of_now(store: Store, clock: Any) -> None:
+def test_a_point_without_a_time_gets_the_current_time(store: Store, clock: Any) -> None:
     store.points.insert("a", "m", 1.0)
     clock.advance(1.5)
     store.points.insert_many([{"sensor_id": "a", "metric_name": "m", "value": 2.0}])
@@ -109,7 +109,7 @@ def test_a_series_keeps_the_kind_of_its_first_reading_until_it_is_empty(
     assert count(store) == 1
 
 
-def test_a_mismatch_of_kinds_fails_alone_among_those_who_commit_together(open_store: Any) -> None:
+def test_a_mismatch_of_kinds_fails_alone_in_a_shared_commit(open_store: Any) -> None:
     open_store().points.insert("a", "m", 1.0, timestamp=0)
     store = open_store()  # it has not heard of the series, and has to look
     metadata = store._handle.metadata
@@ -202,7 +202,7 @@ def test_a_transaction_commits_points_deletes_and_records_as_one(store: Store) -
     assert [record["record_id"] for record in store.records.pending()] == ["r"]
 
 
-def test_a_transaction_that_fails_leaves_nothing_and_takes_nothing_more(store: Store) -> None:
+def test_a_failed_transaction_writes_nothing_and_accepts_nothing_more(store: Store) -> None:
     def fail_in_the_block() -> Any:
         with store.transaction() as transaction:
             left.append(transaction)
@@ -294,7 +294,7 @@ def test_the_same_record_again_changes_nothing_and_other_data_replaces_it(store:
     ],
     ids=repr,
 )
-def test_a_record_that_cannot_be_kept_whole_is_refused(
+def test_a_record_that_cannot_be_stored_exactly_is_refused(
     unwritten: Store, data: Any, error: type[Exception]
 ) -> None:
     with pytest.raises(error):

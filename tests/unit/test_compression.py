@@ -1,4 +1,4 @@
-"""Packed bytes come out plain, in bounded memory, and what is damaged or cut short is told."""
+"""Compressed data is read in bounded memory; damaged or truncated data is reported."""
 
 from __future__ import annotations
 
@@ -43,29 +43,29 @@ def test_plain_bytes_stay_as_they_are() -> None:
     assert plain(b"") == b""
 
 
-def test_packed_bytes_come_out_plain_whatever_the_name(pack: Any) -> None:
+def test_compressed_bytes_are_decompressed_whatever_the_name(pack: Any) -> None:
     assert plain(pack(TEXT)) == TEXT
     assert plain(pack(TEXT), "a.csv") == TEXT
     assert plain(pack(b"")) == b""
 
 
-def test_several_in_one_file_are_one(pack: Any) -> None:
+def test_concatenated_streams_in_one_file_are_one_stream(pack: Any) -> None:
     assert plain(pack(b"one,") + pack(b"") + pack(TEXT)) == b"one," + TEXT
 
 
-def test_a_frame_that_is_to_be_skipped_is() -> None:
+def test_a_skippable_frame_is_skipped() -> None:
     skipped = b"\x50\x2a\x4d\x18" + (600).to_bytes(4, "little") + bytes(600)
     assert plain(zstd(b"a") + skipped + zstd(b"b")) == b"ab"
 
 
-def test_what_was_cut_short_is_told_wherever_it_was_cut(pack: Any) -> None:
+def test_truncated_data_is_reported_wherever_it_was_cut(pack: Any) -> None:
     packed = pack(TEXT)
     for length in range(4, len(packed), max(1, len(packed) // 50)):
         with pytest.raises(InvalidFile, match=r"a is truncated or damaged (gzip|zstd)"):
             plain(packed[:length])
 
 
-def test_a_flipped_bit_is_told_or_means_nothing(pack: Any) -> None:
+def test_a_flipped_bit_is_reported_or_changes_nothing(pack: Any) -> None:
     packed = pack(TEXT)
     for at in range(4, len(packed), max(1, len(packed) // 100)):
         broken = bytearray(packed)
@@ -77,13 +77,13 @@ def test_a_flipped_bit_is_told_or_means_nothing(pack: Any) -> None:
         assert found == TEXT or pack is zstd, "zstd has a sum only where it was asked for"
 
 
-def test_rubbish_after_the_end_is_told(pack: Any) -> None:
+def test_garbage_after_the_end_is_reported(pack: Any) -> None:
     with pytest.raises(InvalidFile, match="damaged"):
         plain(pack(TEXT) + b"rubbish")
 
 
 @pytest.mark.parametrize("name", ["a.gz", "a.csv.GZ", "a.zst"])
-def test_a_name_that_promises_what_is_not_so_is_told(name: str) -> None:
+def test_a_misleading_file_name_is_reported(name: str) -> None:
     for content in (TEXT, b""):
         with pytest.raises(InvalidFile, match=r"ends in .* but is not (gzip|zstd)"):
             plain(content, name)
@@ -91,7 +91,7 @@ def test_a_name_that_promises_what_is_not_so_is_told(name: str) -> None:
         plain(gzip.compress(TEXT) if name.endswith(".zst") else zstd(TEXT), name)
 
 
-def test_a_bomb_swells_a_piece_at_a_time(pack: Any) -> None:
+def test_a_decompression_bomb_is_expanded_a_piece_at_a_time(pack: Any) -> None:
     bomb = pack(bytes(100_000_000))
     assert len(bomb) < 200_000
     tracemalloc.start()
@@ -139,11 +139,11 @@ def test_without_a_package_for_zstd_the_extra_is_named(monkeypatch: pytest.Monke
         (b"", "a", "csv"),
     ],
 )
-def test_the_form_is_told_by_content_then_by_name(head: bytes, name: str, form: str) -> None:
+def test_the_format_is_recognized_by_content_then_by_name(head: bytes, name: str, form: str) -> None:
     assert form_of(head, name) == form
 
 
-def test_the_name_of_what_is_inside_is_that_without_the_packing() -> None:
+def test_the_inner_name_is_the_name_without_the_compression_suffix() -> None:
     assert [plain_name(name) for name in ("A.CSV.gz", "b.tsv.zst", "c.gz.csv")] == [
         "a.csv",
         "b.tsv",

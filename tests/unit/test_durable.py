@@ -16,7 +16,7 @@ from repo.errors import file_typed
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The syncs and renames that happen from now on, by the names of the files."""
+    """The syncs and renames from now on, by file name."""
     done: list[str] = []
     fsync, rename = os.fsync, Path.replace
 
@@ -35,7 +35,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An empty folder of a known name."""
+    """An empty folder with a fixed name."""
     made = tmp_path / "folder"
     made.mkdir()
     return made

@@ -1,4 +1,4 @@
-"""Lines of points: what rows of the legacy program, which kept less to rules, become in them."""
+"""Lines of points, from rows of the legacy program, which followed fewer rules."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def line_of(**changed: Any) -> str:
     ],
     ids=lambda case: str(case)[:30],
 )
-def test_a_row_that_keeps_to_no_rule_is_one_line_of_json(stored: dict[str, Any], line: str | None) -> None:
+def test_a_row_that_follows_no_rule_is_one_line_of_json(stored: dict[str, Any], line: str | None) -> None:
     written = line_of(**stored)
     assert written.count("\n") == 1
     assert line is None or written.endswith(line + "\n")

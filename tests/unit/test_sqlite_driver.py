@@ -8,7 +8,7 @@ from pathlib import Path
 from repo.engines.sqlite import driver as sqlite
 
 
-def test_a_connection_that_is_closed_in_a_transaction_with_an_open_statement_gives_its_lock_back(
+def test_a_connection_that_is_closed_in_a_transaction_with_an_open_statement_releases_its_lock(
     tmp_path: Path,
 ) -> None:
     engine = sqlite.open_engine(tmp_path / "a.db")

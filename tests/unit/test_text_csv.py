@@ -1,4 +1,4 @@
-"""CSV files of many shapes become rows for insert_many, and what cannot is rejected by line and column."""
+"""CSV files of many shapes become rows for insert_many; anything else is rejected by line and column."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIDE = "timestamp,pressure,flow\n"
 
 
 def whole(text: str, **layout: Any) -> Chunk:
-    """The one chunk of a small file."""
+    """The only chunk of a small file."""
     merged = Chunk()
     for chunk in read_csv(io.StringIO(text, newline=""), Layout(**layout)):
         merged.rows += chunk.rows
@@ -37,13 +37,13 @@ def rejected(text: str, **layout: Any) -> list[tuple[int | None, str | None, str
     return [(one.line, one.column, one.reason) for one in whole(text, **layout).rejected]
 
 
-def test_a_long_file_has_a_reading_a_line() -> None:
+def test_a_long_file_has_one_reading_per_line() -> None:
     chunk = whole(LONG + "S-1,pressure,2024-01-01T00:00:00Z,1.5\nS-2,flow,2024-01-01T00:00:00.5Z,-2\n")
     assert chunk.rows == [("S-1", "pressure", 1_704_067_200, 1.5), ("S-2", "flow", 1_704_067_200.5, -2.0)]
     assert (chunk.lines, chunk.rejected, chunk.missing) == ([2, 3], [], 0)
 
 
-def test_a_wide_file_has_a_metric_a_column() -> None:
+def test_a_wide_file_has_one_metric_per_column() -> None:
     chunk = whole(WIDE + "2024-01-01,1,2\n2024-01-02,3,4\n", sensor="S")
     assert chunk.rows == [
         ("S", "pressure", 1_704_067_200, 1.0),
@@ -54,13 +54,13 @@ def test_a_wide_file_has_a_metric_a_column() -> None:
     assert chunk.lines == [2, 2, 3, 3]
 
 
-def test_constants_stand_in_for_columns() -> None:
+def test_constants_replace_columns() -> None:
     chunk = whole("timestamp,value\n0001-01-01,1\n2024-01-01,1\n", sensor="S", metric="temperature")
     assert chunk.rows == [("S", "temperature", 1_704_067_200, 1.0)]
     assert [one.line for one in chunk.rejected] == [2]
 
 
-def test_columns_go_by_any_names_and_in_any_order() -> None:
+def test_columns_may_have_any_names_and_any_order() -> None:
     chunk = whole(
         "wert;zeit;art;ort;güte;bemerkung\n1,5;1704067200;druck;S;7;gut\n",
         sensor_column="ort", metric_column="art", value_column="wert", quality_column="güte",
@@ -142,7 +142,7 @@ def test_numbers_are_read_as_other_programs_write_them(cell: str, value: float) 
         ("'; DROP TABLE x;--", "not a number"),
     ],
 )
-def test_what_is_no_number_is_rejected_with_line_column_and_reason(cell: str, reason: str) -> None:
+def test_a_cell_without_a_number_is_rejected_with_line_column_and_reason(cell: str, reason: str) -> None:
     text = WIDE + f"2024-01-01,1,{cell}\n2024-01-02,3,4\n"
     ((line, column, why),) = rejected(text, sensor="S")
     assert (line, column) == (2, "flow")
@@ -165,7 +165,7 @@ def test_a_bad_time_rejects_its_line_once() -> None:
     assert "outside the years 1678 to 2261" in rejected(text, sensor="S")[3][2]
 
 
-def test_a_quality_column_holds_for_the_line() -> None:
+def test_a_quality_column_applies_to_the_whole_line() -> None:
     text = (
         "timestamp,quality,x,y\n2024-01-01,7,1,2\n2024-01-02,,3,4\n2024-01-03,good,5,6\n2024-01-04,1.5,7,8\n"
     )
@@ -283,7 +283,7 @@ def test_a_file_without_a_usable_header_is_refused(text: str, layout: dict[str, 
     ],
     ids=str,
 )
-def test_a_layout_that_cannot_be_is_refused_before_anything_is_read(layout: dict[str, Any]) -> None:
+def test_a_contradictory_layout_is_refused_before_anything_is_read(layout: dict[str, Any]) -> None:
     with pytest.raises(InvalidSettings):
         read_csv(io.StringIO("timestamp,x\n"), Layout(**layout))
 
@@ -303,7 +303,7 @@ def test_undecodable_bytes_refuse_the_file_or_only_their_cell(tmp_path: Path) ->
     assert [one.line for one in chunk.rejected] == [3]
 
 
-def test_what_the_store_refuses_is_found_again_by_its_line() -> None:
+def test_a_row_that_the_store_refuses_is_reported_with_its_line() -> None:
     chunk = whole(LONG + "S,m,2024-01-01,1\n,m,2024-01-01,1\nS,a\x07b,2024-01-01,1\n")
     batch, refusals = check_rows(chunk.rows, accept_bool=False, now_us=0, skip=True)
     assert len(batch) == 1
@@ -312,13 +312,13 @@ def test_what_the_store_refuses_is_found_again_by_its_line() -> None:
     assert (second.line, second.column, second.text) == (4, "metric_name", "a\x07b")
 
 
-def test_a_rejection_reads_well() -> None:
+def test_a_rejection_has_a_readable_message() -> None:
     assert str(Rejected(7, "flow", "is not a number", "x\n")) == "line 7, flow: is not a number ('x\\n')"
     assert str(Rejected(7, None, "too long", "")) == "line 7: too long ('')"
 
 
 class Endless(io.TextIOBase):
-    """A text that is made while it is read."""
+    """A text that is generated while it is read."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines = lines

@@ -1,4 +1,4 @@
-"""NDJSON lines of many shapes become rows for insert_many, and what cannot is rejected by line and key."""
+"""NDJSON lines of many shapes become rows for insert_many; anything else is rejected by line and key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DAY = 1_704_067_200  # 2024-01-01
 
 
 def whole(*lines: Any, **layout: Any) -> Chunk:
-    """The one chunk of a small file; what is no text goes in as JSON."""
+    """The only chunk of a small file; anything but strings is encoded as JSON."""
     text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
     merged = Chunk()
     for chunk in read_ndjson(io.StringIO(text, newline=""), Layout(**layout)):
@@ -70,7 +70,7 @@ def test_a_time_is_a_text_or_a_number(time: Any, layout: dict[str, Any], seconds
     assert whole(point(timestamp=time), **layout).rows[0][2] == seconds
 
 
-def test_exact_microseconds_go_before_a_time_that_is_beside_them() -> None:
+def test_exact_microseconds_take_precedence_over_another_time() -> None:
     [row] = whole(point(timestamp="when?", timestamp_us=DAY * 10**6 + 1)).rows
     assert row[2] == DAY + 1e-6
     [row] = whole(point(timestamp=..., timestamp_us=DAY * 10**6), time_columns=("timestamp_us",)).rows
@@ -85,7 +85,7 @@ def test_date_and_time_may_be_two_keys() -> None:
     assert row == ("S", "x", DAY + 7, 1, None, None)
 
 
-def test_a_wide_line_has_a_number_a_metric() -> None:
+def test_a_wide_line_has_one_number_per_metric() -> None:
     chunk = whole(
         {"sensor_id": "S", "timestamp": DAY, "p": 1, "q": None, "r": "Infinity", "quality": 9},
         {"sensor_id": "S", "timestamp": DAY, "p": True, "list": [1], "text": "high"},
@@ -108,7 +108,7 @@ def test_keys_of_a_wide_line_can_be_chosen_left_out_and_declared_as_text() -> No
     assert [row[1] for row in whole(line, metrics=("state", "gone"), **same).rows] == ["state"]
 
 
-def test_columns_go_by_any_names_and_constants_stand_in_for_them() -> None:
+def test_columns_may_have_any_names_and_constants_replace_them() -> None:
     line = {"wer": "S", "was": "Druck", "wann": "2024-01-01", "wert": 2, "güte": 5}
     same: dict[str, Any] = {"value_column": "wert", "time_columns": ("wann",), "quality_column": "güte"}
     expected = ("S", "Druck", DAY, 2, 5, None)
@@ -116,7 +116,7 @@ def test_columns_go_by_any_names_and_constants_stand_in_for_them() -> None:
     assert whole(line, sensor="S", metric="Druck", **same).rows == [expected]
 
 
-def test_marks_of_a_missing_reading_are_those_that_are_given() -> None:
+def test_only_the_given_marks_mean_a_missing_reading() -> None:
     assert whole(point(value="NA")).rows[0][3] == "NA"
     assert whole(point(value="NA"), missing=("NA",)).rows[0][3] is None
 
@@ -155,7 +155,7 @@ def test_marks_of_a_missing_reading_are_those_that_are_given() -> None:
     ],
     ids=lambda case: str(case)[:24],
 )
-def test_a_line_that_is_no_reading_costs_itself_only(line: Any, column: str | None, told: str) -> None:
+def test_an_invalid_line_is_rejected_alone(line: Any, column: str | None, told: str) -> None:
     chunk = whole(point(), line, point(value=2))
     assert [row[3] for row in chunk.rows] == [1.5, 2]
     assert chunk.lines == [1, 3]
@@ -185,7 +185,7 @@ def test_a_line_that_is_no_reading_costs_itself_only(line: Any, column: str | No
     ],
     ids=lambda case: str(case)[:48],
 )
-def test_what_the_store_refuses_is_found_again_by_its_line(line: Any, column: str) -> None:
+def test_a_row_that_the_store_refuses_is_reported_with_its_line(line: Any, column: str) -> None:
     chunk = whole(point(), line)
     batch, refusals = check_rows(chunk.rows, accept_bool=False, now_us=0, skip=True)
     assert len(batch) == 1
@@ -193,17 +193,17 @@ def test_what_the_store_refuses_is_found_again_by_its_line(line: Any, column: st
     assert (one.line, one.column) == (2, column)
 
 
-def test_blank_lines_and_a_mark_of_the_encoding_are_passed_over() -> None:
+def test_blank_lines_and_a_byte_order_mark_are_skipped() -> None:
     chunk = whole("\ufeff" + json.dumps(point()), "", " \t", json.dumps(point()) + "\r", "")
     assert (chunk.lines, chunk.rejected) == ([1, 4], [])
 
 
-def test_one_json_array_is_told_as_what_it_is() -> None:
+def test_a_json_array_is_reported_as_such() -> None:
     with pytest.raises(InvalidFile, match="a JSON array, not one object per line"):
         whole("[", json.dumps(point()) + ",", "]")
 
 
-def test_a_layout_that_cannot_be_is_refused_before_anything_is_read() -> None:
+def test_a_contradictory_layout_is_refused_before_anything_is_read() -> None:
     refused: tuple[dict[str, Any], ...] = (
         {"shape": "round"},
         {"zone": "Mars"},

@@ -1,4 +1,4 @@
-"""Times in CSV cells: formats in their order, zones, and the hours that a clock change makes twice or never."""
+"""Times in CSV cells: the order of formats, zones, and local times that occur twice or never."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def instant_us(iso: str) -> int:
         ("1704067200000", ("unix", "unix_ms"), "2024-01-01T00:00:00+00:00"),
     ],
 )
-def test_a_time_is_read_by_the_first_format_that_fits(
+def test_a_time_is_parsed_by_the_first_matching_format(
     text: str, formats: tuple[str, ...], wanted: str
 ) -> None:
     assert us_of(text, *formats) == instant_us(wanted)
@@ -72,7 +72,7 @@ def test_a_time_is_read_by_the_first_format_that_fits(
         ("2024-01-01" + "0" * 100, ("iso",), "fits no time format"),
     ],
 )
-def test_what_is_no_time_is_unfit(text: str, formats: tuple[str, ...], reason: str) -> None:
+def test_an_invalid_time_is_unfit(text: str, formats: tuple[str, ...], reason: str) -> None:
     with pytest.raises(Unfit) as caught:
         us_of(text, *formats)
     assert reason in str(caught.value)

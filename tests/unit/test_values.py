@@ -1,4 +1,4 @@
-"""What check_rows and check_point accept, what they make of it, and how they refuse."""
+"""check_rows and check_point: what they accept, how it is stored, and how they refuse."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def refusals_of(rows: Any) -> tuple[Refusal, ...]:
 
 
 def value_of(value: Any, *, accept_bool: bool = False) -> float:
-    """The value as stored, the same on both paths."""
+    """The stored value, which is the same on both paths."""
     alone = check_point("S", "m", value, 0, None, None, accept_bool=accept_bool, now_us=NOW_US)
     among = rows_of([("S", "m", 0, value)] * 3, accept_bool=accept_bool)
     assert array("d", [alone.values[0]] * 3).tobytes() == among.values.tobytes()
@@ -165,7 +165,7 @@ def test_a_number_is_stored_as_the_float_it_is(given: Any, stored: float) -> Non
 
 
 @pytest.mark.parametrize("given", [None, math.nan, Decimal("NaN")])
-def test_none_and_nan_are_no_reading_and_fix_no_kind(given: Any) -> None:
+def test_none_and_nan_are_no_reading_and_set_no_kind(given: Any) -> None:
     assert math.isnan(value_of(given))
     batch = rows_of([("S", "m", 0, given), ("T", "m", 0, given), ("T", "m", 1, "OPEN"), ("U", "m", 0, 1.0)])
     assert batch.kinds == [None, "text", "number"]
@@ -203,7 +203,7 @@ def test_a_bool_is_stored_only_if_asked_for() -> None:
         (datetime(2024, 1, 1, tzinfo=UTC), "a datetime"),
     ],
 )
-def test_what_is_no_value_is_refused_with_its_reason(given: Any, reason: str) -> None:
+def test_an_invalid_value_is_refused_with_the_reason(given: Any, reason: str) -> None:
     assert reason in reason_against(given)
 
 
@@ -230,7 +230,7 @@ def test_a_text_enum_is_stored_as_its_value() -> None:
     assert batch.texts == {0: "open"}
 
 
-def test_in_a_series_with_both_kinds_the_first_reading_rules() -> None:
+def test_in_a_series_with_both_kinds_the_first_reading_decides() -> None:
     rows = [
         ("S", "m", 0, 1.0),
         ("S", "m", 1, "OPEN"),
@@ -246,7 +246,7 @@ def test_in_a_series_with_both_kinds_the_first_reading_rules() -> None:
     assert (len(batch), batch.kinds, batch.texts) == (3, ["number", "text"], {2: "A"})
 
 
-def test_a_refused_row_fixes_neither_series_nor_kind() -> None:
+def test_a_refused_row_sets_neither_series_nor_kind() -> None:
     batch, refusals = check_rows(
         [("S", "m", 0, "12"), ("S", "m", math.nan, "OPEN"), ("S", "m", 0, 1.0), ("T", "m", 0, b"")],
         accept_bool=False,
@@ -271,7 +271,7 @@ def test_a_refused_row_fixes_neither_series_nor_kind() -> None:
         ("\udfff", "lone surrogate"),
     ],
 )
-def test_what_is_no_name_is_refused(field: str, given: Any, reason: str) -> None:
+def test_an_invalid_name_is_refused(field: str, given: Any, reason: str) -> None:
     assert reason in reason_against(given, field)
     with pytest.raises(InvalidPoint, match=field):
         check_name(given, field)
@@ -342,7 +342,7 @@ def _own() -> dict[str, Any]:
     ],
     ids=lambda given: "" if isinstance(given, dict) else None,
 )
-def test_what_is_no_metadata_is_refused(given: Any, reason: str) -> None:
+def test_invalid_metadata_is_refused(given: Any, reason: str) -> None:
     assert reason in reason_against(given, "metadata")
 
 
@@ -380,14 +380,14 @@ def test_what_is_no_metadata_is_refused(given: Any, reason: str) -> None:
         ),
     ],
 )
-def test_what_is_no_row_is_refused_by_its_number(row: Any, field: str, reason: str) -> None:
+def test_an_invalid_row_is_refused_by_its_number(row: Any, field: str, reason: str) -> None:
     (refusal,) = refusals_of([GOOD, row, GOOD])
     assert (refusal.row, refusal.field) == (1, field)
     assert reason in refusal.reason
 
 
 @pytest.mark.parametrize("rows", ["text", b"bytes", {"sensor_id": "S"}, 7, None])
-def test_what_is_no_sequence_of_rows_is_refused_as_a_whole(rows: Any) -> None:
+def test_anything_but_a_sequence_of_rows_is_refused_as_a_whole(rows: Any) -> None:
     (refusal,) = refusals_of(rows)
     assert (refusal.row, refusal.field) == (None, "rows")
 

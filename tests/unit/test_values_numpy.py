@@ -1,4 +1,4 @@
-"""Numbers and times of NumPy and pandas, which the library takes without importing either."""
+"""Numbers and times of NumPy and pandas, which the library accepts without importing either."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_numpy_text_is_text() -> None:
         np.array(["a"], dtype=object),
     ],
 )
-def test_other_things_of_numpy_are_refused(given: Any) -> None:
+def test_other_numpy_types_are_refused(given: Any) -> None:
     with pytest.raises(InvalidPoint, match=r"row 0: value: .*; row 1: value: "):
         both_roads(value=given)
 
@@ -119,7 +119,7 @@ def test_what_is_no_time_is_refused(given: Any, reason: str) -> None:
         both_roads(timestamp=given)
 
 
-def test_a_numpy_span_is_no_number_of_microseconds() -> None:
+def test_a_numpy_timedelta_is_not_a_number_of_microseconds() -> None:
     with pytest.raises(InvalidPoint, match=r"timestamp_us: .*timedelta64"):
         both_roads(timestamp_us=np.timedelta64(5, "s"))
 

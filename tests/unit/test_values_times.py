@@ -1,4 +1,4 @@
-"""Times: from callers' forms to microseconds UTC and back, and as people write them."""
+"""Times: conversion between callers' times and microseconds UTC, and times as people type them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BERLIN = ZoneInfo("Europe/Berlin")
 
 
 def us_of(given: Any) -> int:
-    """The stored time, the same through each door."""
+    """The stored time, which is the same through every function."""
     alone = check_point("S", "m", 1.0, given, None, None, accept_bool=False, now_us=NOW_US)
     among, _ = check_rows([("S", "m", given, 1.0)] * 2, accept_bool=False, now_us=NOW_US)
     assert list(among.timestamps_us) == [alone.timestamps_us[0]] * 2
@@ -93,7 +93,7 @@ def test_seconds_and_aware_datetimes_are_exact_to_the_microsecond(given: Any, us
         (datetime(1677, 12, 31, tzinfo=UTC), "outside the years"),
     ],
 )
-def test_what_is_no_time_is_refused_with_its_likely_meaning(given: Any, reason: str) -> None:
+def test_an_invalid_time_is_refused_with_its_likely_meaning(given: Any, reason: str) -> None:
     with pytest.raises(InvalidPoint, match=f"timestamp: .*({reason})"):
         check_point("S", "m", 1.0, given, None, None, accept_bool=False, now_us=NOW_US)
     with pytest.raises(InvalidPoint, match=f"row 1: timestamp: .*({reason})"):
@@ -152,7 +152,7 @@ def test_timestamp_us_is_kept_as_it_is() -> None:
         ("-250ms", NOW_US - 250_000),
     ],
 )
-def test_times_as_people_write_them(text: str, us: int) -> None:
+def test_times_as_people_type_them(text: str, us: int) -> None:
     assert parse_time(text, now_us=NOW_US) == us
 
 
@@ -182,7 +182,7 @@ def test_times_as_people_write_them(text: str, us: int) -> None:
         ("1" * 5000, "is no time"),
     ],
 )
-def test_what_is_no_written_time_is_refused(text: str, reason: str) -> None:
+def test_an_invalid_typed_time_is_refused(text: str, reason: str) -> None:
     with pytest.raises(InvalidQuery, match=reason) as caught:
         parse_time(text, now_us=NOW_US)
     assert len(str(caught.value)) < 250
@@ -201,7 +201,7 @@ def test_a_local_time_that_occurs_twice_or_never_is_refused() -> None:
     assert parse_time("2024-10-27T02:30+01:00", now_us=NOW_US, zone=BERLIN) == 1_729_992_600_000_000
 
 
-def test_fold_says_which_of_two_local_times_is_meant() -> None:
+def test_fold_selects_one_of_two_local_times() -> None:
     twice = datetime(2024, 10, 27, 2, 30)  # noqa: DTZ001
     assert local_us(twice, BERLIN, fold=1) - local_us(twice, BERLIN, fold=0) == 3_600_000_000
 
@@ -220,6 +220,6 @@ def test_durations(text: str, us: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "1", "m", "-1m", "0m", "0.5us", "1M", "1 m", "1mo", "1h30m", "9" * 30 + "w", "１s"]
 )
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(InvalidQuery):
         parse_duration_us(text)
