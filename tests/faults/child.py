@@ -1,4 +1,4 @@
-"""What runs in the processes that are killed, and in those that count afterwards. Judges nothing."""
+"""The code of the processes that are killed, and of those that count afterwards. Judges nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LIFE_S = 280.0
 
 @dataclass(slots=True)
 class App:
-    """An application: which store, which writers from which state on, and where to stand still."""
+    """An application: its store, its writers with their initial states, and where to stop."""
 
     folder: Path
     seed: str
@@ -70,7 +70,7 @@ class App:
 
 @dataclass(slots=True)
 class Census:
-    """A count: which store, and whether to checkpoint it meanwhile."""
+    """A count: its store, and whether to checkpoint it while counting."""
 
     folder: Path
     checkpoint: bool
@@ -79,7 +79,7 @@ class Census:
 
 @dataclass(slots=True)
 class Counted:
-    """What another process found: first in SQLite as the kill left it, then through the store, then raw."""
+    """The findings of another process: first in SQLite as the kill left it, then through the store, then raw."""
 
     found_state: dict[str, Any] | None = None
     found_journal: list[tuple[int, int]] = field(default_factory=list)
@@ -108,7 +108,7 @@ class Counted:
 
 
 def run_app(app: App, say: Callable[[str], None]) -> None:
-    """Write, flush and read until killed; every acknowledgement is said after its call has returned."""
+    """Write, flush and read until killed; report each acknowledgement after its call has returned."""
     if app.prune_at_commit:
         DuckDBBackend.durable_at_commit = True
     if app.place is not None:
@@ -223,7 +223,7 @@ def dicts(part: Any) -> list[dict[str, Any]]:
 
 
 def _read_back(store: Store, writer: int, state: State) -> None:
-    """See that a writer reads exactly what it has written."""
+    """Check that a writer reads exactly what it has written."""
     found = {
         (row["sensor_id"], row["metric_name"], row["timestamp_us"]): row["value"]
         for row in store.points.range([f"site{writer}", f"well{writer}"], None)
@@ -263,7 +263,7 @@ def _read(store: Store, app: App, rng: Random) -> None:
 
 
 def _move(store: Store, rng: Random, say: Callable[[str], None]) -> None:
-    """Move the columns to the other engine and back, and tidy up as an operator would."""
+    """Move the columns to the other engine and back, and remove the leftovers as an operator would."""
     while True:
         time.sleep(rng.random() * 0.1)
         done = store.demote() if store.status().engine == "duckdb" else store.promote()
@@ -289,7 +289,7 @@ _JOURNAL = (
 
 
 def take_census(census: Census) -> Counted:
-    """Open the store anew, read everything through it, close it, and read both files raw."""
+    """Open the store again, read everything through it, close it, and read both files raw."""
     counted = Counted()
     if not census.create:
         count_as_found(counted, census.folder)
@@ -310,7 +310,7 @@ def count_as_found(counted: Counted, folder: Path) -> None:
 
 
 def count_through(counted: Counted, store: Store, *, checkpoint: bool) -> None:
-    """Read everything through the store: the latest first, for that is answered before any flush."""
+    """Read everything through the store; the latest first, because that needs no flush."""
     counted.latest = store.points.latest(None)
     counted.watermark = store.checkpoint() if checkpoint else store.flush()
     counted.range = list(store.points.range(None, None))
@@ -338,7 +338,7 @@ def count_metadata(counted: Counted, folder: Path) -> None:
 
 
 def count_columns(counted: Counted, ask: Callable[[str], list[Any]]) -> None:
-    """Read the columns by a function that answers queries."""
+    """Read the columns with a function that runs queries."""
     counted.rows = ask(
         "SELECT sensor_id, metric_name, timestamp_us, value, value_text, quality, metadata, seq FROM time_series_data"
     )
@@ -349,7 +349,7 @@ def count_columns(counted: Counted, ask: Callable[[str], list[Any]]) -> None:
 
 
 class _raw:
-    """A plain connection of the standard library, closed at the end."""
+    """A plain connection of the standard library, closed at the end of the block."""
 
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(path, timeout=30)

@@ -22,7 +22,7 @@ def nursery() -> Iterator[Nursery]:
 
 @pytest.fixture(scope="session")
 def seed() -> int:
-    """A new seed each time; HOLDFAST_TEST_SEED gives one back."""
+    """A new seed for each run; HOLDFAST_TEST_SEED repeats one."""
     return int(os.environ.get("HOLDFAST_TEST_SEED", time.time_ns() % 1_000_000))
 
 
@@ -49,7 +49,7 @@ def sqlite_campaign(
 
 @pytest.fixture
 def own_campaign(nursery: Nursery, seed: int, tmp_path: Path) -> Iterator[Campaign]:
-    """Kills of stores on DuckDB that no other test goes on with."""
+    """Kills of stores on DuckDB that no other test continues."""
     pytest.importorskip("duckdb")
     campaign = Campaign(nursery, tmp_path, seed, "duckdb")
     yield campaign

@@ -1,8 +1,8 @@
-"""The acts of the full-disk tests, each run as a process of its own on a tiny file system. Judges nothing.
+"""The acts of the full-disk tests. Each runs in its own process on a tiny file system. Judges nothing.
 
     python -m tests.faults.full_disk ACT FOLDER ENGINE NOTES
 
-What an act has learned goes to NOTES, which lies on another disk, before the process ends or is killed.
+An act writes its findings to NOTES, on another disk, before the process ends or is killed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MOST_OPERATIONS = 5_000
 
 @dataclass(slots=True)
 class Notes:
-    """What happened so far."""
+    """The findings so far."""
 
     state: State = field(default_factory=State)
     next_index: int = 0
@@ -58,7 +58,7 @@ class Notes:
     counted: Counted | None = None
 
     def read_back(self, store: Store) -> None:
-        """Note whether all that was acknowledged can be read."""
+        """Record whether everything acknowledged can be read."""
         try:
             found = {
                 (r["sensor_id"], r["metric_name"], r["timestamp_us"]) for r in store.points.range(None, None)
@@ -69,7 +69,7 @@ class Notes:
             self.read.append(found == set(self.state.points))
 
     def write(self, store: Store) -> bool:
-        """Do the next operation; False if it was refused, and then nothing of it may stand."""
+        """Run the next operation; False if it was refused, in which case nothing of it may be stored."""
         act = operation(SEED, 0, self.next_index)
         self.next_index += 1
         try:
@@ -82,12 +82,12 @@ class Notes:
         return True
 
     def save(self, path: Path) -> None:
-        """Keep them for the next act."""
+        """Save them for the next act."""
         path.write_bytes(pickle.dumps(self))
 
 
 def open_store(folder: Path, engine: str) -> Store:
-    """Open the store that is on the tiny disk; everything is frequent and small."""
+    """Open the store on the tiny disk, with small and frequent operations."""
     settings = Settings(
         engine=engine,  # type: ignore[arg-type]
         flush_interval_s=0.2,
@@ -100,7 +100,7 @@ def open_store(folder: Path, engine: str) -> Store:
 
 
 def fill(folder: Path, engine: str, notes: Notes) -> Store:
-    """Write until the disk is full, and try everything a little longer."""
+    """Write until the disk is full, and then try every operation for a while."""
     (folder / "filler").write_bytes(bytes(FILLER_BYTES))
     store = open_store(folder, engine)
     while len(notes.refused) < 3 and notes.next_index < MOST_OPERATIONS:
@@ -117,7 +117,7 @@ def fill(folder: Path, engine: str, notes: Notes) -> Store:
 
 
 def try_all(store: Store, notes: Notes) -> None:
-    """Write, flush, checkpoint and read on the full disk; the background thread has its turns between."""
+    """Write, flush, checkpoint and read on the full disk, alternating with the background thread."""
     for _ in range(5):
         notes.write(store)
         for act in (store.flush, store.checkpoint, lambda: list(store.points.range(None, None))):
@@ -126,7 +126,7 @@ def try_all(store: Store, notes: Notes) -> None:
 
 
 def go_on(folder: Path, store: Store, notes: Notes) -> None:
-    """Make space, and see that everything works again."""
+    """Free space, and check that everything works again."""
     (folder / "rest").unlink()
     (folder / "filler").unlink()
     for _ in range(20):
@@ -140,7 +140,7 @@ def go_on(folder: Path, store: Store, notes: Notes) -> None:
 
 
 def move_on_a_full_disk(folder: Path, engine: str, notes: Notes) -> None:
-    """Move the columns where there is no room: told beforehand; and, if that was misjudged, found on the way."""
+    """Move the columns without enough room: refused up front, or, with a wrong estimate, during the move."""
     store = open_store(folder, engine)
     while notes.acknowledged < 60:
         notes.write(store)
@@ -165,7 +165,7 @@ def move_on_a_full_disk(folder: Path, engine: str, notes: Notes) -> None:
 
 
 def upgrade_on_a_full_disk(folder: Path, notes: Notes, legacy: Path) -> None:
-    """Upgrade copies of a legacy store with less and less room: told beforehand, and found on the way if forced."""
+    """Upgrade copies of a legacy store with less and less room: refused up front or, if forced, during the upgrade."""
     store = folder / "store"
     for left_bytes in (12_000_000, 3_000_000, 300_000, 0):
         shutil.copytree(legacy, store)

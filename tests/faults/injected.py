@@ -1,6 +1,6 @@
-"""What a process does while the system refuses one call on its store's files; run as a script, under strace.
+"""A process to which the system refuses one call on its store's files; run as a script, under strace.
 
-Prints one JSON object: what was raised that is no error of ours, what still failed when it was over, what was lost.
+Prints one JSON object: errors that are not ours, what still failed afterwards, and what was lost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from repo import HoldfastError, Settings, Store
 
 
 def end_refusals() -> None:
-    """Let strace, which traces from a process beside this one, go away; from then on every call is done."""
+    """End strace, which traces from another process; from then on no call is refused."""
     while (tracer := _tracer()) != 0:
         os.kill(tracer, signal.SIGTERM)
         time.sleep(0.01)

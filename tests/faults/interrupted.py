@@ -1,7 +1,7 @@
-"""What runs in the processes that are interrupted: a program that catches Ctrl-C and goes on, as a notebook does.
+"""The code of the processes that are interrupted: a program that catches Ctrl-C and continues, like a notebook.
 
 Its main thread writes, flushes and reads; a SIGINT raises KeyboardInterrupt there, at a named step of `steps.py` or
-at a random time. After each interrupt the same process goes on, and everything in the store is counted and judged.
+at a random time. After each interrupt the same process continues, and everything in the store is counted and judged.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _TRACED = ("journal COMMIT", "fold", "before CHECKPOINT", "CHECKPOINT")
 
 
 class _Interrupter:
-    """Raises KeyboardInterrupt in the main thread, once a round, and only while that is armed."""
+    """Raises KeyboardInterrupt in the main thread, once per round, and only while it is armed."""
 
     def __init__(self) -> None:
         self.armed = False
@@ -72,12 +72,12 @@ class _Interrupter:
         sys.unraisablehook = self._swallowed
 
     def aim(self, place: Place, nth: int, *, anywhere: bool) -> None:
-        """Choose the next place; with `anywhere` it counts in whichever thread it is reached."""
+        """Choose the next place; with `anywhere` it counts in any thread."""
         self._place, self._left, self._anywhere = place, nth, anywhere
         self.raised = self.lost = False
 
     def reach(self, name: str) -> None:
-        """Interrupt here, if this is the place and the time."""
+        """Interrupt here if this is the chosen place and time."""
         place = self._place
         if not self.armed or place is None or name != place.name:
             return
@@ -94,7 +94,7 @@ class _Interrupter:
             self._delays.put(0.0 if self._left % 2 else 0.000_3)
 
     def passed(self, name: str) -> None:
-        """Do nothing: a late interrupt is an interrupt, too."""
+        """Do nothing, because a late interrupt is valid, too."""
 
     def _send(self) -> None:
         while True:
@@ -121,12 +121,12 @@ class _Interrupter:
 
 
 class _Wrong(Exception):
-    """Something that must not be."""
+    """A violated expectation."""
 
 
 @dataclass(slots=True)
 class Program:
-    """A program: which store, at which places it is interrupted, and which threads write meanwhile."""
+    """A program: its store, the places at which it is interrupted, and its other writing threads."""
 
     folder: Path
     seed: str
@@ -140,12 +140,12 @@ class Program:
     """Whether another process uses the store, too; so nothing may be done that needs it alone."""
 
     def live(self, say: Callable[[str], None]) -> None:
-        """Go through the places; say `ROUND` for each, `PROBLEM` at the first that is wrong, and `DONE`."""
+        """Go through the places; print `ROUND` for each, `PROBLEM` at the first failure, and `DONE`."""
         _Running(self, say).run()
 
 
 class _Running:
-    """A program while it runs."""
+    """A running program."""
 
     def __init__(self, program: Program, say: Callable[[str], None]) -> None:
         self._program = program
@@ -226,7 +226,7 @@ class _Running:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _everybody_goes_on(self) -> None:
-        """See that every other thread does one more operation, and none was interrupted in our stead."""
+        """Check that every other thread does one more operation, and that none of them was interrupted."""
         before = {writer: self._expected[writer].next_index for writer in self._turns}
         deadline = time.monotonic() + HANG_S / 2
         for writer, index in before.items():
@@ -408,14 +408,14 @@ _Act = tuple[Callable[[], object], Callable[[], object], Callable[[], object]]
 
 @dataclass(slots=True)
 class Beside:
-    """Another process on the same store, which writes no point: it flushes, reads, and holds both locks at times."""
+    """Another process on the same store, which writes no points: it flushes, reads, and sometimes holds both locks."""
 
     folder: Path
     seed: str
     settings: dict[str, Any] = field(default_factory=dict)
 
     def live(self, say: Callable[[str], None]) -> None:
-        """Go on until killed."""
+        """Run until killed."""
         rng = Random(f"{self.seed}/beside")
         store = Store(self.folder, Settings(**self.settings))
         handle = store._handle

@@ -1,4 +1,4 @@
-"""The judge: compares what was counted after a kill with what was acknowledged before it. Touches no file."""
+"""The judge: compares the counts after a kill with what was acknowledged before it. Touches no file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Expected", "Verdict", "judge"]
 
 @dataclass(slots=True)
 class Expected:
-    """Of one writer: what stood, and the first of its operations that was not acknowledged."""
+    """For one writer: the expected state, and its first operation that was not acknowledged."""
 
     state: State
     next_index: int
@@ -24,7 +24,7 @@ class Expected:
 
 @dataclass(slots=True)
 class Verdict:
-    """What is wrong, in words and in numbers; and what stands now of each writer."""
+    """The problems found, in words and in numbers, and the current state of each writer."""
 
     problems: list[str] = field(default_factory=list)
     acknowledged: int = 0
@@ -34,7 +34,7 @@ class Verdict:
 
 
 def judge(counted: Counted, expected: Mapping[int, Expected], seed: str, head: str) -> Verdict:
-    """Hold everything that was counted against what must stand."""
+    """Compare all counts with the expected states."""
     verdict = Verdict()
     stored = _stored(counted, verdict)
     records = {row["record_id"]: (row["source"], row["data"]) for row in counted.records}
@@ -85,7 +85,7 @@ def _one_writer(
     records: dict[str, tuple[str, dict[str, Any]]],
     seed: str,
 ) -> None:
-    """See that exactly one of the right states stands: every operation whole, or not at all, in order."""
+    """Check that the store has exactly one of the valid states: each operation completely or not at all, in order."""
     for _, state in may_stand(wanted.state, seed, writer, wanted.next_index):
         if state.points == stored and state.records == records:
             verdict.standing[writer] = state
@@ -134,7 +134,7 @@ def _seqs(counted: Counted, verdict: Verdict) -> None:
 
 
 def _summaries(counted: Counted, verdict: Verdict) -> None:
-    """The series' counts and edges against the raw rows, and their copy in SQLite against them."""
+    """Compare the counts and bounds of the series with the raw rows, and their copy in SQLite with both."""
     fresh = {}
     for pair, group in groupby(sorted(counted.rows, key=lambda row: row[:3]), key=lambda row: row[:2]):
         rows = list(group)
@@ -153,7 +153,7 @@ def _summaries(counted: Counted, verdict: Verdict) -> None:
 
 
 def _journal(counted: Counted, verdict: Verdict) -> None:
-    """The journal tiles the seqs past what was pruned, as found after the kill and at the end."""
+    """Check that the journal covers the seqs after the pruned ones without gaps, after the kill and at the end."""
     for when, state, journal in (
         ("found", counted.found_state, counted.found_journal),
         ("left", counted.state, counted.journal),
@@ -185,7 +185,7 @@ def _journal(counted: Counted, verdict: Verdict) -> None:
 
 
 def _reads(counted: Counted, stored: dict[Identity, Content], verdict: Verdict) -> None:
-    """What the store answers against the raw rows: ranges, pages by seq, and the latest without the lease."""
+    """Compare the results of the store with the raw rows: ranges, pages by seq, and the latest without the lease."""
 
     def content(row: Mapping[str, Any]) -> tuple[Identity, tuple[Any, Any]]:
         return (row["sensor_id"], row["metric_name"], row["timestamp_us"]), (row["value"], row["quality"])

@@ -1,8 +1,8 @@
-"""Kills: a store is written by children that are SIGKILLed at named steps; another process counts after each.
+"""Kills: children that write to a store are SIGKILLed at named steps; another process counts after each kill.
 
     python -m tests.faults.kills --engine duckdb --hits 20 [--seed N]
 
-A chain is one store that lives through several kills. Each round starts an application on it (two writers,
+A chain is one store that survives several kills. Each round starts an application on it (two writers,
 a flusher, a reader, and the store's own background thread; for the lease and beside a move, two of them), kills it at
 its step (`steps.py` says how a step is hit), lets a fresh process count, and judges. A failure names seed,
 round and step, and keeps the folder. Timing differs from run to run: a seed repeats the operations and the
@@ -47,7 +47,7 @@ Damage = Callable[[Path, Random], None]
 
 @dataclass(slots=True)
 class Tally:
-    """One line of the table."""
+    """A row of the table."""
 
     kills: int = 0
     hits: int = 0
@@ -58,7 +58,7 @@ class Tally:
 
 @dataclass(slots=True)
 class Chain:
-    """One store, and what stands in it of each writer."""
+    """One store, and the state of each writer in it."""
 
     folder: Path
     seed: str
@@ -72,12 +72,12 @@ class Chain:
 
     @property
     def store(self) -> Path:
-        """The store's own folder; requests and stderr lie beside it."""
+        """The folder of the store; requests and stderr are next to it."""
         return self.folder / "store"
 
 
 class Campaign:
-    """Rounds of kills on chains of stores below one folder."""
+    """Rounds of kills, on chains of stores in one folder."""
 
     def __init__(self, nursery: Nursery, root: Path, seed: int, engine: str) -> None:
         self._nursery = nursery
@@ -189,7 +189,7 @@ class Campaign:
         return place is None or ("STEP" in child.lines and "PASSED" not in child.lines)
 
     def _kill_one_of_two(self, chain: Chain, app: App, rng: Random, request: Path) -> bool:
-        """Kill one of two processes that holds the lease or waits; the other must get it, go on, and die later."""
+        """Kill one of two processes that holds the lease or waits for it; the other must get it, continue, and die later."""
         other = App(chain.store, chain.seed, app.settings, self._writers(chain, (2, 3)))
         children = [
             self._nursery.start(other, request.with_suffix(".other")),
@@ -217,7 +217,7 @@ class Campaign:
         return {w: (chain.expected[w].next_index, chain.expected[w].state) for w in writers}
 
     def _note(self, chain: Chain, child: Child, code: int) -> None:
-        """Bring what is expected forward by what the child said before it was killed."""
+        """Advance the expected states by what the child reported before it was killed."""
         if code != -9:
             raise _Trouble(f"the child ended by itself with {code}: {_last(child)}")
         for line in child.lines:
@@ -257,7 +257,7 @@ class _Trouble(Exception):
 
 
 def settings_of(rng: Random, engine: str) -> dict[str, Any]:
-    """Settings that make every step frequent; sizes are small, so that folds and CHECKPOINTs come often."""
+    """Settings that make every step frequent; sizes are small, so that both checkpoints come often."""
     return {
         "engine": engine,
         "durability": rng.choice(("full", "full", "normal")),
@@ -273,7 +273,7 @@ def settings_of(rng: Random, engine: str) -> dict[str, Any]:
 
 
 def _nth(place: Place | None, rng: Random) -> int:
-    """Which of its times to stop at; rare places come only a few times a second."""
+    """Choose the occurrence to stop at; rare places are reached only a few times a second."""
     if place is None:
         return 1
     rare = ("move", "lease", "delete", "CHECKPOINT", "prune", "fold", "bulk")
@@ -281,7 +281,7 @@ def _nth(place: Place | None, rng: Random) -> int:
 
 
 def _pause(rng: Random, longest_s: float = 0.001) -> None:
-    """Let a race run a little; mostly not at all, because the way of the signal takes its time too."""
+    """Let a race run for a moment, mostly not at all, because delivering the signal also takes time."""
     if rng.random() < 0.5:
         time.sleep(rng.uniform(0.0, longest_s))
 
@@ -301,7 +301,7 @@ def _line(name: str, tally: Tally) -> str:
 
 
 def until_hit(campaign: Campaign, hits: int, steps: Sequence[str] = tuple(STEPS)) -> Iterator[str]:
-    """Go round the steps until each was hit so often; races that came too late are tried again."""
+    """Repeat the steps until each was hit the given number of times; races that came too late are repeated."""
     for _ in range(hits * 4):
         short = [step for step in steps if campaign.tallies.get(step, Tally()).hits < hits]
         if not short:
@@ -315,7 +315,7 @@ def until_hit(campaign: Campaign, hits: int, steps: Sequence[str] = tuple(STEPS)
 
 
 def main() -> int:
-    """Run the long form and print its table; 1 if anything was lost, doubled or wrong."""
+    """Run the long form and print its table; returns 1 if anything was lost, doubled or wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,7 @@
-"""The nursery: a process that has imported the library, opened nothing, and forks a child for each request.
+"""The nursery: a process that has imported the library and opened no file, and forks a child for each request.
 
-So a child costs milliseconds instead of a second, and forking is safe: there is one thread and no open file.
-Owns processes, their pipes and their ends; knows nothing of what they do.
+A child then costs milliseconds instead of a second, and forking is safe, with one thread and no open file.
+Manages processes and their pipes; knows nothing of what they do.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Child:
-    """A forked process, and what it has said on its pipe."""
+    """A forked process, and what it has written to its pipe."""
 
     def __init__(self, pid: int, pipe: int, errors: Path, door: socket.socket) -> None:
         self.pid = pid
@@ -43,7 +43,7 @@ class Child:
         self._ended = False
 
     def wait_for(self, *words: str, timeout_s: float) -> str | None:
-        """Read until a new line begins with one of `words`, and return it; None at its end or too late."""
+        """Read until a new line begins with one of `words`, and return it; None at the end or after the timeout."""
         deadline = time.monotonic() + timeout_s
         seen = len(self.lines)
         while True:
@@ -56,7 +56,7 @@ class Child:
                 return None
 
     def kill(self) -> int:
-        """SIGKILL it, read what it had said before, and return its exit code (-9: it was still alive)."""
+        """SIGKILL it, read its remaining output, and return its exit code (-9: it was still alive)."""
         if not self._ended:
             # Its number cannot be another's by now: the nursery has not reaped it yet.
             os.kill(self.pid, signal.SIGKILL)
@@ -72,7 +72,7 @@ class Child:
         return int(self._door.recv(64))
 
     def read_all(self, timeout_s: float) -> bytes:
-        """Return all that it writes until its end; kills it after `timeout_s`."""
+        """Return its output until it ends; kills it after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         answer = b""
         while select.select([self._pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -93,7 +93,7 @@ class Child:
 
 
 class Nursery:
-    """The parent's side. Not thread-safe."""
+    """The side of the parent. Not thread-safe."""
 
     def __init__(self) -> None:
         self._door, theirs = socket.socketpair()
@@ -107,9 +107,9 @@ class Nursery:
         theirs.close()
 
     def start(self, asked: Any, request: Path) -> Child:
-        """Fork a child that takes a census, or else lives what is `asked`; `request` is where to put the question.
+        """Fork a child that takes a census, or else runs what is `asked`; `request` is the file for the request.
 
-        Its stderr lies beside that.
+        Its stderr is next to that file.
         """
         request.write_bytes(pickle.dumps(asked))
         ours, theirs = os.pipe()
@@ -154,7 +154,7 @@ def _serve(door: socket.socket) -> None:
 
 
 def _live(request: Path, pipe: int) -> None:
-    """The whole life of a forked process."""
+    """Run a forked process from start to end."""
     os.dup2(os.open(request.with_suffix(".stderr"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     faulthandler.enable()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")

@@ -1,11 +1,11 @@
-"""The soak: programs whose main thread is interrupted, as by Ctrl-C, go on; everything is counted after each time.
+"""The soak: programs whose main thread is interrupted, as by Ctrl-C, continue; everything is counted each time.
 
     python -m tests.faults.soak --engine duckdb --hits 10 [--seed N] [--place "flush COMMIT"]
 
-A program is a process with a store of its own that is interrupted at several places, one after another. It runs
-alone, or with two more threads that write, or beside a process that holds the locks at times. It judges itself
-after each interrupt (`interrupted.py`); at its end a fresh process counts once more, as after a kill. A hang dumps
-the stacks of all threads. Timing differs from run to run: a seed repeats the choices, not the scheduling.
+A program is a process with its own store that is interrupted at several places, one after another. It runs alone,
+with two more writing threads, or next to a process that sometimes holds the locks. It judges itself after each
+interrupt (`interrupted.py`); at its end a new process counts again, as after a kill. A hang dumps the stacks of all
+threads. Timing differs from run to run: a seed repeats the choices, not the scheduling.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PLACES: dict[str, Place] = {
 
 @dataclass(slots=True)
 class Tally:
-    """One line of the table."""
+    """A row of the table."""
 
     rounds: int = 0
     hits: int = 0
@@ -55,7 +55,7 @@ class Tally:
 
 
 def places_of(engine: str) -> list[str]:
-    """Return the names of the places that a store on this engine comes to; moves need both engines."""
+    """Return the names of the places that a store on this engine reaches; moves need both engines."""
     absent = {place.name for place in STEPS[BULK]} if engine == "sqlite" else set()
     if find_spec("duckdb") is None:
         absent |= {place.name for step in MOVES for place in STEPS[step]}
@@ -63,7 +63,7 @@ def places_of(engine: str) -> list[str]:
 
 
 class Soak:
-    """Programs that are interrupted, each on a store below one folder."""
+    """Programs that are interrupted, each on its own store in one folder."""
 
     def __init__(self, nursery: Nursery, root: Path, seed: int, engine: str) -> None:
         self._nursery = nursery
@@ -134,7 +134,7 @@ class Soak:
         return "\n    ".join([*(problems or ["it hung or died"]), stderr])
 
     def _counted(self, program: Program, folder: Path) -> str | None:
-        """Count in a process of its own, after the program has ended."""
+        """Count in another process, after the program has ended."""
         expected: dict[int, Expected] = pickle.loads(program.folder.with_suffix(".expected").read_bytes())
         child = self._nursery.start(Census(program.folder, checkpoint=True), folder / "census.request")
         answer = child.read_all(timeout_s=60.0)
@@ -147,7 +147,7 @@ class Soak:
 
 
 def until_hit(soak: Soak, hits: int, names: Sequence[str]) -> Iterator[None]:
-    """Go round the places, in every company, until each was hit so often."""
+    """Repeat the places, with all companions, until each was hit the given number of times."""
     company = itertools.cycle(COMPANIES)
     for _ in range(hits * 4):
         short = [name for name in names if soak.tallies.get(name, Tally()).hits < hits]
@@ -166,7 +166,7 @@ def _line(name: str, tally: Tally) -> str:
 
 
 def main() -> int:
-    """Run the long form and print its table; 1 if anything was wrong."""
+    """Run the long form and print its table; returns 1 if anything was wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,10 @@
-"""The steps at which a child is killed, and how it is held there. Knows no verdict.
+"""The steps at which a child is killed, and how it is stopped there. Judges nothing.
 
-The code under test runs as it is. The stops come from outside, in the child alone: from SQLAlchemy's events
+The code under test is unchanged. The stops come from outside, in the child only: from SQLAlchemy's events
 around each statement, from SQLite's own trace of statements, and from wrappers around public functions
 (`DefaultDialect.do_commit` of SQLAlchemy; `bare_transaction`, `fold_wal` and `empty_wal` of
 `repo.engines.sqlite.driver`; `append` of the journal; `acquire` and `release` of the lease; what a promotion calls, and
-`Path.replace`). At the wanted step the child says so on its pipe and then
+`Path.replace`). At the chosen step the child reports it on its pipe and then
 - stands still there until it is killed (a stop), or
 - goes on, and is killed while the engine is at it (a race: COMMIT, CHECKPOINT, folding, a query). Whether the
   kill came in time is known: the child says when it has passed the step, so a late kill is not counted.
@@ -51,7 +51,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place in the code: its name, and whether the child races on instead of standing still."""
+    """A place in the code: its name, and whether the child races on instead of stopping."""
 
     name: str
     race: bool = False
@@ -166,17 +166,17 @@ READER = "reader"
 
 
 class Stopper(Protocol):
-    """What is called at every place."""
+    """The callbacks for every place."""
 
     def reach(self, name: str) -> None:
-        """Called by the thread that comes to a place."""
+        """Called by the thread that reaches a place."""
 
     def passed(self, name: str) -> None:
-        """Called by the thread that has passed a place that is raced through."""
+        """Called by the thread that has passed a place of a race."""
 
 
 class _Killed:
-    """Counts the times that the wanted place is reached, and holds the child there."""
+    """Counts how often the chosen place is reached, and stops the child there."""
 
     def __init__(self, place: Place, nth: int, say: Callable[[str], None]) -> None:
         self._place = place
@@ -186,7 +186,7 @@ class _Killed:
         self._racing = threading.local()
 
     def reach(self, name: str) -> None:
-        """Stand still here, if this is the place and the time."""
+        """Stop here if this is the chosen place and time."""
         if name != self._place.name:
             return
         with self._lock:
@@ -201,14 +201,14 @@ class _Killed:
         os._exit(3)
 
     def passed(self, name: str) -> None:
-        """Say that a race is over, if this thread was in one."""
+        """Report that a race is over, if this thread was in one."""
         if name == self._place.name and getattr(self._racing, "on", False):
             self._racing.on = False
             self._say("PASSED")
 
 
 def install(place: Place, nth: int, say: Callable[[str], None]) -> None:
-    """Hold this process at the `nth` time that it comes to `place`; for the rest of its life."""
+    """Stop this process the `nth` time it reaches `place`; stays installed for the rest of its life."""
     watch(
         _Killed(place, nth, say),
         trace_sqlite=place.name in ("journal COMMIT", "fold", "before CHECKPOINT", "CHECKPOINT"),
@@ -218,8 +218,8 @@ def install(place: Place, nth: int, say: Callable[[str], None]) -> None:
 def watch(stopper: Stopper, *, trace_sqlite: bool) -> None:
     """Call `stopper` at every place, for the rest of this process's life.
 
-    The places inside SQLite's own statements come only with `trace_sqlite`; they are reached in a callback, which
-    swallows whatever is raised there.
+    Places inside SQLite's own statements need `trace_sqlite`. They are reached in a callback, which swallows any
+    exception.
     """
     _watch_statements(stopper)
     _watch_commits(stopper)

@@ -1,6 +1,6 @@
-"""A full disk refuses writes by `StoreFull`, loses nothing acknowledged, and works again when there is space.
+"""On a full disk writes raise `StoreFull`, nothing acknowledged is lost, and writes work again when there is space.
 
-The disk is a tmpfs of a few megabytes in a user and mount namespace of its own.
+The disk is a tmpfs of a few megabytes in a separate user and mount namespace.
 """
 
 from __future__ import annotations
@@ -88,9 +88,7 @@ def test_a_process_killed_on_a_full_disk_loses_nothing(engine: str, tmp_path: Pa
 @pytest.mark.duckdb
 @pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
-def test_the_columns_do_not_move_where_there_is_no_room_and_do_when_there_is(
-    engine: str, tmp_path: Path
-) -> None:
+def test_the_columns_do_not_move_without_room_and_move_when_there_is(engine: str, tmp_path: Path) -> None:
     notes = _play(["move", "count"], engine, tmp_path)
     assert set(notes.while_full) == {"StoreFull"}
     assert notes.moved == [engine] * (len(notes.moved) - 1) + ["sqlite" if engine == "duckdb" else "duckdb"]

@@ -1,4 +1,4 @@
-"""Errors that nobody foresaw, put into one call: the background thread and the lease go on after them."""
+"""Unforeseen errors injected into one call: the background thread and the lease continue after them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_background_flush_goes_on_after_an_error_of_any_kind(
         assert _within(20.0, lambda: len(raised) == 2 and store.status().unflushed == 0)
 
 
-def test_the_lease_is_had_though_its_note_cannot_be_written(
+def test_the_lease_is_granted_even_if_its_note_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_space(*_: object) -> int:
@@ -82,7 +82,7 @@ def test_an_error_of_the_engine_while_opening_is_a_typed_one_and_leaves_nothing_
 
 
 @pytest.mark.duckdb
-def test_an_error_that_ends_an_instance_of_duckdb_is_told_from_others(tmp_path: Path) -> None:
+def test_an_error_that_invalidates_a_duckdb_instance_is_distinguished_from_others(tmp_path: Path) -> None:
     import duckdb
 
     from repo.engines.duckdb import driver as engines

@@ -1,4 +1,4 @@
-"""Wherever Ctrl-C comes, a program that catches it goes on with a store that is whole. `soak.py` says how."""
+"""Wherever Ctrl-C arrives, a program that catches it continues with an intact store. See `soak.py`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def soak(nursery: Nursery, seed: int, tmp_path: Path, engine: str) -> Soak:
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
 @pytest.mark.parametrize("company", COMPANIES)
-def test_a_program_goes_on_after_interrupts_and_its_store_is_whole(
+def test_a_program_continues_after_interrupts_and_its_store_is_intact(
     soak: Soak, seed: int, engine: str, company: str
 ) -> None:
     names = [name for name in places_of(engine) if name not in _REBUILDING]
@@ -35,7 +35,7 @@ def test_a_program_goes_on_after_interrupts_and_its_store_is_whole(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
-def test_hundreds_of_interrupts_at_every_place_leave_the_store_whole(soak: Soak, engine: str) -> None:
+def test_hundreds_of_interrupts_at_every_place_leave_the_store_intact(soak: Soak, engine: str) -> None:
     for _ in until_hit(soak, LONG_HITS, places_of(engine)):
         pass
     print(f"\n{soak.table()}")

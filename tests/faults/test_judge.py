@@ -1,4 +1,4 @@
-"""The judge of the kills can fail: each kind of harm done to a right count is seen."""
+"""The judge of the kills can fail: it sees each kind of damage to a correct count."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPERATIONS = 60
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> tuple[Counted, Expected]:
-    """A store after some operations, counted; it does not matter here on which engine."""
+    """A store after some operations, counted; the engine does not matter here."""
     folder = tmp_path_factory.mktemp("judge") / "store"
     expected = Expected(State(), OPERATIONS)
     with Store(folder, Settings(engine="sqlite", background=False)) as store:
@@ -91,7 +91,7 @@ def test_a_right_count_is_right(scene: tuple[Counted, Expected]) -> None:
     assert len(counted.rows) == len(counted.range) == len(counted.after) > 0
 
 
-def test_an_operation_that_was_not_acknowledged_may_stand_or_not(scene: tuple[Counted, Expected]) -> None:
+def test_an_operation_that_was_not_acknowledged_may_be_stored_or_not(scene: tuple[Counted, Expected]) -> None:
     counted, _ = scene
     earlier = State()
     for index in range(OPERATIONS - 1):
@@ -117,7 +117,7 @@ def test_an_operation_that_was_not_acknowledged_may_stand_or_not(scene: tuple[Co
         (_old_latest, 0, 0),
     ],
 )
-def test_harm_is_seen(
+def test_damage_is_detected(
     harm: Callable[[Counted], None], lost: int, doubled: int, scene: tuple[Counted, Expected]
 ) -> None:
     counted, expected = copy.deepcopy(scene)
@@ -127,6 +127,6 @@ def test_harm_is_seen(
     assert (verdict.lost, verdict.doubled) == (lost, doubled)
 
 
-def test_what_other_writers_wrote_is_seen_as_strange(scene: tuple[Counted, Expected]) -> None:
+def test_data_of_other_writers_is_detected(scene: tuple[Counted, Expected]) -> None:
     counted, _ = scene
     assert judge(counted, {1: Expected(State(), 0)}, "judge", HEAD).problems

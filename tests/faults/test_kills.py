@@ -1,4 +1,4 @@
-"""Whatever is killed, and when: what was acknowledged stands once. `kills.py` says how."""
+"""Whatever is killed, and when: what was acknowledged is stored exactly once. See `kills.py`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS_OF_SQLITE = [step for step in STEPS if step != BULK]
 
 
 def in_turn(steps: Iterable[str], first: int) -> list[Any]:
-    """Of the steps that both engines have, mark every other one as slow: what is slow on one is not on the other."""
+    """Mark every other step that both engines have as slow; a step that is slow on one engine is not on the other."""
     short = {BULK, *STEPS_OF_SQLITE[first::2]}
     return [pytest.param(step, marks=[] if step in short else pytest.mark.slow) for step in steps]
 

@@ -1,4 +1,4 @@
-"""Under load: processes that write flat out all go on, and so does a reader beside them."""
+"""Under load: all processes that write at full speed make progress, and so does a concurrent reader."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ print(at, took[-1], took[int(len(took) * 0.99)])
 
 
 @pytest.mark.slow
-def test_eight_processes_that_insert_flat_out_all_go_on_and_a_reader_beside_them(tmp_path: Path) -> None:
+def test_eight_processes_that_insert_at_full_speed_and_a_reader_all_make_progress(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     Store(folder, Settings(engine="sqlite")).close()
     writers = [

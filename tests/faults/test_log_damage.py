@@ -1,4 +1,4 @@
-"""DuckDB's log is disposable: whatever happens to it after a kill, the journal still holds what it held."""
+"""DuckDB's log is disposable: whatever happens to it after a kill, the journal still has its content."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_logs_that_are_damaged_after_many_kills_lose_nothing(damage: Damage, own
 
 
 def test_pruning_before_the_checkpoint_would_be_caught(own_campaign: Campaign) -> None:
-    """The negative control: journal rows deleted at flush's COMMIT, and the log gone."""
+    """The negative control: journal rows are deleted at the COMMIT of a flush, and the log is lost."""
     step = "between the copy and the CHECKPOINT"
     for _ in range(5):  # a kill before the first points are flushed leaves nothing to lose
         own_campaign.round(step, damage=removed, prune_at_commit=True)

@@ -1,7 +1,7 @@
-"""Metadata that end before what was acknowledged say so: in the ledger, in the status, and nothing is numbered twice.
+"""Metadata that lost acknowledged data is reported in the ledger and in the status, and nothing is numbered twice.
 
-SQLite stops reading a WAL at the first damaged frame, without an error. The files of a running store are copied,
-as a kill leaves them, and the copy of the WAL is damaged.
+SQLite stops reading a WAL at the first damaged frame, without an error. The test copies the files of a running store,
+as a kill would leave them, and damages the copy of the WAL.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _damage(folder: Path) -> None:
     log.write_bytes(content)
 
 
-def test_a_store_that_was_killed_and_is_whole_raises_no_alarm(killed: Path) -> None:
+def test_a_store_that_was_killed_and_is_intact_raises_no_alarm(killed: Path) -> None:
     with _open(killed) as store:
         assert "lost its last writes" not in str(store.status().warnings)
         assert _ledger(store) == []

@@ -1,4 +1,4 @@
-"""Memory: wide rows in the journal are flushed in batches bounded by bytes, however many of them wait there."""
+"""Memory: wide rows in the journal are flushed in batches bounded by bytes, however many there are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A column file is made whole or not at all: what a kill or a full disk left of one is no file."""
+"""A column file is created completely or not at all: the remains after a kill or on a full disk do not count."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = Settings(background=False, engine="duckdb")
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 8192, 12_287])
 @pytest.mark.parametrize("zeros", [True, False])
-def test_a_column_file_that_never_became_a_database_is_made_anew(
+def test_a_column_file_that_never_became_a_database_is_created_again(
     tmp_path: Path, size: int, zeros: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Store(tmp_path / "other", SETTINGS) as other:
@@ -36,7 +36,7 @@ def test_a_column_file_that_never_became_a_database_is_made_anew(
     assert "a new one is made" in caplog.text
 
 
-def test_a_column_file_that_was_cut_off_after_something_was_pruned_is_damage(tmp_path: Path) -> None:
+def test_a_column_file_truncated_after_a_prune_is_damage(tmp_path: Path) -> None:
     file = tmp_path / "timeseries.duckdb"
     with Store(tmp_path, SETTINGS) as store:
         store.points.insert("a", "m", 1.0)

@@ -1,4 +1,4 @@
-"""The system refuses one call on the store's files: a typed error, nothing lost, and the process works on after it."""
+"""If the system refuses one call on a store's files, the error is typed, nothing is lost, the process continues."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMPANIONS = ("", "-wal", "-shm", "-journal", ".wal", ".checkpoint")
 
 
 def refuse(folder: Path, engine: str, calls: str, error: str, nth: int) -> bool:
-    """Let the nth of these calls fail; returns whether there were so many."""
+    """Make the nth of these calls fail; returns whether there were that many."""
     store = folder / "store"
     store.mkdir(parents=True)
     names = [
@@ -59,7 +59,7 @@ def refuse(folder: Path, engine: str, calls: str, error: str, nth: int) -> bool:
 
 @pytest.mark.parametrize("engine", [pytest.param("duckdb", marks=pytest.mark.duckdb), "sqlite"])
 @pytest.mark.parametrize(("calls", "nth"), [("fsync,fdatasync", 9), ("unlink", 3)])
-def test_a_refused_call_is_a_typed_error_and_the_process_works_on(
+def test_a_refused_call_is_a_typed_error_and_the_process_continues(
     tmp_path: Path, engine: str, calls: str, nth: int
 ) -> None:
     refuse(tmp_path / "once", engine, calls, CALLS[calls], nth)

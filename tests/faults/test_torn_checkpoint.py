@@ -1,4 +1,4 @@
-"""A kill in the middle of a CHECKPOINT, which DuckDB does not survive by itself: it writes in place."""
+"""A kill in the middle of a CHECKPOINT, which DuckDB does not survive by itself, because it writes in place."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECTOR = 512
 
 
 def fill(folder: Path) -> list[tuple[str, int, float]]:
-    """A store with rows in its file, and others in DuckDB's log alone."""
+    """A store with some rows in its file, and others only in DuckDB's log."""
     rows = [(f"s{at % 7}", "m", at, float(at)) for at in range(6000)]
     with Store(folder, SETTINGS) as store:
         store.points.insert_many(rows[:4000])
@@ -40,7 +40,7 @@ def fill(folder: Path) -> list[tuple[str, int, float]]:
 
 @pytest.fixture
 def torn_store(tmp_path: Path, seed: int) -> tuple[Path, list[tuple[str, int, float]]]:
-    """The store as it is when a checkpoint's data and half of its metadata block are written, not its header."""
+    """The store after a checkpoint has written its data and half of its metadata block, but not its header."""
     rng = random.Random(seed)
     folder = tmp_path / "store"
     wanted = fill(folder)
@@ -73,7 +73,7 @@ def stored(folder: Path) -> list[tuple[str, int, float]]:
 
 
 @pytest.mark.parametrize("proved", [True, False], ids=["proved", "noted by an earlier version"])
-def test_a_checkpoint_torn_by_a_kill_is_mended_and_nothing_is_lost(
+def test_a_checkpoint_torn_by_a_kill_is_repaired_and_nothing_is_lost(
     torn_store: tuple[Path, list[tuple[str, int, float]]], proved: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, wanted = torn_store
@@ -86,7 +86,7 @@ def test_a_checkpoint_torn_by_a_kill_is_mended_and_nothing_is_lost(
 
 
 @pytest.mark.parametrize("command", [["current"], ["upgrade", "head"]], ids=" ".join)
-def test_the_alembic_command_mends_a_torn_checkpoint_as_a_store_does(
+def test_the_alembic_command_repairs_a_torn_checkpoint_as_a_store_does(
     torn_store: tuple[Path, list[tuple[str, int, float]]], command: list[str]
 ) -> None:
     folder, wanted = torn_store
@@ -102,7 +102,7 @@ def test_the_alembic_command_mends_a_torn_checkpoint_as_a_store_does(
     assert stored(folder) == wanted
 
 
-def test_a_checkpoint_after_a_change_of_the_schema_is_noted_with_its_proof(tmp_path: Path) -> None:
+def test_a_checkpoint_after_a_schema_change_is_recorded_with_its_proof(tmp_path: Path) -> None:
     with Store(tmp_path, SETTINGS) as store:
         store.points.insert_many([(f"s{at % 7}", "m", at, float(at)) for at in range(4000)])
         store.checkpoint()
@@ -120,7 +120,7 @@ def test_a_checkpoint_after_a_change_of_the_schema_is_noted_with_its_proof(tmp_p
     assert found.blocks
 
 
-def test_a_flipped_bit_is_damage_though_a_checkpoint_was_under_way(
+def test_a_flipped_bit_is_damage_even_if_a_checkpoint_was_running(
     torn_store: tuple[Path, list[tuple[str, int, float]]], seed: int
 ) -> None:
     folder, _ = torn_store
@@ -142,7 +142,7 @@ def test_a_flipped_bit_is_damage_though_a_checkpoint_was_under_way(
     stored(folder)
 
 
-def test_a_note_that_is_not_whole_is_none(torn_store: tuple[Path, list[tuple[str, int, float]]]) -> None:
+def test_an_incomplete_note_is_ignored(torn_store: tuple[Path, list[tuple[str, int, float]]]) -> None:
     folder, _ = torn_store
     note = checkpoint.note_path(folder / "timeseries.duckdb")
     content = note.read_bytes()
@@ -154,7 +154,7 @@ def test_a_note_that_is_not_whole_is_none(torn_store: tuple[Path, list[tuple[str
     stored(folder)
 
 
-def test_without_a_checkpoint_under_way_the_same_is_damage(
+def test_without_a_running_checkpoint_the_same_is_damage(
     torn_store: tuple[Path, list[tuple[str, int, float]]],
 ) -> None:
     folder, _ = torn_store
@@ -166,13 +166,13 @@ def test_without_a_checkpoint_under_way_the_same_is_damage(
     assert path.read_bytes() == before
 
 
-def test_a_checkpoint_that_was_noted_and_never_began_changes_nothing(tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_recorded_but_never_began_changes_nothing(tmp_path: Path) -> None:
     wanted = fill(tmp_path)
     checkpoint.note_path(tmp_path / "timeseries.duckdb").write_bytes(b"1")
     assert stored(tmp_path) == wanted
 
 
-def test_a_checkpoint_that_fails_stays_noted(tmp_path: Path) -> None:
+def test_a_failed_checkpoint_stays_recorded(tmp_path: Path) -> None:
     path = tmp_path / "columns"
     with suppress(ZeroDivisionError), checkpoint.noted(path):
         assert checkpoint.read_note(path)

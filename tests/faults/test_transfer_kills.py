@@ -1,4 +1,4 @@
-"""Kills in the middle of exports and imports: what stands is whole, and doing it again completes it."""
+"""Kills in the middle of exports and imports: what exists is complete, and repeating the job completes the rest."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ LONG = 100
 
 @pytest.fixture
 def source(tmp_path: Path, engine: str) -> Store:
-    """A store with some days of points, closed."""
+    """A closed store with some days of points."""
     store = Store(tmp_path / "source", Settings(background=False, engine=engine))  # type: ignore[arg-type]
     rows = [(f"s{n % 5}", "m", day * 86_400 + n, n / 8) for day in range(DAYS) for n in range(DAY_ROWS)]
     store.points.insert_many(rows)
@@ -94,7 +94,7 @@ def points_of(folder: Path) -> list[Any]:
 
 
 def killed(what: str, store: Path, path: Path, after_s: float) -> str:
-    """Start the work, and kill it; returns the step that it was in, or `done`."""
+    """Start the work and kill it; returns the step that it was in, or `done`."""
     process = start_python(WORK, what, store, path, " ".join(STEPS[what.split()[0]]))
     assert process.stdout is not None
     while process.stdout.readline() != "open\n":
@@ -107,7 +107,7 @@ def killed(what: str, store: Path, path: Path, after_s: float) -> str:
 
 
 def kill_often(times: int, seed: int, work: Callable[[float], str]) -> None:
-    """Kill work at random moments until it was cut off so often, and print where; longer work has longer to live."""
+    """Kill work at random times until it was interrupted often enough, and print where; longer work lives longer."""
     chance = random.Random(seed)
     where: Counter[str] = Counter()
     longest_s = 0.6
@@ -156,13 +156,13 @@ def kills_in_imports(source: Store, tmp_path: Path, engine: str, seed: int, time
     kill_often(times, seed, work)
 
 
-def test_an_export_that_is_killed_leaves_whole_files_and_can_go_on(
+def test_a_killed_export_leaves_complete_files_and_can_resume(
     source: Store, tmp_path: Path, seed: int
 ) -> None:
     kills_in_exports(source, tmp_path, seed, SHORT)
 
 
-def test_an_import_that_is_killed_is_completed_by_another(
+def test_a_killed_import_is_completed_by_another_one(
     source: Store, tmp_path: Path, engine: str, seed: int
 ) -> None:
     kills_in_imports(source, tmp_path, engine, seed, SHORT)

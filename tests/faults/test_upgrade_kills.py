@@ -1,4 +1,4 @@
-"""Whenever an upgrade is killed: the store is at a whole revision with every row, and the next run completes it."""
+"""Whenever an upgrade is killed, the store is at a complete revision with every row, and the next run completes it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fleet(nursery: Nursery, folder: Path, seed: int, stores: int) -> Fleet:
     return rollout
 
 
-def test_an_upgrade_that_is_killed_is_at_a_whole_revision_and_can_be_completed(
+def test_a_killed_upgrade_is_at_a_complete_revision_and_can_be_completed(
     nursery: Nursery, tmp_path: Path, seed: int
 ) -> None:
     campaign = kills(nursery, tmp_path, seed, 10_000)

@@ -1,4 +1,4 @@
-"""Kills in upgrades: each store ends at a whole revision with every row, and running again completes it.
+"""Kills in upgrades: each store is at a complete revision with every row, and another run completes the upgrade.
 
     python -m tests.faults.upgrade_kills kills --kills 100 --points 200000 [--seed N]
     python -m tests.faults.upgrade_kills fleet --stores 300 [--seed N]
@@ -64,7 +64,7 @@ PROCESSES = 4
 
 
 def state_of(folder: Path, found: Contents) -> str:
-    """Say which moment a store has come to, by what is in its files."""
+    """Return the state that an upgrade has reached, from the content of the store's files."""
     if found["metadata"] == HEAD and not pointers(found):
         return RESTORED
     if found["metadata"] is not None:
@@ -77,12 +77,12 @@ def state_of(folder: Path, found: Contents) -> str:
 
 
 def pointers(found: Contents) -> int:
-    """Count the records that have no data but say where it is."""
+    """Count the records that are pointers to their data."""
     return sum(record.data.startswith(POINTER_START) for record in found["records"])
 
 
 def restored(found: Contents) -> list[tuple[Any, ...]]:
-    """Return the records as they are to be when those of `add_pointers` have their data back."""
+    """Return the expected records after those of `add_pointers` have their data again."""
     return [
         (*record[:3], f'{{"value":{record.record_id[2:]}}}', *record[4:])
         if record.record_id.startswith("R-")
@@ -93,7 +93,7 @@ def restored(found: Contents) -> list[tuple[Any, ...]]:
 
 @dataclass(slots=True)
 class UpgradeKills:
-    """Upgrades of copies of one legacy store, killed."""
+    """Killed upgrades of copies of one legacy store."""
 
     nursery: Nursery
     root: Path
@@ -108,7 +108,7 @@ class UpgradeKills:
     """How long each state lasts, and `DONE` the whole."""
 
     def prepare(self) -> None:
-        """See what the store holds, and how long its upgrade and each state of it take."""
+        """Measure the content of the store, and how long its upgrade and each state take."""
         copy = self._copy("reference")
         self._expected = contents(copy)
         child = self._start(copy, opens=False)
@@ -125,7 +125,7 @@ class UpgradeKills:
         shutil.rmtree(copy)
 
     def round(self, number: int) -> None:
-        """Kill one upgrade, see what it left, and complete it; killed a second time, mostly."""
+        """Kill one upgrade, check what it left, and complete it; mostly after a second kill."""
         chance = Random(f"{self.seed}/{number}")
         copy = self._copy(str(number))
         for attempt in range(2):
@@ -142,7 +142,7 @@ class UpgradeKills:
         shutil.rmtree(copy)
 
     def table(self) -> str:
-        """Return the states, how often each was hit, and how long it lasts."""
+        """Return the states with their hits and durations."""
         lines = [f"{'state at the kill':26}{'hits':>6}{'lasts':>10}"]
         lines += [
             f"{moment:26}{self.hits[moment]:>6}{self._longest_s[moment] * 1000:>7.0f} ms"
@@ -182,7 +182,7 @@ class UpgradeKills:
         return time.monotonic()
 
     def _judged(self, copy: Path, number: int, *, counted: bool) -> bool:
-        """Look at a copy of what was left, so that nothing but the next run repairs it."""
+        """Inspect a copy of what was left, so that only the next run repairs the original."""
         looked = Path(shutil.copytree(copy, copy.with_name(f"{copy.name}-looked")))
         found = contents(looked)
         state = state_of(looked, found)
@@ -217,7 +217,7 @@ class UpgradeKills:
 
 @dataclass(slots=True)
 class Fleet:
-    """Many stores, upgraded by processes that are killed and started again."""
+    """Many stores, upgraded by processes that are killed and restarted."""
 
     nursery: Nursery
     root: Path
@@ -228,7 +228,7 @@ class Fleet:
     _expected: dict[Path, Contents] = field(default_factory=dict)
 
     def make(self, stores: int) -> None:
-        """Make stores with random content: of the legacy program, and of each revision on either engine."""
+        """Create stores with random content: of the legacy program, and of each revision on each engine."""
         chance = Random(f"{self.seed}/fleet")
         for number in range(stores):
             folder = self.root / f"gateway {number:03}%"
@@ -251,7 +251,7 @@ class Fleet:
             self._expected[folder] = contents(folder)
 
     def upgrade(self) -> None:
-        """Run the processes until every store is at the head; each is killed again and again."""
+        """Run the processes until every store is at the head; each is killed repeatedly."""
         chance = Random(f"{self.seed}/upgrade")
         children: dict[int, Child] = {}
         left = dict.fromkeys(self._expected)
@@ -279,7 +279,7 @@ class Fleet:
             child.kill()
 
     def judge(self) -> None:
-        """Count every store's rows."""
+        """Count the rows of every store."""
         for folder, expected in self._expected.items():
             found = contents(folder)
             if (found["columns"], found["metadata"]) != (HEAD, HEAD):
@@ -289,7 +289,7 @@ class Fleet:
                     self.failures.append(f"{folder}: {name} differ")
 
     def rows(self) -> tuple[int, int]:
-        """Return how many points and records there are."""
+        """Return the number of points and records."""
         return (
             sum(found["points"][0] for found in self._expected.values()),
             sum(len(found["records"]) for found in self._expected.values()),
@@ -297,7 +297,7 @@ class Fleet:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the long forms and print their tables; 1 if anything was lost or stuck."""
+    """Run the long forms and print their tables; returns 1 if anything was lost or stuck."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""What runs in the processes that upgrade stores and are killed meanwhile. Judges nothing."""
+"""The code of the processes that upgrade stores and are killed. Judges nothing."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ DONE = "done"
 
 
 def reached(database: str, revision: str) -> str:
-    """Name the moment at which one database has come to a revision."""
+    """Return the name of the state in which one database has reached a revision."""
     return f"{database} at {revision}"
 
 
 @dataclass(slots=True)
 class Upgrade:
-    """One upgrade of one store, that says how far it has come."""
+    """One upgrade of one store, which reports its progress."""
 
     folder: Path
     opens: bool
     """Whether the store is opened, which upgrades it too, or the migration called."""
 
     def live(self, say: Callable[[str], None]) -> None:
-        """Upgrade, saying each moment."""
+        """Upgrade, and report each state."""
         tell(say)
         say(BEGUN)
         if self.opens:
@@ -51,12 +51,12 @@ class Upgrade:
 
 @dataclass(slots=True)
 class Rollout:
-    """One process that upgrades many stores, one after the other; others may be at the same ones."""
+    """One process that upgrades many stores, one after the other; others may work on the same ones."""
 
     folders: list[Path]
 
     def live(self, say: Callable[[str], None]) -> None:
-        """Upgrade all, saying each one's name."""
+        """Upgrade all stores, and report the name of each."""
         for folder in self.folders:
             while True:
                 try:
@@ -69,7 +69,7 @@ class Rollout:
 
 
 def tell(say: Callable[[str], None]) -> None:
-    """Have each moment of the upgrades of this process said."""
+    """Report each state of the upgrades in this process."""
     make, upgrade, restore = backup.make, runner.upgrade, migrating._Run._restore
 
     @functools.wraps(make)

@@ -1,9 +1,9 @@
-"""The workload: what the writers of a child do, and what must stand after it. Never opens a store.
+"""The workload: what the writers of a child do, and the states that are valid afterwards. Never opens a store.
 
-Each writer owns its series and its records, and does one operation after the other. An operation follows
-from (seed, writer, index) alone, so a parent that knows which ones were acknowledged knows every point that
-must stand: the state after them or, because what was not acknowledged may have been committed all the same,
-the state after one of the few operations that can have been under way.
+Each writer owns its series and its records, and does one operation after the other. An operation depends only on
+(seed, writer, index), so a parent that knows which ones were acknowledged knows every point that must be stored: the
+state after them or, because an operation that was not acknowledged may have been committed, the state after one of the
+few operations that may have been running.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Identity = tuple[str, str, int]
 
 
 class Content(NamedTuple):
-    """What a point holds beside its identity."""
+    """The fields of a point that are not part of its identity."""
 
     value: float | None
     text: str | None
@@ -51,7 +51,7 @@ class Delete(NamedTuple):
     end_us: int | None
 
     def covers(self, identity: Identity) -> bool:
-        """Say whether a point falls."""
+        """Return whether a point is deleted."""
         sensor, metric, at = identity
         return (
             fnmatchcase(sensor, self.sensor_id)
@@ -88,7 +88,7 @@ class Operation(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """What the loss ledger must say of one delete."""
+    """The expected ledger entry of one delete."""
 
     detail: str
     dropped: int
@@ -98,18 +98,18 @@ class Drop(NamedTuple):
 
 @dataclass(slots=True)
 class State:
-    """What must stand of one writer."""
+    """The expected state of one writer."""
 
     points: dict[Identity, Content] = field(default_factory=dict)
     records: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
     drops: list[Drop] = field(default_factory=list)
 
     def copy(self) -> State:
-        """Return a state of its own; contents are never changed in place."""
+        """Return an independent copy; contents are never changed in place."""
         return State(dict(self.points), dict(self.records), list(self.drops))
 
     def apply(self, operation: Operation) -> None:
-        """Do to this state what the operation does to a store."""
+        """Apply the operation to this state as to a store."""
         for part in operation.parts:
             match part:
                 case Insert(rows):
@@ -138,7 +138,7 @@ def owner_of(name: str) -> int:
 
 
 def operation(seed: str, writer: int, index: int) -> Operation:
-    """Return what a writer does at this index."""
+    """Return the operation of a writer at this index."""
     rng = Random(f"{seed}/{writer}/{index}")
     kind = rng.choices(
         ("insert", "many", "big", "submit", "table", "delete", "record", "sent", "together"),
@@ -166,7 +166,7 @@ def operation(seed: str, writer: int, index: int) -> Operation:
 
 
 def may_stand(state: State, seed: str, writer: int, next_index: int) -> Iterator[tuple[int, State]]:
-    """Yield the states that are right when everything before `next_index` was acknowledged and nothing after."""
+    """Yield the states that are valid if everything before `next_index` was acknowledged and nothing after it."""
     state = state.copy()
     yield next_index, state
     for index in range(next_index, next_index + MOST_UNDER_WAY):
