@@ -189,7 +189,7 @@ class Campaign:
         return place is None or ("STEP" in child.lines and "PASSED" not in child.lines)
 
     def _kill_one_of_two(self, chain: Chain, app: App, rng: Random, request: Path) -> bool:
-        """Kill one of two processes that holds the lease or waits for it; the other must get it, continue, and die later."""
+        """Kill one of two processes that holds or wants the lease; the other must get it, continue, and die later."""
         other = App(chain.store, chain.seed, app.settings, self._writers(chain, (2, 3)))
         children = [
             self._nursery.start(other, request.with_suffix(".other")),
