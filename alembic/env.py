@@ -16,7 +16,7 @@ from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection
 
-from repo.engines.registry import traits_of
+from repo.engines.registry import engine_named, traits_of
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import HoldfastError, SchemaOutdated
 from repo.models import MetadataBase, TimeSeriesBase
@@ -168,12 +168,7 @@ def run_command(targets: list[Target]) -> None:
 def run_offline(targets: list[Target]) -> None:
     """Print the SQL that the command would run, without opening a database."""
     for target in targets:
-        url = "sqlite://"
-        if target.engine == "duckdb":
-            import repo.engines.duckdb.dialect  # noqa: F401  # registers it
-
-            url = "duckdb+holdfast://"
-        configure(target.database, url=url, literal_binds=True)
+        configure(target.database, url=engine_named(target.engine).traits().url, literal_binds=True)
         context.get_context().impl.static_output(f"-- {target.database}: {target.engine}, {target.path}")
         with context.begin_transaction():
             context.run_migrations(database=target.database)

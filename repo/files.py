@@ -5,21 +5,19 @@ from __future__ import annotations
 import glob
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from repo.engines.registry import ENGINES, LEGACY, METADATA, engine_named
 from repo.errors import InvalidSettings, system_typed
+from repo.lease import LEASE_FILE, TURN_FILE
+from repo.settings import CONFIG_FILE
 
 __all__ = [
     "ACKNOWLEDGED_FILE",
-    "CONFIG_FILE",
-    "DUCKDB_FILE",
-    "ENGINES",
-    "LEASE_FILE",
     "LOCK_FILES",
     "METADATA_FILE",
-    "SQLITE_FILE",
-    "TURN_FILE",
     "WRITE_FILE",
     "WRITE_TURN_FILE",
     "StoreFiles",
@@ -28,16 +26,12 @@ __all__ = [
 ]
 
 METADATA_FILE = "offline_buffer.db"
-CONFIG_FILE = "holdfast.toml"
-LEASE_FILE, TURN_FILE = "lease.lock", "turn.lock"
 WRITE_FILE, WRITE_TURN_FILE = "write.lock", "write-turn.lock"
 ACKNOWLEDGED_FILE = "acknowledged.mark"
 LOCK_FILES = (LEASE_FILE, TURN_FILE, WRITE_FILE, WRITE_TURN_FILE)
 BESIDE_SUFFIX = ".meta.db"
 
-ENGINES = ("duckdb", "sqlite")
-
-DUCKDB_FILE, SQLITE_FILE = "timeseries.duckdb", "timeseries.sqlite"
+_LEGACY_FILE = LEGACY.file_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +44,8 @@ class StoreFiles:
 
     folder: Path
     metadata: Path
-    duckdb: Path
-    sqlite: Path
+    paths: Mapping[str, Path]
+    """The column file of each engine, by its name."""
     prefix: str = ""
 
     @classmethod
@@ -77,24 +71,40 @@ class StoreFiles:
         metadata = _followed(folder / METADATA_FILE)
         if metadata.name.endswith(BESIDE_SUFFIX):
             return cls._beside(metadata.with_name(metadata.name.removesuffix(BESIDE_SUFFIX)))
-        if not metadata.exists() and _metadata_beside(folder / DUCKDB_FILE).is_file():
-            return cls._beside(folder / DUCKDB_FILE)
-        return cls(folder, metadata, _followed(folder / DUCKDB_FILE), _followed(folder / SQLITE_FILE))
+        if not metadata.exists() and _metadata_beside(folder / _LEGACY_FILE).is_file():
+            return cls._beside(folder / _LEGACY_FILE)
+        return cls(
+            folder,
+            metadata,
+            {name: _followed(folder / engine.file_name) for name, engine in ENGINES.items()},
+        )
 
     @classmethod
     def _of_columns(cls, file: Path) -> StoreFiles:
         metadata = _followed(_metadata_beside(file))
         if metadata.name == METADATA_FILE:
             return cls._of_folder(metadata.parent)
-        in_folder = file.name in (DUCKDB_FILE, SQLITE_FILE) and (file.parent / METADATA_FILE).exists()
+        in_folder = (
+            file.name in {engine.file_name for engine in ENGINES.values()}
+            and (file.parent / METADATA_FILE).exists()
+        )
         if in_folder and not metadata.exists():
             return cls._of_folder(file.parent)
         return cls._beside(file)
 
     @classmethod
     def _beside(cls, file: Path) -> StoreFiles:
-        rows = file.with_suffix(".sqlite") if file.suffix != ".sqlite" else Path(f"{file}.sqlite")
-        return cls(file.parent, _metadata_beside(file), file, rows, f"{file.name}.")
+        paths = {}
+        for name, engine in ENGINES.items():
+            suffix = Path(engine.file_name).suffix
+            other = file.with_suffix(suffix) if file.suffix != suffix else Path(f"{file}{suffix}")
+            paths[name] = file if name == LEGACY.name else other
+        return cls(file.parent, _metadata_beside(file), paths, f"{file.name}.")
+
+    @property
+    def duckdb(self) -> Path:
+        """The file that the legacy program kept its points in, which may lie elsewhere: see `place_columns`."""
+        return self.columns(LEGACY.name)
 
     @property
     def path(self) -> Path:
@@ -126,16 +136,20 @@ class StoreFiles:
         return f"holdfast --store {shlex.quote(str(self.path))} {what}"
 
     def columns(self, engine: str) -> Path:
-        """Return the column file of an engine."""
-        return self.duckdb if engine == "duckdb" else self.sqlite
+        """Return the column file of an engine; raises `StoreUnsupported` for an unknown one."""
+        return self.paths[engine_named(engine).name]
+
+    def with_columns(self, engine: str, file: Path) -> StoreFiles:
+        """Return the same files with another column file of an engine."""
+        return replace(self, paths={**self.paths, engine: file})
 
     def metadata_files(self) -> list[Path]:
         """Return the metadata database and its log; they may not exist."""
-        return [self.metadata, Path(f"{self.metadata}-wal")]
+        return [self.metadata, METADATA.log_of(self.metadata)]
 
     def column_files(self) -> list[Path]:
-        """Return the column files of both engines and their logs; most do not exist."""
-        return [self.duckdb, Path(f"{self.duckdb}.wal"), self.sqlite, Path(f"{self.sqlite}-wal")]
+        """Return the column files of all engines and their logs; most do not exist."""
+        return [file for name, path in self.paths.items() for file in (path, ENGINES[name].log_of(path))]
 
     def owns(self, path: str | os.PathLike[str]) -> bool:
         """Say whether a file of this name is, or might become, one of the store's: a database, its log, a backup."""
@@ -143,8 +157,7 @@ class StoreFiles:
         folder = Path(os.path.realpath(given.parent))
         named = (
             self.metadata,
-            self.duckdb,
-            self.sqlite,
+            *self.paths.values(),
             self.acknowledged,
             *(self.folder / f"{self.prefix}{name}" for name in LOCK_FILES),
             self.folder / CONFIG_FILE,
@@ -157,7 +170,7 @@ class StoreFiles:
         """Return the files that were set aside: inactive columns, and damaged logs."""
         return sorted(
             path
-            for own in {self.duckdb, self.sqlite}
+            for own in set(self.paths.values())
             for path in own.parent.glob(f"{glob.escape(own.name)}*")
             if ".inactive-" in path.name or ".corrupt-" in path.name
         )
@@ -170,14 +183,15 @@ def find_files(path: str | os.PathLike[str], elsewhere: str | os.PathLike[str] |
     taken that is not there, or is another store's. Nothing is changed: see `place_columns`.
     """
     files = StoreFiles.of(os.path.realpath(path))
-    linked = files.prefix or os.path.lexists(files.folder / DUCKDB_FILE)
-    if elsewhere is None or linked or files.sqlite.exists() or not files.metadata.exists():
+    linked = files.prefix or os.path.lexists(files.folder / _LEGACY_FILE)
+    others = (path for name, path in files.paths.items() if name != LEGACY.name)
+    if elsewhere is None or linked or any(path.exists() for path in others) or not files.metadata.exists():
         return files
     file = Path(os.path.realpath(elsewhere))
     owner = StoreFiles.beside(file).metadata
     if not file.is_file() or (owner.exists() and owner != files.metadata):
         return files
-    return replace(files, duckdb=file)
+    return files.with_columns(LEGACY.name, file)
 
 
 def place_columns(folder: Path, file: Path) -> None:
@@ -188,7 +202,7 @@ def place_columns(folder: Path, file: Path) -> None:
     `InvalidSettings` if the folder's store has its columns in another place, or would become two stores.
     """
     folder, file = Path(os.path.realpath(folder)), Path(os.path.realpath(file))
-    own, link, back = folder / METADATA_FILE, folder / DUCKDB_FILE, _metadata_beside(file)
+    own, link, back = folder / METADATA_FILE, folder / _LEGACY_FILE, _metadata_beside(file)
     files = StoreFiles.of(folder)
     if file == Path(os.path.realpath(files.duckdb)):
         if files.prefix and not own.exists():

@@ -18,13 +18,15 @@ _FLOCK = struct.Struct("qqihh" if sys.platform == "darwin" else "hhqqi4x")
 _LOOK = getattr(fcntl, "F_OFD_GETLK", getattr(fcntl, "F_GETLK", 0))
 
 
-_COMPANIONS = ("", "-wal", "-shm", "-journal", ".wal", ".checkpoint")
-_own: set[str] = set()
+_own: dict[str, tuple[str, ...]] = {}
 
 
-def note_own(path: str | os.PathLike[str]) -> None:
-    """Note a database or lock file of a store, which this process opens, for `refuse_own`. Thread-safe."""
-    _own.add(os.path.realpath(path))
+def note_own(path: str | os.PathLike[str], companions: tuple[str, ...] = ()) -> None:
+    """Note a database or lock file of a store, which this process opens, for `refuse_own`. Thread-safe.
+
+    `companions` are the suffixes of the files that belong to it.
+    """
+    _own[os.path.realpath(path)] = companions
 
 
 def refuse_own(path: str | os.PathLike[str], *, folder: int | None = None) -> None:
@@ -38,13 +40,13 @@ def refuse_own(path: str | os.PathLike[str], *, folder: int | None = None) -> No
         wanted = os.stat(path, dir_fd=folder)
     except OSError:
         return  # opening it will say why
-    for own in tuple(_own):
-        for companion in _COMPANIONS:
+    for own, companions in tuple(_own.items()):
+        for companion in ("", *companions):
             try:
                 found = os.stat(own + companion)
             except OSError:
                 if not companion:
-                    _own.discard(own)  # the store was removed
+                    _own.pop(own, None)  # the store was removed
                     break
                 continue
             if os.path.samestat(found, wanted):

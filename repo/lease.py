@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repo.errors import HoldfastError, StoreBusy, StoreUnsupported, system_error, system_typed
-from repo.files import LEASE_FILE, TURN_FILE, StoreFiles
 from repo.inuse import note_own
 
-__all__ = ["Holder", "Lease", "leased", "read_holder"]
+__all__ = ["LEASE_FILE", "TURN_FILE", "Holder", "Lease", "leased", "read_holder"]
+
+LEASE_FILE, TURN_FILE = "lease.lock", "turn.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +151,11 @@ class Lease:
 
 
 @contextlib.contextmanager
-def leased(files: StoreFiles, timeout_s: float, now_us: Callable[[], int], doing: str) -> Iterator[None]:
+def leased(
+    folder: Path, timeout_s: float, now_us: Callable[[], int], doing: str, *, prefix: str = ""
+) -> Iterator[None]:
     """Hold the lease of a store for the block; raises `StoreBusy` as `Lease.acquire` does."""
-    lease = Lease(files.folder, now_us, prefix=files.prefix)
+    lease = Lease(folder, now_us, prefix=prefix)
     try:
         lease.acquire(timeout_s, doing)
         yield

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
 from repo.errors import InvalidSettings, system_error
-from repo.files import CONFIG_FILE
 
-__all__ = ["ENVIRONMENT_PREFIX", "Settings"]
+__all__ = ["CONFIG_FILE", "ENVIRONMENT_PREFIX", "Settings"]
+
+CONFIG_FILE = "holdfast.toml"
 
 ENVIRONMENT_PREFIX = "HOLDFAST_"
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import click
 
 from repo.commands.output import print_json
 from repo.commands.session import Session, json_option
 from repo.errors import counted
+
+if TYPE_CHECKING:
+    from repo import Store
+    from repo.upkeep.convert import Converted
+
+    Progress = Callable[[int, int], object]
 
 __all__ = ["demote", "promote"]
 
@@ -24,7 +33,7 @@ def promote(session: Session) -> None:
     \b
     JSON: {"path", "before": engine, "after": engine, "points", "generation"}
     """
-    _move(session, "duckdb")
+    _move(session, "duckdb", lambda store, show: store.promote(progress=show))
 
 
 @click.command()
@@ -39,14 +48,13 @@ def demote(session: Session) -> None:
     \b
     JSON: {"path", "before": engine, "after": engine, "points", "generation"}
     """
-    _move(session, "sqlite")
+    _move(session, "sqlite", lambda store, show: store.demote(progress=show))
 
 
-def _move(session: Session, engine: str) -> None:
+def _move(session: Session, engine: str, move: Callable[[Store, Progress], Converted]) -> None:
     with session.opened() as store:
-        move = store.promote if engine == "duckdb" else store.demote
         with session.progress(f"to {engine}") as show:
-            done = move(progress=show)
+            done = move(store, show)
         kept = [
             name
             for name in store.status().bytes_by_kept_file

@@ -8,6 +8,7 @@ import click
 
 from repo.commands.output import print_json
 from repo.commands.session import Session, json_option
+from repo.engines.registry import ENGINES
 from repo.errors import EngineMissing, SchemaOutdated, StoreBusy, counted
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ __all__ = ["init", "status"]
 @click.command()
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "duckdb", "sqlite"]),
+    type=click.Choice(["auto", *ENGINES]),
     help="Engine of a new store; auto (the default) uses DuckDB if it is installed.",
 )
 @json_option

@@ -15,12 +15,11 @@ from sqlalchemy import Engine, inspect
 from repo import durable
 from repo.clock import Clock
 from repo.core.metadata import MetadataDatabase
-from repo.engines.base import COMPANIONS, Backend, typed_errors
-from repo.engines.duckdb.backend import DuckDBBackend
-from repo.engines.registry import backend_for, why_no_duckdb
+from repo.engines.base import Backend, typed_errors
+from repo.engines.registry import ENGINES, companions_of, engine_named, first_usable
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import SchemaOutdated, system_typed
-from repo.files import ENGINES, StoreFiles
+from repo.files import StoreFiles
 from repo.models import TimeSeriesState
 from repo.repositories.state import ColumnsStateRepository, State, StateRepository
 from repo.schema import version
@@ -63,13 +62,13 @@ class ActiveColumns:
         if leased and not self._files.columns(engine).exists():
             engine = self._moved_since(state) or engine
         backend = self.backend_of(engine)
-        if isinstance(backend, DuckDBBackend):
-            backend.may_begin = state.file_id is None and state.pruned_through == 0
+        backend.may_begin = state.file_id is None and state.pruned_through == 0
         return backend
 
     def backend_of(self, engine: str, path: Path | None = None) -> Backend:
-        """Return the backend of an engine, for its column file or another; see `backend_for`."""
-        return backend_for(engine, self._files, self._settings, self._clock, path=path)
+        """Return the backend of an engine, for its column file or another one; raises `EngineMissing`."""
+        path = path or self._files.columns(engine)
+        return engine_named(engine).open(path, self._files.scratch, self._settings, self._clock)
 
     def bring_to_head(self, engine: Engine, path: Path) -> None:
         """Make the tables of a new column file that is open; raises `SchemaOutdated` for an old one."""
@@ -144,8 +143,8 @@ def set_aside(paths: Iterable[Path], generation: int) -> list[Path]:
         # The file itself last: while it has its name, its log is looked for.
         with system_typed(path):
             durable.rename_all(
-                (path.with_name(path.name + companion), path.with_name(name + companion))
-                for companion in reversed(COMPANIONS)
+                (old, old.with_name(name + old.name.removeprefix(path.name)))
+                for old in (*companions_of(path), path)
             )
         log.info("%s is not the active column file any more; kept as %s", path, name)
         renamed.append(path.with_name(name))
@@ -160,8 +159,8 @@ def building_path(path: Path) -> Path:
 def remove(path: Path) -> None:
     """Remove a column file and what belongs to it."""
     with system_typed(path, "remove it once that is possible"):
-        for companion in COMPANIONS:
-            path.with_name(path.name + companion).unlink(missing_ok=True)
+        for file in (path, *companions_of(path)):
+            file.unlink(missing_ok=True)
 
 
 def first_engine(files: StoreFiles, settings: Settings) -> str:
@@ -171,16 +170,17 @@ def first_engine(files: StoreFiles, settings: Settings) -> str:
             return engine
     if settings.engine != "auto":
         return settings.engine
-    why = why_no_duckdb()
-    if why is None:
-        return "duckdb"
-    log.warning(
-        "Failed to initialize DuckDB, falling back to SQLite: %s; the columns of %s are kept in SQLite, with the "
-        "same features",
-        why,
-        files.folder,
-    )
-    return "sqlite"
+    preferred, chosen = next(iter(ENGINES.values())), first_usable()
+    if chosen is not preferred:
+        log.warning(
+            "Failed to initialize %s, falling back to %s: %s; the columns of %s are kept in %s, with the same features",
+            preferred.title,
+            chosen.title,
+            preferred.why_missing(),
+            files.folder,
+            chosen.title,
+        )
+    return chosen.name
 
 
 def refuse_unless_allowed(found: str | None, path: Path, files: StoreFiles, settings: Settings) -> None:

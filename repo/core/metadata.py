@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from repo import forks
 from repo.core.acknowledged import AcknowledgedMark
+from repo.engines.registry import METADATA
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import HoldfastError, StoreClosed
 from repo.files import StoreFiles
@@ -40,6 +41,7 @@ class MetadataDatabase:
     def __init__(self, files: StoreFiles, settings: Settings) -> None:
         path = files.metadata
         self.path = path
+        METADATA.traits()  # imported now, because an import takes a descriptor, and later none may be left
         self._checkpoint_bytes = settings.wal_checkpoint_bytes
         self.engine = sqlite.open_engine(
             path,

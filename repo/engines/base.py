@@ -16,7 +16,6 @@ from sqlalchemy.exc import DBAPIError
 from repo.errors import HoldfastError
 
 __all__ = [
-    "COMPANIONS",
     "ONE_SELECT",
     "Backend",
     "Params",
@@ -32,8 +31,6 @@ Params = Sequence[Any] | Mapping[str, Any]
 
 ONE_SELECT = "sql: exactly one SELECT is allowed"
 
-COMPANIONS = ("", ".wal", "-wal", "-shm", ".checkpoint")
-
 Row = Sequence[Any]
 
 
@@ -46,6 +43,12 @@ class Backend(Protocol):
     """Whether a committed flush is durable without a checkpoint."""
     takes_tables: bool
     """Whether a table can be merged as it is; otherwise it goes through the journal, as packed rows."""
+    log_is_spare: bool
+    """Whether the journal has everything that the log holds, so that a damaged log may be set aside. Set it before
+    `open`. An engine that is durable at commit ignores it."""
+    may_begin: bool
+    """Whether the store never had a column file, so that a file that is not a database yet may be replaced. Set it
+    before `open`. An engine whose new file is whole at once ignores it."""
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
@@ -155,6 +158,25 @@ class Traits:
     fold_ddl: Callable[[Connection], None]
     """Make a change of the schema durable in the file itself, where none may stay in the log: DuckDB cannot replay
     each of them. Ends the connection's transaction, and must not be called while another one writes."""
+
+    fold_log: Callable[[Engine], None]
+    """Fold the log into the file after a revision, as far as readers allow. Does nothing if `fold_ddl` did it."""
+
+    damage: Callable[[Connection], str | None]
+    """Check for damage that opening the file does not reveal; return its description, or None."""
+
+    joins_objects: bool
+    """Whether the driver joins tables with Python objects (`register`) and returns relations (`sql`), as DuckDB's
+    does. Otherwise stored points are looked up by their key."""
+
+    errors: tuple[type[Exception], ...]
+    """What its driver raises, bare."""
+
+    typed_error: Callable[[BaseException, Path], HoldfastError]
+    """Translate an error of the driver, bare or wrapped by SQLAlchemy, for a file."""
+
+    url: str
+    """A URL without a file, for which Alembic compiles statements."""
 
     one_write_per_transaction: bool
     """DuckDB 2.0.0 doubles rows or crashes when a transaction that has appended to a table goes on to read

@@ -46,7 +46,7 @@ def present(
     if not met:
         return 0
     low, high = min(low for low, _ in met), max(high for _, high in met)
-    if traits_of(connection).name == "duckdb":
+    if traits_of(connection).joins_objects:
         return _joined(connection, low, high, brought)
     return _sought(connection, low, high, brought)
 

@@ -43,7 +43,7 @@ class SliceReader:
 
 def slices_on(connection: Connection, series: Sequence[tuple[str, str]]) -> SliceReader:
     """Return the reader for the engine of this connection. `series` are the series to read, in this order."""
-    reader = _scanned if traits_of(connection).name == "duckdb" else _sought
+    reader = _scanned if traits_of(connection).joins_objects else _sought
     return reader(connection, series)
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from repo import durable, inuse
 from repo.clock import system_clock
 from repo.disk import HEADROOM_BYTES, refuse_full_disk
+from repo.engines.registry import ENGINES, LEGACY, METADATA, traits_of
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import (
     EngineMissing,
@@ -33,14 +34,14 @@ from repo.errors import (
     counted,
     system_typed,
 )
-from repo.files import CONFIG_FILE, DUCKDB_FILE, ENGINES, METADATA_FILE, SQLITE_FILE, StoreFiles
+from repo.files import METADATA_FILE, StoreFiles
 from repo.lease import read_holder
 from repo.schema import backup as backups
 from repo.schema.counting import rows_of
-from repo.schema.databases import DATABASES, REWRITE_FACTOR, backend_of, in_store, opened, typed
+from repo.schema.databases import DATABASES, backend_of, in_store, opened, typed
 from repo.schema.upgrade import Migration, migrate_store
 from repo.schema.version import HEAD
-from repo.settings import Settings
+from repo.settings import CONFIG_FILE, Settings
 
 __all__ = ["Adoption", "adopt_store"]
 
@@ -49,8 +50,6 @@ log = logging.getLogger("holdfast.adopting")
 Progress = Callable[[int, int], object]
 
 _UNFINISHED, _STORE = ".adopting", "holdfast-store"
-_COMPANIONS = {"duckdb": (".wal", ".checkpoint"), "sqlite": ("-wal", "-journal")}
-"""Files that belong to a database file. SQLite's shared memory does not: it is recreated."""
 _UNCHANGED = "the old store is unchanged, and no new one was made; fix the cause and adopt it again"
 _OF_THE_MIGRATION = (
     "databases",
@@ -99,6 +98,8 @@ class Adoption:
 class _File(NamedTuple):
     source: Path
     name: str
+    growth: float
+    """The bytes that its migration may take in addition to the copy, as a multiple of its size."""
 
 
 def adopt_store(
@@ -218,21 +219,24 @@ def _files(old: str | os.PathLike[str], columns: str | os.PathLike[str] | None) 
             "DUCKDB_STORAGE_PATH, or move away the file that is not its own",
             path=named,
         )
-    return replace(files, duckdb=named)
+    return files.with_columns(LEGACY.name, named)
 
 
 def _sources(files: StoreFiles) -> list[_File]:
     databases = [
-        (files.metadata, METADATA_FILE, "sqlite"),
-        (files.duckdb, DUCKDB_FILE, "duckdb"),
-        (files.sqlite, SQLITE_FILE, "sqlite"),
+        (files.metadata, METADATA_FILE, METADATA, 1.0),  # for the data restored from points
+        *(
+            (files.columns(name), engine.file_name, engine, engine.rewrite_factor)
+            for name, engine in ENGINES.items()
+        ),
     ]
     found = [
-        _File(source.with_name(source.name + companion), name + companion)
-        for source, name, engine in databases
-        for companion in ("", *_COMPANIONS[engine])
+        _File(source.with_name(source.name + companion), name + companion, growth)
+        for source, name, engine, growth in databases
+        for companion in ("", *engine.companions)
+        if companion not in engine.made_anew
     ]
-    found.append(_File(files.folder / CONFIG_FILE, CONFIG_FILE))
+    found.append(_File(files.folder / CONFIG_FILE, CONFIG_FILE, 0.0))
     return [file for file in found if file.source.exists()]
 
 
@@ -272,8 +276,7 @@ def _refuse_busy(files: StoreFiles, sources: list[_File]) -> None:
             path=files.folder,
             holder=holder.pid,
         )
-    shared = files.metadata.with_name(files.metadata.name + "-shm")
-    path = inuse.first_in_use((*(file.source for file in sources), shared))
+    path = inuse.first_in_use((*(file.source for file in sources), *METADATA.beside(files.metadata)))
     if path is not None:
         raise StoreBusy(
             f"{path} is open in a running program; nothing was done. Stop it and try again", path=path
@@ -281,14 +284,7 @@ def _refuse_busy(files: StoreFiles, sources: list[_File]) -> None:
 
 
 def _needed(sources: list[_File], copied_bytes: int) -> int:
-    growth = 0.0
-    for file in sources:
-        if file.name.startswith("timeseries."):
-            growth += (
-                file.source.stat().st_size * REWRITE_FACTOR["duckdb" if "duckdb" in file.name else "sqlite"]
-            )
-        elif file.name != CONFIG_FILE:
-            growth += file.source.stat().st_size  # for the data restored from points
+    growth = sum(file.source.stat().st_size * file.growth for file in sources)
     return copied_bytes + int(growth) + HEADROOM_BYTES
 
 
@@ -372,7 +368,7 @@ def _stamp(path: Path) -> tuple[str, int, int, int]:
 
 
 def _rows(folder: Path) -> dict[str, int]:
-    """Count the rows of all tables of the copy, and check the SQLite files for damage."""
+    """Count the rows of all tables of the copy; raises `MigrationFailed` for a file that its engine finds damaged."""
     files, settings = StoreFiles.of(folder), Settings.load(folder)
     found: dict[str, int] = {}
     for database in DATABASES:
@@ -385,10 +381,8 @@ def _rows(folder: Path) -> dict[str, int]:
             typed(target, backend),
             engine.connect().execution_options(**sqlite.READ) as connection,
         ):
-            if target.engine == "sqlite":
-                sound = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
-                if sound != "ok":
-                    raise MigrationFailed(f"{target.path} is damaged: {sound}", path=target.path)
+            if damage := traits_of(connection).damage(connection):
+                raise MigrationFailed(f"{target.path} is damaged: {damage}", path=target.path)
             found |= rows_of(connection)
     return found
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from repo import durable
+from repo.engines.registry import ENGINES, companions_of, engine_named
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import StoreCorrupt, system_error, system_typed
-from repo.files import ENGINES, StoreFiles
+from repo.files import StoreFiles
 from repo.schema.databases import DATABASES
 
 __all__ = [
@@ -42,7 +43,6 @@ _MANIFEST = "manifest.json"
 _UNFINISHED = ".part"
 _RESTORING = "restoring"
 _PREPARED = ".restoring"
-_COMPANIONS = (".wal", "-wal", "-shm", "-journal", ".checkpoint")
 
 
 class Saved(NamedTuple):
@@ -126,10 +126,7 @@ def make(
             saved = []
             for database, engine, path, revision in databases:
                 copy = part / path.name
-                if engine == "sqlite":
-                    sqlite.copy_to(path, copy, progress)
-                else:
-                    durable.copy(path, copy, progress)
+                (engine_named(engine).copy or durable.copy)(path, copy, progress)
                 size_bytes = copy.stat().st_size
                 saved.append(Saved(database, engine, path.name, revision, size_bytes, _sha256(copy)))
             backup = Backup(final, now_us, tuple(saved), goal)
@@ -225,8 +222,8 @@ def finish_restore(files: StoreFiles, now_us: int) -> Backup:
             if not part.exists():  # it was restored before the kill; repeating that is harmless
                 _refuse_damaged(backup, saved)
                 _prepare(files, backup, saved, lambda _piece: None)
-            for companion in _COMPANIONS:
-                target.with_name(target.name + companion).unlink(missing_ok=True)
+            for companion in companions_of(target):
+                companion.unlink(missing_ok=True)
             durable.replace(part, target)
         for path in {files.metadata, *(files.columns(engine) for engine in ENGINES)} - targets:
             _set_aside(path, now_us)
@@ -295,8 +292,7 @@ def _set_aside(path: Path, now_us: int) -> None:
         return
     aside = f"{path.name}.inactive-{now_us}"
     durable.rename_all(
-        (path.with_name(path.name + companion), path.with_name(aside + companion))
-        for companion in (*_COMPANIONS, "")
+        (old, old.with_name(aside + old.name.removeprefix(path.name))) for old in (*companions_of(path), path)
     )
     log.warning("%s is not in the backup, and is kept as %s", path, aside)
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from sqlalchemy import Engine, inspect, make_url, select
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from repo.clock import Clock, system_clock
 from repo.engines.base import Backend
-from repo.engines.duckdb.backend import DuckDBBackend
-from repo.engines.registry import backend_for
+from repo.engines.registry import ENGINES, METADATA, engine_named, first_usable
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import HoldfastError, StoreMissing
 from repo.files import StoreFiles
@@ -26,7 +23,6 @@ from repo.settings import Settings
 
 __all__ = [
     "DATABASES",
-    "REWRITE_FACTOR",
     "Target",
     "backend_of",
     "find_targets",
@@ -51,7 +47,7 @@ class Target:
     """One database of a run: its name, engine and file."""
 
     database: str
-    engine: Literal["sqlite", "duckdb"]
+    engine: str
     path: Path
     files: StoreFiles | None = None
     """The files of its store, if the store was given."""
@@ -74,22 +70,18 @@ class Target:
             )
 
     def wait_until_unused(self, head: str | None) -> None:
-        """Wait until no other process has this SQLite file open; return at once if it is at `head` or missing.
+        """Wait until no other process has the file open; return at once if it is at `head` or missing.
 
-        Raises `StoreBusy` after the `lease_timeout_s` of its folder. For DuckDB files, opening checks the same.
+        Raises `StoreBusy` after the `lease_timeout_s` of its folder. Where only one process can open the file, returns
+        at once: opening checks the same.
         """
-        if self.engine != "sqlite" or not self.path.exists():
-            return
-        engine = sqlite.open_engine(self.path, looking=True)
-        try:
-            with engine.execution_options(**sqlite.READ).connect() as connection:
-                found = version_of(connection)
-        except SQLAlchemyError as error:
-            raise sqlite.typed_error(error, self.path) from error
-        finally:
-            engine.dispose()
-        if head is None or found != head:
-            sqlite.wait_until_unused(self.path, Settings.load(self.path.parent).lease_timeout_s)
+        wait = engine_named(self.engine).wait_until_unused
+        if wait is not None and self.path.exists():
+            wait(
+                self.path,
+                Settings.load(self.path.parent).lease_timeout_s,
+                lambda connection: head is not None and version_of(connection) == head,
+            )
 
     @contextmanager
     def opened(self) -> Iterator[Engine]:
@@ -164,14 +156,12 @@ def _from_url(database: str, text: str) -> Target:
     engine = url.get_backend_name()
     if not url.database or url.database.startswith((":memory:", "file:")):
         raise HoldfastError(f"{text!r} has no file; use {engine}:///PATH")
-    if engine == "sqlite":
-        return Target(database, "sqlite", Path(url.database))
-    if engine == "duckdb" and database == "timeseries":
-        return Target(database, "duckdb", Path(url.database))
+    if engine in (ENGINES if database == "timeseries" else (METADATA.name,)):
+        return Target(database, engine, Path(url.database))
     raise HoldfastError(f"{text!r}: the {database} database cannot be in {engine}")
 
 
-def _active_engine(metadata: Path) -> Literal["sqlite", "duckdb"] | None:
+def _active_engine(metadata: Path) -> str | None:
     """Return the engine of a store's columns as its metadata name it; None if they do not."""
     if not metadata.exists():
         return None
@@ -185,7 +175,7 @@ def _active_engine(metadata: Path) -> Literal["sqlite", "duckdb"] | None:
         raise sqlite.typed_error(error, metadata) from error
     finally:
         engine.dispose()
-    return "sqlite" if found == "sqlite" else "duckdb" if found == "duckdb" else None
+    return found if found in ENGINES else None
 
 
 def _in_folder(database: str, folder: Path) -> Target:
@@ -198,24 +188,20 @@ def in_store(database: str, files: StoreFiles) -> Target:
     Raises `HoldfastError` if the engine cannot be determined.
     """
     if database == "metadata":
-        return Target(database, "sqlite", files.metadata, files)
-    columns, rows = files.duckdb, files.sqlite
+        return Target(database, METADATA.name, files.metadata, files)
     active = _active_engine(files.metadata)
     if active is not None:
         return Target(database, active, files.columns(active), files)
-    if columns.exists() and rows.exists():
+    there = [engine for engine in ENGINES if files.columns(engine).exists()]
+    if len(there) > 1:
+        names = " and ".join(files.columns(engine).name for engine in there)
         raise HoldfastError(
-            f"{files.folder} has both {columns.name} and {rows.name}, and its metadata do not say which file is "
+            f"{files.folder} has both {names}, and its metadata do not say which file is "
             "active; move the other one away, or name the right one to `alembic` with -x timeseries.url=",
             path=files.folder,
         )
-    if rows.exists() or not (columns.exists() or importlib.util.find_spec("duckdb")):
-        return Target(database, "sqlite", rows, files)
-    return Target(database, "duckdb", columns, files)
-
-
-REWRITE_FACTOR = {"duckdb": 1.0, "sqlite": 3.5}
-"""The bytes that rewriting a table may take, as a multiple of the file size. SQLite also writes them to its WAL."""
+    engine = there[0] if there else first_usable().name
+    return Target(database, engine, files.columns(engine), files)
 
 
 def backend_of(target: Target, settings: Settings, clock: Clock) -> Backend | None:
@@ -223,9 +209,8 @@ def backend_of(target: Target, settings: Settings, clock: Clock) -> Backend | No
     if target.database == "metadata":
         return None
     files = target.files or StoreFiles.beside(target.path)
-    backend = backend_for(target.engine, files, settings, clock, path=target.path)
-    if isinstance(backend, DuckDBBackend):
-        backend.log_is_spare = False  # no journal has what the legacy program's log holds
+    backend = engine_named(target.engine).open(target.path, files.scratch, settings, clock)
+    backend.log_is_spare = False  # no journal has what the legacy program's log holds
     return backend
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from repo.clock import Clock
 from repo.disk import HEADROOM_BYTES, Wanted, by_disk
 from repo.engines.base import Backend
+from repo.engines.registry import engine_named
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import EngineMissing, InvalidSettings, StoreCorrupt
 from repo.files import StoreFiles
@@ -25,7 +26,7 @@ from repo.schema import backup as backups
 from repo.schema import runner
 from repo.schema.backup import Backup
 from repo.schema.counting import rows_of
-from repo.schema.databases import DATABASES, REWRITE_FACTOR, Target, backend_of, in_store, opened, typed
+from repo.schema.databases import DATABASES, Target, backend_of, in_store, opened, typed
 from repo.schema.version import HEAD, REVISIONS, Standing, compare, too_new, version_of
 from repo.settings import Settings
 
@@ -271,7 +272,7 @@ class Planner:
     def _planned(self, found: Found, step: runner.Step, rows: dict[str, int]) -> PlannedStep:
         touched = sum(rows.values() if step.rewrites is None else [rows.get(t, 0) for t in step.rewrites])
         rewrites = step.rewrites is None or bool(step.rewrites)
-        needed = int(found.size_bytes * REWRITE_FACTOR[found.target.engine]) if rewrites else 0
+        needed = int(found.size_bytes * engine_named(found.target.engine).rewrite_factor) if rewrites else 0
         return PlannedStep(found.database, step.revision, step.title, touched, needed)
 
     def _refuse_damage(self, found: list[Found]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from repo import inuse
 from repo.clock import Clock, system_clock
 from repo.disk import refuse_full_disk
+from repo.engines.registry import ENGINES, METADATA
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import StoreBusy, StoreCorrupt, StoreMissing
 from repo.files import StoreFiles
@@ -62,7 +63,9 @@ def restore_store(
     if not files.folder.is_dir():
         raise StoreMissing(f"there is no store in {files.folder}", path=files.folder)
     settings = Settings.load(files.folder)
-    with leased(files, settings.lease_timeout_s, system_clock, "restoring a backup"):
+    with leased(
+        files.folder, settings.lease_timeout_s, system_clock, "restoring a backup", prefix=files.prefix
+    ):
         if not backups.is_restoring(files):
             standing = backups.list_backups(files)
             if not standing:
@@ -77,7 +80,7 @@ def restore_store(
 def finish_restore(files: StoreFiles, settings: Settings, clock: Clock) -> None:
     """Complete an interrupted restore, if there is one."""
     if backups.is_restoring(files):
-        with leased(files, settings.lease_timeout_s, clock, "restoring a backup"):
+        with leased(files.folder, settings.lease_timeout_s, clock, "restoring a backup", prefix=files.prefix):
             if backups.is_restoring(files):
                 finish_leased(files, clock)
 
@@ -96,8 +99,8 @@ def _refuse_open(files: StoreFiles, settings: Settings) -> None:
             sqlite.wait_until_unused(files.metadata, settings.lease_timeout_s)
         except StoreCorrupt:
             log.info("%s is damaged and will be replaced", files.metadata)
-    shared = files.metadata.with_name(files.metadata.name + "-shm")
-    path = inuse.first_in_use((files.metadata, shared, files.duckdb, files.sqlite))
+    metadata = (files.metadata, *METADATA.beside(files.metadata))
+    path = inuse.first_in_use((*metadata, *map(files.columns, ENGINES)))
     if path is not None:
         raise StoreBusy(
             f"{path} is open in a running program; nothing was changed. Stop it and try again", path=path

@@ -15,10 +15,11 @@ from dataclasses import replace
 from repo.clock import Clock, system_clock
 from repo.disk import refuse_full_disk
 from repo.engines.base import typed_errors
+from repo.engines.registry import ENGINES, engine_named
 from repo.engines.sqlite import driver as sqlite
 from repo.engines.sqlite.backend import SQLiteBackend
 from repo.errors import HoldfastError, InvalidSettings, StoreMissing, counted, denied
-from repo.files import ENGINES, StoreFiles
+from repo.files import StoreFiles
 from repo.lease import leased
 from repo.repositories.pointers import PointerRepository
 from repo.schema import backup as backups
@@ -73,7 +74,9 @@ def migrate_store(
             f"there is no store in {files.folder}; `holdfast init` creates one{alone}", path=files.folder
         )
     settings = Settings.load(files.folder)
-    with leased(files, settings.lease_timeout_s, system_clock, "migrating the store"):
+    with leased(
+        files.folder, settings.lease_timeout_s, system_clock, "migrating the store", prefix=files.prefix
+    ):
         return run(
             files, settings, system_clock, to=to, check=check, backup=backup, force=force, progress=progress
         )
@@ -155,7 +158,8 @@ class _Run:
     def _back_up(self, plan: Plan, tell: Callable[[int], object]) -> Backup:
         found = [one for one in plan.found if not one.is_new]
         for one in found:
-            if one.backend is not None and one.target.engine == "duckdb" and one.backend.log_bytes():
+            copies_log = engine_named(one.target.engine).copy is not None
+            if one.backend is not None and not copies_log and one.backend.log_bytes():
                 with (
                     opened(one.target, one.backend, self._settings) as engine,
                     typed(one.target, one.backend),
@@ -190,8 +194,7 @@ class _Run:
                     engine, one.database, step.revision, path=one.target.path, told=told
                 ).after
                 one.nan_points += told.get("nan_points", 0)
-                if one.target.engine == "sqlite":
-                    sqlite.fold_wal(engine)
+                engine_named(one.target.engine).traits().fold_log(engine)
             tell(one.size_bytes)
         return at
 

@@ -10,7 +10,6 @@ import shlex
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import inspect
@@ -25,7 +24,7 @@ from repo.core.flush import Flusher
 from repo.core.handle import Handle
 from repo.core.metadata import MetadataDatabase
 from repo.core.writer import Writer
-from repo.engines.registry import why_no_duckdb
+from repo.engines.registry import ENGINES, METADATA
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import (
     EngineMissing,
@@ -34,7 +33,7 @@ from repo.errors import (
     StoreMissing,
     system_error,
 )
-from repo.files import ENGINES, StoreFiles
+from repo.files import StoreFiles
 from repo.lease import leased
 from repo.repositories.pointers import PointerRepository
 from repo.repositories.state import ColumnsStateRepository, Extent, State, StateRepository
@@ -66,7 +65,7 @@ class Opening:
             finish_restore(self._files, self._settings, self._clock)
         database = self._files.metadata
         has_metadata = database.exists() and (
-            database.stat().st_size > 0 or database.with_name(f"{database.name}-wal").exists()
+            database.stat().st_size > 0 or METADATA.log_of(database).exists()
         )
         if not has_metadata:
             self._refuse_columns_alone()
@@ -101,7 +100,7 @@ class Opening:
                     path=self._path,
                 )
 
-    def _is_unowned(self, engine: Any, columns: Path) -> bool:
+    def _is_unowned(self, engine: str, columns: Path) -> bool:
         """Return whether the file belongs to no store yet, so that no journal can be missing.
 
         It then comes from the legacy program, and may be partly upgraded.
@@ -114,7 +113,9 @@ class Opening:
             return ColumnsStateRepository(connection).owner() is None
 
     def _leased(self, doing: str) -> AbstractContextManager[None]:
-        return leased(self._files, self._settings.lease_timeout_s, self._clock, doing)
+        return leased(
+            self._files.folder, self._settings.lease_timeout_s, self._clock, doing, prefix=self._files.prefix
+        )
 
     def upgrade(self) -> None:
         """Upgrade the schema of an existing store, before this handle opens any of its files.
@@ -166,7 +167,7 @@ class Opening:
     def _restore_records(self) -> None:
         """Restore the data of records of the legacy program. `StoreBusy` is logged and does not prevent opening."""
         there = [engine for engine in ENGINES if self._files.columns(engine).exists()]
-        if not there or ("duckdb" in there and why_no_duckdb()):
+        if not there or any(ENGINES[engine].why_missing() for engine in there):
             return
         try:
             with self._leased("restoring records of the legacy program"):

@@ -19,6 +19,7 @@ from repo.core.active import building_path, remove, set_aside
 from repo.core.handle import Handle
 from repo.disk import refuse_full_disk
 from repo.engines.base import typed_errors
+from repo.engines.registry import engine_named
 from repo.errors import HoldfastError, system_typed
 from repo.repositories.state import ColumnsState, ColumnsStateRepository, StateRepository
 from repo.upkeep.rewrite import built, most_bytes
@@ -56,6 +57,7 @@ def convert(
     files, or the engine's typed error; the engine is then the one that it was.
     """
     path = handle.files.columns(to)
+    engine_named(to).require(path)
     target = handle.active.backend_of(to, building_path(path))
     handle.flush(f"moving the columns to {to}")  # it gives way to others, which the move itself cannot
     goal = handle.journal_end()

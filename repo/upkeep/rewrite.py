@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, func, select
 from repo import disk, durable
 from repo.core.columns import OpenColumns
 from repo.engines.base import Backend
+from repo.engines.registry import engine_named
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import FlushFailed, system_typed
 from repo.models import Point
@@ -27,20 +28,16 @@ __all__ = [
     "most_bytes",
 ]
 
-BYTES_A_POINT = {"duckdb": 40, "sqlite": 96}
-"""What a point may take in a new file beside its texts and, in SQLite, its names; generously: 5 and 62 were
-measured."""
-
 _points: Any = Point.__table__
 
 
 def most_bytes(to: str, opened: OpenColumns, known: Mapping[tuple[str, str], Summary]) -> int:
     """Return how many bytes a new file of the engine `to` may take."""
+    engine = engine_named(to)
     needed_bytes = disk.HEADROOM_BYTES + 2 * _text_bytes(opened.flush_connection)
     for pair, summary in known.items():
-        # SQLite keeps the names with each row, and once more in the index on seq.
-        names_bytes = 3 * sum(len(name.encode()) for name in pair) if to == "sqlite" else 0
-        needed_bytes += summary.points * (BYTES_A_POINT[to] + names_bytes)
+        names_bytes = engine.names_a_point * sum(len(name.encode()) for name in pair)
+        needed_bytes += summary.points * (engine.bytes_a_point + names_bytes)
     return needed_bytes
 
 

@@ -17,7 +17,8 @@ from repo.core.active import building_path, remove
 from repo.core.columns import OpenColumns
 from repo.core.handle import Handle
 from repo.disk import Wanted
-from repo.engines.base import COMPANIONS, typed_errors
+from repo.engines.base import typed_errors
+from repo.engines.registry import ENGINES
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import FlushFailed, system_typed
 from repo.repositories.state import ColumnsStateRepository
@@ -123,7 +124,7 @@ def _put(new: Path, path: Path) -> None:
 
 def _beside(path: Path) -> list[Path]:
     """Return what may stand beside a column file and hold some of it."""
-    return [path.with_name(path.name + companion) for companion in COMPANIONS if companion.endswith("wal")]
+    return [engine.log_of(path) for engine in ENGINES.values()]
 
 
 def _wanted_by_columns(handle: Handle, opened: OpenColumns) -> list[Wanted]:

@@ -6,12 +6,14 @@ import logging
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from repo import InvalidPoint, InvalidRecord, OfflineBufferManager, Store, StoreClosed
+from repo.engines.registry import ENGINES, LEGACY
 from repo.repositories.ledger import LedgerRepository, Loss
 
 READING = {"sensor_id": "S-1", "metric_name": "pressure", "value": 2500.5, "quality": 90}
@@ -290,7 +292,8 @@ def test_without_duckdb_it_warns_and_everything_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "duckdb", None)
-    monkeypatch.setattr("repo.store.opening.why_no_duckdb", lambda: "duckdb is not installed")
+    missing = replace(LEGACY, why_missing=lambda: "duckdb is not installed")
+    monkeypatch.setitem(ENGINES, LEGACY.name, missing)
     monkeypatch.setattr("repo.offline_buffer.duckdb_is_installed", lambda: False)
     with caplog.at_level(logging.WARNING, "holdfast"):
         buffer = OfflineBufferManager(tmp_path / "b")

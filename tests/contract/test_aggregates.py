@@ -207,9 +207,9 @@ def test_percentiles_of_more_than_fits_in_memory_are_the_same(
     asked: dict[str, Any] = {**options, "agg": ["median", "p99", "count", "last"]}
     wanted = store.points.aggregate(*names, **asked)
     small = {
-        name: replace(t, most_in_memory=t.most_in_memory and 100) for name, t in registry._TRAITS.items()
+        name: replace(t, most_in_memory=t.most_in_memory and 100) for name, t in registry._traits.items()
     }
-    monkeypatch.setattr(registry, "_TRAITS", small)
+    monkeypatch.setattr(registry, "_traits", small)
     found = store.points.aggregate(*names, **asked)
     assert len(found) == len(wanted) > 0
     same(found, wanted)

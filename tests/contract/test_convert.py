@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from sqlalchemy import insert, select
 
 from repo import FlushFailed, HoldfastError, Settings, Store, StoreCorrupt, StoreFull
+from repo.engines.registry import ENGINES
 from repo.models import StorageMetadata
 from repo.upkeep import copying
 
@@ -331,7 +333,8 @@ def test_a_disk_without_room_is_reported_before_the_move_with_the_bytes_needed(
 ) -> None:
     store = open_store()
     store.points.insert("a", "m", 1.0, timestamp=1)
-    monkeypatch.setattr("repo.upkeep.rewrite.BYTES_A_POINT", dict.fromkeys(FILES, 10**15))
+    for name, record in ENGINES.items():
+        monkeypatch.setitem(ENGINES, name, replace(record, bytes_a_point=10**15))
     with pytest.raises(StoreFull, match=r"1,000,000,0[01]\d,\d\d\d,\d\d\d bytes"):
         move(store)
     assert store.status().engine == engine

@@ -15,16 +15,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from repo import disk
+from repo.engines.registry import ENGINES
 from repo.errors import HoldfastError, StoreFull
 from repo.schema.upgrade import migrate_store
 from repo.schema.version import HEAD
 from repo.settings import Settings
 from repo.store.store import Store
-from repo.upkeep import rewrite
 from tests.faults.child import Census, Counted, perform, take_census
 from tests.faults.workload import State, operation
 from tests.migrations.legacy_store import contents
@@ -147,7 +147,9 @@ def move_on_a_full_disk(folder: Path, engine: str, notes: Notes) -> None:
     store.checkpoint()
     move = store.demote if engine == "duckdb" else store.promote
     notes.while_full.append(_tried(move))
-    disk.HEADROOM_BYTES, rewrite.BYTES_A_POINT = 0, {"duckdb": 0, "sqlite": 0}
+    disk.HEADROOM_BYTES = 0
+    for name, record in ENGINES.items():
+        ENGINES[name] = replace(record, bytes_a_point=0, names_a_point=0)
     for left_bytes in (150_000, 90_000, 50_000, 20_000):
         with (folder / "rest").open("ab", buffering=0) as rest:
             while shutil.disk_usage(folder).free > left_bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from repo.engines.registry import companions_of
 from tests.faults import injected
 
 pytestmark = [
@@ -27,22 +28,19 @@ CALLS = {
     "unlink": "EIO",
 }
 FILES = ("offline_buffer.db", "timeseries.duckdb", "timeseries.sqlite")
-COMPANIONS = ("", "-wal", "-shm", "-journal", ".wal", ".checkpoint")
 
 
 def refuse(folder: Path, engine: str, calls: str, error: str, nth: int) -> bool:
     """Make the nth of these calls fail; returns whether there were that many."""
     store = folder / "store"
     store.mkdir(parents=True)
-    names = [
-        f"{name}{building}{companion}"
-        for name, building, companion in itertools.product(FILES, ("", ".building"), COMPANIONS)
-    ]
+    named = [store / f"{name}{building}" for name, building in itertools.product(FILES, ("", ".building"))]
+    paths = [path for file in named for path in (file, *companions_of(file))]
     trace = folder / "trace"
     done = subprocess.run(
         [
             *("strace", "-D", "-I2", "-f", "-qq", "-o", trace, f"--trace={calls}"),
-            *(f"--trace-path={path}" for path in (store, *(store / name for name in names))),
+            *(f"--trace-path={path}" for path in (store, *paths)),
             f"--inject={calls}:error={error}:when={nth}",
             *(sys.executable, injected.__file__, store, engine),
         ],

@@ -14,8 +14,7 @@ import pytest
 from repo import Settings, Store, StoreCorrupt
 from repo.clock import system_clock
 from repo.engines.duckdb import checkpoint, driver
-from repo.engines.registry import backend_for, traits_of
-from repo.files import StoreFiles
+from repo.engines.registry import LEGACY, traits_of
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.duckdb
@@ -107,7 +106,7 @@ def test_a_checkpoint_after_a_schema_change_is_recorded_with_its_proof(tmp_path:
         store.points.insert_many([(f"s{at % 7}", "m", at, float(at)) for at in range(4000)])
         store.checkpoint()
     path = tmp_path / "timeseries.duckdb"
-    engine = backend_for("duckdb", StoreFiles.of(tmp_path), SETTINGS, system_clock).open()
+    engine = LEGACY.open(path, tmp_path / "tmp", SETTINGS, system_clock).open()
     try:
         with engine.execution_options(any_option=True).connect() as connection:
             traits_of(connection).fold_ddl(connection)

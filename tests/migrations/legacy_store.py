@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Engine, text
 
 from repo.clock import system_clock
-from repo.engines.registry import backend_for
+from repo.engines.registry import LEGACY
 from repo.engines.sqlite import driver as sqlite
 from repo.files import StoreFiles
 from repo.schema.version import version_of
@@ -130,7 +130,7 @@ def add_pointers(folder: Path, count: int) -> None:
 def contents(folder: Path) -> Contents:
     """Return what the store holds, the same at every revision, and its revisions; opens it as a store does."""
     files = StoreFiles.of(folder)
-    columns = backend_for("duckdb", files, Settings(), system_clock)
+    columns = LEGACY.open(files.duckdb, files.scratch, Settings(), system_clock)
     engine = columns.open()
     try:
         found = _contents(

@@ -64,6 +64,13 @@ def test_one_database_can_be_chosen(tmp_path: Path, alembic: Alembic) -> None:
     assert shown.count("0002 (head)") == 1
 
 
+def test_a_new_store_gets_sqlite_where_duckdb_is_of_an_unsuitable_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duckdb, "__version__", "1.4.0")
+    assert [target.engine for target in find_targets({"path": str(tmp_path)}, {})] == ["sqlite", "sqlite"]
+
+
 def test_a_downgrade_that_one_database_refuses_leaves_the_other_as_it_is(
     tmp_path: Path, alembic: Alembic, open_engine: OpenEngine
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from repo import OfflineBufferManager, Settings, Store
 from repo.clock import system_clock
-from repo.engines.registry import backend_for
+from repo.engines.registry import LEGACY, companions_of
 from repo.errors import StoreCorrupt
 from repo.files import StoreFiles
 from repo.repositories.records import data_text
@@ -36,11 +36,11 @@ RECORDS = (
     "SELECT id, record_id, source, data, timestamp, retry_count, last_retry, created_at FROM buffered_records"
 )
 METADATA = "SELECT key, value FROM buffer_metadata"
-COMPANIONS = (".wal", "-wal")
 
 
 def in_columns(folder: Path, query: str) -> list[Any]:
-    backend = backend_for("duckdb", StoreFiles.of(folder), Settings(), system_clock)
+    files = StoreFiles.of(folder)
+    backend = LEGACY.open(files.duckdb, files.scratch, Settings(), system_clock)
     engine = backend.open()
     try:
         with engine.connect() as connection:
@@ -76,9 +76,9 @@ def store(tmp_path: Path, sample: Callable[[str], Path]) -> Callable[[str, str |
             if name is None:
                 continue
             file = sample(name)
-            for companion in ("", *COMPANIONS):
-                if (part := file.with_name(name + companion)).exists():
-                    part.rename(folder / (own + companion))
+            for part in (file, *companions_of(file)):
+                if part.exists():
+                    part.rename(folder / (own + part.name.removeprefix(name)))
         return folder
 
     return _put

@@ -51,9 +51,7 @@ class DuckDBBackend:
         self._settings = settings
         self._clock = clock
         self.log_is_spare = True
-        """Whether the journal has all that the log holds, so that a damaged one may be set aside."""
         self.may_begin = False
-        """Whether the store has never had a column file, so that one that is no database yet may be replaced."""
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:

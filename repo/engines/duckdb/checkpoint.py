@@ -25,6 +25,7 @@ from pathlib import Path
 from zlib import crc32
 
 from repo import durable
+from repo.engines.duckdb.record import NOTE
 from repo.errors import system_error
 
 __all__ = [
@@ -73,7 +74,7 @@ class Note:
 
 def note_path(path: Path) -> Path:
     """Return the file that says whether a checkpoint of this database is under way."""
-    return path.with_name(path.name + ".checkpoint")
+    return path.with_name(path.name + NOTE)
 
 
 def read_note(path: Path) -> Note | None:

@@ -26,6 +26,7 @@ from sqlalchemy.engine import reflection
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import NoSuchTableError
 
+from repo.engines.duckdb.record import LOG
 from repo.errors import StoreCorrupt
 from repo.inuse import is_open_here
 
@@ -70,13 +71,13 @@ def _is_file(database: str) -> bool:
 
 def _refuse_old_log(path: str) -> None:
     try:
-        with Path(path + ".wal").open("rb") as log:
+        with Path(path + LOG).open("rb") as log:
             head = log.read(len(_LOG_HEAD))
     except FileNotFoundError:
         return
     if len(head) == len(_LOG_HEAD) and head not in (_LOG_HEAD, bytes(len(_LOG_HEAD))):
         raise StoreCorrupt(
-            f"{path}.wal is the log of DuckDB 0.9 or older; DuckDB {duckdb.__version__} would drop the rows "
+            f"{path}{LOG} is the log of DuckDB 0.9 or older; DuckDB {duckdb.__version__} would drop the rows "
             f"in it. Nothing was opened or changed. {_BRIDGE}",
             path=path,
         )

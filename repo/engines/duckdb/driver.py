@@ -17,6 +17,7 @@ from sqlalchemy.pool import NullPool
 
 from repo import durable, forks
 from repo.engines.duckdb.dialect import ConnectionWrapper, Dialect
+from repo.engines.duckdb.record import DUCKDB
 from repo.errors import (
     HoldfastError,
     StoreBusy,
@@ -71,7 +72,7 @@ def open_engine(
     reached through it. Raises the typed errors of `typed_error`, and `StoreClosed` in a child of a process that
     forked while the file was in use; then nothing stays open.
     """
-    note_own(path)
+    note_own(path, DUCKDB.companions)
     config = _config(memory_limit_bytes, threads, temp_folder)
     # Flush alone decides when to checkpoint: the engine's own would come in a commit, and is not noted (`checkpoint`).
     config["wal_autocheckpoint"] = "1TB"
@@ -198,7 +199,7 @@ def descriptor_of(engine: Engine) -> int:
 
 def log_path(path: Path) -> Path:
     """Return where DuckDB keeps the log of this file."""
-    return path.with_name(path.name + ".wal")
+    return DUCKDB.log_of(path)
 
 
 def log_bytes(path: Path) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, FromClause, Select, func
 
 from repo.engines.base import Row, Traits, columns_of_rows, rows_of_query
+from repo.engines.duckdb import driver
 from repo.engines.duckdb.backend import fold
 
 __all__ = ["TRAITS"]
@@ -73,5 +74,11 @@ TRAITS = Traits(
     percentiles=_percentiles,
     most_in_memory=1_000_000,
     fold_ddl=_fold_ddl,
+    fold_log=lambda _: None,
+    damage=lambda _: None,
+    joins_objects=True,
+    errors=(driver.DriverError,),
+    typed_error=driver.typed_error,
+    url="duckdb+holdfast://",
     one_write_per_transaction=True,
 )

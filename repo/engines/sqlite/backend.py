@@ -22,6 +22,8 @@ class SQLiteBackend:
     name = "sqlite"
     durable_at_commit = True
     takes_tables = False
+    log_is_spare = False
+    may_begin = False
     errors: tuple[type[Exception], ...] = (sqlite.DriverError,)
 
     def __init__(self, path: Path, settings: Settings) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from repo import durable, forks
 from repo.engines.sqlite.pool import IdlePool
+from repo.engines.sqlite.record import LOG, SQLITE
 from repo.errors import (
     HoldfastError,
     StoreBusy,
@@ -121,7 +122,7 @@ def open_engine(
     checkpoints by itself: see `fold_wal`. Foreign keys stay off, so that batch migrations cannot cascade.
     """
     require_version()
-    note_own(path)
+    note_own(path, SQLITE.companions)
     # A mode keeps SQLite from treating the path as anything but one file name. Of a log that was left, the last one
     # that closes would fold all into the file, unless it can only read; without one, `ro` would leave an empty log.
     mode = "rwc" if not looking else "ro" if log_bytes(path) else "rw"
@@ -369,7 +370,7 @@ def is_begun(path: Path) -> bool:
 def log_bytes(path: Path) -> int:
     """Return the size of the file's WAL; 0 when there is none."""
     try:
-        return os.stat(f"{path}-wal").st_size
+        return os.stat(f"{path}{LOG}").st_size
     except FileNotFoundError:
         return 0
 

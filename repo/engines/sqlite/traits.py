@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, func
+from sqlalchemy import ColumnElement, Connection, Engine, FromClause, func
 
 from repo.engines.base import Row, Traits, columns_of_rows, rows_of_query
+from repo.engines.sqlite import driver
 from repo.engines.sqlite.functions import add_statistics
 
 __all__ = ["TRAITS"]
@@ -22,6 +23,15 @@ def _load(connection: Connection, table: FromClause, rows: Iterable[Row]) -> Non
 
 def _percentiles(value: Any, fractions: Sequence[float]) -> ColumnElement[Any]:
     return func.quantile_cont(value, *fractions)
+
+
+def _fold_log(engine: Engine) -> None:
+    driver.fold_wal(engine)
+
+
+def _damage(connection: Connection) -> str | None:
+    found = str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one())
+    return None if found == "ok" else found
 
 
 TRAITS = Traits(
@@ -39,5 +49,11 @@ TRAITS = Traits(
     percentiles=_percentiles,
     most_in_memory=None,
     fold_ddl=lambda _: None,
+    fold_log=_fold_log,
+    damage=_damage,
+    joins_objects=False,
+    errors=(driver.DriverError,),
+    typed_error=driver.typed_error,
+    url="sqlite://",
     one_write_per_transaction=False,
 )

@@ -1,0 +1,89 @@
+"""What an engine is: one record with its names, its files, what they cost, and how it is opened. Imports no driver."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repo.errors import EngineMissing
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from repo.clock import Clock
+    from repo.engines.base import Backend, Traits
+    from repo.settings import Settings
+
+__all__ = ["EngineRecord"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRecord:
+    """One engine that can hold the columns of a store.
+
+    Its functions import the driver when they are called, so that listing the engines imports none.
+    """
+
+    name: str
+    """The name of its SQLAlchemy dialect, and its value of the setting `engine`."""
+    title: str
+    """Its name in messages."""
+    file_name: str
+    """The name of its column file in the folder of a store."""
+    companions: tuple[str, ...]
+    """The files that may belong to a database file, as suffixes of its name; the log comes first."""
+    made_anew: frozenset[str] = frozenset()
+    """Companions without content of their own: the engine creates them when it opens the file, so a copy omits them."""
+
+    bytes_a_point: int
+    """The bytes that a point may take in a new file, without its texts and names; a generous estimate."""
+    names_a_point: int
+    """How many times the file stores the names of the series with each point."""
+    rewrite_factor: float
+    """The bytes that rewriting a table may take, as a multiple of the size of the file."""
+
+    why_missing: Callable[[], str | None]
+    """Return why the engine cannot be used here, or None if it can."""
+    remedy: str
+    """What to do if it cannot be used, for the message of `EngineMissing`."""
+    make_backend: Callable[[Path, Path, Settings, Clock], Backend]
+    """Return the backend of a column file; called by `open`, with the same arguments."""
+    traits: Callable[[], Traits]
+    """Return its traits; the engine can be used."""
+
+    copy: Callable[[Path, Path, Callable[[int], object]], None] | None = None
+    """Copy a database with the content of its log durably, and report the bytes of each piece. None if the log has to
+    be folded in first, after which the file is copied as it is."""
+    wait_until_unused: Callable[[Path, float, Callable[[Connection], bool]], None] | None = None
+    """Return once no other process has the file open, or at once if the function, which gets a connection that only
+    reads, returns True. Raises `StoreBusy` after that many seconds. None if the engine itself lets only one process
+    have a file open."""
+
+    def require(self, path: Path) -> None:
+        """Raise `EngineMissing`, which names the column file `path`, if the engine cannot be used here."""
+        if why := self.why_missing():
+            raise EngineMissing(
+                f"{path} needs {self.title}, which cannot be used here ({platform.machine()}): {why}. {self.remedy}. "
+                "Writing and records go on without it",
+                path=path,
+            )
+
+    def open(self, path: Path, scratch: Path, settings: Settings, clock: Clock) -> Backend:
+        """Return the backend, whose `open` is the only way to open a column file; raises `EngineMissing`.
+
+        `scratch` is a folder for temporary files of the engine. No file is opened yet.
+        """
+        self.require(path)
+        self.traits()  # imported now, because an import takes a descriptor, and later none may be left
+        return self.make_backend(path, scratch, settings, clock)
+
+    def beside(self, path: Path) -> list[Path]:
+        """Return the companions of a database file of this engine, which may not exist."""
+        return [path.with_name(path.name + suffix) for suffix in self.companions]
+
+    def log_of(self, path: Path) -> Path:
+        """Return the log of a database file, which may not exist."""
+        return path.with_name(path.name + self.companions[0])
