@@ -314,7 +314,7 @@ def test_a_disk_that_is_too_small_is_told_with_the_bytes_unless_it_is_forced(
     usage = shutil.disk_usage(old)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000))
     needed = command("adopt", old, new, code=1).stderr
-    assert "may take" in needed
+    assert "may need" in needed
     assert "1,000 are free" in needed
     assert remains(new) == []
     command("adopt", "--force", old, new)
