@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST = datetime(1, 1, 2, tzinfo=UTC)  # a day is left on both sides, for every offset of a zone
+_LAST = datetime(9999, 12, 30, 23, 59, 59, 999_999, tzinfo=UTC)
 _SECOND_US = 1_000_000
 _DAY_US = 86_400 * _SECOND_US
 
@@ -86,8 +88,15 @@ def bound_us(value: object, field: str) -> int:
 
 
 def to_datetime(us: int) -> datetime:
-    """Convert microseconds since 1970 UTC to an aware UTC datetime, exact to the microsecond."""
-    return _EPOCH + timedelta(microseconds=us)
+    """Convert microseconds since 1970 UTC to an aware UTC datetime, exact to the microsecond.
+
+    Legacy stores may hold any 64-bit number. What a datetime cannot express becomes the first or the last day that it
+    can, in every time zone: 0001-01-02 or 9999-12-30.
+    """
+    try:
+        return min(max(_EPOCH + timedelta(microseconds=us), _FIRST), _LAST)
+    except OverflowError:
+        return _FIRST if us < 0 else _LAST
 
 
 def to_datetimes(us: Sequence[int]) -> list[datetime]:

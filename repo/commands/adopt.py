@@ -44,7 +44,7 @@ def adopt(
 
     \b
     JSON: {"old", "new", "made": false with --dry-run, "records", "points", "copied_bytes", "needed_bytes": for the
-    copy and its migration, "free_bytes", "databases", "steps", "nan_points", "records_restored",
+    copy and its migration, "free_bytes", "databases", "steps", "nan_points", "outside_points", "records_restored",
     "records_without_original", "records_waiting": as those of `migrate`}
     """
     from repo.schema.adopt import adopt_store
@@ -78,6 +78,7 @@ def _tell(session: Session, done: Adoption) -> None:
     for name, count, what in (
         ("points", done.points, "copied"),
         ("points", migration.nan_points, "of them held NaN, and have no reading now"),
+        ("points", migration.outside_points, "of them lie outside of the years 1678 to 2261, and are kept"),
         ("records", done.records, "copied"),
         ("records", migration.records_restored, "of them have their data back from their points"),
         ("records", migration.records_without_original, "of them stay as they are: no point has their data"),

@@ -48,6 +48,7 @@ def migrate(
     or "timeseries", "engine", "file", "before": revision or null, "after"}], "steps": [{"database", "revision",
     "title", "rows": those it touches, "needed_bytes"}], "needed_bytes": for backup and steps together,
     "free_bytes", "backup": its folder, or null, "nan_points": points that held NaN and have no reading now,
+    "outside_points": points outside of the years 1678 to 2261, which are kept,
     "records_restored": records of the legacy program that have their data back from their points,
     "records_without_original": those that stay as they are, for no point has it, "records_waiting": those that are
     still to be restored}; with --restore {"path", "restored": the backup's folder,
@@ -99,6 +100,7 @@ def _tell(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
         session.say(f"{database.database:<12}{step}{due}  ({database.file})")
     for name, count, what in (
         ("points", done.nan_points, "held NaN, and have no reading now"),
+        ("points", done.outside_points, "lie outside of the years 1678 to 2261, and are kept"),
         ("records", done.records_restored, "of the legacy program have their data back from their points"),
         ("records", done.records_without_original, "stay as they are: no point has their data"),
         ("records", done.records_waiting, "are to be given their data back from their points"),

@@ -119,4 +119,4 @@ def make_buckets(width: Width | None, zone: tzinfo, spans: dict[tuple[str, str],
     if width is None:
         return None
     low = min((low for low, _ in spans.values()), default=0)
-    return Buckets(width, zone, low, max((high for _, high in spans.values()), default=0))
+    return Buckets.over(width, zone, low, max((high for _, high in spans.values()), default=0))

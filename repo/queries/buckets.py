@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, case, literal
 
-from repo.times import Width, to_datetime
+from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Width, to_datetime
 
 __all__ = ["AggregateColumns", "Buckets"]
 
@@ -38,6 +38,8 @@ class Buckets:
     midnight and may last 23 or 25 hours. Whole weeks begin on Monday. Months and years are calendar months and
     years, counted from January 1970, so `3mo` gives quarters.
 
+    Points outside of the years 1678 to 2261, which legacy stores may hold, count in the first or the last bucket.
+
     Each bucket has a number, by which the engines group: its start in µs. For buckets that follow the wall clock
     it is the local time of the start, taken as if it were UTC.
     """
@@ -46,9 +48,20 @@ class Buckets:
     zone: tzinfo
     start_us: int
     end_us: int
+    has_outside: bool = False
+    """Whether there are points outside of the range of times."""
+
+    @classmethod
+    def over(cls, width: Width, zone: tzinfo, first_us: int, last_us: int) -> Buckets:
+        """Return the buckets for points within [first_us, last_us], whatever these are."""
+        start_us, end_us = _stored(first_us), _stored(last_us)
+        return cls(width, zone, start_us, end_us, has_outside=(start_us, end_us) != (first_us, last_us))
 
     def expression(self, time: Any) -> ColumnElement[int]:
         """Return the SQL for the number of the bucket that contains a time."""
+        if self.has_outside:
+            edges = ((time < MIN_TIMESTAMP_US, MIN_TIMESTAMP_US), (time > MAX_TIMESTAMP_US, MAX_TIMESTAMP_US))
+            time = case(*edges, else_=time)
         if self.width.months:
             # The first one twice: DuckDB cannot group by an expression that is only a parameter.
             return _stepped(time, [(us, us) for us in (self._months[0], *self._months)])
@@ -65,6 +78,7 @@ class Buckets:
 
     def number_of(self, us: int) -> int:
         """Return the number of the bucket that contains a time, as `expression` does in SQL."""
+        us = _stored(us)
         if self.width.months:
             return self._months[max(0, bisect_right(self._months, us) - 1)]
         offset = self._offset(us)
@@ -88,6 +102,7 @@ class Buckets:
         """Return the numbers of all buckets that overlap [low_us, high_us], in order."""
         if low_us > high_us:
             return []
+        low_us, high_us = _stored(low_us), _stored(high_us)
         if self.width.months:
             first = max(0, bisect_right(self._months, low_us) - 1)
             return self._months[first : bisect_right(self._months, high_us)]
@@ -221,3 +236,7 @@ class AggregateColumns:
 
     values: dict[str, Sequence[Any]] = field(default_factory=dict)
     """By the aggregate's name; None if the result is undefined, such as inf - inf."""
+
+
+def _stored(us: int) -> int:
+    return min(max(us, MIN_TIMESTAMP_US), MAX_TIMESTAMP_US)

@@ -55,6 +55,7 @@ _OF_THE_MIGRATION = (
     "databases",
     "steps",
     "nan_points",
+    "outside_points",
     "records_restored",
     "records_without_original",
     "records_waiting",

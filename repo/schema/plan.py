@@ -73,6 +73,8 @@ class Migration:
     free_bytes: int = 0
     nan_points: int = 0
     """Points in which the legacy program had stored NaN, and that now have no reading (NULL)."""
+    outside_points: int = 0
+    """Points whose times lie outside of the years 1678 to 2261, mostly given in a wrong unit; they are kept."""
     records_restored: int = 0
     """Records of the legacy program that were stored only as pointers, and whose data is restored now."""
     records_without_original: int = 0
@@ -118,6 +120,7 @@ class Found:
     noted: bool = False
     """Whether there is a note that pointers remain."""
     nan_points: int = 0
+    outside_points: int = 0
     owned: bool = False
     """Whether these columns belong to a store already, so that its metadata cannot be new."""
     pointers: int = 0

@@ -121,7 +121,7 @@ def upgrade(
     checkpointed afterwards, so that no DDL stays in its log. Raises `SchemaTooNew` with nothing changed, or the
     engine's typed error; the database is then at the last completed revision, and another run continues there. `path`
     names the file in messages. `told` is filled with counts from the revisions: `nan_points`, the points that held NaN
-    and now have no reading.
+    and now have no reading, and `outside_points`, those outside of the years 1678 to 2261.
     """
     return _migrate(command.upgrade, engine, database, to, path, {} if told is None else told)
 

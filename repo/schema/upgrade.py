@@ -135,6 +135,7 @@ class _Run:
             databases=databases,
             backup=begun.folder if begun is not None and plan.due else None,
             nan_points=sum(one.nan_points for one in plan.found),
+            outside_points=sum(one.outside_points for one in plan.found),
         )
         if plan.adopts:
             report = self._adopted(report, plan.found, tell, lenient=without_columns)
@@ -194,6 +195,7 @@ class _Run:
                     engine, one.database, step.revision, path=one.target.path, told=told
                 ).after
                 one.nan_points += told.get("nan_points", 0)
+                one.outside_points += told.get("outside_points", 0)
                 engine_named(one.target.engine).traits().fold_log(engine)
             tell(one.size_bytes)
         return at

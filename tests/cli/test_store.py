@@ -195,6 +195,7 @@ def test_migrate_brings_both_databases_of_an_old_store_to_the_head(command: Any)
             "free_bytes",
             "backup",
             "nan_points",
+            "outside_points",
         ),
         *("records_restored", "records_without_original", "records_waiting"),
     }
