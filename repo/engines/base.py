@@ -1,4 +1,4 @@
-"""What every engine provides: the protocol of its backend, and the record of its traits."""
+"""The interface of an engine: the protocol of its backend, and its traits."""
 
 from __future__ import annotations
 
@@ -35,68 +35,68 @@ Row = Sequence[Any]
 
 
 class Backend(Protocol):
-    """One engine under the columns."""
+    """An engine that stores the columns."""
 
     name: str
     path: Path
     durable_at_commit: bool
     """Whether a committed flush is durable without a checkpoint."""
     takes_tables: bool
-    """Whether a table can be merged as it is; otherwise it goes through the journal, as packed rows."""
+    """Whether a table can be merged directly; otherwise it goes through the journal, as packed rows."""
     log_is_spare: bool
-    """Whether the journal has everything that the log holds, so that a damaged log may be set aside. Set it before
+    """Whether the journal has everything that is in the log, so that a damaged log may be set aside. Set it before
     `open`. An engine that is durable at commit ignores it."""
     may_begin: bool
     """Whether the store never had a column file, so that a file that is not a database yet may be replaced. Set it
-    before `open`. An engine whose new file is whole at once ignores it."""
+    before `open`. An engine that creates a file atomically ignores it."""
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
-        """What its driver raises, bare."""
+        """The exceptions of its driver, not wrapped by SQLAlchemy."""
 
     def open(self) -> Engine:
-        """Open the file, making it if need be; the caller holds the lease. Raises typed errors."""
+        """Open the file, or create it. The caller holds the lease. Raises typed errors."""
 
     def open_new(self) -> Engine:
-        """Create a file for one connection to fill quickly; the caller removes it if anything fails.
+        """Create a file for a bulk load by one connection; the caller removes it if anything fails.
 
-        It is whole after a checkpoint and a close, and durable when it was synced then. Raises typed errors.
+        The file is complete after a checkpoint and a close, and durable once it is synced. Raises typed errors.
         """
 
     def close(self, engine: Engine) -> None:
         """Close the file."""
 
     def checkpoint(self, engine: Engine) -> None:
-        """Make everything committed durable in the file itself; the caller keeps all others out."""
+        """Make everything committed durable in the file itself. The caller has exclusive use."""
 
     def log_bytes(self) -> int:
-        """Return the size of the log that a checkpoint would fold in."""
+        """Return the size of the log that a checkpoint would move into the file."""
 
     def free_bytes(self, connection: Connection) -> int:
-        """Return how many bytes of the file are free blocks."""
+        """Return the bytes of free blocks in the file."""
 
     def typed_error(self, error: BaseException) -> HoldfastError:
         """Translate an error of the engine."""
 
     def is_fatal(self, error: BaseException) -> bool:
-        """Say whether the file has to be closed and opened again after this error; see the engines' `is_fatal`."""
+        """Return whether the file must be closed and reopened after this error; see `is_fatal` of the engines."""
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """Say whether the engine's memory limit was too small for a statement: a smaller one may fit."""
+        """Return whether a statement exceeded the engine's memory limit; a smaller one may fit."""
 
     def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
-        """Run one SELECT that can neither write nor leave the store; `InvalidQuery` for anything else."""
+        """Run one SELECT that can neither write nor access anything outside the store; otherwise `InvalidQuery`."""
 
 
 def dicts_of(description: Sequence[Sequence[Any]], rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-    """Return the rows of a cursor as dicts, by its description."""
+    """Return the rows of a cursor as dicts; `description` has the names."""
     names = [column[0] for column in description]
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 @contextmanager
 def typed_errors(*backends: Backend) -> Iterator[None]:
-    """Translate what either engine raises; what the caller's own function raises passes as it is."""
+    """Translate the errors of these engines. Other exceptions pass unchanged."""
     kinds: tuple[type[Exception], ...] = (DBAPIError, *chain(*(backend.errors for backend in backends)))
     try:
         yield
@@ -119,73 +119,74 @@ class Traits:
     Goes through the driver: SQLAlchemy's own executemany is 40 times slower into DuckDB."""
 
     rows: Callable[[Connection, Select[Any], int], list[Row]]
-    """Run a query and return at most so many of its rows, as the driver's plain tuples; -1 for all."""
+    """Run a query and return at most the given number of rows, as the driver's plain tuples; -1 for all."""
 
     arrow: Callable[[Connection, Select[Any]], Any] | None
-    """Begin a query and return an object with `__arrow_c_stream__`, made without pyarrow, to be read while the
-    transaction lasts; None where the engine knows rows only."""
+    """Begin a query and return an object with `__arrow_c_stream__`, created without pyarrow and readable until the
+    transaction ends. None if the engine only returns rows."""
 
     arrays: Callable[[Connection, Select[Any]], dict[str, Any]] | None
-    """Run a query and return its columns as NumPy arrays, masked where they hold NULLs; None likewise."""
+    """Run a query and return its columns as NumPy arrays, masked if they have NULLs. None if the engine only returns
+    rows."""
 
     numbers_names: bool
-    """Whether `list_position` finds a text in a list once for each text of a dictionary, not once a row: then
-    names come out several times as fast as numbers."""
+    """Whether `list_position` looks up each text of a dictionary once instead of each row. Reading names as numbers is
+    then several times as fast."""
 
     columns: Callable[[Any, int, bool], list[Sequence[Any]]]
-    """The rows of a driver's cursor, column by column, as Python's own values; it is told how many columns
-    there are, and whether there may be many rows, for which NumPy is worth importing."""
+    """Return the rows of a driver's cursor, column by column, as Python values. The arguments are the cursor, the
+    number of columns, and whether there may be enough rows to make importing NumPy worthwhile."""
 
     has_rowid: bool
-    """Whether a stored point can be named by its rowid (a WITHOUT ROWID table has none)."""
+    """Whether stored points have a rowid (a WITHOUT ROWID table has none)."""
 
     keyed_by_series: bool
-    """Whether the points of one series lie together, and are found by its names and their time."""
+    """Whether the table is clustered by series and time, and points are found by these."""
 
     has_arg_extremes: bool
     """Whether `arg_min` and `arg_max` exist."""
 
     add_statistics: Callable[[Connection], None]
-    """Make `stddev_samp` and what `percentiles` needs known to the connection."""
+    """Add `stddev_samp`, and the functions that `percentiles` needs, to the connection."""
 
     percentiles: Callable[[Any, Sequence[float]], ColumnElement[Any]]
-    """The SQL for the readings at some fractions of a group: a list, or a JSON text of it."""
+    """The SQL for the readings at the given fractions of a group: a list, or a list as JSON text."""
 
     most_in_memory: int | None
-    """How many readings one query may keep for percentiles: DuckDB keeps those of all groups at once, and twice
-    this number is too much for the 64 MB that a store gives it. None: one group at a time is kept."""
+    """How many readings one query may keep in memory for percentiles. DuckDB keeps those of all groups at once, and
+    twice this number exceeds the default memory limit of 64 MB. None: one group is kept at a time."""
 
     fold_ddl: Callable[[Connection], None]
-    """Make a change of the schema durable in the file itself, where none may stay in the log: DuckDB cannot replay
-    each of them. Ends the connection's transaction, and must not be called while another one writes."""
+    """Make a schema change durable in the file itself, if it may not stay in the log: DuckDB cannot replay every schema
+    change. Ends the connection's transaction, and must not be called while another connection writes."""
 
     fold_log: Callable[[Engine], None]
-    """Fold the log into the file after a revision, as far as readers allow. Does nothing if `fold_ddl` did it."""
+    """Checkpoint the log after a revision, as far as readers allow. Does nothing if `fold_ddl` did it."""
 
     damage: Callable[[Connection], str | None]
     """Check for damage that opening the file does not reveal; return its description, or None."""
 
     joins_objects: bool
-    """Whether the driver joins tables with Python objects (`register`) and returns relations (`sql`), as DuckDB's
-    does. Otherwise stored points are looked up by their key."""
+    """Whether the driver can join tables with Python objects (`register`) and return relations (`sql`), like DuckDB's.
+    Otherwise stored points are looked up by their key."""
 
     errors: tuple[type[Exception], ...]
-    """What its driver raises, bare."""
+    """The exceptions of its driver, not wrapped by SQLAlchemy."""
 
     typed_error: Callable[[BaseException, Path], HoldfastError]
-    """Translate an error of the driver, bare or wrapped by SQLAlchemy, for a file."""
+    """Translate an error of the driver on a file, wrapped by SQLAlchemy or not."""
 
     url: str
-    """A URL without a file, for which Alembic compiles statements."""
+    """A URL without a file, with which Alembic compiles statements."""
 
     one_write_per_transaction: bool
-    """DuckDB 2.0.0 doubles rows or crashes when a transaction that has appended to a table goes on to read
-    or delete in it; so a transaction may write points once."""
+    """Whether a transaction may write points only once. DuckDB 2.0.0 doubles rows or crashes if a transaction reads or
+    deletes rows of a table after it appended to it."""
 
 
 def rows_of_query(connection: Connection, query: Select[Any], most: int) -> list[Row]:
-    """Run a query and return at most so many of its rows; see `Traits.rows`."""
-    # No LIMIT: DuckDB would scan by one thread then. Past SQLAlchemy's rows, which double the time.
+    """Run a query and return at most `most` rows; see `Traits.rows`."""
+    # Without LIMIT, which makes DuckDB scan with one thread, and without SQLAlchemy's rows, which double the time.
     result = connection.execute(query)
     cursor: Any = result.cursor
     rows: list[Row] = cursor.fetchall() if most < 0 else cursor.fetchmany(most)

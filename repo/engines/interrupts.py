@@ -1,4 +1,4 @@
-"""Ctrl-C in a driver written in C++, which raises an error of its own in place of the KeyboardInterrupt."""
+"""Ctrl-C in a driver written in C++, which raises its own error instead of KeyboardInterrupt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DRIVERS = ("_duckdb", "duckdb", "pyarrow.lib")
 
 
 class KeyboardInterrupts(ContextDecorator):
-    """Raises `KeyboardInterrupt` where the block, or the decorated function, ends in a driver's error for it."""
+    """Raises `KeyboardInterrupt` if the block or the decorated function ends with a driver's error for it."""
 
     def __enter__(self) -> None:
         """Do nothing."""
@@ -23,7 +23,7 @@ class KeyboardInterrupts(ContextDecorator):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Replace the error, with its notes; every other one is left alone."""
+        """Replace such an error, and keep its notes; other errors pass unchanged."""
         if error is None or not is_interrupt(error):
             return
         interrupt = KeyboardInterrupt()

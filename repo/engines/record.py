@@ -1,4 +1,4 @@
-"""What an engine is: one record with its names, its files, what they cost, and how it is opened. Imports no driver."""
+"""The record of an engine: its names, its files, their space, and how it is opened. Imports no driver."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["EngineRecord"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRecord:
-    """One engine that can hold the columns of a store.
+    """An engine that can store the columns of a store.
 
-    Its functions import the driver when they are called, so that listing the engines imports none.
+    The functions import the driver only when they are called, so that listing the engines imports none.
     """
 
     name: str
-    """The name of its SQLAlchemy dialect, and its value of the setting `engine`."""
+    """The name of its SQLAlchemy dialect, and its value in the setting `engine`."""
     title: str
     """Its name in messages."""
     file_name: str
@@ -36,38 +36,38 @@ class EngineRecord:
     companions: tuple[str, ...]
     """The files that may belong to a database file, as suffixes of its name; the log comes first."""
     made_anew: frozenset[str] = frozenset()
-    """Companions without content of their own: the engine creates them when it opens the file, so a copy omits them."""
+    """Companions without lasting content: the engine recreates them when it opens the file, so a copy omits them."""
 
     bytes_a_point: int
     """The bytes that a point may take in a new file, without its texts and names; a generous estimate."""
     names_a_point: int
-    """How many times the file stores the names of the series with each point."""
+    """How many times each point stores the names of its series."""
     rewrite_factor: float
-    """The bytes that rewriting a table may take, as a multiple of the size of the file."""
+    """The bytes that rewriting a table may take, as a multiple of the file size."""
 
     why_missing: Callable[[], str | None]
     """Return why the engine cannot be used here, or None if it can."""
     remedy: str
-    """What to do if it cannot be used, for the message of `EngineMissing`."""
+    """The next step for the user if it cannot be used, for the message of `EngineMissing`."""
     make_backend: Callable[[Path, Path, Settings, Clock], Backend]
     """Return the backend of a column file; called by `open`, with the same arguments."""
     traits: Callable[[], Traits]
-    """Return its traits; the engine can be used."""
+    """Return its traits. Call it only if the engine can be used."""
 
     copy: Callable[[Path, Path, Callable[[int], object]], None] | None = None
-    """Copy a database with the content of its log durably, and report the bytes of each piece. None if the log has to
-    be folded in first, after which the file is copied as it is."""
+    """Copy a database and the content of its log, durably, and report the bytes of each piece. None if the log must be
+    checkpointed first; the file is then copied as it is."""
     wait_until_unused: Callable[[Path, float, Callable[[Connection], bool]], None] | None = None
-    """Return once no other process has the file open, or at once if the function, which gets a connection that only
-    reads, returns True. Raises `StoreBusy` after that many seconds. None if the engine itself lets only one process
-    have a file open."""
+    """Return once no other process has the file open, or at once if the given function returns True for a read-only
+    connection. Raises `StoreBusy` after the given number of seconds. None if the engine itself allows only one process
+    per file."""
 
     def require(self, path: Path) -> None:
         """Raise `EngineMissing`, which names the column file `path`, if the engine cannot be used here."""
         if why := self.why_missing():
             raise EngineMissing(
                 f"{path} needs {self.title}, which cannot be used here ({platform.machine()}): {why}. {self.remedy}. "
-                "Writing and records go on without it",
+                "Writes and records work without it",
                 path=path,
             )
 
@@ -77,7 +77,7 @@ class EngineRecord:
         `scratch` is a folder for temporary files of the engine. No file is opened yet.
         """
         self.require(path)
-        self.traits()  # imported now, because an import takes a descriptor, and later none may be left
+        self.traits()  # imported now, because an import needs a descriptor, and later none may be left
         return self.make_backend(path, scratch, settings, clock)
 
     def beside(self, path: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The list of engines. No other code compares their names: whatever differs is in a record, a backend or traits."""
+"""The list of engines. No other code compares engine names: all differences are in a record, a backend or traits."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ METADATA = SQLITE
 """The engine of every metadata database."""
 
 LEGACY = DUCKDB
-"""The engine of the legacy program. Its column file may be in another folder, or have the store beside it."""
+"""The engine of the legacy program. Its column file may be in another folder, and a store may be next to it."""
 
 _traits: dict[str, Traits] = {}
 
 
 def engine_named(name: str) -> EngineRecord:
-    """Return the record of an engine; `StoreUnsupported` for an unknown one."""
+    """Return the record of an engine; raises `StoreUnsupported` for an unknown one."""
     try:
         return ENGINES[name]
     except KeyError:
-        raise StoreUnsupported(f"points can be kept in {' or '.join(ENGINES)}, not in {name}") from None
+        raise StoreUnsupported(f"points can be stored in {' or '.join(ENGINES)}, not in {name}") from None
 
 
 def first_usable() -> EngineRecord:
-    """Return the engine that a new store takes: the first one that can be used here."""
+    """Return the engine of new stores: the first one that can be used here."""
     return next(record for record in ENGINES.values() if record.why_missing() is None)
 
 
 def traits_of(connection: Connection) -> Traits:
-    """Return the capabilities of the engine under this connection; `StoreUnsupported` for an unknown one."""
+    """Return the traits of the engine of this connection; raises `StoreUnsupported` for an unknown one."""
     name = connection.dialect.name
     if name not in _traits:
         _traits[name] = engine_named(name).traits()
@@ -60,10 +60,10 @@ def traits_of(connection: Connection) -> Traits:
 
 
 def companions_of(path: Path) -> list[Path]:
-    """Return every file that may belong to a database file of any engine, without itself; most do not exist."""
+    """Return all files that may belong to a database file of any engine, except itself; most do not exist."""
     return list(dict.fromkeys(file for record in ENGINES.values() for file in record.beside(path)))
 
 
 def duckdb_is_installed() -> bool:
-    """Say whether DuckDB, in a version that keeps our promises, and its dialect can be imported."""
+    """Return whether DuckDB, in a supported version, and its dialect can be imported."""
     return DUCKDB.why_missing() is None

@@ -33,7 +33,7 @@ def test_a_column_file_that_never_became_a_database_is_created_again(
         store.checkpoint()
     with Store(tmp_path / "store", SETTINGS) as store:
         assert [row["value"] for row in store.points.range("a", "m")] == [1.0]
-    assert "a new one is made" in caplog.text
+    assert "a new one replaces it" in caplog.text
 
 
 def test_a_column_file_truncated_after_a_prune_is_damage(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_checkpoint_torn_by_a_kill_is_repaired_and_nothing_is_lost(
     for _ in range(2):
         assert stored(folder) == wanted
     assert checkpoint.read_note(folder / "timeseries.duckdb") is None
-    assert ("damage cannot be told from that" in caplog.text) is not proved
+    assert ("damage cannot be ruled out" in caplog.text) is not proved
 
 
 @pytest.mark.parametrize("command", [["current"], ["upgrade", "head"]], ids=" ".join)

@@ -80,7 +80,7 @@ def test_a_running_program_that_has_the_columns_open_makes_the_migration_busy(le
     ) as other:  # fmt: skip
         assert other.stdout is not None
         other.stdout.readline()
-        assert "does not go through Holdfast" in cli(legacy, "migrate", code=4)
+        assert "does not use Holdfast" in cli(legacy, "migrate", code=4)
         assert backups_of(legacy) == []
         other.communicate()
     assert versions(migrate_store(legacy)) == DONE

@@ -1,4 +1,4 @@
-"""The DuckDB backend: opens, checkpoints and queries the column file of a store, and mends a torn checkpoint."""
+"""The DuckDB backend: opens, checkpoints and queries the column file of a store, and repairs torn checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("holdfast.backends")
 
 
 def fold(engine: Engine, path: Path) -> None:
-    """Fold the log into the file, noted beforehand so that a kill leaves nothing that opening cannot mend."""
+    """Checkpoint the log. A note is written first, so that opening can repair what a kill leaves."""
     from repo.engines.duckdb import checkpoint as torn
     from repo.engines.duckdb import driver as duckdb
 
@@ -34,7 +34,7 @@ def fold(engine: Engine, path: Path) -> None:
 
 
 class DuckDBBackend:
-    """`timeseries.duckdb`."""
+    """The backend of `timeseries.duckdb`."""
 
     name = "duckdb"
     durable_at_commit = False
@@ -43,7 +43,7 @@ class DuckDBBackend:
     def __init__(self, path: Path, scratch: Path, settings: Settings, clock: Clock) -> None:
         if "?" in str(path):
             raise StoreUnsupported(
-                f"DuckDB takes what follows a '?' in {path} for options and loses its log; choose another path",
+                f"DuckDB takes the part of {path} after the '?' for options, and loses its log; choose another path",
                 path=path,
             )
         self.path = path
@@ -55,15 +55,15 @@ class DuckDBBackend:
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
-        """What DuckDB raises."""
+        """The exceptions of DuckDB."""
         import duckdb
 
         return (duckdb.Error,)
 
     def open(self) -> Engine:
-        """Open the file; a torn checkpoint is mended, and a log that cannot be replayed is set aside.
+        """Open the file. Repairs a torn checkpoint, and sets aside a log that cannot be replayed.
 
-        The journal still has what such a log held.
+        The journal still has the content of such a log.
         """
         from repo.engines.duckdb import checkpoint as torn
         from repo.engines.duckdb import driver as duckdb
@@ -79,7 +79,7 @@ class DuckDBBackend:
             except HoldfastError as error:
                 if not torn.mend(self.path, note, error):
                     raise
-                log.info("a checkpoint of %s was torn by a kill, and is mended", self.path)
+                log.info("a checkpoint of %s was torn by a kill, and was repaired", self.path)
             else:
                 try:
                     blocks = list(duckdb.unused_metadata(engine))
@@ -95,7 +95,7 @@ class DuckDBBackend:
         return engine
 
     def _begin(self) -> None:
-        """Make the file: whole under another name, then renamed, so that a kill leaves no stump."""
+        """Create the file under another name and rename it, so that a kill leaves no partial file."""
         from repo.engines.duckdb import driver as duckdb
 
         new = self.path.with_name(f"{self.path.name}.building")
@@ -105,16 +105,16 @@ class DuckDBBackend:
             duckdb.close_engine(self._open(new))
             durable.sync(new)
             if self.path.exists():
-                log.warning("%s was never finished and has nothing in it; a new one is made", self.path)
+                log.warning("%s was never completed and is empty; a new one replaces it", self.path)
             if duckdb.log_bytes(self.path):
                 aside = duckdb.set_log_aside(self.path, self._clock())
                 log.warning("%s was missing, and its log cannot be replayed; kept as %s", self.path, aside)
             durable.replace(new, self.path)
         except OSError as error:
-            raise system_error(error, self.path, "no column file was made") from error
+            raise system_error(error, self.path, "no column file was created") from error
 
     def open_new(self) -> Engine:
-        """Make the file: nothing is quicker than what is done always."""
+        """Create the file in the usual way; no other way is faster."""
         return self._open()
 
     def _open(self, path: Path | None = None) -> Engine:
@@ -134,7 +134,7 @@ class DuckDBBackend:
                     raise
                 aside = duckdb.set_log_aside(self.path, self._clock())
                 log.error(
-                    "the log of %s was damaged; kept as %s, applying the journal again", self.path, aside
+                    "the log of %s was damaged; kept as %s, the journal is applied again", self.path, aside
                 )
         raise AssertionError
 
@@ -145,7 +145,7 @@ class DuckDBBackend:
         duckdb.close_engine(engine)
 
     def checkpoint(self, engine: Engine) -> None:
-        """CHECKPOINT, and sync the folder: DuckDB makes and removes its log there without doing so."""
+        """CHECKPOINT, and sync the folder, because DuckDB creates and removes its log there without a sync."""
         fold(engine, self.path)
 
     def log_bytes(self) -> int:
@@ -155,7 +155,7 @@ class DuckDBBackend:
         return duckdb.log_bytes(self.path)
 
     def free_bytes(self, connection: Connection) -> int:
-        """Return how many bytes of the file are free blocks, as of the last checkpoint."""
+        """Return the bytes of free blocks in the file, as of the last checkpoint."""
         query = "SELECT free_blocks * block_size FROM pragma_database_size()"
         return int(connection.exec_driver_sql(query).scalar_one())
 
@@ -166,19 +166,19 @@ class DuckDBBackend:
         return duckdb.typed_error(error, self.path)
 
     def is_fatal(self, error: BaseException) -> bool:
-        """Say whether DuckDB's instance is of no use any more."""
+        """Return whether the DuckDB instance is no longer usable."""
         from repo.engines.duckdb import driver as duckdb
 
         return duckdb.is_fatal(error)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """Say whether DuckDB's memory limit was too small."""
+        """Return whether DuckDB's memory limit was exceeded."""
         from repo.engines.duckdb import driver as duckdb
 
         return duckdb.is_out_of_memory(error)
 
     def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
-        """Run one SELECT that only reads; the instance itself has no access outside."""
+        """Run one SELECT that only reads; the instance has no access to anything outside the store."""
         import duckdb
 
         from repo.engines.duckdb.selects import functions_beyond_reading

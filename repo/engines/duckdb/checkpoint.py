@@ -1,15 +1,15 @@
-"""Torn checkpoints: what a kill in the middle of DuckDB's CHECKPOINT can leave behind, and how it is mended.
+"""Torn checkpoints: repairs what a kill in the middle of DuckDB's CHECKPOINT can leave behind.
 
-DuckDB writes a checkpoint's data into free blocks and then turns a header over, but its metadata blocks it rewrites
-in place (seen with strace: 262,144 bytes at the place that the header in force points to). A kill or a power loss
-in the middle of that write leaves a block of which part is old and part new, and a checksum that fits neither; DuckDB
-refuses the file. Such a block is mended by giving it the checksum that fits.
+DuckDB writes a checkpoint's data to free blocks and then switches a header, but it rewrites its metadata blocks in
+place (seen with strace: 262,144 bytes at the position that the active header points to). A kill or a power loss in the
+middle of that write leaves a block that is partly old and partly new, with a checksum that matches neither, and DuckDB
+refuses the file. Such a block is repaired by correcting its checksum.
 
-A checksum also misfits where a bit was flipped, and that must not be mended. A metadata block holds 64 sub-blocks,
-and a checkpoint writes only into those that the header in force does not use. So before it begins, a durable note
-keeps the header's iteration, and of each block that has unused sub-blocks the CRC-32 of every sub-block. A block is
-mended only if it is in the note, the header in force is still that one, and each sub-block in use has the noted sum;
-anything else is damage. Unused sub-blocks hold nothing, whatever is in them. Without a note a wrong checksum is damage.
+A flipped bit also causes a wrong checksum, but must not be repaired. A metadata block has 64 sub-blocks, and a
+checkpoint writes only to those that the active header does not use. So before a checkpoint begins, a durable note
+records the header's iteration, and, for each block with unused sub-blocks, the CRC-32 of every sub-block. A block is
+repaired only if it is in the note, the recorded header is still active, and each sub-block in use has the recorded CRC;
+anything else is damage. The content of unused sub-blocks does not matter. Without a note a wrong checksum is damage.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ log = logging.getLogger("holdfast.torn")
 
 BLOCK_BYTES = 262_144
 BLOCKS_FROM = 12_288
-"""Where the first block begins: behind the main header and the two headers that take turns."""
+"""The offset of the first block, after the main header and the two alternating headers."""
 
 _SUM_BYTES = 8
 _MULTIPLIER = 0xBF58476D1CE4E5B9
@@ -54,18 +54,18 @@ _SUB_BLOCKS = 64
 _SUB_BLOCK_BYTES = (BLOCK_BYTES - _SUM_BYTES) // _SUB_BLOCKS // 8 * 8
 _HEADER_BYTES = 4_096
 _UNDER_WAY, _DONE = b"1", b"0"
-_HEAD = struct.Struct("<IQI")  # CRC-32 of what follows it, iteration of the header in force, number of blocks
+_HEAD = struct.Struct("<IQI")  # CRC-32 of the rest, iteration of the active header, number of blocks
 _BLOCK = struct.Struct(
     f"<qQ{_SUB_BLOCKS}I"
-)  # number of the block, which sub-blocks are in use, the sums of all
+)  # block number, bit mask of the sub-blocks in use, CRCs of all sub-blocks
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A checkpoint that was begun, and of which nobody said that it was done.
+    """A checkpoint that was begun, but not recorded as done.
 
-    `blocks` has, by number, the sub-blocks in use as a bit mask, and the sums of all; None in a note of an earlier
-    version, which proves nothing.
+    `blocks` has, by block number, the sub-blocks in use as a bit mask, and the CRCs of all; None in a note of an
+    earlier version, which proves nothing.
     """
 
     iteration: int = 0
@@ -73,14 +73,14 @@ class Note:
 
 
 def note_path(path: Path) -> Path:
-    """Return the file that says whether a checkpoint of this database is under way."""
+    """Return the path of the note, which exists while a checkpoint of this database is running."""
     return path.with_name(path.name + NOTE)
 
 
 def read_note(path: Path) -> Note | None:
     """Return the note of a checkpoint that may be torn, or None; raises `StoreDenied`.
 
-    A note that is not whole was never synced, so its checkpoint did not begin.
+    An incomplete note was never synced, so its checkpoint did not begin.
     """
     try:
         content = note_path(path).read_bytes()
@@ -106,10 +106,10 @@ def read_note(path: Path) -> Note | None:
 def noted(
     path: Path, file: int | None = None, unused: Mapping[int, Iterable[int]] | None = None
 ) -> Iterator[None]:
-    """Note a checkpoint durably before the block, and that it is done after it, unless it raises.
+    """Record a checkpoint durably before the block, and as done after it, unless the block raises.
 
-    `file` is an open descriptor of the database, and `unused` has the sub-blocks that are not in use, by metadata
-    block. Raises typed errors for what the system denies; if it is the note itself, the block was not entered.
+    `file` is an open descriptor of the database, and `unused` has the unused sub-blocks by metadata block. System
+    errors are raised as typed errors; if the note cannot be written, the block is not entered.
     """
     note = note_path(path)
     try:
@@ -136,7 +136,7 @@ def _note_of(file: int, unused: Mapping[int, Iterable[int]]) -> bytes:
         for number in numbers:
             used &= ~(1 << number)
         if used == 2**_SUB_BLOCKS - 1:
-            continue  # nothing can be written there
+            continue  # the checkpoint cannot write to it
         content = os.pread(file, BLOCK_BYTES, BLOCKS_FROM + block * BLOCK_BYTES)
         blocks.append(_BLOCK.pack(block, used, *_sums(content)))
     rest = struct.pack("<QI", _iteration(os.pread(file, BLOCKS_FROM, 0)), len(blocks)) + b"".join(blocks)
@@ -149,7 +149,7 @@ def _sums(content: bytes) -> list[int]:
 
 
 def _iteration(headers: bytes) -> int:
-    """Return the iteration of the header in force: the greater one of those that are whole; 0 where none is."""
+    """Return the iteration of the active header, the larger one of the intact headers; 0 if none is intact."""
     found = [0]
     for place in (_HEADER_BYTES, 2 * _HEADER_BYTES):
         header = headers[place : place + _HEADER_BYTES]
@@ -167,9 +167,9 @@ def _write(descriptor: int, content: bytes, place: int) -> None:
 
 
 def forget(path: Path) -> None:
-    """Take the note back, when the checkpoint is done, or the file was opened and all in it fits.
+    """Withdraw the note, after a checkpoint or after the file was opened and found intact.
 
-    It is not synced, and an error is only logged: a note too many means a closer look at the next opening.
+    This is not synced, and an error is only logged: a stale note only costs an extra check at the next opening.
     """
     try:
         descriptor = os.open(note_path(path), os.O_WRONLY | os.O_CLOEXEC)
@@ -178,20 +178,20 @@ def forget(path: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        log.warning("the note of a checkpoint of %s was not taken back: %s", path, error)
+        log.warning("the note of a checkpoint of %s could not be withdrawn: %s", path, error)
 
 
 def mend(path: Path, note: Note, error: BaseException) -> bool:
-    """Mend the block that DuckDB named when it refused to open the file; False where that is damage.
+    """Repair the block that DuckDB named when it refused to open the file; False if the block is damaged.
 
-    The caller holds the lease and has the file closed. Raises typed errors for what the system denies.
+    The caller holds the lease, and the file is closed. System errors are raised as typed errors.
     """
     found = _MISFIT.search(str(error.__cause__ or error))
     return found is not None and mend_block(path, note, (int(found[1]) - BLOCKS_FROM) // BLOCK_BYTES)
 
 
 def mend_block(path: Path, note: Note, block: int) -> bool:
-    """Give a block the checksum that fits, durably; False, with nothing changed, if it has it, or is damaged."""
+    """Correct the checksum of a block, durably. False, without a change, if it is correct or the block is damaged."""
     place = BLOCKS_FROM + block * BLOCK_BYTES
     try:
         with path.open("r+b") as file:
@@ -213,39 +213,39 @@ def mend_block(path: Path, note: Note, block: int) -> bool:
 
 
 def _is_torn(path: Path, note: Note, block: int, headers: bytes, content: bytes) -> bool:
-    """Say whether a checkpoint can have left this; log what it is, and whether that is proved."""
+    """Return whether a torn checkpoint can explain this block, and log the finding."""
     if note.blocks is None:
         log.warning(
-            "block %d of %s is taken for one that a checkpoint tore: an earlier version noted that one was under way, "
-            "but not what was in the file, so damage cannot be told from that; compare the points with a backup",
+            "block %d of %s is assumed to be torn by a checkpoint: an earlier version recorded that one was running, "
+            "but not the content of the file, so damage cannot be ruled out; compare the points with a backup",
             *(block, path),
         )
         return True
     if block not in note.blocks or _iteration(headers) != note.iteration:
-        log.error("block %d of %s is damaged; no checkpoint was writing it", block, path)
+        log.error("block %d of %s is damaged; no checkpoint was writing to it", block, path)
         return False
     used, sums = note.blocks[block]
     changed = [at for at, sum_ in enumerate(_sums(content)) if sum_ != sums[at]]
     damaged = [at for at in changed if used & 1 << at]
     if damaged:
         log.error(
-            "block %d of %s is damaged: %d of its parts in use are not what they were",
+            "block %d of %s is damaged: %d of its parts in use have changed",
             block,
             path,
             len(damaged),
         )
         return False
     log.info(
-        "block %d of %s was torn by a kill: %d parts that are not in use differ, and all others are what they were",
+        "block %d of %s was torn by a kill: %d unused parts differ, and all others are unchanged",
         *(block, path, len(changed)),
     )
     return True
 
 
 def is_blank(path: Path) -> bool:
-    """Say whether there is no database: no file, one too short for DuckDB's headers, or nothing but zeros there.
+    """Return whether there is no database: no file, a file too short for DuckDB's headers, or only zeros in them.
 
-    So it is after a kill, or on a full disk, while DuckDB makes a file. The caller holds the lease.
+    A kill or a full disk can leave that while DuckDB creates a file. The caller holds the lease.
     """
     try:
         with path.open("rb") as file:
@@ -256,7 +256,7 @@ def is_blank(path: Path) -> bool:
 
 
 def _checksum(content: bytes) -> int:
-    """Return DuckDB's checksum of a block's content: its 64-bit words, each multiplied, all XORed."""
+    """Return DuckDB's checksum of a block's content: the XOR of its 64-bit words, each multiplied by a constant."""
     words: Iterable[tuple[int]] = struct.iter_unpack("<Q", content)
     result = _SEED
     for (word,) in words:

@@ -1,8 +1,8 @@
-"""The DuckDB dialect: right reflection for SQLAlchemy, and the guard before every opening of a file.
+"""The DuckDB dialect: correct reflection for SQLAlchemy, and the guard before every opening of a file.
 
-Owns what duckdb-engine gets wrong on the present SQLAlchemy, under a name of its own (`duckdb+holdfast://`),
-so that a host application's `duckdb://` stays as it was. Never decides how a store's file is configured.
-Importing this module registers the dialect.
+Corrects what duckdb-engine gets wrong on the current SQLAlchemy, under its own name (`duckdb+holdfast://`), so that a
+host application's `duckdb://` is not affected. Does not decide how a store's file is configured. Importing this module
+registers the dialect.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from repo.inuse import is_open_here
 __all__ = ["ConnectionWrapper", "Dialect", "guarded"]
 
 _BRIDGE = (
-    "Copy the file and its log; then, in an environment of its own with duckdb==0.9.2, open the file, run "
+    "Copy the file and its log; then, in a separate environment with duckdb==0.9.2, open the file, run "
     "DROP INDEX IF EXISTS idx_time_sensor; DROP INDEX IF EXISTS idx_metric; CHECKPOINT; and close it"
 )
-_LOG_HEAD = bytes.fromhex("64006265")  # how every log of DuckDB 0.10 and newer begins
+_LOG_HEAD = bytes.fromhex("64006265")  # the first bytes of every log of DuckDB 0.10 and newer
 _opening = threading.Lock()
 
 
 @contextmanager
 def guarded(database: str) -> Iterator[None]:
-    """Refuse, before DuckDB opens this file, what opening would destroy; hold the `with` around the opening.
+    """Refuse files that opening with DuckDB would destroy. Open the file inside the `with` block.
 
-    A log of DuckDB 0.9 or older beside the file is replayed by DuckDB 2 as nothing and then deleted:
-    `StoreCorrupt`, with both files untouched. A log of under four bytes, or begun with zeros, is the torn
-    start of a newer one; it holds no commit, and DuckDB overwrites it. A file whose indexes DuckDB 2 cannot
-    read is `StoreCorrupt` too. One opening at a time: thread-safe.
+    DuckDB 2 replays nothing of a log of DuckDB 0.9 or older, and deletes it: `StoreCorrupt`, with both files unchanged.
+    A log of less than four bytes, or one that begins with zeros, is the torn start of a newer log; it has no commit,
+    and DuckDB overwrites it. A file whose indexes DuckDB 2 cannot read also raises `StoreCorrupt`. Thread-safe; one
+    file is opened at a time.
     """
     path = os.path.realpath(database)
     with _opening:
@@ -60,7 +60,7 @@ def guarded(database: str) -> Iterator[None]:
                 raise
             raise StoreCorrupt(
                 f"{path} was written by DuckDB 0.9 or older and has indexes on an empty table, which DuckDB "
-                f"{duckdb.__version__} cannot open. It was left as it is. {_BRIDGE}",
+                f"{duckdb.__version__} cannot open. It was not changed. {_BRIDGE}",
                 path=path,
             ) from error
 
@@ -77,21 +77,21 @@ def _refuse_old_log(path: str) -> None:
         return
     if len(head) == len(_LOG_HEAD) and head not in (_LOG_HEAD, bytes(len(_LOG_HEAD))):
         raise StoreCorrupt(
-            f"{path}{LOG} is the log of DuckDB 0.9 or older; DuckDB {duckdb.__version__} would drop the rows "
-            f"in it. Nothing was opened or changed. {_BRIDGE}",
+            f"{path}{LOG} is a log of DuckDB 0.9 or older; DuckDB {duckdb.__version__} would lose the rows in it. "
+            f"Nothing was opened or changed. {_BRIDGE}",
             path=path,
         )
 
 
 class _Preparer(_EnginePreparer):
-    """Knows DuckDB's reserved words without opening an in-memory DuckDB to ask for them."""
+    """Knows DuckDB's reserved words without opening an in-memory DuckDB to query them."""
 
     def __init__(self, dialect: Any, **options: Any) -> None:
         PGIdentifierPreparer.__init__(self, dialect, **options)
         self.reserved_words = self.reserved_words | _RESERVED
 
 
-# Those of DuckDB 2.0 that cannot be a column's name as they are, and that PostgreSQL does not reserve.
+# Reserved in DuckDB 2.0 as unquoted column names, but not in PostgreSQL.
 _RESERVED = {
     *(
         "anti",
@@ -136,7 +136,7 @@ def _type_of(name: str) -> types.TypeEngine[Any]:
 
 
 class Dialect(_EngineDialect):
-    """duckdb-engine's dialect, reflecting through DuckDB's own catalogue; statements are cached."""
+    """duckdb-engine's dialect, with reflection through DuckDB's own catalogue, and with statement caching."""
 
     driver = "holdfast"
     supports_statement_cache = True
@@ -144,22 +144,22 @@ class Dialect(_EngineDialect):
     preparer = _Preparer
 
     def connect(self, *cargs: Any, **cparams: Any) -> Any:
-        """Open the file behind the guard; raises `StoreCorrupt` or the driver's own errors."""
+        """Open the file inside the guard; raises `StoreCorrupt` or the driver's errors."""
         with guarded(str(cargs[0] if cargs else cparams.get("database", ""))):
             return super().connect(*cargs, **cparams)
 
     def get_table_names(self, connection: Connection, schema: str | None = None, **_: Any) -> list[str]:
-        """List the tables of the current database; not those of attached ones."""
+        """List the tables of the current database, without those of attached databases."""
         return [row.table_name for row in _rows(connection, "tables", schema, order="table_name")]
 
     def has_table(self, connection: Connection, table_name: str, schema: str | None = None, **_: Any) -> bool:
-        """Say whether the current database has this table or view."""
+        """Return whether the current database has this table or view."""
         return any(_rows(connection, kind, schema, **{name: table_name}) for kind, name in _RELATIONS)
 
     def get_columns(
         self, connection: Connection, table_name: str, schema: str | None = None, **_: Any
     ) -> Any:
-        """Describe the columns; `NoSuchTableError` when there is no such table."""
+        """Describe the columns; raises `NoSuchTableError` for an unknown table."""
         rows = _rows(connection, "columns", schema, order="column_index", table_name=table_name)
         if not rows:
             raise NoSuchTableError(table_name)
@@ -169,7 +169,7 @@ class Dialect(_EngineDialect):
                 "type": _type_of(row.data_type),
                 "nullable": row.is_nullable,
                 "default": row.column_default,
-                "autoincrement": False,  # DuckDB has no SERIAL to render it as
+                "autoincrement": False,  # DuckDB has no SERIAL
                 "comment": row.comment,
             }
             for row in rows
@@ -178,7 +178,7 @@ class Dialect(_EngineDialect):
     def get_pk_constraint(
         self, connection: Connection, table_name: str, schema: str | None = None, **_: Any
     ) -> Any:
-        """Describe the primary key; names are None, because DuckDB does not keep those it was given."""
+        """Describe the primary key; its name is None, because DuckDB does not keep it."""
         for row in _constraints(connection, table_name, schema, "PRIMARY KEY"):
             return {"constrained_columns": list(row.constraint_column_names), "name": None}
         return reflection.ReflectionDefaults.pk_constraint()
@@ -230,11 +230,11 @@ class Dialect(_EngineDialect):
         ]
 
     def get_table_comment(self, *_args: Any, **_: Any) -> Any:
-        """Comments are not reflected."""
+        """Raise `NotImplementedError`: comments are not reflected."""
         raise NotImplementedError
 
     def get_table_options(self, *_args: Any, **_: Any) -> Any:
-        """DuckDB's tables have no options."""
+        """Return nothing: DuckDB's tables have no options."""
         return {}
 
 
@@ -248,7 +248,7 @@ def _plain(name: str) -> str:
 def _rows(
     connection: Connection, kind: str, schema: str | None, columns: str = "*", order: str = "1", **equal: str
 ) -> list[Any]:
-    """Read one of DuckDB's catalogue functions (`kind` and the names are ours) for the current database."""
+    """Read a catalogue function of DuckDB for the current database. `kind` and the names never come from users."""
     terms = "".join(f" AND {name} = :{name}" for name in equal)
     query = (
         f"SELECT {columns} FROM duckdb_{kind}() "
@@ -263,7 +263,7 @@ def _constraints(connection: Connection, table: str, schema: str | None, kind: s
     )
 
 
-# The generic loops over the single-table methods: PostgreSQL's catalogue queries do not run in DuckDB.
+# Use the generic loops over the single-table methods, because PostgreSQL's catalogue queries do not run in DuckDB.
 for _what in (
     *("columns", "pk_constraint", "foreign_keys", "indexes"),
     *("unique_constraints", "check_constraints", "table_comment", "table_options"),

@@ -1,4 +1,4 @@
-"""The DuckDB driver: opens, checkpoints and closes a file, and translates errors. Never knows what is stored."""
+"""The DuckDB driver: opens and closes a file, and translates errors. Knows nothing of the content."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 DriverError = duckdb.Error
-"""The root of what the driver raises by itself, past SQLAlchemy."""
+"""The base class of the driver's own exceptions, which SQLAlchemy does not wrap."""
 
 _DENIED = ("Permission denied", "Read-only file system", "Operation not permitted")
 
@@ -65,16 +65,15 @@ _DAMAGE = (
 def open_engine(
     path: Path, *, memory_limit_bytes: int, threads: int, temp_folder: Path, compress: bool = True
 ) -> Engine:
-    """Open a DuckDB file for this process and make an engine on it; the caller holds the lease.
+    """Open a DuckDB file for this process, and create an engine on it. The caller holds the lease.
 
-    One instance, and a cursor of it for each connection of the engine: so each thread that takes a
-    connection has a transaction and results of its own. Nothing outside the file and `temp_folder` can be
-    reached through it. Raises the typed errors of `typed_error`, and `StoreClosed` in a child of a process that
-    forked while the file was in use; then nothing stays open.
+    There is one instance, and each connection of the engine is a cursor of it, so each thread has its own transaction
+    and results. Nothing outside the file and `temp_folder` is accessible. Raises the errors of `typed_error`, and
+    `StoreClosed` in a child of a process that forked while the file was in use; nothing stays open.
     """
     note_own(path, DUCKDB.companions)
     config = _config(memory_limit_bytes, threads, temp_folder)
-    # Flush alone decides when to checkpoint: the engine's own would come in a commit, and is not noted (`checkpoint`).
+    # Only flush checkpoints: an automatic checkpoint would run inside a commit, without a note (see `checkpoint`).
     config["wal_autocheckpoint"] = "1TB"
     config["force_compression"] = "auto" if compress else "uncompressed"
     dialect = Dialect()
@@ -85,7 +84,7 @@ def open_engine(
         for statement in (
             "PRAGMA disable_checkpoint_on_shutdown",
             "SET enable_external_access = false",
-            "SET allowed_configs = ['threads']",  # loads of tables are better off with one
+            "SET allowed_configs = ['threads']",  # loads of tables set it to one
             "SET lock_configuration = true",
         ):
             base.execute(statement)
@@ -107,10 +106,10 @@ def open_engine(
 
     engine = create_engine(
         "duckdb+holdfast://",
-        # The wrapper hides the driver's connection; what it gives as a cursor passes `cursor` through to it.
+        # The wrapper hides the driver's connection, but its cursors pass `cursor` through to it.
         creator=connect,
         poolclass=NullPool,
-        # Closing a cursor ends its transaction; a ROLLBACK before that fails, loudly, after a fatal error.
+        # Closing a cursor ends its transaction; after a fatal error, a ROLLBACK before that would raise.
         pool_reset_on_return=None,
     )
     _bases[id(engine.pool)] = (file, base, descriptor, cursors)
@@ -118,14 +117,14 @@ def open_engine(
 
 
 def _close_quietly(base: Any) -> None:
-    """Close an instance or a cursor whose work is over; after a fatal error closing fails, too, and has closed it."""
+    """Close an instance or a cursor. After a fatal error, closing raises, but has closed it anyway."""
     if base is not None:
         with suppress(duckdb.Error):
             base.close()
 
 
 def open_scratch(*, memory_limit_bytes: int, threads: int, temp_folder: Path) -> Any:
-    """Open a DuckDB in memory, to look at objects of this process with; it reaches no file but in `temp_folder`."""
+    """Open an in-memory DuckDB for scanning objects of this process. It can access files only in `temp_folder`."""
     base = duckdb.connect(":memory:", config=_config(memory_limit_bytes, threads, temp_folder))
     base.execute("SET enable_external_access = false")
     base.execute("SET lock_configuration = true")
@@ -134,18 +133,18 @@ def open_scratch(*, memory_limit_bytes: int, threads: int, temp_folder: Path) ->
 
 @contextmanager
 def open_sandbox(descriptors: Iterable[int], *, memory_limit_bytes: int) -> Iterator[Any]:
-    """Open a DuckDB in memory, for the block, that can read and write these open files and nothing else.
+    """Open an in-memory DuckDB for the block. It can access only these open files, by their `sandbox_path`.
 
-    They are named as `sandbox_path` says. One thread, so that rows keep their order without a buffer for each;
-    nothing is spilled to disk: what does not fit into the memory limit raises.
+    It has one thread, so that rows keep their order without a buffer per thread, and spills nothing to disk: exceeding
+    the memory limit raises.
     """
     base = duckdb.connect(":memory:", config=_config(memory_limit_bytes, 1, Path()) | {"temp_directory": ""})
     try:
         allowed = ", ".join(f"'{sandbox_path(descriptor)}'" for descriptor in descriptors)
         base.execute(f"SET allowed_paths = [{allowed}]")
         base.execute("SET parquet_metadata_cache = true")
-        # What a file says of its own columns is not believed; and DuckDB 2.0.1 holds that a TRY_CAST of a column
-        # without NULLs has none.
+        # The statistics in a file are not trusted, and DuckDB 2.0.1 assumes that a TRY_CAST of a column without NULLs
+        # has none.
         base.execute("SET disabled_optimizers = 'statistics_propagation'")
         base.execute("SET enable_external_access = false")
         base.execute("SET lock_configuration = true")
@@ -155,7 +154,7 @@ def open_sandbox(descriptors: Iterable[int], *, memory_limit_bytes: int) -> Iter
 
 
 def sandbox_path(descriptor: int) -> str:
-    """Return the name of an open file, in SQL too: it has no sign that could mean something else."""
+    """Return the path of an open file. It needs no quoting in SQL."""
     return f"/dev/fd/{descriptor:d}"
 
 
@@ -172,11 +171,12 @@ def _config(memory_limit_bytes: int, threads: int, temp_folder: Path) -> dict[st
 
 
 def close_engine(engine: Engine) -> None:
-    """Close the file, without a checkpoint; the log stays beside it and is replayed at the next open."""
+    """Close the file without a checkpoint. The log stays next to it and is replayed at the next opening."""
     file, base, descriptor, cursors = _bases.pop(id(engine.pool))
     try:
         engine.dispose()
-        # One that an error left open would keep the instance alive, and its locked configuration refuses to be opened.
+        # A cursor that an error left open would keep the instance alive, which then cannot be opened again, because its
+        # configuration is locked.
         for cursor in tuple(cursors):
             _close_quietly(cursor)
     finally:
@@ -186,24 +186,24 @@ def close_engine(engine: Engine) -> None:
 
 
 def unused_metadata(engine: Engine) -> dict[int, list[int]]:
-    """Return, by metadata block, the sub-blocks that the next checkpoint may write; see `checkpoint`."""
+    """Return, by metadata block, the sub-blocks to which the next checkpoint may write; see `checkpoint`."""
     with engine.connect() as connection:
         found = connection.exec_driver_sql("SELECT block_id, free_list FROM pragma_metadata_info()")
         return {int(block): [int(number) for number in numbers] for block, numbers in found}
 
 
 def descriptor_of(engine: Engine) -> int:
-    """Return a descriptor of the file to read from; the engine owns it, for closing it would drop DuckDB's lock."""
+    """Return a descriptor for reading the file. The engine owns it, because closing it would drop DuckDB's lock."""
     return _bases[id(engine.pool)][2]
 
 
 def log_path(path: Path) -> Path:
-    """Return where DuckDB keeps the log of this file."""
+    """Return the path of DuckDB's log of this file."""
     return DUCKDB.log_of(path)
 
 
 def log_bytes(path: Path) -> int:
-    """Return the size of the file's log; 0 when there is none."""
+    """Return the size of the file's log; 0 if there is none."""
     try:
         return log_path(path).stat().st_size
     except FileNotFoundError:
@@ -211,7 +211,7 @@ def log_bytes(path: Path) -> int:
 
 
 def set_log_aside(path: Path, now_us: int) -> Path:
-    """Rename a log that cannot be replayed; what it held is still in the journal. Returns its new name."""
+    """Rename a log that cannot be replayed, and return its new name. Its content is still in the journal."""
     stamp = datetime.fromtimestamp(now_us // 1_000_000, UTC).strftime("%Y%m%dT%H%M%SZ")
     log = log_path(path)
     aside = log.with_name(f"{log.name}.corrupt-{stamp}")
@@ -221,7 +221,7 @@ def set_log_aside(path: Path, now_us: int) -> Path:
 
 
 def is_log_damage(error: BaseException) -> bool:
-    """Say whether an open failed because the log could not be replayed."""
+    """Return whether opening failed because the log could not be replayed."""
     cause = error.__cause__ if isinstance(error, HoldfastError) else error
     return isinstance(cause, duckdb.Error) and "replaying WAL" in str(cause)
 
@@ -230,9 +230,9 @@ _MOST_CAUSES = 20
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Say whether the error, or a cause of it, ended the instance: each later statement fails until it is reopened.
+    """Return whether the error, or a cause of it, invalidated the instance: statements fail until it is reopened.
 
-    Takes errors of the driver, bare or wrapped by SQLAlchemy, and typed ones that were raised from them.
+    Accepts errors of the driver, wrapped by SQLAlchemy or not, and typed errors that were raised from them.
     """
     seen: BaseException | None = error
     for _ in range(_MOST_CAUSES):
@@ -248,7 +248,7 @@ def is_fatal(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether the error, or a cause of it, is that a statement needs more than the memory limit."""
+    """Return whether the error, or a cause of it, is that a statement exceeded the memory limit."""
     seen: BaseException | None = error
     while seen is not None:
         original = seen.orig if isinstance(seen, DBAPIError) else seen
@@ -259,10 +259,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def typed_error(error: BaseException, path: Path) -> HoldfastError:
-    """Translate an error of the driver, bare or wrapped by SQLAlchemy, into the library's own.
+    """Translate an error of the driver, wrapped by SQLAlchemy or not, into an error of this library.
 
-    The caller raises the result `from` the original. The lock, the full disk and damage are told by their
-    words, because DuckDB gives them no classes of their own.
+    The caller raises the result `from` the original. A held lock, a full disk and damage are recognized by the message,
+    because DuckDB has no exception classes for them.
     """
     if isinstance(error, HoldfastError):
         return error
@@ -270,7 +270,7 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
     text = str(original)
     if isinstance(original, duckdb.IOException) and "Could not set lock" in text:
         return StoreBusy(
-            f"{path} is open in a program that does not go through Holdfast ({text}); stop it", path=path
+            f"{path} is open in a program that does not use Holdfast ({text}); stop that program", path=path
         )
     if isinstance(original, OSError):
         return system_error(original, path)
@@ -280,16 +280,16 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
         return denied(path, why)
     if any(word in text for word in _DAMAGE):
         return StoreCorrupt(
-            f"{path} is damaged: {text}. It is left as it is; acknowledged points that are not in it stay in "
-            "the journal. Keep the file, and restore a backup",
+            f"{path} is damaged: {text}. It was not changed; acknowledged points that are not in it are still in the "
+            "journal. Keep the file, and restore a backup",
             path=path,
         )
     return HoldfastError(
-        f"work on {path} failed: {type(original).__name__}: {text}. Acknowledged points that are not in it stay "
+        f"DuckDB failed on {path}: {type(original).__name__}: {text}. Acknowledged points that are not in it are still "
         "in the journal; try again",
         path=path,
     )
 
 
 _bases: dict[int, tuple[forks.OpenFile, Any, int, weakref.WeakSet[Any]]] = {}
-"""By the engine's pool, which its copies with other execution options share."""
+"""Keyed by the engine's pool, which is shared by its copies with other execution options."""

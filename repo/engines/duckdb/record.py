@@ -1,4 +1,4 @@
-"""The record of DuckDB: its names, its files, what they cost, and whether it can be used here."""
+"""The record of DuckDB: its names, its files, their space, and whether it can be used here."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def _why_missing() -> str | None:
     except ImportError as error:
         return f"duckdb cannot be imported ({error})"
     if not duckdb.__version__.startswith("2.0."):
-        return f"duckdb {duckdb.__version__} is another than this version of Holdfast needs"
+        return f"duckdb {duckdb.__version__} is not supported by this version of Holdfast"
     if duckdb.__version__ == "2.0.0":
-        return "duckdb 2.0.0 can double rows, which 2.0.1 does not"
+        return "duckdb 2.0.0 can duplicate rows, which 2.0.1 does not"
     return None
 
 

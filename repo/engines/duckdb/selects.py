@@ -1,7 +1,7 @@
-"""SELECTs of DuckDB that only read: a function in one may checkpoint, log, or run another statement.
+"""Finds SELECTs in DuckDB that do more than read: a function may checkpoint, log, or run another statement.
 
-A transaction that is READ ONLY refuses changes of tables, and nothing else: `SELECT * FROM checkpoint()` checkpoints.
-So DuckDB parses the statement, and each function that it names is looked up before it runs.
+A READ ONLY transaction only refuses changes to tables: `SELECT * FROM checkpoint()` does checkpoint. So DuckDB parses
+the statement, and every function in it is checked before it runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import duckdb
 
 __all__ = ["functions_beyond_reading"]
 
-# DuckDB escapes every quote inside of a text, so that this can only be the key itself.
+# DuckDB escapes every quote inside a text, so this can only match the key itself.
 _FUNCTION = re.compile(r'"function_name":"((?:[^"\\]|\\.)*)"')
 
 _READING = frozenset(
@@ -31,23 +31,23 @@ _READING = frozenset(
             "platform",
             "show",
             "version",
-        ),  # of these, some are scalar functions, too
+        ),  # some of these are also scalar functions
         *("current_connection_id", "current_query", "current_query_id", "current_transaction_id"),
         *("error", "gen_random_uuid", "random", "stats", "uuid", "uuidv4", "uuidv7", "vector_type"),
     }
 )
-"""Of the table functions, and of the functions that DuckDB marks as having side effects, those that only read."""
+"""The table functions, and functions marked as having side effects, that in fact only read."""
 
 
 def functions_beyond_reading(cursor: Any, query: str) -> list[str]:
-    """Return the functions of one SELECT that may do more than read, sorted; raises the driver's own errors.
+    """Return the functions in one SELECT that may do more than read, sorted; raises the driver's errors.
 
-    Table functions are refused unless they are known to read; scalar functions and aggregates only if DuckDB says
-    that they have side effects. `duckdb.InvalidInputException` where DuckDB cannot say what the statement names.
+    Table functions count unless they are known to read only; scalar functions and aggregates count only if DuckDB marks
+    them as having side effects. Raises `duckdb.InvalidInputException` if DuckDB cannot list the functions.
     """
     [(tree,)] = cursor.execute("SELECT json_serialize_sql(?)", [query]).fetchall()
     if tree.startswith('{"error":true'):
-        raise duckdb.InvalidInputException(f"it cannot be seen which functions this names: {tree}")
+        raise duckdb.InvalidInputException(f"the functions in this statement cannot be determined: {tree}")
     named = {name.lower() for name in _FUNCTION.findall(tree)}
     return sorted(named & _all_that_may_act(cursor) - _READING) if named else []
 

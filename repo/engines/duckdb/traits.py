@@ -1,4 +1,4 @@
-"""The traits of DuckDB: what it does its own way under the repositories and queries."""
+"""The traits of DuckDB: its own way of what the repositories and queries need."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _load(connection: Connection, table: FromClause, rows: Iterable[Row]) -> Non
 
 
 def _arrow(connection: Connection, query: Select[Any]) -> Any:
-    # As a relation: what a cursor gives is a copy of rows that were fetched before.
+    # As a relation, because a cursor copies its rows first.
     compiled = query.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
     driver: Any = connection.connection.driver_connection
     return driver.sql(str(compiled), params=[compiled.params[name] for name in compiled.positiontup or ()])
@@ -39,7 +39,7 @@ def _arrays(connection: Connection, query: Select[Any]) -> dict[str, Any]:
 
 
 def _columns(cursor: Any, count: int, many: bool) -> list[Sequence[Any]]:
-    """Through NumPy where it is installed, which takes half the time; what it masks becomes None."""
+    """Return columns through NumPy if it is installed, which takes half the time; masked values become None."""
     lists = any(str(column[1]).endswith("[]") for column in cursor.description)  # they would come as arrays
     if not many or lists or not find_spec("numpy"):
         return columns_of_rows(cursor, count, many)

@@ -1,1 +1,1 @@
-"""SQLite: its driver, and the functions that it lacks."""
+"""SQLite: its driver, and functions that it lacks."""

@@ -17,7 +17,7 @@ __all__ = ["SQLiteBackend"]
 
 
 class SQLiteBackend:
-    """`timeseries.sqlite`, where DuckDB does not exist."""
+    """The backend of `timeseries.sqlite`, for platforms without DuckDB."""
 
     name = "sqlite"
     durable_at_commit = True
@@ -31,7 +31,7 @@ class SQLiteBackend:
         self._settings = settings
 
     def open(self) -> Engine:
-        """Open the file; its commits are durable by themselves."""
+        """Open the file. Its commits are durable without a checkpoint."""
         try:
             return sqlite.open_engine(
                 self.path, durability="full", busy_timeout_s=self._settings.busy_timeout_s
@@ -40,7 +40,7 @@ class SQLiteBackend:
             raise sqlite.typed_error(error, self.path) from error
 
     def open_new(self) -> Engine:
-        """Make the file, without a log: a fifth of the time, and half of the space."""
+        """Create the file without a log, which takes a fifth of the time and half of the space."""
         try:
             return sqlite.open_engine(self.path, disposable=True)
         except sqlite.DriverError as error:
@@ -51,7 +51,7 @@ class SQLiteBackend:
         engine.dispose()
 
     def checkpoint(self, engine: Engine) -> None:
-        """Fold the WAL into the file and empty it; under the lease nobody else can be writing."""
+        """Checkpoint and truncate the WAL; under the lease no other process can be writing."""
         try:
             sqlite.empty_wal(engine)
         except (DBAPIError, sqlite.DriverError) as error:
@@ -62,7 +62,7 @@ class SQLiteBackend:
         return sqlite.log_bytes(self.path)
 
     def free_bytes(self, connection: Connection) -> int:
-        """Return how many bytes of the file are free pages."""
+        """Return the bytes of free pages in the file."""
         return sqlite.free_bytes(connection)
 
     def typed_error(self, error: BaseException) -> HoldfastError:
@@ -70,15 +70,15 @@ class SQLiteBackend:
         return error if isinstance(error, HoldfastError) else sqlite.typed_error(error, self.path)
 
     def is_fatal(self, error: BaseException) -> bool:
-        """Say whether SQLite's connections are in doubt."""
+        """Return whether SQLite's connections may be unusable."""
         return sqlite.is_fatal(error)
 
     def is_out_of_memory(self, _error: BaseException) -> bool:
-        """SQLite has no memory limit."""
+        """Return False, because SQLite has no memory limit."""
         return False
 
     def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
-        """Run one SELECT; the authorizer lets nothing but reading through."""
+        """Run one SELECT; the authorizer allows only reading."""
         driver: Any = connection.connection.driver_connection
         driver.set_authorizer(sqlite.only_reading)
         try:

@@ -1,4 +1,4 @@
-"""The SQLite driver: opens a file, checkpoints its WAL, and translates errors. Never knows what is stored."""
+"""The SQLite driver: opens a file, checkpoints its WAL, and translates errors. Knows nothing of the content."""
 
 from __future__ import annotations
 
@@ -53,33 +53,33 @@ __all__ = [
 ]
 
 DriverError = sqlite3.Error
-"""The root of what the driver raises by itself, past SQLAlchemy."""
+"""The base class of the driver's own exceptions, which SQLAlchemy does not wrap."""
 
 DriverWarning = sqlite3.Warning
-"""What it raises, in Python 3.11, for more than one statement."""
+"""The exception for more than one statement in Python 3.11."""
 
 OLDEST_VERSION = (3, 37, 0)
-"""STRICT tables came with 3.37."""
+"""The first version with STRICT tables."""
 
 READ: dict[str, Any] = {"sqlite_begin": "DEFERRED"}
-"""Execution options of a connection that only reads: its transactions take no write lock."""
+"""Execution options of a read-only connection: its transactions take no write lock."""
 
 BARE: dict[str, Any] = {"sqlite_begin": None}
-"""Execution options of a connection whose transactions are those of `bare_transaction`."""
+"""Execution options of a connection that is used by `bare_transaction`."""
 
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _REPAIRED = {(3, 44, 6), (3, 50, 7)}
 _LAST_AFFECTED = (3, 51, 2)
 
 _LOOK_S = 0.02
-"""How long to wait before looking again whether others have closed a file."""
+"""How often to check whether other processes have closed a file."""
 
 _DISPOSABLE = ("journal_mode = OFF", "synchronous = OFF", "cache_size = -32000")
 _SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
 
 
 class Folded(NamedTuple):
-    """What a WAL checkpoint did: pages in the log, and how many of them are now in the file."""
+    """The result of a WAL checkpoint: pages in the log, and how many of them are now in the file."""
 
     log_pages: int
     done_pages: int
@@ -90,15 +90,15 @@ def require_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> N
     if version < OLDEST_VERSION:
         found, wanted = (".".join(map(str, v)) for v in (version, OLDEST_VERSION))
         raise StoreUnsupported(
-            f"SQLite {found} is too old: {wanted} or newer is needed; use a newer Python build"
+            f"SQLite {found} is too old; {wanted} or newer is required: use a newer Python build"
         )
 
 
 def has_wal_reset_bug(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
-    """Say whether this SQLite can lose commits when a checkpoint races a WAL reset (sqlite.org/wal.html).
+    """Return whether this SQLite can lose commits if a checkpoint races a WAL reset (sqlite.org/wal.html).
 
-    `fold_wal` never lets the two meet, so a store is safe with these versions too; other programs that open
-    the same file may not be.
+    `fold_wal` prevents the race, so a store is safe with these versions, too. Other programs that open the same file
+    may not be.
     """
     return (3, 7, 0) <= version <= _LAST_AFFECTED and version not in _REPAIRED
 
@@ -112,19 +112,19 @@ def open_engine(
     looking: bool = False,
     log_limit_bytes: int = -1,
 ) -> Engine:
-    """Make an engine on one SQLite file in WAL mode, creating the file if need be.
+    """Create an engine on a SQLite file in WAL mode; creates the file if it does not exist.
 
-    A `disposable` file has no log and is not synced: it is a wreck if anything fails, and is written quickly. One
-    that is opened for `looking` has to exist, and keeps the mode that it is in, and its log: so every byte. The first
-    commit after a fold cuts the log to `log_limit_bytes`; negative: it keeps its size.
+    A `disposable` file has no log and is not synced: writing is fast, but any failure destroys it. A file opened for
+    `looking` must exist; its journal mode and its log, and so every byte of both files, stay unchanged. The first
+    commit after a checkpoint truncates the log to `log_limit_bytes`; if negative, it keeps its size.
 
-    Transactions begin IMMEDIATE, unless the connection carries the execution options `READ`. No connection
-    checkpoints by itself: see `fold_wal`. Foreign keys stay off, so that batch migrations cannot cascade.
+    Transactions begin IMMEDIATE, unless the connection has the execution options `READ`. Connections never checkpoint
+    automatically: see `fold_wal`. Foreign keys stay off, so that batch migrations cannot cascade.
     """
     require_version()
     note_own(path, SQLITE.companions)
-    # A mode keeps SQLite from treating the path as anything but one file name. Of a log that was left, the last one
-    # that closes would fold all into the file, unless it can only read; without one, `ro` would leave an empty log.
+    # With a URI and a mode, SQLite takes the path literally. If there is a log, the last connection to close would
+    # checkpoint it, unless it is read-only. If there is none, `ro` would leave an empty log behind.
     mode = "rwc" if not looking else "ro" if log_bytes(path) else "rw"
     uri = f"file:{_uri_path(path)}?mode={mode}"
     engine = create_engine(
@@ -154,7 +154,7 @@ def open_engine(
             ):
                 connection.execute(f"PRAGMA {pragma}")
         except BaseException as error:
-            # SQLAlchemy neither wraps what is raised here nor closes the connection, which may hold a lock.
+            # SQLAlchemy neither wraps this exception nor closes the connection, which may hold a lock.
             connection.close()
             if isinstance(error, DriverError):
                 raise typed_error(error, path) from error
@@ -170,10 +170,10 @@ def open_engine(
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that counts as an open file of this process until it is closed: see `forks`."""
+    """A connection that is registered as an open file of this process until it is closed: see `forks`."""
 
     _pid = -1
-    """The process that opened it; one that could not be opened has none, and nothing to close."""
+    """The process that opened it; -1 if opening failed, so that there is nothing to close."""
 
     _is_closed = False
 
@@ -181,7 +181,7 @@ class _Connection(sqlite3.Connection):
         self._file = forks.opening(_path_of(os.fspath(database)))
         try:
             super().__init__(database, *args, **options)
-        except BaseException:  # an interrupt, too: a file that is not open must not count as open
+        except BaseException:  # also after an interrupt, a file that is not open must not be registered
             forks.close(self._file)
             raise
         self._pid = os.getpid()
@@ -189,7 +189,7 @@ class _Connection(sqlite3.Connection):
 
     def close(self) -> None:
         try:
-            # A statement that an interrupted call left open would keep the connection, its transaction and its lock.
+            # A statement that an interrupt left open would keep the connection alive, with its transaction and lock.
             if not self._is_closed and self.in_transaction:
                 self.rollback()
         finally:
@@ -203,7 +203,7 @@ class _Connection(sqlite3.Connection):
 
 
 def _close_idle(engine: Engine) -> None:
-    """Close the connections that wait in the pool; it opens others when it is asked for some."""
+    """Close the idle connections in the pool, which opens others on demand."""
     pool = engine.pool
     if isinstance(pool, IdlePool) and pool.has_idle():
         pool.dispose()
@@ -211,18 +211,18 @@ def _close_idle(engine: Engine) -> None:
 
 @dataclass(slots=True)
 class Attempt:
-    """One transaction of `bare_transaction`, and whether it was committed: true to the file after any exit."""
+    """One transaction of `bare_transaction`; `committed` matches the file after any exit."""
 
     ending: bool = False
     committed: bool = False
 
 
 def bare_transaction(connection: Connection, attempt: Attempt, work: Callable[[Connection], object]) -> None:
-    """Run `work` in an IMMEDIATE transaction by the driver alone, on a connection with the options `BARE`.
+    """Run `work` in an IMMEDIATE transaction through the driver, on a connection with the options `BARE`.
 
-    SQLAlchemy's own begin and commit cost a quarter of what a durable commit does. Any exception, Ctrl-C at any
-    moment too, rolls back what was not committed; `attempt` says whether it was. It does not go by generators
-    or by methods at its ends: an interrupt between them would leave the transaction open.
+    SQLAlchemy's begin and commit would add a quarter to the time of a durable commit. Any exception, including Ctrl-C
+    at any time, rolls back what was not committed; `attempt` says whether it was. The start and end use no generators
+    or methods, because an interrupt between them would leave the transaction open.
     """
     driver: Any = connection.connection.driver_connection
     try:
@@ -235,21 +235,21 @@ def bare_transaction(connection: Connection, attempt: Attempt, work: Callable[[C
         driver.rollback()
         raise
     except BaseException:
-        # An interrupt, or an error of `work`. The commit itself cannot be interrupted: without an error of its own, it
+        # An interrupt, or an error of `work`. The commit itself cannot be interrupted: unless it raised an error, it
         # has ended the transaction.
         attempt.committed = attempt.ending and not driver.in_transaction
         driver.rollback()
         raise
     finally:
         if connection.in_transaction():
-            connection.rollback()  # SQLAlchemy began one in its books for statements that went through it
+            connection.rollback()  # SQLAlchemy recorded a transaction for the statements that it executed
 
 
 def fold_wal(engine: Engine) -> Folded:
-    """Copy the WAL into the file while nobody can commit.
+    """Copy the WAL into the file while no commit is possible.
 
-    A second connection holds the write lock meanwhile: that keeps the WAL-reset bug of older SQLite
-    versions from ever being met. Waits for other writers as long as the engine's busy timeout.
+    A second connection holds the write lock, which prevents the WAL-reset bug of older SQLite versions. Waits for other
+    writers as long as the engine's busy timeout.
     """
     with engine.connect() as guard, guard.begin() as held:
         folded = _checkpoint(engine, "PASSIVE")
@@ -258,16 +258,16 @@ def fold_wal(engine: Engine) -> Folded:
 
 
 def empty_wal(engine: Engine) -> Folded:
-    """Fold the WAL into the file and cut it to nothing; the caller sees to it that nobody else writes or reads."""
+    """Copy the WAL into the file and truncate it. The caller makes sure that nobody else reads or writes."""
     return _checkpoint(engine, "TRUNCATE")
 
 
 def vacuum(engine: Engine) -> None:
-    """Write the file anew without its free pages, through the WAL, and cut that to almost nothing.
+    """Rewrite the file without its free pages, through the WAL, and truncate the WAL to almost nothing.
 
-    Needs room for two copies of what is in it: one in SQLite's temporary folder, one in the WAL. Waits for other
-    writers as long as the engine's busy timeout. Readers of a snapshot go on, and keep the WAL long until the next
-    time.
+    Needs space for two copies of the content: one in SQLite's temporary folder, one in the WAL. Waits for other writers
+    as long as the engine's busy timeout. Readers of a snapshot are not disturbed, but keep the WAL long until the next
+    checkpoint.
     """
     with engine.connect() as worker:
         driver: Any = worker.connection.driver_connection
@@ -278,7 +278,7 @@ def vacuum(engine: Engine) -> None:
             fold_wal(engine)
             [(version,)] = driver.execute("PRAGMA user_version").fetchall()
             [(limit,)] = driver.execute("PRAGMA journal_size_limit").fetchall()
-            # The first commit after a fold begins the log anew, and cuts it where this says so.
+            # The first commit after a checkpoint restarts the log, and truncates it to this limit.
             driver.execute("PRAGMA journal_size_limit = 0")
             driver.execute(f"PRAGMA user_version = {version:d}")
         finally:
@@ -287,7 +287,7 @@ def vacuum(engine: Engine) -> None:
 
 
 def temp_folder() -> Path:
-    """Return where SQLite keeps what it writes meanwhile: the first folder of its list that can be written."""
+    """Return the folder of SQLite's temporary files: the first writable folder of its list."""
     named = (os.environ.get(name) for name in ("SQLITE_TMPDIR", "TMPDIR"))
     fixed = ("/var/tmp", "/usr/tmp", "/tmp")  # noqa: S108  SQLite's own list; nothing is written here
     places = [Path(place) for place in (*named, *fixed) if place]
@@ -295,15 +295,15 @@ def temp_folder() -> Path:
 
 
 def used_bytes(connection: Connection) -> int:
-    """Return how many bytes the file takes without its free pages, with what stands in the WAL."""
+    """Return the size of the file without its free pages, including the content of the WAL."""
     pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
     return int(pages * connection.exec_driver_sql("PRAGMA page_size").scalar_one()) - free_bytes(connection)
 
 
 def copy_to(path: Path, target: Path, progress: Callable[[int], object]) -> None:
-    """Copy a database, with what is in its WAL, into a new file, durably; raises what the driver raises.
+    """Copy a database, including the content of its WAL, to a new file, durably; raises the driver's errors.
 
-    `progress` is told the bytes of each piece. Others may read and write meanwhile.
+    `progress` receives the bytes of each piece. Others can read and write during the copy.
     """
     source = sqlite3.connect(f"file:{_uri_path(path)}?mode=rw", uri=True, factory=_Connection)
     copy = sqlite3.connect(target, factory=_Connection)
@@ -317,7 +317,7 @@ def copy_to(path: Path, target: Path, progress: Callable[[int], object]) -> None
     try:
         [(page_bytes,)] = source.execute("PRAGMA page_size").fetchall()
         source.backup(copy, pages=1_000, progress=told)
-        copy.execute("PRAGMA journal_mode = DELETE")  # so that the file is whole by itself
+        copy.execute("PRAGMA journal_mode = DELETE")  # so that the file is complete without a log
     finally:
         copy.close()
         source.close()
@@ -325,9 +325,9 @@ def copy_to(path: Path, target: Path, progress: Callable[[int], object]) -> None
 
 
 def wait_until_unused(path: Path, timeout_s: float) -> None:
-    """Return as soon as no connection but ours has the file open; raises `StoreBusy` at the deadline.
+    """Return once no other connection has the file open; raises `StoreBusy` at the deadline.
 
-    In WAL mode an idle connection counts, too. Nothing keeps others from opening it right afterwards.
+    In WAL mode this includes idle connections. Others can open the file again right afterwards.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -360,7 +360,7 @@ def wait_until_unused(path: Path, timeout_s: float) -> None:
 
 
 def is_begun(path: Path) -> bool:
-    """Say whether anything was written into the file; False where there is none."""
+    """Return whether anything was written to the file; False if it does not exist."""
     try:
         return os.stat(path).st_size > 0
     except FileNotFoundError:
@@ -368,7 +368,7 @@ def is_begun(path: Path) -> bool:
 
 
 def log_bytes(path: Path) -> int:
-    """Return the size of the file's WAL; 0 when there is none."""
+    """Return the size of the file's WAL; 0 if there is none."""
     try:
         return os.stat(f"{path}{LOG}").st_size
     except FileNotFoundError:
@@ -376,13 +376,13 @@ def log_bytes(path: Path) -> int:
 
 
 def free_bytes(connection: Connection) -> int:
-    """Return how many bytes of the file are free pages, which will be used before it grows."""
+    """Return the bytes of free pages in the file, which are reused before it grows."""
     free = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
     return int(free * connection.exec_driver_sql("PRAGMA page_size").scalar_one())
 
 
 def only_reading(action: int, *_: object) -> int:
-    """Authorize reading and nothing else; for `set_authorizer`."""
+    """Authorize only reading; for `set_authorizer`."""
     return sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY
 
 
@@ -390,9 +390,9 @@ _MOST_CAUSES = 20
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Say whether the error, or a cause of it, leaves connections in doubt: close them and open the file again.
+    """Return whether the error, or a cause of it, may leave connections unusable: close them and reopen the file.
 
-    Takes errors of the driver, bare or wrapped by SQLAlchemy, and typed ones that were raised from them.
+    Accepts errors of the driver, wrapped by SQLAlchemy or not, and typed errors that were raised from them.
     """
     seen: BaseException | None = error
     for _ in range(_MOST_CAUSES):
@@ -407,7 +407,7 @@ def is_fatal(error: BaseException) -> bool:
 
 
 def typed_error(error: BaseException, path: Path) -> HoldfastError:
-    """Translate an error of the driver, bare or wrapped by SQLAlchemy, into the library's own.
+    """Translate an error of the driver, wrapped by SQLAlchemy or not, into an error of this library.
 
     The caller raises the result `from` the original.
     """
@@ -419,9 +419,9 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
     name = getattr(original, "sqlite_errorname", "") or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return StoreBusy(f"{path} is locked by another writer; try again, or stop that process", path=path)
-    # On a full disk the shared memory beside the WAL cannot be made, which SQLite calls an I/O error.
+    # On a full disk SQLite cannot create the shared memory of the WAL, and reports an I/O error.
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR_SHM")):
-        return StoreFull(f"no space left for {path}; free some space and write again", path=path)
+        return StoreFull(f"no space left for {path}; free some space and try again", path=path)
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return StoreCorrupt(f"{path} is damaged ({original}); keep the file and restore a backup", path=path)
     if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
@@ -430,7 +430,7 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
 
 
 def _checkpoint(engine: Engine, mode: str) -> Folded:
-    # Through the driver: SQLAlchemy would begin a transaction, in which no checkpoint can run.
+    # Through the driver, because SQLAlchemy would begin a transaction, in which a checkpoint cannot run.
     with engine.connect() as worker:
         driver: Any = worker.connection.driver_connection
         try:
@@ -439,18 +439,18 @@ def _checkpoint(engine: Engine, mode: str) -> Folded:
             [file] = [row[2] for row in driver.execute("PRAGMA database_list") if row[1] == "main"]
             raise typed_error(error, Path(file)) from error
     if busy:
-        raise StoreBusy("a WAL checkpoint met another reader or writer; it is tried again later")
+        raise StoreBusy("a WAL checkpoint was blocked by another reader or writer; it is retried later")
     return Folded(log, done)
 
 
 def _uri_path(path: Path) -> str:
-    """Quote what a SQLite URI would read as syntax."""
+    """Quote the characters that are syntax in a SQLite URI."""
     text = os.path.realpath(path)
     return text.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
 def _path_of(database: str) -> str:
-    """Return the path that a URI of `_uri_path` names, or the path itself."""
+    """Return the path in a URI of `_uri_path`, or the path itself."""
     if not database.startswith("file:"):
         return database
     path = database.removeprefix("file:").partition("?")[0]

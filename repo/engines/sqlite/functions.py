@@ -1,7 +1,4 @@
-"""Functions for SQLite: the statistical aggregates that DuckDB has and SQLite lacks, under the same names.
-
-Owns how they are computed; never what they are asked of.
-"""
+"""Functions for SQLite: the statistical aggregates that DuckDB has and SQLite lacks, under the same names."""
 
 from __future__ import annotations
 
@@ -19,9 +16,9 @@ _MARK = "holdfast_statistics"
 
 
 def add_statistics(connection: Connection) -> None:
-    """Let a SQLite connection know `stddev_samp(x)` and `quantile_cont(x, fraction, ...)`; once is enough.
+    """Add `stddev_samp(x)` and `quantile_cont(x, fraction, ...)` to a SQLite connection. Safe to call again.
 
-    The latter returns a JSON array. Both skip NULL, and are NULL where there is nothing to tell.
+    The latter returns a JSON array. Both skip NULLs, and return NULL if there are too few values.
     """
     if _MARK in connection.info:
         return
@@ -32,17 +29,17 @@ def add_statistics(connection: Connection) -> None:
 
 
 def between(readings: Sequence[float], share: float) -> float:
-    """Return what lies between the first two readings, at a share (0 to 1) of the way.
+    """Interpolate linearly between the first two readings, at a `share` from 0 to 1.
 
-    That is how a percentile between two readings is told, as in NumPy by default. Between a finite and an infinite
-    reading it is infinite.
+    Percentiles are calculated this way, as in NumPy by default. Between a finite and an infinite reading the result is
+    infinite.
     """
     low, high = readings[0], readings[-1]
     return low if not share or low == high else low * (1 - share) + high * share
 
 
 class _Deviation:
-    """The sample standard deviation, by Welford's recurrence: no difference of great sums."""
+    """The sample standard deviation, by Welford's algorithm, which avoids differences of large sums."""
 
     def __init__(self) -> None:
         self._count = 0

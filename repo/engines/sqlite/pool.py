@@ -1,7 +1,7 @@
-"""The pool of a SQLite file's connections: it takes no lock, so that an interrupt can leave none behind.
+"""The connection pool of a SQLite file. It takes no lock, so an interrupt cannot leave one locked.
 
-The pools of SQLAlchemy wait on a `threading.Condition`. Ctrl-C in the main thread can come between the moment when
-its lock is taken and the block that releases it; from then on, every other thread would wait for ever.
+The pools of SQLAlchemy wait on a `threading.Condition`. Ctrl-C in the main thread can arrive after its lock is taken
+and before the block that releases it; every other thread would then wait forever.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ KEPT = 5
 
 
 class IdlePool(Pool):
-    """Keeps the connections that were used last; there is no limit on how many are in use. Thread-safe."""
+    """Keeps the most recently used connections. The number of connections in use is not limited. Thread-safe."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._idle: deque[ConnectionPoolEntry] = deque()  # appending and popping are atomic
 
     def has_idle(self) -> bool:
-        """Say whether a connection is open that nobody uses."""
+        """Return whether an open connection is idle."""
         return bool(self._idle)
 
     def dispose(self) -> None:
-        """Close the idle connections; those in use are closed or kept when they are returned."""
+        """Close the idle connections. Those in use are kept or closed when they are returned."""
         while True:
             try:
                 idle = self._idle.pop()
@@ -47,7 +47,7 @@ class IdlePool(Pool):
         )
 
     def status(self) -> str:
-        """Say how many connections are idle."""
+        """Return how many connections are idle."""
         return f"{len(self._idle)} idle connections"
 
     def _do_get(self) -> ConnectionPoolEntry:

@@ -1,4 +1,4 @@
-"""The record of SQLite: its names, its files, and what they cost. It comes with Python, so it is never missing."""
+"""The record of SQLite: its names, its files and their space. It is part of Python, so it is never missing."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ SQLITE = EngineRecord(
     companions=(LOG, _SHARED_MEMORY, "-journal"),
     made_anew=frozenset({_SHARED_MEMORY}),
     bytes_a_point=96,  # 62 were measured
-    names_a_point=3,  # with each row, and again in the index on seq; generous
+    names_a_point=3,  # in each row, and again in the index on seq; generous
     rewrite_factor=3.5,  # a rewritten table also goes through the log
     why_missing=lambda: None,
     remedy="Use a Python that has the module sqlite3",

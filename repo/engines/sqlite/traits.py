@@ -1,4 +1,4 @@
-"""The traits of SQLite: what it does its own way under the repositories and queries."""
+"""The traits of SQLite: its own way of what the repositories and queries need."""
 
 from __future__ import annotations
 
