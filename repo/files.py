@@ -1,4 +1,4 @@
-"""Where the files of a store are: owns their names and the links between them, opens none of them."""
+"""The files of a store: their names, their places and the links between them. Opens none of them."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _LEGACY_FILE = LEGACY.file_name
 class StoreFiles:
     """The files of one store.
 
-    Mostly a folder of its own holds them all. A store may also be made beside a column file: then its metadata
-    database is `<name>.meta.db`, and `prefix` keeps its lock files apart from those of its neighbours.
+    Usually they are all in one folder. A store can also be created next to a column file: its metadata database is then
+    `<name>.meta.db`, and `prefix` distinguishes its lock files from those of other stores in the folder.
     """
 
     folder: Path
@@ -50,9 +50,9 @@ class StoreFiles:
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> StoreFiles:
-        """Return the files of the store that a path means: its folder, or the column file that it stands beside.
+        """Return the files of the store at a path, which is its folder or the column file that it is next to.
 
-        Links are followed, so that whichever way one comes, a store's files have one name each.
+        Links are followed, so that every path to a store gives the same file names.
         """
         given = Path(path)
         with system_typed(given):
@@ -62,7 +62,7 @@ class StoreFiles:
 
     @classmethod
     def beside(cls, column_file: str | os.PathLike[str]) -> StoreFiles:
-        """Return the files of the store whose columns are in this file: the folder's, if it is a folder's."""
+        """Return the files of the store whose columns are in this file, which may be a store in a folder."""
         with system_typed(Path(column_file)):
             return cls._of_columns(_followed(Path(column_file)))
 
@@ -103,36 +103,36 @@ class StoreFiles:
 
     @property
     def duckdb(self) -> Path:
-        """The file that the legacy program kept its points in, which may lie elsewhere: see `place_columns`."""
+        """The file of the legacy program for points, which may be in another folder: see `place_columns`."""
         return self.columns(LEGACY.name)
 
     @property
     def path(self) -> Path:
-        """What names the store, in commands and reports: its folder, or the column file that it was made beside."""
+        """The name of the store in commands and reports: its folder, or the column file that it is next to."""
         return self.duckdb if self.prefix else self.folder
 
     @property
     def scratch(self) -> Path:
-        """The folder for what an engine sets aside while it works."""
+        """The folder for temporary files of an engine."""
         return self.folder / f"{self.prefix}tmp"
 
     @property
     def acknowledged(self) -> Path:
-        """The file that says how far the store was acknowledged; see `repo.core.acknowledged`."""
+        """The file with the last acknowledged seq and record id; see `repo.core.acknowledged`."""
         return self.folder / f"{self.prefix}{ACKNOWLEDGED_FILE}"
 
     @property
     def backups(self) -> Path:
-        """The folder of the backups that migrations make, a folder each."""
+        """The folder of the backups that migrations make, with a folder for each backup."""
         return self.folder / f"{self.prefix}backups"
 
     @property
     def apart(self) -> bool:
-        """Whether the column file has a place of its own, not that of its kind in the store's folder."""
+        """Whether the column file is not at its usual place in the store's folder."""
         return bool(self.prefix) or self.duckdb.parent != self.folder
 
     def command(self, what: str) -> str:
-        """Return the command line that does this to the store, for messages: it can be pasted as it is."""
+        """Return a command line for this store that a user can paste, for messages."""
         return f"holdfast --store {shlex.quote(str(self.path))} {what}"
 
     def columns(self, engine: str) -> Path:
@@ -140,7 +140,7 @@ class StoreFiles:
         return self.paths[engine_named(engine).name]
 
     def with_columns(self, engine: str, file: Path) -> StoreFiles:
-        """Return the same files with another column file of an engine."""
+        """Return the same files, but with this column file for an engine."""
         return replace(self, paths={**self.paths, engine: file})
 
     def metadata_files(self) -> list[Path]:
@@ -152,7 +152,7 @@ class StoreFiles:
         return [file for name, path in self.paths.items() for file in (path, ENGINES[name].log_of(path))]
 
     def owns(self, path: str | os.PathLike[str]) -> bool:
-        """Say whether a file of this name is, or might become, one of the store's: a database, its log, a backup."""
+        """Return whether a file of this name is, or might become, a file of the store: a database, a log, a backup."""
         given = Path(path)
         folder = Path(os.path.realpath(given.parent))
         named = (
@@ -177,10 +177,10 @@ class StoreFiles:
 
 
 def find_files(path: str | os.PathLike[str], elsewhere: str | os.PathLike[str] | None) -> StoreFiles:
-    """Return the files of the store that a path means; one without columns in its folder may have them `elsewhere`.
+    """Return the files of the store at a path. If its folder has no columns, they may be `elsewhere`.
 
-    That is the DuckDB file that `DUCKDB_STORAGE_PATH` named to the legacy program, which left no link to it. None is
-    taken that is not there, or is another store's. Nothing is changed: see `place_columns`.
+    That is the DuckDB file that `DUCKDB_STORAGE_PATH` named for the legacy program, which created no link to it. It is
+    ignored if it does not exist, or belongs to another store. Nothing is changed: see `place_columns`.
     """
     files = StoreFiles.of(os.path.realpath(path))
     linked = files.prefix or os.path.lexists(files.folder / _LEGACY_FILE)
@@ -195,11 +195,11 @@ def find_files(path: str | os.PathLike[str], elsewhere: str | os.PathLike[str] |
 
 
 def place_columns(folder: Path, file: Path) -> None:
-    """Let the DuckDB file of the store in this folder lie elsewhere, for good.
+    """Place the DuckDB file of the store in this folder elsewhere, permanently.
 
-    A link in the folder says where, and one beside the file leads back, so that the store is found from both
-    ends. If a store was made beside that file before, the folder becomes another door to it. Raises
-    `InvalidSettings` if the folder's store has its columns in another place, or would become two stores.
+    A link in the folder points to the file, and a link next to the file points back, so that the store is found from
+    both places. If a store already exists next to that file, the folder becomes another path to it. Raises
+    `InvalidSettings` if the folder's store has its columns elsewhere, or two stores would be joined.
     """
     folder, file = Path(os.path.realpath(folder)), Path(os.path.realpath(file))
     own, link, back = folder / METADATA_FILE, folder / _LEGACY_FILE, _metadata_beside(file)
@@ -211,15 +211,15 @@ def place_columns(folder: Path, file: Path) -> None:
     if os.path.lexists(link):
         raise InvalidSettings(
             f"the store in {folder} has its columns in {os.path.realpath(link)}, not in {file}: while nothing uses "
-            f"it, move the file and its log there and remove {link}, or name the place where it is",
+            f"it, move the file and its log there and remove {link}, or name the file where it is",
             path=folder,
         )
     owner = StoreFiles.beside(file).metadata
     foreign = owner.exists() and owner != own
     if foreign and (own.exists() or owner.name == METADATA_FILE):
         raise InvalidSettings(
-            f"{file} holds the columns of the store {owner}, and {folder} is another; two stores cannot become "
-            "one: name another file, or that folder",
+            f"{file} has the columns of the store {owner}, but {folder} is another store, and two stores cannot be "
+            "joined: name another file, or the folder of that store",
             path=file,
         )
     with system_typed(folder):
@@ -241,7 +241,7 @@ def _followed(path: Path) -> Path:
 
 
 def _link(link: Path, target: Path) -> None:
-    # Relative, so that a folder with both can be moved as a whole.
+    # A relative link, so that a folder with both files can be moved as a whole.
     try:
         link.symlink_to(os.path.relpath(target, link.parent))
     except FileExistsError:

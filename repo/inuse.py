@@ -1,4 +1,4 @@
-"""Whether a file is in use: open in this process, or locked by another. Looks only; never locks or creates anything."""
+"""Checks whether a file is in use: open in this process, or locked by another. Never locks or creates a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from repo.errors import InvalidFile
 
 __all__ = ["first_in_use", "is_locked", "is_open_here", "note_own", "refuse_own"]
 
-# struct flock: type, whence, start, length, process; macOS has another order.
+# struct flock: type, whence, start, length, process; the order differs on macOS.
 _FLOCK = struct.Struct("qqihh" if sys.platform == "darwin" else "hhqqi4x")
 _LOOK = getattr(fcntl, "F_OFD_GETLK", getattr(fcntl, "F_GETLK", 0))
 
@@ -22,7 +22,7 @@ _own: dict[str, tuple[str, ...]] = {}
 
 
 def note_own(path: str | os.PathLike[str], companions: tuple[str, ...] = ()) -> None:
-    """Note a database or lock file of a store, which this process opens, for `refuse_own`. Thread-safe.
+    """Record a database or lock file of a store that this process opens, for `refuse_own`. Thread-safe.
 
     `companions` are the suffixes of the files that belong to it.
     """
@@ -30,16 +30,16 @@ def note_own(path: str | os.PathLike[str], companions: tuple[str, ...] = ()) -> 
 
 
 def refuse_own(path: str | os.PathLike[str], *, folder: int | None = None) -> None:
-    """Raise `InvalidFile` if this is a file of a store that this process has opened; call it before opening `path`.
+    """Raise `InvalidFile` if this is a file of a store that this process has opened. Call it before opening `path`.
 
-    Reading such a file is not harmless: POSIX drops all locks that a process has on a file when it closes any
-    descriptor of it. Files are compared by identity, so that links are seen through; a relative `path` is looked
-    up in the open `folder`, if there is one. What cannot be found is no file of a store.
+    Even reading such a file is harmful: closing any descriptor of a file drops all POSIX locks of the process on it.
+    Files are compared by identity, so links do not matter. A relative `path` is resolved in the open `folder`, if one
+    is given. A file that does not exist is accepted.
     """
     try:
         wanted = os.stat(path, dir_fd=folder)
     except OSError:
-        return  # opening it will say why
+        return  # opening it reports the error
     for own, companions in tuple(_own.items()):
         for companion in ("", *companions):
             try:
@@ -51,19 +51,19 @@ def refuse_own(path: str | os.PathLike[str], *, folder: int | None = None) -> No
                 continue
             if os.path.samestat(found, wanted):
                 raise InvalidFile(
-                    f"{os.fspath(path)} is {own + companion}, a file of a store that is in use here. It cannot "
-                    "be read as anything else; name a file that was exported or copied",
+                    f"{os.fspath(path)} is {own + companion}, a file of a store that this process has open, and cannot "
+                    "be read directly; name an exported or copied file",
                     path=os.fspath(path),
                 )
 
 
 def first_in_use(paths: Iterable[Path]) -> Path | None:
-    """Return the first of the files that this process has open or another has locked; those not there are not."""
+    """Return the first file that this process has open or another one has locked; missing files are not in use."""
     return next((path for path in paths if is_open_here(path) or is_locked(path)), None)
 
 
 def is_open_here(path: str | os.PathLike[str]) -> bool:
-    """Say whether this process has the file open: closing another descriptor would then drop its lock."""
+    """Return whether this process has the file open, so that closing another descriptor would drop its lock."""
     try:
         wanted = os.stat(path)
     except FileNotFoundError:
@@ -72,16 +72,17 @@ def is_open_here(path: str | os.PathLike[str]) -> bool:
         try:
             found = os.fstat(int(descriptor))
         except OSError:
-            continue  # closed meanwhile, as the listing's own descriptor is
+            continue  # closed since the listing, like the listing's own descriptor
         if os.path.samestat(found, wanted):
             return True
     return False
 
 
 def is_locked(path: Path) -> bool:
-    """Say whether another process holds a lock on any byte of the file, as DuckDB and SQLite do; False without one.
+    """Return whether another process holds a lock on any byte of the file; False if there is no file.
 
-    SQLite locks while it reads or writes, and in WAL mode as long as it has the file open.
+    DuckDB locks a file while it has it open. SQLite locks it while it reads or writes, and in WAL mode while it has it
+    open.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""The lease: one process at a time may open the time-series database. Owns the two lock files, nothing else."""
+"""The lease: lets one process at a time open the time-series database. Owns the two lock files, and nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEASE_FILE, TURN_FILE = "lease.lock", "turn.lock"
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds the lease: process id, since when (µs), and what it said it was doing."""
+    """The holder of the lease: its process id, since when (µs), and what it is doing, in its own words."""
 
     pid: int
     since_us: int
@@ -33,7 +33,7 @@ class Holder:
 
 
 def read_holder(folder: Path, prefix: str = "") -> Holder | None:
-    """Return who holds the lease of this store now, or None. Takes nothing that anyone could wait for long."""
+    """Return the current holder of this store's lease, or None. Never blocks others for long."""
     try:
         with _no_fork:
             file = _LockFile(folder / f"{prefix}{LEASE_FILE}", "r")
@@ -53,11 +53,13 @@ def read_holder(folder: Path, prefix: str = "") -> Holder | None:
 class Lease:
     """The right of this process to open the time-series database of one store.
 
-    `flock` on files of their own, never deleted, so that closing a database file cannot drop it. A second
-    file is the turnstile: a waiter takes `turn`, then `lease`, then lets `turn` go; so the holder sees by
-    `wanted` that another process waits, and waiters are served in order. Thread-safe only as its owner makes it
-    so. An exception from any method, KeyboardInterrupt included, leaves the lease free or held as `held` says.
-    `prefix` begins the names of both, where a folder holds several stores.
+    It is a `flock` on a separate file, which is never deleted, so that closing a database file cannot drop the lock. A
+    second file is the turnstile: a waiting process locks `turn`, then `lease`, then unlocks `turn`. So the holder sees
+    by `wanted` that another process waits, and processes are served in order. Both file names begin with `prefix`, for
+    folders with several stores.
+
+    Not thread-safe: the owner serializes the calls. After an exception from any method, including KeyboardInterrupt,
+    `held` says whether the lease is held.
     """
 
     def __init__(self, folder: Path, now_us: Callable[[], int], *, prefix: str = "") -> None:
@@ -76,12 +78,12 @@ class Lease:
         return place is not None and place.granted
 
     def acquire(self, timeout_s: float, doing: str, more: Callable[[], float] = lambda: 0.0) -> None:
-        """Take the lease, waiting at most `timeout_s` seconds; raises `StoreBusy` naming the holder.
+        """Take the lease, waiting at most `timeout_s` seconds; raises `StoreBusy`, which names the holder.
 
-        When they are over, `more` says how many seconds to wait on: the call keeps its place meanwhile.
+        After the timeout, `more` returns how many seconds to keep waiting, without losing the place in the queue.
 
-        A call that comes to its deadline leaves its place in the queue to the next call of this process; with a
-        timeout of 0 it takes no place. Raises `HoldfastError` where the process has no descriptor or thread left.
+        A call that reaches its deadline leaves its place in the queue to the next call of this process; with a timeout
+        of 0 it takes no place. Raises `HoldfastError` if the process has no descriptor or thread left.
         """
         if self.held:
             return
@@ -98,20 +100,20 @@ class Lease:
                 if timeout_s > 0:
                     continue
                 waited_s = time.monotonic() - began_s
-                raise self._busy(waited_s)  # noqa: TRY301  the place is left below
+                raise self._busy(waited_s)  # noqa: TRY301  `give_up` runs below
             self.held_since_s = time.monotonic()
             note = json.dumps({"pid": os.getpid(), "since_us": self._now_us(), "doing": doing}).encode()
             place.write(note)
-        except BaseException:  # an interrupt, too, must leave no lease that nobody uses
+        except BaseException:  # no exception, including an interrupt, may leave a lease without an owner
             try:
                 place.give_up()
-            except BaseException:  # one that comes just here
+            except BaseException:  # an interrupt that arrives right here
                 place.give_up()
                 raise
             raise
 
     def wanted(self) -> bool:
-        """Say whether another process waits for the lease."""
+        """Return whether another process waits for the lease."""
         try:
             fcntl.flock(self._probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -121,18 +123,18 @@ class Lease:
         return False
 
     def release(self) -> None:
-        """Give the lease back; does nothing if it is not held."""
+        """Release the lease; does nothing if it is not held."""
         if self._place is not None and self._place.granted:
             self._place.give_up()
 
     def close(self) -> None:
-        """Release the lease and the turnstile for good."""
+        """Release the lease, leave the turnstile, and close both files."""
         if self._place is not None:
             self._place.leave()
         self._probe.close()
 
     def after_fork(self) -> None:
-        """Forget, in the child, what is the parent's; its descriptors are closed already, see `_in_child`."""
+        """Forget the parent's state in the child. Its descriptors are already closed, see `_in_child`."""
         self._place = None
 
     def _busy(self, timeout_s: float) -> StoreBusy:
@@ -143,7 +145,7 @@ class Lease:
             held_s = max(0.0, (self._now_us() - holder.since_us) / 1e6)
             told = f"process {holder.pid}, for {held_s:.1f} s, doing: {holder.doing}"
         return StoreBusy(
-            f"the columns of {self._folder} were not handed over within {timeout_s:.1f} s; held by {told}. "
+            f"the columns of {self._folder} were not handed over within {timeout_s:.1f} s; they are held by {told}. "
             "Try again, raise lease_timeout_s, or stop that process",
             path=self._folder,
             holder=None if holder is None else holder.pid,
@@ -164,17 +166,17 @@ def leased(
 
 
 class _Place:
-    """One place in the queue for the lease: new, queued, granted, over. It owns its two descriptors throughout.
+    """A place in the queue for the lease: new, queued, granted or over. It owns its two descriptors throughout.
 
-    flock knows no deadline, so a thread blocks in it for the call that waits; while it does, it alone may close the
-    descriptors. A lock that it gets while no call waits is given straight back, and the place is over.
+    flock has no timeout, so a thread blocks in it on behalf of the waiting call; meanwhile only that thread may close
+    the descriptors. A lock that it gets while no call waits is released at once, and the place is over.
     """
 
     def __init__(self, folder: Path, prefix: str) -> None:
         self._folder = folder
         self._paths = (folder / f"{prefix}{TURN_FILE}", folder / f"{prefix}{LEASE_FILE}")
         self._files: list[_LockFile] = []
-        # A lock of the interpreter is taken and released by `with` without a gap for an interrupt; a Condition is not.
+        # `with` acquires and releases an interpreter lock without a gap for an interrupt; a Condition has such a gap.
         self._mutex = _thread.allocate_lock()
         self._settled = _thread.allocate_lock()
         self._settled.acquire()
@@ -186,13 +188,13 @@ class _Place:
         self.granted = False
 
     def take_up(self) -> bool:
-        """Begin a call that waits here; False where the place is over. Whoever took it up waits, or gives up."""
+        """Start a call that waits here; False if the place is over. After that, call `wait` or `give_up`."""
         with self._mutex:
             self._awaited = not self._over
             return self._awaited
 
     def wait(self, timeout_s: float) -> bool:
-        """Say whether the lease was granted within `timeout_s`. After False or an exception call `give_up`."""
+        """Return whether the lease was granted within `timeout_s`. After False or an exception, call `give_up`."""
         if not self._files:
             try:
                 if self._at_once():
@@ -209,22 +211,22 @@ class _Place:
         return self.granted
 
     def give_up(self) -> None:
-        """Wait no longer, or give the lease back if it was granted. Can be repeated."""
+        """Stop waiting, or release the lease if it was granted. Can be repeated."""
         with self._mutex:
             self._awaited = False
             if not self._queued:
                 self._over = True
                 self._close()
-                self.granted = False  # last: until then a release does all of it again
+                self.granted = False  # last, so that an interrupted release can be repeated
 
     def leave(self) -> None:
-        """Give up, and leave the queue at the next chance: no call will come back to this place."""
+        """Give up, and leave the queue as soon as possible; no call will use this place again."""
         self._left = True
         self.give_up()
 
     def write(self, note: bytes) -> None:
-        """Leave a note in the lease file, which others read to name the holder."""
-        # It only helps others: a full disk must not keep anybody from the lease.
+        """Write a note into the lease file, from which others read the holder."""
+        # The note is only informative, so a full disk must not prevent taking the lease.
         with contextlib.suppress(OSError):
             descriptor = self._files[-1].fileno()
             os.ftruncate(descriptor, 0)
@@ -252,8 +254,8 @@ class _Place:
         except RuntimeError as error:
             self._queued = False
             raise HoldfastError(
-                f"no thread could be started to wait for the columns of {self._folder} ({error}); raise the limit "
-                "of threads, or end some, and try again",
+                f"the thread that waits for the columns of {self._folder} could not be started ({error}); raise the "
+                "limit of threads, or end some, and try again",
                 path=self._folder,
             ) from error
 
@@ -288,9 +290,9 @@ class _Place:
 
 
 class _LockFile(io.FileIO):
-    """A descriptor that the child of a fork closes, and that knows in the same step that it is closed."""
+    """A descriptor that the child of a fork closes, and that records in the same step that it is closed."""
 
-    # An interrupt may drop it before anybody has it, which is worth no ResourceWarning. In C: nothing interrupts it.
+    # An interrupt may drop it before it has an owner, without a ResourceWarning. In C, so nothing interrupts it.
     __del__ = io.FileIO.close
 
 
@@ -311,17 +313,17 @@ def _parse(note: bytes) -> Holder | None:
         fields = json.loads(note)
         return Holder(int(fields["pid"]), int(fields["since_us"]), str(fields["doing"]))
     except (ValueError, KeyError, TypeError):
-        return None  # the holder is just writing it
+        return None  # the holder is writing it right now
 
 
 _leases: weakref.WeakSet[Lease] = weakref.WeakSet()
 _lock_files: weakref.WeakSet[_LockFile] = weakref.WeakSet()
 _no_fork = _thread.allocate_lock()
-"""Held while a lock file is opened, and during a fork: so a child knows every descriptor that it inherits."""
+"""Held while a lock file is opened, and during a fork, so that a child knows every inherited descriptor."""
 
 
 def _in_child() -> None:
-    """Close every lock file that was inherited, by closing, never by unlocking: the locks are the parent's."""
+    """Close every inherited lock file. It is closed, never unlocked, because the locks belong to the parent."""
     _no_fork.release()
     for file in list(_lock_files):
         file.close()

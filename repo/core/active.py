@@ -1,7 +1,7 @@
-"""The active column file: which engine holds the columns of a store, and what becomes of the files of the other.
+"""The active column file: which engine holds the columns of a store, and how files of other engines are handled.
 
-The metadata say which engine is active. A file of the other engine is set aside when the active one is opened; one
-that is still being built has a name of its own, which nothing ever opens as a store's.
+The metadata database records the active engine. A file of another engine is set aside when the active one is opened. A
+file that is being built has a separate name, which is never opened as a store's column file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BUILDING = ".building"
 
 
 class ActiveColumns:
-    """What one open store knows of its column files. Thread-safe; it holds nothing open."""
+    """The column files of one open store. Thread-safe; holds no file open."""
 
     def __init__(
         self, files: StoreFiles, metadata: MetadataDatabase, settings: Settings, clock: Clock
@@ -51,9 +51,9 @@ class ActiveColumns:
         self._clock = clock
 
     def choose(self, *, leased: bool) -> Backend:
-        """Return the backend that is active now; raises `EngineMissing` where it cannot be used here.
+        """Return the backend of the active engine; raises `EngineMissing` if it cannot be used here.
 
-        The answer is final only where the lease is held: without it another process may be moving the columns.
+        The result is reliable only under the lease; without it another process may be moving the columns.
         """
         with self._metadata.read() as connection:
             state = StateRepository(connection).get()
@@ -71,7 +71,7 @@ class ActiveColumns:
         return engine_named(engine).open(path, self._files.scratch, self._settings, self._clock)
 
     def bring_to_head(self, engine: Engine, path: Path) -> None:
-        """Make the tables of a new column file that is open; raises `SchemaOutdated` for an old one."""
+        """Create the tables of a new column file that is open; raises `SchemaOutdated` for an outdated one."""
         with engine.execution_options(**sqlite.READ).connect() as connection:
             found = version.version_of(connection, path)
             standing = version.compare(found)
@@ -88,13 +88,13 @@ class ActiveColumns:
         runner.upgrade(engine, "timeseries", path=path)
 
     def migrate(self) -> None:
-        """Bring a column file that was found outdated to the present schema; it is closed, and the lease held."""
+        """Upgrade the schema of an outdated column file. The file is closed, and the caller holds the lease."""
         from repo.schema.upgrade import run
 
         run(self._files, self._settings, self._clock, without_columns=False)
 
     def set_others_aside(self, active: str, generation: int) -> None:
-        """Set aside column files that are not the active engine's, and remove what a killed job was building.
+        """Set aside column files of inactive engines, and remove files that a killed job was building.
 
         The caller holds the lease.
         """
@@ -103,10 +103,10 @@ class ActiveColumns:
             remove(building_path(self._files.columns(name)))
 
     def _moved_since(self, facts: State) -> str | None:
-        """Return the engine that holds the columns if they moved after these facts were noted; under the lease.
+        """Return the engine that holds the columns if they moved after `facts` were recorded; under the lease.
 
-        So it is in a metadata database that was restored from a backup: its own column file is not there any more, and
-        the other one is of this store and of a later generation. Raises `EngineMissing` where that cannot be asked.
+        That is the case for a metadata database that was restored from a backup: its column file no longer exists, and
+        another one belongs to this store and has a later generation. Raises `EngineMissing` if it cannot be opened.
         """
         for engine in ENGINES:
             if engine == facts.engine or not self._files.columns(engine).exists():
@@ -121,15 +121,17 @@ class ActiveColumns:
             finally:
                 backend.close(opened)
             if owner is not None and owner[0] == facts.store_id and owner[1] > facts.generation:
-                log.error("the metadata is older than %s, to which the columns moved since", backend.path)
+                log.error(
+                    "the metadata is older than the columns, which have since moved to %s", backend.path
+                )
                 return engine
         return None
 
 
 def set_aside(paths: Iterable[Path], generation: int) -> list[Path]:
-    """Rename column files that are not the active engine's, with their logs; returns their new names.
+    """Rename column files of inactive engines and their logs; returns the new names.
 
-    The caller holds the lease and has read the fact under it.
+    The caller holds the lease, under which it has read the active engine.
     """
     renamed = []
     for path in paths:
@@ -140,31 +142,31 @@ def set_aside(paths: Iterable[Path], generation: int) -> list[Path]:
         while path.with_name(name).exists():
             number += 1
             name = f"{path.name}.inactive-{generation}-{number}"
-        # The file itself last: while it has its name, its log is looked for.
+        # The file itself comes last: as long as it has its name, its log must be found.
         with system_typed(path):
             durable.rename_all(
                 (old, old.with_name(name + old.name.removeprefix(path.name)))
                 for old in (*companions_of(path), path)
             )
-        log.info("%s is not the active column file any more; kept as %s", path, name)
+        log.info("%s is no longer the active column file; kept as %s", path, name)
         renamed.append(path.with_name(name))
     return renamed
 
 
 def building_path(path: Path) -> Path:
-    """Return the name of a column file while it is being built."""
+    """Return the name of a column file that is being built."""
     return path.with_name(path.name + _BUILDING)
 
 
 def remove(path: Path) -> None:
-    """Remove a column file and what belongs to it."""
-    with system_typed(path, "remove it once that is possible"):
+    """Remove a column file and its companions."""
+    with system_typed(path, "remove the file once that is possible"):
         for file in (path, *companions_of(path)):
             file.unlink(missing_ok=True)
 
 
 def first_engine(files: StoreFiles, settings: Settings) -> str:
-    """Choose the engine of a store that has none yet."""
+    """Choose the engine of a store without columns."""
     for engine in ENGINES:
         if files.columns(engine).exists():
             return engine
@@ -184,10 +186,10 @@ def first_engine(files: StoreFiles, settings: Settings) -> str:
 
 
 def refuse_unless_allowed(found: str | None, path: Path, files: StoreFiles, settings: Settings) -> None:
-    """Raise `SchemaOutdated` where `auto_migrate` is off."""
+    """Raise `SchemaOutdated` if `auto_migrate` is off."""
     if not settings.auto_migrate:
         raise SchemaOutdated(
-            f"{path} has the schema {found or 'of the legacy program'}, and {version.HEAD} is needed; run "
+            f"{path} has the schema {found or 'of the legacy program'}, but {version.HEAD} is required; run "
             f"`{files.command('migrate')}`",
             path=path,
         )

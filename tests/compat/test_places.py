@@ -128,7 +128,7 @@ def test_two_buffers_cannot_have_one_column_file(
     outside: Path, folder: Path, made: Any, tmp_path: Path
 ) -> None:
     made(OfflineBufferManager(folder))
-    with pytest.raises(InvalidSettings, match="holds the columns of the store"):
+    with pytest.raises(InvalidSettings, match="has the columns of the store"):
         OfflineBufferManager(tmp_path / "second")
     assert not (tmp_path / "second").exists()
     plain = made(OfflineBufferManager(tmp_path / "third", use_duckdb=False))
@@ -143,7 +143,7 @@ def test_the_columns_of_a_folder_that_is_a_store_are_no_place_for_another(
         store.points.insert("s", "m", 1.0)
         store.flush()
     monkeypatch.setenv("DUCKDB_STORAGE_PATH", str(folder / "timeseries.duckdb"))
-    with pytest.raises(InvalidSettings, match="holds the columns of the store"):
+    with pytest.raises(InvalidSettings, match="has the columns of the store"):
         OfflineBufferManager(tmp_path / "second")
     assert not (tmp_path / "second").exists()
     assert sorted(path.name for path in folder.glob("*.meta.db")) == []
