@@ -102,7 +102,7 @@ threading.stack_size(512_000_000)
 try:
     waiter.acquire(1.0, "a test")
 except HoldfastError as error:
-    print("no thread could be started" in str(error), waiter.held)
+    print("could not be started" in str(error), waiter.held)
 threading.stack_size(0)
 holder.release()
 waiter.acquire(1.0, "a test")
