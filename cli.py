@@ -1,4 +1,4 @@
-"""The `holdfast` command of a checkout: `python cli.py status`."""
+"""The `holdfast` command in a checkout: `python cli.py status`."""
 
 from repo.commands import main
 

@@ -1,6 +1,6 @@
-"""The `holdfast` command: owns the list of commands, each loaded when it is called, and how a call ends.
+"""The `holdfast` command: owns the list of commands, each imported on demand, and turns errors into exit codes.
 
-Light to import: no engine, no SQLAlchemy, so that `--help` answers at once.
+Light to import: no engine, no SQLAlchemy, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from repo.errors import HoldfastError
 
 __all__ = ["holdfast", "main"]
 
-# Name: module, and the first line of its help, so that the list of commands loads none of them.
+# Name: module, and the first line of its help, so that listing the commands imports none of them.
 _COMMANDS = {
     "init": ("store", "Create a store, or confirm that it exists."),
     "status": ("store", "Show what the store holds, its backlog, its files and who has it open."),
@@ -44,11 +44,11 @@ _COMMANDS = {
 }
 
 _ALIASES = {"recover": "import"}
-"""Other names that a command answers to; the list of commands leaves them out."""
+"""Aliases, which the list of commands omits."""
 
 
 class _Commands(click.Group):
-    """Loads a command when it is called, and turns errors into messages and exit codes."""
+    """Imports a command when it is called, and turns errors into messages and exit codes."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -64,13 +64,13 @@ class _Commands(click.Group):
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, told) for name, (_, told) in _COMMANDS.items()])
+            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
 
     def invoke(self, context: click.Context) -> Any:
         try:
             result = super().invoke(context)
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader has seen enough, as `head` does
+        except BrokenPipeError:  # the reader closed the pipe, as `head` does
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             context.exit(Exit.PIPE)
@@ -93,14 +93,14 @@ def _print_version(context: click.Context, _parameter: click.Parameter, wanted: 
     try:
         click.echo(f"holdfast {version('holdfast-edge')}")
     except PackageNotFoundError:
-        click.echo("holdfast (a checkout that is not installed)")
+        click.echo("holdfast (not installed: running from a checkout)")
     context.exit()
 
 
 @click.group(
     cls=_Commands,
     context_settings={"auto_envvar_prefix": "HOLDFAST", "help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 problems found (rows rejected), 4 busy, "
+    epilog="Exit codes: 0 done, 1 failed, 2 usage error, 3 problems found (rows rejected), 4 busy, "
     "5 schema outdated or too new. Data goes to stdout, messages to stderr. Environment variables can set every "
     "option (HOLDFAST_STORE, HOLDFAST_QUERY_LIMIT) and every setting (HOLDFAST_LEASE_TIMEOUT_S).",
 )
@@ -110,10 +110,10 @@ def _print_version(context: click.Context, _parameter: click.Parameter, wanted: 
     default=DEFAULT_STORE,
     show_default=True,
     show_envvar=True,
-    type=click.Path(readable=False, path_type=Path),  # what is denied is told as an error of the store
+    type=click.Path(readable=False, path_type=Path),  # the store itself reports permission errors
     help="The store's folder, or its column file.",
 )
-@click.option("--json", "as_json", is_flag=True, envvar="HOLDFAST_JSON", help="Print JSON, for programs.")
+@click.option("--json", "as_json", is_flag=True, envvar="HOLDFAST_JSON", help="Print JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print data and errors only.")
 @click.option("-v", "--verbose", count=True, help="Log what the store does; repeat for more detail.")
 @click.option(
@@ -128,14 +128,14 @@ def _print_version(context: click.Context, _parameter: click.Parameter, wanted: 
 def holdfast(context: click.Context, store: Path, as_json: bool, quiet: bool, verbose: int) -> None:
     """Store-and-forward time-series buffer: write, query and forward readings at the edge."""
     if quiet and verbose:
-        raise click.UsageError("-q and -v contradict each other")
+        raise click.UsageError("-q and -v cannot be combined")
     log_to_stderr(quiet=quiet, verbose=verbose)
     context.obj = Session(store, as_json=as_json, quiet=quiet)
 
 
 def main() -> None:
-    """Run the command of this process's arguments, and exit."""
+    """Run the command given by this process's arguments, and exit."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):  # a terminal that cannot show a letter must not end the command
+        with suppress(AttributeError):  # a character that the terminal cannot show must not end the command
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     holdfast(prog_name="holdfast")

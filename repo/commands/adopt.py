@@ -1,4 +1,4 @@
-"""`adopt`: a new store from an old one, which stays as it is."""
+"""`adopt`: creates a new store from an old one, which it does not modify."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def adopt(
 
     \b
     JSON: {"old", "new", "made": false with --dry-run, "records", "points", "copied_bytes", "needed_bytes": for the
-    copy and its migration, "free_bytes", "databases", "steps", "nan_points", "outside_points", "records_restored",
-    "records_without_original", "records_waiting": as those of `migrate`}
+    copy and its migration, "free_bytes"}, and from the JSON of `migrate`: "databases", "steps", "nan_points",
+    "outside_points", "records_restored", "records_without_original", "records_waiting"
     """
     from repo.schema.adopt import adopt_store
 
@@ -54,35 +54,32 @@ def adopt(
     if session.as_json:
         print_json(done.as_dict())
     else:
-        _tell(session, done)
+        _print(session, done)
 
 
-def _tell(session: Session, done: Adoption) -> None:
+def _print(session: Session, done: Adoption) -> None:
     migration = done.migration
     if not done.made:
         for step in migration.steps:
             session.say(
-                f"{step.database:<12}{step.revision}: {step.title}; {counted(step.rows, 'row')} touched"
+                f"{step.database:<12}{step.revision}: {step.title}; {counted(step.rows, 'row')} affected"
             )
         if migration.records_waiting:
-            session.say(
-                f"{'records':<12}{migration.records_waiting:,} are to be given their data back from their points"
-            )
+            session.say(f"{'records':<12}{migration.records_waiting:,} to be restored from their points")
         session.say(
-            f"{'disk':<12}{done.needed_bytes:,} bytes needed in all, {done.free_bytes:,} are free; {done.new} was "
-            "not made"
+            f"{'disk':<12}{done.needed_bytes:,} bytes needed, {done.free_bytes:,} free; {done.new} was not created"
         )
         return
     for database in migration.databases:
         session.say(f"{database.database:<12}{database.before or 'none'} -> {database.after}")
     for name, count, what in (
         ("points", done.points, "copied"),
-        ("points", migration.nan_points, "of them held NaN, and have no reading now"),
-        ("points", migration.outside_points, "of them lie outside of the years 1678 to 2261, and are kept"),
+        ("points", migration.nan_points, "contained NaN and now have no reading"),
+        ("points", migration.outside_points, "outside the years 1678 to 2261, which are kept"),
         ("records", done.records, "copied"),
-        ("records", migration.records_restored, "of them have their data back from their points"),
-        ("records", migration.records_without_original, "of them stay as they are: no point has their data"),
+        ("records", migration.records_restored, "restored from their points"),
+        ("records", migration.records_without_original, "not restored: no point has their data"),
     ):
         if count or what == "copied":
             session.say(f"{name:<12}{count:,} {what}")
-    session.say(f"{'store':<12}{done.new} was made; {done.old} is as it was")
+    session.say(f"{'store':<12}{done.new} was created; {done.old} is unchanged")

@@ -1,4 +1,4 @@
-"""`cleanup`: dropping by hand what a device has no room for, and giving the space back."""
+"""`cleanup`: deletes points and pending records, and returns free space to the disk."""
 
 from __future__ import annotations
 
@@ -88,12 +88,11 @@ def cleanup(
     To be able to restore points with `holdfast import`, run `holdfast export` first.
 
     \b
-    JSON (with -y or --dry-run): {"dry_run", "points": number, or null where another process keeps the columns and
-    they fall later, "unsent_points", "records", "bytes": about, or null, "first_us", "last_us", "series":
+    JSON (with -y or --dry-run): {"dry_run", "points": number, or null if another process holds the columns and they
+    are deleted later, "unsent_points", "records", "bytes": estimate or null, "first_us", "last_us", "series":
     [{"sensor_id", "metric_name", "points", "unsent", "first_us", "last_us"}], "sources": [{"source", "records",
-    "first_us", "last_us", "bytes"}], "shrunk": null or {"columns_before_bytes", "columns_after_bytes",
-    "metadata_before_bytes", "metadata_after_bytes", "needed_bytes": the least that had to be free meanwhile,
-    "free_bytes"}; of a dry run before and after are the same}
+    "first_us", "last_us", "bytes"}], "shrunk": null or {"columns_before_bytes", "columns_after_bytes": as before in a
+    dry run, "metadata_before_bytes", "metadata_after_bytes", "needed_bytes": of free space, "free_bytes"}}
     """
     of_records = records or bool(sources) or failed is not None
     of_points = points or bool(sensors) or bool(metrics) or not of_records
@@ -101,12 +100,12 @@ def cleanup(
     chosen = low is not None or high is not None or bool(sensors or metrics or sources) or failed is not None
     if not chosen and not everything:
         if points or records or not shrink:
-            raise click.UsageError("say what is to go: --older-than 90d, --sensor NAME, ..., or --all")
+            raise click.UsageError("select what to delete: --older-than 90d, --sensor NAME, ..., or --all")
         of_points = of_records = False
     if dry_run and yes:
-        raise click.UsageError("--dry-run drops nothing, so -y has nothing to answer; give one")
+        raise click.UsageError("--dry-run and -y cannot be combined")
     if session.as_json and (of_points or of_records) and not dry_run and not yes:
-        raise click.UsageError("--json does not ask: add -y, or --dry-run")
+        raise click.UsageError("--json does not ask for confirmation; add -y or --dry-run")
     scope: dict[str, Any] = {
         "points": of_points,
         "records": of_records,
@@ -120,7 +119,7 @@ def cleanup(
     }
     from repo.upkeep.cleanup import Cleaned
 
-    with session.opened(looks=dry_run) as store:
+    with session.opened(read_only=dry_run) as store:
         dropped = _drop(session, store, scope, dry_run=dry_run, yes=yes) if of_points or of_records else None
         shrunk = None
         try:
@@ -128,9 +127,9 @@ def cleanup(
         except HoldfastError as error:
             if dropped is not None and not dry_run:
                 later = session.files().command("cleanup --shrink")
-                error.add_note(f"what was to be dropped is dropped; `{later}` gives its space back later")
+                error.add_note(f"the selected data is deleted; run `{later}` later to return its space")
             raise
-        finally:  # what was dropped is reported even if its space could not be returned
+        finally:  # the deletion is reported even if its space could not be returned
             if session.as_json and not (dropped is None and shrunk is None):
                 report = (dropped or Cleaned(dry_run)).as_dict()
                 print_json({**report, "shrunk": None if shrunk is None else shrunk.as_dict()})
@@ -138,66 +137,66 @@ def cleanup(
 
 def _drop(session: Session, store: Store, scope: dict[str, Any], *, dry_run: bool, yes: bool) -> Cleaned:
     if not yes:
-        meant = store.cleanup(**scope, dry_run=True)
+        selected = store.cleanup(**scope, dry_run=True)
         if session.as_json:
-            return meant
-        _show(session, meant)
-        if dry_run or (not meant.points and not meant.records):
-            return meant
+            return selected
+        _show(session, selected)
+        if dry_run or (not selected.points and not selected.records):
+            return selected
         try:
-            agreed = click.confirm("Drop this for good?", err=True)
-        except click.Abort as nobody:
+            is_confirmed = click.confirm("Delete this permanently?", err=True)
+        except click.Abort as no_answer:
             if sys.stdin.isatty():
                 raise
-            raise click.UsageError("nothing was dropped; where nobody can say yes, add -y") from nobody
-        if not agreed:
+            raise click.UsageError(
+                "nothing was deleted, because nobody confirmed it; add -y to delete without confirmation"
+            ) from no_answer
+        if not is_confirmed:
             raise click.Abort
     dropped = store.cleanup(**scope)
     if session.as_json:
         return dropped
     if dropped.points is None:
         session.note(
-            "another process has the columns open: the points are deleted for good, and leave the file when it is "
-            "through; `holdfast status` counts them then"
+            "another process has the columns open: the deletion is recorded, and is applied when that process "
+            "releases them; `holdfast status` counts the points then"
         )
-    session.say(f"dropped {_told(dropped)}")
+    session.say(f"deleted {_summary(dropped)}")
     return dropped
 
 
 def _shrink(session: Session, store: Store, *, dry_run: bool) -> Shrunk | None:
     if dry_run:
-        meant = store.shrink(dry_run=True)
+        planned = store.shrink(dry_run=True)
         if not session.as_json:
             size = store.size(inside=True)
             inside_bytes = size.columns_free_bytes + size.metadata_free_bytes
-            session.say(
-                f"{inside_bytes:,} bytes inside the files are free by now; giving them back {_needs(meant)}"
-            )
-        return meant
+            session.say(f"{inside_bytes:,} bytes inside the files are free; {_needs(planned)}")
+        return planned
     if not session.as_json:
-        session.note(f"giving space back {_needs(store.shrink(dry_run=True))}")
+        session.note(_needs(store.shrink(dry_run=True)))
     with session.progress("shrink") as show:
         shrunk = store.shrink(progress=show)
     if not session.as_json:
         left = shrunk.columns_after_bytes + shrunk.metadata_after_bytes
-        given = f"{shrunk.freed_bytes:,} bytes went" if shrunk.freed_bytes > 0 else "no bytes could go"
-        session.say(f"{given} back to the disk; the store takes {left:,}")
+        returned = f"{shrunk.freed_bytes:,}" if shrunk.freed_bytes > 0 else "no"
+        session.say(f"{returned} bytes returned to the disk; the store takes {left:,} bytes")
     return shrunk
 
 
-def _needs(meant: Shrunk) -> str:
-    return f"may take {meant.needed_bytes:,} bytes meanwhile, and {meant.free_bytes:,} are free on the disk"
+def _needs(planned: Shrunk) -> str:
+    return f"shrinking may need {planned.needed_bytes:,} bytes of disk space, {planned.free_bytes:,} are free"
 
 
-def _show(session: Session, meant: Cleaned) -> None:
-    """Print what is meant, the largest series and sources first."""
+def _show(session: Session, selected: Cleaned) -> None:
+    """Print the selection, the largest series and sources first."""
     if session.quiet:
         return
-    points = sorted(meant.series, key=lambda extent: -extent.points)
-    records = sorted(meant.sources, key=lambda extent: -extent.records)
+    points = sorted(selected.series, key=lambda extent: -extent.points)
+    records = sorted(selected.sources, key=lambda extent: -extent.records)
     _table(session, ("sensor_id", "metric_name", "points", "unsent", "first", "last"), points)
     _table(session, ("source", "records", "first", "last"), records)
-    session.say(f"this means {_told(meant)}")
+    session.say(f"selected {_summary(selected)}")
 
 
 def _table(session: Session, columns: Sequence[str], extents: Sequence[SeriesExtent | RecordExtent]) -> None:
@@ -208,17 +207,17 @@ def _table(session: Session, columns: Sequence[str], extents: Sequence[SeriesExt
         session.say(f"... and {len(extents) - _SHOWN_ROWS:,} more")
 
 
-def _told(found: Cleaned) -> str:
+def _summary(found: Cleaned) -> str:
     parts = []
     if found.points or not found.records:
         unsent = f" ({found.unsent_points:,} of them not sent to every sink)" if found.unsent_points else ""
         parts.append(("points" if found.points is None else counted(found.points, "point")) + unsent)
     if found.records:
         parts.append(counted(found.records, "unsent record"))
-    told = " and ".join(parts)
+    text = " and ".join(parts)
     if found.first_us is not None and found.last_us is not None:
-        told += f", {iso(to_datetime(found.first_us))} to {iso(to_datetime(found.last_us))}"
-    return told + (f", about {found.bytes:,} bytes" if found.bytes else "")
+        text += f", {iso(to_datetime(found.first_us))} to {iso(to_datetime(found.last_us))}"
+    return text + (f", about {found.bytes:,} bytes" if found.bytes else "")
 
 
 def _with_times(row: dict[str, Any]) -> dict[str, Any]:
@@ -232,6 +231,6 @@ def _span(
     if older_than is None:
         return bounds(start, end, None, zone_of(tz))
     if end is not None:
-        raise click.UsageError("--older-than and --end both say where it ends; give one")
+        raise click.UsageError("--older-than and --end cannot be combined")
     low, _ = bounds(start, None, None, zone_of(tz))
     return low, to_datetime(system_clock() - parse_duration_us(older_than))

@@ -1,4 +1,4 @@
-"""`demo`: plays the story and shows it."""
+"""`demo`: runs the demonstration and prints its result."""
 
 from __future__ import annotations
 
@@ -42,28 +42,28 @@ def demo(session: Session, seconds: float, rate: float, seed: int | None, keep: 
     from repo.demo.report import event_line, heading, plot, table
     from repo.demo.story import Story
 
-    def tell(text: str) -> None:
+    def say(text: str) -> None:
         if not session.as_json:
             session.say(text)
 
     if seed is None:
-        seed = random.randrange(10_000)  # noqa: S311  printed, so that it can be given back
+        seed = random.randrange(10_000)  # noqa: S311  printed, so that a run can be repeated
     with TemporaryDirectory(prefix="holdfast-demo-") as temporary:
         story = Story(
             keep or Path(temporary),
             seconds=seconds,
             rate=rate,
             seed=seed,
-            on_event=lambda at_s, what: tell(event_line(at_s, what)),
+            on_event=lambda at_s, what: say(event_line(at_s, what)),
         )
-        tell(heading(seed, rate))
+        say(heading(seed, rate))
         result = story.play()
     if session.as_json:
         print_json(result.as_dict())
-    tell(table(result))
-    tell("")
-    tell(plot(result))
+    say(table(result))
+    say("")
+    say(plot(result))
     if keep is not None:
-        tell(f"\nKept in {keep}; look inside with: holdfast --store {keep / 'store'} status")
+        say(f"\nKept in {keep}; inspect it with: holdfast --store {keep / 'store'} status")
     if not result.ok:
         raise click.exceptions.Exit(Exit.FAILED)

@@ -1,4 +1,4 @@
-"""`promote`, `demote`: from one engine to the other."""
+"""`promote` and `demote`: move the columns to the other engine."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def _move(session: Session, engine: str, move: Callable[[Store, Progress], Conve
     if session.as_json:
         print_json(done.as_dict())
     elif done.before == done.after:
-        session.say(f"the columns of {done.path} are in {done.after} already")
+        session.say(f"the columns of {done.path} are already in {done.after}")
     else:
         session.say(
             f"moved {counted(done.points, 'point')} of {done.path} from {done.before} to {done.after}"
         )
         for name in kept:
-            session.say(f"the old file is kept as {name}; remove it when you need its space")
+            session.say(f"the old file is kept as {name}; delete it when you need the space")

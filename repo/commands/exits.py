@@ -1,4 +1,4 @@
-"""Exit codes: the one place where an error becomes a message and a number."""
+"""Exit codes: the one place that maps errors to messages and exit codes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ __all__ = ["Exit", "failure"]
 
 
 class Exit(IntEnum):
-    """What the exit code of a command says."""
+    """The exit codes of the command."""
 
     DONE = 0
-    """Done, or already so."""
+    """Done, or nothing to do."""
     FAILED = 1
     USAGE = 2
     """An argument, an option or a setting is wrong; nothing was done."""
     PROBLEMS = 3
-    """It ran, and found problems: rows were rejected, a check did not pass."""
+    """The command ran and found problems: rejected rows, a failed check."""
     BUSY = 4
-    """Another process held the columns until the deadline; trying again is safe."""
+    """Another process held the columns until the deadline; retrying is safe."""
     SCHEMA = 5
     """The schema is older than this program (run `holdfast migrate`) or newer (update it)."""
     INTERRUPTED = 130
-    """Ctrl-C: 128 and the number of SIGINT, as shells count."""
+    """Ctrl-C: 128 plus the number of SIGINT, as in shells."""
     PIPE = 141
-    """The reader of stdout went away: 128 and the number of SIGPIPE."""
+    """The reader of stdout closed it: 128 plus the number of SIGPIPE."""
 
 
 _CODES: tuple[tuple[type[Exception], Exit], ...] = (
@@ -42,7 +42,7 @@ _CODES: tuple[tuple[type[Exception], Exit], ...] = (
 
 
 def failure(error: Exception) -> click.ClickException:
-    """Return what Click is to print and exit with: the message, its notes, the code of its type."""
+    """Return the exception for Click, with the message, its notes and the exit code of the error's type."""
     lines = [str(error) or type(error).__name__, *getattr(error, "__notes__", ())]
     code = next((code for kind, code in _CODES if isinstance(error, kind)), Exit.FAILED)
     return _Failure("\n".join(map(printable, lines)), code)

@@ -1,4 +1,4 @@
-"""`ingest`: files of readings into the store."""
+"""`ingest`: reads files of readings into the store."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ _SHOWN_REJECTIONS = 20
     multiple=True,
     default=["iso"],
     show_default=True,
-    help="iso, unix, unix_ms, unix_us, or a pattern as %d/%m/%Y %H:%M; several are tried in order. Numbers "
-    "of NDJSON and Parquet are Unix seconds, unless another than iso is given.",
+    help="iso, unix, unix_ms, unix_us, or a pattern such as %d/%m/%Y %H:%M. Repeat to try several in order. With "
+    "iso, numbers in NDJSON and Parquet are Unix seconds.",
 )
 @click.option(
     "--zone", metavar="ZONE", default="UTC", show_default=True, help="Time zone of times without an offset."
@@ -111,8 +111,8 @@ _SHOWN_REJECTIONS = 20
 )
 @click.option(
     "--delimiter",
-    metavar="SIGN",
-    help="Separator of CSV cells; `tab` is a tab. Default: comma, or tab in a .tsv file.",
+    metavar="CHAR",
+    help="Separator of CSV cells, or `tab`. Default: comma, or tab in a .tsv file.",
 )
 @click.option("--decimal", type=click.Choice([".", ","]), default=".", show_default=True)
 @click.option("--encoding", metavar="NAME", default="utf-8", show_default=True)
@@ -169,18 +169,19 @@ def ingest(
     if session.as_json:
         print_json(done.as_dict())
     else:
-        session.say(_told(done, strict))
+        session.say(_summary(done, strict))
     if done.rejected:
         raise click.exceptions.Exit(Exit.PROBLEMS)
 
 
 def _check_errors_file(session: Session, errors_file: Path, files: tuple[str, ...]) -> None:
-    """Refuse what would be lost by being written to."""
+    """Refuse a file that writing rejections to it would destroy."""
     if session.files().owns(errors_file) or any(
         errors_file.exists() and Path(file).exists() and errors_file.samefile(file) for file in files
     ):
         raise click.BadParameter(
-            f"{errors_file} is a file to read, or one of the store's own; name another", param_hint="--errors"
+            f"{errors_file} is an input file, or one of the store's own files; give another name",
+            param_hint="--errors",
         )
 
 
@@ -197,7 +198,7 @@ def _layout(
     )
 
 
-def _told(done: Ingested, strict: bool) -> str:
+def _summary(done: Ingested, strict: bool) -> str:
     if strict and done.rejected:
         return f"nothing was written: {done.rejected:,} rejected"
     return (
@@ -207,7 +208,7 @@ def _told(done: Ingested, strict: bool) -> str:
 
 
 class _Progress:
-    """A line on the terminal that tells how far it is; a few times a second."""
+    """A progress line on the terminal, updated a few times a second."""
 
     def __init__(self, *, shown: bool) -> None:
         self._shown = shown
@@ -240,7 +241,7 @@ class _Progress:
 
 
 class _Rejections:
-    """Shows the first rejections, and keeps all in a file if there is one."""
+    """Prints the first rejections, and writes all of them to a file, if one is given."""
 
     def __init__(self, session: Session, file: Path | None, progress: _Progress, *, many: bool) -> None:
         self._session = session
@@ -273,5 +274,5 @@ class _Rejections:
             self._stream.close()
         more = self._count - _SHOWN_REJECTIONS
         if more > 0:
-            where = f"all are in {self._path}" if self._path else "--errors FILE keeps all"
+            where = f"all are in {self._path}" if self._path else "--errors FILE writes all of them to a file"
             self._session.note(f"and {more:,} more; {where}")

@@ -1,4 +1,4 @@
-"""`migrate`: bringing a store's schema to this program's version, and putting the backup back."""
+"""`migrate`: upgrades a store's schema to this program's version, and restores its backup."""
 
 from __future__ import annotations
 
@@ -44,16 +44,15 @@ def migrate(
     store's folder has no column file, DUCKDB_STORAGE_PATH can name one; the upgrade creates a symlink to it.
 
     \b
-    JSON: {"path", "head", "outdated": true if something is still due, "databases": [{"database": "metadata"
-    or "timeseries", "engine", "file", "before": revision or null, "after"}], "steps": [{"database", "revision",
-    "title", "rows": those it touches, "needed_bytes"}], "needed_bytes": for backup and steps together,
-    "free_bytes", "backup": its folder, or null, "nan_points": points that held NaN and have no reading now,
-    "outside_points": points outside of the years 1678 to 2261, which are kept,
-    "records_restored": records of the legacy program that have their data back from their points,
-    "records_without_original": those that stay as they are, for no point has it, "records_waiting": those that are
-    still to be restored}; with --restore {"path", "restored": the backup's folder,
-    "made_us", "databases": [{"database", "engine", "name", "revision", "size_bytes",
-    "sha256": of the file}]}
+    JSON: {"path", "head", "outdated": true if an upgrade is due, "databases": [{"database": "metadata" or
+    "timeseries", "engine", "file", "before": revision or null, "after"}], "steps": [{"database", "revision",
+    "title", "rows": number affected, "needed_bytes"}], "needed_bytes": for backup and steps together, "free_bytes",
+    "backup": its folder, or null, "nan_points": points that contained NaN and now have no reading,
+    "outside_points": points outside the years 1678 to 2261, which are kept,
+    "records_restored": records of the legacy program whose data was restored from their points,
+    "records_without_original": those whose data no point has, "records_waiting": those still to be restored};
+    with --restore {"path", "restored": the backup's folder, "made_us", "databases": [{"database", "engine", "name",
+    "revision", "size_bytes", "sha256": of the file}]}
     """
     if restore:
         if check or dry_run or no_backup or force or to is not None:
@@ -66,55 +65,55 @@ def migrate(
     from repo.schema.version import HEAD
 
     goal = HEAD if to is None else to
-    looks = check or dry_run
-    files = session.files(looks=looks)
-    if looks:
+    read_only = check or dry_run
+    files = session.files(read_only=read_only)
+    if read_only:
         done = migrate_store(files, to=goal, check=True, backup=not no_backup)
     else:
-        with session.progress("migrating") as tell:
-            done = migrate_store(files, to=goal, backup=not no_backup, force=force, progress=tell)
+        with session.progress("migrating") as progress:
+            done = migrate_store(files, to=goal, backup=not no_backup, force=force, progress=progress)
     show(session, done, goal, steps=dry_run)
     if check and (done.restores or any(database.after != goal for database in done.databases)):
         raise click.exceptions.Exit(Exit.SCHEMA)
 
 
 def show(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
-    """Print what a migration to the revision `goal` did, or would do, as JSON or, with its `steps`, for people."""
+    """Print what a migration to the revision `goal` did or would do, as JSON or text; `steps` adds its steps."""
     if session.as_json:
         print_json(done.as_dict())
     else:
-        _tell(session, done, goal, steps=steps)
+        _print(session, done, goal, steps=steps)
     if done.records_waiting and not done.restores:
         session.note(
-            f"warning: {session.files().folder} has no time-series file, and the data of "
-            f"{counted(done.records_waiting, 'record')} is in one; where it lies elsewhere, set "
-            "DUCKDB_STORAGE_PATH to it and run this again before new points are written"
+            f"warning: {session.files().folder} has no time-series file, but the data of "
+            f"{counted(done.records_waiting, 'record')} is in one; if the file is elsewhere, set "
+            "DUCKDB_STORAGE_PATH to its path and run this again before new points are written"
         )
 
 
-def _tell(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
+def _print(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
     for database in done.databases:
         before, after = database.before or "none", database.after or "none"
         step = f"{before} -> {after}" if before != after else f"at {after}"
         due = "" if after == goal else f", {goal} is due"
         session.say(f"{database.database:<12}{step}{due}  ({database.file})")
     for name, count, what in (
-        ("points", done.nan_points, "held NaN, and have no reading now"),
-        ("points", done.outside_points, "lie outside of the years 1678 to 2261, and are kept"),
-        ("records", done.records_restored, "of the legacy program have their data back from their points"),
-        ("records", done.records_without_original, "stay as they are: no point has their data"),
-        ("records", done.records_waiting, "are to be given their data back from their points"),
+        ("points", done.nan_points, "contained NaN and now have no reading"),
+        ("points", done.outside_points, "outside the years 1678 to 2261, which are kept"),
+        ("records", done.records_restored, "of the legacy program restored from their points"),
+        ("records", done.records_without_original, "not restored: no point has their data"),
+        ("records", done.records_waiting, "to be restored from their points"),
     ):
         if count:
             session.say(f"{name:<12}{count:,} {what}")
     if steps and done.steps:
         for planned in done.steps:
             session.say(
-                f"{planned.database:<12}{planned.revision}: {planned.title}; {counted(planned.rows, 'row')} touched, "
+                f"{planned.database:<12}{planned.revision}: {planned.title}; {counted(planned.rows, 'row')} affected, "
                 f"{planned.needed_bytes:,} bytes needed"
             )
         session.say(
-            f"{'disk':<12}{done.needed_bytes:,} bytes needed in all, {done.free_bytes:,} are free; nothing was changed"
+            f"{'disk':<12}{done.needed_bytes:,} bytes needed, {done.free_bytes:,} free; nothing was changed"
         )
     if done.backup is not None:
         session.say(f"{'backup':<12}{done.backup}")
@@ -126,19 +125,19 @@ def _restore(session: Session, *, yes: bool) -> None:
     from repo.times import to_datetime
 
     if session.as_json and not yes:
-        raise click.UsageError("--json does not ask: add -y")
+        raise click.UsageError("--json does not ask for confirmation; add -y")
     files = session.files()
     if not yes:
-        standing = list_backups(files)
-        if standing:
-            when = to_datetime(standing[0].made_us).strftime("%Y-%m-%d %H:%M:%S UTC")
+        backups = list_backups(files)
+        if backups:
+            when = to_datetime(backups[0].made_us).strftime("%Y-%m-%d %H:%M:%S UTC")
             click.confirm(
-                f"Put back {standing[0].folder}, made {when}? Everything written to the store since is gone then",
+                f"Restore {backups[0].folder}, made {when}? Everything written to the store since then will be lost",
                 abort=True,
                 err=True,
             )
-    with session.progress("restoring") as tell:
-        done = restore_store(files, progress=tell)
+    with session.progress("restoring") as progress:
+        done = restore_store(files, progress=progress)
     if session.as_json:
         print_json(done.as_dict())
         return

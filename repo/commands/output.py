@@ -1,7 +1,7 @@
-"""Output: rows as a table, CSV, JSON or NDJSON on stdout. Never knows what the rows mean.
+"""Output: prints rows to stdout as a table, CSV, JSON or NDJSON. Knows nothing about their meaning.
 
 JSON is ASCII with plain numbers; an infinite value, for which JSON has no number, is the text "Infinity" or
-"-Infinity". Names and texts never reach a terminal raw: what would steer it is shown as `\\x1b`.
+"-Infinity". Control characters in names and texts never reach a terminal; they are escaped, as in `\\x1b`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ Row = Mapping[str, Any]
 FORMATS = ("table", "csv", "json", "ndjson")
 
 _BLOCK_ROWS = 1_000
-"""A table's columns are as wide as its first rows need; so a long one can begin at once."""
+"""The first rows of a table determine the column widths, so that a long table can be printed as it is read."""
 
 _NARROWEST = 8
 
 
 def printable(text: str) -> str:
-    """Return the text with everything escaped that is not to be seen, line breaks between lines excepted."""
+    """Return the text with all non-printable characters escaped, except line breaks."""
     if text.isprintable():
         return text
-    return "\n".join("".join(map(_seen, line)) for line in text.split("\n"))
+    return "\n".join("".join(map(_escaped, line)) for line in text.split("\n"))
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
@@ -51,9 +51,9 @@ def print_json(value: Any) -> None:
 
 
 def write_rows(form: str, columns: Sequence[str], rows: Iterable[Row]) -> int:
-    """Print rows in one of `FORMATS` as they come, and return how many there were.
+    """Print rows in one of `FORMATS` as they arrive, and return their number.
 
-    `columns` are those of a table or a CSV file; JSON has all that a row holds.
+    `columns` applies to tables and CSV; JSON has every key of a row.
     """
     writer = {"table": _write_table, "csv": _write_csv, "json": _write_json, "ndjson": _write_ndjson}[form]
     return writer(columns, rows)
@@ -117,7 +117,7 @@ def _write_line(cells: Sequence[str], widths: Sequence[int], right: Sequence[boo
 
 
 def _squeeze(widths: list[int], screen: int) -> None:
-    """Take from the widest columns until a line fits."""
+    """Narrow the widest columns until a line fits."""
     while (over := sum(widths) + 2 * (len(widths) - 1) - screen) > 0:
         widest = max(range(len(widths)), key=widths.__getitem__)
         if widths[widest] <= _NARROWEST:
@@ -138,8 +138,8 @@ def _width(text: str) -> int:
     if text.isascii():
         return len(text)
     return sum(
-        0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1
-        for sign in text
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        for char in text
     )
 
 
@@ -156,8 +156,8 @@ def _on_screen(value: Any) -> str:
     return printable(_as_text(value).replace("\n", "\\n"))
 
 
-def _seen(sign: str) -> str:
-    return sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
+def _escaped(char: str) -> str:
+    return char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
 
 
 def _without_infinity(value: Any) -> Any:

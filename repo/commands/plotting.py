@@ -1,4 +1,4 @@
-"""Plots in the terminal. The only place here that knows plotext."""
+"""Plots in the terminal. The only module here that uses plotext."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from repo.times import to_datetime
 __all__ = ["MOST_LINES", "draw", "plot_columns"]
 
 MOST_LINES = 6
-"""More lines than this cannot be told apart."""
+"""More lines than this cannot be distinguished."""
 
 _ROWS = 24
 _NARROWEST = 40
@@ -24,20 +24,20 @@ _TICKS = 4
 
 
 def plot_columns() -> int:
-    """Return how many columns a plot may take."""
+    """Return the width of a plot, in characters."""
     return max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size().columns))
 
 
 def draw(lines: Mapping[str, Sequence[tuple[int, float]]], zone: tzinfo) -> str:
-    """Return a plot of lines by name, each of (µs since 1970 UTC, value) in order of time.
+    """Return a plot of named lines, each a sequence of (µs since 1970 UTC, value) in order of time.
 
-    Without colours where stdout is no terminal. Raises `MissingExtra` without plotext, `InvalidQuery` for
+    The plot has no colours unless stdout is a terminal. Raises `MissingExtra` without plotext, and `InvalidQuery` for
     more than `MOST_LINES` lines.
     """
     plotext = _plotext()
     if len(lines) > MOST_LINES:
         raise InvalidQuery(
-            f"a plot of {len(lines)} series cannot be read: at most {MOST_LINES}; narrow the names"
+            f"a plot shows at most {MOST_LINES} series, and these are {len(lines)}; select fewer"
         )
     figure = plotext.figure
     figure.clear()
@@ -47,7 +47,7 @@ def draw(lines: Mapping[str, Sequence[tuple[int, float]]], zone: tzinfo) -> str:
     if len(lines) == 1:
         figure.title(printable(next(iter(lines))))
     for name, points in lines.items():
-        # Seconds from the first one: what is drawn has a float's 15 digits, a time in µs needs 16.
+        # In seconds: plotext draws floats, which have 15 digits, and a time in µs needs 16.
         signal = figure.signal(
             [us / 1e6 for us, _ in points], [value for _, value in points], marker="braille"
         )
@@ -79,7 +79,7 @@ def _marks(first_us: int, last_us: int) -> list[int]:
 
 
 def _named(marks: Sequence[int], zone: tzinfo) -> list[str]:
-    """Write the times as short as their span allows."""
+    """Format the times as briefly as their range allows."""
     span_s = (marks[-1] - marks[0]) / 1e6
     days = 86_400
     pattern = "%Y-%m-%d" if span_s > 10 * days else "%m-%d %H:%M" if span_s > days / 2 else "%H:%M:%S"

@@ -1,4 +1,4 @@
-"""`query`, `latest`, `series`: what the store holds."""
+"""`query`, `latest` and `series`: print the content of the store."""
 
 from __future__ import annotations
 
@@ -85,25 +85,23 @@ def query(
 
     --fill covers --start to --end; a missing bound is the first or last point of each series. `null` leaves buckets
     empty, `previous` repeats the last bucket with readings (initially the last reading before --start), and `linear`
-    interpolates. --states counts the state before --start from --start on, and the last state until --end (or the last
-    point). A point without a reading ends a state.
+    interpolates. With --states, the state before --start counts from --start, and the last state counts until --end (or
+    the last point). A point without a reading ends a state.
 
     \b
-    JSON: an array, or an object a line (ndjson). Points: {"sensor_id", "metric_name", "timestamp": ISO 8601,
+    JSON: an array, or one object per line (ndjson). Points: {"sensor_id", "metric_name", "timestamp": ISO 8601,
     "timestamp_us": µs since 1970 UTC, "value": number, text or null, "quality", "metadata"}. Aggregates:
-    {"sensor_id", "metric_name", "bucket": ISO 8601 and "bucket_us" (with --every), and one for each of
-    --agg}. States: {"sensor_id", "metric_name", "bucket" and "bucket_us" (with --every), "state": text, number or
-    null, "seconds", "share": 0 to 1}. An infinite number is the text "Infinity" or "-Infinity".
+    {"sensor_id", "metric_name", "bucket": ISO 8601 and "bucket_us" (with --every), and one key per --agg}.
+    States: {"sensor_id", "metric_name", "bucket" and "bucket_us" (with --every), "state": text, number or null,
+    "seconds", "share": 0 to 1}. An infinite number is the text "Infinity" or "-Infinity".
     """
     zone = zone_of(tz)
     low, high = bounds(start, end, since, zone)
     names = [name.strip() for given in aggs for name in given.split(",") if name.strip()]
     if states and (names or fill or form == "plot"):
-        raise InvalidQuery(
-            "--states cannot be combined with these: leave out --agg, --fill and --format plot"
-        )
+        raise InvalidQuery("--states cannot be combined with --agg, --fill or --format plot")
     form = form or ("json" if session.as_json else "table")
-    with session.opened(looks=True) as store:
+    with session.opened(read_only=True) as store:
         if form == "plot":
             from repo.commands.plotting import draw
 
@@ -125,7 +123,7 @@ def query(
             points = _points(store, (sensor, metric), low, high, limit)
             count = write_rows(form, _POINT_COLUMNS, (_shown_point(point, zone) for point in points))
     if not count:
-        session.note(f"no points of {sensor} {metric} there; `holdfast series` lists what the store has")
+        session.note(f"no points of {sensor} {metric} found; `holdfast series` lists the series of the store")
 
 
 @click.command()
@@ -143,11 +141,11 @@ def latest(session: Session, sensor: str | None, metric: str | None, limit: int)
     \b
     JSON: an array of points as `holdfast query` prints them, newest first within a series.
     """
-    with session.opened(looks=True) as store:
+    with session.opened(read_only=True) as store:
         found = store.points.latest(sensor, metric, limit)
     form = "json" if session.as_json else "table"
     if not write_rows(form, _POINT_COLUMNS, (_shown_point(point, UTC) for point in found)):
-        session.note("no points there; `holdfast series` lists what the store has")
+        session.note("no points found; `holdfast series` lists the series of the store")
 
 
 @click.command()
@@ -164,7 +162,7 @@ def series(session: Session, pattern: str | None) -> None:
     JSON: [{"sensor_id", "metric_name", "kind": "number", "text" or null, "unit", "description", "labels",
     "points", "first_us", "last_us"}]
     """
-    with session.opened(looks=True) as store:
+    with session.opened(read_only=True) as store:
         found = {(info.sensor_id, info.metric_name): info for info in store.series.list(pattern)}
         if pattern is not None:
             found |= {(info.sensor_id, info.metric_name): info for info in store.series.list(None, pattern)}
@@ -177,7 +175,7 @@ def series(session: Session, pattern: str | None) -> None:
             us = row[f"{edge}_us"]
             row[edge] = None if us is None else iso(to_datetime(us))
     if not write_rows("table", _SERIES_COLUMNS, rows):
-        session.note("no series there" if pattern else "the store has no series yet")
+        session.note(f"no series matches {pattern}" if pattern else "the store has no series yet")
 
 
 # --- rows -----------------------------------------------------------------------------------------------
@@ -199,8 +197,8 @@ def _page_rows() -> int:
 
 
 def _shown_point(point: Any, zone: tzinfo) -> dict[str, Any]:
-    moment = point["timestamp"]
-    return {**point, "timestamp": iso(moment if zone is UTC else moment.astimezone(zone))}
+    time = point["timestamp"]
+    return {**point, "timestamp": iso(time if zone is UTC else time.astimezone(zone))}
 
 
 def _shown_aggregate(row: dict[str, Any]) -> dict[str, Any]:
@@ -221,11 +219,11 @@ def _lines(
     aggs: list[str],
     **options: Any,
 ) -> dict[str, list[tuple[int, float]]]:
-    """Return what to draw: with `every` the aggregates asked for, else the least and greatest of each column."""
+    """Return the lines to draw: with `every` the requested aggregates, else the minimum and maximum per column."""
     wanted = aggs or ["avg"]
     if every is None:
         if aggs:
-            raise InvalidQuery("one aggregate of everything is no plot; add --every")
+            raise InvalidQuery("a plot of --agg needs buckets; add --every")
         every, wanted = _column_width(store, names, low, high), ["min", "max"]
     if every is None:
         return {}
@@ -243,7 +241,7 @@ def _lines(
 def _column_width(
     store: Store, names: tuple[str, str], low: datetime | None, high: datetime | None
 ) -> str | None:
-    """Return the width of a plot's column as a span; None where there is nothing to plot."""
+    """Return the time span of one column of the plot; None if there is nothing to plot."""
     from repo.commands.plotting import plot_columns
 
     first = next(_points(store, names, low, high, 1), None)

@@ -1,4 +1,4 @@
-"""A session: what a command is given besides its own arguments, and how it opens the store and speaks."""
+"""A session: the options that all commands share; opens the store, and prints messages and progress."""
 
 from __future__ import annotations
 
@@ -26,46 +26,47 @@ DEFAULT_STORE = "./data/buffer"
 
 @dataclass(slots=True)
 class Session:
-    """The store's folder, and how the user wants to be told."""
+    """The store's folder and the form of the output."""
 
     folder: Path
     as_json: bool = False
     quiet: bool = False
 
     @contextmanager
-    def opened(self, *, create: bool = False, looks: bool = False, **settings: Any) -> Iterator[Store]:
-        """Open the store, without a background thread: a command is short, and flushes what it needs.
+    def opened(self, *, create: bool = False, read_only: bool = False, **settings: Any) -> Iterator[Store]:
+        """Open the store without a background thread: a command is short, and flushes what it needs.
 
-        One that only `looks` never starts an upgrade, whatever the settings say: `SchemaOutdated`.
+        With `read_only` an outdated store is never upgraded, whatever the settings are; it raises `SchemaOutdated`.
         """
         from repo import Settings, Store
 
-        if looks:
+        if read_only:
             settings["auto_migrate"] = False
-        files = self.files(looks=looks)
+        files = self.files(read_only=read_only)
         loaded = Settings.load(files.folder, background=False, **settings)
         with Store(self.folder, loaded, create=create, files=files) as store:
             yield store
 
-    def files(self, *, looks: bool = True) -> StoreFiles:
-        """Find the files of the store; one that does not only look links columns that lie elsewhere for good.
+    def files(self, *, read_only: bool = True) -> StoreFiles:
+        """Find the files of the store. Unless `read_only`, create the symlink to columns outside the folder.
 
-        Whatever a wrong variable may name is looked at before a link leads there: what a migration would raise.
+        The file that the environment variable names is checked before the symlink is created, and raises the errors of
+        a migration.
         """
         from repo.compat.environment import from_environment
         from repo.files import StoreFiles, find_files, place_columns
         from repo.schema.upgrade import migrate_store
 
         files = find_files(self.folder, from_environment("DUCKDB_STORAGE_PATH", str))
-        if looks or files == StoreFiles.of(self.folder.resolve()):
+        if read_only or files == StoreFiles.of(self.folder.resolve()):
             return files
         try:
             with suppress(EngineMissing):
                 migrate_store(files, check=True)
         except HoldfastError as error:
             error.add_note(
-                f"DUCKDB_STORAGE_PATH names {files.duckdb} for the columns of this store; if that is another file, "
-                "correct it. Nothing was changed"
+                f"DUCKDB_STORAGE_PATH names {files.duckdb} for the columns of this store; if that is the wrong file, "
+                "correct the variable. Nothing was changed"
             )
             raise
         place_columns(files.folder, files.duckdb)
@@ -73,7 +74,7 @@ class Session:
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], object]]:
-        """Show a bar on stderr; what is yielded is told how much of how much is done."""
+        """Show a progress bar on stderr; yields a function to be called with the amount done and the total."""
         if self.as_json or self.quiet:
             yield lambda _done, _total: None
             return
@@ -91,26 +92,24 @@ class Session:
             click.echo(printable(text))
 
     def note(self, text: str) -> None:
-        """Print a remark to stderr."""
+        """Print a message to stderr."""
         if not self.quiet:
             click.echo(printable(text), err=True)
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Let `--json` also stand after the command's name, where one types it first."""
+    """Accept `--json` after the command's name too."""
 
     def switch(context: click.Context, _parameter: click.Parameter, given: bool) -> None:
         if given:
             context.find_object(Session).as_json = True  # type: ignore[union-attr]
 
-    option = click.option(
-        "--json", is_flag=True, expose_value=False, callback=switch, help="Print JSON, for programs."
-    )
+    option = click.option("--json", is_flag=True, expose_value=False, callback=switch, help="Print JSON.")
     return option(command)
 
 
 def log_to_stderr(*, quiet: bool, verbose: int) -> None:
-    """Show the library's log on stderr: warnings, or only errors, or what it does."""
+    """Show the library's log on stderr: warnings by default, only errors if `quiet`, more with `verbose`."""
     logger = logging.getLogger("holdfast")
     for handler in [found for found in logger.handlers if isinstance(found, _Stderr)]:
         logger.removeHandler(handler)

@@ -1,4 +1,4 @@
-"""`init`, `status`: creating a store, and showing what is in it."""
+"""`init` and `status`: create a store, and show its state."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def init(session: Session, engine: str | None) -> None:
     An existing store is not modified and keeps its engine.
 
     \b
-    JSON: {"path", "created": true if it was made now, "engine", "schema", "store_id"}
+    JSON: {"path", "created": false if it existed, "engine", "schema", "store_id"}
     """
     from repo import StoreMissing
     from repo.errors import InvalidSettings
 
     created = False
     try:
-        with session.opened(looks=True) as store:
+        with session.opened(read_only=True) as store:
             found = store.status()
     except StoreMissing:
         created = True
@@ -46,7 +46,8 @@ def init(session: Session, engine: str | None) -> None:
             found = store.status()
     if engine not in (None, "auto", found.engine):
         raise InvalidSettings(
-            f"{found.path} keeps its columns in {found.engine}, and a store keeps its engine", path=found.path
+            f"{found.path} exists and keeps its engine, {found.engine}; `holdfast promote` or `demote` changes it",
+            path=found.path,
         )
     if session.as_json:
         print_json(
@@ -59,8 +60,8 @@ def init(session: Session, engine: str | None) -> None:
             }
         )
     else:
-        what = "made a store" if created else "there is a store"
-        session.say(f"{what} in {found.path} ({found.engine}, schema {found.schema})")
+        what = "created a store in" if created else "a store exists in"
+        session.say(f"{what} {found.path} ({found.engine}, schema {found.schema})")
 
 
 @click.command()
@@ -76,12 +77,12 @@ def status(session: Session) -> None:
     JSON: {"path", "store_id", "engine", "generation", "schema", "last_seq", "flushed_seq", "pruned_seq",
     "journal_rows", "journal_seqs", "unflushed", "points", "series", "oldest_us", "newest_us",
     "records_pending", "ledger_entries", "ledger_dropped", "sinks": [{"name", "confirmed_seq", "behind"}],
-    "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {file that was set aside, or of a backup: bytes},
-    "bytes_total", "bytes_free_on_disk", "holder": {"pid", "since_us", "doing"} or null, "warnings": [text]};
-    of an outdated store what `migrate --check` prints
+    "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {retired or backup file: bytes}, "bytes_total",
+    "bytes_free_on_disk", "holder": {"pid", "since_us", "doing"} or null, "warnings": [text]}; for an outdated store,
+    the output of `migrate --check`
     """
     try:
-        with session.opened(looks=True) as store:
+        with session.opened(read_only=True) as store:
             found = store.status()
     except SchemaOutdated as outdated:
         _show_outdated(session, outdated)
@@ -89,14 +90,14 @@ def status(session: Session) -> None:
     if session.as_json:
         print_json(found.as_dict())
         return
-    for name, text in _told(found):
+    for name, text in _lines(found):
         session.say(f"{name:<12}{text}")
     for warning in found.warnings:
         session.note(f"warning: {warning}")
 
 
 def _show_outdated(session: Session, outdated: SchemaOutdated) -> None:
-    """Print the revisions of both databases; those of columns that another process has are not waited for."""
+    """Print the revisions of both databases, without waiting for columns that another process holds."""
     from repo.commands.migrate import show
     from repo.lease import read_holder
     from repo.schema.upgrade import migrate_store
@@ -109,14 +110,14 @@ def _show_outdated(session: Session, outdated: SchemaOutdated) -> None:
             show(session, migrate_store(files, check=True), HEAD, steps=False)
         else:
             outdated.add_note(
-                f"the columns are held by process {holder.pid}, doing: {holder.doing}; their revision was not looked at"
+                f"the columns are held by process {holder.pid}, doing: {holder.doing}; their revision was not read"
             )
     except (StoreBusy, EngineMissing) as error:
-        outdated.add_note(f"the revision of the columns was not looked at: {error}")
+        outdated.add_note(f"the revision of the columns could not be read: {error}")
 
 
-def _told(found: Status) -> list[tuple[str, str]]:
-    """Describe the store for people."""
+def _lines(found: Status) -> list[tuple[str, str]]:
+    """Return the labelled lines that describe the store."""
     from repo.times import to_datetime
 
     lines = [

@@ -1,4 +1,4 @@
-"""`export`, `import`: points out to files, and back in."""
+"""`export` and `import`: write points to files, and read them back."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def export(
         raise click.BadParameter(
             "NDJSON is gzipped; --compression is for Parquet", param_hint="--compression"
         )
-    with session.opened(looks=True) as store, session.progress("export") as show:
+    with session.opened(read_only=True) as store, session.progress("export") as show:
         same: Any = {
             "sensor_id": names_of(sensors),
             "metric_name": names_of(metrics),
@@ -147,7 +147,7 @@ def import_(
     if verify:
         _verify(session, paths, mapping, time_format)
         return
-    with session.opened(looks=dry_run) as store, session.progress("import") as show:
+    with session.opened(read_only=dry_run) as store, session.progress("import") as show:
         done = store.import_parquet(
             paths,
             on_conflict="keep" if keep_existing else "overwrite",
@@ -161,7 +161,7 @@ def import_(
     else:
         for problem in done.problems:
             session.note(problem)
-        session.say(_told(done, dry_run=dry_run))
+        session.say(_summary(done, dry_run=dry_run))
     if done.refused or done.nulls:
         raise click.exceptions.Exit(Exit.PROBLEMS)
 
@@ -180,7 +180,7 @@ def _verify(session: Session, paths: tuple[Path, ...], mapping: dict[str, str], 
     session.say(f"valid: {counted(found.files, 'file')}, {counted(found.points, 'point')}{unchecked}")
 
 
-def _told(done: Imported, *, dry_run: bool) -> str:
+def _summary(done: Imported, *, dry_run: bool) -> str:
     parts = [
         f"{count:,} {what}"
         for count, what in (

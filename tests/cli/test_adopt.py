@@ -108,8 +108,8 @@ def test_people_are_told_what_was_made_and_what_became_of_the_records(
     command: Command, old: Path, new: Path
 ) -> None:
     told = command("adopt", old, new).stdout
-    assert "3 of them have their data back from their points" in told
-    assert f"{new} was made; {old} is as it was" in told
+    assert "3 restored from their points" in told
+    assert f"{new} was created; {old} is unchanged" in told
 
 
 def test_looking_makes_nothing_and_tells_steps_rows_and_bytes(command: Command, old: Path, new: Path) -> None:

@@ -43,9 +43,9 @@ def left(site: Any) -> tuple[int, int]:
 def test_it_says_what_is_meant_and_drops_it_when_told_yes(site: Any) -> None:
     told = site("cleanup", "--older-than", "7d", stdin="y\n")
     assert re.search(r"PUMP-1 +flow +3 ", told.stdout)
-    assert "this means 6 points, 20" in told.stdout
-    assert "Drop this for good? [y/N]" in told.stderr
-    assert "dropped 6 points" in told.stdout
+    assert "selected 6 points, 20" in told.stdout
+    assert "Delete this permanently? [y/N]" in told.stderr
+    assert "deleted 6 points" in told.stdout
     assert left(site) == (14, 6)
 
 
@@ -61,9 +61,9 @@ def test_where_nobody_can_say_yes_it_asks_for_y(site: Any) -> None:
 
 def test_a_dry_run_asks_nothing_and_drops_nothing(site: Any) -> None:
     told = site("cleanup", "--older-than", "7d", "--records", "--points", "--dry-run", "--shrink")
-    assert "this means 6 points, 20" in told.stdout
+    assert "selected 6 points, 20" in told.stdout
     assert re.search(
-        r"bytes inside the files are free by now; giving them back may take [\d,]+ bytes meanwhile, and [\d,]+ are",
+        r"bytes inside the files are free; shrinking may need [\d,]+ bytes of disk space, [\d,]+ are free",
         told.stdout,
     )
     assert left(site) == (20, 6)
@@ -73,7 +73,7 @@ def test_points_not_sent_to_every_sink_are_named(site: Any) -> None:
     with Store(site.folder, Settings(background=False)) as store:
         store.sinks.register("cloud")
     told = site("cleanup", "--sensor", "PUMP-1", "-y")
-    assert "dropped 10 points (10 of them not sent to every sink)" in told.stdout
+    assert "deleted 10 points (10 of them not sent to every sink)" in told.stdout
     assert left(site) == (10, 6)
 
 
@@ -102,13 +102,13 @@ def test_what_is_named_goes_and_nothing_else(site: Any, chosen: list[str], point
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "say what is to go"),
-        (["--records"], "say what is to go"),
-        (["--points", "--shrink", "-y"], "say what is to go"),
+        ([], "select what to delete"),
+        (["--records"], "select what to delete"),
+        (["--points", "--shrink", "-y"], "select what to delete"),
         (["--older-than", "7d", "--end", "now"], "--older-than and --end"),
         (["--older-than", "soon"], "soon"),
         (["--older-than", "7d", "--dry-run", "-y"], "--dry-run"),
-        (["--sensor", "PUMP-1", "--records", "--source", "gw-1", "--json"], "add -y, or --dry-run"),
+        (["--sensor", "PUMP-1", "--records", "--source", "gw-1", "--json"], "add -y or --dry-run"),
         (["--sensor", "PUMP-1", "--records", "-y"], "drop all records"),
         (["--failed", "0"], "0 is not in the range"),
     ],
@@ -139,9 +139,9 @@ def test_space_goes_back_to_the_disk_when_asked(on_store: Any) -> None:
     on_store.write(*(("s", "m", second, second * 1.1) for second in range(40_000)))
     on_store("status")
     told = on_store("cleanup", "--all", "-y", "--shrink")
-    assert "dropped 40,000 points, 1970-01-01T00:00:00Z to 1970-01-01T11:06:39Z" in told.stdout
-    assert re.search(r"giving space back may take [\d,]+ bytes meanwhile", told.stderr)
-    given = re.search(r"([\d,]+) bytes went back to the disk; the store takes ([\d,]+)", told.stdout)
+    assert "deleted 40,000 points, 1970-01-01T00:00:00Z to 1970-01-01T11:06:39Z" in told.stdout
+    assert re.search(r"shrinking may need [\d,]+ bytes of disk space", told.stderr)
+    given = re.search(r"([\d,]+) bytes returned to the disk; the store takes ([\d,]+)", told.stdout)
     assert given
     assert int(given[1].replace(",", "")) > 200_000
 
@@ -153,11 +153,11 @@ def test_what_was_dropped_is_told_where_there_is_no_room_to_shrink(
     told = site("--json", "cleanup", "--sensor", "PUMP-1", "-y", "--shrink", code=1)
     done = json.loads(told.stdout)
     assert (done["points"], done["shrunk"]) == (10, None)
-    assert f"is dropped; `holdfast --store {site.folder} cleanup --shrink`" in told.stderr
+    assert f"is deleted; run `holdfast --store {site.folder} cleanup --shrink`" in told.stderr
     assert "nothing was changed" not in told.stderr
     assert left(site) == (10, 6)
     alone = site("--json", "cleanup", "--shrink", code=1)
-    assert (alone.stdout, "is dropped" in alone.stderr) == ("", False)
+    assert (alone.stdout, "is deleted" in alone.stderr) == ("", False)
 
 
 def test_the_ledger_tells_of_it_in_the_status(site: Any) -> None:
@@ -171,7 +171,7 @@ def test_while_another_process_has_the_columns_the_points_fall_later(
     held()
     assert "process" in site("cleanup", "--older-than", "7d", "--dry-run", code=4).stderr
     told = site("cleanup", "--older-than", "7d", "-y")
-    assert "leave the file when it is through" in told.stderr
+    assert "is applied when that process releases them" in told.stderr
     assert site.json("cleanup", "--sensor", "PUMP-1", "-y")["points"] is None
 
 

@@ -28,7 +28,7 @@ def test_the_columns_move_and_the_old_file_is_named(on_store: Any, engine: str) 
 
 def test_there_is_nothing_to_move_to_the_engine_in_use(on_store: Any, engine: str) -> None:
     verb, _ = VERBS[VERBS[engine][1]]
-    assert f"are in {engine} already" in on_store(verb).stdout
+    assert f"are already in {engine}" in on_store(verb).stdout
     done = on_store.json(verb)
     assert (done["before"], done["after"], done["points"], done["generation"]) == (engine, engine, 0, 1)
 

@@ -92,7 +92,7 @@ def test_python_cli_py_is_the_command(tmp_path: Path) -> None:
     process = start("--store", tmp_path / "store", "init")
     out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, b"")
-    assert out.startswith(b"made a store in")
+    assert out.startswith(b"created a store in")
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(on_duckdb: Any) -> None:

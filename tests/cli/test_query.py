@@ -205,7 +205,7 @@ def test_where_there_is_nothing_stdout_is_empty_and_stderr_says_so(filled: Any) 
         ("--every 1.5mo", "mo (months)"),
         ("--fill linear", "set their width with `every`"),
         ("--every 1h --fill up", "--fill"),
-        ("--states --agg avg", "leave out --agg"),
+        ("--states --agg avg", "cannot be combined with --agg"),
         ("--tz Mars/Olympus", "no time zone"),
         ("--limit 0", "--limit"),
         ("--format xml", "--format"),

@@ -95,7 +95,7 @@ def test_looking_changes_nothing_and_tells_steps_rows_and_bytes(legacy: Path) ->
     assert moved["needed_bytes"] >= (legacy / "timeseries.duckdb").stat().st_size
     both = sum((legacy / name).stat().st_size for name in ("timeseries.duckdb", "offline_buffer.db"))
     assert said["needed_bytes"] >= both + moved["needed_bytes"]
-    assert "3,000 rows touched" in cli(legacy, "migrate", "--dry-run")
+    assert "3,000 rows affected" in cli(legacy, "migrate", "--dry-run")
     assert digest(legacy) == before
     cli(legacy, "migrate")
     cli(legacy, "migrate", "--check")

@@ -207,7 +207,7 @@ def test_a_legacy_store_is_looked_at_adopted_upgraded_and_put_back(folder: Path)
     make_legacy_store(folder / "well-7", 500)
     done = run(["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{UPGRADE}"], folder)
     assert done.returncode == 0, done.stderr
-    for told in ("0002 is due", "bytes needed in all", "well-7-new was made", "none -> 0002", "restored"):
+    for told in ("0002 is due", "bytes needed", "well-7-new was created", "none -> 0002", "restored"):
         assert told in done.stdout
     assert contents(folder / "well-7")["metadata"] is None
     assert contents(folder / "well-7-new")["points"][0] == 500
@@ -219,9 +219,9 @@ def test_exported_and_deleted_data_is_in_the_other_store_after_the_import(folder
     done = run(["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{CARRYING}"], folder)
     assert done.returncode == 0, done.stderr
     assert "valid: 2 files, 2 points" in done.stdout
-    assert "this means 2 points" in done.stdout
-    assert "dropped 2 points" in done.stdout
-    assert "back to the disk; the store takes" in done.stdout
+    assert "selected 2 points" in done.stdout
+    assert "deleted 2 points" in done.stdout
+    assert "returned to the disk; the store takes" in done.stdout
     read = "PATH=%s:$PATH\nholdfast --store ./%s query ENGINE-1 rpm --format csv"
     carried, left = (
         run(["sh", "-ec", read % (folder / "bin", name)], folder).stdout.splitlines()[1:]
