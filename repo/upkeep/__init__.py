@@ -1,1 +1,1 @@
-"""Upkeep: jobs that drop, rewrite or measure what a store holds."""
+"""Upkeep: jobs that delete, rewrite or measure the data of a store."""

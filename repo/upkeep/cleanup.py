@@ -1,4 +1,4 @@
-"""Cleanup: drops points and records on request, and reports them before and after."""
+"""Cleanup: deletes points and records on request, and reports them before and after."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ __all__ = ["Cleaned", "Scope", "cleanup"]
 
 log = logging.getLogger("holdfast.cleaning")
 
-_TOLD_NAMES = 20
+_LEDGER_NAMES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """What a cleanup dropped; of a dry run, what it would."""
+    """The data that a cleanup deleted, or would delete (dry run)."""
 
     dry_run: bool
     points: int | None = 0
-    """None: the columns were not to be had. The delete is durable, and is counted in the ledger when it is applied."""
+    """None if the columns were unavailable. The delete is durable; the ledger counts its points when it is applied."""
     unsent_points: int | None = 0
-    """How many of the points no sink, or not every one, had confirmed."""
+    """How many of the points were not confirmed by every sink, or by any."""
     records: int = 0
-    """Records are gone when they were sent, so each of these never was."""
+    """All of them unsent, as a sent record is removed at once."""
     bytes: int | None = 0
-    """About what they take in the files. None where that was not looked at."""
+    """An estimate of their size in the files; None if it is unknown."""
     first_us: int | None = None
     last_us: int | None = None
     series: tuple[SeriesExtent, ...] = ()
-    """The points by series, as they were beforehand."""
+    """The points by series, counted before the deletion."""
     sources: tuple[RecordExtent, ...] = ()
     """The records by source."""
 
@@ -51,12 +51,12 @@ class Cleaned:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What is to be dropped; None for neither points, or no records."""
+    """The selected points and records; None for no points, or no records."""
 
     points: Selection | None
     records: RecordScope | None
     why: Mapping[str, Any]
-    """How the records were chosen, in the words of who chose them; for the ledger."""
+    """The caller's arguments that select the records; for the ledger."""
 
     @classmethod
     def of(
@@ -73,13 +73,13 @@ class Scope:
         min_retries: int | None,
         everything: bool,
     ) -> Scope:
-        """Check what a caller gave; raises `InvalidQuery` for what would drop more than was said."""
+        """Check a caller's arguments; raises `InvalidQuery` for a selection that contradicts itself or is missing."""
         if not points and not records:
-            raise InvalidQuery("neither points nor records are to be dropped; say which")
+            raise InvalidQuery("neither points nor records are selected; set points or records")
         if not points and (sensor_id is not None or metric_name is not None):
-            raise InvalidQuery("sensor_id and metric_name choose points, and points are not to be dropped")
+            raise InvalidQuery("sensor_id and metric_name select points; set points, or leave them out")
         if not records and (source is not None or min_retries is not None):
-            raise InvalidQuery("source and min_retries choose records, and records are not to be dropped")
+            raise InvalidQuery("source and min_retries select records; set records, or leave them out")
         in_time = start is not None or end is not None
         for what, wanted, chosen in (
             ("points", points, in_time or sensor_id is not None or metric_name is not None),
@@ -87,14 +87,14 @@ class Scope:
         ):
             if wanted and not chosen and not everything:
                 raise InvalidQuery(
-                    f"this would drop all {what}; choose some, or say that everything is meant"
+                    f"this would delete all {what}; select some, or confirm with everything=True (--all)"
                 )
         selection = handle.select(sensor_id, metric_name, start, end)
         if not records:
             return cls(selection, None, {})
         start_s, end_s = (None if us is None else us / 1e6 for us in (selection.start_us, selection.end_us))
         named = (
-            source if source is None or isinstance(source, str) or len(source) <= _TOLD_NAMES else "a list"
+            source if source is None or isinstance(source, str) or len(source) <= _LEDGER_NAMES else "a list"
         )
         why = {"source": named, "start_s": start_s, "end_s": end_s, "min_retries": min_retries}
         return cls(
@@ -110,7 +110,7 @@ def cleanup(handle: Handle, scope: Scope, *, dry_run: bool) -> Cleaned:
 
 
 def _counted(handle: Handle, scope: Scope) -> Cleaned:
-    """Count what the scope selects, and change nothing. Raises `StoreBusy`, `EngineMissing`."""
+    """Count the selected points and records. Raises `StoreBusy`, `EngineMissing`."""
     series: list[SeriesExtent] = []
     point_bytes = 0
     if scope.points is not None:
@@ -135,12 +135,12 @@ def _counted(handle: Handle, scope: Scope) -> Cleaned:
 
 
 def _dropped(handle: Handle, scope: Scope) -> Cleaned:
-    """Drop what the scope selects."""
+    """Delete the selected points and records."""
     before = None
     try:
         before = _counted(handle, scope)
     except (StoreBusy, EngineMissing) as error:
-        log.warning("what is dropped was not counted beforehand: %s", error)
+        log.warning("the selected points cannot be counted before they are deleted: %s", error)
     times: list[int | None] = []
     dropped = 0
     if scope.records is not None:
@@ -157,7 +157,7 @@ def _dropped(handle: Handle, scope: Scope) -> Cleaned:
         try:
             handle.flush("cleanup")
         except (StoreBusy, EngineMissing) as error:
-            log.warning("the points fall when the journal is applied: %s", error)
+            log.warning("the points will be deleted when the journal is applied: %s", error)
         else:
             assert written.last_seq is not None, "a delete has a seq"
             loss = handle.loss_by(written.last_seq)
@@ -178,7 +178,7 @@ def _dropped(handle: Handle, scope: Scope) -> Cleaned:
 
 
 def _series(handle: Handle, selection: Selection) -> tuple[list[SeriesExtent], int]:
-    """Count the points by series; returns also how many points are stored in all."""
+    """Count the points by series; also returns the total number of stored points."""
     with handle.metadata.read() as connection:
         sinks = SinkRepository(connection).list()
     sent_through = min((sink.confirmed_seq for sink in sinks), default=None)
@@ -195,7 +195,7 @@ def _record_extents(handle: Handle, scope: RecordScope | None) -> list[RecordExt
 
 
 def _sources(handle: Handle, wanted: Names) -> tuple[str, ...] | None:
-    """Return the sources that a name, a glob or a list means."""
+    """Return the sources that a name, a glob or a list selects."""
     if wanted is None:
         return None
     with handle.metadata.read() as connection:
@@ -203,6 +203,6 @@ def _sources(handle: Handle, wanted: Names) -> tuple[str, ...] | None:
     chosen = tuple(sorted(chosen_names(wanted, set(found))))
     if len(chosen) > MOST_NAMES:
         raise InvalidQuery(
-            f"{len(chosen):,} sources are meant: at most {MOST_NAMES:,} in one call; narrow it"
+            f"{len(chosen):,} sources are selected, and one call takes at most {MOST_NAMES:,}; select fewer"
         )
     return chosen

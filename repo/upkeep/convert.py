@@ -1,8 +1,8 @@
 """Convert: moves the columns of an open store to the other engine, and records which one is active.
 
-Everything runs alone, under the lease: the new file is built beside the old one, read back and compared, made
-durable and named, and then one transaction of the metadata switches. So a kill at any moment leaves one engine
-active with everything in it; a file that is not the active one's is renamed at the next opening, never used.
+The whole job holds the lease exclusively. It builds the new file beside the old one, reads it back and compares it,
+makes it durable, and renames it. Then one transaction of the metadata switches engines. So a kill at any time leaves
+one engine active with all the data; the next opening renames a file of the inactive engine, and never uses it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger("holdfast.converting")
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What a conversion did; nothing, if the engines are the same."""
+    """The result of a conversion. If the engines are the same, nothing was done."""
 
     path: str
     """The store."""
@@ -53,13 +53,13 @@ def convert(
 ) -> Converted:
     """Move the columns to the engine `to` and return when they are durable there and it is active.
 
-    Writers go on in the meantime; readers wait. Raises `EngineMissing`, `StoreFull` if the disk may not hold both
-    files, or the engine's typed error; the engine is then the one that it was.
+    Writers continue; readers wait. Raises `EngineMissing`, `StoreFull` if the disk may not have space for both files,
+    or the engine's typed error; the active engine is then unchanged.
     """
     path = handle.files.columns(to)
     engine_named(to).require(path)
     target = handle.active.backend_of(to, building_path(path))
-    handle.flush(f"moving the columns to {to}")  # it gives way to others, which the move itself cannot
+    handle.flush(f"moving the columns to {to}")  # yields to other processes, which the move itself cannot
     goal = handle.journal_end()
     with handle.columns.alone(f"moving the columns to {to}") as opened:
         opened = handle.flusher.through(opened, goal)
@@ -82,18 +82,18 @@ def convert(
             with typed_errors(opened.backend, target):
                 built(opened, target, state, handle.active.bring_to_head, lambda done: progress(done, points))
             set_aside([path], facts.generation)
-            with system_typed(path, "the columns are where they were; try again"):
+            with system_typed(path, "the columns were not moved; try again"):
                 durable.replace(target.path, path)
         finally:
             remove(target.path)
         _switch(handle, path, to, state)
-        log.info("the columns are in %s now", path)
+        log.info("the columns are now in %s", path)
         handle.columns.reopen()
     return Converted(str(handle.files.path), before, to, points, state.generation)
 
 
 def _switch(handle: Handle, path: Path, to: str, state: ColumnsState) -> None:
-    """Make the new file the active one, by one transaction; if it did not happen, the file goes again."""
+    """Make the new file the active one in one transaction; if the transaction failed, remove the file."""
     try:
         with handle.metadata.write() as connection:
             StateRepository(connection).set(engine=to, file_id=state.file_id, generation=state.generation)

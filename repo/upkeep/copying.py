@@ -1,6 +1,6 @@
-"""Copying: every table of the columns from one engine into a new file on another, with checksums of both.
+"""Copying: copies every table of the columns from one engine to a new file of another, with checksums of both.
 
-In bounded memory, a page at a time. Knows nothing of leases, of names of files, or of which engine is active.
+Memory is bounded: one page at a time. Knows nothing about leases, file names, or which engine is active.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Sums", "copy_tables", "sums_of"]
 PAGE_ROWS = 65_536
 
 PAGES_A_TRANSACTION = 16
-"""A million rows: DuckDB writes them into its file as they come, and not into its log first."""
+"""A million rows: DuckDB writes so many directly into its file, not into its log first."""
 
 Sums = dict[str, tuple[int, int]]
 """By table: the number of rows, and a checksum that does not depend on their order."""
@@ -31,7 +31,7 @@ _points: Any = Point.__table__
 _TABLES: tuple[Table, ...] = tuple(
     table
     for name, table in TimeSeriesBase.metadata.tables.items()
-    if name != TimeSeriesState.__tablename__  # it is the file's own
+    if name != TimeSeriesState.__tablename__  # each file has its own
 )
 
 
@@ -41,10 +41,10 @@ def copy_tables(
     progress: Callable[[int], object],
     committed: Callable[[], object],
 ) -> Sums:
-    """Copy all tables but the file's own state into empty ones, a million rows a transaction.
+    """Copy all tables except the file's own state into empty ones, a million rows per transaction.
 
-    `progress` is told how many points were copied, `committed` is called after each commit, when neither
-    transaction nor result stands open in the target.
+    `progress` is called with the number of points copied. `committed` is called after each commit, when the target has
+    no open transaction or result.
     """
     sums: Sums = {}
     for table in _TABLES:
@@ -64,7 +64,7 @@ def copy_tables(
 
 
 def sums_of(connection: Connection) -> Sums:
-    """Read all tables but the file's own state; equal sums mean equal rows."""
+    """Read all tables except the file's own state; equal sums mean equal rows."""
     sums: Sums = {}
     for table in _TABLES:
         rows = total = 0
@@ -82,11 +82,10 @@ def _pages(connection: Connection, table: Table, *, ordered: bool) -> Iterator[P
             yield [tuple(row) for row in part]
         return
     if ordered and traits_of(connection).keyed_by_series:
-        query = query.order_by(
-            _points.c.seq
-        )  # as they arrived, so that time is narrow in each part of a file
+        # In order of arrival, so that each part of the file covers a short time.
+        query = query.order_by(_points.c.seq)
     result = connection.execute(query)
-    cursor: Any = result.cursor  # past SQLAlchemy's rows, which double the time
+    cursor: Any = result.cursor  # bypasses SQLAlchemy's rows, which double the time
     while page := cursor.fetchmany(PAGE_ROWS):
         yield page
     result.close()

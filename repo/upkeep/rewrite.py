@@ -1,7 +1,7 @@
-"""Rewrite: builds a new column file beside the active one, filled from it, read back and compared, and durable.
+"""Rewrite: builds a durable copy of the active column file beside it, reads it back and compares it.
 
-The caller holds the lease and gives the file its name. Until then it ends in `.building`, which nothing ever opens
-as a store's; what a killed process left is removed at the next opening.
+The caller holds the lease and renames the file when it is complete. Until then its name ends in `.building`. No store
+opens such a file; the next opening removes one that a killed process left behind.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _points: Any = Point.__table__
 
 
 def most_bytes(to: str, opened: OpenColumns, known: Mapping[tuple[str, str], Summary]) -> int:
-    """Return how many bytes a new file of the engine `to` may take."""
+    """Return the most bytes that a new file of the engine `to` may take."""
     engine = engine_named(to)
     needed_bytes = disk.HEADROOM_BYTES + 2 * _text_bytes(opened.flush_connection)
     for pair, summary in known.items():
@@ -54,7 +54,7 @@ def built(
     bring_to_head: Callable[[Engine, Path], None],
     progress: Callable[[int], object],
 ) -> None:
-    """Make the target file: filled, closed, opened again and read back, and durable."""
+    """Create and fill the target file, close it, open it again, read it back, and make it durable."""
     engine = target.open_new()
     try:
         bring_to_head(engine, target.path)
@@ -77,9 +77,9 @@ def built(
     if found != copied:
         wrong = [name for name in copied if found[name] != copied[name]]
         raise FlushFailed(
-            f"{target.path} does not read back what was written to it ({', '.join(wrong)}); it was removed, and "
-            "the columns are where they were",
+            f"{target.path} does not read back as it was written ({', '.join(wrong)}); it was removed, and the old "
+            "column file stays in use",
             path=target.path,
         )
-    with system_typed(target.path, "the columns are where they were; try again"):
+    with system_typed(target.path, "the old column file stays in use; try again"):
         durable.sync(target.path)

@@ -1,6 +1,6 @@
 """Shrink: returns free blocks inside the files to the disk, by rewriting the files.
 
-Deleting makes room inside a file, which the next rows take; the file itself stays as large as it ever was.
+Deleting only frees blocks inside a file, which new rows reuse; the file itself never gets smaller.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ log = logging.getLogger("holdfast.shrinking")
 
 @dataclass(frozen=True, slots=True)
 class Shrunk:
-    """Bytes on the disk, of the files with their logs."""
+    """The sizes of the files, including their logs."""
 
     columns_before_bytes: int
     columns_after_bytes: int
     metadata_before_bytes: int
     metadata_after_bytes: int
     needed_bytes: int
-    """The least that had to be free meanwhile."""
+    """The free disk space that the job requires."""
     free_bytes: int
-    """What was free on the disk of the store before."""
+    """The free space on the store's disk before the job."""
 
     @property
     def freed_bytes(self) -> int:
-        """How much the disk got back; less than nothing if it took more."""
+        """The number of bytes returned to the disk; negative if the files grew."""
         before = self.columns_before_bytes + self.metadata_before_bytes
         return before - self.columns_after_bytes - self.metadata_after_bytes
 
@@ -64,24 +64,25 @@ def shrink(
     columns_before = _bytes(handle.files.column_files())
     metadata_before = _bytes(handle.files.metadata_files())
     free_bytes = shutil.disk_usage(handle.files.folder).free
-    handle.flush("giving space back")  # it gives way to others, which the rewriting itself cannot
+    handle.flush("shrinking")  # yields to other processes, which the rewrite itself cannot
     goal = handle.journal_end()
-    with handle.columns.alone("giving space back") as opened:
+    with handle.columns.alone("shrinking") as opened:
         opened = handle.flusher.through(opened, goal)
         handle.flusher.make_durable(opened)
         path = opened.backend.path
-        files_in_turn = {
-            path: _wanted_by_columns(handle, opened),
-            handle.files.metadata: _wanted_by_metadata(handle),
+        needs = {
+            path: _needed_for_columns(handle, opened),
+            handle.files.metadata: _needed_for_metadata(handle),
         }
-        needed_bytes = max(sum(disk.by_disk(wanted).values()) for wanted in files_in_turn.values())
+        # The files are rewritten one after the other.
+        needed_bytes = max(sum(disk.by_disk(wanted).values()) for wanted in needs.values())
         if dry_run:
             return Shrunk(
                 *(columns_before, columns_before, metadata_before, metadata_before, needed_bytes, free_bytes)
             )
-        for file, wanted in files_in_turn.items():
+        for file, wanted in needs.items():
             disk.refuse_full_disk(
-                wanted, f"writing {file} anew", "it stays as it is. Free some space and try again"
+                wanted, f"rewriting {file}", "the file is unchanged. Free some space and try again"
             )
         target = handle.active.backend_of(opened.backend.name, building_path(path))
         remove(target.path)
@@ -104,31 +105,31 @@ def shrink(
         needed_bytes,
         free_bytes,
     )
-    log.info("%d bytes were given back", shrunk.freed_bytes)
+    log.info("%d bytes were returned to the disk", shrunk.freed_bytes)
     return shrunk
 
 
 def _put(new: Path, path: Path) -> None:
-    """Let the new file take the place of the old one, which is closed."""
+    """Replace the old file, which is closed, with the new one."""
     left = [name for name, size in sizes_of(_beside(path)).items() if size]
     if left:
         raise FlushFailed(
-            f"{', '.join(left)} beside {path} was not folded in, so the columns stay as they are; try again",
+            f"{', '.join(left)} was not checkpointed into {path}, so the columns were not rewritten; try again",
             path=path,
         )
-    with system_typed(path, "the columns are where they were; try again"):
+    with system_typed(path, "the old column file stays in use; try again"):
         for beside in _beside(path):
             beside.unlink(missing_ok=True)
         durable.replace(new, path)
 
 
 def _beside(path: Path) -> list[Path]:
-    """Return what may stand beside a column file and hold some of it."""
+    """Return the write-ahead logs that a column file may have."""
     return [engine.log_of(path) for engine in ENGINES.values()]
 
 
-def _wanted_by_columns(handle: Handle, opened: OpenColumns) -> list[Wanted]:
-    """What the rows take now, and half as much again: they may lie less well in the new file."""
+def _needed_for_columns(handle: Handle, opened: OpenColumns) -> list[Wanted]:
+    """Return 1.5 times the size of the rows, as they may be packed less densely in the new file."""
     file_bytes = opened.backend.path.stat().st_size
     with opened.flush_connection.begin():
         free = opened.backend.free_bytes(opened.flush_connection)
@@ -137,8 +138,8 @@ def _wanted_by_columns(handle: Handle, opened: OpenColumns) -> list[Wanted]:
     return [(opened.backend.path.parent, min(used_bytes, most))]
 
 
-def _wanted_by_metadata(handle: Handle) -> list[Wanted]:
-    """What is in it, twice: in SQLite's folder for what it writes meanwhile, and in the log."""
+def _needed_for_metadata(handle: Handle) -> list[Wanted]:
+    """Return the size of the content twice: for SQLite's temporary file, and for the log."""
     with handle.metadata.read() as connection:
         used_bytes = sqlite.used_bytes(connection)
     return [

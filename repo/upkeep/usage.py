@@ -1,4 +1,4 @@
-"""Disk usage: how many bytes a store's files take, and how many of those are free inside them. Decides nothing."""
+"""Disk usage: measures the bytes that a store's files take, and the free bytes inside them. Decides nothing."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["Size", "measure", "sizes_of"]
 
 
 class Size(NamedTuple):
-    """Bytes of the files with their logs, and how many of them are free, and will be written next.
+    """Bytes of the files, including their logs, and the free bytes among them, which new data will reuse.
 
-    Free blocks of the columns, and a log that needs only to be folded, count as taken unless one looked inside.
+    Without `inside` (see `measure`), free blocks of the columns and a log that is not checkpointed count as used.
     """
 
     metadata_bytes: int
@@ -25,19 +25,19 @@ class Size(NamedTuple):
 
     @property
     def used_bytes(self) -> int:
-        """What is taken, in all files."""
+        """The bytes in use, in all files."""
         return self.metadata_bytes - self.metadata_free_bytes + self.columns_used_bytes
 
     @property
     def columns_used_bytes(self) -> int:
-        """What is taken by the columns."""
+        """The bytes in use in the columns."""
         return self.columns_bytes - self.columns_free_bytes
 
 
 def measure(handle: Handle, *, inside: bool) -> Size:
-    """Measure the store from SQLite and the folder alone.
+    """Measure the store using only SQLite and the folder.
 
-    `inside` also folds SQLite's log and opens the columns, under the lease; may raise `StoreBusy`.
+    With `inside`, also checkpoint SQLite's log and open the columns, under the lease; may raise `StoreBusy`.
     """
     free = folded = 0
     if inside:
@@ -52,7 +52,7 @@ def measure(handle: Handle, *, inside: bool) -> Size:
 
 
 def sizes_of(paths: Iterable[Path], *, below: Path | None = None) -> dict[str, int]:
-    """Return the size of each file that exists, by its name, or its path below a folder that it is in."""
+    """Return the size of each existing file by its name, or by its path relative to `below`."""
     sizes = {}
     for path in paths:
         name = path.name if below is None else str(path.relative_to(below))

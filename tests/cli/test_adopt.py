@@ -120,7 +120,7 @@ def test_looking_makes_nothing_and_tells_steps_rows_and_bytes(command: Command, 
         POINTS + 3
     ]
     assert told["needed_bytes"] > told["copied_bytes"] > 0
-    assert "was not made" in command("adopt", "--dry-run", old, new).stdout
+    assert "was not created" in command("adopt", "--dry-run", old, new).stdout
     assert listing(old) == before
     assert remains(new) == []
 

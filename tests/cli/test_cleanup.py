@@ -109,7 +109,7 @@ def test_what_is_named_goes_and_nothing_else(site: Any, chosen: list[str], point
         (["--older-than", "soon"], "soon"),
         (["--older-than", "7d", "--dry-run", "-y"], "--dry-run"),
         (["--sensor", "PUMP-1", "--records", "--source", "gw-1", "--json"], "add -y or --dry-run"),
-        (["--sensor", "PUMP-1", "--records", "-y"], "drop all records"),
+        (["--sensor", "PUMP-1", "--records", "-y"], "delete all records"),
         (["--failed", "0"], "0 is not in the range"),
     ],
 )

@@ -97,12 +97,12 @@ def test_the_ledger_records_dropped_points_and_records(store: Store) -> None:
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({}, "drop all points"),
-        ({"records": True, "sensor_id": "s0"}, "drop all records"),
-        ({"records": True, "source": "from-0"}, "drop all points"),
+        ({}, "delete all points"),
+        ({"records": True, "sensor_id": "s0"}, "delete all records"),
+        ({"records": True, "source": "from-0"}, "delete all points"),
         ({"points": False}, "neither points nor records"),
-        ({"points": False, "records": True, "sensor_id": "s0"}, "points are not to be dropped"),
-        ({"min_retries": 3}, "records are not to be dropped"),
+        ({"points": False, "records": True, "sensor_id": "s0"}, "select points; set points"),
+        ({"min_retries": 3}, "select records; set records"),
     ],
 )
 def test_a_cleanup_of_more_than_was_stated_is_refused(
@@ -274,7 +274,7 @@ def test_a_disk_without_room_for_the_new_file_is_reported_before_anything_change
 ) -> None:
     fill(store)
     monkeypatch.setattr(disk, "HEADROOM_BYTES", 2**62)
-    with pytest.raises(StoreFull, match="it stays as it is"):
+    with pytest.raises(StoreFull, match="the file is unchanged"):
         store.shrink()
     assert counts(store) == {"s0": 1000, "s1": 1000, "s2": 1000}
     assert not list(store.path.glob("*.building*"))
@@ -294,10 +294,10 @@ def test_a_disk_without_room_for_the_vacuum_of_the_metadata_is_reported_before_i
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed_bytes - 1))
     before = store.size()
     with pytest.raises(
-        StoreFull, match=rf"offline_buffer\.db anew may need {needed_bytes:,} bytes"
+        StoreFull, match=rf"rewriting .*offline_buffer\.db may need {needed_bytes:,} bytes"
     ) as refused:
         store.shrink()
-    assert "it stays as it is" in str(refused.value)
+    assert "the file is unchanged" in str(refused.value)
     assert store.size() == before
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed_bytes))
     assert store.shrink().needed_bytes == needed_bytes

@@ -160,7 +160,7 @@ def test_a_copy_that_does_not_read_back_as_written_is_never_made_active(
 
     with monkeypatch.context() as faulty:
         faulty.setattr(copying, "_load", forgetful)
-        with pytest.raises(FlushFailed, match=r"time_series_data.*the columns are where they were"):
+        with pytest.raises(FlushFailed, match=r"time_series_data.*the old column file stays in use"):
             move(store)
     assert store.status().engine == engine
     assert len(everything(store)) == 100

@@ -165,7 +165,7 @@ def test_restoring_puts_everything_back_as_it_was(legacy: Path) -> None:
         store.points.insert("NEW", "m", 1.0)
         store.flush()
     refused = cli(legacy, "migrate", "--restore", code=1, stdin="n\n")
-    assert "is gone then" in refused
+    assert "will be lost" in refused
     assert "at none" in cli(legacy, "migrate", "--restore", stdin="y\n")
     assert contents(legacy) == before
     with Store(legacy, Settings(background=False)) as store:
