@@ -107,7 +107,7 @@ class DuckDBTimeSeriesStorage:
             written = store.points.insert_many(rows, on_error="skip")
         if written.rejected:
             first = written.refusals[0]
-            log.warning("%d of %d points were refused, the first: %s", written.rejected, len(rows), first)
+            log.warning("%d of %d points were rejected; the first: %s", written.rejected, len(rows), first)
         return written.accepted
 
     def query_time_range(

@@ -17,7 +17,7 @@ from repo.compat.shared import borrow
 from repo.core.stop import Stop
 from repo.duckdb_storage import MB, DuckDBTimeSeriesStorage
 from repo.engines.registry import duckdb_is_installed
-from repo.errors import HoldfastError, InvalidSettings
+from repo.errors import HoldfastError, InvalidSettings, counted
 from repo.files import METADATA_FILE, StoreFiles, place_columns
 from repo.store.store import Store
 
@@ -287,7 +287,7 @@ def _clean_periodically(buffer: weakref.ref[OfflineBufferManager], stop: Stop, i
         try:
             dropped = manager.cleanup_old_records()
             if dropped:
-                log.warning("dropped %d unsent records that were too old or had failed too often", dropped)
+                log.warning("dropped %s: too old, or failed too often", counted(dropped, "unsent record"))
         except HoldfastError as error:
             # Nothing was dropped; the next round tries again.
             log.error("the cleanup of %s failed and will be retried: %s", manager.buffer_path, error)

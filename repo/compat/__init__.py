@@ -1,1 +1,1 @@
-"""What the two documented classes share: one store a path, capacity, arguments from the environment."""
+"""Code that the two documented classes share: one store per path, capacity, arguments from the environment."""

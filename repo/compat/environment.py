@@ -1,4 +1,4 @@
-"""Arguments from the environment: what stands in for an argument that a call leaves out."""
+"""Arguments from the environment: values for arguments that a call omits."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _TRUTHS = {
 def filled_from_environment(
     variables: Mapping[str, tuple[str, Callable[[str], Any]]],
 ) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Let environment variables (name of argument: variable, reader) come before the defaults of a function.
+    """Let environment variables (name of argument: variable, reader) override the defaults of a function.
 
-    An argument that is given wins, even where it equals the default. The signature stays as written.
+    An argument that the caller passes wins, even if it equals the default. The signature does not change.
     """
 
     def decorate(function: Callable[P, None]) -> Callable[P, None]:
@@ -51,7 +51,7 @@ def filled_from_environment(
 
 
 def from_environment(variable: str, read: Callable[[str], Any]) -> Any:
-    """Return a variable as `read` reads it, or None where it is not set or empty; raises `InvalidSettings`."""
+    """Return a variable as converted by `read`, or None if it is unset or empty; raises `InvalidSettings`."""
     text = os.environ.get(variable, "").strip()
     if not text:
         return None

@@ -1,4 +1,4 @@
-"""Shared stores: one open store for each real path in this process, however many objects use it."""
+"""Shared stores: one open store per real path in this process, for any number of objects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Loan", "SharedStore", "borrow"]
 
 
 class SharedStore:
-    """An open store, and who uses it. In a child of the process that opened it, it is opened again at its first use."""
+    """An open store and the number of its users. In the child of a fork it is opened again on first use."""
 
     def __init__(self, key: Path, files: StoreFiles, settings: Settings) -> None:
         self.key = key
@@ -26,7 +26,7 @@ class SharedStore:
         self.buffers: weakref.WeakSet[Any] = weakref.WeakSet()
         """The buffers on this store."""
         self.moved: dict[str, object] = {}
-        """Records that one kind of buffer holds back from being settled by the other: see `OfflineBufferManager`."""
+        """Records that a buffer of one kind took over from the other: see `OfflineBufferManager._was_moved`."""
         self._settings = settings
         self._pid = os.getpid()
         self._store = Store(files.folder, settings, files=files)
@@ -47,7 +47,7 @@ class SharedStore:
 
 
 class Loan:
-    """One user's hold on a shared store. The store closes when the last is given back."""
+    """One user's hold on a shared store. The store is closed when its last user gives it back."""
 
     def __init__(self, shared: SharedStore) -> None:
         self.shared = shared
@@ -55,10 +55,10 @@ class Loan:
 
     @property
     def store(self) -> Store:
-        """The store; `StoreClosed` once the loan was given back."""
+        """The store; raises `StoreClosed` after the loan was given back."""
         if not self._give_back.alive:
             path = self.shared.files.folder
-            raise StoreClosed(f"this object on the store {path} was shut down; make another", path=path)
+            raise StoreClosed(f"this object on the store {path} was shut down; create a new one", path=path)
         return self.shared.store
 
     def give_back(self) -> None:
@@ -69,7 +69,7 @@ class Loan:
 def borrow(files: StoreFiles, **settings: Any) -> Loan:
     """Open the store with these files, or share the one that is open in this process. Thread-safe.
 
-    `settings` are those of whoever opens it first. Loans that were made before a fork work in the child, too.
+    The `settings` of the first caller apply. Loans made before a fork also work in the child.
     """
     key = Path(os.path.realpath(files.metadata))
     with _lock:
@@ -91,10 +91,10 @@ def _give_back(shared: SharedStore) -> None:
 
 def _renew_in_child() -> None:
     global _lock
-    _lock = threading.RLock()  # a thread of the parent may have held the other
+    _lock = threading.RLock()  # a thread of the parent may have held the old one
 
 
 _shared: dict[Path, SharedStore] = {}
-_lock = threading.RLock()  # reentrant: a loan may be collected, and given back, while another is made
+_lock = threading.RLock()  # reentrant: the garbage collector may give a loan back while another is made
 
 os.register_at_fork(after_in_child=_renew_in_child)

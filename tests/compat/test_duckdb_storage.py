@@ -134,7 +134,7 @@ def test_bad_points_are_left_out_of_a_batch_and_named_in_the_log(
     ]
     with caplog.at_level(logging.WARNING, "holdfast"):
         assert storage.insert_batch(rows) == 2
-    assert "1 of 3 points were refused, the first: row 1: sensor_id" in caplog.text
+    assert "1 of 3 points were rejected; the first: row 1: sensor_id" in caplog.text
     assert storage.insert_batch([]) == 0
     with pytest.raises(InvalidPoint):
         storage.insert_data_point("", "m", 1.0)
