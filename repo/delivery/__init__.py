@@ -1,1 +1,1 @@
-"""Delivery: points leave the store in the order of their seqs, and a cursor moves only after a receipt."""
+"""Delivery: sends points in order of their seqs; a cursor advances only after a receipt."""

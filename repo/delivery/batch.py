@@ -1,25 +1,25 @@
-"""The batch that travels: its canonical content, checksum and idempotency key. Never reads or sends.
+"""Delivery batches: their canonical content, checksum and idempotency key. Never reads or sends.
 
-Content (also the body on the wire): UTF-8, one line of JSON a point, in ascending order of seq, each ended by
-a line feed, without spaces, its keys in this order:
+The content, which is also the body of a request: UTF-8, one line of JSON per point, in ascending order of seq. Each
+line ends with a line feed, has no spaces, and has its keys in this order:
 
     {"seq":7,"sensor_id":"W-1","metric_name":"flow","timestamp_us":0,"value":1.5,"quality":100,"metadata":null}
 
-A number is written as Python's shortest form that reads back as the same double; ±infinity as `±1e999`, which
-is JSON and is read as infinity; a text point as a JSON string; no reading as `null`. Metadata has sorted keys.
-The checksum is the SHA-256 of these bytes, so a receiver can check what came before it parses anything.
+A number has Python's shortest form that reads back as the same double. ±infinity is `±1e999`, which is valid JSON and
+parsed as infinity. A text is a JSON string; a missing reading is `null`. Metadata has sorted keys. The checksum is the
+SHA-256 of these bytes, so a receiver can verify them before parsing.
 
-Key: `holdfast-1.STORE_ID.FIRST.LAST.COUNT.SHA256`. FIRST and LAST are the range of seqs that the batch
-answers for, both included. Seqs whose points were overwritten or deleted are in the range, not in the content.
+The key is `holdfast-1.STORE_ID.FIRST.LAST.COUNT.SHA256`. FIRST and LAST are the range of seqs that the batch covers,
+both inclusive. Seqs whose points were overwritten or deleted are in the range, but not in the content.
 
-What a receiver has to do, to get each point's last value once and in order:
+To get the last value of each point once and in order, a receiver follows two rules:
 
-1. A key that it knows: give the receipt again, and take nothing.
-2. Any other batch: leave out the points with a seq at or below the last LAST that it took from this store.
+1. If it knows the key, it returns the receipt again and stores nothing.
+2. Otherwise it skips the points with a seq at or below the last LAST that it stored from this store.
 
-The second rule is needed because a killed sender reads its batch again: meanwhile the last, incomplete range
-may have grown, and points may have been overwritten, and then the key is another one. Leaving out by seq loses
-nothing: an overwritten point comes again with its new, higher seq.
+The second rule is needed because a killed sender reads its batch again. By then the last, incomplete range may have
+grown and points may have been overwritten, so the key differs. Skipping by seq loses nothing, because an overwritten
+point is sent again with its new, higher seq.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _INFINITE = {"inf": "1e999", "-inf": "-1e999"}
 
 
 class BatchKey(NamedTuple):
-    """What an idempotency key says of its batch."""
+    """The parts of an idempotency key."""
 
     store_id: str
     first_seq: int
@@ -50,7 +50,7 @@ class BatchKey(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a key; raises `ValueError` if it is none."""
+        """Parse a key; raises `ValueError` if the text is not a key."""
         match = _KEY.fullmatch(text)
         if match is None:
             raise ValueError(
@@ -65,14 +65,14 @@ class BatchKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeliveryBatch:
-    """Points of one range of seqs, ready to be sent, with the key that tells it from every other batch."""
+    """The points of one range of seqs, ready to be sent, with the key that identifies the batch."""
 
     identity: BatchKey
     body: bytes
 
     @classmethod
     def of(cls, store_id: str, first_seq: int, points: Sequence[Mapping[str, Any]]) -> Self:
-        """Pack points that stand in ascending order of seq; `first_seq` is where the range begins."""
+        """Encode points, which are in ascending order of seq; `first_seq` is the start of the range."""
         body = canonical(points)
         return cls(BatchKey(store_id, first_seq, points[-1]["seq"], len(points), checksum(body)), body)
 
@@ -83,12 +83,12 @@ class DeliveryBatch:
 
     @property
     def first_seq(self) -> int:
-        """The first seq that the batch answers for."""
+        """The first seq that the batch covers."""
         return self.identity.first_seq
 
     @property
     def last_seq(self) -> int:
-        """The last seq that the batch answers for: the cursor, once there is a receipt."""
+        """The last seq that the batch covers; the cursor moves there after the receipt."""
         return self.identity.last_seq
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ class DeliveryBatch:
 
 
 def canonical(points: Iterable[Mapping[str, Any]]) -> bytes:
-    """Return the canonical content of points as `Store.points.after` gives them."""
+    """Return the canonical content of points as returned by `Store.points.after`."""
     names: dict[tuple[str, str], str] = {}
     lines = []
     for point in points:
@@ -119,7 +119,7 @@ def checksum(content: bytes) -> str:
 
 
 def checksum_of(points: Iterable[Mapping[str, Any]]) -> str:
-    """Return the checksum of the canonical content of any number of points, a piece at a time."""
+    """Return the checksum of the canonical content of any number of points, in bounded memory."""
     digest, rest = hashlib.sha256(), iter(points)
     while piece := list(islice(rest, 10_000)):
         digest.update(canonical(piece))

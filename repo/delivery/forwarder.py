@@ -1,11 +1,10 @@
-"""The forwarder: takes points from the store to one sink, in order. Owns the cursor's moves, never the wire.
+"""The forwarder: delivers points from the store to one sink, in order. Owns the cursor, never the connection.
 
-The cursor moves after the receipt, never before it. So a crash between the two repeats a batch, and the
-receiver knows it by its key (or, if the range has changed meanwhile, by its seqs: see `repo.delivery.batch`).
-Within one process a batch that has no receipt yet is kept and sent again as it was, so its key stays the same
-whatever is written meanwhile. After a restart it is read again: `after(cursor, batch_points)` covers the same
-range of seqs while `batch_points` is the same and a whole range was there, that is for all of a backlog but
-its end.
+The cursor moves only after the receipt. A crash between the two repeats a batch; the receiver recognizes it by its key,
+or by its seqs if the range has changed since (see `repo.delivery.batch`). Within one process, a batch without a receipt
+is kept and sent again unchanged, so its key stays the same whatever is written in the meantime. After a restart the
+batch is read again. If `batch_points` is the same, `after(cursor, batch_points)` then covers the same range of seqs,
+except at the end of the backlog, where the range was incomplete.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from enum import Enum
 
 from repo.delivery.batch import DeliveryBatch
 from repo.delivery.sinks import Receipt, Sink
-from repo.errors import HoldfastError, InvalidSettings, SinkRefused, SinkUnreachable, StoreBusy
+from repo.errors import HoldfastError, InvalidSettings, SinkRefused, SinkUnreachable, StoreBusy, counted
 from repo.store.store import Store
 
 __all__ = ["Backoff", "Forwarder", "Outcome", "Step"]
@@ -28,21 +27,21 @@ log = logging.getLogger("holdfast.delivery")
 
 
 class Outcome(Enum):
-    """How one step ended."""
+    """The outcome of a step."""
 
     IDLE = "idle"
     """Everything has been delivered."""
     DELIVERED = "delivered"
-    """There is a receipt, and the cursor has moved."""
+    """The receiver returned a receipt, and the cursor has moved."""
     RETRY = "retry"
-    """No receipt: the same batch goes again, after `wait_s`."""
+    """No receipt: the same batch is sent again after `wait_s`."""
     REFUSED = "refused"
-    """The receiver will not take this batch. The cursor stays: nothing is skipped, nothing is lost."""
+    """The receiver rejected the batch. The cursor does not move: nothing is skipped, nothing is lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step did, and how many seconds to wait before the next one."""
+    """The result of one step, and the seconds to wait before the next one."""
 
     outcome: Outcome
     wait_s: float = 0.0
@@ -53,9 +52,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """How long to wait after the n-th failure in a row: doubling, never longer than `longest_s`.
+    """The delay after consecutive failures: it doubles with each one, up to `longest_s`.
 
-    Each delay is shortened by up to a half, by chance, so that a fleet whose link returns does not come as one.
+    Each delay is randomly shortened by up to a half, so that a fleet does not reconnect all at once.
     """
 
     first_s: float = 0.5
@@ -64,22 +63,21 @@ class Backoff:
     def __post_init__(self) -> None:
         if not 0 < self.first_s <= self.longest_s:
             raise InvalidSettings(
-                f"backoff: first_s = {self.first_s!r} and longest_s = {self.longest_s!r} must be above 0, in this order"
+                f"backoff: first_s = {self.first_s!r} must be above 0 and at most longest_s = {self.longest_s!r}"
             )
 
     def delay_s(self, failures: int) -> float:
-        """Return the seconds to wait after `failures` (1 and up) failures in a row."""
+        """Return the seconds to wait after `failures` (at least 1) consecutive failures."""
         full = min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 60))
         return full * random.uniform(0.5, 1.0)  # noqa: S311  spreads load; nothing is secret
 
 
 class Forwarder:
-    """Delivers the points of a store to one sink. Use it from one thread; the store may be used by others.
+    """Delivers the points of a store to one sink. Use it from one thread; other threads may use the store.
 
-    `batch_points` is the width of a batch in seqs: at most so many points. Keep it the same over restarts, and
-    repeats keep their keys. `on_receipt` is called with batch and receipt after the receiver's word and before
-    the cursor moves; what it raises leaves the cursor where it was. `poll_s` is how long to wait when all is
-    delivered.
+    `batch_points` is the range of a batch in seqs, and so its maximum number of points. Keep it the same across
+    restarts, so that repeated batches keep their keys. `on_receipt` is called with the batch and the receipt, before
+    the cursor moves; if it raises, the cursor does not move. `poll_s` is the delay when everything is delivered.
     """
 
     def __init__(
@@ -93,7 +91,7 @@ class Forwarder:
         on_receipt: Callable[[DeliveryBatch, Receipt], None] | None = None,
     ) -> None:
         if batch_points < 1:
-            raise InvalidSettings(f"batch_points = {batch_points!r}: at least 1")
+            raise InvalidSettings(f"batch_points = {batch_points!r} must be at least 1")
         self._store = store
         self._sink = sink
         self._batch_points = batch_points
@@ -107,14 +105,14 @@ class Forwarder:
 
     @property
     def cursor(self) -> int:
-        """The seq through which this sink has confirmed everything, as committed in the store."""
+        """The seq up to which this sink has confirmed everything, as committed in the store."""
         return self._cursor
 
     def step(self) -> Step:
-        """Send the next batch, or the same again if it has no receipt; never waits between tries.
+        """Send the next batch, or the last one again if it has no receipt; never waits between attempts.
 
-        Delivered: the cursor is committed. Any other outcome, and any error raised, leaves the cursor as it
-        was. A link that is down and a store that is busy are outcomes (RETRY); other errors are raised.
+        If it is delivered, the cursor is committed. Any other outcome or error leaves the cursor unchanged. A link that
+        is down and a busy store have the outcome RETRY; other errors are raised.
         """
         try:
             if self._in_flight is None:
@@ -129,18 +127,18 @@ class Forwarder:
         except (SinkUnreachable, StoreBusy) as error:
             return self._again(error)
         except SinkRefused as error:
-            log.error("%s refused a batch, which stays first in line: %s", self._sink.name, error)
+            log.error("%s refused a batch, which stays first in the queue: %s", self._sink.name, error)
             return Step(Outcome.REFUSED, self._backoff.longest_s, self._in_flight, error=error)
         self._in_flight = None
         if self._failures:
-            log.info("%s is reached again after %d failures", self._sink.name, self._failures)
+            log.info("%s can be reached again after %s", self._sink.name, counted(self._failures, "failure"))
             self._failures = 0
         return Step(Outcome.DELIVERED, 0.0, batch, receipt)
 
     def run(self, stop: threading.Event, *, until_empty: bool = False) -> int:
-        """Step until `stop` is set (or, with `until_empty`, nothing is left); returns the points delivered.
+        """Deliver until `stop` is set or, with `until_empty`, nothing is left; returns the number of points delivered.
 
-        Waits out dead links for as long as they last. Raises `SinkRefused` when a batch is refused.
+        Retries for as long as the link is down. Raises `SinkRefused` if a batch is refused.
         """
         delivered = 0
         while not stop.is_set():
@@ -161,7 +159,7 @@ class Forwarder:
         points = self._store.points.after(self._cursor, self._batch_points)
         if points:
             return DeliveryBatch.of(self._store_id, self._cursor + 1, points)
-        # Nothing of these seqs is left: deletes, and points that later ones overwrote.
+        # These seqs have no points left: they were deletes, or points that were deleted or overwritten.
         self._confirm(end)
         return None
 
@@ -169,8 +167,8 @@ class Forwarder:
         receipt = self._sink.send(batch)
         if receipt.key != batch.key:
             raise SinkUnreachable(
-                f"{self._sink.name} answered with a receipt for another batch ({receipt.key[:200]!r}): "
-                "something between here and the receiver is in the way"
+                f"{self._sink.name} answered with a receipt for another batch ({receipt.key[:200]!r}); check for a "
+                "proxy or cache before the receiver"
             )
         return receipt
 
@@ -181,7 +179,7 @@ class Forwarder:
     def _again(self, error: SinkUnreachable | StoreBusy) -> Step:
         self._failures += 1
         if self._failures == 1:
-            log.warning("%s cannot be reached; the points wait: %s", self._sink.name, error)
+            log.warning("%s cannot be reached; the points stay in the store: %s", self._sink.name, error)
         wait_s = self._backoff.delay_s(self._failures)
         if isinstance(error, SinkUnreachable) and error.retry_after_s is not None:
             wait_s = max(wait_s, min(error.retry_after_s, self._backoff.longest_s))

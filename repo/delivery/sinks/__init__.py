@@ -1,4 +1,4 @@
-"""Sinks: what a destination has to do, and one module for each kind of it."""
+"""Sinks: the protocol of a destination, and one module per kind of destination."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Receipt", "Sink"]
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A receiver's word that it keeps a batch durably: the batch's own key, and whether it had it before."""
+    """A receiver's confirmation that a batch is durable: the key of the batch, and whether it is a repeat."""
 
     key: str
     repeat: bool = False
@@ -21,7 +21,7 @@ class Receipt:
 class Sink(Protocol):
     """A destination of batches. One thread uses it.
 
-    `name` names the cursor in the store: another name begins at the first point again.
+    `name` identifies the cursor in the store. A new name starts at the first point.
     """
 
     @property
@@ -32,7 +32,7 @@ class Sink(Protocol):
     def send(self, batch: DeliveryBatch) -> Receipt:
         """Send one batch and return the receiver's receipt for it.
 
-        Raises `SinkUnreachable` when nothing is known of the batch's fate (it is sent again, with the same
-        key), and `SinkRefused` when the receiver answered that it will not take it.
+        Raises `SinkUnreachable` if it is unknown whether the receiver has the batch, which is then sent again with the
+        same key, and `SinkRefused` if the receiver rejects it.
         """
         ...

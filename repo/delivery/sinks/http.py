@@ -1,12 +1,12 @@
-"""The HTTP sink: one POST a batch, with its key in a header. Owns the wire, never the cursor.
+"""The HTTP sink: one POST per batch, with its key in a header. Owns the connection, never the cursor.
 
-Request: `POST`, body as `repo.delivery.batch` describes it, `Content-Type: application/x-ndjson`,
-`Idempotency-Key: <the batch's key>`. A receipt is an answer 200-299 whose body is a JSON object with the same
-key: `{"key": "...", "repeat": false}`. An answer without it is not a receipt, for the login page of a hotel's
-network answers 200 to everything.
+The request is a `POST` with a body as described in `repo.delivery.batch`, `Content-Type: application/x-ndjson` and
+`Idempotency-Key: <the batch's key>`. A receipt is a response 200-299 whose body is a JSON object with the same key:
+`{"key": "...", "repeat": false}`. A response without it is not a receipt: the login page of a captive portal also
+answers 200.
 
-Answers: 408, 425, 429 and 5xx are tried again (`Retry-After` in seconds is heeded); every other one refuses.
-Redirects are not followed.
+Responses 408, 425, 429 and 5xx are retried (`Retry-After` in seconds is respected); any other response refuses the
+batch. Redirects are not followed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _ANSWER_BYTES = 65_536
 
 
 class HttpSink:
-    """Sends batches to an HTTP or HTTPS address over one connection that is kept open. For one thread.
+    """Sends batches to an HTTP or HTTPS URL over one persistent connection. For one thread.
 
-    `timeout_s` bounds connecting, sending and each wait for the answer. `headers` go with every request
-    (an authorization, say) and are never logged.
+    `timeout_s` limits connecting, sending and each wait for the response. `headers` are sent with every request, such
+    as an authorization, and are never logged.
     """
 
     def __init__(
@@ -47,14 +47,12 @@ class HttpSink:
             parts = urlsplit(url)
             port = parts.port
         except ValueError as error:
-            raise InvalidSettings(f"{url!r} is not an address: {error}") from error
+            raise InvalidSettings(f"{url!r} is not a URL: {error}") from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidSettings(
-                f"{url!r} is not an address like http://host:port/path or https://host/path"
-            )
+            raise InvalidSettings(f"{url!r} is not a URL such as http://host:port/path or https://host/path")
         if parts.username is not None or parts.password is not None:
             raise InvalidSettings(
-                "an address must not hold a user name or a password; give them in `headers`"
+                "the URL of a sink must not contain a user name or a password; pass them in `headers`"
             )
         self._name = name
         self._address = f"{parts.scheme}://{parts.hostname}" + (f":{port}" if port else "")
@@ -81,18 +79,18 @@ class HttpSink:
             except ConnectionError:
                 if not kept_open:
                     raise
-                # The receiver had closed the idle connection: no sign of a dead link. The key makes it safe.
+                # The receiver closed the idle connection; the link may work. The key makes sending again safe.
                 self._connection.close()
                 status, reason, retry_after, answer = self._exchange(batch)
         except (OSError, HTTPException) as error:
             self._connection.close()
             raise SinkUnreachable(
-                f"{self._address} gave no answer: {str(error) or type(error).__name__}"
+                f"{self._address} did not answer: {str(error) or type(error).__name__}"
             ) from error
         return self._receipt(status, reason, retry_after, answer)
 
     def close(self) -> None:
-        """Close the connection. Safe to call again; sending opens it anew."""
+        """Close the connection. Safe to call again; sending reopens it."""
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -109,7 +107,7 @@ class HttpSink:
         with self._connection.getresponse() as response:
             answer = response.read(_ANSWER_BYTES)
             if not response.isclosed():
-                self._connection.close()  # the rest of a long answer would be read as the next one
+                self._connection.close()  # the rest of a long response would be read as the next one
             return response.status, response.reason, response.getheader("Retry-After"), answer
 
     def _receipt(self, status: int, reason: str, retry_after: str | None, answer: bytes) -> Receipt:
