@@ -1,4 +1,4 @@
-# Everything runs in a virtual environment that is made on first use. PYTHON may name another interpreter.
+# Everything runs in a virtual environment that is created on first use. Set PYTHON to use another interpreter.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.holdfast-ready
 demo: $(STAMP)
 	$(BIN)/python cli.py demo
 
-# Tests start hundreds of processes: these read compiled modules, also where the environment forbids writing them.
+# Tests start hundreds of processes. Compiled modules make them faster, so write them even if the environment forbids it.
 test test-all test-sqlite: export PYTHONDONTWRITEBYTECODE =
 
 test: $(STAMP)
@@ -18,7 +18,7 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "not bench"
 
-# The tests where DuckDB is not installed: in an environment beside, made of links to this one's packages.
+# Run the tests without DuckDB, in a second environment with links to the packages of the first.
 test-sqlite: $(STAMP)
 	$(BIN)/python -m tests.without_duckdb.environment $(VENV)-sqlite
 	$(VENV)-sqlite/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not slow and not bench" \
@@ -40,7 +40,7 @@ clean:
 	rm -rf $(VENV) $(VENV)-sqlite dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(STAMP): pyproject.toml
-	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
+	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Holdfast needs Python 3.11 or newer; run: make PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --editable ".[terminal]" --group dev
