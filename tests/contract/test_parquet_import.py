@@ -151,14 +151,14 @@ BAD_COLUMNS: dict[str, tuple[dict[str, Any], str]] = {
     "no sensor": ({"sensor_id": None}, "no column 'sensor_id'"),
     "no time": ({"timestamp_us": None}, "no column 'timestamp'"),
     "no value": ({"value": None}, "no column 'value'"),
-    "numbers as names": ({"sensor_id": [1, 2]}, "sensor_id is text"),
+    "numbers as names": ({"sensor_id": [1, 2]}, "sensor_id must be text"),
     "a time without a zone": ({"timestamp": pa.array([1, 2], pa.timestamp("us"))}, "times with a zone"),
-    "times as text": ({"timestamp_us": ["1", "2"]}, "timestamp_us is integers"),
-    "broken quality": ({"quality": [1.5, 2.0]}, "quality is integers"),
-    "bools": ({"value": [True, False]}, "value is numbers"),
-    "lists": ({"value": [[1.0], [2.0]]}, "value is numbers"),
-    "bytes": ({"sensor_id": pa.array([b"a", b"b"], pa.binary())}, "sensor_id is text"),
-    "metadata as a list": ({"metadata": [[1], [2]]}, "metadata is text"),
+    "times as text": ({"timestamp_us": ["1", "2"]}, "timestamp_us must be integers"),
+    "broken quality": ({"quality": [1.5, 2.0]}, "quality must be integers"),
+    "bools": ({"value": [True, False]}, "value must be numbers"),
+    "lists": ({"value": [[1.0], [2.0]]}, "value must be numbers"),
+    "bytes": ({"sensor_id": pa.array([b"a", b"b"], pa.binary())}, "sensor_id must be text"),
+    "metadata as a list": ({"metadata": [[1], [2]]}, "metadata must be text"),
 }
 
 
@@ -440,7 +440,7 @@ def test_columns_of_the_same_name_are_reported_by_pyarrow(tmp_path: Path, run_py
 
 def test_times_without_a_zone_are_reported_with_advice(store: Store, tmp_path: Path) -> None:
     naive = pa.array([BEGIN_US], pa.timestamp("us"))
-    with pytest.raises(InvalidFile, match="write the column anew as UTC"):
+    with pytest.raises(InvalidFile, match="write the column as UTC"):
         store.import_parquet(write(tmp_path / "a.parquet", timestamp=naive))
 
 

@@ -51,7 +51,7 @@ class _Stream(ctypes.Structure):
 
 
 _Fill = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-_Tell = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+_LastError = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
 _Release = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 _capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
@@ -76,9 +76,9 @@ class _Source:
     def next(self) -> _Array | None:
         array = _Array()
         if _Fill(self._stream.get_next)(self._address, ctypes.addressof(array)):
-            told = _Tell(self._stream.get_last_error)(self._address)
+            message = _LastError(self._stream.get_last_error)(self._address)
             raise OSError(
-                ctypes.string_at(told).decode(errors="replace") if told else "an Arrow stream failed"
+                ctypes.string_at(message).decode(errors="replace") if message else "an Arrow stream failed"
             )
         return array if array.release else None
 
@@ -139,11 +139,11 @@ class Chain:
         self._pages = pages
         self._page: Page | None = None
         self.error: BaseException | None = None
-        self._told = ctypes.create_string_buffer(b"the pages could not be read")
+        self._message = ctypes.create_string_buffer(b"the pages could not be read")
         self._functions: tuple[Any, ...] = (
             _Fill(lambda _stream, out: self._shape.fill_schema(out)),
             _Fill(lambda _stream, out: self._fill(out)),
-            _Tell(lambda _stream: ctypes.addressof(self._told)),
+            _LastError(lambda _stream: ctypes.addressof(self._message)),
             _Release(_released),
         )
         self._streams: list[_Stream] = []

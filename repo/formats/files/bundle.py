@@ -138,13 +138,13 @@ class Drafting:
             )
         try:
             done = {entry.pop("path"): FileFacts(**entry) for entry in whole[1:]}
-            stands = {
+            existing = {
                 path: facts for path, facts in done.items() if _size(self._folder / path) == facts.bytes
             }
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise self._damaged(error) from error
         self._draft.truncate(sum(len(line) for line in lines if line.endswith(b"\n")))
-        self.done |= stands
+        self.done |= existing
 
     def _damaged(self, error: Exception) -> InvalidFile:
         draft = self._folder / DRAFT
@@ -175,7 +175,7 @@ def drafting(folder: Path, request: Mapping[str, Any]) -> Iterator[Drafting]:
                 f"{folder} has a finished bundle; export to another folder, or remove it", path=folder
             )
         if held and DRAFT not in held:
-            raise InvalidFile(f"{folder} is not empty; export to a folder of its own", path=folder)
+            raise InvalidFile(f"{folder} is not empty; export to a new or empty folder", path=folder)
         descriptor = os.open(folder / DRAFT, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         with open(descriptor, "r+b") as draft:
             try:

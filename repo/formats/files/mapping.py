@@ -23,7 +23,7 @@ FIELDS = {
 }
 """The fields that a file may have, and the families of types that each may have."""
 
-_TOLD = {
+_TYPE_NAMES = {
     "text": "text",
     "moment": "times with a zone",
     "float": "numbers",
@@ -96,20 +96,21 @@ def plan_of(
         missing.append("value")
     if missing:
         raise InvalidFile(
-            f"{path} has no column {', '.join(map(repr, missing))}; it has {_listed(types)}. `columns` says which "
-            "column is which field",
+            f"{path} has no column {', '.join(map(repr, missing))}; it has {_listed(types)}. Assign its columns to "
+            "fields with `columns`",
             path=path,
         )
     found = {field: types[column] for field, column in columns.items()}
     for field, kind in found.items():
         family = kind.family
         if family not in FIELDS[field] and not (field == "value" and family == "bool" and accept_bool):
-            wanted = " or ".join(_TOLD[wanted] for wanted in FIELDS[field] if wanted != "null")
+            expected = " or ".join(_TYPE_NAMES[family] for family in FIELDS[field] if family != "null")
             hint = ""
             if field == "timestamp" and kind.name.lower().startswith("timestamp"):
-                hint = ". Without a zone it could mean any moment: write the column anew as UTC"
+                hint = ". Without a zone its times are ambiguous; write the column as UTC"
             raise InvalidFile(
-                f"{path}: the column {columns[field]!r} is {kind.name}; {field} is {wanted}{hint}", path=path
+                f"{path}: the column {columns[field]!r} is {kind.name}; {field} must be {expected}{hint}",
+                path=path,
             )
     if "value" in found and found["value"].family == "text":
         if "value_text" in found and found["value_text"].family == "text":

@@ -50,7 +50,7 @@ class NdjsonWriter:
             gzip.GzipFile("", "wb", _LEVEL, stream, mtime=0) as packed,
         ):
             for page in pages.pages:
-                assert not isinstance(page, Page), "it says that it is not columnar"
+                assert not isinstance(page, Page), "this writer is not columnar"
                 if page:
                     lines = lines_of(page)
                     while piece := "".join(islice(lines, _WRITTEN_LINES)):
@@ -86,10 +86,10 @@ class NdjsonReader:
         self._base = base
 
     def types(self) -> dict[str, ColumnType]:
-        """See `FileReader`: those that the format has."""
+        """See `FileReader`; the columns of the format."""
         return dict(_TYPES)
 
-    def look(self, plan: Plan) -> Look:  # noqa: ARG002  the format is one
+    def look(self, plan: Plan) -> Look:  # noqa: ARG002  there is only one format
         """See `FileReader`."""
         return Look(sum(map(len, self._batches(_BATCH_ROWS, _BATCH_CHARS))))
 
@@ -105,9 +105,8 @@ class NdjsonReader:
 
         batches = self._batches(_BATCH_ROWS, _BATCH_CHARS)
         while first := next(batches, None):
-            self._base.execute(
-                "DROP TABLE IF EXISTS landed"
-            )  # first, because two tables do not fit into memory
+            # First, because two tables do not fit into memory.
+            self._base.execute("DROP TABLE IF EXISTS landed")
             self._base.execute(f"CREATE TABLE landed ({_COLUMNS})")
             self._append(first)
             for batch in islice(batches, PAGE_ROWS // _BATCH_ROWS - 1):

@@ -255,10 +255,10 @@ class DuckDBReader:
     def _naming(self) -> Iterator[None]:
         try:
             yield
-        except (duckdb.Error, OSError, InvalidPoint) as error:  # the last is what a look at a page raises
-            told = str(error).replace(self._file, self._path.name).strip().partition("\n\n")[0]
+        except (duckdb.Error, OSError, InvalidPoint) as error:  # `scan` raises the last one
+            reason = str(error).replace(self._file, self._path.name).strip().partition("\n\n")[0]
             raise InvalidFile(
-                f"{self._path} cannot be read as Parquet: {told}. It is damaged, cut short, or needs a larger "
+                f"{self._path} cannot be read as Parquet: {reason}. It is damaged, truncated, or needs a larger "
                 "duckdb_memory_limit_bytes",
                 path=self._path,
             ) from error
@@ -310,8 +310,8 @@ class DuckDBPage:
 
     def _groups(self) -> list[Group]:
         return [
-            Group((sensor, metric), *told)
-            for sensor, metric, *told in self._base.execute(
+            Group((sensor, metric), *counts)
+            for sensor, metric, *counts in self._base.execute(
                 "SELECT sensor_id, metric_name, count(*), count(value), count(value_text), "
                 "count(*) FILTER (NOT isnan(value::DOUBLE) OR value_text IS NOT NULL), "
                 "min(timestamp_us), max(timestamp_us) FROM page GROUP BY ALL"

@@ -117,10 +117,10 @@ class PyArrowReader:
         with self._naming():
             for batch in self._batches(plan):
                 rows, size = rows + batch.num_rows, size + batch.nbytes
-        told = self._file.metadata.num_rows
-        if rows != told:  # page headers have no checksum
+        expected = self._file.metadata.num_rows
+        if rows != expected:  # page headers have no checksum
             raise InvalidFile(
-                f"{self._path} has {rows:,} of its {told:,} rows: it is damaged", path=self._path
+                f"{self._path} is damaged: it has only {rows:,} of its {expected:,} rows", path=self._path
             )
         return Look(rows, size // max(rows, 1))
 
@@ -152,7 +152,7 @@ class PyArrowReader:
             yield
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InvalidFile(
-                f"{self._path} cannot be read as Parquet: {error}. It is damaged, or cut short",
+                f"{self._path} cannot be read as Parquet: {error}. It is damaged or truncated",
                 path=self._path,
             ) from error
 
@@ -173,8 +173,8 @@ class ArrowPage:
         if pa.types.is_floating(value.type):
             number = pc.and_(number, pc.invert(pc.fill_null(pc.is_nan(value.cast(pa.float64())), True)))
         reading = pc.or_(number, self._table["value_text"].is_valid())
-        told = self._table.append_column("reading", reading)
-        found = told.group_by(["sensor_id", "metric_name"], use_threads=False).aggregate(
+        marked = self._table.append_column("reading", reading)
+        found = marked.group_by(["sensor_id", "metric_name"], use_threads=False).aggregate(
             [
                 ("timestamp_us", "count"),
                 ("value", "count"),
