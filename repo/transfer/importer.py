@@ -22,7 +22,7 @@ from repo.engines.registry import duckdb_is_installed
 from repo.errors import HoldfastError, InvalidQuery, Refusal, StoreCorrupt, counted
 from repo.formats.arrays.tables import Held, HeldPages
 from repo.formats.compression import packing_of
-from repo.formats.files.formats import FileReader, Look, ReadPage
+from repo.formats.files.formats import FileReader, ReadPage, Validation
 from repo.formats.files.mapping import Plan, check_mapping, plan_of
 from repo.formats.files.ndjson import opened_ndjson
 from repo.formats.files.parquet import reader_here
@@ -106,10 +106,10 @@ class Verified:
 
 
 @dataclass(slots=True)
-class _Looked:
+class _Validated:
     source: Source
     plan: Plan
-    look: Look
+    validation: Validation
     bytes: int
     verified: bool
 
@@ -128,15 +128,15 @@ def import_parquet(
     if on_conflict not in ("keep", "overwrite"):
         raise InvalidQuery(f"on_conflict = {on_conflict!r}: 'keep' or 'overwrite'")
     mapping = check_mapping(columns, time_format)
-    looked = [_look(handle.settings, source, mapping, time_format) for source in sources_of(listed(paths))]
-    total = sum(one.look.rows for one in looked)
+    found = [_validate(handle.settings, source, mapping, time_format) for source in sources_of(listed(paths))]
+    total = sum(one.validation.rows for one in found)
     with kept_open(handle.columns), closing(Bulk(handle)) as bulk:
         job = _Job(handle, bulk, on_conflict, total, progress, dry_run=dry_run)
-        for one in looked:
+        for one in found:
             job.run(one)
     counts = job.counts
     return Imported(
-        files=len(looked),
+        files=len(found),
         read=counts.read,
         stored=counts.stored,
         present=counts.present,
@@ -145,7 +145,7 @@ def import_parquet(
         refused=counts.refused,
         no_reading=counts.no_reading,
         problems=tuple(counts.problems),
-        verified=sum(one.verified for one in looked),
+        verified=sum(one.verified for one in found),
     )
 
 
@@ -158,12 +158,12 @@ def verify_parquet(
 ) -> Verified:
     """Validate every file as an import does, without a store. Raises the same errors as `Store.import_parquet`."""
     mapping = check_mapping(columns, time_format)
-    looked = [_look(settings, source, mapping, time_format) for source in sources_of(paths)]
+    found = [_validate(settings, source, mapping, time_format) for source in sources_of(paths)]
     return Verified(
-        files=len(looked),
-        points=sum(one.look.rows for one in looked),
-        bytes=sum(one.bytes for one in looked),
-        verified=sum(one.verified for one in looked),
+        files=len(found),
+        points=sum(one.validation.rows for one in found),
+        bytes=sum(one.bytes for one in found),
+        verified=sum(one.verified for one in found),
     )
 
 
@@ -177,7 +177,7 @@ def _opened(settings: Settings, source: Source, descriptor: int) -> Iterator[Fil
         yield reader
 
 
-def _look(settings: Settings, source: Source, mapping: Mapping[str, str], time_format: str) -> _Looked:
+def _validate(settings: Settings, source: Source, mapping: Mapping[str, str], time_format: str) -> _Validated:
     """Read a whole file once, to check that it is undamaged and its columns are usable."""
     with source.opened() as descriptor:
         size = os.fstat(descriptor).st_size
@@ -190,16 +190,16 @@ def _look(settings: Settings, source: Source, mapping: Mapping[str, str], time_f
                 accept_bool=settings.accept_bool,
                 time_format=time_format,
             )
-            look = reader.look(plan)
-    if source.points is not None and look.rows != source.points:
+            validation = reader.validate(plan)
+    if source.points is not None and validation.rows != source.points:
         raise StoreCorrupt(
-            f"{source.path} has {counted(look.rows, 'point')}, but its manifest says {source.points:,}; "
+            f"{source.path} has {counted(validation.rows, 'point')}, but its manifest says {source.points:,}; "
             "nothing was stored",
             path=source.path,
         )
     if plan.ignored:
         log.warning("%s: not read: the columns %s", source.path, ", ".join(map(repr, plan.ignored)))
-    return _Looked(source, plan, look, size, verified)
+    return _Validated(source, plan, validation, size, verified)
 
 
 class _Job:
@@ -229,20 +229,20 @@ class _Job:
         self._overlaps = False
         self.counts = _Counts()
 
-    def run(self, looked: _Looked) -> None:
+    def run(self, file: _Validated) -> None:
         """Store all rows of a file. An error has a note that says what was stored before it."""
-        time = looked.plan.types.get("timestamp")
+        time = file.plan.types.get("timestamp")
         plain = time is not None and time.family in ("integer", "float")
-        self._numbers = looked.plan.columns["timestamp"] if plain else None
-        self._unit = _UNITS[looked.plan.us_per_count]
+        self._numbers = file.plan.columns["timestamp"] if plain else None
+        self._unit = _UNITS[file.plan.us_per_count]
         try:
             with (
-                looked.source.opened() as descriptor,
-                _opened(self._handle.settings, looked.source, descriptor) as reader,
+                file.source.opened() as descriptor,
+                _opened(self._handle.settings, file.source, descriptor) as reader,
             ):
-                pages = reader.pages(looked.plan, looked.look)
+                pages = reader.pages(file.plan, file.validation)
                 while (first := next(pages, None)) is not None:
-                    self._write(chain([first], islice(pages, _MOST_PAGES - 1)), looked.source)
+                    self._write(chain([first], islice(pages, _MOST_PAGES - 1)), file.source)
         except HoldfastError as error:
             if self.counts.stored:
                 error.add_note(
@@ -293,19 +293,19 @@ class _Job:
         if page.nulls:
             self._note(source, f"{counted(page.nulls, 'row')} without a sensor, a metric or a time")
         if self._dry_run and not self._overlaps:
-            self._look_for_overlaps(page, source)
+            self._warn_of_overlaps(page, source)
         refused = self._leave_out_other_kinds(page, source)
         duplicates = page.duplicates()
         rows = page.rows - page.nulls - refused - duplicates
-        stood = self._present(page) if rows and self._on_conflict == "keep" else 0
+        already = self._present(page) if rows and self._on_conflict == "keep" else 0
         counts.refused += refused
         counts.duplicates += duplicates
-        counts.present += stood
-        self._under_way += max(0, rows - stood)
+        counts.present += already
+        self._under_way += max(0, rows - already)
         self._progress(counts.read, self._total)
-        return rows > stood
+        return rows > already
 
-    def _look_for_overlaps(self, page: ReadPage, source: Source) -> None:
+    def _warn_of_overlaps(self, page: ReadPage, source: Source) -> None:
         """Warn once that points which occur twice in the input are counted twice here, as nothing is stored."""
         for group in page.groups:
             spans = self._spans.setdefault(group.pair, [])

@@ -130,7 +130,7 @@ def _input_of(file: str | os.PathLike[str] | Input, stack: ExitStack) -> Input:
 
 def _run(passes: _Passes, inputs: Sequence[Input], *, strict: bool) -> list[IngestedFile]:
     for given in inputs:
-        if given.look() == "parquet":
+        if given.detect() == "parquet":
             passes.mapping_of(given)
     if strict:
         checked = [passes.run(given, check_only=True) for given in inputs]
@@ -173,7 +173,7 @@ class _Passes:
     def run(self, given: Input, *, check_only: bool) -> IngestedFile:
         """Read one file. An error that does not name it gets a note that does."""
         try:
-            if given.look() == "parquet":
+            if given.detect() == "parquet":
                 return self._run_parquet(given, check_only=check_only)
             return self._run_text(given, self.check if check_only else self.write, again=check_only)
         except InvalidFile as error:

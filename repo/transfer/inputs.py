@@ -84,7 +84,7 @@ class Input:
             # Such as a pipe, which can be read only once.
             self._stream, self._is_ours = _opened(Path(file)), True
 
-    def look(self) -> Form | None:
+    def detect(self) -> Form | None:
         """Return the format and check that it can be opened; None for a stream of text, which `opened` detects.
 
         Raises `InvalidFile` for unreadable input, Parquet in a stream, and compressed Parquet.

@@ -57,7 +57,7 @@ STEPS = {
         "repo.transfer.exporter:put",
     ),
     "import": (
-        "repo.transfer.importer:_look",
+        "repo.transfer.importer:_validate",
         "repo.transfer.importer:_Job:_wants",
         "repo.core.writer:Writer:commit",
         "repo.core.flush:Flusher:commit",

@@ -54,9 +54,9 @@ def test_with_duckdb_and_without_a_page_tells_the_same(tmp_path: Path) -> None:
     found = []
     for duckdb in (True, False):
         with opened(file, duckdb) as (reader, plan):
-            look = reader.look(plan)
-            [page] = reader.pages(plan, look)
-            found.append([look.rows, sorted(page.groups, key=repr), told_of(page)])
+            validation = reader.validate(plan)
+            [page] = reader.pages(plan, validation)
+            found.append([validation.rows, sorted(page.groups, key=repr), told_of(page)])
             found[-1] += [page.leave_out([(("s", "m"), True), (("ü", "m"), False)]), told_of(page)]
     assert found[0] == found[1]
     assert found[0][0] == 11
@@ -68,6 +68,6 @@ def test_pages_of_long_lines_have_few_rows(tmp_path: Path) -> None:
     file = write(tmp_path / "a.ndjson", *[{"metadata": {"x": "y" * 4_000}}] * 12_000)
     for duckdb in (True, False):
         with opened(file, duckdb) as (reader, plan):
-            sizes = [page.rows for page in reader.pages(plan, reader.look(plan))]
+            sizes = [page.rows for page in reader.pages(plan, reader.validate(plan))]
         assert sum(sizes) == 12_000
         assert max(sizes) < 9_000 if duckdb else max(sizes) < 3_200

@@ -38,9 +38,9 @@ def opened(path: Path, tool: str, time_format: str = "unix") -> Iterator[tuple[F
 def found(path: Path, tool: str, time_format: str = "unix") -> Any:
     """Return all that a reader tells, in a form that can be compared."""
     with opened(path, tool, time_format) as (reader, plan):
-        look = reader.look(plan)
-        told: list[Any] = [plan.ignored, look.rows]
-        for page in reader.pages(plan, look):
+        validation = reader.validate(plan)
+        told: list[Any] = [plan.ignored, validation.rows]
+        for page in reader.pages(plan, validation):
             told += [
                 page.rows,
                 page.nulls,
@@ -129,7 +129,7 @@ def test_readings_of_the_other_kind_can_be_left_out(tmp_path: Path, tool: str) -
     )
     pq.write_table(table, tmp_path / "a.parquet")
     with opened(tmp_path / "a.parquet", tool) as (reader, plan):
-        [page] = reader.pages(plan, reader.look(plan))
+        [page] = reader.pages(plan, reader.validate(plan))
         assert page.leave_out([(("s", "m"), True)]) == 1
         assert [row["timestamp_us"] for row in pa.table(page.table()).to_pylist()] == [1, 3]
 

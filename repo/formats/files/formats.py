@@ -17,9 +17,9 @@ __all__ = [
     "FileReader",
     "FileWriter",
     "Group",
-    "Look",
     "Pages",
     "ReadPage",
+    "Validation",
     "WrittenPage",
 ]
 
@@ -124,7 +124,7 @@ class ReadPage(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Validation:
     """The result of validating a whole file."""
 
     rows: int
@@ -138,8 +138,8 @@ class FileReader(Protocol):
     def types(self) -> dict[str, ColumnType]:
         """Return the top-level columns and their types."""
 
-    def look(self, plan: Plan) -> Look:
+    def validate(self, plan: Plan) -> Validation:
         """Decode everything in the plan, which detects damage."""
 
-    def pages(self, plan: Plan, look: Look) -> Iterator[ReadPage]:
-        """Yield all rows in order; each page is valid until the next. `look` is the validation of the same file."""
+    def pages(self, plan: Plan, validation: Validation) -> Iterator[ReadPage]:
+        """Yield all rows in order; each page is valid until the next. `validation` is of the same file."""

@@ -19,7 +19,16 @@ from repo.durable import digest
 from repo.errors import InvalidFile
 from repo.formats.arrays.streams import Page
 from repo.formats.compression import unpacked
-from repo.formats.files.formats import PAGE_BYTES, PAGE_ROWS, Bounds, FileFacts, Group, Look, Pages, ReadPage
+from repo.formats.files.formats import (
+    PAGE_BYTES,
+    PAGE_ROWS,
+    Bounds,
+    FileFacts,
+    Group,
+    Pages,
+    ReadPage,
+    Validation,
+)
 from repo.formats.files.mapping import ColumnType, Plan
 from repo.formats.lines import Objects
 from repo.formats.ndjson_lines import StoredRow, lines_of, stored_row
@@ -89,11 +98,11 @@ class NdjsonReader:
         """See `FileReader`; the columns of the format."""
         return dict(_TYPES)
 
-    def look(self, plan: Plan) -> Look:  # noqa: ARG002  there is only one format
+    def validate(self, plan: Plan) -> Validation:  # noqa: ARG002  there is only one format
         """See `FileReader`."""
-        return Look(sum(map(len, self._batches(_BATCH_ROWS, _BATCH_CHARS))))
+        return Validation(sum(map(len, self._batches(_BATCH_ROWS, _BATCH_CHARS))))
 
-    def pages(self, plan: Plan, look: Look) -> Iterator[ReadPage]:  # noqa: ARG002
+    def pages(self, plan: Plan, validation: Validation) -> Iterator[ReadPage]:  # noqa: ARG002
         """See `FileReader`."""
         if self._base is None:
             yield from map(PlainPage, self._batches(PAGE_ROWS // 4, PAGE_BYTES // 2))

@@ -24,7 +24,7 @@ from repo.formats.arrays.scan import Group as Found
 from repo.formats.arrays.scan import scan
 from repo.formats.arrays.streams import Chain, Page, take_page
 from repo.formats.arrays.tables import Held
-from repo.formats.files.formats import PAGE_BYTES, PAGE_ROWS, FileFacts, Group, Look, Pages
+from repo.formats.files.formats import PAGE_BYTES, PAGE_ROWS, FileFacts, Group, Pages, Validation
 from repo.formats.files.mapping import ColumnType, Plan
 from repo.formats.files.parquet import ROW_GROUP_ROWS
 from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
@@ -188,7 +188,7 @@ class DuckDBReader:
             if name != "file_row_number"  # DuckDB's own
         }
 
-    def look(self, plan: Plan) -> Look:
+    def validate(self, plan: Plan) -> Validation:
         """See `FileReader`."""
         columns = [_quoted(column) for column in plan.columns.values()]
         # Hashes need every value, whereas a minimum would come from the file's statistics.
@@ -202,11 +202,11 @@ class DuckDBReader:
                 f"SELECT count(*), coalesce(sum({texts}), 0)::BIGINT, bit_xor(hash({', '.join(columns)})) "
                 f"FROM {self._source}"
             ).fetchall()
-        return Look(int(rows), 64 + text_bytes // max(rows, 1))
+        return Validation(int(rows), 64 + text_bytes // max(rows, 1))
 
-    def pages(self, plan: Plan, look: Look) -> Iterator[DuckDBPage]:
+    def pages(self, plan: Plan, validation: Validation) -> Iterator[DuckDBPage]:
         """See `FileReader`."""
-        fitting = max(1, min(PAGE_ROWS, PAGE_BYTES // look.row_bytes))
+        fitting = max(1, min(PAGE_ROWS, PAGE_BYTES // validation.row_bytes))
         # Full row groups of DuckDB: a partial one would be compressed again at each checkpoint.
         page_rows = fitting - fitting % ROW_GROUP_ROWS or fitting
         with self._naming():
@@ -225,11 +225,11 @@ class DuckDBReader:
 
         with ThreadPoolExecutor(1, "holdfast-page") as beside:
             ahead: Future[DuckDBPage] | None = None
-            for number in range(-(-look.rows // page_rows)):
+            for number in range(-(-validation.rows // page_rows)):
                 with self._naming():
                     current = page(number) if ahead is None else ahead.result()
                 # The next page is inspected while this one is stored; two copies would not fit into memory.
-                last = (number + 1) * page_rows >= look.rows
+                last = (number + 1) * page_rows >= validation.rows
                 ahead = None if last or current.is_copy else beside.submit(page, number + 1)
                 yield current
                 current.drop()

@@ -16,7 +16,7 @@ from repo.durable import digest
 from repo.errors import InvalidFile
 from repo.fields import EXACT_INT
 from repo.formats.arrays.streams import Page
-from repo.formats.files.formats import PAGE_BYTES, PAGE_ROWS, Bounds, FileFacts, Group, Look, Pages
+from repo.formats.files.formats import PAGE_BYTES, PAGE_ROWS, Bounds, FileFacts, Group, Pages, Validation
 from repo.formats.files.mapping import ColumnType, Plan
 from repo.formats.files.parquet import ROW_GROUP_ROWS
 from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
@@ -108,7 +108,7 @@ class PyArrowReader:
                 for field in self._file.schema_arrow
             }
 
-    def look(self, plan: Plan) -> Look:
+    def validate(self, plan: Plan) -> Validation:
         """See `FileReader`."""
         rows = size = 0
         for column in plan.columns.values():
@@ -122,12 +122,12 @@ class PyArrowReader:
             raise InvalidFile(
                 f"{self._path} is damaged: it has only {rows:,} of its {expected:,} rows", path=self._path
             )
-        return Look(rows, size // max(rows, 1))
+        return Validation(rows, size // max(rows, 1))
 
-    def pages(self, plan: Plan, look: Look) -> Iterator[ArrowPage]:
+    def pages(self, plan: Plan, validation: Validation) -> Iterator[ArrowPage]:
         """See `FileReader`."""
         batches = self._batches(plan)
-        most_rows = min(PAGE_ROWS // 4, PAGE_BYTES // max(look.row_bytes, 1))
+        most_rows = min(PAGE_ROWS // 4, PAGE_BYTES // max(validation.row_bytes, 1))
         while True:
             held: list[pa.RecordBatch] = []
             rows = size = 0
