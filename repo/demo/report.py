@@ -15,14 +15,14 @@ _WHAT, _CELL = 40, 15
 
 
 def heading(seed: int, rate: float) -> str:
-    """Describe what the demo is going to do."""
+    """Describe what the demo will do."""
     return "\n".join(
         (
             f"Holdfast demo, seed {seed}",
             "",
             *textwrap.wrap(
-                f"A site of 12 wells writes {rate:,.0f} points/s while its link is down. The writing process is "
-                "killed, and later the sending one. The receiver is a third process, with a database of its own.",
+                f"A site of 12 wells writes {rate:,.0f} points/s while its link is down. The demo kills the writer, "
+                "and later the sender. The receiver is a third process with its own database.",
                 WIDTH,
             ),
             "",
@@ -41,7 +41,7 @@ def table(result: DemoResult) -> str:
     rule = "-" * WIDTH
     lines = [
         "",
-        f"{'what has to hold':<{_WHAT}}{'site and store':>{_CELL}}{'receiver':>{_CELL}}     holds",
+        f"{'check':<{_WHAT}}{'site and store':>{_CELL}}{'receiver':>{_CELL}}    passed",
         rule,
     ]
     lines += [
@@ -52,24 +52,24 @@ def table(result: DemoResult) -> str:
     points = max(1, figures.arrived_points)
     lines += [
         rule,
-        f"written   {figures.written_points_per_s:,.0f} points/s of {result.rate:,.0f} that came, "
+        f"written   {figures.written_points_per_s:,.0f} of {result.rate:,.0f} points/s, "
         "durable when the call returned",
-        f"drained   {figures.drained_points_per_s:,.0f} points/s: read, sent, stored there and confirmed",
+        f"drained   {figures.drained_points_per_s:,.0f} points/s: read, sent, stored and confirmed",
         f"backlog   {figures.backlog_points:,} points in {figures.backlog_cleared_s:.1f} s, "
-        "the killed sender's restart included",
-        f"size      {figures.store_bytes / points:.0f} bytes a point in the store ({result.engine}), "
-        f"{figures.wire_bytes / points:.0f} on the wire, {figures.receiver_bytes / points:.0f} there",
-        f"wall      {figures.wall_s:.1f} s",
+        "including the restart of the sender",
+        f"size      bytes/point: {figures.store_bytes / points:.0f} stored ({result.engine}), "
+        f"{figures.wire_bytes / points:.0f} on the wire, {figures.receiver_bytes / points:.0f} at the receiver",
+        f"total     {figures.wall_s:.1f} s",
     ]
     if result.ok:
-        verdict = "Everything holds."
+        verdict = "All checks passed."
     else:
         failed = [check.what for check in result.checks if not check.holds]
-        verdict = textwrap.fill(f"NOT ALL HOLDS: {'; '.join(failed)}.", WIDTH)
+        verdict = textwrap.fill(f"FAILED: {'; '.join(failed)}.", WIDTH)
     return "\n".join([*lines, "", verdict])
 
 
 def plot(result: DemoResult) -> str:
-    """Draw the points that were acknowledged and that arrived, over time."""
-    title = f"{'points':<{WIDTH - 35}}.  acknowledged here   #  arrived"
+    """Draw the numbers of acknowledged and of arrived points over time."""
+    title = f"{'points':<{WIDTH - 30}}.  acknowledged   #  arrived"
     return chart({".": result.acknowledged, "#": result.arrived}, title=title, width=WIDTH, rows=_PLOT_ROWS)

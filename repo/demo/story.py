@@ -31,7 +31,7 @@ __all__ = ["Check", "DemoResult", "Figures", "Story"]
 
 WRITER_DIES_AT = 0.4
 LINK_RETURNS_AT = 0.75
-"""Fractions of all points that are acknowledged by then."""
+"""Fractions of all points that are acknowledged at that time."""
 
 SENDER_DIES_AFTER = 3
 """Receipts."""
@@ -109,10 +109,10 @@ class Story:
     ) -> None:
         if not (seconds > 0 and rate > 0 and 1_000 <= seconds * rate <= 10_000_000):
             raise InvalidSettings(
-                f"the demo writes {seconds!r} s at {rate!r} points/s: make it 1,000 to 10,000,000 points in all"
+                f"{seconds!r} s at {rate!r} points/s: the demo needs 1,000 to 10,000,000 points in total"
             )
         if folder.exists() and any(folder.iterdir()):
-            raise InvalidSettings(f"{folder} is not empty; the demo needs a folder of its own", path=folder)
+            raise InvalidSettings(f"{folder} is not empty; give a new or empty folder", path=folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._store_path = folder / "store"
@@ -137,92 +137,92 @@ class Story:
             for child in self._children:
                 child.stop()
 
-    # --- the play -------------------------------------------------------------------------------------
+    # --- the run --------------------------------------------------------------------------------------
 
     def _play(self) -> DemoResult:
         heard = self._heard
         receiver = self._start("receiver", "receiver", str(self._receiver_path))
-        self._until("the receiver is there", lambda: "receiver" in heard.ready)
+        self._until("the receiver is ready", lambda: "receiver" in heard.ready)
         url = heard.ready["receiver"]["url"]
-        self._tell("the link is down: the receiver's port refuses connections")
+        self._report("the link is down: the receiver's port refuses connections")
 
         writer = self._start_writer("writer", 0)
         sender = self._start_sender("sender", url, "--hold-after", str(SENDER_DIES_AFTER))
-        self._tell(f"the writer writes {self._rate:,.0f} points/s; the sender tries in vain")
+        self._report(f"the writer writes {self._rate:,.0f} points/s; the sender cannot connect")
 
         self._until("writing has begun", lambda: heard.points >= WRITER_DIES_AT * self._points)
         time.sleep(random.uniform(0, 0.02))  # noqa: S311  anywhere in a write, or between two
         writer_killed = writer.kill()
         self._hear_all()
         before_kill = heard.points
-        self._tell(f"SIGKILL to the writer, when {before_kill:,} points are acknowledged")
+        self._report(f"SIGKILL to the writer, after {before_kill:,} acknowledged points")
         writer = self._start_writer("second writer", heard.tick)
-        self._tell("a second writer goes on")
+        self._report("a second writer continues")
 
-        self._until("the backlog is there", lambda: heard.points >= LINK_RETURNS_AT * self._points)
+        self._until("there is a backlog", lambda: heard.points >= LINK_RETURNS_AT * self._points)
         failed_tries, too_early = heard.failed_tries, heard.arrived
         link_s, backlog = time.monotonic(), heard.points
         receiver.order("listen")
-        self._tell(f"the link is back; {backlog:,} points wait, and the writer goes on")
+        self._report(f"the link is up; {backlog:,} points are waiting, and the writer continues")
 
-        self._until("the sender holds a receipt", lambda: heard.held is not None)
+        self._until("the sender has a receipt", lambda: heard.held is not None)
         sender_killed = sender.kill()
         self._hear_all()
         held = BatchKey.parse((heard.held or {})["key"])
         cursor = self._status().sinks[0].confirmed_seq
-        self._tell(
-            f"SIGKILL to the sender, with a receipt through seq {held.last_seq:,} and its cursor "
-            f"at {cursor:,}: between the receipt and the cursor's commit"
+        self._report(
+            f"SIGKILL to the sender between the receipt (seq {held.last_seq:,}) and the commit of its cursor "
+            f"(seq {cursor:,})"
         )
         sender = self._start_sender("second sender", url)
         self._until("the backlog has arrived", lambda: heard.arrived >= backlog)
         cleared_s = heard.arrivals[-1][0] - link_s
-        self._tell(f"the backlog has arrived; repeats dropped by their key: {heard.repeats}")
+        self._report(f"the backlog has arrived; repeated batches dropped by key: {heard.repeats}")
 
         self._until("the writer has finished", lambda: "second writer" in heard.finished)
         writer.wait()
         sender.order("finish")
         self._until("the sender has finished", lambda: "second sender" in heard.finished)
         sender.wait()
-        self._tell("the writer has finished, and the sender has sent the rest")
+        self._report("the writer has finished, and the sender has sent the rest")
 
         receiver.order("report")
-        self._until("the receiver reports", lambda: heard.report is not None)
+        self._until("the receiver has reported", lambda: heard.report is not None)
         report = heard.report or {}
-        status, stored, stored_sha256 = self._look_into_the_store()
+        status, stored, stored_sha256 = self._read_store()
         missing, different = self._compare()
-        self._tell("both sides are counted and compared")
+        self._report("both sides have been counted and compared")
         left = status.sinks[0].behind
         checks = (
             _equal("acknowledged / arrived", heard.points, report["points"]),
             _equal("in the store / arrived", stored, report["points"]),
             Check(
-                "missing / with another value",
+                "missing / different points",
                 "",
                 f"{missing:,} / {different:,}",
                 (missing, different, heard.tick) == (0, 0, self._end),
             ),
             Check("acknowledged when the writer was killed", f"{before_kill:,}", "", writer_killed),
             Check(
-                "tries / arrivals while the link was down",
+                "attempts / arrivals with the link down",
                 f"{failed_tries:,}",
                 f"{too_early:,}",
                 failed_tries > 0 and too_early == 0,
             ),
             Check(
-                "cursor / receipt at the sender's kill",
+                "cursor / receipt when sender was killed",
                 f"{cursor:,}",
                 f"{held.last_seq:,}",
                 sender_killed and cursor == held.first_seq - 1,
             ),
             Check(
-                "repeats of that batch, dropped by key",
+                "repeats of that batch dropped by key",
                 "",
                 f"{report['repeated_batches']:,}",
                 report["repeated_keys"] == [str(held)] and report["repeated_batches"] == 1,
             ),
             Check(
-                "points out of order / batches missing",
+                "points out of order / missing batches",
                 "",
                 f"{report['out_of_order']:,} / {report['holes']:,}",
                 report["out_of_order"] == 0 and report["holes"] == 0,
@@ -270,7 +270,7 @@ class Story:
         child = self._start(
             name, "writer", str(self._store_path), *(str(part) for pair in options.items() for part in pair)
         )
-        self._until(f"the {name} is there", lambda: name in self._heard.ready)
+        self._until(f"the {name} is ready", lambda: name in self._heard.ready)
         return child
 
     def _start_sender(self, name: str, url: str, *more: str) -> Child:
@@ -278,7 +278,7 @@ class Story:
             name, "sender", str(self._store_path), url, "--batch-points", str(self._batch_points), *more
         )
 
-    def _tell(self, what: str) -> None:
+    def _report(self, what: str) -> None:
         at_s = time.monotonic() - self._start_s
         self._events.append((at_s, what))
         self._on_event(at_s, what)
@@ -290,7 +290,9 @@ class Story:
                 message = self._inbox.get(timeout=max(0.0, deadline_s - time.monotonic()))
             except queue.Empty:
                 raise DemoFailed(
-                    f"waited {self._patience_s:.0f} s in vain until {what}", path=self._folder
+                    f"the demo gave up waiting until {what}, after {self._patience_s:.0f} s; see the logs in "
+                    f"{self._folder}",
+                    path=self._folder,
                 ) from None
             self._heard.note(message)
 
@@ -307,8 +309,8 @@ class Story:
         with self._open() as store:
             return store.status()
 
-    def _look_into_the_store(self) -> tuple[Status, int, str]:
-        """Return its status after a checkpoint, its number of points, and their checksum in order of seq."""
+    def _read_store(self) -> tuple[Status, int, str]:
+        """Return the store's status after a checkpoint, its number of points, and their checksum in order of seq."""
         count = 0
 
         def counted(points: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

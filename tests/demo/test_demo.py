@@ -177,10 +177,10 @@ def _result(*, holds: bool) -> DemoResult:
 
 def test_what_does_not_hold_is_said_loudly() -> None:
     assert _result(holds=True).ok
-    assert table(_result(holds=True)).endswith("Everything holds.")
+    assert table(_result(holds=True)).endswith("All checks passed.")
     failed = _result(holds=False)
     assert not failed.ok
-    assert "NOT ALL HOLDS: acknowledged / arrived." in table(failed)
+    assert "FAILED: acknowledged / arrived." in table(failed)
     assert not failed.as_dict()["ok"]
 
 
