@@ -295,9 +295,9 @@ class Store:
         the delete is applied later, and `points` in the report is None. Records are dropped before points: an error at
         the second step leaves the first one done. `shrink` returns the space to the disk.
         """
-        from repo.upkeep.cleanup import Scope, cleanup
+        from repo.upkeep.cleanup import CleanupScope, cleanup
 
-        scope = Scope.of(
+        scope = CleanupScope.of(
             self._handle,
             points=points,
             records=records,

@@ -23,7 +23,7 @@ from repo.engines.registry import duckdb_is_installed
 from repo.errors import InvalidFile, InvalidQuery, file_typed
 from repo.formats.arrays.streams import Page, take_page
 from repo.formats.files.bundle import DAY_US, FIRST_DAY, LAST_DAY, combined, day_path, drafting
-from repo.formats.files.formats import FileFacts, FileWriter, Pages, WrittenPage
+from repo.formats.files.formats import FileFacts, FileWriter, WrittenPage, WrittenPages
 from repo.formats.files.ndjson import ENDING, NdjsonWriter
 from repo.formats.files.parquet import COMPRESSIONS, note_of, writer_here
 from repo.queries.selection import Selection, Summary
@@ -182,7 +182,7 @@ class _Job:
 
     def _write(self, descriptor: int, start_us: int, end_us: int) -> FileFacts:
         with closing(_ahead(self._slices.pages(start_us, end_us))) as pages:
-            found = Pages(self._slices.series, self._slices.count(start_us, end_us), pages)
+            found = WrittenPages(self._slices.series, self._slices.count(start_us, end_us), pages)
             return self._form.writer.write(
                 descriptor, found, compression=self._form.compression, note=self._note
             )

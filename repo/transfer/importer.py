@@ -23,7 +23,7 @@ from repo.errors import HoldfastError, InvalidQuery, Refusal, StoreCorrupt, coun
 from repo.formats.arrays.tables import Held, HeldPages
 from repo.formats.compression import packing_of
 from repo.formats.files.formats import FileReader, ReadPage, Validation
-from repo.formats.files.mapping import Plan, check_mapping, plan_of
+from repo.formats.files.mapping import ReadPlan, check_mapping, plan_of
 from repo.formats.files.ndjson import opened_ndjson
 from repo.formats.files.parquet import reader_here
 from repo.queries.counts import present
@@ -108,7 +108,7 @@ class Verified:
 @dataclass(slots=True)
 class _Validated:
     source: Source
-    plan: Plan
+    plan: ReadPlan
     validation: Validation
     bytes: int
     verified: bool

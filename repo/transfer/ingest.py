@@ -27,7 +27,7 @@ from repo.errors import (
 )
 from repo.formats.compression import plain_name
 from repo.formats.text.csv import read_csv
-from repo.formats.text.layout import Chunk, Layout, Rejected
+from repo.formats.text.layout import Layout, ReadingChunk, Rejected
 from repo.formats.text.ndjson import read_ndjson
 from repo.repositories.points import Written
 from repo.repositories.series import SeriesRepository
@@ -318,7 +318,7 @@ class _Passes:
             self._kinds.setdefault((sensor, metric), kind)
 
     @staticmethod
-    def _sift(chunk: Chunk, refusals: Iterable[Refusal]) -> None:
+    def _sift(chunk: ReadingChunk, refusals: Iterable[Refusal]) -> None:
         """Move rows from the accepted ones to the rejected ones."""
         refusals = list(refusals)
         if not refusals:

@@ -16,7 +16,7 @@ from repo.repositories.records import RecordExtent, RecordRepository, RecordScop
 from repo.repositories.sinks import SinkRepository
 from repo.upkeep.usage import measure
 
-__all__ = ["Cleaned", "Scope", "cleanup"]
+__all__ = ["Cleaned", "CleanupScope", "cleanup"]
 
 log = logging.getLogger("holdfast.cleaning")
 
@@ -50,7 +50,7 @@ class Cleaned:
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class CleanupScope:
     """The selected points and records; None for no points, or no records."""
 
     points: Selection | None
@@ -72,7 +72,7 @@ class Scope:
         end: Time,
         min_retries: int | None,
         everything: bool,
-    ) -> Scope:
+    ) -> CleanupScope:
         """Check a caller's arguments; raises `InvalidQuery` for a selection that contradicts itself or is missing."""
         if not points and not records:
             raise InvalidQuery("neither points nor records are selected; set points or records")
@@ -104,12 +104,12 @@ class Scope:
         )
 
 
-def cleanup(handle: Handle, scope: Scope, *, dry_run: bool) -> Cleaned:
+def cleanup(handle: Handle, scope: CleanupScope, *, dry_run: bool) -> Cleaned:
     """See `Store.cleanup`."""
     return _counted(handle, scope) if dry_run else _dropped(handle, scope)
 
 
-def _counted(handle: Handle, scope: Scope) -> Cleaned:
+def _counted(handle: Handle, scope: CleanupScope) -> Cleaned:
     """Count the selected points and records. Raises `StoreBusy`, `EngineMissing`."""
     series: list[SeriesExtent] = []
     point_bytes = 0
@@ -134,7 +134,7 @@ def _counted(handle: Handle, scope: Scope) -> Cleaned:
     )
 
 
-def _dropped(handle: Handle, scope: Scope) -> Cleaned:
+def _dropped(handle: Handle, scope: CleanupScope) -> Cleaned:
     """Delete the selected points and records."""
     before = None
     try:

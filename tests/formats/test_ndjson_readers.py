@@ -12,14 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from repo.formats.files.mapping import Plan, plan_of
+from repo.formats.files.mapping import ReadPlan, plan_of
 from repo.formats.files.ndjson import NdjsonReader, opened_ndjson
 
 pytestmark = pytest.mark.duckdb
 
 
 @contextmanager
-def opened(path: Path, duckdb: bool) -> Iterator[tuple[NdjsonReader, Plan]]:
+def opened(path: Path, duckdb: bool) -> Iterator[tuple[NdjsonReader, ReadPlan]]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with opened_ndjson(descriptor, path, 128_000_000, duckdb=duckdb) as reader:

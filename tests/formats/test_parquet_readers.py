@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from repo import InvalidFile
-from repo.formats.files.formats import FileReader, Pages
-from repo.formats.files.mapping import Plan, plan_of
+from repo.formats.files.formats import FileReader, WrittenPages
+from repo.formats.files.mapping import ReadPlan, plan_of
 from repo.formats.files.parquet import reader_here
 from repo.formats.files.parquet_duckdb import DuckDBWriter
 from repo.formats.files.parquet_pyarrow import PyArrowWriter
@@ -26,7 +26,7 @@ DAY_US = 86_400_000_000
 
 
 @contextmanager
-def opened(path: Path, tool: str, time_format: str = "unix") -> Iterator[tuple[FileReader, Plan]]:
+def opened(path: Path, tool: str, time_format: str = "unix") -> Iterator[tuple[FileReader, ReadPlan]]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with reader_here(descriptor, path, LIMIT, duckdb=tool == "duckdb") as reader:
@@ -134,13 +134,13 @@ def test_readings_of_the_other_kind_can_be_left_out(tmp_path: Path, tool: str) -
         assert [row["timestamp_us"] for row in pa.table(page.table()).to_pylist()] == [1, 3]
 
 
-def pages_of(count: int, seed: int) -> Pages:
+def pages_of(count: int, seed: int) -> WrittenPages:
     chance = random.Random(seed)
     rows = [
         (f"s{n % 7}", "m", n * 1000, chance.gauss(20, 3), None, 100, '{"a":1}' if n % 5 else None, n)
         for n in range(count)
     ]
-    return Pages([(f"s{n}", "m") for n in range(7)], count, [rows])
+    return WrittenPages([(f"s{n}", "m") for n in range(7)], count, [rows])
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -181,7 +181,7 @@ def test_pyarrow_finds_every_flip_in_the_pages_that_it_wrote(tmp_path: Path, see
 def test_long_texts_are_encoded_in_smaller_groups(tmp_path: Path) -> None:
     rows = [("s", "m", n, None, str(n) * 2_000, 100, None, n) for n in range(3_000)]
     with (tmp_path / "a.parquet").open("w+b") as stream:
-        pages = Pages([("s", "m")], len(rows), [rows])
+        pages = WrittenPages([("s", "m")], len(rows), [rows])
         DuckDBWriter(LIMIT).write(stream.fileno(), pages, compression="zstd", note="{}")
     written = pq.ParquetFile(tmp_path / "a.parquet")
     assert written.metadata.num_row_groups > 1
@@ -193,7 +193,7 @@ def test_names_come_as_dictionaries_where_a_reader_wants_these(tmp_path: Path) -
     rows = [(*pair, n, 1.0, None, 100, None, n) for pair in series for n in range(2_048)]
     with (tmp_path / "a.parquet").open("w+b") as stream:
         DuckDBWriter(LIMIT).write(
-            stream.fileno(), Pages(series, 2_048, [rows]), compression="zstd", note="{}"
+            stream.fileno(), WrittenPages(series, 2_048, [rows]), compression="zstd", note="{}"
         )
     written = pq.ParquetFile(tmp_path / "a.parquet", read_dictionary=["sensor_id", "metric_name"])
     assert written.metadata.num_row_groups == 5

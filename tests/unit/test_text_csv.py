@@ -14,16 +14,16 @@ import pytest
 
 from repo.errors import InvalidFile, InvalidSettings
 from repo.formats.text.csv import read_csv
-from repo.formats.text.layout import Chunk, Layout, Rejected
+from repo.formats.text.layout import Layout, ReadingChunk, Rejected
 from repo.values import check_rows
 
 LONG = "sensor_id,metric_name,timestamp,value\n"
 WIDE = "timestamp,pressure,flow\n"
 
 
-def whole(text: str, **layout: Any) -> Chunk:
+def whole(text: str, **layout: Any) -> ReadingChunk:
     """The only chunk of a small file."""
-    merged = Chunk()
+    merged = ReadingChunk()
     for chunk in read_csv(io.StringIO(text, newline=""), Layout(**layout)):
         merged.rows += chunk.rows
         merged.lines += chunk.lines

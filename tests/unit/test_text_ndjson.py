@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 
 from repo.errors import InvalidFile, InvalidSettings
-from repo.formats.text.layout import Chunk, Layout
+from repo.formats.text.layout import Layout, ReadingChunk
 from repo.formats.text.ndjson import read_ndjson
 from repo.values import check_rows
 
 DAY = 1_704_067_200  # 2024-01-01
 
 
-def whole(*lines: Any, **layout: Any) -> Chunk:
+def whole(*lines: Any, **layout: Any) -> ReadingChunk:
     """The only chunk of a small file; anything but strings is encoded as JSON."""
     text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
-    merged = Chunk()
+    merged = ReadingChunk()
     for chunk in read_ndjson(io.StringIO(text, newline=""), Layout(**layout)):
         merged.rows += chunk.rows
         merged.lines += chunk.lines

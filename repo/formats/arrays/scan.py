@@ -14,13 +14,13 @@ from repo.errors import InvalidPoint, Refusal
 from repo.fields import DEFAULT_QUALITY, EXACT_INT, QUALITY_RANGE, metadata_json, name_of, text_of
 from repo.times import EXACT_FLOAT_S, MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
 
-__all__ = ["SOURCE", "Group", "Scan", "scan"]
+__all__ = ["SOURCE", "Scan", "ScannedSeries", "scan"]
 
 SOURCE = "holdfast_table"
 """The name under which a chunk is registered with DuckDB; `Scan.select` reads from it."""
 
 
-class Group(NamedTuple):
+class ScannedSeries(NamedTuple):
     """One series in a chunk; `newest` is (value, value_text, quality, metadata) and `place` its row."""
 
     pair: tuple[str, str]
@@ -40,7 +40,7 @@ class Scan(NamedTuple):
     select: str
     """Reads `SOURCE` as the columns of a stored point, without seq, in the order of the rows."""
     rows: int
-    groups: list[Group]
+    groups: list[ScannedSeries]
     unique: bool
     """Whether all identities are distinct."""
 
@@ -98,7 +98,7 @@ def _scanned(connection: Any, *, in_place: bool) -> Scan | None:
             return None
         kind = "number" if numbers else "text" if texts else None
         groups.append(
-            Group(
+            ScannedSeries(
                 (sensor, metric),
                 kind,
                 count,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from repo.formats.arrays.streams import Page
-from repo.formats.files.mapping import ColumnType, Plan
+from repo.formats.files.mapping import ColumnType, ReadPlan
 
 __all__ = [
     "PAGE_BYTES",
@@ -17,10 +17,10 @@ __all__ = [
     "FileReader",
     "FileWriter",
     "Group",
-    "Pages",
     "ReadPage",
     "Validation",
     "WrittenPage",
+    "WrittenPages",
 ]
 
 PAGE_ROWS = 245_760
@@ -33,7 +33,7 @@ series, comes instead of the names."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pages:
+class WrittenPages:
     """Points in order, with what is known about them in advance. They can be iterated once."""
 
     series: Sequence[tuple[str, str]]
@@ -80,7 +80,7 @@ class FileWriter(Protocol):
     columnar: bool
     """Whether it accepts Arrow pages."""
 
-    def write(self, descriptor: int, pages: Pages, *, compression: str, note: str) -> FileFacts:
+    def write(self, descriptor: int, pages: WrittenPages, *, compression: str, note: str) -> FileFacts:
         """Write all pages into an empty file, and return what it then contains.
 
         Memory holds one page, the next page, and one row group. Raises what the pages raise, or OSError.
@@ -138,8 +138,8 @@ class FileReader(Protocol):
     def types(self) -> dict[str, ColumnType]:
         """Return the top-level columns and their types."""
 
-    def validate(self, plan: Plan) -> Validation:
+    def validate(self, plan: ReadPlan) -> Validation:
         """Decode everything in the plan, which detects damage."""
 
-    def pages(self, plan: Plan, validation: Validation) -> Iterator[ReadPage]:
+    def pages(self, plan: ReadPlan, validation: Validation) -> Iterator[ReadPage]:
         """Yield all rows in order; each page is valid until the next. `validation` is of the same file."""

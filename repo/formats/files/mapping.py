@@ -9,7 +9,7 @@ from pathlib import Path
 from repo.errors import InvalidFile, InvalidQuery
 from repo.times import UNIX_EXPONENTS
 
-__all__ = ["FIELDS", "ColumnType", "Plan", "check_mapping", "plan_of"]
+__all__ = ["FIELDS", "ColumnType", "ReadPlan", "check_mapping", "plan_of"]
 
 FIELDS = {
     "sensor_id": ("text",),
@@ -44,7 +44,7 @@ class ColumnType:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ReadPlan:
     """What to read from a file: the column and type of each field. `ignored` has the other columns."""
 
     columns: dict[str, str]
@@ -78,7 +78,7 @@ def plan_of(
     *,
     accept_bool: bool,
     time_format: str = "unix",
-) -> Plan:
+) -> ReadPlan:
     """Assign the columns of a file to the fields; `InvalidFile`, naming it, for a missing column or a wrong type.
 
     `time_format`, one of `UNIX_EXPONENTS`, is the unit of numbers in the column `timestamp`.
@@ -118,7 +118,7 @@ def plan_of(
         columns["value_text"], found["value_text"] = columns.pop("value"), found.pop("value")
     known = {*columns.values(), *FIELDS, *_OURS}
     ignored = tuple(name for name in types if name not in known)
-    return Plan(columns, found, ignored, 10 ** (6 + UNIX_EXPONENTS[time_format]))
+    return ReadPlan(columns, found, ignored, 10 ** (6 + UNIX_EXPONENTS[time_format]))
 
 
 def _listed(types: Mapping[str, ColumnType]) -> str:

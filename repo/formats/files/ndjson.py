@@ -25,11 +25,11 @@ from repo.formats.files.formats import (
     Bounds,
     FileFacts,
     Group,
-    Pages,
     ReadPage,
     Validation,
+    WrittenPages,
 )
-from repo.formats.files.mapping import ColumnType, Plan
+from repo.formats.files.mapping import ColumnType, ReadPlan
 from repo.formats.lines import Objects
 from repo.formats.ndjson_lines import StoredRow, lines_of, stored_row
 from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
@@ -50,7 +50,7 @@ class NdjsonWriter:
 
     columnar = False
 
-    def write(self, descriptor: int, pages: Pages, *, compression: str, note: str) -> FileFacts:  # noqa: ARG002
+    def write(self, descriptor: int, pages: WrittenPages, *, compression: str, note: str) -> FileFacts:  # noqa: ARG002
         """See `FileWriter`. The compression is always gzip, and the note is not written."""
         bounds = Bounds()
         points = 0
@@ -98,11 +98,11 @@ class NdjsonReader:
         """See `FileReader`; the columns of the format."""
         return dict(_TYPES)
 
-    def validate(self, plan: Plan) -> Validation:  # noqa: ARG002  there is only one format
+    def validate(self, plan: ReadPlan) -> Validation:  # noqa: ARG002  there is only one format
         """See `FileReader`."""
         return Validation(sum(map(len, self._batches(_BATCH_ROWS, _BATCH_CHARS))))
 
-    def pages(self, plan: Plan, validation: Validation) -> Iterator[ReadPage]:  # noqa: ARG002
+    def pages(self, plan: ReadPlan, validation: Validation) -> Iterator[ReadPage]:  # noqa: ARG002
         """See `FileReader`."""
         if self._base is None:
             yield from map(PlainPage, self._batches(PAGE_ROWS // 4, PAGE_BYTES // 2))

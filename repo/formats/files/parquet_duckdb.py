@@ -20,12 +20,11 @@ from repo.durable import digest
 from repo.engines.duckdb.driver import open_sandbox, sandbox_path
 from repo.errors import InvalidFile, InvalidPoint
 from repo.fields import EXACT_INT
-from repo.formats.arrays.scan import Group as Found
-from repo.formats.arrays.scan import scan
+from repo.formats.arrays.scan import ScannedSeries, scan
 from repo.formats.arrays.streams import Chain, Page, take_page
 from repo.formats.arrays.tables import Held
-from repo.formats.files.formats import PAGE_BYTES, PAGE_ROWS, FileFacts, Group, Pages, Validation
-from repo.formats.files.mapping import ColumnType, Plan
+from repo.formats.files.formats import PAGE_BYTES, PAGE_ROWS, FileFacts, Group, Validation, WrittenPages
+from repo.formats.files.mapping import ColumnType, ReadPlan
 from repo.formats.files.parquet import ROW_GROUP_ROWS
 from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
 from repo.values import KIND_NUMBER, KIND_TEXT
@@ -59,7 +58,7 @@ class DuckDBWriter:
     def __init__(self, memory_limit_bytes: int) -> None:
         self._memory_limit_bytes = memory_limit_bytes
 
-    def write(self, descriptor: int, pages: Pages, *, compression: str, note: str) -> FileFacts:
+    def write(self, descriptor: int, pages: WrittenPages, *, compression: str, note: str) -> FileFacts:
         """See `FileWriter`."""
         with (
             open_sandbox([descriptor], memory_limit_bytes=self._memory_limit_bytes) as base,
@@ -140,7 +139,7 @@ def _run_aside(base: Any, points: Chain, sql: str) -> None:
             raise
 
 
-def _arrow_pages(pages: Pages, memory_limit_bytes: int) -> Generator[Page]:
+def _arrow_pages(pages: WrittenPages, memory_limit_bytes: int) -> Generator[Page]:
     """Yield pages as Arrow. Rows are converted in a separate database: in the writer's, COPY would keep them all."""
     places = {pair: place for place, pair in enumerate(pages.series)}
     with ExitStack() as stack:
@@ -188,7 +187,7 @@ class DuckDBReader:
             if name != "file_row_number"  # DuckDB's own
         }
 
-    def validate(self, plan: Plan) -> Validation:
+    def validate(self, plan: ReadPlan) -> Validation:
         """See `FileReader`."""
         columns = [_quoted(column) for column in plan.columns.values()]
         # Hashes need every value, whereas a minimum would come from the file's statistics.
@@ -204,7 +203,7 @@ class DuckDBReader:
             ).fetchall()
         return Validation(int(rows), 64 + text_bytes // max(rows, 1))
 
-    def pages(self, plan: Plan, validation: Validation) -> Iterator[DuckDBPage]:
+    def pages(self, plan: ReadPlan, validation: Validation) -> Iterator[DuckDBPage]:
         """See `FileReader`."""
         fitting = max(1, min(PAGE_ROWS, PAGE_BYTES // validation.row_bytes))
         # Full row groups of DuckDB: a partial one would be compressed again at each checkpoint.
@@ -241,7 +240,7 @@ class DuckDBReader:
         ).fetchall()
         return bool(largest <= _MOST_GROUP_ROWS)
 
-    def _has_large_decimals(self, plan: Plan) -> bool:
+    def _has_large_decimals(self, plan: ReadPlan) -> bool:
         """Return whether there are decimals beyond the integers that a float can hold; only some types have them."""
         if "value" not in plan.types or plan.types["value"].family != "decimal":
             return False
@@ -353,14 +352,14 @@ class DuckDBPage:
         return found
 
 
-def _group(found: Found) -> Group:
+def _group(found: ScannedSeries) -> Group:
     """Return the scan result for a series without anything unusual, which therefore has one kind."""
     numbers = found.readings if found.kind == KIND_NUMBER else 0
     texts = found.readings if found.kind == KIND_TEXT else 0
     return Group(found.pair, found.rows, numbers, texts, found.readings, found.first_us, found.last_us)
 
 
-def _selected(plan: Plan, *, as_floats: bool) -> str:
+def _selected(plan: ReadPlan, *, as_floats: bool) -> str:
     """Return the SQL of a stored point's columns. Inconvertible values become a null or an out-of-range time.
 
     Decimals stay unchanged unless `as_floats` is set, so that those that would be rounded are refused.
@@ -392,7 +391,7 @@ def _selected(plan: Plan, *, as_floats: bool) -> str:
     )
 
 
-def _time(plan: Plan) -> str:
+def _time(plan: ReadPlan) -> str:
     """Return the SQL of the time in µs. One beyond 64 bits becomes the largest number, which is refused."""
     if "timestamp_us" in plan.columns:
         return _bounded(_quoted(plan.columns["timestamp_us"]), 1)

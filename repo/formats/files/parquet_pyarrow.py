@@ -16,8 +16,16 @@ from repo.durable import digest
 from repo.errors import InvalidFile
 from repo.fields import EXACT_INT
 from repo.formats.arrays.streams import Page
-from repo.formats.files.formats import PAGE_BYTES, PAGE_ROWS, Bounds, FileFacts, Group, Pages, Validation
-from repo.formats.files.mapping import ColumnType, Plan
+from repo.formats.files.formats import (
+    PAGE_BYTES,
+    PAGE_ROWS,
+    Bounds,
+    FileFacts,
+    Group,
+    Validation,
+    WrittenPages,
+)
+from repo.formats.files.mapping import ColumnType, ReadPlan
 from repo.formats.files.parquet import ROW_GROUP_ROWS
 from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
 
@@ -44,7 +52,7 @@ class PyArrowWriter:
 
     columnar = False
 
-    def write(self, descriptor: int, pages: Pages, *, compression: str, note: str) -> FileFacts:
+    def write(self, descriptor: int, pages: WrittenPages, *, compression: str, note: str) -> FileFacts:
         """See `FileWriter`."""
         bounds = Bounds()
         with (
@@ -108,7 +116,7 @@ class PyArrowReader:
                 for field in self._file.schema_arrow
             }
 
-    def validate(self, plan: Plan) -> Validation:
+    def validate(self, plan: ReadPlan) -> Validation:
         """See `FileReader`."""
         rows = size = 0
         for column in plan.columns.values():
@@ -124,7 +132,7 @@ class PyArrowReader:
             )
         return Validation(rows, size // max(rows, 1))
 
-    def pages(self, plan: Plan, validation: Validation) -> Iterator[ArrowPage]:
+    def pages(self, plan: ReadPlan, validation: Validation) -> Iterator[ArrowPage]:
         """See `FileReader`."""
         batches = self._batches(plan)
         most_rows = min(PAGE_ROWS // 4, PAGE_BYTES // max(validation.row_bytes, 1))
@@ -142,7 +150,7 @@ class PyArrowReader:
                 page = ArrowPage(_stored_form(pa.Table.from_batches(held), plan))
             yield page
 
-    def _batches(self, plan: Plan) -> Iterator[pa.RecordBatch]:
+    def _batches(self, plan: ReadPlan) -> Iterator[pa.RecordBatch]:
         columns = list(dict.fromkeys(plan.columns.values()))
         yield from self._file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False)
 
@@ -231,7 +239,7 @@ def _distinct(table: pa.Table) -> pa.Table:
     return table.select(_IDENTITY).group_by(_IDENTITY).aggregate([])
 
 
-def _stored_form(table: pa.Table, plan: Plan) -> pa.Table:
+def _stored_form(table: pa.Table, plan: ReadPlan) -> pa.Table:
     """Return the columns of a stored point. Inconvertible values become a null or an out-of-range time."""
 
     def column(field: str, missing: pa.DataType) -> Any:
@@ -262,7 +270,7 @@ def _stored_form(table: pa.Table, plan: Plan) -> pa.Table:
     )
 
 
-def _time(table: pa.Table, plan: Plan) -> Any:
+def _time(table: pa.Table, plan: ReadPlan) -> Any:
     if "timestamp_us" in plan.columns:
         return _signed(table[plan.columns["timestamp_us"]])
     column = table[plan.columns["timestamp"]]

@@ -26,15 +26,15 @@ from repo.formats.text.layout import (
     CHUNK_CHARS,
     CHUNK_READINGS,
     SHOWN_CHARS,
-    Chunk,
     Layout,
+    ReadingChunk,
     check_layout,
     seconds_of,
 )
 from repo.formats.text.times import time_reader
 from repo.times import Unfit
 
-__all__ = ["Records", "read_csv"]
+__all__ = ["CsvRecords", "read_csv"]
 
 _MISSING = ("", "NA", "NaN", "null")
 _EXACT_INT = 2.0**53
@@ -44,7 +44,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
 _UNPAIRED = "the line has a quote that is not closed on it"
 
 
-class Records(Lines):
+class CsvRecords(Lines):
     """The records of a text stream, one at a time; `line` is the number, from 1, of the last line read."""
 
     def __init__(self, stream: TextIO, delimiter: str) -> None:
@@ -63,7 +63,7 @@ class Records(Lines):
         finally:
             self._line_was_fed = False
 
-    def __iter__(self) -> Records:
+    def __iter__(self) -> CsvRecords:
         return self
 
     def __next__(self) -> str:
@@ -82,7 +82,7 @@ class Records(Lines):
         return line
 
 
-def read_csv(stream: TextIO, layout: Layout) -> Iterator[Chunk]:
+def read_csv(stream: TextIO, layout: Layout) -> Iterator[ReadingChunk]:
     """Yield the readings of a CSV text in chunks, in the order of the file, in bounded memory.
 
     Open the file with newline="" and, to have undecodable bytes rejected line by line and not the whole file,
@@ -93,7 +93,7 @@ def read_csv(stream: TextIO, layout: Layout) -> Iterator[Chunk]:
     times = time_reader(layout.time_formats, layout.zone, layout.ambiguous)
     delimiter = _checked_delimiter(layout)
     check_layout(layout)
-    return _chunks(Records(stream, delimiter), layout, times)
+    return _chunks(CsvRecords(stream, delimiter), layout, times)
 
 
 def _checked_delimiter(layout: Layout) -> str:
@@ -107,11 +107,11 @@ def _checked_delimiter(layout: Layout) -> str:
     return delimiter
 
 
-def _chunks(records: Records, layout: Layout, times: Callable[[str], int]) -> Iterator[Chunk]:
+def _chunks(records: CsvRecords, layout: Layout, times: Callable[[str], int]) -> Iterator[ReadingChunk]:
     columns = _read_header(records, layout)
     take = _Lines(layout, columns, times).take
     width = columns.width
-    chunk, through = Chunk(), CHUNK_CHARS
+    chunk, through = ReadingChunk(), CHUNK_CHARS
     while True:
         try:
             row = records.next_cells()
@@ -129,7 +129,7 @@ def _chunks(records: Records, layout: Layout, times: Callable[[str], int]) -> It
             chunk.reject(records.line, None, reason, records.delimiter.join(row))
         if len(chunk) >= CHUNK_READINGS or records.chars >= through:
             yield chunk
-            chunk, through = Chunk(), records.chars + CHUNK_CHARS
+            chunk, through = ReadingChunk(), records.chars + CHUNK_CHARS
     if len(chunk) or chunk.missing:
         yield chunk
 
@@ -154,7 +154,7 @@ class _Columns:
 class _Header:
     """The names of a file's columns, and the messages for missing ones."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: CsvRecords) -> None:
         self._path = records.path
         row: list[str] | None = []
         while row is not None and not any(map(str.strip, row)):
@@ -184,7 +184,7 @@ class _Header:
         return InvalidFile(message, path=self._path)
 
 
-def _read_header(records: Records, layout: Layout) -> _Columns:
+def _read_header(records: CsvRecords, layout: Layout) -> _Columns:
     header = _Header(records)
     columns = _Columns(
         width=header.width,
@@ -229,7 +229,7 @@ class _Lines:
         self._cells = _Cells(layout)
         self.take = self._take_wide if columns.value is None else self._take_long
 
-    def _take_wide(self, row: list[str], line: int, chunk: Chunk) -> None:
+    def _take_wide(self, row: list[str], line: int, chunk: ReadingChunk) -> None:
         head = self._head(row, line, chunk)
         if head is None:
             return
@@ -248,7 +248,7 @@ class _Lines:
                 rows.append((sensor, metric, seconds, value, *quality))
         chunk.lines.extend([line] * (len(rows) - before))
 
-    def _take_long(self, row: list[str], line: int, chunk: Chunk) -> None:
+    def _take_long(self, row: list[str], line: int, chunk: ReadingChunk) -> None:
         head, value_column, layout = self._head(row, line, chunk), self._columns.value, self._layout
         if head is None or value_column is None:
             return
@@ -263,7 +263,7 @@ class _Lines:
         chunk.rows.append((sensor, metric, seconds, value, *quality))
         chunk.lines.append(line)
 
-    def _head(self, row: list[str], line: int, chunk: Chunk) -> _Head | None:
+    def _head(self, row: list[str], line: int, chunk: ReadingChunk) -> _Head | None:
         """Return sensor, time and quality of a line; None if one of them caused a rejection."""
         columns, layout = self._columns, self._layout
         names, text = layout.time_columns, " ".join([row[index].strip() for index in columns.times])

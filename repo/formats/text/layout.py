@@ -15,8 +15,8 @@ __all__ = [
     "CHUNK_CHARS",
     "CHUNK_READINGS",
     "SHOWN_CHARS",
-    "Chunk",
     "Layout",
+    "ReadingChunk",
     "Rejected",
     "check_layout",
     "seconds_of",
@@ -88,7 +88,7 @@ class Rejected:
 
 
 @dataclass(slots=True)
-class Chunk:
+class ReadingChunk:
     """About 10,000 readings: rows for `insert_many`, the rejected items, and the number of missing cells."""
 
     rows: list[tuple[Any, ...]] = field(default_factory=list)

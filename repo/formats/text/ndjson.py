@@ -18,8 +18,8 @@ from repo.formats.text.layout import (
     CHUNK_CHARS,
     CHUNK_READINGS,
     SHOWN_CHARS,
-    Chunk,
     Layout,
+    ReadingChunk,
     check_layout,
     seconds_of,
 )
@@ -32,7 +32,7 @@ _EXACT_TIME = "timestamp_us"
 _METADATA = "metadata"
 
 
-def read_ndjson(stream: TextIO, layout: Layout) -> Iterator[Chunk]:
+def read_ndjson(stream: TextIO, layout: Layout) -> Iterator[ReadingChunk]:
     """Yield the readings of an NDJSON text in chunks, in the order of the file, in bounded memory.
 
     Open the file as for `read_csv`. A line that is not an object, or lacks a key, is rejected with its number, and
@@ -44,8 +44,10 @@ def read_ndjson(stream: TextIO, layout: Layout) -> Iterator[Chunk]:
     return _chunks(Objects(stream), take)
 
 
-def _chunks(objects: Objects, take: Callable[[dict[str, Any], Objects, Chunk], None]) -> Iterator[Chunk]:
-    chunk, through = Chunk(), CHUNK_CHARS
+def _chunks(
+    objects: Objects, take: Callable[[dict[str, Any], Objects, ReadingChunk], None]
+) -> Iterator[ReadingChunk]:
+    chunk, through = ReadingChunk(), CHUNK_CHARS
     while True:
         try:
             found = objects.next_object()
@@ -57,7 +59,7 @@ def _chunks(objects: Objects, take: Callable[[dict[str, Any], Objects, Chunk], N
             take(found, objects, chunk)
         if len(chunk) >= CHUNK_READINGS or objects.chars >= through:
             yield chunk
-            chunk, through = Chunk(), objects.chars + CHUNK_CHARS
+            chunk, through = ReadingChunk(), objects.chars + CHUNK_CHARS
     if len(chunk) or chunk.missing:
         yield chunk
 
@@ -83,7 +85,7 @@ class _Lines:
             *((_EXACT_TIME,) if self._has_exact_time else ()),
         }
 
-    def take(self, found: dict[str, Any], at: Objects, chunk: Chunk) -> None:
+    def take(self, found: dict[str, Any], at: Objects, chunk: ReadingChunk) -> None:
         """Add the readings of a line, and its rejected items."""
         layout = self._layout
         try:
@@ -109,7 +111,7 @@ class _Lines:
         seconds: object,
         tail: tuple[Any, Any],
         line: int,
-        chunk: Chunk,
+        chunk: ReadingChunk,
     ) -> None:
         layout = self._layout
         metric = found.get(layout.metric_column) if layout.metric is None else layout.metric
@@ -133,7 +135,7 @@ class _Lines:
         seconds: object,
         tail: tuple[Any, Any],
         line: int,
-        chunk: Chunk,
+        chunk: ReadingChunk,
     ) -> None:
         layout, heads = self._layout, self._heads
         if layout.metrics is None:
