@@ -43,9 +43,11 @@ def adopt(
     and removes it, so it needs the same space.
 
     \b
-    JSON: {"old", "new", "made": false with --dry-run, "records", "points", "copied_bytes", "needed_bytes": for the
-    copy and its migration, "free_bytes"}, and from the JSON of `migrate`: "databases", "steps", "nan_points",
-    "outside_points", "records_restored", "records_without_original", "records_waiting"
+    JSON: {"old", "new", "made": false with --dry-run, "records", "points",
+    "copied_bytes", "needed_bytes": for the copy and its migration, "free_bytes"},
+    and from the JSON of `migrate`: "databases", "steps", "nan_points",
+    "outside_points", "records_restored", "records_without_original",
+    "records_waiting"
     """
     from repo.schema.adopt import adopt_store
 

@@ -88,11 +88,14 @@ def cleanup(
     To be able to restore points with `holdfast import`, run `holdfast export` first.
 
     \b
-    JSON (with -y or --dry-run): {"dry_run", "points": number, or null if another process holds the columns and they
-    are deleted later, "unsent_points", "records", "bytes": estimate or null, "first_us", "last_us", "series":
-    [{"sensor_id", "metric_name", "points", "unsent", "first_us", "last_us"}], "sources": [{"source", "records",
-    "first_us", "last_us", "bytes"}], "shrunk": null or {"columns_before_bytes", "columns_after_bytes": as before in a
-    dry run, "metadata_before_bytes", "metadata_after_bytes", "needed_bytes": of free space, "free_bytes"}}
+    JSON (with -y or --dry-run): {"dry_run", "points": number, or null if another
+    process holds the columns and they are deleted later, "unsent_points",
+    "records", "bytes": estimate or null, "first_us", "last_us", "series":
+    [{"sensor_id", "metric_name", "points", "unsent", "first_us", "last_us"}],
+    "sources": [{"source", "records", "first_us", "last_us", "bytes"}], "shrunk":
+    null or {"columns_before_bytes", "columns_after_bytes": as before in a dry
+    run, "metadata_before_bytes", "metadata_after_bytes", "needed_bytes": of free
+    space, "free_bytes"}}
     """
     of_records = records or bool(sources) or failed is not None
     of_points = points or bool(sensors) or bool(metrics) or not of_records

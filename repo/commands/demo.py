@@ -33,8 +33,9 @@ def demo(session: Session, seconds: float, rate: float, seed: int | None, keep: 
     loopback interface and its own folder, not --store. The exit code is 1 if a check fails.
 
     \b
-    JSON: {"ok", "seed", "rate", "engine", "checks": [{"what", "store", "receiver", "holds"}], "figures":
-    {name with unit: number}, "events": [{"at_s", "what"}]}
+    JSON: {"ok", "seed", "rate", "engine", "checks": [{"what", "store",
+    "receiver", "holds"}], "figures": {name with unit: number}, "events":
+    [{"at_s", "what"}]}
     """
     import random
     from tempfile import TemporaryDirectory

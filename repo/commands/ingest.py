@@ -146,8 +146,8 @@ def ingest(
     reason; the rest is written, and the exit code is 3. Ingesting the same file again changes nothing.
 
     \b
-    JSON: {"path", "files": [{"file", "points", "rejected", "no_reading"}], "points": acknowledged,
-    "rejected", "no_reading", "elapsed_s", "points_per_s"}
+    JSON: {"path", "files": [{"file", "points", "rejected", "no_reading"}],
+    "points": acknowledged, "rejected", "no_reading", "elapsed_s", "points_per_s"}
     """
     from repo.transfer.inputs import Input
 

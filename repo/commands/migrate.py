@@ -44,15 +44,18 @@ def migrate(
     store's folder has no column file, DUCKDB_STORAGE_PATH can name one; the upgrade creates a symlink to it.
 
     \b
-    JSON: {"path", "head", "outdated": true if an upgrade is due, "databases": [{"database": "metadata" or
-    "timeseries", "engine", "file", "before": revision or null, "after"}], "steps": [{"database", "revision",
-    "title", "rows": number affected, "needed_bytes"}], "needed_bytes": for backup and steps together, "free_bytes",
-    "backup": its folder, or null, "nan_points": points that contained NaN and now have no reading,
-    "outside_points": points outside the years 1678 to 2261, which are kept,
-    "records_restored": records of the legacy program whose data was restored from their points,
-    "records_without_original": those whose data no point has, "records_waiting": those still to be restored};
-    with --restore {"path", "restored": the backup's folder, "made_us", "databases": [{"database", "engine", "name",
-    "revision", "size_bytes", "sha256": of the file}]}
+    JSON: {"path", "head", "outdated": true if an upgrade is due, "databases":
+    [{"database": "metadata" or "timeseries", "engine", "file", "before": revision
+    or null, "after"}], "steps": [{"database", "revision", "title", "rows": number
+    affected, "needed_bytes"}], "needed_bytes": for backup and steps together,
+    "free_bytes", "backup": its folder, or null, "nan_points": points that
+    contained NaN and now have no reading, "outside_points": points outside the
+    years 1678 to 2261, which are kept, "records_restored": records of the legacy
+    program whose data was restored from their points, "records_without_original":
+    those whose data no point has, "records_waiting": those still to be restored};
+    with --restore {"path", "restored": the backup's folder, "made_us",
+    "databases": [{"database", "engine", "name", "revision", "size_bytes",
+    "sha256": of the file}]}
     """
     if restore:
         if check or dry_run or no_backup or force or to is not None:

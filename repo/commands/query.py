@@ -89,11 +89,14 @@ def query(
     the last point). A point without a reading ends a state.
 
     \b
-    JSON: an array, or one object per line (ndjson). Points: {"sensor_id", "metric_name", "timestamp": ISO 8601,
-    "timestamp_us": µs since 1970 UTC, "value": number, text or null, "quality", "metadata"}. Aggregates:
-    {"sensor_id", "metric_name", "bucket": ISO 8601 and "bucket_us" (with --every), and one key per --agg}.
-    States: {"sensor_id", "metric_name", "bucket" and "bucket_us" (with --every), "state": text, number or null,
-    "seconds", "share": 0 to 1}. An infinite number is the text "Infinity" or "-Infinity".
+    JSON: an array, or one object per line (ndjson). Points: {"sensor_id",
+    "metric_name", "timestamp": ISO 8601, "timestamp_us": µs since 1970 UTC,
+    "value": number, text or null, "quality", "metadata"}. Aggregates:
+    {"sensor_id", "metric_name", "bucket": ISO 8601 and "bucket_us" (with
+    --every), and one key per --agg}. States: {"sensor_id", "metric_name",
+    "bucket" and "bucket_us" (with --every), "state": text, number or null,
+    "seconds", "share": 0 to 1}. An infinite number is the text "Infinity" or
+    "-Infinity".
     """
     zone = zone_of(tz)
     low, high = bounds(start, end, since, zone)
@@ -139,7 +142,8 @@ def latest(session: Session, sensor: str | None, metric: str | None, limit: int)
     needs only SQLite, so it never waits for another process.
 
     \b
-    JSON: an array of points as `holdfast query` prints them, newest first within a series.
+    JSON: an array of points as `holdfast query` prints them, newest first within
+    a series.
     """
     with session.opened(read_only=True) as store:
         found = store.points.latest(sensor, metric, limit)
@@ -159,8 +163,8 @@ def series(session: Session, pattern: str | None) -> None:
     last flush.
 
     \b
-    JSON: [{"sensor_id", "metric_name", "kind": "number", "text" or null, "unit", "description", "labels",
-    "points", "first_us", "last_us"}]
+    JSON: [{"sensor_id", "metric_name", "kind": "number", "text" or null, "unit",
+    "description", "labels", "points", "first_us", "last_us"}]
     """
     with session.opened(read_only=True) as store:
         found = {(info.sensor_id, info.metric_name): info for info in store.series.list(pattern)}

@@ -74,12 +74,14 @@ def status(session: Session) -> None:
     never upgrades a store: if the schema is outdated, it shows the revisions and the command to run, and exits 5.
 
     \b
-    JSON: {"path", "store_id", "engine", "generation", "schema", "last_seq", "flushed_seq", "pruned_seq",
-    "journal_rows", "journal_seqs", "unflushed", "points", "series", "oldest_us", "newest_us",
-    "records_pending", "ledger_entries", "ledger_dropped", "sinks": [{"name", "confirmed_seq", "behind"}],
-    "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {retired or backup file: bytes}, "bytes_total",
-    "bytes_free_on_disk", "holder": {"pid", "since_us", "doing"} or null, "warnings": [text]}; for an outdated store,
-    the output of `migrate --check`
+    JSON: {"path", "store_id", "engine", "generation", "schema", "last_seq",
+    "flushed_seq", "pruned_seq", "journal_rows", "journal_seqs", "unflushed",
+    "points", "series", "oldest_us", "newest_us", "records_pending",
+    "ledger_entries", "ledger_dropped", "sinks": [{"name", "confirmed_seq",
+    "behind"}], "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {retired or
+    backup file: bytes}, "bytes_total", "bytes_free_on_disk", "holder": {"pid",
+    "since_us", "doing"} or null, "warnings": [text]}; for an outdated store, the
+    output of `migrate --check`
     """
     try:
         with session.opened(read_only=True) as store:

@@ -66,8 +66,9 @@ def export(
     pyarrow; gzipped NDJSON needs neither.
 
     \b
-    JSON: {"path", "files", "points", "bytes", "first_us", "last_us": µs since 1970 UTC or null, "first_seq",
-    "last_seq", "resumed": files that were already complete}
+    JSON: {"path", "files", "points", "bytes", "first_us", "last_us": µs since
+    1970 UTC or null, "first_seq", "last_seq", "resumed": files that were already
+    complete}
     """
     low, high = bounds(start, end, since, zone_of(tz))
     if form is None:
@@ -140,8 +141,9 @@ def import_(
     are skipped and counted, and the exit code is 3. `holdfast recover` is the same command.
 
     \b
-    JSON: {"files", "verified": files with a SHA-256, "read", "stored", "present", "duplicates", "nulls",
-    "refused", "no_reading", "problems": [text]}; with --verify {"files", "verified", "points", "bytes"}
+    JSON: {"files", "verified": files with a SHA-256, "read", "stored", "present",
+    "duplicates", "nulls", "refused", "no_reading", "problems": [text]}; with
+    --verify {"files", "verified", "points", "bytes"}
     """
     mapping = _mapping(columns)
     if verify:
