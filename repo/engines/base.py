@@ -137,6 +137,9 @@ class Traits:
     """Return the rows of a driver's cursor, column by column, as Python values. The arguments are the cursor, the
     number of columns, and whether there may be enough rows to make importing NumPy worthwhile."""
 
+    catalog: str
+    """A query for (kind, name) of what can be created in a file: tables, their columns, views, indexes ..."""
+
     has_rowid: bool
     """Whether stored points have a rowid (a WITHOUT ROWID table has none)."""
 

@@ -15,10 +15,10 @@ from sqlalchemy import Connection, Engine, func, select
 from repo import disk, durable
 from repo.core.columns import OpenColumns
 from repo.engines.base import Backend
-from repo.engines.registry import engine_named
+from repo.engines.registry import engine_named, traits_of
 from repo.engines.sqlite import driver as sqlite
-from repo.errors import FlushFailed, system_typed
-from repo.models import Point
+from repo.errors import FlushFailed, HoldfastError, system_typed
+from repo.models import Point, TimeSeriesBase
 from repo.queries.selection import Summary
 from repo.repositories.state import ColumnsState, ColumnsStateRepository
 from repo.upkeep.copying import copy_tables, sums_of
@@ -26,7 +26,10 @@ from repo.upkeep.copying import copy_tables, sums_of
 __all__ = [
     "built",
     "most_bytes",
+    "refuse_strangers",
 ]
+
+_VERSION_TABLE = "alembic_version"
 
 _points: Any = Point.__table__
 
@@ -45,6 +48,29 @@ def _text_bytes(connection: Connection) -> int:
     texts = [func.coalesce(func.sum(func.length(c)), 0) for c in (_points.c.value_text, _points.c.metadata)]
     with connection.begin():
         return int(sum(connection.execute(select(*texts)).one()))
+
+
+def refuse_strangers(opened: OpenColumns) -> None:
+    """Raise `HoldfastError`, naming them, if the file holds what Holdfast did not create: a rewrite would drop it."""
+    tables = TimeSeriesBase.metadata.sorted_tables
+    ours = {("table", _VERSION_TABLE), ("column", f"{_VERSION_TABLE}.version_num")}
+    for table in tables:
+        ours |= {("table", table.name), *(("index", str(index.name)) for index in table.indexes)}
+        ours |= {("column", f"{table.name}.{column.name}") for column in table.columns}
+    with opened.flush_connection.begin():
+        catalog = traits_of(opened.flush_connection).catalog
+        found = {(kind, name) for kind, name in opened.flush_connection.exec_driver_sql(catalog)}
+    strange = found - ours
+    whole = {name for kind, name in strange if kind == "table"}  # whose columns need no mention
+    named = sorted(
+        f"{kind} {name}" for kind, name in strange if kind != "column" or name.partition(".")[0] not in whole
+    )
+    if named:
+        raise HoldfastError(
+            f"{opened.backend.path} holds what Holdfast did not create and a rewrite would drop: {', '.join(named)}. "
+            "It stays as it is; move that to a file of its own, drop it here, and try again",
+            path=opened.backend.path,
+        )
 
 
 def built(

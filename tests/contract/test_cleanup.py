@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repo import InvalidQuery, Settings, Store, StoreBusy, StoreFull, disk
+from repo import HoldfastError, InvalidQuery, Settings, Store, StoreBusy, StoreFull, disk
 from repo.repositories.ledger import LedgerRepository, Loss
 from tests.contract.test_processes import HOLD, ask_and_end
 
@@ -230,6 +231,55 @@ def test_shrinking_again_changes_nothing(store: Store) -> None:
     again = store.shrink()
     assert again.columns_after_bytes == again.columns_before_bytes
     assert counts(store) == {"s0": 1000, "s1": 1000, "s2": 1000}
+
+
+STRANGERS = {
+    "table notes": "CREATE TABLE notes (a INTEGER)",
+    "view daily": "CREATE VIEW daily AS SELECT * FROM time_series_data",
+    "column time_series_data.site": "ALTER TABLE time_series_data ADD COLUMN site TEXT",
+    "index by_time": "CREATE INDEX by_time ON time_series_data (timestamp_us)",
+    "macro twice": "CREATE MACRO twice(a) AS a * 2",
+    "sequence counter": "CREATE SEQUENCE counter",
+    "type mood": "CREATE TYPE mood AS ENUM ('good', 'bad')",
+    "schema other": "CREATE SCHEMA other",
+    "trigger watch": "CREATE TRIGGER watch AFTER INSERT ON time_series_data BEGIN SELECT 1; END",
+}
+"""What somebody may create in the column file, as the message names it."""
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_shrinking_refuses_a_column_file_that_holds_what_others_created(
+    open_store: Any, engine: str, columns_file: str, *, dry_run: bool
+) -> None:
+    store = open_store()
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    store.flush()
+    store.close()
+    only_in = {
+        "macro": "duckdb",
+        "sequence": "duckdb",
+        "type": "duckdb",
+        "schema": "duckdb",
+        "trigger": "sqlite",
+    }
+    strangers = {
+        name: sql for name, sql in STRANGERS.items() if only_in.get(name.partition(" ")[0], engine) == engine
+    }
+    file: Any
+    if engine == "duckdb":
+        import duckdb
+
+        file = duckdb.connect(str(store.path / columns_file))
+    else:
+        file = sqlite3.connect(store.path / columns_file)
+    for sql in strangers.values():
+        file.execute(sql)
+    file.close()
+    store = open_store()
+    with pytest.raises(HoldfastError, match="did not create") as refused:
+        store.shrink(dry_run=dry_run)
+    assert ", ".join(sorted(strangers)) in str(refused.value)
+    assert [point["value"] for point in store.points.range("a", "m")] == [1.0]
 
 
 def test_every_odd_value_survives_shrinking_bit_for_bit(store: Store) -> None:

@@ -59,6 +59,18 @@ def _fold_ddl(connection: Connection) -> None:
     fold(connection.engine, Path(file))
 
 
+_CATALOG = """
+SELECT 'table', table_name FROM duckdb_tables() WHERE NOT internal AND NOT temporary
+UNION ALL SELECT 'column', table_name || '.' || column_name FROM duckdb_columns() WHERE NOT internal
+    AND table_name IN (SELECT table_name FROM duckdb_tables() WHERE NOT internal AND NOT temporary)
+UNION ALL SELECT 'view', view_name FROM duckdb_views() WHERE NOT internal AND NOT temporary
+UNION ALL SELECT 'index', index_name FROM duckdb_indexes()
+UNION ALL SELECT 'sequence', sequence_name FROM duckdb_sequences() WHERE NOT temporary
+UNION ALL SELECT 'type', type_name FROM duckdb_types() WHERE NOT internal
+UNION ALL SELECT 'macro', function_name FROM duckdb_functions() WHERE NOT internal
+UNION ALL SELECT 'schema', schema_name FROM duckdb_schemas() WHERE NOT internal AND schema_name <> 'main'
+"""
+
 TRAITS = Traits(
     name="duckdb",
     load=_load,
@@ -67,6 +79,7 @@ TRAITS = Traits(
     arrays=_arrays,
     numbers_names=True,
     columns=_columns,
+    catalog=_CATALOG,
     has_rowid=True,
     keyed_by_series=False,
     has_arg_extremes=True,

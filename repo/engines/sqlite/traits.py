@@ -34,6 +34,12 @@ def _damage(connection: Connection) -> str | None:
     return None if found == "ok" else found
 
 
+_CATALOG = """
+SELECT type, name FROM sqlite_schema WHERE name NOT LIKE 'sqlite@_%' ESCAPE '@'
+UNION ALL SELECT 'column', t.name || '.' || c.name FROM sqlite_schema AS t, pragma_table_info(t.name) AS c
+    WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite@_%' ESCAPE '@'
+"""
+
 TRAITS = Traits(
     name="sqlite",
     load=_load,
@@ -42,6 +48,7 @@ TRAITS = Traits(
     arrays=None,
     numbers_names=False,
     columns=columns_of_rows,
+    catalog=_CATALOG,
     has_rowid=False,
     keyed_by_series=True,
     has_arg_extremes=False,
