@@ -1,6 +1,6 @@
-"""A process that inserts by eight threads and by one, in turn, into one store; it prints the rates as JSON.
+"""A process that inserts into one store from eight threads and from one, alternately, and prints the rates as JSON.
 
-A process of its own, so that fsync can be slowed for it from outside.
+It is a separate process so that its fsync can be slowed down from outside.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MANY = f"{THREADS} threads"
 
 
 def insert_together(store: Store, workers: int, run_s: float, seconds: count[int]) -> float:
-    """Let so many threads insert single points, each into a series of its own; returns inserts a second."""
+    """Insert single points from `workers` threads, each into its own series; returns inserts per second."""
     counts = [0] * workers
     started = time.perf_counter()
     until = started + run_s
@@ -39,7 +39,7 @@ def insert_together(store: Store, workers: int, run_s: float, seconds: count[int
 
 
 def main() -> None:
-    """Compare the two in turn; the first round warms up and is dropped."""
+    """Measure both alternately; the first round is a warm-up and does not count."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("run_s", type=float)

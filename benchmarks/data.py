@@ -1,8 +1,8 @@
-"""Makes the readings that every side of a comparison is given. Owns shapes and seeds, never a database.
+"""Generates the readings for every side of a comparison. Owns shapes and seeds, never a database.
 
-`regular` is what the store was built for: series of one rate, a little jitter, random walks of two decimals.
-`irregular` is a shape that nothing was tuned to: long names, rates that differ by series, late and uneven
-times, wild values, qualities and metadata that vary from row to row.
+`regular` is the typical case: series with the same rate, a little jitter, and random walks with two decimals.
+`irregular` is a shape that nothing was tuned for: long names, rates that differ by series, late and uneven times, wild
+values, and qualities and metadata that vary from row to row.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _Reading = tuple[int, int, float, int, str | None]
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """Readings as columns; `series` names what `codes` index. Every side makes its own rows of them."""
+    """Readings as columns; `codes` are indexes into `series`. Every side converts them to its own rows."""
 
     series: list[tuple[str, str]]
     codes: array[int]
@@ -44,7 +44,7 @@ class Readings:
         return len(self.codes)
 
     def named_tuples(self) -> list[tuple[Any, ...]]:
-        """Rows as an application has them: (sensor, metric, Unix seconds, value[, quality, metadata])."""
+        """Return the rows of an application: (sensor, metric, Unix seconds, value[, quality, metadata])."""
         from json import loads
 
         if self.qualities is None:
@@ -61,12 +61,12 @@ class Readings:
         ]
 
     def named_dicts(self) -> list[dict[str, Any]]:
-        """The same rows as dicts, with the keys of a point."""
+        """Return the same rows as dicts with the keys of a point."""
         keys = ("sensor_id", "metric_name", "timestamp", "value", "quality", "metadata")
         return [dict(zip(keys, row, strict=False)) for row in self.named_tuples()]
 
     def keyed_tuples(self) -> list[tuple[int, int, float, int, str | None]]:
-        """Rows ready for a table keyed by (series, time): (series, µs, value, quality, metadata text)."""
+        """Return rows for a table keyed by (series, time): (series, µs, value, quality, metadata text)."""
         qualities = self.qualities or [100] * len(self)
         return [
             (code, us, value, quality, self.metadata.get(row))
@@ -138,7 +138,7 @@ def _irregular(random: Random, rate_hz: float) -> tuple[list[tuple[str, str]], I
         while True:
             us, code = due[0]
             heapreplace(due, (us + 1 + int(random.expovariate(1 / gaps_us[code])), code))
-            # Some arrive late, but no identity comes twice: each side would have to overwrite otherwise.
+            # Some arrive late, but no identity is repeated: otherwise each side would have to overwrite.
             us = max(last[code] + 1, us - (random.randint(0, 300_000) if random.random() < 0.05 else 0))
             last[code] = us
             quality = 100 if random.random() < 0.8 else random.choice((0, 50, 192))

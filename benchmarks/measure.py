@@ -1,6 +1,6 @@
-"""Measures sides of a comparison in turn, so that whatever else the machine does falls on all of them.
+"""Measures the sides of a comparison alternately, so that other load on the machine affects all of them.
 
-Owns rounds, medians and the profile; never what is measured, nor how it is shown.
+Owns rounds, medians and the profile, but not the jobs or the report.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ __all__ = ["Contest", "Figure", "Job", "Plan", "Samples", "Side", "ratio", "time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How much is measured, on what, and where."""
+    """The amounts, the data and the place of a pass."""
 
     quick: bool
     shape: Shape
     seed: int
     rounds: int
     run_s: float
-    """How long a run of single inserts lasts: longer than the flush interval, so that flushes fall into it."""
+    """The duration of a run of single inserts: longer than the flush interval, so that it includes flushes."""
 
     points: int
-    """Points of a run of batches."""
+    """Points per run of batches."""
 
     store_points: int
-    """Points of the standing store that is queried."""
+    """Points in the cached store that is queried."""
 
     carried_points: int
-    """Points that are exported and imported."""
+    """Points to export and import."""
 
     legacy_points: int
-    """Points of the legacy store that is upgraded."""
+    """Points in the legacy store to upgrade."""
 
     steady_s: float
     cache: Path
-    """Where standing stores are kept from one run of the benchmarks to the next."""
+    """The folder of stores that are reused by the next run of the benchmarks."""
 
     rebuild: bool = False
-    """Make the standing store anew."""
+    """Create the cached stores again."""
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder on the disk of the cache, removed afterwards."""
+        """Give a temporary folder on the disk of the cache."""
         self.cache.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self.cache, prefix="run-") as folder:
             yield Path(folder)
@@ -62,17 +62,17 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One contestant. `run` does its work once and returns units a second."""
+    """One side of a comparison. `run` does its work once and returns units per second."""
 
     name: str
     run: Callable[[], float]
     settle: Callable[[], object] = lambda: None
-    """Untimed, after each run: leave nothing of this side's work running into the next one's time."""
+    """Called untimed after each run, to finish work that would otherwise run during the next side's time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What the kept runs of one side measured."""
+    """The results of one side's runs, without the warm-up."""
 
     name: str
     values: list[float]
@@ -85,7 +85,7 @@ class Samples:
 
 @dataclass(slots=True)
 class Figure:
-    """One line of the table: `values` are held against the target, `sides` are what they came from."""
+    """One line of the table: `values` are compared with the target, and computed from `sides`."""
 
     key: str
     values: list[float]
@@ -107,8 +107,7 @@ class Figure:
 class Contest:
     """One comparison: the store's sides first, then its peers.
 
-    `prepare` makes the next data of all sides, untimed, before each round; `judge` makes figures of what
-    was measured.
+    `prepare` creates the data for all sides before each round, untimed; `judge` computes the figures.
     """
 
     keys: Sequence[str]
@@ -117,10 +116,10 @@ class Contest:
     judge: Callable[[dict[str, Samples]], list[Figure]]
     prepare: Callable[[], object] = lambda: None
     times: int = 1
-    """How many times as many rounds as others: for what a shared disk scatters most."""
+    """A factor for the number of rounds, for jobs that vary most on a shared disk."""
 
     def play(self, rounds: int) -> list[Figure]:
-        """Run all sides in each round, in turning order; the first round warms up and is dropped."""
+        """Run all sides in each round, in rotating order; the first round is a warm-up and does not count."""
         sides = [*self.product, *self.peers]
         values: dict[str, list[float]] = {side.name: [] for side in sides}
         for number in range(rounds * self.times + 1):
@@ -137,7 +136,7 @@ class Contest:
     def profile(self, lines: int) -> str:
         """Run each of the store's sides once to warm up and once under cProfile; returns the top lines.
 
-        Only the calling thread is seen.
+        The profile covers only the calling thread.
         """
         pieces: list[str] = []
         for side in self.product:
@@ -152,13 +151,13 @@ class Contest:
             text = io.StringIO()
             pstats.Stats(profiler, stream=text).sort_stats("tottime").print_stats(lines)
             pieces.append(
-                f"=== {side.name}: {rate:,.1f} a second under the profiler\n{text.getvalue().strip()}\n"
+                f"=== {side.name}: {rate:,.1f} per second under the profiler\n{text.getvalue().strip()}\n"
             )
         return "\n".join(pieces)
 
 
 def ratio(key: str, samples: dict[str, Samples], product: str, peer: str, per: str, note: str = "") -> Figure:
-    """How many times as fast as its peer a side was, round by round; the other sides are shown beside."""
+    """Return the speed of a side as a multiple of its peer's, per round; the other sides are shown too."""
     a, b = samples[product], samples[peer]
     others = [side for name, side in samples.items() if name not in (product, peer)]
     return Figure(key, [x / y for x, y in zip(a.values, b.values, strict=True)], [a, b, *others], per, note)
@@ -166,7 +165,7 @@ def ratio(key: str, samples: dict[str, Samples], product: str, peer: str, per: s
 
 @contextmanager
 def _own_garbage_only() -> Iterator[None]:
-    """Hide the benchmark's own data from the collector: no side should have to look through it."""
+    """Hide the benchmark's own data from the garbage collector, so that no side pays for traversing it."""
     gc.collect()
     gc.freeze()
     try:
@@ -176,11 +175,11 @@ def _own_garbage_only() -> Iterator[None]:
 
 
 def timed(work: Callable[[], object], units: int) -> float:
-    """Do the work once; returns units a second."""
+    """Do the work once; returns units per second."""
     started = time.perf_counter()
     work()
     return units / (time.perf_counter() - started)
 
 
 Job = Callable[[Plan], Iterator[Contest | Figure]]
-"""Gives contests to be played while it waits, or figures that it measured by itself."""
+"""Yields contests, which are run before it continues, or figures that it measured itself."""

@@ -1,4 +1,4 @@
-"""Shows what was measured: a table against the targets, the runs behind it with bars, and a JSON file."""
+"""Reports the figures: a table with the targets, the single runs with bars, and a JSON file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SYNC_TRIES = 200
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One entry of targets.toml. Ratios (`x`) are to be at least the figure, all others at most."""
+    """One entry of targets.toml. A target is a minimum for ratios (`x`), and a maximum for all other units."""
 
     what: str
     peer: str
@@ -40,9 +40,9 @@ class Target:
     final: float | None = None
 
     def verdict(self, wanted: float | None, value: float) -> str:
-        """Say `met` or `missed`, or nothing where nothing is wanted."""
+        """Return whether the target is met, with the target; `no target` if there is none."""
         if wanted is None:
-            return "stated"
+            return "no target"
         sign, met = ("≥", value >= wanted) if self.unit == _AT_LEAST else ("≤", value <= wanted)
         return f"{sign} {wanted:g} {'met' if met else 'MISSED'}"
 
@@ -55,9 +55,9 @@ def load_targets() -> dict[str, Target]:
 
 def print_conditions(plans: Sequence[Plan]) -> dict[str, Any]:
     """Print machine, versions and settings; returns them."""
-    told: dict[str, Any] = {
+    conditions: dict[str, Any] = {
         "machine": f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}",
-        "disk": f"{_file_system(plans[0].cache)}, {_syncs_a_second(plans[0]):,.0f} synced 4 KiB appends a second",
+        "disk": f"{_file_system(plans[0].cache)}, {_syncs_a_second(plans[0]):,.0f} synced 4 KiB appends per second",
         "versions": ", ".join(
             [f"python {platform.python_version()}", f"sqlite {sqlite3.sqlite_version}"]
             + [f"{name} {_version(name)}" for name in ("duckdb", "sqlalchemy", "duckdb-engine")]
@@ -69,18 +69,18 @@ def print_conditions(plans: Sequence[Plan]) -> dict[str, Any]:
         "DuckDB autocommit": ", ".join(f"{name} {value}" for name, value in duckdb_autocommit.CONFIG.items()),
     }
     for plan in plans:
-        told[f"data, {plan.shape}"] = (
-            f"seed {plan.seed}, {plan.rounds} rounds and a warm-up, {plan.run_s:g} s a run of single inserts, "
-            f"{plan.points:,} points a run of batches, {plan.store_points:,} points in the standing store"
+        conditions[f"data, {plan.shape}"] = (
+            f"seed {plan.seed}, {plan.rounds} rounds and a warm-up, {plan.run_s:g} s per run of single inserts, "
+            f"{plan.points:,} points per run of batches, {plan.store_points:,} points in the cached store"
         )
-    for name, text in told.items():
+    for name, text in conditions.items():
         print(f"{name + ':':20}{text}")
     print(flush=True)
-    return told
+    return conditions
 
 
 def print_figure(figure: Figure, target: Target) -> None:
-    """Print one line of the table with the runs behind it."""
+    """Print one figure with the runs of each side."""
     print(f"{figure.key} ({figure.shape or 'any data'}): {target.what}\n    against: {target.peer}")
     if figure.skipped:
         print(f"    skipped: {figure.skipped}\n", flush=True)
@@ -96,7 +96,7 @@ def print_figure(figure: Figure, target: Target) -> None:
 
 
 def print_table(figures: Iterable[Figure], targets: dict[str, Target]) -> None:
-    """Print all figures, a line each."""
+    """Print all figures, one per line."""
     print(f"\n{'job':22} {'data':10} {'measured':24} {'first':14} {'final':14} what")
     for figure in figures:
         target = targets[figure.key]
@@ -107,7 +107,7 @@ def print_table(figures: Iterable[Figure], targets: dict[str, Target]) -> None:
 
 
 def save(conditions: dict[str, Any], figures: Iterable[Figure], targets: dict[str, Target]) -> Path:
-    """Write everything to a JSON file and return its path."""
+    """Write all results to a JSON file and return its path."""
     folder = FOLDER / "out"
     folder.mkdir(exist_ok=True)
     path = folder / time.strftime("%Y%m%dT%H%M%S.json")
@@ -125,7 +125,7 @@ def save(conditions: dict[str, Any], figures: Iterable[Figure], targets: dict[st
 
 def _verdicts(figure: Figure, target: Target) -> str:
     first, final = target.verdict(target.first, figure.median), target.verdict(target.final, figure.median)
-    return "stated, no target" if first == final == "stated" else f"first {first}, final {final}"
+    return first if first == final == "no target" else f"first {first}, final {final}"
 
 
 def _range(values: Sequence[float], unit: str) -> str:
@@ -137,7 +137,7 @@ def _range(values: Sequence[float], unit: str) -> str:
 
 def _side(side: Samples, per: str) -> str:
     low, middle, high = min(side.values), side.median, max(side.values)
-    if per == "queries/s":  # shown as what a query takes
+    if per == "queries/s":  # shown as the time of one query
         return f"{1000 / middle:,.2f} ms ({1000 / high:,.2f}-{1000 / low:,.2f})"
     digits = 0 if middle >= 1000 else 2
     return f"{middle:,.{digits}f} {per} ({low:,.{digits}f}-{high:,.{digits}f})"
@@ -157,7 +157,7 @@ def _commit() -> str:
 
 
 def _file_system(folder: Path) -> str:
-    """The type of file system, because on a RAM disk a sync is worth nothing."""
+    """Return the type of the file system, because a sync to a RAM disk means nothing."""
     found, best = "unknown file system", ""
     try:
         mounts = Path("/proc/mounts").read_text().splitlines()

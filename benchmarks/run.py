@@ -1,4 +1,4 @@
-"""The command: `python -m benchmarks.run`. Owns what is run in which order and on which data."""
+"""The command `python -m benchmarks.run`. Owns the order of the jobs and the choice of data."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from benchmarks.report import load_targets, print_conditions, print_figure, prin
 __all__ = ["main"]
 
 TUNED_SEED = 1
-"""The seed that is used while tuning; the second pass takes one that nobody has seen."""
+"""The seed used for tuning; the second pass uses a random one."""
 
 _PROFILE_LINES = 15
 
 
 def main() -> int:
-    """Run what was asked for, print it, and save it; a missed target is reported, not an error."""
+    """Run the selected jobs, print the figures, and save them; a missed target is reported, but is not an error."""
     options = _options()
     targets = load_targets()
     plans = _plans(options)
@@ -68,24 +68,24 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     names = sorted({*JOBS, *(key for keys in KEYS.values() for key in keys)})
     add = parser.add_argument
-    add("--quick", action="store_true", help="small and short: to see that it runs, not to quote")
+    add("--quick", action="store_true", help="small and short: a check that everything runs, not for quoting")
     add("--job", choices=names, metavar="NAME", help=f"only this job: {', '.join(names)}")
     add("--profile", choices=names, metavar="NAME", help="profile the store's side of a job instead")
-    add("--points", type=int, help="points of the standing store that is queried (10,000,000)")
-    add("--batch-points", type=int, help="points of each run of batches (1,500,000)")
-    add("--carried-points", type=int, help="points that are exported and imported (1,000,000)")
-    add("--legacy-points", type=int, help="points of the legacy store that is upgraded (5,000,000)")
-    add("--rounds", type=int, help="rounds that are kept (5)")
+    add("--points", type=int, help="points in the cached store that is queried (10,000,000)")
+    add("--batch-points", type=int, help="points per run of batches (1,500,000)")
+    add("--carried-points", type=int, help="points to export and import (1,000,000)")
+    add("--legacy-points", type=int, help="points in the legacy store to upgrade (5,000,000)")
+    add("--rounds", type=int, help="rounds that count, after a warm-up (5)")
     add("--seed", type=int, default=TUNED_SEED, help="seed of the first pass")
     add("--shape", choices=SHAPES, default=SHAPES[0], help="shape of the first pass")
-    add("--one-pass", action="store_true", help="leave out the pass on another shape and seed")
+    add("--one-pass", action="store_true", help="skip the second pass with another shape and seed")
     add(
         "--data",
         type=Path,
         default=Path(tempfile.gettempdir()) / "holdfast-benchmarks",
-        help="folder, on the disk to be measured, where standing stores are kept",
+        help="folder for cached stores, on the disk to measure",
     )
-    add("--rebuild", action="store_true", help="make the standing stores anew")
+    add("--rebuild", action="store_true", help="create the cached stores again")
     return parser.parse_args()
 
 

@@ -1,5 +1,5 @@
-/* Makes every fsync and fdatasync take SLOW_FSYNC_MS milliseconds longer, as an SD card would.
- * Preloaded into a child process by benchmarks/slow_fsync.py; it changes nothing else. */
+/* Delays every fsync and fdatasync by SLOW_FSYNC_MS milliseconds, like an SD card.
+ * benchmarks/slow_fsync.py preloads it into a child process. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdlib.h>

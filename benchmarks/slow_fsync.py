@@ -1,4 +1,4 @@
-"""Builds the shim that slows fsync down. Owns the compiler call, never what is measured under it."""
+"""Builds the shim that slows fsync down. Owns only the call of the compiler."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["environment"]
 
 
 def environment(scratch: Path, delay_ms: float) -> dict[str, str] | str:
-    """Return the variables that slow a child's fsync by `delay_ms`, or why that cannot be done here."""
+    """Return the environment that slows a child's fsync by `delay_ms`, or why that is not possible here."""
     if sys.platform != "linux":
-        return "the fsync shim is for Linux"
+        return "the fsync shim needs Linux"
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        return "no C compiler here, so fsync cannot be slowed"
+        return "the fsync shim needs a C compiler"
     library = scratch / "slow_fsync.so"
     source = Path(__file__).with_suffix(".c")
     built = subprocess.run(

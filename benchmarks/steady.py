@@ -1,4 +1,4 @@
-"""A process that writes 100 series at 10 Hz and then tells what memory it took. Imports only `repo`."""
+"""A process that writes 100 series at 10 Hz and then reports its memory use. Imports only `repo`."""
 
 import json
 import random
@@ -21,7 +21,7 @@ def status_kib(field: str) -> int:
 
 
 def main(folder: str, seconds: float) -> None:
-    """Write for so many seconds, a batch of 100 points each tenth of a second."""
+    """Write for `seconds`, a batch of 100 points every tenth of a second."""
     draw = random.Random(1).random
     values = [draw() * 1000 for _ in SERIES]
     rss_kib: list[int] = []
@@ -40,14 +40,14 @@ def main(folder: str, seconds: float) -> None:
             due += STEP_S
             time.sleep(max(0.0, due - time.monotonic()))
         lasted_s = time.monotonic() - started
-    told = {
+    report = {
         "points": points,
         "seconds": lasted_s,
         "rss_kib": rss_kib,
         "peak_kib": status_kib("VmHWM"),
         "slowest_ms": slowest_s * 1000,
     }
-    print(json.dumps(told))
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The jobs that are measured, by name; each gives the contests and figures of some entries of targets.toml."""
+"""The jobs by name; each yields the contests and figures for some entries of targets.toml."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     ),
     "upgrading": ("upgrade", "upgrade-memory", "upgrade-disk"),
 }
-"""The entries of targets.toml that each job fills in."""
+"""The entries of targets.toml that each job covers."""
 
 SHAPED = ("inserts", "tuples", "dicts", "tables", "queries", "carrying")
 """Those that depend on the shape of the data."""

@@ -1,7 +1,7 @@
 """Batches, acknowledged: tuples against raw executemany, dicts against SQLAlchemy Core, both into tuned SQLite.
 
-The store is measured as its users have it, with the background thread flushing meanwhile, and once more
-without; and to the end, until the last point is in the columns. The figure that counts is the first.
+The store is measured with its defaults, where the background thread flushes at the same time; without that thread; and
+until the last point is in the columns. The first of these is the figure that counts.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _batches(
             count = int(store.sql("SELECT count(*) AS n FROM time_series_data")[0]["n"])
             counts = {_DEFAULT: count} | {name: counted() for name, _, _, counted in peers}
             if set(counts.values()) != {asked}:
-                raise RuntimeError(f"{asked} points were given to each side, and they hold {counts}")
+                raise RuntimeError(f"each side got {asked} points, but they have {counts}")
             samples[_APPLIED] = Samples(_APPLIED, applied[-len(samples[_DEFAULT].values) :])
             return [ratio(key, samples, _DEFAULT, peers[0][0], "points/s")]
 

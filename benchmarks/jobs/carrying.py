@@ -1,8 +1,8 @@
-"""Points out to a Parquet file and back in: against the same through tuned SQLite, and DuckDB's own statements.
+"""Export to a Parquet file and import: compared with tuned SQLite, and with DuckDB's own statements.
 
-Every side holds the same points and writes a file of them; then every side reads the file that the store wrote into
-an empty database of its own. The store's time includes its checksums and its look at the whole file beforehand.
-What a process takes in memory is measured apart, in processes that do nothing else.
+Every side has the same points and writes a file of them. Then every side reads the store's file into an empty database
+of its own. The store's time includes its checksums and its validation of the whole file. Memory is measured in separate
+processes that do nothing else.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ with open("/proc/self/status") as status:
 
 
 def carrying(plan: Plan) -> Iterator[Contest | Figure]:
-    """Exports, imports, the bytes of the files, and the memory of both."""
+    """Measure exports, imports, the sizes of the files, and the memory of both."""
     with plan.scratch() as folder, ExitStack() as open_:
         points = plan.carried_points
         source = Source(plan.shape, plan.seed)
@@ -64,7 +64,7 @@ def carrying(plan: Plan) -> Iterator[Contest | Figure]:
 
         def judge_exports(samples: dict[str, Samples]) -> list[Figure]:
             note = ", ".join(
-                f"{name}: {file.stat().st_size / points:.2f} bytes a point" for name, file in files.items()
+                f"{name}: {file.stat().st_size / points:.2f} bytes per point" for name, file in files.items()
             )
             own = [files[_PRODUCT].stat().st_size / points]
             return [
@@ -90,7 +90,7 @@ def carrying(plan: Plan) -> Iterator[Contest | Figure]:
 def _imports(
     folder: Path, points: int, series: Sequence[tuple[str, str]], file: Path, open_: ExitStack
 ) -> Contest:
-    """Every side into an empty database, which is made anew before each round."""
+    """Import into an empty database of every side, which is created before each round."""
     now: dict[str, Any] = {}
 
     def close() -> None:
@@ -151,7 +151,7 @@ def _imports(
 
 
 def _memory(folder: Path, file: Path, points: int) -> Figure:
-    """Peak resident memory of a process that imports into an empty store, and of one that exports it."""
+    """Measure the peak resident memory of a process that imports into an empty store, and of one that exports."""
     mib = {}
     for act, path in (("import", file), ("export", folder / "again.parquet")):
         command = [sys.executable, "-c", _MEASURED, act, folder / "measured", path, MEMORY_LIMIT_BYTES]
@@ -160,7 +160,7 @@ def _memory(folder: Path, file: Path, points: int) -> Figure:
         )
         mib[act] = json.loads(done.stdout) / 1024
     sides = [Samples(f"holdfast, {act}", [peak]) for act, peak in mib.items()]
-    note = f"{points:,} points, DuckDB's limit at {MEMORY_LIMIT_BYTES:,} bytes"
+    note = f"{points:,} points, DuckDB's memory_limit {MEMORY_LIMIT_BYTES:,} bytes"
     return Figure("carry-memory", [max(mib.values())], sides, "MiB", note)
 
 
@@ -170,7 +170,7 @@ def _store(folder: Path, name: str) -> Store:
 
 
 def _fill(source: Source, points: int, stores: Any, sqlite: TunedSQLite, duckdb: DuckDBParquet) -> None:
-    """Give all sides the same points, some at a time: all of them would not fit into the memory as rows."""
+    """Insert the same points into all sides, in pieces: as rows, all of them would not fit into memory."""
     for start in range(0, points, _PIECE):
         readings = source.take(min(_PIECE, points - start))
         table = arrow_of(readings)

@@ -1,4 +1,4 @@
-"""Single inserts: one thread against raw commits, and eight threads against one, with and without a slow disk."""
+"""Single inserts: one thread compared with raw commits, and eight threads with one, with and without a slow disk."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["one", "threads"]
 
 SLOW_FSYNC_MS = 5.0
 _MOST_A_SECOND = 15_000
-"""More rows than any side can insert in a second."""
+"""More rows than any side can insert per second."""
 
 
 def one(plan: Plan) -> Iterator[Contest | Figure]:
-    """One durable insert after the other through the API, against commits of raw SQLite and of DuckDB."""
+    """Compare durable inserts through the API, one after the other, with commits of raw SQLite and of DuckDB."""
     source = Source(plan.shape, plan.seed)
     rows: list[Any] = []
     keyed: list[Any] = []
@@ -65,7 +65,7 @@ def one(plan: Plan) -> Iterator[Contest | Figure]:
 
 
 def threads(plan: Plan) -> Iterator[Contest | Figure]:
-    """Eight threads against one, each in a process of its own so that fsync can be slowed for it."""
+    """Compare eight threads with one, in a separate process whose fsync can be slowed down."""
     with plan.scratch() as folder:
         yield _in_child("threads-8", plan, folder / "quick", {})
         slow = slow_fsync.environment(folder, SLOW_FSYNC_MS)
@@ -94,7 +94,7 @@ def _in_child(key: str, plan: Plan, folder: Path, variables: dict[str, str]) -> 
 
 
 def _for_a_while(insert: Callable[[Any], object], rows: Sequence[Any], run_s: float) -> float:
-    """Insert row after row until the time is over; returns inserts a second."""
+    """Insert row after row until the time is over; returns inserts per second."""
     done = 0
     started = time.perf_counter()
     until = started + run_s
@@ -104,5 +104,5 @@ def _for_a_while(insert: Callable[[Any], object], rows: Sequence[Any], run_s: fl
         if time.perf_counter() >= until:
             break
     else:
-        raise RuntimeError("there were too few rows for this machine: raise _MOST_A_SECOND")
+        raise RuntimeError("too few rows for this machine: raise _MOST_A_SECOND")
     return done / (time.perf_counter() - started)

@@ -1,7 +1,7 @@
-"""Queries on a standing store of many points, against the same points in tuned SQLite, to the same answers.
+"""Queries on a large cached store, compared with the same points in tuned SQLite, to the same results.
 
-Both files are made once and kept in the cache. Each run of a side asks its first question untimed, so that
-neither pays for what the other's turn pushed out.
+Both files are created once and cached. The first query of each run is not timed, so that neither side pays for what the
+other's run evicted from the caches.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["queries"]
 
 HOUR_US = 3_600_000_000
 SPAN_S = 100_000
-"""How long the standing store reaches: a little more than a day, whatever its number of points."""
+"""The time span of the cached store: a little more than a day, for any number of points."""
 
 DRAIN_PAGE_ROWS = 100_000
 DRAIN_PAGES = 10
@@ -39,12 +39,12 @@ _SAME = "tuned SQLite"
 _TUPLES = "tuned SQLite, to plain tuples"
 
 Question = tuple[int, int]
-"""A series by its number, and the time from which on it is asked for."""
+"""The number of a series, and the start of the queried range."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Standing:
-    """What is known of the two standing files."""
+    """Facts about the two cached files."""
 
     series: list[list[str]]
     first_us: int
@@ -57,7 +57,7 @@ class _Standing:
 
 
 def queries(plan: Plan) -> Iterator[Contest | Figure]:
-    """Ranges, aggregates, latest values and a drain."""
+    """Measure ranges, aggregates, latest values and a drain."""
     folder, standing = _standing(plan)
     series = [(sensor, metric) for sensor, metric in standing.series]
     draw = Random(plan.seed)
@@ -98,7 +98,7 @@ def queries(plan: Plan) -> Iterator[Contest | Figure]:
             peers = [Side(_SAME, lambda: _answers(ask(theirs), asked))]
             if tuples is not None:
                 peers.append(Side(_TUPLES, lambda: _answers(ask(tuples), asked)))
-            note = f"{standing.points:,} points, {len(series)} series; {count} questions a run"
+            note = f"{standing.points:,} points, {len(series)} series; {count} queries per run"
             return Contest(
                 (key,),
                 [Side(_PRODUCT, lambda: _answers(ask_ours, asked))],
@@ -216,7 +216,7 @@ def _drained(pages: Iterator[Any], most: int | None = DRAIN_PAGES) -> float:
 
 
 def _require_same(key: str, ours: Any, theirs: Any) -> None:
-    """Raise unless both sides gave the same answer; averages may differ by rounding."""
+    """Raise unless both sides returned the same result; averages may differ by rounding."""
 
     def same(a: Any, b: Any) -> bool:
         if hasattr(a, "to_pylist"):
@@ -234,10 +234,10 @@ def _require_same(key: str, ours: Any, theirs: Any) -> None:
         return sorted(rows, key=lambda r: [r[k] for k in order if k in r]) if isinstance(rows, list) else rows
 
     if not same(sorted_rows(ours), sorted_rows(theirs)):
-        raise RuntimeError(f"{key}: the store and its peer gave different answers")
+        raise RuntimeError(f"{key}: the store and its peer returned different results")
 
 
-# --- the standing files ---------------------------------------------------------------------------------
+# --- the cached files -----------------------------------------------------------------------------------
 
 
 def _standing(plan: Plan) -> tuple[Path, _Standing]:
@@ -294,5 +294,5 @@ def _loading(standing: _Standing) -> Figure:
     ours = Samples(_PRODUCT, [standing.points / standing.load_s])
     theirs = Samples(_SAME, [standing.points / standing.peer_load_s])
     ours_bytes, theirs_bytes = standing.bytes / standing.points, standing.peer_bytes / standing.points
-    sizes = f"bytes a point on disk: {ours_bytes:.1f} and {theirs_bytes:.1f}"
+    sizes = f"bytes per point on disk: {ours_bytes:.1f} and {theirs_bytes:.1f}"
     return Figure("load", [ours.median / theirs.median], [ours, theirs], "points/s", f"once; {sizes}")

@@ -1,4 +1,4 @@
-"""Records through the documented class, one after the other, against raw commits of SQLite."""
+"""Records through the documented class, one after the other, compared with raw commits of SQLite."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST = 4_000
 
 
 def records(plan: Plan) -> Iterator[Contest | Figure]:
-    """`add_record` with a reading in it, and `mark_sent`."""
+    """Measure `add_record` with a reading, and `mark_sent`."""
     numbers = count()
     new: list[int] = []
     waiting: list[int] = []
@@ -45,7 +45,7 @@ def records(plan: Plan) -> Iterator[Contest | Figure]:
 
         def sent(number: int) -> None:
             if not buffer.mark_sent(f"REC-{number}"):
-                raise RuntimeError(f"record {number} does not wait")
+                raise RuntimeError(f"record {number} is not pending")
 
         def insert(number: int) -> None:
             sqlite.insert((1, START_US + number, number / 8, 100, None))
@@ -72,7 +72,7 @@ def _data(number: int) -> dict[str, Any]:
 
 
 def _for_a_while(call: Callable[[int], Any], numbers: Sequence[int], run_s: float) -> float:
-    """Make call after call until the time is over, or the numbers are; returns calls a second."""
+    """Make calls until the time or the numbers are used up; returns calls per second."""
     done = 0
     started = time.perf_counter()
     for number in numbers:

@@ -1,7 +1,7 @@
-"""Arrow tables in, acknowledged: against raw executemany into tuned SQLite, and DuckDB's own INSERT ... SELECT.
+"""Arrow tables, acknowledged: compared with raw executemany into tuned SQLite, and DuckDB's own INSERT ... SELECT.
 
-All sides go on filling the files that they began with, from round to round. SQLite gets rows that are ready for
-its table; the store's own time includes its checks, and ends when the points are durable in the columns.
+All sides keep filling the same files from round to round. SQLite gets rows that are ready for its table. The store's
+time includes its checks, and ends when the points are durable in the columns.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ONE = "holdfast, as one table"
 
 
 def tables(plan: Plan) -> Iterator[Contest | Figure]:
-    """Tables of 100,000 rows."""
+    """Measure tables of 100,000 rows."""
     source = Source(plan.shape, plan.seed)
     points = max(ROWS, plan.points // ROWS * ROWS)
     arrow: list[pa.Table] = []
@@ -60,7 +60,7 @@ def tables(plan: Plan) -> Iterator[Contest | Figure]:
             }
             counts |= {sqlite.name: sqlite.count(), duckdb.name: duckdb.count()}
             if set(counts.values()) != {asked}:
-                raise RuntimeError(f"{asked} points were given to each side, and they hold {counts}")
+                raise RuntimeError(f"each side got {asked} points, but they have {counts}")
             note = f"{asked:,} points at the end"
             return [
                 ratio("tables-sqlite", samples, _PRODUCT, sqlite.name, "points/s", note),
@@ -94,7 +94,7 @@ def tables(plan: Plan) -> Iterator[Contest | Figure]:
 
 
 def arrow_of(readings: Readings) -> pa.Table:
-    """Return readings as a table that the store takes."""
+    """Return readings as a table for the store."""
     codes = pa.array(readings.codes, pa.uint32())
 
     def names(part: int) -> pa.Array:

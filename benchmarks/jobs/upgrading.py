@@ -1,4 +1,4 @@
-"""Upgrades of a large store of the legacy program: the whole command, its time, memory and room on the disk."""
+"""Upgrades of a large store of the legacy program: time, memory and disk space of the whole command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["upgrading"]
 RECORDS = 100_000
 
 _ROOT = Path(__file__).resolve().parents[2]
-_LOOK_S = 0.02
+_POLL_S = 0.02
 _LAUNCHER = """
 import os, subprocess, sys
 process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
@@ -28,7 +28,7 @@ _, status, usage = os.wait4(process.pid, 0)
 print(usage.ru_maxrss)
 sys.exit(os.waitstatus_to_exitcode(status))
 """
-# A process's peak counts that of the process that it was forked from: this one is small.
+# The peak of a process includes that of the process that forked it, so a small one starts it.
 _PRODUCT = "holdfast migrate"
 _BY_HAND = "by hand"
 
@@ -43,7 +43,7 @@ class _Run:
 
 
 def upgrading(plan: Plan) -> Iterator[Contest | Figure]:
-    """The command with its backups and checks, beside a copy and plain SQL on the same file."""
+    """Compare the command, with its backups and checks, with a copy and plain SQL on the same file."""
     with plan.scratch() as folder:
         made = make_legacy_store(folder / "made", plan.legacy_points, RECORDS)
         runs: dict[str, list[_Run]] = {_PRODUCT: [], _BY_HAND: []}
@@ -68,29 +68,29 @@ def upgrading(plan: Plan) -> Iterator[Contest | Figure]:
         "s",
         note,
     )
-    yield Figure("upgrade-memory", [run.peak_mib for run in ours], _told(runs, "peak_mib", 1), "MiB")
+    yield Figure("upgrade-memory", [run.peak_mib for run in ours], _samples(runs, "peak_mib", 1), "MiB")
     size = f"{ours[-1].before_bytes:,} bytes before, {ours[-1].after_bytes:,} after, backups included"
     yield Figure(
         "upgrade-disk",
         [run.peak_bytes / run.before_bytes for run in ours],
-        _told(runs, "peak_bytes", 2**20),
+        _samples(runs, "peak_bytes", 2**20),
         "MiB",
         size,
     )
 
 
-def _told(runs: dict[str, list[_Run]], field: str, unit: int) -> list[Samples]:
+def _samples(runs: dict[str, list[_Run]], field: str, unit: int) -> list[Samples]:
     return [Samples(name, [getattr(run, field) / unit for run in of]) for name, of in runs.items()]
 
 
 def _run(command: list[str], folder: Path) -> _Run:
-    """Run a process, and watch how large the folder gets meanwhile."""
+    """Run a process, and measure the peak size of the folder."""
     before = peak = _size(folder)
     ended = threading.Event()
 
     def watch() -> None:
         nonlocal peak
-        while not ended.wait(_LOOK_S):
+        while not ended.wait(_POLL_S):
             peak = max(peak, _size(folder))
 
     watcher = threading.Thread(target=watch)

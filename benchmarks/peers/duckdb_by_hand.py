@@ -1,4 +1,4 @@
-"""An upgrade by hand: the file copied and synced, then the points written anew without their key, by plain SQL.
+"""An upgrade by hand: the file is copied and synced, then plain SQL rewrites the points without their key.
 
 Run as a process of its own: `python duckdb_by_hand.py FILE`.
 """
@@ -15,8 +15,8 @@ import duckdb
 __all__ = ["CONFIG", "upgrade"]
 
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
-    "threads": 2,  # as the store has; the machine has no more
-    "memory_limit": "64MB",  # as the store has by default
+    "threads": 2,  # as in the store; the machine has no more
+    "memory_limit": "64MB",  # the store's default
 }
 
 _STATEMENTS = """
@@ -33,7 +33,7 @@ CHECKPOINT;
 
 
 def upgrade(path: Path) -> None:
-    """Copy the file beside itself, durably, and rebuild its table."""
+    """Make a durable copy of the file beside it, and rebuild its table."""
     copy = path.with_suffix(".copy")
     shutil.copyfile(path, copy)
     with copy.open("rb") as written:

@@ -1,4 +1,4 @@
-"""DuckDB by itself: `INSERT ... SELECT` of an Arrow table, each in a transaction of its own."""
+"""DuckDB by itself: `INSERT ... SELECT` of Arrow tables, each in its own transaction."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import duckdb
 __all__ = ["CONFIG", "DuckDBInsert"]
 
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
-    "threads": 2,  # as the store has
-    "memory_limit": "1GB",  # a table of 100,000 rows comes nowhere near it
-    # The checkpoint threshold stays at DuckDB's own 16 MB: lower ones write more, higher ones replay longer.
+    "threads": 2,  # as in the store
+    "memory_limit": "1GB",  # never reached by a table of 100,000 rows
+    # The checkpoint threshold is DuckDB's default, 16 MB: a lower one writes more, a higher one replays longer.
 }
 
 
@@ -29,13 +29,13 @@ class DuckDBInsert:
         )
 
     def insert(self, table: Any) -> None:
-        """Insert an Arrow table whose columns are those of the table, by name; durable on return."""
+        """Insert an Arrow table, by the names of its columns; durable on return."""
         self._connection.register("given", table)
         self._connection.execute("INSERT INTO points BY NAME SELECT * FROM given")
         self._connection.unregister("given")
 
     def count(self) -> int:
-        """Return how many rows there are."""
+        """Return the number of rows."""
         return int(self._connection.execute("SELECT count(*) FROM points").fetchall()[0][0])
 
     def close(self) -> None:

@@ -10,15 +10,15 @@ import duckdb
 __all__ = ["CONFIG", "DuckDBParquet"]
 
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
-    "threads": 2,  # as the store has; the machine has no more
-    "memory_limit": "128MB",  # as the store has in this comparison
+    "threads": 2,  # as in the store; the machine has no more
+    "memory_limit": "128MB",  # as for the store in this comparison
 }
 
 _COLUMNS = "sensor_id, metric_name, make_timestamptz(timestamp_us) AS timestamp, value, quality, metadata"
 
 
 class DuckDBParquet:
-    """A plain table of the store's columns, without a key, in the order in which the points came."""
+    """A plain table with the store's columns, without a key, in order of arrival."""
 
     name = "DuckDB"
 
@@ -49,7 +49,7 @@ class DuckDBParquet:
         )
 
     def count(self) -> int:
-        """Return how many points there are."""
+        """Return the number of points."""
         return int(self._connection.execute("SELECT count(*) FROM points").fetchall()[0][0])
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""SQLAlchemy Core into the tuned SQLite: what an application writes that does not want raw SQL."""
+"""SQLAlchemy Core into tuned SQLite: what an application without raw SQL would use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _points = Table(
 
 
 class SQLAlchemyCore:
-    """The table, key and pragmas of `TunedSQLite`; the rows go by one `insert()` with a list of dicts."""
+    """The table, key and pragmas of `TunedSQLite`; rows are inserted by one `insert()` with a list of dicts."""
 
     name = "SQLAlchemy Core, tuned SQLite"
 
@@ -37,22 +37,22 @@ class SQLAlchemyCore:
         def standing() -> sqlite3.Connection:
             return self._tuned.connection
 
-        # The connection that is tuned already, for ever: no pool work, no pragmas again.
+        # Always the tuned connection: no work for a pool, no repeated pragmas.
         self._engine = create_engine("sqlite://", creator=standing, poolclass=StaticPool)
-        # A standing statement object: its SQL is compiled once and then found in the cache.
+        # One statement object: its SQL is compiled once and then cached.
         self._insert = insert(_points).prefix_with("OR REPLACE")
         self._connection = self._engine.connect()
 
     def insert_many(self, rows: Sequence[dict[str, Any]]) -> None:
         """Insert dicts with the columns' names in one transaction; durable on return."""
-        # isolation_level is None underneath, so the transaction is begun here, and by hand.
+        # The driver's isolation_level is None, so the transaction is started explicitly.
         self._connection.exec_driver_sql("BEGIN IMMEDIATE")
         self._connection.execute(self._insert, rows)
         self._connection.exec_driver_sql("COMMIT")
         self._connection.commit()
 
     def count(self) -> int:
-        """Return how many points there are."""
+        """Return the number of points."""
         return self._tuned.count()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Raw sqlite3, one durable commit an insert: the least that an insert which survives a power loss can cost."""
+"""Raw sqlite3, one durable commit per insert: the minimum cost of an insert that survives a power loss."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 __all__ = ["PRAGMAS", "SQLiteCommits"]
 
 PRAGMAS = (
-    "journal_mode = WAL",  # one sequential append and one sync a commit, instead of two files
+    "journal_mode = WAL",  # one sequential append and one sync per commit, instead of two files
     "synchronous = FULL",  # the sync that makes a commit survive a power loss
     "temp_store = MEMORY",  # nothing but the log goes to the disk
 )
 
 
 class SQLiteCommits:
-    """An append-only table without any index but its rowid, in autocommit mode."""
+    """An append-only table without an index except its rowid, in autocommit mode."""
 
     name = "raw sqlite3 commits"
 
@@ -26,7 +26,7 @@ class SQLiteCommits:
         self._connection = sqlite3.connect(folder / "commits.sqlite", isolation_level=None)
         for pragma in PRAGMAS:
             self._connection.execute(f"PRAGMA {pragma}")
-        # A rowid table appends to its last page: one page a commit goes to the WAL.
+        # A rowid table appends to its last page: each commit writes one page to the WAL.
         self._connection.execute(
             "CREATE TABLE log (seq INTEGER PRIMARY KEY, series INTEGER NOT NULL, time_us INTEGER NOT NULL, "
             "value REAL, quality INTEGER, metadata TEXT) STRICT"
@@ -38,7 +38,7 @@ class SQLiteCommits:
         self._connection.execute("INSERT INTO log VALUES (NULL, ?, ?, ?, ?, ?)", row)
 
     def count(self) -> int:
-        """Return how many rows there are."""
+        """Return the number of rows."""
         return int(self._connection.execute("SELECT count(*) FROM log").fetchone()[0])
 
     def close(self) -> None:

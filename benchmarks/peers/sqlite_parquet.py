@@ -1,7 +1,7 @@
-"""Parquet out of tuned SQLite and back into it, by pyarrow: what its experts would write.
+"""Parquet from and to tuned SQLite, by pyarrow, as its experts would write it.
 
-Out in the order of the key, so that names come in long runs and cost nothing; in through dictionaries, so that each
-name is looked up once a batch and not once a row.
+It writes in the order of the key, so that names come in long runs and cost nothing. It reads through dictionaries, so
+that each name is looked up once per batch, not once per row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["export", "import_"]
 _pa: Any = pyarrow
 
 PAGE_ROWS = 122_880
-"""Rows that are in memory at a time, and in a row group: as in the store's files."""
+"""Rows in memory at a time, and rows per row group, as in the store's files."""
 
 SCHEMA = _pa.schema(
     {
@@ -66,7 +66,7 @@ def export(sqlite: TunedSQLite, path: Path) -> None:
 
 
 def import_(sqlite: TunedSQLite, path: Path) -> None:
-    """Read all points; durable on return. A transaction a page, so that the log stays short."""
+    """Read all points; durable on return. One transaction per page, so that the log stays short."""
     names = ["sensor_id", "metric_name"]
     file = pyarrow.parquet.ParquetFile(path, read_dictionary=names)
     wanted = [*names, "timestamp", "value", "quality", "metadata"]

@@ -1,7 +1,7 @@
-"""Tuned SQLite: what someone would build who stores time-series in SQLite and knows it well.
+"""Tuned SQLite: how an expert would store time series in SQLite.
 
-Names are numbered once in a small table, so that the key of a point is two integers. The points are one
-clustered b-tree in the order in which they are asked for.
+A small table numbers the names, so that the key of a point is two integers. The points are one clustered b-tree in the
+order of the queries.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 __all__ = ["INSERT", "PRAGMAS", "TunedSQLite"]
 
 INSERT = "INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?)"
-"""A point of the same identity is overwritten, as in the store."""
+"""A point with the same identity is overwritten, as in the store."""
 
 PRAGMAS = (
-    "page_size = 4096",  # batches touch a page a series: wider ones only make the WAL longer (measured: 1-8 KiB)
-    "journal_mode = WAL",  # readers beside the writer, one sync a commit
+    "page_size = 4096",  # a batch changes one page per series: larger ones only lengthen the WAL (measured: 1-8 KiB)
+    "journal_mode = WAL",  # concurrent readers, one sync per commit
     "synchronous = FULL",  # acknowledged means on the disk, as in the store
-    "cache_size = -64000",  # 64 MB, what the store gives to DuckDB
+    "cache_size = -64000",  # 64 MB, as the store's limit for DuckDB
     "mmap_size = 1073741824",  # reads come from the page cache without a copy
-    "temp_store = MEMORY",  # GROUP BY and ORDER BY never touch the disk
-    "wal_autocheckpoint = 8000",  # 32 MB: each hot page is folded once, not once a batch
+    "temp_store = MEMORY",  # GROUP BY and ORDER BY never use the disk
+    "wal_autocheckpoint = 8000",  # 32 MB: each hot page is written back once, not once per batch
 )
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -33,7 +33,7 @@ _MINUTE_US = 60_000_000
 
 
 class TunedSQLite:
-    """One file, one connection. Times are µs; a series is named by its number."""
+    """One file, one connection. Times are µs; a series is identified by its number."""
 
     name = "tuned SQLite"
 
@@ -41,7 +41,7 @@ class TunedSQLite:
         self.path = path
         self.series = list(series)
         self.numbers: Mapping[tuple[str, str], int] = {pair: number for number, pair in enumerate(series)}
-        # 128 prepared statements are kept by the driver; there are far fewer here.
+        # The driver caches 128 prepared statements; there are far fewer here.
         self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         for pragma in PRAGMAS:
             self.connection.execute(f"PRAGMA {pragma}")
@@ -69,14 +69,14 @@ class TunedSQLite:
         self.connection.execute("COMMIT")
 
     def insert_named(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """The same from the application's rows (sensor, metric, Unix seconds, value), which it numbers."""
+        """Insert an application's rows (sensor, metric, Unix seconds, value), after looking up the series numbers."""
         numbers = self.numbers
         self.insert_many([(numbers[s, m], round(at * 1e6), value, 100, None) for s, m, at, value in rows])
 
     # --- reading --------------------------------------------------------------------------------------
 
     def count(self) -> int:
-        """Return how many points there are."""
+        """Return the number of points."""
         return int(self.connection.execute("SELECT count(*) FROM points").fetchone()[0])
 
     def range_tuples(self, number: int, start_us: int, end_us: int) -> list[tuple[Any, ...]]:
@@ -88,7 +88,7 @@ class TunedSQLite:
         ).fetchall()
 
     def range_dicts(self, number: int, start_us: int, end_us: int) -> list[dict[str, Any]]:
-        """The same as the dicts that the store gives."""
+        """Return the same as dicts, like the store."""
         sensor, metric = self.series[number]
         return [
             _point(sensor, metric, us, value, quality, metadata)
@@ -96,7 +96,7 @@ class TunedSQLite:
         ]
 
     def range_arrow(self, number: int, start_us: int, end_us: int) -> Any:
-        """The same as an Arrow table of the columns that the store gives."""
+        """Return the same as an Arrow table with the columns of the store."""
         import pyarrow
 
         pa: Any = pyarrow
@@ -169,7 +169,7 @@ class TunedSQLite:
             yield page
 
     def drain_dicts(self, page_rows: int) -> Iterator[list[dict[str, Any]]]:
-        """The same as the dicts that the store gives."""
+        """Yield the same pages as dicts, like the store."""
         series = self.series
         for page in self.drain(page_rows):
             yield [_point(*series[number], *rest) for number, *rest in page]
