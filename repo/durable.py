@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from repo import ownership
 from repo.errors import InvalidFile, StoreBusy
 
 __all__ = ["atomic_write", "copy", "digest", "put", "rename_all", "replace", "sync"]
@@ -38,7 +39,12 @@ def sync(target: Path | int) -> None:
 
 
 def replace(new: Path, path: Path) -> None:
-    """Rename `new`, already synced, to `path` and sync the folder. An existing file is replaced atomically."""
+    """Rename `new`, already synced, to `path` and sync the folder.
+
+    An existing file is replaced atomically, by one of the same owner and mode.
+    """
+    if new.is_file():
+        ownership.make_like(new, path)
     new.replace(path)
     sync(path.parent)
 
@@ -119,17 +125,17 @@ def put(path: Path, content: bytes) -> None:
         stream.write(content)
 
 
-def copy(source: Path, target: Path, progress: Callable[[int], object], *, keep_mode: bool = False) -> str:
+def copy(source: Path, target: Path, progress: Callable[[int], object]) -> str:
     """Copy a file to `target`, which must not exist, and sync it; return the SHA-256 of the bytes read.
 
-    `progress` receives the size of each piece. With `keep_mode` the copy has the mode of the source, and is also
-    readable and writable by its owner. The caller syncs the folder. An error leaves a partial copy.
+    `progress` receives the size of each piece. The copy has the mode of the source, and is also readable and writable
+    by its owner. The caller syncs the folder. An error leaves a partial copy.
     """
     summed = hashlib.sha256()
     with source.open("rb") as original, target.open("xb") as written:
-        if keep_mode:
-            mode = stat.S_IMODE(os.fstat(original.fileno()).st_mode)
-            os.fchmod(written.fileno(), mode | stat.S_IRUSR | stat.S_IWUSR)
+        mode = stat.S_IMODE(os.fstat(original.fileno()).st_mode)
+        os.fchmod(written.fileno(), mode | stat.S_IRUSR | stat.S_IWUSR)
+        ownership.give(target)
         while piece := original.read(_COPY_BYTES):
             written.write(piece)
             summed.update(piece)

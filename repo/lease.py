@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from repo import ownership
 from repo.errors import HoldfastError, StoreBusy, StoreUnsupported, system_error, system_typed
 from repo.inuse import note_own
 
@@ -303,6 +304,7 @@ def _open_lock(path: Path) -> _LockFile:
             file = _LockFile(path, "r+")
         except FileNotFoundError:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+            ownership.give(path)
             file = _LockFile(path, "r+")
         _lock_files.add(file)
         return file

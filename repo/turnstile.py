@@ -6,7 +6,9 @@ import fcntl
 import os
 import time
 import weakref
+from pathlib import Path
 
+from repo import ownership
 from repo.errors import StoreBusy, StoreUnsupported, system_typed
 from repo.files import WRITE_FILE, WRITE_TURN_FILE, StoreFiles
 from repo.inuse import note_own
@@ -103,7 +105,9 @@ class Turnstile:
 
 def _open_lock(path: os.PathLike[str]) -> int:
     note_own(path)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    ownership.give(Path(path))
+    return descriptor
 
 
 _turnstiles: weakref.WeakSet[Turnstile] = weakref.WeakSet()

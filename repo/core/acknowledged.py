@@ -18,6 +18,7 @@ from zlib import crc32
 
 from sqlalchemy import Connection
 
+from repo import ownership
 from repo.errors import system_error
 from repo.files import StoreFiles
 from repo.inuse import note_own
@@ -59,6 +60,7 @@ class AcknowledgedMark:
             try:
                 if not self._noted:
                     note_own(self.path)
+                    ownership.give(self.path)
                     self._noted = True
                 os.pwrite(descriptor, content, 0)
                 if durably:

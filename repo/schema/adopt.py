@@ -350,7 +350,7 @@ def _copy(files: StoreFiles, sources: list[_File], folder: Path, progress: Calla
         progress(done)
 
     for file in sources:
-        durable.copy(file.source, folder / file.name, copied, keep_mode=True)
+        durable.copy(file.source, folder / file.name, copied)
     _refuse_busy(files, sources)
     now = [_stamp(file.source) for file in _sources(files)]
     if now != before:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from repo import durable
+from repo import durable, ownership
 from repo.engines.registry import ENGINES, companions_of, engine_named
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import StoreCorrupt, system_error, system_typed
@@ -122,7 +122,10 @@ def make(
             "the databases are unchanged. Fix the cause, or go on without a backup: "
             f"`{files.command('migrate --no-backup')}`",
         ):
-            part.mkdir(parents=True)
+            place.mkdir(parents=True, exist_ok=True)
+            part.mkdir()
+            for folder in (place, part):
+                ownership.give(folder)
             saved = []
             for database, engine, path, revision in databases:
                 copy = part / path.name
@@ -132,6 +135,7 @@ def make(
             backup = Backup(final, now_us, tuple(saved), goal)
             told = {"made_us": now_us, "goal": goal, "databases": [kept._asdict() for kept in saved]}
             durable.put(part / _MANIFEST, json.dumps(told, indent=2).encode() + b"\n")
+            ownership.give(part / _MANIFEST)
             durable.replace(part, final)
             durable.sync(place.parent)
     except BaseException:  # an interrupt, too, leaves no partial backup

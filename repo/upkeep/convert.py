@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from repo import durable
+from repo import durable, ownership
 from repo.core.active import building_path, remove, set_aside
 from repo.core.handle import Handle
 from repo.disk import refuse_full_disk
@@ -83,6 +83,7 @@ def convert(
                 built(opened, target, state, handle.active.bring_to_head, lambda done: progress(done, points))
             set_aside([path], facts.generation)
             with system_typed(path, "the columns were not moved; try again"):
+                ownership.make_like(target.path, opened.backend.path)
                 durable.replace(target.path, path)
         finally:
             remove(target.path)

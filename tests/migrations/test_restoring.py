@@ -4,6 +4,7 @@ no obstacle."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -242,3 +243,29 @@ def _remade(legacy: Path, name: str) -> Path:
     for log in ("offline_buffer.db-wal", "offline_buffer.db-shm", "timeseries.duckdb.wal"):
         (legacy / log).unlink(missing_ok=True)
     return folder / name
+
+
+def test_a_backup_is_no_more_readable_than_its_original_and_neither_is_what_it_restores(
+    tmp_path: Path,
+) -> None:
+    folder = make_legacy_store(tmp_path / "store", 20)
+    for path in folder.iterdir():
+        path.chmod(0o600)
+    migrate_store(folder)
+    files = [path for path in _backup(folder).iterdir() if path.suffix != ".json"]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+    restore_store(folder)
+    restored = [folder / "offline_buffer.db", folder / "timeseries.duckdb"]
+    assert {path.stat().st_mode & 0o777 for path in restored} == {0o600}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_an_upgrade_and_a_restore_by_root_leave_the_store_to_its_owner(tmp_path: Path) -> None:
+    folder = make_legacy_store(tmp_path / "store", 20)
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, 54_321, 54_321)
+    migrate_store(folder)
+    with Store(folder, Settings(background=False)):
+        pass
+    restore_store(folder)
+    assert {path.stat().st_uid for path in folder.rglob("*")} == {54_321}

@@ -106,7 +106,7 @@ def test_a_copy_is_synced_has_the_sum_of_its_source_and_never_replaces_a_file(
     (folder / "source").write_bytes(content)
     (folder / "source").chmod(0o440)
     pieces: list[int] = []
-    found = copy(folder / "source", folder / "target", pieces.append, keep_mode=True)
+    found = copy(folder / "source", folder / "target", pieces.append)
     assert steps == ["sync target"]
     assert found == hashlib.sha256(content).hexdigest()
     assert (folder / "target").read_bytes() == content

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
-from repo import durable
+from repo import durable, ownership
 from repo.engines.duckdb.record import NOTE
 from repo.errors import system_error
 
@@ -120,6 +120,7 @@ def noted(
             _write(descriptor, content, 0)
             durable.sync(descriptor)
             if new:
+                ownership.give(note)
                 durable.sync(path.parent)
         finally:
             os.close(descriptor)

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from repo import durable, forks
+from repo import durable, forks, ownership
 from repo.engines.sqlite.pool import IdlePool
 from repo.engines.sqlite.record import LOG, SQLITE
 from repo.errors import (
@@ -127,6 +127,8 @@ def open_engine(
     # checkpoint it, unless it is read-only. If there is none, `ro` would leave an empty log behind.
     mode = "rwc" if not looking else "ro" if log_bytes(path) else "rw"
     uri = f"file:{_uri_path(path)}?mode={mode}"
+    if mode == "rwc":
+        ownership.create(path)
     engine = create_engine(
         URL.create("sqlite", database=uri, query={"uri": "true"}),
         poolclass=IdlePool,
@@ -306,6 +308,8 @@ def copy_to(path: Path, target: Path, progress: Callable[[int], object]) -> None
     `progress` receives the bytes of each piece. Others can read and write during the copy.
     """
     source = sqlite3.connect(f"file:{_uri_path(path)}?mode=rw", uri=True, factory=_Connection)
+    target.touch(exist_ok=False)
+    ownership.make_like(target, path)
     copy = sqlite3.connect(target, factory=_Connection)
     left = None
 

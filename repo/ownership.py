@@ -1,0 +1,41 @@
+"""Ownership: what root makes in a store belongs to the owner of its folder, and a new file is like the one it replaces.
+
+Operators run commands with `sudo`. Files that root left in a store would lock out the service that writes to it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+__all__ = ["create", "give", "make_like"]
+
+
+def give(path: Path) -> None:
+    """Give a file or folder that root just made to the owner of the folder that it is in; for others, do nothing."""
+    if os.geteuid() != 0:
+        return
+    owner = path.parent.stat()
+    if owner.st_uid != 0:
+        os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def create(path: Path) -> None:
+    """Create an empty file for a database that root is about to make, so that all of its files have the right owner."""
+    if os.geteuid() != 0 or path.exists():
+        return
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    give(path)
+
+
+def make_like(new: Path, old: Path) -> None:
+    """Give a new file the mode and, for root, the owner of one that exists; without that one, do as `give`."""
+    try:
+        found = old.stat()
+    except FileNotFoundError:
+        give(new)
+        return
+    if os.geteuid() == 0:
+        os.chown(new, found.st_uid, found.st_gid)
+    new.chmod(stat.S_IMODE(found.st_mode))

@@ -1,0 +1,72 @@
+"""Owners and modes: what root does in a store of another user locks that user out of nothing."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo import Settings, Store
+from tests.conftest import OpenStore
+
+OTHER = 54_321
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
+
+def not_owned(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.stat().st_uid != OTHER]
+
+
+@needs_root
+def test_every_file_that_root_makes_in_a_store_belongs_to_the_owner_of_its_folder(
+    tmp_path: Path, engine: str
+) -> None:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    os.chown(folder, OTHER, OTHER)
+    settings: dict[str, Any] = {"background": False, "engine": engine}
+    with Store(folder, Settings(**settings)) as store:
+        store.points.insert("a", "m", 1.0, timestamp=1)
+        store.checkpoint()
+        store.points.insert("a", "m", 2.0, timestamp=2)
+        assert not_owned(folder) == []
+        store.shrink()
+        assert not_owned(folder) == []
+
+
+@needs_root
+@pytest.mark.duckdb
+def test_moved_columns_belong_to_who_had_them(open_store: OpenStore, engine: str) -> None:
+    store = open_store()
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    store.flush()
+    for path in (store.path, *store.path.iterdir()):
+        os.chown(path, OTHER, OTHER)
+    if engine == "duckdb":
+        store.demote()
+    else:
+        store.promote()
+    store.checkpoint()
+    assert not_owned(store.path) == []
+
+
+@pytest.mark.duckdb
+@pytest.mark.parametrize("job", ["shrink", "move"])
+def test_a_rewritten_column_file_keeps_its_mode(
+    open_store: OpenStore, engine: str, columns_file: str, job: str
+) -> None:
+    store = open_store()
+    store.points.insert("a", "m", 1.0, timestamp=1)
+    store.checkpoint()
+    (store.path / columns_file).chmod(0o600)
+    if job == "shrink":
+        store.shrink()
+    elif engine == "duckdb":
+        store.demote()
+    else:
+        store.promote()
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in store.path.glob("timeseries.*[eb]")}
+    assert modes == {0o600}
