@@ -98,9 +98,9 @@ def run_all(connections: dict[str, Connection], paths: dict[str, Path]) -> None:
         # Whole revisions may stand. What went wrong is told; an engine that gave up cannot do this either.
         with suppress(Exception):
             after = versions(connections)
-            fold({name: connections[name] for name in before if after[name] != before[name]})
+            checkpoint_all({name: connections[name] for name in before if after[name] != before[name]})
         raise
-    fold(connections)
+    checkpoint_all(connections)
 
 
 def versions(connections: dict[str, Connection]) -> dict[str, str | None]:
@@ -113,11 +113,11 @@ def versions(connections: dict[str, Connection]) -> dict[str, str | None]:
     return found
 
 
-def fold(connections: dict[str, Connection]) -> None:
+def checkpoint_all(connections: dict[str, Connection]) -> None:
     """Leave no change of the schema in a log that could not replay it, after a command that writes."""
     for connection in connections.values():
         if command_name() in WRITING:
-            traits_of(connection).fold_ddl(connection)
+            traits_of(connection).checkpoint_ddl(connection)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ __all__ = ["first_in_use", "is_locked", "is_open_here", "note_own", "refuse_own"
 
 # struct flock: type, whence, start, length, process; the order differs on macOS.
 _FLOCK = struct.Struct("qqihh" if sys.platform == "darwin" else "hhqqi4x")
-_LOOK = getattr(fcntl, "F_OFD_GETLK", getattr(fcntl, "F_GETLK", 0))
+_GETLK = getattr(fcntl, "F_OFD_GETLK", getattr(fcntl, "F_GETLK", 0))
 
 
 _own: dict[str, tuple[str, ...]] = {}
@@ -94,7 +94,7 @@ def is_locked(path: Path) -> bool:
             if sys.platform == "darwin"
             else (fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         )
-        found = _FLOCK.unpack(fcntl.fcntl(descriptor, _LOOK, _FLOCK.pack(*asked)))
+        found = _FLOCK.unpack(fcntl.fcntl(descriptor, _GETLK, _FLOCK.pack(*asked)))
         kind: int = found[3] if sys.platform == "darwin" else found[0]
         return kind != fcntl.F_UNLCK
     finally:

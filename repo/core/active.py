@@ -62,7 +62,7 @@ class ActiveColumns:
         if leased and not self._files.columns(engine).exists():
             engine = self._moved_since(state) or engine
         backend = self.backend_of(engine)
-        backend.may_begin = state.file_id is None and state.pruned_through == 0
+        backend.may_create = state.file_id is None and state.pruned_through == 0
         return backend
 
     def backend_of(self, engine: str, path: Path | None = None) -> Backend:

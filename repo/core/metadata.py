@@ -190,7 +190,7 @@ class MetadataDatabase:
             try:
                 self._turnstile.take(self._busy_timeout_s)
                 with self._typed():
-                    checkpointed = sqlite.fold_wal(self._careful)
+                    checkpointed = sqlite.checkpoint_wal(self._careful)
             finally:
                 if self._turnstile.place >= 0 and not self._turnstile.kept:
                     fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)

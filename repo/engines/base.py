@@ -43,10 +43,10 @@ class Backend(Protocol):
     """Whether a committed flush is durable without a checkpoint."""
     takes_tables: bool
     """Whether a table can be merged directly; otherwise it goes through the journal, as packed rows."""
-    log_is_spare: bool
+    is_log_disposable: bool
     """Whether the journal has everything that is in the log, so that a damaged log may be set aside. Set it before
     `open`. An engine that is durable at commit ignores it."""
-    may_begin: bool
+    may_create: bool
     """Whether the store never had a column file, so that a file that is not a database yet may be replaced. Set it
     before `open`. An engine that creates a file atomically ignores it."""
 
@@ -159,12 +159,12 @@ class Traits:
     """How many readings one query may keep in memory for percentiles. DuckDB keeps those of all groups at once, and
     twice this number exceeds the default memory limit of 64 MB. None: one group is kept at a time."""
 
-    fold_ddl: Callable[[Connection], None]
+    checkpoint_ddl: Callable[[Connection], None]
     """Make a schema change durable in the file itself, if it may not stay in the log: DuckDB cannot replay every schema
     change. Ends the connection's transaction, and must not be called while another connection writes."""
 
-    fold_log: Callable[[Engine], None]
-    """Checkpoint the log after a revision, as far as readers allow. Does nothing if `fold_ddl` did it."""
+    checkpoint_log: Callable[[Engine], None]
+    """Checkpoint the log after a revision, as far as readers allow. Does nothing if `checkpoint_ddl` did it."""
 
     damage: Callable[[Connection], str | None]
     """Check for damage that opening the file does not reveal; return its description, or None."""

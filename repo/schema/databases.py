@@ -165,7 +165,7 @@ def _active_engine(metadata: Path) -> str | None:
     """Return the engine of a store's columns as its metadata name it; None if they do not."""
     if not metadata.exists():
         return None
-    engine = sqlite.open_engine(metadata, looking=True)
+    engine = sqlite.open_engine(metadata, read_only=True)
     try:
         with engine.execution_options(**sqlite.READ).connect() as connection:
             if not inspect(connection).has_table(StoreState.__tablename__):
@@ -210,18 +210,18 @@ def backend_of(target: Target, settings: Settings, clock: Clock) -> Backend | No
         return None
     files = target.files or StoreFiles.beside(target.path)
     backend = engine_named(target.engine).open(target.path, files.scratch, settings, clock)
-    backend.log_is_spare = False  # no journal has what the legacy program's log holds
+    backend.is_log_disposable = False  # no journal has what the legacy program's log holds
     return backend
 
 
 @contextmanager
 def opened(
-    target: Target, backend: Backend | None, settings: Settings, *, looking: bool = False
+    target: Target, backend: Backend | None, settings: Settings, *, read_only: bool = False
 ) -> Iterator[Engine]:
     """Open the database for the block; the caller holds the lease. Only columns have a backend."""
     if backend is None:
         engine = sqlite.open_engine(
-            target.path, busy_timeout_s=max(30.0, settings.busy_timeout_s), looking=looking
+            target.path, busy_timeout_s=max(30.0, settings.busy_timeout_s), read_only=read_only
         )
         try:
             yield engine

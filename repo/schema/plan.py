@@ -30,7 +30,7 @@ from repo.schema.databases import DATABASES, Target, backend_of, in_store, opene
 from repo.schema.version import HEAD, REVISIONS, Standing, compare, too_new, version_of
 from repo.settings import Settings
 
-__all__ = ["DatabaseVersion", "Found", "Migration", "Plan", "PlannedStep", "Planner"]
+__all__ = ["DatabaseVersion", "Found", "Migration", "PlannedStep", "Planner", "UpgradePlan"]
 
 log = logging.getLogger("holdfast.migrating")
 
@@ -144,7 +144,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class UpgradePlan:
     """The steps for the databases of a store."""
 
     found: list[Found]
@@ -162,7 +162,7 @@ class Plan:
         return [one for one in self.found if one.steps]
 
     @property
-    def adopts(self) -> bool:
+    def restores_records(self) -> bool:
         """Whether data of legacy records is to be restored, or the note about them removed."""
         return self.report.restores or any(one.noted for one in self.found)
 
@@ -181,7 +181,7 @@ class Plan:
         """The bytes that a run processes, for the progress."""
         total = sum(one.size_bytes for one in self.due for _ in one.steps)
         total += sum(one.backup_bytes for one in self.found) if self.backs_up else 0
-        return total + (self.columns_bytes if self.adopts else 0)
+        return total + (self.columns_bytes if self.restores_records else 0)
 
 
 class Planner:
@@ -193,7 +193,7 @@ class Planner:
         self._clock = clock
         self._to = to
 
-    def plan(self, *, backup: bool, without_columns: bool) -> Plan:
+    def plan(self, *, backup: bool, without_columns: bool) -> UpgradePlan:
         """Plan the upgrade to the target revision; raises whatever prevents it, before anything is changed."""
         found = self._look(without_columns)
         self._refuse_damage(found)
@@ -213,7 +213,7 @@ class Planner:
             free_bytes=shutil.disk_usage(self._files.folder).free,
             records_waiting=pointers if self._to == HEAD else 0,
         )
-        return Plan(found, begun, backs_up, wanted, report)
+        return UpgradePlan(found, begun, backs_up, wanted, report)
 
     def _look(self, without_columns: bool) -> list[Found]:
         found = []
@@ -232,7 +232,7 @@ class Planner:
     def _looked_at(self, target: Target) -> Found:
         backend = backend_of(target, self._settings, self._clock)
         with (
-            opened(target, backend, self._settings, looking=True) as engine,
+            opened(target, backend, self._settings, read_only=True) as engine,
             typed(target, backend),
             engine.connect().execution_options(**sqlite.READ) as connection,
         ):
@@ -272,7 +272,7 @@ class Planner:
             found.pointers = records.count() if found.noted or before != HEAD else 0
         return found, rows
 
-    def _planned(self, found: Found, step: runner.Step, rows: dict[str, int]) -> PlannedStep:
+    def _planned(self, found: Found, step: runner.MigrationStep, rows: dict[str, int]) -> PlannedStep:
         touched = sum(rows.values() if step.rewrites is None else [rows.get(t, 0) for t in step.rewrites])
         rewrites = step.rewrites is None or bool(step.rewrites)
         needed = int(found.size_bytes * engine_named(found.target.engine).rewrite_factor) if rewrites else 0

@@ -31,7 +31,7 @@ __all__ = [
     "Database",
     "DuckDBImpl",
     "Migrated",
-    "Step",
+    "MigrationStep",
     "check",
     "config",
     "current",
@@ -63,7 +63,7 @@ class Migrated(NamedTuple):
     after: str | None
 
 
-class Step(NamedTuple):
+class MigrationStep(NamedTuple):
     """One revision to run on one database: its id, its title, and the tables that it rewrites."""
 
     revision: str
@@ -72,7 +72,7 @@ class Step(NamedTuple):
     """None if it does not declare them, so that it may rewrite any."""
 
 
-def steps(database: Database, before: str | None, to: str = "head") -> list[Step]:
+def steps(database: Database, before: str | None, to: str = "head") -> list[MigrationStep]:
     """Return the steps of an upgrade from `before` to `to`; empty if `to` is not above. Opens nothing."""
     scripts = ScriptDirectory.from_config(config())
     line = list(scripts.walk_revisions())[::-1]
@@ -83,7 +83,9 @@ def steps(database: Database, before: str | None, to: str = "head") -> list[Step
     for script in line[first:last]:
         said = getattr(script.module, "REWRITES", None)
         title = (script.doc or "").splitlines()[0].rstrip(".")
-        found.append(Step(script.revision, title, None if said is None else tuple(said.get(database, ()))))
+        found.append(
+            MigrationStep(script.revision, title, None if said is None else tuple(said.get(database, ())))
+        )
     return found
 
 

@@ -27,7 +27,7 @@ from repo.schema import runner
 from repo.schema.backup import Backup
 from repo.schema.databases import in_pieces, opened, typed
 from repo.schema.legacy_records import Restored, restore_records
-from repo.schema.plan import DatabaseVersion, Found, Migration, Plan, PlannedStep, Planner
+from repo.schema.plan import DatabaseVersion, Found, Migration, PlannedStep, Planner, UpgradePlan
 from repo.schema.restore import finish_leased
 from repo.schema.version import HEAD, REVISIONS
 from repo.settings import Settings
@@ -115,7 +115,7 @@ class _Run:
     ) -> Migration:
         planner = Planner(self._files, self._settings, self._clock, self._to)
         plan = planner.plan(backup=backup, without_columns=without_columns)
-        if check or not (plan.due or plan.adopts):
+        if check or not (plan.due or plan.restores_records):
             return plan.report
         if plan.due and not plan.is_new:
             self._make_sure(plan, force)
@@ -137,12 +137,12 @@ class _Run:
             nan_points=sum(one.nan_points for one in plan.found),
             outside_points=sum(one.outside_points for one in plan.found),
         )
-        if plan.adopts:
-            report = self._adopted(report, plan.found, tell, lenient=without_columns)
+        if plan.restores_records:
+            report = self._with_restored_records(report, plan.found, tell, lenient=without_columns)
         progress(plan.total_bytes, plan.total_bytes)
         return report
 
-    def _make_sure(self, plan: Plan, force: bool) -> None:
+    def _make_sure(self, plan: UpgradePlan, force: bool) -> None:
         """Raise, before the first change, whatever prevents it: permissions, another program, a full disk."""
         _refuse_read_only(plan.due)
         if any(one.database == "metadata" and not one.is_new for one in plan.due):
@@ -156,7 +156,7 @@ class _Run:
                 f"`{self._files.command('migrate --no-backup')}` needs less, `--force` tries anyway",
             )
 
-    def _back_up(self, plan: Plan, tell: Callable[[int], object]) -> Backup:
+    def _back_up(self, plan: UpgradePlan, tell: Callable[[int], object]) -> Backup:
         found = [one for one in plan.found if not one.is_new]
         for one in found:
             copies_log = engine_named(one.target.engine).copy is not None
@@ -196,13 +196,13 @@ class _Run:
                 ).after
                 one.nan_points += told.get("nan_points", 0)
                 one.outside_points += told.get("outside_points", 0)
-                engine_named(one.target.engine).traits().fold_log(engine)
+                engine_named(one.target.engine).traits().checkpoint_log(engine)
             tell(one.size_bytes)
         return at
 
     # --- records of the legacy program ------------------------------------------------------------------------
 
-    def _adopted(
+    def _with_restored_records(
         self, report: Migration, found: list[Found], tell: Callable[[int], object], *, lenient: bool
     ) -> Migration:
         """Restore records that are stored only as pointers, and report them; if `lenient`, errors are only logged."""
@@ -252,7 +252,7 @@ class _Run:
                 # Another process may have done it first.
                 noted = PointerRepository(changed).noted()
                 restored = restore_records(changed, read, progress) if noted else Restored(0, 0)
-            sqlite.fold_wal(records)
+            sqlite.checkpoint_wal(records)
         return restored
 
 

@@ -144,16 +144,16 @@ class Opening:
     def _found(self) -> tuple[str | None, bool, bool]:
         """Return the metadata's schema, whether it has no tables yet, and whether records still lack their data."""
         database = self._files.metadata
-        looking = sqlite.open_engine(database, busy_timeout_s=self._settings.busy_timeout_s, looking=True)
+        engine = sqlite.open_engine(database, busy_timeout_s=self._settings.busy_timeout_s, read_only=True)
         try:
-            with looking.execution_options(**sqlite.READ).connect() as connection:
+            with engine.execution_options(**sqlite.READ).connect() as connection:
                 found = version.version_of(connection, database)
                 is_new = found is None and not inspect(connection).get_table_names()
                 return found, is_new, found == version.HEAD and PointerRepository(connection).noted()
         except (SQLAlchemyError, sqlite.DriverError) as error:
             raise sqlite.typed_error(error, database) from error
         finally:
-            looking.dispose()
+            engine.dispose()
 
     @contextmanager
     def _writers_kept_out(self) -> Iterator[None]:

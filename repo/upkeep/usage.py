@@ -39,13 +39,13 @@ def measure(handle: Handle, *, inside: bool) -> Size:
 
     With `inside`, also checkpoint SQLite's log and open the columns, under the lease; may raise `StoreBusy`.
     """
-    free = folded = 0
+    free = checkpointed = 0
     if inside:
         with handle.reading("measuring the columns") as (connection, _):
             free = handle.columns.backend.free_bytes(connection)
-        folded = handle.metadata.checkpoint()
+        checkpointed = handle.metadata.checkpoint()
     with handle.metadata.read() as connection:
-        metadata_free = folded + free_bytes(connection)
+        metadata_free = checkpointed + free_bytes(connection)
     metadata = sum(sizes_of(handle.files.metadata_files()).values())
     columns_bytes = sum(sizes_of(handle.files.column_files()).values())
     return Size(metadata, metadata_free, columns_bytes, free)

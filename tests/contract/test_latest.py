@@ -224,8 +224,8 @@ def test_no_transaction_outlives_the_call(store: Store) -> None:
     newest(store)
     store.points.insert("a", "m", 2.0, timestamp=2)
     assert newest(store) == [(2, 2.0)]
-    folded = sqlite.fold_wal(store._handle.metadata.engine)
-    assert folded.done_pages == folded.log_pages > 0
+    checkpointed = sqlite.checkpoint_wal(store._handle.metadata.engine)
+    assert checkpointed.done_pages == checkpointed.log_pages > 0
 
 
 def test_a_closed_store_refuses_and_leaves_no_log_behind(open_store: OpenStore) -> None:

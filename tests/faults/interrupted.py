@@ -50,7 +50,7 @@ HANG_S = 300.0
 
 LONGEST_TIMER_S = 0.03
 
-_TRACED = ("journal COMMIT", "fold", "before CHECKPOINT", "CHECKPOINT")
+_TRACED = ("journal COMMIT", "WAL checkpoint", "before CHECKPOINT", "CHECKPOINT")
 
 
 class _Interrupter:

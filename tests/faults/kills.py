@@ -276,7 +276,7 @@ def _nth(place: Place | None, rng: Random) -> int:
     """Choose the occurrence to stop at; rare places are reached only a few times a second."""
     if place is None:
         return 1
-    rare = ("move", "lease", "delete", "CHECKPOINT", "prune", "fold", "bulk")
+    rare = ("move", "lease", "delete", "CHECKPOINT", "prune", "WAL checkpoint", "bulk")
     return rng.randint(1, 3 if any(word in place.name for word in rare) else 12)
 
 

@@ -2,11 +2,11 @@
 
 The code under test is unchanged. The stops come from outside, in the child only: from SQLAlchemy's events
 around each statement, from SQLite's own trace of statements, and from wrappers around public functions
-(`DefaultDialect.do_commit` of SQLAlchemy; `bare_transaction`, `fold_wal` and `empty_wal` of
+(`DefaultDialect.do_commit` of SQLAlchemy; `bare_transaction`, `checkpoint_wal` and `truncate_wal` of
 `repo.engines.sqlite.driver`; `append` of the journal; `acquire` and `release` of the lease; what a promotion calls, and
 `Path.replace`). At the chosen step the child reports it on its pipe and then
 - stands still there until it is killed (a stop), or
-- goes on, and is killed while the engine is at it (a race: COMMIT, CHECKPOINT, folding, a query). Whether the
+- goes on, and is killed while the engine is at it (a race: COMMIT, CHECKPOINT, WAL checkpoint, query). Whether the
   kill came in time is known: the child says when it has passed the step, so a late kill is not counted.
 """
 
@@ -121,7 +121,7 @@ STEPS: dict[str, tuple[Place, ...]] = {
         Place("after prune"),
         Place("prune COMMIT", race=True),
     ),
-    "in the folding of SQLite's WAL": (Place("fold", race=True),),
+    "in a checkpoint of SQLite's WAL": (Place("WAL checkpoint", race=True),),
     "in a query": (Place("after query"), Place("query", race=True)),
     "in the hand-over of the lease": (
         Place("lease released"),
@@ -211,7 +211,7 @@ def install(place: Place, nth: int, say: Callable[[str], None]) -> None:
     """Stop this process the `nth` time it reaches `place`; stays installed for the rest of its life."""
     watch(
         _Killed(place, nth, say),
-        trace_sqlite=place.name in ("journal COMMIT", "fold", "before CHECKPOINT", "CHECKPOINT"),
+        trace_sqlite=place.name in ("journal COMMIT", "WAL checkpoint", "before CHECKPOINT", "CHECKPOINT"),
     )
 
 
@@ -224,7 +224,7 @@ def watch(stopper: Stopper, *, trace_sqlite: bool) -> None:
     _watch_statements(stopper)
     _watch_commits(stopper)
     _watch_journal(stopper)
-    _watch_folding(stopper)
+    _watch_wal_checkpoints(stopper)
     _watch_lease(stopper)
     _watch_moves(stopper)
     _watch_shrinks(stopper)
@@ -304,21 +304,21 @@ def _watch_journal(stopper: Stopper) -> None:
     sqlite.bare_transaction = bare_transaction
 
 
-def _watch_folding(stopper: Stopper) -> None:
-    original, empty = sqlite.fold_wal, sqlite.empty_wal
+def _watch_wal_checkpoints(stopper: Stopper) -> None:
+    original, empty = sqlite.checkpoint_wal, sqlite.truncate_wal
 
-    def fold_wal(engine: Engine) -> sqlite.Folded:
-        folded = original(engine)
-        stopper.passed("fold")
-        return folded
+    def checkpoint_wal(engine: Engine) -> sqlite.WalCheckpoint:
+        checkpointed = original(engine)
+        stopper.passed("WAL checkpoint")
+        return checkpointed
 
-    def empty_wal(engine: Engine) -> sqlite.Folded:
-        folded = empty(engine)
+    def truncate_wal(engine: Engine) -> sqlite.WalCheckpoint:
+        checkpointed = empty(engine)
         stopper.passed("CHECKPOINT")
         stopper.reach("after CHECKPOINT")
-        return folded
+        return checkpointed
 
-    sqlite.fold_wal, sqlite.empty_wal = fold_wal, empty_wal
+    sqlite.checkpoint_wal, sqlite.truncate_wal = checkpoint_wal, truncate_wal
 
 
 def _trace_sqlite(stopper: Stopper) -> None:
@@ -326,7 +326,7 @@ def _trace_sqlite(stopper: Stopper) -> None:
         if statement == "COMMIT" and getattr(_here, "journal", False):
             stopper.reach("journal COMMIT")
         elif statement.startswith("PRAGMA wal_checkpoint(PASSIVE)"):
-            stopper.reach("fold")
+            stopper.reach("WAL checkpoint")
         elif statement.startswith("PRAGMA wal_checkpoint(TRUNCATE)"):
             stopper.reach("before CHECKPOINT")
             stopper.reach("CHECKPOINT")

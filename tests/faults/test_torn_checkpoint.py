@@ -109,7 +109,7 @@ def test_a_checkpoint_after_a_schema_change_is_recorded_with_its_proof(tmp_path:
     engine = LEGACY.open(path, tmp_path / "tmp", SETTINGS, system_clock).open()
     try:
         with engine.execution_options(any_option=True).connect() as connection:
-            traits_of(connection).fold_ddl(connection)
+            traits_of(connection).checkpoint_ddl(connection)
     finally:
         driver.close_engine(engine)
     note = checkpoint.note_path(path)

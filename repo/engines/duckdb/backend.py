@@ -14,14 +14,14 @@ from repo.engines.base import ONE_SELECT, Params, dicts_of
 from repo.errors import HoldfastError, InvalidQuery, StoreUnsupported, system_error, system_typed
 from repo.settings import Settings
 
-__all__ = ["DuckDBBackend", "fold"]
+__all__ = ["DuckDBBackend", "checkpoint_file"]
 
 _MOST_TORN_BLOCKS = 100
 
 log = logging.getLogger("holdfast.backends")
 
 
-def fold(engine: Engine, path: Path) -> None:
+def checkpoint_file(engine: Engine, path: Path) -> None:
     """Checkpoint the log. A note is written first, so that opening can repair what a kill leaves."""
     from repo.engines.duckdb import checkpoint as torn
     from repo.engines.duckdb import driver as duckdb
@@ -50,8 +50,8 @@ class DuckDBBackend:
         self._scratch = scratch
         self._settings = settings
         self._clock = clock
-        self.log_is_spare = True
-        self.may_begin = False
+        self.is_log_disposable = True
+        self.may_create = False
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
@@ -68,8 +68,8 @@ class DuckDBBackend:
         from repo.engines.duckdb import checkpoint as torn
         from repo.engines.duckdb import driver as duckdb
 
-        if not self.path.exists() or (self.may_begin and torn.is_blank(self.path)):
-            self._begin()
+        if not self.path.exists() or (self.may_create and torn.is_blank(self.path)):
+            self._create()
         note = torn.read_note(self.path)
         if note is None:
             return self._open()
@@ -94,7 +94,7 @@ class DuckDBBackend:
         torn.forget(self.path)
         return engine
 
-    def _begin(self) -> None:
+    def _create(self) -> None:
         """Create the file under another name and rename it, so that a kill leaves no partial file."""
         from repo.engines.duckdb import driver as duckdb
 
@@ -130,7 +130,7 @@ class DuckDBBackend:
                     compress=self._settings.compress,
                 )
             except HoldfastError as error:
-                if last_try or not self.log_is_spare or not duckdb.is_log_damage(error):
+                if last_try or not self.is_log_disposable or not duckdb.is_log_damage(error):
                     raise
                 aside = duckdb.set_log_aside(self.path, self._clock())
                 log.error(
@@ -146,7 +146,7 @@ class DuckDBBackend:
 
     def checkpoint(self, engine: Engine) -> None:
         """CHECKPOINT, and sync the folder, because DuckDB creates and removes its log there without a sync."""
-        fold(engine, self.path)
+        checkpoint_file(engine, self.path)
 
     def log_bytes(self) -> int:
         """Return the size of `timeseries.duckdb.wal`."""

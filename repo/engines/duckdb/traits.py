@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, FromClause, Select, func
 
 from repo.engines.base import Row, Traits, columns_of_rows, rows_of_query
 from repo.engines.duckdb import driver
-from repo.engines.duckdb.backend import fold
+from repo.engines.duckdb.backend import checkpoint_file
 
 __all__ = ["TRAITS"]
 
@@ -50,13 +50,13 @@ def _percentiles(value: Any, fractions: Sequence[float]) -> ColumnElement[Any]:
     return func.quantile_cont(value, func.list_value(*fractions))
 
 
-def _fold_ddl(connection: Connection) -> None:
+def _checkpoint_ddl(connection: Connection) -> None:
     connection.rollback()
     file = connection.exec_driver_sql(
         "SELECT path FROM duckdb_databases() WHERE database_name = current_database()"
     ).scalar_one()
     connection.rollback()
-    fold(connection.engine, Path(file))
+    checkpoint_file(connection.engine, Path(file))
 
 
 _CATALOG = """
@@ -86,8 +86,8 @@ TRAITS = Traits(
     add_statistics=lambda _: None,
     percentiles=_percentiles,
     most_in_memory=1_000_000,
-    fold_ddl=_fold_ddl,
-    fold_log=lambda _: None,
+    checkpoint_ddl=_checkpoint_ddl,
+    checkpoint_log=lambda _: None,
     damage=lambda _: None,
     joins_objects=True,
     errors=(driver.DriverError,),

@@ -22,8 +22,8 @@ class SQLiteBackend:
     name = "sqlite"
     durable_at_commit = True
     takes_tables = False
-    log_is_spare = False
-    may_begin = False
+    is_log_disposable = False
+    may_create = False
     errors: tuple[type[Exception], ...] = (sqlite.DriverError,)
 
     def __init__(self, path: Path, settings: Settings) -> None:
@@ -53,7 +53,7 @@ class SQLiteBackend:
     def checkpoint(self, engine: Engine) -> None:
         """Checkpoint and truncate the WAL; under the lease no other process can be writing."""
         try:
-            sqlite.empty_wal(engine)
+            sqlite.truncate_wal(engine)
         except (DBAPIError, sqlite.DriverError) as error:
             raise self.typed_error(error) from error
 

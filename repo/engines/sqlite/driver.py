@@ -34,11 +34,10 @@ __all__ = [
     "Attempt",
     "DriverError",
     "DriverWarning",
-    "Folded",
+    "WalCheckpoint",
     "bare_transaction",
+    "checkpoint_wal",
     "copy_to",
-    "empty_wal",
-    "fold_wal",
     "free_bytes",
     "has_wal_reset_bug",
     "is_begun",
@@ -47,6 +46,7 @@ __all__ = [
     "only_reading",
     "open_engine",
     "require_version",
+    "truncate_wal",
     "typed_error",
     "vacuum",
     "wait_until_unused",
@@ -71,14 +71,14 @@ _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, s
 _REPAIRED = {(3, 44, 6), (3, 50, 7)}
 _LAST_AFFECTED = (3, 51, 2)
 
-_LOOK_S = 0.02
+_POLL_S = 0.02
 """How often to check whether other processes have closed a file."""
 
 _DISPOSABLE = ("journal_mode = OFF", "synchronous = OFF", "cache_size = -32000")
 _SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
 
 
-class Folded(NamedTuple):
+class WalCheckpoint(NamedTuple):
     """The result of a WAL checkpoint: pages in the log, and how many of them are now in the file."""
 
     log_pages: int
@@ -97,8 +97,8 @@ def require_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> N
 def has_wal_reset_bug(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
     """Return whether this SQLite can lose commits if a checkpoint races a WAL reset (sqlite.org/wal.html).
 
-    `fold_wal` prevents the race, so a store is safe with these versions, too. Other programs that open the same file
-    may not be.
+    `checkpoint_wal` prevents the race, so a store is safe with these versions, too. Other programs that open the same
+    file may not be.
     """
     return (3, 7, 0) <= version <= _LAST_AFFECTED and version not in _REPAIRED
 
@@ -109,23 +109,23 @@ def open_engine(
     durability: Literal["full", "normal"] = "full",
     busy_timeout_s: float = 30.0,
     disposable: bool = False,
-    looking: bool = False,
+    read_only: bool = False,
     log_limit_bytes: int = -1,
 ) -> Engine:
     """Create an engine on a SQLite file in WAL mode; creates the file if it does not exist.
 
     A `disposable` file has no log and is not synced: writing is fast, but any failure destroys it. A file opened for
-    `looking` must exist; its journal mode and its log, and so every byte of both files, stay unchanged. The first
+    `read_only` must exist; its journal mode and its log, and so every byte of both files, stay unchanged. The first
     commit after a checkpoint truncates the log to `log_limit_bytes`; if negative, it keeps its size.
 
     Transactions begin IMMEDIATE, unless the connection has the execution options `READ`. Connections never checkpoint
-    automatically: see `fold_wal`. Foreign keys stay off, so that batch migrations cannot cascade.
+    automatically: see `checkpoint_wal`. Foreign keys stay off, so that batch migrations cannot cascade.
     """
     require_version()
     note_own(path, SQLITE.companions)
     # With a URI and a mode, SQLite takes the path literally. If there is a log, the last connection to close would
     # checkpoint it, unless it is read-only. If there is none, `ro` would leave an empty log behind.
-    mode = "rwc" if not looking else "ro" if log_bytes(path) else "rw"
+    mode = "rwc" if not read_only else "ro" if log_bytes(path) else "rw"
     uri = f"file:{_uri_path(path)}?mode={mode}"
     if mode == "rwc":
         ownership.create(path)
@@ -141,7 +141,7 @@ def open_engine(
     )
     forks.add_owner(engine, _close_idle)
 
-    durable = () if looking else ("journal_mode = WAL", f"synchronous = {_SYNCHRONOUS[durability]}")
+    durable = () if read_only else ("journal_mode = WAL", f"synchronous = {_SYNCHRONOUS[durability]}")
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: sqlite3.Connection, _record: object) -> None:
@@ -247,19 +247,19 @@ def bare_transaction(connection: Connection, attempt: Attempt, work: Callable[[C
             connection.rollback()  # SQLAlchemy recorded a transaction for the statements that it executed
 
 
-def fold_wal(engine: Engine) -> Folded:
+def checkpoint_wal(engine: Engine) -> WalCheckpoint:
     """Copy the WAL into the file while no commit is possible.
 
     A second connection holds the write lock, which prevents the WAL-reset bug of older SQLite versions. Waits for other
     writers as long as the engine's busy timeout.
     """
     with engine.connect() as guard, guard.begin() as held:
-        folded = _checkpoint(engine, "PASSIVE")
+        checkpointed = _checkpoint(engine, "PASSIVE")
         held.rollback()
-    return folded
+    return checkpointed
 
 
-def empty_wal(engine: Engine) -> Folded:
+def truncate_wal(engine: Engine) -> WalCheckpoint:
     """Copy the WAL into the file and truncate it. The caller makes sure that nobody else reads or writes."""
     return _checkpoint(engine, "TRUNCATE")
 
@@ -277,7 +277,7 @@ def vacuum(engine: Engine) -> None:
         driver.execute("PRAGMA temp_store = FILE")  # the copy may be larger than the memory
         try:
             driver.execute("VACUUM")
-            fold_wal(engine)
+            checkpoint_wal(engine)
             [(version,)] = driver.execute("PRAGMA user_version").fetchall()
             [(limit,)] = driver.execute("PRAGMA journal_size_limit").fetchall()
             # The first commit after a checkpoint restarts the log, and truncates it to this limit.
@@ -360,7 +360,7 @@ def wait_until_unused(path: Path, timeout_s: float) -> None:
             return
         finally:
             connection.close()
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 def is_begun(path: Path) -> bool:
@@ -433,7 +433,7 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
     return HoldfastError(f"SQLite failed on {path}: {original}", path=path)
 
 
-def _checkpoint(engine: Engine, mode: str) -> Folded:
+def _checkpoint(engine: Engine, mode: str) -> WalCheckpoint:
     # Through the driver, because SQLAlchemy would begin a transaction, in which a checkpoint cannot run.
     with engine.connect() as worker:
         driver: Any = worker.connection.driver_connection
@@ -444,7 +444,7 @@ def _checkpoint(engine: Engine, mode: str) -> Folded:
             raise typed_error(error, Path(file)) from error
     if busy:
         raise StoreBusy("a WAL checkpoint was blocked by another reader or writer; it is retried later")
-    return Folded(log, done)
+    return WalCheckpoint(log, done)
 
 
 def _uri_path(path: Path) -> str:

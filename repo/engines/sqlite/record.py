@@ -44,7 +44,7 @@ def _wait_until_unused(path: Path, timeout_s: float, is_needless: Callable[[Conn
 
     from repo.engines.sqlite import driver
 
-    engine = driver.open_engine(path, looking=True)
+    engine = driver.open_engine(path, read_only=True)
     try:
         with engine.execution_options(**driver.READ).connect() as connection:
             needless = is_needless(connection)

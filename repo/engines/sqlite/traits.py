@@ -25,8 +25,8 @@ def _percentiles(value: Any, fractions: Sequence[float]) -> ColumnElement[Any]:
     return func.quantile_cont(value, *fractions)
 
 
-def _fold_log(engine: Engine) -> None:
-    driver.fold_wal(engine)
+def _checkpoint_log(engine: Engine) -> None:
+    driver.checkpoint_wal(engine)
 
 
 def _damage(connection: Connection) -> str | None:
@@ -55,8 +55,8 @@ TRAITS = Traits(
     add_statistics=add_statistics,
     percentiles=_percentiles,
     most_in_memory=None,
-    fold_ddl=lambda _: None,
-    fold_log=_fold_log,
+    checkpoint_ddl=lambda _: None,
+    checkpoint_log=_checkpoint_log,
     damage=_damage,
     joins_objects=False,
     errors=(driver.DriverError,),
