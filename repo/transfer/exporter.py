@@ -120,11 +120,11 @@ def _export(
         state = StateRepository(connection).get()
     assert state is not None
     with kept_open(handle.columns):
-        job = _Job(handle, selection, form, note_of(state.store_id), progress)
+        job = _Export(handle, selection, form, note_of(state.store_id), progress)
         return job.one_file(path) if partition is None else job.bundle(path, state.store_id)
 
 
-class _Job:
+class _Export:
     """One export."""
 
     def __init__(

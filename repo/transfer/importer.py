@@ -131,7 +131,7 @@ def import_parquet(
     found = [_validate(handle.settings, source, mapping, time_format) for source in sources_of(listed(paths))]
     total = sum(one.validation.rows for one in found)
     with kept_open(handle.columns), closing(Bulk(handle)) as bulk:
-        job = _Job(handle, bulk, on_conflict, total, progress, dry_run=dry_run)
+        job = _Import(handle, bulk, on_conflict, total, progress, dry_run=dry_run)
         for one in found:
             job.run(one)
     counts = job.counts
@@ -202,7 +202,7 @@ def _validate(settings: Settings, source: Source, mapping: Mapping[str, str], ti
     return _Validated(source, plan, validation, size, verified)
 
 
-class _Job:
+class _Import:
     """One import, after the validation."""
 
     def __init__(

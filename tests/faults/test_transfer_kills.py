@@ -50,7 +50,7 @@ STEPS = {
     "export": (
         "repo.transfer.exporter:_Slices:_taken",
         "repo.transfer.exporter:_Slices:first_from",
-        "repo.transfer.exporter:_Job:_write",
+        "repo.transfer.exporter:_Export:_write",
         "repo.formats.files.bundle:Drafting:add",
         "repo.formats.files.bundle:Drafting:finish",
         "repo.durable:sync",
@@ -58,7 +58,7 @@ STEPS = {
     ),
     "import": (
         "repo.transfer.importer:_validate",
-        "repo.transfer.importer:_Job:_wants",
+        "repo.transfer.importer:_Import:_wants",
         "repo.core.writer:Writer:commit",
         "repo.core.flush:Flusher:commit",
         "repo.core.bulk:merge",

@@ -142,7 +142,7 @@ class PolarsPages:
             stored = {"value": pl.Float64, "quality": pl.Int32, "timestamp_us": pl.Int64, "seq": pl.Int64}
             frame = pl.DataFrame(found, schema={name: stored.get(name, pl.String) for name in found})
         else:
-            frame = pl.DataFrame(_Stream(arrow(connection, query.statement)))
+            frame = pl.DataFrame(_ArrowStream(arrow(connection, query.statement)))
         if 0 <= most < len(frame):
             return None
         if query.sorted_by is not None and not frame[query.sorted_by].is_sorted():
@@ -255,7 +255,7 @@ def to_pandas(arrays: Arrays) -> Any:
     return pd.DataFrame({name: columns[name] for name in arrays})
 
 
-class _Stream:
+class _ArrowStream:
     """Exposes only the stream, so that no package recognizes the object as a type of its own."""
 
     def __init__(self, source: Any) -> None:

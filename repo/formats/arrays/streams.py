@@ -40,7 +40,7 @@ class _Array(ctypes.Structure):
     )
 
 
-class _Stream(ctypes.Structure):
+class _CArrayStream(ctypes.Structure):
     _fields_ = (
         ("get_schema", ctypes.c_void_p),
         ("get_next", ctypes.c_void_p),
@@ -62,13 +62,13 @@ _new_capsule.restype = ctypes.py_object
 _new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 
 
-class _Source:
+class _CapsuleStream:
     """A stream of another library, valid as long as its capsule lives."""
 
     def __init__(self, source: HasStream) -> None:
         self._capsule = source.__arrow_c_stream__()
         self._address = _capsule_pointer(self._capsule, _STREAM)
-        self._stream = _Stream.from_address(self._address)
+        self._stream = _CArrayStream.from_address(self._address)
 
     def fill_schema(self, out: int) -> int:
         return int(_Fill(self._stream.get_schema)(self._address, out))
@@ -120,7 +120,7 @@ def take_page(source: HasStream) -> Page:
     Raises OSError with the error message of the stream.
     """
     page = Page()
-    stream = _Source(source)
+    stream = _CapsuleStream(source)
     while (array := stream.next()) is not None:
         page.add(array)
     return page
@@ -135,7 +135,7 @@ class Chain:
     """
 
     def __init__(self, shape: HasStream, pages: Iterator[Page]) -> None:
-        self._shape = _Source(shape)
+        self._shape = _CapsuleStream(shape)
         self._pages = pages
         self._page: Page | None = None
         self.error: BaseException | None = None
@@ -146,11 +146,13 @@ class Chain:
             _LastError(lambda _stream: ctypes.addressof(self._message)),
             _Release(_released),
         )
-        self._streams: list[_Stream] = []
+        self._streams: list[_CArrayStream] = []
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> Any:
         """Return a stream. A reader may request one for the schema and another for the rows."""
-        stream = _Stream(*(ctypes.cast(function, ctypes.c_void_p) for function in self._functions), None)
+        stream = _CArrayStream(
+            *(ctypes.cast(function, ctypes.c_void_p) for function in self._functions), None
+        )
         self._streams.append(stream)
         return _new_capsule(ctypes.addressof(stream), _STREAM, None)
 
@@ -174,4 +176,4 @@ class Chain:
 
 
 def _released(address: int) -> None:
-    _Stream.from_address(address).release = None
+    _CArrayStream.from_address(address).release = None

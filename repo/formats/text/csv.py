@@ -109,7 +109,7 @@ def _checked_delimiter(layout: Layout) -> str:
 
 def _chunks(records: CsvRecords, layout: Layout, times: Callable[[str], int]) -> Iterator[ReadingChunk]:
     columns = _read_header(records, layout)
-    take = _Lines(layout, columns, times).take
+    take = _CsvLines(layout, columns, times).take
     width = columns.width
     chunk, through = ReadingChunk(), CHUNK_CHARS
     while True:
@@ -138,7 +138,7 @@ def _chunks(records: CsvRecords, layout: Layout, times: Callable[[str], int]) ->
 
 
 @dataclass(slots=True)
-class _Columns:
+class _Positions:
     """The positions of the fields in a line; None for fields that the file lacks."""
 
     width: int
@@ -184,9 +184,9 @@ class _Header:
         return InvalidFile(message, path=self._path)
 
 
-def _read_header(records: CsvRecords, layout: Layout) -> _Columns:
+def _read_header(records: CsvRecords, layout: Layout) -> _Positions:
     header = _Header(records)
-    columns = _Columns(
+    columns = _Positions(
         width=header.width,
         times=[header.column(name, "time") for name in layout.time_columns],
         sensor=None if layout.sensor is not None else header.column(layout.sensor_column, "sensor"),
@@ -221,10 +221,10 @@ def _listed(names: Sequence[str]) -> str:
 _Head = tuple[str | None, object, tuple[int | None, ...]]
 
 
-class _Lines:
+class _CsvLines:
     """Converts the cells of a line and adds them to a chunk."""
 
-    def __init__(self, layout: Layout, columns: _Columns, times: Callable[[str], int]) -> None:
+    def __init__(self, layout: Layout, columns: _Positions, times: Callable[[str], int]) -> None:
         self._layout, self._columns, self._times = layout, columns, times
         self._cells = _Cells(layout)
         self.take = self._take_wide if columns.value is None else self._take_long

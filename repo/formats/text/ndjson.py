@@ -39,7 +39,7 @@ def read_ndjson(stream: TextIO, layout: Layout) -> Iterator[ReadingChunk]:
     reading continues. Raises InvalidSettings for an invalid layout, InvalidFile for a single JSON array or an
     undecodable byte; chunks yielded before stay valid.
     """
-    take = _Lines(layout, time_reader(layout.time_formats, layout.zone, layout.ambiguous)).take
+    take = _NdjsonLines(layout, time_reader(layout.time_formats, layout.zone, layout.ambiguous)).take
     check_layout(layout)
     return _chunks(Objects(stream), take)
 
@@ -70,7 +70,7 @@ class _Reject(Exception):
         self.text = "" if value is None or isinstance(value, dict | list) else str(value)
 
 
-class _Lines:
+class _NdjsonLines:
     """Converts the object of a line and adds it to a chunk."""
 
     def __init__(self, layout: Layout, times: Callable[[str], int]) -> None:
