@@ -141,12 +141,12 @@ class Lease:
     def _busy(self, timeout_s: float) -> StoreBusy:
         holder = read_holder(self._folder, self._prefix)
         if holder is None:
-            told = "another process"
+            owner = "another process"
         else:
             held_s = max(0.0, (self._now_us() - holder.since_us) / 1e6)
-            told = f"process {holder.pid}, for {held_s:.1f} s, doing: {holder.doing}"
+            owner = f"process {holder.pid}, for {held_s:.1f} s, doing: {holder.doing}"
         return StoreBusy(
-            f"the columns of {self._folder} were not handed over within {timeout_s:.1f} s; they are held by {told}. "
+            f"the columns of {self._folder} were not handed over within {timeout_s:.1f} s; they are held by {owner}. "
             "Try again, raise lease_timeout_s, or stop that process",
             path=self._folder,
             holder=None if holder is None else holder.pid,

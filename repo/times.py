@@ -141,7 +141,7 @@ def checked_us(value: object) -> int:
         return us
     if _PLAUSIBLE_S[0] <= us // 10**9 <= _PLAUSIBLE_S[1]:
         raise Unfit(f"{_shown(us)} looks like nanoseconds; give microseconds since 1970 UTC")
-    raise Unfit(f"{_shown(us)} µs lies outside the years 1678 to 2261")
+    raise Unfit(f"{_shown(us)} µs is outside the years 1678 to 2261")
 
 
 def local_us(local: datetime, zone: tzinfo, *, fold: int | None = None) -> int:
@@ -175,7 +175,7 @@ def _decimal_seconds_us(seconds: Decimal) -> int:
     if not seconds.is_finite():
         raise Unfit(f"is {seconds}, not a time")
     if seconds.adjusted() > _MOST_DIGITS:  # before any arithmetic: 1e999999999 would fill the memory
-        raise Unfit(f"{_shown(seconds)} s lies outside the years 1678 to 2261")
+        raise Unfit(f"{_shown(seconds)} s is outside the years 1678 to 2261")
     return _in_range(int(_EXACT.to_integral_value(_EXACT.scaleb(seconds, 6))), seconds)
 
 
@@ -188,12 +188,12 @@ def _datetime_us(moment: datetime) -> int:
             "is a datetime without a time zone; make it aware, e.g. with .replace(tzinfo=UTC)"
         ) from None
     except OverflowError:
-        raise Unfit(f"{moment} lies outside the years 1678 to 2261") from None
+        raise Unfit(f"{moment} is outside the years 1678 to 2261") from None
     if type(us) is not int:  # pandas' NaT is a datetime whose parts are NaN
         raise Unfit("is not a time")
     if MIN_TIMESTAMP_US <= us <= MAX_TIMESTAMP_US:
         return us
-    raise Unfit(f"{moment} lies outside the years 1678 to 2261")
+    raise Unfit(f"{moment} is outside the years 1678 to 2261")
 
 
 def _in_range(us: int, seconds: object) -> int:
@@ -203,7 +203,7 @@ def _in_range(us: int, seconds: object) -> int:
     for unit, per_s in _UNITS_PER_S:
         if _PLAUSIBLE_S[0] <= whole // per_s <= _PLAUSIBLE_S[1]:
             raise Unfit(f"{_shown(seconds)} looks like {unit}; give Unix seconds")
-    raise Unfit(f"{_shown(seconds)} s lies outside the years 1678 to 2261")
+    raise Unfit(f"{_shown(seconds)} s is outside the years 1678 to 2261")
 
 
 def _is_span(value: object) -> bool:

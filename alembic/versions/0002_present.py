@@ -172,11 +172,11 @@ def upgrade_timeseries() -> None:
     # NaN was how the legacy program stored "no reading"; SQLite cannot hold one.
     if on_duckdb() and (empty := count("time_series_data", "isnan(value)")):
         log.warning("%s points held NaN, and have no reading (NULL) now", f"{empty:,}")
-        context.config.attributes.setdefault("told", {})["nan_points"] = empty
+        context.config.attributes.setdefault("counts", {})["nan_points"] = empty
     # Times of a wrong unit: no write takes them now, and a datetime may not show them. The points are kept.
     if outside := count("time_series_data", f"timestamp_us NOT BETWEEN {FIRST_US} AND {LAST_US}"):
         log.warning("%s points lie outside of the years 1678 to 2261, and are kept as they are", f"{outside:,}")
-        context.config.attributes.setdefault("told", {})["outside_points"] = outside
+        context.config.attributes.setdefault("counts", {})["outside_points"] = outside
     value = "CASE WHEN isnan(p.value) THEN NULL ELSE p.value END" if on_duckdb() else "p.value"
     op.execute(f"""
         INSERT INTO series

@@ -155,13 +155,13 @@ def _adopt(
             "nothing was done. Free some space, name a folder on another disk, or try anyway with --force",
         )
 
-    def tell(done: int, total: int, part: int) -> None:
+    def report_part(done: int, total: int, part: int) -> None:
         # The copy is the first half, the migration the second.
         whole = max(1, copied_bytes)
         progress(whole * part + whole * done // max(1, total), 2 * whole)
 
     with _named_after(sources, folder, target):
-        _copy(files, sources, folder, lambda done: tell(done, copied_bytes, 0))
+        _copy(files, sources, folder, lambda done: report_part(done, copied_bytes, 0))
         before = _rows(folder)
         planned = migrate_store(folder, check=True, backup=False)
         if all(one.before == HEAD for one in planned.databases):
@@ -190,7 +190,7 @@ def _adopt(
             progress(1, 1)
             return made
         done = migrate_store(
-            folder, backup=False, force=True, progress=lambda done, total: tell(done, total, 1)
+            folder, backup=False, force=True, progress=lambda done, total: report_part(done, total, 1)
         )
         _check(folder, before)
         _sync(folder)

@@ -133,8 +133,12 @@ def make(
                 size_bytes = copy.stat().st_size
                 saved.append(Saved(database, engine, path.name, revision, size_bytes, _sha256(copy)))
             backup = Backup(final, now_us, tuple(saved), goal)
-            told = {"made_us": now_us, "goal": goal, "databases": [kept._asdict() for kept in saved]}
-            durable.put(part / _MANIFEST, json.dumps(told, indent=2).encode() + b"\n")
+            manifest_content = {
+                "made_us": now_us,
+                "goal": goal,
+                "databases": [kept._asdict() for kept in saved],
+            }
+            durable.put(part / _MANIFEST, json.dumps(manifest_content, indent=2).encode() + b"\n")
             ownership.give(part / _MANIFEST)
             durable.replace(part, final)
             durable.sync(place.parent)
@@ -303,9 +307,9 @@ def _set_aside(path: Path, now_us: int) -> None:
 
 def _read(manifest: Path) -> Backup:
     try:
-        told = json.loads(manifest.read_text())
-        saved = _named(told["databases"])
-        return Backup(manifest.parent, int(told["made_us"]), saved, told.get("goal"))
+        manifest_content = json.loads(manifest.read_text())
+        saved = _named(manifest_content["databases"])
+        return Backup(manifest.parent, int(manifest_content["made_us"]), saved, manifest_content.get("goal"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreCorrupt(
             f"{manifest} cannot be read ({error}); move {manifest.parent} away to continue without that backup",

@@ -252,9 +252,9 @@ def in_pieces(total_bytes: int, progress: Callable[[int, int], object]) -> Calla
     """Return a function that takes the bytes of each piece and passes (bytes done, bytes in total) to `progress`."""
     done_bytes = 0
 
-    def tell(piece_bytes: int) -> None:
+    def report(piece_bytes: int) -> None:
         nonlocal done_bytes
         done_bytes = min(total_bytes, done_bytes + piece_bytes)
         progress(done_bytes, total_bytes)
 
-    return tell
+    return report

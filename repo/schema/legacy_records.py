@@ -107,10 +107,10 @@ def _names_another(text: str, wanted: Container[str]) -> bool:
 
 def _original(text: str) -> tuple[str, str] | None:
     """Return the record that the metadata of a point names, and its data in stored form; None for any other text."""
-    told = _parsed(text)
-    if not isinstance(told, dict):
+    pointer = _parsed(text)
+    if not isinstance(pointer, dict):
         return None
-    record_id, data = told.get("record_id"), told.get("original_data")
+    record_id, data = pointer.get("record_id"), pointer.get("original_data")
     if type(record_id) is int:  # a text column has converted it
         record_id = str(record_id)
     if not isinstance(record_id, str) or not isinstance(data, dict):

@@ -105,8 +105,8 @@ def require_legacy_shape(connection: Connection, path: Path) -> None:
             path=path,
         )
     for table in sorted(tables & set(first.COLUMNS)):
-        if told := first.other_shape(inspector, table):
-            raise StoreCorrupt(f"{path}: {told}", path=path)
+        if difference := first.other_shape(inspector, table):
+            raise StoreCorrupt(f"{path}: {difference}", path=path)
 
 
 def upgrade(
@@ -115,17 +115,17 @@ def upgrade(
     to: str = "head",
     *,
     path: Path | None = None,
-    told: dict[str, int] | None = None,
+    counts: dict[str, int] | None = None,
 ) -> Migrated:
     """Upgrade one database to `to`, each migration in a transaction of its own.
 
     Thread-safe; one run at a time per process. No connection of the engine may be in a transaction. DuckDB is
     checkpointed afterwards, so that no DDL stays in its log. Raises `SchemaTooNew` with nothing changed, or the
     engine's typed error; the database is then at the last completed revision, and another run continues there. `path`
-    names the file in messages. `told` is filled with counts from the revisions: `nan_points`, the points that held NaN
-    and now have no reading, and `outside_points`, those outside of the years 1678 to 2261.
+    names the file in messages. The revisions add to `counts`: `nan_points`, the points that held NaN and now have no
+    reading, and `outside_points`, those outside of the years 1678 to 2261.
     """
-    return _migrate(command.upgrade, engine, database, to, path, {} if told is None else told)
+    return _migrate(command.upgrade, engine, database, to, path, {} if counts is None else counts)
 
 
 def downgrade(engine: Engine, database: Database, to: str, *, path: Path | None = None) -> Migrated:
@@ -176,7 +176,7 @@ def config(**attributes: Any) -> Config:
 
 
 def _migrate(
-    run: Any, engine: Engine, database: Database, to: str, path: Path | None, told: dict[str, int]
+    run: Any, engine: Engine, database: Database, to: str, path: Path | None, counts: dict[str, int]
 ) -> Migrated:
     name = _file_of(engine, path)
     with _running, typed_errors(engine, name), engine.connect() as connection:
@@ -186,7 +186,7 @@ def _migrate(
             raise too_new(before, name)
         if run is command.upgrade and to == "head" and before == HEAD:
             return Migrated(before, before)
-        run(config(command=run.__name__, connections={database: connection}, told=told), to)
+        run(config(command=run.__name__, connections={database: connection}, counts=counts), to)
         return Migrated(before, version_of(connection))
 
 

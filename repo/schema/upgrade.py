@@ -119,10 +119,10 @@ class _Run:
             return plan.report
         if plan.due and not plan.is_new:
             self._make_sure(plan, force)
-        tell = in_pieces(plan.total_bytes, progress)
-        begun = self._back_up(plan, tell) if plan.backs_up else plan.begun
+        report_bytes = in_pieces(plan.total_bytes, progress)
+        begun = self._back_up(plan, report_bytes) if plan.backs_up else plan.begun
         try:
-            databases = tuple(one.version(self._upgrade(one, tell)) for one in plan.found)
+            databases = tuple(one.version(self._upgrade(one, report_bytes)) for one in plan.found)
         except HoldfastError as error:
             if begun is not None:
                 error.add_note(
@@ -138,7 +138,7 @@ class _Run:
             outside_points=sum(one.outside_points for one in plan.found),
         )
         if plan.restores_records:
-            report = self._with_restored_records(report, plan.found, tell, lenient=without_columns)
+            report = self._with_restored_records(report, plan.found, report_bytes, lenient=without_columns)
         progress(plan.total_bytes, plan.total_bytes)
         return report
 
@@ -156,7 +156,7 @@ class _Run:
                 f"`{self._files.command('migrate --no-backup')}` needs less, `--force` tries anyway",
             )
 
-    def _back_up(self, plan: UpgradePlan, tell: Callable[[int], object]) -> Backup:
+    def _back_up(self, plan: UpgradePlan, report_bytes: Callable[[int], object]) -> Backup:
         found = [one for one in plan.found if not one.is_new]
         for one in found:
             copies_log = engine_named(one.target.engine).copy is not None
@@ -171,13 +171,13 @@ class _Run:
             [(one.database, one.target.engine, one.target.path, one.before) for one in found],
             self._to,
             self._clock(),
-            tell,
+            report_bytes,
         )
         backups.keep(self._files, self._settings.migration_backups)
         log.info("both databases are backed up in %s", made.folder)
         return made
 
-    def _upgrade(self, one: Found, tell: Callable[[int], object]) -> str | None:
+    def _upgrade(self, one: Found, report_bytes: Callable[[int], object]) -> str | None:
         at = one.before
         # A new database is upgraded in one step: there is no space to reclaim in between.
         for step in one.steps[-1:] if one.is_new else one.steps:
@@ -190,36 +190,36 @@ class _Run:
             )
             # Closed after each step, which reclaims the space that a revision freed before the next one begins.
             with opened(one.target, one.backend, self._settings) as engine:
-                told: dict[str, int] = {}
+                counts: dict[str, int] = {}
                 at = runner.upgrade(
-                    engine, one.database, step.revision, path=one.target.path, told=told
+                    engine, one.database, step.revision, path=one.target.path, counts=counts
                 ).after
-                one.nan_points += told.get("nan_points", 0)
-                one.outside_points += told.get("outside_points", 0)
+                one.nan_points += counts.get("nan_points", 0)
+                one.outside_points += counts.get("outside_points", 0)
                 engine_named(one.target.engine).traits().checkpoint_log(engine)
-            tell(one.size_bytes)
+            report_bytes(one.size_bytes)
         return at
 
     # --- records of the legacy program ------------------------------------------------------------------------
 
     def _with_restored_records(
-        self, report: Migration, found: list[Found], tell: Callable[[int], object], *, lenient: bool
+        self, report: Migration, found: list[Found], report_bytes: Callable[[int], object], *, lenient: bool
     ) -> Migration:
         """Restore records that are stored only as pointers, and report them; if `lenient`, errors are only logged."""
         by_name = {one.database: one for one in found}
         if "timeseries" not in by_name:
             return report
         size_bytes = by_name["timeseries"].size_bytes
-        told = 0
+        reported = 0
 
-        def tell_points(done: int, total: int) -> None:
-            nonlocal told
+        def report_points(done: int, total: int) -> None:
+            nonlocal reported
             now = size_bytes * done // max(1, total)
-            tell(now - told)
-            told = now
+            report_bytes(now - reported)
+            reported = now
 
         try:
-            restored = self._restore(by_name["metadata"], by_name["timeseries"], tell_points)
+            restored = self._restore(by_name["metadata"], by_name["timeseries"], report_points)
         except HoldfastError as error:
             if not lenient:
                 raise

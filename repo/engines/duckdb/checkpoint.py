@@ -92,9 +92,9 @@ def read_note(path: Path) -> Note | None:
         return Note()
     if content[:1] != _UNDER_WAY or len(content) < 1 + _HEAD.size:
         return None
-    told, iteration, count = _HEAD.unpack_from(content, 1)
+    stored, iteration, count = _HEAD.unpack_from(content, 1)
     end = 1 + _HEAD.size + count * _BLOCK.size
-    if len(content) < end or crc32(content[5:end]) != told:
+    if len(content) < end or crc32(content[5:end]) != stored:
         return None
     blocks = {}
     for block, used, *sums in _BLOCK.iter_unpack(content[1 + _HEAD.size : end]):
@@ -155,8 +155,8 @@ def _iteration(headers: bytes) -> int:
     for place in (_HEADER_BYTES, 2 * _HEADER_BYTES):
         header = headers[place : place + _HEADER_BYTES]
         if len(header) == _HEADER_BYTES:
-            told, iteration = struct.unpack_from("<QQ", header)
-            if told == _checksum(header[_SUM_BYTES:]):
+            stored, iteration = struct.unpack_from("<QQ", header)
+            if stored == _checksum(header[_SUM_BYTES:]):
                 found.append(iteration)
     return max(found)
 

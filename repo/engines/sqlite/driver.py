@@ -313,14 +313,14 @@ def copy_to(path: Path, target: Path, progress: Callable[[int], object]) -> None
     copy = sqlite3.connect(target, factory=_Connection)
     left = None
 
-    def told(_status: int, remaining: int, total: int) -> None:
+    def report(_status: int, remaining: int, total: int) -> None:
         nonlocal left
         progress(max(0, (total if left is None else left) - remaining) * page_bytes)
         left = remaining
 
     try:
         [(page_bytes,)] = source.execute("PRAGMA page_size").fetchall()
-        source.backup(copy, pages=1_000, progress=told)
+        source.backup(copy, pages=1_000, progress=report)
         copy.execute("PRAGMA journal_mode = DELETE")  # so that the file is complete without a log
     finally:
         copy.close()
