@@ -5,6 +5,9 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import pytest
+from sqlalchemy.exc import DBAPIError
+
 from repo.engines.sqlite import driver as sqlite
 
 
@@ -25,4 +28,17 @@ def test_a_connection_that_is_closed_in_a_transaction_with_an_open_statement_rel
     other.execute("BEGIN IMMEDIATE")
     other.close()
     raw.invalidate()
+    engine.dispose()
+
+
+def test_a_connection_that_can_only_read_is_replaced_after_the_first_write_that_fails(tmp_path: Path) -> None:
+    """As where SQLite could not open the log for writing, for want of a descriptor, and opened it for reading."""
+    engine = sqlite.open_engine(tmp_path / "file.db")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (a INTEGER)")
+        connection.exec_driver_sql("PRAGMA query_only = ON")
+    with pytest.raises(DBAPIError, match="readonly"), engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO t VALUES (1)")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO t VALUES (1)")
     engine.dispose()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from repo import durable, forks, ownership
@@ -25,6 +25,7 @@ from repo.errors import (
     StoreUnsupported,
     denied,
     system_error,
+    system_typed,
 )
 from repo.inuse import note_own
 
@@ -69,6 +70,9 @@ BARE: dict[str, Any] = {"sqlite_begin": None}
 
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _REPAIRED = {(3, 44, 6), (3, 50, 7)}
+_OF_A_CONNECTION = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+"""Errors that a new connection may not have: the one that had them is closed."""
+
 _LAST_AFFECTED = (3, 51, 2)
 
 _POLL_S = 0.02
@@ -128,7 +132,8 @@ def open_engine(
     mode = "rwc" if not read_only else "ro" if log_bytes(path) else "rw"
     uri = f"file:{_uri_path(path)}?mode={mode}"
     if mode == "rwc":
-        ownership.create(path)
+        with system_typed(path):
+            ownership.create(path)
     engine = create_engine(
         URL.create("sqlite", database=uri, query={"uri": "true"}),
         poolclass=IdlePool,
@@ -161,6 +166,13 @@ def open_engine(
             if isinstance(error, DriverError):
                 raise typed_error(error, path) from error
             raise
+
+    @event.listens_for(engine, "handle_error")
+    def _doubt(context: ExceptionContext) -> None:
+        # If the log could not be opened, SQLite falls back to reading it only, for as long as the connection lives.
+        code = getattr(context.original_exception, "sqlite_errorcode", 0) & 0xFF
+        if not read_only and code in _OF_A_CONNECTION:
+            context.is_disconnect = True
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
