@@ -32,7 +32,7 @@ WRITING = {"upgrade", "downgrade", "stamp", "ensure_version"}
 CHANGING = {"upgrade", "downgrade"}
 COMPARING = {"check", "revision"}
 BOTH_OR_NONE = {"downgrade", "stamp"}
-TELLING = {"current", "history"}
+PRINTING = {"current", "history"}
 IN_FILE = ("path", "metadata.url", "timeseries.url")
 
 
@@ -84,18 +84,18 @@ def run_all(connections: dict[str, Connection], paths: dict[str, Path]) -> None:
     try:
         with ExitStack() as both:
             if command_name() in BOTH_OR_NONE:
-                # A refusal by either leaves both unchanged: neither commits before both are done.
+                # Neither database commits before both are done, so a refusal leaves both unchanged.
                 for connection in connections.values():
                     both.enter_context(connection.begin())
             for database, connection in connections.items():
-                if command_name() in TELLING:
+                if command_name() in PRINTING:
                     config.print_stdout("%s (%s):", database, paths.get(database, ""))
                 if database in paths:
                     log.info("The %s database, %s", database, paths[database])
-                with told_of(paths.get(database), connection):
+                with typed_for(paths.get(database), connection):
                     run(database, connection)
     except BaseException:
-        # Whole revisions may stand. What went wrong is told; an engine that gave up cannot do this either.
+        # Some revisions may be complete. The original error is raised; a failed engine may not be able to checkpoint.
         with suppress(Exception):
             after = versions(connections)
             checkpoint_all({name: connections[name] for name in before if after[name] != before[name]})
@@ -114,15 +114,15 @@ def versions(connections: dict[str, Connection]) -> dict[str, str | None]:
 
 
 def checkpoint_all(connections: dict[str, Connection]) -> None:
-    """Leave no change of the schema in a log that could not replay it, after a command that writes."""
+    """Checkpoint schema changes that a log could not replay, after a command that writes."""
     for connection in connections.values():
         if command_name() in WRITING:
             traits_of(connection).checkpoint_ddl(connection)
 
 
 @contextmanager
-def told_of(path: Path | None, connection: Connection) -> Iterator[None]:
-    """Translate an error of the engine into a typed one that names the file; calls into the library do so already."""
+def typed_for(path: Path | None, connection: Connection) -> Iterator[None]:
+    """Translate an error of the engine to a typed one that names the file; calls into the library already do so."""
     if path is None:
         yield
     else:
@@ -131,7 +131,7 @@ def told_of(path: Path | None, connection: Connection) -> Iterator[None]:
 
 
 def require_known(connection: Connection, path: Path) -> None:
-    """Refuse a database of a newer program, and a comparison with the models of one that is not at the head."""
+    """Refuse a database of a newer program, and a comparison with the models if the database is not at the head."""
     found = version_of(connection)
     connection.rollback()
     known = {script.revision for script in context.script.walk_revisions()}

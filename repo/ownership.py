@@ -1,4 +1,4 @@
-"""Ownership: what root makes in a store belongs to the owner of its folder, and a new file is like the one it replaces.
+"""Ownership: files that root creates in a store belong to the folder's owner; a new file is like the one it replaces.
 
 Operators run commands with `sudo`. Files that root left in a store would lock out the service that writes to it.
 """
@@ -13,7 +13,7 @@ __all__ = ["create", "give", "make_like"]
 
 
 def give(path: Path) -> None:
-    """Give a file or folder that root just made to the owner of the folder that it is in; for others, do nothing."""
+    """Give a file or folder that root has created to the owner of its parent folder; do nothing for other users."""
     if os.geteuid() != 0:
         return
     owner = path.parent.stat()
@@ -22,7 +22,7 @@ def give(path: Path) -> None:
 
 
 def create(path: Path) -> None:
-    """Create an empty file for a database that root is about to make, so that all of its files have the right owner."""
+    """Create an empty database file as root, so that all files of the database get the right owner."""
     if os.geteuid() != 0 or path.exists():
         return
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
@@ -30,7 +30,7 @@ def create(path: Path) -> None:
 
 
 def make_like(new: Path, old: Path) -> None:
-    """Give a new file the mode and, for root, the owner of one that exists; without that one, do as `give`."""
+    """Give a new file the mode and, as root, the owner of an existing one; if there is none, do what `give` does."""
     try:
         found = old.stat()
     except FileNotFoundError:

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST = datetime(1, 1, 2, tzinfo=UTC)  # a day is left on both sides, for every offset of a zone
+_FIRST = datetime(1, 1, 2, tzinfo=UTC)  # leaves a day on both sides, for the UTC offset of any zone
 _LAST = datetime(9999, 12, 30, 23, 59, 59, 999_999, tzinfo=UTC)
 _SECOND_US = 1_000_000
 _DAY_US = 86_400 * _SECOND_US

@@ -60,7 +60,7 @@ class Handle:
     def select(self, sensor_id: Names, metric_name: Names, start: Time = None, end: Time = None) -> Selection:
         """Return the selection for the names and times of a caller; raises `InvalidQuery`.
 
-        A text that is the name of a series selects that series, even if it has the signs of a glob.
+        A text that is the name of a series selects that series, even if it has glob characters.
         """
         selection = select_points(sensor_id, metric_name, start, end)
         if not selection.has_glob:

@@ -33,7 +33,7 @@ class KeyboardInterrupts(ContextDecorator):
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Say whether DuckDB or pyarrow raised it in place of what a handler of signals had raised, mostly Ctrl-C."""
+    """Return whether DuckDB or pyarrow raised it in place of an exception from a signal handler, usually Ctrl-C."""
     seen: BaseException | None = error
     while seen is not None:
         if type(seen) is RuntimeError and str(seen) == "Query interrupted":

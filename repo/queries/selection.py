@@ -65,7 +65,7 @@ class Selection:
 
     @property
     def has_glob(self) -> bool:
-        """Whether a text has the signs of a glob; see `as_names`."""
+        """Whether a text has glob characters; see `as_names`."""
         return _is_glob(self.sensor_id) or _is_glob(self.metric_name)
 
     @property
@@ -75,7 +75,7 @@ class Selection:
         return names_all and self.start_us is None and self.end_us is None
 
     def as_names(self, is_name: Callable[[Literal["sensor_id", "metric_name"], str], bool]) -> Selection:
-        """Take texts with the signs of a glob as names where `is_name` says that a series has them."""
+        """Treat a text with glob characters as an exact name if `is_name` says that a series has this name."""
         sensor, metric = self.sensor_id, self.metric_name
         if isinstance(sensor, str) and _is_glob(sensor) and is_name("sensor_id", sensor):
             sensor = (sensor,)
@@ -198,7 +198,7 @@ def _pieces(wanted: str | tuple[str, ...] | None, found: set[str]) -> list[Any]:
 
 
 def chosen_names(wanted: Names, found: set[str]) -> set[str]:
-    """Return the wanted ones of the names found; one that is found as it is written is no glob."""
+    """Return the wanted names among those found. A glob that equals a found name selects only that name."""
     if wanted is not None and not isinstance(wanted, str):
         return found.intersection(wanted)
     if wanted in found:
@@ -215,7 +215,7 @@ def _is_stars(names: str | tuple[str, ...]) -> bool:
 
 
 def _only(names: str | tuple[str, ...] | None) -> str | None:
-    """Return the one name that is meant, if the names alone tell."""
+    """Return the only selected name, if it is known without looking up names."""
     if isinstance(names, tuple):
         return names[0] if len(names) == 1 else None
     return None if _is_glob(names) else names

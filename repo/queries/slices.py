@@ -78,7 +78,7 @@ def _scanned(connection: Connection, series: Sequence[tuple[str, str]]) -> Slice
 
 
 def _sought(connection: Connection, series: Sequence[tuple[str, str]]) -> SliceReader:
-    """Seek by the key, one series after the other: anything else would read the whole table for each span."""
+    """Seek by the key, one series after the other, because other plans would read the whole table for each span."""
     driver: Any = connection.connection.driver_connection
 
     def each(what: str, selection: Selection, order: str = "") -> Iterator[Any]:

@@ -74,7 +74,7 @@ class Migration:
     nan_points: int = 0
     """Points in which the legacy program had stored NaN, and that now have no reading (NULL)."""
     outside_points: int = 0
-    """Points whose times lie outside of the years 1678 to 2261, mostly given in a wrong unit; they are kept."""
+    """Points whose times are outside the years 1678 to 2261, usually because of a wrong unit; they are kept."""
     records_restored: int = 0
     """Records of the legacy program that were stored only as pointers, and whose data is restored now."""
     records_without_original: int = 0

@@ -164,7 +164,7 @@ class Points(PointWriter):
         """Return the points in [start, end) in order of time; None means no bound.
 
         A name may be exact, a glob (`*`, `?`, `[`), a list of exact names, or None for all. The name of a series is
-        exact even if it contains the signs of a glob.
+        exact even if it contains glob characters.
         """
         selection = self._handle.select(sensor_id, metric_name, start, end)
         return Result(
