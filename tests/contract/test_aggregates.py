@@ -49,9 +49,7 @@ def bucket_of(us: int, every: str, zone: ZoneInfo) -> datetime:
     into = (wall - origin) % width
     if width <= timedelta(hours=1):
         start = moment.astimezone(UTC) - into
-        while (
-            start.astimezone(zone).utcoffset() != moment.utcoffset()
-        ):  # a change of the clock begins a bucket
+        while start.astimezone(zone).utcoffset() != moment.utcoffset():  # a clock change starts a bucket
             start += timedelta(minutes=1)
         return start.astimezone(zone)
     return (wall - into).replace(tzinfo=zone)
@@ -70,7 +68,7 @@ def same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
     for left, right in zip(found, wanted, strict=True):
         for name, value in right.items():
             if isinstance(value, datetime):
-                # As moments: a time that a zone has twice, or never, equals none of another zone.
+                # Compared in UTC: a local time that occurs twice or never equals no time of another zone.
                 assert left[name].timestamp() == value.timestamp(), (name, left, right)
             elif isinstance(value, float):
                 assert left[name] == pytest.approx(value, rel=1e-9, abs=1e-9), (name, left, right)
@@ -109,7 +107,7 @@ def test_buckets_follow_the_zone_over_the_days_when_clocks_change(
     for every in ("1m", "1h", "2h", "6h", "1w", "1d"):
         found = store.points.aggregate("a", "m", agg=AGGREGATES, every=every, tz=zone)
         same(found, by_buckets(points, every, ZoneInfo(zone)))
-        for row in found:  # a wall-clock time that the zone skips is not given
+        for row in found:  # skips wall-clock times that the zone does not have
             assert row["bucket"] == row["bucket"].astimezone(UTC).astimezone(ZoneInfo(zone))
     starts = [row["bucket"].astimezone(UTC) for row in found]
     odd = {"Asia/Kolkata": 24.0, "Australia/Lord_Howe": 24.5}.get(zone, 23.0 if "-03-" in around else 25.0)

@@ -204,7 +204,7 @@ def test_shrinking_returns_the_space_of_dropped_points_and_keeps_the_rest(store:
     store.cleanup(records=True, start=1000, points=True)
     store.records.clear("from")
     kept = list(store.points.range(None, None))
-    before_files = store.size()  # right before: any commit may grow the log by a page
+    before_files = store.size()  # measured right before, because any commit may grow the log by a page
     told: list[tuple[int, int]] = []
     shrunk = store.shrink(progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (10_000, 10_000)
@@ -244,7 +244,7 @@ STRANGERS = {
     "schema other": "CREATE SCHEMA other",
     "trigger watch": "CREATE TRIGGER watch AFTER INSERT ON time_series_data BEGIN SELECT 1; END",
 }
-"""What somebody may create in the column file, as the message names it."""
+"""What another program may create in the column file, as the message names it."""
 
 
 @pytest.mark.parametrize("dry_run", [False, True])

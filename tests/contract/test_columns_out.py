@@ -164,7 +164,7 @@ def test_tuples_are_the_rows_as_they_are_stored(full: Store) -> None:
 
 def test_batches_have_one_schema_and_are_no_larger_than_requested(open_store: OpenStore) -> None:
     store = open_store(background=True)
-    # Four series at the same moments: a page cannot be cut inside of one.
+    # Four series at the same times: a page cannot end inside one of them.
     store.points.insert_many([(s, m, at, float(at)) for at in range(15) for s in "ab" for m in "pt"])
     store.points.insert_many([(s, "p", 10**6 + at, 1.0) for at in range(9) for s in "cd"])
     store.points.delete("a", "p", 3, 9)
@@ -184,7 +184,7 @@ def test_gaps_and_dense_times_are_paged_correctly(open_store: OpenStore) -> None
     crowded = [("a", "m", at / 1000, float(at)) for at in range(300)]
     sparse = [("a", "m", 10.0 ** (at + 1), float(at)) for at in range(8)]
     store.points.insert_many(crowded + sparse)
-    for seq in range(30):  # overwritten again and again: seqs with a wide gap before the last
+    for seq in range(30):  # overwritten repeatedly: the seqs have a wide gap before the last one
         store.points.insert_many([("z", "m", 1, float(seq))] * 40)
     wanted = [row["timestamp_us"] for row in store.points.range("a", "m")]
     for rows in (7, 64, 290):
@@ -207,7 +207,7 @@ def test_rows_out_of_order_on_disk_come_out_in_order(store: Store) -> None:
     assert result.to_arrow()["value"].to_pylist() == wanted
     assert result.to_polars()["value"].to_list() == wanted
     assert result.to_numpy()["value"].tolist() == wanted
-    # One flush of a key twice may store the later seq before an earlier one.
+    # A flush with the same key twice may store the later seq before an earlier one.
     store.points.insert_many([("b", "m", 1, 1.0), ("b", "m", 2, 1.0), ("b", "m", 1, 2.0)])
     seqs = store.points.since(0).to_arrow()["seq"].to_pylist()
     assert seqs == sorted(seqs) == store.points.since(0).to_numpy()["seq"].tolist()

@@ -75,7 +75,7 @@ def test_moving_to_the_active_engine_does_nothing(store: Store, engine: str) -> 
 def test_toggled_twice_with_overwrites_and_deletes_in_each_phase(open_store: Any, seed: int) -> None:
     rng = random.Random(seed)
     store: Store = open_store(bulk_rows=50, flush_batch_points=80)
-    other: Store = open_store(bulk_rows=50)  # open through all of it
+    other: Store = open_store(bulk_rows=50)  # stays open throughout
     model: dict[tuple[str, int], float] = {}
     sent = 0
     for phase in range(5):
@@ -127,7 +127,7 @@ def test_the_old_file_is_kept_under_another_name_and_a_later_opening_finds_the_n
     assert (store.path / f"{FILES[engine]}.inactive-2").exists()
     assert f"{FILES[engine]}.inactive-2" in store.status().bytes_by_kept_file
     store.close()
-    store = open_store()  # asks for the engine that it began with
+    store = open_store()  # requests the engine of the beginning
     assert store.status().engine == now
     assert len(everything(store)) == 1
 
@@ -207,7 +207,7 @@ def test_metadata_of_the_legacy_program_moves_too(store: Store) -> None:
             query = query.where(StorageMetadata.key.not_like("holdfast.%")).order_by(StorageMetadata.key)
             return [tuple(row) for row in connection.execute(query)]
 
-    written = [("a", "1", datetime(2024, 5, 1, 12, 0, 0, 123456)), ("ü", "", None)]  # noqa: DTZ001  as it was
+    written = [("a", "1", datetime(2024, 5, 1, 12, 0, 0, 123456)), ("ü", "", None)]  # noqa: DTZ001  kept unchanged
     with store._handle.columns.alone("a test") as opened, opened.flush_connection.begin():
         for key, value, at in written:
             opened.flush_connection.execute(
@@ -269,7 +269,7 @@ def test_writes_to_a_restored_metadata_database_before_it_found_the_columns_are_
     for file in backup.iterdir():
         shutil.copy(file, store.path)
     store = open_store()
-    for at in range(30):  # past the seqs that the columns hold, before anybody looks there
+    for at in range(30):  # past the seqs in the columns, before they are opened again
         store.points.insert("c", "m", 3.0, timestamp=at)
     assert len(store.points.range("b", "m").all()) == 10
     assert len(store.points.range("c", "m").all()) == 30

@@ -80,7 +80,10 @@ def test_a_read_does_not_block_another_read(open_store: Any) -> None:
 
 
 def test_readers_that_overlap_let_another_process_have_its_turn(open_store: Any) -> None:
-    store, other = open_store(background=True), open_store(lease_timeout_s=20.0)  # flock knows no processes
+    store, other = (
+        open_store(background=True),
+        open_store(lease_timeout_s=20.0),
+    )  # flock also works between handles of one process
     store.points.insert("a", "m", 1.0, timestamp=1)
     store.flush()
     stop = threading.Event()

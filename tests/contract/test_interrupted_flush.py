@@ -183,7 +183,7 @@ def test_an_interrupt_that_duckdb_raises_as_its_own_error_is_not_swallowed(
 
     def interrupted(*_arguments: Any, **_options: Any) -> Any:
         setattr(owner, name, original)
-        raise RuntimeError("Query interrupted")  # what DuckDB's driver makes of Ctrl-C
+        raise RuntimeError("Query interrupted")  # raised by DuckDB's driver on Ctrl-C
 
     monkeypatch.setattr(owner, name, interrupted)
     with pytest.raises(KeyboardInterrupt):

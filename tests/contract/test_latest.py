@@ -147,7 +147,7 @@ def test_writes_of_another_process_are_visible_at_once(
     ]:
         do(step)
         assert newest(store) == expected, step
-    # What was written, deleted, flushed and pruned between two looks is in no journal row any more.
+    # What was written, deleted, flushed and pruned between two calls is no longer in any journal row.
     for step in ("insert 40 7", "delete 35", "checkpoint", "insert 2 8", "checkpoint"):
         do(step)
     assert newest(store) == [(2, 8.0)]
@@ -301,7 +301,7 @@ def test_two_handles_on_one_store_always_agree_with_a_plain_dict(engine: str, st
                 times = [at for name, at in model if name == sensor]
                 if times:
                     expected.append((max(times), model[sensor, max(times)]))
-            # Not at every step by both: what one has not looked at for a while has to be caught up with.
+            # Not both at every step, so that a handle also has to catch up with many changes.
             assert newest(stores[who], None, None) == expected
     finally:
         for store in stores:

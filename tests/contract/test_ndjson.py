@@ -97,7 +97,7 @@ def test_every_value_keeps_its_bits(open_store: OpenStore, tmp_path: Path) -> No
     source.export_ndjson(tmp_path / "a.ndjson.gz")
     target.import_parquet(tmp_path / "a.ndjson.gz")
     expected, found = points_of(source), points_of(target)
-    assert repr(found) == repr(expected)  # which tells -0.0 from 0.0
+    assert repr(found) == repr(expected)  # which distinguishes -0.0 from 0.0
     assert [point["value"] for point in found if point["metric_name"] == "n"] == numbers
     assert [point["value"] for point in found if point["metric_name"] == "t"] == texts
 
@@ -243,13 +243,13 @@ def test_every_flipped_bit_is_found(open_store: OpenStore, tmp_path: Path, seed:
     whole = file.read_bytes()
     chance = random.Random(seed)
     for beside in (True, False):
-        for _ in range(15):  # at other places in each run
+        for _ in range(15):  # at different places in each run
             broken = bytearray(whole)
             broken[chance.randrange(12, len(broken))] ^= 1 << chance.randrange(8)
             file.write_bytes(broken)
             with pytest.raises(StoreCorrupt if beside else InvalidFile, match=r"out\.ndjson\.gz"):
                 target.import_parquet(file)
-        (tmp_path / "out.ndjson.gz.sha256").unlink(missing_ok=True)  # then gzip's own sum has to do
+        (tmp_path / "out.ndjson.gz.sha256").unlink(missing_ok=True)  # then only gzip's checksum is left
     for length in range(0, len(whole), len(whole) // 10):
         file.write_bytes(whole[:length])
         with pytest.raises(InvalidFile, match=r"out\.ndjson\.gz"):

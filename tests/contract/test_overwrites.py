@@ -377,9 +377,9 @@ def drive(tmp_path: Path, engine: str, road: str) -> Iterator[Drive]:
     """A store with the points that the cases start with."""
     options: dict[str, Any] = {"engine": engine, "durability": "normal", **ROADS[road].settings}
     with Store(tmp_path / "store", Settings(background=False, **options)) as store:
-        if ROADS[road].latest != "at the end":  # there another store asks, which takes the columns for itself
+        if ROADS[road].latest != "at the end":  # there another store reads, which takes the columns
             store._handle.columns.stays_open = (
-                True  # keeps them open between two calls, as a background thread does
+                True  # keeps them open between calls, as a background thread does
             )
         drive = Drive(store, ROADS[road])
         drive.store_first()
@@ -404,9 +404,11 @@ def test_of_several_points_of_one_identity_the_right_one_counts(drive: Drive, ro
             elif latest == "after each step":
                 drive.newest(group)
                 if group[0].steps[number].kind == "delete":
-                    drive.waiting = 0  # only the columns tell what a delete leaves: it is flushed
+                    drive.waiting = (
+                        0  # `latest` flushes a delete, because only the columns show what it leaves
+                    )
         if latest == "at the end":
-            with Store(store.path, store.settings) as fresh:  # has nothing in memory yet
+            with Store(store.path, store.settings) as fresh:  # with empty memory
                 assert differing(drive.newest(group, fresh), newest_of(group)) == {}
             if "delete" in kinds_of(group[0]):
                 drive.waiting = 0

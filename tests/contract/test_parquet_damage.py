@@ -112,7 +112,7 @@ def test_every_flipped_bit_is_found(open_store: OpenStore, tmp_path: Path, seed:
     source.export_parquet(tmp_path / "out.parquet")
     whole = (tmp_path / "out.parquet").read_bytes()
     chance = random.Random(seed)
-    for _ in range(25):  # at other places in each run
+    for _ in range(25):  # at different places in each run
         broken = bytearray(whole)
         broken[chance.randrange(len(broken))] ^= 1 << chance.randrange(8)
         (tmp_path / "out.parquet").write_bytes(broken)

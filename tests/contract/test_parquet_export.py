@@ -484,7 +484,7 @@ def test_a_foreign_draft_is_reported_and_kept(store: Store, tmp_path: Path, text
         with pytest.raises(InvalidFile, match="days"):
             store.export_parquet(folder, partition="day")
         assert (folder / "export.ndjson").read_text(encoding="latin-1") == text
-    else:  # what a kill leaves of the first line
+    else:  # as a kill leaves the first line
         assert store.export_parquet(folder, partition="day").files > 0
 
 

@@ -250,7 +250,7 @@ def test_close_is_quick_and_may_be_called_twice(open_store: Any) -> None:
         store.points.insert_many([("a", "m", at, 1.0) for at in range(10_000)])
         store.points.range("a", "m").all()
         future = store.points.submit([("b", "m", 1, 1.0)])
-        started_s = time.process_time()  # not what other processes take meanwhile
+        started_s = time.process_time()  # without the time of other processes
         store.close()
         store.close()
         assert time.process_time() - started_s < 1.0

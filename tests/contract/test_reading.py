@@ -116,7 +116,7 @@ def test_invalid_names_are_refused(unwritten: Store, names_: Any) -> None:
 
 
 def test_a_long_range_comes_in_pages_of_the_same_rows(store: Store) -> None:
-    # Four series at the same moments: pages end in the middle of one moment.
+    # Four series at the same times: pages end in the middle of one time.
     rows = [(s, m, at, float(at)) for at in range(15) for s in "ab" for m in "pt"]
     store.points.insert_many(rows)
     wanted = [(at * 10**6, s, m) for s, m, at, _ in rows]
@@ -142,7 +142,7 @@ def test_pages_continue_while_another_thread_writes_deletes_and_flushes(open_sto
         try:
             while round_ < 60 and not stop.wait(
                 0.05
-            ):  # where flush is slower than this, it catches up in the end
+            ):  # if flush is slower than this, it catches up at the end
                 round_ += 1
                 store.points.insert_many([("a", "m", at, 2.0) for at in range(0, 3_000, 97)])
                 store.points.insert("b", "m", float(round_), timestamp=round_)

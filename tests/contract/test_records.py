@@ -113,7 +113,7 @@ def test_threads_that_settle_at_once_share_commits_and_each_gets_its_own_count(s
         found[thread] = store.records.mark_sent([*mine, "nobody", *mine[:thread]])
 
     threads = [threading.Thread(target=settle, args=(n,)) for n in range(8)]
-    with store._handle.metadata.write():  # the first waits for it, and the others queue behind the first
+    with store._handle.metadata.write():  # the first thread waits for it, and the others queue behind it
         for queued, thread in enumerate(threads):
             thread.start()
             while writer._group is None or len(writer._queue) != queued + 1:

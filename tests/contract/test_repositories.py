@@ -172,7 +172,7 @@ def test_a_write_is_stored_when_the_caller_commits_and_only_then(
         write(connection)
         assert connection.in_transaction(), "it must not commit"
         if kind != "metadata":
-            assert everything(opened) == before, "nobody else sees it yet"
+            assert everything(opened) == before, "not visible to others yet"
         if transaction is not None:
             transaction.commit() if ending == "committed" else transaction.rollback()
     assert (everything(opened) != before) == (ending == "committed")

@@ -37,7 +37,7 @@ def test_status_counts_what_was_written_flushed_and_pruned(store: Store, engine:
     assert (status.last_seq, status.pruned_seq, status.journal_rows, status.journal_seqs) == (11, 11, 0, 0)
     assert status.bytes_total == sum(status.bytes_by_file.values()) > 0
     json.dumps(status.as_dict())
-    assert store.points.insert("a", "m", 1.0).first_seq == 12, "a pruned journal does not begin anew"
+    assert store.points.insert("a", "m", 1.0).first_seq == 12, "a pruned journal does not restart its seqs"
 
 
 def test_sinks_have_cursors_that_only_go_forward(store: Store) -> None:

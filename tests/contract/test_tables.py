@@ -421,7 +421,7 @@ def test_a_table_behind_a_long_backlog_goes_through_the_journal(
 ) -> None:
     if engine == "sqlite":
         pytest.skip("tables go through SQLite's journal always")
-    monkeypatch.setattr("repo.core.bulk.FLUSH_S", -1.0)  # so one batch is as much as it flushes
+    monkeypatch.setattr("repo.core.bulk.FLUSH_S", -1.0)  # so it flushes only one batch
     store = open_store(bulk_rows=1, flush_batch_points=1)
     table, _ = a_table()
     store.points.insert_table(table)

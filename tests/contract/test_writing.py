@@ -105,13 +105,13 @@ def test_a_series_keeps_the_kind_of_its_first_reading_until_it_is_empty(
     store.points.delete(everything=True)
     store.close()
     store = open_store()
-    store.points.insert("a", "m", other, timestamp=5)  # it is empty, and so free
+    store.points.insert("a", "m", other, timestamp=5)  # it is empty, so the kind is free
     assert count(store) == 1
 
 
 def test_a_mismatch_of_kinds_fails_alone_in_a_shared_commit(open_store: Any) -> None:
     open_store().points.insert("a", "m", 1.0, timestamp=0)
-    store = open_store()  # it has not heard of the series, and has to look
+    store = open_store()  # it has not cached the series
     metadata = store._handle.metadata
     results: list[Any] = [None] * 12
 
@@ -125,7 +125,7 @@ def test_a_mismatch_of_kinds_fails_alone_in_a_shared_commit(open_store: Any) -> 
     threads = [threading.Thread(target=write, args=(at,)) for at in range(12)]
     with (
         metadata.write()
-    ):  # the journal is held: the first waits for it, and the others queue behind the first
+    ):  # the journal is locked: the first thread waits for it, and the others queue behind it
         for queued, thread in enumerate(threads):
             thread.start()
             while store._handle.writer._group is None or len(store._handle.writer._queue) != queued + 1:

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 LIFE_S = 280.0
-"""A child that nobody kills ends by itself."""
+"""A child that is not killed ends by itself after this time."""
 
 
 @dataclass(slots=True)
@@ -55,13 +55,13 @@ class App:
     seed: str
     settings: dict[str, Any]
     writers: dict[int, tuple[int, State]]
-    """Writer -> (index of its next operation, what stands of it)."""
+    """Writer -> (index of its next operation, its state)."""
     place: steps.Place | None = None
     nth: int = 1
     prune_at_commit: bool = False
-    """The negative control: prune the journal when flush has committed, before any CHECKPOINT."""
+    """The negative control: prune the journal after a flush has committed, before any CHECKPOINT."""
     rebuilds: str = ""
-    """What is done to the columns meanwhile: `moves` between the engines, `shrinks`, or nothing."""
+    """What is done to the columns in parallel: `moves` between the engines, `shrinks`, or nothing."""
 
     def live(self, say: Callable[[str], None]) -> None:
         """Run until killed."""

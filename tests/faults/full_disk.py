@@ -44,17 +44,17 @@ class Notes:
     refused: list[str] = field(default_factory=list)
     """The types of the errors of writes."""
     while_full: list[str] = field(default_factory=list)
-    """The types of the errors of flushes and reads on the full disk; `ok` where there was none."""
+    """The types of the errors of flushes and reads on the full disk; `ok` if there was none."""
     after: int = 0
-    """Operations acknowledged once there was space again."""
+    """Operations that were acknowledged after there was space again."""
     unflushed: int = -1
     """What the background thread left in the journal, given time."""
     moved: list[str] = field(default_factory=list)
-    """The engine after each try to move the columns."""
+    """The engine after each attempt to move the columns."""
     left: list[str] = field(default_factory=list)
-    """What such tries left lying about."""
+    """Files that these attempts left behind."""
     read: list[bool] = field(default_factory=list)
-    """Whether a reader found what was acknowledged, after each try."""
+    """Whether a reader found everything acknowledged, after each attempt."""
     counted: Counted | None = None
 
     def read_back(self, store: Store) -> None:
@@ -105,7 +105,7 @@ def fill(folder: Path, engine: str, notes: Notes) -> Store:
     store = open_store(folder, engine)
     while len(notes.refused) < 3 and notes.next_index < MOST_OPERATIONS:
         notes.write(store)
-    # The last free blocks are taken too, so that not even a small write finds one by chance.
+    # The last free blocks are taken, too, so that not even a small write succeeds by chance.
     with (folder / "rest").open("wb", buffering=0) as rest:
         try:
             while rest.write(bytes(4096)):

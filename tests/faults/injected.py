@@ -34,7 +34,7 @@ def _tracer() -> int:
 
 
 def main(folder: str, engine: str) -> None:
-    # One thread of DuckDB's: strace counts the calls of each thread by itself.
+    # One DuckDB thread, because strace counts the calls of each thread separately.
     settings = Settings(
         engine=engine,  # type: ignore[arg-type]
         background=False,
@@ -48,7 +48,7 @@ def main(folder: str, engine: str) -> None:
     def tried(what: str, call: Callable[[], Any], wrong: str) -> Any:
         try:
             return call()
-        except Exception as error:  # noqa: BLE001  this is what is looked for
+        except Exception as error:  # noqa: BLE001  this is the finding
             kind = "typed" if isinstance(error, HoldfastError) and wrong == "bare" else wrong
             if kind != "typed":
                 traceback.print_exc()

@@ -37,7 +37,7 @@ from tests.faults.workload import MOST_UNDER_WAY, Operation, State, operation
 __all__ = ["RANDOM", "Beside", "Program"]
 
 RANDOM = Place("at a random time", race=True)
-"""By a timer, in whatever the main thread is doing."""
+"""By a timer, anywhere in the main thread."""
 
 MAIN = 0
 """The writer whose operations the main thread does."""
@@ -46,7 +46,7 @@ ROUND_S = 2.0
 """How long a round waits for its place to be reached."""
 
 HANG_S = 300.0
-"""After so long without an end of a call the stacks are dumped and the process ends."""
+"""If no call ends for this long, the stacks are dumped and the process ends."""
 
 LONGEST_TIMER_S = 0.03
 
@@ -90,7 +90,7 @@ class _Interrupter:
         if here and not place.race and name not in _TRACED:
             signal.raise_signal(signal.SIGINT)
         else:
-            # In a race the signal comes while the engine is at it, or a little later.
+            # In a race the signal arrives during the work of the engine, or a little later.
             self._delays.put(0.0 if self._left % 2 else 0.000_3)
 
     def passed(self, name: str) -> None:
@@ -133,11 +133,11 @@ class Program:
     settings: dict[str, Any]
     places: list[Place]
     writers: tuple[int, ...] = ()
-    """Writers in threads of their own, beside the main thread's."""
+    """Writers in their own threads, in addition to that of the main thread."""
     anywhere: bool = False
-    """Whether a place counts in whichever thread it is reached."""
+    """Whether a place counts in any thread."""
     beside: bool = False
-    """Whether another process uses the store, too; so nothing may be done that needs it alone."""
+    """Whether another process uses the store, too, so that nothing may be done that needs exclusive use."""
 
     def live(self, say: Callable[[str], None]) -> None:
         """Go through the places; print `ROUND` for each, `PROBLEM` at the first failure, and `DONE`."""

@@ -92,7 +92,7 @@ def _one_writer(
             return
     state = wanted.state
     verdict.standing[writer] = state
-    # Told against the acknowledged state; what a later operation may have changed is no loss.
+    # Compared with the acknowledged state; changes of a later operation are no loss.
     allowed: dict[Identity, set[Content | None]] = {i: {c} for i, c in state.points.items()}
     for _, later in may_stand(state, seed, writer, wanted.next_index):
         for identity in later.points.keys() | allowed.keys():

@@ -68,7 +68,7 @@ class Chain:
     )
     rounds: int = 0
     rebuilds: str = ""
-    """What is done to its columns all the time; after `moves` nobody knows in which engine they are."""
+    """What is done to its columns continuously; after `moves` their engine is unknown."""
 
     @property
     def store(self) -> Path:
@@ -176,7 +176,7 @@ class Campaign:
                 _expect(child, "READY")
                 time.sleep(rng.uniform(0.02, 0.6))
             elif step == CREATION:
-                # The store may be there before as many statements have run: then it dies soon after.
+                # The store may be complete before that many statements have run; then it is killed soon after.
                 if child.wait_for("STEP", "FLUSHED", "ERROR", timeout_s=STEP_TIMEOUT_S) is None:
                     raise _Trouble(f"the creation neither stopped nor ended: {_last(child)}")
             else:
@@ -237,7 +237,7 @@ class Campaign:
             raise _Trouble(f"the child complained: {errors[-1500:]}")
 
     def _judged(self, chain: Chain, step: str, rng: Random, request: Path, *, damaged: bool) -> Verdict:
-        # What the kill left in SQLite can be read raw; but in the creation there may be nothing yet.
+        # SQLite can be read raw after the kill, but during creation there may be nothing yet.
         census = Census(chain.store, rng.random() < 0.5, create=step == CREATION)
         child = self._nursery.start(census, request.with_suffix(".census"))
         answer = child.read_all(timeout_s=STEP_TIMEOUT_S)
@@ -247,7 +247,7 @@ class Campaign:
         counted: Counted = pickle.loads(answer)
         verdict = judge(counted, chain.expected, chain.seed, HEAD)
         for writer, state in verdict.standing.items():
-            # What may have been under way is never done again: its index would stand for two things.
+            # An operation that may have been running is never repeated: its index would be ambiguous.
             chain.expected[writer] = Expected(state, chain.expected[writer].next_index + MOST_UNDER_WAY)
         return verdict
 

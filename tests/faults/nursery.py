@@ -58,7 +58,7 @@ class Child:
     def kill(self) -> int:
         """SIGKILL it, read its remaining output, and return its exit code (-9: it was still alive)."""
         if not self._ended:
-            # Its number cannot be another's by now: the nursery has not reaped it yet.
+            # Its pid cannot have been reused, because the nursery has not reaped it yet.
             os.kill(self.pid, signal.SIGKILL)
         return self.end()
 
@@ -166,7 +166,7 @@ def _live(request: Path, pipe: int) -> None:
                 answer = answer[os.write(pipe, answer) :]
         else:
             asked.live(lambda line: _say(pipe, line))
-    except BaseException as error:  # noqa: BLE001  whatever it is, the parent reads it in the file
+    except BaseException as error:  # noqa: BLE001  the parent reads it in the file
         traceback.print_exc()
         if "asked" in locals() and not isinstance(asked, Census):
             _say(pipe, f"ERROR main: {error!r}".replace("\n", " ")[:1000])
@@ -175,7 +175,7 @@ def _live(request: Path, pipe: int) -> None:
 
 
 def _say(pipe: int, line: str) -> None:
-    os.write(pipe, line.encode() + b"\n")  # shorter than PIPE_BUF: whole, whichever thread says it
+    os.write(pipe, line.encode() + b"\n")  # shorter than PIPE_BUF, so it is written atomically
 
 
 if __name__ == "__main__":

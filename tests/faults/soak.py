@@ -34,7 +34,7 @@ from tests.faults.steps import BULK, MOVES, STEPS, Place
 __all__ = ["PLACES", "Soak", "places_of", "until_hit"]
 
 COMPANIES = ("alone", "threads", "process")
-"""Who uses the store beside the main thread."""
+"""The other users of the store."""
 
 ROUNDS_A_PROGRAM = 10
 PROGRAM_S = 1800.0
@@ -82,7 +82,7 @@ class Soak:
         seed = f"{self._seed}/{number}"
         rng = Random(seed)
         settings = settings_of(rng, self._engine) | {"background": rng.random() < 0.6}
-        if company == "threads":  # small batches would never catch up with threads that write flat out
+        if company == "threads":  # small batches would never catch up with threads that write at full speed
             settings["flush_batch_points"] = 65_536
         program = Program(folder / "store", seed, settings, [PLACES[name] for name in names])
         if company == "threads":

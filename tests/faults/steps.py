@@ -134,16 +134,16 @@ STEPS: dict[str, tuple[Place, ...]] = {
 }
 
 BULK = "in a bulk load"
-"""DuckDB alone has it: SQLite takes tables through the journal."""
+"""Only with DuckDB: with SQLite, tables go through the journal."""
 
 MOVES_BESIDE = "in a move, another process going on"
-"""It finds the columns in the one engine or the other, and goes on with them there."""
+"""It finds the columns in either engine, and continues with them there."""
 
 MOVES = ("in a promotion or demotion", MOVES_BESIDE, "at a random time of a promotion or demotion")
-"""The columns go back and forth between the engines."""
+"""The columns move back and forth between the engines."""
 
 SHRINKS = ("in a shrink", "at a random time of a shrink")
-"""The files are written anew all the time."""
+"""The files are rewritten continuously."""
 
 _STATEMENTS = {
     "bulk": re.compile(r"\s*INSERT INTO (time_series_data|holdfast_incoming)\b.*OVER \(\) AS seq", re.DOTALL),
@@ -162,7 +162,7 @@ _STATEMENTS = {
 }
 _COMMITS = {"watermark": "flush", "prune": "prune", "move: switch": "move: switch"}
 READER = "reader"
-"""The thread whose SELECTs are queries; flush asks the same table."""
+"""The thread whose SELECTs are queries; flush reads the same table."""
 
 
 class Stopper(Protocol):

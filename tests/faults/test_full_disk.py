@@ -59,7 +59,7 @@ def _play(acts: list[str], engine: str, folder: Path, size: str = DISK) -> Notes
 
 def _nothing_is_lost(notes: Notes) -> None:
     assert notes.counted is not None
-    # What was refused must not stand: so only the acknowledged state is right, and no later one.
+    # A refused operation must not be stored, so only the acknowledged state is valid, and no later one.
     verdict = judge(notes.counted, {0: Expected(notes.state, notes.next_index)}, SEED, HEAD)
     assert verdict.problems == []
     assert verdict.standing[0].points == notes.state.points

@@ -113,7 +113,7 @@ def test_a_mark_that_is_missing_damaged_or_of_another_store_raises_no_alarm(kill
             mark.write_bytes(content)
         with _open(killed) as store:
             assert _ledger(store) == []
-        assert mark.read_bytes() == whole, "the close writes it anew"
+        assert mark.read_bytes() == whole, "closing writes it again"
 
 
 def test_a_mark_that_cannot_be_written_fails_no_call(

@@ -68,7 +68,7 @@ STEPS = {
         "repo.core.flush:apply",
     ),
 }
-"""What a process tells of, so that it is known where it died."""
+"""The functions that a process reports, so that the place of its death is known."""
 
 DAYS, DAY_ROWS = 4, 5_000
 SHORT = 1

@@ -103,9 +103,9 @@ class UpgradeKills:
     failures: list[str] = field(default_factory=list)
     _expected: Contents = field(default_factory=dict)
     _restored: Contents = field(default_factory=dict)
-    """What is expected once the records have their data back."""
+    """The expected content after the records have their data again."""
     _longest_s: dict[str, float] = field(default_factory=dict)
-    """How long each state lasts, and `DONE` the whole."""
+    """The duration of each state; `DONE` is the total."""
 
     def prepare(self) -> None:
         """Measure the content of the store, and how long its upgrade and each state take."""
@@ -269,7 +269,9 @@ class Fleet:
             child = children.pop(slot)
             code = child.kill()
             self.kills += code == -9
-            said = child.errors.read_text() if child.errors.exists() else ""  # killed before it had one
+            said = (
+                child.errors.read_text() if child.errors.exists() else ""
+            )  # killed before it created the file
             if code not in (-9, 0) or "Traceback" in said:
                 self.failures.append(f"a process ended with {code}: {said[-2000:]}")
                 break
@@ -348,6 +350,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # What is pickled bears the name of `upgrading`, which the nursery imports.
+    # Pickled objects refer to `upgrading`, which the nursery imports.
     assert upgrading.__name__ == "tests.faults.upgrading"
     sys.exit(main())

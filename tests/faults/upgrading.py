@@ -36,7 +36,7 @@ class Upgrade:
 
     folder: Path
     opens: bool
-    """Whether the store is opened, which upgrades it too, or the migration called."""
+    """Whether to open the store, which also upgrades it, or to call the migration."""
 
     def live(self, say: Callable[[str], None]) -> None:
         """Upgrade, and report each state."""

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 MOST_UNDER_WAY = 3
-"""Operations of one writer that may be under way at once: a burst of `submit`."""
+"""Operations of one writer that may run at once: a burst of `submit`."""
 
 _EPOCH_US = 1_700_000_000_000_000
 _SLOT_US = 97_000_000
@@ -176,7 +176,7 @@ def may_stand(state: State, seed: str, writer: int, next_index: int) -> Iterator
 
 
 def _identity(rng: Random, writer: int) -> Identity:
-    # Late and repeated times are the rule here: most rows overwrite earlier ones.
+    # Late and repeated times are usual here: most rows overwrite earlier ones.
     metric = rng.choices(("pressure", "flow", "state"), (5, 4, 1))[0]
     return f"site{writer}", metric, _EPOCH_US + rng.randrange(_SLOTS) * _SLOT_US + writer
 
