@@ -219,8 +219,8 @@ def store(open_store: OpenStore, request: pytest.FixtureRequest) -> Store:
     which is faster, as with a background thread: nobody waits for them.
     """
     made = open_store()
-    is_own = request.node.get_closest_marker("own_store") is not None
-    if not is_own and MAKES_OTHER_HANDLES.isdisjoint(inspect.signature(request.function).parameters):
+    is_closing = any(request.node.get_closest_marker(name) for name in ("own_store", "closes_columns"))
+    if not is_closing and MAKES_OTHER_HANDLES.isdisjoint(inspect.signature(request.function).parameters):
         made._handle.columns.stays_open = True
     return made
 

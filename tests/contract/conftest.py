@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,33 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store
-from tests.conftest import Clock, Templates
+from tests.conftest import MAKES_OTHER_HANDLES, Clock, OpenStore, Templates
 from tests.contract.test_parquet_export import fill
+
+
+@pytest.fixture
+def open_store(open_store: OpenStore, tmp_path: Path, request: pytest.FixtureRequest) -> OpenStore:
+    """Open stores that keep their columns open between uses, while they are the only handle on their folder.
+
+    Not in tests that are marked `own_store` or `closes_columns`, or in which another process opens the store.
+    """
+    is_closing = any(
+        request.node.get_closest_marker(name) for name in ("own_store", "closes_columns")
+    ) or not (MAKES_OTHER_HANDLES - {"open_store"}).isdisjoint(inspect.signature(request.function).parameters)
+    opened: dict[Path, list[Store]] = {}
+
+    def open_(name: str = "store", **settings: Any) -> Store:
+        handles = opened.setdefault((tmp_path / name).resolve(), [])
+        others = [store for store in handles if not store._handle.columns._closed]
+        for other in others:
+            other._handle.columns.stays_open = other.settings.background
+            other._handle.columns.release_if_due(at_once=True)
+        store = open_store(name, **settings)
+        store._handle.columns.stays_open |= not is_closing and not others
+        handles.append(store)
+        return store
+
+    return open_
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +100,18 @@ def unwritten(shared_store: Store) -> Iterator[Store]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark table tests on SQLite that repeat another one with different settings: SQLite has only one write path."""
+    """Mark the combinations of engine and `bulk_rows` that cover little more than the others.
+
+    SQLite has only one write path for tables. The forms of tables and of their cells are read before the write path is
+    chosen: straight to the columns on DuckDB, and through the journal on SQLite, cover each path once.
+    """
     for item in items:
         parameters = getattr(item, "callspec", None)
         of_the_test = {mark.args[0] for mark in item.iter_markers("parametrize")}
-        if (
-            parameters is not None
-            and "bulk_rows" not in of_the_test
-            and (parameters.params.get("engine"), parameters.params.get("bulk_rows")) == ("sqlite", 1)
+        if parameters is None or "bulk_rows" in of_the_test:
+            continue
+        combination = (parameters.params.get("engine"), parameters.params.get("bulk_rows"))
+        if combination == ("sqlite", 1) or (
+            combination == ("duckdb", 100_000) and not of_the_test.isdisjoint({"form", "case"})
         ):
             item.add_marker(pytest.mark.slow)

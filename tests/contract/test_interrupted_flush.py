@@ -22,6 +22,8 @@ from repo.repositories.series import LatestRepository, SummaryRepository
 from repo.repositories.state import ColumnsStateRepository, StateRepository
 from tests.conftest import OpenStore
 
+pytestmark = pytest.mark.closes_columns
+
 PLACES: dict[str, tuple[Any, str]] = {
     "before anything is applied": (flush, "apply"),
     "before the summaries are written": (SummaryRepository, "replace"),

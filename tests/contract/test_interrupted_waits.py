@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 
+import pytest
 from sqlalchemy.pool import impl
 from sqlalchemy.util import queue
 
@@ -16,6 +17,8 @@ from repo.core.stop import Stop
 from repo.engines.sqlite import pool
 from tests.conftest import OpenStore
 from tests.interrupts import interrupted
+
+pytestmark = pytest.mark.closes_columns
 
 
 def files_of(*modules: ModuleType) -> set[str]:

@@ -14,8 +14,13 @@ from tests.conftest import OpenStore
 
 pa = pytest.importorskip("pyarrow")
 
-ROWS = 120_000
-"""Enough to go straight to the columns of DuckDB."""
+ROWS = 1_000
+"""Enough to go straight to the columns of DuckDB, in these tests."""
+
+
+@pytest.fixture
+def store(open_store: OpenStore) -> Store:
+    return open_store(bulk_rows=ROWS)
 
 
 def table(sensors: list[str], values: list[float]) -> Any:
