@@ -16,7 +16,10 @@ from repo.core import undisturbed as undisturbed_module
 from repo.engines.duckdb.backend import DuckDBBackend
 from repo.engines.sqlite.backend import SQLiteBackend
 from repo.errors import StoreFull
+from repo.repositories.apply import apply
 from tests.interrupts import interrupted
+
+pytestmark = pytest.mark.closes_columns
 
 FILES = tuple(str(module.__file__) for module in (columns_module, gate_module, undisturbed_module))
 
@@ -104,13 +107,25 @@ def test_readers_that_overlap_let_another_process_have_its_turn(open_store: Any)
             thread.join()
 
 
-def test_a_read_during_a_long_flush_waits_for_it_past_its_deadline(open_store: Any) -> None:
-    store, other = open_store(flush_batch_points=50), open_store(lease_timeout_s=1.0, flush_batch_points=50)
-    for start in range(0, 15_000, 50):
-        store.points.insert_many([("a", "m", start + at, 1.0) for at in range(50)])
+@pytest.mark.slow_on("duckdb")
+def test_a_read_during_a_long_flush_waits_for_it_past_its_deadline(
+    open_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def apply_slowly(*args: Any, **options: Any) -> Any:
+        time.sleep(0.25)
+        return apply(*args, **options)
+
+    store, other = open_store(flush_batch_points=10), open_store(lease_timeout_s=1.0, flush_batch_points=10)
+    for start in range(0, 80, 10):
+        store.points.insert_many([("a", "m", start + at, 1.0) for at in range(10)])
+    monkeypatch.setattr("repo.core.flush.apply", apply_slowly)
     thread = threading.Thread(target=store.flush)
     thread.start()
+    while not store._handle.columns.is_open and thread.is_alive():
+        time.sleep(0.001)
+    started_s = time.monotonic()
     assert len(other.points.range("a", "m", 0, 10).all()) == 10
+    assert time.monotonic() - started_s > 1.0
     thread.join()
     assert store.status().unflushed == 0
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store, StoreClosed, forks
+from repo.repositories.apply import apply
 from tests.conftest import OpenStore, RunPython
 from tests.forks.children import in_child, started, until
 
@@ -96,18 +97,18 @@ def test_parent_and_child_write_at_the_same_time(open_store: OpenStore) -> None:
 
     def write(series: str) -> Callable[[Store], int]:
         def work(own: Store) -> int:
-            for start in range(0, 2_000, 50):
+            for start in range(0, 1_000, 50):
                 own.points.insert_many([(series, "m", at, 1.0) for at in range(start, start + 50)])
             return count(own, series)
 
         return work
 
     waits = [started(opened_in_child(store, write(f"child {n}"))) for n in range(2)]
-    assert write("parent")(store) == 2_000
-    assert [wait() for wait in waits] == [2_000, 2_000]
+    assert write("parent")(store) == 1_000
+    assert [wait() for wait in waits] == [1_000, 1_000]
     store.close()
     again = open_store()
-    assert [count(again, series) for series in ("parent", "child 0", "child 1")] == [2_000] * 3
+    assert [count(again, series) for series in ("parent", "child 0", "child 1")] == [1_000] * 3
 
 
 def test_threads_that_write_and_read_without_a_pause_do_not_keep_a_process_from_forking(
@@ -188,10 +189,15 @@ def test_a_thread_that_does_not_come_to_an_end_holds_a_fork_up_for_a_bounded_tim
     assert in_child(opened_in_child(store, insert("a", 3))) == 1
 
 
-def test_a_long_flush_lets_a_fork_pass(open_store: OpenStore) -> None:
-    store = open_store(flush_batch_points=250)
-    for start in range(0, 15_000, 250):
-        store.points.insert_many([("a", "m", at, 1.0) for at in range(start, start + 250)])
+def test_a_long_flush_lets_a_fork_pass(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def apply_slowly(*args: Any, **options: Any) -> Any:
+        time.sleep(0.2)
+        return apply(*args, **options)
+
+    monkeypatch.setattr("repo.core.flush.apply", apply_slowly)
+    store = open_store(flush_batch_points=10)
+    for start in range(0, 80, 10):
+        store.points.insert_many([("a", "m", at, 1.0) for at in range(start, start + 10)])
     flush = threading.Thread(target=store.flush)
     flush.start()
     until(lambda: store._handle.columns.is_open)
@@ -200,7 +206,7 @@ def test_a_long_flush_lets_a_fork_pass(open_store: OpenStore) -> None:
     assert wait() == 1
     flush.join(300)
     assert not flushed_before
-    assert (count(store, "a"), count(store, "child")) == (15_000, 1)
+    assert (count(store, "a"), count(store, "child")) == (80, 1)
 
 
 def test_a_child_of_a_child_opens_the_store(open_store: OpenStore) -> None:
