@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from hypothesis import strategies as st
 from repo import InvalidQuery, Settings, Store
 from repo.queries import point_sql
 from repo.times import to_datetime, to_datetimes
+from tests.conftest import RunPython, Templates
 
 OpenStore = Callable[..., Store]
 pa: Any = pyarrow
@@ -75,8 +74,14 @@ def rows_of(table: Any) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture
-def full(store: Store) -> Store:
-    """A store whose points are partly flushed and partly in the journal; one has no quality, like old points."""
+def full(shared_store: Store) -> Store:
+    """A store that tests only read; its points are partly flushed and partly in the journal.
+
+    One has no quality, like old points.
+    """
+    store = shared_store
+    if store.sinks.last_seq():
+        return store
     store.points.insert_many(ROWS[:3])
     store.flush()
     columns, _ = store._handle.columns, store._handle.flusher
@@ -165,12 +170,12 @@ def test_tuples_are_the_rows_as_they_are_stored(full: Store) -> None:
 def test_batches_have_one_schema_and_are_no_larger_than_requested(open_store: OpenStore) -> None:
     store = open_store(background=True)
     # Four series at the same times: a page cannot end inside one of them.
-    store.points.insert_many([(s, m, at, float(at)) for at in range(15) for s in "ab" for m in "pt"])
-    store.points.insert_many([(s, "p", 10**6 + at, 1.0) for at in range(9) for s in "cd"])
-    store.points.delete("a", "p", 3, 9)
+    store.points.insert_many([(s, m, at, float(at)) for at in range(6) for s in "ab" for m in "pt"])
+    store.points.insert_many([(s, "p", 10**6 + at, 1.0) for at in range(4) for s in "cd"])
+    store.points.delete("a", "p", 3, 5)
     for result in (store.points.range(None, None), store.points.range("b", "p"), store.points.since(0)):
         whole = result.to_arrow()
-        for rows in (3, 7, 1000):
+        for rows in (3, 1000):
             batches = list(result.batches(rows))
             assert all(0 < batch.num_rows <= rows for batch in batches)
             assert pa.Table.from_batches(batches, whole.schema).to_pylist() == whole.to_pylist()
@@ -181,19 +186,19 @@ def test_batches_have_one_schema_and_are_no_larger_than_requested(open_store: Op
 
 def test_gaps_and_dense_times_are_paged_correctly(open_store: OpenStore) -> None:
     store = open_store(background=True)
-    crowded = [("a", "m", at / 1000, float(at)) for at in range(300)]
+    crowded = [("a", "m", at / 1000, float(at)) for at in range(60)]
     sparse = [("a", "m", 10.0 ** (at + 1), float(at)) for at in range(8)]
     store.points.insert_many(crowded + sparse)
-    for seq in range(30):  # overwritten repeatedly: the seqs have a wide gap before the last one
+    for seq in range(8):  # overwritten repeatedly: the seqs have a wide gap before the last one
         store.points.insert_many([("z", "m", 1, float(seq))] * 40)
     wanted = [row["timestamp_us"] for row in store.points.range("a", "m")]
-    for rows in (7, 64, 290):
+    for rows in (7, 64):
         assert [
             row["timestamp_us"] for page in store.points.range("a", "m").pages(rows) for row in page
         ] == wanted
         found = [row for page in store.points.since(0).tuples(rows) for row in page]
         assert found == [row for page in store.points.since(0).tuples() for row in page]
-        assert len(found) == 309
+        assert len(found) == 69
 
 
 def test_rows_out_of_order_on_disk_come_out_in_order(store: Store) -> None:
@@ -241,59 +246,80 @@ def test_arrow_consumers_accept_a_result_itself(full: Store) -> None:
         ]
 
 
-@pytest.mark.own_store
+@pytest.mark.closes_columns
 def test_nothing_is_held_between_batches(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = open_store(), open_store()
-    first.points.insert_many([("a", "m", at, float(at)) for at in range(100)])
+    first.points.insert_many([("a", "m", at, float(at)) for at in range(40)])
     batches = first.points.range("a", "m").batches(10)
     next(batches)
     assert not first._handle.columns.is_open
     second.points.insert("a", "m", 1.0, timestamp=1000)
     second.checkpoint()
-    assert sum(batch.num_rows for batch in batches) >= 90
+    assert sum(batch.num_rows for batch in batches) >= 30
 
 
-@pytest.mark.parametrize("engine", ["duckdb", pytest.param("sqlite", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    ("only", "works"),
-    [
-        ("numpy", "to_numpy"),
-        ("polars", "to_polars"),
-        ("numpy pandas dateutil pytz six", "to_pandas"),
-        ("pyarrow numpy", "to_arrow"),
-        ("", ""),
-    ],
-)
-@pytest.mark.slow_on("sqlite")
-def test_each_format_needs_only_its_own_package(tmp_path: Path, engine: str, only: str, works: str) -> None:
-    script = f"""
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name in {{"pyarrow", "numpy", "pandas", "polars", "pytz"}} - set({only!r}.split()):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent())
+ONLY = {
+    "numpy": "to_numpy",
+    "polars": "to_polars",
+    "numpy pandas dateutil pytz six": "to_pandas",
+    "pyarrow numpy": "to_arrow",
+    "": "",
+}
+"""Installed packages, and the method that needs no other."""
+
+SHAPES = """
+import os, sys
 from repo import MissingExtra, Settings, Store
-with Store({str(tmp_path / "store")!r}, Settings(engine={engine!r}, background=False)) as store:
-    store.points.insert_many([("a", "m", at, 1.0) for at in range(3)])
-    for result in (store.points.range("a", "m"), store.points.range(None, None), store.points.since(0)):
-        for shape in ("to_arrow", "to_polars", "to_pandas", "to_numpy", "batches", "__arrow_c_stream__"):
-            try:
-                made = getattr(result, shape)()
-                if shape == "batches":
-                    made = next(made)
-                print(shape, len(made["value"]) if hasattr(made, "__getitem__") else "")
-            except MissingExtra as error:
-                package = {{"to_polars": "polars", "to_pandas": "pandas", "to_numpy": "numpy"}}.get(shape, "arrow")
-                if shape != "to_pandas":
-                    assert f"holdfast-edge[{{package}}]" in str(error), error
+
+def shapes(only, folder):
+    class Absent:
+        def find_spec(self, name, path=None, target=None):
+            if name in {"pyarrow", "numpy", "pandas", "polars", "pytz"} - set(only.split()):
+                raise ModuleNotFoundError(name)
+    sys.meta_path.insert(0, Absent())
+    made = set()
+    with Store(folder, Settings(engine=sys.argv[2], background=False)) as store:
+        store._handle.columns.stays_open = True
+        store.points.insert_many([("a", "m", at, 1.0) for at in range(3)])
+        for result in (store.points.range("a", "m"), store.points.range(None, None), store.points.since(0)):
+            for shape in ("to_arrow", "to_polars", "to_pandas", "to_numpy", "batches", "__arrow_c_stream__"):
+                try:
+                    found = getattr(result, shape)()
+                    if shape == "batches":
+                        found = next(found)
+                    made.add(f"{shape}={len(found['value']) if hasattr(found, '__getitem__') else ''}")
+                except MissingExtra as error:
+                    package = {"to_polars": "polars", "to_pandas": "pandas", "to_numpy": "numpy"}.get(shape, "arrow")
+                    if shape != "to_pandas":
+                        assert f"holdfast-edge[{package}]" in str(error), error
+    print(only, *sorted(made), sep="|", flush=True)
+
+assert not {"pyarrow", "numpy", "pandas", "polars", "duckdb"} & set(sys.modules)
+for number, only in enumerate(sys.argv[3:]):  # each in a process that has imported none of them
+    child = os.fork()
+    if child == 0:
+        try:
+            shapes(only, f"{sys.argv[1]}-{number}")
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, only
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False
-    )
+
+
+@pytest.mark.slow_on("sqlite")
+def test_each_format_needs_only_its_own_package(
+    tmp_path: Path, engine: str, templates: Templates, run_python: RunPython
+) -> None:
+    for number in range(len(ONLY)):
+        templates.copy(engine, 1, tmp_path / f"store-{number}")
+    done = run_python(SHAPES, tmp_path / "store", engine, *ONLY)
     assert done.returncode == 0, done.stderr
-    made = {line.split()[0] for line in done.stdout.splitlines()}
-    assert works in made if works else not made, done.stdout
+    told = {only: set(made) for only, *made in (line.split("|") for line in done.stdout.splitlines())}
+    assert told.keys() == ONLY.keys()
+    for only, works in ONLY.items():
+        assert f"{works}=3" in told[only] if works else not told[only], told
 
 
 MOMENTS = st.integers(-9_214_560_000_000_000, 9_214_646_399_999_999)
@@ -327,11 +353,18 @@ POINTS = st.lists(
     names=st.sampled_from([(None, None), ("a", "m"), ("b", None), ("[ab]", "t")]),
 )
 def test_any_cut_of_any_range_equals_a_plain_dict(
-    tmp_path_factory: pytest.TempPathFactory, engine: str, parts: Any, bounds: Any, rows: int, names: Any
+    tmp_path_factory: pytest.TempPathFactory,
+    templates: Templates,
+    engine: Any,
+    parts: Any,
+    bounds: Any,
+    rows: int,
+    names: Any,
 ) -> None:
-    folder = tmp_path_factory.mktemp("range")
+    folder = tmp_path_factory.mktemp("range") / "store"
+    templates.copy(engine, 1, folder)
     model: dict[tuple[int, str, str], Any] = {}
-    with Store(folder / "store", Settings(engine=engine)) as store:  # type: ignore[arg-type]
+    with Store(folder, Settings(engine=engine)) as store:
         for part in parts:
             store.points.insert_many(part)
             store.flush()
