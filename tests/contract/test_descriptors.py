@@ -93,9 +93,15 @@ store.close()
 """
 
 
-@pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
-@pytest.mark.slow_on("sqlite")
-@pytest.mark.parametrize("taken", ["descriptors", "threads"])
+@pytest.mark.parametrize(
+    ("engine", "taken"),
+    [
+        ("duckdb", "descriptors"),
+        ("sqlite", "threads"),
+        pytest.param("duckdb", "threads", marks=pytest.mark.slow),
+        pytest.param("sqlite", "descriptors", marks=pytest.mark.slow),
+    ],
+)
 def test_a_temporary_refusal_of_the_system_is_a_typed_error_and_then_everything_works(
     engine: str, taken: str, tmp_path: Path
 ) -> None:

@@ -64,7 +64,7 @@ def test_thousands_of_overwrites_of_random_keys_leave_each_key_once(
     model: dict[int, tuple[float, int]] = {}
     seq = 0
     with columns.connect() as connection:
-        for number in range(40):
+        for number in range(16):
             deletion = None
             if deletes and rng.random() < 0.5:
                 start, sensor = rng.randrange(9000), rng.randrange(5)
@@ -120,9 +120,9 @@ def test_a_flush_of_many_kinds_of_work_is_right_at_any_size_of_its_transactions(
 ) -> None:
     rng = random.Random(seed)
     model: dict[int, float] = {}
-    stores: list[Store] = [open_store(f"s{size}", flush_batch_points=size) for size in (1, 50, 65_536)]
-    for _ in range(12):
-        rows = [(rng.randrange(150), float(rng.randrange(4))) for _ in range(rng.choice([1, 20, 80]))]
+    stores: list[Store] = [open_store(f"s{size}", flush_batch_points=size) for size in (1, 20, 65_536)]
+    for _ in range(6):
+        rows = [(rng.randrange(150), float(rng.randrange(4))) for _ in range(rng.choice([1, 10, 40]))]
         start = rng.randrange(150)
         for store in stores:
             store.points.insert_many([("a", "m", at, value) for at, value in rows])
@@ -138,17 +138,17 @@ def test_a_flush_of_many_kinds_of_work_is_right_at_any_size_of_its_transactions(
 def test_a_flush_that_is_asked_to_stop_ends_after_a_whole_batch_and_continues_later(
     open_store: OpenStore,
 ) -> None:
-    store = open_store(flush_batch_points=1000)
-    for start in range(0, 5000, 1000):
-        store.points.insert_many([("a", "m", start + at, 1.0) for at in range(1000)])
+    store = open_store(flush_batch_points=100)
+    for start in range(0, 500, 100):
+        store.points.insert_many([("a", "m", start + at, 1.0) for at in range(100)])
     handle = store._handle
     with handle.columns.alone("a flush in slices") as opened:
-        opened = handle.flusher.through(opened, 5000, lambda: True)
-        assert not handle.flusher.reached(5000)
-        assert handle.flusher.watermark == handle.flusher.points == 1000
-        handle.flusher.through(opened, 5000)
-        assert handle.flusher.reached(5000)
-    assert len(store.points.range("a", "m").all()) == 5000
+        opened = handle.flusher.through(opened, 500, lambda: True)
+        assert not handle.flusher.reached(500)
+        assert handle.flusher.watermark == handle.flusher.points == 100
+        handle.flusher.through(opened, 500)
+        assert handle.flusher.reached(500)
+    assert len(store.points.range("a", "m").all()) == 500
 
 
 def test_only_duckdb_versions_after_2_0_0_may_be_installed() -> None:

@@ -24,6 +24,7 @@ from repo.queries.selection import Summary
 from repo.repositories.journal import JournalRepository
 from repo.repositories.series import LatestRepository
 from repo.repositories.state import StateRepository
+from tests.conftest import Templates
 from tests.interrupts import interrupted
 
 OpenStore = Callable[..., Store]
@@ -121,7 +122,7 @@ def test_a_text_with_glob_characters_is_a_name_as_soon_as_a_series_has_it(store:
         store.points.latest("a", "m", limit=0)
 
 
-@pytest.mark.own_store
+@pytest.mark.closes_columns
 def test_writes_of_another_process_are_visible_at_once(
     store: Store, engine: str, spawn: Callable[..., Any]
 ) -> None:
@@ -200,7 +201,7 @@ def test_threads_see_their_own_writes_while_others_write_delete_and_flush(open_s
 
     def live(sensor: str) -> None:
         try:
-            for at in range(60):
+            for at in range(40):
                 store.points.insert(sensor, "m", float(at), timestamp=at)
                 assert newest(store, sensor) == [(at, float(at))]
                 if at % 20 == 19:
@@ -273,11 +274,14 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=12)
-@given(steps=st.lists(st.tuples(st.integers(0, 1), STEPS), max_size=14))
-def test_two_handles_on_one_store_always_agree_with_a_plain_dict(engine: str, steps: list[Any]) -> None:
+@settings(max_examples=8)
+@given(steps=st.lists(st.tuples(st.integers(0, 1), STEPS), max_size=12))
+def test_two_handles_on_one_store_always_agree_with_a_plain_dict(
+    engine: Any, templates: Templates, steps: list[Any]
+) -> None:
     folder = Path(tempfile.mkdtemp(prefix="holdfast-latest-"))
-    options = Settings(background=False, engine=engine, flush_batch_points=4)  # type: ignore[arg-type]
+    templates.copy(engine, 1, folder / "store")
+    options = Settings(background=False, engine=engine, flush_batch_points=4)
     model: dict[tuple[str, int], Any] = {}
     stores = [Store(folder / "store", options) for _ in range(2)]
     try:
