@@ -243,14 +243,14 @@ def test_every_flipped_bit_is_found(open_store: OpenStore, tmp_path: Path, seed:
     whole = file.read_bytes()
     chance = random.Random(seed)
     for beside in (True, False):
-        for _ in range(15):  # at different places in each run
+        for _ in range(6):  # at different places in each run
             broken = bytearray(whole)
             broken[chance.randrange(12, len(broken))] ^= 1 << chance.randrange(8)
             file.write_bytes(broken)
             with pytest.raises(StoreCorrupt if beside else InvalidFile, match=r"out\.ndjson\.gz"):
                 target.import_parquet(file)
         (tmp_path / "out.ndjson.gz.sha256").unlink(missing_ok=True)  # then only gzip's checksum is left
-    for length in range(0, len(whole), len(whole) // 10):
+    for length in range(0, len(whole), len(whole) // 4):
         file.write_bytes(whole[:length])
         with pytest.raises(InvalidFile, match=r"out\.ndjson\.gz"):
             target.import_parquet(file)
@@ -329,8 +329,8 @@ with Store(sys.argv[1], Settings(background=False, engine=sys.argv[2])) as store
 def test_a_decompression_bomb_is_read_in_bounded_memory(
     tmp_path: Path, engine: str, run_python: RunPython
 ) -> None:
-    note = "x" * 3000
-    text = "".join(json.dumps(line(at, metadata={"note": note})) + "\n" for at in range(1_000))
+    note = "x" * 30_000
+    text = "".join(json.dumps(line(at, metadata={"note": note})) + "\n" for at in range(100))
     file = tmp_path / "a.ndjson.gz"
     with gzip.open(file, "wt") as stream:
         for part in range(20):
@@ -339,5 +339,5 @@ def test_a_decompression_bomb_is_read_in_bounded_memory(
     done = run_python(PEAK, tmp_path / "store", engine, file)
     assert done.returncode == 0, done.stderr
     stored, peak_mb = map(int, done.stdout.split())
-    assert stored == 20_000
+    assert stored == 2_000
     assert peak_mb < 250, "the 60 MB of text were held at once"

@@ -104,6 +104,7 @@ def test_a_bundle_inside_a_folder_is_compared_with_its_manifest(
         assert target.sinks.last_seq() == 0
 
 
+@pytest.mark.slow_on("sqlite")
 def test_every_flipped_bit_is_found(open_store: OpenStore, tmp_path: Path, seed: int) -> None:
     import random
 
@@ -112,7 +113,7 @@ def test_every_flipped_bit_is_found(open_store: OpenStore, tmp_path: Path, seed:
     source.export_parquet(tmp_path / "out.parquet")
     whole = (tmp_path / "out.parquet").read_bytes()
     chance = random.Random(seed)
-    for _ in range(25):  # at different places in each run
+    for _ in range(10):  # at different places in each run
         broken = bytearray(whole)
         broken[chance.randrange(len(broken))] ^= 1 << chance.randrange(8)
         (tmp_path / "out.parquet").write_bytes(broken)
@@ -121,6 +122,7 @@ def test_every_flipped_bit_is_found(open_store: OpenStore, tmp_path: Path, seed:
     assert target.sinks.last_seq() == 0
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_flipped_bit_in_a_manifest_is_found_or_changes_nothing(
     open_store: OpenStore, bundle: Path, seed: int
 ) -> None:
@@ -130,7 +132,7 @@ def test_a_flipped_bit_in_a_manifest_is_found_or_changes_nothing(
     whole = (bundle / "manifest.json").read_bytes()
     expected = target.import_parquet(bundle, dry_run=True)
     chance = random.Random(seed)
-    for _ in range(20):
+    for _ in range(10):
         broken = bytearray(whole)
         broken[chance.randrange(len(broken))] ^= 1 << chance.randrange(8)
         (bundle / "manifest.json").write_bytes(broken)

@@ -122,6 +122,7 @@ def test_sha256sum_checks_the_sum_next_to_a_file(store: Store, tmp_path: Path) -
     assert sorted(os.listdir(tmp_path)) == ["all.parquet", "all.parquet.sha256", "store"]
 
 
+@pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("name", ["a\\b\nc.parquet", os.fsdecode(b"\xff.parquet")])
 def test_sha256sum_checks_files_of_odd_names_too(store: Store, tmp_path: Path, name: str) -> None:
     fill(store)
@@ -256,6 +257,7 @@ ODD_NAMES = [
 ]
 
 
+@pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_name_is_never_a_pattern_or_sql(store: Store, tmp_path: Path, name: str) -> None:
     points = fill(store, days=1)
@@ -346,7 +348,7 @@ def test_values_that_repeat_have_a_dictionary_and_times_have_none(store: Store, 
     assert "DELTA_BINARY_PACKED" in encodings["timestamp"]
 
 
-@pytest.mark.own_store
+@pytest.mark.closes_columns
 def test_the_columns_stay_open_between_pages_until_another_process_waits(
     open_store: OpenStore, tmp_path: Path, run_python: RunPython, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -447,6 +449,7 @@ def test_two_processes_do_not_write_one_file_at_once(store: Store, tmp_path: Pat
     assert pq.read_table(file).num_rows == len(points)
 
 
+@pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("ending", ["", "-wal", ".wal", ".parquet"])
 def test_the_files_of_the_store_are_never_replaced(store: Store, tmp_path: Path, ending: str) -> None:
     known = fill(store)
@@ -474,6 +477,7 @@ def test_a_pipe_is_not_replaced_nor_a_link_to_one(store: Store, tmp_path: Path) 
     assert link.is_symlink()
 
 
+@pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("text", ["x\n", "[1]\n{}\n", '{"a": ', "\xff\n"])
 def test_a_foreign_draft_is_reported_and_kept(store: Store, tmp_path: Path, text: str) -> None:
     fill(store)
