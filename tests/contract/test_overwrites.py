@@ -20,6 +20,7 @@ import pytest
 
 from repo import Settings, Store
 from repo.repositories.points import Written
+from tests.conftest import Templates
 
 STORED = -1
 """The number of the write that was flushed before the first step."""
@@ -373,8 +374,9 @@ def newest_of(group: Iterable[Case]) -> dict[str, P]:
 
 
 @pytest.fixture
-def drive(tmp_path: Path, engine: str, road: str) -> Iterator[Drive]:
+def drive(tmp_path: Path, engine: str, road: str, templates: Templates) -> Iterator[Drive]:
     """A store with the points that the cases start with."""
+    templates.copy(engine, 1, tmp_path / "store")
     options: dict[str, Any] = {"engine": engine, "durability": "normal", **ROADS[road].settings}
     with Store(tmp_path / "store", Settings(background=False, **options)) as store:
         if ROADS[road].latest != "at the end":  # there another store reads, which takes the columns

@@ -94,9 +94,7 @@ def cases() -> Iterator[Any]:
     columns += [(kind, "columns ", with_columns_facts, COLUMNS_WRITES) for kind in ("duckdb", "sqlite")]
     for kind, prefix, prepare, writes in [*columns, ("metadata", "", with_facts, METADATA_WRITES)]:
         for name, write in writes.items():
-            for ending in ("left", "rolled back", "committed"):
-                if not (ending == "left" and name in DRIVEN):
-                    yield pytest.param(kind, prepare, write, ending, id=f"{kind} {prefix}{name}, {ending}")
+            yield pytest.param(kind, prepare, write, name in DRIVEN, id=f"{kind} {prefix}{name}")
 
 
 def open_database(path: Path, kind: str) -> Engine:
@@ -159,23 +157,26 @@ def everything(database: Engine) -> dict[str, list[tuple[Any, ...]]]:
         raw.close()
 
 
-@pytest.mark.parametrize(("kind", "prepare", "write", "ending"), list(cases()))
+@pytest.mark.parametrize(("kind", "prepare", "write", "is_driven"), list(cases()))
 def test_a_write_is_stored_when_the_caller_commits_and_only_then(
-    database: Callable[[str], Engine], kind: str, prepare: Write, write: Write, ending: str
+    database: Callable[[str], Engine], kind: str, prepare: Write, write: Write, is_driven: bool
 ) -> None:
     opened = database(kind)
     with opened.begin() as connection:
         prepare(connection)
     before = everything(opened)
-    with opened.connect() as connection:
-        transaction = None if ending == "left" else connection.begin()
-        write(connection)
-        assert connection.in_transaction(), "it must not commit"
-        if kind != "metadata":
-            assert everything(opened) == before, "not visible to others yet"
-        if transaction is not None:
-            transaction.commit() if ending == "committed" else transaction.rollback()
-    assert (everything(opened) != before) == (ending == "committed")
+    for ending in ("left", "rolled back", "committed"):
+        if ending == "left" and is_driven:
+            continue
+        with opened.connect() as connection:
+            transaction = None if ending == "left" else connection.begin()
+            write(connection)
+            assert connection.in_transaction(), "it must not commit"
+            if kind != "metadata":
+                assert everything(opened) == before, "not visible to others yet"
+            if transaction is not None:
+                transaction.commit() if ending == "committed" else transaction.rollback()
+        assert (everything(opened) != before) == (ending == "committed"), ending
 
 
 def test_every_write_method_of_every_repository_is_among_the_cases() -> None:

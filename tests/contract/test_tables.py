@@ -355,7 +355,7 @@ def test_any_mixture_of_tables_rows_and_deletes_equals_a_dict(open_store: Any, s
     rng = random.Random(seed)
     store = open_store(bulk_rows=40, flush_batch_points=100)
     model: dict[tuple[str, int], float] = {}
-    for _ in range(60):
+    for _ in range(30):
         rows = [
             (f"s{rng.randrange(4)}", rng.randrange(200), float(rng.randrange(5)))
             for _ in range(rng.choice([3, 30, 90]))

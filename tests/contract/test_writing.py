@@ -153,7 +153,7 @@ def test_many_threads_write_singly_and_every_point_has_a_seq_of_its_own(open_sto
     seqs: list[list[int]] = [[] for _ in range(8)]
 
     def write(thread: int) -> None:
-        for at in range(50):
+        for at in range(20):
             seq = store.points.insert(f"s{thread}", "m", float(at), timestamp=at).first_seq
             assert seq is not None
             seqs[thread].append(seq)
@@ -164,8 +164,8 @@ def test_many_threads_write_singly_and_every_point_has_a_seq_of_its_own(open_sto
     for thread in threads:
         thread.join()
     assert all(mine == sorted(mine) for mine in seqs)
-    assert sorted(seq for mine in seqs for seq in mine) == list(range(1, 401))
-    assert {row["seq"] for row in store.points.after(0)} == set(range(1, 401))
+    assert sorted(seq for mine in seqs for seq in mine) == list(range(1, 161))
+    assert {row["seq"] for row in store.points.after(0)} == set(range(1, 161))
 
 
 def test_submitted_rows_are_durable_when_their_future_is_done(open_store: Any) -> None:
