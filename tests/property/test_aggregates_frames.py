@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 
 from repo import PointRepository, Settings, Store
+from tests.conftest import Templates
 
 NAMES = ["avg", "min", "max", "sum", "count", "first", "last", "stddev", "median", "p0", "p37.5", "p95"]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -61,9 +62,12 @@ Point = tuple[int, float | None]
 
 
 @pytest.fixture(scope="module", params=["duckdb", "sqlite"])
-def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def shared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, templates: Templates
+) -> Iterator[Store]:
     """One store for all examples; each has sensors of its own."""
     path: Path = tmp_path_factory.mktemp(request.param) / "store"
+    templates.copy(request.param, 1, path)
     with Store(path, Settings(engine=request.param)) as store:
         store.points.insert("other", "m", 7.0, timestamp=1)
         yield store
@@ -216,7 +220,7 @@ def same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
                 assert left[name] == pytest.approx(value, rel=1e-9, abs=1e-6), (name, left, right)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(asked=questions())
 def test_aggregates_of_random_points_are_those_of_pandas(shared: Store, asked: dict[str, Any]) -> None:
     prefix = f"{next(number)}-"

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 
 from repo import PointRepository, Settings, Store
+from tests.conftest import Templates
 
 MINUTE_US = 60_000_000
 FLOORS = {"10m": "10min", "1h": "1h", "6h": "6h", "1d": "1D", "1w": "W-MON", "1mo": "MS"}
@@ -30,9 +31,12 @@ number = count()
 
 
 @pytest.fixture(scope="module", params=["duckdb", "sqlite"])
-def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def shared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, templates: Templates
+) -> Iterator[Store]:
     """One store for all examples; each has sensors of its own."""
     path: Path = tmp_path_factory.mktemp(request.param) / "store"
+    templates.copy(request.param, 1, path)
     with Store(path, Settings(engine=request.param)) as store:
         store.points.insert("other", "m", "ON", timestamp=1)
         yield store
@@ -90,7 +94,7 @@ def begun(local: Any, floor: str, zone: str) -> Any:
     return (local - into).where(~(changed > local - into), changed)
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(asked=questions())
 def test_the_time_in_each_state_is_what_counting_minutes_gives(shared: Store, asked: dict[str, Any]) -> None:
     prefix = f"{next(number)}-"

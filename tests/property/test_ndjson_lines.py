@@ -7,7 +7,7 @@ import json
 import struct
 from typing import Any
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from repo.fields import metadata_json, text_of
@@ -64,6 +64,7 @@ def bits(row: Any) -> Any:
     return sensor, metric, us, None if number is None else struct.pack("=d", number), *rest
 
 
+@settings(max_examples=40)
 @given(st.lists(rows, max_size=5))
 @example([("s", "m", MAX_TIMESTAMP_US, 5e-324, None, 100, None, None)])
 @example([("s", "m", MIN_TIMESTAMP_US, float("-inf"), None, 100, '{"a":"\\u007f"}', 1)])
@@ -77,6 +78,7 @@ def test_a_line_gives_back_what_went_into_it(written: list[Any]) -> None:
     assert list(map(bits, found)) == [bits(row[:7]) for row in written]
 
 
+@settings(max_examples=40)
 @given(st.lists(rows, max_size=5))
 def test_ingest_reads_the_same_points_from_it(written: list[Any]) -> None:
     for row in written:  # one at a time, so that no series has numbers and texts
@@ -94,6 +96,7 @@ def test_ingest_reads_the_same_points_from_it(written: list[Any]) -> None:
             assert struct.pack("=d", batch.values[0]) == struct.pack("=d", number)
 
 
+@settings(max_examples=40)
 @given(json_values | st.text(), st.binary(max_size=30))
 def test_no_line_does_more_than_to_be_refused(value: Any, rubbish: bytes) -> None:
     lines = [json.dumps(value), rubbish.decode("utf-8", "surrogateescape")]

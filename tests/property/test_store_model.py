@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from repo import Settings, Store
+from tests.conftest import Templates
 
 SENSORS = ("a", "b", "c*")
 NUMBERS = st.sampled_from([None, 0.0, 1.0, -2.5, float("inf")])
@@ -46,6 +47,7 @@ class Life(RuleBasedStateMachine):
     """Writes, deletes, flushes, checkpoints, closings; a sink that polls now and then."""
 
     engine = "sqlite"
+    templates: Templates
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,6 +65,7 @@ class Life(RuleBasedStateMachine):
     @initialize(batch=st.sampled_from([1, 4, 65_536]))
     def begin(self, batch: int) -> None:
         self.batch = batch
+        self.templates.copy(self.engine, 1, self.folder / "store")
         self.open()
 
     def open(self) -> None:
@@ -70,6 +73,7 @@ class Life(RuleBasedStateMachine):
             self.folder / "store",
             Settings(engine=self.engine, background=False, flush_batch_points=self.batch),  # type: ignore[arg-type]
         )
+        self.store._handle.columns.stays_open = True  # keeps the columns open, as with a background thread
 
     def take(self, seq: int, sensor: str, metric: str, at: int, value: Any, quality: int = 100) -> None:
         key = (sensor, metric, at)
@@ -285,8 +289,8 @@ class Life(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(("engine", "lives"), [("duckdb", 4), ("sqlite", 5)])
-def test_any_life_of_a_store_equals_a_dict(engine: str, lives: int) -> None:
-    machine = type("Life", (Life,), {"engine": engine})
+def test_any_life_of_a_store_equals_a_dict(engine: str, lives: int, templates: Templates) -> None:
+    machine = type("Life", (Life,), {"engine": engine, "templates": templates})
     run_state_machine_as_test(
         machine,
         settings=settings(

@@ -88,7 +88,7 @@ def bits(row: Any) -> tuple[Any, ...]:
     return tuple(struct.pack("<d", cell) if isinstance(cell, float) else cell for cell in row)
 
 
-@settings(max_examples=500)
+@settings(max_examples=150)
 @given(tables())
 def test_a_scanned_table_gives_what_its_rows_give(scratch: Any, table: pa.Table) -> None:
     [chunk] = table_of(table, 1000, scratch).chunks
@@ -113,7 +113,7 @@ def test_a_scanned_table_gives_what_its_rows_give(scratch: Any, table: pa.Table)
         assert rows[group.place][2] == group.last_us
 
 
-@settings(max_examples=200)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(names, names, st.floats(-4e9, 4e9), st.floats()), min_size=1, max_size=20))
 def test_an_ordinary_table_is_scanned(scratch: Any, rows: list[Any]) -> None:
     columns = zip(("sensor_id", "metric_name", "timestamp", "value"), zip(*rows, strict=True), strict=True)

@@ -121,7 +121,7 @@ def same(one: Batch, other: Batch) -> bool:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100)
 @given(batches())
 def test_both_roads_make_the_same_of_any_rows(rows: list[Any]) -> None:
     long, refusals = values._slow_path(rows, False, NOW_US)
@@ -135,13 +135,13 @@ def test_both_roads_make_the_same_of_any_rows(rows: list[Any]) -> None:
     assert len(batch) + len(refusals) == len(rows)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(names, names, st.floats(-4e9, 4e9), st.floats()), min_size=1, max_size=20))
 def test_ordinary_rows_take_the_fast_path(rows: list[Any]) -> None:
     assert values._fast_path(rows, NOW_US) is not None
 
 
-@settings(max_examples=1000)
+@settings(max_examples=200)
 @given(st.integers(-int(EXACT_FLOAT_S) * 2 * 10**6, int(EXACT_FLOAT_S) * 2 * 10**6))
 def test_float_seconds_give_back_the_microsecond_they_were_made_of(us: int) -> None:
     assert to_us(us / 1e6, "timestamp") == us
