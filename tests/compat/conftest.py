@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from repo import DuckDBTimeSeriesStorage, OfflineBufferManager
+from tests.conftest import Templates
 
 MakeBuffer = Callable[..., OfflineBufferManager]
 MakeStorage = Callable[..., DuckDBTimeSeriesStorage]
@@ -32,11 +33,14 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def make_buffer(tmp_path: Path, engine: str) -> Iterator[MakeBuffer]:
+def make_buffer(tmp_path: Path, engine: str, templates: Templates) -> Iterator[MakeBuffer]:
+    """Make buffers; a new one is a copy of an empty store."""
     made: list[OfflineBufferManager] = []
 
     def make(name: str = "buffer", **arguments: Any) -> OfflineBufferManager:
         given = {"use_duckdb": engine == "duckdb"} | arguments
+        if not (tmp_path / name).exists():
+            templates.copy("duckdb" if given["use_duckdb"] else "sqlite", len(made) + 1, tmp_path / name)
         made.append(OfflineBufferManager(tmp_path / name, **given))
         return made[-1]
 

@@ -248,7 +248,7 @@ def test_a_file_of_the_legacy_program_is_taken_over_with_its_points(tmp_path: Pa
 @pytest.mark.duckdb
 def test_without_compression_the_file_is_larger(tmp_path: Path) -> None:
     sizes = {}
-    rows = [("S", "m", 1000.0 + n, float(n % 7), 100) for n in range(150_000)]
+    rows = [("S", "m", 1000.0 + n, float(n % 7), 100) for n in range(60_000)]
     for compress in (True, False):
         storage = DuckDBTimeSeriesStorage(str(tmp_path / f"{compress}.duckdb"), enable_compression=compress)
         storage.insert_batch(rows)

@@ -54,9 +54,9 @@ def test_a_record_counts_once(make_buffer: Any) -> None:
 def test_the_size_limit_counts_the_column_file(make_buffer: Any, tmp_path: Path) -> None:
     buffer = make_buffer(max_buffer_size_mb=1)
     store = buffer._loan.store
-    rows = [("S", f"m{n % 50}", n * 0.001, n * 1.7e-3) for n in range(150_000)]
-    for start in range(0, len(rows), 50_000):
-        store.points.insert_many(rows[start : start + 50_000])
+    rows = [("S", f"m{n % 50}", n * 0.001, n * 1.7e-3) for n in range(60_000)]
+    for start in range(0, len(rows), 30_000):
+        store.points.insert_many(rows[start : start + 30_000])
     store.checkpoint()
     metadata = store.size(inside=True)
     assert metadata.metadata_bytes - metadata.metadata_free_bytes < 2**20

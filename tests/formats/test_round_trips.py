@@ -94,7 +94,7 @@ def comes_back(source: Store, tmp_path: Path, partition: Any) -> int:
 
 
 @pytest.mark.slow_on("sqlite")
-@pytest.mark.parametrize(("partition", "most"), [(None, 22_695), ("day", 2_000)])
+@pytest.mark.parametrize(("partition", "most"), [(None, 4_000), ("day", 1_000)])
 def test_a_machine_comes_back(open_store: OpenStore, tmp_path: Path, partition: Any, most: int) -> None:
     source = open_store()
     fill(source, islice(machine(), most))
@@ -103,7 +103,7 @@ def test_a_machine_comes_back(open_store: OpenStore, tmp_path: Path, partition: 
     )  # a clock that was set back has given some twice
 
 
-@pytest.mark.parametrize("every", [120, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [480, pytest.param(1, marks=pytest.mark.slow)])
 def test_half_a_year_of_a_household_comes_back(open_store: OpenStore, tmp_path: Path, every: int) -> None:
     source = open_store()
     fill(source, household(every))
