@@ -102,6 +102,7 @@ class Forwarder:
         self._cursor = store.sinks.register(sink.name)
         self._in_flight: DeliveryBatch | None = None
         self._failures = 0
+        self._refusal = ""
 
     @property
     def cursor(self) -> int:
@@ -112,7 +113,7 @@ class Forwarder:
         """Send the next batch, or the last one again if it has no receipt; never waits between attempts.
 
         If it is delivered, the cursor is committed. Any other outcome or error leaves the cursor unchanged. A link that
-        is down and a busy store have the outcome RETRY; other errors are raised.
+        is down, an `OSError` of the sink, and a busy store have the outcome RETRY; other errors are raised.
         """
         try:
             if self._in_flight is None:
@@ -127,9 +128,11 @@ class Forwarder:
         except (SinkUnreachable, StoreBusy) as error:
             return self._again(error)
         except SinkRefused as error:
-            log.error("%s refused a batch, which stays first in the queue: %s", self._sink.name, error)
+            if str(error) != self._refusal:
+                self._refusal = str(error)
+                log.error("%s refused a batch, which stays first in the queue: %s", self._sink.name, error)
             return Step(Outcome.REFUSED, self._backoff.longest_s, self._in_flight, error=error)
-        self._in_flight = None
+        self._in_flight, self._refusal = None, ""
         if self._failures:
             log.info("%s can be reached again after %s", self._sink.name, counted(self._failures, "failure"))
             self._failures = 0
@@ -138,14 +141,16 @@ class Forwarder:
     def run(self, stop: threading.Event, *, until_empty: bool = False) -> int:
         """Deliver until `stop` is set or, with `until_empty`, nothing is left; returns the number of points delivered.
 
-        Retries for as long as the link is down. Raises `SinkRefused` if a batch is refused.
+        Retries for as long as the link is down, and sends a refused batch again every `backoff.longest_s` seconds: what
+        refuses it, an expired token or a moved URL, is mended at the other end. With `until_empty`, which would never
+        end then, a refusal raises `SinkRefused`.
         """
         delivered = 0
         while not stop.is_set():
             step = self.step()
             if step.outcome is Outcome.DELIVERED and step.batch is not None:
                 delivered += len(step.batch)
-            elif step.outcome is Outcome.REFUSED and step.error is not None:
+            elif step.outcome is Outcome.REFUSED and step.error is not None and until_empty:
                 raise step.error
             elif step.outcome is Outcome.IDLE and until_empty:
                 break
@@ -164,7 +169,10 @@ class Forwarder:
         return None
 
     def _sent(self, batch: DeliveryBatch) -> Receipt:
-        receipt = self._sink.send(batch)
+        try:
+            receipt = self._sink.send(batch)
+        except OSError as error:  # ConnectionError and TimeoutError are, too
+            raise SinkUnreachable(f"{self._sink.name}: {type(error).__name__}: {error}") from error
         if receipt.key != batch.key:
             raise SinkUnreachable(
                 f"{self._sink.name} answered with a receipt for another batch ({receipt.key[:200]!r}); check for a "

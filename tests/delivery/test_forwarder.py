@@ -235,9 +235,32 @@ def test_a_refused_batch_stays_first_in_line_and_is_told(
     step = forwarder.step()
     assert (step.outcome, confirmed(store)) == (Outcome.REFUSED, 10)
     with pytest.raises(SinkRefused, match="the next seq to come is 1, not 11"):
-        forwarder.run(threading.Event())
+        forwarder.run(threading.Event(), until_empty=True)
     assert confirmed(store) == 10
     assert receiver.keeping.report()["points"] == 0
+
+
+@pytest.mark.parametrize(
+    "error", [SinkRefused("401"), ConnectionResetError("gone"), TimeoutError("late")], ids=repr
+)
+def test_run_goes_on_after_refusals_and_broken_connections(store: Store, error: Exception) -> None:
+    stop = threading.Event()
+
+    class Moody:
+        name = "moody"
+        asked = 0
+
+        def send(self, batch: DeliveryBatch) -> Receipt:
+            self.asked += 1
+            if self.asked < 4:
+                raise error
+            stop.set()
+            return Receipt(batch.key)
+
+    write(store, 0, 5)
+    forwarder = Forwarder(store, Moody(), backoff=Backoff(first_s=0.001, longest_s=0.001))
+    assert forwarder.run(stop) == 5
+    assert confirmed(store) == 5
 
 
 def test_a_receipt_for_another_batch_is_none(store: Store) -> None:
