@@ -196,7 +196,8 @@ class _Run:
                 ).after
                 one.nan_points += counts.get("nan_points", 0)
                 one.outside_points += counts.get("outside_points", 0)
-                engine_named(one.target.engine).traits().checkpoint_log(engine)
+                with runner.typed_errors(engine, one.target.path):
+                    engine_named(one.target.engine).traits().checkpoint_log(engine)
             report_bytes(one.size_bytes)
         return at
 

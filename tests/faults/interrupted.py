@@ -25,6 +25,7 @@ from random import Random
 from types import FrameType
 from typing import Any
 
+from repo.engines.registry import companions_of
 from repo.schema.version import HEAD
 from repo.settings import Settings
 from repo.store.store import Store
@@ -286,6 +287,8 @@ class _Running:
             return [*acts, self._read, *([self._reopen] if alone else [])]
         if "shrink" in name:
             return [self._write, self._shrink]
+        if "aside" in name:
+            return [self._write, self._move_over_a_file]
         if "move" in name:
             return [self._write, self._move]
         if "bulk" in name:
@@ -355,6 +358,15 @@ class _Running:
                 file.unlink(missing_ok=True)
 
         return (store.demote if store.status().engine == "duckdb" else store.promote), tidy, tidy
+
+    def _move_over_a_file(self) -> _Act:
+        """Move to where a file is, as after a move that was interrupted between its naming and its switch."""
+        files, active = self._store.files, self._store.status().engine
+        target = files.columns("sqlite" if active == "duckdb" else "duckdb")
+        if files.columns(active).exists():
+            for left in (target, *companions_of(target)):
+                left.write_bytes(b"left by a move")
+        return self._move()
 
     def _create(self) -> _Act:
         folder = self._program.folder.with_name(f"created-{self._number}")
