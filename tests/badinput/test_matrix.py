@@ -8,7 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -169,32 +171,44 @@ def brought(index: int) -> Fields:
     return fields
 
 
+@contextmanager
+def opened(folder: Path, engine: Any) -> Iterator[tuple[Store, Callable[[], int]]]:
+    """A new store, and a function that returns the last seq that its journal has given out."""
+    with Store(folder, Settings(engine=engine, background=False), clock=lambda: NOW_US) as store:
+        with closing(sqlite3.connect(folder / "offline_buffer.db")) as metadata:
+            last = "SELECT max(last_seq, coalesce((SELECT max(seq) FROM journal), 0)) FROM store_state"
+            yield store, lambda: int(metadata.execute(last).fetchone()[0])
+
+
 @pytest.fixture(scope="module", params=["duckdb", pytest.param("sqlite", marks=pytest.mark.slow)])
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
-    """Bring every cell to its door of one store, then read the whole store once."""
+    """Bring every cell to its door of one store, then read the whole store once.
+
+    The commands have a store on SQLite: each opens and closes the columns, and their engine sees no argument.
+    """
     if request.param == "duckdb":
         pytest.importorskip("duckdb")
     folder: Path = tmp_path_factory.mktemp(request.param)
-    settings = Settings(engine=request.param, background=False)
     messages: list[str | None] = []
     used: list[int] = []
-    with Store(folder, settings, clock=lambda: NOW_US) as store:
-        last_seq = 0
+    with opened(folder / "doors", request.param) as doors, opened(folder / "commands", "sqlite") as commands:
         for index, (_, door) in enumerate(CELLS):
+            store, last_seq = commands if door == "command" else doors
+            before = last_seq()
             try:
                 DOORS[door](store, brought(index))
             except (InvalidPoint, InvalidFile, Turned) as refusal:
                 messages.append(str(refusal))
             else:
                 messages.append(None)
-            now_seq = store.status().last_seq
-            used.append(now_seq - last_seq)
-            last_seq = now_seq
+            used.append(last_seq() - before)
         found: dict[str, list[dict[str, Any]]] = {}
-        for point in store.points.range(None, None):
-            for name in (point["sensor_id"], point["metric_name"]):
-                if name.startswith("cell "):
-                    found.setdefault(name, []).append(dict(point))
+        for store, last_seq in (doors, commands):
+            assert last_seq() == store.status().last_seq
+            for point in store.points.range(None, None):
+                for name in (point["sensor_id"], point["metric_name"]):
+                    if name.startswith("cell "):
+                        found.setdefault(name, []).append(dict(point))
     return [Outcome(messages[index], used[index], found.get(mark(index), [])) for index in range(len(CELLS))]
 
 
