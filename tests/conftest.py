@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import Engine
 
 from repo import Settings, Store
+from tests.starter import Starter
 
 ROOT = Path(__file__).resolve().parents[1]
 HAS_DUCKDB = importlib.util.find_spec("duckdb") is not None
@@ -269,6 +270,13 @@ def run_python() -> RunPython:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def starter() -> Iterator[Starter]:
+    """Starts processes that have imported the library already."""
+    with Starter() as ready:
+        yield ready
 
 
 @pytest.fixture

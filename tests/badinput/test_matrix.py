@@ -174,10 +174,12 @@ def brought(index: int) -> Fields:
 @contextmanager
 def opened(folder: Path, engine: Any) -> Iterator[tuple[Store, Callable[[], int]]]:
     """A new store, and a function that returns the last seq that its journal has given out."""
-    with Store(folder, Settings(engine=engine, background=False), clock=lambda: NOW_US) as store:
-        with closing(sqlite3.connect(folder / "offline_buffer.db")) as metadata:
-            last = "SELECT max(last_seq, coalesce((SELECT max(seq) FROM journal), 0)) FROM store_state"
-            yield store, lambda: int(metadata.execute(last).fetchone()[0])
+    last = "SELECT max(last_seq, coalesce((SELECT max(seq) FROM journal), 0)) FROM store_state"
+    with (
+        Store(folder, Settings(engine=engine, background=False), clock=lambda: NOW_US) as store,
+        closing(sqlite3.connect(folder / "offline_buffer.db")) as metadata,
+    ):
+        yield store, lambda: int(metadata.execute(last).fetchone()[0])
 
 
 @pytest.fixture(scope="module", params=["duckdb", pytest.param("sqlite", marks=pytest.mark.slow)])

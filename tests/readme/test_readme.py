@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sqlite3
 import struct
 import subprocess
-import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -20,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.migrations.legacy_store import contents, make_legacy_store
+from tests.starter import Starter
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -38,29 +37,35 @@ FIRST, DELIVERY = blocks(ROOT / "README.md", "python")
 COMMANDS, CARRYING, UPGRADE = blocks(DOCS / "operations.md", "sh")
 
 
-def run(arguments: list[str], folder: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def folder(starter: Starter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reader's folder, with `holdfast` on the path as an installation would put it there."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "bin").mkdir()
+    starter.program(folder / "bin" / "holdfast", ROOT / "cli.py")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def python(starter: Starter) -> Run:
+    """Run a script in a process of its own, in a folder."""
+    return lambda script, folder: starter.run(["-c", script], cwd=folder)
+
+
+def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run lines of the shell in the reader's folder."""
     return subprocess.run(
-        arguments,
+        ["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{script}"],
         cwd=folder,
-        env=environment,
-        input=stdin,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reader's folder, with `holdfast` on the path as an installation would put it there."""
-    folder = tmp_path_factory.mktemp("reader")
-    script = folder / "bin" / "holdfast"
-    script.parent.mkdir()
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT / "cli.py"}" "$@"\n')
-    script.chmod(0o755)
-    return folder
 
 
 @pytest.fixture
@@ -91,9 +96,9 @@ def collector() -> Iterator[tuple[str, list[bytes]]]:
 
 
 def test_the_examples_of_the_readme_write_deliver_and_inspect(
-    folder: Path, collector: tuple[str, list[bytes]]
+    folder: Path, python: Run, collector: tuple[str, list[bytes]]
 ) -> None:
-    done = run([sys.executable, "-c", FIRST], folder)
+    done = python(FIRST, folder)
     assert done.returncode == 0, done.stderr
     printed = done.stdout.splitlines()
     assert "2500.5" in printed[0]
@@ -102,32 +107,32 @@ def test_the_examples_of_the_readme_write_deliver_and_inspect(
 
     url, bodies = collector
     assert "https://collector.example/points" in DELIVERY
-    done = run([sys.executable, "-c", DELIVERY.replace("https://collector.example/points", url)], folder)
+    done = python(DELIVERY.replace("https://collector.example/points", url), folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "3602 points delivered\n"
     assert len(b"".join(bodies).splitlines()) == 3602
 
-    done = run(["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{INSPECT}"], folder)
+    done = shell(INSPECT, folder)
     assert done.returncode == 0, done.stderr
     assert "2500.5" in done.stdout
 
 
 @pytest.mark.parametrize(("guide", "examples"), [("python.md", 2), ("legacy.md", 1)])
-def test_every_python_example_of_a_guide_runs(folder: Path, guide: str, examples: int) -> None:
+def test_every_python_example_of_a_guide_runs(folder: Path, python: Run, guide: str, examples: int) -> None:
     found = blocks(DOCS / guide, "python")
     assert len(found) == examples
     for example in found:
-        done = run([sys.executable, "-c", example], folder)
+        done = python(example, folder)
         assert done.returncode == 0, done.stderr
 
 
 def test_the_commands_of_the_guide_run(folder: Path) -> None:
-    done = run(["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{COMMANDS}"], folder)
+    done = shell(COMMANDS, folder)
     assert done.returncode == 0, done.stderr
     assert "2500.5" in done.stdout
 
 
-def test_the_sink_of_the_guide_stores_each_point_once(folder: Path, tmp_path: Path) -> None:
+def test_the_sink_of_the_guide_stores_each_point_once(python: Run, tmp_path: Path) -> None:
     sink, use = blocks(DOCS / "adding-a-sink.md", "python")
     (tmp_path / "outbox").mkdir()
     script = f"""{sink}
@@ -141,7 +146,7 @@ with Store("./data/edge") as store:
     batch = DeliveryBatch.of(store_id, 1, store.points.after(0, 1_000))
     print(sink.send(batch).repeat, sink.send(batch).repeat)
 """
-    done = run([sys.executable, "-c", script], tmp_path)
+    done = python(script, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "False True\n"
     lines = [line for file in (tmp_path / "outbox").iterdir() for line in file.read_text().splitlines()]
@@ -205,7 +210,7 @@ def test_a_legacy_store_is_looked_at_adopted_upgraded_and_put_back(folder: Path)
     for name in ("well-7", "well-7-new"):
         shutil.rmtree(folder / name, ignore_errors=True)
     make_legacy_store(folder / "well-7", 500)
-    done = run(["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{UPGRADE}"], folder)
+    done = shell(UPGRADE, folder)
     assert done.returncode == 0, done.stderr
     for told in ("0002 is due", "bytes needed", "well-7-new was created", "none -> 0002", "restored"):
         assert told in done.stdout
@@ -216,17 +221,14 @@ def test_a_legacy_store_is_looked_at_adopted_upgraded_and_put_back(folder: Path)
 def test_exported_and_deleted_data_is_in_the_other_store_after_the_import(folder: Path) -> None:
     for name in ("ship", "stick", "office"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    done = run(["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{CARRYING}"], folder)
+    done = shell(CARRYING, folder)
     assert done.returncode == 0, done.stderr
     assert "valid: 2 files, 2 points" in done.stdout
     assert "selected 2 points" in done.stdout
     assert "deleted 2 points" in done.stdout
     assert "returned to the disk; the store takes" in done.stdout
-    read = "PATH=%s:$PATH\nholdfast --store ./%s query ENGINE-1 rpm --format csv"
-    carried, left = (
-        run(["sh", "-ec", read % (folder / "bin", name)], folder).stdout.splitlines()[1:]
-        for name in ("office", "ship")
-    )
+    read = "holdfast --store ./%s query ENGINE-1 rpm --format csv"
+    carried, left = (shell(read % name, folder).stdout.splitlines()[1:] for name in ("office", "ship"))
     assert [row.split(",")[2:4] for row in carried] == [
         ["2026-01-01T00:00:00Z", "612.5"],
         ["2026-01-02T00:00:00Z", "613.0"],

@@ -1,0 +1,304 @@
+"""Processes of Python that cost milliseconds to start: a server that has imported the library forks them.
+
+    python tests/starter.py SOCKET ROOT
+
+A child has its own arguments, folder, environment and standard streams, runs what `python ARGUMENTS` would run, joins
+its threads and exits. What differs is that the library is imported already: where a test is about the import or about
+the interpreter, it starts a process itself. The server has one thread and no open store, so forking is safe.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib
+import os
+import pkgutil
+import runpy
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+
+__all__ = ["Process", "Starter"]
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT_S = 300.0
+LEFT_OUT = ("repo.demo", "repo.migrations", "repo.formats.files.parquet_pyarrow")
+"""PyArrow and NumPy start threads when they are imported."""
+
+LOADED = ("duckdb", "duckdb_engine", "alembic.command", "sqlalchemy.dialects.sqlite")
+
+CLIENT = """#!{python} -IS
+import _socket, array, os, sys
+server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+server.connect({address!r})
+words = [os.getcwd(), str(len(sys.argv)), {command!r}, *sys.argv[1:], *(f"{{k}}={{v}}" for k, v in os.environ.items())]
+asked = os.fsencode("\\0".join(words))
+streams = array.array("i", (0, 1, 2)).tobytes()
+server.sendmsg([b"%12d" % len(asked)], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, streams)])
+server.sendall(asked)
+said = b""
+while piece := server.recv(64):
+    said += piece
+code = int(said.split()[1])
+sys.exit(code if code >= 0 else 128 - code)
+"""
+"""A program that runs a command in a forked process; as an executable file, for a shell."""
+
+
+class Process:
+    """A forked process, with what is left open of its streams."""
+
+    def __init__(self, server: socket.socket) -> None:
+        self._server = server
+        self._said = b""
+        self.pid = int(self._line(0))
+
+    def wait(self) -> int:
+        """Wait for its end, and return its exit code; -9 if it was killed."""
+        code = int(self._line(1))
+        self._server.close()
+        return code
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send it a signal, unless it has ended by itself."""
+        if not self.has_ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return bool(self._said.count(b"\n") > 1 or select.select([self._server], [], [], 0)[0])
+
+    def _line(self, number: int) -> bytes:
+        while self._said.count(b"\n") <= number:
+            piece = self._server.recv(64)
+            if not piece:
+                raise ConnectionError("the server of processes is gone")
+            self._said += piece
+        return self._said.split(b"\n")[number]
+
+
+class Starter:
+    """The tests' side: starts the server, and asks it for processes.
+
+    `root` is the checkout whose modules they have, as these are when it starts.
+    """
+
+    def __init__(self, python: str | Path = sys.executable, root: Path = ROOT) -> None:
+        self._home = Path(
+            tempfile.mkdtemp(prefix="starter-")
+        )  # short: the address of a socket has 100 characters
+        self.address = str(self._home / "s")
+        self._server = subprocess.Popen(
+            [str(python), "-W", "error", str(Path(__file__).resolve()), self.address, str(root)],
+            cwd=root,
+            env=os.environ | {"PYTHONPATH": str(root)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._server.stdout is not None
+        assert self._server.stdout.readline() == b"ready\n"
+
+    def start(
+        self,
+        arguments: Sequence[object],
+        *,
+        cwd: Path = ROOT,
+        env: Mapping[str, str] | None = None,
+        streams: Sequence[int | IO[Any]] = (),
+    ) -> Process:
+        """Start what `python ARGUMENTS` is; `streams` are its stdin, stdout and stderr: where left out, nothing."""
+        with open(os.devnull, "r+b") as null:
+            given = [*streams, *[null] * 3][:3]
+            files = [each if isinstance(each, int) else each.fileno() for each in given]
+            server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            server.settimeout(TIMEOUT_S)
+            server.connect(self.address)
+            words = [str(cwd), str(len(arguments)), *map(str, arguments)]
+            words += [f"{name}={value}" for name, value in (os.environ if env is None else env).items()]
+            asked = os.fsencode("\0".join(words))
+            socket.send_fds(server, [b"%12d" % len(asked)], files)
+            server.sendall(asked)
+            return Process(server)
+
+    def run(
+        self,
+        arguments: Sequence[object],
+        *,
+        cwd: Path = ROOT,
+        env: Mapping[str, str] | None = None,
+        stdin: str = "",
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it to its end, as `subprocess.run` does with `text=True` and `capture_output=True`."""
+        with (
+            tempfile.TemporaryFile() as given,
+            tempfile.TemporaryFile() as out,
+            tempfile.TemporaryFile() as err,
+        ):
+            given.write(stdin.encode())
+            given.seek(0)
+            code = self.start(arguments, cwd=cwd, env=env, streams=(given, out, err)).wait()
+            said = []
+            for file in (out, err):
+                file.seek(0)
+                said.append(file.read().decode().replace("\r\n", "\n"))
+        return subprocess.CompletedProcess([*map(str, arguments)], code, *said)
+
+    def program(self, path: Path, command: str | Path) -> None:
+        """Make an executable file that runs a script of Python, by its path, in a forked process."""
+        path.write_text(CLIENT.format(python=sys.executable, address=self.address, command=str(command)))
+        path.chmod(0o755)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.close()
+        self._server.wait(TIMEOUT_S)
+        self._server.stdout.close()
+        shutil.rmtree(self._home)
+
+
+# --- the server -----------------------------------------------------------------------------------------
+
+
+def _serve(address: str, root: str) -> list[str] | None:
+    """Answer until stdin ends; in a forked process, return its arguments."""
+    own = (
+        found.name
+        for found in pkgutil.walk_packages([str(Path(root) / "repo")], "repo.")
+        if not found.name.startswith(LEFT_OUT)
+    )
+    for name in (*LOADED, *own):
+        with contextlib.suppress(ModuleNotFoundError):  # where there is no DuckDB
+            importlib.import_module(name)
+    threads = Path("/proc/self/task")
+    assert not threads.exists() or len([*threads.iterdir()]) == 1, (
+        "a process with threads cannot be forked safely"
+    )
+    gc.collect()
+    gc.freeze()  # what the children share stays shared
+    wake, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(woken)
+    asking: dict[int, socket.socket] = {}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+        door.bind(address)
+        door.listen(16)
+        print("ready", flush=True)
+        while True:
+            ready, _, _ = select.select([door.fileno(), wake, 0], [], [])
+            if 0 in ready:
+                for pid in asking:
+                    os.kill(pid, signal.SIGKILL)
+                return None
+            if wake in ready:
+                os.read(wake, 4096)
+                for pid in [*asking]:
+                    ended, status = os.waitpid(pid, os.WNOHANG)
+                    if ended:
+                        _answer(asking[pid], os.waitstatus_to_exitcode(status))
+                        asking.pop(pid).close()
+            if door.fileno() in ready:
+                client, _ = door.accept()
+                head, streams, _, _ = socket.recv_fds(client, 12, 3)
+                asked = b""
+                while len(asked) < int(head):
+                    asked += client.recv(int(head) - len(asked))
+                pid = os.fork()
+                if pid == 0:
+                    signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    for other in (client, *asking.values()):
+                        other.close()
+                    for pipe in (wake, woken):
+                        os.close(pipe)
+                    return _become(os.fsdecode(asked).split("\0"), streams)
+                for stream in streams:
+                    os.close(stream)
+                _answer(client, pid)
+                asking[pid] = client
+
+
+def _answer(client: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):  # whoever asked is gone; the process is not
+        client.sendall(b"%d\n" % number)
+
+
+def _become(asked: list[str], streams: list[int]) -> list[str]:
+    """Take on the folder, the environment and the streams of a new process, and return its arguments."""
+    cwd, count, *words = asked
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(  # type: ignore[misc]  # noqa: SIM115
+        2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False
+    )
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(cwd)
+    os.environ.clear()
+    for word in words[int(count) :]:
+        name, _, value = word.partition("=")
+        os.environ[name] = value
+    return words[: int(count)]
+
+
+def _run(arguments: list[str]) -> None:
+    """Do what the interpreter does with its arguments."""
+    first, *rest = arguments
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    if first == "-c":
+        sys.argv, sys.path[0] = ["-c", *rest[1:]], ""
+        exec(compile(rest[0], "<string>", "exec"), main.__dict__)
+    elif first == "-m":
+        sys.argv, sys.path[0] = ["-m", *rest[1:]], os.getcwd()
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        runpy.run_path(first, run_name="__main__")
+
+
+def _end(arguments: list[str]) -> None:
+    """Run it, and end as an interpreter does, but for taking the imported modules apart, which takes longest."""
+    code: object = 0
+    try:
+        _run(arguments)
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:  # noqa: BLE001  as an interpreter does
+        traceback.print_exc()
+        code = 1
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.path[0] = sys.argv[2]
+    given = _serve(sys.argv[1], sys.argv[2])
+    if given is not None:
+        _end(given)
