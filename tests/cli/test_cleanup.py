@@ -49,16 +49,19 @@ def test_it_says_what_is_meant_and_drops_it_when_told_yes(site: Any) -> None:
     assert left(site) == (14, 6)
 
 
+@pytest.mark.slow_on("duckdb")
 def test_a_no_drops_nothing(site: Any) -> None:
     site("cleanup", "--older-than", "7d", stdin="n\n", code=1)
     assert left(site) == (20, 6)
 
 
+@pytest.mark.slow_on("duckdb")
 def test_where_nobody_can_say_yes_it_asks_for_y(site: Any) -> None:
     assert "add -y" in site("cleanup", "--older-than", "7d", code=2).stderr
     assert left(site) == (20, 6)
 
 
+@pytest.mark.slow_on("duckdb")
 def test_a_dry_run_asks_nothing_and_drops_nothing(site: Any) -> None:
     told = site("cleanup", "--older-than", "7d", "--records", "--points", "--dry-run", "--shrink")
     assert "selected 6 points, 20" in told.stdout
@@ -69,6 +72,7 @@ def test_a_dry_run_asks_nothing_and_drops_nothing(site: Any) -> None:
     assert left(site) == (20, 6)
 
 
+@pytest.mark.slow_on("duckdb")
 def test_points_not_sent_to_every_sink_are_named(site: Any) -> None:
     with Store(site.folder, Settings(background=False)) as store:
         store.sinks.register("cloud")
@@ -94,6 +98,7 @@ def test_points_not_sent_to_every_sink_are_named(site: Any) -> None:
         (["--start", "-30h", "--end", "now"], 16, 6),
     ],
 )
+@pytest.mark.slow_on("duckdb")
 def test_what_is_named_goes_and_nothing_else(site: Any, chosen: list[str], points: int, records: int) -> None:
     site("cleanup", *chosen, "-y")
     assert left(site) == (points, records)
@@ -113,6 +118,7 @@ def test_what_is_named_goes_and_nothing_else(site: Any, chosen: list[str], point
         (["--failed", "0"], "0 is not in the range"),
     ],
 )
+@pytest.mark.slow_on("duckdb")
 def test_what_is_unclear_is_refused(site: Any, given: list[str], message: str) -> None:
     assert message in site("cleanup", *given, code=2).stderr
     assert left(site) == (20, 6)
@@ -160,6 +166,7 @@ def test_what_was_dropped_is_told_where_there_is_no_room_to_shrink(
     assert (alone.stdout, "is deleted" in alone.stderr) == ("", False)
 
 
+@pytest.mark.slow_on("duckdb")
 def test_the_ledger_tells_of_it_in_the_status(site: Any) -> None:
     site("cleanup", "--points", "--records", "--all", "-y")
     assert site.json("status")["ledger_dropped"] == 26
@@ -195,6 +202,7 @@ def test_a_full_buffer_takes_records_again_once_there_is_room(tmp_path: Path, co
     assert fill() > 10
 
 
+@pytest.mark.slow_on("duckdb")
 def test_times_are_those_of_the_zone_that_was_named(site: Any) -> None:
     end = datetime.now(UTC) - timedelta(hours=12)
     local = (end + timedelta(hours=9)).strftime("%Y-%m-%dT%H:%M:%S")

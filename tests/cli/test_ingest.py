@@ -48,6 +48,7 @@ def test_a_long_file_goes_in(on_store: Any, tmp_path: Path) -> None:
     assert values(on_store, "P-2", "flow") == [7.0]
 
 
+@pytest.mark.slow_on("duckdb")
 def test_a_wide_file_goes_in_by_its_columns(on_store: Any) -> None:
     said = on_store.json("ingest", "-", *WIDE_OPTIONS, stdin=WIDE)
     assert (said["points"], said["no_reading"], said["rejected"]) == (4, 2, 0)
@@ -107,6 +108,7 @@ def test_a_gzip_that_was_cut_short_is_told(on_duckdb: Any, tmp_path: Path) -> No
     assert "is not gzip" in on_duckdb("ingest", tmp_path / "no.csv.gz", code=1).stderr
 
 
+@pytest.mark.slow_on("duckdb")
 def test_bad_rows_are_told_by_line_and_the_good_ones_written(on_store: Any) -> None:
     result = on_store("ingest", "-", stdin=BAD, code=3)
     assert "2 points" in result.stdout
@@ -138,6 +140,7 @@ def test_rejections_are_kept_in_a_file(on_duckdb: Any, tmp_path: Path) -> None:
     assert on_duckdb("-q", "ingest", bad, "--errors", kept, code=3).stderr == ""
 
 
+@pytest.mark.slow_on("duckdb")
 def test_strict_writes_nothing_of_any_file_if_one_row_is_bad(on_store: Any, tmp_path: Path) -> None:
     good, bad = tmp_path / "good.csv", tmp_path / "bad.csv"
     good.write_text(LONG)
@@ -156,6 +159,7 @@ def test_strict_writes_what_is_good(on_duckdb: Any, tmp_path: Path, source: str)
     assert len(values(on_duckdb)) == 3
 
 
+@pytest.mark.slow_on("duckdb")
 def test_numbers_for_a_series_of_texts_are_rejected_one_by_one(on_store: Any) -> None:
     on_store.write(("P-1", "flow", 1_714_521_600, "OPEN"))
     for options in ([], ["--strict"]):
@@ -166,6 +170,7 @@ def test_numbers_for_a_series_of_texts_are_rejected_one_by_one(on_store: Any) ->
     assert values(on_store, "P-2") == [7.0]
 
 
+@pytest.mark.slow_on("duckdb")
 def test_ingesting_again_changes_nothing(on_store: Any) -> None:
     for _ in range(2):
         assert on_store.json("ingest", "-", *BOTH_TIMES, stdin=LONG)["points"] == 3
@@ -174,6 +179,7 @@ def test_ingesting_again_changes_nothing(on_store: Any) -> None:
     assert values(on_store, "P-1") == [1.5, 9.5]
 
 
+@pytest.mark.slow_on("duckdb")
 def test_of_lines_for_the_same_moment_the_last_wins(on_store: Any) -> None:
     lines = "".join(f"P-1,flow,2024-05-01T00:00:00Z,{n}\n" for n in range(25_000))
     on_store("ingest", "-", stdin="sensor_id,metric_name,timestamp,value\n" + lines)

@@ -88,6 +88,7 @@ def test_what_another_program_wrote_is_read_by_the_names_that_it_uses(on_duckdb:
     assert (point["value"], point["quality"], point["timestamp"]) == (1.5, 7, "2024-05-01T00:00:00.500000Z")
 
 
+@pytest.mark.slow_on("duckdb")
 def test_bad_lines_are_told_by_number_and_the_good_ones_written(on_store: Command, tmp_path: Path) -> None:
     kept = tmp_path / "errors.csv"
     result = on_store("ingest", "-", "--errors", kept, stdin=BAD, code=3)
@@ -116,6 +117,7 @@ def test_bad_lines_are_told_by_number_and_the_good_ones_written(on_store: Comman
     assert rows[0]["text"] == "yesterday"
 
 
+@pytest.mark.slow_on("duckdb")
 def test_strict_writes_nothing_of_any_kind_if_one_row_is_bad(on_store: Command, tmp_path: Path) -> None:
     (tmp_path / "a.ndjson").write_text(lines())
     good, bad = parquet(tmp_path / "b.parquet"), parquet(tmp_path / "c.parquet", sensor_id=["Q", ""])
@@ -126,6 +128,7 @@ def test_strict_writes_nothing_of_any_kind_if_one_row_is_bad(on_store: Command, 
     assert on_store.json("ingest", tmp_path / "a.ndjson", good, "--strict")["points"] == 4
 
 
+@pytest.mark.slow_on("duckdb")
 def test_rows_of_parquet_that_cannot_be_stored_are_rejected(on_store: Command, tmp_path: Path) -> None:
     file = parquet(
         tmp_path / "a.parquet",
@@ -159,6 +162,7 @@ def test_of_files_of_any_kind_the_last_wins_over_stored_points_too(on_store: Com
     assert values(on_store) == [1.0, 2.0]
 
 
+@pytest.mark.slow_on("duckdb")
 def test_ingesting_again_changes_nothing(on_store: Command, tmp_path: Path) -> None:
     (tmp_path / "a.ndjson").write_text(lines(count=3))
     file = parquet(tmp_path / "b.parquet")
@@ -177,6 +181,7 @@ def seqs_of(command: Command) -> list[Any]:
         return store.points.after(0)
 
 
+@pytest.mark.slow_on("duckdb")
 def test_the_kind_of_a_series_is_that_of_its_first_reading(on_store: Command, tmp_path: Path) -> None:
     numbers = lines("N", 10_000) + lines("N", 1, value="OPEN", timestamp=T0 - 1)
     said = on_store.json("ingest", "-", stdin=numbers, code=3)
@@ -288,6 +293,7 @@ def test_a_pipe_is_read_once(on_duckdb: Command, tmp_path: Path, option: list[st
     writing.join()
 
 
+@pytest.mark.slow_on("duckdb")
 def test_an_export_is_read_by_ingest_as_well(on_store: Command, tmp_path: Path) -> None:
     on_store.write(
         ("s", "m", T0, 5e-324),

@@ -60,17 +60,20 @@ def test_points_come_in_order_of_time_with_all_their_fields(filled: Any) -> None
         ("--start now", []),
     ],
 )
+@pytest.mark.slow_on("duckdb")
 def test_a_range_begins_at_start_and_ends_before_end(filled: Any, options: str, values: list[float]) -> None:
     assert [p["value"] for p in filled.json("query", "P-1", "flow", *options.split())] == values
 
 
 @pytest.mark.parametrize("options", ["--start -1h", "--since 1h", "--since -60m", "--start now-3600s"])
+@pytest.mark.slow_on("duckdb")
 def test_times_may_be_relative_to_now(on_store: Any, options: str) -> None:
     now = time.time()
     on_store.write(("s", "m", now - 7_200, 1.0), ("s", "m", now - 60, 2.0))
     assert [p["value"] for p in on_store.json("query", "s", "m", *options.split())] == [2.0]
 
 
+@pytest.mark.slow_on("duckdb")
 def test_names_may_be_globs(filled: Any) -> None:
     assert {p["sensor_id"] for p in filled.json("query", "P-*", "flow")} == {"P-1", "P-2"}
     assert [p["sensor_id"] for p in filled.json("latest", "P-[2-9]")] == ["P-2"]
@@ -104,6 +107,7 @@ def test_aggregates_may_be_percentiles_and_buckets_may_be_months(filled: Any) ->
 @pytest.mark.parametrize(
     ("fill", "middle"), [("none", []), ("null", [None]), ("previous", [8.0]), ("linear", [6.0])]
 )
+@pytest.mark.slow_on("duckdb")
 def test_buckets_without_readings_are_filled_as_asked(on_store: Any, fill: str, middle: list[Any]) -> None:
     on_store.write(("s", "m", T0, 8.0), ("s", "m", T0 + 7_200, 4.0))
     rows = on_store.json("query", "s", "m", "--every", "1h", "--agg", "avg,count", "--fill", fill)
@@ -132,12 +136,14 @@ def test_days_are_those_of_the_zone(filled: Any) -> None:
     assert row["bucket_us"] == (T0 - 9 * 3600) * 1_000_000
 
 
+@pytest.mark.slow_on("duckdb")
 def test_a_state_series_has_texts(filled: Any) -> None:
     assert [p["value"] for p in filled.json("query", "P-1", "state")] == ["OPEN", "CLOSED"]
     assert filled.json("query", "P-1", "state", "--agg", "last,count")[0]["last"] == "CLOSED"
     assert "has text readings" in filled("query", "P-1", "state", "--agg", "avg", code=2).stderr
 
 
+@pytest.mark.slow_on("duckdb")
 def test_csv_holds_what_json_holds_and_can_be_ingested_again(filled: Any, tmp_path: Any) -> None:
     text = filled("query", "*", "flow", "--format", "csv").stdout
     rows = list(csv.DictReader(io.StringIO(text)))
@@ -148,11 +154,13 @@ def test_csv_holds_what_json_holds_and_can_be_ingested_again(filled: Any, tmp_pa
     assert filled.json("status")["points"] == before
 
 
+@pytest.mark.slow_on("duckdb")
 def test_ndjson_is_an_object_a_line(filled: Any) -> None:
     lines = filled("query", "P-1", "flow", "--format", "ndjson").stdout.splitlines()
     assert [json.loads(line) for line in lines] == filled.json("query", "P-1", "flow")
 
 
+@pytest.mark.slow_on("duckdb")
 def test_a_table_lines_its_columns_up(filled: Any) -> None:
     lines = filled("query", "P-1", "flow", "--limit", "3").stdout.splitlines()
     assert lines[0].split() == ["sensor_id", "metric_name", "timestamp", "value", "quality"]
@@ -160,11 +168,13 @@ def test_a_table_lines_its_columns_up(filled: Any) -> None:
     assert lines[1].split() == ["P-1", "flow", "2024-05-01T00:00:00Z", "0.0", "100"]
 
 
+@pytest.mark.slow_on("duckdb")
 def test_an_infinite_value_stays_json(on_store: Any) -> None:
     on_store.write(("s", "m", T0, float("inf")), ("s", "m", T0 + 1, None), ("s", "m", T0 + 2, float("-inf")))
     assert [p["value"] for p in on_store.json("query", "s", "m")] == ["Infinity", None, "-Infinity"]
 
 
+@pytest.mark.slow_on("duckdb")
 def test_a_plot_draws_every_series(filled: Any) -> None:
     pytest.importorskip("plotext")
     drawn = filled("query", "P-1", "flow", "--format", "plot").stdout
@@ -177,12 +187,14 @@ def test_a_plot_draws_every_series(filled: Any) -> None:
     assert "P-2 flow max" in both
 
 
+@pytest.mark.slow_on("duckdb")
 def test_without_plotext_a_plot_says_what_to_install(filled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "plotext", None)
     said = filled("query", "P-1", "flow", "--format", "plot", code=1).stderr
     assert "pip install 'holdfast-edge[terminal]'" in said
 
 
+@pytest.mark.slow_on("duckdb")
 def test_where_there_is_nothing_stdout_is_empty_and_stderr_says_so(filled: Any) -> None:
     result = filled("query", "P-9", "flow")
     assert result.stdout == ""
@@ -217,6 +229,7 @@ def test_an_argument_that_cannot_be_is_wrong_usage(on_duckdb: Any, options: str,
     assert result.stdout == ""
 
 
+@pytest.mark.slow_on("duckdb")
 def test_latest_gives_one_of_each_series_or_as_many_as_asked(filled: Any) -> None:
     assert [(p["sensor_id"], p["metric_name"], p["value"]) for p in filled.json("latest")] == [
         ("P-1", "flow", 11.0),
@@ -227,6 +240,7 @@ def test_latest_gives_one_of_each_series_or_as_many_as_asked(filled: Any) -> Non
     assert filled.json("latest", "P-2")[0].keys() == POINT_KEYS
 
 
+@pytest.mark.slow_on("duckdb")
 def test_series_lists_what_matches_a_sensor_or_a_metric(filled: Any) -> None:
     filled("query", "*", "*", "--agg", "count")
     rows = filled.json("series")

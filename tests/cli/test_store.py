@@ -70,6 +70,7 @@ def test_init_makes_a_store_of_the_engine_that_is_asked_for(command: Any, engine
     assert (command.folder / "offline_buffer.db").exists()
 
 
+@pytest.mark.slow_on("duckdb")
 def test_init_on_a_store_leaves_it_as_it_is(on_store: Any) -> None:
     on_store.write(("s", "m", T0, 1.0))
     before = on_store.json("status")["store_id"]
@@ -105,6 +106,7 @@ def test_status_as_json_keeps_its_contract(on_store: Any) -> None:
     assert all(isinstance(size, int) for size in said["bytes_by_file"].values())
 
 
+@pytest.mark.slow_on("duckdb")
 def test_status_for_people_tells_points_and_backlog(on_store: Any) -> None:
     on_store.write(("s", "m", T0, 1.0))
     said = on_store("status").stdout
@@ -139,6 +141,7 @@ def test_a_setting_out_of_range_is_wrong_usage(on_duckdb: Any, monkeypatch: pyte
 # --- while another process holds the columns ------------------------------------------------------------
 
 
+@pytest.mark.slow_on("duckdb")
 def test_what_needs_only_sqlite_answers_while_another_process_holds_the_columns(
     on_store: Any, held: Callable[[], int]
 ) -> None:
@@ -209,6 +212,7 @@ def test_migrate_brings_both_databases_of_an_old_store_to_the_head(command: Any)
     assert len(command.json("query", "s", "m")) == 1
 
 
+@pytest.mark.slow_on("duckdb")
 def test_migrate_makes_no_database(on_store: Any) -> None:
     before = sorted(path.name for path in on_store.folder.glob("timeseries*"))
     assert [d["database"] for d in on_store.json("migrate")["databases"]] == ["metadata"]

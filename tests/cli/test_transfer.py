@@ -42,6 +42,7 @@ def test_points_go_out_and_come_back_into_another_store(on_store: Command, tmp_p
     assert "0 of 9 points stored; 9 already stored" in other("import", tmp_path / "stick").stdout
 
 
+@pytest.mark.slow_on("duckdb")
 def test_recover_is_another_name_of_import(on_store: Command, tmp_path: Path) -> None:
     on_store.write(("P-1", "m", T0, 1.0))
     on_store("export", tmp_path / "one.parquet")
@@ -51,6 +52,7 @@ def test_recover_is_another_name_of_import(on_store: Command, tmp_path: Path) ->
     assert "  recover " not in listed
 
 
+@pytest.mark.slow_on("duckdb")
 def test_one_of_a_thing_is_not_printed_as_many(on_store: Command, tmp_path: Path) -> None:
     on_store.write(("P-1", "m", T0, 1.0))
     assert "exported 1 point to 1 file in" in on_store("export", tmp_path / "stick", "--by-day").stdout
@@ -58,6 +60,7 @@ def test_one_of_a_thing_is_not_printed_as_many(on_store: Command, tmp_path: Path
     assert "0 of 1 point stored; 1 already stored" in on_store("import", tmp_path / "stick").stdout
 
 
+@pytest.mark.slow_on("duckdb")
 def test_patterns_and_times_select_what_goes_out(on_store: Command, tmp_path: Path) -> None:
     on_store.write(*rows())
     call = (
@@ -77,6 +80,7 @@ def test_patterns_and_times_select_what_goes_out(on_store: Command, tmp_path: Pa
     assert {row["sensor_id"] for row in pq.read_table(tmp_path / "b.parquet").to_pylist()} == {"P-1", "Q"}
 
 
+@pytest.mark.slow_on("duckdb")
 def test_verify_needs_no_store_and_finds_damage(on_store: Command, tmp_path: Path) -> None:
     on_store.write(*rows())
     on_store("export", tmp_path / "a.parquet")
@@ -92,6 +96,7 @@ def test_verify_needs_no_store_and_finds_damage(on_store: Command, tmp_path: Pat
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.slow_on("duckdb")
 def test_a_dry_run_stores_nothing_and_keeping_is_the_default(on_store: Command, tmp_path: Path) -> None:
     on_store.write(*rows())
     on_store("export", tmp_path / "a.parquet")
@@ -105,6 +110,7 @@ def test_a_dry_run_stores_nothing_and_keeping_is_the_default(on_store: Command, 
     assert on_store.json("query", "Q", "m", "--end", "2024-05-01T00:00:01")[0]["value"] == 0.0
 
 
+@pytest.mark.slow_on("duckdb")
 def test_files_of_other_programs_are_mapped_and_bad_rows_are_told(on_store: Command, tmp_path: Path) -> None:
     table = pa.table(
         {"tag": ["a", None], "metric_name": ["m", "m"], "timestamp": [T0, T0], "value": [1.5, 2.5]}
@@ -117,6 +123,7 @@ def test_files_of_other_programs_are_mapped_and_bad_rows_are_told(on_store: Comm
     assert "FIELD=COLUMN" in on_store("import", tmp_path / "other.parquet", "--column", "tag", code=2).stderr
 
 
+@pytest.mark.slow_on("duckdb")
 def test_times_of_other_programs_may_count_milliseconds(on_store: Command, tmp_path: Path) -> None:
     table = pa.table(
         {
@@ -145,6 +152,7 @@ def test_without_a_store_nothing_is_made(tmp_path: Path, call: str) -> None:
 
 
 @pytest.mark.parametrize("by_day", [False, True])
+@pytest.mark.slow_on("duckdb")
 def test_ndjson_goes_out_by_its_name_or_by_choice(on_store: Command, tmp_path: Path, by_day: bool) -> None:
     on_store.write(*rows())
     where = [tmp_path / "stick", "--by-day", "--format", "ndjson"] if by_day else [tmp_path / "a.ndjson.gz"]
@@ -169,6 +177,7 @@ def test_ndjson_goes_out_by_its_name_or_by_choice(on_store: Command, tmp_path: P
         (["a.ndjson.gz", "--compression", "none"], "NDJSON is gzipped"),
     ],
 )
+@pytest.mark.slow_on("duckdb")
 def test_ndjson_that_would_not_be_known_again_is_not_written(
     on_store: Command, tmp_path: Path, arguments: list[str], told: str
 ) -> None:
@@ -194,6 +203,7 @@ def test_without_duckdb_and_pyarrow_the_ways_out_are_told(
 
 
 @pytest.mark.parametrize("call", [("export", "x.parquet"), ("cleanup", "--dry-run")])
+@pytest.mark.slow_on("duckdb")
 def test_a_glob_among_several_names_is_told(
     on_store: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: tuple[str, ...]
 ) -> None:
