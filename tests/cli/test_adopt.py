@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -26,6 +24,7 @@ from repo.schema.adopt import adopt_store
 from repo.schema.upgrade import migrate_store
 from tests.cli.conftest import Command
 from tests.migrations.legacy_store import add_pointer, contents, make_legacy_store, original_of
+from tests.starter import Process, Starter
 from tests.without_duckdb.environment import make
 
 pytestmark = pytest.mark.duckdb
@@ -410,29 +409,26 @@ def test_without_duckdb_a_store_that_needs_it_is_refused_by_its_own_name(
 # --- kills -----------------------------------------------------------------------------------------------
 
 
-def adopting_process(old: Path, new: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "cli", "-q", "adopt", str(old), str(new)], cwd=ROOT, env=os.environ.copy()
-    )
+def kill_at_random(starter: Starter, old: Path, new: Path, rng: random.Random, kills: int) -> dict[str, int]:
+    def adopting_process() -> Process:
+        return starter.start(["-m", "cli", "-q", "adopt", old, new])
 
-
-def kill_at_random(old: Path, new: Path, rng: random.Random, kills: int) -> dict[str, int]:
     before = listing(old)
     begun = time.monotonic()
-    assert adopting_process(old, new).wait() == 0
+    assert adopting_process().wait() == 0
     whole_s = time.monotonic() - begun
     shutil.rmtree(new)
     states = {"new": 0, "nothing": 0, "left over": 0}
     for _ in range(kills):
-        process = adopting_process(old, new)
-        time.sleep(rng.uniform(0.3, 1.05) * whole_s)
-        process.send_signal(signal.SIGKILL)
+        process = adopting_process()
+        time.sleep(rng.uniform(0.0, 1.05) * whole_s)
+        process.kill()
         process.wait()
         assert listing(old) == before
         left = [name for name in remains(new) if name != new.name]
         states["new" if new.exists() else "left over" if left else "nothing"] += 1
         if not new.exists():
-            assert adopting_process(old, new).wait() == 0
+            assert adopting_process().wait() == 0
             assert remains(new) == [new.name]
         see_that_it_is_whole(new)
         assert listing(old) == before
@@ -442,14 +438,14 @@ def kill_at_random(old: Path, new: Path, rng: random.Random, kills: int) -> dict
 
 
 def test_a_kill_at_any_moment_leaves_the_old_store_and_the_next_run_completes(
-    old: Path, new: Path, seed: int
+    starter: Starter, old: Path, new: Path, seed: int
 ) -> None:
-    kill_at_random(old, new, random.Random(seed), 2)
+    kill_at_random(starter, old, new, random.Random(seed), 2)
 
 
 @pytest.mark.slow
-def test_sixty_kills_at_random_moments(old: Path, new: Path, seed: int) -> None:
-    print(kill_at_random(old, new, random.Random(seed), 60))
+def test_sixty_kills_at_random_moments(starter: Starter, old: Path, new: Path, seed: int) -> None:
+    print(kill_at_random(starter, old, new, random.Random(seed), 60))
 
 
 def test_two_that_adopt_as_the_same_store_make_it_once(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from repo import Settings, Store, StoreCorrupt
 from repo.clock import system_clock
 from repo.engines.duckdb import checkpoint, driver
 from repo.engines.registry import LEGACY, traits_of
-from tests.conftest import ROOT
+from tests.starter import Starter
 
 pytestmark = pytest.mark.duckdb
 
@@ -86,16 +84,10 @@ def test_a_checkpoint_torn_by_a_kill_is_repaired_and_nothing_is_lost(
 
 @pytest.mark.parametrize("command", [["current"], ["upgrade", "head"]], ids=" ".join)
 def test_the_alembic_command_repairs_a_torn_checkpoint_as_a_store_does(
-    torn_store: tuple[Path, list[tuple[str, int, float]]], command: list[str]
+    torn_store: tuple[Path, list[tuple[str, int, float]]], command: list[str], starter: Starter
 ) -> None:
     folder, wanted = torn_store
-    done = subprocess.run(
-        [sys.executable, "-m", "alembic", "-x", f"path={folder}", *command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = starter.run(["-m", "alembic", "-x", f"path={folder}", *command])
     assert done.returncode == 0, done.stdout + done.stderr
     assert checkpoint.read_note(folder / "timeseries.duckdb") is None
     assert stored(folder) == wanted

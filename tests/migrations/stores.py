@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -14,6 +12,7 @@ from repo.files import StoreFiles
 from repo.schema import backup as backups
 from repo.schema import upgrade
 from repo.schema.version import HEAD
+from tests.starter import Starter
 
 POINTS = 3_000
 DATA = ("points", "records")
@@ -38,17 +37,9 @@ def cli(folder: Path, *arguments: str, code: int = 0, stdin: str = "", **environ
     return done.stdout if "--json" in arguments else done.stdout + done.stderr
 
 
-def cli_process(folder: Path, *arguments: str, code: int = 0, stdin: str = "", **environment: str) -> str:
+def cli_process(starter: Starter, folder: Path, *arguments: str, code: int = 0, **environment: str) -> str:
     """Run the command in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "cli", "--store", str(folder), *arguments],
-        cwd=Path(__file__).resolve().parents[2],
-        env=os.environ | environment,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = starter.run(["-m", "cli", "--store", folder, *arguments], env=os.environ | environment)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout if "--json" in arguments else done.stdout + done.stderr

@@ -22,13 +22,13 @@ BELOW = REVISIONS[-2]
 Run = Callable[..., str]
 
 
-@pytest.fixture(params=["duckdb", "sqlite"])
+@pytest.fixture
 def columns(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The time-series database, of either engine; not there yet."""
     return tmp_path / f"timeseries.{request.param}"
 
 
-@pytest.fixture(params=["both", "metadata", "timeseries"])
+@pytest.fixture
 def only(request: pytest.FixtureRequest) -> str:
     """Which database is chosen with `-x store=`."""
     return str(request.param)
@@ -67,6 +67,19 @@ def _revisions(columns: Path, only: str) -> list[str | None]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("columns", "only"),
+    [
+        ("duckdb", "both"),
+        ("duckdb", "metadata"),
+        ("sqlite", "timeseries"),
+        *(
+            pytest.param(*other, marks=pytest.mark.slow)
+            for other in (("duckdb", "timeseries"), ("sqlite", "both"), ("sqlite", "metadata"))
+        ),
+    ],
+    indirect=True,
+)
 def test_every_command_does_what_it_says_for_the_databases_that_are_chosen(
     run: Run, columns: Path, only: str
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from repo.errors import StoreCorrupt
 from repo.schema import runner
 from repo.schema.upgrade import migrate_store
 from tests.migrations.legacy_store import contents, make_legacy_store
+from tests.starter import Starter
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "migrations.md").read_text(encoding="utf-8")
@@ -32,8 +34,6 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE, flags=re.MULTILINE | re.DOT
 NOTE, COMPACTED, REVISION, BATCH, BRIDGE = (body for language, body in BLOCKS if language == "python")
 DRAFTED, TRIED, OPERATED = (body for language, body in BLOCKS if language == "sh")
 [RULES] = (body for language, body in BLOCKS if language == "sql")
-
-Alembic = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def _operations(script: str) -> list[str]:
@@ -49,31 +49,37 @@ def _add_last(models: str, cls: str, column: str) -> str:
 
 
 @pytest.mark.parametrize("engine", ["duckdb", pytest.param("sqlite", marks=pytest.mark.slow)])
-def test_the_example_runs_as_it_stands(engine: str, tmp_path: Path, alembic_process: Alembic) -> None:
+def test_the_example_runs_as_it_stands(engine: str, tmp_path: Path) -> None:
     for folder in ("repo", "alembic"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "alembic.ini", tmp_path)
     columns = {"HOLDFAST_TIMESERIES_URL": "sqlite:///scratch/timeseries.sqlite"} if engine == "sqlite" else {}
 
-    def run(line: str) -> str:
+    def run(starter: Starter, line: str) -> str:
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
         assert words.pop(0) == "alembic"
         if columns:  # a folder given by hand would win over the address
             words = [word for word in words if word not in ("-x", "path=scratch")]
-        return alembic_process(*words, cwd=tmp_path, HOLDFAST_STORE="scratch", **columns).stdout
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
+        environment |= {"HOLDFAST_STORE": "scratch", **columns}
+        done = starter.run(["-m", "alembic", *words], cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     upgrade, draft = DRAFTED.splitlines()
-    run(upgrade)
+    with Starter(root=tmp_path) as starter:
+        run(starter, upgrade)
     models = tmp_path / "repo" / "models.py"
     changed = _add_last(models.read_text(), "SinkCursor", NOTE)
     models.write_text(_add_last(changed, "TimeSeriesState", COMPACTED))
-    run(draft)
-    written = tmp_path / "alembic" / "versions" / "0003_notes_of_sinks.py"
-    drafted, finished = _operations(written.read_text()), _operations(REVISION)
-    assert len(drafted) == 4
-    assert drafted == finished
-    written.write_text(REVISION)
-    said = [run(line) for line in TRIED.splitlines()]
+    with Starter(root=tmp_path) as starter:
+        run(starter, draft)
+        written = tmp_path / "alembic" / "versions" / "0003_notes_of_sinks.py"
+        drafted, finished = _operations(written.read_text()), _operations(REVISION)
+        assert len(drafted) == 4
+        assert drafted == finished
+        written.write_text(REVISION)
+        said = [run(starter, line) for line in TRIED.splitlines()]
     assert "No new upgrade operations" in said[1]
     assert "ALTER TABLE sinks ADD COLUMN note TEXT" in said[-1]
     assert (

@@ -7,7 +7,6 @@ import random
 import shutil
 import sqlite3
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from repo.repositories.records import data_text
 from repo.schema import legacy_records, upgrade
 from repo.schema.upgrade import migrate_store
 from tests.migrations.legacy_store import add_pointer, add_pointers, contents, make_legacy_store, original_of
+from tests.starter import Process, Starter
 from tests.without_duckdb.environment import make
 
 pytestmark = pytest.mark.duckdb
@@ -339,7 +339,9 @@ def test_no_point_is_read_where_there_is_no_pointer(legacy: Path, monkeypatch: p
 # --- kills -----------------------------------------------------------------------------------------------
 
 
-def kill_at_random(made: Path, folder: Path, rng: random.Random, kills: int) -> dict[str, int]:
+def kill_at_random(
+    starter: Starter, made: Path, folder: Path, rng: random.Random, kills: int
+) -> dict[str, int]:
     """Kill upgrades of a store with many pointers, and complete each; says in what state they were found."""
     wanted = {f"R-{number}": json.dumps({"value": number}) for number in range(4_000)}
     old = folder / "old"
@@ -348,7 +350,7 @@ def kill_at_random(made: Path, folder: Path, rng: random.Random, kills: int) -> 
     points = contents(old)["points"]
     whole = folder / "whole"
     shutil.copytree(old, whole)
-    process = begun_process(whole)
+    process = begun_process(starter, whole)
     begun = time.monotonic()
     assert process.wait() == 0
     whole_s = time.monotonic() - begun
@@ -356,7 +358,7 @@ def kill_at_random(made: Path, folder: Path, rng: random.Random, kills: int) -> 
     for number in range(kills):
         store = folder / str(number)
         shutil.copytree(old, store)
-        process = begun_process(store)
+        process = begun_process(starter, store)
         time.sleep(rng.uniform(0.0, 1.0) * whole_s)
         process.kill()
         process.wait()
@@ -380,24 +382,22 @@ def kill_at_random(made: Path, folder: Path, rng: random.Random, kills: int) -> 
     return dict(states)
 
 
-def begun_process(folder: Path) -> subprocess.Popen[bytes]:
+def begun_process(starter: Starter, folder: Path) -> Process:
     """Start an upgrade and return when it has taken the lease, or soon after."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cli", "-q", "--store", str(folder), "migrate"], cwd=ROOT
-    )
-    while not (folder / "lease.lock").exists() and process.poll() is None:
+    process = starter.start(["-m", "cli", "-q", "--store", folder, "migrate"])
+    while not (folder / "lease.lock").exists() and not process.has_ended:
         time.sleep(0.001)
     return process
 
 
 def test_a_kill_in_the_middle_of_an_upgrade_costs_no_record_its_data(
-    made: Path, tmp_path: Path, seed: int
+    starter: Starter, made: Path, tmp_path: Path, seed: int
 ) -> None:
-    kill_at_random(made, tmp_path, random.Random(seed), 1)
+    kill_at_random(starter, made, tmp_path, random.Random(seed), 1)
 
 
 @pytest.mark.slow
 def test_a_hundred_kills_in_the_middle_of_upgrades_cost_no_record_its_data(
-    made: Path, tmp_path: Path, seed: int
+    starter: Starter, made: Path, tmp_path: Path, seed: int
 ) -> None:
-    print(kill_at_random(made, tmp_path, random.Random(seed), 100))
+    print(kill_at_random(starter, made, tmp_path, random.Random(seed), 100))

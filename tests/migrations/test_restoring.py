@@ -21,6 +21,7 @@ from repo.schema.restore import restore_store
 from repo.schema.upgrade import migrate_store
 from tests.migrations.legacy_store import contents, make_legacy_store
 from tests.migrations.stores import POINTS, backups_of, cli, cli_process, digest
+from tests.starter import Starter
 
 pytestmark = pytest.mark.duckdb
 
@@ -176,11 +177,13 @@ def test_restoring_puts_everything_back_as_it_was(legacy: Path) -> None:
     assert contents(legacy) == before
 
 
-def test_a_store_that_is_open_elsewhere_is_not_restored(legacy: Path) -> None:
+def test_a_store_that_is_open_elsewhere_is_not_restored(starter: Starter, legacy: Path) -> None:
     migrate_store(legacy)
     with Store(legacy, Settings(background=False)) as store:
         store.status()
-        refused = cli_process(legacy, "migrate", "--restore", "-y", code=4, HOLDFAST_LEASE_TIMEOUT_S="0.2")
+        refused = cli_process(
+            starter, legacy, "migrate", "--restore", "-y", code=4, HOLDFAST_LEASE_TIMEOUT_S="0.2"
+        )
         assert "is open in another process" in refused
         store.points.insert("s", "m", 1.0)
         assert len(list(store.points.range("s", "m"))) == 1

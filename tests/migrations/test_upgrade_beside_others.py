@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import shutil
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,6 +22,7 @@ from repo.schema.upgrade import migrate_store
 from repo.schema.version import HEAD
 from tests.migrations.legacy_store import contents
 from tests.migrations.stores import DONE, POINTS, backups_of, cli, cli_process, digest, versions
+from tests.starter import Starter
 
 pytestmark = pytest.mark.duckdb
 
@@ -86,7 +87,9 @@ def test_a_running_program_that_has_the_columns_open_makes_the_migration_busy(le
     assert versions(migrate_store(legacy)) == DONE
 
 
-def test_a_running_writer_of_this_program_goes_on_while_migrate_finds_nothing_to_do(legacy: Path) -> None:
+def test_a_running_writer_of_this_program_goes_on_while_migrate_finds_nothing_to_do(
+    starter: Starter, legacy: Path
+) -> None:
     with Store(legacy) as store:
         stop = threading.Event()
         failed: list[BaseException] = []
@@ -105,7 +108,7 @@ def test_a_running_writer_of_this_program_goes_on_while_migrate_finds_nothing_to
         thread = threading.Thread(target=write)
         thread.start()
         try:
-            assert "at 0002" in cli_process(legacy, "migrate")
+            assert "at 0002" in cli_process(starter, legacy, "migrate")
         finally:
             stop.set()
             thread.join()
@@ -134,40 +137,53 @@ def test_threads_that_open_an_old_store_at_once_upgrade_it_once(legacy: Path) ->
     assert contents(legacy)["metadata"] == HEAD
 
 
-def _open_at_once(folder: Path, barrier: Any, told: Any) -> None:
-    barrier.wait()
-    try:
-        done = migrate_store(folder, backup=True) if barrier is None else None
-        with Store(folder, Settings(background=False)) as store:
-            found = len(list(store.points.range(None, None)))
-        told.put(("ok", found, done))
-    except BaseException as error:  # noqa: BLE001  told by the test
-        told.put((f"{type(error).__name__}: {error}", 0, None))
+OPENER = """
+import sys, time
+from pathlib import Path
+from repo import Settings, Store
+folder, ready, start = map(Path, sys.argv[1:])
+ready.touch()
+while not start.exists():
+    time.sleep(0.001)
+with Store(folder, Settings(background=False)) as store:
+    print(len(list(store.points.range(None, None))))
+"""
 
 
-def opened_at_once(made: Path, tmp_path: Path, times: int) -> None:
-    processes = multiprocessing.get_context("spawn")
+def opened_at_once(starter: Starter, made: Path, tmp_path: Path, times: int) -> None:
     for number in range(times):
-        folder = Path(shutil.copytree(made, tmp_path / str(number)))
-        barrier, told = processes.Barrier(2), processes.Queue()
-        both = [processes.Process(target=_open_at_once, args=(folder, barrier, told)) for _ in range(2)]
-        for process in both:
-            process.start()
-        assert [told.get(timeout=300) for _ in both] == [("ok", POINTS, None)] * 2
-        for process in both:
-            process.join()
+        home = tmp_path / str(number)
+        folder = Path(shutil.copytree(made, home / "store"))
+        ready, said = ([home / f"{name} {one}" for one in range(2)] for name in ("ready", "said"))
+        both = []
+        for here, answer in zip(ready, said, strict=True):
+            errors = answer.with_suffix(".stderr")
+            with answer.open("wb") as stdout, errors.open("wb") as stderr, open(os.devnull, "rb") as null:
+                script = ["-c", OPENER, folder, here, home / "start"]
+                both.append(starter.start(script, streams=(null, stdout, stderr)))
+        while not all(here.exists() for here in ready):
+            assert not any(process.has_ended for process in both)
+            time.sleep(0.001)
+        (home / "start").touch()
+        ended = [process.wait() for process in both]
+        assert ended == [0, 0], [answer.with_suffix(".stderr").read_text() for answer in said]
+        assert [answer.read_text() for answer in said] == [f"{POINTS}\n"] * 2
         assert len(backups_of(folder)) == 1
         assert len(contents(folder)["records"]) == 200
-        shutil.rmtree(folder)
+        shutil.rmtree(home)
 
 
-def test_processes_that_open_an_old_store_at_once_upgrade_it_once(made: Path, tmp_path: Path) -> None:
-    opened_at_once(made, tmp_path, 1)
+def test_processes_that_open_an_old_store_at_once_upgrade_it_once(
+    starter: Starter, made: Path, tmp_path: Path
+) -> None:
+    opened_at_once(starter, made, tmp_path, 1)
 
 
 @pytest.mark.slow
-def test_fifty_times_two_processes_open_an_old_store_at_once(made: Path, tmp_path: Path) -> None:
-    opened_at_once(made, tmp_path, 50)
+def test_fifty_times_two_processes_open_an_old_store_at_once(
+    starter: Starter, made: Path, tmp_path: Path
+) -> None:
+    opened_at_once(starter, made, tmp_path, 50)
 
 
 def test_busy_is_an_error_that_names_its_file(legacy: Path) -> None:
