@@ -84,7 +84,7 @@ def downgrade(database: str) -> None:
     """Refuse: the tables may hold rows that no migration created."""
     raise CommandError(
         f"the {database} database cannot go below revision 0001: that would drop the legacy program's tables, "
-        "with rows that no migration made. Nothing was changed; to be rid of a store, delete its folder"
+        "with rows that no migration created. Nothing was changed; to remove a store, delete its folder"
     )
 
 
@@ -108,8 +108,8 @@ def refuse_another_shape(table: str) -> None:
     """Refuse a table of this name with other columns: it is not from the legacy program, so its content is unknown."""
     if context.is_offline_mode():
         return
-    if told := other_shape(sa.inspect(op.get_bind()), table):
-        raise CommandError(told)
+    if difference := other_shape(sa.inspect(op.get_bind()), table):
+        raise CommandError(difference)
 
 
 def other_shape(inspector: sa.Inspector, table: str) -> str | None:

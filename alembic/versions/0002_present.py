@@ -130,7 +130,7 @@ def upgrade(database: str) -> None:
 def downgrade(database: str) -> None:
     """Revert this revision on one database; raises before anything is lost."""
     if context.is_offline_mode():
-        raise CommandError("0002 can only be taken back with the database at hand: what it holds decides")
+        raise CommandError("revision 0002 can only be downgraded online: its downgrade reads the rows")
     globals()[f"downgrade_{database}"]()
 
 
@@ -171,11 +171,11 @@ def upgrade_timeseries() -> None:
     make("time_series_data_0002", POINTS, key="sensor_id, metric_name, timestamp_us", rowid=False)
     # NaN was how the legacy program stored "no reading"; SQLite cannot hold one.
     if on_duckdb() and (empty := count("time_series_data", "isnan(value)")):
-        log.warning("%s points held NaN, and have no reading (NULL) now", f"{empty:,}")
+        log.warning("%s contained NaN and now have no reading (NULL)", points_of(empty))
         context.config.attributes.setdefault("counts", {})["nan_points"] = empty
-    # Times of a wrong unit: no write takes them now, and a datetime may not show them. The points are kept.
+    # Times in a wrong unit: writes refuse them now, and a datetime may not be able to hold them. The points are kept.
     if outside := count("time_series_data", f"timestamp_us NOT BETWEEN {FIRST_US} AND {LAST_US}"):
-        log.warning("%s points lie outside of the years 1678 to 2261, and are kept as they are", f"{outside:,}")
+        log.warning("%s outside the years 1678 to 2261, kept unchanged", points_of(outside))
         context.config.attributes.setdefault("counts", {})["outside_points"] = outside
     value = "CASE WHEN isnan(p.value) THEN NULL ELSE p.value END" if on_duckdb() else "p.value"
     op.execute(f"""
@@ -221,7 +221,7 @@ def move_points(target: str, selection: str) -> None:
     op.execute(f"INSERT INTO {target} {selection}")
     after = count(target)
     if before != after:
-        raise CommandError(f"{before} points became {after} on the way to {target}; nothing was changed")
+        raise CommandError(f"{points_of(before)} became {after:,} when copied to {target}; nothing was changed")
     op.execute("DROP TABLE time_series_data")
     op.execute(f"ALTER TABLE {target} RENAME TO time_series_data")
 
@@ -249,10 +249,14 @@ def count(table: str, condition: str = "true") -> int:
     return op.get_bind().execute(sa.text(f"SELECT count(*) FROM {table} WHERE {condition}")).scalar_one()
 
 
+def points_of(number: int) -> str:
+    return f"{number:,} point{'' if number == 1 else 's'}"
+
+
 def refuse_if_any(what: str, table: str, condition: str = "true") -> None:
     rows = count(table, condition)
     if rows:
         raise CommandError(
-            f"revision 0001 has no place for the {rows} {what} in {table}; nothing was changed. "
-            "Deliver or export them and remove them first"
+            f"revision 0001 has no place for {what} ({rows:,} in {table}); nothing was changed. "
+            "Deliver or export them, then remove them"
         )

@@ -26,7 +26,7 @@ from repo.upkeep.copying import copy_tables, sums_of
 __all__ = [
     "built",
     "most_bytes",
-    "refuse_strangers",
+    "refuse_foreign_objects",
 ]
 
 _VERSION_TABLE = "alembic_version"
@@ -50,25 +50,27 @@ def _text_bytes(connection: Connection) -> int:
         return int(sum(connection.execute(select(*texts)).one()))
 
 
-def refuse_strangers(opened: OpenColumns) -> None:
-    """Raise `HoldfastError`, naming them, if the file holds what Holdfast did not create: a rewrite would drop it."""
+def refuse_foreign_objects(opened: OpenColumns) -> None:
+    """Raise `HoldfastError`, naming them, for objects that Holdfast did not create: a rewrite would drop them."""
     tables = TimeSeriesBase.metadata.sorted_tables
-    ours = {("table", _VERSION_TABLE), ("column", f"{_VERSION_TABLE}.version_num")}
+    own = {("table", _VERSION_TABLE), ("column", f"{_VERSION_TABLE}.version_num")}
     for table in tables:
-        ours |= {("table", table.name), *(("index", str(index.name)) for index in table.indexes)}
-        ours |= {("column", f"{table.name}.{column.name}") for column in table.columns}
+        own |= {("table", table.name), *(("index", str(index.name)) for index in table.indexes)}
+        own |= {("column", f"{table.name}.{column.name}") for column in table.columns}
     with opened.flush_connection.begin():
         catalog = traits_of(opened.flush_connection).catalog
         found = {(kind, name) for kind, name in opened.flush_connection.exec_driver_sql(catalog)}
-    strange = found - ours
-    whole = {name for kind, name in strange if kind == "table"}  # whose columns need no mention
+    foreign = found - own
+    tables_named = {name for kind, name in foreign if kind == "table"}  # their columns are not listed
     named = sorted(
-        f"{kind} {name}" for kind, name in strange if kind != "column" or name.partition(".")[0] not in whole
+        f"{kind} {name}"
+        for kind, name in foreign
+        if kind != "column" or name.partition(".")[0] not in tables_named
     )
     if named:
         raise HoldfastError(
-            f"{opened.backend.path} holds what Holdfast did not create and a rewrite would drop: {', '.join(named)}. "
-            "It stays as it is; move that to a file of its own, drop it here, and try again",
+            f"{opened.backend.path} has objects that Holdfast did not create, and a rewrite would drop them: "
+            f"{', '.join(named)}. The file is unchanged; move them to another file, drop them here, and try again",
             path=opened.backend.path,
         )
 

@@ -22,7 +22,7 @@ from repo.engines.registry import ENGINES
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import FlushFailed, system_typed
 from repo.repositories.state import ColumnsStateRepository
-from repo.upkeep.rewrite import built, most_bytes, refuse_strangers
+from repo.upkeep.rewrite import built, most_bytes, refuse_foreign_objects
 from repo.upkeep.usage import sizes_of
 
 __all__ = ["Shrunk", "shrink"]
@@ -68,7 +68,7 @@ def shrink(
     goal = handle.journal_end()
     with handle.columns.alone("shrinking") as opened:
         opened = handle.flusher.through(opened, goal)
-        refuse_strangers(opened)
+        refuse_foreign_objects(opened)
         handle.flusher.make_durable(opened)
         path = opened.backend.path
         needs = {

@@ -162,13 +162,13 @@ LEDGER = (
 POINT = "INSERT INTO time_series_data VALUES ('s', 'm', 1, NULL, {}, 1, NULL, 1)"
 DESCRIBED = "INSERT INTO series (sensor_id, metric_name, unit) VALUES ('s', 'm', 'bar')"
 LOSSES = [
-    ("metadata", "INSERT INTO journal VALUES (1, 1, 'points', x'00', 1)", "1 journal entries"),
-    ("metadata", "INSERT INTO sinks VALUES ('s', 1, 1, 1)", "1 sinks"),
-    ("metadata", LEDGER, "1 entries of the loss ledger"),
-    ("metadata", DESCRIBED, "1 series descriptions"),
-    ("timeseries", POINT.format("'OPEN'"), "1 text points"),
-    ("timeseries", POINT.format("NULL"), "1 points without a number"),
-    ("timeseries", LEDGER, "1 entries of the loss ledger"),
+    ("metadata", "INSERT INTO journal VALUES (1, 1, 'points', x'00', 1)", "journal entries"),
+    ("metadata", "INSERT INTO sinks VALUES ('s', 1, 1, 1)", "sinks"),
+    ("metadata", LEDGER, "entries of the loss ledger"),
+    ("metadata", DESCRIBED, "series descriptions"),
+    ("timeseries", POINT.format("'OPEN'"), "text points"),
+    ("timeseries", POINT.format("NULL"), "points without a number"),
+    ("timeseries", LEDGER, "entries of the loss ledger"),
 ]
 
 
@@ -182,7 +182,7 @@ def test_a_downgrade_that_would_lose_something_is_refused_and_changes_nothing(
         runner.upgrade(engine, database)
         with engine.begin() as connection:
             connection.execute(text(statement))
-        with pytest.raises(HoldfastError, match=f"no place for the {named}"):
+        with pytest.raises(HoldfastError, match=rf"no place for {named}.* \(1 in \w+\)"):
             runner.downgrade(engine, database, "0001", path=tmp_path / file)
         assert runner.current(engine) == HEAD
         assert runner.check(engine, database) == []
