@@ -1,6 +1,6 @@
-"""The acts of the full-disk tests. Each runs in its own process on a tiny file system. Judges nothing.
+"""The acts of the full-disk tests, run by processes on a tiny file system. Judges nothing.
 
-    python -m tests.faults.full_disk ACT FOLDER ENGINE NOTES
+    python -m tests.faults.full_disk "ACT ..." FOLDER ENGINE NOTES
 
 An act writes its findings to NOTES, on another disk, before the process ends or is killed.
 """
@@ -238,4 +238,5 @@ if __name__ == "__main__":
     # `-m` calls this module __main__; what is pickled must bear its name.
     from tests.faults import full_disk
 
-    full_disk.main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    for act in sys.argv[1].split():
+        full_disk.main(act, Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))

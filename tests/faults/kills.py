@@ -41,6 +41,7 @@ ROUNDS_A_CHAIN = 10
 MOST_CREATION_STATEMENTS = 110
 STEP_TIMEOUT_S = 300.0
 LONGEST_MOVE_S = 0.4
+MOST_PASSED = 12
 
 Damage = Callable[[Path, Random], None]
 
@@ -90,6 +91,8 @@ class Campaign:
         self.failures: list[str] = []
         self.acknowledged = 0
         """Operations that were acknowledged, over all rounds."""
+        self.most_passed = MOST_PASSED
+        """The last occurrence of a frequent step that a kill may wait for."""
 
     def round(self, step: str, *, damage: Damage | None = None, **app: Any) -> bool:
         """Kill once at `step`, count and judge; returns whether the kill hit its step."""
@@ -167,7 +170,7 @@ class Campaign:
         settings = settings_of(rng, chain.engine)
         app = App(chain.store, chain.seed, settings, self._writers(chain, (0, 1)), place, **options)
         app.rebuilds = chain.rebuilds
-        app.nth = rng.randint(1, MOST_CREATION_STATEMENTS) if step == CREATION else _nth(place, rng)
+        app.nth = rng.randint(1, MOST_CREATION_STATEMENTS) if step == CREATION else self._nth(place, rng)
         if step in (HAND_OVER, MOVES_BESIDE):
             return self._kill_one_of_two(chain, app, rng, request)
         child = self._nursery.start(app, request)
@@ -212,6 +215,14 @@ class Campaign:
         for child in children:
             self._note(chain, child, codes[child.pid])
         return "PASSED" not in victim.lines
+
+    def _nth(self, place: Place | None, rng: Random) -> int:
+        """Choose the occurrence to stop at; rare places are reached only a few times a second."""
+        if place is None:
+            return 1
+        rare = ("move", "lease", "delete", "CHECKPOINT", "prune", "WAL checkpoint", "bulk")
+        is_rare = any(word in place.name for word in rare)
+        return rng.randint(1, min(3, self.most_passed) if is_rare else self.most_passed)
 
     def _writers(self, chain: Chain, writers: Sequence[int]) -> dict[int, tuple[int, State]]:
         return {w: (chain.expected[w].next_index, chain.expected[w].state) for w in writers}
@@ -270,14 +281,6 @@ def settings_of(rng: Random, engine: str) -> dict[str, Any]:
         "checkpoint_interval_s": rng.choice((0.1, 1.0)),
         "wal_checkpoint_bytes": 65_536,
     }
-
-
-def _nth(place: Place | None, rng: Random) -> int:
-    """Choose the occurrence to stop at; rare places are reached only a few times a second."""
-    if place is None:
-        return 1
-    rare = ("move", "lease", "delete", "CHECKPOINT", "prune", "WAL checkpoint", "bulk")
-    return rng.randint(1, 3 if any(word in place.name for word in rare) else 12)
 
 
 def _pause(rng: Random, longest_s: float = 0.001) -> None:

@@ -36,7 +36,7 @@ def _in_a_namespace(script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _play(acts: list[str], engine: str, folder: Path, size: str = DISK) -> Notes:
+def _play(processes: list[str], engine: str, folder: Path, size: str = DISK) -> Notes:
     if shutil.which("unshare") is None:
         pytest.skip("a tiny disk needs unshare, of Linux")
     disk, path = folder / "disk", folder / "notes"
@@ -46,9 +46,9 @@ def _play(acts: list[str], engine: str, folder: Path, size: str = DISK) -> Notes
         pytest.skip("a tiny disk needs user and mount namespaces, which are not permitted here")
     words = [sys.executable, "-m", "tests.faults.full_disk"]
     script = [mount]
-    for act in acts:
-        line = shlex.join([*words, act, str(disk), engine, str(path)])
-        script.append(line if act != "fill-and-die" else f"({line}; test $? -eq 137)")
+    for acts in processes:
+        line = shlex.join([*words, acts, str(disk), engine, str(path)])
+        script.append(line if acts != "fill-and-die" else f"({line}; test $? -eq 137)")
     done = _in_a_namespace(" && ".join(script))
     assert done.returncode == 0, done.stderr[-4000:]
     assert "Traceback" not in done.stderr
@@ -67,7 +67,7 @@ def _nothing_is_lost(notes: Notes) -> None:
 
 @pytest.mark.parametrize("engine", ["duckdb", pytest.param("sqlite", marks=pytest.mark.slow)])
 def test_a_full_disk_refuses_writes_and_works_again_with_space(engine: str, tmp_path: Path) -> None:
-    notes = _play(["fill-and-go-on", "count"], engine, tmp_path)
+    notes = _play(["fill-and-go-on count"], engine, tmp_path)
     assert notes.acknowledged > 20
     assert set(notes.refused) == {"StoreFull"}
     assert set(notes.while_full) <= {"StoreFull", "ok"}
@@ -78,7 +78,7 @@ def test_a_full_disk_refuses_writes_and_works_again_with_space(engine: str, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["sqlite", "duckdb"])
 def test_a_process_killed_on_a_full_disk_loses_nothing(engine: str, tmp_path: Path) -> None:
-    notes = _play(["fill-and-die", "open-on-the-full-disk", "count"], engine, tmp_path)
+    notes = _play(["fill-and-die", "open-on-the-full-disk count"], engine, tmp_path)
     assert set(notes.refused) == {"StoreFull"}
     assert set(notes.while_full) <= {"StoreFull", "ok"}
     assert (notes.after, notes.unflushed) == (20, 0)
@@ -89,7 +89,7 @@ def test_a_process_killed_on_a_full_disk_loses_nothing(engine: str, tmp_path: Pa
 @pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
 def test_the_columns_do_not_move_without_room_and_move_when_there_is(engine: str, tmp_path: Path) -> None:
-    notes = _play(["move", "count"], engine, tmp_path)
+    notes = _play(["move count"], engine, tmp_path)
     assert set(notes.while_full) == {"StoreFull"}
     assert notes.moved == [engine] * (len(notes.moved) - 1) + ["sqlite" if engine == "duckdb" else "duckdb"]
     assert notes.left == []

@@ -56,7 +56,15 @@ def _cut(store: Path, size: int) -> None:
             log.truncate(size)
 
 
-@pytest.mark.parametrize("damage", [removed, emptied, truncated, bit_flipped, garbled])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        removed,
+        truncated,
+        bit_flipped,
+        *(pytest.param(damage, marks=pytest.mark.slow) for damage in (emptied, garbled)),
+    ],
+)
 def test_a_log_that_is_damaged_after_a_kill_loses_nothing(damage: Damage, own_campaign: Campaign) -> None:
     own_campaign.round("between the copy and the CHECKPOINT", damage=damage)
     assert own_campaign.failures == []

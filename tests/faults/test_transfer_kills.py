@@ -156,12 +156,14 @@ def kills_in_imports(source: Store, tmp_path: Path, engine: str, seed: int, time
     kill_often(times, seed, work)
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_killed_export_leaves_complete_files_and_can_resume(
     source: Store, tmp_path: Path, seed: int
 ) -> None:
     kills_in_exports(source, tmp_path, seed, SHORT)
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_killed_import_is_completed_by_another_one(
     source: Store, tmp_path: Path, engine: str, seed: int
 ) -> None:

@@ -12,13 +12,13 @@ from tests.migrations.legacy_store import add_pointers, make_legacy_store
 
 pytestmark = pytest.mark.duckdb
 
-SHORT, LONG = 3, 100
+SHORT, LONG = 1, 100
 LONG_HITS = 10
 
 
-def kills(nursery: Nursery, folder: Path, seed: int, points: int) -> UpgradeKills:
+def kills(nursery: Nursery, folder: Path, seed: int, points: int, records: int) -> UpgradeKills:
     made = make_legacy_store(folder / "made", points)
-    add_pointers(made, 2_000)
+    add_pointers(made, records)
     campaign = UpgradeKills(nursery, folder, made, seed)
     campaign.prepare()
     return campaign
@@ -35,7 +35,7 @@ def fleet(nursery: Nursery, folder: Path, seed: int, stores: int) -> Fleet:
 def test_a_killed_upgrade_is_at_a_complete_revision_and_can_be_completed(
     nursery: Nursery, tmp_path: Path, seed: int
 ) -> None:
-    campaign = kills(nursery, tmp_path, seed, 10_000)
+    campaign = kills(nursery, tmp_path, seed, 3_000, 500)
     for number in range(SHORT):
         campaign.round(number)
     assert campaign.failures == []
@@ -44,7 +44,7 @@ def test_a_killed_upgrade_is_at_a_complete_revision_and_can_be_completed(
 
 @pytest.mark.slow
 def test_a_hundred_kills_of_the_upgrade_of_a_large_store(nursery: Nursery, tmp_path: Path, seed: int) -> None:
-    campaign = kills(nursery, tmp_path, seed, 200_000)
+    campaign = kills(nursery, tmp_path, seed, 200_000, 2_000)
     number = 0
     while number < LONG or (
         min(campaign.hits[moment] for moment in MOMENTS) < LONG_HITS and number < 3 * LONG
