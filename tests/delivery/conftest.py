@@ -13,11 +13,13 @@ import pytest
 from repo import Settings, Store
 from repo.demo.receiver import Receiver
 from repo.demo.receiver_store import Keeping, Taken
+from tests.conftest import Templates
 
 
-@pytest.fixture(params=["duckdb", "sqlite"])
-def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
-    with Store(tmp_path / "store", Settings(engine=request.param, background=False)) as opened:
+@pytest.fixture
+def store(tmp_path: Path, engine: Any, templates: Templates) -> Iterator[Store]:
+    templates.copy(engine, 1, tmp_path / "store")
+    with Store(tmp_path / "store", Settings(engine=engine, background=False)) as opened:
         yield opened
 
 

@@ -83,6 +83,7 @@ def test_everything_arrives_once_and_in_order(store: Store, receiver: Receiver, 
     assert [batch.first_seq for batch in sink.batches] == list(range(1, 1_041, 97))
 
 
+@pytest.mark.slow_on("sqlite")
 def test_the_cursor_moves_after_the_receipt_and_not_before(
     store: Store, receiver: Receiver, sink: Recorder
 ) -> None:
@@ -102,6 +103,7 @@ def test_the_cursor_moves_after_the_receipt_and_not_before(
     assert seen == [(60, 0), (100, 60)]
 
 
+@pytest.mark.slow_on("sqlite")
 def test_while_the_link_is_down_nothing_is_lost_and_the_waits_grow(
     store: Store, receiver: Receiver, sink: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -122,6 +124,7 @@ def test_while_the_link_is_down_nothing_is_lost_and_the_waits_grow(
     assert said == ["WARNING", "INFO"], "a change of state is logged once"
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_try_without_receipt_is_repeated_as_it_was_whatever_is_written_meanwhile(
     store: Store, receiver: Receiver, sink: Recorder
 ) -> None:
@@ -164,6 +167,7 @@ def test_a_sender_killed_between_receipt_and_commit_repeats_the_range_with_the_s
     assert (report["points"], report["dropped_by_seq"]) == (1_100, 0)
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_last_range_that_has_grown_since_the_crash_is_dropped_by_seq(
     store: Store, receiver: Receiver, sink: Recorder
 ) -> None:
@@ -224,6 +228,7 @@ def test_deletes_and_overwritten_seqs_do_not_keep_the_cursor_behind(
     assert confirmed(store) == store.sinks.last_seq() == 52
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_refused_batch_stays_first_in_line_and_is_told(
     store: Store, receiver: Receiver, sink: Recorder
 ) -> None:
@@ -263,6 +268,7 @@ def test_run_goes_on_after_refusals_and_broken_connections(store: Store, error: 
     assert confirmed(store) == 5
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_receipt_for_another_batch_is_none(store: Store) -> None:
     class Confused:
         name = "confused"
@@ -275,6 +281,7 @@ def test_a_receipt_for_another_batch_is_none(store: Store) -> None:
     assert (step.outcome, confirmed(store)) == (Outcome.RETRY, 0)
 
 
+@pytest.mark.slow_on("sqlite")
 def test_the_receiver_s_wish_to_be_left_alone_is_heeded_within_bounds(store: Store) -> None:
     class Weary:
         name = "weary"
@@ -288,6 +295,7 @@ def test_the_receiver_s_wish_to_be_left_alone_is_heeded_within_bounds(store: Sto
     assert Forwarder(store, Weary(), backoff=Backoff(first_s=0.1, longest_s=30)).step().wait_s == 30
 
 
+@pytest.mark.slow_on("sqlite")
 def test_run_stops_when_it_is_told_to(store: Store, sink: Recorder) -> None:
     write(store, 0, 5)
     stop = threading.Event()
@@ -298,6 +306,7 @@ def test_run_stops_when_it_is_told_to(store: Store, sink: Recorder) -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.slow_on("sqlite")
 def test_settings_that_make_no_sense_are_refused(store: Store, sink: Recorder) -> None:
     with pytest.raises(InvalidSettings, match="batch_points"):
         Forwarder(store, sink, batch_points=0)

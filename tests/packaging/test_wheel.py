@@ -12,6 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from build import ProjectBuilder
+from build.env import DefaultIsolatedEnv
 
 from repo.schema.version import HEAD
 from tests.migrations.legacy_store import make_legacy_store
@@ -38,18 +40,28 @@ def run(*arguments: str | Path, folder: Path, check: bool = True) -> subprocess.
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, made from the source distribution."""
+    """The wheel, made from the source distribution as `python -m build` does, but in one environment for both."""
     out = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--outdir", out, ROOT, folder=out)
-    return next(out.glob("*.whl"))
+    with DefaultIsolatedEnv() as environment:
+        checkout = ProjectBuilder.from_isolated_env(environment, ROOT)
+        environment.install(checkout.build_system_requires)
+        environment.install(checkout.get_requires_for_build("sdist"))
+        source = Path(checkout.build("sdist", out))
+        unpacked = tmp_path_factory.mktemp("source")
+        with tarfile.open(source) as archive:
+            archive.extractall(unpacked, filter="data")
+        alone = ProjectBuilder.from_isolated_env(environment, next(unpacked.iterdir()))
+        environment.install(alone.get_requires_for_build("wheel"))
+        return Path(alone.build("wheel", out))
 
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` folder of a new environment with nothing but the wheel and what it depends on."""
     home = tmp_path_factory.mktemp("environment")
-    venv.create(home, with_pip=True)
-    run(home / "bin" / "python", "-m", "pip", "install", "--quiet", wheel, folder=home)
+    venv.create(home, with_pip=False)
+    install = ("--python", home / "bin" / "python", "install", "--quiet", "--no-compile", wheel)
+    run(sys.executable, "-m", "pip", *install, folder=home)
     return home / "bin"
 
 
