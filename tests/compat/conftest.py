@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,42 @@ def buffer(make_buffer: MakeBuffer) -> OfflineBufferManager:
     return make_buffer()
 
 
+class StorageTemplates:
+    """Empty storages, made when they are first needed and copied from then on, like `Templates`."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+
+    def copy(self, engine: str, number: int, path: Path) -> None:
+        """Put an empty storage where none is; `HOLDFAST_ENGINE` is set to the engine."""
+        template = self._home / f"{engine}-{number}"
+        if not template.exists():
+            DuckDBTimeSeriesStorage(str(template / "template.duckdb")).close()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for file in template.iterdir():
+            if file.suffix != ".lock":
+                shutil.copyfile(file, path.parent / file.name.replace("template", path.stem, 1))
+
+
+@pytest.fixture(scope="session")
+def storage_templates(tmp_path_factory: pytest.TempPathFactory) -> StorageTemplates:
+    """The templates of this test process."""
+    return StorageTemplates(tmp_path_factory.mktemp("storage-templates"))
+
+
 @pytest.fixture
-def make_storage(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeStorage]:
+def make_storage(
+    tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch, storage_templates: StorageTemplates
+) -> Iterator[MakeStorage]:
     """Make storages; on SQLite as where DuckDB does not exist."""
     monkeypatch.setenv("HOLDFAST_ENGINE", engine)
     made: list[DuckDBTimeSeriesStorage] = []
 
     def make(name: str = "edge/points.duckdb", **arguments: Any) -> DuckDBTimeSeriesStorage:
-        made.append(DuckDBTimeSeriesStorage(str(tmp_path / name), **arguments))
+        path = tmp_path / name
+        if not path.with_name(f"{path.name}.meta.db").exists():
+            storage_templates.copy(engine, len(made) + 1, path)
+        made.append(DuckDBTimeSeriesStorage(str(path), **arguments))
         return made[-1]
 
     yield make
