@@ -133,6 +133,7 @@ def test_the_old_file_is_kept_under_another_name_and_a_later_opening_finds_the_n
     assert len(everything(store)) == 1
 
 
+@pytest.mark.slow_on("sqlite")
 def test_an_old_file_that_was_put_back_is_refused(open_store: Any, engine: str) -> None:
     store = open_store()
     store.points.insert("a", "m", 1.0, timestamp=1)
@@ -150,6 +151,7 @@ def test_an_old_file_that_was_put_back_is_refused(open_store: Any, engine: str) 
         everything(store)
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_copy_that_does_not_read_back_as_written_is_never_made_active(
     store: Store, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +171,7 @@ def test_a_copy_that_does_not_read_back_as_written_is_never_made_active(
     assert len(everything(store)) == 100
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_switch_that_fails_leaves_the_store_as_it_was(store: Store, engine: str) -> None:
     store.points.insert("a", "m", 1.0, timestamp=1)
     store.flush()
@@ -187,6 +190,7 @@ def test_a_switch_that_fails_leaves_the_store_as_it_was(store: Store, engine: st
     assert len(everything(store)) == 2
 
 
+@pytest.mark.slow_on("sqlite")
 def test_an_error_of_the_callers_own_function_stops_the_move_and_is_raised_unchanged(
     store: Store, engine: str
 ) -> None:
@@ -260,6 +264,7 @@ def test_a_metadata_database_from_before_the_columns_moved_finds_them(
         store.close()
 
 
+@pytest.mark.slow_on("sqlite")
 def test_writes_to_a_restored_metadata_database_before_it_found_the_columns_are_kept(
     open_store: Any, tmp_path: Path
 ) -> None:
@@ -325,6 +330,7 @@ def test_leftovers_of_a_kill_are_removed_and_change_nothing(
     assert len(everything(store)) == 102
 
 
+@pytest.mark.slow_on("sqlite")
 def test_at_open_only_settings_that_say_so_move_the_columns(open_store: Any, engine: str) -> None:
     store = open_store()
     store.points.insert("a", "m", 1.0, timestamp=1)

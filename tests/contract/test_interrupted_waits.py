@@ -54,6 +54,7 @@ def test_a_thread_ends_even_if_the_request_to_end_was_interrupted() -> None:
             return
 
 
+@pytest.mark.slow_on("duckdb")
 def test_a_job_and_a_store_end_their_threads_even_if_their_start_was_interrupted(
     open_store: OpenStore,
 ) -> None:

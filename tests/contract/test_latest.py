@@ -239,6 +239,7 @@ def test_a_closed_store_refuses_and_leaves_no_log_behind(open_store: OpenStore) 
     assert not list(store.path.glob("offline_buffer.db-*"))
 
 
+@pytest.mark.slow_on("duckdb")
 def test_a_child_of_fork_is_refused_even_during_a_call_of_another_thread(store: Store) -> None:
     store.points.insert("a", "m", 1.0, timestamp=1)
     newest(store)
@@ -313,6 +314,7 @@ def test_two_handles_on_one_store_always_agree_with_a_plain_dict(
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow_on("duckdb")
 def test_an_interrupted_call_leaves_the_next_result_right(store: Store) -> None:
     files = {str(module.__file__) for module in (latest, default)}
     for nth in itertools.count(1):

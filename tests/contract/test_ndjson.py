@@ -223,6 +223,7 @@ def test_duplicates_other_kinds_and_what_cannot_be_stored_are_counted(store: Sto
     ],
     ids=lambda case: str(case)[:32],
 )
+@pytest.mark.slow_on("duckdb")
 def test_a_single_invalid_line_makes_the_file_unusable(
     unwritten: Store, tmp_path: Path, wrong: Any, told: str
 ) -> None:
@@ -326,6 +327,7 @@ with Store(sys.argv[1], Settings(background=False, engine=sys.argv[2])) as store
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to tell the peak of memory")
+@pytest.mark.slow_on("duckdb")
 def test_a_decompression_bomb_is_read_in_bounded_memory(
     tmp_path: Path, engine: str, run_python: RunPython
 ) -> None:

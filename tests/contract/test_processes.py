@@ -87,6 +87,7 @@ def test_two_processes_take_turns_on_the_columns(
     assert len({row["seq"] for row in store.points.after(0)}) == 6
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_write_needs_no_lease_and_a_busy_read_names_the_holder(
     open_store: Any, spawn: Callable[..., Any], engine: str
 ) -> None:
@@ -114,6 +115,7 @@ def ask_and_end(holder: Any) -> None:
     assert (holder.returncode, err) == (0, "")
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_call_that_gave_up_waiting_does_not_keep_the_lease_from_others(
     open_store: Any, spawn: Callable[..., Any], engine: str
 ) -> None:
@@ -130,6 +132,7 @@ def test_a_call_that_gave_up_waiting_does_not_keep_the_lease_from_others(
     store.flush()
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_killed_holder_leaves_the_lease_to_the_next_waiting_process(
     open_store: Any, spawn: Callable[..., Any], engine: str
 ) -> None:
@@ -141,6 +144,7 @@ def test_a_killed_holder_leaves_the_lease_to_the_next_waiting_process(
     assert store.flush() == 1
 
 
+@pytest.mark.slow_on("sqlite")
 def test_an_idle_holder_gives_way_at_once(open_store: Any, spawn: Callable[..., Any], engine: str) -> None:
     store = open_store(background=True, lease_idle_s=3_600.0)
     store.points.insert("a", "m", 1.0, timestamp=1)
@@ -249,6 +253,7 @@ again.close()
 )
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_forked_child_is_refused_and_the_parent_continues(
     tmp_path: Path, engine: str, run_python: Any
 ) -> None:
