@@ -38,40 +38,41 @@ def test_within_one_batch_the_last_row_of_an_identity_wins(store: Store) -> None
 
 
 @FLUSHES
-@pytest.mark.parametrize(
-    ("value", "quality", "metadata"),
-    [(1.5, 100, None), ("OPEN", 7, {"b": 1, "a": "ø"}), (None, 100, {}), (float("inf"), -1, None)],
-)
-def test_an_equal_write_changes_nothing_and_keeps_its_seq(
-    store: Store, flushed: bool, value: Any, quality: int, metadata: dict[str, Any] | None
-) -> None:
-    first = store.points.insert("a", "m", value, 10, quality, metadata)
+def test_an_equal_write_changes_nothing_and_keeps_its_seq(store: Store, flushed: bool) -> None:
+    points: list[Any] = [
+        (1.5, 10, 100, None),
+        ("OPEN", 10, 7, {"b": 1, "a": "ø"}),
+        (None, 10, 100, {}),
+        (float("inf"), 10, -1, None),
+    ]
+    first = {
+        (f"s{n}", 10): store.points.insert(f"s{n}", "m", *point).first_seq for n, point in enumerate(points)
+    }
     if flushed:
         store.flush()
-    store.points.insert("a", "m", value, 10, quality, metadata)
+    for n, point in enumerate(points):
+        store.points.insert(f"s{n}", "m", *point)
     store.points.insert("later", "m", 1.0, 11)
-    assert seqs(store) == {("a", 10): first.first_seq, ("later", 11): 3}
+    assert seqs(store) == {**first, ("later", 11): 9}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_a_write_that_differs_in_any_field_takes_the_new_seq(store: Store) -> None:
+    point: dict[str, Any] = {"value": 1.0, "quality": 100, "metadata": {"k": 1}}
+    changes: list[dict[str, Any]] = [
         {"value": 2.0},
         {"value": None},
         {"quality": 99},
         {"metadata": {"k": 2}},
         {"metadata": None},
-    ],
-    ids=str,
-)
-def test_a_write_that_differs_in_any_field_takes_the_new_seq(store: Store, change: dict[str, Any]) -> None:
-    point = {"value": 1.0, "quality": 100, "metadata": {"k": 1}}
-    store.points.insert("a", "m", timestamp=10, **point)  # type: ignore[arg-type]
+    ]
+    for n in range(len(changes)):
+        store.points.insert(f"s{n}", "m", timestamp=10, **point)
     store.flush()
-    store.points.insert("a", "m", timestamp=10, **(point | change))  # type: ignore[arg-type]
-    [row] = store.points.after(0)
-    assert row["seq"] == 2
-    assert {name: row[name] for name in point} == point | change
+    for n, change in enumerate(changes):
+        store.points.insert(f"s{n}", "m", timestamp=10, **(point | change))
+    rows = store.points.after(0)
+    assert [(row["sensor_id"], row["seq"]) for row in rows] == [(f"s{n}", 6 + n) for n in range(len(changes))]
+    assert [{name: row[name] for name in point} for row in rows] == [point | change for change in changes]
 
 
 @FLUSHES

