@@ -75,7 +75,7 @@ def test_an_aggregate_is_one_dict(storage: DuckDBTimeSeriesStorage, aggregation:
 def test_a_series_of_texts_can_be_counted_only(storage: DuckDBTimeSeriesStorage) -> None:
     fill(storage, "OPEN", "SHUT")
     assert storage.query_time_range("S", "m", 0, 200, "count")[0]["value"] == 2
-    with pytest.raises(InvalidQuery, match="texts"):
+    with pytest.raises(InvalidQuery, match="text readings"):
         storage.query_time_range("S", "m", 0, 200, "max")
 
 
