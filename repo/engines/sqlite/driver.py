@@ -212,7 +212,7 @@ class _Connection(sqlite3.Connection):
             forks.close(self._file)
 
     def __del__(self) -> None:
-        if os.getpid() == self._pid:
+        if os.getpid() == self._pid and not self._is_closed:
             self.close()
 
 
@@ -319,10 +319,12 @@ def copy_to(path: Path, target: Path, progress: Callable[[int], object]) -> None
 
     `progress` receives the bytes of each piece. Others can read and write during the copy.
     """
-    source = sqlite3.connect(f"file:{_uri_path(path)}?mode=rw", uri=True, factory=_Connection)
+    source = sqlite3.connect(
+        f"file:{_uri_path(path)}?mode=rw", uri=True, factory=_Connection, check_same_thread=False
+    )
     target.touch(exist_ok=False)
     ownership.make_like(target, path)
-    copy = sqlite3.connect(target, factory=_Connection)
+    copy = sqlite3.connect(target, factory=_Connection, check_same_thread=False)
     left = None
 
     def report(_status: int, remaining: int, total: int) -> None:
