@@ -223,6 +223,6 @@ def test_the_file_of_rejections_is_neither_the_input_nor_of_the_store(on_duckdb:
     given.write_text(BAD)
     link.symlink_to(given)
     for errors in (given, link, on_duckdb.folder / "offline_buffer.db", on_duckdb.folder / "holdfast.toml"):
-        assert "name another" in on_duckdb("ingest", given, "--errors", errors, code=2).stderr
+        assert "give another name" in on_duckdb("ingest", given, "--errors", errors, code=2).stderr
     assert given.read_text() == BAD
     assert on_duckdb.json("status")["last_seq"] == 0

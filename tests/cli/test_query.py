@@ -210,7 +210,7 @@ def test_where_there_is_nothing_stdout_is_empty_and_stderr_says_so(filled: Any) 
         ("--start 20240501", "could be a date or Unix seconds"),
         ("--start 1714521600000", "looks like milliseconds"),
         ("--since 5", "is not a duration"),
-        ("--since 1h --start now", "give one"),
+        ("--since 1h --start now", "cannot be combined"),
         ("--every 0s", "positive"),
         ("--agg mode", "there is no aggregate 'mode'"),
         ("--agg p101", "there is no aggregate 'p101'"),
