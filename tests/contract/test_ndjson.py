@@ -236,6 +236,7 @@ def test_a_single_invalid_line_makes_the_file_unusable(
     assert unwritten.sinks.last_seq() == 0
 
 
+@pytest.mark.slow_on("duckdb")
 def test_every_flipped_bit_is_found(open_store: OpenStore, tmp_path: Path, seed: int) -> None:
     source, target = open_store("source"), open_store("target")
     points = fill(source, days=1)
