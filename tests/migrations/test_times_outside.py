@@ -59,8 +59,26 @@ def test_numpy_and_arrow_take_them_as_they_are(store: Store) -> None:
     assert table["timestamp"].cast(pyarrow.int64()).to_pylist() == list(TIMES_US)
 
 
-@pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati"])
-@pytest.mark.parametrize("every", ["1h", "1d", "1w", "1mo", "1y"])
+@pytest.mark.parametrize(
+    ("every", "zone"),
+    [
+        ("1h", "UTC"),
+        ("1d", "Pacific/Kiritimati"),
+        ("1w", "UTC"),
+        ("1y", "UTC"),
+        *(
+            pytest.param(every, zone, marks=pytest.mark.slow)
+            for every, zone in (
+                ("1h", "Pacific/Kiritimati"),
+                ("1d", "UTC"),
+                ("1w", "Pacific/Kiritimati"),
+                ("1mo", "UTC"),
+                ("1mo", "Pacific/Kiritimati"),
+                ("1y", "Pacific/Kiritimati"),
+            )
+        ),
+    ],
+)
 def test_aggregates_count_them_in_the_first_and_the_last_bucket(store: Store, every: str, zone: str) -> None:
     rows = store.points.aggregate("far", "m", agg="count", every=every, tz=zone)
     assert [row["count"] for row in rows] == [1, 1, 2]
