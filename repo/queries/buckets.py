@@ -24,6 +24,7 @@ _DAY_US = 24 * _HOUR_US
 _WEEK_US = 7 * _DAY_US
 _MONDAY_US = 4 * _DAY_US  # 1970-01-05
 _SHORTEST_MONTH_US = 28 * _DAY_US
+_USUAL_US = (0, 4_102_444_799_999_999)  # 1970 to 2099
 _FAR_US = (
     20_000_000_000_000_000  # beyond every valid timestamp, so that the modulo never sees a negative number
 )
@@ -38,7 +39,9 @@ class Buckets:
     midnight and may last 23 or 25 hours. Whole weeks begin on Monday. Months and years are calendar months and
     years, counted from January 1970, so `3mo` gives quarters.
 
-    Points outside of the years 1678 to 2261, which legacy stores may hold, count in the first or the last bucket.
+    Legacy stores may hold points outside of the years 1678 to 2261, whose times had a wrong unit. With such points,
+    those outside of the years 1970 to 2099 count in the first or the last bucket: buckets for all centuries would
+    take seconds.
 
     Each bucket has a number, by which the engines group: its start in µs. For buckets that follow the wall clock
     it is the local time of the start, taken as if it were UTC.
@@ -49,18 +52,20 @@ class Buckets:
     start_us: int
     end_us: int
     has_outside: bool = False
-    """Whether there are points outside of the range of times."""
+    """Whether there are points outside of `start_us` and `end_us`; they count in the first or the last bucket."""
 
     @classmethod
     def over(cls, width: Width, zone: tzinfo, first_us: int, last_us: int) -> Buckets:
         """Return the buckets for points within [first_us, last_us], whatever these are."""
-        start_us, end_us = _stored(first_us), _stored(last_us)
-        return cls(width, zone, start_us, end_us, has_outside=(start_us, end_us) != (first_us, last_us))
+        if first_us >= MIN_TIMESTAMP_US and last_us <= MAX_TIMESTAMP_US:
+            return cls(width, zone, first_us, last_us)
+        start_us, end_us = (min(max(us, _USUAL_US[0]), _USUAL_US[1]) for us in (first_us, last_us))
+        return cls(width, zone, start_us, end_us, has_outside=True)
 
     def expression(self, time: Any) -> ColumnElement[int]:
         """Return the SQL for the number of the bucket that contains a time."""
         if self.has_outside:
-            edges = ((time < MIN_TIMESTAMP_US, MIN_TIMESTAMP_US), (time > MAX_TIMESTAMP_US, MAX_TIMESTAMP_US))
+            edges = ((time < self.start_us, self.start_us), (time > self.end_us, self.end_us))
             time = case(*edges, else_=time)
         if self.width.months:
             # The first one twice: DuckDB cannot group by an expression that is only a parameter.
@@ -78,7 +83,7 @@ class Buckets:
 
     def number_of(self, us: int) -> int:
         """Return the number of the bucket that contains a time, as `expression` does in SQL."""
-        us = _stored(us)
+        us = self._inside(us)
         if self.width.months:
             return self._months[max(0, bisect_right(self._months, us) - 1)]
         offset = self._offset(us)
@@ -86,6 +91,9 @@ class Buckets:
         if self._wall_clock:
             return us + offset - into
         return max([us - into, *(cut for cut in self._cuts if us - into < cut <= us)])
+
+    def _inside(self, us: int) -> int:
+        return min(max(us, self.start_us), self.end_us) if self.has_outside else us
 
     def start_of(self, number: int, fold: int = 0) -> datetime:
         """Return the start of a bucket in the zone. If clocks show it twice, `fold=1` is the second time."""
@@ -102,7 +110,7 @@ class Buckets:
         """Return the numbers of all buckets that overlap [low_us, high_us], in order."""
         if low_us > high_us:
             return []
-        low_us, high_us = _stored(low_us), _stored(high_us)
+        low_us, high_us = self._inside(low_us), self._inside(high_us)
         if self.width.months:
             first = max(0, bisect_right(self._months, low_us) - 1)
             return self._months[first : bisect_right(self._months, high_us)]
@@ -236,7 +244,3 @@ class AggregateColumns:
 
     values: dict[str, Sequence[Any]] = field(default_factory=dict)
     """By the aggregate's name; None if the result is undefined, such as inf - inf."""
-
-
-def _stored(us: int) -> int:
-    return min(max(us, MIN_TIMESTAMP_US), MAX_TIMESTAMP_US)

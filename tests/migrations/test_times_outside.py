@@ -65,24 +65,14 @@ def test_numpy_and_arrow_take_them_as_they_are(store: Store) -> None:
         ("1h", "UTC"),
         ("1d", "Pacific/Kiritimati"),
         ("1w", "UTC"),
+        ("1mo", "Pacific/Kiritimati"),
         ("1y", "UTC"),
-        *(
-            pytest.param(every, zone, marks=pytest.mark.slow)
-            for every, zone in (
-                ("1h", "Pacific/Kiritimati"),
-                ("1d", "UTC"),
-                ("1w", "Pacific/Kiritimati"),
-                ("1mo", "UTC"),
-                ("1mo", "Pacific/Kiritimati"),
-                ("1y", "Pacific/Kiritimati"),
-            )
-        ),
     ],
 )
 def test_aggregates_count_them_in_the_first_and_the_last_bucket(store: Store, every: str, zone: str) -> None:
     rows = store.points.aggregate("far", "m", agg="count", every=every, tz=zone)
     assert [row["count"] for row in rows] == [1, 1, 2]
-    assert [row["bucket"].year for row in rows[1:]] in ([2026, 2261], [2026, 2262], [2025, 2261])
+    assert [row["bucket"].year for row in rows[1:]] in ([2026, 2099], [2026, 2100], [2025, 2099])
     assert store.points.aggregate("far", "m", agg="count")[0]["count"] == 4
 
 
