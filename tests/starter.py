@@ -39,7 +39,9 @@ LEFT_OUT = ("repo.demo", "repo.migrations", "repo.formats.files.parquet_pyarrow"
 
 LOADED = ("duckdb", "duckdb_engine", "alembic.command", "sqlalchemy.dialects.sqlite")
 
-CLIENT = """#!{python} -IS
+CLIENT = """#!/bin/sh
+'''exec' "{python}" -IS "$0" "$@"
+' '''
 import _socket, array, os, sys
 server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
 server.connect({address!r})
@@ -54,7 +56,10 @@ while piece := server.recv(64):
 code = int(said.split()[1])
 sys.exit(code if code >= 0 else 128 - code)
 """
-"""A program that runs a command in a forked process; as an executable file, for a shell."""
+"""A program that runs a command in a forked process; as an executable file, for a shell.
+
+The first lines are for both the shell and Python: the path of an interpreter in `#!` may hold no blank.
+"""
 
 
 class Process:
