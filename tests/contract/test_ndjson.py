@@ -336,11 +336,12 @@ def test_a_decompression_bomb_is_read_in_bounded_memory(
     text = "".join(json.dumps(line(at, metadata={"note": note})) + "\n" for at in range(100))
     file = tmp_path / "a.ndjson.gz"
     with gzip.open(file, "wt") as stream:
-        for part in range(20):
+        for part in range(40):
             stream.write(text.replace('"s"', f'"s{part}"'))
     assert file.stat().st_size < 2_000_000
     done = run_python(PEAK, tmp_path / "store", engine, file)
     assert done.returncode == 0, done.stderr
     stored, peak_mb = map(int, done.stdout.split())
-    assert stored == 2_000
-    assert peak_mb < 250, "the 60 MB of text were held at once"
+    assert stored == 4_000
+    # Measured, for half as much text too: 276 where DuckDB is not installed, and 159 where it is.
+    assert peak_mb < 320, "the 120 MB of text were held at once"

@@ -74,7 +74,8 @@ class Census:
 
     folder: Path
     checkpoint: bool
-    create: bool = False
+    create: str | None = None
+    """The engine with which to create the store, if the kill came before anything was there."""
 
 
 @dataclass(slots=True)
@@ -293,8 +294,9 @@ def take_census(census: Census) -> Counted:
     counted = Counted()
     if not census.create:
         count_as_found(counted, census.folder)
-    settings = Settings(flush_interval_s=60.0, lease_timeout_s=30.0, lease_idle_s=30.0)
-    with Store(census.folder, settings, create=census.create) as store:
+    options: dict[str, Any] = {"flush_interval_s": 60.0, "lease_timeout_s": 30.0, "lease_idle_s": 30.0}
+    settings = Settings(**options, engine=census.create or "auto")  # type: ignore[arg-type]
+    with Store(census.folder, settings, create=census.create is not None) as store:
         count_through(counted, store, checkpoint=census.checkpoint)
     count_metadata(counted, census.folder)
     count_columns(counted, _ask_columns(census.folder))

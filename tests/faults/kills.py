@@ -249,7 +249,7 @@ class Campaign:
 
     def _judged(self, chain: Chain, step: str, rng: Random, request: Path, *, damaged: bool) -> Verdict:
         # SQLite can be read raw after the kill, but during creation there may be nothing yet.
-        census = Census(chain.store, rng.random() < 0.5, create=step == CREATION)
+        census = Census(chain.store, rng.random() < 0.5, create=self._engine if step == CREATION else None)
         child = self._nursery.start(census, request.with_suffix(".census"))
         answer = child.read_all(timeout_s=STEP_TIMEOUT_S)
         errors = child.errors.read_text()

@@ -6,14 +6,17 @@ import random
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from repo import Settings, Store, StoreCorrupt
 from repo.clock import system_clock
-from repo.engines.duckdb import checkpoint, driver
 from repo.engines.registry import LEGACY, traits_of
 from tests.starter import Starter
+
+checkpoint: Any = pytest.importorskip("repo.engines.duckdb.checkpoint")
+driver: Any = pytest.importorskip("repo.engines.duckdb.driver")
 
 pytestmark = pytest.mark.duckdb
 
