@@ -37,6 +37,9 @@ TIMEOUT_S = 300.0
 LEFT_OUT = ("repo.demo", "repo.migrations", "repo.formats.files.parquet_pyarrow")
 """PyArrow and NumPy start threads when they are imported."""
 
+FIRST_STREAMS = (sys.stdout, sys.stderr)
+"""Those of the server: modules that were imported there, as Alembic, may write to them."""
+
 LOADED = ("duckdb", "duckdb_engine", "alembic.command", "sqlalchemy.dialects.sqlite")
 
 CLIENT = """#!/bin/sh
@@ -296,7 +299,7 @@ def _end(arguments: list[str]) -> None:
         code = 1
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr, *FIRST_STREAMS):
         with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
             stream.flush()
     os._exit(code)

@@ -340,6 +340,7 @@ def test_an_interrupt_while_another_writes_leaves_the_store_usable(store: Store)
     database = store.path / "offline_buffer.db"
     other = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored in the background
     timers = [
         threading.Timer(0.3, signal.raise_signal, (signal.SIGINT,)),
         threading.Timer(0.7, other.execute, ("ROLLBACK",)),
@@ -350,6 +351,7 @@ def test_an_interrupt_while_another_writes_leaves_the_store_usable(store: Store)
         store.points.insert("a", "m", 1.0, timestamp=1)
     for timer in timers:
         timer.join()
+    signal.signal(signal.SIGINT, before)
     other.close()
     store.points.insert("a", "m", 2.0, timestamp=2)
     assert {0.0, 2.0} <= {row["value"] for row in store.points.range("a", "m")}
