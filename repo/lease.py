@@ -169,8 +169,8 @@ def leased(
 class _Place:
     """A place in the queue for the lease: new, queued, granted or over. It owns its two descriptors throughout.
 
-    flock has no timeout, so a thread blocks in it on behalf of the waiting call; meanwhile only that thread may close
-    the descriptors. A lock that it gets while no call waits is released at once, and the place is over.
+    flock has no timeout, so a thread blocks in it on behalf of the waiting call. While it blocks, only that thread may
+    close the descriptors. A lock that it gets while no call waits is released at once, and the place is over.
     """
 
     def __init__(self, folder: Path, prefix: str) -> None:

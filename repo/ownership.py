@@ -18,14 +18,14 @@ def give(path: Path) -> None:
         return
     owner = path.parent.stat()
     if owner.st_uid != 0:
-        os.chown(path, owner.st_uid, owner.st_gid)
+        _change_owner(path, owner)
 
 
 def create(path: Path) -> None:
     """Create an empty database file as root, so that all files of the database get the right owner."""
-    if os.geteuid() != 0 or path.exists():
+    if os.geteuid() != 0 or os.path.lexists(path):
         return
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
     give(path)
 
 
@@ -37,5 +37,16 @@ def make_like(new: Path, old: Path) -> None:
         give(new)
         return
     if os.geteuid() == 0:
-        os.chown(new, found.st_uid, found.st_gid)
+        _change_owner(new, found)
     new.chmod(stat.S_IMODE(found.st_mode))
+
+
+def _change_owner(path: Path, like: os.stat_result) -> None:
+    """Change the owner of what root owns, but neither follow a link nor change a file that has other names.
+
+    The owner of the folder could have put a link there, to get a file of root's that lies elsewhere.
+    """
+    found = path.lstat()
+    is_folder = stat.S_ISDIR(found.st_mode)
+    if found.st_uid == 0 and (is_folder or (stat.S_ISREG(found.st_mode) and found.st_nlink == 1)):
+        os.chown(path, like.st_uid, like.st_gid, follow_symlinks=False)

@@ -232,6 +232,11 @@ def columns_file(engine: str) -> str:
     return COLUMN_FILES[engine]
 
 
+def move_columns(store: Store) -> None:
+    """Move the columns of a store to the other engine."""
+    (store.demote if store.status().engine == "duckdb" else store.promote)()
+
+
 def close_engine(engine: Engine) -> None:
     """Close a database that was opened by `repo.engines`."""
     if engine.dialect.name == "duckdb":

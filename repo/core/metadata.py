@@ -123,7 +123,11 @@ class MetadataDatabase:
             self._usable()
             try:
                 self._turnstile.take(self._busy_timeout_s)
-                with self._typed(), self._careful.begin() as connection:
+                with (
+                    self._typed(),
+                    self._careful.begin() as connection,
+                    sqlite.replaced_after_error(connection),
+                ):
                     yield connection
             finally:
                 if self._turnstile.place >= 0 and not self._turnstile.kept:
@@ -150,7 +154,7 @@ class MetadataDatabase:
         self._usable()
         with forks.Use():
             try:
-                with self._reader.begin() as connection:
+                with self._reader.begin() as connection, sqlite.replaced_after_error(connection):
                     yield connection
             except (SQLAlchemyError, sqlite.DriverError) as error:
                 raise sqlite.typed_error(error, self.path) from error

@@ -1,4 +1,4 @@
-"""Engines: one list of records, and nobody outside of it who tells them apart by name."""
+"""Engines: the registry is the only list of engines, and no code outside of `repo.engines` compares their names."""
 
 from __future__ import annotations
 

@@ -87,12 +87,12 @@ def test_the_new_store_has_everything_and_the_old_folder_is_as_it_was(
     command: Command, old: Path, new: Path
 ) -> None:
     before = listing(old)
-    told = command.json("adopt", old, new)
+    report = command.json("adopt", old, new)
     assert listing(old) == before
     assert remains(new) == [new.name]
-    assert (told["made"], told["records"], told["points"]) == (True, 23, POINTS + 3)
-    assert (told["records_restored"], told["records_without_original"], told["nan_points"]) == (3, 0, 3)
-    assert [(one["before"], one["after"]) for one in told["databases"]] == [(None, "0002")] * 2
+    assert (report["made"], report["records"], report["points"]) == (True, 23, POINTS + 3)
+    assert (report["records_restored"], report["records_without_original"], report["nan_points"]) == (3, 0, 3)
+    assert [(one["before"], one["after"]) for one in report["databases"]] == [(None, "0002")] * 2
     assert (new / "holdfast.toml").read_text() == "flush_interval_s = 0.5\n"
     assert not (new / "backups").exists()
     see_that_it_is_whole(new)
@@ -103,22 +103,22 @@ def test_the_new_store_has_everything_and_the_old_folder_is_as_it_was(
     assert listing(old) == before
 
 
-def test_people_are_told_what_was_made_and_what_became_of_the_records(
+def test_the_output_says_what_was_made_and_what_became_of_the_records(
     command: Command, old: Path, new: Path
 ) -> None:
-    told = command("adopt", old, new).stdout
-    assert "3 restored from their points" in told
-    assert f"{new} was created; {old} is unchanged" in told
+    output = command("adopt", old, new).stdout
+    assert "3 restored from their points" in output
+    assert f"{new} was created; {old} is unchanged" in output
 
 
 def test_looking_makes_nothing_and_tells_steps_rows_and_bytes(command: Command, old: Path, new: Path) -> None:
     before = listing(old)
-    told = command.json("adopt", "--dry-run", old, new)
-    assert (told["made"], told["records_waiting"], told["points"]) == (False, 3, POINTS + 3)
-    assert [s["rows"] for s in told["steps"] if (s["database"], s["revision"]) == ("timeseries", "0002")] == [
-        POINTS + 3
-    ]
-    assert told["needed_bytes"] > told["copied_bytes"] > 0
+    report = command.json("adopt", "--dry-run", old, new)
+    assert (report["made"], report["records_waiting"], report["points"]) == (False, 3, POINTS + 3)
+    assert [
+        s["rows"] for s in report["steps"] if (s["database"], s["revision"]) == ("timeseries", "0002")
+    ] == [POINTS + 3]
+    assert report["needed_bytes"] > report["copied_bytes"] > 0
     assert "was not created" in command("adopt", "--dry-run", old, new).stdout
     assert listing(old) == before
     assert remains(new) == []
@@ -141,8 +141,8 @@ os._exit(0)
     assert (old / "offline_buffer.db-wal").exists()
     assert (old / "timeseries.duckdb.wal").exists()
     before = listing(old)
-    told = command.json("adopt", old, new)
-    assert (told["records"], told["points"]) == (24, POINTS + 4)
+    report = command.json("adopt", old, new)
+    assert (report["records"], report["points"]) == (24, POINTS + 4)
     assert listing(old) == before
     with Store(new, QUIET) as store:
         assert store.records.has("in the log")
@@ -209,8 +209,8 @@ def test_a_store_of_an_earlier_revision_is_adopted_too_and_one_at_the_head_is_no
 ) -> None:
     migrate_store(old, to="0001", backup=False)
     before = listing(old)
-    told = command.json("adopt", old, new)
-    assert {one["before"] for one in told["databases"]} == {"0001"}
+    report = command.json("adopt", old, new)
+    assert {one["before"] for one in report["databases"]} == {"0001"}
     assert listing(old) == before
     see_that_it_is_whole(new)
     newest = new.with_name("another")
@@ -234,8 +234,8 @@ def test_a_store_of_an_earlier_revision_that_has_its_points_in_sqlite_is_adopted
                     "INSERT INTO time_series_data VALUES (1, 's', 'm', 2.5, 100, ?)", (text,)
                 )
         engine.dispose()
-    told = command.json("adopt", old, new)
-    assert (told["points"], told["records_restored"], told["records_without_original"]) == (1, 1, 2)
+    report = command.json("adopt", old, new)
+    assert (report["points"], report["records_restored"], report["records_without_original"]) == (1, 1, 2)
     with Store(new, QUIET) as store:
         assert store.status().engine == "sqlite"
         assert [row["value"] for row in store.points.range("s", "m")] == [2.5]
@@ -255,9 +255,9 @@ def test_a_whole_legacy_store_is_adopted_record_by_record(command: Command, new:
         pytest.skip(f"the legacy store is not at hand: {LEGACY_STORE}")
     given = json.loads((LEGACY_STORE / "expected.json").read_text())
     before = listing(LEGACY_STORE)
-    told = command.json("adopt", LEGACY_STORE, new)
+    report = command.json("adopt", LEGACY_STORE, new)
     assert listing(LEGACY_STORE) == before
-    assert (told["records"], told["records_restored"], told["points"]) == (1384, 1112, 1199)
+    assert (report["records"], report["records_restored"], report["points"]) == (1384, 1112, 1199)
     buffer = OfflineBufferManager(new)
     try:
         pending = buffer.get_pending_records(limit=10_000)
@@ -307,7 +307,7 @@ def test_an_empty_folder_is_taken(command: Command, old: Path, new: Path) -> Non
     see_that_it_is_whole(new)
 
 
-def test_a_disk_that_is_too_small_is_told_with_the_bytes_unless_it_is_forced(
+def test_a_disk_that_is_too_small_is_refused_with_the_bytes_unless_forced(
     command: Command, old: Path, new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(old)

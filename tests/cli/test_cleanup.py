@@ -40,12 +40,12 @@ def left(site: Any) -> tuple[int, int]:
     return len(site.json("query", "*", "*")), site.json("status")["records_pending"]
 
 
-def test_it_says_what_is_meant_and_drops_it_when_told_yes(site: Any) -> None:
-    told = site("cleanup", "--older-than", "7d", stdin="y\n")
-    assert re.search(r"PUMP-1 +flow +3 ", told.stdout)
-    assert "selected 6 points, 20" in told.stdout
-    assert "Delete this permanently? [y/N]" in told.stderr
-    assert "deleted 6 points" in told.stdout
+def test_it_shows_what_is_selected_and_deletes_it_after_a_yes(site: Any) -> None:
+    output = site("cleanup", "--older-than", "7d", stdin="y\n")
+    assert re.search(r"PUMP-1 +flow +3 ", output.stdout)
+    assert "selected 6 points, 20" in output.stdout
+    assert "Delete this permanently? [y/N]" in output.stderr
+    assert "deleted 6 points" in output.stdout
     assert left(site) == (14, 6)
 
 
@@ -63,11 +63,11 @@ def test_where_nobody_can_say_yes_it_asks_for_y(site: Any) -> None:
 
 @pytest.mark.slow_on("duckdb")
 def test_a_dry_run_asks_nothing_and_drops_nothing(site: Any) -> None:
-    told = site("cleanup", "--older-than", "7d", "--records", "--points", "--dry-run", "--shrink")
-    assert "selected 6 points, 20" in told.stdout
+    output = site("cleanup", "--older-than", "7d", "--records", "--points", "--dry-run", "--shrink")
+    assert "selected 6 points, 20" in output.stdout
     assert re.search(
         r"bytes inside the files are free; shrinking may need [\d,]+ bytes of disk space, [\d,]+ are free",
-        told.stdout,
+        output.stdout,
     )
     assert left(site) == (20, 6)
 
@@ -76,8 +76,8 @@ def test_a_dry_run_asks_nothing_and_drops_nothing(site: Any) -> None:
 def test_points_not_sent_to_every_sink_are_named(site: Any) -> None:
     with Store(site.folder, Settings(background=False)) as store:
         store.sinks.register("cloud")
-    told = site("cleanup", "--sensor", "PUMP-1", "-y")
-    assert "deleted 10 points (10 of them not sent to every sink)" in told.stdout
+    output = site("cleanup", "--sensor", "PUMP-1", "-y")
+    assert "deleted 10 points (10 of them not sent to every sink)" in output.stdout
     assert left(site) == (10, 6)
 
 
@@ -124,7 +124,7 @@ def test_what_is_unclear_is_refused(site: Any, given: list[str], message: str) -
     assert left(site) == (20, 6)
 
 
-def test_programs_are_told_in_json(site: Any) -> None:
+def test_json_is_printed_for_programs(site: Any) -> None:
     meant = site.json("cleanup", "--sensor", "PUMP-1", "--source", "gw-0", "--dry-run", "--older-than", "1h")
     assert (meant["dry_run"], meant["points"], meant["records"], meant["shrunk"]) == (True, 9, 2, None)
     [series] = meant["series"]
@@ -144,23 +144,23 @@ def test_programs_are_told_in_json(site: Any) -> None:
 def test_space_goes_back_to_the_disk_when_asked(on_store: Any) -> None:
     on_store.write(*(("s", "m", second, second * 1.1) for second in range(40_000)))
     on_store("status")
-    told = on_store("cleanup", "--all", "-y", "--shrink")
-    assert "deleted 40,000 points, 1970-01-01T00:00:00Z to 1970-01-01T11:06:39Z" in told.stdout
-    assert re.search(r"shrinking may need [\d,]+ bytes of disk space", told.stderr)
-    given = re.search(r"([\d,]+) bytes returned to the disk; the store takes ([\d,]+)", told.stdout)
+    output = on_store("cleanup", "--all", "-y", "--shrink")
+    assert "deleted 40,000 points, 1970-01-01T00:00:00Z to 1970-01-01T11:06:39Z" in output.stdout
+    assert re.search(r"shrinking may need [\d,]+ bytes of disk space", output.stderr)
+    given = re.search(r"([\d,]+) bytes returned to the disk; the store takes ([\d,]+)", output.stdout)
     assert given
     assert int(given[1].replace(",", "")) > 200_000
 
 
-def test_what_was_dropped_is_told_where_there_is_no_room_to_shrink(
+def test_what_was_deleted_is_printed_if_there_is_no_room_to_shrink(
     site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk, "HEADROOM_BYTES", 2**62)
-    told = site("--json", "cleanup", "--sensor", "PUMP-1", "-y", "--shrink", code=1)
-    done = json.loads(told.stdout)
+    output = site("--json", "cleanup", "--sensor", "PUMP-1", "-y", "--shrink", code=1)
+    done = json.loads(output.stdout)
     assert (done["points"], done["shrunk"]) == (10, None)
-    assert f"is deleted; run `holdfast --store {site.folder} cleanup --shrink`" in told.stderr
-    assert "nothing was changed" not in told.stderr
+    assert f"is deleted; run `holdfast --store {site.folder} cleanup --shrink`" in output.stderr
+    assert "nothing was changed" not in output.stderr
     assert left(site) == (10, 6)
     alone = site("--json", "cleanup", "--shrink", code=1)
     assert (alone.stdout, "is deleted" in alone.stderr) == ("", False)
@@ -177,8 +177,8 @@ def test_while_another_process_has_the_columns_the_points_fall_later(
 ) -> None:
     held()
     assert "process" in site("cleanup", "--older-than", "7d", "--dry-run", code=4).stderr
-    told = site("cleanup", "--older-than", "7d", "-y")
-    assert "is applied when that process releases them" in told.stderr
+    output = site("cleanup", "--older-than", "7d", "-y")
+    assert "is applied when that process releases them" in output.stderr
     assert site.json("cleanup", "--sensor", "PUMP-1", "-y")["points"] is None
 
 

@@ -17,6 +17,7 @@ from repo.engines.duckdb.backend import DuckDBBackend
 from repo.engines.sqlite.backend import SQLiteBackend
 from repo.errors import StoreFull
 from repo.repositories.apply import apply
+from tests.conftest import move_columns
 from tests.interrupts import interrupted
 
 pytestmark = pytest.mark.closes_columns
@@ -159,10 +160,8 @@ def test_a_job_that_needs_the_columns_alone_gives_way_while_it_flushes(
     monkeypatch.setattr(flusher, "commit", commit_while_another_waits)
     if job == "shrink":
         store.shrink()
-    elif engine == "duckdb":
-        store.demote()
     else:
-        store.promote()
+        move_columns(store)
     waiting.join()
     assert entered_at[0] < 500
     assert len(store.points.range("a", "m").all()) == 500

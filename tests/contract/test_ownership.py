@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store
-from tests.conftest import OpenStore
+from tests.conftest import OpenStore, move_columns
 
 OTHER = 54_321
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -38,6 +38,23 @@ def test_every_file_that_root_makes_in_a_store_belongs_to_the_owner_of_its_folde
 
 
 @needs_root
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+@pytest.mark.parametrize("name", ["write.lock", "acknowledged.mark"])
+def test_a_link_to_a_file_of_root_elsewhere_does_not_give_that_file_away(
+    tmp_path: Path, name: str, link: Any
+) -> None:
+    folder, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.touch()
+    link(folder / name, elsewhere)
+    os.chown(folder, OTHER, OTHER)
+    with Store(folder, Settings(background=False, engine="sqlite")) as store:
+        store.points.insert("a", "m", 1.0, timestamp=1)
+        store.checkpoint()
+    assert elsewhere.stat().st_uid == 0
+
+
+@needs_root
 @pytest.mark.duckdb
 def test_moved_columns_belong_to_who_had_them(open_store: OpenStore, engine: str) -> None:
     store = open_store()
@@ -45,10 +62,7 @@ def test_moved_columns_belong_to_who_had_them(open_store: OpenStore, engine: str
     store.flush()
     for path in (store.path, *store.path.iterdir()):
         os.chown(path, OTHER, OTHER)
-    if engine == "duckdb":
-        store.demote()
-    else:
-        store.promote()
+    move_columns(store)
     store.checkpoint()
     assert not_owned(store.path) == []
 
@@ -64,9 +78,7 @@ def test_a_rewritten_column_file_keeps_its_mode(
     (store.path / columns_file).chmod(0o600)
     if job == "shrink":
         store.shrink()
-    elif engine == "duckdb":
-        store.demote()
     else:
-        store.promote()
+        move_columns(store)
     modes = {stat.S_IMODE(path.stat().st_mode) for path in store.path.glob("timeseries.*[eb]")}
     assert modes == {0o600}

@@ -42,3 +42,14 @@ def test_a_connection_that_can_only_read_is_replaced_after_the_first_write_that_
     with engine.begin() as connection:
         connection.exec_driver_sql("INSERT INTO t VALUES (1)")
     engine.dispose()
+
+
+def test_a_connection_is_replaced_after_an_error_that_passed_sqlalchemy_by(tmp_path: Path) -> None:
+    engine = sqlite.open_engine(tmp_path / "file.db")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (a INTEGER)")
+        connection.exec_driver_sql("PRAGMA query_only = ON")
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        sqlite.vacuum(engine)
+    sqlite.vacuum(engine)
+    engine.dispose()

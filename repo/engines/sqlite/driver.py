@@ -6,7 +6,8 @@ import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -46,6 +47,7 @@ __all__ = [
     "log_bytes",
     "only_reading",
     "open_engine",
+    "replaced_after_error",
     "require_version",
     "truncate_wal",
     "typed_error",
@@ -70,8 +72,8 @@ BARE: dict[str, Any] = {"sqlite_begin": None}
 
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _REPAIRED = {(3, 44, 6), (3, 50, 7)}
-_OF_A_CONNECTION = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
-"""Errors that a new connection may not have: the one that had them is closed."""
+_CONNECTION_ERRORS = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+"""Errors after which a connection is replaced, because a new one may work."""
 
 _LAST_AFFECTED = (3, 51, 2)
 
@@ -168,10 +170,10 @@ def open_engine(
             raise
 
     @event.listens_for(engine, "handle_error")
-    def _doubt(context: ExceptionContext) -> None:
-        # If the log could not be opened, SQLite falls back to reading it only, for as long as the connection lives.
+    def _replace_connection(context: ExceptionContext) -> None:
+        # If SQLite cannot open the log for writing, it opens it for reading, and the connection stays read-only.
         code = getattr(context.original_exception, "sqlite_errorcode", 0) & 0xFF
-        if not read_only and code in _OF_A_CONNECTION:
+        if not read_only and code in _CONNECTION_ERRORS:
             context.is_disconnect = True
 
     @event.listens_for(engine, "begin")
@@ -259,6 +261,19 @@ def bare_transaction(connection: Connection, attempt: Attempt, work: Callable[[C
             connection.rollback()  # SQLAlchemy recorded a transaction for the statements that it executed
 
 
+@contextmanager
+def replaced_after_error(connection: Connection) -> Iterator[None]:
+    """Close the connection for good if the block ends in an error of the driver: see `_CONNECTION_ERRORS`.
+
+    SQLAlchemy sees only the errors of statements that it executes itself.
+    """
+    try:
+        yield
+    except DriverError:
+        connection.invalidate()
+        raise
+
+
 def checkpoint_wal(engine: Engine) -> WalCheckpoint:
     """Copy the WAL into the file while no commit is possible.
 
@@ -283,7 +298,7 @@ def vacuum(engine: Engine) -> None:
     as long as the engine's busy timeout. Readers of a snapshot are not disturbed, but keep the WAL long until the next
     checkpoint.
     """
-    with engine.connect() as worker:
+    with engine.connect() as worker, replaced_after_error(worker):
         driver: Any = worker.connection.driver_connection
         limit = -1
         driver.execute("PRAGMA temp_store = FILE")  # the copy may be larger than the memory
@@ -455,6 +470,7 @@ def _checkpoint(engine: Engine, mode: str) -> WalCheckpoint:
             busy, log, done = driver.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except DriverError as error:
             [file] = [row[2] for row in driver.execute("PRAGMA database_list") if row[1] == "main"]
+            worker.invalidate()  # see `replaced_after_error`
             raise typed_error(error, Path(file)) from error
     if busy:
         raise StoreBusy("a WAL checkpoint was blocked by another reader or writer; it is retried later")
