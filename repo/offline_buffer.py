@@ -249,8 +249,9 @@ class OfflineBufferManager:
             return True
         log.warning(
             "Failed to initialize DuckDB, falling back to SQLite: the store in %s has its points there; "
-            "`holdfast promote` or the setting convert_at_open moves them to DuckDB",
+            "`%s` or the setting convert_at_open moves them to DuckDB",
             self.buffer_path,
+            store.files.command("promote"),
         )
         return False
 

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from importlib import import_module
 from keyword import iskeyword
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
 
-from repo.commands.exits import Exit, failure
-from repo.commands.session import DEFAULT_STORE, Session, log_to_stderr
+from repo.commands.exits import Exit, failure, show
+from repo.commands.global_options import group_options
+from repo.commands.session import Session
 from repo.engines.interrupts import is_interrupt
 from repo.errors import HoldfastError
 
@@ -62,6 +66,34 @@ class _Commands(click.Group):
         command: click.Command = getattr(import_module(f"repo.commands.{module}"), attribute)
         return command
 
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; an unknown one is an error with a suggestion."""
+        name = arguments[0]
+        if name.startswith("-") or self.get_command(context, name) is not None:
+            return super().resolve_command(context, arguments)
+        if os.sep in name or Path(name).is_dir():
+            reason = (
+                f"{name!r} is a path, not a command; write the command first: holdfast status {quote(name)}"
+            )
+        else:
+            close = get_close_matches(name, [*_COMMANDS, *_ALIASES])
+            meant = f"did you mean {' or '.join(map(repr, close))}?" if close else "--help lists the commands"
+            reason = f"there is no command {name!r}; {meant}"
+        raise click.UsageError(reason, context)
+
+    def main(self, args: Sequence[str] | None = None, **extra: Any) -> Any:  # type: ignore[override]
+        """Run the command and exit; an error is printed as the command line asks, with --json as JSON."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        if not extra.pop("standalone_mode", True):
+            return super().main(arguments, standalone_mode=False, **extra)
+        try:
+            code = super().main(arguments, standalone_mode=False, **extra)
+        except (click.ClickException, click.Abort) as error:
+            code = show(error, as_json=_wants_json(arguments))
+        sys.exit(code if isinstance(code, int) else Exit.DONE)
+
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
@@ -85,6 +117,13 @@ class _Commands(click.Group):
         return result
 
 
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Return whether errors are to be JSON, even if the command line could not be parsed."""
+    named = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    by_default = os.environ.get("HOLDFAST_JSON", "").strip().lower()
+    return "--json" in named or by_default in ("1", "true", "t", "yes", "y", "on")
+
+
 def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if not wanted or context.resilient_parsing:
         return
@@ -104,18 +143,7 @@ def _print_version(context: click.Context, _parameter: click.Parameter, wanted: 
     "5 schema outdated or too new. Data goes to stdout, messages to stderr. Environment variables can set every "
     "option (HOLDFAST_STORE, HOLDFAST_QUERY_LIMIT) and every setting (HOLDFAST_LEASE_TIMEOUT_S).",
 )
-@click.option(
-    "--store",
-    metavar="PATH",
-    default=DEFAULT_STORE,
-    show_default=True,
-    show_envvar=True,
-    type=click.Path(readable=False, path_type=Path),  # the store itself reports permission errors
-    help="The store's folder, or its column file.",
-)
-@click.option("--json", "as_json", is_flag=True, envvar="HOLDFAST_JSON", help="Print JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="Print data and errors only.")
-@click.option("-v", "--verbose", count=True, help="Log what the store does; repeat for more detail.")
+@group_options
 @click.option(
     "--version",
     is_flag=True,
@@ -125,12 +153,12 @@ def _print_version(context: click.Context, _parameter: click.Parameter, wanted: 
     help="Show the version.",
 )
 @click.pass_context
-def holdfast(context: click.Context, store: Path, as_json: bool, quiet: bool, verbose: int) -> None:
-    """Store-and-forward time-series buffer: write, query and forward readings at the edge."""
-    if quiet and verbose:
-        raise click.UsageError("-q and -v cannot be combined")
-    log_to_stderr(quiet=quiet, verbose=verbose)
-    context.obj = Session(store, as_json=as_json, quiet=quiet)
+def holdfast(context: click.Context) -> None:
+    """Store-and-forward time-series buffer: write, query and forward readings at the edge.
+
+    The global options can be written before or after the command.
+    """
+    context.ensure_object(Session).log_level()
 
 
 def main() -> None:

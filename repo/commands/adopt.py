@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from repo.commands.global_options import output_options
 from repo.commands.output import print_json
-from repo.commands.session import Session, json_option
+from repo.commands.session import Session
 from repo.errors import counted
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ __all__ = ["adopt"]
 )
 @click.option("--dry-run", is_flag=True, help="Show the steps, rows and bytes needed; create nothing.")
 @click.option("--force", is_flag=True, help="Proceed even if the disk may be too small.")
-@json_option
+@output_options
 @click.pass_obj
 def adopt(
     session: Session, old: Path, new: Path, timeseries: Path | None, dry_run: bool, force: bool

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repo.clock import system_clock
-from repo.commands.options import bounds, iso, names_of, zone_of
+from repo.commands.global_options import global_options, store_argument
+from repo.commands.options import bounds, iso, names_of, series_names, zone_of
 from repo.commands.output import print_json, write_rows
-from repo.commands.session import Session, json_option
+from repo.commands.session import Session
 from repo.errors import HoldfastError, counted
 from repo.times import parse_duration_us, to_datetime
 
@@ -58,7 +59,8 @@ _SHOWN_ROWS = 20
 @click.option("--shrink", is_flag=True, help="Return free space to the disk; also works alone.")
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted; delete nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@json_option
+@store_argument
+@global_options
 @click.pass_obj
 def cleanup(
     session: Session,
@@ -112,9 +114,6 @@ def cleanup(
     scope: dict[str, Any] = {
         "points": of_points,
         "records": of_records,
-        "sensor_id": names_of(sensors),
-        "metric_name": names_of(metrics),
-        "source": names_of(sources),
         "start": low,
         "end": high,
         "min_retries": failed,
@@ -123,13 +122,15 @@ def cleanup(
     from repo.upkeep.cleanup import Cleaned
 
     with session.opened(read_only=dry_run) as store:
+        scope |= series_names(store, sensors, metrics)
+        scope["source"] = names_of(sources, lambda name: name in store.records.counts().by_source)
         dropped = _drop(session, store, scope, dry_run=dry_run, yes=yes) if of_points or of_records else None
         shrunk = None
         try:
             shrunk = _shrink(session, store, dry_run=dry_run) if shrink else None
         except HoldfastError as error:
             if dropped is not None and not dry_run:
-                later = session.files().command("cleanup --shrink")
+                later = session.command("cleanup --shrink")
                 error.add_note(f"the selected data is deleted; run `{later}` later to return its space")
             raise
         finally:  # the deletion is reported even if its space could not be returned
@@ -162,7 +163,7 @@ def _drop(session: Session, store: Store, scope: dict[str, Any], *, dry_run: boo
     if dropped.points is None:
         session.note(
             "another process has the columns open: the deletion is recorded, and is applied when that process "
-            "releases them; `holdfast status` counts the points then"
+            f"releases them; `{session.command('status')}` counts the points then"
         )
     session.say(f"deleted {_summary(dropped)}")
     return dropped

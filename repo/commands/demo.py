@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from repo.commands.exits import Exit
+from repo.commands.global_options import output_options
 from repo.commands.output import print_json
-from repo.commands.session import Session, json_option
+from repo.commands.session import Session
 
 __all__ = ["demo"]
 
@@ -23,7 +24,7 @@ __all__ = ["demo"]
     type=click.Path(file_okay=False, path_type=Path),
     help="Keep the store, the receiver's database and the logs in this new or empty folder.",
 )
-@json_option
+@output_options
 @click.pass_obj
 def demo(session: Session, seconds: float, rate: float, seed: int | None, keep: Path | None) -> None:
     """Run a site through an outage and two kills, and verify the delivery.

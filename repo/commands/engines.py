@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from repo.commands.global_options import global_options, store_argument
 from repo.commands.output import print_json
-from repo.commands.session import Session, json_option
+from repo.commands.session import Session
 from repo.errors import counted
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ __all__ = ["demote", "promote"]
 
 
 @click.command()
-@json_option
+@store_argument
+@global_options
 @click.pass_obj
 def promote(session: Session) -> None:
     """Move the columns from SQLite to DuckDB.
@@ -37,7 +39,8 @@ def promote(session: Session) -> None:
 
 
 @click.command()
-@json_option
+@store_argument
+@global_options
 @click.pass_obj
 def demote(session: Session) -> None:
     """Move the columns from DuckDB to SQLite.

@@ -1,4 +1,4 @@
-"""Exit codes: the one place that maps errors to messages and exit codes."""
+"""Exit codes: the one place that maps errors to messages and exit codes, and prints them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from enum import IntEnum
 
 import click
 
-from repo.commands.output import printable
+from repo.commands.output import json_text, printable
 from repo.errors import InvalidQuery, InvalidSettings, SchemaOutdated, SchemaTooNew, StoreBusy
 
-__all__ = ["Exit", "failure"]
+__all__ = ["Exit", "failure", "show"]
 
 
 class Exit(IntEnum):
@@ -45,10 +45,32 @@ def failure(error: Exception) -> click.ClickException:
     """Return the exception for Click, with the message, its notes and the exit code of the error's type."""
     lines = [str(error) or type(error).__name__, *getattr(error, "__notes__", ())]
     code = next((code for kind, code in _CODES if isinstance(error, kind)), Exit.FAILED)
-    return _Failure("\n".join(map(printable, lines)), code)
+    return _Failure("\n".join(map(printable, lines)), code, type(error).__name__)
+
+
+def show(error: click.ClickException | click.Abort, *, as_json: bool) -> int:
+    """Print an error to stderr, as Click does or as one line of JSON, and return the exit code.
+
+    JSON: {"level": "error", "error": its type, "message", "exit_code"}.
+    """
+    if isinstance(error, click.Abort):
+        name, message, code = "Aborted", "Aborted!", int(Exit.FAILED)
+    else:
+        name = error.error if isinstance(error, _Failure) else type(error).__name__
+        message, code = error.format_message(), int(error.exit_code)
+    if as_json:
+        click.echo(
+            json_text({"level": "error", "error": name, "message": message, "exit_code": code}), err=True
+        )
+    elif isinstance(error, click.ClickException):
+        error.show()
+    else:
+        click.echo(message, err=True)
+    return code
 
 
 class _Failure(click.ClickException):
-    def __init__(self, message: str, code: Exit) -> None:
+    def __init__(self, message: str, code: Exit, error: str) -> None:
         super().__init__(message)
         self.exit_code = code  # type: ignore[misc]  # Click reads it from the instance
+        self.error = error

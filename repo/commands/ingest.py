@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TextIO
 import click
 
 from repo.commands.exits import Exit
+from repo.commands.global_options import global_options
 from repo.commands.output import print_json, printable
-from repo.commands.session import Session, json_option
+from repo.commands.session import Session
 from repo.errors import counted
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ _SHOWN_REJECTIONS = 20
 @click.option(
     "--strict", is_flag=True, help="Validate everything first; write nothing if any row is rejected."
 )
-@json_option
+@global_options
 @click.pass_obj
 def ingest(
     session: Session,

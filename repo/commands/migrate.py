@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from repo.commands.exits import Exit
+from repo.commands.global_options import global_options, store_argument
 from repo.commands.output import print_json
-from repo.commands.session import Session, json_option
+from repo.commands.session import Session
 from repo.errors import counted
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ __all__ = ["migrate", "show"]
 @click.option("--force", is_flag=True, help="Proceed even if the disk may be too small.")
 @click.option("--restore", is_flag=True, help="Restore the newest backup; later writes are lost.")
 @click.option("-y", "--yes", is_flag=True, help="With --restore, do not ask for confirmation.")
-@json_option
+@store_argument
+@global_options
 @click.pass_obj
 def migrate(
     session: Session,

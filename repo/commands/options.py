@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, tzinfo
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 from repo.clock import system_clock
 from repo.errors import InvalidQuery
 from repo.times import parse_duration_us, parse_time, to_datetime
 
-__all__ = ["bounds", "iso", "names_of", "zone_of"]
+if TYPE_CHECKING:
+    from repo import Store
+    from repo.commands.session import Session
+
+__all__ = ["bounds", "iso", "names_hint", "names_of", "series_names", "zone_of"]
 
 
 def zone_of(name: str) -> tzinfo:
@@ -36,19 +43,47 @@ def bounds(
     return _time(start, now_us, zone), _time(end, now_us, zone)
 
 
-def names_of(given: tuple[str, ...]) -> str | list[str] | None:
+def names_of(given: tuple[str, ...], is_name: Callable[[str], bool]) -> str | list[str] | None:
     """Return the selection of a repeatable option: a single name may be a glob, several names are exact.
 
-    Raises `InvalidQuery` for a glob among several names, because as an exact name it would select nothing.
+    Raises `InvalidQuery` for a glob among several names, unless `is_name` says that it is the name of something.
     """
-    if not given:
-        return None
-    globs = [name for name in given if "*" in name or "?" in name]
-    if len(given) > 1 and globs:
+    if len(given) < 2:
+        return given[0] if given else None
+    globs = [name for name in given if any(char in name for char in "*?[") and not is_name(name)]
+    if globs:
         raise InvalidQuery(
             f"{globs[0]!r} is a glob, which cannot be combined with other names; give one glob, or exact names"
         )
-    return given[0] if len(given) == 1 else list(given)
+    return list(given)
+
+
+def series_names(
+    store: Store, sensors: tuple[str, ...], metrics: tuple[str, ...]
+) -> dict[str, str | list[str] | None]:
+    """Return the selection of `--sensor` and `--metric` as arguments of the library; see `names_of`."""
+    return {
+        "sensor_id": names_of(sensors, lambda name: bool(store.series.list([name]))),
+        "metric_name": names_of(metrics, lambda name: bool(store.series.list(None, [name]))),
+    }
+
+
+def names_hint(session: Session, store: Store, sensor: str | None, metric: str | None) -> str:
+    """Say what may be meant by names that selected nothing: similar names, or how to list them all."""
+    known = store.series.list()
+    if not known:
+        return "the store has no series yet"
+    for what, given, names in (
+        ("sensor", sensor, {series.sensor_id for series in known}),
+        ("metric", metric, {series.metric_name for series in known}),
+    ):
+        if given is None or given in names:
+            continue
+        lower = {name.lower(): name for name in sorted(names)}
+        close = [lower[name] for name in get_close_matches(given.lower(), lower)]
+        if close:
+            return f"did you mean the {what} {' or '.join(map(repr, close))}?"
+    return f"`{session.command('series')}` lists the series of the store"
 
 
 def iso(time: datetime) -> str:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repo.commands.options import bounds, iso, zone_of
+from repo.commands.global_options import global_options
+from repo.commands.options import bounds, iso, names_hint, zone_of
 from repo.commands.output import FORMATS, write_rows
-from repo.commands.session import Session, json_option
+from repo.commands.session import Session
 from repo.errors import InvalidQuery
 from repo.times import to_datetime, to_us
 
@@ -60,7 +61,7 @@ _SERIES_COLUMNS = (
 @click.option(
     "--format", "form", type=click.Choice([*FORMATS, "plot"]), help="Output format; a table by default."
 )
-@json_option
+@global_options
 @click.pass_obj
 def query(
     session: Session,
@@ -104,6 +105,7 @@ def query(
     if states and (names or fill or form == "plot"):
         raise InvalidQuery("--states cannot be combined with --agg, --fill or --format plot")
     form = form or ("json" if session.as_json else "table")
+    hint = ""
     with session.opened(read_only=True) as store:
         if form == "plot":
             from repo.commands.plotting import draw
@@ -125,15 +127,17 @@ def query(
         else:
             points = _points(store, (sensor, metric), low, high, limit)
             count = write_rows(form, _POINT_COLUMNS, (_shown_point(point, zone) for point in points))
+        if not count:
+            hint = names_hint(session, store, sensor, metric)
     if not count:
-        session.note(f"no points of {sensor} {metric} found; `holdfast series` lists the series of the store")
+        session.note(f"no points of {sensor} {metric} found; {hint}")
 
 
 @click.command()
 @click.argument("sensor", required=False)
 @click.argument("metric", required=False)
 @click.option("--limit", metavar="POINTS", type=click.IntRange(min=1), default=1, help="Points per series.")
-@json_option
+@global_options
 @click.pass_obj
 def latest(session: Session, sensor: str | None, metric: str | None, limit: int) -> None:
     """Print the newest points of each series.
@@ -147,14 +151,15 @@ def latest(session: Session, sensor: str | None, metric: str | None, limit: int)
     """
     with session.opened(read_only=True) as store:
         found = store.points.latest(sensor, metric, limit)
+        hint = "" if found else names_hint(session, store, sensor, metric)
     form = "json" if session.as_json else "table"
     if not write_rows(form, _POINT_COLUMNS, (_shown_point(point, UTC) for point in found)):
-        session.note("no points found; `holdfast series` lists the series of the store")
+        session.note(f"no points found; {hint}")
 
 
 @click.command()
 @click.argument("pattern", required=False)
-@json_option
+@global_options
 @click.pass_obj
 def series(session: Session, pattern: str | None) -> None:
     """List the series of the store.
@@ -168,8 +173,10 @@ def series(session: Session, pattern: str | None) -> None:
     """
     with session.opened(read_only=True) as store:
         found = {(info.sensor_id, info.metric_name): info for info in store.series.list(pattern)}
+        hint = ""
         if pattern is not None:
             found |= {(info.sensor_id, info.metric_name): info for info in store.series.list(None, pattern)}
+            hint = "" if found else f"; {names_hint(session, store, pattern, pattern)}"
     rows = [found[pair]._asdict() for pair in sorted(found)]
     if session.as_json:
         write_rows("json", _SERIES_COLUMNS, rows)
@@ -179,7 +186,7 @@ def series(session: Session, pattern: str | None) -> None:
             us = row[f"{edge}_us"]
             row[edge] = None if us is None else iso(to_datetime(us))
     if not write_rows("table", _SERIES_COLUMNS, rows):
-        session.note(f"no series matches {pattern}" if pattern else "the store has no series yet")
+        session.note(f"no series matches {pattern}{hint}" if pattern else "the store has no series yet")
 
 
 # --- rows -----------------------------------------------------------------------------------------------

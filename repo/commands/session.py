@@ -1,8 +1,9 @@
-"""A session: the options that all commands share; opens the store, and prints messages and progress."""
+"""A session: what the global options say; opens the store, and prints messages and progress."""
 
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,25 +13,56 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repo.commands.output import printable
+from repo.commands.output import json_text, printable
 from repo.errors import EngineMissing, HoldfastError
 
 if TYPE_CHECKING:
     from repo import Store
     from repo.files import StoreFiles
 
-__all__ = ["DEFAULT_STORE", "Session", "json_option", "log_to_stderr"]
+__all__ = ["DEFAULT_STORE", "Session"]
 
 DEFAULT_STORE = "./data/buffer"
 
 
 @dataclass(slots=True)
 class Session:
-    """The store's folder and the form of the output."""
+    """The store's folder and the form of the output.
 
-    folder: Path
+    With `as_json`, every line on stderr is a JSON object with `level` and `message`.
+    """
+
+    folder: Path = Path(DEFAULT_STORE)
+    is_named: bool = False
+    """Whether the command line names the store, so that messages have to repeat it."""
     as_json: bool = False
     quiet: bool = False
+    verbose: int = 0
+
+    def name_store(self, path: Path, *, is_typed: bool) -> None:
+        """Set the store's folder; what was typed replaces the environment's and the default."""
+        if self.is_named and is_typed and path != self.folder:
+            raise click.UsageError(f"two stores are given, {self.folder} and {path}; name one")
+        if is_typed or not self.is_named:
+            self.folder, self.is_named = path, is_typed
+
+    def log_level(self, *, quiet: bool = False, verbose: int = 0) -> None:
+        """Show the library's log on stderr: warnings by default, only errors if `quiet`, more with `verbose`."""
+        self.quiet, self.verbose = self.quiet or quiet, max(self.verbose, verbose)
+        if self.quiet and self.verbose:
+            raise click.UsageError("-q and -v cannot be combined")
+        logger = logging.getLogger("holdfast")
+        for handler in [found for found in logger.handlers if isinstance(found, _Stderr)]:
+            logger.removeHandler(handler)
+        detail = (logging.WARNING, logging.INFO, logging.DEBUG)[min(self.verbose, 2)]
+        level = logging.ERROR if self.quiet else detail
+        logger.addHandler(_Stderr(self, level))
+        logger.setLevel(level)
+
+    def command(self, what: str) -> str:
+        """Return a command line for this store that a user can paste, for messages."""
+        store = f"--store {shlex.quote(str(self.folder))} " if self.is_named else ""
+        return f"holdfast {store}{what}"
 
     @contextmanager
     def opened(self, *, create: bool = False, read_only: bool = False, **settings: Any) -> Iterator[Store]:
@@ -94,31 +126,20 @@ class Session:
     def note(self, text: str) -> None:
         """Print a message to stderr."""
         if not self.quiet:
-            click.echo(printable(text), err=True)
+            self.to_stderr("info", text)
 
-
-def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Accept `--json` after the command's name too."""
-
-    def switch(context: click.Context, _parameter: click.Parameter, given: bool) -> None:
-        if given:
-            context.find_object(Session).as_json = True  # type: ignore[union-attr]
-
-    option = click.option("--json", is_flag=True, expose_value=False, callback=switch, help="Print JSON.")
-    return option(command)
-
-
-def log_to_stderr(*, quiet: bool, verbose: int) -> None:
-    """Show the library's log on stderr: warnings by default, only errors if `quiet`, more with `verbose`."""
-    logger = logging.getLogger("holdfast")
-    for handler in [found for found in logger.handlers if isinstance(found, _Stderr)]:
-        logger.removeHandler(handler)
-    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    handler = _Stderr(level)
-    logger.addHandler(handler)
-    logger.setLevel(level)
+    def to_stderr(self, level: str, text: str) -> None:
+        """Print a message of a level (info, warning, error) to stderr."""
+        if self.as_json:
+            click.echo(json_text({"level": level, "message": text}), err=True)
+        else:
+            click.echo(printable(text if level == "info" else f"{level}: {text}"), err=True)
 
 
 class _Stderr(logging.Handler):
+    def __init__(self, session: Session, level: int) -> None:
+        super().__init__(level)
+        self._session = session
+
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"{record.levelname.lower()}: {printable(record.getMessage())}", err=True)
+        self._session.to_stderr(record.levelname.lower(), record.getMessage())

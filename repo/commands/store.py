@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from repo.commands.global_options import global_options, store_argument
 from repo.commands.output import print_json
-from repo.commands.session import Session, json_option
+from repo.commands.session import Session
 from repo.engines.registry import ENGINES
 from repo.errors import EngineMissing, SchemaOutdated, StoreBusy, counted
 
@@ -23,7 +24,8 @@ __all__ = ["init", "status"]
     type=click.Choice(["auto", *ENGINES]),
     help="Engine of a new store; auto (the default) uses DuckDB if it is installed.",
 )
-@json_option
+@store_argument
+@global_options
 @click.pass_obj
 def init(session: Session, engine: str | None) -> None:
     """Create a store, or confirm that it exists.
@@ -46,7 +48,8 @@ def init(session: Session, engine: str | None) -> None:
             found = store.status()
     if engine not in (None, "auto", found.engine):
         raise InvalidSettings(
-            f"{found.path} exists and keeps its engine, {found.engine}; `holdfast promote` or `demote` changes it",
+            f"{found.path} exists and keeps its engine, {found.engine}; "
+            f"`{session.command('promote')}` or `demote` changes it",
             path=found.path,
         )
     if session.as_json:
@@ -65,7 +68,8 @@ def init(session: Session, engine: str | None) -> None:
 
 
 @click.command()
-@json_option
+@store_argument
+@global_options
 @click.pass_obj
 def status(session: Session) -> None:
     """Show what the store holds, its backlog, its files and who has it open.

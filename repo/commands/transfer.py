@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from repo.commands.exits import Exit
-from repo.commands.options import bounds, names_of, zone_of
+from repo.commands.global_options import global_options
+from repo.commands.options import bounds, series_names, zone_of
 from repo.commands.output import print_json
-from repo.commands.session import Session, json_option
+from repo.commands.session import Session
 from repo.errors import counted
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ __all__ = ["export", "import_"]
 @click.option(
     "--compression", type=click.Choice(["zstd", "none"]), help="Compression of Parquet; zstd by default."
 )
-@json_option
+@global_options
 @click.pass_obj
 def export(
     session: Session,
@@ -79,8 +80,7 @@ def export(
         )
     with session.opened(read_only=True) as store, session.progress("export") as show:
         same: Any = {
-            "sensor_id": names_of(sensors),
-            "metric_name": names_of(metrics),
+            **series_names(store, sensors, metrics),
             "start": low,
             "end": high,
             "partition": "day" if by_day else None,
@@ -122,7 +122,7 @@ def export(
     show_default=True,
     help="Unit of numeric timestamps: seconds, milliseconds or microseconds since 1970.",
 )
-@json_option
+@global_options
 @click.pass_obj
 def import_(
     session: Session,

@@ -71,7 +71,8 @@ def migrate_store(
     if not files.metadata.exists() and not (columns and files.apart):
         alone = f"; if {columns[0].name} is the legacy program's, name it: --store FILE" if columns else ""
         raise StoreMissing(
-            f"there is no store in {files.folder}; `holdfast init` creates one{alone}", path=files.folder
+            f"there is no store in {files.folder}; `{files.command('init')}` creates one{alone}",
+            path=files.folder,
         )
     settings = Settings.load(files.folder)
     with leased(

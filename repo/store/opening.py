@@ -71,7 +71,8 @@ class Opening:
             self._refuse_columns_alone()
         if not has_metadata and not create:
             raise StoreMissing(
-                f"there is no store in {self._path}; `holdfast init` creates one", path=self._path
+                f"there is no store in {self._path}; `{self._files.command('init')}` creates one",
+                path=self._path,
             )
         try:
             self._files.folder.mkdir(parents=True, exist_ok=True)

@@ -214,7 +214,7 @@ def test_below_a_file_there_is_no_store_and_none_can_be_made(tmp_path: Path, com
             call()
     with pytest.raises(HoldfastError, match=r"Not a directory.*no store was created; name another folder"):
         Store(command.folder)
-    assert "holdfast init" in command("status", code=1).stderr
+    assert f"--store {command.folder} init`" in command("status", code=1).stderr
     assert "no store was created" in command("init", code=1).stderr
 
 

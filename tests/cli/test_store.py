@@ -91,7 +91,7 @@ def test_init_does_not_change_the_engine_of_a_store(on_duckdb: Any) -> None:
 )
 def test_where_there_is_no_store_it_says_how_to_make_one_and_makes_none(command: Any, call: str) -> None:
     result = command(*call.split(), code=1, stdin="")
-    assert "holdfast init" in result.stderr
+    assert f"`holdfast --store {command.folder} init`" in result.stderr
     assert result.stdout == ""
     assert not command.folder.exists()
 

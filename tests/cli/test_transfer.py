@@ -147,7 +147,7 @@ def test_times_of_other_programs_may_count_milliseconds(on_store: Command, tmp_p
 @pytest.mark.parametrize("call", ["export {0}/a.parquet", "import {0}/a.parquet"])
 def test_without_a_store_nothing_is_made(tmp_path: Path, call: str) -> None:
     nowhere = Command(tmp_path / "nowhere")
-    assert "holdfast init" in nowhere(*call.format(tmp_path).split(), code=1).stderr
+    assert f"{nowhere.folder} init`" in nowhere(*call.format(tmp_path).split(), code=1).stderr
     assert list(tmp_path.iterdir()) == []
 
 
