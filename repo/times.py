@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from fractions import Fraction
 from itertools import repeat
 from math import isfinite, isnan
 from numbers import Integral, Rational, Real
 from typing import NamedTuple
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from repo.errors import InvalidPoint, InvalidQuery, Refusal
 
@@ -26,6 +27,8 @@ __all__ = [
     "Width",
     "bound_us",
     "checked_us",
+    "iso_datetime",
+    "local_choices",
     "local_us",
     "moment_us",
     "parse_duration_us",
@@ -34,6 +37,7 @@ __all__ = [
     "to_datetime",
     "to_datetimes",
     "to_us",
+    "zone_named",
 ]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -150,17 +154,26 @@ def local_us(local: datetime, zone: tzinfo, *, fold: int | None = None) -> int:
     If the time occurs twice because the clock was set back, `fold` selects the earlier (0) or the later one (1), and
     None raises `Unfit`. A time that the clock skipped always raises `Unfit`.
     """
-    first, second = local.replace(tzinfo=zone, fold=0), local.replace(tzinfo=zone, fold=1)
-    before, after = first.utcoffset(), second.utcoffset()
-    if before == after or before is None or after is None:
-        return _datetime_us(first)
-    if before < after:
-        raise Unfit(f"{local} does not exist in {zone}: the clock was set forward past it")
-    if fold is None:
+    choices = local_choices(local, zone)
+    if fold is None and len(choices) > 1:
         raise Unfit(
             f"{local} occurs twice in {zone}: the clock was set back; give the time with its UTC offset"
         )
-    return _datetime_us(second if fold else first)
+    return choices[-1 if fold else 0]
+
+
+def local_choices(local: datetime, zone: tzinfo) -> tuple[int, ...]:
+    """Return the microseconds UTC that a naive local time of `zone` may mean: one, or two in ascending order.
+
+    A time that the clock skipped raises `Unfit`.
+    """
+    first, second = local.replace(tzinfo=zone, fold=0), local.replace(tzinfo=zone, fold=1)
+    before, after = first.utcoffset(), second.utcoffset()
+    if before == after or before is None or after is None:
+        return (_datetime_us(first),)
+    if before < after:
+        raise Unfit(f"{local} does not exist in {zone}: the clock was set forward past it")
+    return _datetime_us(first), _datetime_us(second)
 
 
 def _float_seconds_us(seconds: float) -> int:
@@ -216,6 +229,54 @@ def _shown(number: object) -> str:
     if isinstance(number, int) and number.bit_length() > 128:
         return f"a number of {number.bit_length()} bits"
     return str(number)[:40]
+
+
+# --- zones and ISO 8601 --------------------------------------------------------------------------------
+
+_OFFSET = re.compile(r"(?:UTC|GMT)? ?([+-])([0-9]{1,2})(?::?([0-5][0-9]))?", re.IGNORECASE)
+_ISO = re.compile(
+    r"([0-9]{4}(?:-[0-9]{2}-[0-9]{2}|[0-9]{4}|-?W[0-9]{2}(?:-?[1-7])?))"
+    r"(?:[Tt _](?:(24(?::?00(?::?00(?:[.,]0+)?)?)?)(Z|[+-].*)?|[0-9].*))?"
+)
+
+
+def zone_named(name: object) -> tzinfo:
+    """Return the time zone of an IANA name (`Europe/Berlin`), or of a fixed offset (`-07:00`, `UTC+1`, `GMT-07:00`).
+
+    In an offset, plus is east of Greenwich. Raises `Unfit` with the reason.
+    """
+    if not isinstance(name, str):
+        raise Unfit(f"is of type {type(name).__name__}; give the name of a time zone, such as Europe/Berlin")
+    if name.upper() == "UTC":
+        return UTC
+    found = _OFFSET.fullmatch(name)
+    if found and int(found[2]) < 24:
+        span = timedelta(hours=int(found[2]), minutes=int(found[3] or 0))
+        return timezone(-span if found[1] == "-" else span)
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as fault:
+        raise Unfit(
+            f"no time zone {name[:40]!r} is known here; use an IANA name or an offset: Europe/Berlin, -07:00"
+        ) from fault
+
+
+def iso_datetime(text: str) -> datetime | None:
+    """Parse ISO 8601, aware if the text has an offset, naive otherwise; None for a text in another format.
+
+    Date and time are separated by T, a blank or an underscore. A mere run of digits is at most a date (`20240501`), so
+    that Unix milliseconds are never taken for a date with a time. 24:00 is the end of the day.
+    """
+    found = _ISO.fullmatch(text)
+    if found is None:
+        return None
+    try:
+        if found[2] is None:
+            return datetime.fromisoformat(text)
+        midnight = datetime.fromisoformat(f"{found[1]}T00:00{found[3] or ''}")
+        return midnight + timedelta(days=1)
+    except (ValueError, OverflowError):
+        return None
 
 
 # --- times and durations as text -----------------------------------------------------------------------
@@ -308,8 +369,7 @@ def _written_us(given: str, now_us: int, zone: tzinfo) -> int:
         raise Unfit("could be a date or Unix seconds; write 2024-05-01, or 20240501.0 for seconds")
     if _UNIX_SECONDS.fullmatch(given):
         return moment_us(Decimal(given))
-    try:
-        moment = datetime.fromisoformat(given)
-    except ValueError:
-        raise Unfit(f"is no time; write {_TIME_FORMS}") from None
+    moment = iso_datetime(given)
+    if moment is None:
+        raise Unfit(f"is no time; write {_TIME_FORMS}")
     return moment_us(moment) if moment.tzinfo is not None else local_us(moment, zone)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from decimal import Decimal
 from typing import Any, NoReturn, TextIO
 
 from repo.errors import InvalidFile
@@ -91,6 +92,11 @@ class Objects(Lines):
         except LongLine as fault:
             raise Unfit(str(fault)) from fault
         return None
+
+    def exact(self) -> dict[str, Any]:
+        """Return the last object again, its numbers with a point or an exponent as `Decimal`, digit by digit."""
+        found: dict[str, Any] = json.loads(self.text, parse_float=Decimal)
+        return found
 
     def _object_of(self, text: str) -> dict[str, Any]:
         if not text.isascii() and (wrong := _UNDECODABLE.search(text)):

@@ -99,6 +99,8 @@ def stored_row(found: dict[str, Any]) -> StoredRow:
     if not (sensor.isascii() and metric.isascii()):
         _check_letters(sensor, metric)
     value = found.get("value", found)
+    if type(value) is float and not isfinite(value):  # JSON has no infinity: the number was too large
+        raise Unfit("value is too large for a 64-bit float")
     if type(value) is float or value is None:
         return sensor, metric, us, value, None, quality, metadata
     if type(value) is str:

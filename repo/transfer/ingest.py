@@ -27,8 +27,9 @@ from repo.errors import (
 )
 from repo.formats.compression import plain_name
 from repo.formats.text.csv import read_csv
-from repo.formats.text.layout import Layout, ReadingChunk, Rejected
+from repo.formats.text.layout import Layout, ReadingChunk, Rejected, time_reader
 from repo.formats.text.ndjson import read_ndjson
+from repo.formats.text.times import TimeReader
 from repo.repositories.points import Written
 from repo.repositories.series import SeriesRepository
 from repo.times import UNIX_EXPONENTS
@@ -189,7 +190,8 @@ class _Passes:
             if layout.delimiter is None and plain_name(given.name).endswith(".tsv"):
                 layout = replace(layout, delimiter="\t")
             read = read_ndjson if form == "ndjson" else read_csv
-            for chunk in read(text, layout):
+            times = time_reader(layout)
+            for chunk in read(text, layout, times):
                 self._sift(chunk, self._mismatches(chunk.rows))
                 try:
                     take(chunk.rows)
@@ -203,8 +205,22 @@ class _Passes:
                 rejected += len(chunk.rejected)
                 no_reading += chunk.missing + sum(row[3] is None for row in chunk.rows)
                 self._progress(given, taken)
+        self._warn(given, times)
         self._settle(0)
         return IngestedFile(given.name, self.acknowledged - before, rejected, no_reading)
+
+    @staticmethod
+    def _warn(given: Input, times: TimeReader) -> None:
+        """Warn of times that were read as asked, but are most likely wrong."""
+        for name, count in times.suspects.items():
+            log.warning(
+                "%s: %s read as %s %s in January 1970; if the numbers count larger units, set the time format "
+                "(--time-format): unix for seconds, unix_ms for milliseconds",
+                given.name,
+                counted(count, "time"),
+                name,
+                "is" if count == 1 else "are",
+            )
 
     def _run_parquet(self, given: Input, *, check_only: bool) -> IngestedFile:
         self._settle(0)

@@ -214,6 +214,7 @@ def test_duplicates_other_kinds_and_what_cannot_be_stored_are_counted(store: Sto
         (line(value=True), "value is a bool"),
         (line(value=2**53 + 1), "integer that a 64-bit float would round"),
         (line(value=10**400), "integer that a 64-bit float would round"),
+        (json.dumps(line(value=0)).replace(": 0}", ": 1e400}"), "value is too large for a 64-bit float"),
         (line(quality="good"), "quality is a str; expected an integer of 32 bits"),
         (line(quality=2**31), "quality is an int; expected an integer of 32 bits"),
         ('{"value":NaN}', "has NaN"),

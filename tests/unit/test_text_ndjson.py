@@ -64,10 +64,34 @@ def test_a_long_line_has_the_fields_of_a_point() -> None:
         (DAY * 1000 + 0.5, {"time_formats": ("unix_ms",)}, DAY + 0.0005),
         (str(DAY), {"time_formats": ("iso", "unix")}, DAY),
         (20240101, {"time_formats": ("%Y%m%d",)}, DAY),
+        (1777012961840, {"time_formats": ("iso", "unix_ms")}, 1777012961.84),
+        (20240101, {"time_formats": ("iso", "unix")}, 20240101),
     ],
 )
 def test_a_time_is_a_text_or_a_number(time: Any, layout: dict[str, Any], seconds: float) -> None:
     assert whole(point(timestamp=time), **layout).rows[0][2] == seconds
+
+
+@pytest.mark.parametrize("formats", [("iso",), ("unix",), ("iso", "unix_ms")])
+def test_a_time_that_was_rounded_is_rejected(formats: tuple[str, ...]) -> None:
+    [(line, column, reason)] = rejected(
+        '{"sensor_id":"S","metric_name":"m","timestamp":1.76723E+9,"value":1.5}', time_formats=formats
+    )
+    assert (line, column) == (1, "timestamp")
+    assert "was rounded" in reason
+
+
+def test_a_number_too_large_for_a_float_is_rejected_and_not_infinity() -> None:
+    chunk = whole(
+        '{"sensor_id":"S","timestamp":0,"p":1e400,"q":1}', '{"sensor_id":"S","timestamp":0,"p":-1e400}'
+    )
+    assert [row[1] for row in chunk.rows] == ["q"]
+    assert [(one.line, one.column, one.reason) for one in chunk.rejected] == [
+        (1, "p", "is too large for a 64-bit float"),
+        (2, "p", "is too large for a 64-bit float"),
+    ]
+    [(_, column, reason)] = rejected('{"sensor_id":"S","metric_name":"m","timestamp":0,"value":1e400}')
+    assert (column, reason) == ("value", "is too large for a 64-bit float")
 
 
 def test_exact_microseconds_take_precedence_over_another_time() -> None:

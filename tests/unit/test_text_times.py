@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 from typing import Any
 
 import pytest
 
-from repo.formats.text.times import time_reader
+from repo.errors import InvalidSettings
+from repo.formats.text.times import TimeReader
 from repo.times import Unfit
 
 
 def us_of(text: str, *formats: str, zone: str = "UTC", ambiguous: Any = "refuse") -> int:
-    return time_reader(formats or ("iso",), zone, ambiguous)(text)
+    return TimeReader(formats or ("iso",), zone, ambiguous).us(text)
 
 
 def instant_us(iso: str) -> int:
@@ -28,7 +30,8 @@ def instant_us(iso: str) -> int:
         ("2024-01-01T12:00:00Z", ("iso",), "2024-01-01T12:00:00+00:00"),
         ("1704067200", ("unix",), "2024-01-01T00:00:00+00:00"),
         ("1704067200.000001", ("unix",), "2024-01-01T00:00:00.000001+00:00"),
-        ("1.7040672E9", ("unix",), "2024-01-01T00:00:00+00:00"),
+        ("1.704067200E9", ("unix",), "2024-01-01T00:00:00+00:00"),
+        ("1.704067200001E+12", ("unix_ms",), "2024-01-01T00:00:00.001+00:00"),
         ("-1", ("unix",), "1969-12-31T23:59:59+00:00"),
         ("1704067200001", ("unix_ms",), "2024-01-01T00:00:00.001+00:00"),
         ("1704067200000001", ("unix_us",), "2024-01-01T00:00:00.000001+00:00"),
@@ -66,7 +69,9 @@ def test_a_time_is_parsed_by_the_first_matching_format(
         ("2262-01-01", ("iso",), "outside the years"),
         ("0001-01-01T00:00+14:00", ("iso",), "outside the years"),
         ("29.02.2023 00:00", ("%d.%m.%Y %H:%M",), "fits no time format"),
-        ("28.02.2023 24:00", ("%d.%m.%Y %H:%M",), "fits no time format"),
+        ("28.02.2023 24:01", ("%d.%m.%Y %H:%M",), "fits no time format"),
+        ("28.02.2023 25:00", ("%d.%m.%Y %H:%M",), "fits no time format"),
+        ("2024-01-01 24:01", ("iso",), "fits no time format"),
         ("28.02.2023", ("%d.%m.%Y %H:%M",), "fits no time format"),
         ("2024-01-01\x00", ("iso",), "fits no time format"),
         ("2024-01-01" + "0" * 100, ("iso",), "fits no time format"),
@@ -107,3 +112,143 @@ def test_a_local_time_that_the_clock_skipped_is_never_taken(ambiguous: str) -> N
 
 def test_an_offset_in_the_text_beats_the_zone() -> None:
     assert us_of("2024-10-27 02:30:00+01:00", zone="Europe/Berlin") == instant_us("2024-10-27T02:30:00+01:00")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1777012961840", "1777012961840000", "17770129618", "177701296184011.5", "20240101-0640", "2024010112"],
+)
+def test_a_run_of_digits_is_no_iso_date_with_a_time(text: str) -> None:
+    with pytest.raises(Unfit, match="fits no time format"):
+        us_of(text)
+    assert us_of("1777012961840", "iso", "unix_ms") == instant_us("2026-04-24T06:42:41.840+00:00")
+
+
+@pytest.mark.parametrize(
+    "text", ["20240501", "20240501T06", "20240501T0640", "2024-W18-3", "2024-05-01_00:00"]
+)
+def test_iso_dates_may_be_basic_and_in_weeks(text: str) -> None:
+    assert us_of(text) // 86_400_000_000 == instant_us("2024-05-01T00:00:00+00:00") // 86_400_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "clock"), [("0", "00:00"), ("5", "00:05"), ("135", "01:35"), ("1000", "10:00")]
+)
+def test_a_clock_that_lost_its_leading_zeros_is_read_as_a_number(text: str, clock: str) -> None:
+    assert us_of(f"2026 1 {text}", "%Y %j %H%M") == instant_us(f"2026-01-01T{clock}:00+00:00")
+    assert us_of("2026-01-01 93005", "%Y-%m-%d %H%M%S") == instant_us("2026-01-01T09:30:05+00:00")
+
+
+@pytest.mark.parametrize(
+    ("text", "time_format"),
+    [
+        ("202611", "%Y%m%d"),
+        ("2026111", "%Y%m%d"),
+        ("1012026", "%d%m%Y"),
+        ("20261 0100", "%Y%j %H%M"),
+        ("2026-01-01 135", "%Y-%m-%d %H%M%S"),
+        ("2026-01-01 1.5", "%Y-%m-%d %H%M%S.%f"),
+        ("01.01.20261:35", "%d.%m.%Y%H:%M"),
+    ],
+)
+def test_directives_that_touch_need_all_of_their_digits(text: str, time_format: str) -> None:
+    with pytest.raises(Unfit, match="fits no time format"):
+        us_of(text, time_format)
+
+
+@pytest.mark.parametrize("machine", ["UTC", "America/New_York"])
+def test_zone_names_do_not_depend_on_the_zone_of_the_machine(
+    machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", machine)
+    time.tzset()
+    try:
+        for name in ("UTC", "GMT", "Z"):
+            text = f"2026-01-01 12:00 {name}"
+            assert us_of(text, "%Y-%m-%d %H:%M %Z", zone="Europe/Berlin") == instant_us(
+                "2026-01-01T12:00:00+00:00"
+            )
+        for name in ("EST", "EDT", "CET", "America/New_York"):
+            with pytest.raises(Unfit, match=f"has the zone name '{name}'"):
+                us_of(f"2026-01-01 12:00 {name}", "%Y-%m-%d %H:%M %Z")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("text", ["1.76723E+12", "1.767E12", "1767230E6"])
+def test_a_number_that_a_spreadsheet_rounded_is_unfit(text: str) -> None:
+    with pytest.raises(Unfit, match="was rounded"):
+        us_of(text, "unix_ms")
+
+
+def test_the_end_of_the_day_may_be_24_00() -> None:
+    midnight = instant_us("1998-01-01T00:00:00+00:00")
+    assert us_of("12/31/1997 24:00", "%m/%d/%Y %H:%M") == midnight
+    assert us_of("1997-12-31T24:00:00Z") == midnight
+    assert us_of("1997-12-31 24:00", zone="-01:00") == midnight + 3_600_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "formats"),
+    [
+        ("28.10.2023 00:15 - 28.10.2023 00:30", ("iso", "%d.%m.%Y %H:%M")),
+        ("28.10.2023 00:15 - 00:30", ("%d.%m.%Y %H:%M",)),
+        ("2023-10-28T00:15Z/2023-10-28T00:30Z", ("iso",)),
+    ],
+)
+def test_the_time_of_an_interval_is_its_begin(text: str, formats: tuple[str, ...]) -> None:
+    assert us_of(text, *formats) == instant_us("2023-10-28T00:15:00+00:00")
+    with pytest.raises(Unfit, match="fits no time format"):
+        us_of(text.replace(":30", ":99"), *formats)
+
+
+@pytest.mark.parametrize("zone", ["-07:00", "-0700", "UTC-7", "GMT-07:00", "gmt -7"])
+def test_a_zone_may_be_a_fixed_offset(zone: str) -> None:
+    assert us_of("2024-07-01 12:00:00", zone=zone) == instant_us("2024-07-01T12:00:00-07:00")
+
+
+def test_patterns_read_every_part_of_a_time() -> None:
+    for text, time_format, wanted in (
+        ("Mon Jan 05 13:07:09 2026", "%c", "2026-01-05T13:07:09+00:00"),
+        ("Sept 5 2026 12:30 a.m.", "%b %d %Y %I:%M %p", "2026-09-05T00:30:00+00:00"),
+        ("2026-W02-1 07", "%G-W%V-%u %H", "2026-01-05T07:00:00+00:00"),
+        ("2026 week 1 monday", "%Y week %W %A", "2026-01-05T00:00:00+00:00"),
+        ("366/2024", "%j/%Y", "2024-12-31T00:00:00+00:00"),
+        ("20260105T130709.5-0130", "%Y%m%dT%H%M%S.%f%z", "2026-01-05T13:07:09.5-01:30"),
+    ):
+        assert us_of(text, time_format) == instant_us(wanted)
+    for text, time_format in (("366/2025", "%j/%Y"), ("2026-02-30", "%Y-%m-%d"), ("Foo 5 2026", "%b %d %Y")):
+        with pytest.raises(Unfit, match="fits no time format"):
+            us_of(text, time_format)
+
+
+@pytest.mark.parametrize(
+    ("time_format", "reason"),
+    [
+        ("%d/%M/%Y", "day without a month"),
+        ("%Y-%m-%d %H:%M %p", "%I without %p, or %p without %I"),
+        ("%Y-%m-%d %I:%M", "%I without %p"),
+        ("%Y %M", "minutes (%M) without hours"),
+        ("%Y-%m-%d %H:%S", "seconds without minutes"),
+        ("%Y %Y", "has %Y twice"),
+        ("%Y %y", "has two years"),
+        ("%G-%V", "together"),
+        ("%Q", "no directive"),
+        ("%Y %", "no directive"),
+    ],
+)
+def test_a_pattern_that_cannot_be_meant_is_refused(time_format: str, reason: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        TimeReader([time_format], "UTC", "refuse")
+    assert reason in str(caught.value)
+
+
+def test_times_in_january_1970_are_counted_as_suspect() -> None:
+    reader = TimeReader(["unix", "unix_ms"], "UTC", "refuse")
+    reader.us("1767225600")
+    assert not reader.suspects
+    reader = TimeReader(["unix_ms"], "UTC", "refuse")
+    reader.us("1767225600")
+    reader.us("1767225600000")
+    assert reader.suspects == {"unix_ms": 1}

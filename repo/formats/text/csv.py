@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, isinf, isnan
 from typing import TextIO
@@ -30,8 +30,9 @@ from repo.formats.text.layout import (
     ReadingChunk,
     check_layout,
     seconds_of,
+    time_reader,
 )
-from repo.formats.text.times import time_reader
+from repo.formats.text.times import TimeReader
 from repo.times import Unfit
 
 __all__ = ["CsvRecords", "read_csv"]
@@ -82,17 +83,18 @@ class CsvRecords(Lines):
         return line
 
 
-def read_csv(stream: TextIO, layout: Layout) -> Iterator[ReadingChunk]:
+def read_csv(stream: TextIO, layout: Layout, times: TimeReader | None = None) -> Iterator[ReadingChunk]:
     """Yield the readings of a CSV text in chunks, in the order of the file, in bounded memory.
 
     Open the file with newline="" and, to have undecodable bytes rejected line by line and not the whole file,
     errors="surrogateescape". A line that is too long or short, or has a stray quote, is rejected with its
-    number, and reading continues. Raises InvalidSettings for an invalid layout, InvalidFile for a file without a
-    usable header or with an undecodable byte; chunks yielded before stay valid.
+    number, and reading continues. `times` is a new `time_reader` of the layout, for its findings. Raises
+    InvalidSettings for an invalid layout, InvalidFile for a file without a usable header or with an undecodable byte;
+    chunks yielded before stay valid.
     """
-    times = time_reader(layout.time_formats, layout.zone, layout.ambiguous)
-    delimiter = _checked_delimiter(layout)
     check_layout(layout)
+    times = times or time_reader(layout)
+    delimiter = _checked_delimiter(layout)
     return _chunks(CsvRecords(stream, delimiter), layout, times)
 
 
@@ -107,7 +109,7 @@ def _checked_delimiter(layout: Layout) -> str:
     return delimiter
 
 
-def _chunks(records: CsvRecords, layout: Layout, times: Callable[[str], int]) -> Iterator[ReadingChunk]:
+def _chunks(records: CsvRecords, layout: Layout, times: TimeReader) -> Iterator[ReadingChunk]:
     columns = _read_header(records, layout)
     take = _CsvLines(layout, columns, times).take
     width = columns.width
@@ -224,7 +226,7 @@ _Head = tuple[str | None, object, tuple[int | None, ...]]
 class _CsvLines:
     """Converts the cells of a line and adds them to a chunk."""
 
-    def __init__(self, layout: Layout, columns: _Positions, times: Callable[[str], int]) -> None:
+    def __init__(self, layout: Layout, columns: _Positions, times: TimeReader) -> None:
         self._layout, self._columns, self._times = layout, columns, times
         self._cells = _Cells(layout)
         self.take = self._take_wide if columns.value is None else self._take_long
@@ -266,10 +268,10 @@ class _CsvLines:
     def _head(self, row: list[str], line: int, chunk: ReadingChunk) -> _Head | None:
         """Return sensor, time and quality of a line; None if one of them caused a rejection."""
         columns, layout = self._columns, self._layout
-        names, text = layout.time_columns, " ".join([row[index].strip() for index in columns.times])
+        names, text = layout.time_columns, " ".join([row[index].strip() for index in columns.times]).strip()
         quality: tuple[int | None, ...] = ()
         try:
-            seconds = seconds_of(self._times(text))
+            seconds = seconds_of(self._times.us(text))
             if columns.quality is not None:
                 names, text = (layout.quality_column,), row[columns.quality]
                 quality = (self._cells.quality(text),)

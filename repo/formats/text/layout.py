@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from repo.errors import InvalidSettings, Refusal
 from repo.fields import name_of
-from repo.formats.text.times import Ambiguous
+from repo.formats.text.times import Ambiguous, TimeReader
 from repo.times import EXACT_FLOAT_S, Unfit, to_datetime
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Rejected",
     "check_layout",
     "seconds_of",
+    "time_reader",
 ]
 
 CHUNK_READINGS = 10_000
@@ -129,6 +130,11 @@ def check_layout(layout: Layout) -> None:
                 name_of(name)
         except Unfit as fault:
             raise InvalidSettings(f"the {use} for all lines {fault}") from fault
+
+
+def time_reader(layout: Layout) -> TimeReader:
+    """Return the reader of one file's times; raises `InvalidSettings`."""
+    return TimeReader(layout.time_formats, layout.zone, layout.ambiguous)
 
 
 def seconds_of(us: int) -> object:

@@ -8,7 +8,9 @@ shape is detected per line. Other keys of a long line are ignored.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from math import isfinite
 from typing import Any, TextIO
 
 from repo.fields import described
@@ -22,26 +24,28 @@ from repo.formats.text.layout import (
     ReadingChunk,
     check_layout,
     seconds_of,
+    time_reader,
 )
-from repo.formats.text.times import time_reader
+from repo.formats.text.times import TimeReader, refuse_rounded
 from repo.times import Unfit, checked_us
 
 __all__ = ["read_ndjson"]
 
 _EXACT_TIME = "timestamp_us"
 _METADATA = "metadata"
+_TOO_LARGE = "is too large for a 64-bit float"  # JSON has no infinity
+_EXPONENT = re.compile("[0-9][eE]")
 
 
-def read_ndjson(stream: TextIO, layout: Layout) -> Iterator[ReadingChunk]:
+def read_ndjson(stream: TextIO, layout: Layout, times: TimeReader | None = None) -> Iterator[ReadingChunk]:
     """Yield the readings of an NDJSON text in chunks, in the order of the file, in bounded memory.
 
     Open the file as for `read_csv`. A line that is not an object, or lacks a key, is rejected with its number, and
-    reading continues. Raises InvalidSettings for an invalid layout, InvalidFile for a single JSON array or an
-    undecodable byte; chunks yielded before stay valid.
+    reading continues. `times` is a new `time_reader` of the layout, for its findings. Raises InvalidSettings for an
+    invalid layout, InvalidFile for a single JSON array or an undecodable byte; chunks yielded before stay valid.
     """
-    take = _NdjsonLines(layout, time_reader(layout.time_formats, layout.zone, layout.ambiguous)).take
     check_layout(layout)
-    return _chunks(Objects(stream), take)
+    return _chunks(Objects(stream), _NdjsonLines(layout, times or time_reader(layout)).take)
 
 
 def _chunks(
@@ -73,7 +77,7 @@ class _Reject(Exception):
 class _NdjsonLines:
     """Converts the object of a line and adds it to a chunk."""
 
-    def __init__(self, layout: Layout, times: Callable[[str], int]) -> None:
+    def __init__(self, layout: Layout, times: TimeReader) -> None:
         self._layout = layout
         self._times = times
         self._missing = frozenset(layout.missing)
@@ -95,7 +99,7 @@ class _NdjsonLines:
             sensor = found.get(layout.sensor_column) if layout.sensor is None else layout.sensor
             if type(sensor) is not str:
                 raise self._no_text(layout.sensor_column, sensor, found)
-            seconds = self._seconds(found)
+            seconds = self._seconds(found, at)
             tail = (found.get(layout.quality_column), found.get(_METADATA))
             if is_long:
                 self._take_long(found, sensor, seconds, tail, at.line, chunk)
@@ -125,6 +129,8 @@ class _NdjsonLines:
             raise _Reject(layout.value_column, "is missing")
         elif kind is dict or kind is list:
             raise _Reject(layout.value_column, f"is {described(value)}; expected a number or a text")
+        elif kind is float and not isfinite(value):
+            raise _Reject(layout.value_column, _TOO_LARGE)
         chunk.rows.append((sensor, metric, seconds, value, *tail))
         chunk.lines.append(line)
 
@@ -156,13 +162,16 @@ class _NdjsonLines:
             elif kind is dict or kind is list:
                 chunk.reject(line, metric, f"is {described(value)}; expected a number", "")
                 continue
+            elif kind is float and not isfinite(value):
+                chunk.reject(line, metric, _TOO_LARGE, "")
+                continue
             if value is None:
                 chunk.missing += 1
             else:
                 chunk.rows.append((sensor, metric, seconds, value, *tail))
         chunk.lines.extend([line] * (len(chunk.rows) - before))
 
-    def _seconds(self, found: dict[str, Any]) -> object:
+    def _seconds(self, found: dict[str, Any], at: Objects) -> object:
         """Return the time of a line in a form that `insert_many` accepts."""
         time = found.get(_EXACT_TIME) if self._has_exact_time else None
         try:
@@ -170,11 +179,14 @@ class _NdjsonLines:
                 return seconds_of(checked_us(time))
             if self._time is None:
                 time = " ".join([self._time_text(found.get(name)) for name in self._layout.time_columns])
-                return seconds_of(self._times(time))
+                return seconds_of(self._times.us(time.strip()))
             time = found.get(self._time)
-            if self._numbers_are_seconds and type(time) in (int, float):
-                return time
-            return seconds_of(self._times(self._time_text(time)))
+            kind = type(time)
+            if kind is float and _EXPONENT.search(at.text):
+                refuse_rounded(at.exact()[self._time])
+            if kind is not int and kind is not float:
+                return seconds_of(self._times.us(self._time_text(time)))
+            return time if self._numbers_are_seconds else seconds_of(self._times.number_us(repr(time)))
         except Unfit as fault:
             raise _Reject(" ".join(self._layout.time_columns), fault, time) from fault
 
