@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from repo.compat.environment import filled_from_environment
 from repo.compat.shared import borrow
 from repo.errors import InvalidQuery, InvalidSettings, StoreFull
 from repo.files import StoreFiles
+from repo.queries.selection import select_deleted
 from repo.times import bound_us, to_datetime
 
 __all__ = ["MB", "DuckDBTimeSeriesStorage"]
@@ -179,7 +181,8 @@ class DuckDBTimeSeriesStorage:
         """
         store = self._loan.store
         cutoff = to_datetime(store.now_us() - round(max_age_seconds * 1e6))
-        written = store.points.delete(None if sensor_id is None else [sensor_id], end=cutoff)
+        old = select_deleted(None if sensor_id is None else [sensor_id], None, None, cutoff, everything=False)
+        written = store.points.delete_selected(replace(old, reason="age"))
         assert written.last_seq is not None
         store.flush()
         dropped = store.dropped_by(written.last_seq)

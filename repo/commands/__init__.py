@@ -30,6 +30,7 @@ __all__ = ["holdfast", "main"]
 _COMMANDS = {
     "init": ("store", "Create a store, or confirm that it exists."),
     "status": ("store", "Show what the store holds, its backlog, its files and who has it open."),
+    "losses": ("losses", "List what was dropped: how much, when, why, and of which series and times."),
     "migrate": ("migrate", "Upgrade the store's schema to this program's version."),
     "adopt": ("adopt", "Create the store NEW from a copy of the store OLD."),
     "promote": ("engines", "Move the columns from SQLite to DuckDB."),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from repo.commands.global_options import global_options, store_argument
+from repo.commands.losses import lost
 from repo.commands.output import print_json
 from repo.commands.session import Session
 from repo.engines.registry import ENGINES
@@ -80,8 +81,9 @@ def status(session: Session) -> None:
     \b
     JSON: {"path", "store_id", "engine", "generation", "schema", "last_seq",
     "flushed_seq", "pruned_seq", "journal_rows", "journal_seqs", "unflushed",
-    "points", "series", "oldest_us", "newest_us", "records_pending",
-    "ledger_entries", "ledger_dropped", "sinks": [{"name", "confirmed_seq",
+    "points_waiting", "deletions_waiting", "points", "series", "oldest_us",
+    "newest_us", "records_pending", "ledger_entries", "ledger_dropped",
+    "lost_points", "lost_records", "sinks": [{"name", "confirmed_seq",
     "behind"}], "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {retired or
     backup file: bytes}, "bytes_total", "bytes_free_on_disk", "holder": {"pid",
     "since_us", "doing"} or null, "warnings": [text]}; for an outdated store, the
@@ -143,19 +145,13 @@ def _lines(found: Status) -> list[tuple[str, str]]:
     lines += [
         (f"sink {s.name}", f"confirmed seq {s.confirmed_seq:,}, {s.behind:,} behind") for s in found.sinks
     ]
-    lines.append(("lost", _losses(found)))
+    lines.append(("lost", lost(found)))
     lines += [("file", f"{_size(size):>10}  {name}") for name, size in found.bytes_by_file.items()]
     lines += [("kept", f"{_size(size):>10}  {name}") for name, size in found.bytes_by_kept_file.items()]
     lines.append(("disk", f"{_size(found.bytes_free_on_disk):>10}  free"))
     if found.holder is not None:
         lines.append(("columns", f"held by process {found.holder.pid}, doing: {found.holder.doing}"))
     return lines
-
-
-def _losses(found: Status) -> str:
-    if not found.ledger_entries:
-        return "nothing"
-    return f"{found.ledger_dropped:,}, in {counted(found.ledger_entries, 'ledger entry', 'ledger entries')}"
 
 
 def _size(size_bytes: int) -> str:

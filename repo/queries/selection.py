@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
@@ -46,6 +46,8 @@ class Selection:
     metric_name: str | tuple[str, ...] | None = None
     start_us: int | None = None
     end_us: int | None = None
+    reason: str | None = field(default=None, compare=False)
+    """For a delete: why, in one word for the loss ledger; None if the application asked for it."""
 
     @classmethod
     def of(
@@ -143,19 +145,21 @@ class Selection:
 
     def to_json(self) -> bytes:
         """Return the form that a journal row stores."""
+        fields = [self.sensor_id, self.metric_name, self.start_us, self.end_us]
         return json.dumps(
-            [self.sensor_id, self.metric_name, self.start_us, self.end_us], ensure_ascii=False
+            fields if self.reason is None else [*fields, self.reason], ensure_ascii=False
         ).encode()
 
     @classmethod
     def from_json(cls, payload: bytes) -> Selection:
         """Parse the form that a journal row stores."""
-        sensor_id, metric_name, start_us, end_us = json.loads(payload)
+        sensor_id, metric_name, start_us, end_us, *reason = json.loads(payload)
         return cls(
             tuple(sensor_id) if isinstance(sensor_id, list) else sensor_id,
             tuple(metric_name) if isinstance(metric_name, list) else metric_name,
             start_us,
             end_us,
+            *reason,
         )
 
 

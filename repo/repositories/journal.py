@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, case, delete, func, select, update
 
 from repo.models import JournalRow, StoreState
 
@@ -93,6 +93,20 @@ class JournalRepository:
             select(func.count(), func.coalesce(func.sum(JournalRow.count), 0)).where(JournalRow.kind != VOID)
         ).one()
         return int(rows), int(seqs)
+
+    def waiting(self, after_seq: int) -> tuple[int, int]:
+        """Return the number of points, and of deletions, in the rows after `after_seq`.
+
+        A table that is being loaded, or whose load died, does not count: its points were never acknowledged.
+        """
+        kind, count = JournalRow.kind, JournalRow.count
+        points, deletions = self._connection.execute(
+            select(
+                func.coalesce(func.sum(case((kind.in_((POINTS, KEEP)), count), else_=0)), 0),
+                func.coalesce(func.sum(case((kind == DELETE, count), else_=0)), 0),
+            ).where(JournalRow.seq > after_seq)
+        ).one()
+        return int(points), int(deletions)
 
     def prune(self, through: int) -> int:
         """Delete the rows at or below `through`, except void ones; their seqs are never used again.

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Integer, delete, func, insert, literal_column, select, update
+from sqlalchemy import Connection, Integer, case, delete, func, insert, literal_column, select, update
 
 from repo.engines.registry import traits_of
 from repo.models import LedgerEntry, TimeSeriesLedgerEntry
 
-__all__ = ["ColumnsLedgerRepository", "LedgerRepository", "Loss"]
+__all__ = ["ColumnsLedgerRepository", "LedgerRepository", "Loss", "LossTotals"]
+
+
+_ROWID = literal_column("rowid", Integer)
+"""The position of an entry in the ledger, in the order of adding."""
 
 
 class Loss(NamedTuple):
@@ -27,6 +31,15 @@ class Loss(NamedTuple):
     first_us: int | None
     last_us: int | None
     recorded_us: int
+
+
+class LossTotals(NamedTuple):
+    """How many entries the ledger has, what they count, and how many of them have no number."""
+
+    entries: int
+    points: int
+    records: int
+    uncounted: int
 
 
 class LedgerRepository:
@@ -71,23 +84,31 @@ class LedgerRepository:
         row = self._connection.execute(select(*columns).where(LedgerEntry.entry_id == entry_id)).one_or_none()
         return None if row is None else Loss(*row)
 
-    def list(self, limit: int = 1000) -> list[Loss]:
-        """Return the newest entries first."""
+    def list(self, limit: int | None = 1000) -> list[Loss]:
+        """Return the newest entries first; with None, all of them."""
         columns = [getattr(LedgerEntry, name) for name in Loss._fields]
-        query = select(*columns).order_by(LedgerEntry.recorded_us.desc(), LedgerEntry.entry_id).limit(limit)
+        query = select(*columns).order_by(LedgerEntry.recorded_us.desc(), _ROWID.desc()).limit(limit)
         return [Loss(*row) for row in self._connection.execute(query)]
 
     def last_entry(self) -> int:
         """Return the position of the newest entry, 0 if there is none. It grows with each added entry."""
-        newest = func.max(literal_column("rowid", Integer))
-        return self._connection.scalar(select(newest).select_from(LedgerEntry)) or 0
+        return self._connection.scalar(select(func.max(_ROWID)).select_from(LedgerEntry)) or 0
 
-    def totals(self) -> tuple[int, int]:
-        """Return the number of entries, and the total that they count."""
-        entries, things = self._connection.execute(
-            select(func.count(), func.coalesce(func.sum(LedgerEntry.dropped), 0)).select_from(LedgerEntry)
+    def totals(self) -> LossTotals:
+        """Return the number of entries, and what they count."""
+        table = LedgerEntry
+        dropped = func.coalesce(table.dropped, 0)
+        row = self._connection.execute(
+            select(
+                func.count(),
+                *(
+                    func.coalesce(func.sum(case((table.what == what, dropped), else_=0)), 0)
+                    for what in ("points", "records")
+                ),
+                func.coalesce(func.sum(case((table.dropped.is_(None), 1), else_=0)), 0),
+            ).select_from(table)
         ).one()
-        return int(entries), int(things or 0)
+        return LossTotals(*map(int, row))
 
 
 class ColumnsLedgerRepository:

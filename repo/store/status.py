@@ -49,6 +49,9 @@ class Status:
     journal_rows: int
     journal_seqs: int
     unflushed: int
+    points_waiting: int
+    """Acknowledged points in the journal that the next flush applies; `points` does not count them yet."""
+    deletions_waiting: int
     points: int
     series: int
     oldest_us: int | None
@@ -56,6 +59,8 @@ class Status:
     records_pending: int
     ledger_entries: int
     ledger_dropped: int
+    lost_points: int
+    lost_records: int
     sinks: tuple[SinkStatus, ...]
     bytes_by_file: dict[str, int]
     bytes_by_kept_file: dict[str, int]
@@ -73,9 +78,11 @@ def read_status(connection: Connection, files: StoreFiles, schema: str) -> Statu
     """Read the status in one snapshot of the metadata; takes no lease and opens no column file."""
     state = StateRepository(connection).get()
     assert state is not None
-    rows, seqs = JournalRepository(connection).backlog()
+    journal = JournalRepository(connection)
+    rows, seqs = journal.backlog()
+    points_waiting, deletions_waiting = journal.waiting(state.copied_through)
     summaries = LatestRepository(connection).all().values()
-    entries, dropped = LedgerRepository(connection).totals()
+    lost = LedgerRepository(connection).totals()
     sizes = sizes_of([*files.metadata_files(), *files.column_files()])
     kept = sizes_of(files.kept()) | sizes_of(files.backups.glob("*/*"), below=files.folder)
     return Status(
@@ -90,13 +97,17 @@ def read_status(connection: Connection, files: StoreFiles, schema: str) -> Statu
         journal_rows=rows,
         journal_seqs=seqs,
         unflushed=max(0, state.last_seq - state.copied_through),
+        points_waiting=points_waiting,
+        deletions_waiting=deletions_waiting,
         points=sum(summary.points for summary in summaries),
         series=len(SeriesRepository(connection).pairs()),
         oldest_us=min((summary.first_us for summary in summaries), default=None),
         newest_us=max((summary.last_us for summary in summaries), default=None),
         records_pending=RecordRepository(connection).count(),
-        ledger_entries=entries,
-        ledger_dropped=dropped,
+        ledger_entries=lost.entries,
+        ledger_dropped=lost.points + lost.records,
+        lost_points=lost.points,
+        lost_records=lost.records,
         sinks=tuple(
             SinkStatus(sink.name, sink.confirmed_seq, max(0, state.last_seq - sink.confirmed_seq))
             for sink in SinkRepository(connection).list()

@@ -33,6 +33,7 @@ from repo.store.transaction import Transaction
 if TYPE_CHECKING:
     from repo.formats.text.layout import Layout, Rejected
     from repo.repositories.ledger import Loss
+    from repo.store.losses import LossEntry
     from repo.transfer.exporter import Exported
     from repo.transfer.importer import Imported
     from repo.transfer.ingest import Files, Ingested
@@ -341,6 +342,16 @@ class Store:
         from repo.upkeep.usage import measure
 
         return measure(self._handle, inside=inside)
+
+    def losses(self, limit: int | None = None) -> list[LossEntry]:
+        """Return what the store ever dropped, from the loss ledger: at most `limit` entries, newest first.
+
+        Reads SQLite only. A deletion of points is listed once it is applied: after the next flush, or read.
+        """
+        from repo.store.losses import read_losses
+
+        with self._handle.metadata.read() as connection:
+            return read_losses(connection, limit)
 
     def dropped_by(self, seq: int) -> Loss | None:
         """Return the ledger entry of the delete with this seq; None if it dropped no points or is not flushed yet."""

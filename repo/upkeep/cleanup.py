@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from repo.core.changes import DeleteChange, Submission
@@ -89,7 +89,7 @@ class CleanupScope:
                 raise InvalidQuery(
                     f"this would delete all {what}; select some, or confirm with everything=True (--all)"
                 )
-        selection = handle.select(sensor_id, metric_name, start, end)
+        selection = replace(handle.select(sensor_id, metric_name, start, end), reason="cleanup")
         if not records:
             return cls(selection, None, {})
         start_s, end_s = (None if us is None else us / 1e6 for us in (selection.start_us, selection.end_us))

@@ -208,6 +208,7 @@ def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
         "changes",
         "extent",
         "has_name",
+        "waiting",
     }
     found = {
         name
