@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import ClauseElement
+from sqlalchemy.schema import DDLElement
+from sqlalchemy.sql.compiler import Compiled
 
 from repo import Settings, Store, StoreCorrupt, StoreForked, StoreMissing
 from tests.conftest import RunPython
@@ -46,6 +49,32 @@ def test_a_store_keeps_everything_over_close_and_open(open_store: Any) -> None:
             store.checkpoint()
         store.close()
     assert values(open_store()) == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_statements_are_compiled_once_for_all_openings(
+    open_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def use() -> None:
+        store = open_store()
+        store.points.insert("a", "m", 1.0, timestamp=1)
+        assert values(store) == [1.0]
+        assert [series.sensor_id for series in store.series.list()] == ["a"]
+        store.close()
+
+    use()
+    use()  # the first time that it finds a point
+    compile_ = Compiled.__init__
+    compiled: list[ClauseElement] = []
+
+    def noted(self: Compiled, dialect: Any, statement: Any, *arguments: Any, **options: Any) -> None:
+        if isinstance(statement, ClauseElement) and not isinstance(statement, DDLElement):
+            compiled.append(statement)
+        compile_(self, dialect, statement, *arguments, **options)
+
+    monkeypatch.setattr(Compiled, "__init__", noted)
+    use()
+    monkeypatch.undo()
+    assert [str(statement) for statement in compiled] == []
 
 
 def test_a_folder_without_a_store_does_not_become_one_unless_requested(tmp_path: Path) -> None:

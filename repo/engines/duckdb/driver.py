@@ -18,6 +18,7 @@ from sqlalchemy.pool import NullPool
 from repo import durable, forks
 from repo.engines.duckdb.dialect import ConnectionWrapper, Dialect
 from repo.engines.duckdb.record import DUCKDB
+from repo.engines.statements import COMPILED
 from repo.errors import (
     HoldfastError,
     StoreBusy,
@@ -111,6 +112,7 @@ def open_engine(
         poolclass=NullPool,
         # Closing a cursor ends its transaction; after a fatal error, a ROLLBACK before that would raise.
         pool_reset_on_return=None,
+        execution_options={"compiled_cache": COMPILED},
     )
     _bases[id(engine.pool)] = (file, base, descriptor, cursors)
     return engine

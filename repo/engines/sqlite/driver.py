@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from repo import durable, forks, ownership
 from repo.engines.sqlite.pool import IdlePool
 from repo.engines.sqlite.record import LOG, SQLITE
+from repo.engines.statements import COMPILED
 from repo.errors import (
     HoldfastError,
     StoreBusy,
@@ -145,6 +146,7 @@ def open_engine(
             "check_same_thread": False,
             "factory": _Connection,
         },
+        execution_options={"compiled_cache": COMPILED},
     )
     forks.add_owner(engine, _close_idle)
 
