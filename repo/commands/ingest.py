@@ -84,10 +84,10 @@ _SHOWN_REJECTIONS = 20
 )
 @click.option(
     "--ambiguous",
-    type=click.Choice(["refuse", "earlier", "later"]),
+    type=click.Choice(["refuse", "infer", "earlier", "later"]),
     default="refuse",
     show_default=True,
-    help="How to read a local time that occurs twice when clocks go back.",
+    help="How to read a local time that occurs twice when clocks go back; infer: by the order of the file.",
 )
 @click.option(
     "--only",
@@ -147,8 +147,8 @@ def ingest(
     reason; the rest is written, and the exit code is 3. Ingesting the same file again changes nothing.
 
     \b
-    JSON: {"path", "files": [{"file", "points", "rejected", "no_reading"}],
-    "points": acknowledged, "rejected", "no_reading", "elapsed_s", "points_per_s"}
+    JSON: {"path", "files": [{"file", "points", "overwritten", "rejected", "no_reading"}], "points": acknowledged,
+    "overwritten": replaced an earlier one of this run, "rejected", "no_reading", "elapsed_s", "points_per_s"}
     """
     from repo.transfer.inputs import Input
 
@@ -202,9 +202,10 @@ def _layout(
 def _summary(done: Ingested, strict: bool) -> str:
     if strict and done.rejected:
         return f"nothing was written: {done.rejected:,} rejected"
+    overwritten = f"{done.overwritten:,} overwritten by a later one, " if done.overwritten else ""
     return (
         f"{counted(done.points, 'point')} in {done.elapsed_s:.1f} s ({done.points_per_s:,}/s), "
-        f"{done.no_reading:,} without a reading, {done.rejected:,} rejected"
+        f"{overwritten}{done.no_reading:,} without a reading, {done.rejected:,} rejected"
     )
 
 

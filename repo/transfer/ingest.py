@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from operator import itemgetter
 from typing import Any
 
-from repo.core.changes import Submission
+from repo.core.changes import PointsChange, Submission
 from repo.core.handle import Handle
 from repo.errors import (
     EngineMissing,
@@ -35,6 +35,7 @@ from repo.repositories.series import SeriesRepository
 from repo.times import UNIX_EXPONENTS
 from repo.transfer.importer import import_parquet
 from repo.transfer.inputs import Input
+from repo.transfer.repeats import Repeats
 from repo.values import KIND_NUMBER, KIND_TEXT, check_rows
 
 __all__ = ["Files", "Ingested", "IngestedFile", "ingest"]
@@ -54,6 +55,9 @@ class IngestedFile:
     file: str
     points: int
     """Acknowledged points: durable, whatever happens next."""
+    overwritten: int
+    """Readings with the sensor, metric and time of an earlier one of the same run, which they replaced. They are not
+    counted as points. Repeats are recognized among the last million readings or so."""
     rejected: int
     """Lines, cells and rows that gave no point. `on_rejected` receives each; for Parquet, each reason."""
     no_reading: int
@@ -73,6 +77,11 @@ class Ingested:
     def points(self) -> int:
         """The number of acknowledged points."""
         return sum(file.points for file in self.files)
+
+    @property
+    def overwritten(self) -> int:
+        """The number of readings that replaced an earlier one of this run."""
+        return sum(file.overwritten for file in self.files)
 
     @property
     def rejected(self) -> int:
@@ -95,6 +104,7 @@ class Ingested:
             "path": self.path,
             "files": [asdict(file) for file in self.files],
             "points": self.points,
+            "overwritten": self.overwritten,
             "rejected": self.rejected,
             "no_reading": self.no_reading,
             "elapsed_s": round(self.elapsed_s, 3),
@@ -141,9 +151,9 @@ def _run(passes: _Passes, inputs: Sequence[Input], *, strict: bool) -> list[Inge
         written = [passes.run(given, check_only=False) for given in inputs]
     except HoldfastError as error:
         passes.abandon()
-        if passes.acknowledged:
+        if passes.points:
             error.add_note(
-                f"before that, this import acknowledged {counted(passes.acknowledged, 'point')}, which stay stored; "
+                f"before that, this import acknowledged {counted(passes.points, 'point')}, which stay stored; "
                 "repeating the import from the start is harmless"
             )
         raise
@@ -169,7 +179,14 @@ class _Passes:
         self._under_way: deque[Future[Written]] = deque()
         self._unapplied = 0
         self._columns_to_be_had = True
-        self.acknowledged = 0
+        self._repeats = Repeats()
+        self._acknowledged = 0
+        self._overwritten = 0
+
+    @property
+    def points(self) -> int:
+        """The number of acknowledged points."""
+        return max(0, self._acknowledged - self._overwritten)
 
     def run(self, given: Input, *, check_only: bool) -> IngestedFile:
         """Read one file. An error that does not name it gets a note that does."""
@@ -184,7 +201,8 @@ class _Passes:
 
     def _run_text(self, given: Input, take: Callable[[list[Any]], None], *, again: bool) -> IngestedFile:
         """`take` receives rows and may refuse them with `InvalidPoint`, which lists all bad ones."""
-        before, taken, rejected, no_reading = self.acknowledged, 0, 0, 0
+        acknowledged, overwritten = self._acknowledged, self._overwritten
+        taken, rejected, no_reading = 0, 0, 0
         with given.opened(again=again) as (form, text):
             layout = self._layout
             if layout.delimiter is None and plain_name(given.name).endswith(".tsv"):
@@ -205,13 +223,23 @@ class _Passes:
                 rejected += len(chunk.rejected)
                 no_reading += chunk.missing + sum(row[3] is None for row in chunk.rows)
                 self._progress(given, taken)
-        self._warn(given, times)
+        if not again:
+            self._warn(given, times)
         self._settle(0)
-        return IngestedFile(given.name, self.acknowledged - before, rejected, no_reading)
+        acknowledged, overwritten = self._acknowledged - acknowledged, self._overwritten - overwritten
+        return IngestedFile(given.name, acknowledged - overwritten, overwritten, rejected, no_reading)
 
-    @staticmethod
-    def _warn(given: Input, times: TimeReader) -> None:
-        """Warn of times that were read as asked, but are most likely wrong."""
+    def _warn(self, given: Input, times: TimeReader) -> None:
+        """Warn of times that were read as asked, but may well be wrong."""
+        single = times.single_passes()
+        if single:
+            log.warning(
+                "%s: %s occurs twice in %s because the clock was set back, but the file has only one pass of that "
+                "hour; it was read as the first",
+                given.name,
+                single[0],
+                self._layout.zone,
+            )
         for name, count in times.suspects.items():
             log.warning(
                 "%s: %s read as %s %s in January 1970; if the numbers count larger units, set the time format "
@@ -239,9 +267,10 @@ class _Passes:
             self._on_rejected(given, Rejected(None, None, reason, ""))
         self._kinds |= _kinds_of(self._handle)
         rejected = done.refused + done.nulls
-        points = 0 if check_only else done.read - rejected
-        self.acknowledged += points
-        return IngestedFile(given.name, points, rejected, done.no_reading)
+        acknowledged, overwritten = (0, 0) if check_only else (done.read - rejected, done.duplicates)
+        self._acknowledged += acknowledged
+        self._overwritten += overwritten
+        return IngestedFile(given.name, acknowledged - overwritten, overwritten, rejected, done.no_reading)
 
     def mapping_of(self, given: Input) -> dict[str, str]:
         """Return the Parquet column of each field; raises `InvalidSettings` for options that apply to text only."""
@@ -275,10 +304,11 @@ class _Passes:
     def write(self, rows: list[Any]) -> None:
         """Submit rows to the journal."""
         if rows:
-            submission = Submission.of_rows(
+            batch, _ = check_rows(
                 rows, accept_bool=self._handle.settings.accept_bool, now_us=self._handle.clock()
             )
-            self._under_way.append(self._handle.writer.submit(submission))
+            self._under_way.append(self._handle.writer.submit(Submission((PointsChange.of(batch),))))
+            self._overwritten += self._repeats.add(batch)
             self._settle(_UNDER_WAY)
         if self._unapplied >= APPLY_POINTS:
             self.apply()
@@ -299,14 +329,14 @@ class _Passes:
         """Wait for the writes in progress after an error, so that the count is right."""
         for future in self._under_way:
             if future.exception() is None:
-                self.acknowledged += future.result().accepted
+                self._acknowledged += future.result().accepted
         self._under_way.clear()
 
     def _settle(self, left: int) -> None:
         """Wait until at most `left` writes are in progress; raises the error of the first that failed."""
         while len(self._under_way) > left:
             written = self._under_way.popleft().result()
-            self.acknowledged += written.accepted
+            self._acknowledged += written.accepted
             self._unapplied += written.accepted
 
     def _mismatches(self, rows: list[Any]) -> list[Refusal]:

@@ -42,8 +42,9 @@ def test_a_long_file_goes_in(on_store: Any, tmp_path: Path) -> None:
     file = tmp_path / "long.csv"
     file.write_text(LONG)
     said = on_store.json("ingest", file, *BOTH_TIMES)
-    assert said.keys() == {"path", "files", "points", "rejected", "no_reading", "elapsed_s", "points_per_s"}
-    assert said["files"] == [{"file": str(file), "points": 3, "rejected": 0, "no_reading": 0}]
+    counts = {"points": 3, "overwritten": 0, "rejected": 0, "no_reading": 0}
+    assert said.keys() == {"path", "files", *counts, "elapsed_s", "points_per_s"}
+    assert said["files"] == [{"file": str(file), **counts}]
     assert values(on_store, "P-1", "flow") == [1.5, 2.5]
     assert values(on_store, "P-2", "flow") == [7.0]
 
@@ -182,7 +183,8 @@ def test_ingesting_again_changes_nothing(on_store: Any) -> None:
 @pytest.mark.slow_on("duckdb")
 def test_of_lines_for_the_same_moment_the_last_wins(on_store: Any) -> None:
     lines = "".join(f"P-1,flow,2024-05-01T00:00:00Z,{n}\n" for n in range(25_000))
-    on_store("ingest", "-", stdin="sensor_id,metric_name,timestamp,value\n" + lines)
+    said = on_store.json("ingest", "-", stdin="sensor_id,metric_name,timestamp,value\n" + lines)
+    assert (said["points"], said["overwritten"]) == (1, 24_999)
     assert values(on_store) == [24_999.0]
 
 
@@ -234,3 +236,23 @@ def test_seconds_that_are_read_as_milliseconds_are_reported(on_duckdb: Any) -> N
     assert "standard input: 2 times read as unix_ms are in January 1970" in result.stderr
     assert "2 points" in result.stdout
     assert on_duckdb("ingest", "-", "--sensor", "S", "--time-format", "unix", stdin=text).stderr == ""
+
+
+TWICE = "time,p\n2026-10-25 01:30,1\n2026-10-25 02:00,2\n2026-10-25 02:00,3\n2026-10-25 03:00,4\n"
+
+
+def test_the_hour_that_occurs_twice_comes_in_whole_or_is_counted_as_overwritten(on_duckdb: Any) -> None:
+    options = ["--sensor", "S", "--time-column", "time", "--zone", "Europe/Oslo", "--ambiguous"]
+    result = on_duckdb("ingest", "-", *options, "earlier", stdin=TWICE)
+    assert "3 points" in result.stdout
+    assert "1 overwritten by a later one" in result.stdout
+    said = on_duckdb.json("ingest", "-", *options, "infer", stdin=TWICE)
+    assert (said["points"], said["overwritten"]) == (4, 0)
+    assert [(point["timestamp"], point["value"]) for point in on_duckdb.json("query", "S", "p")] == [
+        ("2026-10-24T23:30:00Z", 1.0),
+        ("2026-10-25T00:00:00Z", 2.0),
+        ("2026-10-25T01:00:00Z", 3.0),
+        ("2026-10-25T02:00:00Z", 4.0),
+    ]
+    once = on_duckdb("ingest", "-", *options, "infer", stdin=TWICE.replace("2026-10-25 02:00,3\n", ""))
+    assert "the file has only one pass of that hour" in once.stderr

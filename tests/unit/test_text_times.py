@@ -252,3 +252,31 @@ def test_times_in_january_1970_are_counted_as_suspect() -> None:
     reader.us("1767225600")
     reader.us("1767225600000")
     assert reader.suspects == {"unix_ms": 1}
+
+
+def passes(*clocks: str, **options: Any) -> list[str]:
+    """The UTC times of the clocks of Oslo on the day that has 25 hours, by their order."""
+    reader = TimeReader(["iso"], "Europe/Oslo", "infer")
+    found = [reader.us(f"2026-10-25 {clock}", **options) // 60_000_000 for clock in clocks]
+    assert len(reader.single_passes()) == (len(set(clocks)) == len(clocks))
+    return [f"{minutes // 60 % 24:02}:{minutes % 60:02}" for minutes in found]
+
+
+def test_the_order_of_the_file_shows_which_pass_of_an_hour_is_meant() -> None:
+    clocks = ("01:30", "02:00", "02:30", "02:00", "02:30", "03:00")
+    wanted = ["23:30", "00:00", "00:30", "01:00", "01:30", "02:00"]
+    assert passes(*clocks) == wanted
+    assert passes(*reversed(("01:00", *clocks, "03:30")))[1:-1] == wanted[::-1]
+    assert passes("01:00", "02:00", "02:00", "03:00") == ["23:00", "00:00", "01:00", "02:00"]
+    assert passes("02:30", "02:00", "02:30", "03:00") == ["00:30", "01:00", "01:30", "02:00"]
+    assert passes("02:00", "02:30", "03:00") == ["00:00", "00:30", "02:00"]
+
+
+def test_each_series_has_an_order_of_its_own() -> None:
+    reader = TimeReader(["iso"], "Europe/Oslo", "infer")
+    for _ in range(2):
+        both = [reader.us("2026-10-25 02:00", series) for series in ("a", "b")]
+        assert both[0] == both[1]
+    with pytest.raises(Unfit, match="the order of the readings does not show"):
+        reader.us("2026-10-25 02:00", "a")
+    assert reader.single_passes() == []

@@ -255,7 +255,7 @@ class _CsvLines:
         if head is None or value_column is None:
             return
         sensor, seconds, quality = head
-        metric = layout.metric if self._columns.metric is None else row[self._columns.metric]
+        metric = self._metric(row)
         cell = row[value_column]
         try:
             value = self._cells.text(cell) if metric in layout.text_metrics else self._cells.number(cell)
@@ -268,17 +268,22 @@ class _CsvLines:
     def _head(self, row: list[str], line: int, chunk: ReadingChunk) -> _Head | None:
         """Return sensor, time and quality of a line; None if one of them caused a rejection."""
         columns, layout = self._columns, self._layout
+        sensor = layout.sensor if columns.sensor is None else row[columns.sensor]
         names, text = layout.time_columns, " ".join([row[index].strip() for index in columns.times]).strip()
         quality: tuple[int | None, ...] = ()
         try:
-            seconds = seconds_of(self._times.us(text))
+            seconds = seconds_of(self._times.us(text, (sensor, self._metric(row))))
             if columns.quality is not None:
                 names, text = (layout.quality_column,), row[columns.quality]
                 quality = (self._cells.quality(text),)
         except Unfit as fault:
             chunk.reject(line, " ".join(names), fault, text)
             return None
-        return layout.sensor if columns.sensor is None else row[columns.sensor], seconds, quality
+        return sensor, seconds, quality
+
+    def _metric(self, row: list[str]) -> str | None:
+        """Return the metric of a line of a long file."""
+        return self._layout.metric if self._columns.metric is None else row[self._columns.metric]
 
 
 class _Cells:

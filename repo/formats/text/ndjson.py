@@ -99,7 +99,8 @@ class _NdjsonLines:
             sensor = found.get(layout.sensor_column) if layout.sensor is None else layout.sensor
             if type(sensor) is not str:
                 raise self._no_text(layout.sensor_column, sensor, found)
-            seconds = self._seconds(found, at)
+            series = (sensor, str(found.get(layout.metric_column)) if is_long else None)
+            seconds = self._seconds(found, at, series)
             tail = (found.get(layout.quality_column), found.get(_METADATA))
             if is_long:
                 self._take_long(found, sensor, seconds, tail, at.line, chunk)
@@ -171,7 +172,7 @@ class _NdjsonLines:
                 chunk.rows.append((sensor, metric, seconds, value, *tail))
         chunk.lines.extend([line] * (len(chunk.rows) - before))
 
-    def _seconds(self, found: dict[str, Any], at: Objects) -> object:
+    def _seconds(self, found: dict[str, Any], at: Objects, series: tuple[str, str | None]) -> object:
         """Return the time of a line in a form that `insert_many` accepts."""
         time = found.get(_EXACT_TIME) if self._has_exact_time else None
         try:
@@ -179,14 +180,16 @@ class _NdjsonLines:
                 return seconds_of(checked_us(time))
             if self._time is None:
                 time = " ".join([self._time_text(found.get(name)) for name in self._layout.time_columns])
-                return seconds_of(self._times.us(time.strip()))
+                return seconds_of(self._times.us(time.strip(), series))
             time = found.get(self._time)
             kind = type(time)
             if kind is float and _EXPONENT.search(at.text):
                 refuse_rounded(at.exact()[self._time])
             if kind is not int and kind is not float:
-                return seconds_of(self._times.us(self._time_text(time)))
-            return time if self._numbers_are_seconds else seconds_of(self._times.number_us(repr(time)))
+                return seconds_of(self._times.us(self._time_text(time), series))
+            return (
+                time if self._numbers_are_seconds else seconds_of(self._times.number_us(repr(time), series))
+            )
         except Unfit as fault:
             raise _Reject(" ".join(self._layout.time_columns), fault, time) from fault
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Context, Decimal, InvalidOperation
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 from repo.errors import InvalidSettings
 from repo.formats.text.patterns import Clock, pattern_reader
+from repo.formats.text.repeated_hours import RepeatedHours
 from repo.times import (
     UNIX_EXPONENTS,
     Unfit,
@@ -28,13 +29,13 @@ from repo.times import (
 
 __all__ = ["Ambiguous", "TimeReader", "refuse_rounded"]
 
-Ambiguous = Literal["refuse", "earlier", "later"]
-"""How to interpret a local time that occurred twice because clocks were set back."""
+Ambiguous = Literal["refuse", "infer", "earlier", "later"]
+"""How to interpret a local time that occurred twice because clocks were set back; `infer`: by the order of the file."""
 
 _Reader = Callable[[str], Clock | None]
 """Returns None for a text in another format; raises Unfit for a time out of range."""
 
-_FOLDS: dict[str, int | None] = {"refuse": None, "earlier": 0, "later": 1}
+_FOLDS = {"earlier": 0, "later": 1}
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - local times are naive until their zone is applied
 _INTERVAL = re.compile(r"(.*?\S)(?:\s+[-–—]\s+|/|--)(\S.*)")
 _END_CLOCK = re.compile(r"[0-2]?[0-9]:[0-5][0-9](?::[0-5][0-9])?")
@@ -47,7 +48,8 @@ class TimeReader:
     """Converts the times of one file to microseconds UTC. Not thread-safe.
 
     Times without an offset are local times in the zone `zone`, an IANA name or a fixed offset. A local time that clocks
-    skipped is refused; one that occurred twice is refused unless `ambiguous` selects one. Raises `InvalidSettings`.
+    skipped is refused; one that occurred twice is refused unless `ambiguous` selects one. With `infer`, pass the times
+    of each series in the order of the file. Raises `InvalidSettings`.
     """
 
     def __init__(self, formats: Sequence[str], zone: str, ambiguous: Ambiguous) -> None:
@@ -56,24 +58,32 @@ class TimeReader:
         except Unfit as fault:
             raise InvalidSettings(f"zone: {fault}") from fault
         if ambiguous not in get_args(Ambiguous):
-            raise InvalidSettings(f"ambiguous is {ambiguous!r}; it may be refuse, earlier or later")
+            raise InvalidSettings(f"ambiguous is {ambiguous!r}; it may be refuse, infer, earlier or later")
         if not formats:
             raise InvalidSettings(
                 "no time format is given; use iso, unix, unix_ms, unix_us or a strptime pattern"
             )
-        self._fold = _FOLDS[ambiguous]
+        self._fold = _FOLDS.get(ambiguous)
+        self._hours = RepeatedHours(self._zone) if ambiguous == "infer" else None
         self._readers = [(name == "iso", self._reader(name)) for name in formats]
         self._listed = ", ".join(formats)
         self.suspects: Counter[str] = Counter()
         """The times in January 1970, by the format that read them: most likely the format has a too small unit."""
 
-    def us(self, text: str) -> int:
-        """Return the time of a text; raises `Unfit` with the reason."""
-        return self._placed(self._clock(text, is_number=False))
+    def us(self, text: str, series: Hashable = None) -> int:
+        """Return the time of a text in a series; raises `Unfit` with the reason."""
+        return self._placed(self._clock(text, is_number=False), series)
 
-    def number_us(self, text: str) -> int:
+    def number_us(self, text: str, series: Hashable = None) -> int:
         """Return the time of a number, written as text, which is never ISO 8601; raises `Unfit` with the reason."""
-        return self._placed(self._clock(text, is_number=True))
+        return self._placed(self._clock(text, is_number=True), series)
+
+    def single_passes(self) -> list[datetime]:
+        """Return, at the end of the file, a local time of each repeated hour that a series has only once (`infer`)."""
+        if self._hours is None:
+            return []
+        self._hours.finish()
+        return self._hours.single
 
     def _clock(self, text: str, *, is_number: bool) -> Clock:
         fault = None
@@ -105,10 +115,14 @@ class TimeReader:
                 return clock
         return None
 
-    def _placed(self, clock: Clock) -> int:
+    def _placed(self, clock: Clock, series: Hashable) -> int:
+        us = checked_us(clock.us)
         if clock.is_utc or self._zone is UTC:
-            return checked_us(clock.us)
-        return local_us(_EPOCH + timedelta(microseconds=clock.us), self._zone, fold=self._fold)
+            return us
+        local = _EPOCH + timedelta(microseconds=us)
+        if self._hours is not None:
+            return self._hours.us(local, series)
+        return local_us(local, self._zone, fold=self._fold)
 
     def _reader(self, name: str) -> _Reader:
         if name == "iso":
