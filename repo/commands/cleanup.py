@@ -45,7 +45,7 @@ _SHOWN_ROWS = 20
     "--metric", "metrics", metavar="NAME", multiple=True, help="Points of this metric; may be a quoted glob."
 )
 @click.option("--points", is_flag=True, help="Delete points (the default unless a record option is given).")
-@click.option("--records", is_flag=True, help="Delete unsent records.")
+@click.option("--records", is_flag=True, help="Delete pending records.")
 @click.option(
     "--source", "sources", metavar="NAME", multiple=True, help="Records of this source; may be a quoted glob."
 )
@@ -91,8 +91,8 @@ def cleanup(
 
     \b
     JSON (with -y or --dry-run): {"dry_run", "points": number, or null if another
-    process holds the columns and they are deleted later, "unsent_points",
-    "records", "bytes": estimate or null, "first_us", "last_us", "series":
+    process holds the columns and they are deleted later, "unsent_points": not
+    confirmed by every sink, null without sinks, "records", "bytes": estimate or null, "first_us", "last_us", "series":
     [{"sensor_id", "metric_name", "points", "unsent", "first_us", "last_us"}],
     "sources": [{"source", "records", "first_us", "last_us", "bytes"}], "shrunk":
     null or {"columns_before_bytes", "columns_after_bytes": as before in a dry
@@ -217,7 +217,7 @@ def _summary(found: Cleaned) -> str:
         unsent = f" ({found.unsent_points:,} of them not sent to every sink)" if found.unsent_points else ""
         parts.append(("points" if found.points is None else counted(found.points, "point")) + unsent)
     if found.records:
-        parts.append(counted(found.records, "unsent record"))
+        parts.append(counted(found.records, "pending record"))
     text = " and ".join(parts)
     if found.first_us is not None and found.last_us is not None:
         text += f", {iso(to_datetime(found.first_us))} to {iso(to_datetime(found.last_us))}"

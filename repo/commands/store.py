@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
+from repo.commands.exits import Exit
 from repo.commands.global_options import global_options, store_argument
 from repo.commands.losses import lost
 from repo.commands.output import print_json
@@ -69,39 +71,71 @@ def init(session: Session, engine: str | None) -> None:
 
 
 @click.command()
+@click.option("--check", is_flag=True, help="Exit 3 if there are warnings; for monitoring.")
+@click.option(
+    "--ignore",
+    "ignored",
+    metavar="CODE",
+    multiple=True,
+    help="Leave out warnings with this code. Repeatable.",
+)
 @store_argument
 @global_options
 @click.pass_obj
-def status(session: Session) -> None:
+def status(session: Session, check: bool, ignored: tuple[str, ...]) -> None:
     """Show what the store holds, its backlog, its files and who has it open.
 
-    Reads only SQLite, so it never waits for another process. Counts and times of points are those of the last flush. It
-    never upgrades a store: if the schema is outdated, it shows the revisions and the command to run, and exits 5.
+    Reads only SQLite, so it never waits for another process. Counts and times of points are those of the last flush;
+    points that the journal still holds are counted as waiting. It never upgrades a store: if the schema is outdated, it
+    shows the revisions and the command to run, and exits 5.
 
     \b
     JSON: {"path", "store_id", "engine", "generation", "schema", "last_seq",
     "flushed_seq", "pruned_seq", "journal_rows", "journal_seqs", "unflushed",
     "points_waiting", "deletions_waiting", "points", "series", "oldest_us",
     "newest_us", "records_pending", "ledger_entries", "ledger_dropped",
-    "lost_points", "lost_records", "sinks": [{"name", "confirmed_seq",
-    "behind"}], "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {retired or
-    backup file: bytes}, "bytes_total", "bytes_free_on_disk", "holder": {"pid",
-    "since_us", "doing"} or null, "warnings": [text]}; for an outdated store, the
-    output of `migrate --check`
+    "lost_points", "lost_records", "sinks": [{"name", "confirmed_seq", "behind"}],
+    "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {retired or backup file:
+    bytes}, "bytes_total", "bytes_free_on_disk", "holder": {"pid", "since_us",
+    "doing"} or null, "warnings": [{"code", "message"}]}; for an outdated store,
+    the output of `migrate --check`
     """
+    from repo.engines.sqlite.driver import has_wal_reset_bug
+
+    _refuse_unknown(ignored)
     try:
         with session.opened(read_only=True) as store:
             found = store.status()
     except SchemaOutdated as outdated:
         _show_outdated(session, outdated)
         raise
+    found = replace(found, warnings=tuple(one for one in found.warnings if one.code not in ignored))
     if session.as_json:
         print_json(found.as_dict())
+    else:
+        for name, text in _lines(found):
+            session.say(f"{name:<12}{text}")
+        for warning in found.warnings:
+            session.note(f"warning: {warning} [{warning.code}]")
+    if not check:
         return
-    for name, text in _lines(found):
-        session.say(f"{name:<12}{text}")
-    for warning in found.warnings:
-        session.note(f"warning: {warning}")
+    if has_wal_reset_bug():
+        session.note(
+            "note: this SQLite version has the WAL-reset bug (sqlite.org/wal.html). Holdfast avoids it; do not write "
+            "to offline_buffer.db with other programs"
+        )
+    if found.warnings:
+        raise click.exceptions.Exit(Exit.PROBLEMS)
+
+
+def _refuse_unknown(ignored: tuple[str, ...]) -> None:
+    from repo.store.status import WARNING_CODES
+
+    for code in ignored:
+        if code not in WARNING_CODES:
+            raise click.BadParameter(
+                f"there is no code {code!r}; the codes are {', '.join(WARNING_CODES)}", param_hint="--ignore"
+            )
 
 
 def _show_outdated(session: Session, outdated: SchemaOutdated) -> None:
@@ -130,16 +164,14 @@ def _lines(found: Status) -> list[tuple[str, str]]:
 
     lines = [
         ("store", f"{found.path}  ({found.engine}, schema {found.schema}, id {found.store_id})"),
-        ("points", f"{found.points:,} in {found.series:,} series"),
+        ("points", _points(found)),
     ]
     if found.oldest_us is not None and found.newest_us is not None:
         span = [to_datetime(us).strftime("%Y-%m-%d %H:%M:%S") for us in (found.oldest_us, found.newest_us)]
         lines.append(("", f"{span[0]} to {span[1]} UTC"))
+    deletions = f"; {counted(found.deletions_waiting, 'deletion')} waiting to be applied"
     lines += [
-        (
-            "journal",
-            f"{counted(found.journal_rows, 'row')}; {found.unflushed:,} of {found.last_seq:,} seqs not yet applied",
-        ),
+        ("journal", counted(found.journal_rows, "row") + (deletions if found.deletions_waiting else "")),
         ("records", f"{found.records_pending:,} pending"),
     ]
     lines += [
@@ -152,6 +184,15 @@ def _lines(found: Status) -> list[tuple[str, str]]:
     if found.holder is not None:
         lines.append(("columns", f"held by process {found.holder.pid}, doing: {found.holder.doing}"))
     return lines
+
+
+def _points(found: Status) -> str:
+    """Return how many points there are; those in the journal may overwrite others, so the two are not added."""
+    series = counted(found.series, "series", "series")
+    waiting = f"{found.points_waiting:,} waiting to be applied"
+    if not found.points_waiting:
+        return f"{found.points:,} in {series}"
+    return f"{found.points:,} in {series}, and {waiting}" if found.points else f"{waiting}, in {series}"
 
 
 def _size(size_bytes: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import Connection, case, false, func, select
+from sqlalchemy import Connection, case, func, null, select
 
 from repo.engines.registry import traits_of
 from repo.models import Point
@@ -84,8 +84,8 @@ class SeriesExtent(NamedTuple):
     sensor_id: str
     metric_name: str
     points: int
-    unsent: int
-    """How many of them have a seq above `sent_through`."""
+    unsent: int | None
+    """How many of them not every sink has confirmed; None if there is no sink."""
     first_us: int
     last_us: int
 
@@ -97,8 +97,7 @@ def extents(
 
     Everything up to the seq `sent_through` was sent; None if there is no sink.
     """
-    waits = false() if sent_through is None else _c.seq > sent_through
-    unsent = func.count(case((waits, 1)))
+    unsent = null() if sent_through is None else func.count(case((_c.seq > sent_through, 1)))
     query = select(
         _c.sensor_id,
         _c.metric_name,

@@ -84,10 +84,13 @@ class LedgerRepository:
         row = self._connection.execute(select(*columns).where(LedgerEntry.entry_id == entry_id)).one_or_none()
         return None if row is None else Loss(*row)
 
-    def list(self, limit: int | None = 1000) -> list[Loss]:
-        """Return the newest entries first; with None, all of them."""
+    def list(self, limit: int | None = 1000, reasons: Sequence[str] | None = None) -> list[Loss]:
+        """Return the newest entries first: all if `limit` is None, only those with a reason if `reasons` are given."""
         columns = [getattr(LedgerEntry, name) for name in Loss._fields]
-        query = select(*columns).order_by(LedgerEntry.recorded_us.desc(), _ROWID.desc()).limit(limit)
+        query = select(*columns)
+        if reasons is not None:
+            query = query.where(LedgerEntry.reason.in_(reasons))
+        query = query.order_by(LedgerEntry.recorded_us.desc(), _ROWID.desc()).limit(limit)
         return [Loss(*row) for row in self._connection.execute(query)]
 
     def last_entry(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,10 @@ from repo.errors import InvalidQuery
 from repo.queries.selection import Selection
 from repo.repositories.ledger import LedgerRepository, Loss
 
-__all__ = ["LossEntry", "read_losses"]
+__all__ = ["COLUMNS_OLDER", "LossEntry", "read_losses"]
+
+COLUMNS_OLDER = "columns-older-than-journal"
+"""The reason in ledger entries for points that were lost with a replaced column file."""
 
 Chosen = str | tuple[str, ...] | None
 
@@ -54,11 +57,13 @@ class LossEntry:
         return asdict(self)
 
 
-def read_losses(connection: Connection, limit: int | None) -> list[LossEntry]:
-    """Return the entries of the ledger, newest first; see `Store.losses`."""
+def read_losses(
+    connection: Connection, limit: int | None = None, reasons: Sequence[str] | None = None
+) -> list[LossEntry]:
+    """Return the entries of the ledger, all or those with the given reasons, newest first; see `Store.losses`."""
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise InvalidQuery(f"limit = {limit!r}: at least 1, or None for all")
-    return [_entry(loss) for loss in LedgerRepository(connection).list(limit)]
+    return [_entry(loss) for loss in LedgerRepository(connection).list(limit, reasons)]
 
 
 def _entry(loss: Loss) -> LossEntry:
@@ -96,11 +101,11 @@ _WHY: dict[str, Callable[[dict[str, Any]], str]] = {
     ),
     "age": lambda facts: f"older than {_age(facts['max_age_s'])}" if "max_age_s" in facts else "too old",
     "retries": lambda facts: f"failed {facts.get('max_retries', 'too many')} times or more",
-    "columns-older-than-journal": lambda facts: (
+    COLUMNS_OLDER: lambda facts: (
         f"the column file was replaced by an older one; {_seqs(facts)} may be missing"
     ),
     LOST_END: lambda facts: (
-        "the metadata database lost its end, or was replaced by an older one; "
+        "the metadata database lost its last writes, or was replaced by an older one; "
         f"{_seqs(facts)} may be missing if they were not flushed"
     ),
     "delete-not-applied": lambda _: (

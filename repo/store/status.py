@@ -9,7 +9,6 @@ from typing import Any
 from sqlalchemy import Connection
 
 from repo.core.acknowledged import LOST_END
-from repo.engines.sqlite.driver import has_wal_reset_bug
 from repo.errors import counted
 from repo.files import StoreFiles
 from repo.lease import Holder, read_holder
@@ -20,9 +19,10 @@ from repo.repositories.records import RecordRepository
 from repo.repositories.series import LatestRepository, SeriesRepository
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import StateRepository
+from repo.store.losses import COLUMNS_OLDER, read_losses
 from repo.upkeep.usage import sizes_of
 
-__all__ = ["SinkStatus", "Status", "read_status"]
+__all__ = ["WARNING_CODES", "SinkStatus", "Status", "StatusWarning", "read_status"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,20 @@ class SinkStatus:
     name: str
     confirmed_seq: int
     behind: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatusWarning:
+    """Something that needs attention; `code` never changes, so that monitoring can refer to it."""
+
+    code: str
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+WARNING_CODES = ("columns-older", "metadata-lost-end", "records-held-back")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +81,7 @@ class Status:
     bytes_total: int
     bytes_free_on_disk: int
     holder: Holder | None
-    warnings: tuple[str, ...]
+    warnings: tuple[StatusWarning, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain dicts, lists and numbers, as `holdfast --json status` prints it."""
@@ -117,28 +131,23 @@ def read_status(connection: Connection, files: StoreFiles, schema: str) -> Statu
         bytes_total=sum(sizes.values()) + sum(kept.values()),
         bytes_free_on_disk=shutil.disk_usage(files.folder).free,
         holder=read_holder(files.folder, files.prefix),
-        warnings=_warnings(files, LedgerRepository(connection), PointerRepository(connection)),
+        warnings=_warnings(connection, files),
     )
 
 
-def _warnings(files: StoreFiles, ledger: LedgerRepository, pointers: PointerRepository) -> tuple[str, ...]:
-    warnings = []
-    for loss in ledger.list():
-        if loss.reason == "columns-older-than-journal":
-            warnings.append(f"the column store was replaced by an older one: {loss.detail} may be missing")
-        elif loss.reason == LOST_END:
-            warnings.append(
-                f"{files.metadata.name} lost its last writes, or was replaced by an older one: {loss.what} "
-                f"{loss.detail} may be missing"
-            )
+def _warnings(connection: Connection, files: StoreFiles) -> tuple[StatusWarning, ...]:
+    codes = {COLUMNS_OLDER: "columns-older", LOST_END: "metadata-lost-end"}
+    warnings = [
+        StatusWarning(codes[loss.reason], f"{loss.why}. `{files.command('losses')}` lists all losses")
+        for loss in read_losses(connection, reasons=list(codes))
+    ]
+    pointers = PointerRepository(connection)
     if pointers.noted() and (waiting := pointers.count()):
         warnings.append(
-            f"{counted(waiting, 'pending record')} of the legacy program held back until the data is restored from "
-            f"the columns. `{files.command('migrate')}` restores it if the columns can be read"
-        )
-    if has_wal_reset_bug():
-        warnings.append(
-            "this SQLite version has the WAL-reset bug (sqlite.org/wal.html). Holdfast avoids it; do not write to "
-            "offline_buffer.db with other programs"
+            StatusWarning(
+                "records-held-back",
+                f"{counted(waiting, 'pending record')} of the legacy program held back until the data is restored "
+                f"from the columns. `{files.command('migrate')}` restores it if the columns can be read",
+            )
         )
     return tuple(warnings)

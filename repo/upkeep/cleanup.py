@@ -31,7 +31,7 @@ class Cleaned:
     points: int | None = 0
     """None if the columns were unavailable. The delete is durable; the ledger counts its points when it is applied."""
     unsent_points: int | None = 0
-    """How many of the points were not confirmed by every sink, or by any."""
+    """How many of the points were not confirmed by every sink; None if there is no sink, or it is not known."""
     records: int = 0
     """All of them unsent, as a sent record is removed at once."""
     bytes: int | None = 0
@@ -123,7 +123,9 @@ def _counted(handle: Handle, scope: CleanupScope) -> Cleaned:
     times = [us for span in spans for us in span if us is not None]
     return Cleaned(
         points=sum(one.points for one in series),
-        unsent_points=sum(one.unsent for one in series),
+        unsent_points=None
+        if any(one.unsent is None for one in series)
+        else sum(one.unsent or 0 for one in series),
         records=sum(one.records for one in sources),
         bytes=point_bytes + sum(one.bytes for one in sources),
         first_us=min(times, default=None),

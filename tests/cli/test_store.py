@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from repo import Settings, Store
 from repo.engines.sqlite import driver as sqlite
 from repo.schema import runner
 
@@ -114,9 +115,36 @@ def test_status_as_json_keeps_its_contract(on_store: Any) -> None:
 def test_status_for_people_tells_points_and_backlog(on_store: Any) -> None:
     on_store.write(("s", "m", T0, 1.0))
     said = on_store("status").stdout
-    assert "1 of 1 seqs not yet applied" in said
+    assert "1 waiting to be applied, in 1 series" in said
     on_store("query", "s", "m")
-    assert "1 in 1 series" in on_store("status").stdout
+    assert "points      1 in 1 series\n" in on_store("status").stdout
+    on_store.write(("s", "m", T0 + 1, 1.0), ("s", "m", T0 + 2, 1.0))
+    assert "points      1 in 1 series, and 2 waiting to be applied\n" in on_store("status").stdout
+    with Store(on_store.folder, Settings(background=False)) as store:
+        store.points.delete("s", "m")
+    assert "; 1 deletion waiting to be applied\n" in on_store("status").stdout
+
+
+def test_status_check_exits_3_for_warnings_which_have_codes(on_duckdb: Any) -> None:
+    on_duckdb("status", "--check")
+    noted = "WAL-reset bug" in on_duckdb("status", "--check").stderr
+    assert noted is sqlite.has_wal_reset_bug()
+    assert on_duckdb("status").stderr == ""
+    connection = sqlite3.connect(on_duckdb.folder / "offline_buffer.db")
+    connection.execute(
+        "INSERT INTO loss_ledger (entry_id, what, reason, detail, recorded_us) VALUES "
+        "('x', 'points', 'columns-older-than-journal', '{\"first_seq\": 3, \"last_seq\": 7}', 0)"
+    )
+    connection.commit()
+    connection.close()
+    said = on_duckdb("status", "--check", code=3).stderr
+    assert "warning: the column file was replaced by an older one; seqs 3 to 7 may be missing." in said
+    assert f"`holdfast --store {on_duckdb.folder} losses`" in said
+    assert "[columns-older]" in said
+    [warning] = on_duckdb.json("status", "--check", code=3)["warnings"]
+    assert warning["code"] == "columns-older"
+    assert on_duckdb.json("status", "--check", "--ignore", "columns-older")["warnings"] == []
+    assert "the codes are columns-older" in on_duckdb("status", "--ignore", "x", code=2).stderr
 
 
 def test_json_may_stand_before_or_after_the_command(on_duckdb: Any) -> None:

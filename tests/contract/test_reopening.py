@@ -145,7 +145,7 @@ def test_missing_columns_are_recorded_in_the_ledger_and_writes_continue(
     store = open_store()
     status = store.status()
     assert status.ledger_entries == 1
-    assert any("replaced by an older one" in warning for warning in status.warnings)
+    assert any("replaced by an older one" in str(warning) for warning in status.warnings)
     assert store.points.after(0)[0]["seq"] > 10, "seqs are never used twice"
 
 
