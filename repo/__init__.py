@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         StoreForked,
         StoreFull,
         StoreMissing,
+        StoreReadOnly,
         StoreUnsupported,
         TransactionRule,
     )
@@ -112,6 +113,7 @@ __all__ = [
     "StoreForked",
     "StoreFull",
     "StoreMissing",
+    "StoreReadOnly",
     "StoreUnsupported",
     "TransactionRule",
     "Written",

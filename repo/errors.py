@@ -32,6 +32,7 @@ __all__ = [
     "StoreForked",
     "StoreFull",
     "StoreMissing",
+    "StoreReadOnly",
     "StoreUnsupported",
     "TransactionRule",
     "counted",
@@ -79,7 +80,14 @@ class StoreFull(HoldfastError):
 
 
 class StoreDenied(HoldfastError):
-    """Permission error on a file of the store: owner, mode, or a read-only file system."""
+    """Permission error on a file of the store: owner, mode, or a read-only file system.
+
+    A store that may be read but not written can be opened with `Store(path, read_only=True)`.
+    """
+
+
+class StoreReadOnly(HoldfastError):
+    """The store is opened for reading only, and the call would change a file. Nothing was changed."""
 
 
 class StoreCorrupt(HoldfastError):

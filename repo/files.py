@@ -143,6 +143,15 @@ class StoreFiles:
         """Return the same files, but with this column file for an engine."""
         return replace(self, paths={**self.paths, engine: file})
 
+    def is_writable(self) -> bool:
+        """Return whether this process may change the folder and every database file that exists.
+
+        False for files of another user, and on a file system that is mounted read-only.
+        """
+        databases = [file for file in (self.metadata, *self.paths.values()) if file.exists()]
+        places = {self.folder, *(file.parent for file in databases)}
+        return all(os.access(path, os.W_OK) for path in (*places, *databases))
+
     def metadata_files(self) -> list[Path]:
         """Return the metadata database and its log; they may not exist."""
         return [self.metadata, METADATA.log_of(self.metadata)]

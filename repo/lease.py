@@ -8,6 +8,7 @@ import fcntl
 import io
 import json
 import os
+import tempfile
 import threading
 import time
 import weakref
@@ -57,18 +58,22 @@ class Lease:
     It is a `flock` on a separate file, which is never deleted, so that closing a database file cannot drop the lock. A
     second file is the turnstile: a waiting process locks `turn`, then `lease`, then unlocks `turn`. So the holder sees
     by `wanted` that another process waits, and processes are served in order. Both file names begin with `prefix`, for
-    folders with several stores.
+    folders with several stores. With `read_only` neither file is created or changed; a file that does not exist counts
+    as free, because whoever opens the database creates it first.
 
     Not thread-safe: the owner serializes the calls. After an exception from any method, including KeyboardInterrupt,
     `held` says whether the lease is held.
     """
 
-    def __init__(self, folder: Path, now_us: Callable[[], int], *, prefix: str = "") -> None:
+    def __init__(
+        self, folder: Path, now_us: Callable[[], int], *, prefix: str = "", read_only: bool = False
+    ) -> None:
         self._folder = folder
         self._prefix = prefix
+        self._read_only = read_only
         self._now_us = now_us
         self._place: _Place | None = None
-        self._probe = _open_lock(folder / f"{prefix}{TURN_FILE}")
+        self._probe = _open_lock(folder / f"{prefix}{TURN_FILE}", read_only=read_only)
         self.held_since_s = 0.0
         _leases.add(self)
 
@@ -89,11 +94,11 @@ class Lease:
         if self.held:
             return
         if self._place is None:
-            self._place = _Place(self._folder, self._prefix)
+            self._place = _Place(self._folder, self._prefix, self._read_only)
         place = self._place
         try:
             if not place.take_up():
-                place = self._place = _Place(self._folder, self._prefix)
+                place = self._place = _Place(self._folder, self._prefix, self._read_only)
                 place.take_up()
             began_s = time.monotonic()
             while not place.wait(timeout_s):
@@ -173,8 +178,9 @@ class _Place:
     close the descriptors. A lock that it gets while no call waits is released at once, and the place is over.
     """
 
-    def __init__(self, folder: Path, prefix: str) -> None:
+    def __init__(self, folder: Path, prefix: str, read_only: bool) -> None:
         self._folder = folder
+        self._read_only = read_only
         self._paths = (folder / f"{prefix}{TURN_FILE}", folder / f"{prefix}{LEASE_FILE}")
         self._files: list[_LockFile] = []
         # `with` acquires and releases an interpreter lock without a gap for an interrupt; a Condition has such a gap.
@@ -235,7 +241,7 @@ class _Place:
 
     def _at_once(self) -> bool:
         for path in self._paths:
-            self._files.append(_open_lock(path))
+            self._files.append(_open_lock(path, read_only=self._read_only))
         turn, lease = self._files
         try:
             fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -297,17 +303,27 @@ class _LockFile(io.FileIO):
     __del__ = io.FileIO.close
 
 
-def _open_lock(path: Path) -> _LockFile:
+def _open_lock(path: Path, *, read_only: bool = False) -> _LockFile:
     note_own(path)
     with system_typed(path.parent), _no_fork:
         try:
-            file = _LockFile(path, "r+")
+            file = _LockFile(path, "r" if read_only else "r+")
         except FileNotFoundError:
+            if read_only:
+                return _open_private_lock()
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
             ownership.give(path)
             file = _LockFile(path, "r+")
         _lock_files.add(file)
         return file
+
+
+def _open_private_lock() -> _LockFile:
+    """Open a file without a name, whose lock is always free. The caller holds `_no_fork`."""
+    with tempfile.TemporaryFile() as unnamed:
+        file = _LockFile(os.dup(unnamed.fileno()), "r+")
+    _lock_files.add(file)
+    return file
 
 
 def _parse(note: bytes) -> Holder | None:

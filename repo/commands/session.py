@@ -68,7 +68,8 @@ class Session:
     def opened(self, *, create: bool = False, read_only: bool = False, **settings: Any) -> Iterator[Store]:
         """Open the store without a background thread: a command is short, and flushes what it needs.
 
-        With `read_only` an outdated store is never upgraded, whatever the settings are; it raises `SchemaOutdated`.
+        With `read_only` an outdated store is never upgraded, whatever the settings are; it raises `SchemaOutdated`. The
+        files are then opened for reading only if this user may not write to them.
         """
         from repo import Settings, Store
 
@@ -76,7 +77,8 @@ class Session:
             settings["auto_migrate"] = False
         files = self.files(read_only=read_only)
         loaded = Settings.load(files.folder, background=False, **settings)
-        with Store(self.folder, loaded, create=create, files=files) as store:
+        only = read_only and files.metadata.exists() and not files.is_writable()
+        with Store(self.folder, loaded, create=create, read_only=only, files=files) as store:
             yield store
 
     def files(self, *, read_only: bool = True) -> StoreFiles:

@@ -76,16 +76,21 @@ class ActiveColumns:
             found = version.version_of(connection, path)
             standing = version.compare(found)
             is_new = standing is version.Standing.UNVERSIONED and not inspect(connection).get_table_names()
-        if standing is version.Standing.HEAD:
-            return
-        if standing is version.Standing.TOO_NEW:
-            raise version.too_new(found, path)
         if not is_new:
-            refuse_unless_allowed(found, path, self._files, self._settings)
-            raise SchemaOutdated(f"{path} has the schema {found or 'of the legacy program'}", path=path)
+            self.refuse_schema(found, path)
+            return
         from repo.schema import runner
 
         runner.upgrade(engine, "timeseries", path=path)
+
+    def refuse_schema(self, found: str | None, path: Path) -> None:
+        """Raise `SchemaTooNew` or `SchemaOutdated` unless the schema is this program's."""
+        standing = version.compare(found)
+        if standing is version.Standing.TOO_NEW:
+            raise version.too_new(found, path)
+        if standing is not version.Standing.HEAD:
+            refuse_unless_allowed(found, path, self._files, self._settings)
+            raise SchemaOutdated(f"{path} has the schema {found or 'of the legacy program'}", path=path)
 
     def migrate(self) -> None:
         """Upgrade the schema of an outdated column file. The file is closed, and the caller holds the lease."""

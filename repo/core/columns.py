@@ -10,8 +10,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import NoReturn
+from contextlib import AbstractContextManager, contextmanager
+from typing import ClassVar, NoReturn
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -42,7 +42,7 @@ class OpenColumns:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.engine: Engine = backend.open()
+        self.engine: Engine = self._open()
         self.readers: Engine = self.engine.execution_options(**sqlite.READ)
         """For reading only: on SQLite its transactions take no lock that would block other readers."""
         try:
@@ -50,6 +50,13 @@ class OpenColumns:
         except DBAPIError as error:
             backend.close(self.engine)
             raise backend.typed_error(error) from error
+
+    def _open(self) -> Engine:
+        return self.backend.open()
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """Open a connection for reading, in a transaction of its own."""
+        return self.readers.begin()
 
     def close(self) -> None:
         """Close the connection and the file."""
@@ -72,6 +79,9 @@ class Columns:
     interrupt, the file is closed and reopened before its next use.
     """
 
+    read_only: ClassVar[bool] = False
+    """Whether neither the file nor the lock files may be changed; see `repo.core.read_only`."""
+
     def __init__(
         self,
         files: StoreFiles,
@@ -83,7 +93,7 @@ class Columns:
         self._backend: Backend | None = None
         self._settings = settings
         self._folder = files.folder
-        self._lease = Lease(files.folder, clock, prefix=files.prefix)
+        self._lease = Lease(files.folder, clock, prefix=files.prefix, read_only=self.read_only)
         self._gate = Gate(self._is_overdue)
         self._open: OpenColumns | None = None
         self._doubtful = False
@@ -135,7 +145,7 @@ class Columns:
         try:
             self._enter_shared(ticket, doing, ready, prepare)
             assert self._open is not None
-            with self._open.readers.begin() as connection:
+            with self._open.reading() as connection:
                 yield connection
         except BaseException as error:
             to_raise = self._to_raise(error)
@@ -321,7 +331,7 @@ class Columns:
     def _open_now(self) -> None:
         self._backend = backend = self._active.choose(leased=True)
         try:
-            opened = OpenColumns(backend)
+            opened = self._open_file(backend)
             try:
                 self._on_open(opened)
             except (
@@ -333,6 +343,9 @@ class Columns:
             _raise_typed(backend, error)
         self._doubtful = False
         self._open = opened
+
+    def _open_file(self, backend: Backend) -> OpenColumns:
+        return OpenColumns(backend)
 
     def _shut(self) -> None:
         if self._open is not None:

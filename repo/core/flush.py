@@ -34,7 +34,7 @@ from repo.repositories.series import LatestRepository
 from repo.repositories.state import ColumnsStateRepository, StateRepository
 from repo.settings import Settings
 
-__all__ = ["Flusher", "Work"]
+__all__ = ["Flusher", "JournalWork", "Work"]
 
 log = logging.getLogger("holdfast.flush")
 
@@ -73,7 +73,7 @@ class Work(Protocol):
 
 
 @dataclass(slots=True)
-class _JournalWork:
+class JournalWork:
     """At most one delete, which comes first, and rows that are unique by identity."""
 
     journalled: ClassVar[bool] = True
@@ -91,7 +91,7 @@ class _JournalWork:
         """The number of parts into which it can be split."""
         return len(self.rows) + (self.deletion is not None)
 
-    def halves(self) -> list[_JournalWork]:
+    def halves(self) -> list[JournalWork]:
         """Split it in two: the delete and the rows, or else the earlier and the later rows."""
         if self.deletion is not None:
             first = replace(self, rows={}, is_part=True, copies=False)
@@ -102,9 +102,11 @@ class _JournalWork:
         return [first, replace(self, rows=dict(rows[half:]), copies=False)]
 
     def apply(self, connection: Connection, known: Known) -> Applied:
+        """Apply the delete and the rows; see `Work`."""
         return apply(connection, list(self.rows.values()), self.deletion, known, keep=self.keep)
 
     def loss(self, applied: Applied) -> tuple[str, str, str] | None:
+        """Return the ledger entry for what the delete dropped; see `Work`."""
         if self.deletion is None or not applied.dropped.count:
             return None
         return str(self.deletion_seq), "delete", self.deletion.to_json().decode()
@@ -125,6 +127,7 @@ class Flusher:
         self._columns = columns
         self._settings = settings
         self._clock = clock
+        self._active = active
         self._reconciler = Reconciler(metadata, active, clock)
         self._file: FileState | None = None
         """None while the file is closed, and during each change, until its result was read back."""
@@ -223,7 +226,7 @@ class Flusher:
 
     # --- one transaction ------------------------------------------------------------------------------
 
-    def _take(self, seq: int) -> _JournalWork | None:
+    def _take(self, seq: int) -> JournalWork | None:
         """Read the next journal rows, as many as one transaction may hold. A delete always starts a new transaction.
 
         A bulk row past the watermark belongs to a load that died, because a running load holds the lease.
@@ -244,7 +247,7 @@ class Flusher:
         if not entries:
             return None
         self._void([entry for entry in entries if entry.kind == BULK])
-        work = _JournalWork(entries[-1].seq, digest_of(entries), keep=entries[-1].kind == KEEP)
+        work = JournalWork(entries[-1].seq, digest_of(entries), keep=entries[-1].kind == KEEP)
         for entry in entries:
             if entry.kind == DELETE:
                 work.deletion, work.deletion_seq = Selection.from_json(entry.payload), entry.seq
@@ -343,7 +346,7 @@ class Flusher:
                 )
         return applied, losses
 
-    def _commit_in_parts(self, opened: OpenColumns, work: _JournalWork) -> OpenColumns:
+    def _commit_in_parts(self, opened: OpenColumns, work: JournalWork) -> OpenColumns:
         """Commit work in one transaction or, if that exceeds the engine's memory limit, in several.
 
         The last one moves the watermark. Until then, another flush, or the next one after a kill, applies all of the

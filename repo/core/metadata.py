@@ -9,9 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from repo import forks
@@ -42,24 +42,11 @@ class MetadataDatabase:
         path = files.metadata
         self.path = path
         METADATA.traits()  # imported now, because an import takes a descriptor, and later none may be left
+        self._settings = settings
         self._checkpoint_bytes = settings.wal_checkpoint_bytes
-        self.engine = sqlite.open_engine(
-            path,
-            durability=settings.durability,
-            busy_timeout_s=settings.busy_timeout_s,
-            log_limit_bytes=self._checkpoint_bytes // 2,
-        )
+        self.engine = self._open(settings.durability)
         # Identities, cursors and policies always commit with full durability, whatever the journal's setting is.
-        self._careful = (
-            self.engine
-            if settings.durability == "full"
-            else sqlite.open_engine(
-                path,
-                durability="full",
-                busy_timeout_s=settings.busy_timeout_s,
-                log_limit_bytes=self._checkpoint_bytes // 2,
-            )
-        )
+        self._careful = self.engine if settings.durability == "full" else self._open("full")
         self._reader = self.engine.execution_options(**sqlite.READ)
         self._lock = threading.RLock()
         self._turnstile = Turnstile(files)
@@ -75,6 +62,14 @@ class MetadataDatabase:
         self._pid = os.getpid()
         self._closed = False
         forks.add_owner(self, MetadataDatabase._release_writer)
+
+    def _open(self, durability: Literal["full", "normal"]) -> Engine:
+        return sqlite.open_engine(
+            self.path,
+            durability=durability,
+            busy_timeout_s=self._settings.busy_timeout_s,
+            log_limit_bytes=self._checkpoint_bytes // 2,
+        )
 
     def journal(self, work: Callable[[Connection], object], attempt: sqlite.Attempt | None = None) -> None:
         """Run `work` in a transaction that appends to the journal, and commit it with the configured durability.

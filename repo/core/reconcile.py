@@ -30,7 +30,15 @@ from repo.repositories.series import LatestRepository, SeriesRepository, Summary
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
 
-__all__ = ["FileState", "Known", "Reconciler", "digest_of", "read_state"]
+__all__ = [
+    "FileState",
+    "Known",
+    "Reconciler",
+    "digest_of",
+    "is_what_was_flushed",
+    "read_state",
+    "refuse_foreign",
+]
 
 log = logging.getLogger("holdfast.flush")
 
@@ -81,7 +89,7 @@ class Reconciler:
         copied = bound and facts.copied_through == state.watermark and facts.last_seq >= floor
         if not copied or losses or not is_verified:
             with self._metadata.write() as connection:
-                if facts.last_seq < floor or not _is_what_was_flushed(connection, state, facts):
+                if facts.last_seq < floor or not is_what_was_flushed(connection, state, facts):
                     self._renumber(connection, opened.backend.path, state, facts, floor)
                 latest = LatestRepository(connection)
                 latest.clear()
@@ -102,18 +110,8 @@ class Reconciler:
         connection = opened.flush_connection
         with connection.begin():
             found = ColumnsStateRepository(connection).get()
-        if found is not None and found.store_id != facts.store_id:
-            raise StoreForked(
-                f"{opened.backend.path} belongs to the store {found.store_id}, not to this one "
-                f"({facts.store_id}); restore the file of this store",
-                path=opened.backend.path,
-            )
-        if found is not None and found.generation < facts.generation:
-            raise StoreCorrupt(
-                f"{opened.backend.path} is of generation {found.generation}, but the store is at {facts.generation}: "
-                "it was retired when the columns moved to another engine. Restore the file of the current generation",
-                path=opened.backend.path,
-            )
+        if found is not None:
+            refuse_foreign(found, facts, opened.backend.path)
         state = found or ColumnsState(facts.store_id, uuid4().hex, facts.generation, 0)
         self._active.set_others_aside(opened.backend.name, state.generation)
         loss = None
@@ -224,6 +222,22 @@ class Reconciler:
         )
 
 
+def refuse_foreign(found: ColumnsState, facts: State, path: Path) -> None:
+    """Raise `StoreForked` or `StoreCorrupt` for a file of another store, or of an earlier generation of this one."""
+    if found.store_id != facts.store_id:
+        raise StoreForked(
+            f"{path} belongs to the store {found.store_id}, not to this one ({facts.store_id}); restore the file of "
+            "this store",
+            path=path,
+        )
+    if found.generation < facts.generation:
+        raise StoreCorrupt(
+            f"{path} is of generation {found.generation}, but the store is at {facts.generation}: it was retired when "
+            "the columns moved to another engine. Restore the file of the current generation",
+            path=path,
+        )
+
+
 def read_state(opened: OpenColumns) -> ColumnsState:
     """Read the state of a file that belongs to a store."""
     with opened.flush_connection.begin():
@@ -240,7 +254,7 @@ def digest_of(entries: Iterable[Entry]) -> int:
     return digest or 1
 
 
-def _is_what_was_flushed(connection: Connection, state: ColumnsState, facts: State) -> bool:
+def is_what_was_flushed(connection: Connection, state: ColumnsState, facts: State) -> bool:
     """Return whether the journal rows from the last copy up to the watermark are the ones that were applied.
 
     They are after a crash between a flush and its copy. A metadata database that was restored and written to since has

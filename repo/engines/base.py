@@ -17,6 +17,7 @@ from repo.errors import HoldfastError
 
 __all__ = [
     "ONE_SELECT",
+    "STORED",
     "Backend",
     "Params",
     "Row",
@@ -30,6 +31,9 @@ __all__ = [
 Params = Sequence[Any] | Mapping[str, Any]
 
 ONE_SELECT = "sql: exactly one SELECT is allowed"
+
+STORED = "stored"
+"""The name of the attached file in `Backend.open_overlay`."""
 
 Row = Sequence[Any]
 
@@ -61,6 +65,12 @@ class Backend(Protocol):
         """Create a file for a bulk load by one connection; the caller removes it if anything fails.
 
         The file is complete after a checkpoint and a close, and durable once it is synced. Raises typed errors.
+        """
+
+    def open_overlay(self, scratch: Path, *, attach: bool) -> Engine:
+        """Open a new, empty database in the folder `scratch`; with `attach`, the file is attached to it as `STORED`.
+
+        It is attached for reading only: neither the file nor its log is changed. Raises typed errors.
         """
 
     def close(self, engine: Engine) -> None:
@@ -136,6 +146,9 @@ class Traits:
     columns: Callable[[Any, int, bool], list[Sequence[Any]]]
     """Return the rows of a driver's cursor, column by column, as Python values. The arguments are the cursor, the
     number of columns, and whether there may be enough rows to make importing NumPy worthwhile."""
+
+    main_database: str
+    """The name, in SQL, of the database that a connection was opened with; others may be attached."""
 
     catalog: str
     """A query for (kind, name) of what can be created in a file: tables, their columns, views, indexes ..."""

@@ -16,6 +16,7 @@ from repo import forks
 from repo.clock import Clock, system_clock
 from repo.core.background import BackgroundThread, stop_all
 from repo.core.metadata import MetadataDatabase
+from repo.core.read_only import refuse_change
 from repo.engines.interrupts import KeyboardInterrupts
 from repo.errors import EngineMissing
 from repo.files import StoreFiles
@@ -24,6 +25,7 @@ from repo.schema import version
 from repo.settings import Settings
 from repo.store.opening import Opening
 from repo.store.points import Points, Time
+from repo.store.read_only import open_read_only
 from repo.store.records import Records
 from repo.store.series import SeriesApi
 from repo.store.sinks import Sinks
@@ -63,6 +65,12 @@ class Store:
     is durable when its call returns. Close the store, or use it as a context manager. Closing is quick: writes that
     were not flushed stay safe in the journal.
 
+    `read_only=True` opens a store whose files this process may only read: those of another user, or on a file system
+    that is mounted read-only. Queries, `latest`, `status` and exports see everything that was acknowledged, including
+    the points that wait in the journal, which are read again at each use of the columns. Nothing is created or changed,
+    so an outdated store raises `SchemaOutdated`; what would write raises `StoreReadOnly`. A process that writes to the
+    store hands the columns over as to any other process.
+
     Before a fork (`os.fork`, `multiprocessing`) this process closes the files of all its stores. The fork waits up to
     three seconds for running calls, and calls of other threads wait for the fork. The handle keeps working in the
     parent. In the child it raises `StoreClosed`: open the store again there. If a call did not end in time, or the fork
@@ -81,6 +89,7 @@ class Store:
         settings: Settings | None = None,
         *,
         create: bool = True,
+        read_only: bool = False,
         clock: Clock = system_clock,
         files: StoreFiles | None = None,
     ) -> None:
@@ -89,9 +98,13 @@ class Store:
         self.settings = Settings.load(self.files.folder) if settings is None else settings
         self._pid = os.getpid()
         self._background: BackgroundThread | None = None
-        self._opening = Opening(self.path, self.files, self.settings, clock)
+        self.read_only = read_only
         with forks.Use():
-            self._open(create)
+            if read_only:
+                self._handle = open_read_only(self.files, self.settings, clock)
+                self._offer()
+            else:
+                self._open(Opening(self.path, self.files, self.settings, clock), create)
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -117,10 +130,12 @@ class Store:
 
     def flush(self) -> int:
         """Apply everything acknowledged so far to the columns; returns the seq through which they are complete."""
+        self._refuse_if_read_only()
         return self._handle.flush()
 
     def checkpoint(self) -> int:
         """Flush, make the columns durable and prune the journal; returns the same as `flush`."""
+        self._refuse_if_read_only()
         return self._handle.checkpoint()
 
     def promote(self, *, progress: Progress = _unseen) -> Converted:
@@ -326,6 +341,7 @@ class Store:
         """
         from repo.upkeep.shrink import shrink
 
+        self._refuse_if_read_only()
         return shrink(self._handle, dry_run=dry_run, progress=progress)
 
     def status(self) -> Status:
@@ -385,26 +401,22 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r})"
 
-    def _open(self, create: bool) -> None:
-        self._opening.find(create)
-        self._opening.upgrade()
+    def _open(self, opening: Opening, create: bool) -> None:
+        opening.find(create)
+        opening.upgrade()
         metadata = MetadataDatabase(self.files, self.settings)
         try:
-            state = self._opening.prepare(metadata)
+            state = opening.prepare(metadata)
             metadata.is_prepared = True
-            self._handle = self._opening.build_handle(metadata)
+            self._handle = opening.build_handle(metadata)
             if state.file_id is None:
-                self._opening.open_existing_columns(self._handle)
+                opening.open_existing_columns(self._handle)
         except BaseException:  # the caller gets no store that could be closed
             metadata.close()
             raise
-        self.points = Points(self._handle, self._handle.writer.commit)
-        self.records = Records(self._handle, self._handle.writer.commit)
-        self.series = SeriesApi(self._handle)
-        self.sinks = Sinks(self._handle)
+        self._offer()
         if self.settings.background:
             self._background = BackgroundThread(self._handle)
-        _open_stores.add(self)
         if self.settings.convert_at_open and self.settings.engine != "auto":
             try:
                 self._convert(self.settings.engine)
@@ -414,10 +426,22 @@ class Store:
                 self.close()
                 raise
 
+    def _offer(self) -> None:
+        self.points = Points(self._handle, self._handle.writer.commit)
+        self.records = Records(self._handle, self._handle.writer.commit)
+        self.series = SeriesApi(self._handle)
+        self.sinks = Sinks(self._handle)
+        _open_stores.add(self)
+
+    def _refuse_if_read_only(self) -> None:
+        if self.read_only:
+            refuse_change(self.files)
+
     @KeyboardInterrupts()
     def _convert(self, engine: str, progress: Progress = _unseen) -> Converted:
         from repo.upkeep.convert import convert
 
+        self._refuse_if_read_only()
         return convert(self._handle, engine, progress=progress)
 
 

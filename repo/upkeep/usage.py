@@ -37,10 +37,11 @@ class Size(NamedTuple):
 def measure(handle: Handle, *, inside: bool) -> Size:
     """Measure the store using only SQLite and the folder.
 
-    With `inside`, also checkpoint SQLite's log and open the columns, under the lease; may raise `StoreBusy`.
+    With `inside`, also checkpoint SQLite's log and open the columns, under the lease; may raise `StoreBusy`. In a store
+    that is opened for reading only, the free blocks of the columns always count as used.
     """
     free = checkpointed = 0
-    if inside:
+    if inside and not handle.columns.read_only:
         with handle.reading("measuring the columns") as (connection, _):
             free = handle.columns.backend.free_bytes(connection)
         checkpointed = handle.metadata.checkpoint()

@@ -27,6 +27,7 @@ from repo.errors import HoldfastError, StoreMissing
 from repo.schema import runner
 from repo.schema.restore import restore_store
 from repo.schema.upgrade import migrate_store
+from tests.conftest import RunPython
 from tests.migrations.legacy_store import make_legacy_store
 from tests.migrations.stores import digest
 
@@ -39,6 +40,11 @@ CALLS: list[Callable[[Path], object]] = [
     lambda folder: migrate_store(folder),
     lambda folder: restore_store(folder),
 ]
+
+
+def _look(folder: Path) -> int:
+    with Store(folder, read_only=True) as store:
+        return len(store.points.range("s", "m").all())
 
 
 def _read(folder: Path) -> None:
@@ -63,6 +69,10 @@ DENIALS: dict[str, Callable[[Path], None]] = {
     "the locks are not to be written": lambda folder: _files(folder, 0o444, "*.lock"),
     "the settings are not to be read": lambda folder: _files(folder, 0o000, "*.toml"),
 }
+
+
+READABLE = {"the folder and its files are not to be written"}
+"""What a user who may only read can look at."""
 
 
 @pytest.fixture
@@ -134,10 +144,50 @@ def test_a_store_that_is_denied_says_what_to_look_at_and_exits_with_1(
         for call in CALLS:
             with pytest.raises(StoreDenied, match="check its owner and mode"):
                 call(folder)
-        for line in ("query s m", "migrate --check", "ingest -"):
+        lines = ["query s m", "migrate --check", "ingest -"]
+        if denial in READABLE:
+            assert " 1.0 " in command(*lines.pop(0).split()).stdout
+            assert Store(folder, QUIET, read_only=True).points.latest("s", "m")[0]["value"] == 1.0
+        for line in lines:
             told = command(*line.split(), code=1, stdin="sensor_id,metric_name,timestamp,value\n").stderr
             assert "check its owner and mode" in told
             assert str(folder) in told
+
+
+@pytest.mark.parametrize("has_shared_memory", [True, False])
+def test_a_store_that_was_killed_can_be_read_by_a_user_who_may_not_write(
+    has_shared_memory: bool, place: Path, engine: str, run_python: RunPython, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.access in os.supports_effective_ids:
+        monkeypatch.setattr(os, "access", partial(os.access, effective_ids=True))
+    folder = place / "store"
+    script = f"""
+import os, sys
+from repo import Settings, Store
+store = Store(sys.argv[1], Settings(background=False, engine={engine!r}))
+store.points.insert_many([("a", "m", float(t), 1.0) for t in range(100)])
+store.flush()
+store.points.insert_many([("a", "m", float(t), 2.0) for t in range(50, 150)])
+os._exit(0)
+"""
+    run_python(script, folder)
+    if not has_shared_memory:  # as in a copy
+        (folder / "offline_buffer.db-shm").unlink()
+    with Store(place / "other", Settings(background=False, engine=engine)):  # type: ignore[arg-type]
+        pass
+    _readable(Store(place / "other", read_only=True))  # imports what the user may not read
+    _give_away(folder)
+    _seal(folder)
+    before = digest(folder)
+    with _as_nobody(), Store(folder, read_only=True) as store:
+        assert _readable(store) == 50 * 1.0 + 100 * 2.0
+    assert digest(folder) == before
+
+
+def _readable(store: Store) -> float:
+    store.points.latest("a")
+    store.status()
+    return sum(float(point["value"]) for point in store.points.range("a", "m"))
 
 
 def test_columns_that_are_denied_are_told_as_such(place: Path, engine: str, columns_file: str) -> None:
@@ -227,7 +277,7 @@ def test_a_disk_that_is_mounted_read_only_is_told_as_such(tmp_path: Path) -> Non
     script = """
 import pickle, sys
 from pathlib import Path
-from tests.cli.test_denied import CALLS, _make
+from tests.cli.test_denied import CALLS, _look, _make
 folder = Path(sys.argv[1]) / "store"
 if sys.argv[2] == "make":
     _make(folder)
@@ -238,6 +288,7 @@ else:
             said.append(call(folder))
         except Exception as error:
             said.append((type(error).__name__, str(error)))
+    said.append(_look(folder))
     Path(sys.argv[2]).write_bytes(pickle.dumps(said))
 """
     python = [sys.executable, "-c", script, str(disk)]
@@ -259,5 +310,7 @@ else:
     if "mount" in done.stderr and "permi" in done.stderr.lower():
         pytest.skip("a disk of its own needs user and mount namespaces, which are not permitted here")
     assert done.returncode == 0, done.stderr
-    for kind, told in pickle.loads(said.read_bytes()):
+    *refused, looked = pickle.loads(said.read_bytes())
+    assert looked == 1
+    for kind, told in refused:
         assert (kind, "mounted read-only" in told) == ("StoreDenied", True)

@@ -11,7 +11,14 @@ from sqlalchemy import Connection, Engine
 from repo import durable
 from repo.clock import Clock
 from repo.engines.base import ONE_SELECT, Params, dicts_of
-from repo.errors import HoldfastError, InvalidQuery, StoreUnsupported, system_error, system_typed
+from repo.errors import (
+    HoldfastError,
+    InvalidQuery,
+    StoreCorrupt,
+    StoreUnsupported,
+    system_error,
+    system_typed,
+)
 from repo.settings import Settings
 
 __all__ = ["DuckDBBackend", "checkpoint_file"]
@@ -137,6 +144,27 @@ class DuckDBBackend:
                     "the log of %s was damaged; kept as %s, the journal is applied again", self.path, aside
                 )
         raise AssertionError
+
+    def open_overlay(self, scratch: Path, *, attach: bool) -> Engine:
+        """Open an in-memory database that spills to `scratch`, with the file attached. DuckDB replays its log there."""
+        from repo.engines.duckdb import checkpoint as torn
+        from repo.engines.duckdb import driver as duckdb
+
+        try:
+            return duckdb.open_overlay(
+                self.path if attach else None,
+                memory_limit_bytes=self._settings.duckdb_memory_limit_bytes,
+                threads=self._settings.duckdb_threads,
+                temp_folder=scratch,
+            )
+        except StoreCorrupt as error:
+            if not attach or torn.read_note(self.path) is None:
+                raise
+            raise StoreCorrupt(
+                f"a kill interrupted a checkpoint of {self.path}. Open the store once where it can be written, which "
+                "repairs the file",
+                path=self.path,
+            ) from error
 
     def close(self, engine: Engine) -> None:
         """Close the file without a checkpoint."""

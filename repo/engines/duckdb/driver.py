@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from repo import durable, forks
-from repo.engines.duckdb.dialect import ConnectionWrapper, Dialect
+from repo.engines.base import STORED
+from repo.engines.duckdb.dialect import ConnectionWrapper, Dialect, guarded
 from repo.engines.duckdb.record import DUCKDB
 from repo.engines.statements import COMPILED
 from repo.errors import (
@@ -40,6 +41,7 @@ __all__ = [
     "log_bytes",
     "log_path",
     "open_engine",
+    "open_overlay",
     "open_sandbox",
     "open_scratch",
     "sandbox_path",
@@ -77,13 +79,45 @@ def open_engine(
     # Only flush checkpoints: an automatic checkpoint would run inside a commit, without a note (see `checkpoint`).
     config["wal_autocheckpoint"] = "1TB"
     config["force_compression"] = "auto" if compress else "uncompressed"
-    dialect = Dialect()
+    return _engine_on(
+        path,
+        lambda: Dialect().connect(os.path.realpath(path), config=config),
+        "PRAGMA disable_checkpoint_on_shutdown",
+    )
+
+
+def open_overlay(stored: Path | None, *, memory_limit_bytes: int, threads: int, temp_folder: Path) -> Engine:
+    """Open an in-memory database and attach the file `stored`, as `STORED`, for reading only.
+
+    The file and its log stay unchanged: DuckDB replays the log in memory. Otherwise like `open_engine`.
+    """
+    config = _config(memory_limit_bytes, threads, temp_folder)
+    if stored is None:
+        return _engine_on(temp_folder, lambda: Dialect().connect(":memory:", config=config))
+    note_own(stored, DUCKDB.companions)
+    quoted = os.path.realpath(stored).replace("'", "''")
+
+    def attached() -> Any:
+        base = Dialect().connect(":memory:", config=config)
+        try:
+            with guarded(os.path.realpath(stored)):
+                base.execute(f"ATTACH '{quoted}' AS {STORED} (READ_ONLY)")
+        except BaseException:
+            _close_quietly(base)
+            raise
+        return base
+
+    return _engine_on(stored, attached)
+
+
+def _engine_on(path: Path, connected: Callable[[], Any], *statements: str) -> Engine:
+    """Create an engine on an instance, after these statements, that can open no other file."""
     file = forks.opening(path)
     base: Any = None
     try:
-        base = dialect.connect(os.path.realpath(path), config=config)
+        base = connected()
         for statement in (
-            "PRAGMA disable_checkpoint_on_shutdown",
+            *statements,
             "SET enable_external_access = false",
             "SET allowed_configs = ['threads']",  # loads of tables set it to one
             "SET lock_configuration = true",

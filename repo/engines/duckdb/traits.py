@@ -80,6 +80,7 @@ TRAITS = Traits(
     numbers_names=True,
     columns=_columns,
     catalog=_CATALOG,
+    main_database="memory",
     has_rowid=True,
     keyed_by_series=False,
     has_arg_extremes=True,

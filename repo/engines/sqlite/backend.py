@@ -46,6 +46,18 @@ class SQLiteBackend:
         except sqlite.DriverError as error:
             raise sqlite.typed_error(error, self.path) from error
 
+    def open_overlay(self, scratch: Path, *, attach: bool) -> Engine:
+        """Open a database in `scratch`, with the file attached."""
+        stored = self.path if attach else None
+        if attach and sqlite.needs_copy(self.path):
+            stored = sqlite.copy_with_log(self.path, scratch)
+        try:
+            return sqlite.open_overlay(
+                scratch / self.path.name, stored, busy_timeout_s=self._settings.busy_timeout_s
+            )
+        except sqlite.DriverError as error:
+            raise sqlite.typed_error(error, self.path) from error
+
     def close(self, engine: Engine) -> None:
         """Close the file."""
         engine.dispose()

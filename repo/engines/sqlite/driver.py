@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import time
 import weakref
@@ -16,8 +17,9 @@ from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine,
 from sqlalchemy.exc import DBAPIError
 
 from repo import durable, forks, ownership
+from repo.engines.base import STORED
 from repo.engines.sqlite.pool import IdlePool
-from repo.engines.sqlite.record import LOG, SQLITE
+from repo.engines.sqlite.record import LOG, SHARED_MEMORY, SQLITE
 from repo.engines.statements import COMPILED
 from repo.errors import (
     HoldfastError,
@@ -130,11 +132,8 @@ def open_engine(
     """
     require_version()
     note_own(path, SQLITE.companions)
-    # With a URI and a mode, SQLite takes the path literally. If there is a log, the last connection to close would
-    # checkpoint it, unless it is read-only. If there is none, `ro` would leave an empty log behind.
-    mode = "rwc" if not read_only else "ro" if log_bytes(path) else "rw"
-    uri = f"file:{_uri_path(path)}?mode={mode}"
-    if mode == "rwc":
+    uri = _uri(path, _reading_mode(path) if read_only else "mode=rwc")
+    if not read_only:
         with system_typed(path):
             ownership.create(path)
     engine = create_engine(
@@ -183,6 +182,31 @@ def open_engine(
         mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
         if mode is not None:
             connection.exec_driver_sql(f"BEGIN {mode}")
+
+    return engine
+
+
+def open_overlay(scratch: Path, stored: Path | None, *, busy_timeout_s: float) -> Engine:
+    """Create an engine on a new file, `scratch`, that is never synced, with `stored` attached as `STORED`.
+
+    The attached file is only read: it stays unchanged, and so does its log.
+    """
+    engine = open_engine(scratch, durability="normal", busy_timeout_s=busy_timeout_s)
+    attached = None if stored is None else (stored, _uri(stored, _reading_mode(stored)))
+
+    @event.listens_for(engine, "connect")
+    def _attach(connection: sqlite3.Connection, _record: object) -> None:
+        path = scratch
+        try:
+            connection.execute("PRAGMA synchronous = OFF")
+            if attached is not None:
+                path, uri = attached
+                connection.execute(f"ATTACH ? AS {STORED}", (uri,))
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, DriverError):
+                raise typed_error(error, path) from error
+            raise
 
     return engine
 
@@ -336,9 +360,7 @@ def copy_to(path: Path, target: Path, progress: Callable[[int], object]) -> None
 
     `progress` receives the bytes of each piece. Others can read and write during the copy.
     """
-    source = sqlite3.connect(
-        f"file:{_uri_path(path)}?mode=rw", uri=True, factory=_Connection, check_same_thread=False
-    )
+    source = sqlite3.connect(_uri(path, "mode=rw"), uri=True, factory=_Connection, check_same_thread=False)
     target.touch(exist_ok=False)
     ownership.make_like(target, path)
     copy = sqlite3.connect(target, factory=_Connection, check_same_thread=False)
@@ -359,6 +381,30 @@ def copy_to(path: Path, target: Path, progress: Callable[[int], object]) -> None
     durable.sync(target)
 
 
+def needs_copy(path: Path) -> bool:
+    """Return whether SQLite cannot read the file where it is, because it cannot create its shared memory there.
+
+    That is so for a file with a log but without a `-shm`, such as one from a backup, in a folder that this process may
+    not write to.
+    """
+    return log_bytes(path) > 0 and not _shared_memory(path).exists() and not os.access(path.parent, os.W_OK)
+
+
+def copy_with_log(path: Path, folder: Path) -> Path:
+    """Copy the file and its log into a folder, and return the copy; raises `StoreBusy` if a program opens the file."""
+    copy = folder / f"copy-{path.name}"
+    with system_typed(folder, f"{path} has to be copied to be read; name a folder with more space in TMPDIR"):
+        for suffix in ("", LOG):
+            shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
+    if _shared_memory(path).exists():
+        raise StoreBusy(f"another program opened {path} while it was copied; try again", path=path)
+    return copy
+
+
+def _shared_memory(path: Path) -> Path:
+    return path.with_name(path.name + SHARED_MEMORY)
+
+
 def wait_until_unused(path: Path, timeout_s: float) -> None:
     """Return once no other connection has the file open; raises `StoreBusy` at the deadline.
 
@@ -367,7 +413,7 @@ def wait_until_unused(path: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         connection = sqlite3.connect(
-            f"file:{_uri_path(path)}?mode=rw",
+            _uri(path, "mode=rw"),
             uri=True,
             timeout=0.0,
             isolation_level=None,
@@ -479,14 +525,26 @@ def _checkpoint(engine: Engine, mode: str) -> WalCheckpoint:
     return WalCheckpoint(log, done)
 
 
-def _uri_path(path: Path) -> str:
-    """Quote the characters that are syntax in a SQLite URI."""
+def _uri(path: Path, mode: str) -> str:
+    """Return a SQLite URI. With a URI and a mode, SQLite takes the path literally."""
     text = os.path.realpath(path)
-    return text.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    return f"file:{text.replace('%', '%25').replace('?', '%3f').replace('#', '%23')}?{mode}"
+
+
+def _reading_mode(path: Path) -> str:
+    """Return how to open a file that must stay unchanged, with its log."""
+    if log_bytes(path):  # the last connection to close would checkpoint it, unless it is read-only
+        return "mode=ro"
+    if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        return "mode=rw"  # `ro` would leave an empty log behind
+    if SQLITE.log_of(path).exists():  # a process may have the file open
+        return "mode=ro"
+    # Without a log, SQLite would have to create one. Nobody has the file open, so it does not change.
+    return "mode=ro&immutable=1"
 
 
 def _path_of(database: str) -> str:
-    """Return the path in a URI of `_uri_path`, or the path itself."""
+    """Return the path in a URI of `_uri`, or the path itself."""
     if not database.startswith("file:"):
         return database
     path = database.removeprefix("file:").partition("?")[0]

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from repo.engines.base import Backend, Traits
     from repo.settings import Settings
 
-__all__ = ["LOG", "SQLITE"]
+__all__ = ["LOG", "SHARED_MEMORY", "SQLITE"]
 
 LOG = "-wal"
-_SHARED_MEMORY = "-shm"
+SHARED_MEMORY = "-shm"
 
 
 def _backend(path: Path, _scratch: Path, settings: Settings, _clock: Clock) -> Backend:
@@ -60,8 +60,8 @@ SQLITE = EngineRecord(
     name="sqlite",
     title="SQLite",
     file_name="timeseries.sqlite",
-    companions=(LOG, _SHARED_MEMORY, "-journal"),
-    made_anew=frozenset({_SHARED_MEMORY}),
+    companions=(LOG, SHARED_MEMORY, "-journal"),
+    made_anew=frozenset({SHARED_MEMORY}),
     bytes_a_point=96,  # 62 were measured
     names_a_point=3,  # in each row, and again in the index on seq; generous
     rewrite_factor=3.5,  # a rewritten table also goes through the log

@@ -49,6 +49,7 @@ TRAITS = Traits(
     numbers_names=False,
     columns=columns_of_rows,
     catalog=_CATALOG,
+    main_database="main",
     has_rowid=False,
     keyed_by_series=True,
     has_arg_extremes=False,

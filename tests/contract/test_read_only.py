@@ -1,0 +1,143 @@
+"""Reading a store without writing to it: the same answers as a writer gets, and not a byte changed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo import Settings, Store, StoreMissing, StoreReadOnly
+from tests.conftest import OpenStore, RunPython
+
+SENSORS = ("a", "b", "c[1]")
+
+
+def _answers(store: Store) -> dict[str, Any]:
+    """What every kind of query says; `after` with seqs."""
+    points = store.points
+    return {
+        "all": points.range(None, None).all(),
+        "one": points.range("a", "m", 20.0, 60.0).all(),
+        "tuples": list(points.range("b", "m").tuples(7)),
+        "arrow": points.range(None, None).to_arrow().to_pylist(),
+        "latest": points.latest(None),
+        "newest three": points.latest("a", "m", limit=3),
+        "sums": points.aggregate(None, None, agg=["count", "min", "max", "first", "last"]),
+        "buckets": points.aggregate("a", "m", agg=["avg", "count"], every="10s"),
+        "after": points.after(0),
+        "sql": store.sql(
+            "SELECT sensor_id, count(*) AS n, sum(value) AS v FROM time_series_data GROUP BY 1 ORDER BY 1"
+        ),
+        "counts": store.sql("SELECT sensor_id, count FROM series ORDER BY 1"),
+    }
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    """The files of the store; SQLite's shared memory is no file of its own right."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith("-shm")}
+
+
+def _act(store: Store, chance: random.Random) -> None:
+    """Do something that overwrites, yields to, or deletes some of what is there."""
+    kind = chance.choice(("rows", "rows", "keep", "delete", "glob"))
+    if kind == "glob":
+        store.points.delete("*", None, 90.0, 95.0)
+    elif kind == "delete":
+        start = float(chance.randrange(100))
+        store.points.delete(chance.choice(SENSORS), "m", start, start + chance.randrange(30))
+    else:
+        times = [float(chance.randrange(100)) for _ in range(30)]
+        rows = {
+            "sensor_id": [chance.choice(SENSORS) for _ in times],
+            "metric_name": ["m"] * len(times),
+            "timestamp": times,
+            "value": [float(chance.randrange(3)) for _ in times],
+        }
+        store.points.insert_table(rows, on_conflict="keep" if kind == "keep" else "overwrite")
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_a_reader_gets_the_answers_of_a_writer_and_changes_no_byte(
+    case: int, open_store: OpenStore, tmp_path: Path, seed: int
+) -> None:
+    chance = random.Random(seed + case)
+    with open_store() as store:
+        settings = store.settings
+        for _ in range(6):
+            _act(store, chance)
+        if case:  # in the first case nothing was ever flushed
+            store.flush()
+        if case == 1:
+            store.checkpoint()
+        for _ in range(6 if case < 3 else 0):
+            _act(store, chance)
+    before = _bytes(tmp_path / "store")
+    with Store(tmp_path / "store", settings, read_only=True) as reader:
+        seen = _answers(reader)
+        assert reader.status().last_seq > 0
+    assert _bytes(tmp_path / "store") == before
+    with open_store() as store:
+        assert _answers(store) == seen
+
+
+def test_what_would_change_a_store_that_is_only_read_is_refused(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    with open_store() as store:
+        settings = store.settings
+        store.points.insert("a", "m", 1.0, 1.0)
+        store.records.add("x", "a", {})
+    before = _bytes(tmp_path / "store")
+    changes: list[Callable[[Store], object]] = [
+        lambda store: store.points.insert("a", "m", 2.0),
+        lambda store: store.points.insert_many([("a", "m", 1.0, 2.0)]),
+        lambda store: store.points.insert_table(
+            {"sensor_id": ["a"], "metric_name": ["m"], "timestamp": [1.0], "value": [1.0]}
+        ),
+        lambda store: store.points.submit([("a", "m", 1.0, 2.0)]).result(),
+        lambda store: store.points.delete("a"),
+        lambda store: store.records.add("x", "a", {}),
+        lambda store: store.records.clear(),
+        lambda store: store.series.describe("a", "m", unit="bar"),
+        lambda store: store.sinks.register("s"),
+        lambda store: store.cleanup(everything=True),
+        lambda store: store.flush(),
+        lambda store: store.checkpoint(),
+        lambda store: store.shrink(),
+        lambda store: store.demote(),
+    ]
+    with Store(tmp_path / "store", settings, read_only=True) as reader:
+        for change in changes:
+            with pytest.raises(StoreReadOnly, match="for reading only"):
+                change(reader)
+        assert len(reader.points.range("a", "m").all()) == 1
+    assert _bytes(tmp_path / "store") == before
+
+
+def test_a_reader_and_a_writer_take_turns(
+    open_store: OpenStore, tmp_path: Path, run_python: RunPython
+) -> None:
+    store = open_store(background=True)
+    store.points.insert("a", "m", 1.0, 1.0)
+    store.flush()
+    store.points.insert("a", "m", 2.0, 2.0)
+    script = """
+import sys
+from repo import Store
+with Store(sys.argv[1], read_only=True) as store:
+    print(len(store.points.range("a", "m").all()), len(store.points.latest("a")))
+"""
+    assert run_python(script, tmp_path / "store").stdout.split() == ["2", "1"]
+    store.points.insert("a", "m", 3.0, 3.0)
+    with Store(tmp_path / "store", Settings(background=False), read_only=True) as reader:
+        assert len(reader.points.range("a", "m").all()) == 3
+    assert len(store.points.range("a", "m").all()) == 3
+
+
+def test_a_reader_creates_no_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreMissing, match="there is no store"):
+        Store(tmp_path / "none", read_only=True)
+    assert list(tmp_path.iterdir()) == []
