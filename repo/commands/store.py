@@ -17,6 +17,7 @@ from repo.errors import EngineMissing, SchemaOutdated, StoreBusy, counted
 
 if TYPE_CHECKING:
     from repo import Status
+    from repo.store.status import SinkStatus
 
 __all__ = ["init", "status"]
 
@@ -94,7 +95,8 @@ def status(session: Session, check: bool, ignored: tuple[str, ...]) -> None:
     "flushed_seq", "pruned_seq", "journal_rows", "journal_seqs", "unflushed",
     "points_waiting", "deletions_waiting", "points", "series", "oldest_us",
     "newest_us", "records_pending", "ledger_entries", "ledger_dropped",
-    "lost_points", "lost_records", "sinks": [{"name", "confirmed_seq", "behind"}],
+    "lost_points", "lost_records", "sinks": [{"name", "confirmed_seq", "behind",
+    "failure": {"kind", "reason", "since_us"} or null}],
     "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {retired or backup file:
     bytes}, "bytes_total", "bytes_free_on_disk", "holder": {"pid", "since_us",
     "doing"} or null, "warnings": [{"code", "message"}]}; for an outdated store,
@@ -175,7 +177,8 @@ def _lines(found: Status) -> list[tuple[str, str]]:
         ("records", f"{found.records_pending:,} pending"),
     ]
     lines += [
-        (f"sink {s.name}", f"confirmed seq {s.confirmed_seq:,}, {s.behind:,} behind") for s in found.sinks
+        (f"sink {s.name}", f"confirmed seq {s.confirmed_seq:,}, {s.behind:,} behind{_failing(s)}")
+        for s in found.sinks
     ]
     lines.append(("lost", lost(found)))
     lines += [("file", f"{_size(size):>10}  {name}") for name, size in found.bytes_by_file.items()]
@@ -184,6 +187,15 @@ def _lines(found: Status) -> list[tuple[str, str]]:
     if found.holder is not None:
         lines.append(("columns", f"held by process {found.holder.pid}, doing: {found.holder.doing}"))
     return lines
+
+
+def _failing(sink: SinkStatus) -> str:
+    from repo.times import to_datetime
+
+    if sink.failure is None or sink.failure["kind"] == "refused":  # a warning says more
+        return ""
+    since = to_datetime(sink.failure["since_us"]).strftime("%Y-%m-%d %H:%M:%S")
+    return f", unreachable since {since} UTC"
 
 
 def _points(found: Status) -> str:

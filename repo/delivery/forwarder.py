@@ -19,6 +19,7 @@ from enum import Enum
 from repo.delivery.batch import DeliveryBatch
 from repo.delivery.sinks import Receipt, Sink
 from repo.errors import HoldfastError, InvalidSettings, SinkRefused, SinkUnreachable, StoreBusy, counted
+from repo.repositories.sinks import FailureKind
 from repo.store.store import Store
 
 __all__ = ["Backoff", "Forwarder", "Outcome", "Step"]
@@ -113,7 +114,8 @@ class Forwarder:
         """Send the next batch, or the last one again if it has no receipt; never waits between attempts.
 
         If it is delivered, the cursor is committed. Any other outcome or error leaves the cursor unchanged. A link that
-        is down, an `OSError` of the sink, and a busy store have the outcome RETRY; other errors are raised.
+        is down, an `OSError` of the sink, and a busy store have the outcome RETRY; other errors are raised. `status`
+        shows the first of several failures until a batch is delivered.
         """
         try:
             if self._in_flight is None:
@@ -131,6 +133,7 @@ class Forwarder:
             if str(error) != self._refusal:
                 self._refusal = str(error)
                 log.error("%s refused a batch, which stays first in the queue: %s", self._sink.name, error)
+                self._note("refused", error)
             return Step(Outcome.REFUSED, self._backoff.longest_s, self._in_flight, error=error)
         self._in_flight, self._refusal = None, ""
         if self._failures:
@@ -188,7 +191,15 @@ class Forwarder:
         self._failures += 1
         if self._failures == 1:
             log.warning("%s cannot be reached; the points stay in the store: %s", self._sink.name, error)
+            if isinstance(error, SinkUnreachable):
+                self._note("unreachable", error)
         wait_s = self._backoff.delay_s(self._failures)
         if isinstance(error, SinkUnreachable) and error.retry_after_s is not None:
             wait_s = max(wait_s, min(error.retry_after_s, self._backoff.longest_s))
         return Step(Outcome.RETRY, wait_s, self._in_flight, error=error)
+
+    def _note(self, kind: FailureKind, error: HoldfastError) -> None:
+        try:
+            self._store.sinks.note_failure(self._sink.name, kind, str(error))
+        except HoldfastError as failed:  # a full disk, for example, which deliveries may survive
+            log.warning("`status` will not show why %s fails: %s", self._sink.name, failed)

@@ -1,15 +1,29 @@
-"""Sinks and their cursors, on a connection that the caller provides. Never commits."""
+"""Sinks, their cursors, and why a delivery fails, on a connection that the caller provides. Never commits."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+from typing import Literal, NamedTuple
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
-from repo.models import SinkCursor
+from repo.models import BufferMetadata, SinkCursor
 
-__all__ = ["Cursor", "SinkRepository"]
+__all__ = ["Cursor", "DeliveryFailure", "FailureKind", "SinkRepository"]
+
+FailureKind = Literal["unreachable", "refused"]
+
+_FAILURE = "holdfast.sink-failure:"
+"""The start of the keys, in the key-value table, of the failures: one for each sink that fails, before its name."""
+
+
+class DeliveryFailure(NamedTuple):
+    """Why nothing is delivered to a sink at the moment, and since when, in µs since 1970 UTC."""
+
+    kind: FailureKind
+    reason: str
+    since_us: int
 
 
 class Cursor(NamedTuple):
@@ -18,6 +32,7 @@ class Cursor(NamedTuple):
     name: str
     confirmed_seq: int
     updated_us: int
+    failure: DeliveryFailure | None = None
 
 
 class SinkRepository:
@@ -38,7 +53,11 @@ class SinkRepository:
         return confirmed
 
     def confirm(self, name: str, seq: int, now_us: int) -> bool:
-        """Move a cursor forward to `seq`; it never moves back. Returns False if the sink is unknown."""
+        """Move a cursor forward to `seq`, and remove the failure; returns False if the sink is unknown.
+
+        A cursor never moves back.
+        """
+        self._connection.execute(delete(BufferMetadata).where(BufferMetadata.key == _FAILURE + name))
         result = self._connection.execute(
             update(SinkCursor)
             .where(SinkCursor.name == name)
@@ -46,9 +65,30 @@ class SinkRepository:
         )
         return bool(result.rowcount)
 
+    def note_failure(self, name: str, kind: FailureKind, reason: str, now_us: int) -> None:
+        """Record that deliveries to a sink fail; a failure of the same kind keeps the time at which it began."""
+        before = self._failures().get(name)
+        since_us = before.since_us if before is not None and before.kind == kind else now_us
+        value = json.dumps([kind, reason, since_us])
+        self._connection.execute(
+            insert(BufferMetadata)
+            .values(key=_FAILURE + name, value=value)
+            .on_conflict_do_update(index_elements=["key"], set_={"value": value})
+        )
+
     def list(self) -> list[Cursor]:
         """Return all sinks in order of their names."""
+        failures = self._failures()
         query = select(SinkCursor.name, SinkCursor.confirmed_seq, SinkCursor.updated_us).order_by(
             SinkCursor.name
         )
-        return [Cursor(*row) for row in self._connection.execute(query)]
+        return [Cursor(*row, failures.get(row[0])) for row in self._connection.execute(query)]
+
+    def _failures(self) -> dict[str, DeliveryFailure]:
+        query = select(BufferMetadata.key, BufferMetadata.value).where(
+            func.substr(BufferMetadata.key, 1, len(_FAILURE)) == _FAILURE
+        )
+        return {
+            key.removeprefix(_FAILURE): DeliveryFailure(*json.loads(value))
+            for key, value in self._connection.execute(query)
+        }

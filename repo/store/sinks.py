@@ -5,7 +5,7 @@ from __future__ import annotations
 from repo.core.handle import Handle
 from repo.errors import InvalidQuery
 from repo.fields import name_of
-from repo.repositories.sinks import Cursor, SinkRepository
+from repo.repositories.sinks import Cursor, FailureKind, SinkRepository
 from repo.times import Unfit
 
 __all__ = ["Sinks"]
@@ -39,6 +39,17 @@ class Sinks:
         with self._handle.metadata.write() as connection:
             if not SinkRepository(connection).confirm(name, seq, self._handle.clock()):
                 raise InvalidQuery(f"there is no sink {name!r}; store.sinks.register({name!r}) adds it")
+
+    def note_failure(self, name: str, kind: FailureKind, reason: str) -> None:
+        """Record why deliveries to a sink fail, for `status`, until it confirms something; for forwarders.
+
+        `kind` is "unreachable" or "refused". Raises `InvalidQuery` for another kind, or an invalid name.
+        """
+        _check_name(name)
+        if kind not in ("unreachable", "refused"):
+            raise InvalidQuery(f"kind = {kind!r}: 'unreachable' or 'refused'")
+        with self._handle.metadata.write() as connection:
+            SinkRepository(connection).note_failure(name, kind, str(reason), self._handle.clock())
 
     def list(self) -> list[Cursor]:
         """Return all sinks with their cursors, sorted by name."""

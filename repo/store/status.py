@@ -20,6 +20,7 @@ from repo.repositories.series import LatestRepository, SeriesRepository
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import StateRepository
 from repo.store.losses import COLUMNS_OLDER, read_losses
+from repo.times import to_datetime
 from repo.upkeep.usage import sizes_of
 
 __all__ = ["WARNING_CODES", "SinkStatus", "Status", "StatusWarning", "read_status"]
@@ -32,6 +33,8 @@ class SinkStatus:
     name: str
     confirmed_seq: int
     behind: int
+    failure: dict[str, Any] | None = None
+    """Why deliveries fail at the moment: `kind` ("unreachable" or "refused"), `reason`, `since_us`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class StatusWarning:
         return self.message
 
 
-WARNING_CODES = ("columns-older", "metadata-lost-end", "records-held-back")
+WARNING_CODES = ("columns-older", "metadata-lost-end", "records-held-back", "sink-refuses")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,12 @@ def read_status(connection: Connection, files: StoreFiles, schema: str) -> Statu
         lost_points=lost.points,
         lost_records=lost.records,
         sinks=tuple(
-            SinkStatus(sink.name, sink.confirmed_seq, max(0, state.last_seq - sink.confirmed_seq))
+            SinkStatus(
+                sink.name,
+                sink.confirmed_seq,
+                max(0, state.last_seq - sink.confirmed_seq),
+                None if sink.failure is None else sink.failure._asdict(),
+            )
             for sink in SinkRepository(connection).list()
         ),
         bytes_by_file=sizes,
@@ -150,4 +158,14 @@ def _warnings(connection: Connection, files: StoreFiles) -> tuple[StatusWarning,
                 f"from the columns. `{files.command('migrate')}` restores it if the columns can be read",
             )
         )
+    for sink in SinkRepository(connection).list():
+        if sink.failure is not None and sink.failure.kind == "refused":
+            since = to_datetime(sink.failure.since_us).strftime("%Y-%m-%d %H:%M:%S UTC")
+            warnings.append(
+                StatusWarning(
+                    "sink-refuses",
+                    f"the sink {sink.name} has refused a batch since {since}: {sink.failure.reason}. It is sent again "
+                    "until it is accepted; nothing is skipped",
+                )
+            )
     return tuple(warnings)

@@ -14,7 +14,7 @@ from repo.delivery.sinks.http import HttpSink
 from repo.demo.process import Child, Inbox
 from repo.demo.receiver import Receiver
 from repo.demo.receiver_store import Taken, stored_points
-from repo.errors import InvalidSettings, SinkRefused, SinkUnreachable
+from repo.errors import HoldfastError, InvalidSettings, SinkRefused, SinkUnreachable
 
 NO_WAIT = Backoff(first_s=0.001, longest_s=0.002)
 
@@ -250,12 +250,14 @@ def test_a_refused_batch_stays_first_in_line_and_is_told(
 )
 def test_run_goes_on_after_refusals_and_broken_connections(store: Store, error: Exception) -> None:
     stop = threading.Event()
+    seen: list[dict[str, Any] | None] = []
 
     class Moody:
         name = "moody"
         asked = 0
 
         def send(self, batch: DeliveryBatch) -> Receipt:
+            seen.append(store.status().sinks[0].failure)
             self.asked += 1
             if self.asked < 4:
                 raise error
@@ -266,6 +268,38 @@ def test_run_goes_on_after_refusals_and_broken_connections(store: Store, error: 
     forwarder = Forwarder(store, Moody(), backoff=Backoff(first_s=0.001, longest_s=0.001))
     assert forwarder.run(stop) == 5
     assert confirmed(store) == 5
+    first, *others = seen
+    assert first is None
+    assert others[0] == others[1] == others[2]
+    assert others[0] is not None
+    assert others[0]["kind"] == ("refused" if isinstance(error, SinkRefused) else "unreachable")
+    assert str(error) in others[0]["reason"]
+    assert store.status().sinks[0].failure is None
+
+
+def test_status_warns_of_a_refusal_until_a_batch_is_delivered(store: Store) -> None:
+    class Closed:
+        name = "closed"
+        error: HoldfastError | None = SinkUnreachable("no route")
+
+        def send(self, batch: DeliveryBatch) -> Receipt:
+            if self.error is not None:
+                raise self.error
+            return Receipt(batch.key)
+
+    write(store, 0, 5)
+    sink = Closed()
+    assert Forwarder(store, sink).step().outcome is Outcome.RETRY
+    assert store.status().warnings == ()  # an outage is no reason for an alarm
+    sink.error = SinkRefused("401 Unauthorized")
+    Forwarder(store, sink).step()
+    [warning] = store.status().warnings
+    assert warning.code == "sink-refuses"
+    assert "the sink closed has refused a batch since" in warning.message
+    assert "401 Unauthorized" in warning.message
+    sink.error = None
+    assert Forwarder(store, sink).step().outcome is Outcome.DELIVERED
+    assert store.status().warnings == ()
 
 
 @pytest.mark.slow_on("sqlite")
