@@ -16,10 +16,22 @@ from repo.errors import InvalidFile
 from repo.fields import described
 from repo.times import Unfit
 
-__all__ = ["MAX_LINE_CHARS", "Lines", "LongLine", "Objects"]
+__all__ = ["MAX_LINE_CHARS", "Lines", "LongLine", "Objects", "undecodable"]
+
+_UNDECODABLE = re.compile("[\udc80-\udcff]")
 
 MAX_LINE_CHARS = 1_048_576
 """A longer line is refused, and is never completely in memory."""
+
+
+def undecodable(text: str) -> str | None:
+    """Return what is wrong with a text that has bytes which its encoding cannot represent; None if it has none.
+
+    Such bytes are lone surrogates, as of `errors="surrogateescape"`.
+    """
+    if text.isascii() or not (wrong := _UNDECODABLE.search(text)):
+        return None
+    return f"has the byte 0x{ord(wrong[0]) - 0xDC00:02X}, which is invalid in this encoding"
 
 
 class LongLine(ValueError):
@@ -63,7 +75,6 @@ class Lines:
 
 
 _SPACE = " \t\r\n"
-_UNDECODABLE = re.compile("[\udc80-\udcff]")
 _NO_NUMBERS = {
     "NaN": "write null for no reading",
     "Infinity": 'write "Infinity", in quotes',
@@ -99,9 +110,8 @@ class Objects(Lines):
         return found
 
     def _object_of(self, text: str) -> dict[str, Any]:
-        if not text.isascii() and (wrong := _UNDECODABLE.search(text)):
-            byte = ord(wrong[0]) - 0xDC00
-            raise Unfit(f"has the byte 0x{byte:02X}, which is invalid in this encoding")
+        if wrong := undecodable(text):
+            raise Unfit(wrong)
         if self.line == 1 and text.startswith("["):
             raise InvalidFile(
                 "the file is a JSON array, not one object per line; `jq -c '.[]'` converts it",

@@ -86,8 +86,11 @@ def test_a_missing_mark_in_a_wide_file_gives_no_point_and_is_counted() -> None:
 
 def test_the_missing_marks_may_be_numbers() -> None:
     chunk = whole(WIDE + "2024-01-01,-999, -999 \n2024-01-01,-999.0,1\n", sensor="S", missing=("-999",))
-    assert [row[3] for row in chunk.rows] == [-999.0, 1.0]
-    assert chunk.missing == 2
+    assert [row[3] for row in chunk.rows] == [1.0]
+    assert chunk.missing == 3
+    commas = whole("timestamp;x\n2024-01-01;-999,00\n2024-01-02;1,5\n", sensor="S", missing=("-999",),
+        delimiter=";", decimal=",")  # fmt: skip
+    assert ([row[3] for row in commas.rows], commas.missing) == ([1.5], 1)
 
 
 def test_a_missing_mark_in_a_long_file_is_a_point_without_a_reading() -> None:
@@ -183,12 +186,26 @@ def test_a_trailing_empty_column_is_ordinary() -> None:
 
 
 def test_short_and_long_lines_are_rejected_whole() -> None:
-    text = WIDE + "2024-01-01,1\n2024-01-02,1,2,3\n\n   \n2024-01-03,1,2\n"
+    text = WIDE + "2024-01-01\n2024-01-02,1,2,3\n\n   \n2024-01-03,1,2\n2024-01-04,3"
     assert rejected(text, sensor="S") == [
-        (2, None, "the line has 2 cells, the header 3"),
+        (2, None, "the line has 1 cells, the header 3"),
         (3, None, "the line has 4 cells, the header 3"),
+        (7, None, "the line has 2 cells, the header 3, and the file ends within it"),
     ]
     assert whole(text, sensor="S").lines == [6, 6]
+    assert rejected(LONG + "S,m,2024-01-01\n") == [(2, None, "the line has 3 cells, the header 4")]
+
+
+def test_empty_cells_at_the_end_of_a_line_may_be_left_out() -> None:
+    chunk = whole("timestamp,a,b,quality\n2024-01-01,1\n2024-01-02,1,2\n2024-01-03,,3,7\n", sensor="S")
+    assert [row[1:] for row in chunk.rows] == [
+        ("a", 1_704_067_200, 1.0, None),
+        ("a", 1_704_153_600, 1.0, None),
+        ("b", 1_704_153_600, 2.0, None),
+        ("b", 1_704_240_000, 3.0, 7),
+    ]
+    assert (chunk.missing, chunk.rejected) == (2, [])
+    assert [row[3] for row in whole("timestamp,p,q,\n2024-01-01,1,10", sensor="S").rows] == [1.0, 10.0]
 
 
 @pytest.mark.parametrize(
@@ -226,6 +243,19 @@ def test_quoted_cells_and_windows_line_ends_are_ordinary() -> None:
 
 def test_a_byte_order_mark_is_ignored() -> None:
     assert len(whole("\ufeff" + LONG + "S,m,2024-01-01,1\n").rows) == 1
+    for header in ('"Temp, C","timestamp"', '"Temp, C",timestamp'):
+        assert whole(f"\ufeff{header}\n2.5,2024-01-01\n", sensor="S").rows[0][1] == "Temp, C"
+
+
+def test_blanks_around_cells_are_no_part_of_names_and_states() -> None:
+    text = "sensor_id, metric_name, timestamp, value\nA, p, 2024-01-01, 1\nA ,p , 2024-01-02 ,2\n"
+    text += '"A", "p", "2024-01-03", 3\n'
+    assert {row[:2] for row in whole(text).rows} == {("A", "p")}
+    assert len(whole(text).rows) == 3
+    states = whole(
+        "timestamp, valve\n2024-01-01, OPEN\n2024-01-02,OPEN \n", sensor="S", text_metrics=("valve",)
+    )
+    assert [row[3] for row in states.rows] == ["OPEN", "OPEN"]
 
 
 def test_lines_are_numbered_as_an_editor_does() -> None:
@@ -267,7 +297,7 @@ def test_a_file_without_a_usable_header_is_refused(text: str, layout: dict[str, 
         {"delimiter": ""},
         {"delimiter": ";;"},
         {"delimiter": "\n"},
-        {"decimal": ","},
+        {"decimal": ",", "delimiter": ","},
         {"decimal": "x"},
         {"shape": "tall"},
         {"zone": "Mars/Olympus"},
@@ -280,6 +310,20 @@ def test_a_file_without_a_usable_header_is_refused(text: str, layout: dict[str, 
         {"time_columns": ()},
         {"sensor": ""},
         {"metric": "a\x00"},
+        {"header": 0},
+        {"header": "one"},
+        {"skip": -1},
+        {"footer": True},
+        {"comment": ""},
+        {"thousands": ".", "decimal": "."},
+        {"thousands": "x"},
+        {"columns": (("a", "x"), ("a", "y"))},
+        {"columns": (("", "x"),)},
+        {"columns": (("a", "x"),), "metric": "m"},
+        {"mixed": 1},
+        {"zone": 5},
+        {"ambiguous": ["infer"]},
+        {"missing": (5,)},
     ],
     ids=str,
 )
@@ -354,3 +398,138 @@ def test_a_compressed_file_is_read_through_its_text_stream(tmp_path: Path) -> No
         out.write(WIDE + "2024-01-01,1,2\n" * 1000)
     with gzip.open(path, "rt", newline="") as stream:
         assert sum(len(chunk.rows) for chunk in read_csv(stream, Layout(sensor="S"))) == 2000
+
+
+def readings(text: str, **layout: Any) -> list[tuple[Any, ...]]:
+    """Metric, day of January 2024 and value of each reading; nothing may be rejected."""
+    chunk = whole(text, sensor="S", **layout)
+    assert chunk.rejected == []
+    return [(row[1], 1 + (row[2] - 1_704_067_200) // 86_400, row[3]) for row in chunk.rows]
+
+
+def test_a_later_header_applies_to_the_lines_after_it() -> None:
+    text = "timestamp,p,q\n2024-01-01,1,10\ntimestamp,q,p\n2024-01-02,11,2\n"
+    text += "timestamp,q,p\n2024-01-03,12,3\nr,timestamp\n5,2024-01-04\n"
+    assert readings(text) == [
+        *(("p", 1, 1.0), ("q", 1, 10.0), ("q", 2, 11.0), ("p", 2, 2.0), ("q", 3, 12.0), ("p", 3, 3.0)),
+        ("r", 4, 5.0),
+    ]
+    long = LONG + "S,m,2024-01-01,1\nvalue,timestamp,metric_name,sensor_id\n2,2024-01-02,m,S\n"
+    assert [row[3] for row in whole(long).rows] == [1.0, 2.0]
+    units = "timestamp,p\nUTC,bar\n2024-01-01,1\ntimestamp,p\nUTC,bar\n2024-01-02,2\n"
+    assert readings(units, skip=1) == [("p", 1, 1.0), ("p", 2, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("header", "layout", "reason"),
+    [
+        ("time,q,p", {}, "line 3 looks like another header, but has no column 'timestamp'"),
+        (
+            "timestamp,q,q",
+            {},
+            "line 3 is another header, which cannot be used: more than one column is named 'q'",
+        ),
+        ("timestamp,q,r", {"metrics": ("p",)}, "there is no column 'p'"),
+        ("timestamp,q,p", {"metrics": ("#2",)}, "column #2 is 'q' and not 'p'"),
+    ],
+)
+def test_a_later_header_that_cannot_apply_stops_the_file(
+    header: str, layout: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(InvalidFile) as caught:
+        whole(f"timestamp,p,q\n2024-01-01,1,10\n{header}\n2024-01-02,11,2\n", sensor="S", **layout)
+    assert reason in str(caught.value)
+
+
+def test_the_header_may_be_on_any_line_with_other_lines_around_it() -> None:
+    text = '"TOA5","st","x"\r\n"timestamp","p"\r\n"TS","kPa"\r\n"","Avg"\r\n"2024-01-01",1\r\n'
+    assert readings(text, header=2, skip=2) == [("p", 1, 1.0)]
+    text = "# made by\n#\ntimestamp,p\n# units\nd,n\n2024-01-01,1\n# end\n"
+    assert readings(text, comment="#", skip=1) == [("p", 1, 1.0)]
+    text = "sep=;\r\ntimestamp;p\r\n2024-01-01;1,5\r\n"
+    assert readings(text, decimal=",") == [("p", 1, 1.5)]
+    assert readings("\ufeff" + text, decimal=",", delimiter=";") == [("p", 1, 1.5)]
+    assert readings(text.replace("\n", "\nA title\r\n", 1), header=3, decimal=",") == [("p", 1, 1.5)]
+    text = "timestamp,p\n2024-01-01,1\n2024-01-02,2\n\nLegend, of, all\nthe end"
+    assert readings(text, footer=3) == [("p", 1, 1.0), ("p", 2, 2.0)]
+    assert [one.line for one in whole(text.replace(",2\n", ",x\n"), sensor="S", footer=3).rejected] == [3]
+
+
+def test_columns_may_be_chosen_by_position_and_named() -> None:
+    assert readings(",p\n2024-01-01,1\n", time_columns=("#1",)) == [("p", 1, 1.0)]
+    assert readings(",p\n2024-01-01,1\n", time_columns=("",)) == [("p", 1, 1.0)]
+    text = "2024-01-01,1,10\n2024-01-02,2,20\n"
+    one = {"header": "none", "time_columns": ("#1",)}
+    assert readings(text, **one)[:2] == [("#2", 1, 1.0), ("#3", 1, 10.0)]
+    assert readings(text, columns=(("flow", "#3"),), **one) == [("flow", 1, 10.0), ("flow", 2, 20.0)]
+    text = "#1,timestamp,x,x\n5,2024-01-01,1,2\n"
+    assert readings(text, columns=(("a", "#3"), ("b", "#4"), ("c", "#1"))) == [
+        ("a", 1, 1.0),
+        ("b", 1, 2.0),
+        ("c", 1, 5.0),
+    ]
+    assert readings(text, ignored=("#3", "x")) == [("#1", 1, 5.0)]
+    assert readings(text, metrics=("#1",)) == [("#1", 1, 5.0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "layout", "message"),
+    [
+        ("a\nb\ntimestamp,p\n", {}, "line 3 has it: set the line of the header (--header 3)"),
+        ("timestamp,p\n", {"header": 5}, "should be line 5, but the file has only 1 lines"),
+        (",,p\n", {"time_columns": ("",)}, "2 columns have no name"),
+        (
+            "timestamp,x,x\n",
+            {"metrics": ("x",)},
+            "more than one column is named 'x'; choose one by its position",
+        ),
+        ("timestamp,x\n", {"metrics": ("#3",)}, "no column '#3'"),
+        (
+            "timestamp,Temp \udcb0C\n",
+            {},
+            "has the byte 0xB0, which is invalid in this encoding: set the encoding",
+        ),
+    ],
+)
+def test_a_header_that_is_not_found_is_explained(text: str, layout: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidFile) as caught:
+        whole(text, sensor="S", **layout)
+    assert message in str(caught.value)
+
+
+def test_numbers_and_states_may_share_a_column() -> None:
+    text = LONG + "A,state,2024-01-01,21.5\nB,state,2024-01-01, on\n"
+    text += "B,state,2024-01-02,Off\nA,state,2024-01-02,1e400\n"
+    mixed = whole(text, mixed=True)
+    assert [row[3] for row in mixed.rows] == [21.5, "on", "Off"]
+    assert [one.line for one in mixed.rejected] == [5]
+    assert [row[3] for row in whole(text, on_off=True).rows] == [21.5, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("cell", "layout", "value"),
+    [
+        ('"1,234,567.5"', {"thousands": ","}, 1_234_567.5),
+        ('"-1,234"', {"thousands": ","}, -1234.0),
+        ("12", {"thousands": ","}, 12.0),
+        ('"12,34"', {"thousands": ","}, None),
+        ('"1234,567"', {"thousands": ","}, None),
+        ("1'234.5", {"thousands": "'"}, 1234.5),
+        ("1\u202f234", {"thousands": " "}, 1234.0),
+        ("1.234,5", {"thousands": ".", "decimal": ",", "delimiter": ";"}, 1234.5),
+        ("1.2345", {"thousands": ".", "decimal": ",", "delimiter": ";"}, None),
+    ],
+)
+def test_thousands_may_be_separated_where_asked_for(
+    cell: str, layout: dict[str, Any], value: float | None
+) -> None:
+    mark = layout.get("delimiter", ",")
+    chunk = whole(f"timestamp{mark}x\n2024-01-01{mark}{cell}\n", sensor="S", **layout)
+    assert [row[3] for row in chunk.rows] == ([] if value is None else [value])
+    assert len(chunk.rejected) == (value is None)
+
+
+def test_a_cell_with_an_undecodable_byte_is_rejected_for_that() -> None:
+    assert rejected(LONG + "\udcb0C,m,2024-01-01,1\nS,m,2024-01-01,\udce9\n")[0] == (
+        3, "value", "has the byte 0xE9, which is invalid in this encoding"
+    )  # fmt: skip

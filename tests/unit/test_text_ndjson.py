@@ -257,3 +257,20 @@ def test_large_metadata_does_not_fill_the_memory() -> None:
         tracemalloc.stop()
     assert sum(sizes) == 100
     assert peak_bytes < 16_000_000
+
+
+def test_switches_states_and_numbers_for_missing_readings_are_read_as_in_csv() -> None:
+    line = {
+        "sensor_id": "S",
+        "timestamp": 0,
+        "a": "on",
+        "b": True,
+        "c": -9999,
+        "d": -9999.0,
+        "e": "high",
+        "f": "-9999",
+    }
+    chunk = whole(line, on_off=True, mixed=True, missing=("-9999",))
+    assert [(row[1], row[3]) for row in chunk.rows] == [("a", 1.0), ("b", 1.0), ("e", "high")]
+    assert (chunk.missing, chunk.rejected) == (3, [])
+    assert [(row[1], row[3]) for row in whole(line, columns=(("level", "c"),)).rows] == [("level", -9999)]

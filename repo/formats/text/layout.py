@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from repo.errors import InvalidSettings, Refusal
-from repo.fields import name_of
+from repo.fields import described, name_of
+from repo.formats.lines import undecodable
 from repo.formats.text.times import Ambiguous, TimeReader
 from repo.times import EXACT_FLOAT_S, Unfit, to_datetime
 
@@ -19,6 +20,7 @@ __all__ = [
     "ReadingChunk",
     "Rejected",
     "check_layout",
+    "layout_of",
     "seconds_of",
     "time_reader",
 ]
@@ -28,13 +30,18 @@ CHUNK_CHARS = 4_194_304
 """A chunk ends at this number of readings or characters, as texts and metadata may be long."""
 
 SHOWN_CHARS = 80
+_THOUSANDS = (",", ".", " ", "'", "_")
 _PLACES = {"sensor_id": 0, "metric_name": 1, "timestamp": 2, "value": 3, "quality": 4}
 _FLOAT_TIMES_US = int(EXACT_FLOAT_S) * 2 * 1_000_000  # up to here float seconds are exact to the microsecond
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How to read a file: its columns (for NDJSON, its keys) by name, and the meaning of its texts."""
+    """How to read a file: its columns (for NDJSON, its keys) by name, and the meaning of its texts.
+
+    A column of CSV can also be given by its position: `#1` is the first, unless a column has that name. An empty name
+    is the only column without a name.
+    """
 
     shape: Literal["auto", "long", "wide"] = "auto"
     """`auto`: long if there is a metric (a column or a constant), else wide; for NDJSON, decided per line."""
@@ -51,22 +58,40 @@ class Layout:
     """The metric of every line of a long file; it replaces the column."""
     metrics: tuple[str, ...] | None = None
     """Columns of a wide file to read; None for all except time, sensor, quality and `ignored`."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Columns of a wide file to read, each as (metric, column), in addition to `metrics`."""
     ignored: tuple[str, ...] = ()
     text_metrics: tuple[str, ...] = ()
     """Metrics that are states, not numbers. NDJSON distinguishes texts from numbers, and needs this only if wide."""
+    mixed: bool = False
+    """Whether a value that is no number is a state, whatever the metric. A series is one kind, that of its first
+    reading."""
+    on_off: bool = False
+    """Whether on, true and yes are read as 1, and off, false and no as 0."""
     time_formats: tuple[str, ...] = ("iso",)
     """Tried in order: `iso`, `unix`, `unix_ms`, `unix_us`, or strptime patterns. Numbers in NDJSON are Unix seconds if
     `iso` is the only one."""
     zone: str = "UTC"
-    """IANA name of the time zone for times without an offset."""
+    """The time zone of times without an offset: an IANA name, or an offset such as -07:00."""
     ambiguous: Ambiguous = "refuse"
     """How to interpret a local time that occurred twice."""
     missing: tuple[str, ...] = ()
-    """Texts that mark a missing reading, besides those of the format: for CSV an empty cell, NA, NaN and null; for
-    NDJSON null."""
+    """What marks a missing reading, besides the marks of the format: for CSV an empty cell, NA, NaN and null; for
+    NDJSON null. A number matches every notation of it: -9999 matches -9999.0."""
+    header: int | Literal["none"] | None = None
+    """For CSV, as is everything below. The line of the column names, from 1; None for the first line that is neither
+    blank nor a comment; `none` if there are no names, only positions."""
+    skip: int = 0
+    """Lines to leave out after each header, such as units and types."""
+    footer: int = 0
+    """Lines to leave out at the end of the file."""
+    comment: str | None = None
+    """Lines that begin with this are left out."""
     delimiter: str | None = None
-    """For CSV, as is `decimal`; None means a comma."""
+    """None means the one that a first line such as `sep=;` names, or else a comma."""
     decimal: Literal[".", ","] = "."
+    thousands: str | None = None
+    """The character between the thousands of a number, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +129,7 @@ class ReadingChunk:
 
     def reject(self, line: int, column: str | None, reason: object, text: str) -> None:
         """Add an item that gives no point."""
-        self.rejected.append(Rejected(line, column, str(reason), text[:SHOWN_CHARS]))
+        self.rejected.append(Rejected(line, column, undecodable(text) or str(reason), text[:SHOWN_CHARS]))
 
     def rejections(self, refusals: Iterable[Refusal]) -> list[Rejected]:
         """Return the rows that the store refused, by line of the file."""
@@ -114,22 +139,150 @@ class ReadingChunk:
             place = _PLACES.get(refusal.field)
             value = None if place is None else self.rows[index][place]
             text = "" if value is None or isinstance(value, dict | list) else str(value)[:SHOWN_CHARS]
-            found.append(Rejected(self.lines[index], refusal.field, refusal.reason, text))
+            found.append(
+                Rejected(self.lines[index], refusal.field, undecodable(text) or refusal.reason, text)
+            )
         return found
 
 
+_RENAMED = {
+    "time_column": "time_columns",
+    "time_format": "time_formats",
+    "only": "metrics",
+    "ignore": "ignored",
+    "text": "text_metrics",
+}
+_LISTS = ("time_columns", "time_formats", "metrics", "ignored", "text_metrics", "missing")
+_TEXTS = (
+    "shape",
+    "sensor_column",
+    "metric_column",
+    "value_column",
+    "quality_column",
+    "zone",
+    "ambiguous",
+    "decimal",
+)
+_OPTIONAL_TEXTS = ("sensor", "metric", "comment", "delimiter", "thousands")
+_SWITCHES = ("mixed", "on_off")
+_MOST_LINES = {"header": 1_000_000, "skip": 1_000_000, "footer": 10_000}
+_OPTIONS = {field: option for option, field in _RENAMED.items()}
+
+
+def layout_of(options: Mapping[str, Any]) -> Layout:
+    """Return the layout of the options of `Store.ingest`; raises `InvalidSettings` for a wrong type or value."""
+    given: dict[str, Any] = {_RENAMED.get(name, name): value for name, value in options.items()}
+    for name in _LISTS:
+        if given.get(name) is not None:
+            given[name] = _texts(_OPTIONS.get(name, name), given[name])
+    given["metrics"] = given.get("metrics") or None
+    given["columns"] = _pairs(given.get("columns") or ())
+    if given.get("delimiter") in ("tab", "\\t"):
+        given["delimiter"] = "\t"
+    layout = Layout(**given)
+    check_layout(layout)
+    return layout
+
+
+def _texts(option: str, value: Any) -> tuple[str, ...]:
+    """Return one text or several as a tuple; marks of missing readings may also be numbers."""
+    if isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
+        value = (value,)
+    try:
+        found = tuple(value)
+    except TypeError:
+        raise InvalidSettings(f"{option} is {described(value)}; give a text or several") from None
+    if option == "missing":
+        found = tuple(repr(mark) if type(mark) in (int, float) else mark for mark in found)
+    return found
+
+
+def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
+    try:
+        pairs = tuple(
+            (metric, column) for metric, column in (value.items() if isinstance(value, Mapping) else value)
+        )
+    except (TypeError, ValueError):
+        raise InvalidSettings(
+            f"columns is {described(value)}; give a mapping from metrics to columns"
+        ) from None
+    return pairs
+
+
 def check_layout(layout: Layout) -> None:
-    """Raise `InvalidSettings` for an invalid layout."""
+    """Raise `InvalidSettings` for a layout with a wrong type, an invalid value, or a contradiction."""
+    _check_types(layout)
     if layout.shape not in {"auto", "long", "wide"} or layout.decimal not in {".", ","}:
         raise InvalidSettings("shape may be auto, long or wide; decimal may be a point or a comma")
     if not layout.time_columns:
         raise InvalidSettings("no time column is given")
     for use, name in (("sensor", layout.sensor), ("metric", layout.metric)):
-        try:
-            if name is not None:
-                name_of(name)
-        except Unfit as fault:
-            raise InvalidSettings(f"the {use} for all lines {fault}") from fault
+        _check_name(f"the {use} for all lines", name)
+    for metric, column in layout.columns:
+        _check_name(f"the metric of the column {column!r}", metric)
+    metrics = [metric for metric, _ in layout.columns]
+    if len(set(metrics)) < len(metrics):
+        raise InvalidSettings("columns names a metric twice; each column needs a metric of its own")
+    if layout.columns and (layout.shape == "long" or layout.metric is not None):
+        raise InvalidSettings("columns names the metrics of a wide file, but the file is to be read as long")
+    _check_numbers(layout)
+
+
+def _check_types(layout: Layout) -> None:
+    for name in (*_TEXTS, *_OPTIONAL_TEXTS):
+        value = getattr(layout, name)
+        if not isinstance(value, str) and not (value is None and name in _OPTIONAL_TEXTS):
+            raise InvalidSettings(f"{name} is {described(value)}, not a text")
+    for name in _LISTS:
+        for value in getattr(layout, name) or ():
+            if not isinstance(value, str):
+                raise InvalidSettings(
+                    f"{_OPTIONS.get(name, name)} has {described(value)}; it may have only texts"
+                )
+    for pair in layout.columns:
+        if not all(isinstance(name, str) for name in pair):
+            raise InvalidSettings("columns maps metrics to columns; both are texts")
+    for name in _SWITCHES:
+        if not isinstance(getattr(layout, name), bool):
+            raise InvalidSettings(f"{name} is {described(getattr(layout, name))}; it may be True or False")
+    for name, most in _MOST_LINES.items():
+        value = getattr(layout, name)
+        if name == "header" and value in (None, "none"):
+            continue
+        if type(value) is not int or not (name == "header") <= value <= most:
+            hint = (
+                "the line of the header (from 1), or 'none'"
+                if name == "header"
+                else f"a number of lines, at most {most:,}"
+            )
+            raise InvalidSettings(f"{name} is {value!r:.40}; give {hint}")
+
+
+def _check_name(use: str, name: str | None) -> None:
+    try:
+        if name is not None:
+            name_of(name)
+    except Unfit as fault:
+        raise InvalidSettings(f"{use} {fault}") from fault
+
+
+def _check_numbers(layout: Layout) -> None:
+    if layout.comment == "":
+        raise InvalidSettings("comment is empty; give the beginning of the lines to leave out, such as #")
+    delimiter = "," if layout.delimiter is None else layout.delimiter
+    if len(delimiter) != 1 or delimiter in '\r\n\0" ':
+        raise InvalidSettings(
+            f"the delimiter {delimiter!r:.40} cannot be used: one character, such as , ; or a tab"
+        )
+    if layout.delimiter is not None and layout.decimal == delimiter:
+        raise InvalidSettings("the decimal comma needs another delimiter, such as ';'")
+    if layout.thousands is not None and (
+        layout.thousands not in _THOUSANDS or layout.thousands == layout.decimal
+    ):
+        raise InvalidSettings(
+            f"thousands is {layout.thousands!r:.40}; it may be a comma, a point, a blank, ' or _, but not "
+            "the decimal sign"
+        )
 
 
 def time_reader(layout: Layout) -> TimeReader:

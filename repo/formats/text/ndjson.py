@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from repo.fields import described
 from repo.formats.lines import Objects
 from repo.formats.ndjson_lines import INFINITE
+from repo.formats.text.cells import ON_OFF, numbers_among
 from repo.formats.text.layout import (
     CHUNK_CHARS,
     CHUNK_READINGS,
@@ -33,7 +34,6 @@ __all__ = ["read_ndjson"]
 
 _EXACT_TIME = "timestamp_us"
 _METADATA = "metadata"
-_TOO_LARGE = "is too large for a 64-bit float"  # JSON has no infinity
 _EXPONENT = re.compile("[0-9][eE]")
 
 
@@ -81,9 +81,12 @@ class _NdjsonLines:
         self._layout = layout
         self._times = times
         self._missing = frozenset(layout.missing)
+        self._missing_numbers = numbers_among(layout.missing)
         self._numbers_are_seconds = set(layout.time_formats) == {"iso"}
         self._time = layout.time_columns[0] if len(layout.time_columns) == 1 else None
         self._has_exact_time = layout.time_columns in (("timestamp",), (_EXACT_TIME,))
+        chosen = (*layout.columns, *((name, name) for name in layout.metrics or ()))
+        self._chosen = chosen or None
         self._heads = {
             *(layout.sensor_column, layout.quality_column, _METADATA, *layout.time_columns, *layout.ignored),
             *((_EXACT_TIME,) if self._has_exact_time else ()),
@@ -94,7 +97,8 @@ class _NdjsonLines:
         layout = self._layout
         try:
             is_long = layout.shape == "long" or (
-                layout.shape == "auto" and (layout.metric is not None or layout.metric_column in found)
+                layout.shape == "auto"
+                and (layout.metric is not None or (layout.metric_column in found and not layout.columns))
             )
             sensor = found.get(layout.sensor_column) if layout.sensor is None else layout.sensor
             if type(sensor) is not str:
@@ -122,16 +126,12 @@ class _NdjsonLines:
         metric = found.get(layout.metric_column) if layout.metric is None else layout.metric
         if type(metric) is not str:
             raise self._no_text(layout.metric_column, metric, found)
-        value = found.get(layout.value_column, found)
-        kind = type(value)
-        if kind is str:
-            value = None if value in self._missing else INFINITE.get(value, value)
-        elif value is found:
+        if layout.value_column not in found:
             raise _Reject(layout.value_column, "is missing")
-        elif kind is dict or kind is list:
-            raise _Reject(layout.value_column, f"is {described(value)}; expected a number or a text")
-        elif kind is float and not isfinite(value):
-            raise _Reject(layout.value_column, _TOO_LARGE)
+        try:
+            value = self._value(found[layout.value_column])
+        except Unfit as fault:
+            raise _Reject(layout.value_column, fault) from fault
         chunk.rows.append((sensor, metric, seconds, value, *tail))
         chunk.lines.append(line)
 
@@ -145,32 +145,45 @@ class _NdjsonLines:
         chunk: ReadingChunk,
     ) -> None:
         layout, heads = self._layout, self._heads
-        if layout.metrics is None:
+        if self._chosen is None:
             cells = [(metric, value) for metric, value in found.items() if metric not in heads]
             if not cells:
                 raise _Reject(None, "has no key for a metric")
         else:
-            cells = [(metric, found[metric]) for metric in layout.metrics if metric in found]
+            cells = [(metric, found[key]) for metric, key in self._chosen if key in found]
         before = len(chunk.rows)
-        for metric, value in cells:
-            kind = type(value)
-            if kind is str:
-                value = None if value in self._missing else INFINITE.get(value, value)
-                if type(value) is str and metric not in layout.text_metrics:
-                    reason = "is a text, not a number; declare the metric as text if it holds states"
-                    chunk.reject(line, metric, reason, value)
-                    continue
-            elif kind is dict or kind is list:
-                chunk.reject(line, metric, f"is {described(value)}; expected a number", "")
-                continue
-            elif kind is float and not isfinite(value):
-                chunk.reject(line, metric, _TOO_LARGE, "")
+        for metric, given in cells:
+            try:
+                value = self._value(given)
+            except Unfit as fault:
+                chunk.reject(line, metric, fault, "")
                 continue
             if value is None:
                 chunk.missing += 1
+            elif type(value) is str and metric not in layout.text_metrics and not layout.mixed:
+                reason = "is a text, not a number; declare the metric as text if it holds states"
+                chunk.reject(line, metric, reason, value)
             else:
                 chunk.rows.append((sensor, metric, seconds, value, *tail))
         chunk.lines.extend([line] * (len(chunk.rows) - before))
+
+    def _value(self, value: Any) -> Any:
+        """Return a JSON value as a number, a text, or None if it is marked as missing."""
+        kind = type(value)
+        if kind is str:
+            if value in self._missing:
+                return None
+            switch = ON_OFF.get(value.lower()) if self._layout.on_off else None
+            return INFINITE.get(value, value) if switch is None else switch
+        if kind is dict or kind is list:
+            raise Unfit(f"is {described(value)}; expected a number or a text")
+        if kind is float and not isfinite(value):  # JSON has no infinity
+            raise Unfit("is too large for a 64-bit float")
+        if kind is bool and self._layout.on_off:
+            return float(value)
+        return (
+            None if self._missing_numbers and value in self._missing_numbers and kind is not bool else value
+        )
 
     def _seconds(self, found: dict[str, Any], at: Objects, series: tuple[str, str | None]) -> object:
         """Return the time of a line in a form that `insert_many` accepts."""
