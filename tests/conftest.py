@@ -20,7 +20,7 @@ import pytest
 from sqlalchemy import Engine
 
 from repo import Settings, Store
-from tests.starter import Starter
+from tests.starter import PipedProcess, Starter
 
 ROOT = Path(__file__).resolve().parents[1]
 HAS_DUCKDB = importlib.util.find_spec("duckdb") is not None
@@ -269,23 +269,6 @@ def start_python(script: str, *arguments: object, **options: Any) -> subprocess.
     )
 
 
-@pytest.fixture
-def run_python() -> RunPython:
-    """Run a script in a process of its own and return what it said; it is stopped after 300 s, when it hangs."""
-
-    def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-        process = start_python(script, *arguments)
-        try:
-            out, err = process.communicate(timeout=300)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, err = process.communicate()
-            pytest.fail(f"the process hung\n{out}\n{err}")
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    return run
-
-
 @pytest.fixture(scope="session")
 def starter() -> Iterator[Starter]:
     """Starts processes that have imported the library already."""
@@ -294,16 +277,38 @@ def starter() -> Iterator[Starter]:
 
 
 @pytest.fixture
-def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start scripts that live beside the test; those still there at its end are killed."""
-    started: list[subprocess.Popen[str]] = []
+def run_python(starter: Starter) -> RunPython:
+    """Run a script in a process of its own and return what it said; it is stopped after 300 s, when it hangs.
 
-    def start(script: str, *arguments: object) -> subprocess.Popen[str]:
-        process = start_python(script, *arguments)
+    The process has imported the library already. With `fresh` it is a new interpreter: for scripts that hide packages
+    or measure the memory of the process.
+    """
+
+    def run(script: str, *arguments: object, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+        process = start_python(script, *arguments) if fresh else starter.open(["-c", script, *arguments])
+        try:
+            out, err = process.communicate(timeout=300)
+        except (subprocess.TimeoutExpired, TimeoutError):
+            process.kill()
+            out, err = process.communicate()
+            pytest.fail(f"the process hung\n{out}\n{err}")
+        if isinstance(process, PipedProcess):
+            process.close()
+        return subprocess.CompletedProcess(script, process.wait(), out, err)
+
+    return run
+
+
+@pytest.fixture
+def spawn(starter: Starter) -> Iterator[Callable[..., PipedProcess]]:
+    """Start scripts that live beside the test, in forked processes; those still there at its end are killed."""
+    started: list[PipedProcess] = []
+
+    def start(script: str, *arguments: object) -> PipedProcess:
+        process = starter.open(["-c", script, *arguments])
         started.append(process)
         return process
 
     yield start
     for process in started:
-        process.kill()
-        process.communicate()
+        process.close()

@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
-__all__ = ["Process", "Starter"]
+__all__ = ["PipedProcess", "Process", "Starter"]
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 300.0
@@ -73,8 +73,9 @@ class Process:
         self._said = b""
         self.pid = int(self._line(0))
 
-    def wait(self) -> int:
-        """Wait for its end, and return its exit code; -9 if it was killed."""
+    def wait(self, timeout: float = TIMEOUT_S) -> int:
+        """Wait for its end, and return its exit code; -9 if it was killed. Raises `TimeoutError`."""
+        self._server.settimeout(timeout)
         code = int(self._line(1))
         self._server.close()
         return code
@@ -97,6 +98,71 @@ class Process:
                 raise ConnectionError("the server of processes is gone")
             self._said += piece
         return self._said.split(b"\n")[number]
+
+
+class PipedProcess:
+    """A forked process with pipes to its streams, used as a `subprocess.Popen` with `text=True`."""
+
+    def __init__(self, starter: Starter, arguments: Sequence[object], cwd: Path) -> None:
+        pipes = [os.pipe() for _ in range(3)]
+        ends = [pipes[0][0], pipes[1][1], pipes[2][1]]
+        self._process = starter.start(arguments, cwd=cwd, streams=ends)
+        for end in ends:
+            os.close(end)
+        self.pid = self._process.pid
+        self.returncode: int | None = None
+        self.stdin = os.fdopen(pipes[0][1], "w")
+        self.stdout = os.fdopen(pipes[1][0])
+        self.stderr = os.fdopen(pipes[2][0])
+
+    def poll(self) -> int | None:
+        """Return its exit code, or None while it runs."""
+        if self.returncode is None and self._process.has_ended:
+            self.wait()
+        return self.returncode
+
+    def wait(self, timeout: float = TIMEOUT_S) -> int:
+        """Wait for its end, and return its exit code; raises `TimeoutError`."""
+        if self.returncode is None:
+            self.returncode = self._process.wait(timeout)
+        return self.returncode
+
+    def communicate(self, given: str = "", timeout: float = TIMEOUT_S) -> tuple[str, str]:
+        """Write to its stdin, wait for its end, and return the rest of what it wrote; raises `TimeoutError`."""
+        with contextlib.suppress(BrokenPipeError):  # it has ended by itself
+            self.stdin.write(given)
+            self.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self.stdin.close()
+        said = {}
+        readers = [
+            threading.Thread(target=lambda stream=stream: said.update({stream: stream.read()}), daemon=True)
+            for stream in (self.stdout, self.stderr)
+            if not stream.closed
+        ]
+        for reader in readers:
+            reader.start()
+        self.wait(timeout)
+        for reader in readers:
+            reader.join(timeout)
+        return said.get(self.stdout, ""), said.get(self.stderr, "")
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.poll() is None:
+            self._process.kill(number)
+
+    def kill(self) -> None:
+        """Send it SIGKILL, unless it has ended."""
+        self.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Kill it if it runs, wait for its end, and close the pipes."""
+        self.kill()
+        self.wait()
+        for stream in (self.stdin, self.stdout, self.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
 
 
 class Starter:
@@ -164,6 +230,10 @@ class Starter:
                 file.seek(0)
                 said.append(file.read().decode().replace("\r\n", "\n"))
         return subprocess.CompletedProcess([*map(str, arguments)], code, *said)
+
+    def open(self, arguments: Sequence[object], *, cwd: Path = ROOT) -> PipedProcess:
+        """Start it with pipes to its streams."""
+        return PipedProcess(self, arguments, cwd)
 
     def program(self, path: Path, command: str | Path) -> None:
         """Make an executable file that runs a script of Python, by its path, in a forked process."""

@@ -307,7 +307,7 @@ def test_neither_duckdb_nor_pyarrow_is_needed(
     with open_store("a") as source:
         points = fill(source)
     hidden = ("duckdb", "duckdb_engine", "pyarrow", "numpy", "pandas", "polars", "zstandard")
-    done = run_python(ROUND.format(hidden=hidden), tmp_path / "a", tmp_path / "out")
+    done = run_python(ROUND.format(hidden=hidden), tmp_path / "a", tmp_path / "out", fresh=True)
     assert done.returncode == 0, done.stderr
     told, *counts = done.stdout.splitlines()
     assert "holdfast-edge[arrow]" in told
@@ -340,7 +340,7 @@ def test_a_decompression_bomb_is_read_in_bounded_memory(
         for part in range(40):
             stream.write(text.replace('"s"', f'"s{part}"'))
     assert file.stat().st_size < 2_000_000
-    done = run_python(PEAK, tmp_path / "store", engine, file)
+    done = run_python(PEAK, tmp_path / "store", engine, file, fresh=True)
     assert done.returncode == 0, done.stderr
     stored, peak_mb = map(int, done.stdout.split())
     assert stored == 4_000

@@ -403,7 +403,8 @@ def test_without_duckdb_pyarrow_writes_the_same_file(
     store.export_parquet(tmp_path / "by_duckdb.parquet")
     store.close()
     hidden = ("duckdb", "duckdb_engine", "numpy", "pandas")
-    done = run_python(EXPORT.format(hidden=hidden), store.path, tmp_path / "a.parquet", tmp_path / "b")
+    paths = (store.path, tmp_path / "a.parquet", tmp_path / "b")
+    done = run_python(EXPORT.format(hidden=hidden), *paths, fresh=True)
     assert done.stdout.split() == [str(len(points))] * 2, done.stderr
     one, other = (pq.read_table(tmp_path / name) for name in ("a.parquet", "by_duckdb.parquet"))
     assert one.equals(other)
@@ -415,7 +416,8 @@ def test_without_both_the_extra_is_named(store: Store, tmp_path: Path, run_pytho
     fill(store, days=1)
     store.close()
     hidden = ("duckdb", "duckdb_engine", "pyarrow")
-    done = run_python(EXPORT.format(hidden=hidden), store.path, tmp_path / "a.parquet", tmp_path / "b")
+    paths = (store.path, tmp_path / "a.parquet", tmp_path / "b")
+    done = run_python(EXPORT.format(hidden=hidden), *paths, fresh=True)
     assert "MissingExtra" in done.stderr
     assert "holdfast-edge[arrow]" in done.stderr
     assert sorted(os.listdir(tmp_path)) == ["store"]

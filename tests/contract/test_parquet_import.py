@@ -374,7 +374,7 @@ def test_one_of_duckdb_and_pyarrow_is_enough(
 ) -> None:
     engine = "sqlite" if "duckdb" in hidden else engine
     script = IMPORT.format(hidden=hidden, dry_run=False)
-    done = run_python(script, tmp_path / "target", engine, bundle)
+    done = run_python(script, tmp_path / "target", engine, bundle, fresh="duckdb" in hidden)
     assert done.returncode == 0, done.stderr
     source, target = open_store("source"), Store(tmp_path / "target")
     with target:
@@ -391,7 +391,7 @@ def test_a_huge_row_group_is_read_in_bounded_memory(
     file = write(tmp_path / "a.parquet", value=[1.0] * rows, metadata=[note] * rows)
     assert pq.read_metadata(file).num_row_groups == 1
     script = IMPORT.format(hidden=("pyarrow", "numpy", "pandas"), dry_run=True)
-    done = run_python(script, tmp_path / "store", engine, file)
+    done = run_python(script, tmp_path / "store", engine, file, fresh=True)
     assert done.returncode == 0, done.stderr
     stored_rows, peak_mb = map(int, done.stdout.split())
     assert stored_rows == rows
@@ -425,7 +425,7 @@ def test_nan_is_no_reading_whatever_reads_the_file(
         "with Store(sys.argv[1], Settings(background=False, engine='sqlite')) as store:\n"
         "    print(*(store.import_parquet(file, dry_run=True).no_reading for file in sys.argv[2:]))\n"
     )
-    done = run_python(script, tmp_path / "target", file, both)
+    done = run_python(script, tmp_path / "target", file, both, fresh=bool(hidden))
     assert done.stdout.split() == ["2", "1"], done.stderr
 
 
@@ -438,7 +438,7 @@ def test_columns_of_the_same_name_are_reported_by_pyarrow(tmp_path: Path, run_py
         "    try: store.import_parquet(sys.argv[2])\n"
         "    except InvalidFile as error: print(error)\n"
     )
-    done = run_python(script, tmp_path / "target", tmp_path / "a.parquet")
+    done = run_python(script, tmp_path / "target", tmp_path / "a.parquet", fresh=True)
     assert "a.parquet has several columns 'value'" in done.stdout, done.stderr
 
 

@@ -293,4 +293,5 @@ def test_a_store_that_was_dropped_and_never_closed_leaves_no_thread_at_the_end_o
 
         work()
     """
-    assert run_python(textwrap.dedent(script), tmp_path / "store", engine).stdout == "['MainThread']\n"
+    done = run_python(textwrap.dedent(script), tmp_path / "store", engine, fresh=True)
+    assert done.stdout == "['MainThread']\n"
