@@ -58,8 +58,8 @@ FIRST = (
 )
 """Folders whose modules are few and long: last, they would keep one process busy while the other has nothing to do."""
 
-MAKES_OTHER_HANDLES = {"open_store", "spawn", "run_python"}
-"""The fixtures with which a test opens a store once more, or has another process open it."""
+OTHER_PROCESSES = {"spawn", "run_python", "starter"}
+"""The fixtures with which a test has another process open its store."""
 
 SEED_VARIABLE = "HOLDFAST_TEST_SEED"
 
@@ -201,19 +201,32 @@ def open_store(
     """Open stores by name, with settings to change; without a background thread. All are closed at the end.
 
     A new one is a copy of a template, but in tests that are marked `own_store`.
+
+    Where nobody waits for the columns of a store, it keeps them open between uses, which is faster, as with a
+    background thread: while it is the only handle that the test opened, and the test can start no other process.
     """
     opened: list[Store] = []
     is_own = request.node.get_closest_marker("own_store") is not None
+    is_closing = is_own or request.node.get_closest_marker("closes_columns") is not None
+    is_alone = not is_closing and OTHER_PROCESSES.isdisjoint(inspect.signature(request.function).parameters)
     copied = 0
 
     def open_(name: str = "store", **settings: Any) -> Store:
         nonlocal copied
         options: dict[str, Any] = {"background": False, "engine": engine} | settings
+        folder = (tmp_path / name).resolve()
         if not is_own and not (tmp_path / name).exists() and options["engine"] in ENGINES:
             copied += 1
             templates.copy(options["engine"], copied, tmp_path / name)
+        others = [
+            other for other in opened if other.path.resolve() == folder and not other._handle.columns._closed
+        ]
+        for other in others:
+            other._handle.columns.stays_open = other.settings.background
+            other._handle.columns.release_if_due(at_once=True)
         store = Store(tmp_path / name, Settings(**options), clock=clock)
         opened.append(store)
+        store._handle.columns.stays_open |= is_alone and not others
         return store
 
     yield open_
@@ -222,17 +235,9 @@ def open_store(
 
 
 @pytest.fixture
-def store(open_store: OpenStore, request: pytest.FixtureRequest) -> Store:
-    """One fresh store.
-
-    Where a test can open no other handle on it, here or in another process, it keeps its columns open between uses,
-    which is faster, as with a background thread: nobody waits for them.
-    """
-    made = open_store()
-    is_closing = any(request.node.get_closest_marker(name) for name in ("own_store", "closes_columns"))
-    if not is_closing and MAKES_OTHER_HANDLES.isdisjoint(inspect.signature(request.function).parameters):
-        made._handle.columns.stays_open = True
-    return made
+def store(open_store: OpenStore) -> Store:
+    """One fresh store."""
+    return open_store()
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ __all__ = ["VerificationRepository", "corrections"]
 
 _KEY = "holdfast.counts_verified"
 
+_NOTE = select(StorageMetadata.key).where(StorageMetadata.key == _KEY)
+
 _points: Any = Point.__table__
 
 
@@ -25,8 +27,7 @@ class VerificationRepository:
 
     def is_noted(self) -> bool:
         """Return whether the note exists."""
-        query = select(StorageMetadata.key).where(StorageMetadata.key == _KEY)
-        return self._connection.execute(query).first() is not None
+        return self._connection.execute(_NOTE).first() is not None
 
     def note(self) -> None:
         """Add the note, unless it exists."""

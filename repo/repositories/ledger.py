@@ -114,6 +114,9 @@ class LedgerRepository:
         return LossTotals(*map(int, row))
 
 
+_UNCOPIED = select(*(getattr(TimeSeriesLedgerEntry, name) for name in Loss._fields))
+
+
 class ColumnsLedgerRepository:
     """Entries in the time-series database that are still to be copied into the ledger."""
 
@@ -127,8 +130,7 @@ class ColumnsLedgerRepository:
 
     def all(self) -> list[Loss]:
         """Return the entries that are still to be copied."""
-        columns = [getattr(TimeSeriesLedgerEntry, name) for name in Loss._fields]
-        return [Loss(*row) for row in self._connection.execute(select(*columns))]
+        return [Loss(*row) for row in self._connection.execute(_UNCOPIED)]
 
     def remove(self, entry_ids: Sequence[str]) -> None:
         """Remove copied entries."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, and_, delete, select, tuple_, update
+from sqlalchemy import Connection, Select, and_, delete, select, tuple_, update
 
 from repo.engines.registry import traits_of
 from repo.models import Series, SeriesLatest, SeriesSummary
@@ -124,13 +124,14 @@ class _Summaries:
     """Reads and replaces summaries, in either of the two tables that hold them."""
 
     _table: Any
+    _all: Select[Any]
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def all(self) -> dict[tuple[str, str], Summary]:
         """Return the summaries of all series."""
-        return {(row[0], row[1]): Summary(*row[2:]) for row in self._connection.execute(select(self._table))}
+        return {(row[0], row[1]): Summary(*row[2:]) for row in self._connection.execute(self._all)}
 
     def of(self, pair: tuple[str, str]) -> dict[tuple[str, str], Summary]:
         """Return the summary of one series; empty if it has no points."""
@@ -158,12 +159,14 @@ class SummaryRepository(_Summaries):
     """The summaries that flush maintains next to the points (time-series database)."""
 
     _table = SeriesSummary.__table__
+    _all = select(_table)
 
 
 class LatestRepository(_Summaries):
     """Their copy in the metadata database, readable without the lease."""
 
     _table = SeriesLatest.__table__
+    _all = select(_table)
 
     def clear(self) -> None:
         """Remove all summaries, before a full copy."""

@@ -35,6 +35,12 @@ class Cursor(NamedTuple):
     failure: DeliveryFailure | None = None
 
 
+_ALL = select(SinkCursor.name, SinkCursor.confirmed_seq, SinkCursor.updated_us).order_by(SinkCursor.name)
+_FAILURES = select(BufferMetadata.key, BufferMetadata.value).where(
+    func.substr(BufferMetadata.key, 1, len(_FAILURE)) == _FAILURE
+)
+
+
 class SinkRepository:
     """Registers sinks and moves their cursors."""
 
@@ -79,16 +85,10 @@ class SinkRepository:
     def list(self) -> list[Cursor]:
         """Return all sinks in order of their names."""
         failures = self._failures()
-        query = select(SinkCursor.name, SinkCursor.confirmed_seq, SinkCursor.updated_us).order_by(
-            SinkCursor.name
-        )
-        return [Cursor(*row, failures.get(row[0])) for row in self._connection.execute(query)]
+        return [Cursor(*row, failures.get(row[0])) for row in self._connection.execute(_ALL)]
 
     def _failures(self) -> dict[str, DeliveryFailure]:
-        query = select(BufferMetadata.key, BufferMetadata.value).where(
-            func.substr(BufferMetadata.key, 1, len(_FAILURE)) == _FAILURE
-        )
         return {
             key.removeprefix(_FAILURE): DeliveryFailure(*json.loads(value))
-            for key, value in self._connection.execute(query)
+            for key, value in self._connection.execute(_FAILURES)
         }

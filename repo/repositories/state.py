@@ -43,6 +43,17 @@ class Extent(NamedTuple):
     last_record: int
 
 
+# Each opening of a file runs these two queries. Queries that are built once are looked up and read back faster.
+_STATE = select(
+    *(
+        func.max(StoreState.last_seq, select(func.coalesce(func.max(JournalRow.seq), 0)).scalar_subquery())
+        if name == "last_seq"
+        else getattr(StoreState, name)
+        for name in State._fields
+    )
+)
+_COLUMNS_STATE = select(*(getattr(TimeSeriesState, name) for name in ColumnsState._fields))
+
 _EXTENT = """
     SELECT store_id, max(last_seq, coalesce((SELECT max(seq) FROM journal), 0)),
         coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'buffered_records'), 0)
@@ -58,10 +69,7 @@ class StateRepository:
 
     def get(self) -> State | None:
         """Return the facts, or None if the database does not belong to a store yet."""
-        columns = [getattr(StoreState, name) for name in State._fields]
-        newest = select(func.coalesce(func.max(JournalRow.seq), 0)).scalar_subquery()
-        columns[State._fields.index("last_seq")] = func.max(StoreState.last_seq, newest)
-        row = self._connection.execute(select(*columns)).one_or_none()
+        row = self._connection.execute(_STATE).one_or_none()
         return None if row is None else State(*row)
 
     def extent(self) -> Extent | None:
@@ -87,8 +95,7 @@ class ColumnsStateRepository:
 
     def get(self) -> ColumnsState | None:
         """Return the facts, or None if the file does not belong to a store yet."""
-        columns = [getattr(TimeSeriesState, name) for name in ColumnsState._fields]
-        row = self._connection.execute(select(*columns)).one_or_none()
+        row = self._connection.execute(_COLUMNS_STATE).one_or_none()
         return None if row is None else ColumnsState(*row)
 
     def owner(self) -> tuple[str, int] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,33 +10,8 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store
-from tests.conftest import MAKES_OTHER_HANDLES, Clock, OpenStore, Templates
+from tests.conftest import Clock, Templates
 from tests.contract.test_parquet_export import fill
-
-
-@pytest.fixture
-def open_store(open_store: OpenStore, tmp_path: Path, request: pytest.FixtureRequest) -> OpenStore:
-    """Open stores that keep their columns open between uses, while they are the only handle on their folder.
-
-    Not in tests that are marked `own_store` or `closes_columns`, or in which another process opens the store.
-    """
-    is_closing = any(
-        request.node.get_closest_marker(name) for name in ("own_store", "closes_columns")
-    ) or not (MAKES_OTHER_HANDLES - {"open_store"}).isdisjoint(inspect.signature(request.function).parameters)
-    opened: dict[Path, list[Store]] = {}
-
-    def open_(name: str = "store", **settings: Any) -> Store:
-        handles = opened.setdefault((tmp_path / name).resolve(), [])
-        others = [store for store in handles if not store._handle.columns._closed]
-        for other in others:
-            other._handle.columns.stays_open = other.settings.background
-            other._handle.columns.release_if_due(at_once=True)
-        store = open_store(name, **settings)
-        store._handle.columns.stays_open |= not is_closing and not others
-        handles.append(store)
-        return store
-
-    return open_
 
 
 @pytest.fixture(scope="module")

@@ -148,13 +148,16 @@ class Dialect(_EngineDialect):
         with guarded(str(cargs[0] if cargs else cparams.get("database", ""))):
             return super().connect(*cargs, **cparams)
 
+    def _get_default_schema_name(self, _connection: Connection) -> str:
+        return "main"  # not asked for at each opening
+
     def get_table_names(self, connection: Connection, schema: str | None = None, **_: Any) -> list[str]:
         """List the tables of the current database, without those of attached databases."""
         return [row.table_name for row in _rows(connection, "tables", schema, order="table_name")]
 
     def has_table(self, connection: Connection, table_name: str, schema: str | None = None, **_: Any) -> bool:
         """Return whether the current database has this table or view."""
-        return any(_rows(connection, kind, schema, **{name: table_name}) for kind, name in _RELATIONS)
+        return any(_rows(connection, kind, schema, "1", **{name: table_name}) for kind, name in _RELATIONS)
 
     def get_columns(
         self, connection: Connection, table_name: str, schema: str | None = None, **_: Any
