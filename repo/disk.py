@@ -8,10 +8,14 @@ from pathlib import Path
 
 from repo.errors import StoreFull
 
-__all__ = ["HEADROOM_BYTES", "Wanted", "by_disk", "refuse_full_disk"]
+__all__ = ["HEADROOM_BYTES", "NEW_FILE_BYTES", "Wanted", "by_disk", "refuse_full_disk"]
 
 HEADROOM_BYTES = 16_000_000
 """Space reserved for journal growth during the job, and for the minimum size of a new file."""
+
+NEW_FILE_BYTES = 3_000_000
+"""Space for the least size of a new column file, 1.9 MB as measured, and for some growth of the journal. The reserve of
+a store has room for it, so that a store that was emptied on a full disk can be shrunk."""
 
 Wanted = tuple[Path, int]
 """A folder, and how many bytes the job may add to it."""

@@ -183,10 +183,11 @@ class DuckDBTimeSeriesStorage:
         cutoff = to_datetime(store.now_us() - round(max_age_seconds * 1e6))
         old = select_deleted(None if sensor_id is None else [sensor_id], None, None, cutoff, everything=False)
         written = store.points.delete_selected(replace(old, reason="age"))
+        assert written.first_seq is not None
         assert written.last_seq is not None
         store.flush()
-        dropped = store.dropped_by(written.last_seq)
-        return 0 if dropped is None else dropped.dropped or 0
+        losses = map(store.dropped_by, range(written.first_seq, written.last_seq + 1))
+        return sum(loss.dropped or 0 for loss in losses if loss is not None)
 
     def export_to_parquet(
         self,

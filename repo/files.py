@@ -18,6 +18,7 @@ __all__ = [
     "ACKNOWLEDGED_FILE",
     "LOCK_FILES",
     "METADATA_FILE",
+    "RESERVE_FILE",
     "WRITE_FILE",
     "WRITE_TURN_FILE",
     "StoreFiles",
@@ -28,6 +29,7 @@ __all__ = [
 METADATA_FILE = "offline_buffer.db"
 WRITE_FILE, WRITE_TURN_FILE = "write.lock", "write-turn.lock"
 ACKNOWLEDGED_FILE = "acknowledged.mark"
+RESERVE_FILE = "reserve.space"
 LOCK_FILES = (LEASE_FILE, TURN_FILE, WRITE_FILE, WRITE_TURN_FILE)
 BESIDE_SUFFIX = ".meta.db"
 
@@ -122,6 +124,11 @@ class StoreFiles:
         return self.folder / f"{self.prefix}{ACKNOWLEDGED_FILE}"
 
     @property
+    def reserve(self) -> Path:
+        """The file that is given up on a full disk; see `repo.core.reserve`. Backups and restores leave it alone."""
+        return self.folder / f"{self.prefix}{RESERVE_FILE}"
+
+    @property
     def backups(self) -> Path:
         """The folder of the backups that migrations make, with a folder for each backup."""
         return self.folder / f"{self.prefix}backups"
@@ -168,6 +175,7 @@ class StoreFiles:
             self.metadata,
             *self.paths.values(),
             self.acknowledged,
+            self.reserve,
             *(self.folder / f"{self.prefix}{name}" for name in LOCK_FILES),
             self.folder / CONFIG_FILE,
         )

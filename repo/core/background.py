@@ -8,6 +8,7 @@ import time
 
 from repo.core.handle import Handle
 from repo.core.keep_open import CHECK_INTERVAL_S
+from repo.core.reserve import Reserve
 from repo.core.stop import Stop
 from repo.core.undisturbed import undisturbed
 from repo.errors import EngineMissing, StoreBusy
@@ -16,6 +17,9 @@ from repo.repositories.state import StateRepository
 __all__ = ["BackgroundThread", "stop_all"]
 
 log = logging.getLogger("holdfast.background")
+
+RENEWAL_INTERVAL_S = 60.0
+"""How often the reserve is made again or enlarged, if there is room."""
 
 
 class BackgroundThread:
@@ -39,12 +43,16 @@ class BackgroundThread:
         columns = self._handle.columns
         interval_s = self._handle.settings.flush_interval_s
         next_flush_s = time.monotonic() + interval_s
+        reserve, next_renewal_s = Reserve(self._handle.files), time.monotonic() + RENEWAL_INTERVAL_S
         while not self._stop.wait(CHECK_INTERVAL_S if columns.is_open else min(interval_s, 0.25)):
             try:
                 if time.monotonic() >= next_flush_s:
                     next_flush_s = time.monotonic() + interval_s
                     self._flush()
                 columns.release_if_due()
+                if time.monotonic() >= next_renewal_s:
+                    next_renewal_s = time.monotonic() + RENEWAL_INTERVAL_S
+                    reserve.renew()
                 self._failing = None
             except Exception as error:  # noqa: BLE001  without this thread nothing would hand the lease over
                 # Acknowledged points are safe in the journal. Log the error once, and keep trying.

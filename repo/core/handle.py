@@ -21,6 +21,7 @@ from repo.files import StoreFiles
 from repo.queries.selection import Names, Selection, Summary, Time, select_points
 from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository, Loss
+from repo.repositories.points import Written
 from repo.repositories.series import SeriesRepository
 from repo.repositories.state import StateRepository
 from repo.settings import Settings
@@ -130,6 +131,13 @@ class Handle:
             state = StateRepository(connection).get()
             assert state is not None
             return LedgerRepository(connection).get(f"{state.store_id}:{seq}")
+
+    def losses_by(self, written: Written) -> list[Loss]:
+        """Return the ledger entries of deletes with these seqs."""
+        assert written.first_seq is not None, "a delete has a seq"
+        assert written.last_seq is not None
+        found = (self.loss_by(seq) for seq in range(written.first_seq, written.last_seq + 1))
+        return [loss for loss in found if loss is not None]
 
     def _copied_through(self) -> int:
         """Return the seq through which any process has flushed."""

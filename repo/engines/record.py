@@ -44,6 +44,8 @@ class EngineRecord:
     """How many times each point stores the names of its series."""
     rewrite_factor: float
     """The bytes that rewriting a table may take, as a multiple of the file size."""
+    deleted_row_bytes: int
+    """The bytes that a deleted row takes in the log."""
 
     why_missing: Callable[[], str | None]
     """Return why the engine cannot be used here, or None if it can."""

@@ -90,9 +90,17 @@ class RecordCounts(NamedTuple):
 class DroppedRecords(NamedTuple):
     """The number of records dropped unsent, and the span of their times in µs."""
 
-    records: int
-    first_us: int | None
-    last_us: int | None
+    records: int = 0
+    first_us: int | None = None
+    last_us: int | None = None
+
+    def plus(self, other: DroppedRecords) -> DroppedRecords:
+        """Return the sum of both."""
+        firsts = [us for us in (self.first_us, other.first_us) if us is not None]
+        lasts = [us for us in (self.last_us, other.last_us) if us is not None]
+        return DroppedRecords(
+            self.records + other.records, min(firsts, default=None), max(lasts, default=None)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,14 +255,21 @@ class RecordRepository:
         ]
 
     def drop(
-        self, scope: RecordScope, reason: str = "drop", why: Mapping[str, Any] | None = None
+        self,
+        scope: RecordScope,
+        reason: str = "drop",
+        why: Mapping[str, Any] | None = None,
+        *,
+        limit: int | None = None,
     ) -> DroppedRecords:
         """Delete the unsent records in a scope, and note the drop in the loss ledger.
 
-        The ledger keeps one entry a day for each `reason` and `why`.
+        The ledger keeps one entry a day for each `reason` and `why`. `limit` deletes only that many, the oldest ids.
         """
         table = BufferedRecord
         where = scope.where()
+        if limit is not None:
+            where = table.id.in_(select(table.id).where(where).order_by(table.id).limit(limit))
         count, first_s, last_s = self._connection.execute(
             select(func.count(), func.min(table.timestamp), func.max(table.timestamp)).where(where)
         ).one()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from repo.core.bulk import Bulk
 from repo.core.changes import DeleteChange, PointsChange, Submission
+from repo.core.deleting import delete_points
 from repo.core.handle import Handle
 from repo.core.latest import Newest
 from repo.engines.interrupts import KeyboardInterrupts
@@ -92,7 +93,7 @@ class PointWriter:
         Names may be globs, lists or None (all), as in `range`. Without names and times (None or `*`), only
         `everything=True` deletes all points; else `InvalidQuery` is raised and nothing is deleted. What was already
         delivered stays delivered. The deleted points are counted when the journal is applied; the loss ledger records
-        the number.
+        the number. On a full disk they are deleted in parts: `StoreFull` means that the oldest may be gone already.
         """
         return self.delete_selected(select_deleted(sensor_id, metric_name, start, end, everything=everything))
 
@@ -113,6 +114,10 @@ class PointWriter:
 
 class Points(PointWriter):
     """`store.points`. Thread-safe. A read sees every write that was acknowledged before it began."""
+
+    def delete_selected(self, selection: Selection) -> Written:
+        """See `PointWriter`. On a full disk the points are deleted at once, in parts: see `repo.core.deleting`."""
+        return delete_points(self._handle, selection)
 
     def __init__(self, handle: Handle, send: Callable[[Submission], Written]) -> None:
         super().__init__(handle, send)

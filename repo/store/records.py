@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from repo.core.changes import Change, PointsChange, RecordChange, SettleChange, Submission
+from repo.core.deleting import RecordDrop, delete_records
 from repo.core.handle import Handle
 from repo.repositories.points import Written
 from repo.repositories.records import (
@@ -114,28 +115,18 @@ class Records(RecordWriter):
         Returns how many were dropped, permanently. The loss ledger records the number, the time span and the reason in
         the same commit. Their points stay.
         """
-        dropped = 0
-        now_us = self._handle.clock()
-        with self._handle.metadata.write() as connection:
-            records = RecordRepository(connection, clock=self._handle.clock)
-            if max_age_s is not None:
-                too_old = RecordScope(end_s=now_us / 1e6 - max_age_s)
-                dropped += records.drop(too_old, "age", {"max_age_s": max_age_s}).records
-            if max_retries is not None:
-                failed = RecordScope(min_retries=max_retries)
-                dropped += records.drop(failed, "retries", {"max_retries": max_retries}).records
-        self._handle.metadata.checkpoint_if_due()
-        return dropped
+        drops: list[RecordDrop] = []
+        if max_age_s is not None:
+            too_old = RecordScope(end_s=self._handle.clock() / 1e6 - max_age_s)
+            drops.append((too_old, "age", {"max_age_s": max_age_s}))
+        if max_retries is not None:
+            drops.append((RecordScope(min_retries=max_retries), "retries", {"max_retries": max_retries}))
+        return delete_records(self._handle, drops).records
 
     def clear(self, source: str | None = None) -> int:
         """Drop all unsent records, or those of one source; returns how many. The loss ledger records it."""
-        with self._handle.metadata.write() as connection:
-            scope = RecordScope(None if source is None else (source,))
-            dropped = RecordRepository(connection, clock=self._handle.clock).drop(
-                scope, "clear", {"source": source}
-            )
-        self._handle.metadata.checkpoint_if_due()
-        return dropped.records
+        scope = RecordScope(None if source is None else (source,))
+        return delete_records(self._handle, [(scope, "clear", {"source": source})]).records
 
     def _settle(self, change: SettleChange) -> int:
         if change.record_ids:

@@ -100,7 +100,7 @@ def read_status(connection: Connection, files: StoreFiles, schema: str) -> Statu
     points_waiting, deletions_waiting = journal.waiting(state.copied_through)
     summaries = LatestRepository(connection).all().values()
     lost = LedgerRepository(connection).totals()
-    sizes = sizes_of([*files.metadata_files(), *files.column_files()])
+    sizes = sizes_of([*files.metadata_files(), *files.column_files(), files.reserve])
     kept = sizes_of(files.kept()) | sizes_of(files.backups.glob("*/*"), below=files.folder)
     return Status(
         path=str(files.path),

@@ -17,8 +17,9 @@ from repo.clock import Clock, system_clock
 from repo.core.background import BackgroundThread, stop_all
 from repo.core.metadata import MetadataDatabase
 from repo.core.read_only import refuse_change
+from repo.core.reserve import Reserve
 from repo.engines.interrupts import KeyboardInterrupts
-from repo.errors import EngineMissing
+from repo.errors import EngineMissing, StoreFull
 from repo.files import StoreFiles
 from repo.queries.selection import Names
 from repo.schema import version
@@ -309,7 +310,8 @@ class Store:
 
         On return the records are gone, and the delete of the points is durable. If another process holds the columns,
         the delete is applied later, and `points` in the report is None. Records are dropped before points: an error at
-        the second step leaves the first one done. `shrink` returns the space to the disk.
+        the second step leaves the first one done. `shrink` returns the space to the disk. On a full disk the reserve is
+        given up, and both are deleted in parts, the oldest first, so an error leaves some of them deleted.
         """
         from repo.upkeep.cleanup import CleanupScope, cleanup
 
@@ -402,6 +404,18 @@ class Store:
         return f"Store({str(self.path)!r})"
 
     def _open(self, opening: Opening, create: bool) -> None:
+        reserve = Reserve(self.files)
+        try:
+            self._open_files(opening, create)
+        except StoreFull as full:
+            with reserve.given_up():
+                log.info("the reserve is used to open the store on a full disk: %s", full)
+                self._open_files(opening, create)
+        reserve.renew()
+        self._offer()
+        self._start()
+
+    def _open_files(self, opening: Opening, create: bool) -> None:
         opening.find(create)
         opening.upgrade()
         metadata = MetadataDatabase(self.files, self.settings)
@@ -414,7 +428,8 @@ class Store:
         except BaseException:  # the caller gets no store that could be closed
             metadata.close()
             raise
-        self._offer()
+
+    def _start(self) -> None:
         if self.settings.background:
             self._background = BackgroundThread(self._handle)
         if self.settings.convert_at_open and self.settings.engine != "auto":

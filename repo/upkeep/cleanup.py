@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from repo.core.changes import DeleteChange, Submission
+from repo.core.deleting import delete_points, delete_records
 from repo.core.handle import Handle
+from repo.core.reserve import Reserve
 from repo.errors import EngineMissing, InvalidQuery, StoreBusy
 from repo.queries.counts import SeriesExtent, extents
 from repo.queries.selection import MOST_NAMES, Names, Selection, Time, chosen_names
@@ -106,7 +107,8 @@ class CleanupScope:
 
 def cleanup(handle: Handle, scope: CleanupScope, *, dry_run: bool) -> Cleaned:
     """See `Store.cleanup`."""
-    return _counted(handle, scope) if dry_run else _dropped(handle, scope)
+    with Reserve(handle.files, read_only=handle.columns.read_only).given_up():
+        return _counted(handle, scope) if dry_run else _dropped(handle, scope)
 
 
 def _counted(handle: Handle, scope: CleanupScope) -> Cleaned:
@@ -146,25 +148,21 @@ def _dropped(handle: Handle, scope: CleanupScope) -> Cleaned:
     times: list[int | None] = []
     dropped = 0
     if scope.records is not None:
-        with handle.metadata.write() as connection:
-            records = RecordRepository(connection, clock=handle.clock)
-            fallen = records.drop(scope.records, "cleanup", scope.why)
-        handle.metadata.checkpoint_if_due()
+        fallen = delete_records(handle, [(scope.records, "cleanup", scope.why)])
         dropped = fallen.records
         times += [fallen.first_us, fallen.last_us]
     lost: int | None = 0
     if scope.points is not None:
-        written = handle.writer.commit(Submission((DeleteChange(scope.points),)))
+        written = delete_points(handle, scope.points)
         lost = None
         try:
             handle.flush("cleanup")
         except (StoreBusy, EngineMissing) as error:
             log.warning("the points will be deleted when the journal is applied: %s", error)
         else:
-            assert written.last_seq is not None, "a delete has a seq"
-            loss = handle.loss_by(written.last_seq)
-            lost = 0 if loss is None else loss.dropped
-            times += [] if loss is None else [loss.first_us, loss.last_us]
+            losses = handle.losses_by(written)
+            lost = sum(loss.dropped or 0 for loss in losses)
+            times += [us for loss in losses for us in (loss.first_us, loss.last_us)]
     known = [us for us in times if us is not None]
     return Cleaned(
         points=lost,

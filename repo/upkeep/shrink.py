@@ -16,6 +16,7 @@ from repo import disk, durable
 from repo.core.active import building_path, remove
 from repo.core.columns import OpenColumns
 from repo.core.handle import Handle
+from repo.core.reserve import Reserve
 from repo.disk import Wanted
 from repo.engines.base import typed_errors
 from repo.engines.registry import ENGINES
@@ -61,6 +62,16 @@ def shrink(
     progress: Callable[[int, int], object],
 ) -> Shrunk:
     """See `Store.shrink`."""
+    with Reserve(handle.files, read_only=handle.columns.read_only).given_up():
+        return _shrunk(handle, dry_run=dry_run, progress=progress)
+
+
+def _shrunk(
+    handle: Handle,
+    *,
+    dry_run: bool,
+    progress: Callable[[int, int], object],
+) -> Shrunk:
     columns_before = _bytes(handle.files.column_files())
     metadata_before = _bytes(handle.files.metadata_files())
     free_bytes = shutil.disk_usage(handle.files.folder).free
@@ -134,7 +145,7 @@ def _needed_for_columns(handle: Handle, opened: OpenColumns) -> list[Wanted]:
     file_bytes = opened.backend.path.stat().st_size
     with opened.flush_connection.begin():
         free = opened.backend.free_bytes(opened.flush_connection)
-    used_bytes = (file_bytes - free) * 3 // 2 + disk.HEADROOM_BYTES
+    used_bytes = (file_bytes - free) * 3 // 2 + disk.NEW_FILE_BYTES
     most = most_bytes(opened.backend.name, opened, handle.flusher.known)
     return [(opened.backend.path.parent, min(used_bytes, most))]
 
@@ -144,7 +155,7 @@ def _needed_for_metadata(handle: Handle) -> list[Wanted]:
     with handle.metadata.read() as connection:
         used_bytes = sqlite.used_bytes(connection)
     return [
-        (handle.files.metadata.parent, used_bytes + disk.HEADROOM_BYTES),
+        (handle.files.metadata.parent, used_bytes + disk.NEW_FILE_BYTES),
         (sqlite.temp_folder(), used_bytes),
     ]
 

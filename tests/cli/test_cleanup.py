@@ -155,7 +155,7 @@ def test_space_goes_back_to_the_disk_when_asked(on_store: Any) -> None:
 def test_what_was_deleted_is_printed_if_there_is_no_room_to_shrink(
     site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "HEADROOM_BYTES", 2**62)
+    monkeypatch.setattr(disk, "NEW_FILE_BYTES", 2**62)
     output = site("--json", "cleanup", "--sensor", "PUMP-1", "-y", "--shrink", code=1)
     done = json.loads(output.stdout)
     assert (done["points"], done["shrunk"]) == (10, None)

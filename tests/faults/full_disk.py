@@ -21,6 +21,7 @@ from pathlib import Path
 from repo import disk
 from repo.engines.registry import ENGINES
 from repo.errors import HoldfastError, StoreFull
+from repo.files import RESERVE_FILE
 from repo.schema.upgrade import migrate_store
 from repo.schema.version import HEAD
 from repo.settings import Settings
@@ -32,6 +33,7 @@ from tests.migrations.legacy_store import contents
 SEED = "full disk"
 FILLER_BYTES = 6_000_000
 MOST_OPERATIONS = 5_000
+OLD_POINTS = 16_000
 
 
 @dataclass(slots=True)
@@ -55,6 +57,8 @@ class Notes:
     """Files that these attempts left behind."""
     read: list[bool] = field(default_factory=list)
     """Whether a reader found everything acknowledged, after each attempt."""
+    dropped: list[int | None] = field(default_factory=list)
+    """What deletes on the full disk have returned."""
     counted: Counted | None = None
 
     def read_back(self, store: Store) -> None:
@@ -166,6 +170,51 @@ def move_on_a_full_disk(folder: Path, engine: str, notes: Notes) -> None:
     store.close()
 
 
+def delete_on_a_full_disk(folder: Path, engine: str, notes: Notes) -> None:
+    """Fill the disk to the last byte, and delete points and records in a store that is opened after that."""
+    settings = Settings(engine=engine, background=False)  # type: ignore[arg-type]
+    with Store(folder / "store", settings) as store:
+        for sensor in ("A", "B"):
+            times = [float(at) for at in range(OLD_POINTS)]
+            store.points.insert_table(
+                {
+                    "sensor_id": [sensor] * OLD_POINTS,
+                    "metric_name": ["m"] * OLD_POINTS,
+                    "timestamp": times,
+                    "value": times,
+                }
+            )
+        with store.transaction() as transaction:
+            for at in range(120):
+                transaction.records.add(f"R{at}", "gw", {"text": "x" * 3_000}, float(at))
+        store.checkpoint()
+    Store(folder / "store", settings).close()  # its size counts now
+    _fill_up(folder)
+    reserve = folder / "store" / RESERVE_FILE
+    acts: tuple[Callable[[Store], int | None], ...] = (
+        lambda store: store.cleanup(end=OLD_POINTS / 2).points,
+        lambda store: store.records.clear("gw"),
+        lambda store: store.points.delete("A").first_seq and len(store.points.range("B", None).all()),
+    )
+    for act in acts:
+        _fill_up(folder)
+        with Store(folder / "store", settings) as store:
+            notes.dropped += [act(store), store.status().ledger_dropped]
+            assert reserve.stat().st_size
+    with Store(folder / "store", settings) as store:
+        store.points.insert("C", "m", 1.0)
+        notes.read.append(len(store.points.range("C", None).all()) == 1)
+        (folder / "rest").unlink()
+    with Store(folder / "store", settings) as store:
+        notes.read.append(reserve.stat().st_size >= store.status().bytes_by_file[reserve.name] > 500_000)
+
+
+def _fill_up(folder: Path) -> None:
+    with (folder / "rest").open("ab", buffering=0) as rest:
+        while free := shutil.disk_usage(folder).free:
+            rest.write(bytes(min(free, 65_536)))
+
+
 def upgrade_on_a_full_disk(folder: Path, notes: Notes, legacy: Path) -> None:
     """Upgrade copies of a legacy store with less and less room: refused up front or, if forced, during the upgrade."""
     store = folder / "store"
@@ -227,6 +276,8 @@ def main(act: str, folder: Path, engine: str, path: Path) -> None:
             go_on(folder, store, notes)
         case "move":
             move_on_a_full_disk(folder, engine, notes)
+        case "delete":
+            delete_on_a_full_disk(folder, engine, notes)
         case "upgrade":
             upgrade_on_a_full_disk(folder, notes, path.with_name("legacy"))
         case "count":

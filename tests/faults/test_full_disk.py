@@ -98,6 +98,13 @@ def test_the_columns_do_not_move_without_room_and_move_when_there_is(engine: str
     _nothing_is_lost(notes)
 
 
+@pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
+def test_points_and_records_are_deleted_with_no_byte_free(engine: str, tmp_path: Path) -> None:
+    notes = _play(["delete"], engine, tmp_path, "size=24m")
+    assert notes.dropped == [16_000, 16_000, 120, 16_120, 8_000, 24_120]
+    assert notes.read == [True, True]
+
+
 @pytest.mark.duckdb
 def test_an_upgrade_without_room_is_refused_beforehand_and_if_forced_rolled_back(tmp_path: Path) -> None:
     make_legacy_store(tmp_path / "legacy", 6_000, 1_000)

@@ -55,6 +55,7 @@ DUCKDB = EngineRecord(
     bytes_a_point=40,  # 5 were measured
     names_a_point=0,
     rewrite_factor=1.0,
+    deleted_row_bytes=10,  # 8 were measured
     why_missing=_why_missing,
     remedy="Install duckdb 2.0.1 and duckdb-engine 0.17.0; or `holdfast demote`, where DuckDB is installed, moves the "
     "columns to SQLite",
