@@ -9,22 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from repo.compat.capacity import Capacity
 from repo.compat.environment import filled_from_environment
 from repo.compat.shared import borrow
+from repo.compat.trim import Trim
 from repo.errors import InvalidQuery, InvalidSettings, StoreFull
 from repo.files import StoreFiles
 from repo.queries.selection import select_deleted
 from repo.times import bound_us, to_datetime
 
-__all__ = ["MB", "DuckDBTimeSeriesStorage"]
+__all__ = ["DEFAULT_MAX_SIZE_MB", "MAX_SIZE_MB", "MB", "DuckDBTimeSeriesStorage"]
 
 log = logging.getLogger("holdfast.duckdb_storage")
 
 MB = 1024 * 1024
 
-POINT_BYTES = 100
-"""The approximate size of a point in the journal."""
+MAX_SIZE_MB = "DUCKDB_MAX_SIZE_MB"
+DEFAULT_MAX_SIZE_MB = 1000
 
 _AGGREGATIONS = {
     "avg": "avg(value)",
@@ -48,14 +48,15 @@ class DuckDBTimeSeriesStorage:
     Times are Unix seconds; bounds are inclusive. The metadata database is next to the file as `<name>.meta.db`; in a
     buffer's folder it is the database of the buffer. All objects on one file in a process share one open store.
 
+    If the columns exceed `max_size_mb`, the oldest points are deleted until a tenth of it is free; the loss ledger
+    records them with the reason `size`, and the log warns.
+
     Omitted arguments are taken from `DUCKDB_STORAGE_PATH` and `DUCKDB_MAX_SIZE_MB`, if set. `enable_compression`
     applies to new data. Errors are raised, as by `Store`. `close` or the end of the process releases the file. After
     a fork it keeps working in the child, which opens the store again; `Store` describes what a fork waits for.
     """
 
-    @filled_from_environment(
-        {"db_path": ("DUCKDB_STORAGE_PATH", str), "max_size_mb": ("DUCKDB_MAX_SIZE_MB", float)}
-    )
+    @filled_from_environment({"db_path": ("DUCKDB_STORAGE_PATH", str), "max_size_mb": (MAX_SIZE_MB, float)})
     def __init__(
         self,
         db_path: str | os.PathLike[str] = "./data/edge/timeseries.duckdb",
@@ -69,9 +70,7 @@ class DuckDBTimeSeriesStorage:
         self.enable_compression = enable_compression
         files = StoreFiles.beside(os.path.realpath(db_path))
         self._loan = loan = borrow(files, compress=enable_compression)
-        self._capacity = Capacity(
-            lambda: loan.store, lambda size: size.columns_used_bytes, max_bytes=max_size_mb * MB
-        )
+        self._trim = Trim(lambda: loan.store, max_size_mb * MB, "max_size_mb")
         if not any(path.exists() for path in files.column_files()):
             self._loan.store.flush()
 
@@ -90,9 +89,8 @@ class DuckDBTimeSeriesStorage:
         written.
         """
         store = self._loan.store
-        with self._capacity.place(POINT_BYTES) as granted:
-            self._refuse_unless(granted)
-            store.points.insert(sensor_id, metric_name, value, timestamp, quality, metadata)
+        self._refuse_if_full()
+        store.points.insert(sensor_id, metric_name, value, timestamp, quality, metadata)
         return True
 
     def insert_batch(self, data_points: Iterable[Any]) -> int:
@@ -104,9 +102,8 @@ class DuckDBTimeSeriesStorage:
         """
         store = self._loan.store
         rows = list(data_points)
-        with self._capacity.place(POINT_BYTES * len(rows)) as granted:
-            self._refuse_unless(granted)
-            written = store.points.insert_many(rows, on_error="skip")
+        self._refuse_if_full()
+        written = store.points.insert_many(rows, on_error="skip")
         if written.rejected:
             first = written.refusals[0]
             log.warning("%d of %d points were rejected; the first: %s", written.rejected, len(rows), first)
@@ -248,11 +245,11 @@ class DuckDBTimeSeriesStorage:
             }
         ]
 
-    def _refuse_unless(self, granted: bool) -> None:
-        if not granted:
+    def _refuse_if_full(self) -> None:
+        if self._trim.apply():
             raise StoreFull(
-                f"{self.db_path} has reached max_size_mb = {self.max_size_mb:g}; nothing of this call was written. "
-                "Raise the limit, or delete points with cleanup_old_data",
+                f"{self.db_path} has reached max_size_mb = {self.max_size_mb:g}, and deleting the oldest points does "
+                "not help; nothing of this call was written. Raise the limit",
                 path=self.db_path,
             )
 

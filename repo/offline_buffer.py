@@ -14,8 +14,9 @@ from repo import forks
 from repo.compat.capacity import Capacity
 from repo.compat.environment import filled_from_environment, from_environment
 from repo.compat.shared import borrow
+from repo.compat.trim import Trim
 from repo.core.stop import Stop
-from repo.duckdb_storage import MB, DuckDBTimeSeriesStorage
+from repo.duckdb_storage import DEFAULT_MAX_SIZE_MB, MAX_SIZE_MB, MB, DuckDBTimeSeriesStorage
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import HoldfastError, InvalidSettings, counted
 from repo.files import METADATA_FILE, StoreFiles, place_columns
@@ -50,6 +51,10 @@ class OfflineBufferManager:
     `DUCKDB_STORAGE_PATH` names. Without it, or if DuckDB cannot be imported when the buffer is created, they are
     stored in SQLite. A folder is one store with one engine; the attribute `use_duckdb` says whether that is DuckDB.
     All objects on one folder in a process share one open store.
+
+    `max_buffer_size` and `max_buffer_size_mb` limit what waits: the records, and the points in the journal. The history
+    of points is in the columns, whose limit is `DUCKDB_MAX_SIZE_MB`: beyond it the oldest points are deleted, and the
+    loss ledger records them.
 
     Omitted arguments are taken from `OFFLINE_BUFFER_PATH`, `OFFLINE_BUFFER_MAX_SIZE`, `OFFLINE_BUFFER_MAX_SIZE_MB`,
     `OFFLINE_BUFFER_CLEANUP_INTERVAL` and `USE_DUCKDB`, if set. A thread runs `cleanup_old_records` every
@@ -106,11 +111,12 @@ class OfflineBufferManager:
         loan = self._loan  # a closure over `self` would keep this object from being collected
         self._capacity = Capacity(
             lambda: loan.store,
-            lambda size: size.used_bytes,
+            lambda size: size.metadata_bytes - size.metadata_free_bytes,
             max_bytes=max_buffer_size_mb * MB,
             count=lambda: loan.store.records.count(),
             max_count=max_buffer_size,
         )
+        self._trim = Trim(lambda: loan.store, _columns_limit_mb() * MB, MAX_SIZE_MB)
         self._starting = threading.Lock()
         self._stop = Stop()
         self._cleaner: threading.Thread | None = None
@@ -133,6 +139,7 @@ class OfflineBufferManager:
             if self._shared_by_both_kinds and records.has(record_id):
                 self._loan.shared.moved[record_id] = self._kind
             records.add(record_id, source, data, timestamp)
+        self._trim.apply()
         return True
 
     def get_pending_records(
@@ -278,6 +285,11 @@ class OfflineBufferManager:
             return False
         del moved[record_id]
         return True
+
+
+def _columns_limit_mb() -> float:
+    limit_mb = from_environment(MAX_SIZE_MB, float)
+    return DEFAULT_MAX_SIZE_MB if limit_mb is None else float(limit_mb)
 
 
 def _clean_periodically(buffer: weakref.ref[OfflineBufferManager], stop: Stop, interval_s: float) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from repo import ownership
 from repo.files import StoreFiles
+from repo.inuse import note_own
 
 __all__ = ["Reserve", "size_of"]
 
@@ -50,9 +51,11 @@ class Reserve:
         """Make the reserve, or make it larger if the store has grown, unless the disk has too little room."""
         wanted = min(RESERVE_BYTES, max(_LEAST_BYTES, self._store_bytes() // _SHARE))
         if size_of(self._path) * 2 > wanted:  # not at every small growth of the store
+            note_own(self._path)
             return
         if self._free() >= _SPARE * wanted:
             self._allocate(wanted)
+            note_own(self._path)
 
     @contextmanager
     def given_up(self) -> Iterator[bool]:

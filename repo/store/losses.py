@@ -99,6 +99,7 @@ _WHY: dict[str, Callable[[dict[str, Any]], str]] = {
         if "min_retries" in facts
         else "deleted by cleanup"
     ),
+    "size": lambda _: "the columns exceeded their limit in bytes; the oldest points were deleted",
     "age": lambda facts: f"older than {_age(facts['max_age_s'])}" if "max_age_s" in facts else "too old",
     "retries": lambda facts: f"failed {facts.get('max_retries', 'too many')} times or more",
     COLUMNS_OLDER: lambda facts: (

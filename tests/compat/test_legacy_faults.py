@@ -20,6 +20,7 @@ from repo import (
     StoreCorrupt,
     StoreUnsupported,
 )
+from repo.compat import trim
 
 THREE = {"well_name": "W-1", "pressure": 10.5, "temperature": 80, "flow_rate": 3.25, "note": "ø"}
 
@@ -51,18 +52,33 @@ def test_a_record_counts_once(make_buffer: Any) -> None:
     assert buffer.add_record("r10", "s", THREE) is False
 
 
-def test_the_size_limit_counts_the_column_file(make_buffer: Any, tmp_path: Path) -> None:
+def test_history_does_not_fill_a_buffer_and_is_trimmed_to_its_own_limit(
+    make_buffer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DUCKDB_MAX_SIZE_MB", "5")
+    monkeypatch.setattr(trim, "CHECK_S", 0.0)
     buffer = make_buffer(max_buffer_size_mb=1)
     store = buffer._loan.store
-    rows = [("S", f"m{n % 50}", n * 0.001, n * 1.7e-3) for n in range(60_000)]
-    for start in range(0, len(rows), 30_000):
-        store.points.insert_many(rows[start : start + 30_000])
+    count = 600_000 if store.status().engine == "duckdb" else 100_000
+    times = [float(at) for at in range(count)]
+    values = [(at * 7919 % 104_729) / 7 for at in range(count)]
+    store.points.insert_table(
+        {"sensor_id": ["S"] * count, "metric_name": ["m"] * count, "timestamp": times, "value": values}
+    )
     store.checkpoint()
-    metadata = store.size(inside=True)
-    assert metadata.metadata_bytes - metadata.metadata_free_bytes < 2**20
-    assert metadata.columns_used_bytes > 2**20
-    assert buffer.add_record("r", "s", {"n": 1}) is False
-    assert buffer.get_buffer_stats()["buffer_size_mb"] > 1
+    assert store.size(inside=True).columns_used_bytes > 5 * 2**20
+    assert buffer.add_record("r", "s", {"n": 1}) is True
+    assert store.size(inside=True).columns_used_bytes < 5 * 2**20
+    losses = store.losses()
+    assert {(loss.what, loss.reason) for loss in losses} == {("points", "size")}
+    assert "columns exceeded" in losses[0].why
+    dropped = sum(loss.dropped or 0 for loss in losses)
+    kept = store.points.range("S", "m").all()
+    assert kept[0]["timestamp_us"] == dropped * 1_000_000
+    assert len(kept) == count - dropped > count // 3
+    assert f"the columns exceeded DUCKDB_MAX_SIZE_MB = 5 MB, so the oldest {dropped:,} points" in caplog.text
+    assert buffer.add_record("s", "s", {"n": 1}) is True
+    assert len(store.losses()) == len(losses), "a tenth of the limit is free"
 
 
 def test_a_record_with_three_metrics_keeps_three(buffer: OfflineBufferManager) -> None:
