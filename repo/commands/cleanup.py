@@ -206,7 +206,8 @@ def _show(session: Session, selected: Cleaned) -> None:
 def _table(session: Session, columns: Sequence[str], extents: Sequence[SeriesExtent | RecordExtent]) -> None:
     if not extents:
         return
-    write_rows("table", columns, [_with_times(extent._asdict()) for extent in extents[:_SHOWN_ROWS]])
+    rows = [_with_times(extent._asdict()) for extent in extents[:_SHOWN_ROWS]]
+    write_rows("table", columns, rows, cuttable=("sensor_id", "metric_name", "source"))
     if len(extents) > _SHOWN_ROWS:
         session.say(f"... and {len(extents) - _SHOWN_ROWS:,} more")
 

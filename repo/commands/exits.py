@@ -6,7 +6,7 @@ from enum import IntEnum
 
 import click
 
-from repo.commands.output import json_text, printable
+from repo.commands.texts import json_text, printable
 from repo.errors import InvalidQuery, InvalidSettings, SchemaOutdated, SchemaTooNew, StoreBusy
 
 __all__ = ["Exit", "failure", "show"]

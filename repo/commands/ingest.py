@@ -14,8 +14,9 @@ import click
 
 from repo.commands.exits import Exit
 from repo.commands.global_options import global_options
-from repo.commands.output import print_json, printable
+from repo.commands.output import print_json
 from repo.commands.session import Session
+from repo.commands.texts import printable
 from repo.errors import counted
 
 if TYPE_CHECKING:

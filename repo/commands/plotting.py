@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import tzinfo
 from typing import Any
 
-from repo.commands.output import printable
+from repo.commands import terminal
+from repo.commands.texts import printable
 from repo.errors import InvalidQuery, MissingExtra
 from repo.times import to_datetime
 
@@ -20,19 +19,22 @@ MOST_LINES = 6
 _ROWS = 24
 _NARROWEST = 40
 _WIDEST = 160
+_IN_A_PIPE = 80
 _TICKS = 4
+_ASCII_MARKERS = "*o+x#@"
+_ASCII_FRAME = str.maketrans("─│┌┐└┘┬┴├┤┼", "-|+++++++++")
 
 
 def plot_columns() -> int:
     """Return the width of a plot, in characters."""
-    return max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size().columns))
+    return max(_NARROWEST, min(_WIDEST, terminal.width() if terminal.is_terminal() else _IN_A_PIPE))
 
 
 def draw(lines: Mapping[str, Sequence[tuple[int, float]]], zone: tzinfo) -> str:
     """Return a plot of named lines, each a sequence of (µs since 1970 UTC, value) in order of time.
 
-    The plot has no colours unless stdout is a terminal. Raises `MissingExtra` without plotext, and `InvalidQuery` for
-    more than `MOST_LINES` lines.
+    It is ASCII without colours if NO_COLOR or the locale asks for it, and has no colours in a pipe. Raises
+    `MissingExtra` without plotext, and `InvalidQuery` for more than `MOST_LINES` lines.
     """
     plotext = _plotext()
     if len(lines) > MOST_LINES:
@@ -42,14 +44,18 @@ def draw(lines: Mapping[str, Sequence[tuple[int, float]]], zone: tzinfo) -> str:
     figure = plotext.figure
     figure.clear()
     figure.plot_size(plot_columns(), _ROWS)
-    if not sys.stdout.isatty():
+    if not terminal.has_colours():
         figure.theme("colorless")
     if len(lines) == 1:
         figure.title(printable(next(iter(lines))))
-    for name, points in lines.items():
+    is_ascii = terminal.is_plain()
+    has_markers = is_ascii or (len(lines) > 1 and not terminal.has_colours())  # to distinguish the lines
+    for number, (name, points) in enumerate(lines.items()):
         # In seconds: plotext draws floats, which have 15 digits, and a time in µs needs 16.
         signal = figure.signal(
-            [us / 1e6 for us, _ in points], [value for _, value in points], marker="braille"
+            [us / 1e6 for us, _ in points],
+            [value for _, value in points],
+            marker=_ASCII_MARKERS[number] if has_markers else "braille",
         )
         signal.lines()
         if len(lines) > 1:
@@ -60,7 +66,9 @@ def draw(lines: Mapping[str, Sequence[tuple[int, float]]], zone: tzinfo) -> str:
     figure.ruler("x").ticks([us / 1e6 for us in marks], _named(marks, zone))
     drawn = str(figure.build())
     figure.clear()
-    return drawn if sys.stdout.isatty() else _plain(plotext.uncolorize(drawn))
+    if is_ascii:
+        drawn = drawn.translate(_ASCII_FRAME)
+    return drawn if terminal.has_colours() else _plain(plotext.uncolorize(drawn))
 
 
 def _plotext() -> Any:

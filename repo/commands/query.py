@@ -13,7 +13,7 @@ from repo.commands.global_options import global_options
 from repo.commands.options import bounds, iso, names_hint, zone_of
 from repo.commands.output import FORMATS, write_rows
 from repo.commands.session import Session
-from repo.errors import InvalidQuery
+from repo.errors import InvalidQuery, counted
 from repo.times import to_datetime, to_us
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["latest", "query", "series"]
 
+_NAMES = ("sensor_id", "metric_name")
 _POINT_COLUMNS = ("sensor_id", "metric_name", "timestamp", "value", "quality", "metadata")
 _SERIES_COLUMNS = (
     "sensor_id",
@@ -123,10 +124,11 @@ def query(
                 found = store.points.aggregate(sensor, metric, low, high, **asked)
                 wanted = names or ["avg"]
             columns = ["sensor_id", "metric_name", *(["bucket"] if every else []), *wanted]
-            count = write_rows(form, columns, islice(map(_shown_aggregate, found), limit))
+            rows = islice(map(_shown_aggregate, found), limit)
+            count = write_rows(form, columns, rows, cuttable=(*_NAMES, "state"))
         else:
             points = _points(store, (sensor, metric), low, high, limit)
-            count = write_rows(form, _POINT_COLUMNS, (_shown_point(point, zone) for point in points))
+            count = _write_points(form, (_shown_point(point, zone) for point in points))
         if not count:
             hint = names_hint(session, store, sensor, metric)
     if not count:
@@ -153,7 +155,7 @@ def latest(session: Session, sensor: str | None, metric: str | None, limit: int)
         found = store.points.latest(sensor, metric, limit)
         hint = "" if found else names_hint(session, store, sensor, metric)
     form = "json" if session.as_json else "table"
-    if not write_rows(form, _POINT_COLUMNS, (_shown_point(point, UTC) for point in found)):
+    if not _write_points(form, (_shown_point(point, UTC) for point in found)):
         session.note(f"no points found; {hint}")
 
 
@@ -177,6 +179,7 @@ def series(session: Session, pattern: str | None) -> None:
         if pattern is not None:
             found |= {(info.sensor_id, info.metric_name): info for info in store.series.list(None, pattern)}
             hint = "" if found else f"; {names_hint(session, store, pattern, pattern)}"
+        waiting = store.status().points_waiting
     rows = [found[pair]._asdict() for pair in sorted(found)]
     if session.as_json:
         write_rows("json", _SERIES_COLUMNS, rows)
@@ -185,8 +188,12 @@ def series(session: Session, pattern: str | None) -> None:
         for edge in ("first", "last"):
             us = row[f"{edge}_us"]
             row[edge] = None if us is None else iso(to_datetime(us))
-    if not write_rows("table", _SERIES_COLUMNS, rows):
+    cuttable = (*_NAMES, "unit", "description", "labels")
+    optional = ("labels", "description", "kind", "unit")
+    if not write_rows("table", _SERIES_COLUMNS, rows, cuttable=cuttable, optional=optional):
         session.note(f"no series matches {pattern}{hint}" if pattern else "the store has no series yet")
+    if waiting:
+        session.note(f"{counted(waiting, 'point')} waiting to be applied, not counted here")
 
 
 # --- rows -----------------------------------------------------------------------------------------------
@@ -205,6 +212,12 @@ def _page_rows() -> int:
     from repo.store.results import PAGE_ROWS
 
     return PAGE_ROWS
+
+
+def _write_points(form: str, rows: Iterable[dict[str, Any]]) -> int:
+    return write_rows(
+        form, _POINT_COLUMNS, rows, cuttable=(*_NAMES, "value", "metadata"), optional=("metadata", "quality")
+    )
 
 
 def _shown_point(point: Any, zone: tzinfo) -> dict[str, Any]:

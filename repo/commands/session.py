@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repo.commands.output import json_text, printable
+from repo.commands.texts import json_text, printable
 from repo.errors import EngineMissing, HoldfastError
 
 if TYPE_CHECKING:

@@ -165,7 +165,8 @@ def _lines(found: Status) -> list[tuple[str, str]]:
     from repo.times import to_datetime
 
     lines = [
-        ("store", f"{found.path}  ({found.engine}, schema {found.schema}, id {found.store_id})"),
+        ("store", found.path),
+        ("", f"{found.engine}, schema {found.schema}, id {found.store_id}"),
         ("points", _points(found)),
     ]
     if found.oldest_us is not None and found.newest_us is not None:

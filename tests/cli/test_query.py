@@ -188,6 +188,18 @@ def test_a_plot_draws_every_series(filled: Any) -> None:
 
 
 @pytest.mark.slow_on("duckdb")
+def test_a_plot_is_ascii_where_no_color_or_the_locale_asks_for_it(
+    filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("plotext")
+    for variable, value in (("NO_COLOR", "1"), ("LC_ALL", "C")):
+        with monkeypatch.context() as patched:
+            patched.setenv(variable, value)
+            drawn = filled("query", "P-*", "flow", "--format", "plot").stdout
+        assert drawn.isascii()
+        assert {"*", "o", "+", "|"} <= set(drawn), "each series has its own marker"
+
+
 def test_without_plotext_a_plot_says_what_to_install(filled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "plotext", None)
     said = filled("query", "P-1", "flow", "--format", "plot", code=1).stderr
