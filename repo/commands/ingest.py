@@ -20,7 +20,7 @@ from repo.commands.texts import printable
 from repo.errors import counted
 
 if TYPE_CHECKING:
-    from repo.formats.text.layout import Layout, Rejected
+    from repo.formats.text.layout import Rejected
     from repo.transfer.ingest import Ingested
     from repo.transfer.inputs import Input
 
@@ -63,7 +63,6 @@ _SHOWN_REJECTIONS = 20
 )
 @click.option(
     "--time-column",
-    "time_columns",
     metavar="COLUMN",
     multiple=True,
     default=["timestamp"],
@@ -72,7 +71,6 @@ _SHOWN_REJECTIONS = 20
 )
 @click.option(
     "--time-format",
-    "time_formats",
     metavar="FORMAT",
     multiple=True,
     default=["iso"],
@@ -81,7 +79,11 @@ _SHOWN_REJECTIONS = 20
     "iso, numbers in NDJSON and Parquet are Unix seconds.",
 )
 @click.option(
-    "--zone", metavar="ZONE", default="UTC", show_default=True, help="Time zone of times without an offset."
+    "--zone",
+    metavar="ZONE",
+    default="UTC",
+    show_default=True,
+    help="Time zone of times without an offset: an IANA name, or an offset such as -07:00.",
 )
 @click.option(
     "--ambiguous",
@@ -91,32 +93,55 @@ _SHOWN_REJECTIONS = 20
     help="How to read a local time that occurs twice when clocks go back; infer: by the order of the file.",
 )
 @click.option(
-    "--only",
-    "metrics",
-    metavar="COLUMN",
-    multiple=True,
-    help="Read only this metric of a wide file. Repeatable.",
+    "--only", metavar="COLUMN", multiple=True, help="Read only this metric of a wide file. Repeatable."
 )
-@click.option("--ignore", "ignored", metavar="COLUMN", multiple=True, help="Skip this column. Repeatable.")
+@click.option(
+    "--column",
+    "columns",
+    metavar="METRIC=COLUMN",
+    multiple=True,
+    callback=lambda _context, _parameter, given: _pairs(given),
+    help="Read this column of a wide file, as METRIC. Repeatable; other columns are not read.",
+)
+@click.option("--ignore", metavar="COLUMN", multiple=True, help="Skip this column. Repeatable.")
 @click.option(
     "--text",
-    "texts",
     metavar="METRIC",
     multiple=True,
     help="This metric holds text values (states). Long NDJSON does not need it. Repeatable.",
 )
 @click.option(
+    "--mixed",
+    is_flag=True,
+    help="Read every cell that is no number as a state. A series is one kind, that of its first reading.",
+)
+@click.option("--on-off", is_flag=True, help="Read on, true and yes as 1, and off, false and no as 0.")
+@click.option(
     "--missing",
     metavar="MARK",
     multiple=True,
-    help="Treat MARK as no reading, in addition to null and, in CSV, empty cells, NA and NaN. Repeatable.",
+    help="Treat MARK as no reading, in addition to null and, in CSV, empty cells, NA and NaN. -9999 matches -9999.0 "
+    "too. Repeatable.",
 )
+@click.option(
+    "--header",
+    metavar="N|none",
+    callback=lambda _context, _parameter, given: int(given) if given and given.isdecimal() else given,
+    help="Line of the column names in CSV. Default: the first line. none: the file has no names, only positions.",
+)
+@click.option(
+    "--skip", metavar="N", type=int, default=0, help="Skip N lines after the header, such as units."
+)
+@click.option("--footer", metavar="N", type=int, default=0, help="Skip the last N lines of the file.")
+@click.option("--comment", metavar="PREFIX", help="Skip lines that begin with PREFIX.")
 @click.option(
     "--delimiter",
     metavar="CHAR",
-    help="Separator of CSV cells, or `tab`. Default: comma, or tab in a .tsv file.",
+    help="Separator of CSV cells, or `tab`. Default: that of a first line such as sep=; or a comma, or tab in a .tsv "
+    "file.",
 )
 @click.option("--decimal", type=click.Choice([".", ","]), default=".", show_default=True)
+@click.option("--thousands", metavar="CHAR", help="Separator of thousands in numbers, such as a comma.")
 @click.option("--encoding", metavar="NAME", default="utf-8", show_default=True)
 @click.option(
     "--errors",
@@ -143,9 +168,10 @@ def ingest(
     """Read CSV, NDJSON and Parquet files into the store.
 
     A long file has one reading per line: sensor, metric, time, value. A wide file has one column (or NDJSON key) per
-    metric. `-` reads standard input, except Parquet. gzip and zstd are decompressed. You can mix file formats. If
-    several points share sensor, metric and time, the last one wins. Invalid rows are rejected with their line and a
-    reason; the rest is written, and the exit code is 3. Ingesting the same file again changes nothing.
+    metric. COLUMN is a name or, in CSV, a position: #1 is the first. `-` reads standard input, except Parquet. gzip and
+    zstd are decompressed. You can mix file formats. If several points share sensor, metric and time, the last one wins.
+    Invalid rows are rejected with their line and a reason; the rest is written, and the exit code is 3. Ingesting the
+    same file again changes nothing. docs/ingest.md has the commands for the files of many programs.
 
     \b
     JSON: {"path", "files": [{"file", "points", "overwritten", "rejected", "no_reading"}], "points": acknowledged,
@@ -155,7 +181,6 @@ def ingest(
 
     if errors_file is not None:
         _check_errors_file(session, errors_file, files)
-    layout = _layout(**options)
     with ExitStack() as stack:
         known = None if form == "auto" else form
         inputs = []
@@ -167,7 +192,9 @@ def ingest(
         store = stack.enter_context(session.opened())
         progress = stack.enter_context(_Progress(shown=sys.stderr.isatty() and not session.quiet))
         rejections = stack.enter_context(_Rejections(session, errors_file, progress, many=len(files) > 1))
-        done = store.ingest(inputs, layout, strict=strict, progress=progress.show, on_rejected=rejections.add)
+        done = store.ingest(
+            inputs, strict=strict, progress=progress.show, on_rejected=rejections.add, **options
+        )
     if session.as_json:
         print_json(done.as_dict())
     else:
@@ -187,17 +214,17 @@ def _check_errors_file(session: Session, errors_file: Path, files: tuple[str, ..
         )
 
 
-def _layout(
-    *, delimiter: str | None, metrics: tuple[str, ...], texts: tuple[str, ...], **same: Any
-) -> Layout:
-    from repo.formats.text.layout import Layout
-
-    return Layout(
-        delimiter="\t" if delimiter in ("tab", "\\t") else delimiter,
-        metrics=metrics or None,
-        text_metrics=texts,
-        **same,
-    )
+def _pairs(given: tuple[str, ...]) -> dict[str, str]:
+    """Return the values of `--column` as a mapping from metrics to columns."""
+    found: dict[str, str] = {}
+    for text in given:
+        metric, equals, column = text.partition("=")
+        if not equals or not metric:
+            raise click.BadParameter(f"{text!r} is not METRIC=COLUMN")
+        if metric in found:
+            raise click.BadParameter(f"the metric {metric!r} is given twice")
+        found[metric] = column
+    return found
 
 
 def _summary(done: Ingested, strict: bool) -> str:

@@ -34,7 +34,7 @@ from repo.store.status import Status, read_status
 from repo.store.transaction import Transaction
 
 if TYPE_CHECKING:
-    from repo.formats.text.layout import Layout, Rejected
+    from repo.formats.text.layout import Rejected
     from repo.repositories.ledger import Loss
     from repo.store.losses import LossEntry
     from repo.transfer.exporter import Exported
@@ -259,29 +259,104 @@ class Store:
     def ingest(
         self,
         files: Files,
-        layout: Layout | None = None,
         *,
+        format: Literal["auto", "csv", "ndjson", "parquet"] = "auto",  # noqa: A002 - as the command has it
+        encoding: str = "utf-8",
+        shape: Literal["auto", "long", "wide"] = "auto",
+        sensor: str | None = None,
+        metric: str | None = None,
+        sensor_column: str = "sensor_id",
+        metric_column: str = "metric_name",
+        value_column: str = "value",
+        quality_column: str = "quality",
+        columns: Mapping[str, str] | None = None,
+        only: str | Sequence[str] | None = None,
+        ignore: str | Sequence[str] = (),
+        text: str | Sequence[str] = (),
+        mixed: bool = False,
+        on_off: bool = False,
+        time_column: str | Sequence[str] = "timestamp",
+        time_format: str | Sequence[str] = "iso",
+        zone: str = "UTC",
+        ambiguous: Literal["refuse", "infer", "earlier", "later"] = "refuse",
+        missing: str | float | Sequence[str | float] = (),
+        header: int | Literal["none"] | None = None,
+        skip: int = 0,
+        footer: int = 0,
+        comment: str | None = None,
+        delimiter: str | None = None,
+        decimal: Literal[".", ","] = ".",
+        thousands: str | None = None,
         strict: bool = False,
         progress: Callable[[Input, int], object] = lambda _input, _readings: None,
         on_rejected: Callable[[Input, Rejected], object] = lambda _input, _rejected: None,
     ) -> Ingested:
         """Write the readings of CSV, NDJSON and Parquet files, in the given order, and report on each file.
 
-        `files` are paths, or `Input` for a stream or an explicit encoding. `layout` maps the columns; see `Layout`. Of
-        points with the same sensor, metric and time the last one wins, and replaces a stored one. Readings that cannot
-        be stored are rejected, and the rest is written; with `strict` every file is checked first, and nothing is
-        written if a reading is rejected. All points are durable on return. After an error, the points acknowledged
-        before it stay, and a note on the exception has their number; ingesting the same files again is harmless.
+        `files` are paths and binary streams, or `Input` for one with options of its own; `format` and `encoding` apply
+        to the others. Of points with the same sensor, metric and time the last one wins, and replaces a stored one.
+        Readings that cannot be stored are rejected, and the rest is written; with `strict` every file is checked first,
+        and nothing is written if a reading is rejected. All points are durable on return. After an error, the points
+        acknowledged before it stay, and a note on the exception has their number; ingesting the same files again is
+        harmless. `on_rejected` is called with each rejection, `progress` with the number of readings so far.
 
-        A file that cannot be opened, has a wrong format, is Parquet in a stream, or does not support the options is
-        refused before anything is written. Raises `InvalidFile`, `InvalidSettings`, `StoreFull` or `StoreBusy`.
+        The options are those of `holdfast ingest`, and `docs/ingest.md` has examples:
+
+        - A long file (`shape`) has a reading per line: `sensor_column`, `metric_column`, `value_column`, time, and
+          `quality_column` if there is one. A wide file has a column per metric: all that have no other use, without
+          those of `ignore`; or those of `only`, and of `columns`, a mapping from metrics to columns. `sensor` and
+          `metric` are constants that replace a column. Columns are given by name or, in CSV, by position (`#1`). For
+          NDJSON, they are keys.
+        - The times are in `time_column`; several are joined by a space. `time_format` is `iso`, `unix`, `unix_ms`,
+          `unix_us` or a strptime pattern; several are tried in order. Times without an offset are in `zone`, an IANA
+          name or an offset (`-07:00`). `ambiguous` is how to read a local time that occurred twice; `infer` is by the
+          order of the file.
+        - Values are numbers, but for the metrics of `text`, which are states. With `mixed` every cell that is no number
+          is a state. With `on_off`, on, true and yes are 1, and off, false and no are 0. `missing` marks what is no
+          reading. `decimal` and `thousands` are the signs in numbers.
+        - For CSV, `header` is the line of the names, from 1, or `"none"`; `skip` is the number of lines to leave out
+          after it (units), `footer` at the end of the file; lines that begin with `comment` are left out. `delimiter`
+          is one character, a comma if it is None and the file does not say `sep=`.
+
+        Raises `InvalidSettings` for an option of a wrong type or value, `InvalidFile` for a file that cannot be opened,
+        is in a wrong format, is Parquet in a stream, or does not support the options; both before anything is written,
+        except that a file without a usable header does not undo the files before it. Also `StoreFull` and `StoreBusy`.
         """
         from repo.transfer.ingest import ingest
 
+        options = {
+            "shape": shape,
+            "sensor": sensor,
+            "metric": metric,
+            "sensor_column": sensor_column,
+            "metric_column": metric_column,
+            "value_column": value_column,
+            "quality_column": quality_column,
+            "columns": columns,
+            "only": only,
+            "ignore": ignore,
+            "text": text,
+            "mixed": mixed,
+            "on_off": on_off,
+            "time_column": time_column,
+            "time_format": time_format,
+            "zone": zone,
+            "ambiguous": ambiguous,
+            "missing": missing,
+            "header": header,
+            "skip": skip,
+            "footer": footer,
+            "comment": comment,
+            "delimiter": delimiter,
+            "decimal": decimal,
+            "thousands": thousands,
+        }
         return ingest(
             self._handle,
             files,
-            layout,
+            options,
+            form=format,
+            encoding=encoding,
             strict=strict,
             progress=progress,
             on_rejected=on_rejected,

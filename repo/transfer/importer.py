@@ -19,17 +19,18 @@ from repo.core.bulk import Bulk
 from repo.core.handle import Handle
 from repo.core.keep_open import kept_open
 from repo.engines.registry import duckdb_is_installed
-from repo.errors import HoldfastError, InvalidQuery, Refusal, StoreCorrupt, counted
+from repo.errors import HoldfastError, InvalidFile, InvalidQuery, Refusal, StoreCorrupt, counted
 from repo.formats.arrays.tables import Held, HeldPages
 from repo.formats.compression import packing_of
 from repo.formats.files.formats import FileReader, ReadPage, Validation
 from repo.formats.files.mapping import ReadPlan, check_mapping, plan_of
 from repo.formats.files.ndjson import opened_ndjson
 from repo.formats.files.parquet import reader_here
+from repo.formats.recognition import foreign_format, utf_16_or_32
 from repo.queries.counts import present
 from repo.repositories.series import SeriesRepository
 from repo.settings import Settings
-from repo.transfer.inputs import HEAD_BYTES, form_of
+from repo.transfer.inputs import HEAD_BYTES, form_of, is_parquet
 from repo.transfer.sources import Source, listed, sources_of
 from repo.values import KIND_NUMBER, KIND_TEXT
 
@@ -172,9 +173,22 @@ def _opened(settings: Settings, source: Source, descriptor: int) -> Iterator[Fil
     limit = settings.duckdb_memory_limit_bytes
     head = os.pread(descriptor, HEAD_BYTES, 0)
     is_ndjson = packing_of(head) is not None or form_of(head, source.path.name) == "ndjson"
+    if not is_ndjson and not is_parquet(head):
+        _refuse_other_formats(head, source.path)
     opened = opened_ndjson if is_ndjson else reader_here
     with opened(descriptor, source.path, limit, duckdb=duckdb_is_installed()) as reader:
         yield reader
+
+
+def _refuse_other_formats(head: bytes, path: Path) -> None:
+    """Raise `InvalidFile` for a file that is recognized, but not as one that can be imported."""
+    what = foreign_format(head)
+    encoding = None if what else utf_16_or_32(head)
+    if what is None and head and (encoding or not any(byte < 9 for byte in head)):
+        kind = f"text in {encoding.upper()}" if encoding else "text, perhaps CSV"
+        what = f"{kind}; `holdfast ingest` (store.ingest) reads it"
+    if what is not None:
+        raise InvalidFile(f"{path} cannot be read as Parquet: it is {what}", path=path)
 
 
 def _validate(settings: Settings, source: Source, mapping: Mapping[str, str], time_format: str) -> _Validated:

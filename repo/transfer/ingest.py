@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from operator import itemgetter
-from typing import Any
+from typing import Any, BinaryIO
 
 from repo.core.changes import PointsChange, Submission
 from repo.core.handle import Handle
@@ -25,9 +26,11 @@ from repo.errors import (
     StoreBusy,
     counted,
 )
+from repo.fields import described
 from repo.formats.compression import plain_name
+from repo.formats.text.columns import is_position
 from repo.formats.text.csv import read_csv
-from repo.formats.text.layout import Layout, ReadingChunk, Rejected, time_reader
+from repo.formats.text.layout import Layout, ReadingChunk, Rejected, layout_of, time_reader
 from repo.formats.text.ndjson import read_ndjson
 from repo.formats.text.times import TimeReader
 from repo.repositories.points import Written
@@ -40,7 +43,8 @@ from repo.values import KIND_NUMBER, KIND_TEXT, check_rows
 
 __all__ = ["Files", "Ingested", "IngestedFile", "ingest"]
 
-Files = str | os.PathLike[str] | Input | Iterable[str | os.PathLike[str] | Input]
+Files = str | os.PathLike[str] | BinaryIO | Input | Iterable[str | os.PathLike[str] | BinaryIO | Input]
+"""Paths, binary streams or inputs; one or several."""
 
 log = logging.getLogger("holdfast.ingesting")
 
@@ -115,28 +119,46 @@ class Ingested:
 def ingest(
     handle: Handle,
     files: Files,
-    layout: Layout | None = None,
+    options: Mapping[str, Any],
     *,
+    form: str = "auto",
+    encoding: str = "utf-8",
     strict: bool = False,
     progress: Callable[[Input, int], object] = lambda _input, _readings: None,
     on_rejected: Callable[[Input, Rejected], object] = lambda _input, _rejected: None,
 ) -> Ingested:
     """See `Store.ingest`. Memory holds a few batches of 10,000 readings or, for Parquet, one page."""
     began_s = time.monotonic()
+    for name, function in (("progress", progress), ("on_rejected", on_rejected)):
+        if not callable(function):
+            raise InvalidSettings(f"{name} is {described(function)}, not a function")
+    layout = layout_of(options)
+    time_reader(layout)  # a wrong zone or format is refused before anything is opened
     with ExitStack() as stack:
-        inputs = [_input_of(file, stack) for file in _listed(files)]
-        passes = _Passes(handle, layout or Layout(), progress, on_rejected)
-        done = _run(passes, inputs, strict=strict)
+        inputs = [_input_of(file, form, encoding, stack) for file in _listed(files)]
+        passes = _Passes(handle, layout, progress, on_rejected)
+        done = _run(passes, inputs, strict=bool(strict))
     return Ingested(str(handle.files.path), tuple(done), time.monotonic() - began_s)
 
 
-def _listed(files: Files) -> list[str | os.PathLike[str] | Input]:
-    return [files] if isinstance(files, str | os.PathLike | Input) else list(files)
+def _listed(files: Files) -> list[Any]:
+    if isinstance(files, str | os.PathLike | Input | io.IOBase):
+        return [files]
+    try:
+        return list(files)
+    except TypeError:
+        raise InvalidFile(f"files is {described(files)}; give a path, or several") from None
 
 
-def _input_of(file: str | os.PathLike[str] | Input, stack: ExitStack) -> Input:
+def _input_of(file: Any, form: str, encoding: str, stack: ExitStack) -> Input:
     """Return the caller's argument as an input. An input created here is closed with the stack."""
-    return file if isinstance(file, Input) else stack.enter_context(closing(Input(file)))
+    if isinstance(file, Input):
+        return file
+    if not isinstance(file, str | os.PathLike | io.BufferedIOBase | io.RawIOBase):
+        raise InvalidFile(f"an element of files is {described(file)}; give a path or a binary stream")
+    name = None if isinstance(file, str | os.PathLike) else str(getattr(file, "name", "the stream"))
+    given = Input(file, name=name, encoding=encoding, form=None if form == "auto" else form)  # type: ignore[arg-type]
+    return stack.enter_context(closing(given))
 
 
 def _run(passes: _Passes, inputs: Sequence[Input], *, strict: bool) -> list[IngestedFile]:
@@ -277,8 +299,13 @@ class _Passes:
         layout, usual = self._layout, Layout()
         for option, is_given in (
             ("a sensor or a metric for all lines", layout.sensor is not None or layout.metric is not None),
-            ("the wide shape", layout.shape == "wide" or layout.metrics is not None),
+            (
+                "the wide shape",
+                layout.shape == "wide" or layout.metrics is not None or bool(layout.columns),
+            ),
             ("several time columns", len(layout.time_columns) > 1),
+            ("marks of missing readings", bool(layout.missing)),
+            ("columns by position", any(map(is_position, _names_of(layout)))),
         ):
             if is_given:
                 raise InvalidSettings(
@@ -394,6 +421,17 @@ def _kinds_in(rows: list[Any]) -> Iterable[tuple[str, str, str]]:
 
 def _kind_of(found: type) -> str | None:
     return None if found is type(None) else KIND_TEXT if found is str else KIND_NUMBER
+
+
+def _names_of(layout: Layout) -> tuple[str, ...]:
+    """Return the columns that the layout names for Parquet."""
+    return (
+        layout.sensor_column,
+        layout.metric_column,
+        layout.value_column,
+        layout.quality_column,
+        *layout.time_columns,
+    )
 
 
 def _counted(time_formats: Sequence[str]) -> Any:

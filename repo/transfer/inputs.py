@@ -9,10 +9,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, TextIO
+from typing import BinaryIO, Literal, TextIO, get_args
 
 from repo.errors import InvalidFile, InvalidSettings
-from repo.formats.compression import plain_name, unpacked
+from repo.formats.compression import packing_of, plain_name, unpacked
+from repo.formats.recognition import foreign_format, is_wide_encoding, utf_16_or_32
 from repo.inuse import refuse_own
 
 __all__ = ["HEAD_BYTES", "Form", "Input", "form_of", "is_parquet"]
@@ -64,10 +65,12 @@ class Input:
     ) -> None:
         try:
             io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="surrogateescape").read()
-        except (LookupError, UnicodeError) as error:
+        except (LookupError, UnicodeError, TypeError, ValueError) as error:
             raise InvalidSettings(
-                f"there is no text encoding {encoding!r}; names are like utf-8, cp1252"
+                f"there is no text encoding {encoding!r:.60}; names are like utf-8, cp1252"
             ) from error
+        if form not in (None, *get_args(Form)):
+            raise InvalidSettings(f"format is {form!r:.60}; it may be auto, csv, ndjson or parquet")
         self.path: Path | None = None
         self.name = name or str(file)
         self._encoding = encoding
@@ -78,7 +81,7 @@ class Input:
         self._is_ours = False
         if not isinstance(file, str | os.PathLike):
             self._stream = _buffered(file)
-        elif Path(file).is_file() or not Path(file).exists():
+        elif _is_regular_or_missing(Path(file)):
             self.path = Path(file)
         else:
             # Such as a pipe, which can be read only once.
@@ -149,7 +152,26 @@ class Input:
                 else f"Parquet, not {self._form}"
             )
             raise InvalidFile(f"{self.name} is {wrong}", path=self.path)
-        return self._form or form_of(head, self.name)
+        if (packing := packing_of(head)) is not None:
+            raise InvalidFile(
+                f"{self.name} is compressed twice; decompress it once ({packing})", path=self.path
+            )
+        if (what := foreign_format(head)) is not None:
+            raise InvalidFile(f"{self.name} is {what}", path=self.path)
+        encoding = None if is_wide_encoding(self._encoding) else utf_16_or_32(head)
+        if encoding is not None:
+            raise InvalidFile(
+                f"{self.name} is text in {encoding.upper()}, not in {self._encoding}; set its encoding (--encoding "
+                f"{encoding})",
+                path=self.path,
+            )
+        form = self._form or form_of(head, self.name)
+        if form == "csv" and self._form is None and head.lstrip(_BEFORE_TEXT).startswith(b'{"'):
+            raise InvalidFile(
+                f"{self.name} has JSON objects in spite of its name; set its format (--format ndjson)",
+                path=self.path,
+            )
+        return form
 
     def _opened_raw(self, stack: ExitStack, *, again: bool) -> io.BufferedReader:
         if self.path is not None:
@@ -166,12 +188,21 @@ class Input:
         return raw
 
 
-def _opened(path: Path) -> io.BufferedReader:
-    refuse_own(path)
+def _is_regular_or_missing(path: Path) -> bool:
     try:
+        return path.is_file() or not path.exists()
+    except OSError as error:
+        raise InvalidFile(f"{path} cannot be read: {error.strerror}", path=path) from error
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    try:
+        refuse_own(path)
         return path.open("rb")
     except OSError as error:
         raise InvalidFile(f"{path} cannot be read: {error.strerror}", path=path) from error
+    except ValueError as error:  # a path with a NUL
+        raise InvalidFile(f"{str(path)!r} cannot be read: {error}") from error
 
 
 def _buffered(stream: BinaryIO) -> io.BufferedReader:

@@ -207,7 +207,8 @@ def test_columns_of_parquet_go_by_the_names_that_are_given(on_duckdb: Command, t
 
 
 @pytest.mark.parametrize(
-    "option", [["--sensor", "S"], ["--metric", "m"], ["--shape", "wide"], ["--only", "x"]]
+    "option",
+    [["--sensor", "S"], ["--metric", "m"], ["--shape", "wide"], ["--missing", "-1"], ["--time-column", "#1"]],
 )
 def test_options_that_parquet_cannot_follow_are_told_before_anything_is_written(
     on_duckdb: Command, tmp_path: Path, option: list[str]
@@ -222,7 +223,7 @@ def test_the_format_can_be_given(on_duckdb: Command, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(lines())
     (tmp_path / "b.txt").write_text("{x" + CSV)
     assert on_duckdb.json("ingest", tmp_path / "a.csv", "--format", "ndjson")["points"] == 2
-    assert "no column" in on_duckdb("ingest", tmp_path / "a.csv", code=1).stderr
+    assert "has JSON objects" in on_duckdb("ingest", tmp_path / "a.csv", code=1).stderr
     assert "no column" in on_duckdb("ingest", tmp_path / "b.txt", "--format", "csv", code=1).stderr
     assert (
         "cannot be read as Parquet"
@@ -240,7 +241,28 @@ def test_the_format_can_be_given(on_duckdb: Command, tmp_path: Path) -> None:
         ("a.ndjson.zst", lines().encode(), 1, "ends in .zst but is not zstd"),
         ("a.ndjson", b"[\n" + lines().encode() + b"]", 1, "is a JSON array"),
         ("a.json", b"[" + lines().encode() + b"]", 1, "is a JSON array"),
-        ("a.ndjson", lines().encode("utf-16"), 3, "is invalid in this encoding"),
+        (
+            "a.ndjson",
+            lines().encode("utf-16"),
+            1,
+            "is text in UTF-16, not in utf-8; set its encoding (--encoding utf-16)",
+        ),
+        ("a.csv", CSV.encode("utf-16-be"), 1, "is text in UTF-16-BE"),
+        (
+            "a.csv",
+            b"timestamp,Temp \xb0C\n",
+            1,
+            "the byte 0xB0, which is invalid in this encoding: set the encoding",
+        ),
+        ("a.zip", b"PK\x03\x04" + bytes(26) + b"a.csvtimestamp", 1, "is a zip archive; unpack it first"),
+        (
+            "a.xlsx",
+            b"PK\x03\x04" + bytes(26) + b"[Content_Types].xml",
+            1,
+            "is an Excel workbook (xlsx); save the sheet",
+        ),
+        ("a.csv", b"\xef\xbb\xbf\n<!DOCTYPE html><title>Login", 1, "is an HTML page"),
+        ("a.csv", gzip.compress(gzip.compress(CSV.encode())), 1, "is compressed twice"),
         ("a.parquet", lines().encode(), 1, "cannot be read as Parquet"),
         ("a.csv", b"PAR1" + bytes(100) + b"PAR1", 1, "cannot be read as Parquet"),
         (
@@ -305,3 +327,19 @@ def test_an_export_is_read_by_ingest_as_well(on_store: Command, tmp_path: Path) 
     other("init")
     assert other.json("ingest", tmp_path / "a.ndjson.gz")["points"] == 5
     assert other.json("query", "*", "*") == on_store.json("query", "*", "*")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (CSV.encode(), "it is text, perhaps CSV; `holdfast ingest` (store.ingest) reads it"),
+        (CSV.encode("utf-16"), "it is text in UTF-16"),
+        (b"PK\x03\x04" + bytes(26) + b"a.csvtimestamp", "it is a zip archive; unpack it first"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_import_says_what_a_file_is_that_it_does_not_read(
+    on_duckdb: Command, tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert f"{name} cannot be read as Parquet: {told}" in on_duckdb("import", tmp_path / name, code=1).stderr

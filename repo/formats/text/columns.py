@@ -20,7 +20,7 @@ from repo.formats.text.layout import SHOWN_CHARS, Layout
 from repo.formats.text.records import CsvRecords
 from repo.times import Unfit
 
-__all__ = ["Columns", "first_columns", "later_columns"]
+__all__ = ["Columns", "first_columns", "is_position", "later_columns"]
 
 _POSITION = re.compile(r"#([1-9][0-9]{0,5})")
 _SEARCHED_LINES = 100
@@ -135,6 +135,11 @@ def later_columns(records: CsvRecords, layout: Layout, row: Sequence[str], befor
     return columns
 
 
+def is_position(name: str) -> bool:
+    """Return whether a name may stand for a column by its position, as `#1` does."""
+    return _POSITION.fullmatch(name) is not None
+
+
 def _first_row(records: CsvRecords) -> list[str]:
     row: list[str] | None = []
     while row is not None and not any(map(str.strip, row)):
@@ -149,8 +154,8 @@ def _first_row(records: CsvRecords) -> list[str]:
 
 def _line_of_header(records: CsvRecords, layout: Layout) -> int | None:
     """Search the next lines for the columns that every line needs, and return the line that has them."""
-    wanted = {name for name in layout.time_columns if not _POSITION.fullmatch(name)} - {""}
-    if layout.sensor is None and not _POSITION.fullmatch(layout.sensor_column):
+    wanted = {name for name in layout.time_columns if not is_position(name)} - {""}
+    if layout.sensor is None and not is_position(layout.sensor_column):
         wanted.add(layout.sensor_column)
     for _ in range(_SEARCHED_LINES if wanted else 0):
         try:
