@@ -18,13 +18,11 @@ from repo.repositories.records import (
     RecordScope,
     listed_ids,
 )
+from repo.store.readings import readings_of
 from repo.times import to_us
 from repo.values import check_rows
 
-__all__ = ["RecordWriter", "Records", "points_of"]
-
-READING_FIELDS = ("pressure", "temperature", "flow_rate", "flowRate")
-"""Fields of a record's data that are readings of the metric of that name, in addition to `value`."""
+__all__ = ["RecordWriter", "Records"]
 
 
 class RecordWriter:
@@ -45,16 +43,20 @@ class RecordWriter:
 
         The sensor is `sensor_id`, `well_name` or the source. `value` becomes a point of the metric `metric_name`,
         `metric` or `unknown`; `pressure`, `temperature`, `flow_rate` and `flowRate` become points of the metric of that
-        name. Their time is the data's `timestamp` if that is a number, otherwise the record's. An existing `record_id`
-        replaces the data and keeps the retry count; identical data changes nothing, whatever the time. Raises
-        `InvalidRecord` or `InvalidPoint`; nothing was written.
+        name. Their time is the data's `timestamp`, Unix seconds or ISO 8601 (UTC if it has no offset), otherwise the
+        record's. Their `quality` is an integer or a word: good is 100, uncertain 64, bad 0. A time or a quality that
+        cannot be read is logged once for each source; the points then have the record's time, or the quality 64. An
+        existing `record_id` replaces the data and keeps the retry count; identical data changes nothing, whatever the
+        time. Raises `InvalidRecord` or `InvalidPoint`; nothing was written.
         """
         now_us = self._handle.clock()
         change = RecordChange(NewRecord.of(record_id, source, data, timestamp, now_us))
         changes: list[Change] = [change]
-        rows = points_of(data, source, now_us if timestamp is None else to_us(timestamp))
+        accept_bool = self._handle.settings.accept_bool
+        time_us = now_us if timestamp is None else to_us(timestamp)
+        rows = readings_of(data, source, time_us, accept_bool=accept_bool)
         if rows:
-            batch, _ = check_rows(rows, accept_bool=False, now_us=now_us)
+            batch, _ = check_rows(rows, accept_bool=accept_bool, now_us=now_us)
             changes.append(PointsChange.of(batch, record=change))
         return self._send(Submission(changes))
 
@@ -132,29 +134,3 @@ class Records(RecordWriter):
         if change.record_ids:
             self._send(Submission((change,)))
         return change.found
-
-
-def points_of(data: Mapping[str, Any], source: str, timestamp_us: int) -> list[dict[str, Any]]:
-    """Return the numbers in a record's data as points; see `RecordWriter.add`."""
-    sensor = data.get("sensor_id") or data.get("well_name") or source
-    moment = data.get("timestamp")
-    if _is_number(moment):
-        timestamp_us = to_us(moment, "data.timestamp")
-    numbers = [(name, data[name]) for name in READING_FIELDS if _is_number(data.get(name))]
-    if _is_number(data.get("value")):
-        numbers.append((data.get("metric_name") or data.get("metric") or "unknown", data["value"]))
-    quality = data.get("quality")
-    return [
-        {
-            "sensor_id": sensor,
-            "metric_name": metric,
-            "timestamp_us": timestamp_us,
-            "value": number,
-            "quality": quality if type(quality) is int else None,
-        }
-        for metric, number in numbers
-    ]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
