@@ -10,6 +10,7 @@ import click
 from repo.commands.global_options import output_options
 from repo.commands.output import print_json
 from repo.commands.session import Session
+from repo.commands.texts import size_text
 from repo.errors import counted
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ __all__ = ["adopt"]
     type=click.Path(dir_okay=False, path_type=Path),
     help="The time-series file of OLD, if it is outside that folder.",
 )
-@click.option("--dry-run", is_flag=True, help="Show the steps, rows and bytes needed; create nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the steps, rows and disk space needed; create nothing.")
 @click.option("--force", is_flag=True, help="Proceed even if the disk may be too small.")
 @output_options
 @click.pass_obj
@@ -70,7 +71,8 @@ def _print(session: Session, done: Adoption) -> None:
         if migration.records_waiting:
             session.say(f"{'records':<12}{migration.records_waiting:,} to be restored from their points")
         session.say(
-            f"{'disk':<12}{done.needed_bytes:,} bytes needed, {done.free_bytes:,} free; {done.new} was not created"
+            f"{'disk':<12}{size_text(done.needed_bytes)} needed, {size_text(done.free_bytes)} free; {done.new} was not "
+            "created"
         )
         return
     for database in migration.databases:

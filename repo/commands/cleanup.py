@@ -14,6 +14,7 @@ from repo.commands.global_options import global_options, store_argument
 from repo.commands.options import bounds, iso, names_of, series_names, zone_of
 from repo.commands.output import print_json, write_rows
 from repo.commands.session import Session
+from repo.commands.texts import size_text
 from repo.errors import HoldfastError, counted
 from repo.times import parse_duration_us, to_datetime
 
@@ -175,7 +176,7 @@ def _shrink(session: Session, store: Store, *, dry_run: bool) -> Shrunk | None:
         if not session.as_json:
             size = store.size(inside=True)
             inside_bytes = size.columns_free_bytes + size.metadata_free_bytes
-            session.say(f"{inside_bytes:,} bytes inside the files are free; {_needs(planned)}")
+            session.say(f"{size_text(inside_bytes)} inside the files free; {_needs(planned)}")
         return planned
     if not session.as_json:
         session.note(_needs(store.shrink(dry_run=True)))
@@ -183,13 +184,14 @@ def _shrink(session: Session, store: Store, *, dry_run: bool) -> Shrunk | None:
         shrunk = store.shrink(progress=show)
     if not session.as_json:
         left = shrunk.columns_after_bytes + shrunk.metadata_after_bytes
-        returned = f"{shrunk.freed_bytes:,}" if shrunk.freed_bytes > 0 else "no"
-        session.say(f"{returned} bytes returned to the disk; the store takes {left:,} bytes")
+        returned = size_text(shrunk.freed_bytes) if shrunk.freed_bytes > 0 else "no space"
+        session.say(f"{returned} returned to the disk; the store takes {size_text(left)}")
     return shrunk
 
 
 def _needs(planned: Shrunk) -> str:
-    return f"shrinking may need {planned.needed_bytes:,} bytes of disk space, {planned.free_bytes:,} are free"
+    needed, free = size_text(planned.needed_bytes), size_text(planned.free_bytes)
+    return f"shrinking may need {needed} of disk space; {free} free"
 
 
 def _show(session: Session, selected: Cleaned) -> None:
@@ -222,7 +224,7 @@ def _summary(found: Cleaned) -> str:
     text = " and ".join(parts)
     if found.first_us is not None and found.last_us is not None:
         text += f", {iso(to_datetime(found.first_us))} to {iso(to_datetime(found.last_us))}"
-    return text + (f", about {found.bytes:,} bytes" if found.bytes else "")
+    return text + (f", about {size_text(found.bytes)}" if found.bytes else "")
 
 
 def _with_times(row: dict[str, Any]) -> dict[str, Any]:

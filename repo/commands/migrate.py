@@ -10,6 +10,7 @@ from repo.commands.exits import Exit
 from repo.commands.global_options import global_options, store_argument
 from repo.commands.output import print_json
 from repo.commands.session import Session
+from repo.commands.texts import size_text
 from repo.errors import counted
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ __all__ = ["migrate", "show"]
 @click.command()
 @click.option("--check", is_flag=True, help="Change nothing; exit 5 if a migration is due.")
 @click.option("--to", metavar="REVISION", help="Stop at this revision.")
-@click.option("--dry-run", is_flag=True, help="Show the steps, rows and bytes needed; change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the steps, rows and disk space needed; change nothing.")
 @click.option("--no-backup", is_flag=True, help="Do not back up the databases first.")
 @click.option("--force", is_flag=True, help="Proceed even if the disk may be too small.")
 @click.option("--restore", is_flag=True, help="Restore the newest backup; later writes are lost.")
@@ -115,10 +116,10 @@ def _print(session: Session, done: Migration, goal: str, *, steps: bool) -> None
         for planned in done.steps:
             session.say(
                 f"{planned.database:<12}{planned.revision}: {planned.title}; {counted(planned.rows, 'row')} affected, "
-                f"{planned.needed_bytes:,} bytes needed"
+                f"{size_text(planned.needed_bytes)} needed"
             )
         session.say(
-            f"{'disk':<12}{done.needed_bytes:,} bytes needed, {done.free_bytes:,} free; nothing was changed"
+            f"{'disk':<12}{size_text(done.needed_bytes)} needed, {size_text(done.free_bytes)} free; nothing was changed"
         )
     if done.backup is not None:
         session.say(f"{'backup':<12}{done.backup}")

@@ -12,6 +12,7 @@ from repo.commands.global_options import global_options, store_argument
 from repo.commands.losses import lost
 from repo.commands.output import print_json
 from repo.commands.session import Session
+from repo.commands.texts import size_text
 from repo.engines.registry import ENGINES
 from repo.errors import EngineMissing, SchemaOutdated, StoreBusy, counted
 
@@ -182,9 +183,9 @@ def _lines(found: Status) -> list[tuple[str, str]]:
         for s in found.sinks
     ]
     lines.append(("lost", lost(found)))
-    lines += [("file", f"{_size(size):>10}  {name}") for name, size in found.bytes_by_file.items()]
-    lines += [("kept", f"{_size(size):>10}  {name}") for name, size in found.bytes_by_kept_file.items()]
-    lines.append(("disk", f"{_size(found.bytes_free_on_disk):>10}  free"))
+    lines += [("file", f"{size_text(size):>10}  {name}") for name, size in found.bytes_by_file.items()]
+    lines += [("kept", f"{size_text(size):>10}  {name}") for name, size in found.bytes_by_kept_file.items()]
+    lines.append(("disk", f"{size_text(found.bytes_free_on_disk):>10}  free"))
     if found.holder is not None:
         lines.append(("columns", f"held by process {found.holder.pid}, doing: {found.holder.doing}"))
     return lines
@@ -206,11 +207,3 @@ def _points(found: Status) -> str:
     if not found.points_waiting:
         return f"{found.points:,} in {series}"
     return f"{found.points:,} in {series}, and {waiting}" if found.points else f"{waiting}, in {series}"
-
-
-def _size(size_bytes: int) -> str:
-    size, units = float(size_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 1024 and len(units) > 1:
-        size /= 1024
-        units.pop(0)
-    return f"{size:,.0f} {units[0]}" if units[0] == "bytes" else f"{size:,.1f} {units[0]}"

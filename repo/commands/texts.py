@@ -6,7 +6,9 @@ import json
 from math import isfinite, isnan
 from typing import Any
 
-__all__ = ["as_text", "json_text", "printable"]
+from repo.errors import counted
+
+__all__ = ["as_text", "json_text", "printable", "size_text"]
 
 
 def printable(text: str) -> str:
@@ -29,6 +31,17 @@ def as_text(value: Any) -> str:
     if value is None:
         return ""
     return json_text(value) if isinstance(value, dict | list) else str(value)
+
+
+def size_text(size_bytes: int) -> str:
+    """Return a size for people, in binary units: `0 bytes`, `1 byte`, `3.2 MiB`."""
+    size, units = float(size_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    if units[0] == "bytes":
+        return counted(size_bytes, "byte")
+    return f"{size:,.1f} {units[0]}"
 
 
 def _escaped(char: str) -> str:

@@ -12,6 +12,7 @@ from repo.commands.global_options import global_options
 from repo.commands.options import bounds, series_names, zone_of
 from repo.commands.output import print_json
 from repo.commands.session import Session
+from repo.commands.texts import size_text
 from repo.errors import counted
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def export(
         return
     where = f"{counted(done.files, 'file')} in {done.path}" if by_day else str(done.path)
     resumed = f"; {counted(done.resumed, 'file')} already complete" if done.resumed else ""
-    points, size = counted(done.points, "point"), counted(done.bytes, "byte")
+    points, size = counted(done.points, "point"), size_text(done.bytes)
     session.say(f"exported {points} to {where} ({size}){resumed}")
 
 

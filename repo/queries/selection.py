@@ -143,6 +143,11 @@ class Selection:
             for metrics in _pieces(self.metric_name, {m for _, m in known}):
                 yield replace(self, sensor_id=sensors, metric_name=metrics)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the names and the span as plain values, as a manifest has them."""
+        sensor, metric = (list(n) if isinstance(n, tuple) else n for n in (self.sensor_id, self.metric_name))
+        return {"sensor_id": sensor, "metric_name": metric, "start_us": self.start_us, "end_us": self.end_us}
+
     def to_json(self) -> bytes:
         """Return the form that a journal row stores."""
         fields = [self.sensor_id, self.metric_name, self.start_us, self.end_us]

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from repo.core.acknowledged import LOST_END
-from repo.errors import InvalidQuery
+from repo.errors import InvalidQuery, counted
 from repo.queries.selection import Selection
 from repo.repositories.ledger import LedgerRepository, Loss
 
@@ -95,13 +95,13 @@ _WHY: dict[str, Callable[[dict[str, Any]], str]] = {
     "clear": lambda _: "deleted by the application",
     "drop": lambda _: "deleted by the application",
     "cleanup": lambda facts: (
-        f"deleted by cleanup: failed {facts['min_retries']} times or more"
+        f"deleted by cleanup: failed {_times(facts['min_retries'])} or more"
         if "min_retries" in facts
         else "deleted by cleanup"
     ),
     "size": lambda _: "the columns exceeded their limit in bytes; the oldest points were deleted",
     "age": lambda facts: f"older than {_age(facts['max_age_s'])}" if "max_age_s" in facts else "too old",
-    "retries": lambda facts: f"failed {facts.get('max_retries', 'too many')} times or more",
+    "retries": lambda facts: f"failed {_times(facts.get('max_retries', 1))} or more",
     COLUMNS_OLDER: lambda facts: (
         f"the column file was replaced by an older one; {_seqs(facts)} may be missing"
     ),
@@ -114,6 +114,10 @@ _WHY: dict[str, Callable[[dict[str, Any]], str]] = {
     ),
 }
 """Why an entry was made, by its reason; receives the facts of its `detail`."""
+
+
+def _times(count: int) -> str:
+    return counted(count, "time")
 
 
 def _age(seconds: float) -> str:

@@ -7,7 +7,6 @@ points when it began.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -157,7 +156,7 @@ class _Export:
         """Write the missing files, one per day, and the manifest."""
         request = {
             "store": store_id,
-            "selection": json.loads(json.dumps(asdict(self._selection))),
+            "selection": self._selection.as_dict(),
             "compression": self._form.compression,
         }
         with drafting(path, request) as bundle:

@@ -37,7 +37,7 @@ def test_losses_say_what_was_dropped_and_why_newest_first(store: Store, clock: A
     assert (cleaned.dropped, cleaned.reason, cleaned.why) == (8, "cleanup", "deleted by cleanup")
     assert (cleaned.sensor_id, cleaned.metric_name, cleaned.end_us) == (("b", "c"), None, 4_000_000)
     assert (failed.what, failed.dropped, failed.source) == ("records", 1, "gw")
-    assert failed.why == "deleted by cleanup: failed 1 times or more"
+    assert failed.why == "deleted by cleanup: failed 1 time or more"
     assert (old.dropped, old.reason, old.why) == (4, "age", "older than 7 days")
     assert (old.first_us, old.last_us) == (0, 3_000_000)
     status = store.status()
