@@ -41,6 +41,7 @@ _COMMANDS = {
     ),
     "latest": ("query", "Print the newest points of each series."),
     "series": ("query", "List the series of the store."),
+    "sql": ("sql", "Run one SELECT on the store and print its rows."),
     "ingest": ("ingest", "Read CSV, NDJSON and Parquet files into the store."),
     "export": ("transfer", "Write points to Parquet or NDJSON: one file, or a folder of days."),
     "import": ("transfer", "Read Parquet and exported NDJSON into the store: files, folders, bundles."),

@@ -34,14 +34,18 @@ def write_rows(
     *,
     cuttable: Collection[str] = (),
     optional: Sequence[str] = (),
+    hides_empty: bool = True,
 ) -> int:
     """Print rows in one of `FORMATS` as they arrive, and return their number.
 
     `columns` applies to tables and CSV; JSON has every key of a row. A table that does not fit cuts the texts of the
-    `cuttable` columns, then leaves `optional` columns out, in their order, which a line on stderr says.
+    `cuttable` columns, then leaves `optional` columns out, in their order, which a line on stderr says. With
+    `hides_empty`, it has no columns without a value.
     """
     if form == "table":
-        count, left_out = write_table(columns, rows, cuttable=cuttable, optional=optional)
+        count, left_out = write_table(
+            columns, rows, cuttable=cuttable, optional=optional, hides_empty=hides_empty
+        )
         if left_out:
             click.echo(f"no room for {', '.join(left_out)}; --json has all columns", err=True)
         return count

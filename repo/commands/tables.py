@@ -38,13 +38,18 @@ class _Column:
 
 
 def write_table(
-    columns: Sequence[str], rows: Iterable[Row], *, cuttable: Collection[str], optional: Sequence[str]
+    columns: Sequence[str],
+    rows: Iterable[Row],
+    *,
+    cuttable: Collection[str],
+    optional: Sequence[str],
+    hides_empty: bool = True,
 ) -> tuple[int, list[str]]:
     """Print rows as they arrive; returns their number and the names of the columns that were left out.
 
-    Columns without any value are not shown. If a line is too long, texts of the `cuttable` columns are cut. If it is
-    still too long on a terminal, columns are left out: the `optional` ones, in this order. Fractions have six
-    significant digits on a terminal, and all their digits elsewhere.
+    With `hides_empty`, columns without any value are not shown. If a line is too long, texts of the `cuttable` columns
+    are cut. If it is still too long on a terminal, columns are left out: the `optional` ones, in this order. Fractions
+    have six significant digits on a terminal, and all their digits elsewhere.
     """
     rows = iter(rows)
     block = list(islice(rows, _BLOCK_ROWS))
@@ -52,9 +57,8 @@ def write_table(
         return 0, []
     on_screen = terminal.is_terminal()
     shown_as = _short_cell if on_screen else cell
-    shown = [
-        _measured(name, block, shown_as, name in cuttable) for name in columns if _has_values(name, block)
-    ]
+    named = [name for name in columns if not hides_empty or _has_values(name, block)]
+    shown = [_measured(name, block, shown_as, name in cuttable) for name in named]
     left_out = _squeeze(shown, terminal.width(), optional if on_screen else ())
     mark = "…" if terminal.has_unicode() else ".."
     _write_line([column.name for column in shown], shown, mark)

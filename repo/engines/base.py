@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import ColumnElement, Connection, Engine, FromClause, Select
 from sqlalchemy.exc import DBAPIError
@@ -19,6 +19,7 @@ __all__ = [
     "ONE_SELECT",
     "STORED",
     "Backend",
+    "BesideTable",
     "Params",
     "Row",
     "Traits",
@@ -94,8 +95,30 @@ class Backend(Protocol):
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Return whether a statement exceeded the engine's memory limit; a smaller one may fit."""
 
-    def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
-        """Run one SELECT that can neither write nor access anything outside the store; otherwise `InvalidQuery`."""
+    def query(
+        self, connection: Connection, query: str, params: Params, beside: Sequence[BesideTable] = ()
+    ) -> list[dict[str, Any]]:
+        """Run one SELECT that can neither write nor access anything outside the store; otherwise `InvalidQuery`.
+
+        It can also read the tables `beside`, which exist for this connection and this query only.
+        """
+
+
+class BesideTable(NamedTuple):
+    """A table that a query can read beside the columns: its name, its columns (name, SQL type), and its rows."""
+
+    name: str
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[Row]
+
+    def create(self) -> str:
+        """Return the statement that creates it for one connection."""
+        columns = ", ".join(f'"{name}" {kind}' for name, kind in self.columns)
+        return f'CREATE TEMPORARY TABLE "{self.name}" ({columns})'
+
+    def drop(self) -> str:
+        """Return the statement that removes it."""
+        return f'DROP TABLE IF EXISTS temp."{self.name}"'
 
 
 def dicts_of(description: Sequence[Sequence[Any]], rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:

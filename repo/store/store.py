@@ -122,13 +122,18 @@ class Store:
         transaction.written = self._handle.writer.commit(submission)
 
     def sql(self, query: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
-        """Run one SELECT on the columns (`time_series_data`, `series`) and return its rows as dicts.
+        """Run one SELECT on the store and return its rows as dicts.
+
+        The columns are `time_series_data` and `series`, in the SQL of their engine. The metadata can be read as
+        `series_info` (kind, unit, description, labels), `records`, `sinks` and `losses`; these are copied for the query
+        if it names them. Everything acknowledged before is applied first, so the query sees it.
 
         Pass values as `params` (`?`, or `$name` on DuckDB and `:name` on SQLite). A query that would write, or access
         anything outside the store, raises `InvalidQuery`. All rows are loaded into memory.
         """
-        with self._handle.reading("sql query") as (connection, _):
-            return self._handle.columns.backend.query(connection, query, params)
+        from repo.store.sql import run_sql
+
+        return run_sql(self._handle, query, params)
 
     def flush(self) -> int:
         """Apply everything acknowledged so far to the columns; returns the seq through which they are complete."""

@@ -44,6 +44,34 @@ def test_it_returns_rows_as_dicts_for_bound_values(store: Store, engine: str) ->
     assert store.sql("SELECT points FROM (SELECT count AS points FROM series)") == [{"points": 5}]
 
 
+def test_it_reads_the_metadata_beside_the_columns_and_leaves_nothing_behind(store: Store) -> None:
+    store.points.insert_many([(s, "m", at, 1.0) for s in ("a", "b") for at in range(5)])
+    store.series.describe("a", "m", unit="bar", labels={"site": "x"})
+    store.records.add("r-1", source="gw", data={"note": "x"}, timestamp=7.5)
+    store.sinks.register("cloud")
+    store.points.delete("b", "m", 0, 2)  # waits in the journal: the query applies it first
+    joined = (
+        "SELECT i.unit, count(*) AS n FROM time_series_data AS p JOIN series_info AS i ON p.sensor_id = i.sensor_id "
+        "AND p.metric_name = i.metric_name GROUP BY i.unit ORDER BY n DESC"
+    )
+    assert store.sql(joined) == [{"unit": "bar", "n": 5}, {"unit": None, "n": 3}]
+    assert store.sql("SELECT record_id, timestamp FROM records") == [{"record_id": "r-1", "timestamp": 7.5}]
+    assert store.sql("SELECT name FROM sinks WHERE confirmed_seq = 0") == [{"name": "cloud"}]
+    assert store.sql("SELECT dropped FROM losses") == [{"dropped": 2}]
+    with pytest.raises(InvalidQuery):
+        store.sql("SELECT * FROM records WHERE nothing = 1")
+    for query in ("DELETE FROM records", "WITH x AS (DELETE FROM records RETURNING *) SELECT * FROM x"):
+        with pytest.raises(InvalidQuery):
+            store.sql(query)
+    assert len(store.records.pending()) == 1
+    with pytest.raises(InvalidQuery) as refused:
+        store.sql("SELECT * FROM nowhere")
+    assert "series_info, records, sinks, losses" in refused.value.__notes__[0]
+    assert len(store.points.range(None, None).all()) == 8
+    with pytest.raises(InvalidQuery, match="expected a text"):
+        store.sql(5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "query",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlalchemy import Connection, Engine
 
 from repo import durable
 from repo.clock import Clock
-from repo.engines.base import ONE_SELECT, Params, dicts_of
+from repo.engines.base import ONE_SELECT, BesideTable, Params, dicts_of
 from repo.errors import (
     HoldfastError,
     InvalidQuery,
@@ -205,23 +206,37 @@ class DuckDBBackend:
 
         return duckdb.is_out_of_memory(error)
 
-    def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
+    def query(
+        self, connection: Connection, query: str, params: Params, beside: Sequence[BesideTable] = ()
+    ) -> list[dict[str, Any]]:
         """Run one SELECT that only reads; the instance has no access to anything outside the store."""
         import duckdb
 
         from repo.engines.duckdb.selects import functions_beyond_reading
 
         driver: Any = connection.connection.driver_connection
+        driver.rollback()
         try:
             statements = driver.extract_statements(query)
             if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
                 raise InvalidQuery(ONE_SELECT)
             if beyond := functions_beyond_reading(driver, query):
                 raise InvalidQuery(f"sql: only reading is allowed, and {', '.join(beyond)} may do more")
+            for table in beside:
+                driver.execute(table.create())
+                appender = driver.appender(table.name)
+                appender.append_rows(table.rows)
+                appender.flush()
             # A SELECT may delete: `WITH gone AS (DELETE ... RETURNING ...) SELECT ...`.
-            driver.rollback()
             driver.execute("BEGIN TRANSACTION READ ONLY")
-            cursor = driver.execute(statements[0], params or None)
-            return dicts_of(cursor.description, cursor.fetchall())
+            try:
+                cursor = driver.execute(statements[0], params or None)
+                return dicts_of(cursor.description, cursor.fetchall())
+            finally:
+                driver.rollback()
         except (duckdb.Error, UnicodeError, TypeError) as error:
             raise InvalidQuery(f"sql: {error}") from error
+        finally:
+            for table in beside:
+                driver.execute(table.drop())
+            driver.begin()  # for the end of the caller's transaction

@@ -15,6 +15,7 @@ __all__ = ["functions_beyond_reading"]
 
 # DuckDB escapes every quote inside a text, so this can only match the key itself.
 _FUNCTION = re.compile(r'"function_name":"((?:[^"\\]|\\.)*)"')
+_WRITING = re.compile(r'"type":"(DELETE|INSERT|UPDATE|MERGE)[A-Z_]*_NODE"')
 
 _READING = frozenset(
     {
@@ -40,7 +41,7 @@ _READING = frozenset(
 
 
 def functions_beyond_reading(cursor: Any, query: str) -> list[str]:
-    """Return the functions in one SELECT that may do more than read, sorted; raises the driver's errors.
+    """Return the functions and clauses in one SELECT that may do more than read; raises the driver's errors.
 
     Table functions count unless they are known to read only; scalar functions and aggregates count only if DuckDB marks
     them as having side effects. Raises `duckdb.InvalidInputException` if DuckDB cannot list the functions.
@@ -49,7 +50,8 @@ def functions_beyond_reading(cursor: Any, query: str) -> list[str]:
     if tree.startswith('{"error":true'):
         raise duckdb.InvalidInputException(f"the functions in this statement cannot be determined: {tree}")
     named = {name.lower() for name in _FUNCTION.findall(tree)}
-    return sorted(named & _all_that_may_act(cursor) - _READING) if named else []
+    acting = sorted(named & _all_that_may_act(cursor) - _READING) if named else []
+    return acting + sorted(set(_WRITING.findall(tree)))
 
 
 def _all_that_may_act(cursor: Any) -> frozenset[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from repo.engines.base import ONE_SELECT, Params, dicts_of
+from repo.engines.base import ONE_SELECT, BesideTable, Params, dicts_of
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import HoldfastError, InvalidQuery
 from repo.settings import Settings
@@ -89,11 +90,17 @@ class SQLiteBackend:
         """Return False, because SQLite has no memory limit."""
         return False
 
-    def query(self, connection: Connection, query: str, params: Params) -> list[dict[str, Any]]:
+    def query(
+        self, connection: Connection, query: str, params: Params, beside: Sequence[BesideTable] = ()
+    ) -> list[dict[str, Any]]:
         """Run one SELECT; the authorizer allows only reading."""
         driver: Any = connection.connection.driver_connection
-        driver.set_authorizer(sqlite.only_reading)
         try:
+            for table in beside:
+                driver.execute(table.create())
+                marks = ", ".join("?" * len(table.columns))
+                driver.executemany(f'INSERT INTO temp."{table.name}" VALUES ({marks})', table.rows)
+            driver.set_authorizer(sqlite.only_reading)
             cursor = driver.execute(query, params)
             if cursor.description is None:
                 raise InvalidQuery(ONE_SELECT)
@@ -102,3 +109,5 @@ class SQLiteBackend:
             raise InvalidQuery(f"sql: {error}") from error
         finally:
             driver.set_authorizer(None)
+            for table in beside:
+                driver.execute(table.drop())
