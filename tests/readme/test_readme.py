@@ -34,7 +34,7 @@ def blocks(document: Path, language: str) -> list[str]:
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FIRST, DELIVERY = blocks(ROOT / "README.md", "python")
 (INSPECT,) = blocks(ROOT / "README.md", "sh")
-COMMANDS, CARRYING, UPGRADE = blocks(DOCS / "operations.md", "sh")
+COMMANDS, SQL, CARRYING, UPGRADE = blocks(DOCS / "operations.md", "sh")
 
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -127,9 +127,10 @@ def test_every_python_example_of_a_guide_runs(folder: Path, python: Run, guide: 
 
 
 def test_the_commands_of_the_guide_run(folder: Path) -> None:
-    done = shell(COMMANDS, folder)
+    done = shell(COMMANDS + SQL, folder)
     assert done.returncode == 0, done.stderr
     assert "2500.5" in done.stdout
+    assert "value\n2500.5\n" in done.stdout
 
 
 def test_the_sink_of_the_guide_stores_each_point_once(python: Run, tmp_path: Path) -> None:
