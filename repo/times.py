@@ -234,6 +234,7 @@ def _shown(number: object) -> str:
 # --- zones and ISO 8601 --------------------------------------------------------------------------------
 
 _OFFSET = re.compile(r"(?:UTC|GMT)? ?([+-])([0-9]{1,2})(?::?([0-5][0-9]))?", re.IGNORECASE)
+_ISO_SEPARATORS = ("T", " ", "")
 _ISO = re.compile(
     r"([0-9]{4}(?:-[0-9]{2}-[0-9]{2}|[0-9]{4}|-?W[0-9]{2}(?:-?[1-7])?))"
     r"(?:[Tt _](?:(24(?::?00(?::?00(?:[.,]0+)?)?)?)(Z|[+-].*)?|[0-9].*))?"
@@ -267,6 +268,11 @@ def iso_datetime(text: str) -> datetime | None:
     Date and time are separated by T, a blank or an underscore. A mere run of digits is at most a date (`20240501`), so
     that Unix milliseconds are never taken for a date with a time. 24:00 is the end of the day.
     """
+    if text[4:5] == "-" == text[7:8] and text[10:11] in _ISO_SEPARATORS and text[11:13] != "24":
+        try:
+            return datetime.fromisoformat(text)
+        except ValueError:
+            return None
     found = _ISO.fullmatch(text)
     if found is None:
         return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, TextIO, get_args
 
 from repo.errors import InvalidFile, InvalidSettings
+from repo.fields import described
 from repo.formats.compression import packing_of, plain_name, unpacked
 from repo.formats.recognition import foreign_format, is_wide_encoding, utf_16_or_32
 from repo.inuse import refuse_own
@@ -63,9 +64,11 @@ class Input:
         encoding: str = "utf-8",
         form: Form | None = None,
     ) -> None:
+        if not isinstance(encoding, str):
+            raise InvalidSettings(f"encoding is {described(encoding)}; names are like utf-8, cp1252")
         try:
             io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="surrogateescape").read()
-        except (LookupError, UnicodeError, TypeError, ValueError) as error:
+        except (LookupError, ValueError) as error:
             raise InvalidSettings(
                 f"there is no text encoding {encoding!r:.60}; names are like utf-8, cp1252"
             ) from error

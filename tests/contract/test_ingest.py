@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from repo import InvalidFile, Store
+from repo import HoldfastError, InvalidFile, Store
 
 
 def test_a_file_is_ingested_by_its_path(store: Store, tmp_path: Path) -> None:
@@ -40,3 +43,86 @@ def test_a_strict_ingest_writes_nothing_if_anything_is_rejected(store: Store, tm
 def test_a_missing_file_is_a_typed_error_that_names_it(store: Store, tmp_path: Path) -> None:
     with pytest.raises(InvalidFile, match=r"nowhere\.csv"):
         store.ingest(tmp_path / "nowhere.csv")
+
+
+def test_the_options_of_the_command_are_keyword_arguments(store: Store, tmp_path: Path) -> None:
+    text = "Logger 7\nZeit;Druck;Ventil;Pegel\n;bar;;cm\n28.10.2026 24:00;1.234,5;on;-9999,00\n# end\n"
+    report = store.ingest(
+        io.BytesIO(text.encode("utf-16")),
+        encoding="utf-16",
+        sensor="S",
+        columns={"pressure": "#2"},
+        only=["Ventil", "Pegel"],
+        on_off=True,
+        missing=-9999,
+        time_column="Zeit",
+        time_format="%d.%m.%Y %H:%M",
+        zone="-01:00",
+        header=2,
+        skip=1,
+        comment="#",
+        delimiter=";",
+        decimal=",",
+        thousands=".",
+    )
+    assert (report.points, report.no_reading, report.rejected) == (2, 1, 0)
+    assert [
+        (row["metric_name"], row["timestamp"].isoformat(), row["value"])
+        for row in store.points.range("S", None)
+    ] == [
+        ("Ventil", "2026-10-29T01:00:00+00:00", 1.0),
+        ("pressure", "2026-10-29T01:00:00+00:00", 1234.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"files": 5},
+        {"files": [5]},
+        {"files": "a\0b"},
+        {"files": "x" * 5000},
+        {"files": io.StringIO("timestamp,p\n")},
+    ],
+    ids=str,
+)
+def test_what_is_no_file_is_a_typed_error(unwritten: Store, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidFile):
+        unwritten.ingest(**wrong)
+
+
+WRONG = [
+    None,
+    5,
+    -1,
+    2**70,
+    1.5,
+    True,
+    b"x",
+    [1],
+    [None],
+    {},
+    {1: 2},
+    object(),
+    "\ud800",
+    "#0",
+    "\0",
+    "x" * 300,
+]
+
+
+@pytest.mark.slow_on("duckdb")
+def test_an_option_of_a_wrong_type_or_value_is_a_typed_error(unwritten: Store, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("timestamp,p\nyesterday,1\n")
+    (tmp_path / "a.ndjson").write_text('{"timestamp":"yesterday","p":1}\n')
+    options = set(inspect.signature(unwritten.ingest).parameters) - {"files"}
+    refused = 0
+    for name in options:
+        for value in WRONG:
+            for file in ("a.csv", "a.ndjson"):
+                wrong: dict[str, Any] = {"sensor": "S", name: value}
+                try:
+                    unwritten.ingest(tmp_path / file, **wrong)
+                except HoldfastError:
+                    refused += 1
+    assert refused > len(options) * len(WRONG)

@@ -57,7 +57,10 @@ def _chunks(records: CsvRecords, layout: Layout, times: TimeReader) -> Iterator[
         if row is None:
             break
         rejections = len(chunk.rejected)
-        _take(lines, row, records, chunk)
+        if len(row) == lines.width:
+            lines.take(row, records.line, chunk)
+        else:
+            _take_other_width(lines, row, records, chunk)
         if len(chunk.rejected) > rejections and row:
             later = later_columns(records, layout, row, lines.columns)
             if later is not None:
@@ -71,14 +74,12 @@ def _chunks(records: CsvRecords, layout: Layout, times: TimeReader) -> Iterator[
         yield chunk
 
 
-def _take(lines: _CsvLines, row: list[str], records: CsvRecords, chunk: ReadingChunk) -> None:
-    """Add the readings of a line, with the empty cells that it may leave out at its end."""
+def _take_other_width(lines: _CsvLines, row: list[str], records: CsvRecords, chunk: ReadingChunk) -> None:
+    """Add the readings of a line that has, or leaves out, empty cells at its end."""
     cells, width = len(row), lines.width
-    if cells == width:
-        lines.take(row, records.line, chunk)
-    elif not any(map(str.strip, row)):
+    if not any(map(str.strip, row)):
         return
-    elif cells > width and not any(map(str.strip, row[width:])):
+    if cells > width and not any(map(str.strip, row[width:])):
         lines.take(row[:width], records.line, chunk)
     elif lines.most <= cells < width or (lines.least <= cells < width and records.is_complete):
         lines.take(row + [""] * (width - cells), records.line, chunk)
@@ -100,12 +101,13 @@ class _CsvLines:
     def __init__(self, layout: Layout, columns: Columns, times: TimeReader) -> None:
         self._layout, self.columns, self._times = layout, columns, times
         self.width, self.least, self.most = columns.width, columns.least, columns.most
+        self._time = columns.times[0] if len(columns.times) == 1 else None
         self._cells = cells = Cells(layout)
         self._value = cells.number_or_text if layout.mixed else cells.number
         self.take = self._take_wide if columns.value is None else self._take_long
 
     def _take_wide(self, row: list[str], line: int, chunk: ReadingChunk) -> None:
-        head = self._head(row, line, chunk)
+        head = self._head(row, line, chunk, None)
         if head is None:
             return
         sensor, seconds, quality = head
@@ -124,11 +126,12 @@ class _CsvLines:
         chunk.lines.extend([line] * (len(rows) - before))
 
     def _take_long(self, row: list[str], line: int, chunk: ReadingChunk) -> None:
-        head, value_column, layout = self._head(row, line, chunk), self.columns.value, self._layout
+        value_column, layout = self.columns.value, self._layout
+        metric = layout.metric if self.columns.metric is None else row[self.columns.metric].strip()
+        head = self._head(row, line, chunk, metric)
         if head is None or value_column is None:
             return
         sensor, seconds, quality = head
-        metric = self._metric(row)
         cell = row[value_column]
         try:
             value = self._cells.text(cell) if metric in layout.text_metrics else self._value(cell)
@@ -138,14 +141,21 @@ class _CsvLines:
         chunk.rows.append((sensor, metric, seconds, value, *quality))
         chunk.lines.append(line)
 
-    def _head(self, row: list[str], line: int, chunk: ReadingChunk) -> _Head | None:
-        """Return sensor, time and quality of a line; None if one of them caused a rejection."""
+    def _head(self, row: list[str], line: int, chunk: ReadingChunk, metric: str | None) -> _Head | None:
+        """Return sensor, time and quality of a line; None if one of them caused a rejection.
+
+        `metric` is None in a wide file.
+        """
         columns, layout = self.columns, self._layout
         sensor = layout.sensor if columns.sensor is None else row[columns.sensor].strip()
-        names, text = layout.time_columns, " ".join([row[index].strip() for index in columns.times]).strip()
+        names = layout.time_columns
+        if self._time is not None:
+            text = row[self._time].strip()
+        else:
+            text = " ".join([row[index].strip() for index in columns.times]).strip()
         quality: tuple[int | None, ...] = ()
         try:
-            seconds = seconds_of(self._times.us(text, (sensor, self._metric(row))))
+            seconds = seconds_of(self._times.us(text, (sensor, metric)))
             if columns.quality is not None:
                 names, text = (layout.quality_column,), row[columns.quality]
                 quality = (self._cells.quality(text),)
@@ -153,7 +163,3 @@ class _CsvLines:
             chunk.reject(line, " ".join(names), fault, text)
             return None
         return sensor, seconds, quality
-
-    def _metric(self, row: list[str]) -> str | None:
-        """Return the metric of a line of a long file."""
-        return self._layout.metric if self.columns.metric is None else row[self.columns.metric].strip()

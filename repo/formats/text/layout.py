@@ -172,6 +172,8 @@ _OPTIONS = {field: option for option, field in _RENAMED.items()}
 def layout_of(options: Mapping[str, Any]) -> Layout:
     """Return the layout of the options of `Store.ingest`; raises `InvalidSettings` for a wrong type or value."""
     given: dict[str, Any] = {_RENAMED.get(name, name): value for name, value in options.items()}
+    for name in ("ignored", "text_metrics", "missing"):
+        given[name] = () if given.get(name) is None else given[name]
     for name in _LISTS:
         if given.get(name) is not None:
             given[name] = _texts(_OPTIONS.get(name, name), given[name])

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from functools import lru_cache
-from typing import NamedTuple
 
 from repo.errors import InvalidSettings
 from repo.times import Unfit
@@ -21,12 +20,8 @@ from repo.times import Unfit
 __all__ = ["Clock", "pattern_reader"]
 
 
-class Clock(NamedTuple):
-    """A time as it was written: microseconds since 1970, in UTC if `is_utc`, else on a local clock."""
-
-    us: int
-    is_utc: bool
-
+Clock = tuple[int, bool]
+"""A time as it was written: microseconds since 1970, and whether they are in UTC, not on a local clock."""
 
 _SECOND_US = 1_000_000
 _DAY_US = 86_400 * _SECOND_US
@@ -100,7 +95,7 @@ def pattern_reader(pattern: str) -> Callable[[str], Clock | None]:
         except ValueError:
             return None
         offset_us = _offset_us(found)
-        return Clock(us, is_utc=False) if offset_us is None else Clock(us - offset_us, is_utc=True)
+        return (us, False) if offset_us is None else (us - offset_us, True)
 
     return read
 
@@ -122,7 +117,7 @@ def _halves_reader(day: _Part, separator: str, time: _Part) -> Callable[[str], C
         if day_us is None:
             return None
         time_us = half_us(time, right.lstrip())
-        return None if time_us is None else Clock(day_us + time_us, is_utc=False)
+        return None if time_us is None else (day_us + time_us, False)
 
     return read
 

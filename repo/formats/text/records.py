@@ -40,6 +40,7 @@ class CsvRecords(Lines):
         self._delimiter_is_given = delimiter is not None
         self._comment = comment or None
         self._footer = footer
+        self._is_plain = self._comment is None and not footer
         self._ahead: deque[tuple[int, str | LongLine]] = deque()
         self._read_through = 0
         self._first: str | None = None
@@ -92,7 +93,7 @@ class CsvRecords(Lines):
         if self._line_was_fed:
             raise csv.Error(_UNPAIRED)
         try:
-            line = self._next_wanted()
+            line = self.next_line() if self._is_plain and self._first is None else self._next_wanted()
         except LongLine as fault:
             raise csv.Error(str(fault)) from fault
         if not line:

@@ -29,13 +29,9 @@ class RepeatedHours:
     def us(self, local: datetime, series: Hashable) -> int:
         """Return the microseconds UTC of a naive local time; raises `Unfit` if the order does not determine it."""
         choices = local_choices(local, self._zone)
-        order = self._orders.get(series)
-        if order is None:
-            order = self._orders[series] = _Order()
         if len(choices) == 1:
-            if order.passes:
-                self._leave(order)
-            return order.step(choices[0])
+            return self.follow(choices[0], series)
+        order = self._order(series)
         us = order.choose(*choices)
         if us is None:
             raise Unfit(
@@ -45,6 +41,19 @@ class RepeatedHours:
         order.passes.add(us == choices[1])
         order.local = local
         return us
+
+    def follow(self, us: int, series: Hashable) -> int:
+        """Note and return a time that occurs once."""
+        order = self._order(series)
+        if order.passes:
+            self._leave(order)
+        return order.step(us)
+
+    def _order(self, series: Hashable) -> _Order:
+        order = self._orders.get(series)
+        if order is None:
+            order = self._orders[series] = _Order()
+        return order
 
     def finish(self) -> None:
         """Call this at the end of the file: `single` is then complete."""

@@ -11,17 +11,20 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Context, Decimal, InvalidOperation
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal, get_args
 
 from repo.errors import InvalidSettings
 from repo.formats.text.patterns import Clock, pattern_reader
 from repo.formats.text.repeated_hours import RepeatedHours
 from repo.times import (
+    MAX_TIMESTAMP_US,
+    MIN_TIMESTAMP_US,
     UNIX_EXPONENTS,
     Unfit,
     checked_us,
     iso_datetime,
+    local_choices,
     local_us,
     moment_us,
     zone_named,
@@ -40,6 +43,8 @@ _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - local times are naive until thei
 _INTERVAL = re.compile(r"(.*?\S)(?:\s+[-–—]\s+|/|--)(\S.*)")
 _END_CLOCK = re.compile(r"[0-2]?[0-9]:[0-5][0-9](?::[0-5][0-9])?")
 _SUSPECT_US = 31 * 86_400 * 1_000_000  # Unix seconds of today, read as milliseconds, are in January 1970
+_QUARTER_US = 900 * 1_000_000
+_CACHED_QUARTERS = 4_096
 _MAX_CHARS = 64
 _EXACT = Context(prec=_MAX_CHARS)
 
@@ -64,15 +69,22 @@ class TimeReader:
                 "no time format is given; use iso, unix, unix_ms, unix_us or a strptime pattern"
             )
         self._fold = _FOLDS.get(ambiguous)
+        self._offset_us = lru_cache(_CACHED_QUARTERS)(partial(_offset_us, self._zone))
         self._hours = RepeatedHours(self._zone) if ambiguous == "infer" else None
         self._readers = [(name == "iso", self._reader(name)) for name in formats]
         self._listed = ", ".join(formats)
         self.suspects: Counter[str] = Counter()
         """The times in January 1970, by the format that read them: most likely the format has a too small unit."""
+        self._last: tuple[str | None, int] = (None, 0)
 
     def us(self, text: str, series: Hashable = None) -> int:
         """Return the time of a text in a series; raises `Unfit` with the reason."""
-        return self._placed(self._clock(text, is_number=False), series)
+        if self._hours is not None:
+            return self._placed(self._clock(text, is_number=False), series)
+        if text != self._last[0]:  # the lines of one time often follow each other
+            self._last = (None, 0)
+            self._last = (text, self._placed(self._clock(text, is_number=False), None))
+        return self._last[1]
 
     def number_us(self, text: str, series: Hashable = None) -> int:
         """Return the time of a number, written as text, which is never ISO 8601; raises `Unfit` with the reason."""
@@ -116,9 +128,14 @@ class TimeReader:
         return None
 
     def _placed(self, clock: Clock, series: Hashable) -> int:
-        us = checked_us(clock.us)
-        if clock.is_utc or self._zone is UTC:
+        us, is_utc = clock
+        if not MIN_TIMESTAMP_US <= us <= MAX_TIMESTAMP_US:
+            checked_us(us)
+        if is_utc or self._zone is UTC:
             return us
+        offset_us = self._offset_us(us // _QUARTER_US)
+        if offset_us is not None:
+            return us - offset_us if self._hours is None else self._hours.follow(us - offset_us, series)
         local = _EPOCH + timedelta(microseconds=us)
         if self._hours is not None:
             return self._hours.us(local, series)
@@ -144,7 +161,19 @@ class TimeReader:
         us = moment_us(number)
         if 0 <= us < _SUSPECT_US and name != "unix":
             self.suspects[name] += 1
-        return Clock(us, is_utc=True)
+        return us, True
+
+
+def _offset_us(zone: tzinfo, quarter: int) -> int | None:
+    """Return the UTC offset in a quarter of an hour on the local clock; None if it changes in it."""
+    offsets: set[int] = set()
+    for us in (quarter * _QUARTER_US, (quarter + 1) * _QUARTER_US - 1):
+        try:
+            choices = local_choices(_EPOCH + timedelta(microseconds=us), zone)
+        except Unfit:
+            return None
+        offsets.update(us - choice for choice in choices)
+    return offsets.pop() if len(offsets) == 1 else None
 
 
 def refuse_rounded(number: Decimal) -> None:
@@ -161,6 +190,6 @@ def _read_iso(text: str) -> Clock | None:
     if moment is None:
         return None
     if moment.tzinfo is not None:
-        return Clock(moment_us(moment), is_utc=True)
+        return moment_us(moment), True
     span = moment - _EPOCH
-    return Clock((span.days * 86_400 + span.seconds) * 1_000_000 + span.microseconds, is_utc=False)
+    return (span.days * 86_400 + span.seconds) * 1_000_000 + span.microseconds, False
