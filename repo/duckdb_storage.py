@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from repo.arguments import check_flag, check_number, check_seconds, check_text, shown
 from repo.compat.environment import filled_from_environment
 from repo.compat.shared import borrow
 from repo.compat.trim import Trim
 from repo.errors import InvalidQuery, InvalidSettings, StoreFull
-from repo.files import StoreFiles
+from repo.files import StoreFiles, check_store_path
 from repo.queries.selection import select_deleted
 from repo.times import bound_us, to_datetime
+from repo.values import rows_listed
 
 __all__ = ["DEFAULT_MAX_SIZE_MB", "MAX_SIZE_MB", "MB", "DuckDBTimeSeriesStorage"]
 
@@ -63,12 +66,13 @@ class DuckDBTimeSeriesStorage:
         max_size_mb: float = 1000,
         enable_compression: bool = True,
     ) -> None:
-        if max_size_mb < 0:
-            raise InvalidSettings(f"max_size_mb = {max_size_mb!r} must not be negative")
+        file = check_store_path(db_path)
+        check_number(max_size_mb, "max_size_mb", error=InvalidSettings)
+        enable_compression = check_flag(enable_compression, "enable_compression", error=InvalidSettings)
         self.db_path = Path(db_path)
         self.max_size_mb = max_size_mb
         self.enable_compression = enable_compression
-        files = StoreFiles.beside(os.path.realpath(db_path))
+        files = StoreFiles.beside(file)
         self._loan = loan = borrow(files, compress=enable_compression)
         self._trim = Trim(lambda: loan.store, max_size_mb * MB, "max_size_mb")
         if not any(path.exists() for path in files.column_files()):
@@ -101,7 +105,7 @@ class DuckDBTimeSeriesStorage:
         `StoreFull`.
         """
         store = self._loan.store
-        rows = list(data_points)
+        rows = rows_listed(data_points)
         self._refuse_if_full()
         written = store.points.insert_many(rows, on_error="skip")
         if written.rejected:
@@ -177,6 +181,7 @@ class DuckDBTimeSeriesStorage:
         nevertheless, but its count is not known yet.
         """
         store = self._loan.store
+        max_age_seconds = check_seconds(max_age_seconds, "max_age_seconds", -math.inf)
         cutoff = to_datetime(store.now_us() - round(max_age_seconds * 1e6))
         old = select_deleted(None if sensor_id is None else [sensor_id], None, None, cutoff, everything=False)
         written = store.points.delete_selected(replace(old, reason="age"))
@@ -223,8 +228,9 @@ class DuckDBTimeSeriesStorage:
     def _aggregate(
         self, sensor_id: str, metric_name: str, start_us: int, end_us: int, aggregation: str
     ) -> list[dict[str, Any]]:
-        if aggregation not in _AGGREGATIONS:
-            raise InvalidQuery(f"aggregation = {aggregation!r} is not one of {', '.join(_AGGREGATIONS)}")
+        if not isinstance(aggregation, str) or aggregation not in _AGGREGATIONS:
+            raise InvalidQuery(f"aggregation = {shown(aggregation)} is not one of {', '.join(_AGGREGATIONS)}")
+        sensor_id, metric_name = check_text(sensor_id, "sensor_id"), check_text(metric_name, "metric_name")
         query = _AGGREGATE.format(aggregation=_AGGREGATIONS[aggregation])
         [row] = self._loan.store.sql(query, (sensor_id, metric_name, start_us, end_us))
         if not row["count"]:

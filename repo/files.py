@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from repo.arguments import check_path
 from repo.engines.registry import ENGINES, LEGACY, METADATA, engine_named
 from repo.errors import InvalidSettings, system_typed
 from repo.lease import LEASE_FILE, TURN_FILE
@@ -22,6 +24,7 @@ __all__ = [
     "WRITE_FILE",
     "WRITE_TURN_FILE",
     "StoreFiles",
+    "check_store_path",
     "find_files",
     "place_columns",
 ]
@@ -34,6 +37,7 @@ LOCK_FILES = (LEASE_FILE, TURN_FILE, WRITE_FILE, WRITE_TURN_FILE)
 BESIDE_SUFFIX = ".meta.db"
 
 _LEGACY_FILE = LEGACY.file_name
+_URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash, because a Path has joined two
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,13 +197,31 @@ class StoreFiles:
         )
 
 
+def check_store_path(path: object) -> Path:
+    """Return the real path of a store, as a caller names it; raises `InvalidSettings` for what cannot be a path.
+
+    That includes the names that other databases accept: `:memory:` and URLs.
+    """
+    given = check_path(path, "the path of a store", error=InvalidSettings)
+    if str(given) == ":memory:":
+        raise InvalidSettings(
+            "a store is a folder on a disk, so ':memory:' is not possible; use tempfile.TemporaryDirectory() for a "
+            "store that is removed afterwards"
+        )
+    if _URL.match(str(given)):
+        raise InvalidSettings(
+            f"{given} is a URL, but a store is a folder of this machine; give a path such as ./data/edge"
+        )
+    return Path(os.path.realpath(given))
+
+
 def find_files(path: str | os.PathLike[str], elsewhere: str | os.PathLike[str] | None) -> StoreFiles:
     """Return the files of the store at a path. If its folder has no columns, they may be `elsewhere`.
 
     That is the DuckDB file that `DUCKDB_STORAGE_PATH` named for the legacy program, which created no link to it. It is
     ignored if it does not exist, or belongs to another store. Nothing is changed: see `place_columns`.
     """
-    files = StoreFiles.of(os.path.realpath(path))
+    files = StoreFiles.of(check_store_path(path))
     linked = files.prefix or os.path.lexists(files.folder / _LEGACY_FILE)
     others = (path for name, path in files.paths.items() if name != LEGACY.name)
     if elsewhere is None or linked or any(path.exists() for path in others) or not files.metadata.exists():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repo import forks
+from repo.arguments import check_flag, check_number, check_seconds, check_text
 from repo.compat.capacity import Capacity
 from repo.compat.environment import filled_from_environment, from_environment
 from repo.compat.shared import borrow
@@ -18,8 +19,9 @@ from repo.compat.trim import Trim
 from repo.core.stop import Stop
 from repo.duckdb_storage import DEFAULT_MAX_SIZE_MB, MAX_SIZE_MB, MB, DuckDBTimeSeriesStorage
 from repo.engines.registry import duckdb_is_installed
-from repo.errors import HoldfastError, InvalidSettings, counted
-from repo.files import METADATA_FILE, StoreFiles, place_columns
+from repo.errors import HoldfastError, InvalidRecord, InvalidSettings, counted
+from repo.files import METADATA_FILE, StoreFiles, check_store_path, place_columns
+from repo.repositories.records import data_text
 from repo.store.store import Store
 
 __all__ = ["OfflineBufferManager"]
@@ -39,6 +41,9 @@ TIME_SERIES_FIELDS = frozenset(
         "well_name",
     )
 )
+
+LONGEST_S = 1e9
+"""A thread cannot wait longer than this at once (31 years)."""
 
 RECORD_BYTES = 1000
 """The approximate size of a small record, in its table, the indexes and the journal."""
@@ -79,10 +84,15 @@ class OfflineBufferManager:
         cleanup_interval: float = 3600,
         use_duckdb: bool = True,
     ) -> None:
-        if max_buffer_size < 0 or max_buffer_size_mb < 0 or cleanup_interval <= 0:
+        folder = check_store_path(buffer_path)
+        check_number(max_buffer_size, "max_buffer_size", error=InvalidSettings)
+        check_number(max_buffer_size_mb, "max_buffer_size_mb", error=InvalidSettings)
+        cleanup_interval = check_seconds(cleanup_interval, "cleanup_interval", error=InvalidSettings)
+        if not 0 < cleanup_interval < LONGEST_S:
             raise InvalidSettings(
-                "max_buffer_size and max_buffer_size_mb must not be negative, and cleanup_interval must be positive"
+                f"cleanup_interval = {cleanup_interval!r} must be positive, below {LONGEST_S:g}"
             )
+        use_duckdb = check_flag(use_duckdb, "use_duckdb", error=InvalidSettings)
         self.buffer_path = Path(buffer_path)
         self.db_path = self.buffer_path / METADATA_FILE
         self.max_buffer_size = max_buffer_size
@@ -90,7 +100,6 @@ class OfflineBufferManager:
         self.cleanup_interval = cleanup_interval
         self.duckdb_storage: DuckDBTimeSeriesStorage | None = None
         self._kind = use_duckdb
-        folder = Path(os.path.realpath(buffer_path))
         if use_duckdb and (elsewhere := from_environment("DUCKDB_STORAGE_PATH", str)) is not None:
             place_columns(folder, Path(elsewhere))
         files = StoreFiles.of(folder)
@@ -98,7 +107,7 @@ class OfflineBufferManager:
             files,
             engine=None if use_duckdb else "sqlite",
             # The log counts towards the limit, so a small buffer needs a small log.
-            wal_checkpoint_bytes=max(65_536, min(4_194_304, round(max_buffer_size_mb * MB / 16))),
+            wal_checkpoint_bytes=max(65_536, round(min(4_194_304, max_buffer_size_mb * MB / 16))),
         )
         try:
             self.use_duckdb = use_duckdb and self._has_duckdb()
@@ -133,7 +142,7 @@ class OfflineBufferManager:
         `InvalidPoint` for a record that cannot be stored as given; nothing was written.
         """
         records = self._store.records
-        with self._capacity.place(RECORD_BYTES + 4 * len(str(data))) as granted:
+        with self._capacity.place(RECORD_BYTES + 4 * len(data_text(data))) as granted:
             if not granted and not records.has(record_id):
                 return False
             if self._shared_by_both_kinds and records.has(record_id):
@@ -154,6 +163,7 @@ class OfflineBufferManager:
     def mark_sent(self, record_id: str) -> bool:
         """Remove a delivered record; False if it is not pending. Its points stay as history."""
         records = self._store.records
+        record_id = check_text(record_id, "record_id", error=InvalidRecord)
         if self._was_moved(record_id):
             return records.has(record_id)
         return records.mark_sent(record_id) > 0

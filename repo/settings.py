@@ -7,8 +7,9 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_type_hints
+from typing import Any, Literal, Self
 
+from repo.arguments import LARGEST, check_fields, check_path, shown
 from repo.errors import InvalidSettings, system_error
 
 __all__ = ["CONFIG_FILE", "ENVIRONMENT_PREFIX", "Settings"]
@@ -102,17 +103,15 @@ class Settings:
     """Accept True and False as the values 1 and 0 instead of refusing them."""
 
     def __post_init__(self) -> None:
+        check_fields(self, error=InvalidSettings)
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise InvalidSettings(
                     f"{name} = {getattr(self, name)!r} is too small; the minimum is {least}"
                 )
-        for name, hint in _HINTS.items():
-            choices = get_args(hint)
-            if choices and getattr(self, name) not in choices:
-                raise InvalidSettings(
-                    f"{name} = {getattr(self, name)!r} is not one of {', '.join(map(str, choices))}"
-                )
+        for name, most in _MOST.items():
+            if getattr(self, name) > most:
+                raise InvalidSettings(f"{name} = {getattr(self, name)!r} is too large; the maximum is {most}")
 
     @classmethod
     def load(
@@ -125,7 +124,9 @@ class Settings:
         """
         merged: dict[str, Any] = {}
         if folder is not None:
-            merged |= _from_file(Path(folder) / CONFIG_FILE)
+            merged |= _from_file(check_path(folder, "folder", error=InvalidSettings) / CONFIG_FILE)
+        if environment is not None and not isinstance(environment, Mapping):
+            raise InvalidSettings(f"environment = {shown(environment)}: a mapping of texts is expected")
         merged |= _from_environment(os.environ if environment is None else environment)
         for name, value in arguments.items():
             if value is not None:
@@ -133,7 +134,6 @@ class Settings:
         return replace(cls(), **merged)
 
 
-_HINTS = get_type_hints(Settings)
 _NAMES = tuple(field.name for field in fields(Settings))
 _LEAST: dict[str, float] = {
     "migration_backups": 0,
@@ -149,6 +149,14 @@ _LEAST: dict[str, float] = {
     "wal_checkpoint_bytes": 65_536,
     "duckdb_memory_limit_bytes": 16_000_000,
     "duckdb_threads": 1,
+}
+_MOST: dict[str, float] = {
+    "migration_backups": 1_000,
+    **dict.fromkeys(
+        ("flush_interval_s", "lease_timeout_s", "lease_idle_s", "busy_timeout_s", "checkpoint_interval_s"),
+        2_000_000,  # SQLite counts the milliseconds of its timeout in 32 bits
+    ),
+    "duckdb_threads": 1_024,
 }
 
 
@@ -175,17 +183,17 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _known(name: str, origin: str) -> str:
-    if name not in _HINTS:
+    if name not in _NAMES:
         raise InvalidSettings(f"{origin}: unknown setting {name!r}; the settings are {', '.join(_NAMES)}")
     return name
 
 
 def _typed(name: str, value: Any, origin: str) -> Any:
     kind = type(getattr(Settings(), name))
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) <= LARGEST:
         return float(value)
     if type(value) is not kind:
-        raise InvalidSettings(f"{origin}: {name} = {value!r} must be of type {kind.__name__}")
+        raise InvalidSettings(f"{origin}: {name} = {shown(value)} must be of type {kind.__name__}")
     return value
 
 
@@ -193,5 +201,5 @@ def _parsed(name: str, text: str, origin: str) -> Any:
     kind = type(getattr(Settings(), name))
     try:
         return _BOOLEANS[text.lower()] if kind is bool else kind(text)
-    except (ValueError, KeyError) as error:
-        raise InvalidSettings(f"{origin} = {text!r} is not a valid {kind.__name__}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise InvalidSettings(f"{origin} = {shown(text)} is not a valid {kind.__name__}") from error

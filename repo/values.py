@@ -54,6 +54,7 @@ __all__ = [
     "check_point",
     "check_rows",
     "metadata_json",
+    "rows_listed",
     "to_datetime",
     "to_us",
 ]
@@ -170,9 +171,7 @@ def check_rows(
     its first invalid field. If a series has both numbers and texts, its first reading decides the kind, and rows of
     the other kind are refused.
     """
-    if isinstance(rows, (str, bytes, Mapping)):
-        raise InvalidPoint([Refusal(None, "rows", f"is one {type(rows).__name__}, not a sequence of rows")])
-    listed: Sequence[Any] = rows if isinstance(rows, (list, tuple)) else _listed(rows)
+    listed = rows_listed(rows)
     batch = _fast_path(listed, now_us)
     if batch is not None:
         return batch, ()
@@ -210,7 +209,12 @@ _ZERO_CODE = (0,)
 _TUPLE_FORM = "(sensor, metric, timestamp, value[, quality[, metadata]])"
 
 
-def _listed(rows: Iterable[Any]) -> list[Any]:
+def rows_listed(rows: Iterable[Any]) -> Sequence[Any]:
+    """Return a caller's rows as a list or tuple; an iterator is consumed. Raises `InvalidPoint`."""
+    if isinstance(rows, (list, tuple)):
+        return rows
+    if isinstance(rows, (str, bytes, Mapping)):
+        raise InvalidPoint([Refusal(None, "rows", f"is one {type(rows).__name__}, not a sequence of rows")])
     try:
         iterator = iter(rows)
     except TypeError as fault:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, tzinfo
 from itertools import islice
+from sys import maxsize
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -124,7 +125,7 @@ def query(
                 found = store.points.aggregate(sensor, metric, low, high, **asked)
                 wanted = names or ["avg"]
             columns = ["sensor_id", "metric_name", *(["bucket"] if every else []), *wanted]
-            rows = islice(map(_shown_aggregate, found), limit)
+            rows = islice(map(_shown_aggregate, found), None if limit is None else min(limit, maxsize))
             count = write_rows(form, columns, rows, cuttable=(*_NAMES, "state"))
         else:
             points = _points(store, (sensor, metric), low, high, limit)
@@ -204,7 +205,7 @@ def _points(
 ) -> Iterator[Any]:
     found = store.points.range(*names, low, high)
     if limit is None or limit > _page_rows():
-        return islice(iter(found), limit)
+        return islice(iter(found), None if limit is None else min(limit, maxsize))
     return iter(next(found.pages(limit), []))
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from repo.arguments import check_count, check_fields, check_function, check_seconds, shown
 from repo.delivery.batch import DeliveryBatch
 from repo.delivery.sinks import Receipt, Sink
 from repo.errors import HoldfastError, InvalidSettings, SinkRefused, SinkUnreachable, StoreBusy, counted
@@ -62,6 +63,7 @@ class Backoff:
     longest_s: float = 60.0
 
     def __post_init__(self) -> None:
+        check_fields(self, error=InvalidSettings)
         if not 0 < self.first_s <= self.longest_s:
             raise InvalidSettings(
                 f"backoff: first_s = {self.first_s!r} must be above 0 and at most longest_s = {self.longest_s!r}"
@@ -91,8 +93,12 @@ class Forwarder:
         poll_s: float = 1.0,
         on_receipt: Callable[[DeliveryBatch, Receipt], None] | None = None,
     ) -> None:
-        if batch_points < 1:
-            raise InvalidSettings(f"batch_points = {batch_points!r} must be at least 1")
+        batch_points = check_count(batch_points, "batch_points", error=InvalidSettings)
+        poll_s = check_seconds(poll_s, "poll_s", error=InvalidSettings)
+        if backoff is not None and not isinstance(backoff, Backoff):
+            raise InvalidSettings(f"backoff = {shown(backoff)}: a Backoff is expected")
+        if on_receipt is not None:
+            check_function(on_receipt, "on_receipt", error=InvalidSettings)
         self._store = store
         self._sink = sink
         self._batch_points = batch_points

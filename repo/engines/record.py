@@ -38,6 +38,8 @@ class EngineRecord:
     made_anew: frozenset[str] = frozenset()
     """Companions without lasting content: the engine recreates them when it opens the file, so a copy omits them."""
 
+    signature: tuple[int, bytes]
+    """Where its database files have which bytes, by which they are recognized."""
     bytes_a_point: int
     """The bytes that a point may take in a new file, without its texts and names; a generous estimate."""
     names_a_point: int
@@ -81,6 +83,11 @@ class EngineRecord:
         self.require(path)
         self.traits()  # imported now, because an import needs a descriptor, and later none may be left
         return self.make_backend(path, scratch, settings, clock)
+
+    def recognizes(self, head: bytes) -> bool:
+        """Return whether a file that begins with these bytes is a database of this engine."""
+        start, expected = self.signature
+        return head[start : start + len(expected)] == expected
 
     def beside(self, path: Path) -> list[Path]:
         """Return the companions of a database file of this engine, which may not exist."""

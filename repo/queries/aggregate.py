@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, tzinfo
+from datetime import UTC, timedelta, tzinfo
+from fractions import Fraction
 from typing import Any
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from sqlalchemy import Connection
 
+from repo.arguments import check_seconds, shown
 from repo.errors import InvalidQuery
 from repo.queries.aggregate_sql import aggregate, check_aggregates
 from repo.queries.buckets import AggregateColumns, Buckets
 from repo.queries.gaps import Fill, check_fill, fill_gaps, refuse_too_many
 from repo.queries.lookback import before
 from repo.queries.selection import Known, Selection
-from repo.times import Width, parse_width
+from repo.times import MAX_TIMESTAMP_US, Width, parse_width
 
-__all__ = ["Aggregates", "check_width", "check_zone", "make_buckets", "spans_of"]
+__all__ = ["Aggregates", "Every", "check_width", "check_zone", "make_buckets", "spans_of"]
 
 Span = tuple[int, int]
+
+Every = str | float | timedelta | None
+"""The width of buckets: a text such as `10m`, seconds, or a duration; None for no buckets."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,12 @@ class Aggregates:
 
     @classmethod
     def of(
-        cls, selection: Selection, agg: str | Sequence[str], every: str | None, tz: str, fill: str | None
+        cls,
+        selection: Selection,
+        agg: str | Sequence[str],
+        every: Every,
+        tz: str | tzinfo,
+        fill: str | None,
     ) -> Aggregates:
         """Validate the arguments of a caller; raises `InvalidQuery`."""
         return cls(
@@ -77,24 +87,43 @@ class Aggregates:
         return dicts
 
 
-def check_width(every: str | None) -> Width | None:
-    """Parse a bucket width; raises `InvalidQuery`."""
+def check_width(every: Every) -> Width | None:
+    """Return a bucket width, given as text, seconds or a `timedelta`; raises `InvalidQuery`."""
     if every is None:
         return None
+    if not isinstance(every, str):
+        us = Fraction(check_seconds(every, "every")).limit_denominator(10**9) * 10**6
+        if us.denominator != 1 or not 0 < us <= MAX_TIMESTAMP_US:
+            raise InvalidQuery(
+                f"every = {shown(every)}: a positive number of whole microseconds, of at most 292 years"
+            )
+        return Width(int(us), 0)
     try:
         return parse_width(every)
     except InvalidQuery as error:
         raise InvalidQuery(f"every: {error}") from error
 
 
-def check_zone(tz: str) -> tzinfo:
-    """Return the time zone with this name; raises `InvalidQuery`."""
+def check_zone(tz: str | tzinfo) -> tzinfo:
+    """Return a time zone, given by its name or as a `tzinfo`; raises `InvalidQuery`."""
+    if isinstance(tz, tzinfo):
+        name = getattr(tz, "zone", None)  # of pytz, whose zones give wrong offsets outside of its own methods
+        return check_zone(name) if isinstance(name, str) else tz
+    if not isinstance(tz, str):
+        raise InvalidQuery(f"tz = {shown(tz)}: the name of a time zone or a tzinfo is expected")
     if tz == "UTC":
         return UTC  # needs no time zone database
     try:
         return ZoneInfo(tz)
     except (KeyError, ValueError, OSError) as error:
-        raise InvalidQuery(f"there is no time zone {tz!r}; names are like 'UTC' or 'Europe/Oslo'") from error
+        if not available_timezones():
+            raise InvalidQuery(
+                f"tz = {shown(tz)}: there is no time zone database here; install it with `pip install tzdata`, or "
+                "with the system's package tzdata"
+            ) from error
+        raise InvalidQuery(
+            f"there is no time zone {shown(tz)}; names are like 'UTC' or 'Europe/Oslo'"
+        ) from error
 
 
 def spans_of(selection: Selection, known: Known, *, beyond: bool) -> dict[tuple[str, str], Span]:

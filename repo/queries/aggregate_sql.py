@@ -24,6 +24,7 @@ from sqlalchemy import (
     true,
 )
 
+from repo.arguments import shown
 from repo.engines.registry import traits_of
 from repo.engines.sqlite.functions import between
 from repo.errors import InvalidQuery
@@ -55,14 +56,17 @@ _readings = or_(_c.value.is_not(None), _c.value_text.is_not(None))
 
 def check_aggregates(wanted: str | Iterable[str]) -> list[str]:
     """Return the requested aggregate names; raises `InvalidQuery` for an unknown one."""
-    names = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
     known = f"{', '.join(AGGREGATES)}, and percentiles such as p95 or p99.9"
+    try:
+        names = [wanted] if isinstance(wanted, str) else list(wanted)
+    except TypeError as error:
+        raise InvalidQuery(f"agg = {shown(wanted)}: a name or a list of names; there are {known}") from error
     if not names:
         raise InvalidQuery(f"agg is empty; there are {known}")
     for name in names:
-        if name not in AGGREGATES and _fraction(name) is None:
-            raise InvalidQuery(f"there is no aggregate {name!r}; there are {known}")
-    return names
+        if not isinstance(name, str) or (name not in AGGREGATES and _fraction(name) is None):
+            raise InvalidQuery(f"there is no aggregate {shown(name)}; there are {known}")
+    return list(dict.fromkeys(names))
 
 
 def is_numeric(name: str) -> bool:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, func, or_, select
 
 from repo.engines.registry import traits_of
 from repo.models import Point
-from repo.queries.aggregate import check_width, check_zone, make_buckets, spans_of
+from repo.queries.aggregate import Every, check_width, check_zone, make_buckets, spans_of
 from repo.queries.buckets import Buckets
 from repo.queries.gaps import refuse_too_many
 from repo.queries.lookback import before
@@ -40,7 +40,7 @@ class States:
     zone: tzinfo
 
     @classmethod
-    def of(cls, selection: Selection, every: str | None, tz: str) -> States:
+    def of(cls, selection: Selection, every: Every, tz: str | tzinfo) -> States:
         """Validate the arguments of a caller; raises `InvalidQuery`."""
         return cls(selection, check_width(every), check_zone(tz))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Literal, get_args
 
+from repo.arguments import shown
 from repo.errors import InvalidQuery
 from repo.queries.buckets import AggregateColumns, Buckets
 
@@ -20,12 +21,12 @@ Pair = tuple[str, str]
 Span = tuple[int, int]
 
 
-def check_fill(fill: str | None, every: str | None) -> Fill | None:
+def check_fill(fill: str | None, every: object) -> Fill | None:
     """Return the fill mode, None for none; raises `InvalidQuery` for an unknown one."""
-    if fill is None or fill == "none":
+    if fill is None or (isinstance(fill, str) and fill == "none"):
         return None
-    if fill not in get_args(Fill):
-        raise InvalidQuery(f"fill = {fill!r}: None, {', '.join(map(repr, get_args(Fill)))}")
+    if not isinstance(fill, str) or fill not in get_args(Fill):
+        raise InvalidQuery(f"fill = {shown(fill)}: None, {', '.join(map(repr, get_args(Fill)))}")
     if every is None:
         raise InvalidQuery(f"fill = {fill!r} fills buckets; set their width with `every`")
     return fill  # type: ignore[return-value]

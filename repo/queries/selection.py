@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, and_, false, true
 
+from repo.arguments import check_flag
 from repo.engines.base import Traits
 from repo.errors import InvalidQuery
 from repo.models import Point
@@ -175,12 +176,15 @@ def _names(names: Names, field: str) -> str | tuple[str, ...] | None:
         raise InvalidQuery(
             f"{field}: expected a name, a glob, a list of names or None, not {type(names).__name__}"
         )
-    listed = tuple(dict.fromkeys(names))
+    try:
+        listed = tuple(names)
+    except TypeError as error:
+        raise InvalidQuery(f"{field}: {type(names).__name__} is not a list of names: {error}") from error
     for name in listed:
         if not isinstance(name, str):
             raise InvalidQuery(f"{field}: every name must be text, not {type(name).__name__}")
         _encodable(name, field)
-    return listed
+    return tuple(dict.fromkeys(listed))
 
 
 def _encodable(name: str, field: str) -> str:
@@ -271,6 +275,7 @@ def select_deleted(
 
     All points are selected only if `everything` says so: without it, a forgotten argument would delete them.
     """
+    everything = check_flag(everything, "everything")
     selection = select_points(sensor_id, metric_name, start, end)
     if not selection.everything:
         return selection

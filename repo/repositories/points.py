@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import tzinfo
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, RootTransaction, func, select
 
+from repo.arguments import LARGEST, check_choice, check_count
 from repo.clock import Clock, system_clock
 from repo.engines.registry import traits_of
-from repo.errors import InvalidQuery, Refusal, TransactionRule
+from repo.errors import Refusal, TransactionRule
 from repo.models import Point
 from repo.queries import point_sql
-from repo.queries.aggregate import Aggregates
+from repo.queries.aggregate import Aggregates, Every
 from repo.queries.durations import States
 from repo.queries.pages import Rows, SeqPages, TimePages
 from repo.queries.rows import PointDict, Row, point_dicts, range_dicts, rows_of, seq_dicts
@@ -117,6 +119,7 @@ class PointRepository:
 
     def latest(self, sensor_id: Names, metric_name: Names = None, limit: int = 1) -> list[PointDict]:
         """Return the newest `limit` points of each series, newest first."""
+        limit = check_count(limit, "limit")
         selection = self._select(sensor_id, metric_name)
         return point_dicts(point_sql.newest(self._reading(), selection, self._known(), limit))
 
@@ -128,8 +131,8 @@ class PointRepository:
         end: Time = None,
         *,
         agg: str | Sequence[str] = "avg",
-        every: str | None = None,
-        tz: str = "UTC",
+        every: Every = None,
+        tz: str | tzinfo = "UTC",
         fill: str | None = None,
     ) -> list[dict[str, Any]]:
         """Return aggregates per series and, with `every`, per bucket; see `Store.points.aggregate`."""
@@ -143,8 +146,8 @@ class PointRepository:
         start: Time = None,
         end: Time = None,
         *,
-        every: str | None = None,
-        tz: str = "UTC",
+        every: Every = None,
+        tz: str | tzinfo = "UTC",
     ) -> list[dict[str, Any]]:
         """Return the time that each series spent in each state; see `Store.points.states`."""
         question = States.of(self._select(sensor_id, metric_name, start, end), every, tz)
@@ -152,6 +155,7 @@ class PointRepository:
 
     def after(self, seq: int, limit: int = 100_000) -> list[PointDict]:
         """Return up to `limit` points after `seq` in the order of their seqs, each with its `seq`."""
+        seq, limit = check_count(seq, "seq", -LARGEST), check_count(limit, "limit")
         connection = self._reading()
         last, known = self._last_seq(), self._known()
         return next_points(connection, seq, last, limit, known)
@@ -224,6 +228,4 @@ def next_points(
 
 
 def _skips(on_error: str) -> bool:
-    if on_error not in ("raise", "skip"):
-        raise InvalidQuery(f"on_error = {on_error!r}: 'raise' or 'skip'")
-    return on_error == "skip"
+    return check_choice(on_error, "on_error", ("raise", "skip")) == "skip"

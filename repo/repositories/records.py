@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, false, func, select, true
 
+from repo.arguments import LARGEST, check_count, check_flag, check_text, shown
 from repo.clock import Clock, system_clock
-from repo.errors import InvalidQuery, InvalidRecord
+from repo.errors import InvalidRecord
 from repo.models import BufferedRecord
 from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.pointers import HANDED_OUT
@@ -178,6 +179,7 @@ class RecordRepository:
 
     def has(self, record_id: str) -> bool:
         """Return whether the record waits for delivery."""
+        record_id = check_text(record_id, "record_id", error=InvalidRecord)
         query = select(BufferedRecord.id).where(BufferedRecord.record_id == record_id)
         return self._connection.scalar(query) is not None
 
@@ -195,8 +197,11 @@ class RecordRepository:
         `max_retries` times or more are left out. So are pointers of the legacy program until their data is restored
         (`repo.repositories.pointers`).
         """
-        if limit < 0:
-            raise InvalidQuery(f"limit = {limit}: at least 0")
+        limit, after_id = check_count(limit, "limit", 0), check_count(after_id, "after_id", -LARGEST)
+        if source is not None:
+            source = check_text(source, "source")
+        if max_retries is not None:
+            max_retries = check_count(max_retries, "max_retries", -LARGEST)
         table = BufferedRecord
         query: Select[Any] = (
             select(*table.__table__.c).where(table.id > after_id, HANDED_OUT).order_by(table.id).limit(limit)
@@ -213,7 +218,7 @@ class RecordRepository:
 
     def mark_failed(self, record_ids: str | Iterable[str], *, increment_retry: bool = True) -> int:
         """Note a failed attempt now and, unless `increment_retry` is False, count it. Returns the number of records."""
-        step, now_s = int(increment_retry), self._clock() / 1e6
+        step, now_s = int(check_flag(increment_retry, "increment_retry")), self._clock() / 1e6
         return self._settle(_FAILED, [(step, now_s, record_id) for record_id in listed_ids(record_ids)])
 
     def count(self) -> int:
@@ -300,18 +305,13 @@ class RecordRepository:
 
 def listed_ids(record_ids: str | Iterable[str]) -> list[str]:
     """Return one id or many as a list; raises `InvalidRecord` for an invalid id."""
-    given = (
-        [record_ids] if isinstance(record_ids, str) or not isinstance(record_ids, Iterable) else record_ids
-    )
-    found = list(given)
-    for record_id in found:
-        if not isinstance(record_id, str):
-            raise InvalidRecord(f"record_id: expected text, not {type(record_id).__name__}: {record_id!r}")
     try:
-        "".join(found).encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRecord("record_id: contains a lone surrogate, which ids cannot") from error
-    return found
+        found = [record_ids] if isinstance(record_ids, str) else list(record_ids)
+    except TypeError as error:
+        raise InvalidRecord(
+            f"record_id = {shown(record_ids)}: a text or a list of texts is expected"
+        ) from error
+    return [check_text(record_id, "record_id", error=InvalidRecord) for record_id in found]
 
 
 def _pending_record(row: Any) -> PendingRecord:

@@ -24,17 +24,20 @@ from repo.core.flush import Flusher
 from repo.core.handle import Handle
 from repo.core.metadata import MetadataDatabase
 from repo.core.writer import Writer
-from repo.engines.registry import ENGINES, METADATA
+from repo.engines.registry import ENGINES, LEGACY, METADATA
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import (
     EngineMissing,
+    InvalidFile,
     StoreBusy,
     StoreCorrupt,
     StoreMissing,
     system_error,
+    system_typed,
 )
 from repo.files import StoreFiles
-from repo.lease import leased
+from repo.inuse import is_open_here, refuse_own
+from repo.lease import LEASE_FILE, leased
 from repo.repositories.pointers import PointerRepository
 from repo.repositories.state import ColumnsStateRepository, Extent, State, StateRepository
 from repo.schema import backup, version
@@ -58,6 +61,7 @@ class Opening:
 
     def find(self, create: bool) -> None:
         """Check that a store exists or may be created."""
+        self._refuse_foreign()
         forks.refuse_inherited(self._files.metadata, *map(self._files.columns, ENGINES))
         if backup.is_restoring(self._files):
             from repo.schema.restore import finish_restore
@@ -80,6 +84,25 @@ class Opening:
             raise system_error(
                 error, self._files.folder, "no store was created; name another folder"
             ) from error
+
+    def _refuse_foreign(self) -> None:
+        """Refuse a path that is a file of another program, before any file is created next to it."""
+        file = self._files.duckdb
+        if not self._files.prefix or self._files.metadata.exists() or not file.is_file():
+            return
+        with system_typed(file):
+            if is_open_here(file):  # closing another descriptor of an open database would drop its locks
+                refuse_own(file)
+                return
+        with system_typed(file), file.open("rb") as opened:
+            head = opened.read(64)
+        if not head or LEGACY.recognizes(head):
+            return
+        if METADATA.recognizes(head):
+            inside = f"an SQLite database; if it belongs to a store, name its folder: {file.parent}"
+        else:
+            inside = "a file of another program; name the folder of a store"
+        raise InvalidFile(f"{file} is {inside}. Nothing was changed", path=file)
 
     def _refuse_columns_alone(self) -> None:
         for engine in ENGINES:
@@ -106,8 +129,10 @@ class Opening:
 
         It then comes from the legacy program, and may be partly upgraded.
         """
+        lock = self._files.folder / f"{self._files.prefix}{LEASE_FILE}"
         with (
-            self._leased("checking a file of the legacy program"),
+            # Without a lock file, no process of ours has the columns open, and none is made where no store is.
+            self._leased("checking a file of the legacy program") if lock.exists() else nullcontext(),
             Target("timeseries", engine, columns, self._files).opened() as opened,
             opened.execution_options(**sqlite.READ).connect() as connection,
         ):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from datetime import datetime
+from datetime import datetime, tzinfo
 from typing import Any, Literal
 
+from repo.arguments import LARGEST, check_choice, check_count
 from repo.core.bulk import Bulk
 from repo.core.changes import DeleteChange, PointsChange, Submission
 from repo.core.deleting import delete_points
@@ -15,7 +16,7 @@ from repo.core.latest import Newest
 from repo.engines.interrupts import KeyboardInterrupts
 from repo.errors import InvalidQuery
 from repo.queries import point_sql
-from repo.queries.aggregate import Aggregates
+from repo.queries.aggregate import Aggregates, Every
 from repo.queries.aggregate_sql import is_numeric
 from repo.queries.durations import States
 from repo.queries.pages import SeqPages, TimePages
@@ -29,6 +30,9 @@ from repo.values import check_point
 __all__ = ["PointWriter", "Points"]
 
 Time = float | datetime | None
+
+_FIRST_SEQ = -LARGEST
+"""Points of a legacy store may have negative seqs."""
 
 _LATEST_TRIES = 3
 """How often `latest` flushes and retries, if other writers keep deleting, before it reads the columns."""
@@ -102,8 +106,7 @@ class PointWriter:
         return self._send(Submission((DeleteChange(selection),)))
 
     def _submission(self, rows: Iterable[Any], on_error: str) -> Submission:
-        if on_error not in ("raise", "skip"):
-            raise InvalidQuery(f"on_error = {on_error!r} is not 'raise' or 'skip'")
+        check_choice(on_error, "on_error", ("raise", "skip"))
         return Submission.of_rows(
             rows,
             accept_bool=self._handle.settings.accept_bool,
@@ -163,6 +166,8 @@ class Points(PointWriter):
         that another point of the same table replaces may have none. An error or a kill leaves whole chunks of the
         table written, or none; writing it again is harmless.
         """
+        check_choice(on_error, "on_error", ("raise", "skip"))
+        check_choice(on_conflict, "on_conflict", ("overwrite", "keep"))
         return self._bulk.insert(table, on_error, on_conflict)
 
     def range(self, sensor_id: Names, metric_name: Names, start: Time = None, end: Time = None) -> Result:
@@ -184,8 +189,7 @@ class Points(PointWriter):
         With a limit of 1 (the default) the answer comes from memory, which follows the commits of all processes. That
         needs no lease, and a flush only after a delete. The caller may modify the dicts.
         """
-        if limit < 1:
-            raise InvalidQuery(f"limit = {limit}: at least 1")
+        limit = check_count(limit, "limit")
         if limit == 1 and type(sensor_id) is str and type(metric_name) is str:
             cached = self._newest.cached((sensor_id, metric_name))
             if cached is not None:
@@ -206,8 +210,8 @@ class Points(PointWriter):
         end: Time = None,
         *,
         agg: str | Sequence[str] = "avg",
-        every: str | None = None,
-        tz: str = "UTC",
+        every: Every = None,
+        tz: str | tzinfo = "UTC",
         fill: Literal["none", "null", "previous", "linear"] | None = None,
     ) -> list[dict[str, Any]]:
         """Return aggregates over [start, end): one row per series, or per series and bucket, sorted in this order.
@@ -246,8 +250,8 @@ class Points(PointWriter):
         start: Time = None,
         end: Time = None,
         *,
-        every: str | None = None,
-        tz: str = "UTC",
+        every: Every = None,
+        tz: str | tzinfo = "UTC",
     ) -> list[dict[str, Any]]:
         """Return how long each series was in each state over [start, end): one row per series and state.
 
@@ -272,8 +276,7 @@ class Points(PointWriter):
         For delivery: call it again with the last seq until the list is empty. Overwritten and deleted points leave
         gaps.
         """
-        if limit < 1:
-            raise InvalidQuery(f"limit = {limit}: at least 1")
+        seq, limit = check_count(seq, "seq", _FIRST_SEQ), check_count(limit, "limit")
         with self._handle.reading("delivery") as (connection, known):
             return next_points(connection, seq, self._handle.flusher.watermark, limit, known)
 
@@ -283,6 +286,7 @@ class Points(PointWriter):
         For bulk delivery: `for batch in store.points.since(seq).batches(): ...`, then continue from the last seq. The
         result ends with the points acknowledged when reading began. Overwritten and deleted points leave gaps.
         """
+        seq = check_count(seq, "seq", _FIRST_SEQ)
         return Result(
             lambda: self._handle.reading("delivery"),
             lambda rows: SeqPages(seq, rows, self._handle.flusher.watermark),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
+from repo.arguments import LARGEST, check_count, check_flag, check_seconds, check_text
 from repo.core.changes import Change, PointsChange, RecordChange, SettleChange, Submission
 from repo.core.deleting import RecordDrop, delete_records
 from repo.core.handle import Handle
@@ -109,9 +111,10 @@ class Records(RecordWriter):
 
         With `increment_retry=False` the retry count stays, and only the time is recorded.
         """
-        return self._settle(SettleChange(listed_ids(record_ids), sent=False, increment_retry=increment_retry))
+        counted = check_flag(increment_retry, "increment_retry")
+        return self._settle(SettleChange(listed_ids(record_ids), sent=False, increment_retry=counted))
 
-    def drop_old(self, *, max_age_s: float | None = None, max_retries: int | None = None) -> int:
+    def drop_old(self, *, max_age_s: float | timedelta | None = None, max_retries: int | None = None) -> int:
         """Drop unsent records older than `max_age_s`, and those that have failed `max_retries` times or more.
 
         Returns how many were dropped, permanently. The loss ledger records the number, the time span and the reason in
@@ -119,14 +122,18 @@ class Records(RecordWriter):
         """
         drops: list[RecordDrop] = []
         if max_age_s is not None:
+            max_age_s = check_seconds(max_age_s, "max_age_s", -math.inf)
             too_old = RecordScope(end_s=self._handle.clock() / 1e6 - max_age_s)
             drops.append((too_old, "age", {"max_age_s": max_age_s}))
         if max_retries is not None:
+            max_retries = check_count(max_retries, "max_retries", -LARGEST)
             drops.append((RecordScope(min_retries=max_retries), "retries", {"max_retries": max_retries}))
         return delete_records(self._handle, drops).records
 
     def clear(self, source: str | None = None) -> int:
         """Drop all unsent records, or those of one source; returns how many. The loss ledger records it."""
+        if source is not None:
+            source = check_text(source, "source")
         scope = RecordScope(None if source is None else (source,))
         return delete_records(self._handle, [(scope, "clear", {"source": source})]).records
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
+from repo.arguments import check_count
 from repo.core.handle import Reading
-from repo.errors import InvalidQuery
 from repo.formats.arrays import frames
 from repo.queries.pages import PageForm, ResultPages, Rows
 from repo.queries.rows import PointDict, range_dicts, seq_dicts
@@ -22,6 +22,9 @@ BATCH_ROWS = 524_288
 
 _DICTS = 4_096
 """How many dicts are made at a time in a loop over the points."""
+
+_MOST_ROWS = 2**31 - 1
+"""pyarrow and SQLite's driver count rows in 32 bits."""
 
 _STEPS = 8
 """How often a page that was empty or too large is cut again under one lease."""
@@ -83,6 +86,7 @@ class Result:
         Pages of `rows` are read and passed on without copying, in the engine's own chunks (about 100,000 rows in
         DuckDB). `rows` bounds the memory (about 50 bytes per row, plus texts).
         """
+        rows = _page_rows(rows)
         for page in self._pages(frames.ArrowPages(with_seq=self._with_seq), rows):
             yield from page.to_batches(max_chunksize=rows)
 
@@ -117,6 +121,7 @@ class Result:
 
     def _slices(self, rows: int) -> Iterator[list[Any]]:
         # A page is larger than asked for if more points than that share one timestamp.
+        rows = _page_rows(rows)
         for page in self._pages(Rows(), rows):
             for start in range(0, len(page), rows):
                 yield page[start : start + rows]
@@ -125,8 +130,7 @@ class Result:
         return form.join(list(self._pages(form, BATCH_ROWS)))
 
     def _pages(self, form: PageForm[Page], rows: int) -> Iterator[Page]:
-        if rows < 1:
-            raise InvalidQuery(f"rows = {rows}; the minimum is 1")
+        rows = _page_rows(rows)
         pages: ResultPages | None = None
         while pages is None or not pages.done:
             with self._reading() as (connection, known):
@@ -137,3 +141,7 @@ class Result:
                         break
             if page is not None:
                 yield page
+
+
+def _page_rows(rows: int) -> int:
+    return min(check_count(rows, "rows"), _MOST_ROWS)

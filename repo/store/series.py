@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from repo.arguments import check_text
 from repo.core.handle import Handle
 from repo.errors import InvalidQuery
 from repo.queries.selection import Names
@@ -42,15 +43,17 @@ class SeriesApi:
 
         Raises `InvalidQuery` if there is no such series.
         """
-        changes: dict[str, str | None] = {}
+        check_text(sensor_id, "sensor_id"), check_text(metric_name, "metric_name")
+        changes: dict[str, str] = {}
         if unit is not None:
-            changes["unit"] = unit
+            changes["unit"] = check_text(unit, "unit")
         if description is not None:
-            changes["description"] = description
+            changes["description"] = check_text(description, "description")
         if labels is not None:
             try:
                 changes["labels"] = json.dumps(dict(labels), ensure_ascii=False, allow_nan=False)
-            except (TypeError, ValueError) as error:
+                changes["labels"].encode()
+            except (TypeError, ValueError, RecursionError) as error:
                 raise InvalidQuery(f"labels: cannot be written as JSON: {error}") from error
         if changes:
             with self._handle.metadata.write() as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from repo.arguments import check_choice, check_count, check_text
 from repo.core.handle import Handle
 from repo.errors import InvalidQuery
 from repo.fields import name_of
@@ -9,8 +10,6 @@ from repo.repositories.sinks import Cursor, FailureKind, SinkRepository
 from repo.times import Unfit
 
 __all__ = ["Sinks"]
-
-_LARGEST_SEQ = 2**63 - 1
 
 
 class Sinks:
@@ -34,8 +33,7 @@ class Sinks:
         Raises `InvalidQuery` for an unregistered sink or an invalid seq.
         """
         _check_name(name)
-        if type(seq) is not int or not 0 <= seq <= _LARGEST_SEQ:
-            raise InvalidQuery(f"seq = {seq!r} is not an integer from 0 to {_LARGEST_SEQ}")
+        seq = check_count(seq, "seq", 0)
         with self._handle.metadata.write() as connection:
             if not SinkRepository(connection).confirm(name, seq, self._handle.clock()):
                 raise InvalidQuery(f"there is no sink {name!r}; store.sinks.register({name!r}) adds it")
@@ -46,10 +44,10 @@ class Sinks:
         `kind` is "unreachable" or "refused". Raises `InvalidQuery` for another kind, or an invalid name.
         """
         _check_name(name)
-        if kind not in ("unreachable", "refused"):
-            raise InvalidQuery(f"kind = {kind!r}: 'unreachable' or 'refused'")
+        check_choice(kind, "kind", ("unreachable", "refused"))
+        reason = check_text(reason, "reason")
         with self._handle.metadata.write() as connection:
-            SinkRepository(connection).note_failure(name, kind, str(reason), self._handle.clock())
+            SinkRepository(connection).note_failure(name, kind, reason, self._handle.clock())
 
     def list(self) -> list[Cursor]:
         """Return all sinks with their cursors, sorted by name."""

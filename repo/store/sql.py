@@ -8,10 +8,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Float, Integer, Table, select
 
+from repo.arguments import check_text
 from repo.core.handle import Handle
 from repo.engines.base import BesideTable
 from repo.errors import InvalidQuery
 from repo.models import BufferedRecord, LedgerEntry, Series, SinkCursor
+from repo.queries.parameters import check_parameters
 
 __all__ = ["TABLES", "run_sql"]
 
@@ -35,8 +37,7 @@ TABLES = {
 
 def run_sql(handle: Handle, query: str, params: Sequence[Any] | Mapping[str, Any]) -> list[dict[str, Any]]:
     """See `Store.sql`."""
-    if not isinstance(query, str):
-        raise InvalidQuery(f"sql: expected a text, not {type(query).__name__}")
+    query, params = check_text(query, "query"), check_parameters(params)
     words = set(re.findall(r"\w+", query.lower()))
     named = [name for name in _METADATA if name in words]
     beside: list[BesideTable] = []

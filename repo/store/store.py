@@ -5,23 +5,29 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from repo import forks
+from repo.arguments import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_function,
+    check_path,
+    shown,
+)
 from repo.clock import Clock, system_clock
 from repo.core.background import BackgroundThread, stop_all
 from repo.core.metadata import MetadataDatabase
 from repo.core.read_only import refuse_change
 from repo.core.reserve import Reserve
 from repo.engines.interrupts import KeyboardInterrupts
-from repo.errors import EngineMissing, StoreFull
-from repo.files import StoreFiles
+from repo.errors import EngineMissing, InvalidSettings, StoreFull
+from repo.files import StoreFiles, check_store_path
 from repo.queries.selection import Names
 from repo.schema import version
 from repo.settings import Settings
@@ -33,6 +39,7 @@ from repo.store.series import SeriesApi
 from repo.store.sinks import Sinks
 from repo.store.status import Status, read_status
 from repo.store.transaction import Transaction
+from repo.times import UNIX_EXPONENTS
 
 if TYPE_CHECKING:
     from repo.formats.text.layout import Rejected
@@ -95,7 +102,10 @@ class Store:
         clock: Clock = system_clock,
         files: StoreFiles | None = None,
     ) -> None:
-        self.path = Path(os.path.realpath(path))
+        if settings is not None and not isinstance(settings, Settings):
+            raise InvalidSettings(f"settings = {shown(settings)}: a repo.Settings is expected")
+        create, read_only = check_flag(create, "create"), check_flag(read_only, "read_only")
+        self.path = check_store_path(path)
         self.files = StoreFiles.of(self.path) if files is None else files
         self.settings = Settings.load(self.files.folder) if settings is None else settings
         self._pid = os.getpid()
@@ -188,13 +198,16 @@ class Store:
         """
         from repo.transfer.exporter import export_parquet
 
+        if partition is not None:
+            check_choice(partition, "partition", ("day",))
+
         return export_parquet(
             self._handle,
-            Path(path),
+            check_path(path, "path"),
             self._handle.select(sensor_id, metric_name, start, end),
             partition=partition,
-            compression=compression,
-            progress=progress,
+            compression=check_choice(compression, "compression", ("zstd", "none")),
+            progress=check_function(progress, "progress"),
         )
 
     def export_ndjson(
@@ -215,12 +228,15 @@ class Store:
         """
         from repo.transfer.exporter import export_ndjson
 
+        if partition is not None:
+            check_choice(partition, "partition", ("day",))
+
         return export_ndjson(
             self._handle,
-            Path(path),
+            check_path(path, "path"),
             self._handle.select(sensor_id, metric_name, start, end),
             partition=partition,
-            progress=progress,
+            progress=check_function(progress, "progress"),
         )
 
     @KeyboardInterrupts()
@@ -254,11 +270,11 @@ class Store:
         return import_parquet(
             self._handle,
             paths,
-            on_conflict=on_conflict,
+            on_conflict=check_choice(on_conflict, "on_conflict", ("keep", "overwrite")),
             columns=columns,
-            time_format=time_format,
-            dry_run=dry_run,
-            progress=progress,
+            time_format=check_choice(time_format, "time_format", tuple(UNIX_EXPONENTS)),
+            dry_run=check_flag(dry_run, "dry_run"),
+            progress=check_function(progress, "progress"),
         )
 
     @KeyboardInterrupts()
@@ -363,9 +379,9 @@ class Store:
             options,
             form=format,
             encoding=encoding,
-            strict=strict,
-            progress=progress,
-            on_rejected=on_rejected,
+            strict=check_flag(strict, "strict"),
+            progress=check_function(progress, "progress"),
+            on_rejected=check_function(on_rejected, "on_rejected"),
         )
 
     def cleanup(
@@ -398,17 +414,17 @@ class Store:
 
         scope = CleanupScope.of(
             self._handle,
-            points=points,
-            records=records,
+            points=check_flag(points, "points"),
+            records=check_flag(records, "records"),
             sensor_id=sensor_id,
             metric_name=metric_name,
             source=source,
             start=start,
             end=end,
             min_retries=min_retries,
-            everything=everything,
+            everything=check_flag(everything, "everything"),
         )
-        return cleanup(self._handle, scope, dry_run=dry_run)
+        return cleanup(self._handle, scope, dry_run=check_flag(dry_run, "dry_run"))
 
     @KeyboardInterrupts()
     def shrink(self, *, dry_run: bool = False, progress: Progress = _unseen) -> Shrunk:
@@ -425,7 +441,11 @@ class Store:
         from repo.upkeep.shrink import shrink
 
         self._refuse_if_read_only()
-        return shrink(self._handle, dry_run=dry_run, progress=progress)
+        return shrink(
+            self._handle,
+            dry_run=check_flag(dry_run, "dry_run"),
+            progress=check_function(progress, "progress"),
+        )
 
     def status(self) -> Status:
         """Return the status of the store. Reads SQLite only, so it never waits for the columns."""
@@ -440,7 +460,7 @@ class Store:
         """
         from repo.upkeep.usage import measure
 
-        return measure(self._handle, inside=inside)
+        return measure(self._handle, inside=check_flag(inside, "inside"))
 
     def losses(self, limit: int | None = None) -> list[LossEntry]:
         """Return what the store ever dropped, from the loss ledger: at most `limit` entries, newest first.
@@ -449,12 +469,14 @@ class Store:
         """
         from repo.store.losses import read_losses
 
+        if limit is not None:
+            limit = check_count(limit, "limit")
         with self._handle.metadata.read() as connection:
             return read_losses(connection, limit)
 
     def dropped_by(self, seq: int) -> Loss | None:
         """Return the ledger entry of the delete with this seq; None if it dropped no points or is not flushed yet."""
-        return self._handle.loss_by(seq)
+        return self._handle.loss_by(check_count(seq, "seq", 0))
 
     def now_us(self) -> int:
         """Return the current time of the store's clock, in µs since 1970 UTC."""
@@ -463,10 +485,6 @@ class Store:
     def close(self) -> None:
         """Commit what was submitted, close the files and stop the threads. Safe to call again."""
         if os.getpid() != self._pid:
-            return
-        if self._background is not None and self._background.is_current():
-            # The garbage collector, which runs in any thread, found the last owner here. No thread can wait for itself.
-            threading.Thread(target=self.close, name="holdfast-close").start()
             return
         _open_stores.discard(self)
         self._handle.writer.close()
@@ -542,7 +560,7 @@ class Store:
         from repo.upkeep.convert import convert
 
         self._refuse_if_read_only()
-        return convert(self._handle, engine, progress=progress)
+        return convert(self._handle, engine, progress=check_function(progress, "progress"))
 
 
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()

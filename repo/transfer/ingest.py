@@ -137,7 +137,7 @@ def ingest(
     with ExitStack() as stack:
         inputs = [_input_of(file, form, encoding, stack) for file in _listed(files)]
         passes = _Passes(handle, layout, progress, on_rejected)
-        done = _run(passes, inputs, strict=bool(strict))
+        done = _run(passes, inputs, strict=strict)
     return Ingested(str(handle.files.path), tuple(done), time.monotonic() - began_s)
 
 
@@ -157,8 +157,9 @@ def _input_of(file: Any, form: str, encoding: str, stack: ExitStack) -> Input:
     if not isinstance(file, str | os.PathLike | io.BufferedIOBase | io.RawIOBase):
         raise InvalidFile(f"an element of files is {described(file)}; give a path or a binary stream")
     name = None if isinstance(file, str | os.PathLike) else str(getattr(file, "name", "the stream"))
-    given = Input(file, name=name, encoding=encoding, form=None if form == "auto" else form)  # type: ignore[arg-type]
-    return stack.enter_context(closing(given))
+    stream: Any = file
+    wanted: Any = None if isinstance(form, str) and form == "auto" else form
+    return stack.enter_context(closing(Input(stream, name=name, encoding=encoding, form=wanted)))
 
 
 def _run(passes: _Passes, inputs: Sequence[Input], *, strict: bool) -> list[IngestedFile]:

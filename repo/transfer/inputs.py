@@ -11,8 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal, TextIO, get_args
 
+from repo.arguments import check_path, check_text, shown
 from repo.errors import InvalidFile, InvalidSettings
-from repo.fields import described
 from repo.formats.compression import packing_of, plain_name, unpacked
 from repo.formats.recognition import foreign_format, is_wide_encoding, utf_16_or_32
 from repo.inuse import refuse_own
@@ -64,16 +64,19 @@ class Input:
         encoding: str = "utf-8",
         form: Form | None = None,
     ) -> None:
-        if not isinstance(encoding, str):
-            raise InvalidSettings(f"encoding is {described(encoding)}; names are like utf-8, cp1252")
+        encoding = check_text(encoding, "encoding", error=InvalidSettings)
         try:
             io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="surrogateescape").read()
         except (LookupError, ValueError) as error:
             raise InvalidSettings(
-                f"there is no text encoding {encoding!r:.60}; names are like utf-8, cp1252"
+                f"there is no text encoding {shown(encoding)}; names are like utf-8, cp1252"
             ) from error
-        if form not in (None, *get_args(Form)):
-            raise InvalidSettings(f"format is {form!r:.60}; it may be auto, csv, ndjson or parquet")
+        if form is not None and (not isinstance(form, str) or form not in get_args(Form)):
+            raise InvalidSettings(f"format is {shown(form)}; it may be auto, csv, ndjson or parquet")
+        if name is not None:
+            name = check_text(name, "name", error=InvalidSettings)
+        if not callable(getattr(file, "readable", None)):
+            file = check_path(file, "file")
         self.path: Path | None = None
         self.name = name or str(file)
         self._encoding = encoding

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from repo.arguments import check_path, shown
 from repo.durable import digest
 from repo.errors import InvalidFile, StoreCorrupt, file_error
 from repo.formats.files.bundle import BUNDLE, DRAFT, MANIFEST, VERSION
@@ -224,4 +225,8 @@ def _held(stack: ExitStack, descriptor: int) -> int:
 
 def listed(paths: Any) -> Sequence[Path]:
     """Return the caller's argument, one path or several, as a list of paths."""
-    return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+    try:
+        given = [paths] if isinstance(paths, str | bytes | os.PathLike) else list(paths)
+    except TypeError as error:
+        raise InvalidFile(f"paths = {shown(paths)}: a path or a list of paths is expected") from error
+    return [check_path(path, "paths") for path in given]

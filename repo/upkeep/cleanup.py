@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from repo.arguments import LARGEST, check_count
 from repo.core.deleting import delete_points, delete_records
 from repo.core.handle import Handle
 from repo.core.reserve import Reserve
@@ -81,6 +82,9 @@ class CleanupScope:
             raise InvalidQuery("sensor_id and metric_name select points; set points, or leave them out")
         if not records and (source is not None or min_retries is not None):
             raise InvalidQuery("source and min_retries select records; set records, or leave them out")
+        if min_retries is not None:
+            min_retries = check_count(min_retries, "min_retries", -LARGEST)
+        source = Selection.of(source, None).sensor_id
         in_time = start is not None or end is not None
         for what, wanted, chosen in (
             ("points", points, in_time or sensor_id is not None or metric_name is not None),
@@ -94,13 +98,14 @@ class CleanupScope:
         if not records:
             return cls(selection, None, {})
         start_s, end_s = (None if us is None else us / 1e6 for us in (selection.start_us, selection.end_us))
-        named = (
-            source if source is None or isinstance(source, str) or len(source) <= _LEDGER_NAMES else "a list"
-        )
+        sources = _sources(handle, source)
+        named: object = source if source is None or isinstance(source, str) else list(source)
+        if isinstance(named, list) and len(named) > _LEDGER_NAMES:
+            named = "a list"
         why = {"source": named, "start_s": start_s, "end_s": end_s, "min_retries": min_retries}
         return cls(
             selection if points else None,
-            RecordScope(_sources(handle, source), start_s, end_s, min_retries),
+            RecordScope(sources, start_s, end_s, min_retries),
             {name: value for name, value in why.items() if value is not None},
         )
 

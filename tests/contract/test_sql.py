@@ -68,7 +68,7 @@ def test_it_reads_the_metadata_beside_the_columns_and_leaves_nothing_behind(stor
         store.sql("SELECT * FROM nowhere")
     assert "series_info, records, sinks, losses" in refused.value.__notes__[0]
     assert len(store.points.range(None, None).all()) == 8
-    with pytest.raises(InvalidQuery, match="expected a text"):
+    with pytest.raises(InvalidQuery, match="a text is expected"):
         store.sql(5)  # type: ignore[arg-type]
 
 

@@ -18,11 +18,15 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
+from repo.arguments import check_seconds, check_text, shown
 from repo.delivery.batch import DeliveryBatch
 from repo.delivery.sinks import Receipt
 from repo.errors import InvalidSettings, SinkRefused, SinkUnreachable
 
 __all__ = ["HttpSink"]
+
+_LONGEST_S = 1e6
+"""Python's sockets count no longer timeouts."""
 
 _AGAIN = frozenset({408, 425, 429})
 _ANSWER_BYTES = 65_536
@@ -43,6 +47,10 @@ class HttpSink:
         timeout_s: float = 30.0,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        url = check_text(url, "url", error=InvalidSettings)
+        name = check_text(name, "name", error=InvalidSettings)
+        timeout_s = min(check_seconds(timeout_s, "timeout_s", error=InvalidSettings), _LONGEST_S)
+        headers = _checked(headers)
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -62,7 +70,7 @@ class HttpSink:
         self._headers = {
             "Content-Type": "application/x-ndjson",
             "Accept": "application/json",
-            **(headers or {}),
+            **headers,
         }
 
     @property
@@ -130,3 +138,15 @@ class HttpSink:
             raise SinkUnreachable(
                 f"{self._address} answered {status} without a receipt (a login page, a proxy?): {said}"
             ) from error
+
+
+def _checked(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the caller's headers; raises `InvalidSettings`, without their values, which may be secret."""
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        raise InvalidSettings(f"headers = {shown(headers)}: a dict of texts is expected")
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise InvalidSettings(f"headers: the name {shown(name)} and its value must be texts")
+    return dict(headers)

@@ -52,6 +52,7 @@ DUCKDB = EngineRecord(
     title="DuckDB",
     file_name="timeseries.duckdb",
     companions=(LOG, NOTE),
+    signature=(8, b"DUCK"),
     bytes_a_point=40,  # 5 were measured
     names_a_point=0,
     rewrite_factor=1.0,

@@ -62,6 +62,7 @@ SQLITE = EngineRecord(
     file_name="timeseries.sqlite",
     companions=(LOG, SHARED_MEMORY, "-journal"),
     made_anew=frozenset({SHARED_MEMORY}),
+    signature=(0, b"SQLite format 3\0"),
     bytes_a_point=96,  # 62 were measured
     names_a_point=3,  # in each row, and again in the index on seq; generous
     rewrite_factor=3.5,  # a rewritten table also goes through the log

@@ -25,6 +25,10 @@ COLUMNS = (
 
 Lists = dict[str, Sequence[Any]]
 
+_NESTING = (list, tuple, set, Mapping)
+_DEEPEST = 100
+"""The most levels of lists and dicts in a value that pyarrow is given; it has no limit but the stack's."""
+
 
 class Chunk:
     """Some rows of a table in memory."""
@@ -193,10 +197,29 @@ def _arrow_of(columns: Mapping[str, Any]) -> Any:
     """Return the columns as an Arrow table, or None if one has mixed types that Arrow does not accept."""
     import pyarrow as pa
 
+    if any(map(_is_too_deep, columns.values())):
+        return None
     try:
         return pa.table({name: pa.array(_utc(column)) for name, column in columns.items()})
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         return None
+
+
+def _is_too_deep(column: Any) -> bool:
+    """Return whether a list or an array of objects has a value so nested that pyarrow would crash the process."""
+    if getattr(getattr(column, "dtype", None), "kind", "O") != "O":
+        return False
+    kinds = set(map(type, column))
+    return any(issubclass(kind, _NESTING) for kind in kinds) and not all(
+        _is_shallow(value, _DEEPEST) for value in column
+    )
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    if not isinstance(value, _NESTING):
+        return True
+    inside = value.values() if isinstance(value, Mapping) else value
+    return levels > 0 and all(_is_shallow(one, levels - 1) for one in inside)
 
 
 def _utc(column: Any) -> Any:
@@ -242,8 +265,10 @@ def _of_pandas(frame: Any, chunk_rows: int) -> Table:
     if _installed("pyarrow"):
         import pyarrow as pa
 
-        _checked_names(frame.columns)
+        names = _checked_names(frame.columns)
         try:
+            if any(_is_too_deep(frame[name]) for name in names):
+                raise ValueError("nested too deeply")  # noqa: TRY301
             return _of_arrow(pa.Table.from_pandas(frame, preserve_index=False), chunk_rows)
         except (pa.ArrowException, ValueError, TypeError, OverflowError):
             pass  # a column with mixed objects, which only Python can distinguish

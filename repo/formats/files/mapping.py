@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from repo.arguments import shown
 from repo.errors import InvalidFile, InvalidQuery
 from repo.times import UNIX_EXPONENTS
 
@@ -56,6 +57,8 @@ class ReadPlan:
 
 def check_mapping(columns: Mapping[str, str] | None, time_format: str = "unix") -> dict[str, str]:
     """Return the caller's mapping of fields to columns; `InvalidQuery` if it or the time format is invalid."""
+    if columns is not None and not isinstance(columns, Mapping):
+        raise InvalidQuery(f"columns = {shown(columns)}: a dict of fields and column names is expected")
     mapping = dict(columns or {})
     if time_format not in UNIX_EXPONENTS:
         raise InvalidQuery(f"time_format = {time_format!r}: one of {', '.join(UNIX_EXPONENTS)}")
@@ -63,7 +66,7 @@ def check_mapping(columns: Mapping[str, str] | None, time_format: str = "unix") 
         raise InvalidQuery(f"columns: timestamp_us counts microseconds; with {time_format} map timestamp")
     for field, column in mapping.items():
         if field not in FIELDS:
-            raise InvalidQuery(f"columns: there is no field {field!r}; there are {', '.join(FIELDS)}")
+            raise InvalidQuery(f"columns: there is no field {shown(field)}; there are {', '.join(FIELDS)}")
         if not isinstance(column, str):
             raise InvalidQuery(f"columns: the column of {field} is a name, not {type(column).__name__}")
     if {"timestamp", "timestamp_us"} <= mapping.keys():

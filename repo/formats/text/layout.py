@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from repo.arguments import shown
 from repo.errors import InvalidSettings, Refusal
 from repo.fields import described, name_of
 from repo.formats.lines import undecodable
@@ -164,6 +165,7 @@ _TEXTS = (
     "decimal",
 )
 _OPTIONAL_TEXTS = ("sensor", "metric", "comment", "delimiter", "thousands")
+_NEEDED_LISTS = ("ignored", "text_metrics", "time_columns", "time_formats", "missing")
 _SWITCHES = ("mixed", "on_off")
 _MOST_LINES = {"header": 1_000_000, "skip": 1_000_000, "footer": 10_000}
 _OPTIONS = {field: option for option, field in _RENAMED.items()}
@@ -175,11 +177,13 @@ def layout_of(options: Mapping[str, Any]) -> Layout:
     for name in ("ignored", "text_metrics", "missing"):
         given[name] = () if given.get(name) is None else given[name]
     for name in _LISTS:
-        if given.get(name) is not None:
+        if given.get(name) is not None or name in _NEEDED_LISTS:
             given[name] = _texts(_OPTIONS.get(name, name), given[name])
     given["metrics"] = given.get("metrics") or None
-    given["columns"] = _pairs(given.get("columns") or ())
-    if given.get("delimiter") in ("tab", "\\t"):
+    columns = given.get("columns")
+    given["columns"] = () if columns is None else _pairs(columns)
+    delimiter = given.get("delimiter")
+    if isinstance(delimiter, str) and delimiter in ("tab", "\\t"):
         given["delimiter"] = "\t"
     layout = Layout(**given)
     check_layout(layout)
@@ -195,7 +199,7 @@ def _texts(option: str, value: Any) -> tuple[str, ...]:
     except TypeError:
         raise InvalidSettings(f"{option} is {described(value)}; give a text or several") from None
     if option == "missing":
-        found = tuple(repr(mark) if type(mark) in (int, float) else mark for mark in found)
+        found = tuple(shown(mark) if type(mark) in (int, float) else mark for mark in found)
     return found
 
 
@@ -249,7 +253,7 @@ def _check_types(layout: Layout) -> None:
             raise InvalidSettings(f"{name} is {described(getattr(layout, name))}; it may be True or False")
     for name, most in _MOST_LINES.items():
         value = getattr(layout, name)
-        if name == "header" and value in (None, "none"):
+        if name == "header" and (value is None or (isinstance(value, str) and value == "none")):
             continue
         if type(value) is not int or not (name == "header") <= value <= most:
             hint = (
@@ -257,7 +261,7 @@ def _check_types(layout: Layout) -> None:
                 if name == "header"
                 else f"a number of lines, at most {most:,}"
             )
-            raise InvalidSettings(f"{name} is {value!r:.40}; give {hint}")
+            raise InvalidSettings(f"{name} is {shown(value)}; give {hint}")
 
 
 def _check_name(use: str, name: str | None) -> None:
