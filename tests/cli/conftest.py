@@ -56,10 +56,12 @@ class Command:
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     for name in [name for name in os.environ if name.startswith("HOLDFAST_") and "TEST" not in name]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "100")
+    if {"engine", "on_duckdb"}.isdisjoint(request.fixturenames):
+        monkeypatch.setenv("HOLDFAST_ENGINE", "sqlite")
 
 
 @pytest.fixture
