@@ -14,6 +14,7 @@ import pytest
 
 from repo import Settings, Store
 from repo.repositories.ledger import LedgerRepository, Loss
+from tests.conftest import Templates
 
 
 def _settings(engine: Any) -> Settings:
@@ -21,8 +22,9 @@ def _settings(engine: Any) -> Settings:
 
 
 @pytest.fixture
-def killed(engine: str, tmp_path: Path) -> Path:
+def killed(engine: str, tmp_path: Path, templates: Templates) -> Path:
     """The folder of a store that was killed, with its mark moved to the twentieth point and record."""
+    templates.copy(engine, 1, tmp_path / "live")
     with Store(tmp_path / "live", _settings(engine)) as store:
         for number in range(10):
             store.points.insert("a", "t", float(number), number)

@@ -39,12 +39,22 @@ def fill(folder: Path) -> list[tuple[str, int, float]]:
 
 
 @pytest.fixture
-def torn_store(tmp_path: Path, seed: int) -> tuple[Path, list[tuple[str, int, float]]]:
+def torn_store(
+    _torn: tuple[Path, list[tuple[str, int, float]]], tmp_path: Path
+) -> tuple[Path, list[tuple[str, int, float]]]:
     """The store after a checkpoint has written its data and half of its metadata block, but not its header."""
+    made, wanted = _torn
+    shutil.copytree(made, tmp_path / "store")
+    return tmp_path / "store", wanted
+
+
+@pytest.fixture(scope="module")
+def _torn(tmp_path_factory: pytest.TempPathFactory, seed: int) -> tuple[Path, list[tuple[str, int, float]]]:
     rng = random.Random(seed)
-    folder = tmp_path / "store"
+    home = tmp_path_factory.mktemp("torn")
+    folder = home / "store"
     wanted = fill(folder)
-    after = tmp_path / "after"
+    after = home / "after"
     shutil.copytree(folder, after)
     with Store(after, SETTINGS) as store:
         store.checkpoint()
@@ -64,6 +74,7 @@ def torn_store(tmp_path: Path, seed: int) -> tuple[Path, list[tuple[str, int, fl
 
 def stored(folder: Path) -> list[tuple[str, int, float]]:
     with Store(folder, SETTINGS) as store:
+        store._handle.columns.stays_open = True
         rows = [
             (r["sensor_id"], r["timestamp_us"] // 10**6, r["value"]) for r in store.points.range(None, None)
         ]

@@ -13,7 +13,8 @@ import pytest
 
 from repo import Settings, Store
 from repo.transfer.importer import verify_parquet
-from tests.conftest import start_python
+from tests.conftest import Templates
+from tests.starter import Starter
 
 WORK = """
 import functools, importlib, sys
@@ -76,8 +77,9 @@ LONG = 100
 
 
 @pytest.fixture
-def source(tmp_path: Path, engine: str) -> Store:
+def source(tmp_path: Path, engine: str, templates: Templates) -> Store:
     """A closed store with some days of points."""
+    templates.copy(engine, 1, tmp_path / "source")
     store = Store(tmp_path / "source", Settings(background=False, engine=engine))  # type: ignore[arg-type]
     rows = [(f"s{n % 5}", "m", day * 86_400 + n, n / 8) for day in range(DAYS) for n in range(DAY_ROWS)]
     store.points.insert_many(rows)
@@ -93,15 +95,15 @@ def points_of(folder: Path) -> list[Any]:
         ]
 
 
-def killed(what: str, store: Path, path: Path, after_s: float) -> str:
+def killed(starter: Starter, what: str, store: Path, path: Path, after_s: float) -> str:
     """Start the work and kill it; returns the step that it was in, or `done`."""
-    process = start_python(WORK, what, store, path, " ".join(STEPS[what.split()[0]]))
-    assert process.stdout is not None
+    process = starter.open(["-c", WORK, what, store, path, " ".join(STEPS[what.split()[0]])])
     while process.stdout.readline() != "open\n":
         assert process.poll() is None
     time.sleep(after_s)
     process.kill()
     said, told = process.communicate()
+    process.close()
     assert not told, told
     return [*said.splitlines(), "before the first step"][-1 if not said else -2]
 
@@ -118,13 +120,13 @@ def kill_often(times: int, seed: int, work: Callable[[float], str]) -> None:
     print(f"{times} kills: {dict(where.most_common())}")
 
 
-def kills_in_exports(source: Store, tmp_path: Path, seed: int, times: int) -> None:
+def kills_in_exports(source: Store, tmp_path: Path, starter: Starter, seed: int, times: int) -> None:
     def work(after_s: float) -> str:
-        step = killed("export", source.path, tmp_path / "bundle", after_s)
+        step = killed(starter, "export", source.path, tmp_path / "bundle", after_s)
         if (tmp_path / "bundle" / "manifest.json").exists():
             assert verify_parquet([tmp_path / "bundle"], Settings()).points == DAYS * DAY_ROWS
             (tmp_path / "bundle").rename(tmp_path / f"bundle-{time.monotonic_ns()}")
-        done = killed("export one", source.path, tmp_path / "one.parquet", after_s) == "done"
+        done = killed(starter, "export one", source.path, tmp_path / "one.parquet", after_s) == "done"
         if done or (tmp_path / "one.parquet").exists():
             assert verify_parquet([tmp_path / "one.parquet"], Settings()).points == DAYS * DAY_ROWS
         return step
@@ -135,15 +137,23 @@ def kills_in_exports(source: Store, tmp_path: Path, seed: int, times: int) -> No
     assert verify_parquet([tmp_path / "bundle"], Settings()).verified == DAYS
 
 
-def kills_in_imports(source: Store, tmp_path: Path, engine: str, seed: int, times: int) -> None:
+def kills_in_imports(
+    source: Store,
+    tmp_path: Path,
+    engine: str,
+    starter: Starter,
+    templates: Templates,
+    seed: int,
+    times: int,
+) -> None:
     expected = points_of(source.path)
     with Store(source.path, Settings(background=False)) as store:
         store.export_parquet(tmp_path / "bundle", partition="day")
 
     def work(after_s: float) -> str:
         target = tmp_path / f"target-{time.monotonic_ns()}"
-        Store(target, Settings(background=False, engine=engine)).close()  # type: ignore[arg-type]
-        step = killed("import", target, tmp_path / "bundle", after_s)
+        templates.copy(engine, 2, target)
+        step = killed(starter, "import", target, tmp_path / "bundle", after_s)
         stored = points_of(target)
         assert set(stored) <= set(expected)
         assert len(set(stored)) == len(stored)
@@ -158,23 +168,25 @@ def kills_in_imports(source: Store, tmp_path: Path, engine: str, seed: int, time
 
 @pytest.mark.slow_on("sqlite")
 def test_a_killed_export_leaves_complete_files_and_can_resume(
-    source: Store, tmp_path: Path, seed: int
+    source: Store, tmp_path: Path, starter: Starter, seed: int
 ) -> None:
-    kills_in_exports(source, tmp_path, seed, SHORT)
+    kills_in_exports(source, tmp_path, starter, seed, SHORT)
 
 
 @pytest.mark.slow_on("sqlite")
 def test_a_killed_import_is_completed_by_another_one(
-    source: Store, tmp_path: Path, engine: str, seed: int
+    source: Store, tmp_path: Path, engine: str, starter: Starter, templates: Templates, seed: int
 ) -> None:
-    kills_in_imports(source, tmp_path, engine, seed, SHORT)
+    kills_in_imports(source, tmp_path, engine, starter, templates, seed, SHORT)
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_in_exports(source: Store, tmp_path: Path, seed: int) -> None:
-    kills_in_exports(source, tmp_path, seed, LONG)
+def test_a_hundred_kills_in_exports(source: Store, tmp_path: Path, starter: Starter, seed: int) -> None:
+    kills_in_exports(source, tmp_path, starter, seed, LONG)
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_in_imports(source: Store, tmp_path: Path, engine: str, seed: int) -> None:
-    kills_in_imports(source, tmp_path, engine, seed, LONG)
+def test_a_hundred_kills_in_imports(
+    source: Store, tmp_path: Path, engine: str, starter: Starter, templates: Templates, seed: int
+) -> None:
+    kills_in_imports(source, tmp_path, engine, starter, templates, seed, LONG)
