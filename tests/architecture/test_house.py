@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import repo
+from tests.conftest import ENGINES
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path for path in [*(ROOT / "repo").rglob("*.py"), ROOT / "cli.py"] if path.exists())
@@ -74,19 +75,18 @@ def test_importing_the_library_is_light() -> None:
     assert not imported_by("from repo import Store, Settings, PointRepository") & heavy
 
 
-@pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
-def test_using_an_open_store_needs_no_optional_package(tmp_path: Path, engine: str) -> None:
-    path = str(tmp_path / "store")
+def test_using_an_open_store_needs_no_optional_package(tmp_path: Path) -> None:
     use = f"""
 import sys
 for name in ("pyarrow", "numpy", "pandas", "polars", "pytz"):
     sys.modules[name] = None
 from repo import Settings, Store
-with Store({path!r}, Settings(engine={engine!r})) as store:
-    store.points.insert_many([("a", "m", at, 1.0) for at in range(100)])
-    assert len(store.points.range("a", "m").all()) == 100
-    assert store.points.aggregate("a", "m", agg="sum", every="1m")
-    assert store.sql("SELECT count(*) AS n FROM time_series_data") == [{{"n": 100}}]
-    store.checkpoint()
+for engine in {ENGINES!r}:
+    with Store({str(tmp_path)!r} + "/" + engine, Settings(engine=engine)) as store:
+        store.points.insert_many([("a", "m", at, 1.0) for at in range(100)])
+        assert len(store.points.range("a", "m").all()) == 100
+        assert store.points.aggregate("a", "m", agg="sum", every="1m")
+        assert store.sql("SELECT count(*) AS n FROM time_series_data") == [{{"n": 100}}]
+        store.checkpoint()
 """
     imported_by(use)

@@ -8,7 +8,6 @@ import random
 import shutil
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -125,7 +124,7 @@ def test_looking_makes_nothing_and_tells_steps_rows_and_bytes(command: Command, 
 
 
 def test_logs_and_a_journal_that_a_kill_left_beside_the_files_come_along(
-    command: Command, old: Path, new: Path
+    command: Command, old: Path, new: Path, starter: Starter
 ) -> None:
     code = """
 import os, sqlite3, sys, duckdb
@@ -137,7 +136,7 @@ points = duckdb.connect(sys.argv[1] + "/timeseries.duckdb")
 points.execute("INSERT INTO time_series_data VALUES (5, 'in the log', 'm', 1.5, 100, NULL)")
 os._exit(0)
 """
-    subprocess.run([sys.executable, "-c", code, str(old)], check=True)
+    assert starter.run(["-c", code, old]).returncode == 0
     assert (old / "offline_buffer.db-wal").exists()
     assert (old / "timeseries.duckdb.wal").exists()
     before = listing(old)
@@ -150,7 +149,7 @@ os._exit(0)
 
 
 def test_a_rollback_journal_that_is_hot_is_played_back_in_the_copy_only(
-    command: Command, old: Path, new: Path
+    command: Command, old: Path, new: Path, starter: Starter
 ) -> None:
     code = """
 import os, sqlite3, sys
@@ -161,7 +160,7 @@ records.execute("BEGIN")
 records.execute("UPDATE buffered_records SET source = source || hex(randomblob(9000))")
 os._exit(0)
 """
-    subprocess.run([sys.executable, "-c", code, str(old)], check=True)
+    assert starter.run(["-c", code, old]).returncode == 0
     assert (old / "offline_buffer.db-journal").exists()
     before = listing(old)
     command("adopt", old, new)

@@ -17,7 +17,13 @@ def fill(storage: DuckDBTimeSeriesStorage) -> None:
         storage.insert_batch([(sensor, "m", 100.0 + n, float(n)) for n in range(5)])
 
 
-@pytest.mark.parametrize("name", ["p.parquet", "it's.parquet", 'say "x" [*].parquet'])
+@pytest.mark.parametrize(
+    ("engine", "name"),
+    [
+        *(("duckdb", name) for name in ("p.parquet", "it's.parquet", 'say "x" [*].parquet')),
+        ("sqlite", 'say "x" [*].parquet'),
+    ],
+)
 def test_what_goes_out_comes_back_under_any_path(make_storage: Any, tmp_path: Path, name: str) -> None:
     storage, other = make_storage("a.duckdb"), make_storage("b.duckdb")
     fill(storage)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from repo import InvalidPoint, Store
-from tests.conftest import OpenStore
+from tests.conftest import OpenStore, RunPython
 
 pa = pytest.importorskip("pyarrow")
 
@@ -113,17 +110,21 @@ def test_a_table_may_give_an_empty_series_another_kind(store: Store) -> None:
     assert store.points.aggregate("a", "m", agg="sum")[0]["sum"] == ROWS
 
 
-def test_another_process_learns_that_a_series_has_another_kind(open_store: OpenStore, tmp_path: Path) -> None:
+def test_another_process_learns_that_a_series_has_another_kind(
+    open_store: OpenStore, run_python: RunPython
+) -> None:
     store = open_store("site")
     store.points.insert("a", "m", "n/a", timestamp=1)
-    other = f"""
+    other = """
+import sys
 from repo import Settings, Store
-with Store({str(store.path)!r}, Settings(background=False)) as store:
+with Store(sys.argv[1], Settings(background=False)) as store:
     store.points.delete("a", "m")
     store.flush()
     store.points.insert("a", "m", 1.0, timestamp=2)
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", other], check=True, cwd=Path(__file__).parents[2])
+    done = run_python(other, store.path)
+    assert done.returncode == 0, done.stderr
     with pytest.raises(InvalidPoint, match="holds number values"):
         store.points.insert("a", "m", "n/a", timestamp=3)
     store.points.insert("a", "m", 2.0, timestamp=4)

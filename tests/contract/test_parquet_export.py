@@ -20,7 +20,7 @@ import pytest
 from repo import InvalidFile, InvalidQuery, Store
 from repo.lease import read_holder
 from repo.transfer import exporter
-from tests.conftest import OpenStore, RunPython, start_python
+from tests.conftest import OpenStore, RunPython
 
 DAY_S = 86_400
 BEGIN_S = 1_714_521_600
@@ -436,14 +436,13 @@ with Store(sys.argv[1], Settings(background=False)) as store:
 
 
 @pytest.mark.slow_on("sqlite")
-def test_two_processes_do_not_write_one_file_at_once(store: Store, tmp_path: Path) -> None:
+def test_two_processes_do_not_write_one_file_at_once(store: Store, tmp_path: Path, spawn: Any) -> None:
     points = fill(store, days=1)
     store.close()
     file = tmp_path / "all.parquet"
-    first = start_python(EXPORT_AND_WAIT, store.path, file)
-    assert first.stdout is not None
+    first = spawn(EXPORT_AND_WAIT, store.path, file)
     assert first.stdout.readline() == "began\n"
-    second = start_python(EXPORT_AND_WAIT, store.path, file)
+    second = spawn(EXPORT_AND_WAIT, store.path, file)
     _, told = second.communicate("\n", timeout=300)
     assert "StoreBusy" in told
     first.communicate("\n", timeout=300)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store
-from tests.starter import Starter
+from tests.starter import PipedProcess, Starter
 from tests.without_duckdb.environment import make
 
 pytestmark = pytest.mark.duckdb  # it takes both environments
@@ -66,20 +66,17 @@ def run(starter_there: Starter) -> Run:
 
 
 @pytest.fixture
-def beside(python: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def beside(starter_there: Starter) -> Iterator[Callable[..., PipedProcess]]:
     """Start scripts in that environment that live beside the test."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[PipedProcess] = []
 
-    def start(script: str, *arguments: object) -> subprocess.Popen[str]:
-        command = [str(python), "-W", "error", "-c", script, *map(str, arguments)]
-        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        started.append(subprocess.Popen(command, cwd=ROOT, text=True, **pipes))
+    def start(script: str, *arguments: object) -> PipedProcess:
+        started.append(starter_there.open(["-c", script, *arguments]))
         return started[-1]
 
     yield start
     for process in started:
-        process.kill()
-        process.communicate()
+        process.close()
 
 
 def test_neither_duckdb_nor_its_dialect_is_there(run: Run) -> None:
