@@ -123,6 +123,18 @@ def export(
     show_default=True,
     help="Unit of numeric timestamps: seconds, milliseconds or microseconds since 1970.",
 )
+@click.option(
+    "--zone",
+    metavar="ZONE",
+    default="UTC",
+    show_default=True,
+    help="Time zone of times without one: an IANA name, or an offset such as -07:00.",
+)
+@click.option("--sensor", metavar="NAME", help="Sensor of every row; replaces the column.")
+@click.option("--metric", metavar="NAME", help="Metric of every row; replaces the column.")
+@click.option(
+    "--only", metavar="COLUMN", multiple=True, help="Read only this metric of a wide file. Repeatable."
+)
 @global_options
 @click.pass_obj
 def import_(
@@ -133,29 +145,40 @@ def import_(
     keep_existing: bool,
     columns: tuple[str, ...],
     time_format: Literal["unix", "unix_ms", "unix_us"],
+    zone: str,
+    sensor: str | None,
+    metric: str | None,
+    only: tuple[str, ...],
 ) -> None:
     """Read Parquet and exported NDJSON into the store: files, folders, bundles.
 
     Reads exports, including those of the legacy program, and Parquet files of other programs. Use `holdfast ingest` for
-    other NDJSON. Every file is validated first: if one is damaged or lacks a column, nothing is stored. Stored points
-    are kept unless you pass --overwrite. Importing the same files again changes nothing. Rows that cannot be stored
-    are skipped and counted, and the exit code is 3. `holdfast recover` is the same command.
+    other NDJSON. A Parquet file without columns for metric and value is wide: each of its other columns is a metric.
+    Every file is validated first: if one is damaged or lacks a column, nothing is stored. Stored points are kept unless
+    you pass --overwrite. Importing the same files again changes nothing. Rows that cannot be stored are skipped and
+    counted, and the exit code is 3. `holdfast recover` is the same command.
 
     \b
     JSON: {"files", "verified": files with a SHA-256, "read", "stored", "present",
     "duplicates", "nulls", "refused", "no_reading", "problems": [text]}; with
     --verify {"files", "verified", "points", "bytes"}
     """
-    mapping = _mapping(columns)
+    reading: dict[str, Any] = {
+        "columns": _mapping(columns),
+        "time_format": time_format,
+        "zone": zone,
+        "sensor": sensor,
+        "metric": metric,
+        "only": only or None,
+    }
     if verify:
-        _verify(session, paths, mapping, time_format)
+        _verify(session, paths, reading)
         return
     with session.opened(read_only=dry_run) as store, session.progress("import") as show:
         done = store.import_parquet(
             paths,
             on_conflict="keep" if keep_existing else "overwrite",
-            columns=mapping,
-            time_format=time_format,
+            **reading,
             dry_run=dry_run,
             progress=show,
         )
@@ -169,12 +192,13 @@ def import_(
         raise click.exceptions.Exit(Exit.PROBLEMS)
 
 
-def _verify(session: Session, paths: tuple[Path, ...], mapping: dict[str, str], time_format: str) -> None:
+def _verify(session: Session, paths: tuple[Path, ...], reading: dict[str, Any]) -> None:
+    from repo.formats.files.mapping import Reading
     from repo.settings import Settings
     from repo.transfer.importer import verify_parquet
 
     settings = Settings.load(session.files().folder)
-    found = verify_parquet(paths, settings, columns=mapping, time_format=time_format)
+    found = verify_parquet(paths, settings, Reading.of(**reading))
     if session.as_json:
         print_json(found.as_dict())
         return

@@ -247,6 +247,10 @@ class Store:
         on_conflict: Literal["keep", "overwrite"] = "keep",
         columns: Mapping[str, str] | None = None,
         time_format: Literal["unix", "unix_ms", "unix_us"] = "unix",
+        zone: str = "UTC",
+        sensor: str | None = None,
+        metric: str | None = None,
+        only: Mapping[str, str] | str | Sequence[str] | None = None,
         dry_run: bool = False,
         progress: Progress = _unseen,
     ) -> Imported:
@@ -254,8 +258,14 @@ class Store:
 
         Reads exports, files of the legacy program and of other writers. The column names are those of
         `points.insert_table`; `columns` maps a field to another name (`{"sensor_id": "tag"}`). Numbers in the column
-        `timestamp` are Unix seconds, or as `time_format` says. Unknown columns are ignored, with a warning in the log.
-        Files that `export_ndjson` wrote are recognized by their content.
+        `timestamp` are Unix seconds, or as `time_format` says; texts are ISO 8601. Times without a zone or an offset
+        are in `zone`, an IANA name or an offset; those that occur twice or never, as the clock is changed, are refused.
+        If there is no `timestamp`, the only column with times is used. Unknown columns are ignored, with a warning in
+        the log. Files that `export_ndjson` wrote are recognized by their content.
+
+        A file without columns for metric and value is wide: its other columns, which must be numbers or booleans, are
+        metrics, and nulls and NaN in them are no points. `only` names these columns instead, and may include texts; a
+        mapping gives the column of each metric. `sensor` and `metric` apply to every row, instead of a column.
 
         `on_conflict="keep"` keeps stored points, so that later corrections are not undone; `"overwrite"` replaces them.
         Importing again changes nothing.
@@ -265,14 +275,21 @@ class Store:
         next to it. Rows that cannot be stored are counted and skipped. A later error or a kill leaves some of the
         points stored; importing again completes the import. `dry_run` only counts.
         """
+        from repo.formats.files.mapping import Reading
         from repo.transfer.importer import import_parquet
 
         return import_parquet(
             self._handle,
             paths,
             on_conflict=check_choice(on_conflict, "on_conflict", ("keep", "overwrite")),
-            columns=columns,
-            time_format=check_choice(time_format, "time_format", tuple(UNIX_EXPONENTS)),
+            reading=Reading.of(
+                columns,
+                check_choice(time_format, "time_format", tuple(UNIX_EXPONENTS)),
+                zone,
+                sensor,
+                metric,
+                only,
+            ),
             dry_run=check_flag(dry_run, "dry_run"),
             progress=check_function(progress, "progress"),
         )

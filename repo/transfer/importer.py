@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from repo.errors import HoldfastError, InvalidFile, InvalidQuery, Refusal, Store
 from repo.formats.arrays.tables import Held, HeldPages
 from repo.formats.compression import packing_of
 from repo.formats.files.formats import FileReader, ReadPage, Validation
-from repo.formats.files.mapping import ReadPlan, check_mapping, plan_of
+from repo.formats.files.mapping import Reading, ReadPlan, plan_of
 from repo.formats.files.ndjson import opened_ndjson
 from repo.formats.files.parquet import reader_here
 from repo.formats.recognition import foreign_format, utf_16_or_32
@@ -43,6 +44,8 @@ Progress = Callable[[int, int], object]
 
 _MOST_PROBLEMS = 20
 _UNITS = {1_000_000: "seconds", 1_000: "milliseconds", 1: "microseconds"}
+
+_USUAL = Reading()
 
 _MOST_PAGES = 16
 """Pages that become durable together, about four million points. A checkpoint per page would double the time."""
@@ -114,23 +117,26 @@ class _Validated:
     bytes: int
     verified: bool
 
+    @property
+    def points(self) -> int:
+        """The number of points; for a wide file the most that it may have."""
+        return self.validation.rows * max(1, len(self.plan.wide))
+
 
 def import_parquet(
     handle: Handle,
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     on_conflict: Literal["keep", "overwrite"],
-    columns: Mapping[str, str] | None,
-    time_format: str,
+    reading: Reading,
     dry_run: bool,
     progress: Progress,
 ) -> Imported:
     """See `Store.import_parquet`."""
     if on_conflict not in ("keep", "overwrite"):
         raise InvalidQuery(f"on_conflict = {on_conflict!r}: 'keep' or 'overwrite'")
-    mapping = check_mapping(columns, time_format)
-    found = [_validate(handle.settings, source, mapping, time_format) for source in sources_of(listed(paths))]
-    total = sum(one.validation.rows for one in found)
+    found = [_validate(handle.settings, source, reading) for source in sources_of(listed(paths))]
+    total = sum(one.points for one in found)
     with kept_open(handle.columns), closing(Bulk(handle)) as bulk:
         job = _Import(handle, bulk, on_conflict, total, progress, dry_run=dry_run)
         for one in found:
@@ -153,16 +159,13 @@ def import_parquet(
 def verify_parquet(
     paths: Sequence[Path],
     settings: Settings,
-    *,
-    columns: Mapping[str, str] | None = None,
-    time_format: str = "unix",
+    reading: Reading = _USUAL,
 ) -> Verified:
     """Validate every file as an import does, without a store. Raises the same errors as `Store.import_parquet`."""
-    mapping = check_mapping(columns, time_format)
-    found = [_validate(settings, source, mapping, time_format) for source in sources_of(paths)]
+    found = [_validate(settings, source, reading) for source in sources_of(paths)]
     return Verified(
         files=len(found),
-        points=sum(one.validation.rows for one in found),
+        points=sum(one.points for one in found),
         bytes=sum(one.bytes for one in found),
         verified=sum(one.verified for one in found),
     )
@@ -191,19 +194,13 @@ def _refuse_other_formats(head: bytes, path: Path) -> None:
         raise InvalidFile(f"{path} cannot be read as Parquet: it is {what}", path=path)
 
 
-def _validate(settings: Settings, source: Source, mapping: Mapping[str, str], time_format: str) -> _Validated:
+def _validate(settings: Settings, source: Source, reading: Reading) -> _Validated:
     """Read a whole file once, to check that it is undamaged and its columns are usable."""
     with source.opened() as descriptor:
         size = os.fstat(descriptor).st_size
         verified = source.verify(descriptor)
         with _opened(settings, source, descriptor) as reader:
-            plan = plan_of(
-                reader.types(),
-                mapping,
-                source.path,
-                accept_bool=settings.accept_bool,
-                time_format=time_format,
-            )
+            plan = plan_of(reader.types(), reading, source.path)
             validation = reader.validate(plan)
     if source.points is not None and validation.rows != source.points:
         raise StoreCorrupt(
@@ -237,18 +234,14 @@ class _Import:
         self._dry_run = dry_run
         self._kinds: dict[tuple[str, str], str] = {}
         self._under_way = 0
-        self._numbers: str | None = None
-        self._unit = ""
+        self._advice: str | None = None
         self._spans: dict[tuple[str, str], list[tuple[int, int]]] = {}
         self._overlaps = False
         self.counts = _Counts()
 
     def run(self, file: _Validated) -> None:
         """Store all rows of a file. An error has a note that says what was stored before it."""
-        time = file.plan.types.get("timestamp")
-        plain = time is not None and time.family in ("integer", "float")
-        self._numbers = file.plan.columns["timestamp"] if plain else None
-        self._unit = _UNITS[file.plan.us_per_count]
+        self._advice = _advice_on_times(file.plan)
         try:
             with (
                 file.source.opened() as descriptor,
@@ -283,13 +276,10 @@ class _Import:
         self.counts.stored += self._under_way - len(refusals)
         self._under_way = 0
         for refusal in refusals[:_MOST_PROBLEMS]:
-            if refusal.field == "timestamp_us" and self._numbers is not None:
-                self._note(
-                    source,
-                    f"timestamp: the numbers of {self._numbers!r} are read as {self._unit} since 1970 and are "
-                    "outside the years 1678 to 2261; if they are in another unit, set it: time_format "
-                    "(--time-format) is unix, unix_ms or unix_us",
-                )
+            if refusal.field == "timestamp_us" and self._advice is not None:
+                self._note(source, self._advice)
+            elif refusal.field == "quality" and "32 bits" in refusal.reason:
+                self._note(source, "quality: is no integer of 32 bits")
             else:
                 self._note(source, f"{refusal.field}: {refusal.reason}")
 
@@ -360,3 +350,24 @@ class _Import:
         line = f"{source.path}: {problem}"
         if len(self.counts.problems) < _MOST_PROBLEMS and line not in self.counts.problems:
             self.counts.problems.append(line)
+
+
+def _advice_on_times(plan: ReadPlan) -> str | None:
+    """Return what a refused time of this file may mean; None if its type says it."""
+    if "timestamp" not in plan.types:
+        return None
+    column, family = plan.columns["timestamp"], plan.types["timestamp"].family
+    if family in ("integer", "float"):
+        return (
+            f"timestamp: the numbers of {column!r} are read as {_UNITS[plan.us_per_count]} since 1970 and are "
+            "outside the years 1678 to 2261; if they are in another unit, set it: time_format "
+            "(--time-format) is unix, unix_ms or unix_us"
+        )
+    twice = ""
+    if plan.zone is not UTC:
+        twice = f", or name a time that occurs twice or never in {plan.zone}, where the clock is changed"
+    if family == "text":
+        return f"timestamp: texts of {column!r} are not ISO 8601 from 1678 to 2261{twice}"
+    if family == "naive" and twice:
+        return f"timestamp: times of {column!r} are outside the years 1678 to 2261{twice}; write the column with a zone"
+    return None

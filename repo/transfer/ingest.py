@@ -28,6 +28,7 @@ from repo.errors import (
 )
 from repo.fields import described
 from repo.formats.compression import plain_name
+from repo.formats.files.mapping import Reading
 from repo.formats.text.columns import is_position
 from repo.formats.text.csv import read_csv
 from repo.formats.text.layout import Layout, ReadingChunk, Rejected, layout_of, time_reader
@@ -165,7 +166,7 @@ def _input_of(file: Any, form: str, encoding: str, stack: ExitStack) -> Input:
 def _run(passes: _Passes, inputs: Sequence[Input], *, strict: bool) -> list[IngestedFile]:
     for given in inputs:
         if given.detect() == "parquet":
-            passes.mapping_of(given)
+            passes.reading_of(given)
     if strict:
         checked = [passes.run(given, check_only=True) for given in inputs]
         if any(file.rejected for file in checked):
@@ -280,8 +281,7 @@ class _Passes:
             self._handle,
             [given.path],
             on_conflict="overwrite",
-            columns=self.mapping_of(given),
-            time_format=_counted(self._layout.time_formats),
+            reading=self.reading_of(given),
             dry_run=check_only,
             progress=lambda rows, _total: self._progress(given, rows),
         )
@@ -295,25 +295,21 @@ class _Passes:
         self._overwritten += overwritten
         return IngestedFile(given.name, acknowledged - overwritten, overwritten, rejected, done.no_reading)
 
-    def mapping_of(self, given: Input) -> dict[str, str]:
-        """Return the Parquet column of each field; raises `InvalidSettings` for options that apply to text only."""
+    def reading_of(self, given: Input) -> Reading:
+        """Return how to read Parquet by the layout; raises `InvalidSettings` for options that apply to text only."""
         layout, usual = self._layout, Layout()
         for option, is_given in (
-            ("a sensor or a metric for all lines", layout.sensor is not None or layout.metric is not None),
-            (
-                "the wide shape",
-                layout.shape == "wide" or layout.metrics is not None or bool(layout.columns),
-            ),
             ("several time columns", len(layout.time_columns) > 1),
             ("marks of missing readings", bool(layout.missing)),
             ("columns by position", any(map(is_position, _names_of(layout)))),
+            ("times that occur twice", layout.ambiguous != "refuse"),
         ):
             if is_given:
                 raise InvalidSettings(
                     f"{given.name} is Parquet, which does not support {option}; ingest it separately"
                 )
         time = layout.time_columns[0]
-        return {
+        columns = {
             field: column
             for field, column, same in (
                 ("sensor_id", layout.sensor_column, usual.sensor_column),
@@ -324,6 +320,18 @@ class _Passes:
             )
             if column != same
         }
+        metrics: dict[str, str] | None = None
+        if layout.metrics is not None or layout.columns:
+            metrics = {name: name for name in layout.metrics or ()} | dict(layout.columns)
+        return Reading.of(
+            columns,
+            _counted(layout.time_formats),
+            layout.zone,
+            layout.sensor,
+            layout.metric,
+            metrics,
+            layout.ignored,
+        )
 
     def check(self, rows: list[Any]) -> None:
         """Refuse the same rows as the store would, and write nothing."""

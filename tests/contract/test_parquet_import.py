@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import struct
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -153,12 +155,11 @@ BAD_COLUMNS: dict[str, tuple[dict[str, Any], str]] = {
     "no time": ({"timestamp_us": None}, "no column 'timestamp'"),
     "no value": ({"value": None}, "no column 'value'"),
     "numbers as names": ({"sensor_id": [1, 2]}, "sensor_id must be text"),
-    "a time without a zone": ({"timestamp": pa.array([1, 2], pa.timestamp("us"))}, "times with a zone"),
+    "a time of day": ({"timestamp": pa.array([1, 2], pa.time64("us"))}, "times without a zone"),
     "times as text": ({"timestamp_us": ["1", "2"]}, "timestamp_us must be integers"),
-    "broken quality": ({"quality": [1.5, 2.0]}, "quality must be integers"),
-    "bools": ({"value": [True, False]}, "value must be numbers"),
+    "quality as text": ({"quality": ["1", "2"]}, "quality must be integers"),
     "lists": ({"value": [[1.0], [2.0]]}, "value must be numbers"),
-    "bytes": ({"sensor_id": pa.array([b"a", b"b"], pa.binary())}, "sensor_id must be text"),
+    "no text": ({"sensor_id": pa.array([b"a", b"\xff"], pa.binary())}, "cannot be read as Parquet"),
     "metadata as a list": ({"metadata": [[1], [2]]}, "metadata must be text"),
 }
 
@@ -442,10 +443,67 @@ def test_columns_of_the_same_name_are_reported_by_pyarrow(tmp_path: Path, run_py
     assert "a.parquet has several columns 'value'" in done.stdout, done.stderr
 
 
-def test_times_without_a_zone_are_reported_with_advice(store: Store, tmp_path: Path) -> None:
-    naive = pa.array([BEGIN_US], pa.timestamp("us"))
-    with pytest.raises(InvalidFile, match="write the column as UTC"):
-        store.import_parquet(write(tmp_path / "a.parquet", timestamp=naive))
+BERLIN = {
+    "2026-03-29 01:30": 1,
+    "2026-03-29 02:30": None,  # never
+    "2026-10-25 02:30": None,  # twice
+    "2026-10-25 03:30": 1,
+}
+
+
+@pytest.mark.parametrize("texts", [True, False])
+def test_times_without_a_zone_are_those_of_the_zone_that_is_given(
+    store: Store, tmp_path: Path, texts: bool
+) -> None:
+    moments = list(map(datetime.fromisoformat, BERLIN))
+    times = list(BERLIN) if texts else pa.array(moments, pa.timestamp("us"))
+    file = write(tmp_path / "a.parquet", timestamp=times, value=[1.0] * 4)
+    utc = store.import_parquet(file, sensor="utc")
+    assert (utc.stored, utc.refused) == (4, 0)
+    berlin = store.import_parquet(file, sensor="berlin", zone="Europe/Berlin")
+    assert (berlin.stored, berlin.refused) == (2, 2)
+    assert "occurs twice or never in Europe/Berlin" in " ".join(berlin.problems)
+    assert [row["timestamp_us"] for row in store.points.range("utc", "m")] == [
+        round(moment.replace(tzinfo=UTC).timestamp() * 1e6) for moment in moments
+    ]
+    zone = ZoneInfo("Europe/Berlin")
+    assert [row["timestamp_us"] for row in store.points.range("berlin", "m")] == [
+        round(moments[at].replace(tzinfo=zone).timestamp() * 1e6) for at in (0, 3)
+    ]
+    with pytest.raises(InvalidQuery, match="no time zone 'Mars'"):
+        store.import_parquet(file, zone="Mars")
+
+
+def test_a_wide_file_has_a_column_for_each_metric(store: Store, tmp_path: Path) -> None:
+    times = pa.array([BEGIN_US, BEGIN_US + 1, BEGIN_US + 2], pa.timestamp("us"))
+    columns = {
+        "flow": pa.array([1.5, None, float("nan")]),
+        "count": pa.array([1, 2**53 + 1, None], pa.int64()),
+        "it's on": pa.array([True, False, None]),
+        "__index_level_0__": times,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "wide.parquet")
+    with pytest.raises(InvalidFile, match=r"no column 'sensor_id'.*name its sensor"):
+        store.import_parquet(tmp_path / "wide.parquet")
+    done = store.import_parquet(tmp_path / "wide.parquet", sensor="S")
+    assert (done.read, done.stored, done.refused) == (5, 4, 1), done.problems
+    expected = [
+        ("S", "count", 0, 1.0),
+        ("S", "flow", 0, 1.5),
+        ("S", "it's on", 0, 1.0),
+        ("S", "it's on", 1, 0.0),
+    ]
+    assert [row[:4] for row in stored(store)] == expected
+    assert store.import_parquet(tmp_path / "wide.parquet", sensor="T", only={"f": "flow"}).stored == 1
+    mixed = columns | {"state": pa.array(["ON", None, "OFF"])}
+    pq.write_table(pa.table(mixed), tmp_path / "mixed.parquet")
+    with pytest.raises(InvalidFile, match="name these columns: `only`"):
+        store.import_parquet(tmp_path / "mixed.parquet", sensor="U")
+    assert store.import_parquet(tmp_path / "mixed.parquet", sensor="U", only=["flow", "state"]).stored == 3
+    done_too = store.ingest(
+        [tmp_path / "mixed.parquet"], sensor="V", only=["flow", "state"], zone="Europe/Berlin"
+    )
+    assert (done_too.points, done_too.rejected) == (3, 0)
 
 
 def test_a_file_of_a_store_that_is_open_is_refused_and_keeps_its_locks(

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from repo.formats.files.mapping import ReadPlan, plan_of
+from repo.formats.files.mapping import Reading, ReadPlan, plan_of
 from repo.formats.files.ndjson import NdjsonReader, opened_ndjson
 
 pytestmark = pytest.mark.duckdb
@@ -23,7 +23,7 @@ def opened(path: Path, duckdb: bool) -> Iterator[tuple[NdjsonReader, ReadPlan]]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with opened_ndjson(descriptor, path, 128_000_000, duckdb=duckdb) as reader:
-            yield reader, plan_of(reader.types(), {}, path, accept_bool=False)
+            yield reader, plan_of(reader.types(), Reading(), path)
     finally:
         os.close(descriptor)
 

@@ -15,7 +15,7 @@ import pytest
 
 from repo import InvalidFile
 from repo.formats.files.formats import FileReader, WrittenPages
-from repo.formats.files.mapping import ReadPlan, plan_of
+from repo.formats.files.mapping import Reading, ReadPlan, plan_of
 from repo.formats.files.parquet import reader_here
 from repo.formats.files.parquet_duckdb import DuckDBWriter
 from repo.formats.files.parquet_pyarrow import PyArrowWriter
@@ -26,18 +26,25 @@ DAY_US = 86_400_000_000
 
 
 @contextmanager
-def opened(path: Path, tool: str, time_format: str = "unix") -> Iterator[tuple[FileReader, ReadPlan]]:
+def opened(
+    path: Path, tool: str, time_format: str = "unix", zone: str = "UTC", sensor: str | None = None
+) -> Iterator[tuple[FileReader, ReadPlan]]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with reader_here(descriptor, path, LIMIT, duckdb=tool == "duckdb") as reader:
-            yield reader, plan_of(reader.types(), {}, path, accept_bool=True, time_format=time_format)
+            yield (
+                reader,
+                plan_of(reader.types(), Reading.of(time_format=time_format, zone=zone, sensor=sensor), path),
+            )
     finally:
         os.close(descriptor)
 
 
-def found(path: Path, tool: str, time_format: str = "unix") -> Any:
+def found(
+    path: Path, tool: str, time_format: str = "unix", zone: str = "UTC", sensor: str | None = None
+) -> Any:
     """Return all that a reader tells, in a form that can be compared."""
-    with opened(path, tool, time_format) as (reader, plan):
+    with opened(path, tool, time_format, zone, sensor) as (reader, plan):
         validation = reader.validate(plan)
         told: list[Any] = [plan.ignored, validation.rows]
         for page in reader.pages(plan, validation):
@@ -62,6 +69,12 @@ TIMES: dict[str, pa.Array] = {
     "float": pa.array([0.1, -0.1, 1.7e9 + 1e-6, None, float("nan"), 1e300], pa.float64()),
     "float32": pa.array([0.5, -0.5, 1e9, None, float("inf"), 0], pa.float32()),
     "int": pa.array([0, 1, -1, 2**62, -(2**62), None], pa.int64()),
+    **{
+        f"{unit} without a zone": pa.array([0, 1, -1, 10**9, -(10**9), None], pa.timestamp(unit))
+        for unit in ("ms", "us", "ns")
+    },
+    "dates": pa.array([0, 1, -1, 20_000, None, -20_000], pa.date32()),
+    "texts": pa.array(["2026-01-01T00:00:00Z", "2026-01-01", "2026-W01-1", "soon", None, "2026-01-01 24:00"]),
     "uint": pa.array([0, 1, 2, 2**64 - 1, None, 3], pa.uint64()),
 }
 
@@ -78,8 +91,8 @@ def test_both_read_the_same_times(tmp_path: Path, case: str) -> None:
         }
     )
     pq.write_table(table, tmp_path / "a.parquet")
-    for form in ("unix", "unix_ms", "unix_us"):
-        one, other = (found(tmp_path / "a.parquet", tool, form) for tool in TOOLS)
+    for form, zone in (("unix", "Europe/Berlin"), ("unix_ms", "UTC"), ("unix_us", "-07:00")):
+        one, other = (found(tmp_path / "a.parquet", tool, form, zone) for tool in TOOLS)
         assert one == other, form
 
 
@@ -99,6 +112,11 @@ COLUMNS: dict[str, dict[str, pa.Array]] = {
         "value": pa.array([1.0] * 4),
         "metric_name": pa.array(["x", "y", "x", "y"]).dictionary_encode(),
     },
+    "a pandas frame with gaps": {
+        "value": pa.array([1.5] * 4),
+        "quality": pa.array([1.0, None, 1.5, float("nan")]),
+    },
+    "bytes": {"value": pa.array([1.0] * 4), "metadata": pa.array([b"{}", None, b"{}", b"{}"], pa.binary())},
     "others": {"value": pa.array([1.0] * 4), "seq": pa.array([1] * 4), "colour": pa.array([{"r": 1}] * 4)},
 }
 
@@ -114,6 +132,59 @@ def test_both_read_the_same_columns(tmp_path: Path, case: str) -> None:
     one, other = (found(tmp_path / "a.parquet", tool) for tool in TOOLS)
     assert one == other
     assert one[2:4] == [4, 1]
+
+
+def test_both_read_the_same_wide_file(tmp_path: Path) -> None:
+    columns = {
+        "time": pa.array([0, 1, 1, None], pa.timestamp("us")),
+        "a": pa.array([1.5, None, float("nan"), 2.0]),
+        "b": pa.array([1, 2, 3, None], pa.int32()),
+        "c": pa.array([2**60 + 1, None, 3, 4], pa.int64()),
+        "d": pa.array([True, False, None, True]),
+        "e": pa.array(["1.25", None, "3.5", "0"]).cast(pa.decimal128(9, 2)),
+        "quality": pa.array([1, 2, 3, None], pa.int16()),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    one, other = (found(tmp_path / "a.parquet", tool, sensor="S") for tool in TOOLS)
+    assert one == other
+    assert one[:2] == [(), 4]
+    assert sum(one[2::6]) == 12 + 2
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("codec", ["none", "snappy"])
+def test_the_page_checksums_of_other_writers_are_checked(tmp_path: Path, version: Any, codec: str) -> None:
+    rows = 2_000
+    columns = {
+        "sensor_id": ["A"] * rows,
+        "metric_name": ["p"] * rows,
+        "timestamp": [float(at) for at in range(rows)],
+        "value": [at / 7 for at in range(rows)],
+        "colour": ["red" * 100] * rows,
+    }
+    pq.write_table(
+        pa.table(columns),
+        tmp_path / "a.parquet",
+        compression=codec,
+        use_dictionary=["sensor_id", "metric_name"],
+        data_page_size=4_096,
+        data_page_version=version,
+        write_page_checksum=True,
+    )
+    chunks = pq.read_metadata(tmp_path / "a.parquet").row_group(0)
+    content = (tmp_path / "a.parquet").read_bytes()
+    for tool in TOOLS:
+        with opened(tmp_path / "a.parquet", tool) as (reader, plan):
+            assert reader.validate(plan).rows == rows
+        for place in (3, 2, 0):
+            chunk = chunks.column(place)
+            start = chunk.dictionary_page_offset or chunk.data_page_offset
+            flipped = bytearray(content)
+            flipped[start + chunk.total_compressed_size - 3] ^= 0x10
+            (tmp_path / "b.parquet").write_bytes(flipped)
+            wrong = pytest.raises(InvalidFile, match=r"b\.parquet.*(checksum|CRC|corrupt)")
+            with opened(tmp_path / "b.parquet", tool) as (reader, plan), wrong:
+                reader.validate(plan)
 
 
 @pytest.mark.parametrize("tool", TOOLS)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from repo.fields import EXACT_INT
 from repo.formats.arrays.scan import ScannedSeries, scan
 from repo.formats.arrays.streams import Chain, Page, take_page
 from repo.formats.arrays.tables import Held
+from repo.formats.files.checksums import BadPage, Chunk, check_pages
 from repo.formats.files.formats import PAGE_BYTES, PAGE_ROWS, FileFacts, Group, Validation, WrittenPages
-from repo.formats.files.mapping import ColumnType, ReadPlan
+from repo.formats.files.local_times import UNREADABLE, spans_of, text_times
+from repo.formats.files.mapping import NO_QUALITY, ColumnType, ReadPlan, WideColumn
 from repo.formats.files.parquet import ROW_GROUP_ROWS
 from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
 from repo.values import KIND_NUMBER, KIND_TEXT
@@ -165,17 +168,19 @@ def _arrow_pages(pages: WrittenPages, memory_limit_bytes: int) -> Generator[Page
 def opened_duckdb(descriptor: int, path: Path, memory_limit_bytes: int) -> Iterator[DuckDBReader]:
     """Open a file for the block."""
     with open_sandbox([descriptor], memory_limit_bytes=memory_limit_bytes) as base:
-        yield DuckDBReader(base, sandbox_path(descriptor), path)
+        yield DuckDBReader(base, descriptor, path)
 
 
 class DuckDBReader:
     """Reads a file. Not thread-safe."""
 
-    def __init__(self, base: Any, file: str, path: Path) -> None:
+    def __init__(self, base: Any, descriptor: int, path: Path) -> None:
         self._base = base
-        self._file = file
+        self._descriptor = descriptor
+        self._file = sandbox_path(descriptor)
         self._path = path
-        self._source = f"read_parquet('{file}', hive_partitioning = false, file_row_number = true)"
+        options = "hive_partitioning = false, file_row_number = true, binary_as_string = true"
+        self._source = f"read_parquet('{self._file}', {options})"
 
     def types(self) -> dict[str, ColumnType]:
         """See `FileReader`."""
@@ -189,19 +194,24 @@ class DuckDBReader:
 
     def validate(self, plan: ReadPlan) -> Validation:
         """See `FileReader`."""
-        columns = [_quoted(column) for column in plan.columns.values()]
+        with self._naming():
+            check_pages(self._descriptor, self._chunks(plan))
+        columns = [_quoted(column) for column in plan.read_columns()]
         # Hashes need every value, whereas a minimum would come from the file's statistics.
         texts = " + ".join(
             f"coalesce(strlen({_quoted(plan.columns[field])}), 0)"
             for field in ("sensor_id", "metric_name", "value_text", "metadata")
             if field in plan.columns and plan.types[field].family != "null"
         )
+        texts += "".join(
+            f" + coalesce(strlen({_quoted(one.column)}), 0)" for one in plan.wide if one.kind.family == "text"
+        )
         with self._naming():
             [(rows, text_bytes, _)] = self._base.execute(
-                f"SELECT count(*), coalesce(sum({texts}), 0)::BIGINT, bit_xor(hash({', '.join(columns)})) "
+                f"SELECT count(*), coalesce(sum({texts or 0}), 0)::BIGINT, bit_xor(hash({', '.join(columns)})) "
                 f"FROM {self._source}"
             ).fetchall()
-        return Validation(int(rows), 64 + text_bytes // max(rows, 1))
+        return Validation(int(rows), 64 * max(1, len(plan.wide)) + text_bytes // max(rows, 1))
 
     def pages(self, plan: ReadPlan, validation: Validation) -> Iterator[DuckDBPage]:
         """See `FileReader`."""
@@ -209,29 +219,115 @@ class DuckDBReader:
         # Full row groups of DuckDB: a partial one would be compressed again at each checkpoint.
         page_rows = fitting - fitting % ROW_GROUP_ROWS or fitting
         with self._naming():
-            in_place = self._can_be_read_often()
-            selected = _selected(plan, as_floats=not self._has_large_decimals(plan))
+            texts = "timestamp" in plan.types and plan.types["timestamp"].family == "text"
+            in_place = not (texts or plan.wide) and self._can_be_read_often()
+            selects = self._selects(plan)
             connections = [self._base.cursor(), self._base.cursor()]
 
         def page(number: int) -> DuckDBPage:
-            start = number * page_rows
-            return DuckDBPage(
-                connections[number % 2],
-                f"SELECT {selected} FROM {self._source} "
-                f"WHERE file_row_number >= {start:d} AND file_row_number < {start + page_rows:d}",
-                in_place=in_place,
-            )
+            span, block = divmod(number, len(selects))
+            start = span * page_rows
+            where = f"file_row_number >= {start:d} AND file_row_number < {start + page_rows:d}"
+            connection = connections[number % 2]
+            source = f"FROM {self._source}"
+            if texts:
+                self._read_times(connection, plan, where)
+                source += f" JOIN holdfast_times ON file_row_number = {_PLACE}"
+            order = " ORDER BY file_row_number" if texts else ""  # a join does not keep it
+            pieces = [
+                f"(SELECT {fields} {source} WHERE {where}{and_}{order})" for fields, and_ in selects[block]
+            ]
+            return DuckDBPage(connection, " UNION ALL ".join(pieces), in_place=in_place)
 
+        count = -(-validation.rows // page_rows) * len(selects)
         with ThreadPoolExecutor(1, "holdfast-page") as beside:
             ahead: Future[DuckDBPage] | None = None
-            for number in range(-(-validation.rows // page_rows)):
+            for number in range(count):
                 with self._naming():
                     current = page(number) if ahead is None else ahead.result()
                 # The next page is inspected while this one is stored; two copies would not fit into memory.
-                last = (number + 1) * page_rows >= validation.rows
+                last = number + 1 == count
                 ahead = None if last or current.is_copy else beside.submit(page, number + 1)
                 yield current
                 current.drop()
+
+    def _chunks(self, plan: ReadPlan) -> Iterator[Chunk]:
+        found = self._base.execute(
+            "SELECT path_in_schema, dictionary_page_offset, data_page_offset, total_compressed_size "
+            f"FROM parquet_metadata('{self._file}')"
+        ).fetchall()
+        wanted = set(plan.read_columns())
+        for name, dictionary, data, size in found:
+            if name in wanted and data is not None and size is not None:
+                yield Chunk(name, min(dictionary or data, data), size)
+
+    def _selects(self, plan: ReadPlan) -> list[list[tuple[str, str]]]:
+        """Return the blocks that are read one after the other from each span of rows.
+
+        A block is one query or several, each given by its fields and a further condition. A long file has one block.
+        The columns of a wide file form one block for each type that they have as stored.
+        """
+        time = self._time_sql(plan)
+        if not plan.wide:
+            as_floats = not self._has_large_decimals(plan)
+            return [[(_selected(plan, time, as_floats=as_floats), "")]]
+        blocks: dict[str, list[tuple[str, str]]] = {}
+        for one in plan.wide:
+            column = _quoted(one.column)
+            kind = self._stored_kind(one)
+            if kind == "none":
+                continue
+            texts = "NULL::VARCHAR" if kind != "text" else f"{column}::VARCHAR"
+            values = {"text": "NULL::DOUBLE", "number": f"{column}::DOUBLE"}.get(kind, column)
+            fields = _fields(plan, time, values, texts, metric=one.metric)
+            given = f" AND {column} IS NOT NULL" + (
+                f" AND NOT isnan({column})" if one.kind.family == "float" else ""
+            )
+            blocks.setdefault(kind, []).append((fields, given))
+        return list(blocks.values())
+
+    def _stored_kind(self, one: WideColumn) -> str:
+        """Return `number` or `text`, `none` for a column without values, or its own type if floats would round it."""
+        family = one.kind.family
+        if family in ("text", "null"):
+            return "text" if family == "text" else "none"
+        if family == "decimal" or (family == "integer" and "BIGINT" in one.kind.name):
+            column = _quoted(one.column)
+            [(large,)] = self._base.execute(
+                f"SELECT coalesce(bool_or(abs({column}::DOUBLE) >= {EXACT_INT}), false) FROM {self._source}"
+            ).fetchall()
+            if large:
+                return one.kind.name
+        return "number"
+
+    def _time_sql(self, plan: ReadPlan) -> str:
+        if "timestamp" not in plan.types or plan.types["timestamp"].family != "naive" or plan.zone is UTC:
+            return _time(plan)
+        local = _epoch_us(_quoted(plan.columns["timestamp"]), plan.types["timestamp"].name)
+        [(first, last)] = self._base.execute(
+            f"SELECT coalesce(min({local}), 0), coalesce(max({local}), 0) FROM {self._source}"
+        ).fetchall()
+        cases = "".join(
+            f" WHEN {local} < {span.end_us} THEN "
+            + (f"{local} - {span.offset_us}" if span.offset_us is not None else f"{UNREADABLE}")
+            for span in spans_of(plan.zone, first, last)
+        )
+        return f"CASE{cases} ELSE {local} END"
+
+    def _read_times(self, connection: Any, plan: ReadPlan, where: str) -> None:
+        """Put the times that are texts into the table `holdfast_times`."""
+        column = _quoted(plan.columns["timestamp"])
+        connection.execute(
+            f"CREATE OR REPLACE TEMPORARY TABLE holdfast_times ({_PLACE} BIGINT, {_MOMENT_US} BIGINT)"
+        )
+        found = connection.cursor().execute(
+            f"SELECT file_row_number, {column} FROM {self._source} WHERE {where}"
+        )
+        appender = connection.appender("holdfast_times")
+        while rows := found.fetchmany(_TEXT_ROWS):
+            places, texts = zip(*rows, strict=True)
+            appender.append_rows(list(zip(places, text_times(texts, plan.zone), strict=True)))
+        appender.flush()
 
     def _can_be_read_often(self) -> bool:
         """Return whether some rows can be read without reading many others."""
@@ -254,6 +350,8 @@ class DuckDBReader:
     def _naming(self) -> Iterator[None]:
         try:
             yield
+        except BadPage as error:
+            raise InvalidFile(f"{self._path} is damaged: {error}", path=self._path) from error
         except (duckdb.Error, OSError, InvalidPoint) as error:  # `scan` raises the last one
             reason = str(error).replace(self._file, self._path.name).strip().partition("\n\n")[0]
             raise InvalidFile(
@@ -359,35 +457,50 @@ def _group(found: ScannedSeries) -> Group:
     return Group(found.pair, found.rows, numbers, texts, found.readings, found.first_us, found.last_us)
 
 
-def _selected(plan: ReadPlan, *, as_floats: bool) -> str:
+def _selected(plan: ReadPlan, time: str, *, as_floats: bool) -> str:
     """Return the SQL of a stored point's columns. Inconvertible values become a null or an out-of-range time.
 
     Decimals stay unchanged unless `as_floats` is set, so that those that would be rounded are refused.
     """
-
-    def column(field: str, missing: str) -> str:
-        if field not in plan.columns or plan.types[field].family == "null":
-            return f"NULL::{missing}"
-        return _quoted(plan.columns[field])
-
-    value = column("value", "DOUBLE")
+    value = _column(plan, "value", "DOUBLE")
     if "value" in plan.types and plan.types["value"].family in (
         ("decimal", "bool") if as_floats else ("bool",)
     ):
         value = f"{value}::DOUBLE"
-    if "value" not in plan.columns:
-        value = "NULL::DOUBLE"
+    return _fields(plan, time, value, _column(plan, "value_text", "VARCHAR"), metric=plan.metric)
+
+
+def _fields(plan: ReadPlan, time: str, value: str, text: str, *, metric: str | None) -> str:
+    sensor = _column(plan, "sensor_id", "VARCHAR") if plan.sensor is None else _literal(plan.sensor)
+    named = _column(plan, "metric_name", "VARCHAR") if metric is None else _literal(metric)
     return ", ".join(
         f"{sql} AS {name}"
         for name, sql in (
-            ("sensor_id", column("sensor_id", "VARCHAR")),
-            ("metric_name", column("metric_name", "VARCHAR")),
-            ("timestamp_us", _time(plan)),
+            ("sensor_id", sensor),
+            ("metric_name", named),
+            ("timestamp_us", time),
             ("value", value),
-            ("value_text", column("value_text", "VARCHAR")),
-            ("quality", column("quality", "INTEGER")),
-            ("metadata", column("metadata", "VARCHAR")),
+            ("value_text", text),
+            ("quality", _quality(plan)),
+            ("metadata", _column(plan, "metadata", "VARCHAR")),
         )
+    )
+
+
+def _column(plan: ReadPlan, field: str, missing: str) -> str:
+    if field not in plan.columns or plan.types[field].family == "null":
+        return f"NULL::{missing}"
+    return _quoted(plan.columns[field])
+
+
+def _quality(plan: ReadPlan) -> str:
+    """Return the SQL of the quality. A float that is no integer becomes one that is refused."""
+    column = _column(plan, "quality", "INTEGER")
+    if "quality" not in plan.types or plan.types["quality"].family != "float":
+        return column
+    return (
+        f"CASE WHEN {column} IS NULL OR isnan({column}) THEN NULL WHEN {column} = trunc({column}) AND abs({column}) < "
+        f"{2**31} THEN {column}::BIGINT ELSE {NO_QUALITY} END"
     )
 
 
@@ -396,6 +509,8 @@ def _time(plan: ReadPlan) -> str:
     if "timestamp_us" in plan.columns:
         return _bounded(_quoted(plan.columns["timestamp_us"]), 1)
     column, kind = _quoted(plan.columns["timestamp"]), plan.types["timestamp"]
+    if kind.family == "text":
+        return _MOMENT_US
     if kind.family == "float":
         us = f"round_even({column}::DOUBLE * {plan.us_per_count:d}, 0)"
         return (
@@ -404,10 +519,22 @@ def _time(plan: ReadPlan) -> str:
         )
     if kind.family == "integer":
         return _bounded(column, plan.us_per_count)
-    if kind.name == "TIMESTAMPTZ_NS":  # a cast would round it
+    return _epoch_us(column, kind.name)
+
+
+def _epoch_us(column: str, kind: str) -> str:
+    if kind in ("TIMESTAMPTZ_NS", "TIMESTAMP_NS"):  # a cast would round it
         ns = f"epoch_ns({column})"
         return f"({ns} - (({ns} % 1000) + 1000) % 1000) // 1000"
     return f"CASE WHEN NOT isfinite({column}) THEN {_LARGEST} ELSE epoch_us({column}) END"
+
+
+_PLACE, _MOMENT_US = '"holdfast place"', '"holdfast time"'
+_TEXT_ROWS = 10_000
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 _LARGEST = 2**63 - 1
@@ -431,6 +558,7 @@ def _family(kind: str) -> str:
 _FAMILIES = {
     "text": ("VARCHAR", "ENUM"),
     "moment": ("TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ_NS"),
+    "naive": ("TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "DATE"),
     "float": ("DOUBLE", "FLOAT"),
     "integer": ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"),
     "decimal": ("DECIMAL",),

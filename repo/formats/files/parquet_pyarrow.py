@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from repo.formats.files.formats import (
     Validation,
     WrittenPages,
 )
-from repo.formats.files.mapping import ColumnType, ReadPlan
+from repo.formats.files.local_times import UNREADABLE, spans_of, text_times
+from repo.formats.files.mapping import NO_QUALITY, ColumnType, ReadPlan
 from repo.formats.files.parquet import ROW_GROUP_ROWS
 from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
 
@@ -106,7 +108,9 @@ class PyArrowReader:
     def __init__(self, stream: Any, path: Path) -> None:
         self._path = path
         with self._naming():
-            self._file = pq.ParquetFile(stream, page_checksum_verification=True)
+            self._file = pq.ParquetFile(
+                stream, page_checksum_verification=True, coerce_int96_timestamp_unit="us"
+            )
 
     def types(self) -> dict[str, ColumnType]:
         """See `FileReader`."""
@@ -119,7 +123,7 @@ class PyArrowReader:
     def validate(self, plan: ReadPlan) -> Validation:
         """See `FileReader`."""
         rows = size = 0
-        for column in plan.columns.values():
+        for column in plan.read_columns():
             if self._file.schema_arrow.names.count(column) > 1:
                 raise InvalidFile(f"{self._path} has several columns {column!r}", path=self._path)
         with self._naming():
@@ -130,11 +134,12 @@ class PyArrowReader:
             raise InvalidFile(
                 f"{self._path} is damaged: it has only {rows:,} of its {expected:,} rows", path=self._path
             )
-        return Validation(rows, size // max(rows, 1))
+        return Validation(rows, size // max(rows, 1) + 64 * len(plan.wide))
 
     def pages(self, plan: ReadPlan, validation: Validation) -> Iterator[ArrowPage]:
         """See `FileReader`."""
         batches = self._batches(plan)
+        kinds = self._stored_kinds(plan)
         most_rows = min(PAGE_ROWS // 4, PAGE_BYTES // max(validation.row_bytes, 1))
         while True:
             held: list[pa.RecordBatch] = []
@@ -147,12 +152,30 @@ class PyArrowReader:
                         break
                 if not held:
                     return
-                page = ArrowPage(_stored_form(pa.Table.from_batches(held), plan))
-            yield page
+                tables = _stored_forms(pa.Table.from_batches(held), plan, kinds)
+                pages = [ArrowPage(table) for table in tables]
+            yield from pages
+
+    def _stored_kinds(self, plan: ReadPlan) -> dict[str, str]:
+        """Return for each column of a wide file `number` or `text`, or its own type if floats would round it."""
+        kinds = {one.column: "text" if one.kind.family == "text" else "number" for one in plan.wide}
+        large = {
+            one.column: one.kind.name
+            for one in plan.wide
+            if one.kind.family == "decimal" or (one.kind.family == "integer" and "64" in one.kind.name)
+        }
+        if large:
+            with self._naming():
+                for batch in self._file.iter_batches(_BATCH_ROWS, columns=list(large), use_threads=False):
+                    for column in [name for name in large if kinds[name] == "number"]:
+                        if _is_large(batch[column]):
+                            kinds[column] = large[column]
+        return kinds
 
     def _batches(self, plan: ReadPlan) -> Iterator[pa.RecordBatch]:
-        columns = list(dict.fromkeys(plan.columns.values()))
-        yield from self._file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False)
+        yield from self._file.iter_batches(
+            batch_size=_BATCH_ROWS, columns=plan.read_columns(), use_threads=False
+        )
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
@@ -239,49 +262,99 @@ def _distinct(table: pa.Table) -> pa.Table:
     return table.select(_IDENTITY).group_by(_IDENTITY).aggregate([])
 
 
-def _stored_form(table: pa.Table, plan: ReadPlan) -> pa.Table:
-    """Return the columns of a stored point. Inconvertible values become a null or an out-of-range time."""
+def _stored_forms(table: pa.Table, plan: ReadPlan, kinds: Mapping[str, str]) -> list[pa.Table]:
+    """Return the rows as columns of a stored point: one table or, for a wide file, one for each type of values.
 
-    def column(field: str, missing: pa.DataType) -> Any:
-        if field not in plan.columns or plan.types[field].family == "null":
-            return pa.nulls(table.num_rows, missing)
-        found = table[plan.columns[field]]
-        return found.cast(pa.string()) if missing == pa.string() else found
-
-    value = column("value", pa.float64())
-    if "value" in plan.types and plan.types["value"].family in ("decimal", "bool"):
-        as_floats = value.cast(pa.float64(), safe=False)
+    Inconvertible values become a null or an out-of-range time.
+    """
+    time = _time(table, plan)
+    if not plan.wide:
+        value = _column(table, plan, "value", pa.float64())
+        family = plan.types["value"].family if "value" in plan.types else ""
         # Decimals beyond the integers that a float can hold stay unchanged, so that rounded ones are refused.
-        if (
-            plan.types["value"].family == "bool"
-            or not pc.any(pc.greater_equal(pc.abs(as_floats), EXACT_INT)).as_py()
-        ):
-            value = as_floats
+        if family == "bool" or (family == "decimal" and not _is_large(value)):
+            value = value.cast(pa.float64(), safe=False)
+        texts = _column(table, plan, "value_text", pa.string())
+        return [_fields(table, plan, time, value, texts, plan.metric)]
+    blocks: dict[str, list[pa.Table]] = {}
+    for one in plan.wide:
+        column, kind = table[one.column], kinds[one.column]
+        if one.kind.family == "null":
+            continue
+        given = column.is_valid()
+        if one.kind.family == "float":
+            given = pc.and_(given, pc.invert(pc.fill_null(pc.is_nan(column.cast(pa.float64())), True)))
+        texts = column.cast(pa.string()) if kind == "text" else pa.nulls(table.num_rows, pa.string())
+        value = pa.nulls(table.num_rows, pa.float64()) if kind == "text" else column
+        if kind == "number":
+            value = column.cast(pa.float64(), safe=False)
+        blocks.setdefault(kind, []).append(_fields(table, plan, time, value, texts, one.metric).filter(given))
+    return [pa.concat_tables(tables) for tables in blocks.values()]
+
+
+def _fields(
+    table: pa.Table, plan: ReadPlan, time: Any, value: Any, texts: Any, metric: str | None
+) -> pa.Table:
+    def named(field: str, constant: str | None) -> Any:
+        if constant is None:
+            return _column(table, plan, field, pa.string())
+        return pa.repeat(pa.scalar(constant, pa.string()), table.num_rows)
+
     return pa.table(
         {
-            "sensor_id": column("sensor_id", pa.string()),
-            "metric_name": column("metric_name", pa.string()),
-            "timestamp_us": _time(table, plan),
+            "sensor_id": named("sensor_id", plan.sensor),
+            "metric_name": named("metric_name", metric),
+            "timestamp_us": time,
             "value": value,
-            "value_text": column("value_text", pa.string()),
-            "quality": column("quality", pa.int32()),
-            "metadata": column("metadata", pa.string()),
+            "value_text": texts,
+            "quality": _quality(table, plan),
+            "metadata": _column(table, plan, "metadata", pa.string()),
         }
     )
+
+
+def _column(table: pa.Table, plan: ReadPlan, field: str, missing: pa.DataType) -> Any:
+    if field not in plan.columns or plan.types[field].family == "null":
+        return pa.nulls(table.num_rows, missing)
+    found = table[plan.columns[field]]
+    return _text(found) if missing == pa.string() else found
+
+
+def _text(column: Any) -> Any:
+    if pa.types.is_fixed_size_binary(column.type):
+        column = column.cast(pa.binary())
+    return column.cast(pa.string())
+
+
+def _is_large(column: Any) -> bool:
+    """Return whether there are numbers beyond the integers that a float can hold."""
+    as_floats = column.cast(pa.float64(), safe=False)
+    return bool(pc.any(pc.greater_equal(pc.abs(as_floats), EXACT_INT)).as_py())
+
+
+def _quality(table: pa.Table, plan: ReadPlan) -> Any:
+    """Return the qualities. A float that is no integer becomes one that is refused."""
+    column = _column(table, plan, "quality", pa.int32())
+    if "quality" not in plan.types or plan.types["quality"].family != "float":
+        return column
+    column = column.cast(pa.float64())
+    column = pc.if_else(pc.is_nan(column), None, column)
+    fits = pc.and_(pc.equal(column, pc.trunc(column)), pc.less(pc.abs(column), 2.0**31))
+    return pc.if_else(fits, pc.if_else(fits, column, 0.0).cast(pa.int64()), NO_QUALITY)
 
 
 def _time(table: pa.Table, plan: ReadPlan) -> Any:
     if "timestamp_us" in plan.columns:
         return _signed(table[plan.columns["timestamp_us"]])
     column = table[plan.columns["timestamp"]]
+    family = plan.types["timestamp"].family
+    if family == "text":
+        return pa.array(text_times(_text(column).to_pylist(), plan.zone), pa.int64())
+    if pa.types.is_date(column.type):
+        column = column.cast(pa.timestamp("ms"))
     if pa.types.is_timestamp(column.type):
-        per_second = _PER_SECOND[column.type.unit]
-        counts = column.cast(pa.int64())
-        if per_second > 1_000_000:
-            toward_zero = pc.divide(counts, 1_000)
-            below = pc.less(counts, pc.multiply(toward_zero, 1_000))
-            return pc.subtract(toward_zero, below.cast(pa.int64()))
-        return _times(counts, 1_000_000 // per_second)
+        micros = _micros(column)
+        return _utc(micros, plan) if family == "naive" and plan.zone is not UTC else micros
     if pa.types.is_integer(column.type):
         return _times(_signed(column), plan.us_per_count)
     micros = pc.multiply(column.cast(pa.float64()), float(plan.us_per_count))
@@ -289,6 +362,28 @@ def _time(table: pa.Table, plan: ReadPlan) -> Any:
     fits = pc.less(pc.abs(micros), 2.0**62)
     counts = pc.if_else(fits, micros, 0.0).cast(pa.int64())
     return pc.if_else(fits, counts, pc.if_else(pc.is_nan(micros), None, 2**63 - 1))
+
+
+def _micros(column: Any) -> Any:
+    per_second = _PER_SECOND[column.type.unit]
+    counts = column.cast(pa.int64())
+    if per_second > 1_000_000:
+        toward_zero = pc.divide(counts, 1_000)
+        below = pc.less(counts, pc.multiply(toward_zero, 1_000))
+        return pc.subtract(toward_zero, below.cast(pa.int64()))
+    return _times(counts, 1_000_000 // per_second)
+
+
+def _utc(local: Any, plan: ReadPlan) -> Any:
+    """Return the times UTC of local times of the plan's zone."""
+    bounds = pc.min_max(local)
+    if not bounds["min"].is_valid:
+        return local
+    found = local
+    for span in reversed(spans_of(plan.zone, bounds["min"].as_py(), bounds["max"].as_py())):
+        moved = UNREADABLE if span.offset_us is None else pc.subtract(local, span.offset_us)
+        found = pc.if_else(pc.less(local, span.end_us), moved, found)
+    return found
 
 
 def _signed(column: Any) -> Any:
@@ -310,7 +405,19 @@ def _family(kind: pa.DataType) -> str:
     if types.is_dictionary(kind):
         return _family(kind.value_type)
     for family, tests in (
-        ("text", (types.is_string, types.is_large_string, types.is_string_view)),
+        (
+            "text",
+            (
+                types.is_string,
+                types.is_large_string,
+                types.is_string_view,
+                types.is_binary,
+                types.is_large_binary,
+                types.is_binary_view,
+                types.is_fixed_size_binary,
+            ),
+        ),
+        ("naive", (types.is_date,)),
         ("float", (types.is_floating,)),
         ("integer", (types.is_integer,)),
         ("decimal", (types.is_decimal,)),
@@ -319,4 +426,6 @@ def _family(kind: pa.DataType) -> str:
     ):
         if any(test(kind) for test in tests):
             return family
-    return "moment" if types.is_timestamp(kind) and kind.tz is not None else "other"
+    if types.is_timestamp(kind):
+        return "naive" if kind.tz is None else "moment"
+    return "other"
