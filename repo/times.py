@@ -23,6 +23,7 @@ __all__ = [
     "MAX_TIMESTAMP_US",
     "MIN_TIMESTAMP_US",
     "UNIX_EXPONENTS",
+    "NoSuchTime",
     "Unfit",
     "Width",
     "bound_us",
@@ -70,6 +71,10 @@ UNIX_EXPONENTS = {"unix": 0, "unix_ms": -3, "unix_us": -6}
 
 class Unfit(ValueError):
     """A value that cannot be stored; its text is the reason, without the field name."""
+
+
+class NoSuchTime(Unfit):
+    """A local time that does not exist, because the clock was set forward past it."""
 
 
 def to_us(value: object, field: str = "timestamp") -> int:
@@ -165,14 +170,14 @@ def local_us(local: datetime, zone: tzinfo, *, fold: int | None = None) -> int:
 def local_choices(local: datetime, zone: tzinfo) -> tuple[int, ...]:
     """Return the microseconds UTC that a naive local time of `zone` may mean: one, or two in ascending order.
 
-    A time that the clock skipped raises `Unfit`.
+    A time that the clock skipped raises `NoSuchTime`, an `Unfit`.
     """
     first, second = local.replace(tzinfo=zone, fold=0), local.replace(tzinfo=zone, fold=1)
     before, after = first.utcoffset(), second.utcoffset()
     if before == after or before is None or after is None:
         return (_datetime_us(first),)
     if before < after:
-        raise Unfit(f"{local} does not exist in {zone}: the clock was set forward past it")
+        raise NoSuchTime(f"{local} does not exist in {zone}: the clock was set forward past it")
     return _datetime_us(first), _datetime_us(second)
 
 

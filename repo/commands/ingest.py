@@ -93,7 +93,10 @@ _SHOWN_REJECTIONS = 20
     help="How to read a local time that occurs twice when clocks go back; infer: by the order of the file.",
 )
 @click.option(
-    "--only", metavar="COLUMN", multiple=True, help="Read only this metric of a wide file. Repeatable."
+    "--only",
+    metavar="COLUMN",
+    multiple=True,
+    help="Read only this metric; in a wide file, the column. Repeatable.",
 )
 @click.option(
     "--column",

@@ -112,9 +112,10 @@ class Objects(Lines):
     def _object_of(self, text: str) -> dict[str, Any]:
         if wrong := undecodable(text):
             raise Unfit(wrong)
-        if self.line == 1 and text.startswith("["):
+        if self.line == 1 and (text.startswith("[") or text == "{"):
+            what, filter_ = ("array", ".[]") if text.startswith("[") else ("object over several lines", ".")
             raise InvalidFile(
-                "the file is a JSON array, not one object per line; `jq -c '.[]'` converts it",
+                f"the file is a JSON {what}, not one object per line; `jq -c '{filter_}'` converts it",
                 path=self.path,
             )
         try:

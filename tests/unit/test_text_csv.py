@@ -188,7 +188,7 @@ def test_a_trailing_empty_column_is_ordinary() -> None:
 def test_short_and_long_lines_are_rejected_whole() -> None:
     text = WIDE + "2024-01-01\n2024-01-02,1,2,3\n\n   \n2024-01-03,1,2\n2024-01-04,3"
     assert rejected(text, sensor="S") == [
-        (2, None, "the line has 1 cells, the header 3"),
+        (2, None, "the line has 1 cell, the header 3"),
         (3, None, "the line has 4 cells, the header 3"),
         (7, None, "the line has 2 cells, the header 3, and the file ends within it"),
     ]
@@ -476,7 +476,7 @@ def test_columns_may_be_chosen_by_position_and_named() -> None:
     ("text", "layout", "message"),
     [
         ("a\nb\ntimestamp,p\n", {}, "line 3 has it: set the line of the header (--header 3)"),
-        ("timestamp,p\n", {"header": 5}, "should be line 5, but the file has only 1 lines"),
+        ("timestamp,p\n", {"header": 5}, "should be line 5, but the file has 1 line"),
         (",,p\n", {"time_columns": ("",)}, "2 columns have no name"),
         (
             "timestamp,x,x\n",
@@ -533,3 +533,16 @@ def test_a_cell_with_an_undecodable_byte_is_rejected_for_that() -> None:
     assert rejected(LONG + "\udcb0C,m,2024-01-01,1\nS,m,2024-01-01,\udce9\n")[0] == (
         3, "value", "has the byte 0xE9, which is invalid in this encoding"
     )  # fmt: skip
+
+
+def test_empty_lines_for_the_hour_that_the_clock_skips_are_no_fault() -> None:
+    text = "timestamp,p,q\n2026-03-29 02:15,,\n2026-03-29 02:30,1,\n2026-03-29 03:15,2,\n"
+    chunk = whole(text, sensor="S", zone="Europe/Berlin")
+    assert [row[3] for row in chunk.rows] == [2.0]
+    assert [(one.line, one.column) for one in chunk.rejected] == [(3, "timestamp")]
+    assert chunk.missing == 3
+
+
+def test_metrics_can_be_chosen_in_a_long_file_too() -> None:
+    text = LONG + "S,p,2024-01-01,1\nS,q,2024-01-01,x\n"
+    assert [row[1] for row in whole(text, metrics=("p",)).rows] == ["p"]

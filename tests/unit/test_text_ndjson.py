@@ -274,3 +274,14 @@ def test_switches_states_and_numbers_for_missing_readings_are_read_as_in_csv() -
     assert [(row[1], row[3]) for row in chunk.rows] == [("a", 1.0), ("b", 1.0), ("e", "high")]
     assert (chunk.missing, chunk.rejected) == (3, [])
     assert [(row[1], row[3]) for row in whole(line, columns=(("level", "c"),)).rows] == [("level", -9999)]
+
+
+def test_metrics_can_be_chosen_in_long_lines_too() -> None:
+    assert [row[1] for row in whole(point(), point(metric_name="n", value=[]), metrics=("m",)).rows] == ["m"]
+
+
+def test_an_object_over_several_lines_is_recognized() -> None:
+    with pytest.raises(
+        InvalidFile, match=r"a JSON object over several lines, not one object per line; `jq -c '.'`"
+    ):
+        whole(json.dumps(point(), indent=1))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -279,4 +280,14 @@ def test_each_series_has_an_order_of_its_own() -> None:
         assert both[0] == both[1]
     with pytest.raises(Unfit, match="the order of the readings does not show"):
         reader.us("2026-10-25 02:00", "a")
+    assert reader.single_passes() == []
+
+
+def test_an_october_of_quarter_hours_in_local_time_comes_in_whole() -> None:
+    zone, quarter = ZoneInfo("Europe/Berlin"), timedelta(minutes=15)
+    begin = datetime(2026, 10, 1, tzinfo=zone).astimezone(UTC)
+    moments = [begin + quarter * number for number in range(31 * 96 + 4)]
+    reader = TimeReader(["%d.%m.%Y %H:%M"], "Europe/Berlin", "infer")
+    for moment in moments:
+        assert reader.us(f"{moment.astimezone(zone):%d.%m.%Y %H:%M}") == int(moment.timestamp()) * 1_000_000
     assert reader.single_passes() == []

@@ -11,6 +11,7 @@ import csv
 from collections.abc import Iterator
 from typing import TextIO
 
+from repo.errors import counted
 from repo.formats.text.cells import Cells
 from repo.formats.text.columns import Columns, first_columns, later_columns
 from repo.formats.text.layout import (
@@ -24,7 +25,7 @@ from repo.formats.text.layout import (
 )
 from repo.formats.text.records import CsvRecords
 from repo.formats.text.times import TimeReader
-from repo.times import Unfit
+from repo.times import NoSuchTime, Unfit
 
 __all__ = ["read_csv"]
 
@@ -84,7 +85,7 @@ def _take_other_width(lines: _CsvLines, row: list[str], records: CsvRecords, chu
     elif lines.most <= cells < width or (lines.least <= cells < width and records.is_complete):
         lines.take(row + [""] * (width - cells), records.line, chunk)
     else:
-        reason = f"the line has {cells} cells, the header {width}"
+        reason = f"the line has {counted(cells, 'cell')}, the header {width}"
         if not records.is_complete:
             reason += ", and the file ends within it"
         chunk.reject(records.line, None, reason, records.delimiter.join(row))
@@ -131,6 +132,8 @@ class _CsvLines:
         head = self._head(row, line, chunk, metric)
         if head is None or value_column is None:
             return
+        if layout.metrics is not None and metric not in layout.metrics:
+            return
         sensor, seconds, quality = head
         cell = row[value_column]
         try:
@@ -160,6 +163,15 @@ class _CsvLines:
                 names, text = (layout.quality_column,), row[columns.quality]
                 quality = (self._cells.quality(text),)
         except Unfit as fault:
-            chunk.reject(line, " ".join(names), fault, text)
+            # A file with a line per interval has empty ones for the hour that the clock skips.
+            if isinstance(fault, NoSuchTime) and self._has_no_reading(row):
+                chunk.missing += len(columns.cells)
+            else:
+                chunk.reject(line, " ".join(names), fault, text)
             return None
         return sensor, seconds, quality
+
+    def _has_no_reading(self, row: list[str]) -> bool:
+        """Return whether all metrics of a wide file are missing in a line."""
+        cells = [row[index] for index, _, _ in self.columns.cells]
+        return bool(cells) and all(self._cells.text(cell) is None for cell in cells)

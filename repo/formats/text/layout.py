@@ -58,7 +58,8 @@ class Layout:
     metric: str | None = None
     """The metric of every line of a long file; it replaces the column."""
     metrics: tuple[str, ...] | None = None
-    """Columns of a wide file to read; None for all except time, sensor, quality and `ignored`."""
+    """The metrics to read, in a wide file the columns; None for all. In a wide file that means all columns except time,
+    sensor, quality and `ignored`."""
     columns: tuple[tuple[str, str], ...] = ()
     """Columns of a wide file to read, each as (metric, column), in addition to `metrics`."""
     ignored: tuple[str, ...] = ()

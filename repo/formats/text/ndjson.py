@@ -126,6 +126,8 @@ class _NdjsonLines:
         metric = found.get(layout.metric_column) if layout.metric is None else layout.metric
         if type(metric) is not str:
             raise self._no_text(layout.metric_column, metric, found)
+        if layout.metrics is not None and metric not in layout.metrics:
+            return
         if layout.value_column not in found:
             raise _Reject(layout.value_column, "is missing")
         try:

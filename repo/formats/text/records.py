@@ -13,7 +13,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TextIO
 
-from repo.errors import InvalidFile
+from repo.errors import InvalidFile, counted
 from repo.formats.lines import Lines, LongLine
 
 __all__ = ["CsvRecords"]
@@ -70,7 +70,7 @@ class CsvRecords(Lines):
             try:
                 if not self._next():
                     raise InvalidFile(
-                        f"the header should be line {line}, but the file has only {self.line - 1} lines",
+                        f"the header should be line {line}, but the file has {counted(self.line - 1, 'line')}",
                         path=self.path,
                     )
             except LongLine:
