@@ -13,7 +13,6 @@ from fractions import Fraction
 from itertools import repeat
 from math import isfinite, isnan
 from numbers import Integral, Rational, Real
-from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from repo.errors import InvalidPoint, InvalidQuery, Refusal
@@ -25,16 +24,12 @@ __all__ = [
     "UNIX_EXPONENTS",
     "NoSuchTime",
     "Unfit",
-    "Width",
     "bound_us",
     "checked_us",
     "iso_datetime",
     "local_choices",
     "local_us",
     "moment_us",
-    "parse_duration_us",
-    "parse_time",
-    "parse_width",
     "to_datetime",
     "to_datetimes",
     "to_us",
@@ -288,99 +283,3 @@ def iso_datetime(text: str) -> datetime | None:
         return midnight + timedelta(days=1)
     except (ValueError, OverflowError):
         return None
-
-
-# --- times and durations as text -----------------------------------------------------------------------
-
-_UNIT_US = {
-    "us": 1,
-    "ms": 1_000,
-    "s": _SECOND_US,
-    "m": 60 * _SECOND_US,
-    "h": 3_600 * _SECOND_US,
-    "d": _DAY_US,
-    "w": 7 * _DAY_US,
-}
-_MONTHS = {"mo": 1, "y": 12}
-_DURATION = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)(us|ms|[smhdw])")
-_CALENDAR = re.compile(r"([0-9]{1,18})(mo|y)")
-_RELATIVE = re.compile(r"(?:now)?([+-])([0-9.]+[a-z]+)")
-_UNIX_SECONDS = re.compile(r"[+-]?[0-9]+(?:\.[0-9]{0,9})?")
-_LIKE_A_DATE = re.compile(r"(?:19|20)[0-9]{2}(?:[01][0-9][0-3][0-9])?")
-_MAX_CHARS = 64
-_MOST_MONTHS = 584 * 12
-_TIME_FORMS = "ISO 8601 (2024-05-01T12:00Z), Unix seconds, now, or relative (-6h, now-15m)"
-
-
-def parse_duration_us(text: str) -> int:
-    """Parse a duration such as `1m`, `1.5h` or `250ms` into microseconds; always positive.
-
-    Units: us, ms, s, m (minutes), h, d (24 hours), w. Raises InvalidQuery.
-    """
-    found = _DURATION.fullmatch(text.strip())
-    if not found:
-        raise InvalidQuery(
-            f"{text[:40]!r} is not a duration; write a number and one of us, ms, s, m, h, d, w"
-        )
-    us = Fraction(found[1]) * _UNIT_US[found[2]]
-    if us.denominator != 1 or us <= 0:
-        raise InvalidQuery(f"the duration {text[:40]!r} is not a positive number of whole microseconds")
-    if us > MAX_TIMESTAMP_US - MIN_TIMESTAMP_US:
-        raise InvalidQuery(f"the duration {text[:40]!r} exceeds the range of times (1678 to 2261)")
-    return int(us)
-
-
-class Width(NamedTuple):
-    """The width of buckets: `us` microseconds or `months` calendar months; the other field is 0."""
-
-    us: int
-    months: int
-
-
-def parse_width(text: str) -> Width:
-    """Parse the width of buckets: a duration as for `parse_duration_us`, or `1mo`, `3mo`, `1y`.
-
-    Months (mo) and years (y) are calendar months and years, in whole numbers. Raises InvalidQuery.
-    """
-    found = _CALENDAR.fullmatch(text.strip())
-    if not found:
-        try:
-            return Width(parse_duration_us(text), 0)
-        except InvalidQuery as error:
-            raise InvalidQuery(f"{error}; bucket widths may also be in mo (months) and y (years)") from error
-    months = int(found[1]) * _MONTHS[found[2]]
-    if not 0 < months <= _MOST_MONTHS:
-        raise InvalidQuery(f"the width {text[:40]!r} is not between 1mo and {_MOST_MONTHS // 12}y")
-    return Width(0, months)
-
-
-def parse_time(text: str, *, now_us: int, zone: tzinfo = UTC) -> int:
-    """Parse a time that a person typed into microseconds UTC.
-
-    Accepts ISO 8601, local to `zone` if it has no offset; Unix seconds; `now`; and relative times (`-6h`, `now-6h`,
-    `+15m`). Refuses `20240501` and `2024`, which could be dates or seconds. Raises InvalidQuery.
-    """
-    given = text.strip()
-    try:
-        return _written_us(given, now_us, zone)
-    except Unfit as fault:
-        raise InvalidQuery(f"{given[:40]!r} {fault}") from fault
-
-
-def _written_us(given: str, now_us: int, zone: tzinfo) -> int:
-    if len(given) > _MAX_CHARS:
-        raise Unfit(f"is no time; write {_TIME_FORMS}")
-    if given == "now":
-        return now_us
-    relative = _RELATIVE.fullmatch(given)
-    if relative:
-        span_us = parse_duration_us(relative[2])
-        return checked_us(now_us + (span_us if relative[1] == "+" else -span_us))
-    if _LIKE_A_DATE.fullmatch(given):
-        raise Unfit("could be a date or Unix seconds; write 2024-05-01, or 20240501.0 for seconds")
-    if _UNIX_SECONDS.fullmatch(given):
-        return moment_us(Decimal(given))
-    moment = iso_datetime(given)
-    if moment is None:
-        raise Unfit(f"is no time; write {_TIME_FORMS}")
-    return moment_us(moment) if moment.tzinfo is not None else local_us(moment, zone)

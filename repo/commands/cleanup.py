@@ -16,7 +16,8 @@ from repo.commands.output import print_json, write_rows
 from repo.commands.session import Session
 from repo.commands.texts import size_text
 from repo.errors import HoldfastError, counted
-from repo.times import parse_duration_us, to_datetime
+from repo.time_texts import before_us
+from repo.times import to_datetime
 
 if TYPE_CHECKING:
     from repo import Store
@@ -32,7 +33,7 @@ _SHOWN_ROWS = 20
 
 @click.command()
 @click.option(
-    "--older-than", metavar="SPAN", help="Only data older than SPAN (90d, 12h, 2w); replaces --end."
+    "--older-than", metavar="SPAN", help="Only data older than SPAN (90d, 12h, 3mo); replaces --end."
 )
 @click.option("--start", metavar="TIME", help="Start of the range, inclusive.")
 @click.option("--end", metavar="TIME", help="End of the range, exclusive.")
@@ -240,4 +241,4 @@ def _span(
     if end is not None:
         raise click.UsageError("--older-than and --end cannot be combined")
     low, _ = bounds(start, None, None, zone_of(tz))
-    return low, to_datetime(system_clock() - parse_duration_us(older_than))
+    return low, to_datetime(before_us(older_than, now_us=system_clock(), zone=zone_of(tz)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, tzinfo
+from datetime import datetime, tzinfo
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from repo.clock import system_clock
 from repo.errors import InvalidQuery
-from repo.times import parse_duration_us, parse_time, to_datetime
+from repo.time_texts import before_us, parse_time
+from repo.times import Unfit, to_datetime, zone_named
 
 if TYPE_CHECKING:
     from repo import Store
@@ -20,14 +21,10 @@ __all__ = ["bounds", "iso", "names_hint", "names_of", "series_names", "zone_of"]
 
 def zone_of(name: str) -> tzinfo:
     """Return the time zone of `--tz`; `InvalidQuery` for an unknown one."""
-    from zoneinfo import ZoneInfo
-
-    if name.upper() == "UTC":
-        return UTC
     try:
-        return ZoneInfo(name)
-    except (KeyError, ValueError, OSError) as error:
-        raise InvalidQuery(f"--tz: there is no time zone {name!r}; use a name such as Europe/Oslo") from error
+        return zone_named(name)
+    except Unfit as fault:
+        raise InvalidQuery(f"--tz: {fault}") from fault
 
 
 def bounds(
@@ -38,7 +35,7 @@ def bounds(
         raise InvalidQuery("--start and --since cannot be combined")
     now_us = system_clock()
     if since is not None:
-        start_us = now_us - parse_duration_us(since.removeprefix("-"))
+        start_us = before_us(since, now_us=now_us, zone=zone)
         return to_datetime(start_us), _time(end, now_us, zone)
     return _time(start, now_us, zone), _time(end, now_us, zone)
 

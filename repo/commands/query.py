@@ -42,8 +42,8 @@ _SERIES_COLUMNS = (
 @click.argument("metric")
 @click.option("--start", metavar="TIME", help="Start of the range, inclusive.")
 @click.option("--end", metavar="TIME", help="End of the range, exclusive.")
-@click.option("--since", metavar="SPAN", help="Only the last SPAN (6h, 15m, 7d); replaces --start.")
-@click.option("--every", metavar="SPAN", help="Aggregate into buckets of 10s, 1m, 6h, 1d, 1w, 1mo, 1y.")
+@click.option("--since", metavar="SPAN", help="Only the last SPAN (6h, 1d12h, 3mo); replaces --start.")
+@click.option("--every", metavar="SPAN", help="Aggregate into buckets of 10s, 5min, 6h, 1d, 1w, 3mo, 1y.")
 @click.option(
     "--agg",
     "aggs",
@@ -83,7 +83,8 @@ def query(
     """Print points of SENSOR and METRIC, or aggregates of them.
 
     Both can be quoted globs ('PUMP-*', '*'). Points are in order of time, from --start up to but excluding
-    --end. A TIME is ISO 8601 (in --tz unless it has an offset), Unix seconds, `now`, or relative (-6h).
+    --end. A TIME is ISO 8601 (2026-11-05T12:00, in --tz unless it has an offset), a month (2026-11), today,
+    yesterday, a clock time (21:30, yesterday 21:30), Unix seconds, now, or relative (-6h, -1d12h, -1mo, today+6h).
     The CSV of points can be ingested again; metadata is not read back.
 
     --fill covers --start to --end; a missing bound is the first or last point of each series. `null` leaves buckets

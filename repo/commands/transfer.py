@@ -31,7 +31,7 @@ __all__ = ["export", "import_"]
 )
 @click.option("--start", metavar="TIME", help="Start of the range, inclusive.")
 @click.option("--end", metavar="TIME", help="End of the range, exclusive.")
-@click.option("--since", metavar="SPAN", help="Only the last SPAN (6h, 15m, 7d); replaces --start.")
+@click.option("--since", metavar="SPAN", help="Only the last SPAN (6h, 1d12h, 3mo); replaces --start.")
 @click.option(
     "--tz", metavar="ZONE", default="UTC", show_default=True, help="Time zone of --start and --end."
 )

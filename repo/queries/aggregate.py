@@ -18,7 +18,8 @@ from repo.queries.buckets import AggregateColumns, Buckets
 from repo.queries.gaps import Fill, check_fill, fill_gaps, refuse_too_many
 from repo.queries.lookback import before
 from repo.queries.selection import Known, Selection
-from repo.times import MAX_TIMESTAMP_US, Width, parse_width
+from repo.time_texts import Width, parse_width
+from repo.times import MAX_TIMESTAMP_US
 
 __all__ = ["Aggregates", "Every", "check_width", "check_zone", "make_buckets", "spans_of"]
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, case, literal
 
-from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Width, to_datetime
+from repo.time_texts import Width
+from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, to_datetime
 
 __all__ = ["AggregateColumns", "Buckets"]
 

@@ -17,7 +17,7 @@ from repo.queries.buckets import Buckets
 from repo.queries.gaps import refuse_too_many
 from repo.queries.lookback import before
 from repo.queries.selection import Known, Selection, SeriesScope
-from repo.times import Width
+from repo.time_texts import Width
 
 __all__ = ["States"]
 

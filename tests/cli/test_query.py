@@ -218,7 +218,7 @@ def test_where_there_is_nothing_stdout_is_empty_and_stderr_says_so(filled: Any) 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("--start tomorrow", "'tomorrow' is no time"),
+        ("--start whenever", "'whenever' is no time"),
         ("--start 20240501", "could be a date or Unix seconds"),
         ("--start 1714521600000", "looks like milliseconds"),
         ("--since 5", "is not a duration"),
@@ -226,7 +226,7 @@ def test_where_there_is_nothing_stdout_is_empty_and_stderr_says_so(filled: Any) 
         ("--every 0s", "positive"),
         ("--agg mode", "there is no aggregate 'mode'"),
         ("--agg p101", "there is no aggregate 'p101'"),
-        ("--every 1.5mo", "mo (months)"),
+        ("--every 1.5mo", "whole microseconds or months"),
         ("--fill linear", "set their width with `every`"),
         ("--every 1h --fill up", "--fill"),
         ("--states --agg avg", "cannot be combined with --agg"),

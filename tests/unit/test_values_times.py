@@ -11,7 +11,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from repo.errors import InvalidPoint, InvalidQuery
-from repo.times import local_us, parse_duration_us, parse_time
+from repo.time_texts import Width, before_us, parse_duration_us, parse_time, parse_width
+from repo.times import local_us
 from repo.values import (
     MAX_TIMESTAMP_US,
     MIN_TIMESTAMP_US,
@@ -160,10 +161,15 @@ def test_times_as_people_type_them(text: str, us: int) -> None:
     ("text", "reason"),
     [
         ("", "is no time"),
-        ("yesterday", "is no time"),
+        ("yesterday 25:00", "is no time"),
+        ("21:60", "is no time"),
+        ("2024-13", "is no time"),
+        ("today+1x", "not a duration"),
+        ("-10000y", "exceeds the range of times"),
+        ("-400y", "outside the years"),
         ("6h", "is no time"),
         ("-6M", "is no time"),
-        ("-6 h", "is no time"),
+        ("-6 h", "not a duration"),
         ("-6x", "not a duration"),
         ("-1.2.3h", "not a duration"),
         ("-0s", "not a positive"),
@@ -201,6 +207,48 @@ def test_a_local_time_that_occurs_twice_or_never_is_refused() -> None:
     assert parse_time("2024-10-27T02:30+01:00", now_us=NOW_US, zone=BERLIN) == 1_729_992_600_000_000
 
 
+@pytest.mark.parametrize(
+    ("text", "local"),
+    [
+        ("today", "2024-03-31T00:00+01:00"),
+        ("yesterday", "2024-03-30T00:00+01:00"),
+        ("tomorrow", "2024-04-01T00:00+02:00"),
+        ("21:30", "2024-03-31T21:30+02:00"),
+        ("9:05:07.5", "2024-03-31T09:05:07.5+02:00"),
+        ("yesterday 21:30", "2024-03-30T21:30+01:00"),
+        ("2024-02", "2024-02-01T00:00+01:00"),
+        ("today+6h", "2024-03-31T07:00+02:00"),
+        ("-1d12h", "2024-03-30T02:00+01:00"),
+        ("-1mo", "2024-02-29T15:00+01:00"),
+        ("now+1mo", "2024-04-30T15:00+02:00"),
+        ("-1y1d", "2023-03-30T15:00+02:00"),
+    ],
+)
+def test_days_clock_times_and_months_are_those_of_the_zone(text: str, local: str) -> None:
+    now_us = to_us(
+        datetime.fromisoformat("2024-03-31T15:00+02:00")
+    )  # the clocks went forward at 2:00 this day
+    assert parse_time(text, now_us=now_us, zone=BERLIN) == to_us(datetime.fromisoformat(local))
+    if text.startswith("-"):
+        assert before_us(text, now_us=now_us, zone=BERLIN) == to_us(datetime.fromisoformat(local))
+
+
+def test_widths_have_either_months_or_shorter_units() -> None:
+    assert parse_width("3mo") == parse_width("3months") == Width(0, 3)
+    assert parse_width("1d12h") == Width(36 * 3_600_000_000, 0)
+    with pytest.raises(InvalidQuery, match="use either"):
+        parse_width("1mo1d")
+    with pytest.raises(InvalidQuery, match="length varies"):
+        parse_duration_us("1mo")
+
+
+def test_a_day_without_midnight_begins_when_the_clock_was_set() -> None:
+    now_us = to_us(datetime(2018, 11, 4, 15, tzinfo=UTC))  # in Sao Paulo, this day began at 1:00
+    assert parse_time("today", now_us=now_us, zone=ZoneInfo("America/Sao_Paulo")) == to_us(
+        datetime(2018, 11, 4, 3, tzinfo=UTC)
+    )
+
+
 def test_fold_selects_one_of_two_local_times() -> None:
     twice = datetime(2024, 10, 27, 2, 30)  # noqa: DTZ001
     assert local_us(twice, BERLIN, fold=1) - local_us(twice, BERLIN, fold=0) == 3_600_000_000
@@ -211,6 +259,7 @@ def test_fold_selects_one_of_two_local_times() -> None:
     [
         ("1us", 1), ("1ms", 1_000), ("1s", 1_000_000), ("1m", 60_000_000), ("1h", 3_600_000_000),
         ("1d", 86_400_000_000), ("1w", 604_800_000_000), ("0.5s", 500_000), (" 90s ", 90_000_000),
+        ("5min", 300_000_000), ("1h30m", 5_400_000_000), ("1d 12hours", 129_600_000_000), ("2weeks", 1_209_600_000_000),
     ],
 )  # fmt: skip
 def test_durations(text: str, us: int) -> None:
@@ -218,7 +267,7 @@ def test_durations(text: str, us: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", "m", "-1m", "0m", "0.5us", "1M", "1 m", "1mo", "1h30m", "9" * 30 + "w", "１s"]
+    "text", ["", "1", "m", "-1m", "0m", "0.5us", "1M", "1 m", "1mo", "1h30", "1hs", "9" * 30 + "w", "１s"]
 )
 def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(InvalidQuery):
