@@ -89,11 +89,12 @@ class Session:
         """
         from repo.compat.environment import from_environment
         from repo.files import StoreFiles, find_files, place_columns
-        from repo.schema.upgrade import migrate_store
 
         files = find_files(self.folder, from_environment("DUCKDB_STORAGE_PATH", str))
         if read_only or files == StoreFiles.of(self.folder.resolve()):
             return files
+        from repo.schema.upgrade import migrate_store  # loads Alembic, which few commands need
+
         try:
             with suppress(EngineMissing):
                 migrate_store(files, check=True)

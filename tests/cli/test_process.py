@@ -69,6 +69,27 @@ def test_help_loads_no_engine(arguments: str) -> None:
     assert ended.stdout.splitlines()[-1] == "loaded 0 []"
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_commands_on_a_store_of_the_current_schema_load_no_migrations(on_store: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(HEADER.encode() + b"".join(lines(2)))
+    on_store("query", "s", "m")  # creates the columns
+    ingest = ["ingest", str(tmp_path / "a.csv"), "--time-format", "unix"]
+    script = f"""
+import sys
+from repo.commands import holdfast
+for command in ["status"], {ingest!r}, ["query", "s", "m"], ["cleanup", "--sensor", "x"]:
+    try:
+        holdfast(["--store", {str(on_store.folder)!r}, *command])
+    except SystemExit as end:
+        assert not end.code, command
+print("loaded", sorted({{"alembic", "sqlalchemy", "numpy", "pyarrow"}} & set(sys.modules)))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.splitlines()[-1] == "loaded ['sqlalchemy']"
+
+
 def test_the_list_of_commands_says_what_each_says_of_itself() -> None:
     import click
 

@@ -343,7 +343,7 @@ POINTS = st.lists(
 )
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(
     parts=st.lists(POINTS, min_size=1, max_size=3),
     bounds=st.tuples(*[st.none() | st.integers(-6, 41)] * 2).filter(

@@ -275,7 +275,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(steps=st.lists(st.tuples(st.integers(0, 1), STEPS), max_size=12))
 def test_two_handles_on_one_store_always_agree_with_a_plain_dict(
     engine: Any, templates: Templates, steps: list[Any]

@@ -133,18 +133,18 @@ def test_a_long_range_comes_in_pages_of_the_same_rows(store: Store) -> None:
 
 def test_pages_continue_while_another_thread_writes_deletes_and_flushes(open_store: Any) -> None:
     store = open_store(background=True, flush_interval_s=0.05, lease_timeout_s=60.0)
-    store.points.insert_many([("a", "m", at, 1.0) for at in range(3_000)])
+    store.points.insert_many([("a", "m", at, 1.0) for at in range(1_500)])
     stop = threading.Event()
     failed: list[BaseException] = []
 
     def disturb() -> None:
         round_ = 0
         try:
-            while round_ < 60 and not stop.wait(
+            while round_ < 30 and not stop.wait(
                 0.05
             ):  # if flush is slower than this, it catches up at the end
                 round_ += 1
-                store.points.insert_many([("a", "m", at, 2.0) for at in range(0, 3_000, 97)])
+                store.points.insert_many([("a", "m", at, 2.0) for at in range(0, 1_500, 97)])
                 store.points.insert("b", "m", float(round_), timestamp=round_)
                 store.points.delete("b", "m", None, round_ - 5)
         except BaseException as error:  # noqa: BLE001
@@ -159,7 +159,7 @@ def test_pages_continue_while_another_thread_writes_deletes_and_flushes(open_sto
         stop.set()
         thread.join()
     assert not failed
-    assert found == list(range(3_000))
+    assert found == list(range(1_500))
 
 
 def test_a_read_sees_every_acknowledged_write_of_another_thread(open_store: Any) -> None:

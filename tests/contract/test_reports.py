@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from repo import Settings, Store
 from repo.commands import holdfast
 
+pytestmark = pytest.mark.slow_on("duckdb")
+
 
 def printed(store: Path, *arguments: str) -> dict[str, Any]:
     done = CliRunner().invoke(holdfast, ["--json", "--store", str(store), *arguments])
