@@ -113,16 +113,16 @@ def query(
         if form == "plot":
             from repo.commands.plotting import draw
 
-            lines = _lines(store, (sensor, metric), low, high, every, names, tz=tz, fill=fill)
+            lines = _lines(store, (sensor, metric), low, high, every, names, tz=zone, fill=fill)
             if lines:
                 click.echo(draw(lines, zone))
             count = len(lines)
         elif states or every or names or fill:
             if states:
-                found = store.points.states(sensor, metric, low, high, every=every, tz=tz)
+                found = store.points.states(sensor, metric, low, high, every=every, tz=zone)
                 wanted = ["state", "seconds", "share"]
             else:
-                asked: dict[str, Any] = {"agg": names or "avg", "every": every, "tz": tz, "fill": fill}
+                asked: dict[str, Any] = {"agg": names or "avg", "every": every, "tz": zone, "fill": fill}
                 found = store.points.aggregate(sensor, metric, low, high, **asked)
                 wanted = names or ["avg"]
             columns = ["sensor_id", "metric_name", *(["bucket"] if every else []), *wanted]

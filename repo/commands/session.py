@@ -129,14 +129,15 @@ class Session:
     def note(self, text: str) -> None:
         """Print a message to stderr."""
         if not self.quiet:
-            self.to_stderr("info", text)
+            click.echo(_as_line("info", text) if self.as_json else printable(text), err=True)
 
-    def to_stderr(self, level: str, text: str) -> None:
-        """Print a message of a level (info, warning, error) to stderr."""
-        if self.as_json:
-            click.echo(json_text({"level": level, "message": text}), err=True)
-        else:
-            click.echo(printable(text if level == "info" else f"{level}: {text}"), err=True)
+    def log(self, level: str, text: str) -> None:
+        """Print a line of the library's log to stderr."""
+        click.echo(_as_line(level, text) if self.as_json else printable(f"{level}: {text}"), err=True)
+
+
+def _as_line(level: str, text: str) -> str:
+    return json_text({"level": level, "message": text})
 
 
 class _Stderr(logging.Handler):
@@ -145,4 +146,4 @@ class _Stderr(logging.Handler):
         self._session = session
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._session.to_stderr(record.levelname.lower(), record.getMessage())
+        self._session.log(record.levelname.lower(), record.getMessage())

@@ -182,7 +182,8 @@ class _Run:
         at = one.before
         # A new database is upgraded in one step: there is no space to reclaim in between.
         for step in one.steps[-1:] if one.is_new else one.steps:
-            log.info(
+            log.log(
+                logging.DEBUG if one.is_new else logging.INFO,
                 "revision %s on %s: %s (%s)",
                 step.revision,
                 one.target.path,

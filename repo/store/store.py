@@ -114,6 +114,7 @@ class Store:
         with forks.Use():
             if read_only:
                 self._handle = open_read_only(self.files, self.settings, clock)
+                log.info("opened the store in %s for reading", self.path)
                 self._offer()
             else:
                 self._open(Opening(self.path, self.files, self.settings, clock), create)
@@ -525,6 +526,7 @@ class Store:
 
     def _open(self, opening: Opening, create: bool) -> None:
         reserve = Reserve(self.files)
+        is_new = not self.files.metadata.exists()
         try:
             self._open_files(opening, create)
         except StoreFull as full:
@@ -532,6 +534,7 @@ class Store:
                 log.info("the reserve is used to open the store on a full disk: %s", full)
                 self._open_files(opening, create)
         reserve.renew()
+        log.info("%s the store in %s (schema %s)", "created" if is_new else "opened", self.path, version.HEAD)
         self._offer()
         self._start()
 

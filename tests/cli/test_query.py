@@ -241,6 +241,13 @@ def test_an_argument_that_cannot_be_is_wrong_usage(on_duckdb: Any, options: str,
     assert result.stdout == ""
 
 
+def test_days_can_be_those_of_a_utc_offset(on_duckdb: Any) -> None:
+    on_duckdb.write(("s", "m", T0, 1.0))
+    [row] = on_duckdb.json("query", "s", "m", "--every", "1d", "--tz", "-07:00")
+    assert row["bucket"] == "2024-04-30T00:00:00-07:00"
+    assert "no time zone 'Mars'" in on_duckdb("query", "s", "m", "--tz", "Mars", code=2).stderr
+
+
 @pytest.mark.slow_on("duckdb")
 def test_latest_gives_one_of_each_series_or_as_many_as_asked(filled: Any) -> None:
     assert [(p["sensor_id"], p["metric_name"], p["value"]) for p in filled.json("latest")] == [
