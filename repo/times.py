@@ -21,6 +21,7 @@ __all__ = [
     "EXACT_FLOAT_S",
     "MAX_TIMESTAMP_US",
     "MIN_TIMESTAMP_US",
+    "SUSPECT_BEFORE_US",
     "UNIX_EXPONENTS",
     "NoSuchTime",
     "Unfit",
@@ -53,6 +54,9 @@ EXACT_FLOAT_S = 2.0**32
 
 The float is off by at most 0.24 µs and the product by 0.25 µs, together less than half a microsecond.
 """
+
+SUSPECT_BEFORE_US = 31 * 86_400 * 1_000_000
+"""Times in January 1970 are most likely counts of a larger unit, such as Unix seconds read as milliseconds."""
 
 _EXACT_FLOAT_US = int(EXACT_FLOAT_S) * _SECOND_US
 _MOST_DIGITS = 25

@@ -31,17 +31,22 @@ from repo.formats.recognition import foreign_format, utf_16_or_32
 from repo.queries.counts import present
 from repo.repositories.series import SeriesRepository
 from repo.settings import Settings
+from repo.times import SUSPECT_BEFORE_US
 from repo.transfer.inputs import HEAD_BYTES, form_of, is_parquet
 from repo.transfer.sources import Source, listed, sources_of
 from repo.values import KIND_NUMBER, KIND_TEXT
 
-__all__ = ["Imported", "Progress", "Verified", "import_parquet", "verify_parquet"]
+__all__ = ["SUSPECT_TIMES", "Imported", "Progress", "Verified", "import_parquet", "verify_parquet"]
 
 log = logging.getLogger("holdfast.importing")
 
 Progress = Callable[[int, int], object]
 """Called with the number of rows processed so far, and the total."""
 
+SUSPECT_TIMES = (
+    "times are in January 1970; if the numbers count larger units, set the time format (--time-format): unix for "
+    "seconds, unix_ms for milliseconds"
+)
 _MOST_PROBLEMS = 20
 _UNITS = {1_000_000: "seconds", 1_000: "milliseconds", 1: "microseconds"}
 
@@ -235,6 +240,7 @@ class _Import:
         self._kinds: dict[tuple[str, str], str] = {}
         self._under_way = 0
         self._advice: str | None = None
+        self._may_have_wrong_unit = False
         self._spans: dict[tuple[str, str], list[tuple[int, int]]] = {}
         self._overlaps = False
         self.counts = _Counts()
@@ -242,6 +248,7 @@ class _Import:
     def run(self, file: _Validated) -> None:
         """Store all rows of a file. An error has a note that says what was stored before it."""
         self._advice = _advice_on_times(file.plan)
+        self._may_have_wrong_unit = _counts_small_units(file.plan)
         try:
             with (
                 file.source.opened() as descriptor,
@@ -296,6 +303,11 @@ class _Import:
         counts.no_reading += sum(group.rows - group.readings for group in page.groups)
         if page.nulls:
             self._note(source, f"{counted(page.nulls, 'row')} without a sensor, a metric or a time")
+        if self._may_have_wrong_unit and any(
+            0 <= group.first_us < SUSPECT_BEFORE_US for group in page.groups
+        ):
+            self._may_have_wrong_unit = False
+            log.warning("%s: %s", source.path, SUSPECT_TIMES)
         if self._dry_run and not self._overlaps:
             self._warn_of_overlaps(page, source)
         refused = self._leave_out_other_kinds(page, source)
@@ -350,6 +362,12 @@ class _Import:
         line = f"{source.path}: {problem}"
         if len(self.counts.problems) < _MOST_PROBLEMS and line not in self.counts.problems:
             self.counts.problems.append(line)
+
+
+def _counts_small_units(plan: ReadPlan) -> bool:
+    """Return whether the times are numbers of milliseconds or microseconds, as the caller says."""
+    time = plan.types.get("timestamp")
+    return time is not None and time.family in ("integer", "float") and plan.us_per_count < 1_000_000
 
 
 def _advice_on_times(plan: ReadPlan) -> str | None:

@@ -37,7 +37,7 @@ from repo.formats.text.times import TimeReader
 from repo.repositories.points import Written
 from repo.repositories.series import SeriesRepository
 from repo.times import UNIX_EXPONENTS
-from repo.transfer.importer import import_parquet
+from repo.transfer.importer import SUSPECT_TIMES, import_parquet
 from repo.transfer.inputs import Input
 from repo.transfer.repeats import Repeats
 from repo.values import KIND_NUMBER, KIND_TEXT, check_rows
@@ -265,14 +265,7 @@ class _Passes:
                 self._layout.zone,
             )
         for name, count in times.suspects.items():
-            log.warning(
-                "%s: %s read as %s %s in January 1970; if the numbers count larger units, set the time format "
-                "(--time-format): unix for seconds, unix_ms for milliseconds",
-                given.name,
-                counted(count, "time"),
-                name,
-                "is" if count == 1 else "are",
-            )
+            log.warning("%s, %s of %s: %s", given.name, counted(count, "line"), name, SUSPECT_TIMES)
 
     def _run_parquet(self, given: Input, *, check_only: bool) -> IngestedFile:
         self._settle(0)

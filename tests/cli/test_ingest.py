@@ -233,7 +233,7 @@ def test_the_file_of_rejections_is_neither_the_input_nor_of_the_store(on_duckdb:
 def test_seconds_that_are_read_as_milliseconds_are_reported(on_duckdb: Any) -> None:
     text = "timestamp,p\n1767225600,1\n1767225660,2\n"
     result = on_duckdb("ingest", "-", "--sensor", "S", "--time-format", "unix_ms", stdin=text)
-    assert "standard input: 2 times read as unix_ms are in January 1970" in result.stderr
+    assert "standard input, 2 lines of unix_ms: times are in January 1970" in result.stderr
     assert "2 points" in result.stdout
     assert on_duckdb("ingest", "-", "--sensor", "S", "--time-format", "unix", stdin=text).stderr == ""
 

@@ -208,7 +208,12 @@ def test_columns_of_parquet_go_by_the_names_that_are_given(on_duckdb: Command, t
 
 @pytest.mark.parametrize(
     "option",
-    [["--sensor", "S"], ["--metric", "m"], ["--shape", "wide"], ["--missing", "-1"], ["--time-column", "#1"]],
+    [
+        ["--missing", "-1"],
+        ["--time-column", "#1"],
+        ["--time-column", "a", "--time-column", "b"],
+        ["--ambiguous", "infer"],
+    ],
 )
 def test_options_that_parquet_cannot_follow_are_told_before_anything_is_written(
     on_duckdb: Command, tmp_path: Path, option: list[str]
@@ -217,6 +222,15 @@ def test_options_that_parquet_cannot_follow_are_told_before_anything_is_written(
     file = parquet(tmp_path / "b.parquet")
     assert "b.parquet is Parquet" in on_duckdb("ingest", tmp_path / "a.ndjson", file, *option, code=2).stderr
     assert on_duckdb.json("status")["last_seq"] == 0
+
+
+def test_seconds_in_parquet_that_are_read_as_milliseconds_are_reported(
+    on_duckdb: Command, tmp_path: Path
+) -> None:
+    file = parquet(tmp_path / "a.parquet")
+    for command in ("ingest", "import"):
+        assert "in January 1970" in on_duckdb(command, file, "--time-format", "unix_ms").stderr
+        assert "1970" not in on_duckdb(command, file).stderr
 
 
 def test_the_format_can_be_given(on_duckdb: Command, tmp_path: Path) -> None:

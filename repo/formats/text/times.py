@@ -20,6 +20,7 @@ from repo.formats.text.repeated_hours import RepeatedHours
 from repo.times import (
     MAX_TIMESTAMP_US,
     MIN_TIMESTAMP_US,
+    SUSPECT_BEFORE_US,
     UNIX_EXPONENTS,
     Unfit,
     checked_us,
@@ -42,7 +43,6 @@ _FOLDS = {"earlier": 0, "later": 1}
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - local times are naive until their zone is applied
 _INTERVAL = re.compile(r"(.*?\S)(?:\s+[-–—]\s+|/|--)(\S.*)")
 _END_CLOCK = re.compile(r"[0-2]?[0-9]:[0-5][0-9](?::[0-5][0-9])?")
-_SUSPECT_US = 31 * 86_400 * 1_000_000  # Unix seconds of today, read as milliseconds, are in January 1970
 _QUARTER_US = 900 * 1_000_000
 _CACHED_QUARTERS = 4_096
 _MAX_CHARS = 64
@@ -159,7 +159,7 @@ class TimeReader:
         if number.is_finite() and number.adjusted() < _MAX_CHARS:  # a larger one is refused as it is
             number = _EXACT.scaleb(number, UNIX_EXPONENTS[name])
         us = moment_us(number)
-        if 0 <= us < _SUSPECT_US and name != "unix":
+        if 0 <= us < SUSPECT_BEFORE_US and name != "unix":
             self.suspects[name] += 1
         return us, True
 
