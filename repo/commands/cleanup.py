@@ -11,7 +11,7 @@ import click
 
 from repo.clock import system_clock
 from repo.commands.global_options import global_options, store_argument
-from repo.commands.options import bounds, iso, names_of, series_names, zone_of
+from repo.commands.options import bounds, iso, iso_second, names_hint, names_of, series_names, zone_of
 from repo.commands.output import print_json, write_rows
 from repo.commands.session import Session
 from repo.commands.texts import size_text
@@ -147,7 +147,11 @@ def _drop(session: Session, store: Store, scope: dict[str, Any], *, dry_run: boo
         if session.as_json:
             return selected
         _show(session, selected)
-        if dry_run or (not selected.points and not selected.records):
+        if not selected.points and not selected.records:
+            if named := _listed(scope["sensor_id"]) + _listed(scope["metric_name"]):
+                session.note(names_hint(session, store, named, named))
+            return selected
+        if dry_run:
             return selected
         try:
             is_confirmed = click.confirm("Delete this permanently?", err=True)
@@ -169,6 +173,10 @@ def _drop(session: Session, store: Store, scope: dict[str, Any], *, dry_run: boo
         )
     session.say(f"deleted {_summary(dropped)}")
     return dropped
+
+
+def _listed(names: str | list[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else names or []
 
 
 def _shrink(session: Session, store: Store, *, dry_run: bool) -> Shrunk | None:
@@ -229,8 +237,7 @@ def _summary(found: Cleaned) -> str:
 
 
 def _with_times(row: dict[str, Any]) -> dict[str, Any]:
-    edges = {edge: row[f"{edge}_us"] for edge in ("first", "last")}
-    return row | {edge: None if us is None else iso(to_datetime(us)) for edge, us in edges.items()}
+    return row | {edge: iso_second(row[f"{edge}_us"]) for edge in ("first", "last")}
 
 
 def _span(

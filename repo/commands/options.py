@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, tzinfo
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from repo.clock import system_clock
+from repo.commands.terminal import is_terminal
 from repo.errors import InvalidQuery
 from repo.time_texts import before_us, parse_time
 from repo.times import Unfit, to_datetime, zone_named
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from repo import Store
     from repo.commands.session import Session
 
-__all__ = ["bounds", "iso", "names_hint", "names_of", "series_names", "zone_of"]
+__all__ = ["bounds", "iso", "iso_second", "names_hint", "names_of", "series_names", "zone_of"]
 
 
 def zone_of(name: str) -> tzinfo:
@@ -65,22 +66,29 @@ def series_names(
     }
 
 
-def names_hint(session: Session, store: Store, sensor: str | None, metric: str | None) -> str:
+def names_hint(session: Session, store: Store, sensors: Iterable[str], metrics: Iterable[str]) -> str:
     """Say what may be meant by names that selected nothing: similar names, or how to list them all."""
     known = store.series.list()
     if not known:
         return "the store has no series yet"
     for what, given, names in (
-        ("sensor", sensor, {series.sensor_id for series in known}),
-        ("metric", metric, {series.metric_name for series in known}),
+        ("sensor", sensors, {series.sensor_id for series in known}),
+        ("metric", metrics, {series.metric_name for series in known}),
     ):
-        if given is None or given in names:
-            continue
         lower = {name.lower(): name for name in sorted(names)}
-        close = [lower[name] for name in get_close_matches(given.lower(), lower)]
-        if close:
-            return f"did you mean the {what} {' or '.join(map(repr, close))}?"
+        for name in given:
+            close = [] if name in names else get_close_matches(name.lower(), lower)
+            if close:
+                return f"did you mean the {what} {' or '.join(repr(lower[found]) for found in close)}?"
     return f"`{session.command('series')}` lists the series of the store"
+
+
+def iso_second(us: int | None) -> str | None:
+    """Return a time for a summary: on a terminal in whole seconds, so that two fit in a line."""
+    if us is None:
+        return None
+    time = to_datetime(us)
+    return iso(time.replace(microsecond=0) if is_terminal() else time)
 
 
 def iso(time: datetime) -> str:

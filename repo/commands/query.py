@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repo.commands.global_options import global_options
-from repo.commands.options import bounds, iso, names_hint, zone_of
+from repo.commands.options import bounds, iso, iso_second, names_hint, zone_of
 from repo.commands.output import FORMATS, write_rows
 from repo.commands.session import Session
 from repo.errors import InvalidQuery, counted
-from repo.times import to_datetime, to_us
+from repo.times import to_us
 
 if TYPE_CHECKING:
     from repo import Store
@@ -132,7 +132,7 @@ def query(
             points = _points(store, (sensor, metric), low, high, limit)
             count = _write_points(form, (_shown_point(point, zone) for point in points))
         if not count:
-            hint = names_hint(session, store, sensor, metric)
+            hint = names_hint(session, store, [sensor], [metric])
     if not count:
         session.note(f"no points of {sensor} {metric} found; {hint}")
 
@@ -155,7 +155,7 @@ def latest(session: Session, sensor: str | None, metric: str | None, limit: int)
     """
     with session.opened(read_only=True) as store:
         found = store.points.latest(sensor, metric, limit)
-        hint = "" if found else names_hint(session, store, sensor, metric)
+        hint = "" if found else names_hint(session, store, filter(None, [sensor]), filter(None, [metric]))
     form = "json" if session.as_json else "table"
     if not _write_points(form, (_shown_point(point, UTC) for point in found)):
         session.note(f"no points found; {hint}")
@@ -169,7 +169,7 @@ def series(session: Session, pattern: str | None) -> None:
     """List the series of the store.
 
     PATTERN is a name or a quoted glob that matches the sensor or the metric. Counts and times are those of the
-    last flush.
+    last flush; a terminal shows the times in whole seconds.
 
     \b
     JSON: [{"sensor_id", "metric_name", "kind": "number", "text" or null, "unit",
@@ -180,7 +180,7 @@ def series(session: Session, pattern: str | None) -> None:
         hint = ""
         if pattern is not None:
             found |= {(info.sensor_id, info.metric_name): info for info in store.series.list(None, pattern)}
-            hint = "" if found else f"; {names_hint(session, store, pattern, pattern)}"
+            hint = "" if found else f"; {names_hint(session, store, [pattern], [pattern])}"
         waiting = store.status().points_waiting
     rows = [found[pair]._asdict() for pair in sorted(found)]
     if session.as_json:
@@ -188,8 +188,7 @@ def series(session: Session, pattern: str | None) -> None:
         return
     for row in rows:
         for edge in ("first", "last"):
-            us = row[f"{edge}_us"]
-            row[edge] = None if us is None else iso(to_datetime(us))
+            row[edge] = iso_second(row[f"{edge}_us"])
     cuttable = (*_NAMES, "unit", "description", "labels")
     optional = ("labels", "description", "kind", "unit")
     if not write_rows("table", _SERIES_COLUMNS, rows, cuttable=cuttable, optional=optional):

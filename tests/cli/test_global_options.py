@@ -49,6 +49,9 @@ def test_what_was_mistyped_gets_a_suggestion(on_duckdb: Any) -> None:
     assert "did you mean the sensor 'WELL-3'?" in on_duckdb("query", "well3", "pressure").stderr
     assert "did you mean the metric 'pressure'?" in on_duckdb("latest", "WELL-3", "presure").stderr
     assert "did you mean the metric 'pressure'?" in on_duckdb("series", "Pressure").stderr
+    assert (
+        "did you mean the sensor 'WELL-3'?" in on_duckdb("cleanup", "--sensor", "WEL-3", "--dry-run").stderr
+    )
 
 
 def test_messages_repeat_the_store_that_was_given(on_duckdb: Any, tmp_path: Path) -> None:
