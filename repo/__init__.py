@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from repo.repositories.points import PointRepository, Written
     from repo.repositories.records import RecordRepository
     from repo.settings import Settings
+    from repo.store.jsonable import jsonable
     from repo.store.results import Result
     from repo.store.status import Status
     from repo.store.store import Store
@@ -74,6 +75,7 @@ _HOMES = {
     "Status": "repo.store.status",
     "Store": "repo.store.store",
     "Written": "repo.repositories.points",
+    "jsonable": "repo.store.jsonable",
 }
 
 __all__ = [
@@ -117,6 +119,7 @@ __all__ = [
     "StoreUnsupported",
     "TransactionRule",
     "Written",
+    "jsonable",
     "models",
 ]
 
@@ -139,10 +142,29 @@ _refuse_namesake(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 def __getattr__(name: str) -> Any:
     if name == "models":
         return import_module("repo.models")
+    if name == "__version__":
+        return _version()
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES.get(name, "repo.errors")), name)
 
 
+def _version() -> str:
+    """Return the version of the installed distribution; of a checkout, the one in its pyproject.toml."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("holdfast-edge")
+    except PackageNotFoundError:
+        import tomllib
+        from pathlib import Path
+
+        project = Path(__file__).parents[1] / "pyproject.toml"
+        try:
+            return f"{tomllib.loads(project.read_text())['project']['version']}+checkout"
+        except (OSError, KeyError, ValueError):
+            return "0+unknown"
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

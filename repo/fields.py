@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from math import isinf, nan
 from numbers import Real
 from operator import index
 from typing import Any, Final, SupportsIndex
 
 from repo.errors import InvalidPoint, Refusal
-from repo.times import Unfit
+from repo.times import Unfit, moment_us, to_datetime
 
 __all__ = [
     "DEFAULT_QUALITY",
@@ -27,6 +28,7 @@ __all__ = [
     "QUALITY_RANGE",
     "check_name",
     "described",
+    "is_missing",
     "metadata_json",
     "name_of",
     "number_of",
@@ -47,7 +49,27 @@ MAX_METADATA_BYTES: Final = 1_048_576
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNESCAPED_CONTROL = re.compile("[\x7f-\x9f]")
-_encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+def _plain(value: object) -> Any:
+    """Return a value that JSON does not know as one that it does: NumPy scalars, times with a zone, what is missing."""
+    if is_missing(value):
+        return None
+    kind = getattr(getattr(value, "dtype", None), "kind", None)
+    if (
+        kind == "M" and getattr(value, "shape", None) == ()
+    ):  # NumPy's times have no zone and are UTC by convention
+        return to_datetime(moment_us(value)).isoformat()
+    if isinstance(value, datetime):
+        return to_datetime(moment_us(value)).isoformat()
+    if kind in tuple("biufU") and getattr(value, "shape", None) == ():
+        return value.item()  # type: ignore[attr-defined]
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+_encode = json.JSONEncoder(
+    sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_plain
+).encode
 
 
 def check_name(name: object, field: str) -> str:
@@ -92,7 +114,7 @@ def number_of(value: Any, accept_bool: bool) -> float:
     Accepts any real number, including Decimal and NumPy types. Refuses what a float cannot represent: numbers that
     are too large, and integers beyond 2**53 that would be rounded.
     """
-    if value is None:
+    if value is None or is_missing(value):
         return nan
     kind = getattr(getattr(value, "dtype", None), "kind", None)  # NumPy's, without importing it
     if isinstance(value, bool) or kind == "b":
@@ -119,7 +141,7 @@ def number_of(value: Any, accept_bool: bool) -> float:
 
 def quality_of(quality: Any) -> int:
     """Return a quality, a 32-bit integer; 100 for None."""
-    if quality is None:
+    if quality is None or is_missing(quality):
         return DEFAULT_QUALITY
     try:
         grade = None if isinstance(quality, bool) else index(quality)
@@ -134,7 +156,7 @@ def quality_of(quality: Any) -> int:
 
 def metadata_json(metadata: object) -> str | None:
     """Return a mapping as canonical JSON (sorted keys, no spaces, Unicode unescaped), or None for None."""
-    if metadata is None:
+    if metadata is None or is_missing(metadata):
         return None
     if not isinstance(metadata, Mapping):
         raise Unfit(f"is {described(metadata)}, not a mapping")
@@ -155,6 +177,14 @@ def metadata_json(metadata: object) -> str | None:
     if len(text) > MAX_METADATA_BYTES // 4 and len(text.encode()) > MAX_METADATA_BYTES:
         raise Unfit(f"is longer than {MAX_METADATA_BYTES} bytes of JSON")
     return text
+
+
+def is_missing(value: object) -> bool:
+    """Return whether a value is what pandas and NumPy write where there is none: `pd.NA`, `NaT`."""
+    kind = type(value)
+    if kind.__name__ in ("NAType", "NaTType"):
+        return kind.__module__.startswith("pandas.")
+    return kind.__name__ in ("datetime64", "timedelta64") and value != value
 
 
 def described(value: object) -> str:

@@ -35,72 +35,65 @@ class Settings:
     """The settings of one store. Immutable; `Settings.load` merges the sources.
 
     Precedence: argument, environment (`HOLDFAST_` + the upper-case name), `holdfast.toml` in the store's
-    folder, default.
+    folder, default. The unit of a setting is the end of its name (`_s` are seconds), and the defaults are in brackets:
+
+    - durability (full): What an acknowledged write survives: a power loss (`full`) or only a killed process
+      (`normal`).
+    - engine (auto): The engine of a NEW store: `auto` is DuckDB if it can be imported. An existing store keeps its
+      engine (see `convert_at_open`).
+    - convert_at_open (False): Convert the columns of an existing store to `engine` at open, if they are in the
+      other one. Ten million points take a minute or two, during which nobody can read them. If the conversion
+      needs DuckDB and it is not installed, the store opens unconverted, with a warning.
+    - auto_migrate (True): Upgrade an outdated schema at open; otherwise raise `SchemaOutdated`.
+    - migration_backups (1): How many backups of both databases to keep; each migration makes one first. 0 makes
+      none.
+    - background (True): Run a daemon thread that flushes, checkpoints and hands the lease over when another
+      process waits for it.
+    - flush_interval_s (1.0): How long acknowledged points may wait in the journal before the background thread
+      applies them.
+    - flush_batch_points (65_536): The largest number of points that one flush transaction holds in memory (about
+      300 bytes each).
+    - bulk_rows (100_000): Tables of this many rows and more go straight to the columns; smaller ones are cheaper
+      through the journal.
+    - lease_timeout_s (10.0): How long a call waits for another process to hand over the columns before it raises
+      `StoreBusy`.
+    - lease_idle_s (1.0): How long an unused lease is kept, which saves the next call from reopening the file
+      (20-50 ms).
+    - busy_timeout_s (10.0): How long to wait for another writer's transaction in SQLite; at least 5 (SQLite's lock
+      is not fair).
+    - submit_queue_points (100_000): The largest number of points that `submit` queues before it blocks its caller.
+    - checkpoint_log_bytes (1_000_000): DuckDB's log is checkpointed past this size: small enough to replay
+      quickly, large enough that flash is not rewritten at every flush.
+    - checkpoint_interval_s (60.0): The longest time that applied points wait for a checkpoint, and so stay in the
+      journal.
+    - wal_checkpoint_bytes (4_194_304): SQLite's WAL is checkpointed after about this many bytes were written
+      (SQLite's own default).
+    - duckdb_memory_limit_bytes (64_000_000): DuckDB's buffer memory; the process peaks at about 2.5 times as much.
+    - duckdb_threads (2): DuckDB's worker threads; gateways have few cores and other work to do.
+    - compress (True): Compress new data: columns as DuckDB chooses for each, Parquet files with zstd.
+    - accept_bool (False): Accept True and False as the values 1 and 0 instead of refusing them.
     """
 
     durability: Literal["full", "normal"] = "full"
-    """What an acknowledged write survives: a power loss (`full`) or only a killed process (`normal`)."""
-
     engine: Literal["auto", "duckdb", "sqlite"] = "auto"
-    """The engine of a NEW store: `auto` is DuckDB if it can be imported. An existing store keeps its engine
-    (see `convert_at_open`)."""
-
     convert_at_open: bool = False
-    """Convert the columns of an existing store to `engine` at open, if they are in the other one. Ten million
-    points take a minute or two, during which nobody can read them. If the conversion needs DuckDB and it is not
-    installed, the store opens unconverted, with a warning."""
-
     auto_migrate: bool = True
-    """Upgrade an outdated schema at open; otherwise raise `SchemaOutdated`."""
-
     migration_backups: int = 1
-    """How many backups of both databases to keep; each migration makes one first. 0 makes none."""
-
     background: bool = True
-    """Run a daemon thread that flushes, checkpoints and hands the lease over when another process waits for it."""
-
     flush_interval_s: float = 1.0
-    """How long acknowledged points may wait in the journal before the background thread applies them."""
-
     flush_batch_points: int = 65_536
-    """The largest number of points that one flush transaction holds in memory (about 300 bytes each)."""
-
     bulk_rows: int = 100_000
-    """Tables of this many rows and more go straight to the columns; smaller ones are cheaper through the journal."""
-
     lease_timeout_s: float = 10.0
-    """How long a call waits for another process to hand over the columns before it raises `StoreBusy`."""
-
     lease_idle_s: float = 1.0
-    """How long an unused lease is kept, which saves the next call from reopening the file (20-50 ms)."""
-
     busy_timeout_s: float = 10.0
-    """How long to wait for another writer's transaction in SQLite; at least 5 (SQLite's lock is not fair)."""
-
     submit_queue_points: int = 100_000
-    """The largest number of points that `submit` queues before it blocks its caller."""
-
     checkpoint_log_bytes: int = 1_000_000
-    """DuckDB's log is checkpointed past this size: small enough to replay quickly, large enough that flash is not
-    rewritten at every flush."""
-
     checkpoint_interval_s: float = 60.0
-    """The longest time that applied points wait for a checkpoint, and so stay in the journal."""
-
     wal_checkpoint_bytes: int = 4_194_304
-    """SQLite's WAL is checkpointed after about this many bytes were written (SQLite's own default)."""
-
     duckdb_memory_limit_bytes: int = 64_000_000
-    """DuckDB's buffer memory; the process peaks at about 2.5 times as much."""
-
     duckdb_threads: int = 2
-    """DuckDB's worker threads; gateways have few cores and other work to do."""
-
     compress: bool = True
-    """Compress new data: columns as DuckDB chooses for each, Parquet files with zstd."""
-
     accept_bool: bool = False
-    """Accept True and False as the values 1 and 0 instead of refusing them."""
 
     def __post_init__(self) -> None:
         check_fields(self, error=InvalidSettings)

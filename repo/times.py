@@ -13,6 +13,7 @@ from fractions import Fraction
 from itertools import repeat
 from math import isfinite, isnan
 from numbers import Integral, Rational, Real
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from repo.errors import InvalidPoint, InvalidQuery, Refusal
@@ -66,6 +67,17 @@ _UNITS_PER_S = (("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds"
 
 UNIX_EXPONENTS = {"unix": 0, "unix_ms": -3, "unix_us": -6}
 """The formats that count from 1970, with the unit of each as a power of ten in seconds."""
+
+
+_NUMPY_UNITS_US = {
+    "us": 1,
+    "ms": 1_000,
+    "s": _SECOND_US,
+    "m": 60 * _SECOND_US,
+    "h": 3_600 * _SECOND_US,
+    "D": _DAY_US,
+}
+"""Units of NumPy's times that are whole microseconds; converting those of a far time by NumPy would overflow."""
 
 
 class Unfit(ValueError):
@@ -127,6 +139,8 @@ def moment_us(value: object) -> int:
         raise Unfit("is a bool, not a time")
     if isinstance(value, str):
         raise Unfit("is a text; give Unix seconds or an aware datetime")
+    if _numpy_kind(value) == "M":
+        return _numpy_us(value)
     if _is_span(value):
         raise Unfit(f"is of type {kind.__name__}, a duration, not a time")
     if isinstance(value, Integral):
@@ -225,7 +239,25 @@ def _in_range(us: int, seconds: object) -> int:
 
 def _is_span(value: object) -> bool:
     """Recognize NumPy's timedelta64, which passes for an integer."""
-    return getattr(getattr(value, "dtype", None), "kind", None) == "m"
+    return _numpy_kind(value) == "m"
+
+
+def _numpy_kind(value: object) -> object:
+    return getattr(getattr(value, "dtype", None), "kind", None)
+
+
+def _numpy_us(moment: Any) -> int:
+    """Convert NumPy's datetime64, which has no zone and is UTC by convention; nanoseconds are rounded down."""
+    if getattr(moment, "shape", None) != ():
+        raise Unfit("is an array, not a time")
+    unit, step = str(moment.dtype)[len("datetime64[") : -1], int(moment.astype("int64"))
+    if moment != moment:
+        raise Unfit("is not a time")
+    exact = _NUMPY_UNITS_US.get(unit)
+    us = step * exact if exact else int(moment.astype("datetime64[us]").astype("int64"))
+    if MIN_TIMESTAMP_US <= us <= MAX_TIMESTAMP_US:
+        return us
+    raise Unfit(f"{_shown(moment)} is outside the years 1678 to 2261")
 
 
 def _shown(number: object) -> str:

@@ -69,13 +69,16 @@ class Loan:
 def borrow(files: StoreFiles, **settings: Any) -> Loan:
     """Open the store with these files, or share the one that is open in this process. Thread-safe.
 
-    The `settings` of the first caller apply. Loans made before a fork also work in the child.
+    Bools are accepted as the numbers 0 and 1, as the documented methods always took them. The `settings` of the first
+    caller apply. Loans made before a fork also work in the child.
     """
     key = Path(os.path.realpath(files.metadata))
     with _lock:
         shared = _shared.get(key)
         if shared is None:
-            shared = _shared[key] = SharedStore(key, files, Settings.load(files.folder, **settings))
+            shared = _shared[key] = SharedStore(
+                key, files, Settings.load(files.folder, accept_bool=True, **settings)
+            )
         shared.users += 1
         return Loan(shared)
 

@@ -105,6 +105,17 @@ class Bulk:
                 scratch.close()
                 spool.close()
 
+    def packed(self, given: Any, on_error: str, on_conflict: str) -> tuple[list[PointsChange], list[Refusal]]:
+        """Check a table and pack it for the journal, for a transaction, which commits it with other writes."""
+        scratch, spool = self._opened_scratch(), self._opened_scratch()
+        try:
+            load = _Load(self._handle, scratch, keep=on_conflict == "keep", skip=on_error == "skip")
+            return load.packed(table_of(given, CHUNK_ROWS, spool))
+        finally:
+            if scratch is not None:
+                scratch.close()
+                spool.close()
+
     def close(self) -> None:
         """Close the in-memory database in which tables are checked."""
         with self._lock:
@@ -194,6 +205,21 @@ class _Load:
         return tuple(
             refusal for checked in self._checked_chunks(table.chunks) for refusal in checked.refusals
         )
+
+    def packed(self, table: Table) -> tuple[list[PointsChange], list[Refusal]]:
+        """Check every row, and pack the good ones, in memory."""
+        changes: list[PointsChange] = []
+        refusals: list[Refusal] = []
+        first_row = 0
+        for chunk in table.chunks:
+            if chunk.rows:
+                more, refused = self._packed(chunk, first_row)
+                changes += more
+                refusals += refused
+            first_row += chunk.rows
+        if refusals and not self._skip:
+            raise InvalidPoint(refusals)
+        return changes, refusals
 
     # --- checking -------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple, Self
 
@@ -68,7 +68,7 @@ class DeliveryBatch:
     """The points of one range of seqs, ready to be sent, with the key that identifies the batch."""
 
     identity: BatchKey
-    body: bytes
+    body: bytes = field(repr=False)
 
     @classmethod
     def of(cls, store_id: str, first_seq: int, points: Sequence[Mapping[str, Any]]) -> Self:

@@ -51,6 +51,17 @@ class Step:
     receipt: Receipt | None = None
     error: HoldfastError | None = None
 
+    def __repr__(self) -> str:
+        parts = [self.outcome.value]
+        if self.batch is not None:
+            count = self.batch.identity.points
+            parts.append(f"{counted(count, 'point')}, seqs {self.batch.first_seq} to {self.batch.last_seq}")
+        if self.wait_s:
+            parts.append(f"wait {self.wait_s:.3g} s")
+        if self.error is not None:
+            parts.append(f"{type(self.error).__name__}: {self.error}")
+        return f"<Step: {'; '.join(parts)}>"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:

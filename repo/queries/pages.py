@@ -42,6 +42,12 @@ class PageForm(Protocol[Page]):
     def size(self, page: Page) -> int:
         """Return its number of rows."""
 
+    def reversed(self, page: Page) -> Page:
+        """Return the rows in reverse order."""
+
+    def first(self, page: Page, rows: int) -> Page:
+        """Return the first rows."""
+
 
 class ResultPages(Protocol):
     """The part of a result that is still to be read."""
@@ -72,16 +78,26 @@ class Rows:
         """Return its number of rows."""
         return len(page)
 
+    def reversed(self, page: list[Any]) -> list[Any]:
+        """Return the rows in reverse order."""
+        return page[::-1]
+
+    def first(self, page: list[Any], rows: int) -> list[Any]:
+        """Return the first rows."""
+        return page[:rows]
+
 
 class TimePages:
     """The selected points in order of time, then names, in pages of about `rows` at most.
 
-    Points of the same time are never split across pages, however many there are.
+    Points of the same time are never split across pages, however many there are. With `newest_first` the pages come
+    from the end, and each is in reverse order.
     """
 
-    def __init__(self, selection: Selection, rows: int) -> None:
+    def __init__(self, selection: Selection, rows: int, *, newest_first: bool = False) -> None:
         self._rest = selection
         self._rows = rows
+        self._newest_first = newest_first
         self._width_us: int | None = None
         self.done = False
 
@@ -96,7 +112,11 @@ class TimePages:
         is_last = self._width_us is None or start_us + self._width_us >= end_us
         piece, span_us = self._rest, end_us - start_us
         if not is_last and self._width_us is not None:
-            piece, span_us = replace(piece, end_us=start_us + self._width_us), self._width_us
+            span_us = self._width_us
+            if self._newest_first:
+                piece = replace(piece, start_us=end_us - span_us)
+            else:
+                piece = replace(piece, end_us=start_us + span_us)
         most = self._rows if span_us > 1 else -1
         query = point_sql.in_time(connection, piece, known, numbered=form.numbered)
         page = form.fetch(connection, query, most)
@@ -106,10 +126,15 @@ class TimePages:
         size = form.size(page)
         self.done = is_last
         if not is_last:
-            self._rest = replace(self._rest, start_us=piece.end_us)
+            if self._newest_first:
+                self._rest = replace(self._rest, end_us=piece.start_us)
+            else:
+                self._rest = replace(self._rest, start_us=piece.end_us)
             grown = self._rows * _FILL / size if size else _STEP
             self._width_us = max(1, int(span_us * min(_STEP, max(1 / _STEP, grown))))
-        return page if size else None
+        if not size:
+            return None
+        return form.reversed(page) if self._newest_first else page
 
     def _totals(self, known: Known) -> tuple[int, int, int]:
         """Return how many points the selected series have in total, and the first and last time of them."""

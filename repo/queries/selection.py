@@ -60,6 +60,21 @@ class Selection:
         _refuse_too_many(sum(map(len, lists)))
         return selection
 
+    def __str__(self) -> str:
+        names = (
+            "all" if names is None else repr(names) if isinstance(names, str) else f"{len(names):,} names"
+            for names in (
+                _only(self.sensor_id) or self.sensor_id,
+                _only(self.metric_name) or self.metric_name,
+            )
+        )
+        span = "".join(
+            f" {word} {to_datetime(us).isoformat()}"
+            for word, us in (("from", self.start_us), ("to", self.end_us))
+            if us is not None
+        )
+        return f"{' '.join(names)}{span}"
+
     @property
     def exact(self) -> tuple[str, str] | None:
         """The one selected series, if the names alone determine it."""

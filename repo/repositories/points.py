@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import tzinfo
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, RootTransaction, func, select
 
-from repo.arguments import LARGEST, check_choice, check_count
+from repo.arguments import LARGEST, check_choice, check_count, check_flag
 from repo.clock import Clock, system_clock
 from repo.engines.registry import traits_of
 from repo.errors import Refusal, TransactionRule
@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _PAGE_ROWS = 65_536
+_FEWEST_ROWS = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Written:
     last_seq: int | None
     accepted: int
     rejected: int = 0
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[Refusal, ...] = field(default=(), repr=False)
     """The rows that `on_error="skip"` left out, in row order; `rejected` is their number."""
 
 
@@ -66,6 +67,8 @@ class PointRepository:
         timestamp: Time = None,
         quality: int | None = 100,
         metadata: dict[str, Any] | None = None,
+        *,
+        accept_bool: bool = False,
     ) -> Written:
         """Write one point; raises `InvalidPoint`. Times are Unix seconds or aware datetimes; None is now."""
         return self._write(
@@ -76,18 +79,25 @@ class PointRepository:
                 timestamp,
                 quality,
                 metadata,
-                accept_bool=False,
+                accept_bool=check_flag(accept_bool, "accept_bool"),
                 now_us=self._clock(),
             )
         )
 
-    def insert_many(self, rows: Iterable[Any], on_error: Literal["raise", "skip"] = "raise") -> Written:
+    def insert_many(
+        self, rows: Iterable[Any], on_error: Literal["raise", "skip"] = "raise", *, accept_bool: bool = False
+    ) -> Written:
         """Write many points at once: dicts, tuples or dataclasses.
 
         `on_error="raise"` writes all of them, or none and raises `InvalidPoint` with every bad row. `"skip"` writes
         the good rows and counts the others.
         """
-        batch, refusals = check_rows(rows, accept_bool=False, now_us=self._clock(), skip=_skips(on_error))
+        batch, refusals = check_rows(
+            rows,
+            accept_bool=check_flag(accept_bool, "accept_bool"),
+            now_us=self._clock(),
+            skip=_skips(on_error),
+        )
         return self._write(batch, refusals)
 
     def delete(
@@ -108,14 +118,26 @@ class PointRepository:
         return apply(self._connection, (), selection, self._summaries().all()).dropped.count
 
     def range(
-        self, sensor_id: Names, metric_name: Names, start: Time = None, end: Time = None
+        self,
+        sensor_id: Names,
+        metric_name: Names,
+        start: Time = None,
+        end: Time = None,
+        *,
+        limit: int | None = None,
+        newest_first: bool = False,
     ) -> Iterator[PointDict]:
-        """Yield points in [start, end) in order of time, a page at a time."""
-        selection = self._select(sensor_id, metric_name, start, end)
-        pages = TimePages(selection, _PAGE_ROWS)
-        while not pages.done:
-            rows = pages.step(self._reading(), self._known(), Rows())
-            yield from range_dicts(rows or [], selection.exact)
+        """Return the points in [start, end) in order of time, read a page at a time; see `Store.points.range`."""
+        left = LARGEST if limit is None else check_count(limit, "limit")
+        newest_first = check_flag(newest_first, "newest_first")
+        return self._in_range(self._select(sensor_id, metric_name, start, end), left, newest_first)
+
+    def _in_range(self, selection: Selection, left: int, newest_first: bool) -> Iterator[PointDict]:
+        pages = TimePages(selection, min(max(left, _FEWEST_ROWS), _PAGE_ROWS), newest_first=newest_first)
+        while left and not pages.done:
+            rows = (pages.step(self._reading(), self._known(), Rows()) or [])[:left]
+            left -= len(rows)
+            yield from range_dicts(rows, selection.exact)
 
     def latest(self, sensor_id: Names, metric_name: Names = None, limit: int = 1) -> list[PointDict]:
         """Return the newest `limit` points of each series, newest first."""

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from datetime import datetime, tzinfo
 from typing import Any, Literal
 
-from repo.arguments import LARGEST, check_choice, check_count
+from repo.arguments import LARGEST, check_choice, check_count, check_flag
 from repo.core.bulk import Bulk
 from repo.core.changes import DeleteChange, PointsChange, Submission
 from repo.core.deleting import delete_points
@@ -53,12 +53,16 @@ class PointWriter:
         timestamp: Time = None,
         quality: int | None = 100,
         metadata: Mapping[str, Any] | None = None,
+        *,
+        accept_bool: bool | None = None,
     ) -> Written:
         """Write one point and return when it is durable.
 
-        `timestamp` is Unix seconds or an aware datetime; None means now. `value` is a number, a text (a state), or
-        None for "no reading". Overwrites a point of the same sensor, metric and time. Raises `InvalidPoint`,
-        `StoreBusy` or `StoreFull`; nothing was written.
+        `timestamp` is Unix seconds, an aware datetime, or a NumPy datetime64, which counts as UTC; None means now.
+        `value` is a number, a text (a state), or None or pandas' NA for "no reading"; True and False are refused, or
+        with `accept_bool` stored as 1 and 0 (None: as the setting `accept_bool` says). `metadata` is a dict of JSON
+        values; datetimes in it become ISO texts. Overwrites a point of the same sensor, metric and time. Raises
+        `InvalidPoint`, `StoreBusy` or `StoreFull`; nothing was written.
         """
         batch = check_point(
             sensor_id,
@@ -67,20 +71,29 @@ class PointWriter:
             timestamp,
             quality,
             metadata,
-            accept_bool=self._handle.settings.accept_bool,
+            accept_bool=self._handle.settings.accept_bool
+            if accept_bool is None
+            else check_flag(accept_bool, "accept_bool"),
             now_us=self._handle.clock(),
         )
         return self._send(Submission((PointsChange.of(batch),)))
 
-    def insert_many(self, rows: Iterable[Any], on_error: Literal["raise", "skip"] = "raise") -> Written:
+    def insert_many(
+        self,
+        rows: Iterable[Any],
+        on_error: Literal["raise", "skip"] = "raise",
+        *,
+        accept_bool: bool | None = None,
+    ) -> Written:
         """Write many points in one commit and return when they are durable.
 
         Rows are dicts (`sensor_id, metric_name, value`, and optionally `timestamp` or `timestamp_us`, `quality`,
         `metadata`), tuples `(sensor_id, metric_name, timestamp, value[, quality[, metadata]])`, or dataclasses.
         With `on_error="raise"`, a bad row raises `InvalidPoint`, which lists every bad row, and nothing is written.
-        With `on_error="skip"`, the good rows are written and `refusals` lists the others.
+        With `on_error="skip"`, the good rows are written and `refusals` lists the others. `accept_bool` is as in
+        `insert`.
         """
-        submission = self._submission(rows, on_error)
+        submission = self._submission(rows, on_error, accept_bool)
         return self._send(submission)
 
     def delete(
@@ -105,11 +118,13 @@ class PointWriter:
         """Delete as `delete` does, by a selection that is already checked."""
         return self._send(Submission((DeleteChange(selection),)))
 
-    def _submission(self, rows: Iterable[Any], on_error: str) -> Submission:
+    def _submission(self, rows: Iterable[Any], on_error: str, accept_bool: bool | None = None) -> Submission:
         check_choice(on_error, "on_error", ("raise", "skip"))
+        if accept_bool is None:
+            accept_bool = self._handle.settings.accept_bool
         return Submission.of_rows(
             rows,
-            accept_bool=self._handle.settings.accept_bool,
+            accept_bool=check_flag(accept_bool, "accept_bool"),
             now_us=self._handle.clock(),
             skip=on_error == "skip",
         )
@@ -124,20 +139,26 @@ class Points(PointWriter):
 
     def __init__(self, handle: Handle, send: Callable[[Submission], Written]) -> None:
         super().__init__(handle, send)
-        self._bulk = Bulk(handle)
+        self.bulk = Bulk(handle)
         self._newest = Newest(handle.metadata)
 
     def close(self) -> None:
         """Close the in-memory database that checks tables."""
-        self._bulk.close()
+        self.bulk.close()
 
-    def submit(self, rows: Iterable[Any], on_error: Literal["raise", "skip"] = "raise") -> Future[Written]:
+    def submit(
+        self,
+        rows: Iterable[Any],
+        on_error: Literal["raise", "skip"] = "raise",
+        *,
+        accept_bool: bool | None = None,
+    ) -> Future[Written]:
         """Queue many points and return at once; the future completes when they are durable.
 
         Checks the rows first, and raises `InvalidPoint` as `insert_many` does. Blocks while the queue is full. With
         asyncio, use `await asyncio.wrap_future(store.points.submit(rows))`.
         """
-        return self._handle.writer.submit(self._submission(rows, on_error))
+        return self._handle.writer.submit(self._submission(rows, on_error, accept_bool))
 
     @KeyboardInterrupts()
     def insert_table(
@@ -168,19 +189,34 @@ class Points(PointWriter):
         """
         check_choice(on_error, "on_error", ("raise", "skip"))
         check_choice(on_conflict, "on_conflict", ("overwrite", "keep"))
-        return self._bulk.insert(table, on_error, on_conflict)
+        return self.bulk.insert(table, on_error, on_conflict)
 
-    def range(self, sensor_id: Names, metric_name: Names, start: Time = None, end: Time = None) -> Result:
+    def range(
+        self,
+        sensor_id: Names,
+        metric_name: Names,
+        start: Time = None,
+        end: Time = None,
+        *,
+        limit: int | None = None,
+        newest_first: bool = False,
+    ) -> Result:
         """Return the points in [start, end) in order of time; None means no bound.
 
         A name may be exact, a glob (`*`, `?`, `[`), a list of exact names, or None for all. The name of a series is
         exact even if it contains glob characters.
+
+        `limit` is the largest number of points of all series together: the oldest ones, or with `newest_first`, which
+        reverses the order, the newest. Only about as many are read. `latest` has a limit for each series.
         """
         selection = self._handle.select(sensor_id, metric_name, start, end)
+        newest_first = check_flag(newest_first, "newest_first")
         return Result(
             lambda: self._handle.reading("range query"),
-            lambda rows: TimePages(selection, rows),
+            lambda rows: TimePages(selection, rows, newest_first=newest_first),
             selection.exact,
+            limit=None if limit is None else check_count(limit, "limit"),
+            shown=str(selection),
         )
 
     def latest(self, sensor_id: Names, metric_name: Names = None, limit: int = 1) -> list[PointDict]:
@@ -291,6 +327,7 @@ class Points(PointWriter):
             lambda: self._handle.reading("delivery"),
             lambda rows: SeqPages(seq, rows, self._handle.flusher.watermark),
             with_seq=True,
+            shown=f"the points after seq {seq}",
         )
 
     def _refuse_numbers_of_texts(self, question: Aggregates) -> None:

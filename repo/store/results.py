@@ -26,6 +26,9 @@ _DICTS = 4_096
 _MOST_ROWS = 2**31 - 1
 """pyarrow and SQLite's driver count rows in 32 bits."""
 
+_FEWEST = 1_024
+"""The fewest rows of a page that is read for a limit: fewer are hardly faster, and cut at more places."""
+
 _STEPS = 8
 """How often a page that was empty or too large is cut again under one lease."""
 
@@ -34,6 +37,8 @@ Page = TypeVar("Page")
 
 class Result:
     """The points that a query selects: a range in order of time, then names; the result of `since` in order of seq.
+
+    With `newest_first` a range is in the reverse order.
 
     Each method that reads the result runs the query again, a page at a time, each page in its own transaction. Neither
     lease nor snapshot is held between pages, so later pages may show writes made while reading. Not thread-safe.
@@ -51,11 +56,18 @@ class Result:
         series: tuple[str, str] | None = None,
         *,
         with_seq: bool = False,
+        limit: int | None = None,
+        shown: str = "",
     ) -> None:
         self._reading = reading
         self._begin = begin
         self._series = series
         self._with_seq = with_seq
+        self._limit = limit
+        self._shown = shown
+
+    def __repr__(self) -> str:
+        return f"<Result of {self._shown}; iterate it, or use .all(), .to_pandas() ...>"
 
     def __iter__(self) -> Iterator[PointDict]:
         for page in self._pages(Rows(), PAGE_ROWS):
@@ -132,7 +144,10 @@ class Result:
     def _pages(self, form: PageForm[Page], rows: int) -> Iterator[Page]:
         rows = _page_rows(rows)
         pages: ResultPages | None = None
-        while pages is None or not pages.done:
+        left = self._limit
+        if left is not None:
+            rows = min(rows, max(left, _FEWEST))
+        while (pages is None or not pages.done) and left != 0:
             with self._reading() as (connection, known):
                 pages = pages or self._begin(rows)
                 for _ in range(_STEPS):
@@ -140,6 +155,9 @@ class Result:
                     if page is not None or pages.done:
                         break
             if page is not None:
+                if left is not None:
+                    page = form.first(page, left)
+                    left -= form.size(page)
                 yield page
 
 

@@ -87,11 +87,6 @@ class Store:
     "spawn" always works.
     """
 
-    points: Points
-    series: SeriesApi
-    records: Records
-    sinks: Sinks
-
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -119,13 +114,33 @@ class Store:
             else:
                 self._open(Opening(self.path, self.files, self.settings, clock), create)
 
+    @property
+    def points(self) -> Points:
+        """Write, read, aggregate and delete points: `insert`, `insert_many`, `insert_table`, `range`, `latest` ..."""
+        return self._points
+
+    @property
+    def records(self) -> Records:
+        """Add, list and settle messages to deliver, each with its points: `add`, `pending`, `mark_sent` ..."""
+        return self._records
+
+    @property
+    def series(self) -> SeriesApi:
+        """List and describe the series: `list`, `describe`."""
+        return self._series
+
+    @property
+    def sinks(self) -> Sinks:
+        """Register the destinations of the store and move their cursors: `register`, `confirm`, `list` ..."""
+        return self._sinks
+
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """Collect writes of points and records, and commit them together when the block ends without an error.
 
         After an error in the block or in the commit, nothing was written.
         """
-        transaction = Transaction(self._handle)
+        transaction = Transaction(self._handle, self.points.bulk)
         try:
             yield transaction
         finally:
@@ -565,10 +580,10 @@ class Store:
                 raise
 
     def _offer(self) -> None:
-        self.points = Points(self._handle, self._handle.writer.commit)
-        self.records = Records(self._handle, self._handle.writer.commit)
-        self.series = SeriesApi(self._handle)
-        self.sinks = Sinks(self._handle)
+        self._points = Points(self._handle, self._handle.writer.commit)
+        self._records = Records(self._handle, self._handle.writer.commit)
+        self._series = SeriesApi(self._handle)
+        self._sinks = Sinks(self._handle)
         _open_stores.add(self)
 
     def _refuse_if_read_only(self) -> None:

@@ -26,7 +26,7 @@ PUBLIC = """
     InvalidPoint InvalidQuery InvalidRecord InvalidSettings MigrationFailed MissingExtra OfflineBufferManager
     PointRepository Receipt RecordRepository Refusal Result SchemaOutdated SchemaTooNew Settings Sink
     SinkRefused SinkUnreachable Status Store StoreBusy StoreClosed StoreCorrupt StoreDenied StoreForked StoreFull
-    StoreMissing StoreReadOnly StoreUnsupported TransactionRule Written models
+    StoreMissing StoreReadOnly StoreUnsupported TransactionRule Written jsonable models
 """
 
 

@@ -264,7 +264,12 @@ _METADATA = [
     Case("metadata", "Decimal inside", {"a": Decimal(1)}, Refused("not JSON")),
     Case("metadata", "numeric text inside", {"a": "12"}, Stored({"a": "12"})),
     Case("metadata", "bytes inside", {"a": b"x"}, Refused("not JSON")),
-    Case("metadata", "datetime inside", {"a": datetime(2024, 1, 1, tzinfo=UTC)}, Refused("not JSON")),
+    Case(
+        "metadata",
+        "datetime inside",
+        {"a": datetime(2024, 1, 1, tzinfo=UTC)},
+        Stored({"a": "2024-01-01T00:00:00+00:00"}),
+    ),
     Case("metadata", "key that is no text", {1: "a"}, Refused("key that is not a text")),
     Case("metadata", "control characters", {"a\t": "\n\x7f\x9b"}, Stored({"a\t": "\n\x7f\x9b"})),
     Case("metadata", "NUL", {"a": "\x00"}, Stored({"a": "\x00"})),

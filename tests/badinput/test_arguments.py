@@ -37,7 +37,7 @@ from repo.store.sinks import Sinks
 from repo.transfer.inputs import Input
 from tests.badinput.wrong_values import WRONG
 
-TRIED = 2
+TRIED = 1
 """How many wrong values the fast test tries for each argument."""
 
 Function = Callable[..., Any]
@@ -160,6 +160,10 @@ def calls_of_store(store: Store, folder: Path) -> Calls:
         "Points.since": (store.points.since, {"seq": 0}),
         "Transaction.points.insert": (in_transaction("insert", "points"), {**series, "value": 1.0}),
         "Transaction.points.insert_many": (in_transaction("insert_many", "points"), {"rows": rows}),
+        "Transaction.points.insert_table": (
+            in_transaction("insert_table", "points"),
+            {"table": {**series, "timestamp": [5.0], "value": [1.0]}},
+        ),
         "Transaction.points.delete": (in_transaction("delete", "points"), {**series, "end": 2.0}),
         "Transaction.records.add": (
             in_transaction("add", "records"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -94,11 +95,14 @@ def test_other_numpy_types_are_refused(given: Any) -> None:
         (np.int64(1_700_000_000), 1_700_000_000_000_000),
         (np.int32(1_700_000_000), 1_700_000_000_000_000),
         (np.uint32(2**32 - 1), 4_294_967_295_000_000),
+        (np.datetime64("2024-01-01"), 1_704_067_200_000_000),
+        (np.datetime64("2024-01-01T00:00:00.000001999"), 1_704_067_200_000_001),
     ],
 )
 def test_numpy_seconds_are_exact(given: Any, us: int) -> None:
     assert both_roads(timestamp=given).timestamps_us[0] == us
-    assert both_roads(timestamp_us=np.int64(us)).timestamps_us[0] == us
+    if not isinstance(given, np.datetime64):
+        assert both_roads(timestamp_us=np.int64(us)).timestamps_us[0] == us
 
 
 @pytest.mark.parametrize(
@@ -109,7 +113,10 @@ def test_numpy_seconds_are_exact(given: Any, us: int) -> None:
         (np.float64(1.7e12), "looks like milliseconds"),
         (np.int64(1_700_000_000_000_000_000), "looks like nanoseconds"),
         (np.True_, "bool"),
-        (np.datetime64("2024-01-01"), "datetime64"),
+        (np.datetime64("NaT"), "not a time"),
+        (np.datetime64("3000-01-01"), "outside the years"),
+        (np.datetime64(2**62, "D"), "outside the years"),
+        (np.array(["2024-01-01"], "datetime64[s]"), "an array"),
         (np.timedelta64(5, "s"), "a duration"),
         (np.array([1.0]), "ndarray"),
     ],
@@ -140,3 +147,38 @@ def test_pandas_timestamps_are_datetimes() -> None:
         both_roads(timestamp=pd.Timestamp("2024-01-01"))
     with pytest.raises(InvalidPoint, match="timestamp"):
         both_roads(timestamp=pd.NaT)
+
+
+def test_what_numpy_and_pandas_write_where_nothing_is_counts_as_nothing() -> None:
+    pd = pytest.importorskip("pandas")
+    batch = both_roads(value=pd.NA, quality=pd.NA, metadata=pd.NA)
+    assert np.isnan(batch.values[0])
+    assert (batch.qualities, batch.metadata) == (100, {})
+    assert np.isnan(both_roads(value=pd.NaT).values[0])
+    with pytest.raises(InvalidPoint, match="timestamp"):
+        both_roads(timestamp=pd.NA)  # not now: a missing time must not become another one
+
+
+def test_metadata_takes_numpy_scalars_times_and_what_is_missing() -> None:
+    pd = pytest.importorskip("pandas")
+    given = {
+        "count": np.int64(3),
+        "ratio": np.float32(0.5),
+        "on": np.True_,
+        "name": np.str_("x"),
+        "at": np.datetime64("2024-05-01T12:00"),
+        "since": pd.Timestamp("2024-05-01T12:00", tz="Europe/Oslo"),
+        "deep": [{"none": pd.NA, "nat": pd.NaT, "n": np.datetime64("NaT")}],
+    }
+    assert json.loads(both_roads(metadata=given).metadata[0]) == {
+        "count": 3,
+        "ratio": 0.5,
+        "on": True,
+        "name": "x",
+        "at": "2024-05-01T12:00:00+00:00",
+        "since": "2024-05-01T10:00:00+00:00",
+        "deep": [{"none": None, "nat": None, "n": None}],
+    }
+    for wrong in (np.float32("nan"), np.array([1]), pd.Timestamp("2024-05-01"), np.timedelta64(1, "s"), 1j):
+        with pytest.raises(InvalidPoint, match="metadata"):
+            both_roads(metadata={"a": wrong})

@@ -66,6 +66,14 @@ class ArrowPages:
         """Return its number of rows."""
         return int(page.num_rows)
 
+    def reversed(self, page: Any) -> Any:
+        """Return the rows in reverse order."""
+        return page.take(self._pa.array(range(page.num_rows - 1, -1, -1), self._pa.int64()))
+
+    def first(self, page: Any, rows: int) -> Any:
+        """Return the first rows."""
+        return page.slice(0, rows)
+
     def join(self, pages: Sequence[Any]) -> Any:
         """Return all pages as one `pyarrow.Table`."""
         table = self._pa.concat_tables(pages) if pages else self.schema.empty_table()
@@ -158,6 +166,14 @@ class PolarsPages:
         """Return its number of rows."""
         return len(page)
 
+    def reversed(self, page: Any) -> Any:
+        """Return the rows in reverse order."""
+        return page.reverse()
+
+    def first(self, page: Any, rows: int) -> Any:
+        """Return the first rows."""
+        return page.head(rows)
+
     def join(self, pages: Sequence[Any]) -> Any:
         """Return all pages as one frame."""
         pl = self._pl
@@ -188,6 +204,14 @@ class NumpyPages:
     def size(self, page: Arrays) -> int:
         """Return its number of rows."""
         return len(page["timestamp"])
+
+    def reversed(self, page: Arrays) -> Arrays:
+        """Return the rows in reverse order."""
+        return {name: column[::-1] for name, column in page.items()}
+
+    def first(self, page: Arrays, rows: int) -> Arrays:
+        """Return the first rows."""
+        return {name: column[:rows] for name, column in page.items()}
 
     def join(self, pages: Sequence[Arrays]) -> Arrays:
         """Return all pages as one dict."""
