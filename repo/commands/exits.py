@@ -21,7 +21,7 @@ class Exit(IntEnum):
     USAGE = 2
     """An argument, an option or a setting is wrong; nothing was done."""
     PROBLEMS = 3
-    """The command ran and found problems: rejected rows, a failed check."""
+    """The command ran and found problems: rejected rows, a failed check, an export that matches no point."""
     BUSY = 4
     """Another process held the columns until the deadline; retrying is safe."""
     SCHEMA = 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,7 @@ __all__ = ["export", "import_"]
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path, allow_dash=True))
 @click.option(
     "--sensor", "sensors", metavar="NAME", multiple=True, help="Only this sensor; may be a quoted glob."
 )
@@ -39,11 +40,13 @@ __all__ = ["export", "import_"]
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["parquet", "ndjson"]),
-    help="Default: NDJSON if PATH ends in .ndjson.gz, else Parquet.",
+    type=click.Choice(["parquet", "csv", "ndjson"]),
+    help="Default: by the name of PATH (.parquet, .csv, .ndjson, also with .gz or .zst); CSV for -.",
 )
 @click.option(
-    "--compression", type=click.Choice(["zstd", "none"]), help="Compression of Parquet; zstd by default."
+    "--compression",
+    type=click.Choice(["zstd", "gzip", "none"]),
+    help="Default: zstd for Parquet; for texts by the name of PATH.",
 )
 @global_options
 @click.pass_obj
@@ -57,15 +60,16 @@ def export(
     since: str | None,
     tz: str,
     by_day: bool,
-    form: Literal["parquet", "ndjson"] | None,
-    compression: Literal["zstd", "none"] | None,
+    form: Literal["parquet", "csv", "ndjson"] | None,
+    compression: Literal["zstd", "gzip", "none"] | None,
 ) -> None:
-    """Write points to Parquet or NDJSON: one file, or a folder of days.
+    """Write points to Parquet, CSV or NDJSON: one file, a folder of days, or - for standard output.
 
     Exports all points unless you select by time, --sensor or --metric (repeat either for several exact names). A file
-    appears only when it is complete; PATH.sha256 holds its SHA-256. A folder has a manifest.json with the SHA-256 of
-    each file; run an interrupted export again to resume it. Applications can keep writing. Parquet needs DuckDB or
-    pyarrow; gzipped NDJSON needs neither.
+    appears only when it is complete, and missing folders are created; PATH.sha256 holds its SHA-256. A folder has a
+    manifest.json with the SHA-256 of each file; run an interrupted export again to resume it. Applications can keep
+    writing. Parquet needs DuckDB or pyarrow; CSV and NDJSON need neither. `holdfast import` reads Parquet and NDJSON
+    back, `holdfast ingest` also CSV. If no point matches, the exit code is 3.
 
     \b
     JSON: {"path", "files", "points", "bytes", "first_us", "last_us": µs since
@@ -73,31 +77,32 @@ def export(
     complete}
     """
     low, high = bounds(start, end, since, zone_of(tz))
-    if form is None:
-        form = "ndjson" if path.name.endswith((".ndjson", ".ndjson.gz")) and not by_day else "parquet"
-    if form == "ndjson" and compression is not None:
-        raise click.BadParameter(
-            "NDJSON is gzipped; --compression is for Parquet", param_hint="--compression"
-        )
+    to_stdout = str(path) == "-"
+    if to_stdout and (by_day or form == "parquet"):
+        raise click.UsageError("- is for CSV and NDJSON in one piece; name a file or a folder")
+    if to_stdout and session.as_json:
+        raise click.UsageError("--json prints the report, and - prints the points; name a file")
     with session.opened(read_only=True) as store, session.progress("export") as show:
-        same: Any = {
+        done = store.export(
+            sys.stdout.buffer if to_stdout else path,
             **series_names(store, sensors, metrics),
-            "start": low,
-            "end": high,
-            "partition": "day" if by_day else None,
-            "progress": show,
-        }
-        if form == "ndjson":
-            done = store.export_ndjson(path, **same)
-        else:
-            done = store.export_parquet(path, compression=compression or "zstd", **same)
+            start=low,
+            end=high,
+            format=form,
+            partition="day" if by_day else None,
+            compression=compression,
+            progress=show,
+        )
     if session.as_json:
         print_json(done.as_dict())
-        return
-    where = f"{counted(done.files, 'file')} in {done.path}" if by_day else str(done.path)
-    resumed = f"; {counted(done.resumed, 'file')} already complete" if done.resumed else ""
-    points, size = counted(done.points, "point"), size_text(done.bytes)
-    session.say(f"exported {points} to {where} ({size}){resumed}")
+    elif not to_stdout:
+        where = f"{counted(done.files, 'file')} in {done.path}" if by_day else str(done.path)
+        resumed = f"; {counted(done.resumed, 'file')} already complete" if done.resumed else ""
+        points, size = counted(done.points, "point"), size_text(done.bytes)
+        session.say(f"exported {points} to {where} ({size}){resumed}")
+    if not done.points:
+        click.echo("no points match; `holdfast series` lists what the store has", err=True)
+        raise click.exceptions.Exit(Exit.PROBLEMS)
 
 
 @click.command("import")

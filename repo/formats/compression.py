@@ -1,4 +1,4 @@
-"""Compression: reads gzip, zstd or uncompressed files as plain bytes. Never interprets the bytes.
+"""Compression: reads and writes gzip, zstd or uncompressed files as plain bytes. Never interprets the bytes.
 
 The first bytes determine the compression, so a compressed file may have any name. A name that ends in .gz or .zst is an
 error if the file is not compressed that way. Memory holds one window and the bytes asked for, whatever the ratio.
@@ -12,11 +12,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from repo.errors import InvalidFile, MissingExtra
 
-__all__ = ["MOST_WINDOW_BYTES", "Packing", "packing_of", "plain_name", "unpacked"]
+__all__ = ["MOST_WINDOW_BYTES", "Packing", "packed", "packing_named", "packing_of", "plain_name", "unpacked"]
 
 Packing = Literal["gzip", "zstd"]
 
@@ -25,6 +25,7 @@ MOST_WINDOW_BYTES = 2**27
 
 _MAGIC: dict[bytes, Packing] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _SUFFIXES: dict[str, Packing] = {".gz": "gzip", ".zst": "zstd"}
+_GZIP_LEVEL = 6
 _PIECE_BYTES = 256
 """The bytes passed to zstd at once. It returns everything that they expand to, up to 32,768 times as much."""
 
@@ -38,6 +39,40 @@ def plain_name(name: str) -> str:
     """Return a file name in lower case without the suffix of a compression."""
     name = name.lower()
     return next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), name)
+
+
+def packing_named(name: str) -> Packing | None:
+    """Return the compression that the suffix of a file name announces."""
+    return next((packing for suffix, packing in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
+
+
+@contextmanager
+def packed(stream: BinaryIO, packing: str) -> Iterator[Any]:
+    """Give a stream for the block whose bytes are compressed into `stream`, which stays open.
+
+    `packing` is gzip, zstd or none. Equal bytes give equal bytes. Raises `MissingExtra` if zstd cannot be written here.
+    """
+    if packing == "gzip":
+        with gzip.GzipFile("", "wb", _GZIP_LEVEL, stream, mtime=0) as plain:
+            yield plain
+    elif packing == "zstd":
+        with _zstd_writer(stream) as plain:
+            yield plain
+    else:
+        yield stream
+
+
+def _zstd_writer(stream: BinaryIO) -> Any:
+    try:
+        return import_module("compression.zstd").ZstdFile(stream, "wb")  # Python 3.14 and newer
+    except ImportError:
+        pass
+    try:
+        return import_module("zstandard").ZstdCompressor().stream_writer(stream, closefd=False)
+    except ImportError as error:
+        raise MissingExtra(
+            "writing zstd needs Python 3.14, or a package: pip install 'holdfast-edge[zstd]'; or write .gz"
+        ) from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
 from repo import forks
 from repo.arguments import (
@@ -186,6 +186,56 @@ class Store:
         return self._convert("sqlite", progress)
 
     @KeyboardInterrupts()
+    def export(
+        self,
+        target: str | os.PathLike[str] | BinaryIO,
+        *,
+        sensor_id: Names = None,
+        metric_name: Names = None,
+        start: Time = None,
+        end: Time = None,
+        format: Literal["parquet", "csv", "ndjson"] | None = None,  # noqa: A002 - as the command has it
+        partition: Literal["day"] | None = None,
+        compression: Literal["zstd", "gzip", "none"] | None = None,
+        progress: Progress = _unseen,
+    ) -> Exported:
+        """Write the points in [start, end) to a file, a folder or a stream, and return when the files are durable.
+
+        Names and times are selected as in `points.range`. The name of the file determines the format: `.parquet`,
+        `.csv` or `.ndjson`, the last two also with `.gz` or `.zst`; `format` and `compression` state it instead.
+        Without a suffix it is Parquet; a stream, such as `sys.stdout.buffer`, gets CSV or NDJSON. The SHA-256 of a file
+        is next to it in `NAME.sha256`. `partition="day"` makes a folder with a file for each day (UTC), Parquet or
+        gzipped NDJSON, and a manifest with their SHA-256. The formats are documented in `repo.formats.files.parquet`,
+        `repo.formats.files.text_writer` and `repo.formats.files.bundle`. `import_parquet` reads Parquet and NDJSON
+        back, `ingest` also CSV, but not its metadata.
+
+        Missing folders are created. A file appears complete or not at all, and replaces an existing one. A folder must
+        be new, or contain the same export, interrupted, which then resumes. Memory holds two pages of points. Other
+        calls can use the columns between pages, so points written during the export may be included, for series that
+        had points at its start. `progress` receives the points read and an estimate of the total.
+
+        Raises `InvalidQuery`; `InvalidFile` if the path cannot be written; `StoreFull`; `StoreBusy`; or `MissingExtra`
+        if Parquet is wanted and neither DuckDB nor pyarrow is installed, or zstd and it is not.
+        """
+        from repo.transfer.exporter import export
+
+        if format is not None:
+            check_choice(format, "format", ("parquet", "csv", "ndjson"))
+        if partition is not None:
+            check_choice(partition, "partition", ("day",))
+        if compression is not None:
+            check_choice(compression, "compression", ("zstd", "gzip", "none"))
+        place: Any = target if callable(getattr(target, "write", None)) else check_path(target, "target")
+        return export(
+            self._handle,
+            place,
+            self._handle.select(sensor_id, metric_name, start, end),
+            form=format,
+            partition=partition,
+            compression=compression,
+            progress=check_function(progress, "progress"),
+        )
+
     def export_parquet(
         self,
         path: str | os.PathLike[str],
@@ -198,32 +248,17 @@ class Store:
         compression: Literal["zstd", "none"] = "zstd",
         progress: Progress = _unseen,
     ) -> Exported:
-        """Write the points in [start, end) to Parquet, and return when the files are durable.
-
-        Names and times are selected as in `points.range`. By default one file is written, with its SHA-256 next to it
-        in `NAME.sha256`. `partition="day"` makes a folder with a file for each day (UTC), and a manifest with their
-        SHA-256. The formats are documented in `repo.formats.files.parquet` and `repo.formats.files.bundle`.
-
-        A file appears complete or not at all, and replaces an existing one. A folder must be new, or contain the same
-        export, interrupted, which then resumes. Memory holds two pages of points. Other calls can use the columns
-        between pages, so points written during the export may be included, for series that had points at its start.
-        `progress` receives the points read and an estimate of the total.
-
-        Raises `InvalidQuery`; `InvalidFile` if the path cannot be written; `StoreFull`; `StoreBusy`; or `MissingExtra`
-        if neither DuckDB nor pyarrow is installed (`export_ndjson` needs neither).
-        """
-        from repo.transfer.exporter import export_parquet
-
-        if partition is not None:
-            check_choice(partition, "partition", ("day",))
-
-        return export_parquet(
-            self._handle,
+        """Write the points in [start, end) to Parquet, whatever the name of the file; otherwise like `export`."""
+        return self.export(
             check_path(path, "path"),
-            self._handle.select(sensor_id, metric_name, start, end),
+            sensor_id=sensor_id,
+            metric_name=metric_name,
+            start=start,
+            end=end,
+            format="parquet",
             partition=partition,
             compression=check_choice(compression, "compression", ("zstd", "none")),
-            progress=check_function(progress, "progress"),
+            progress=progress,
         )
 
     def export_ndjson(
@@ -237,22 +272,19 @@ class Store:
         partition: Literal["day"] | None = None,
         progress: Progress = _unseen,
     ) -> Exported:
-        """Write the points in [start, end) as gzipped NDJSON, which needs no optional package.
+        """Write the points in [start, end) as NDJSON, which needs no optional package; otherwise like `export`.
 
-        Otherwise like `export_parquet`; `repo.formats.ndjson_lines` documents a line. The name of a single file must
-        end in `.ndjson.gz`, or `InvalidQuery` is raised. `import_parquet` reads files and folders of both formats.
+        `repo.formats.ndjson_lines` documents a line. A name that ends in `.gz` or `.zst` is compressed.
         """
-        from repo.transfer.exporter import export_ndjson
-
-        if partition is not None:
-            check_choice(partition, "partition", ("day",))
-
-        return export_ndjson(
-            self._handle,
+        return self.export(
             check_path(path, "path"),
-            self._handle.select(sensor_id, metric_name, start, end),
+            sensor_id=sensor_id,
+            metric_name=metric_name,
+            start=start,
+            end=end,
+            format="ndjson",
             partition=partition,
-            progress=check_function(progress, "progress"),
+            progress=progress,
         )
 
     @KeyboardInterrupts()

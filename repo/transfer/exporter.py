@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from repo.core.handle import Handle
 from repo.core.keep_open import kept_open
@@ -21,16 +21,19 @@ from repo.durable import atomic_write, put
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import InvalidFile, InvalidQuery, file_typed
 from repo.formats.arrays.streams import Page, take_page
+from repo.formats.compression import packing_named, plain_name
 from repo.formats.files.bundle import DAY_US, FIRST_DAY, LAST_DAY, combined, day_path, drafting
 from repo.formats.files.formats import FileFacts, FileWriter, WrittenPage, WrittenPages
-from repo.formats.files.ndjson import ENDING, NdjsonWriter
+from repo.formats.files.ndjson import ENDING
 from repo.formats.files.parquet import COMPRESSIONS, note_of, writer_here
+from repo.formats.files.text_writer import CsvWriter, NdjsonWriter, TextWriter
 from repo.queries.selection import Selection, Summary
 from repo.queries.slices import SliceReader, slices_on, span_of
 from repo.repositories.series import SummaryRepository
 from repo.repositories.state import StateRepository
+from repo.transfer.inputs import NAMES, Form
 
-__all__ = ["Exported", "Progress", "export_ndjson", "export_parquet"]
+__all__ = ["Exported", "Progress", "export"]
 
 Progress = Callable[[int, int], object]
 """Called with the number of points read so far, and the approximate total."""
@@ -64,36 +67,63 @@ class Exported:
         return {**asdict(self), "path": str(self.path)}
 
 
-def export_parquet(
+def export(
     handle: Handle,
-    path: Path,
+    target: Path | BinaryIO,
     selection: Selection,
     *,
+    form: Form | None,
     partition: Literal["day"] | None,
-    compression: str,
+    compression: Literal["zstd", "gzip", "none"] | None,
     progress: Progress,
 ) -> Exported:
-    """See `Store.export_parquet`."""
-    if compression not in COMPRESSIONS:
-        raise InvalidQuery(f"compression = {compression!r}: {' or '.join(map(repr, COMPRESSIONS))}")
-    writer = writer_here(handle.settings.duckdb_memory_limit_bytes, duckdb=duckdb_is_installed())
-    form = _Form(writer, ".parquet", compression)
-    return _export(handle, path, selection, form, partition, progress)
+    """See `Store.export`."""
+    name = target.name if isinstance(target, Path) else ""
+    if form is None:
+        form = "parquet" if partition is not None else _form_named(name) if name else "csv"
+    if partition is None:
+        _refuse_other_name(name, form)
+    announced = packing_named(name) if partition is None else None
+    if form == "parquet":
+        if not isinstance(target, Path):
+            raise InvalidQuery("Parquet cannot be written to a stream; export to a file, or as CSV or NDJSON")
+        if compression not in (None, *COMPRESSIONS) or announced is not None:
+            raise InvalidQuery(f"{name}: Parquet is compressed inside, with zstd or not at all")
+        writer = writer_here(handle.settings.duckdb_memory_limit_bytes, duckdb=duckdb_is_installed())
+        return _export(
+            handle, target, selection, _Form(writer, ".parquet", compression or "zstd"), partition, progress
+        )
+    if partition is not None and (form != "ndjson" or compression not in (None, "gzip")):
+        raise InvalidQuery("a folder of days has Parquet or gzipped NDJSON")
+    if announced is not None and compression not in (None, announced):
+        raise InvalidQuery(f"{name} ends as {announced} files do, but compression is {compression}")
+    packing = announced or compression or ("none" if partition is None else "gzip")
+    writer = NdjsonWriter() if form == "ndjson" else CsvWriter()
+    return _export(handle, target, selection, _Form(writer, ENDING, packing), partition, progress)
 
 
-def export_ndjson(
-    handle: Handle,
-    path: Path,
-    selection: Selection,
-    *,
-    partition: Literal["day"] | None,
-    progress: Progress,
-) -> Exported:
-    """See `Store.export_ndjson`."""
-    if partition is None and not path.name.endswith(ENDING):
-        raise InvalidQuery(f"{path}: NDJSON is written gzipped; the name must end in {ENDING}")
-    form = _Form(NdjsonWriter(), ENDING, "gzip")
-    return _export(handle, path, selection, form, partition, progress)
+def _refuse_other_name(name: str, form: Form) -> None:
+    """Refuse a name by which the file would not be recognized later."""
+    for other, endings in NAMES.items():
+        if other != form and plain_name(name).endswith(endings):
+            raise InvalidQuery(
+                f"{name} would be {form}, but ends as {other} files do; name it {NAMES[form][0]}"
+            )
+
+
+def _form_named(name: str) -> Form:
+    """Return the format that a file name announces; Parquet for a name without a suffix."""
+    plain = plain_name(name)
+    for form, endings in NAMES.items():
+        if plain.endswith(endings) and not plain.endswith(".tsv"):  # CSV is written with commas
+            return form
+    suffix = Path(plain).suffix
+    if suffix:
+        raise InvalidQuery(
+            f"{name}: the format of {suffix} is not known; name the file .parquet, .csv or .ndjson (also with .gz or "
+            ".zst), or name the format"
+        )
+    return "parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,22 +135,22 @@ class _Form:
 
 def _export(
     handle: Handle,
-    path: Path,
+    target: Path | BinaryIO,
     selection: Selection,
     form: _Form,
     partition: Literal["day"] | None,
     progress: Progress,
 ) -> Exported:
-    if partition not in (None, "day"):
-        raise InvalidQuery(f"partition = {partition!r}: 'day', or None for one file")
-    if handle.files.owns(path):
-        raise InvalidFile(f"{path} is one of the store's own files; export to another folder", path=path)
+    if isinstance(target, Path) and handle.files.owns(target):
+        raise InvalidFile(f"{target} is one of the store's own files; export to another folder", path=target)
     with handle.metadata.read() as connection:
         state = StateRepository(connection).get()
     assert state is not None
     with kept_open(handle.columns):
         job = _Export(handle, selection, form, note_of(state.store_id), progress)
-        return job.one_file(path) if partition is None else job.bundle(path, state.store_id)
+        if not isinstance(target, Path):
+            return job.stream(target)
+        return job.one_file(target) if partition is None else job.bundle(target, state.store_id)
 
 
 class _Export:
@@ -144,6 +174,8 @@ class _Export:
         if path.is_dir():
             raise InvalidFile(f"{path} is a folder; name a file, or export with partition='day'", path=path)
         checksum = path.with_name(f"{path.name}.sha256")
+        with file_typed(path.parent, "created"):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with file_typed(path, "written"), atomic_write(path) as descriptor:
             facts = self._write(descriptor, self._slices.start_us, self._slices.end_us)
             # The old checksum must not remain next to the new file: that would look like damage.
@@ -151,6 +183,17 @@ class _Export:
         with file_typed(checksum, "written"):
             put(checksum, os.fsencode(_sum_line(facts.sha256, path.name)))
         return Exported(path, 1, **combined([facts]))
+
+    def stream(self, stream: BinaryIO) -> Exported:
+        """Write all points to a stream."""
+        writer = self._form.writer
+        assert isinstance(writer, TextWriter), "only texts are written to a stream"
+        counting = _Counting(stream)
+        with closing(_ahead(self._slices.pages(self._slices.start_us, self._slices.end_us))) as pages:
+            found = WrittenPages(self._slices.series, 0, pages)
+            points, bounds = writer.write_to(counting, found, self._form.compression)  # type: ignore[arg-type]
+        stream.flush()
+        return Exported(Path("-"), 1, points, counting.bytes, *bounds.times, *bounds.seqs)
 
     def bundle(self, path: Path, store_id: str) -> Exported:
         """Write the missing files, one per day, and the manifest."""
@@ -185,6 +228,22 @@ class _Export:
             return self._form.writer.write(
                 descriptor, found, compression=self._form.compression, note=self._note
             )
+
+
+class _Counting:
+    """Counts the bytes that are written to a stream."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.bytes = 0
+
+    def write(self, content: bytes) -> int:
+        self._stream.write(content)
+        self.bytes += len(content)
+        return len(content)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def _sum_line(sha256: str, name: str) -> str:

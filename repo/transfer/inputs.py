@@ -17,7 +17,7 @@ from repo.formats.compression import packing_of, plain_name, unpacked
 from repo.formats.recognition import foreign_format, is_wide_encoding, utf_16_or_32
 from repo.inuse import refuse_own
 
-__all__ = ["HEAD_BYTES", "Form", "Input", "form_of", "is_parquet"]
+__all__ = ["HEAD_BYTES", "NAMES", "Form", "Input", "form_of", "is_parquet"]
 
 Form = Literal["csv", "ndjson", "parquet"]
 
@@ -26,11 +26,12 @@ HEAD_BYTES = 64
 
 _PARQUET_MAGIC = b"PAR1"
 _BEFORE_TEXT = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"  # byte order marks, the zero bytes of UTF-16, and white space
-_NAMES: dict[Form, tuple[str, ...]] = {
+NAMES: dict[Form, tuple[str, ...]] = {
     "csv": (".csv", ".tsv"),
     "ndjson": (".ndjson", ".jsonl"),
     "parquet": (".parquet", ".parq", ".pq"),
 }
+"""The suffixes of file names by format."""
 
 
 def is_parquet(head: bytes) -> bool:
@@ -43,7 +44,7 @@ def form_of(head: bytes, name: str) -> Form:
     if is_parquet(head):
         return "parquet"
     plain = plain_name(name)
-    for form, endings in _NAMES.items():
+    for form, endings in NAMES.items():
         if plain.endswith(endings):
             return form
     return "ndjson" if head.lstrip(_BEFORE_TEXT)[:1] in (b"{", b"[") else "csv"

@@ -135,6 +135,10 @@ def calls_of_store(store: Store, folder: Path) -> Calls:
         ),
         "Store.promote": (store.promote, {}),
         "Store.demote": (store.demote, {}),
+        "Store.export": (
+            store.export,
+            {"target": folder / "out.csv", **series, **span, "format": "csv", "compression": "none"},
+        ),
         "Store.export_parquet": (store.export_parquet, {"path": folder / "out.parquet", **series, **span}),
         "Store.export_ndjson": (store.export_ndjson, {"path": folder / "out.ndjson.gz", **series, **span}),
         "Store.import_parquet": (store.import_parquet, {"paths": folder / "in.parquet"}),

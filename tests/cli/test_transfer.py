@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -169,16 +170,71 @@ def test_ndjson_goes_out_by_its_name_or_by_choice(on_store: Command, tmp_path: P
     assert "9 already stored" in other("import", where[0]).stdout
 
 
+@pytest.mark.slow_on("duckdb")
+def test_the_name_of_the_file_chooses_the_format_and_everything_comes_back(
+    on_store: Command, tmp_path: Path
+) -> None:
+    states = [("V-1", "state", T0 + at, text) for at, text in enumerate(("OPEN", 'a "b", c', "Grüße"))]
+    on_store.write(
+        *rows(),
+        *states,
+        ("P-1", "p", T0, float("inf")),
+        ("P-1", "p", T0 + 1, None),
+        ("P-1", "q", T0, 0.1 + 0.2, 7),
+    )
+    on_store("export", tmp_path / "new" / "a.csv")
+    head, line, *_ = (tmp_path / "new" / "a.csv").read_text().splitlines()
+    assert head == "sensor_id,metric_name,timestamp,value,quality,metadata"
+    assert line.count(",") == 5
+    on_store("export", tmp_path / "b.csv.gz")
+    on_store("export", tmp_path / "c.ndjson")
+    on_store("export", tmp_path / "d.ndjson.zst")
+    on_store("export", tmp_path / "e", "--format", "csv", "--compression", "gzip")
+    expected = on_store.json("query", "*", "*")
+    names = ("new/a.csv", "b.csv.gz", "c.ndjson", "d.ndjson.zst", "e")
+    for number, name in enumerate(names):
+        assert (tmp_path / f"{name}.sha256").exists()
+        other = Command(tmp_path / f"other{number}")
+        other("init", "--engine", "sqlite")
+        other("ingest", tmp_path / name, "--mixed")
+        assert other.json("query", "*", "*") == expected, name
+        if "ndjson" in name:
+            assert other.json("import", tmp_path / name)["present"] == 15
+
+
+@pytest.mark.slow_on("duckdb")
+def test_points_are_written_to_standard_output(on_store: Command, tmp_path: Path) -> None:
+    on_store.write(*rows())
+    on_store("export", tmp_path / "a.csv")
+    assert on_store("export", "-").stdout == (tmp_path / "a.csv").read_text()
+    lines = on_store("export", "-", "--format", "ndjson").stdout.splitlines()
+    assert {tuple(json.loads(line))[:2] for line in lines} == {("sensor_id", "metric_name")}
+    assert len(lines) == 9
+    assert "name a file" in on_store("export", "-", "--format", "parquet", code=2).stderr
+    assert "name a file" in on_store("--json", "export", "-", code=2).stderr
+
+
+@pytest.mark.slow_on("duckdb")
+def test_an_export_that_matches_nothing_says_so(on_store: Command, tmp_path: Path) -> None:
+    on_store.write(*rows())
+    for options in ([tmp_path / "a.csv"], [tmp_path / "a.parquet"], ["-"]):
+        result = on_store("export", *options, "--end", "1970-01-01", code=3)
+        assert "no points match" in result.stderr
+    assert on_store.json("export", tmp_path / "a.csv", "--end", "1970-01-01", code=3)["points"] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["a.ndjson"], "the name must end in .ndjson.gz"),
-        (["a.parquet", "--format", "ndjson"], "the name must end in .ndjson.gz"),
-        (["a.ndjson.gz", "--compression", "none"], "NDJSON is gzipped"),
+        (["a.json"], "the format of .json is not known"),
+        (["a.parquet", "--format", "ndjson"], "a.parquet would be ndjson"),
+        (["a.ndjson.gz", "--compression", "none"], "ends as gzip files do"),
+        (["a", "--by-day", "--format", "csv"], "a folder of days has"),
+        (["a.parquet.gz"], "Parquet is compressed inside"),
     ],
 )
 @pytest.mark.slow_on("duckdb")
-def test_ndjson_that_would_not_be_known_again_is_not_written(
+def test_what_would_not_be_recognized_again_is_not_written(
     on_store: Command, tmp_path: Path, arguments: list[str], told: str
 ) -> None:
     name, *options = arguments

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import random
@@ -123,8 +124,12 @@ def test_names_and_times_select_and_nothing_is_an_empty_file(store: Store, tmp_p
 
 
 def test_the_name_of_a_single_file_has_the_suffix_of_its_format(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(InvalidQuery, match=r"the name must end in \.ndjson\.gz"):
-        store.export_ndjson(tmp_path / "a.ndjson")
+    with pytest.raises(InvalidQuery, match=r"a\.parquet would be ndjson, but ends as parquet files do"):
+        store.export_ndjson(tmp_path / "a.parquet")
+    with pytest.raises(InvalidQuery, match=r"the format of \.json is not known"):
+        store.export(tmp_path / "a.json")
+    with pytest.raises(InvalidQuery, match="cannot be written to a stream"):
+        store.export(io.BytesIO(), format="parquet")
     with pytest.raises(InvalidQuery, match="partition"):
         store.export_ndjson(tmp_path / "a.ndjson.gz", partition="hour")  # type: ignore[arg-type]
     assert os.listdir(tmp_path) == ["store"]

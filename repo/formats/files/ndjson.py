@@ -1,13 +1,11 @@
-"""NDJSON files of points, as exports write and imports read them. Needs no package.
+"""NDJSON files of points, as exports write them, read for imports. Needs no package.
 
 If DuckDB is installed, the rows go through it, and reach the columns as fast as those of Parquet.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,26 +13,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from repo.durable import digest
 from repo.errors import InvalidFile
-from repo.formats.arrays.streams import Page
 from repo.formats.compression import unpacked
 from repo.formats.files.formats import (
     PAGE_BYTES,
     PAGE_ROWS,
-    Bounds,
-    FileFacts,
     Group,
     ReadPage,
     Validation,
-    WrittenPages,
 )
 from repo.formats.files.mapping import ColumnType, ReadPlan
 from repo.formats.lines import Objects
-from repo.formats.ndjson_lines import StoredRow, lines_of, stored_row
+from repo.formats.ndjson_lines import StoredRow, stored_row
 from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
 
-__all__ = ["ENDING", "NdjsonReader", "NdjsonWriter", "opened_ndjson"]
+__all__ = ["ENDING", "NdjsonReader", "opened_ndjson"]
 
 ENDING = ".ndjson.gz"
 
@@ -43,32 +36,6 @@ _WRITTEN_LINES = 1_000
 _BATCH_ROWS = 8_192
 _BATCH_CHARS = 1_048_576
 """The rows that exist as Python objects at a time when they are passed to DuckDB: 5 MB."""
-
-
-class NdjsonWriter:
-    """Writes files. Equal points give equal bytes."""
-
-    columnar = False
-
-    def write(self, descriptor: int, pages: WrittenPages, *, compression: str, note: str) -> FileFacts:  # noqa: ARG002
-        """See `FileWriter`. The compression is always gzip, and the note is not written."""
-        bounds = Bounds()
-        points = 0
-        with (
-            open(descriptor, "wb", closefd=False) as stream,
-            gzip.GzipFile("", "wb", _LEVEL, stream, mtime=0) as packed,
-        ):
-            for page in pages.pages:
-                assert not isinstance(page, Page), "this writer is not columnar"
-                if page:
-                    lines = lines_of(page)
-                    while piece := "".join(islice(lines, _WRITTEN_LINES)):
-                        packed.write(piece.encode())
-                    bounds.add([row[2] for row in page], [row[7] for row in page])
-                    points += len(page)
-        return FileFacts(
-            points, os.fstat(descriptor).st_size, digest(descriptor), *bounds.times, *bounds.seqs
-        )
 
 
 @contextmanager
