@@ -33,7 +33,7 @@ def _exported(tmp_path_factory: pytest.TempPathFactory, templates: Templates) ->
 
 @pytest.fixture
 def bundle(_exported: Callable[[Any], Path], engine: str, tmp_path: Path) -> Path:
-    """A bundle of three days, next to its closed store, `source`."""
+    """A bundle of three files, next to its closed store, `source`."""
     shutil.copytree(_exported(engine), tmp_path, dirs_exist_ok=True)
     return tmp_path / "bundle"
 

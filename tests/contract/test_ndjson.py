@@ -43,7 +43,7 @@ def test_an_export_can_be_imported_again(open_store: OpenStore, tmp_path: Path, 
     points = fill(source)
     out = tmp_path / ("out" if partition else "out.ndjson.gz")
     told = source.export_ndjson(out, partition=partition)
-    files = 4 if partition else 1
+    files = 3 if partition else 1
     assert (told.points, told.files) == (len(points), files)
     assert (told.first_us, told.last_us) == (
         min(point["timestamp_us"] for point in points),

@@ -97,7 +97,7 @@ def test_a_bundle_inside_a_folder_is_compared_with_its_manifest(
     target = open_store("target")
     if case in ("whole", "draft"):
         done = target.import_parquet(tmp_path / "stick")
-        assert done.files == done.verified + 1 == (5 if case == "whole" else 3)
+        assert done.files == done.verified + 1 == (4 if case == "whole" else 3)
     else:
         with pytest.raises((InvalidFile, StoreCorrupt), match="stick"):
             target.import_parquet(tmp_path / "stick")

@@ -31,7 +31,7 @@ class Stopped(Exception):
     """An error that a test raises in the middle of an export."""
 
 
-def fill(store: Store, days: int = 3) -> list[dict[str, Any]]:
+def fill(store: Store, days: int = 2) -> list[dict[str, Any]]:
     """Write points of every sort on several days, and return all of them."""
     rows: list[Any] = [
         (f"s{n % 3}", "temperature", BEGIN_S + day * DAY_S + n * 600.000001, n / 4)
@@ -152,7 +152,7 @@ def test_nothing_selected_is_an_empty_file(store: Store, tmp_path: Path) -> None
 
 
 def test_a_folder_has_one_file_per_day_and_a_manifest_with_checksums(store: Store, tmp_path: Path) -> None:
-    points = fill(store)
+    points = fill(store, days=3)
     done = store.export_parquet(tmp_path / "bundle", partition="day")
     manifest = json.loads((tmp_path / "bundle/manifest.json").read_text())
     files = [tmp_path / "bundle" / file["path"] for file in manifest["files"]]
