@@ -138,7 +138,8 @@ def test_numbers_are_read_as_other_programs_write_them(cell: str, value: float) 
         ("1e400", "too large"),
         ("-1e400", "too large"),
         ("9007199254740993", "would round"),
-        ('"1,5"', "not a number"),
+        ('"1,5"', "is not a number; if it has a decimal comma, set the decimal sign (--decimal ,)"),
+        ("1'234.5", "is not a number; if it has separators of thousands, set them (--thousands)"),
         ("1\x00", "not a number"),
         ("\ud800", "not a number"),
         ("=1+1", "not a number"),
@@ -416,6 +417,9 @@ def test_a_later_header_applies_to_the_lines_after_it() -> None:
     ]
     long = LONG + "S,m,2024-01-01,1\nvalue,timestamp,metric_name,sensor_id\n2,2024-01-02,m,S\n"
     assert [row[3] for row in whole(long).rows] == [1.0, 2.0]
+    logger = '"TOA5","st"\n"timestamp","p"\n"TS","kPa"\n"2024-01-01",1\n'
+    joined = logger + '"TOA5","st",2\n"timestamp","q"\n"TS","C"\n"2024-01-02",2\n'
+    assert readings(joined, header=2, skip=1) == [("p", 1, 1.0), ("q", 2, 2.0)]
     units = "timestamp,p\nUTC,bar\n2024-01-01,1\ntimestamp,p\nUTC,bar\n2024-01-02,2\n"
     assert readings(units, skip=1) == [("p", 1, 1.0), ("p", 2, 2.0)]
 

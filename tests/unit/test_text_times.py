@@ -60,7 +60,11 @@ def test_a_time_is_parsed_by_the_first_matching_format(
         ("", ("iso",), "fits no time format (iso)"),
         ("01/02/2024", ("iso", "unix"), "fits no time format (iso, unix)"),
         ("1704067200000", ("unix",), "looks like milliseconds"),
-        ("1704067200", ("iso",), "fits no time format"),
+        (
+            "1704067200",
+            ("iso",),
+            "fits no time format (iso); if it counts seconds since 1970, add the format unix",
+        ),
         ("nan", ("unix",), "not a time"),
         ("inf", ("unix",), "not a time"),
         ("1e999999999", ("unix",), "outside the years"),

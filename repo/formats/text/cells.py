@@ -17,6 +17,8 @@ ON_OFF = {"on": 1.0, "true": 1.0, "yes": 1.0, "off": 0.0, "false": 0.0, "no": 0.
 
 _MISSING = ("", "NA", "NaN", "null")
 _DIGITS = re.compile(r"[+-]?[0-9]+")
+_WITH_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
+_GROUPED = re.compile(r"[+-]?[0-9]{1,3}(?:([,.' ])[0-9]{3})(?:\1[0-9]{3})*(?:[.,][0-9]*)?")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
 
 
@@ -78,12 +80,20 @@ class Cells:
         try:
             number = float(text)
         except ValueError:
-            raise _NoNumber("is not a number; declare the metric as text if it holds states") from None
+            raise _NoNumber(f"is not a number; {self._advice(cell)}") from None
         if number in self._missing_numbers:
             return None
         if -EXACT_INT < number < EXACT_INT and text.isascii() and "_" not in text:
             return number
         return _unusual(number, text)
+
+    def _advice(self, cell: str) -> str:
+        """Return what a cell that is not a number may need."""
+        if not self._decimal_comma and _WITH_COMMA.fullmatch(cell):
+            return "if it has a decimal comma, set the decimal sign (--decimal ,)"
+        if self._thousands is None and _GROUPED.fullmatch(cell):
+            return "if it has separators of thousands, set them (--thousands)"
+        return "declare the metric as text if it holds states"
 
     def _plain_text(self, cell: str) -> str:
         """Return a number with a decimal point and without thousands separators."""

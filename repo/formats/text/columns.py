@@ -97,7 +97,9 @@ def first_columns(records: CsvRecords, layout: Layout) -> tuple[Columns, list[st
 
 
 def later_columns(records: CsvRecords, layout: Layout, row: Sequence[str], before: Columns) -> Columns | None:
-    """Return the columns if a line, which gave no point, is another header; None if it is none.
+    """Return the columns if a line, which gave no point, is another header or belongs to one; None if it is data.
+
+    A line that begins like one above the first header belongs to the next one.
 
     Raises `InvalidFile` if the lines after it could not be read by it.
     """
@@ -106,6 +108,8 @@ def later_columns(records: CsvRecords, layout: Layout, row: Sequence[str], befor
         return None
     if names == before.names:
         records.skip_lines(layout.skip)
+        return before
+    if names[0] in records.titles:
         return before
     here = {name for name in names if name}
     if not (before.keys and before.keys <= here):

@@ -178,7 +178,7 @@ def layout_of(options: Mapping[str, Any]) -> Layout:
     for name in ("ignored", "text_metrics", "missing"):
         given[name] = () if given.get(name) is None else given[name]
     for name in _LISTS:
-        if given.get(name) is not None or name in _NEEDED_LISTS:
+        if given.get(name) is not None or (name in given and name in _NEEDED_LISTS):
             given[name] = _texts(_OPTIONS.get(name, name), given[name])
     given["metrics"] = given.get("metrics") or None
     columns = given.get("columns")

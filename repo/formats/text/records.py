@@ -20,6 +20,7 @@ __all__ = ["CsvRecords"]
 
 _UNPAIRED = "the line has a quote that is not closed on it"
 _SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
+_MOST_TITLES = 100
 _BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -37,6 +38,8 @@ class CsvRecords(Lines):
         self.delimiter = delimiter or ","
         self.is_complete = True
         """Whether the last line read has a line end."""
+        self.titles: set[str] = set()
+        """The first cells of the lines that `skip_to` left out."""
         self._delimiter_is_given = delimiter is not None
         self._comment = comment or None
         self._footer = footer
@@ -65,16 +68,24 @@ class CsvRecords(Lines):
             with suppress(csv.Error):
                 self._begin()
         if self.line < line:
+            self._keep_start(self._first or "")
             self._first = None
         while self.line < line - 1:
             try:
-                if not self._next():
+                skipped = self._next()
+                self._keep_start(skipped)
+                if not skipped:
                     raise InvalidFile(
                         f"the header should be line {line}, but the file has {counted(self.line - 1, 'line')}",
                         path=self.path,
                     )
             except LongLine:
                 pass
+
+    def _keep_start(self, line: str) -> None:
+        cell = line.split(self.delimiter, 1)[0].strip(' "\r\n')
+        if cell and not cell[0].isdigit() and len(self.titles) < _MOST_TITLES:
+            self.titles.add(cell)
 
     def skip_lines(self, count: int) -> None:
         """Leave out lines that are no comments."""

@@ -43,6 +43,7 @@ _FOLDS = {"earlier": 0, "later": 1}
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - local times are naive until their zone is applied
 _INTERVAL = re.compile(r"(.*?\S)(?:\s+[-–—]\s+|/|--)(\S.*)")
 _END_CLOCK = re.compile(r"[0-2]?[0-9]:[0-5][0-9](?::[0-5][0-9])?")
+_DIGITS = {10: ("seconds", "unix"), 13: ("milliseconds", "unix_ms"), 16: ("microseconds", "unix_us")}
 _QUARTER_US = 900 * 1_000_000
 _CACHED_QUARTERS = 4_096
 _MAX_CHARS = 64
@@ -113,7 +114,7 @@ class TimeReader:
             begin = None if is_number or fault else self._begin(text)
             if begin is not None:
                 return begin
-        raise fault or Unfit(f"fits no time format ({self._listed})")
+        raise fault or Unfit(f"fits no time format ({self._listed}){_advice(text)}")
 
     def _begin(self, text: str) -> Clock | None:
         """Return the begin of an interval; None if the text is none."""
@@ -162,6 +163,12 @@ class TimeReader:
         if 0 <= us < SUSPECT_BEFORE_US and name != "unix":
             self.suspects[name] += 1
         return us, True
+
+
+def _advice(text: str) -> str:
+    """Return what a text in an unknown format may be."""
+    unit = _DIGITS.get(len(text)) if text.isascii() and text.isdecimal() else None
+    return "" if unit is None else f"; if it counts {unit[0]} since 1970, add the format {unit[1]}"
 
 
 def _offset_us(zone: tzinfo, quarter: int) -> int | None:
