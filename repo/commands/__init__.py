@@ -141,7 +141,8 @@ def _print_version(context: click.Context, _parameter: click.Parameter, wanted: 
 @click.group(
     cls=_Commands,
     context_settings={"auto_envvar_prefix": "HOLDFAST", "help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 failed, 2 usage error, 3 problems found (rows rejected), 4 busy, "
+    epilog="Exit codes: 0 done, 1 failed, 2 usage error, 3 problems found (rows rejected, warnings of "
+    "status --check), 4 busy, "
     "5 schema outdated or too new. Data goes to stdout, messages to stderr. Environment variables can set every "
     "option (HOLDFAST_STORE, HOLDFAST_QUERY_LIMIT) and every setting (HOLDFAST_LEASE_TIMEOUT_S).",
 )

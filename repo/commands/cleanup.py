@@ -84,22 +84,22 @@ def cleanup(
     """Delete points and pending records, and return free space to the disk.
 
     Select points by time, --sensor and --metric; select records by time, --source and --failed. The command shows what
-    it would delete and how much of it is unsent, then asks; -y skips the question. The loss ledger records every
-    deletion. Deleting frees space inside the files for new data. --shrink also makes the files smaller: it rewrites
-    them, which needs free disk space and makes reads wait. It states the bytes needed and refuses if they are not
-    available.
+    it would delete (and, if there are sinks, how much of it is unsent), then asks; -y skips the question. The loss
+    ledger records every deletion. Deleting frees space inside the files for new data. --shrink also makes the files
+    smaller: it rewrites them, which needs free disk space and makes reads wait. It states the space needed and refuses
+    if it is not available.
 
     To be able to restore points with `holdfast import`, run `holdfast export` first.
 
     \b
     JSON (with -y or --dry-run): {"dry_run", "points": number, or null if another
     process holds the columns and they are deleted later, "unsent_points": not
-    confirmed by every sink, null without sinks, "records", "bytes": estimate or null, "first_us", "last_us", "series":
-    [{"sensor_id", "metric_name", "points", "unsent", "first_us", "last_us"}],
-    "sources": [{"source", "records", "first_us", "last_us", "bytes"}], "shrunk":
-    null or {"columns_before_bytes", "columns_after_bytes": as before in a dry
-    run, "metadata_before_bytes", "metadata_after_bytes", "needed_bytes": of free
-    space, "free_bytes"}}
+    confirmed by every sink, null without sinks, "records", "bytes": estimate or
+    null, "first_us", "last_us", "series": [{"sensor_id", "metric_name", "points",
+    "unsent", "first_us", "last_us"}], "sources": [{"source", "records",
+    "first_us", "last_us", "bytes"}], "shrunk": null or {"columns_before_bytes",
+    "columns_after_bytes": as before in a dry run, "metadata_before_bytes",
+    "metadata_after_bytes", "needed_bytes": of free space, "free_bytes"}}
     """
     of_records = records or bool(sources) or failed is not None
     of_points = points or bool(sensors) or bool(metrics) or not of_records

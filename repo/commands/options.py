@@ -7,7 +7,10 @@ from datetime import datetime, tzinfo
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+import click
+
 from repo.clock import system_clock
+from repo.commands.output import FORMATS
 from repo.commands.terminal import is_terminal
 from repo.errors import InvalidQuery
 from repo.time_texts import before_us, parse_time
@@ -17,7 +20,21 @@ if TYPE_CHECKING:
     from repo import Store
     from repo.commands.session import Session
 
-__all__ = ["bounds", "iso", "iso_second", "names_hint", "names_of", "series_names", "zone_of"]
+__all__ = [
+    "bounds",
+    "format_option",
+    "iso",
+    "iso_second",
+    "names_hint",
+    "names_of",
+    "series_names",
+    "zone_of",
+]
+
+
+format_option = click.option(
+    "--format", "form", type=click.Choice(FORMATS), help="Output format; a table by default."
+)
 
 
 def zone_of(name: str) -> tzinfo:

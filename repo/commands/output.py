@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import click
@@ -35,11 +35,12 @@ def write_rows(
     cuttable: Collection[str] = (),
     optional: Sequence[str] = (),
     hides_empty: bool = True,
+    note: Callable[[str], object] = lambda _text: None,
 ) -> int:
     """Print rows in one of `FORMATS` as they arrive, and return their number.
 
     `columns` applies to tables and CSV; JSON has every key of a row. A table that does not fit cuts the texts of the
-    `cuttable` columns, then leaves `optional` columns out, in their order, which a line on stderr says. With
+    `cuttable` columns, then leaves `optional` columns out, in their order, and calls `note` with a message. With
     `hides_empty`, it has no columns without a value.
     """
     if form == "table":
@@ -47,7 +48,7 @@ def write_rows(
             columns, rows, cuttable=cuttable, optional=optional, hides_empty=hides_empty
         )
         if left_out:
-            click.echo(f"no room for {', '.join(left_out)}; --json has all columns", err=True)
+            note(f"no room for {', '.join(left_out)}; --json has all columns")
         return count
     writer = {"csv": _write_csv, "json": _write_json, "ndjson": _write_ndjson}[form]
     return writer(columns, rows)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repo.commands.global_options import global_options
-from repo.commands.options import bounds, iso, iso_second, names_hint, zone_of
+from repo.commands.options import bounds, format_option, iso, iso_second, names_hint, zone_of
 from repo.commands.output import FORMATS, write_rows
 from repo.commands.session import Session
 from repo.errors import InvalidQuery, counted
@@ -130,7 +130,7 @@ def query(
             count = write_rows(form, columns, rows, cuttable=(*_NAMES, "state"))
         else:
             points = _points(store, (sensor, metric), low, high, limit)
-            count = _write_points(form, (_shown_point(point, zone) for point in points))
+            count = _write_points(session, form, (_shown_point(point, zone) for point in points))
         if not count:
             hint = names_hint(session, store, [sensor], [metric])
     if not count:
@@ -141,9 +141,10 @@ def query(
 @click.argument("sensor", required=False)
 @click.argument("metric", required=False)
 @click.option("--limit", metavar="POINTS", type=click.IntRange(min=1), default=1, help="Points per series.")
+@format_option
 @global_options
 @click.pass_obj
-def latest(session: Session, sensor: str | None, metric: str | None, limit: int) -> None:
+def latest(session: Session, sensor: str | None, metric: str | None, limit: int, form: str | None) -> None:
     """Print the newest points of each series.
 
     SENSOR and METRIC can be names or quoted globs; without them, all series are shown. One point each (the default)
@@ -156,16 +157,17 @@ def latest(session: Session, sensor: str | None, metric: str | None, limit: int)
     with session.opened(read_only=True) as store:
         found = store.points.latest(sensor, metric, limit)
         hint = "" if found else names_hint(session, store, filter(None, [sensor]), filter(None, [metric]))
-    form = "json" if session.as_json else "table"
-    if not _write_points(form, (_shown_point(point, UTC) for point in found)):
+    form = form or ("json" if session.as_json else "table")
+    if not _write_points(session, form, (_shown_point(point, UTC) for point in found)):
         session.note(f"no points found; {hint}")
 
 
 @click.command()
 @click.argument("pattern", required=False)
+@format_option
 @global_options
 @click.pass_obj
-def series(session: Session, pattern: str | None) -> None:
+def series(session: Session, pattern: str | None, form: str | None) -> None:
     """List the series of the store.
 
     PATTERN is a name or a quoted glob that matches the sensor or the metric. Counts and times are those of the
@@ -183,15 +185,16 @@ def series(session: Session, pattern: str | None) -> None:
             hint = "" if found else f"; {names_hint(session, store, [pattern], [pattern])}"
         waiting = store.status().points_waiting
     rows = [found[pair]._asdict() for pair in sorted(found)]
-    if session.as_json:
-        write_rows("json", _SERIES_COLUMNS, rows)
+    form = form or ("json" if session.as_json else "table")
+    if form in ("json", "ndjson"):
+        write_rows(form, _SERIES_COLUMNS, rows)
         return
     for row in rows:
         for edge in ("first", "last"):
             row[edge] = iso_second(row[f"{edge}_us"])
     cuttable = (*_NAMES, "unit", "description", "labels")
     optional = ("labels", "description", "kind", "unit")
-    if not write_rows("table", _SERIES_COLUMNS, rows, cuttable=cuttable, optional=optional):
+    if not write_rows(form, _SERIES_COLUMNS, rows, cuttable=cuttable, optional=optional, note=session.note):
         session.note(f"no series matches {pattern}{hint}" if pattern else "the store has no series yet")
     if waiting:
         session.note(f"{counted(waiting, 'point')} waiting to be applied, not counted here")
@@ -215,9 +218,14 @@ def _page_rows() -> int:
     return PAGE_ROWS
 
 
-def _write_points(form: str, rows: Iterable[dict[str, Any]]) -> int:
+def _write_points(session: Session, form: str, rows: Iterable[dict[str, Any]]) -> int:
     return write_rows(
-        form, _POINT_COLUMNS, rows, cuttable=(*_NAMES, "value", "metadata"), optional=("metadata", "quality")
+        form,
+        _POINT_COLUMNS,
+        rows,
+        cuttable=(*_NAMES, "value", "metadata"),
+        optional=("metadata", "quality"),
+        note=session.note,
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from repo.commands.global_options import global_options
-from repo.commands.options import iso
-from repo.commands.output import FORMATS, write_rows
+from repo.commands.options import format_option, iso
+from repo.commands.output import write_rows
 from repo.commands.session import Session
 
 __all__ = ["sql"]
@@ -29,7 +29,7 @@ __all__ = ["sql"]
     multiple=True,
     help="Bind VALUE, a text, to $NAME in the query (:NAME on SQLite). Repeatable.",
 )
-@click.option("--format", "form", type=click.Choice(FORMATS), help="Output format; a table by default.")
+@format_option
 @click.option("--csv", "form", flag_value="csv", help="The same as --format csv.")
 @global_options
 @click.pass_obj

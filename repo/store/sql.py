@@ -40,12 +40,12 @@ def run_sql(handle: Handle, query: str, params: Sequence[Any] | Mapping[str, Any
     query, params = check_text(query, "query"), check_parameters(params)
     words = set(re.findall(r"\w+", query.lower()))
     named = [name for name in _METADATA if name in words]
-    beside: list[BesideTable] = []
-    if named:
-        with handle.metadata.read() as connection:
-            beside = [_copied(connection, name, _METADATA[name]) for name in named]
     try:
         with handle.reading("sql query") as (connection, _):
+            beside: list[BesideTable] = []
+            if named:  # after the flush, which may add losses
+                with handle.metadata.read() as metadata:
+                    beside = [_copied(metadata, name, _METADATA[name]) for name in named]
             return handle.columns.backend.query(connection, query, params, beside)
     except InvalidQuery as error:
         if re.search(r"no such table|Table with name \S+ does not exist", str(error)):

@@ -280,6 +280,12 @@ def test_series_lists_what_matches_a_sensor_or_a_metric(filled: Any) -> None:
         "last_us",
     }
     assert len(filled.json("series", "P-1")) == 2
+    assert (
+        filled("series", "P-2", "--format", "csv")
+        .stdout.splitlines()[1]
+        .startswith("P-2,flow,number,,12,2024-05")
+    )
+    assert filled("latest", "P-2", "--format", "csv").stdout.splitlines()[1].startswith("P-2,flow,2024-05")
     assert len(filled.json("series", "st*")) == 1
     assert filled.json("series", "none") == []
     assert "2024-05-01T00:00:00Z" in filled("series", "P-2").stdout

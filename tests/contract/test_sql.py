@@ -54,12 +54,14 @@ def test_it_reads_the_metadata_beside_the_columns_and_leaves_nothing_behind(stor
         "SELECT i.unit, count(*) AS n FROM time_series_data AS p JOIN series_info AS i ON p.sensor_id = i.sensor_id "
         "AND p.metric_name = i.metric_name GROUP BY i.unit ORDER BY n DESC"
     )
+    assert store.sql("SELECT dropped FROM losses") == [{"dropped": 2}]
     assert store.sql(joined) == [{"unit": "bar", "n": 5}, {"unit": None, "n": 3}]
     assert store.sql("SELECT record_id, timestamp FROM records") == [{"record_id": "r-1", "timestamp": 7.5}]
     assert store.sql("SELECT name FROM sinks WHERE confirmed_seq = 0") == [{"name": "cloud"}]
-    assert store.sql("SELECT dropped FROM losses") == [{"dropped": 2}]
     with pytest.raises(InvalidQuery):
         store.sql("SELECT * FROM records WHERE nothing = 1")
+    with pytest.raises(InvalidQuery):  # fails at the first row
+        store.sql("SELECT CAST(1 AS INTEGER) + json_extract(data, '$[[') FROM records")
     for query in ("DELETE FROM records", "WITH x AS (DELETE FROM records RETURNING *) SELECT * FROM x"):
         with pytest.raises(InvalidQuery):
             store.sql(query)

@@ -7,6 +7,7 @@ import os
 import pty
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -56,7 +57,10 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[
 
 def shown(*rows: dict[str, Any], columns: tuple[str, ...] = COLUMNS) -> Callable[[], int]:
     texts = ("sensor_id", "metric_name", "metadata")
-    return lambda: write_rows("table", columns, rows, cuttable=texts, optional=("metadata", "quality"))
+    note = partial(print, file=sys.stderr)
+    return lambda: write_rows(
+        "table", columns, rows, cuttable=texts, optional=("metadata", "quality"), note=note
+    )
 
 
 def test_a_table_fits_the_terminal_by_cutting_names_and_metadata_only(
