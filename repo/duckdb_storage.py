@@ -15,6 +15,7 @@ from repo.compat.environment import filled_from_environment
 from repo.compat.shared import borrow
 from repo.compat.trim import Trim
 from repo.errors import InvalidQuery, InvalidSettings, StoreFull
+from repo.fields import number_in
 from repo.files import StoreFiles, check_store_path
 from repo.queries.selection import select_deleted
 from repo.times import bound_us, to_datetime
@@ -28,6 +29,9 @@ MB = 1024 * 1024
 
 MAX_SIZE_MB = "DUCKDB_MAX_SIZE_MB"
 DEFAULT_MAX_SIZE_MB = 1000
+
+_VALUE = 3
+"""The place of the value in a row that is a tuple."""
 
 _AGGREGATIONS = {
     "avg": "avg(value)",
@@ -87,14 +91,14 @@ class DuckDBTimeSeriesStorage:
         quality: int = 100,
         metadata: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Write one point, durable on return, and return True.
+        """Write one point, durable on return, and return True. The value may be a bool, or a number given as text.
 
         Overwrites a point of the same sensor, metric and time. Raises `InvalidPoint` or `StoreFull`; nothing was
         written.
         """
         store = self._loan.store
         self._refuse_if_full()
-        store.points.insert(sensor_id, metric_name, value, timestamp, quality, metadata)
+        store.points.insert(sensor_id, metric_name, _taken(value), timestamp, quality, metadata)
         return True
 
     def insert_batch(self, data_points: Iterable[Any]) -> int:
@@ -105,7 +109,7 @@ class DuckDBTimeSeriesStorage:
         `StoreFull`.
         """
         store = self._loan.store
-        rows = rows_listed(data_points)
+        rows = [_with_number(row) for row in rows_listed(data_points)]
         self._refuse_if_full()
         written = store.points.insert_many(rows, on_error="skip")
         if written.rejected:
@@ -123,9 +127,9 @@ class DuckDBTimeSeriesStorage:
     ) -> list[dict[str, Any]]:
         """Return the points from `start_time` through `end_time` in order of time, or one aggregate of them.
 
-        A point has `timestamp, value, quality, metadata`. With `aggregation` (avg, min, max, count, sum) the list has
-        one dict, `sensor_id, metric_name, value, start_timestamp, end_timestamp, count, aggregation`, whose times are
-        those of the first and last point; it is empty if there are no points. Raises `InvalidQuery`.
+        A point has `timestamp, value, quality, metadata`. With `aggregation` (avg, min, max, count, sum, in any case)
+        the list has one dict, `sensor_id, metric_name, value, start_timestamp, end_timestamp, count, aggregation`,
+        whose times are those of the first and last point; it is empty if there are no points. Raises `InvalidQuery`.
         """
         store = self._loan.store
         start_us, end_us = bound_us(start_time, "start_time"), bound_us(end_time, "end_time")
@@ -228,14 +232,15 @@ class DuckDBTimeSeriesStorage:
     def _aggregate(
         self, sensor_id: str, metric_name: str, start_us: int, end_us: int, aggregation: str
     ) -> list[dict[str, Any]]:
-        if not isinstance(aggregation, str) or aggregation not in _AGGREGATIONS:
+        function = aggregation.lower() if isinstance(aggregation, str) else ""
+        if function not in _AGGREGATIONS:
             raise InvalidQuery(f"aggregation = {shown(aggregation)} is not one of {', '.join(_AGGREGATIONS)}")
         sensor_id, metric_name = check_text(sensor_id, "sensor_id"), check_text(metric_name, "metric_name")
-        query = _AGGREGATE.format(aggregation=_AGGREGATIONS[aggregation])
+        query = _AGGREGATE.format(aggregation=_AGGREGATIONS[function])
         [row] = self._loan.store.sql(query, (sensor_id, metric_name, start_us, end_us))
         if not row["count"]:
             return []
-        if row["texts"] and aggregation != "count":
+        if row["texts"] and function != "count":
             raise InvalidQuery(
                 f"the series {sensor_id!r} {metric_name!r} has text readings, which have no {aggregation}"
             )
@@ -258,6 +263,20 @@ class DuckDBTimeSeriesStorage:
                 "not help; nothing of this call was written. Raise the limit",
                 path=self.db_path,
             )
+
+
+def _taken(value: Any) -> Any:
+    """Return a number that is given as text as a number; these classes have always taken it."""
+    return value if not isinstance(value, str) or (number := number_in(value)) is None else number
+
+
+def _with_number(row: Any) -> Any:
+    if isinstance(row, Mapping):
+        value = row.get("value")
+        return {**row, "value": _taken(value)} if isinstance(value, str) else row
+    if isinstance(row, (tuple, list)) and len(row) > _VALUE and isinstance(row[_VALUE], str):
+        return (*row[:_VALUE], _taken(row[_VALUE]), *row[_VALUE + 1 :])
+    return row
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from math import isinf, nan
+from math import isfinite, isinf, nan
 from numbers import Real
 from operator import index
 from typing import Any, Final, SupportsIndex
@@ -31,6 +31,7 @@ __all__ = [
     "is_missing",
     "metadata_json",
     "name_of",
+    "number_in",
     "number_of",
     "quality_of",
     "text_of",
@@ -137,6 +138,15 @@ def number_of(value: Any, accept_bool: bool) -> float:
     if abs(number) >= EXACT_INT and not isinf(number) and exact != number:
         raise Unfit(f"{str(exact)[:40]} is an integer that a 64-bit float would round to {number!r}")
     return number + 0.0
+
+
+def number_in(text: str) -> float | None:
+    """Return the finite number that a text is; None for another text. Some devices write numbers as text."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if isfinite(number) and "_" not in text else None
 
 
 def quality_of(quality: Any) -> int:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import UTC
 from typing import Any
 
-from repo.fields import QUALITY_RANGE
+from repo.fields import QUALITY_RANGE, number_in
 from repo.times import Unfit, iso_datetime, moment_us, to_us
 
 __all__ = ["BAD", "GOOD", "UNCERTAIN", "readings_of"]
@@ -33,20 +33,23 @@ _said: set[tuple[str, str]] = set()
 def readings_of(
     data: Mapping[str, Any], source: str, timestamp_us: int, *, accept_bool: bool
 ) -> list[dict[str, Any]]:
-    """Return the numbers in a record's data as rows of points; `timestamp_us` is the time of the record.
+    """Return the numbers in a record's data, also those given as text, as rows of points.
 
-    The data's `timestamp` is Unix seconds or ISO 8601 (UTC if it has no offset); its `quality` is an integer, or a word
-    that begins with good, uncertain or bad. A time that cannot be read leaves the record's time, a quality that cannot
-    be read is stored as uncertain, and the log names the field once for each source. A number that is no time raises
-    `InvalidPoint`.
+    `timestamp_us` is the time of the record. The data's `timestamp` is Unix seconds or ISO 8601 (UTC if it has no
+    offset); its `quality` is an integer, or a word that begins with good, uncertain or bad. A time that cannot be read
+    leaves the record's time, a quality that cannot be read is stored as uncertain, and the log names the field once for
+    each source. A number that is no time raises `InvalidPoint`.
     """
 
-    def is_number(value: object) -> bool:
-        return isinstance(value, (int, float)) and (accept_bool or not isinstance(value, bool))
+    def number(given: object) -> Any:
+        if isinstance(given, str):
+            return number_in(given)
+        is_number = isinstance(given, (int, float)) and (accept_bool or not isinstance(given, bool))
+        return given if is_number else None
 
-    numbers = [(name, data[name]) for name in NAMES if is_number(data.get(name))]
-    if is_number(data.get("value")):
-        numbers.append((data.get("metric_name") or data.get("metric") or "unknown", data["value"]))
+    numbers = [(name, number(data.get(name))) for name in NAMES]
+    numbers.append((data.get("metric_name") or data.get("metric") or "unknown", number(data.get("value"))))
+    numbers = [(metric, value) for metric, value in numbers if value is not None]
     if not numbers:
         return []
     sensor = data.get("sensor_id") or data.get("well_name") or source
@@ -57,10 +60,10 @@ def readings_of(
             "sensor_id": sensor,
             "metric_name": metric,
             "timestamp_us": time_us,
-            "value": number,
+            "value": value,
             "quality": quality,
         }
-        for metric, number in numbers
+        for metric, value in numbers
     ]
 
 

@@ -41,7 +41,7 @@ class RecordWriter:
         data: Mapping[str, Any],
         timestamp: float | datetime | None = None,
     ) -> Written:
-        """Add a record to deliver, and store its numbers as points; durable on return, both or neither.
+        """Add a record to deliver, and its numbers (also as text) as points; durable on return, both or neither.
 
         The sensor is `sensor_id`, `well_name` or the source. `value` becomes a point of the metric `metric_name`,
         `metric` or `unknown`; `pressure`, `temperature`, `flow_rate` and `flowRate` become points of the metric of that

@@ -81,3 +81,15 @@ def test_booleans_are_readings_only_if_they_are_accepted() -> None:
     assert readings_of({"value": True}, "gw", NOW_US, accept_bool=False) == []
     [row] = readings_of({"value": True}, "gw", NOW_US, accept_bool=True)
     assert row["value"] is True
+
+
+def test_numbers_as_text_are_readings_and_other_texts_are_not() -> None:
+    data = {
+        "value": " 12.5",
+        "pressure": "1e3",
+        "temperature": "OPEN",
+        "flow_rate": "1e400",
+        "flowRate": "1_0",
+    }
+    rows = readings_of(data, "gw", NOW_US, accept_bool=False)
+    assert {(row["metric_name"], row["value"]) for row in rows} == {("unknown", 12.5), ("pressure", 1000.0)}

@@ -20,18 +20,23 @@ NOTE = ".checkpoint"
 """Exists while a checkpoint is running; see `repo.engines.duckdb.checkpoint`."""
 
 
+_WANTED = "pip install 'duckdb>=2.0.1,<2.1' duckdb-engine==0.17.0"
+
+
 def _why_missing() -> str | None:
-    for name in ("duckdb", "duckdb_engine"):
-        if importlib.util.find_spec(name) is None:
-            return f"{name} is not installed"
+    if importlib.util.find_spec("duckdb") is None:
+        return f"duckdb is not installed ({_WANTED})"
     try:
         import duckdb
     except ImportError as error:
         return f"duckdb cannot be imported ({error})"
-    if not duckdb.__version__.startswith("2.0."):
-        return f"duckdb {duckdb.__version__} is not supported by this version of Holdfast"
-    if duckdb.__version__ == "2.0.0":
-        return "duckdb 2.0.0 can duplicate rows, which 2.0.1 does not"
+    version = getattr(duckdb, "__version__", "of an unknown version")
+    if not version.startswith("2.0."):
+        return f"duckdb {version} is installed, but Holdfast needs 2.0.1 or a later 2.0 ({_WANTED})"
+    if version == "2.0.0":
+        return f"duckdb 2.0.0 is installed, which can duplicate rows; 2.0.1 does not ({_WANTED})"
+    if importlib.util.find_spec("duckdb_engine") is None:
+        return f"duckdb_engine is not installed ({_WANTED})"
     return None
 
 
@@ -58,7 +63,7 @@ DUCKDB = EngineRecord(
     rewrite_factor=1.0,
     deleted_row_bytes=10,  # 8 were measured
     why_missing=_why_missing,
-    remedy="Install duckdb 2.0.1 and duckdb-engine 0.17.0; or `holdfast demote`, where DuckDB is installed, moves the "
+    remedy="Install these versions; or `holdfast demote`, where DuckDB is installed, moves the "
     "columns to SQLite",
     make_backend=_backend,
     traits=_traits,
