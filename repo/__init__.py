@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from repo.repositories.points import PointRepository, Written
     from repo.repositories.records import RecordRepository
     from repo.settings import Settings
+    from repo.store.async_store import AsyncStore
     from repo.store.jsonable import jsonable
     from repo.store.results import Result
     from repo.store.status import Status
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from repo.transfer.importer import Imported
 
 _HOMES = {
+    "AsyncStore": "repo.store.async_store",
     "DuckDBTimeSeriesStorage": "repo.duckdb_storage",
     "Exported": "repo.transfer.exporter",
     "Forwarder": "repo.delivery.forwarder",
@@ -79,6 +81,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncStore",
     "DuckDBTimeSeriesStorage",
     "EngineMissing",
     "Exported",

@@ -117,7 +117,7 @@ def test_the_examples_of_the_readme_write_deliver_and_inspect(
     assert "2500.5" in done.stdout
 
 
-@pytest.mark.parametrize(("guide", "examples"), [("python.md", 3), ("legacy.md", 1), ("ingest.md", 1)])
+@pytest.mark.parametrize(("guide", "examples"), [("python.md", 4), ("legacy.md", 1), ("ingest.md", 1)])
 def test_every_python_example_of_a_guide_runs(folder: Path, python: Run, guide: str, examples: int) -> None:
     found = blocks(DOCS / guide, "python")
     assert len(found) == examples
