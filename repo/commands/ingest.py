@@ -116,7 +116,7 @@ _SHOWN_REJECTIONS = 20
 @click.option(
     "--mixed",
     is_flag=True,
-    help="Read every cell that is no number as a state. A series is one kind, that of its first reading.",
+    help="Read every cell that is not a number as a state. A series is one kind, that of its first reading.",
 )
 @click.option("--on-off", is_flag=True, help="Read on, true and yes as 1, and off, false and no as 0.")
 @click.option(
@@ -177,8 +177,9 @@ def ingest(
     same file again changes nothing. docs/ingest.md has the commands for the files of many programs.
 
     \b
-    JSON: {"path", "files": [{"file", "points", "overwritten", "rejected", "no_reading"}], "points": acknowledged,
-    "overwritten": replaced an earlier one of this run, "rejected", "no_reading", "elapsed_s", "points_per_s"}
+    JSON: {"path", "points": acknowledged, "overwritten": replaced an earlier one
+    of this run, "rejected", "no_reading", "elapsed_s", "points_per_s", "files":
+    [{"file", "points", "overwritten", "rejected", "no_reading"}]}
     """
     from repo.transfer.inputs import Input
 

@@ -398,9 +398,9 @@ class Store:
           `unix_us` or a strptime pattern; several are tried in order. Times without an offset are in `zone`, an IANA
           name or an offset (`-07:00`). `ambiguous` is how to read a local time that occurred twice; `infer` is by the
           order of the file.
-        - Values are numbers, but for the metrics of `text`, which are states. With `mixed` every cell that is no number
-          is a state. With `on_off`, on, true and yes are 1, and off, false and no are 0. `missing` marks what is no
-          reading. `decimal` and `thousands` are the signs in numbers.
+        - Values are numbers, but for the metrics of `text`, which are states. With `mixed` every cell that is not a
+          number is a state. With `on_off`, on, true and yes are 1, and off, false and no are 0. `missing` marks what
+          means no reading. `decimal` and `thousands` are the signs in numbers.
         - For CSV, `header` is the line of the names, from 1, or `"none"`; `skip` is the number of lines to leave out
           after it (units), `footer` at the end of the file; lines that begin with `comment` are left out. `delimiter`
           is one character, a comma if it is None and the file does not say `sep=`.

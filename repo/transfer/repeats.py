@@ -29,7 +29,14 @@ class Repeats:
         """Remember the readings of a batch; return how many have the series and time of an earlier one."""
         known = [self._times.setdefault(series, _Times()) for series in batch.series]
         before = sum(times.weight for times in known)
-        repeated = sum(known[code].add(us) for code, us in zip(batch.codes, batch.timestamps_us, strict=True))
+        ascending = [times.ascending for times in known]
+        repeated = 0
+        for code, us in zip(batch.codes, batch.timestamps_us, strict=True):
+            newest = ascending[code]
+            if newest and us > newest[-1]:  # nearly always
+                newest.append(us)
+            else:
+                repeated += known[code].add(us)
         self._weight += sum(times.weight for times in known) - before
         if self._weight > self._most:
             self._weight = sum(times.forget() for times in self._times.values())
@@ -39,21 +46,21 @@ class Repeats:
 class _Times:
     """The times of one series; mostly they ascend, or descend."""
 
-    __slots__ = ("_ascending", "_descending", "_others")
+    __slots__ = ("_descending", "_others", "ascending")
 
     def __init__(self) -> None:
-        self._ascending = array("q")
+        self.ascending = array("q")
         self._descending = array("q")
-        """Negated, and before all in `_ascending`."""
+        """Negated, and before all in `ascending`."""
         self._others: set[int] = set()
 
     @property
     def weight(self) -> int:
-        return len(self._ascending) + len(self._descending) + _OTHER_WEIGHT * len(self._others)
+        return len(self.ascending) + len(self._descending) + _OTHER_WEIGHT * len(self._others)
 
     def add(self, us: int) -> bool:
         """Remember a time; return whether it was known."""
-        up, down = self._ascending, self._descending
+        up, down = self.ascending, self._descending
         if not up or us > up[-1]:
             up.append(us)
             return False
@@ -67,7 +74,7 @@ class _Times:
 
     def forget(self) -> int:
         """Forget about half of the times, the older ones; return the weight of the rest."""
-        del self._ascending[: len(self._ascending) // 2]
+        del self.ascending[: len(self.ascending) // 2]
         del self._descending[: len(self._descending) // 2]
         self._others.clear()
         return self.weight

@@ -266,7 +266,7 @@ def test_the_format_can_be_given(on_duckdb: Command, tmp_path: Path) -> None:
             "a.csv",
             b"timestamp,Temp \xb0C\n",
             1,
-            "the byte 0xB0, which is invalid in this encoding: set the encoding",
+            "the byte 0xB0, which is invalid in this encoding; set the encoding",
         ),
         ("a.zip", b"PK\x03\x04" + bytes(26) + b"a.csvtimestamp", 1, "is a zip archive; unpack it first"),
         (

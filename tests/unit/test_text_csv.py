@@ -491,7 +491,7 @@ def test_columns_may_be_chosen_by_position_and_named() -> None:
         (
             "timestamp,Temp \udcb0C\n",
             {},
-            "has the byte 0xB0, which is invalid in this encoding: set the encoding",
+            "has the byte 0xB0, which is invalid in this encoding; set the encoding",
         ),
     ],
 )
@@ -535,7 +535,7 @@ def test_thousands_may_be_separated_where_asked_for(
 
 def test_a_cell_with_an_undecodable_byte_is_rejected_for_that() -> None:
     assert rejected(LONG + "\udcb0C,m,2024-01-01,1\nS,m,2024-01-01,\udce9\n")[0] == (
-        3, "value", "has the byte 0xE9, which is invalid in this encoding"
+        3, "value", "has the byte 0xE9, which is invalid in this encoding; set the encoding of the file (--encoding)"
     )  # fmt: skip
 
 

@@ -239,8 +239,8 @@ def test_patterns_read_every_part_of_a_time() -> None:
         ("%Y %Y", "has %Y twice"),
         ("%Y %y", "has two years"),
         ("%G-%V", "together"),
-        ("%Q", "no directive"),
-        ("%Y %", "no directive"),
+        ("%Q", "not a directive"),
+        ("%Y %", "not a directive"),
     ],
 )
 def test_a_pattern_that_cannot_be_meant_is_refused(time_format: str, reason: str) -> None:

@@ -193,7 +193,7 @@ class _Header:
         for name in self._names:
             if wrong := undecodable(name):
                 raise self.unusable(
-                    f"the header {wrong}: set the encoding of the file, such as cp1252 or latin-1 (--encoding)"
+                    f"the header {wrong}; set the encoding of the file, such as cp1252 or latin-1 (--encoding)"
                 )
 
     def columns(self, layout: Layout) -> Columns:

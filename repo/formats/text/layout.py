@@ -66,7 +66,7 @@ class Layout:
     text_metrics: tuple[str, ...] = ()
     """Metrics that are states, not numbers. NDJSON distinguishes texts from numbers, and needs this only if wide."""
     mixed: bool = False
-    """Whether a value that is no number is a state, whatever the metric. A series is one kind, that of its first
+    """Whether a value that is not a number is a state, whatever the metric. A series is one kind, that of its first
     reading."""
     on_off: bool = False
     """Whether on, true and yes are read as 1, and off, false and no as 0."""
@@ -131,7 +131,7 @@ class ReadingChunk:
 
     def reject(self, line: int, column: str | None, reason: object, text: str) -> None:
         """Add an item that gives no point."""
-        self.rejected.append(Rejected(line, column, undecodable(text) or str(reason), text[:SHOWN_CHARS]))
+        self.rejected.append(Rejected(line, column, _reason(reason, text), text[:SHOWN_CHARS]))
 
     def rejections(self, refusals: Iterable[Refusal]) -> list[Rejected]:
         """Return the rows that the store refused, by line of the file."""
@@ -141,10 +141,14 @@ class ReadingChunk:
             place = _PLACES.get(refusal.field)
             value = None if place is None else self.rows[index][place]
             text = "" if value is None or isinstance(value, dict | list) else str(value)[:SHOWN_CHARS]
-            found.append(
-                Rejected(self.lines[index], refusal.field, undecodable(text) or refusal.reason, text)
-            )
+            found.append(Rejected(self.lines[index], refusal.field, _reason(refusal.reason, text), text))
         return found
+
+
+def _reason(reason: object, text: str) -> str:
+    """Return why an item gives no point; bytes that its encoding cannot represent are the first reason."""
+    wrong = undecodable(text)
+    return str(reason) if wrong is None else f"{wrong}; set the encoding of the file (--encoding)"
 
 
 _RENAMED = {

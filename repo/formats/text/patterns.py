@@ -142,7 +142,7 @@ def _tokens(pattern: str) -> list[str]:
         elif name and (name in _DIGITS or name in _TEXTS):
             tokens.append(f"%{name}")
         else:
-            raise InvalidSettings(f"the time format {pattern!r} cannot be used: %{name} is no directive")
+            raise InvalidSettings(f"the time format {pattern!r} cannot be used: %{name} is not a directive")
         at += 2
     return tokens
 

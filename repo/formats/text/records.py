@@ -1,8 +1,8 @@
-"""Records of a CSV text: the cells of one line at a time, without the lines that are no records.
+"""Records of a CSV text: the cells of one line at a time, without the lines that are not records.
 
 One record is one line, because names and readings cannot contain line breaks. A stray quote therefore costs its own
 line only, not the rest of the file. A line with unpaired quotes is refused even if it would parse: it may be the end of
-a cell that began on another line. Blanks after a delimiter are no part of a cell.
+a cell that began on another line. Blanks after a delimiter are not part of a cell.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _BYTE_ORDER_MARK = "\ufeff"
 class CsvRecords(Lines):
     """The records of a text stream, one at a time; `line` is the number, from 1, of the last line read.
 
-    `delimiter` None is the one that a first line such as `sep=;` names, or else a comma; that line is no record. Lines
-    that begin with `comment` are left out, and the last `footer` lines of the text.
+    `delimiter` None is the one that a first line such as `sep=;` names, or else a comma; that line is not a record.
+    Lines that begin with `comment` are left out, and the last `footer` lines of the text.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class CsvRecords(Lines):
             self.titles.add(cell)
 
     def skip_lines(self, count: int) -> None:
-        """Leave out lines that are no comments."""
+        """Leave out lines that are not comments."""
         for _ in range(count):
             try:
                 if not self._next_wanted():
@@ -129,7 +129,7 @@ class CsvRecords(Lines):
             self._reader = csv.reader(self, delimiter=self.delimiter, strict=True, skipinitialspace=True)
 
     def _next_wanted(self) -> str:
-        """Return the next line that is no comment; an empty string at the end."""
+        """Return the next line that is not a comment; an empty string at the end."""
         while True:
             line, self._first = (self._next() if self._first is None else self._first), None
             if self._comment is None or not line.startswith(self._comment):
