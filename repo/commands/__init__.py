@@ -43,7 +43,10 @@ _COMMANDS = {
     "series": ("query", "List the series of the store."),
     "sql": ("sql", "Run one SELECT on the store and print its rows."),
     "ingest": ("ingest", "Read CSV, NDJSON and Parquet files into the store."),
-    "export": ("transfer", "Write points to Parquet or NDJSON: one file, or a folder of days."),
+    "export": (
+        "transfer",
+        "Write points to Parquet, CSV or NDJSON: one file, a folder of days, or - for standard output.",
+    ),
     "import": ("transfer", "Read Parquet and exported NDJSON into the store: files, folders, bundles."),
     "cleanup": ("cleanup", "Delete points and pending records, and return free space to the disk."),
     "demo": ("demo", "Run a site through an outage and two kills, and verify the delivery."),
