@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,6 +19,26 @@ __all__ = ["CONFIG_FILE", "ENVIRONMENT_PREFIX", "Settings"]
 CONFIG_FILE = "holdfast.toml"
 
 ENVIRONMENT_PREFIX = "HOLDFAST_"
+
+_OTHER_VARIABLES = (
+    *("store", "json", "quiet", "verbose", "test", "metadata_url", "timeseries_url"),
+    *(
+        "adopt_",
+        "check_",
+        "cleanup_",
+        "demo_",
+        "demote_",
+        "export_",
+        "import_",
+        "ingest_",
+        "init_",
+        "latest_",
+    ),
+    *("losses_", "migrate_", "promote_", "query_", "series_", "sql_", "status_"),
+)
+"""How the names of variables begin that are no settings: options of the command, and URLs for Alembic."""
+
+log = logging.getLogger("holdfast.settings")
 
 _BOOLEANS = {
     "1": True,
@@ -123,7 +145,8 @@ class Settings:
         merged |= _from_environment(os.environ if environment is None else environment)
         for name, value in arguments.items():
             if value is not None:
-                merged[_known(name, "argument")] = _typed(name, value, "argument")
+                known = _known(name, "argument")  # first: an unknown one has no type
+                merged[known] = _typed(known, value, "argument")
         return replace(cls(), **merged)
 
 
@@ -167,7 +190,35 @@ def _from_file(path: Path) -> dict[str, Any]:
     return {_known(name, str(path)): _typed(name, value, str(path)) for name, value in table.items()}
 
 
+def _warn_of_unknown(environment: Mapping[str, str]) -> None:
+    """Log each variable that looks like a setting and is none, once in a process."""
+    for variable in environment:
+        if (
+            not isinstance(variable, str)
+            or not variable.startswith(ENVIRONMENT_PREFIX)
+            or variable in _warned
+        ):
+            continue
+        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if name in _NAMES:
+            continue
+        similar = get_close_matches(name, _NAMES, 1, 0.8)
+        if not similar and name.startswith(_OTHER_VARIABLES):
+            continue  # of the command, the demo or the tests
+        _warned.add(variable)
+        hint = (
+            f"did you mean {ENVIRONMENT_PREFIX}{similar[0].upper()}?"
+            if similar
+            else f"the settings are {', '.join(_NAMES)}"
+        )
+        log.warning("the environment variable %s names no setting and is ignored; %s", variable, hint)
+
+
+_warned: set[str] = set()
+
+
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    _warn_of_unknown(environment)
     return {
         name: _parsed(name, environment[key], key)
         for name in _NAMES
@@ -177,7 +228,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _known(name: str, origin: str) -> str:
     if name not in _NAMES:
-        raise InvalidSettings(f"{origin}: unknown setting {name!r}; the settings are {', '.join(_NAMES)}")
+        similar = get_close_matches(name, _NAMES, 1, 0.6) if isinstance(name, str) else []
+        hint = f"did you mean {similar[0]}?" if similar else f"the settings are {', '.join(_NAMES)}"
+        raise InvalidSettings(f"{origin}: unknown setting {shown(name)}; {hint}")
     return name
 
 

@@ -14,7 +14,7 @@ from itertools import repeat
 from math import isfinite, isnan
 from numbers import Integral, Rational, Real
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from repo.errors import InvalidPoint, InvalidQuery, Refusal
 
@@ -293,6 +293,11 @@ def zone_named(name: object) -> tzinfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as fault:
+        if not available_timezones():
+            raise Unfit(
+                "time zones cannot be used: there is no time zone database here. Install it with `pip install tzdata`, "
+                "or the package tzdata of the system"
+            ) from fault
         raise Unfit(
             f"no time zone {name[:40]!r} is known here; use an IANA name or an offset: Europe/Berlin, -07:00"
         ) from fault

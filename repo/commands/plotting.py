@@ -8,7 +8,8 @@ from typing import Any
 
 from repo.commands import terminal
 from repo.commands.texts import printable
-from repo.errors import InvalidQuery, MissingExtra
+from repo.errors import InvalidQuery
+from repo.extras import missing_extra
 from repo.times import to_datetime
 
 __all__ = ["MOST_LINES", "draw", "plot_columns"]
@@ -75,9 +76,7 @@ def _plotext() -> Any:
     try:
         import plotext
     except ImportError as error:
-        raise MissingExtra(
-            "a plot needs plotext: pip install 'holdfast-edge[terminal]', or choose another --format"
-        ) from error
+        raise missing_extra("a plot needs plotext", "terminal", "or choose another --format") from error
     return plotext
 
 

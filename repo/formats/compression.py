@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, BinaryIO, Literal
 
-from repo.errors import InvalidFile, MissingExtra
+from repo.errors import InvalidFile
+from repo.extras import missing_extra
 
 __all__ = ["MOST_WINDOW_BYTES", "Packing", "packed", "packing_named", "packing_of", "plain_name", "unpacked"]
 
@@ -70,9 +71,7 @@ def _zstd_writer(stream: BinaryIO) -> Any:
     try:
         return import_module("zstandard").ZstdCompressor().stream_writer(stream, closefd=False)
     except ImportError as error:
-        raise MissingExtra(
-            "writing zstd needs Python 3.14, or a package: pip install 'holdfast-edge[zstd]'; or write .gz"
-        ) from error
+        raise missing_extra("writing zstd needs Python 3.14, or a package", "zstd", "or write .gz") from error
 
 
 @contextmanager
@@ -153,7 +152,5 @@ def _zstd_of_this_environment() -> tuple[Callable[[], Any], type[Exception]]:
     try:
         library = import_module("zstandard")
     except ImportError as error:
-        raise MissingExtra(
-            "reading zstd needs Python 3.14, or a package: pip install 'holdfast-edge[zstd]'"
-        ) from error
+        raise missing_extra("reading zstd needs Python 3.14, or a package", "zstd") from error
     return library.ZstdDecompressor(max_window_size=MOST_WINDOW_BYTES).decompressobj, library.ZstdError

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, timedelta, tzinfo
+from datetime import timedelta, tzinfo
 from fractions import Fraction
 from typing import Any
-from zoneinfo import ZoneInfo, available_timezones
 
 from sqlalchemy import Connection
 
@@ -19,7 +18,7 @@ from repo.queries.gaps import Fill, check_fill, fill_gaps, refuse_too_many
 from repo.queries.lookback import before
 from repo.queries.selection import Known, Selection
 from repo.time_texts import Width, parse_width
-from repo.times import MAX_TIMESTAMP_US
+from repo.times import MAX_TIMESTAMP_US, Unfit, zone_named
 
 __all__ = ["Aggregates", "Every", "check_width", "check_zone", "make_buckets", "spans_of"]
 
@@ -110,21 +109,10 @@ def check_zone(tz: str | tzinfo) -> tzinfo:
     if isinstance(tz, tzinfo):
         name = getattr(tz, "zone", None)  # of pytz, whose zones give wrong offsets outside of its own methods
         return check_zone(name) if isinstance(name, str) else tz
-    if not isinstance(tz, str):
-        raise InvalidQuery(f"tz = {shown(tz)}: the name of a time zone or a tzinfo is expected")
-    if tz == "UTC":
-        return UTC  # needs no time zone database
     try:
-        return ZoneInfo(tz)
-    except (KeyError, ValueError, OSError) as error:
-        if not available_timezones():
-            raise InvalidQuery(
-                f"tz = {shown(tz)}: there is no time zone database here; install it with `pip install tzdata`, or "
-                "with the system's package tzdata"
-            ) from error
-        raise InvalidQuery(
-            f"there is no time zone {shown(tz)}; names are like 'UTC' or 'Europe/Oslo'"
-        ) from error
+        return zone_named(tz)
+    except Unfit as fault:
+        raise InvalidQuery(f"tz: {fault}") from fault
 
 
 def spans_of(selection: Selection, known: Known, *, beyond: bool) -> dict[tuple[str, str], Span]:

@@ -291,7 +291,7 @@ def shapes(only, folder):
                 except MissingExtra as error:
                     package = {"to_polars": "polars", "to_pandas": "pandas", "to_numpy": "numpy"}.get(shape, "arrow")
                     if shape != "to_pandas":
-                        assert f"holdfast-edge[{package}]" in str(error), error
+                        assert f"[{package}]'" in str(error), error
     print(only, *sorted(made), sep="|", flush=True)
 
 assert not {"pyarrow", "numpy", "pandas", "polars", "duckdb"} & set(sys.modules)

@@ -315,7 +315,7 @@ def test_neither_duckdb_nor_pyarrow_is_needed(
     done = run_python(ROUND.format(hidden=hidden), tmp_path / "a", tmp_path / "out", fresh=True)
     assert done.returncode == 0, done.stderr
     told, *counts = done.stdout.splitlines()
-    assert "holdfast-edge[arrow]" in told
+    assert "[arrow]'" in told
     assert "--format ndjson" in told
     assert counts == [f"{len(points)} {len(points)}"] * 2
     for folder in ("ab", "ac"):

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from repo.engines.registry import traits_of
-from repo.errors import MissingExtra
+from repo.extras import missing_extra
 from repo.queries.point_sql import Query
 
 __all__ = ["ArrowPages", "NumpyPages", "PolarsPages", "to_pandas"]
@@ -293,9 +293,7 @@ def _needed(package: str, extra: str) -> Any:
     try:
         return import_module(package)
     except ImportError as error:
-        raise MissingExtra(
-            f"this needs {package}, which is not installed: pip install 'holdfast-edge[{extra}]'"
-        ) from error
+        raise missing_extra(f"this needs {package}, which is not installed", extra) from error
 
 
 def _stored(pa: Any, column: str) -> Any:

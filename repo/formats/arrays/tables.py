@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from repo.errors import InvalidPoint, MissingExtra, Refusal
+from repo.errors import InvalidPoint, Refusal
+from repo.extras import missing_extra
 from repo.formats.arrays.scan import Scan
 from repo.times import to_datetime
 
@@ -301,9 +302,8 @@ def _of_stream(given: Any, chunk_rows: int, spool: Any) -> Table:
         reader = pa.RecordBatchReader.from_stream(given)
         return Table(_checked_names(reader.schema.names), _regrouped(reader, chunk_rows), repeatable=False)
     if spool is None:
-        raise MissingExtra(
-            f"reading a {type(given).__name__} needs pyarrow if DuckDB is not installed: "
-            "pip install 'holdfast-edge[arrow]'"
+        raise missing_extra(
+            f"reading a {type(given).__name__} needs pyarrow if DuckDB is not installed", "arrow"
         )
     spool.register("holdfast_given", _StreamOnly(given))
     spool.execute("CREATE OR REPLACE TEMPORARY TABLE holdfast_spooled AS SELECT * FROM holdfast_given")

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from repo.errors import MissingExtra
+from repo.extras import missing_extra
 from repo.formats.files.formats import FileReader, FileWriter
 
 __all__ = ["COMPRESSIONS", "FORMAT", "ROW_GROUP_ROWS", "note_of", "reader_here", "writer_here"]
@@ -79,6 +80,4 @@ def reader_here(
 
 def _need_pyarrow() -> None:
     if importlib.util.find_spec("pyarrow") is None:
-        raise MissingExtra(
-            "Parquet needs DuckDB or pyarrow, and neither is installed: pip install 'holdfast-edge[arrow]'"
-        )
+        raise missing_extra("Parquet needs DuckDB or pyarrow, and neither is installed", "arrow")

@@ -1,0 +1,58 @@
+"""Extras: names the command that installs an optional package, from wherever this distribution was installed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from repo.errors import MissingExtra
+
+__all__ = ["install_command", "missing_extra"]
+
+_NAME = "holdfast-edge"
+
+
+def missing_extra(what: str, extra: str, otherwise: str = "") -> MissingExtra:
+    """Return the error for a package of the extra that is not installed; `otherwise` is the way to do without."""
+    return MissingExtra(f"{what}: {install_command(extra)}{otherwise and f'; {otherwise}'}")
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra: from the index, the file, the folder or the repository as before."""
+    try:
+        origin = distribution(_NAME).read_text("direct_url.json")
+    except PackageNotFoundError:
+        return _from_checkout(extra, Path(__file__).parents[1])
+    try:
+        return _from_origin(extra, json.loads(origin)) if origin else _pip(f"{_NAME}[{extra}]")
+    except (ValueError, KeyError, TypeError, AttributeError):  # written by another installer, in another form
+        return _pip(f"{_NAME}[{extra}]")
+
+
+def _from_origin(extra: str, origin: Mapping[str, Any]) -> str:
+    """Return the command for an installation as PEP 610 describes its origin."""
+    url: str = origin["url"]
+    if "vcs_info" in origin:
+        revision = origin["vcs_info"].get("requested_revision")
+        at = f"@{revision}" if revision else ""
+        return _pip(f"{_NAME}[{extra}] @ {origin['vcs_info']['vcs']}+{url}{at}")
+    parts = urlsplit(url)
+    if parts.scheme != "file":
+        return _pip(f"{_NAME}[{extra}] @ {url}")
+    editable = origin.get("dir_info", {}).get("editable", False)
+    return _pip(f"{unquote(parts.path)}[{extra}]", *(["-e"] if editable else []))
+
+
+def _from_checkout(extra: str, folder: Path) -> str:
+    if (folder / "pyproject.toml").exists():
+        return _pip(f"{folder}[{extra}]")
+    return _pip(f"{_NAME}[{extra}]")
+
+
+def _pip(requirement: str, *options: str) -> str:
+    return f"pip install {' '.join([*options, shlex.quote(requirement)])}"
