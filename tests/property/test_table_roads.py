@@ -88,7 +88,7 @@ def bits(row: Any) -> tuple[Any, ...]:
     return tuple(struct.pack("<d", cell) if isinstance(cell, float) else cell for cell in row)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(tables())
 def test_a_scanned_table_gives_what_its_rows_give(scratch: Any, table: pa.Table) -> None:
     [chunk] = table_of(table, 1000, scratch).chunks
