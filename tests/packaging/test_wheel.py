@@ -109,7 +109,6 @@ def test_the_installed_command_works_in_any_folder(installed: Path, elsewhere: P
     run(holdfast, "--store", "site", "ingest", "r.csv", "--sensor", "W", folder=elsewhere)
     status = json.loads(run(holdfast, "--json", "--store", "site", "status", folder=elsewhere).stdout)
     assert status["last_seq"] == 1
-    run(holdfast, "--store", "site", "migrate", "--check", folder=elsewhere)
 
 
 def test_an_old_store_is_migrated_by_the_installed_command(installed: Path, elsewhere: Path) -> None:
