@@ -83,6 +83,7 @@ METADATA_WRITES: dict[str, Write] = {
     "ledger.merge": lambda c: LedgerRepository(c).merge(LOSS),
     "sinks.register": lambda c: SinkRepository(c).register("s", 0),
     "sinks.confirm": lambda c: SinkRepository(c).confirm("old", 5, 1),
+    "sinks.note_failure": lambda c: SinkRepository(c).note_failure("old", "refused", "no", 1),
     "state.set": lambda c: StateRepository(c).set(copied_through=5),
 }
 DRIVEN = {"ledger.add", "journal.append", "journal.append_lost", "series.register", "series.change_kind"}
