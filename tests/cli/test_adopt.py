@@ -110,7 +110,9 @@ def test_the_output_says_what_was_made_and_what_became_of_the_records(
     assert f"{new} was created; {old} is unchanged" in output
 
 
-def test_looking_makes_nothing_and_tells_steps_rows_and_bytes(command: Command, old: Path, new: Path) -> None:
+def test_a_dry_run_creates_nothing_and_reports_steps_rows_and_bytes(
+    command: Command, old: Path, new: Path
+) -> None:
     before = listing(old)
     report = command.json("adopt", "--dry-run", old, new)
     assert (report["made"], report["records_waiting"], report["points"]) == (False, 3, POINTS + 3)
@@ -123,7 +125,7 @@ def test_looking_makes_nothing_and_tells_steps_rows_and_bytes(command: Command, 
     assert remains(new) == []
 
 
-def test_logs_and_a_journal_that_a_kill_left_beside_the_files_come_along(
+def test_logs_and_a_journal_left_by_a_kill_are_adopted(
     command: Command, old: Path, new: Path, starter: Starter
 ) -> None:
     code = """
@@ -148,7 +150,7 @@ os._exit(0)
         assert len(list(store.points.range("in the log", "m"))) == 1
 
 
-def test_a_rollback_journal_that_is_hot_is_played_back_in_the_copy_only(
+def test_a_hot_rollback_journal_is_applied_only_to_the_copy(
     command: Command, old: Path, new: Path, starter: Starter
 ) -> None:
     code = """
@@ -275,7 +277,7 @@ def test_a_whole_legacy_store_is_adopted_record_by_record(command: Command, new:
 # --- refused, with nothing done --------------------------------------------------------------------------
 
 
-def test_places_that_do_not_fit_are_refused_and_nothing_is_made(
+def test_unsuitable_folders_are_refused_and_nothing_is_created(
     command: Command, old: Path, new: Path, tmp_path: Path
 ) -> None:
     before = listing(old)
@@ -300,7 +302,7 @@ def test_places_that_do_not_fit_are_refused_and_nothing_is_made(
     )
 
 
-def test_an_empty_folder_is_taken(command: Command, old: Path, new: Path) -> None:
+def test_an_empty_folder_is_accepted(command: Command, old: Path, new: Path) -> None:
     new.mkdir()
     command("adopt", old, new)
     see_that_it_is_whole(new)
@@ -447,7 +449,7 @@ def test_sixty_kills_at_random_moments(starter: Starter, old: Path, new: Path, s
     print(kill_at_random(starter, old, new, random.Random(seed), 60))
 
 
-def test_two_that_adopt_as_the_same_store_make_it_once(
+def test_two_processes_that_adopt_into_one_folder_create_one_store(
     command: Command, old: Path, new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = adopt._copy

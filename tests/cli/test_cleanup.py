@@ -50,7 +50,7 @@ def test_it_shows_what_is_selected_and_deletes_it_after_a_yes(site: Any) -> None
 
 
 @pytest.mark.slow_on("duckdb")
-def test_a_no_drops_nothing(site: Any) -> None:
+def test_answering_no_deletes_nothing(site: Any) -> None:
     site("cleanup", "--older-than", "7d", stdin="n\n", code=1)
     assert left(site) == (20, 6)
 
@@ -99,7 +99,9 @@ def test_points_not_sent_to_every_sink_are_named(site: Any) -> None:
     ],
 )
 @pytest.mark.slow_on("duckdb")
-def test_what_is_named_goes_and_nothing_else(site: Any, chosen: list[str], points: int, records: int) -> None:
+def test_cleanup_deletes_only_what_is_selected(
+    site: Any, chosen: list[str], points: int, records: int
+) -> None:
     site("cleanup", *chosen, "-y")
     assert left(site) == (points, records)
 
@@ -119,7 +121,7 @@ def test_what_is_named_goes_and_nothing_else(site: Any, chosen: list[str], point
     ],
 )
 @pytest.mark.slow_on("duckdb")
-def test_what_is_unclear_is_refused(site: Any, given: list[str], message: str) -> None:
+def test_an_ambiguous_cleanup_is_refused(site: Any, given: list[str], message: str) -> None:
     assert message in site("cleanup", *given, code=2).stderr
     assert left(site) == (20, 6)
 
@@ -167,12 +169,12 @@ def test_what_was_deleted_is_printed_if_there_is_no_room_to_shrink(
 
 
 @pytest.mark.slow_on("duckdb")
-def test_the_ledger_tells_of_it_in_the_status(site: Any) -> None:
+def test_status_reports_what_cleanup_dropped(site: Any) -> None:
     site("cleanup", "--points", "--records", "--all", "-y")
     assert site.json("status")["ledger_dropped"] == 26
 
 
-def test_while_another_process_has_the_columns_the_points_fall_later(
+def test_points_are_deleted_later_while_another_process_has_the_columns(
     site: Any, held: Callable[[], int]
 ) -> None:
     held()
@@ -182,7 +184,7 @@ def test_while_another_process_has_the_columns_the_points_fall_later(
     assert site.json("cleanup", "--sensor", "PUMP-1", "-y")["points"] is None
 
 
-def test_a_folder_without_a_store_is_not_made_into_one(command: Any) -> None:
+def test_no_store_is_created_in_a_folder_without_one(command: Any) -> None:
     assert "there is no store" in command("cleanup", "--all", "-y", code=1).stderr
     assert not command.folder.exists()
 

@@ -127,7 +127,7 @@ def _give_away(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("denial", DENIALS)
-def test_a_store_that_is_denied_says_what_to_look_at_and_exits_with_1(
+def test_denied_access_to_a_store_names_the_cause_and_exits_with_1(
     denial: str, place: Path, command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if (
@@ -190,7 +190,7 @@ def _readable(store: Store) -> float:
     return sum(float(point["value"]) for point in store.points.range("a", "m"))
 
 
-def test_columns_that_are_denied_are_told_as_such(place: Path, engine: str, columns_file: str) -> None:
+def test_denied_access_to_the_columns_is_reported(place: Path, engine: str, columns_file: str) -> None:
     with Store(place / "store", Settings(background=False, engine=engine)) as store:  # type: ignore[arg-type]
         store.points.insert("s", "m", 1.0)
         store.flush()
@@ -201,7 +201,7 @@ def test_columns_that_are_denied_are_told_as_such(place: Path, engine: str, colu
 
 
 @pytest.mark.duckdb
-def test_the_note_of_a_checkpoint_that_is_denied_is_told_as_such(place: Path) -> None:
+def test_denied_access_to_the_note_of_a_checkpoint_is_reported(place: Path) -> None:
     _make(place / "store")
     note = checkpoint.note_path(place / "store" / "timeseries.duckdb")
     note.touch()
@@ -212,7 +212,7 @@ def test_the_note_of_a_checkpoint_that_is_denied_is_told_as_such(place: Path) ->
 
 
 @pytest.mark.duckdb
-def test_backups_that_are_denied_are_told_with_the_way_out(place: Path) -> None:
+def test_denied_access_to_backups_is_reported_with_the_next_step(place: Path) -> None:
     migrate_store(make_legacy_store(place / "another", 10, records=1))  # imports what the user may not read
     folder = make_legacy_store(place / "old", 10, records=1)
     (folder / "backups").mkdir()
@@ -247,7 +247,7 @@ def test_nothing_is_opened_where_it_cannot_be_seen_whether_a_restore_was_cut_off
     assert digest(folder) == before
 
 
-def test_no_store_is_made_where_none_may_be(place: Path, command: Any) -> None:
+def test_no_store_is_created_without_permission(place: Path, command: Any) -> None:
     place.chmod(0o555)
     command.folder = place / "new" / "store"
     with _as_nobody():
@@ -256,7 +256,7 @@ def test_no_store_is_made_where_none_may_be(place: Path, command: Any) -> None:
         assert "no store was created" in command("init", code=1).stderr
 
 
-def test_below_a_file_there_is_no_store_and_none_can_be_made(tmp_path: Path, command: Any) -> None:
+def test_a_store_cannot_be_created_below_a_file(tmp_path: Path, command: Any) -> None:
     (tmp_path / "file").write_text("a text")
     command.folder = tmp_path / "file" / "store"
     for call in (lambda: migrate_store(command.folder), lambda: Store(command.folder, create=False)):
@@ -269,7 +269,7 @@ def test_below_a_file_there_is_no_store_and_none_can_be_made(tmp_path: Path, com
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_mounted_read_only_is_told_as_such(tmp_path: Path) -> None:
+def test_a_read_only_mount_is_reported(tmp_path: Path) -> None:
     if shutil.which("unshare") is None:
         pytest.skip("a disk of its own needs unshare, of Linux")
     disk, said = tmp_path / "disk", tmp_path / "said"

@@ -40,7 +40,7 @@ def old(command: Any, made: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return command
 
 
-def test_migrate_finds_the_columns_and_from_then_on_all_do(old: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_migrate_every_command_finds_the_columns(old: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     place = old.folder.parent
     before = digest(place)
     for look in ("migrate --check", "status"):
@@ -74,7 +74,7 @@ def test_restore_puts_the_columns_back_where_the_variable_says(old: Any) -> None
     assert [one["before"] for one in old.json("migrate", "--check", code=5)["databases"]] == [None, None]
 
 
-def test_what_writes_takes_the_columns_in_likewise(old: Any) -> None:
+def test_commands_that_write_also_link_the_columns(old: Any) -> None:
     text = "sensor_id,metric_name,timestamp,value\nSENSOR-7,temperature,2024-05-01T00:00:00Z,1\n"
     old("ingest", "-", stdin=text)
     assert StoreFiles.of(old.folder).duckdb == old.folder.parent / "disk" / "points.duckdb"

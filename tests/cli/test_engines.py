@@ -33,7 +33,7 @@ def test_there_is_nothing_to_move_to_the_engine_in_use(on_store: Any, engine: st
     assert (done["before"], done["after"], done["points"], done["generation"]) == (engine, engine, 0, 1)
 
 
-def test_what_it_did_is_told_to_programs(on_store: Any, engine: str) -> None:
+def test_the_result_is_available_as_json(on_store: Any, engine: str) -> None:
     on_store.write(("s", "m", 1, 1.5))
     verb, other = VERBS[engine]
     assert on_store.json(verb) == {
@@ -46,12 +46,12 @@ def test_what_it_did_is_told_to_programs(on_store: Any, engine: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ["promote", "demote"])
-def test_a_folder_without_a_store_is_not_made_into_one(command: Any, verb: str) -> None:
+def test_no_store_is_created_in_a_folder_without_one(command: Any, verb: str) -> None:
     assert "there is no store" in command(verb, code=1).stderr
     assert not command.folder.exists()
 
 
-def test_it_does_not_wait_for_ever_for_who_holds_the_columns(
+def test_a_move_stops_waiting_for_the_holder_of_the_columns(
     on_store: Any, engine: str, held: Callable[[], int]
 ) -> None:
     pid = held()

@@ -20,7 +20,7 @@ def call(*arguments: object, code: int = 0) -> Result:
     return result
 
 
-def test_global_options_stand_before_or_after_the_command_and_a_path_alone_names_the_store(
+def test_global_options_work_before_and_after_the_command_and_a_path_alone_names_the_store(
     on_duckdb: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = on_duckdb.folder

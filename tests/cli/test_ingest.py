@@ -38,7 +38,7 @@ def values(command: Any, sensor: str = "*", metric: str = "*") -> list[Any]:
     return [point["value"] for point in command.json("query", sensor, metric)]
 
 
-def test_a_long_file_goes_in(on_store: Any, tmp_path: Path) -> None:
+def test_a_long_file_is_ingested(on_store: Any, tmp_path: Path) -> None:
     file = tmp_path / "long.csv"
     file.write_text(LONG)
     said = on_store.json("ingest", file, *BOTH_TIMES)
@@ -50,7 +50,7 @@ def test_a_long_file_goes_in(on_store: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow_on("duckdb")
-def test_a_wide_file_goes_in_by_its_columns(on_store: Any) -> None:
+def test_a_wide_file_is_ingested_by_its_columns(on_store: Any) -> None:
     said = on_store.json("ingest", "-", *WIDE_OPTIONS, stdin=WIDE)
     assert (said["points"], said["no_reading"], said["rejected"]) == (4, 2, 0)
     assert values(on_store, "house", "Power") == [1.0, 3.0]
@@ -101,7 +101,7 @@ def test_gzip_is_unpacked_whatever_its_name(on_duckdb: Any, tmp_path: Path) -> N
     assert len(values(on_duckdb)) == 3
 
 
-def test_a_gzip_that_was_cut_short_is_told(on_duckdb: Any, tmp_path: Path) -> None:
+def test_a_truncated_gzip_is_reported(on_duckdb: Any, tmp_path: Path) -> None:
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(LONG.encode() * 5_000)[:-200])
     result = on_duckdb("ingest", tmp_path / "cut.csv.gz", *BOTH_TIMES, code=1)
     assert "truncated or damaged gzip" in result.stderr
@@ -110,7 +110,7 @@ def test_a_gzip_that_was_cut_short_is_told(on_duckdb: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.slow_on("duckdb")
-def test_bad_rows_are_told_by_line_and_the_good_ones_written(on_store: Any) -> None:
+def test_bad_rows_are_reported_by_line_and_good_rows_are_written(on_store: Any) -> None:
     result = on_store("ingest", "-", stdin=BAD, code=3)
     assert "2 points" in result.stdout
     assert "4 rejected" in result.stdout
@@ -181,7 +181,7 @@ def test_ingesting_again_changes_nothing(on_store: Any) -> None:
 
 
 @pytest.mark.slow_on("duckdb")
-def test_of_lines_for_the_same_moment_the_last_wins(on_store: Any) -> None:
+def test_the_last_of_several_lines_with_one_time_wins(on_store: Any) -> None:
     lines = "".join(f"P-1,flow,2024-05-01T00:00:00Z,{n}\n" for n in range(25_000))
     said = on_store.json("ingest", "-", stdin="sensor_id,metric_name,timestamp,value\n" + lines)
     assert (said["points"], said["overwritten"]) == (1, 24_999)
@@ -203,13 +203,13 @@ def test_of_lines_for_the_same_moment_the_last_wins(on_store: Any) -> None:
         (LONG, "--shape round", 2, "--shape"),
     ],
 )
-def test_a_file_or_a_layout_that_cannot_be_is_told(
+def test_an_invalid_file_or_layout_is_reported(
     on_duckdb: Any, text: str, options: str, code: int, told: str
 ) -> None:
     assert told in on_duckdb("ingest", "-", *options.split(), stdin=text, code=code).stderr
 
 
-def test_a_file_that_is_not_there_is_told_before_anything_is_written(on_duckdb: Any, tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_before_anything_is_written(on_duckdb: Any, tmp_path: Path) -> None:
     (tmp_path / "good.csv").write_text(LONG)
     result = on_duckdb("ingest", tmp_path / "good.csv", tmp_path / "gone.csv", *BOTH_TIMES, code=2)
     assert "gone.csv" in result.stderr

@@ -56,7 +56,7 @@ def values(command: Command, sensor: str = "*", metric: str = "*") -> list[Any]:
     return [point["value"] for point in command.json("query", sensor, metric)]
 
 
-def test_files_of_every_kind_go_in_at_once(on_store: Command, tmp_path: Path) -> None:
+def test_files_of_every_format_are_ingested_together(on_store: Command, tmp_path: Path) -> None:
     zstandard = pytest.importorskip("zstandard")
     files = {
         "a.csv": CSV.encode(),
@@ -89,7 +89,9 @@ def test_what_another_program_wrote_is_read_by_the_names_that_it_uses(on_duckdb:
 
 
 @pytest.mark.slow_on("duckdb")
-def test_bad_lines_are_told_by_number_and_the_good_ones_written(on_store: Command, tmp_path: Path) -> None:
+def test_bad_lines_are_reported_by_number_and_good_lines_are_written(
+    on_store: Command, tmp_path: Path
+) -> None:
     kept = tmp_path / "errors.csv"
     result = on_store("ingest", "-", "--errors", kept, stdin=BAD, code=3)
     told = result.stderr.splitlines()
@@ -215,7 +217,7 @@ def test_columns_of_parquet_go_by_the_names_that_are_given(on_duckdb: Command, t
         ["--ambiguous", "infer"],
     ],
 )
-def test_options_that_parquet_cannot_follow_are_told_before_anything_is_written(
+def test_options_that_parquet_does_not_support_are_refused_before_anything_is_written(
     on_duckdb: Command, tmp_path: Path, option: list[str]
 ) -> None:
     (tmp_path / "a.ndjson").write_text(lines())
@@ -289,7 +291,7 @@ def test_the_format_can_be_given(on_duckdb: Command, tmp_path: Path) -> None:
     ],
     ids=lambda case: "" if isinstance(case, bytes) else None,
 )
-def test_a_file_that_is_not_what_it_should_be_is_named(
+def test_a_file_of_another_format_is_named(
     on_duckdb: Command, tmp_path: Path, name: str, content: bytes, code: int, told: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -298,7 +300,7 @@ def test_a_file_that_is_not_what_it_should_be_is_named(
     assert (name in result.stderr) or code == 3
 
 
-def test_utf_16_is_read_where_it_is_said(on_duckdb: Command, tmp_path: Path) -> None:
+def test_utf_16_is_read_if_requested(on_duckdb: Command, tmp_path: Path) -> None:
     (tmp_path / "a.ndjson").write_text(lines(), encoding="utf-16")
     assert on_duckdb.json("ingest", tmp_path / "a.ndjson", "--encoding", "utf-16")["points"] == 2
 

@@ -55,7 +55,7 @@ def parquet(tmp_path: Path) -> Path:
     return tmp_path / "points.parquet"
 
 
-def test_a_look_at_an_outdated_store_names_the_command_and_changes_nothing(
+def test_reading_an_outdated_store_names_the_command_and_changes_nothing(
     old: Any, parquet: Path, tmp_path: Path
 ) -> None:
     for goal in (None, "0001"):
@@ -70,7 +70,7 @@ def test_a_look_at_an_outdated_store_names_the_command_and_changes_nothing(
     assert not (tmp_path / "out.parquet").exists()
 
 
-def test_a_look_leaves_the_log_of_a_legacy_program_that_was_killed_as_it_is(old: Any) -> None:
+def test_reading_leaves_the_log_of_a_killed_legacy_program_unchanged(old: Any) -> None:
     killed = old.folder.with_name("killed")
     killed.mkdir()
     writing = sqlite3.connect(old.folder / "offline_buffer.db")
@@ -91,7 +91,7 @@ def test_a_look_leaves_the_log_of_a_legacy_program_that_was_killed_as_it_is(old:
         assert {record["source"] for record in store.records.pending()} == {"only in the log"}
 
 
-def test_status_of_an_outdated_store_tells_the_revisions_of_both_databases(old: Any) -> None:
+def test_status_of_an_outdated_store_shows_the_revisions_of_both_databases(old: Any) -> None:
     said = old("status", code=5).stdout
     assert f"timeseries  at none, {HEAD} is due  ({old.folder / 'timeseries.duckdb'})" in said
     assert f"metadata    at none, {HEAD} is due  ({old.folder / 'offline_buffer.db'})" in said
@@ -115,7 +115,7 @@ def test_status_of_an_outdated_store_answers_while_another_process_has_the_colum
     assert digest(old.folder) == before
 
 
-def test_a_look_at_a_store_whose_records_wait_for_their_data_leaves_them_waiting(
+def test_reading_a_store_whose_records_wait_for_their_data_leaves_them_waiting(
     old: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_pointers(old.folder, 3)
@@ -135,7 +135,7 @@ def test_a_look_at_a_store_whose_records_wait_for_their_data_leaves_them_waiting
     assert "held back" not in old("status").stderr
 
 
-def test_a_look_at_metadata_at_the_head_beside_outdated_columns_leaves_those_as_they_are(old: Any) -> None:
+def test_reading_current_metadata_with_outdated_columns_leaves_the_columns_unchanged(old: Any) -> None:
     columns = old.folder / "timeseries.duckdb"
     columns.rename(columns.with_suffix(".aside"))
     migrate_store(old.folder)

@@ -103,7 +103,7 @@ def test_the_list_of_commands_says_what_each_says_of_itself() -> None:
         )
 
 
-def test_an_unknown_command_is_wrong_usage() -> None:
+def test_an_unknown_command_is_a_usage_error() -> None:
     assert CliRunner().invoke(holdfast, ["explode"]).exit_code == 2
     assert CliRunner().invoke(holdfast, ["-q", "-v", "status"]).exit_code == 2
 
@@ -116,7 +116,7 @@ def test_python_cli_py_is_the_command(tmp_path: Path) -> None:
     assert out.startswith(b"created a store in")
 
 
-def test_a_reader_that_goes_away_ends_it_quietly(on_duckdb: Any) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(on_duckdb: Any) -> None:
     on_duckdb.write(*(("s", "m", 1_714_521_600 + n, float(n)) for n in range(30_000)))
     process = start("--store", on_duckdb.folder, "query", "s", "m", "--format", "csv")
     assert process.stdout is not None
@@ -127,7 +127,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(on_duckdb: Any) -> None:
     assert (process.returncode, err) == (141, b"")
 
 
-def test_ctrl_c_ends_it_quietly_and_keeps_what_was_acknowledged(on_duckdb: Any) -> None:
+def test_ctrl_c_ends_ingest_quietly_and_keeps_acknowledged_points(on_duckdb: Any) -> None:
     process = start(
         "--store",
         on_duckdb.folder,
@@ -152,7 +152,7 @@ def test_ctrl_c_ends_it_quietly_and_keeps_what_was_acknowledged(on_duckdb: Any) 
     assert len(on_duckdb.json("query", "s", "m")) == stored
 
 
-def test_a_full_disk_says_how_much_was_acknowledged_and_ingesting_again_mends_it(
+def test_on_a_full_disk_ingest_reports_the_acknowledged_points_and_can_be_repeated(
     on_duckdb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "many.csv"
@@ -178,7 +178,7 @@ def test_a_full_disk_says_how_much_was_acknowledged_and_ingesting_again_mends_it
 
 @pytest.mark.duckdb
 @pytest.mark.parametrize("delay_s", [0.02, pytest.param(0.15, marks=pytest.mark.slow)])
-def test_ctrl_c_ends_an_export_quietly_and_leaves_nothing_half_written(
+def test_ctrl_c_ends_an_export_quietly_and_leaves_no_partial_file(
     on_duckdb: Any, tmp_path: Path, delay_s: float
 ) -> None:
     numpy = pytest.importorskip("numpy")

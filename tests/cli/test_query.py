@@ -161,7 +161,7 @@ def test_ndjson_is_an_object_a_line(filled: Any) -> None:
 
 
 @pytest.mark.slow_on("duckdb")
-def test_a_table_lines_its_columns_up(filled: Any) -> None:
+def test_columns_of_a_table_are_aligned(filled: Any) -> None:
     lines = filled("query", "P-1", "flow", "--limit", "3").stdout.splitlines()
     assert lines[0].split() == ["sensor_id", "metric_name", "timestamp", "value", "quality"]
     assert len({len(line) for line in lines}) == 1
@@ -169,7 +169,7 @@ def test_a_table_lines_its_columns_up(filled: Any) -> None:
 
 
 @pytest.mark.slow_on("duckdb")
-def test_an_infinite_value_stays_json(on_store: Any) -> None:
+def test_infinite_values_are_valid_json(on_store: Any) -> None:
     on_store.write(("s", "m", T0, float("inf")), ("s", "m", T0 + 1, None), ("s", "m", T0 + 2, float("-inf")))
     assert [p["value"] for p in on_store.json("query", "s", "m")] == ["Infinity", None, "-Infinity"]
 
@@ -207,7 +207,7 @@ def test_without_plotext_a_plot_says_what_to_install(filled: Any, monkeypatch: p
 
 
 @pytest.mark.slow_on("duckdb")
-def test_where_there_is_nothing_stdout_is_empty_and_stderr_says_so(filled: Any) -> None:
+def test_without_results_stdout_is_empty_and_stderr_says_so(filled: Any) -> None:
     result = filled("query", "P-9", "flow")
     assert result.stdout == ""
     assert "no points of P-9 flow" in result.stderr
@@ -235,7 +235,7 @@ def test_where_there_is_nothing_stdout_is_empty_and_stderr_says_so(filled: Any) 
         ("--format xml", "--format"),
     ],
 )
-def test_an_argument_that_cannot_be_is_wrong_usage(on_duckdb: Any, options: str, told: str) -> None:
+def test_an_invalid_argument_is_a_usage_error(on_duckdb: Any, options: str, told: str) -> None:
     result = on_duckdb("query", "s", "m", *options.split(), code=2)
     assert told in result.stderr
     assert result.stdout == ""

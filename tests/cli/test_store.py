@@ -94,7 +94,7 @@ def test_init_does_not_change_the_engine_of_a_store(on_duckdb: Any) -> None:
     ["status", "series", "latest", "migrate", "query s m", "ingest -"],
     ids=lambda call: call.split()[0],
 )
-def test_where_there_is_no_store_it_says_how_to_make_one_and_makes_none(command: Any, call: str) -> None:
+def test_without_a_store_commands_say_how_to_create_one_and_create_none(command: Any, call: str) -> None:
     result = command(*call.split(), code=1, stdin="")
     assert f"`holdfast --store {command.folder} init`" in result.stderr
     assert result.stdout == ""
@@ -112,7 +112,7 @@ def test_status_as_json_keeps_its_contract(on_store: Any) -> None:
 
 
 @pytest.mark.slow_on("duckdb")
-def test_status_for_people_tells_points_and_backlog(on_store: Any) -> None:
+def test_status_shows_points_and_backlog(on_store: Any) -> None:
     on_store.write(("s", "m", T0, 1.0))
     said = on_store("status").stdout
     assert "1 waiting to be applied, in 1 series" in said
@@ -147,7 +147,7 @@ def test_status_check_exits_3_for_warnings_which_have_codes(on_duckdb: Any) -> N
     assert "the codes are columns-older" in on_duckdb("status", "--ignore", "x", code=2).stderr
 
 
-def test_json_may_stand_before_or_after_the_command(on_duckdb: Any) -> None:
+def test_json_is_accepted_before_and_after_the_command(on_duckdb: Any) -> None:
     assert on_duckdb("--json", "series").stdout == on_duckdb("series", "--json").stdout == "[]\n"
 
 
@@ -165,7 +165,7 @@ def test_the_store_may_be_named_by_the_environment(
     assert str(on_duckdb.folder) in said.stdout
 
 
-def test_a_setting_out_of_range_is_wrong_usage(on_duckdb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_out_of_range_is_a_usage_error(on_duckdb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOLDFAST_BUSY_TIMEOUT_S", "1")
     assert "busy_timeout_s" in on_duckdb("status", code=2).stderr
 
@@ -210,7 +210,7 @@ def test_ingest_is_acknowledged_while_another_process_holds_the_columns(
 # --- schema ---------------------------------------------------------------------------------------------
 
 
-def test_migrate_brings_both_databases_of_an_old_store_to_the_head(command: Any) -> None:
+def test_migrate_upgrades_both_databases_of_an_old_store(command: Any) -> None:
     make_old_store(command.folder)
     due = command.json("migrate", "--check", code=5)
     assert due["outdated"] is True
@@ -245,13 +245,13 @@ def test_migrate_brings_both_databases_of_an_old_store_to_the_head(command: Any)
 
 
 @pytest.mark.slow_on("duckdb")
-def test_migrate_makes_no_database(on_store: Any) -> None:
+def test_migrate_creates_no_database(on_store: Any) -> None:
     before = sorted(path.name for path in on_store.folder.glob("timeseries*"))
     assert [d["database"] for d in on_store.json("migrate")["databases"]] == ["metadata"]
     assert sorted(path.name for path in on_store.folder.glob("timeseries*")) == before == []
 
 
-def test_an_outdated_store_is_not_migrated_where_that_is_switched_off(
+def test_an_outdated_store_is_not_migrated_if_auto_migrate_is_off(
     command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_old_store(command.folder)

@@ -26,7 +26,7 @@ def rows() -> list[Any]:
     return [(sensor, "m", T0 + day * DAY_S, float(day)) for sensor in ("P-1", "P-2", "Q") for day in range(3)]
 
 
-def test_points_go_out_and_come_back_into_another_store(on_store: Command, tmp_path: Path) -> None:
+def test_exported_points_can_be_imported_into_another_store(on_store: Command, tmp_path: Path) -> None:
     on_store.write(*rows())
     said = on_store.json("export", tmp_path / "stick", "--by-day")
     assert said.keys() == EXPORT_KEYS
@@ -54,7 +54,7 @@ def test_recover_is_another_name_of_import(on_store: Command, tmp_path: Path) ->
 
 
 @pytest.mark.slow_on("duckdb")
-def test_one_of_a_thing_is_not_printed_as_many(on_store: Command, tmp_path: Path) -> None:
+def test_counts_of_one_are_printed_in_the_singular(on_store: Command, tmp_path: Path) -> None:
     on_store.write(("P-1", "m", T0, 1.0))
     assert "exported 1 point to 1 file in" in on_store("export", tmp_path / "stick", "--by-day").stdout
     assert "valid: 1 file, 1 point" in on_store("import", "--verify", tmp_path / "stick").stdout
@@ -62,7 +62,7 @@ def test_one_of_a_thing_is_not_printed_as_many(on_store: Command, tmp_path: Path
 
 
 @pytest.mark.slow_on("duckdb")
-def test_patterns_and_times_select_what_goes_out(on_store: Command, tmp_path: Path) -> None:
+def test_patterns_and_times_select_what_is_exported(on_store: Command, tmp_path: Path) -> None:
     on_store.write(*rows())
     call = (
         "export",
@@ -112,7 +112,9 @@ def test_a_dry_run_stores_nothing_and_keeping_is_the_default(on_store: Command, 
 
 
 @pytest.mark.slow_on("duckdb")
-def test_files_of_other_programs_are_mapped_and_bad_rows_are_told(on_store: Command, tmp_path: Path) -> None:
+def test_columns_of_other_programs_are_mapped_and_bad_rows_are_reported(
+    on_store: Command, tmp_path: Path
+) -> None:
     table = pa.table(
         {"tag": ["a", None], "metric_name": ["m", "m"], "timestamp": [T0, T0], "value": [1.5, 2.5]}
     )
@@ -146,7 +148,7 @@ def test_times_of_other_programs_may_count_milliseconds(on_store: Command, tmp_p
 
 
 @pytest.mark.parametrize("call", ["export {0}/a.parquet", "import {0}/a.parquet"])
-def test_without_a_store_nothing_is_made(tmp_path: Path, call: str) -> None:
+def test_import_without_a_store_creates_nothing(tmp_path: Path, call: str) -> None:
     nowhere = Command(tmp_path / "nowhere")
     assert f"{nowhere.folder} init`" in nowhere(*call.format(tmp_path).split(), code=1).stderr
     assert list(tmp_path.iterdir()) == []
@@ -154,7 +156,7 @@ def test_without_a_store_nothing_is_made(tmp_path: Path, call: str) -> None:
 
 @pytest.mark.parametrize("by_day", [False, True])
 @pytest.mark.slow_on("duckdb")
-def test_ndjson_goes_out_by_its_name_or_by_choice(on_store: Command, tmp_path: Path, by_day: bool) -> None:
+def test_ndjson_is_exported_by_file_name_or_option(on_store: Command, tmp_path: Path, by_day: bool) -> None:
     on_store.write(*rows())
     where = [tmp_path / "stick", "--by-day", "--format", "ndjson"] if by_day else [tmp_path / "a.ndjson.gz"]
     said = on_store.json("export", *where)
@@ -242,7 +244,7 @@ def test_what_would_not_be_recognized_again_is_not_written(
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-def test_without_duckdb_and_pyarrow_the_ways_out_are_told(
+def test_without_duckdb_and_pyarrow_the_message_names_the_alternatives(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command("init", "--engine", "sqlite")
@@ -260,7 +262,7 @@ def test_without_duckdb_and_pyarrow_the_ways_out_are_told(
 
 @pytest.mark.parametrize("call", [("export", "x.parquet"), ("cleanup", "--dry-run")])
 @pytest.mark.slow_on("duckdb")
-def test_a_glob_among_several_names_is_told(
+def test_a_glob_among_several_names_is_refused(
     on_store: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)

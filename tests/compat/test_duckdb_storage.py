@@ -90,7 +90,7 @@ def test_names_are_exact_whatever_they_hold(storage: DuckDBTimeSeriesStorage) ->
     assert storage.get_storage_stats()["unique_sensors"] == 3
 
 
-def test_the_latest_are_newest_first_over_all_metrics(storage: DuckDBTimeSeriesStorage) -> None:
+def test_the_latest_points_of_all_metrics_are_newest_first(storage: DuckDBTimeSeriesStorage) -> None:
     fill(storage, 1.0, 2.0, 3.0, metric="a")
     storage.insert_data_point("S", "b", 9.0, 101.5)
     storage.insert_data_point("T", "a", 7.0, 500)
@@ -185,7 +185,7 @@ def test_neighbours_in_one_folder_do_not_wait_for_each_other(make_storage: Any) 
         assert len(second.query_time_range("S", "m", 0, 10)) == 1
 
 
-def test_its_metadata_lies_beside_it_and_it_opens_again(make_storage: Any, tmp_path: Path) -> None:
+def test_its_metadata_is_next_to_it_and_it_opens_again(make_storage: Any, tmp_path: Path) -> None:
     storage = make_storage("edge/p.duckdb")
     storage.insert_data_point("S", "m", 1.0, 5)
     storage.close()

@@ -31,7 +31,7 @@ def test_a_pending_record_comes_back_whole_not_as_a_pointer(buffer: OfflineBuffe
     assert [record["data"] for record in buffer.get_pending_records()] == [THREE]
 
 
-def test_the_points_of_sent_records_are_seen_and_can_be_let_go(buffer: OfflineBufferManager) -> None:
+def test_the_points_of_sent_records_are_counted_and_can_be_deleted(buffer: OfflineBufferManager) -> None:
     buffer.add_record("r", "gateway", THREE, timestamp=time.time() - 3000)
     buffer.mark_sent("r")
     store = buffer._loan.store
@@ -102,7 +102,9 @@ def test_the_aggregation_is_checked_and_never_in_sql(storage: DuckDBTimeSeriesSt
 
 
 @pytest.mark.parametrize("name", ["it's", 'say "x"', "a;b", "%#*", "ø ü"])
-def test_a_path_may_hold_any_sign(make_buffer: Any, make_storage: Any, name: str, engine: str) -> None:
+def test_a_path_can_contain_any_character(
+    make_buffer: Any, make_storage: Any, name: str, engine: str
+) -> None:
     buffer, storage = make_buffer(name), make_storage(f"{name}/{name}.duckdb")
     assert buffer.add_record("r", "s", {"value": 1.0})
     assert storage.insert_data_point("S", "m", 2.0, 5)
@@ -161,7 +163,7 @@ buffer.shutdown()
 """
 
 
-def test_a_second_process_is_no_lesser_one(
+def test_a_second_process_has_all_features(
     buffer: OfflineBufferManager, run_python: Any, engine: str
 ) -> None:
     for n in range(20):
@@ -186,7 +188,7 @@ def test_shutdown_is_prompt(make_buffer: Any) -> None:
     assert slowest < 4, "the legacy program took 5 s; measured alone it takes 0.01-0.04 s"
 
 
-def test_records_go_in_and_out_at_the_pace_of_commits(make_buffer: Any) -> None:
+def test_records_are_added_and_settled_as_fast_as_commits(make_buffer: Any) -> None:
     """A loose bound on the processor time, which other load does not change: the benchmarks say what the pace is."""
     buffer = make_buffer()
     spent_s = {"add": 0.0, "sent": 0.0}

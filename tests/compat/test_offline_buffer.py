@@ -55,7 +55,7 @@ def test_a_pending_record_has_the_documented_keys_and_its_data_whole(buffer: Off
     assert points(buffer) == [("S-1", "pressure", 2500.5, 90)]
 
 
-def test_settling_answers_whether_the_record_waited(buffer: OfflineBufferManager) -> None:
+def test_settling_returns_whether_the_record_was_pending(buffer: OfflineBufferManager) -> None:
     buffer.add_record("r", "s", READING)
     assert buffer.mark_failed("r") is True
     assert buffer.mark_failed("r", increment_retry=False) is True
@@ -104,7 +104,7 @@ def test_errors_are_raised_and_nothing_is_written(buffer: OfflineBufferManager) 
     ],
     ids=repr,
 )
-def test_time_series_data_is_told_by_its_fields(
+def test_time_series_data_is_recognized_by_its_fields(
     buffer: OfflineBufferManager, data: Any, expected: bool
 ) -> None:
     assert buffer._is_time_series_data(data) is expected
@@ -147,7 +147,7 @@ def test_stats_have_the_documented_keys(buffer: OfflineBufferManager, engine: st
         assert buffer.duckdb_storage is None
 
 
-def test_a_full_buffer_says_false_and_takes_more_once_there_is_room(make_buffer: Any) -> None:
+def test_a_full_buffer_returns_false_and_accepts_more_once_there_is_room(make_buffer: Any) -> None:
     buffer = make_buffer(max_buffer_size=3)
     assert [buffer.add_record(f"r{n}", "s", READING) for n in range(5)] == [True, True, True, False, False]
     assert len(points(buffer)) <= 3
@@ -237,7 +237,7 @@ def test_the_thread_cleans_up_and_is_gone_after_shutdown(make_buffer: Any) -> No
     assert not [t for t in threading.enumerate() if t.name.startswith("holdfast-cleanup")]
 
 
-def test_a_buffer_that_was_forgotten_lets_its_thread_and_its_store_go(tmp_path: Path, engine: str) -> None:
+def test_a_dropped_buffer_stops_its_thread_and_closes_its_store(tmp_path: Path, engine: str) -> None:
     buffer = OfflineBufferManager(tmp_path / "b", cleanup_interval=0.05, use_duckdb=engine == "duckdb")
     thread, store = buffer._cleaner, buffer._loan.store
     assert thread is not None

@@ -24,7 +24,7 @@ def fill(storage: DuckDBTimeSeriesStorage) -> None:
         ("sqlite", 'say "x" [*].parquet'),
     ],
 )
-def test_what_goes_out_comes_back_under_any_path(make_storage: Any, tmp_path: Path, name: str) -> None:
+def test_exported_points_can_be_imported_from_any_path(make_storage: Any, tmp_path: Path, name: str) -> None:
     storage, other = make_storage("a.duckdb"), make_storage("b.duckdb")
     fill(storage)
     assert storage.export_to_parquet(tmp_path / name, "S", 101, 103) is True

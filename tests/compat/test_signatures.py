@@ -56,7 +56,7 @@ def test_signatures_and_defaults_are_as_documented(kind: type, documented: str) 
         assert f"{name}({written(getattr(kind, name))})" == line.strip()
 
 
-def test_both_classes_stand_where_programs_import_them_from() -> None:
+def test_both_classes_can_be_imported_from_their_documented_modules() -> None:
     assert repo.offline_buffer.OfflineBufferManager is repo.OfflineBufferManager is OfflineBufferManager
     assert repo.duckdb_storage.DuckDBTimeSeriesStorage is repo.DuckDBTimeSeriesStorage
 

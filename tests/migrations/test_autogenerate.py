@@ -39,14 +39,14 @@ DUCKDB_CHANGES = [
 
 
 @pytest.mark.parametrize(("statements", "told"), CHANGES)
-def test_a_column_index_or_table_too_many_or_too_few_is_told(
+def test_an_extra_or_missing_column_index_or_table_is_reported(
     statements: list[str], told: list[str], timeseries_file: Path, open_engine: OpenEngine
 ) -> None:
     _assert_told(open_engine(timeseries_file), statements, told)
 
 
 @pytest.mark.parametrize(("statements", "told"), DUCKDB_CHANGES)
-def test_a_changed_column_of_duckdb_is_told(
+def test_a_changed_column_of_duckdb_is_reported(
     statements: list[str], told: list[str], tmp_path: Path, open_engine: OpenEngine
 ) -> None:
     _assert_told(open_engine(tmp_path / "timeseries.duckdb"), statements, told)
@@ -77,7 +77,7 @@ METADATA_CHANGES = [
 
 
 @pytest.mark.parametrize(("statements", "told"), METADATA_CHANGES)
-def test_a_difference_of_the_metadata_is_told(
+def test_a_difference_in_the_metadata_is_reported(
     statements: list[str], told: list[str], tmp_path: Path, open_engine: OpenEngine
 ) -> None:
     _assert_told(open_engine(tmp_path / "offline_buffer.db"), statements, told, "metadata")

@@ -142,7 +142,7 @@ def test_stamping_notes_a_revision_in_both_databases_or_in_one_and_touches_nothi
     assert (tmp_path / "timeseries.duckdb.wal").exists() is False
 
 
-def test_a_checkout_may_stand_anywhere_and_its_file_of_settings_may_name_the_databases(
+def test_a_checkout_works_in_any_folder_and_alembic_ini_can_name_the_databases(
     tmp_path: Path, alembic: Alembic, alembic_process: Alembic
 ) -> None:
     root = tmp_path / "a b 100%"
@@ -186,7 +186,7 @@ def test_a_database_of_a_newer_program_is_refused_by_every_command(
         ("a file where its folder would be", "cannot be created (Not a directory)"),
     ],
 )
-def test_a_file_that_cannot_be_a_database_is_one_line_and_not_zero(
+def test_a_file_that_is_no_database_is_reported_in_one_line_with_an_error_code(
     made: str, told: str, tmp_path: Path, alembic: Alembic
 ) -> None:
     file = tmp_path / "t.sqlite"
@@ -225,7 +225,7 @@ def test_a_revision_that_fails_keeps_the_ones_before_it_and_leaves_no_log(
 
 
 @pytest.mark.parametrize("command", ["current", "check", "downgrade"])
-def test_looking_at_a_store_that_does_not_exist_says_so_and_makes_nothing(
+def test_reading_a_missing_store_says_so_and_creates_nothing(
     command: str, tmp_path: Path, alembic: Alembic
 ) -> None:
     arguments = [command, "-1"] if command == "downgrade" else [command]
@@ -250,7 +250,7 @@ def test_a_store_whose_columns_another_process_has_is_busy(tmp_path: Path, alemb
     assert not (tmp_path / "offline_buffer.db").exists()
 
 
-def test_a_program_that_has_the_metadata_open_is_not_migrated_under_its_feet(
+def test_metadata_that_another_program_has_open_is_not_migrated(
     tmp_path: Path, alembic: Alembic, alembic_process: Alembic
 ) -> None:
     file, at_once = tmp_path / "offline_buffer.db", {"HOLDFAST_LEASE_TIMEOUT_S": "0.1"}

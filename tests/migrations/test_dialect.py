@@ -24,7 +24,7 @@ def engine(tmp_path: Path, open_engine: OpenEngine) -> Engine:
     return open_engine(tmp_path / "a b%.duckdb")
 
 
-def test_reflection_tells_columns_types_keys_constraints_and_indexes(engine: Engine) -> None:
+def test_reflection_returns_columns_types_keys_constraints_and_indexes(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql(
             "CREATE TABLE parent (id BIGINT PRIMARY KEY, a VARCHAR UNIQUE, t TIMESTAMPTZ, n DECIMAL(9,3))"
@@ -75,7 +75,7 @@ def test_a_cached_statement_takes_each_calls_own_values(engine: Engine) -> None:
             assert found == ["abcd".index(key) for key in keys]
 
 
-def test_every_word_that_duckdb_takes_for_no_name_is_quoted(engine: Engine) -> None:
+def test_every_reserved_word_of_duckdb_is_quoted(engine: Engine) -> None:
     quoted = engine.dialect.identifier_preparer.reserved_words
     with duckdb.connect() as connection:
         for (word,) in connection.execute("SELECT keyword_name FROM duckdb_keywords()").fetchall():

@@ -127,7 +127,7 @@ def _common(before: Rows, after: Rows, revision: str) -> tuple[Rows, Rows]:
 
 
 @pytest.mark.parametrize(("below", "revision"), list(pairwise(REVISIONS)))
-def test_rows_come_through_up_down_and_up_again(
+def test_rows_survive_up_down_and_up_again(
     below: str, revision: str, database_file: Path, open_engine: OpenEngine
 ) -> None:
     engine, database = _filled(database_file, below, open_engine), _database(database_file)

@@ -176,7 +176,7 @@ def test_an_id_that_was_a_number_is_found_as_the_text_that_it_became(legacy: Pat
     assert migrate_store(legacy).records_restored == 1
 
 
-def test_counts_are_told_by_the_command_and_looking_restores_nothing(legacy: Path) -> None:
+def test_the_command_reports_counts_and_a_dry_run_restores_nothing(legacy: Path) -> None:
     add_pointer(legacy, "a", (1, original_of("a", "gw", {"value": 1})))
     add_pointer(legacy, "lost")
     looked = told(legacy, "migrate", "--dry-run")
@@ -321,9 +321,7 @@ buffer.shutdown()
     assert pending(legacy)["a"]["data"] == {"value": 1}
 
 
-def test_a_store_whose_columns_are_not_at_hand_keeps_the_note_until_they_are(
-    legacy: Path, tmp_path: Path
-) -> None:
+def test_a_store_without_its_columns_keeps_the_note_until_they_are_back(legacy: Path, tmp_path: Path) -> None:
     add_pointer(legacy, "a", (1, original_of("a", "gw", {"value": 1})))
     (legacy / "timeseries.duckdb").rename(tmp_path / "elsewhere.duckdb")
     done = migrate_store(legacy)

@@ -72,7 +72,7 @@ def test_an_emptied_metadata_database_beside_columns_of_a_store_is_damage_for_mi
     assert digest(folder) == before
 
 
-def test_a_legacy_file_of_its_own_whose_upgrade_was_cut_off_goes_on(
+def test_an_interrupted_upgrade_of_a_single_legacy_file_is_continued(
     legacy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (legacy / "offline_buffer.db").unlink()
@@ -96,7 +96,7 @@ def test_a_legacy_file_of_its_own_whose_upgrade_was_cut_off_goes_on(
     storage.close()
 
 
-def test_a_failure_names_the_backup_and_the_very_command_that_puts_it_back(legacy: Path) -> None:
+def test_a_failure_names_the_backup_and_the_command_that_restores_it(legacy: Path) -> None:
     run_sql(legacy, "CREATE TABLE journal (x)")
     told = cli(legacy, "migrate", code=1)
     [backup] = backups_of(legacy)
@@ -107,7 +107,7 @@ def test_a_failure_names_the_backup_and_the_very_command_that_puts_it_back(legac
     )
 
 
-def test_two_revisions_in_one_database_are_told_with_its_file(legacy: Path) -> None:
+def test_two_revisions_in_one_database_are_reported_with_its_file(legacy: Path) -> None:
     migrate_store(legacy)
     run_sql(legacy, "INSERT INTO alembic_version VALUES ('0001')")
     with pytest.raises(HoldfastError) as refused:
@@ -128,7 +128,7 @@ def test_metadata_that_cannot_be_written_are_refused_before_the_columns_are_touc
     assert digest(legacy) == before
 
 
-def test_a_migration_that_was_completed_is_no_excuse_for_the_next_one_to_make_no_backup(legacy: Path) -> None:
+def test_each_migration_makes_a_backup_even_after_a_completed_one(legacy: Path) -> None:
     first = migrate_store(legacy, to="0001").backup
     run_sql(legacy, "UPDATE buffered_records SET retry_count = 77")
     second = migrate_store(legacy).backup
@@ -163,7 +163,7 @@ def test_the_newest_backup_is_the_one_made_last_though_the_clock_was_set_back(
     assert [saved.revision for saved in restore_store(legacy).backup.saved] == ["0001", "0001"]
 
 
-def test_ctrl_c_while_duckdb_works_is_no_trace_and_exit_130(
+def test_ctrl_c_inside_duckdb_exits_with_130_and_without_a_traceback(
     legacy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:

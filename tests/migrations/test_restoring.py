@@ -84,7 +84,7 @@ def test_a_manifest_that_names_no_database_restores_nothing(migrated: Path) -> N
     assert digest(migrated) == before
 
 
-def test_a_damaged_backup_is_no_obstacle_where_nothing_is_due(migrated: Path) -> None:
+def test_a_damaged_backup_does_not_matter_if_nothing_is_due(migrated: Path) -> None:
     (_backup(migrated) / "manifest.json").write_text("")
     assert "at 0002" in cli(migrated, "migrate", "--check")
     Store(migrated, Settings(background=False)).close()
@@ -101,7 +101,7 @@ def test_a_store_whose_metadata_is_damaged_can_be_restored(migrated: Path, left:
     assert (found["points"][0], len(found["records"]), found["metadata"]) == (POINTS, 200, None)
 
 
-def test_what_the_legacy_program_has_open_is_not_replaced_under_its_feet(migrated: Path) -> None:
+def test_files_that_the_legacy_program_has_open_are_not_replaced(migrated: Path) -> None:
     script = (
         "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
     )
@@ -140,7 +140,7 @@ def test_a_disk_that_fills_up_at_the_copy_leaves_the_store_as_it_was(
 
 
 @pytest.mark.parametrize("note", ["", "{}", '{"folder": "20200101T000000Z"}'])
-def test_a_note_that_cannot_be_read_says_how_to_go_on(migrated: Path, note: str) -> None:
+def test_an_unreadable_note_of_a_restore_is_reported_with_the_next_step(migrated: Path, note: str) -> None:
     marker = migrated / "backups" / "restoring"
     marker.write_text(note)
     for call in (lambda: Store(migrated), lambda: migrate_store(migrated), lambda: restore_store(migrated)):
@@ -151,7 +151,7 @@ def test_a_note_that_cannot_be_read_says_how_to_go_on(migrated: Path, note: str)
     restore_store(migrated)
 
 
-def test_an_empty_revision_is_no_wish_for_the_head(migrated: Path) -> None:
+def test_an_empty_revision_does_not_mean_the_head(migrated: Path) -> None:
     restore_store(migrated)
     before = digest(migrated)
     assert "there is no revision" in cli(migrated, "migrate", "--to", "", code=2)

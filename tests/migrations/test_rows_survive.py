@@ -57,7 +57,7 @@ def _same(rows: list[Any]) -> list[Any]:
     return sorted((tuple(row) for row in rows), key=str)
 
 
-def test_points_come_through_every_revision_up_down_and_up_again(
+def test_points_survive_every_revision_up_down_and_up_again(
     timeseries_file: Path, open_engine: OpenEngine
 ) -> None:
     engine = open_engine(timeseries_file)

@@ -63,7 +63,7 @@ def test_a_legacy_store_is_backed_up_whole_and_then_upgraded(legacy: Path) -> No
         assert store.status().records_pending == 200
 
 
-def test_opening_takes_the_same_road_and_a_second_time_there_is_nothing_to_do(legacy: Path) -> None:
+def test_opening_upgrades_in_the_same_way_and_only_once(legacy: Path) -> None:
     Store(legacy, Settings(background=False)).close()
     [backup] = backups_of(legacy)
     done = migrate_store(legacy)
@@ -83,7 +83,7 @@ def test_latest_and_series_of_an_upgraded_store_are_there_at_once(legacy: Path) 
         assert store.status().points == POINTS
 
 
-def test_looking_changes_nothing_and_tells_steps_rows_and_bytes(legacy: Path) -> None:
+def test_a_dry_run_changes_nothing_and_reports_steps_rows_and_bytes(legacy: Path) -> None:
     before = digest(legacy)
     assert "0002 is due" in cli(legacy, "migrate", "--check", code=5)
     said = json.loads(cli(legacy, "--json", "migrate", "--dry-run"))
@@ -102,7 +102,7 @@ def test_looking_changes_nothing_and_tells_steps_rows_and_bytes(legacy: Path) ->
     assert json.loads(cli(legacy, "--json", "migrate", "--dry-run"))["steps"] == []
 
 
-def test_one_may_go_up_to_a_revision_only_and_never_down(legacy: Path) -> None:
+def test_a_store_can_be_upgraded_to_a_chosen_revision_but_not_downgraded(legacy: Path) -> None:
     assert versions(migrate_store(legacy, to="0001")) == [(d, None, "0001") for d, _, _ in DONE]
     assert "0001 is due" not in cli(legacy, "migrate", "--check", "--to", "0001")
     cli(legacy, "migrate", "--check", code=5)
@@ -112,7 +112,7 @@ def test_one_may_go_up_to_a_revision_only_and_never_down(legacy: Path) -> None:
         migrate_store(legacy, to="0815")
 
 
-def test_without_leave_an_old_store_is_refused_with_the_very_command(legacy: Path) -> None:
+def test_without_auto_migrate_an_old_store_is_refused_with_the_command_to_run(legacy: Path) -> None:
     before = digest(legacy)
     with pytest.raises(SchemaOutdated) as caught:
         Store(legacy, Settings(auto_migrate=False, background=False))
@@ -144,7 +144,7 @@ def test_a_store_of_a_newer_program_is_refused_before_anything_is_changed(
     assert backups_of(legacy) == []
 
 
-def test_a_disk_that_is_too_small_is_told_with_the_bytes_before_anything_is_changed(
+def test_a_disk_that_is_too_small_is_reported_with_the_bytes_before_anything_is_changed(
     legacy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = digest(legacy)
@@ -228,7 +228,7 @@ def test_a_revision_that_loses_rows_is_taken_back_unless_it_says_how_many(
     assert all(one.after == HEAD for one in migrate_store(legacy).databases)
 
 
-def test_a_disk_that_fills_up_at_the_checkpoint_after_a_revision_is_told_as_such(
+def test_a_disk_that_fills_up_at_the_checkpoint_after_a_revision_is_reported(
     legacy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import duckdb

@@ -126,7 +126,7 @@ def test_a_database_of_a_newer_program_is_refused_and_left_alone(
     assert runner.current(engine) == "9999"
 
 
-def test_the_standing_of_a_version_is_told(database_file: Path, open_engine: OpenEngine) -> None:
+def test_versions_are_compared_with_the_head(database_file: Path, open_engine: OpenEngine) -> None:
     engine, database = open_engine(database_file), _database(database_file)
     assert [compare(found) for found in (None, "0001", HEAD, "9999")] == [
         Standing.UNVERSIONED, Standing.OUTDATED, Standing.HEAD, Standing.TOO_NEW,
@@ -220,7 +220,9 @@ def test_several_threads_may_migrate_at_once(tmp_path: Path) -> None:
     assert sorted(results, key=str) == [(HEAD, HEAD)] * 4 + [(None, HEAD)] * 4
 
 
-def test_migrating_says_nothing_on_standard_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_migrations_write_nothing_to_standard_output(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     engine = sqlite.open_engine(tmp_path / "offline_buffer.db")
     runner.upgrade(engine, "metadata")
     runner.check(engine, "metadata")
