@@ -10,7 +10,7 @@ import click
 
 from repo.commands.exits import Exit
 from repo.commands.global_options import global_options
-from repo.commands.options import bounds, series_names, zone_of
+from repo.commands.options import bounds, names_hint, series_names, zone_of
 from repo.commands.output import print_json
 from repo.commands.session import Session
 from repo.commands.texts import size_text
@@ -93,6 +93,7 @@ def export(
             compression=compression,
             progress=show,
         )
+        hint = "" if done.points else names_hint(session, store, sensors, metrics)
     if session.as_json:
         print_json(done.as_dict())
     elif not to_stdout:
@@ -101,7 +102,7 @@ def export(
         points, size = counted(done.points, "point"), size_text(done.bytes)
         session.say(f"exported {points} to {where} ({size}){resumed}")
     if not done.points:
-        click.echo("no points match; `holdfast series` lists what the store has", err=True)
+        session.note(f"no points match; {hint}")
         raise click.exceptions.Exit(Exit.PROBLEMS)
 
 
