@@ -1,0 +1,192 @@
+"""The recipes of the cookbook run, with stand-ins for what they talk to."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from repo import Settings, Store
+from tests.starter import Starter
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "cookbook.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+FASTAPI, COLLECT, MODBUS, MQTT = (body for language, body in BLOCKS if language == "python")
+((_, UNIT),) = (block for block in BLOCKS if block[0] == "ini")
+((_, DOCKERFILE),) = (block for block in BLOCKS if block[0] == "dockerfile")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+FASTAPI_STAND_IN = """
+import asyncio, sys, types
+
+class FastAPI:
+    def __init__(self, lifespan):
+        self.lifespan, self.state, self.routes = lifespan, types.SimpleNamespace(), {}
+    def post(self, path):
+        return lambda function: self.routes.setdefault(path, function)
+    get = post
+
+class HTTPException(Exception):
+    def __init__(self, status_code, detail):
+        self.status_code, self.detail = status_code, detail
+
+Request = types.SimpleNamespace
+sys.modules["fastapi"] = types.ModuleType("fastapi")
+sys.modules["fastapi"].__dict__.update(FastAPI=FastAPI, HTTPException=HTTPException, Request=Request)
+"""
+
+FASTAPI_USE = """
+async def requests():
+    async with app.lifespan(app):
+        request = Request(app=app)
+        row = {"sensor_id": "s", "metric_name": "m", "timestamp": 5, "value": 1.5}
+        assert await app.routes["/readings"]([row], request) == {"accepted": 1}
+        print(json.dumps(await app.routes["/latest/{sensor}"]("s", request)))
+        try:
+            await app.routes["/readings"]([row, {**row, "value": []}], request)
+        except HTTPException as refused:
+            print(refused.status_code, refused.detail)
+
+import json
+asyncio.run(requests())
+"""
+
+MODBUS_STAND_IN = """
+import struct, sys, time, types
+
+class Client:
+    asked = 0
+    def __init__(self, host, **options): pass
+    def connect(self): return True
+    def read_holding_registers(self, address, count):
+        Client.asked += 1
+        if Client.asked > 6:
+            raise KeyboardInterrupt
+        if Client.asked == 3:
+            raise ConnectionResetError("gone")
+        if Client.asked == 4:
+            return types.SimpleNamespace(isError=lambda: True)
+        return types.SimpleNamespace(isError=lambda: False, registers=struct.unpack(">HH", struct.pack(">f", 1.5)))
+
+names = ("pymodbus", "pymodbus.client", "pymodbus.exceptions")
+sys.modules.update((name, types.ModuleType(name)) for name in names)
+sys.modules["pymodbus.client"].ModbusTcpClient = Client
+sys.modules["pymodbus.exceptions"].ModbusException = type("ModbusException", (Exception,), {})
+time.sleep = lambda _: None
+"""
+
+MQTT_STAND_IN = """
+import sys, threading, types
+
+class Client:
+    def __init__(self, version, **options):
+        assert options["manual_ack"] and not options["clean_session"]
+        self.acked, self.all_acked = [], threading.Event()
+    def connect(self, host): pass
+    def subscribe(self, topic, qos): assert qos == 1
+    def ack(self, mid, qos):
+        self.acked.append(mid)
+        if len(self.acked) == 4: self.all_acked.set()
+    def loop_forever(self):
+        self.on_connect(self, None, None, 0, None)
+        payloads = [b'{"t": 1, "v": 1.5}', b'{"t": 2, "v": 2.5}', b"no json", b'{"t": 3, "v": [1]}']
+        for mid, payload in enumerate(payloads):
+            self.on_message(self, None, types.SimpleNamespace(topic="site/s/m", payload=payload, mid=mid, qos=1))
+        assert self.all_acked.wait(60)
+        print(sorted(self.acked))
+
+for name in ("paho", "paho.mqtt", "paho.mqtt.client"):
+    sys.modules[name] = types.ModuleType(name)
+module = sys.modules["paho.mqtt.client"]
+sys.modules["paho.mqtt"].client = module
+module.Client, module.CallbackAPIVersion = Client, types.SimpleNamespace(VERSION2=2)
+"""
+
+
+@pytest.fixture
+def python(starter: Starter, tmp_path: Path) -> Run:
+    """Run a script in a process of its own, in the test's folder."""
+    return lambda script: starter.run(["-c", script], cwd=tmp_path)
+
+
+def stored(path: Path) -> list[tuple[object, ...]]:
+    with Store(path, Settings(background=False)) as store:
+        return [
+            (point["metric_name"], point["value"], point["quality"])
+            for point in store.points.range(None, None)
+        ]
+
+
+def test_the_service_of_fastapi_writes_reads_and_refuses(python: Run) -> None:
+    done = python(FASTAPI_STAND_IN + FASTAPI + FASTAPI_USE)
+    assert done.returncode == 0, done.stderr
+    assert '"timestamp": "1970-01-01T00:00:05+00:00", "timestamp_us": 5000000, "value": 1.5' in done.stdout
+    assert "422 ['row 1: value: is a list" in done.stdout
+
+
+def test_the_collector_ends_in_order_when_it_is_told_to(starter: Starter, tmp_path: Path) -> None:
+    script = COLLECT.replace("time.sleep(10)", 'print("written", flush=True); time.sleep(10)')
+    process = subprocess.Popen(
+        [*starter_python(), "-c", script],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "written\n"
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert len(stored(tmp_path / "data" / "edge")) == 1
+
+
+def starter_python() -> list[str]:
+    import sys
+
+    return [sys.executable, "-W", "error"]
+
+
+def test_the_modbus_loop_stores_what_answers_and_marks_what_does_not(python: Run, tmp_path: Path) -> None:
+    done = python(MODBUS_STAND_IN + MODBUS)
+    assert "KeyboardInterrupt" in done.stderr, done.stderr
+    assert sorted(stored(tmp_path / "data" / "modbus"), key=str) == sorted(
+        [(metric, 1.5, 100) for metric in ("pressure", "temperature") for _ in range(2)]
+        + [("pressure", None, 0), ("temperature", None, 0)],
+        key=str,
+    )
+
+
+def test_messages_of_mqtt_are_acknowledged_when_they_are_durable(python: Run, tmp_path: Path) -> None:
+    done = python(MQTT_STAND_IN + MQTT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[0, 1, 2, 3]\n"
+    assert stored(tmp_path / "data" / "mqtt") == [("m", 1.5, 100), ("m", 2.5, 100)]
+
+
+def test_the_unit_and_the_image_name_what_exists(tmp_path: Path) -> None:
+    unit = configparser.ConfigParser(strict=True, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string(UNIT)
+    assert unit["Service"]["Environment"] == f"HOLDFAST_STORE=/var/lib/{unit['Service']['StateDirectory']}"
+    if shutil.which("systemd-analyze"):
+        (tmp_path / "collect.service").write_text(
+            UNIT.replace("/opt/holdfast/bin/python", "/bin/true").replace("User=holdfast", "User=root")
+        )
+        checked = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", str(tmp_path / "collect.service")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "collect.service" not in checked.stderr, checked.stderr
+    assert "HOLDFAST_STORE=/data" in DOCKERFILE
+    assert "VOLUME /data" in DOCKERFILE
+    assert (ROOT / "requirements-sqlite.txt").exists()
