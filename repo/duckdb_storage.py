@@ -207,13 +207,15 @@ class DuckDBTimeSeriesStorage:
         None means no bound, or all sensors. The file appears complete or not at all. Raises what
         `Store.export_parquet` raises.
         """
-        self._loan.store.export_parquet(
+        done = self._loan.store.export_parquet(
             output_path,
             sensor_id=None if sensor_id is None else [sensor_id],
             start=None if start_time is None else to_datetime(bound_us(start_time, "start_time")),
             end=None if end_time is None else to_datetime(bound_us(end_time, "end_time") + 1),
             compression="zstd" if self.enable_compression else "none",
         )
+        if not done.points:
+            log.warning("%s was written, but no point matches", done.path)
         return True
 
     def import_from_parquet(self, input_path: str | os.PathLike[str]) -> int:

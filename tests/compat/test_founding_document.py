@@ -43,7 +43,9 @@ def test_a_buffer_with_the_documented_configuration_takes_a_reading_and_reports_
         one.shutdown()
 
 
-def test_a_storage_is_written_queried_aggregated_and_exported(tmp_path: Path) -> None:
+def test_a_storage_is_written_queried_aggregated_and_exported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     storage = DuckDBTimeSeriesStorage(
         db_path="./data/edge/timeseries.duckdb", max_size_mb=1000, enable_compression=True
     )
@@ -59,6 +61,8 @@ def test_a_storage_is_written_queried_aggregated_and_exported(tmp_path: Path) ->
     backup = "./data/backup/timeseries.parquet"
     assert storage.export_to_parquet(output_path=backup, sensor_id="SENSOR-001") is True
     assert (tmp_path / backup).stat().st_size > 0
+    assert storage.export_to_parquet("./data/backup/none.parquet", sensor_id="SENSOR-002") is True
+    assert "none.parquet was written, but no point matches" in caplog.text
     other = DuckDBTimeSeriesStorage("./data/other/timeseries.duckdb")
     assert other.import_from_parquet(backup) == 1
     for one in (storage, other):
