@@ -33,6 +33,10 @@ class BackgroundThread:
         undisturbed(self._thread.start)
         _running.add(self)
 
+    def is_current(self) -> bool:
+        """Return whether the caller runs in this thread."""
+        return threading.current_thread() is self._thread
+
     def stop(self) -> None:
         """Stop and join the thread; a running flush ends after its next commit."""
         self._stop.ask()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -550,6 +551,10 @@ class Store:
     def close(self) -> None:
         """Commit what was submitted, close the files and stop the threads. Safe to call again."""
         if os.getpid() != self._pid:
+            return
+        if self._background is not None and self._background.is_current():
+            # The garbage collector, which runs in any thread, found the last owner here. No thread can wait for itself.
+            threading.Thread(target=self.close, name="holdfast-close").start()
             return
         _open_stores.discard(self)
         self._handle.writer.close()

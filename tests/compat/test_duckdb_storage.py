@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from repo import (
     StoreFull,
 )
 from tests.assets.unpack import LEGACY, unpack
+from tests.compat.conftest import MakeStorage
 
 
 def fill(storage: DuckDBTimeSeriesStorage, *values: Any, sensor: str = "S", metric: str = "m") -> None:
@@ -228,6 +231,41 @@ def test_a_file_that_lost_its_metadata_is_damage_not_a_new_store(tmp_path: Path)
         file.unlink()
     with pytest.raises(StoreCorrupt, match=r"p\.duckdb\.meta\.db"):
         DuckDBTimeSeriesStorage(str(path))
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_storage_that_the_garbage_collector_finds_in_its_background_thread_is_closed(
+    make_storage: MakeStorage, tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_storage().close()
+    gc.disable()
+    try:
+        storage = DuckDBTimeSeriesStorage(str(tmp_path / "edge" / "points.duckdb"))
+        handle, background = storage._loan.store._handle, storage._loan.store._background
+        assert background is not None
+        release_if_due = handle.columns.release_if_due
+        found_by = []
+
+        def collect_first() -> None:
+            release_if_due()
+            gc.collect()
+            found_by.append(threading.current_thread())
+
+        monkeypatch.setattr(handle.columns, "release_if_due", collect_first)
+        circle: list[Any] = [storage]
+        circle.append(circle)
+        del storage, circle
+        deadline_s = time.monotonic() + 60
+        while not handle.metadata._closed and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+    finally:
+        gc.enable()
+    assert found_by[0] is background._thread
+    assert handle.metadata._closed
+    for thread in threading.enumerate():
+        if thread.name.startswith("holdfast"):
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 @pytest.mark.duckdb

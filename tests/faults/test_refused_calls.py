@@ -55,8 +55,15 @@ def refuse(folder: Path, engine: str, calls: str, error: str, nth: int) -> bool:
     return bool(refused)
 
 
-@pytest.mark.parametrize("engine", [pytest.param("duckdb", marks=pytest.mark.duckdb), "sqlite"])
-@pytest.mark.parametrize(("calls", "nth"), [("fsync,fdatasync", 9), ("unlink", 3)])
+@pytest.mark.parametrize(
+    ("engine", "calls", "nth"),
+    [
+        pytest.param("duckdb", "fsync,fdatasync", 9, marks=pytest.mark.duckdb),
+        ("sqlite", "unlink", 3),
+        pytest.param("sqlite", "fsync,fdatasync", 9, marks=pytest.mark.slow),
+        pytest.param("duckdb", "unlink", 3, marks=[pytest.mark.duckdb, pytest.mark.slow]),
+    ],
+)
 def test_a_refused_call_is_a_typed_error_and_the_process_continues(
     tmp_path: Path, engine: str, calls: str, nth: int
 ) -> None:
