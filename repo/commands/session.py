@@ -109,8 +109,8 @@ class Session:
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], object]]:
-        """Show a progress bar on stderr; yields a function to be called with the amount done and the total."""
-        if self.as_json or self.quiet:
+        """Show a progress bar on stderr, if that is a terminal; yields a function for the amount done and the total."""
+        if self.as_json or self.quiet or not sys.stderr.isatty():
             yield lambda _done, _total: None
             return
         with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
