@@ -252,6 +252,32 @@ class Starter:
         shutil.rmtree(self._home)
 
 
+def warm_up() -> None:
+    """Use a store on each engine, and close it, so that forked processes have every statement compiled.
+
+    Leaves one thread and no open file, so that forking is safe.
+    """
+    from repo import Settings, Store
+    from repo.engines.registry import ENGINES
+
+    with tempfile.TemporaryDirectory() as home:
+        for name, engine in ENGINES.items():
+            if engine.why_missing() is None:
+                settings = Settings(background=False, engine=name)  # type: ignore[arg-type]
+                with Store(Path(home, name), settings) as store:
+                    for value in (1.0, 2.0):
+                        store.points.insert("a", "m", value, timestamp=1)
+                        assert [row["value"] for row in store.points.range("a", "m")] == [value]
+                    store.points.delete("a", "m")
+                    store.checkpoint()
+    threads = Path("/proc/self/task")
+    assert not threads.exists() or len([*threads.iterdir()]) == 1, (
+        "a process with threads cannot be forked safely"
+    )
+    gc.collect()
+    gc.freeze()  # what the children share stays shared
+
+
 # --- the server -----------------------------------------------------------------------------------------
 
 
@@ -265,12 +291,7 @@ def _serve(address: str, root: str) -> list[str] | None:
     for name in (*LOADED, *own):
         with contextlib.suppress(ModuleNotFoundError):  # where there is no DuckDB
             importlib.import_module(name)
-    threads = Path("/proc/self/task")
-    assert not threads.exists() or len([*threads.iterdir()]) == 1, (
-        "a process with threads cannot be forked safely"
-    )
-    gc.collect()
-    gc.freeze()  # what the children share stays shared
+    warm_up()
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)

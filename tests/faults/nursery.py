@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.faults.child import Census, take_census
+from tests.starter import warm_up
 
 __all__ = ["Child", "Nursery"]
 
@@ -131,6 +132,7 @@ def _serve(door: socket.socket) -> None:
     for name in ("duckdb", "duckdb_engine", "repo.schema.runner"):
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name)
+    warm_up()
     children: set[int] = set()
     while True:
         message, pipes, _, _ = socket.recv_fds(door, 4096, 1)
