@@ -291,7 +291,8 @@ def _serve(address: str, root: str) -> list[str] | None:
     for name in (*LOADED, *own):
         with contextlib.suppress(ModuleNotFoundError):  # where there is no DuckDB
             importlib.import_module(name)
-    warm_up()
+    if Path(root) == ROOT:  # the models of a copy may be ahead of its migrations
+        warm_up()
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
