@@ -164,7 +164,7 @@ def _parts(given: str) -> Iterator[tuple[Fraction, tuple[int, int]]]:
 
 def _typed_us(given: str, now_us: int, zone: tzinfo) -> int:
     if len(given) > _MAX_CHARS:
-        raise Unfit(f"is no time; write {_TIME_FORMS}")
+        raise Unfit(f"is not a time; write {_TIME_FORMS}")
     if given == "now":
         return now_us
     offset = _OFFSET.fullmatch(given)
@@ -181,7 +181,7 @@ def _typed_us(given: str, now_us: int, zone: tzinfo) -> int:
         return moment_us(Decimal(given))
     moment = iso_datetime(given)
     if moment is None:
-        raise Unfit(f"is no time; write {_TIME_FORMS}")
+        raise Unfit(f"is not a time; write {_TIME_FORMS}")
     return moment_us(moment) if moment.tzinfo is not None else local_us(moment, zone)
 
 
@@ -193,7 +193,7 @@ def _day_us(name: str, clock: str | None, now_us: int, zone: tzinfo) -> int:
     try:
         at = time.fromisoformat(clock if clock[2] == ":" else f"0{clock}")
     except ValueError:
-        raise Unfit(f"is no time; write {_TIME_FORMS}") from None
+        raise Unfit(f"is not a time; write {_TIME_FORMS}") from None
     return local_us(datetime.combine(day, at), zone)
 
 
@@ -201,7 +201,7 @@ def _first_of(year: int, month: int) -> date:
     try:
         return date(year, month, 1)
     except ValueError:
-        raise Unfit(f"is no time; write {_TIME_FORMS}") from None
+        raise Unfit(f"is not a time; write {_TIME_FORMS}") from None
 
 
 def _local_us(day: date, zone: tzinfo) -> int:

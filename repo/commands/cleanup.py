@@ -147,11 +147,8 @@ def _drop(session: Session, store: Store, scope: dict[str, Any], *, dry_run: boo
         if session.as_json:
             return selected
         _show(session, selected)
-        if not selected.points and not selected.records:
-            if named := _listed(scope["sensor_id"]) + _listed(scope["metric_name"]):
-                session.note(names_hint(session, store, named, named))
-            return selected
-        if dry_run:
+        nothing = _hint_if_empty(session, store, selected, scope)
+        if nothing or dry_run:
             return selected
         try:
             is_confirmed = click.confirm("Delete this permanently?", err=True)
@@ -171,8 +168,19 @@ def _drop(session: Session, store: Store, scope: dict[str, Any], *, dry_run: boo
             "another process has the columns open: the deletion is recorded, and is applied when that process "
             f"releases them; `{session.command('status')}` counts the points then"
         )
-    session.say(f"deleted {_summary(dropped)}")
+    if dropped.points is not None or dropped.records:
+        session.say(f"deleted {_summary(dropped)}")
+    _hint_if_empty(session, store, dropped, scope)
     return dropped
+
+
+def _hint_if_empty(session: Session, store: Store, found: Cleaned, scope: dict[str, Any]) -> bool:
+    """Return whether nothing was selected, and suggest similar names if names were given."""
+    if found.points != 0 or found.records:
+        return False
+    if named := _listed(scope["sensor_id"]) + _listed(scope["metric_name"]):
+        session.note(names_hint(session, store, named, named))
+    return True
 
 
 def _listed(names: str | list[str] | None) -> list[str]:
@@ -227,7 +235,10 @@ def _summary(found: Cleaned) -> str:
     parts = []
     if found.points or not found.records:
         unsent = f" ({found.unsent_points:,} of them not sent to every sink)" if found.unsent_points else ""
-        parts.append(("points" if found.points is None else counted(found.points, "point")) + unsent)
+        parts.append(
+            ("an unknown number of points" if found.points is None else counted(found.points, "point"))
+            + unsent
+        )
     if found.records:
         parts.append(counted(found.records, "pending record"))
     text = " and ".join(parts)

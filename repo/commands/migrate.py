@@ -100,7 +100,7 @@ def show(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
 def _print(session: Session, done: Migration, goal: str, *, steps: bool) -> None:
     for database in done.databases:
         before, after = database.before or "none", database.after or "none"
-        step = f"{before} -> {after}" if before != after else f"at {after}"
+        step = f"{before} -> {after}" if before != after else _at(database.after)
         due = "" if after == goal else f", {goal} is due"
         session.say(f"{database.database:<12}{step}{due}  ({database.file})")
     for name, count, what in (
@@ -123,6 +123,10 @@ def _print(session: Session, done: Migration, goal: str, *, steps: bool) -> None
         )
     if done.backup is not None:
         session.say(f"{'backup':<12}{done.backup}")
+
+
+def _at(revision: str | None) -> str:
+    return "no revision" if revision is None else f"at {revision}"
 
 
 def _restore(session: Session, *, yes: bool) -> None:
@@ -149,5 +153,5 @@ def _restore(session: Session, *, yes: bool) -> None:
         return
     restored = done.backup
     for saved in restored.saved:
-        session.say(f"{saved.database:<12}at {saved.revision or 'none'}  ({saved.name})")
+        session.say(f"{saved.database:<12}{_at(saved.revision)}  ({saved.name})")
     session.say(f"{'restored':<12}{restored.folder}")

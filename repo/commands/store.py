@@ -116,8 +116,10 @@ def status(session: Session, check: bool, ignored: tuple[str, ...]) -> None:
     if session.as_json:
         print_json(found.as_dict())
     else:
-        for name, text in _lines(found):
-            session.say(f"{name:<12}{text}")
+        lines = _lines(found)
+        width = max(12, *(len(name) + 2 for name, _ in lines))
+        for name, text in lines:
+            session.say(f"{name:<{width}}{text}")
         for warning in found.warnings:
             session.note(f"warning: {warning} [{warning.code}]")
     if not check:

@@ -71,7 +71,7 @@ def migrate_store(
     if not files.metadata.exists() and not (columns and files.apart):
         alone = f"; if {columns[0].name} is the legacy program's, name it: --store FILE" if columns else ""
         raise StoreMissing(
-            f"there is no store in {files.folder}; `{files.command('init')}` creates one{alone}",
+            f"there is no store in {files.folder}; check the path, or create one: `{files.command('init')}`{alone}",
             path=files.folder,
         )
     settings = Settings.load(files.folder)

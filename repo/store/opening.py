@@ -75,7 +75,7 @@ class Opening:
             self._refuse_columns_alone()
         if not has_metadata and not create:
             raise StoreMissing(
-                f"there is no store in {self._path}; `{self._files.command('init')}` creates one",
+                f"there is no store in {self._path}; check the path, or create one: `{self._files.command('init')}`",
                 path=self._path,
             )
         try:

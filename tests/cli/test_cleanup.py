@@ -169,6 +169,13 @@ def test_what_was_deleted_is_printed_if_there_is_no_room_to_shrink(
 
 
 @pytest.mark.slow_on("duckdb")
+def test_a_misspelt_name_that_deletes_nothing_is_pointed_out(site: Any) -> None:
+    for confirmed in ("-y", "--dry-run"):
+        output = site("cleanup", "--sensor", "PUMP1", confirmed)
+        assert "did you mean the sensor 'PUMP-1' or 'PUMP-2'?" in output.stderr
+
+
+@pytest.mark.slow_on("duckdb")
 def test_status_reports_what_cleanup_dropped(site: Any) -> None:
     site("cleanup", "--points", "--records", "--all", "-y")
     assert site.json("status")["ledger_dropped"] == 26
@@ -181,6 +188,7 @@ def test_points_are_deleted_later_while_another_process_has_the_columns(
     assert "process" in site("cleanup", "--older-than", "7d", "--dry-run", code=4).stderr
     output = site("cleanup", "--older-than", "7d", "-y")
     assert "is applied when that process releases them" in output.stderr
+    assert "deleted" not in output.stdout
     assert site.json("cleanup", "--sensor", "PUMP-1", "-y")["points"] is None
 
 

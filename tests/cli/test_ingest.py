@@ -192,7 +192,14 @@ def test_the_last_of_several_lines_with_one_time_wins(on_store: Any) -> None:
     ("text", "options", "code", "told"),
     [
         ("", "", 1, "the file is empty"),
-        ("a,b\n1,2\n", "", 1, "there is no column 'timestamp'"),
+        (
+            "a,b\n1,2\n",
+            "",
+            1,
+            "there is no column 'timestamp' for the time, only 'a', 'b'; name the column (--time-column)",
+        ),
+        ("timestamp,b\n1,2\n", "", 1, "or the sensor of all lines (--sensor)"),
+        ("timestamp,b\n2024-05-01,n/a\n", "--sensor S", 3, "if it means no reading, name it (--missing)"),
         ("sensor_id;metric_name;timestamp;value\n", "", 1, "is ';' its delimiter"),
         (LONG, "--time-format %H:%M", 2, "has no year"),
         (LONG, "--zone Mars/Olympus", 2, "no time zone"),

@@ -93,8 +93,8 @@ def test_reading_leaves_the_log_of_a_killed_legacy_program_unchanged(old: Any) -
 
 def test_status_of_an_outdated_store_shows_the_revisions_of_both_databases(old: Any) -> None:
     said = old("status", code=5).stdout
-    assert f"timeseries  at none, {HEAD} is due  ({old.folder / 'timeseries.duckdb'})" in said
-    assert f"metadata    at none, {HEAD} is due  ({old.folder / 'offline_buffer.db'})" in said
+    assert f"timeseries  no revision, {HEAD} is due  ({old.folder / 'timeseries.duckdb'})" in said
+    assert f"metadata    no revision, {HEAD} is due  ({old.folder / 'offline_buffer.db'})" in said
     as_json = old.json("status", code=5)
     assert as_json == old.json("migrate", "--check", code=5) | {"free_bytes": as_json["free_bytes"]}
     assert as_json["outdated"] is True

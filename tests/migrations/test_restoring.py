@@ -168,7 +168,7 @@ def test_restoring_puts_everything_back_as_it_was(legacy: Path) -> None:
         store.flush()
     refused = cli(legacy, "migrate", "--restore", code=1, stdin="n\n")
     assert "will be lost" in refused
-    assert "at none" in cli(legacy, "migrate", "--restore", stdin="y\n")
+    assert "no revision  (timeseries" in cli(legacy, "migrate", "--restore", stdin="y\n")
     assert contents(legacy) == before
     with Store(legacy, Settings(background=False)) as store:
         assert len(list(store.points.range(None, None))) == POINTS

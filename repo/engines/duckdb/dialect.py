@@ -33,8 +33,9 @@ from repo.inuse import is_open_here
 __all__ = ["ConnectionWrapper", "Dialect", "guarded"]
 
 _BRIDGE = (
-    "Copy the file and its log; then, in a separate environment with duckdb==0.9.2, open the file, run "
-    "DROP INDEX IF EXISTS idx_time_sensor; DROP INDEX IF EXISTS idx_metric; CHECKPOINT; and close it"
+    "Copy the file and its log. In a separate environment with duckdb==0.9.2, open the copy, run "
+    "DROP INDEX IF EXISTS idx_time_sensor; DROP INDEX IF EXISTS idx_metric; CHECKPOINT; and close it. "
+    "Then replace the file with the copy, and remove the old log"
 )
 _LOG_HEAD = bytes.fromhex("64006265")  # the first bytes of every log of DuckDB 0.10 and newer
 _opening = threading.Lock()

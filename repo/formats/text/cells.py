@@ -93,7 +93,7 @@ class Cells:
             return "if it has a decimal comma, set the decimal sign (--decimal ,)"
         if self._thousands is None and _GROUPED.fullmatch(cell):
             return "if it has separators of thousands, set them (--thousands)"
-        return "declare the metric as text if it holds states"
+        return "if it means no reading, name it (--missing); if the metric holds states, declare it as text (--text)"
 
     def _plain_text(self, cell: str) -> str:
         """Return a number with a decimal point and without thousands separators."""
@@ -103,8 +103,8 @@ class Cells:
             if self._thousands in cell:
                 if not self._grouped.fullmatch(cell):
                     raise _NoNumber(
-                        f"is not a number whose thousands are separated by {self._thousands!r}; declare the metric as "
-                        "text if it holds states"
+                        f"is not a number whose thousands are separated by {self._thousands!r}; if "
+                        "the metric holds states, declare it as text (--text)"
                     )
                 cell = cell.replace(self._thousands, "")
         if not self._decimal_comma:

@@ -25,6 +25,11 @@ __all__ = ["Columns", "first_columns", "is_position", "later_columns"]
 _POSITION = re.compile(r"#([1-9][0-9]{0,5})")
 _SEARCHED_LINES = 100
 """A header that is not where it should be is looked for in so many lines, for the message."""
+_REMEDIES = {
+    "time": "name the column (--time-column)",
+    "sensor": "name the column (--sensor-column), or the sensor of all lines (--sensor)",
+    "value": "name the column (--value-column)",
+}
 
 
 @dataclass(slots=True)
@@ -271,6 +276,8 @@ class _Header:
         )
         alone = self._names[0] if len(self._names) == 1 else ""
         fault.hint = "".join(f"; is {mark!r} its delimiter?" for mark in ";\t|," if mark in alone)
+        if not fault.hint and use in _REMEDIES:
+            fault.hint = f"; {_REMEDIES[use]}"
         raise fault
 
     def _find(self, name: str, *, all_of_a_name: bool = False) -> int | None:

@@ -163,7 +163,7 @@ class _NdjsonLines:
             if value is None:
                 chunk.missing += 1
             elif type(value) is str and metric not in layout.text_metrics and not layout.mixed:
-                reason = "is a text, not a number; declare the metric as text if it holds states"
+                reason = "is a text, not a number; if the metric holds states, declare it as text (--text)"
                 chunk.reject(line, metric, reason, value)
             else:
                 chunk.rows.append((sensor, metric, seconds, value, *tail))
