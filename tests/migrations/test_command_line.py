@@ -147,7 +147,7 @@ def test_a_checkout_works_in_any_folder_and_alembic_ini_can_name_the_databases(
 ) -> None:
     root = tmp_path / "a b 100%"
     for folder in ("repo", "alembic"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, root / folder)
     settings = (ROOT / "alembic.ini").read_text()
     named = f"[alembic]\npath = site\ntimeseries.url = sqlite:///{root}/t.sqlite\n"
     (root / "alembic.ini").write_text(settings.replace("[alembic]\n", named))
@@ -208,7 +208,7 @@ def test_a_revision_that_fails_keeps_the_ones_before_it_and_leaves_no_log(
     tmp_path: Path, alembic_process: Alembic
 ) -> None:
     for folder in ("repo", "alembic"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / "alembic.ini", tmp_path)
     (tmp_path / "alembic" / "versions" / "9998_fails.py").write_text(
         f'"""Fails."""\nfrom alembic import op\nrevision, down_revision = "9998", "{HEAD}"\n'
