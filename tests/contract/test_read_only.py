@@ -76,6 +76,7 @@ def test_a_reader_gets_the_answers_of_a_writer_and_changes_no_byte(
             _act(store, chance)
     before = _bytes(tmp_path / "store")
     with Store(tmp_path / "store", settings, read_only=True) as reader:
+        reader._handle.columns.stays_open = True  # opening applies the journal
         seen = _answers(reader)
         assert reader.status().last_seq > 0
     assert _bytes(tmp_path / "store") == before
