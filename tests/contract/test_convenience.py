@@ -20,12 +20,12 @@ def times(found: Any) -> list[int]:
 
 
 def test_a_range_is_limited_and_turned_in_every_form(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = [n if n < 3_000 else 50_000 + 40 * n for n in range(6_000)]  # dense, then a hole, then sparse
+    seconds = [n if n < 1_500 else 50_000 + 40 * n for n in range(3_000)]  # dense, then a hole, then sparse
     store.points.insert_many([("s", metric, second, float(second)) for second in seconds for metric in "ab"])
     ask = store.points.range
     for metric, each in (("a", 1), ("*", 2), (None, 2)):
         wanted = [second for second in seconds for _ in range(each)]
-        for limit in (1, 7, 2_000, 20_000, None):
+        for limit in (1, 7, 1_000, 20_000, None):
             assert times(ask("s", metric, limit=limit)) == wanted[:limit]
             newest = ask("s", metric, limit=limit, newest_first=True)
             assert times(newest.all()) == wanted[::-1][:limit]

@@ -61,6 +61,7 @@ def test_a_correction_is_kept_unless_the_file_is_to_overwrite_it(store: Store, t
     assert points_of(store) == points
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_dry_run_reports_the_same_counts_and_stores_nothing(store: Store, tmp_path: Path) -> None:
     write(
         tmp_path / "a.parquet",
@@ -164,6 +165,7 @@ BAD_COLUMNS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("case", BAD_COLUMNS)
 def test_a_missing_or_wrong_column_is_an_error_before_anything_changes(
     unwritten: Store, tmp_path: Path, case: str
@@ -227,6 +229,7 @@ def test_a_skipped_reading_does_not_replace_its_duplicate(store: Store, tmp_path
     assert [row[3] for row in stored(store)] == [1.0, 5.0, 6.0]
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_folder_is_read_in_order_and_hidden_files_are_not(store: Store, tmp_path: Path) -> None:
     folder = tmp_path / "in[1]" / "a'b"
     folder.mkdir(parents=True)
@@ -238,6 +241,7 @@ def test_a_folder_is_read_in_order_and_hidden_files_are_not(store: Store, tmp_pa
     assert [row[3] for row in stored(store)] == [7.0, 8.0]
 
 
+@pytest.mark.slow_on("sqlite")
 def test_an_interrupted_bundle_gives_its_complete_files(open_store: OpenStore, tmp_path: Path) -> None:
     source, target = open_store("source"), open_store("target")
     fill(source)
@@ -248,6 +252,7 @@ def test_an_interrupted_bundle_gives_its_complete_files(open_store: OpenStore, t
     assert done.stored == len(points_of(target)) > 0
 
 
+@pytest.mark.slow_on("sqlite")
 def test_links_in_a_folder_are_reported_and_not_followed(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -270,6 +275,7 @@ def test_a_row_with_a_number_and_a_text_counts_as_a_reading(store: Store, tmp_pa
     assert (done.read, done.stored, done.refused, done.no_reading) == (3, 2, 1, 1)
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_dry_run_reports_that_files_overlap(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -399,6 +405,7 @@ def test_a_huge_row_group_is_read_in_bounded_memory(
     assert peak_mb < 300, "the 300 MB of metadata were held at once"
 
 
+@pytest.mark.slow_on("sqlite")
 def test_days_before_1970_and_times_between_are_in_their_days(open_store: OpenStore, tmp_path: Path) -> None:
     source, target = open_store("source"), open_store("target")
     source.points.insert_many(
@@ -451,6 +458,7 @@ BERLIN = {
 }
 
 
+@pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("texts", [True, False])
 def test_times_without_a_zone_are_those_of_the_zone_that_is_given(
     store: Store, tmp_path: Path, texts: bool
@@ -474,6 +482,7 @@ def test_times_without_a_zone_are_those_of_the_zone_that_is_given(
         store.import_parquet(file, zone="Mars")
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_wide_file_has_a_column_for_each_metric(store: Store, tmp_path: Path) -> None:
     times = pa.array([BEGIN_US, BEGIN_US + 1, BEGIN_US + 2], pa.timestamp("us"))
     columns = {
