@@ -14,7 +14,7 @@ from typing import Any
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import Connection
+from sqlalchemy import Connection, create_engine
 
 from repo.engines.registry import engine_named, traits_of
 from repo.engines.sqlite import driver as sqlite
@@ -33,6 +33,8 @@ CHANGING = {"upgrade", "downgrade"}
 COMPARING = {"check", "revision"}
 BOTH_OR_NONE = {"downgrade", "stamp"}
 PRINTING = {"current", "history"}
+OWN = {"table", "column", "index"}
+REMOVES = context.get_x_argument(as_dictionary=True).get("remove", "").lower() in ("true", "1", "yes")
 IN_FILE = ("path", "metadata.url", "timeseries.url")
 
 
@@ -42,8 +44,17 @@ def command_name() -> str:
     return config.attributes.get("command") or (chosen[0].__name__ if chosen else "")
 
 
-def include_object(thing: Any, _name: str | None, kind: str, reflected: bool, _other: Any) -> bool:
-    """Exclude from the comparison what the models declare for another engine only, such as the index on seq."""
+def include_object(thing: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:
+    """Exclude from the comparison what the models declare for another engine only, and what is a user's own.
+
+    A table, column or index that no model has may be a user's own: it is named in the log, and kept, unless
+    `-x remove=true` asks for what a revision would remove, as for a developer who took it out of the models.
+    """
+    if reflected and other is None and kind in OWN and "connections" not in config.attributes and not REMOVES:
+        table = getattr(thing, "table", None)
+        where = f" of {table.name}" if table is not None else ""
+        log.info("The %s %s%s is in no model and stays; -x remove=true removes it", kind, name, where)
+        return False
     condition = getattr(thing, "_ddl_if", None)
     wanted = None if condition is None else condition.dialect
     return kind != "index" or reflected or wanted in (None, context.get_context().dialect.name)
@@ -165,6 +176,22 @@ def run_command(targets: list[Target]) -> None:
         run_all(connections, {target.database: target.path for target in targets})
 
 
+def needs_no_database() -> bool:
+    """Return whether the command runs only because of `revision_environment`, which numbers its new revision."""
+    wanted = {"revision": "autogenerate", "history": "indicate_current"}.get(command_name(), "")
+    return command_name() == "merge" or getattr(config.cmd_opts, wanted, None) is False
+
+
+def run_without_database() -> None:
+    """Run a command that needs only the scripts."""
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        configure("metadata", connection=connection)
+        with context.begin_transaction():
+            context.run_migrations(database="metadata")
+    engine.dispose()
+
+
 def run_offline(targets: list[Target]) -> None:
     """Print the SQL that the command would run, without opening a database."""
     for target in targets:
@@ -176,6 +203,8 @@ def run_offline(targets: list[Target]) -> None:
 
 if "connections" in config.attributes:
     run_all(config.attributes["connections"], {})
+elif needs_no_database():
+    run_without_database()
 else:
     if config.config_file_name is not None:
         fileConfig(config.config_file_name, disable_existing_loggers=False)

@@ -113,9 +113,12 @@ def refuse_another_shape(table: str) -> None:
 
 
 def other_shape(inspector: sa.Inspector, table: str) -> str | None:
-    """Describe how an existing table differs from the legacy program's; None if it does not. Also used before a run."""
+    """Describe what an existing table lacks of the legacy program's; None if nothing. Also used before a run.
+
+    It may have more columns: those of a user's own are kept.
+    """
     found = [column["name"] for column in inspector.get_columns(table)]
-    if sorted(found) == sorted(COLUMNS[table].split()):
+    if set(COLUMNS[table].split()).issubset(found):
         return None
     return (
         f"the table {table} has the columns {', '.join(found)}, where the legacy schema has "

@@ -76,6 +76,16 @@ LEGACY_POINTS = """
     metadata VARCHAR,
     PRIMARY KEY (timestamp_us, sensor_id, metric_name)"""
 
+LEGACY_NAMES = ("timestamp_us", "sensor_id", "metric_name", "value", "quality", "metadata")
+LEGACY_METADATA = {
+    "buffered_records": (
+        *("id", "record_id", "source", "data", "timestamp", "retry_count", "last_retry", "created_at"),
+    ),
+    "buffer_metadata": ("key", "value"),
+}
+NEW_NAMES = ("value_text", "seq")
+OUR_INDEXES = ("idx_time_sensor", "idx_metric", "idx_seq")
+
 TYPES = {
     "duckdb": {"text": "VARCHAR", "int64": "BIGINT", "number": "DOUBLE"},
     "sqlite": {"text": "TEXT", "int64": "INTEGER", "number": "REAL"},
@@ -138,6 +148,8 @@ def downgrade(database: str) -> None:
 
 
 def upgrade_metadata() -> None:
+    for table, names in LEGACY_METADATA.items():
+        own_columns(table, names)
     for statement in METADATA:
         op.execute(statement)
     make("latest", SUMMARY, key="sensor_id, metric_name", rowid=False)
@@ -168,7 +180,9 @@ def upgrade_timeseries() -> None:
     make("series", SUMMARY, key="sensor_id, metric_name", rowid=False)
     make("timeseries_state", STATE, key="id")
     make("loss_ledger", LEDGER, key="entry_id")
-    make("time_series_data_0002", POINTS, key="sensor_id, metric_name, timestamp_us", rowid=False)
+    own = own_columns("time_series_data", LEGACY_NAMES, NEW_NAMES)
+    points = POINTS + "".join(f",\n    {quoted(after)} {kind}" for _, after, kind in own)
+    make("time_series_data_0002", points, key="sensor_id, metric_name, timestamp_us", rowid=False)
     # NaN was how the legacy program stored "no reading"; SQLite cannot hold one.
     if on_duckdb() and (empty := count("time_series_data", "isnan(value)")):
         log.warning("%s contained NaN and now have no reading (NULL)", points_of(empty))
@@ -190,8 +204,8 @@ def upgrade_timeseries() -> None:
     # In stored order, which is roughly that of time: this needs no sort, whatever the size.
     move_points(
         "time_series_data_0002",
-        f"SELECT p.sensor_id, p.metric_name, p.timestamp_us, {value}, NULL, p.quality, p.metadata, NULL "
-        "FROM time_series_data AS p",
+        f"SELECT p.sensor_id, p.metric_name, p.timestamp_us, {value}, NULL, p.quality, p.metadata, NULL"
+        f"{''.join(f', p.{quoted(name)}' for name, _, _ in own)} FROM time_series_data AS p",
     )
     if on_duckdb():
         # Some files of the legacy program have a default here, others do not.
@@ -204,11 +218,12 @@ def downgrade_timeseries() -> None:
     refuse_if_any("text points", "time_series_data", "value_text IS NOT NULL")
     refuse_if_any("points without a number", "time_series_data", "value IS NULL AND value_text IS NULL")
     refuse_if_any("entries of the loss ledger", "loss_ledger")
-    op.execute(f"CREATE TABLE time_series_data_0001 ({LEGACY_POINTS})")
-    move_points(
-        "time_series_data_0001",
-        "SELECT timestamp_us, sensor_id, metric_name, value, quality, metadata FROM time_series_data",
-    )
+    own = own_columns("time_series_data", (*LEGACY_NAMES, *NEW_NAMES))
+    columns, _, key = LEGACY_POINTS.rpartition(",\n    PRIMARY KEY")
+    points = columns + "".join(f",\n    {quoted(after)} {kind}" for _, after, kind in own)
+    op.execute(f"CREATE TABLE time_series_data_0001 ({points},\n    PRIMARY KEY{key})")
+    names = [*LEGACY_NAMES, *(quoted(name) for name, _, _ in own)]
+    move_points("time_series_data_0001", f"SELECT {', '.join(names)} FROM time_series_data")
     op.execute("CREATE INDEX idx_time_sensor ON time_series_data (timestamp_us, sensor_id)")
     op.execute("CREATE INDEX idx_metric ON time_series_data (metric_name, timestamp_us)")
     for table in ("series", "timeseries_state", "loss_ledger"):
@@ -216,14 +231,62 @@ def downgrade_timeseries() -> None:
 
 
 def move_points(target: str, selection: str) -> None:
-    """Fill the new table, compare the counts, and replace the old table with it."""
+    """Fill the new table, compare the counts, and replace the old table with it. Keeps the indexes of a user's own."""
     before = count("time_series_data")
+    indexes = own_indexes()
     op.execute(f"INSERT INTO {target} {selection}")
     after = count(target)
     if before != after:
         raise CommandError(f"{points_of(before)} became {after:,} when copied to {target}; nothing was changed")
     op.execute("DROP TABLE time_series_data")
     op.execute(f"ALTER TABLE {target} RENAME TO time_series_data")
+    for name, statement in indexes:
+        if "UNIQUE" in statement.upper().split():  # it would refuse overwrites
+            log.warning("the unique index %s, which Holdfast did not create, was dropped: %s", name, statement)
+        else:
+            op.execute(sa.text(statement.replace(":", "\\:")))
+            log.warning("the index %s, which Holdfast did not create, was kept", name)
+
+
+def own_columns(
+    table: str, ours: tuple[str, ...], needed: tuple[str, ...] = ()
+) -> list[tuple[str, str, str]]:
+    """Return the columns of a table that no revision made: name, name from now on, type; rebuilt ones may be NULL.
+
+    One that has a name that this revision `needed` gets another.
+    """
+    if context.is_offline_mode():
+        return []
+    columns = sa.inspect(op.get_bind()).get_columns(table)
+    taken = {column["name"].lower() for column in columns}.union(needed)
+    found = []
+    for column in columns:
+        name = after = column["name"]
+        if name in ours:
+            continue
+        while name.lower() in needed and after.lower() in taken:
+            after = f"own_{after}"
+        taken.add(after.lower())
+        kind = column["type"].compile(op.get_bind().dialect) if on_duckdb() else "ANY"
+        found.append((name, after, kind))
+    if found:
+        shown = ", ".join(name if name == after else f"{name} (now {after})" for name, after, _ in found)
+        log.warning("columns of %s that Holdfast did not create were kept: %s", table, shown)
+    return found
+
+
+def own_indexes() -> list[tuple[str, str]]:
+    """Return the name and the SQL of each index on the points that no revision made."""
+    if context.is_offline_mode():
+        return []
+    found = op.get_bind().execute(
+        sa.text(
+            "SELECT index_name, sql FROM duckdb_indexes() WHERE table_name = 'time_series_data'"
+            if on_duckdb()
+            else "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = 'time_series_data'"
+        )
+    )
+    return [(name, statement) for name, statement in found if statement and name not in OUR_INDEXES]
 
 
 # --- tools ---------------------------------------------------------------------------------------------
@@ -241,6 +304,10 @@ def make(table: str, columns: str, *, key: str, rowid: bool = True) -> None:
     else:
         tail = "STRICT" if rowid else "STRICT, WITHOUT ROWID"
         op.execute(f"CREATE TABLE {table} ({body}, PRIMARY KEY ({key})) {tail}")
+
+
+def quoted(name: str) -> str:
+    return op.get_bind().dialect.identifier_preparer.quote(name)
 
 
 def count(table: str, condition: str = "true") -> int:

@@ -39,7 +39,7 @@ metadata at the head, which a store checks first, mean that the columns are at t
 
 DEFAULT_STORE = "./data/buffer"
 
-_SETTINGS = ("store", "path", *(f"{database}.url" for database in DATABASES))
+_SETTINGS = ("store", "path", *(f"{database}.url" for database in DATABASES), "remove")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,9 @@ def find_targets(
     """Resolve the databases of a run, in the order in which they are migrated.
 
     `arguments` are Alembic's `-x` pairs: `store=metadata|timeseries` limits the run; `metadata.url=`,
-    `timeseries.url=` and `path=` (a store's folder) give the location. The environment comes next
-    (`HOLDFAST_METADATA_URL`, `HOLDFAST_TIMESERIES_URL`, `HOLDFAST_STORE`), then `in_file`, the same names in
-    alembic.ini, then ./data/buffer. In each of these, the URL of a database takes precedence over the folder. Opens
+    `timeseries.url=` and `path=` (a store's folder) give the location; `remove=true` is for `env.py`. The environment
+    comes next (`HOLDFAST_METADATA_URL`, `HOLDFAST_TIMESERIES_URL`, `HOLDFAST_STORE`), then `in_file`, the same names
+    in alembic.ini, then ./data/buffer. In each of these, the URL of a database takes precedence over the folder. Opens
     only the metadata of a store. Raises `HoldfastError` for an unknown name or a URL of another engine.
     """
     for name, value in arguments.items():
