@@ -138,7 +138,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 class Clock:
-    """A clock that stands until the test moves it; starts at 2024-05-01T00:00:00Z."""
+    """A clock that stops until the test moves it; starts at 2024-05-01T00:00:00Z."""
 
     def __init__(self) -> None:
         self.now_us = 1_714_521_600_000_000

@@ -82,7 +82,7 @@ def see_that_it_is_whole(new: Path) -> None:
         assert (record["data"], record["retry_count"]) == ({"value": number}, number)
 
 
-def test_the_new_store_has_everything_and_the_old_folder_is_as_it_was(
+def test_the_new_store_has_everything_and_the_old_folder_is_unchanged(
     command: Command, old: Path, new: Path
 ) -> None:
     before = listing(old)
@@ -102,7 +102,7 @@ def test_the_new_store_has_everything_and_the_old_folder_is_as_it_was(
     assert listing(old) == before
 
 
-def test_the_output_says_what_was_made_and_what_became_of_the_records(
+def test_the_output_says_what_was_created_and_what_happened_to_the_records(
     command: Command, old: Path, new: Path
 ) -> None:
     output = command("adopt", old, new).stdout
@@ -171,7 +171,7 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("given", ["option", "environment", "link"])
-def test_points_that_lie_elsewhere_are_found_as_the_legacy_program_found_them(
+def test_points_outside_the_folder_are_found_as_the_legacy_program_found_them(
     command: Command, old: Path, new: Path, given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = old.parent / "elsewhere"
@@ -205,7 +205,7 @@ def test_a_time_series_file_that_is_not_the_stores_own_is_refused(
     assert remains(new) == []
 
 
-def test_a_store_of_an_earlier_revision_is_adopted_too_and_one_at_the_head_is_not(
+def test_a_store_of_an_earlier_revision_is_adopted_and_one_at_the_head_is_refused(
     command: Command, old: Path, new: Path
 ) -> None:
     migrate_store(old, to="0001", backup=False)
@@ -242,7 +242,7 @@ def test_a_store_of_an_earlier_revision_that_has_its_points_in_sqlite_is_adopted
         assert [row["value"] for row in store.points.range("s", "m")] == [2.5]
 
 
-def test_a_store_that_has_records_alone_is_adopted(command: Command, new: Path, tmp_path: Path) -> None:
+def test_a_store_that_has_only_records_is_adopted(command: Command, new: Path, tmp_path: Path) -> None:
     old = make_legacy_store(tmp_path / "old", 10, records=4)
     (old / "timeseries.duckdb").unlink()
     assert command.json("adopt", old, new)["records"] == 4

@@ -56,7 +56,7 @@ def test_answering_no_deletes_nothing(site: Any) -> None:
 
 
 @pytest.mark.slow_on("duckdb")
-def test_where_nobody_can_say_yes_it_asks_for_y(site: Any) -> None:
+def test_without_a_terminal_cleanup_asks_for_the_option_y(site: Any) -> None:
     assert "add -y" in site("cleanup", "--older-than", "7d", code=2).stderr
     assert left(site) == (20, 6)
 
@@ -154,7 +154,7 @@ def test_space_goes_back_to_the_disk_when_asked(on_store: Any) -> None:
     assert float(given[1]) * (1024 if given[2] == "M" else 1) > 200
 
 
-def test_what_was_deleted_is_printed_if_there_is_no_room_to_shrink(
+def test_the_deletion_is_reported_even_if_there_is_no_space_to_shrink(
     site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk, "NEW_FILE_BYTES", 2**62)

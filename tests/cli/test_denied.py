@@ -1,4 +1,4 @@
-"""What must not be read or written is told as such: which file, why, what to look at; no bare error of the system."""
+"""Denied access is reported with the file, the reason and what to check; never as a bare error of the system."""
 
 from __future__ import annotations
 
@@ -149,9 +149,9 @@ def test_denied_access_to_a_store_names_the_cause_and_exits_with_1(
             assert " 1.0 " in command(*lines.pop(0).split()).stdout
             assert Store(folder, QUIET, read_only=True).points.latest("s", "m")[0]["value"] == 1.0
         for line in lines:
-            told = command(*line.split(), code=1, stdin="sensor_id,metric_name,timestamp,value\n").stderr
-            assert "check its owner and mode" in told
-            assert str(folder) in told
+            message = command(*line.split(), code=1, stdin="sensor_id,metric_name,timestamp,value\n").stderr
+            assert "check its owner and mode" in message
+            assert str(folder) in message
 
 
 @pytest.mark.parametrize("has_shared_memory", [True, False])
@@ -201,7 +201,7 @@ def test_denied_access_to_the_columns_is_reported(place: Path, engine: str, colu
 
 
 @pytest.mark.duckdb
-def test_denied_access_to_the_note_of_a_checkpoint_is_reported(place: Path) -> None:
+def test_denied_access_to_the_checkpoint_file_is_reported(place: Path) -> None:
     _make(place / "store")
     note = checkpoint.note_path(place / "store" / "timeseries.duckdb")
     note.touch()
@@ -228,7 +228,7 @@ def test_denied_access_to_backups_is_reported_with_the_next_step(place: Path) ->
 
 
 @pytest.mark.duckdb
-def test_nothing_is_opened_where_it_cannot_be_seen_whether_a_restore_was_cut_off(place: Path) -> None:
+def test_nothing_is_opened_if_an_interrupted_restore_cannot_be_ruled_out(place: Path) -> None:
     folder = make_legacy_store(place / "old", 10, records=1)
     (folder / "backups").mkdir()
     _give_away(folder)
@@ -312,5 +312,5 @@ else:
     assert done.returncode == 0, done.stderr
     *refused, looked = pickle.loads(said.read_bytes())
     assert looked == 1
-    for kind, told in refused:
-        assert (kind, "mounted read-only" in told) == ("StoreDenied", True)
+    for kind, message in refused:
+        assert (kind, "mounted read-only" in message) == ("StoreDenied", True)

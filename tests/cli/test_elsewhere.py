@@ -81,7 +81,7 @@ def test_commands_that_write_also_link_the_columns(old: Any) -> None:
     assert len(old.json("query", "SENSOR-7", "temperature")) > 1
 
 
-def test_a_store_that_has_columns_of_its_own_or_none_yet_is_as_it_is(
+def test_a_store_that_has_its_own_columns_or_none_yet_is_unchanged(
     old: Any, engine: str, tmp_path: Path
 ) -> None:
     old.folder = tmp_path / "another"
@@ -95,7 +95,7 @@ def test_a_store_that_has_columns_of_its_own_or_none_yet_is_as_it_is(
 
 
 @pytest.mark.parametrize("kind", ["text", "another program's"])
-def test_what_a_wrong_variable_names_is_never_linked(old: Any, kind: str, tmp_path: Path) -> None:
+def test_a_file_that_a_wrong_variable_names_is_never_linked(old: Any, kind: str, tmp_path: Path) -> None:
     wrong = tmp_path / "disk" / "wrong"
     if kind == "text":
         wrong.write_text("no database " * 1_000)
@@ -109,24 +109,24 @@ def test_what_a_wrong_variable_names_is_never_linked(old: Any, kind: str, tmp_pa
         patched.setenv("DUCKDB_STORAGE_PATH", str(wrong))
         before = digest(tmp_path)
         for line in ("migrate", "ingest -", "migrate --check"):
-            told = old(*line.split(), code=1, stdin="").stderr
-            assert str(wrong) in told
-            assert "--check" in line or "DUCKDB_STORAGE_PATH names" in told
+            message = old(*line.split(), code=1, stdin="").stderr
+            assert str(wrong) in message
+            assert "--check" in line or "DUCKDB_STORAGE_PATH names" in message
             assert digest(tmp_path) == before
     assert old.json("migrate")["records_restored"] == 3
 
 
-def test_where_no_columns_are_found_and_records_wait_for_them_the_variable_is_named(
+def test_if_records_wait_and_no_columns_are_found_the_message_names_the_variable(
     old: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DUCKDB_STORAGE_PATH")
     for line in ("migrate --check", "migrate"):
-        told = old(*line.split(), code=5 if "--check" in line else 0).stderr
-        assert f"{old.folder} has no time-series file" in told
-        assert "set DUCKDB_STORAGE_PATH" in told
+        message = old(*line.split(), code=5 if "--check" in line else 0).stderr
+        assert f"{old.folder} has no time-series file" in message
+        assert "set DUCKDB_STORAGE_PATH" in message
 
 
-def test_columns_of_another_store_are_never_taken(old: Any, tmp_path: Path) -> None:
+def test_columns_of_another_store_are_never_used(old: Any, tmp_path: Path) -> None:
     points = tmp_path / "disk" / "points.duckdb"
     points.rename(tmp_path / "disk" / "timeseries.duckdb")
     with Store(tmp_path / "theirs", QUIET) as store:

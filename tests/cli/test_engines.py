@@ -15,10 +15,10 @@ VERBS = {"duckdb": ("demote", "sqlite"), "sqlite": ("promote", "duckdb")}
 def test_the_columns_move_and_the_old_file_is_named(on_store: Any, engine: str) -> None:
     on_store.write(("s", "m", 1, 1.5), ("s", "m", 2, 2.5))
     verb, other = VERBS[engine]
-    told = on_store(verb)
-    assert f"moved 2 points of {on_store.folder} from {engine} to {other}" in told.stdout
+    moved = on_store(verb)
+    assert f"moved 2 points of {on_store.folder} from {engine} to {other}" in moved.stdout
     kept = f"timeseries.{engine}.inactive-2"
-    assert kept in told.stdout
+    assert kept in moved.stdout
     status = on_store.json("status")
     assert (status["engine"], status["generation"]) == (other, 2)
     assert kept in status["bytes_by_kept_file"]
@@ -26,7 +26,7 @@ def test_the_columns_move_and_the_old_file_is_named(on_store: Any, engine: str) 
     assert [row["value"] for row in on_store.json("query", "s", "m")] == [1.5, 2.5]
 
 
-def test_there_is_nothing_to_move_to_the_engine_in_use(on_store: Any, engine: str) -> None:
+def test_moving_to_the_engine_in_use_does_nothing(on_store: Any, engine: str) -> None:
     verb, _ = VERBS[VERBS[engine][1]]
     assert f"are already in {engine}" in on_store(verb).stdout
     done = on_store.json(verb)
@@ -60,7 +60,7 @@ def test_a_move_stops_waiting_for_the_holder_of_the_columns(
     assert on_store.json("status")["engine"] == engine
 
 
-def test_migrations_find_the_file_in_use_beside_those_that_were_set_aside(on_store: Any, engine: str) -> None:
+def test_migrations_find_the_file_in_use_among_inactive_ones(on_store: Any, engine: str) -> None:
     on_store.write(("s", "m", 1, 1.5))
     on_store(VERBS[engine][0])
     [metadata, columns] = sorted(

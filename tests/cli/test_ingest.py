@@ -93,7 +93,7 @@ def test_states_are_read_where_they_are_declared(on_duckdb: Any) -> None:
     assert values(on_duckdb) == ["OPEN", "SHUT"]
 
 
-def test_gzip_is_unpacked_whatever_its_name(on_duckdb: Any, tmp_path: Path) -> None:
+def test_gzip_is_recognized_whatever_the_file_name(on_duckdb: Any, tmp_path: Path) -> None:
     for name in ("a.csv.gz", "b.csv"):
         (tmp_path / name).write_bytes(gzip.compress(LONG.encode()))
         assert on_duckdb.json("ingest", tmp_path / name, *BOTH_TIMES)["points"] == 3
@@ -114,10 +114,10 @@ def test_bad_rows_are_reported_by_line_and_good_rows_are_written(on_store: Any) 
     result = on_store("ingest", "-", stdin=BAD, code=3)
     assert "2 points" in result.stdout
     assert "4 rejected" in result.stdout
-    told = result.stderr.splitlines()
-    assert [line.split(":")[0].split(",")[0] for line in told] == ["line 3", "line 4", "line 5", "line 6"]
-    assert "line 4, value: is not a number" in told[1]
-    assert "line 6, sensor_id: is empty" in told[3]
+    lines = result.stderr.splitlines()
+    assert [line.split(":")[0].split(",")[0] for line in lines] == ["line 3", "line 4", "line 5", "line 6"]
+    assert "line 4, value: is not a number" in lines[1]
+    assert "line 6, sensor_id: is empty" in lines[3]
     assert values(on_store) == [1.5, 5.5]
 
 
@@ -153,7 +153,7 @@ def test_strict_writes_nothing_of_any_file_if_one_row_is_bad(on_store: Any, tmp_
 
 
 @pytest.mark.parametrize("source", ["file", "stdin"])
-def test_strict_writes_what_is_good(on_duckdb: Any, tmp_path: Path, source: str) -> None:
+def test_strict_writes_valid_files(on_duckdb: Any, tmp_path: Path, source: str) -> None:
     (tmp_path / "good.csv").write_text(LONG)
     file = "-" if source == "stdin" else tmp_path / "good.csv"
     assert on_duckdb.json("ingest", file, "--strict", *BOTH_TIMES, stdin=LONG)["points"] == 3
@@ -189,7 +189,7 @@ def test_the_last_of_several_lines_with_one_time_wins(on_store: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "options", "code", "told"),
+    ("text", "options", "code", "message"),
     [
         ("", "", 1, "the file is empty"),
         (
@@ -211,9 +211,9 @@ def test_the_last_of_several_lines_with_one_time_wins(on_store: Any) -> None:
     ],
 )
 def test_an_invalid_file_or_layout_is_reported(
-    on_duckdb: Any, text: str, options: str, code: int, told: str
+    on_duckdb: Any, text: str, options: str, code: int, message: str
 ) -> None:
-    assert told in on_duckdb("ingest", "-", *options.split(), stdin=text, code=code).stderr
+    assert message in on_duckdb("ingest", "-", *options.split(), stdin=text, code=code).stderr
 
 
 def test_a_missing_file_is_reported_before_anything_is_written(on_duckdb: Any, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_missing_file_is_reported_before_anything_is_written(on_duckdb: Any, t
     assert on_duckdb.json("status")["last_seq"] == 0
 
 
-def test_no_progress_is_drawn_where_stderr_is_no_terminal(on_duckdb: Any) -> None:
+def test_no_progress_is_drawn_if_stderr_is_not_a_terminal(on_duckdb: Any) -> None:
     assert on_duckdb("ingest", "-", *BOTH_TIMES, stdin=LONG).stderr == ""
 
 
@@ -248,7 +248,7 @@ def test_seconds_that_are_read_as_milliseconds_are_reported(on_duckdb: Any) -> N
 TWICE = "time,p\n2026-10-25 01:30,1\n2026-10-25 02:00,2\n2026-10-25 02:00,3\n2026-10-25 03:00,4\n"
 
 
-def test_the_hour_that_occurs_twice_comes_in_whole_or_is_counted_as_overwritten(on_duckdb: Any) -> None:
+def test_the_hour_that_occurs_twice_is_read_completely_or_counted_as_overwritten(on_duckdb: Any) -> None:
     options = ["--sensor", "S", "--time-column", "time", "--zone", "Europe/Oslo", "--ambiguous"]
     result = on_duckdb("ingest", "-", *options, "earlier", stdin=TWICE)
     assert "3 points" in result.stdout

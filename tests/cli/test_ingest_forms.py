@@ -78,7 +78,7 @@ def test_files_of_every_format_are_ingested_together(on_store: Command, tmp_path
     assert series == {(sensor, 2) for sensor in ("C", "T", "N1", "N2", "Z", "N3", "Q", "I")}
 
 
-def test_what_another_program_wrote_is_read_by_the_names_that_it_uses(on_duckdb: Command) -> None:
+def test_files_of_other_programs_are_read_by_their_own_column_names(on_duckdb: Command) -> None:
     text = '{"dev":"P-1","ts":1714521600500,"Druck":1.5,"q":7,"note":"x"}\n{"dev":"P-1","ts":1714521601000,"T":null}\n'
     options = ["--sensor-column", "dev", "--time-column", "ts", "--time-format", "unix_ms"]
     options += ["--quality-column", "q", "--ignore", "note"]
@@ -94,10 +94,10 @@ def test_bad_lines_are_reported_by_number_and_good_lines_are_written(
 ) -> None:
     kept = tmp_path / "errors.csv"
     result = on_store("ingest", "-", "--errors", kept, stdin=BAD, code=3)
-    told = result.stderr.splitlines()
-    assert [line.split(":")[0].split(",")[0] for line in told] == [f"line {n}" for n in range(2, 8)]
+    lines = result.stderr.splitlines()
+    assert [line.split(":")[0].split(",")[0] for line in lines] == [f"line {n}" for n in range(2, 8)]
     for found, expected in zip(
-        told,
+        lines,
         [
             "fits no time format",
             "has numbers",
@@ -143,13 +143,13 @@ def test_rows_of_parquet_that_cannot_be_stored_are_rejected(on_store: Command, t
     result = on_store("ingest", file, "--errors", kept, code=3)
     assert "2 points" in result.stdout
     assert "1 without a reading, 3 rejected" in result.stdout
-    for told in ("1 row without a sensor", "are read as seconds", "is empty"):
-        assert told in result.stderr
-        assert told in kept.read_text()
+    for reason in ("1 row without a sensor", "are read as seconds", "is empty"):
+        assert reason in result.stderr
+        assert reason in kept.read_text()
     assert str(file) not in result.stderr
 
 
-def test_of_files_of_any_kind_the_last_wins_over_stored_points_too(on_store: Command, tmp_path: Path) -> None:
+def test_the_last_file_of_any_format_wins_also_over_stored_points(on_store: Command, tmp_path: Path) -> None:
     on_store.write(("Q", "m", T0, 99.0))
     (tmp_path / "a.ndjson").write_text(lines("Q", value=7.0))
     (tmp_path / "b.csv").write_text(CSV.replace("C", "Q").replace("1\n", "5\n", 1))
@@ -196,7 +196,7 @@ def test_the_kind_of_a_series_is_that_of_its_first_reading(on_store: Command, tm
     )
 
 
-def test_columns_of_parquet_go_by_the_names_that_are_given(on_duckdb: Command, tmp_path: Path) -> None:
+def test_columns_of_parquet_can_be_named(on_duckdb: Command, tmp_path: Path) -> None:
     file = parquet(
         tmp_path / "a.parquet", tag=["X", "Y"], at=[T0 * 10**6, T0 * 10**6], sensor_id=None, timestamp=None
     )
@@ -250,7 +250,7 @@ def test_the_format_can_be_given(on_duckdb: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "code", "told"),
+    ("name", "content", "code", "message"),
     [
         ("a.ndjson.gz", gzip.compress(lines(count=9_000).encode())[:-100], 1, "truncated or damaged gzip"),
         ("a.ndjson.gz", lines().encode(), 1, "ends in .gz but is not gzip"),
@@ -291,12 +291,12 @@ def test_the_format_can_be_given(on_duckdb: Command, tmp_path: Path) -> None:
     ],
     ids=lambda case: "" if isinstance(case, bytes) else None,
 )
-def test_a_file_of_another_format_is_named(
-    on_duckdb: Command, tmp_path: Path, name: str, content: bytes, code: int, told: str
+def test_a_file_of_another_format_is_reported_with_its_format(
+    on_duckdb: Command, tmp_path: Path, name: str, content: bytes, code: int, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     result = on_duckdb("ingest", tmp_path / name, code=code)
-    assert told in result.stderr
+    assert message in result.stderr
     assert (name in result.stderr) or code == 3
 
 
@@ -313,7 +313,7 @@ def test_standard_input_cannot_be_parquet(on_duckdb: Command, tmp_path: Path, op
 
 
 @pytest.mark.parametrize("pack", ["gzip", "zstd"])
-def test_standard_input_may_be_packed_and_read_twice(on_duckdb: Command, pack: str) -> None:
+def test_standard_input_may_be_compressed_and_read_twice(on_duckdb: Command, pack: str) -> None:
     content = lines(count=3).encode()
     packed = gzip.compress(content) if pack == "gzip" else pytest.importorskip("zstandard").compress(content)
     assert on_duckdb.json("ingest", "-", stdin=packed)["points"] == 3
@@ -346,7 +346,7 @@ def test_an_export_is_read_by_ingest_as_well(on_store: Command, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (CSV.encode(), "it is text, perhaps CSV; `holdfast ingest` (store.ingest) reads it"),
         (CSV.encode("utf-16"), "it is text in UTF-16"),
@@ -354,8 +354,10 @@ def test_an_export_is_read_by_ingest_as_well(on_store: Command, tmp_path: Path) 
     ],
 )
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
-def test_import_says_what_a_file_is_that_it_does_not_read(
-    on_duckdb: Command, tmp_path: Path, name: str, content: bytes, told: str
+def test_import_names_the_format_of_a_file_that_it_does_not_read(
+    on_duckdb: Command, tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    assert f"{name} cannot be read as Parquet: {told}" in on_duckdb("import", tmp_path / name, code=1).stderr
+    assert (
+        f"{name} cannot be read as Parquet: {message}" in on_duckdb("import", tmp_path / name, code=1).stderr
+    )

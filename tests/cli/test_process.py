@@ -90,7 +90,7 @@ print("loaded", sorted({{"alembic", "sqlalchemy", "numpy", "pyarrow"}} & set(sys
     assert ended.stdout.splitlines()[-1] == "loaded ['sqlalchemy']"
 
 
-def test_the_list_of_commands_says_what_each_says_of_itself() -> None:
+def test_the_list_of_commands_has_the_first_line_of_each_help() -> None:
     import click
 
     context = click.Context(holdfast)
@@ -165,9 +165,9 @@ def test_on_a_full_disk_ingest_reports_the_acknowledged_points_and_can_be_repeat
     process = start("--store", on_duckdb.folder, *ingest, preexec_fn=limit_files)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
-    told = re.search(r"this import acknowledged ([\d,]+) points", err.decode())
-    assert told is not None, err
-    acknowledged = int(told[1].replace(",", ""))
+    reported = re.search(r"this import acknowledged ([\d,]+) points", err.decode())
+    assert reported is not None, err
+    acknowledged = int(reported[1].replace(",", ""))
     assert 0 < acknowledged < 60_000
     assert points_in_journal(on_duckdb.folder) >= acknowledged
     monkeypatch.setenv("HOLDFAST_QUIET", "1")

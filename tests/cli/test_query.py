@@ -31,7 +31,7 @@ def fill(command: Command, engine: str) -> None:
     command.write(*rows)
 
 
-def test_points_come_in_order_of_time_with_all_their_fields(filled: Any) -> None:
+def test_points_are_printed_in_order_of_time_with_all_fields(filled: Any) -> None:
     filled.write(("P-3", "flow", T0 + 0.25, 7.5, 42, {"by": "hand"}))
     (point,) = filled.json("query", "P-3", "flow")
     assert point == {
@@ -80,7 +80,7 @@ def test_names_may_be_globs(filled: Any) -> None:
     assert len(filled.json("query", "*", "*")) == 26
 
 
-def test_aggregates_come_for_the_whole_range_or_for_each_bucket(filled: Any) -> None:
+def test_aggregates_are_printed_for_the_whole_range_or_for_each_bucket(filled: Any) -> None:
     assert filled.json("query", "P-*", "flow", "--agg", "min,max", "--agg", "count") == [
         {"sensor_id": "P-1", "metric_name": "flow", "min": 0.0, "max": 11.0, "count": 12},
         {"sensor_id": "P-2", "metric_name": "flow", "min": 100.0, "max": 111.0, "count": 12},
@@ -108,14 +108,16 @@ def test_aggregates_may_be_percentiles_and_buckets_may_be_months(filled: Any) ->
     ("fill", "middle"), [("none", []), ("null", [None]), ("previous", [8.0]), ("linear", [6.0])]
 )
 @pytest.mark.slow_on("duckdb")
-def test_buckets_without_readings_are_filled_as_asked(on_store: Any, fill: str, middle: list[Any]) -> None:
+def test_buckets_without_readings_are_filled_as_requested(
+    on_store: Any, fill: str, middle: list[Any]
+) -> None:
     on_store.write(("s", "m", T0, 8.0), ("s", "m", T0 + 7_200, 4.0))
     rows = on_store.json("query", "s", "m", "--every", "1h", "--agg", "avg,count", "--fill", fill)
     assert [row["avg"] for row in rows] == [8.0, *middle, 4.0]
     assert [row["count"] for row in rows] == [1, *(0 for _ in middle), 1]
 
 
-def test_the_time_in_each_state_comes_whole_or_by_buckets(filled: Any) -> None:
+def test_the_time_in_each_state_is_totalled_or_split_into_buckets(filled: Any) -> None:
     assert filled.json("query", "P-1", "state", "--states", "--end", "2024-05-01T04:00Z") == [
         {"sensor_id": "P-1", "metric_name": "state", "state": "CLOSED", "seconds": 10_800.0, "share": 0.75},
         {"sensor_id": "P-1", "metric_name": "state", "state": "OPEN", "seconds": 3_600.0, "share": 0.25},
@@ -144,7 +146,7 @@ def test_a_state_series_has_texts(filled: Any) -> None:
 
 
 @pytest.mark.slow_on("duckdb")
-def test_csv_holds_what_json_holds_and_can_be_ingested_again(filled: Any, tmp_path: Any) -> None:
+def test_csv_contains_what_json_contains_and_can_be_ingested_again(filled: Any, tmp_path: Any) -> None:
     text = filled("query", "*", "flow", "--format", "csv").stdout
     rows = list(csv.DictReader(io.StringIO(text)))
     assert list(rows[0]) == ["sensor_id", "metric_name", "timestamp", "value", "quality", "metadata"]
@@ -155,7 +157,7 @@ def test_csv_holds_what_json_holds_and_can_be_ingested_again(filled: Any, tmp_pa
 
 
 @pytest.mark.slow_on("duckdb")
-def test_ndjson_is_an_object_a_line(filled: Any) -> None:
+def test_ndjson_is_one_object_per_line(filled: Any) -> None:
     lines = filled("query", "P-1", "flow", "--format", "ndjson").stdout.splitlines()
     assert [json.loads(line) for line in lines] == filled.json("query", "P-1", "flow")
 
@@ -216,9 +218,9 @@ def test_without_results_stdout_is_empty_and_stderr_says_so(filled: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ("--start whenever", "'whenever' is no time"),
+        ("--start whenever", "'whenever' is not a time"),
         ("--start 20240501", "could be a date or Unix seconds"),
         ("--start 1714521600000", "looks like milliseconds"),
         ("--since 5", "is not a duration"),
@@ -235,9 +237,9 @@ def test_without_results_stdout_is_empty_and_stderr_says_so(filled: Any) -> None
         ("--format xml", "--format"),
     ],
 )
-def test_an_invalid_argument_is_a_usage_error(on_duckdb: Any, options: str, told: str) -> None:
+def test_an_invalid_argument_is_a_usage_error(on_duckdb: Any, options: str, message: str) -> None:
     result = on_duckdb("query", "s", "m", *options.split(), code=2)
-    assert told in result.stderr
+    assert message in result.stderr
     assert result.stdout == ""
 
 
@@ -249,7 +251,7 @@ def test_days_can_be_those_of_a_utc_offset(on_duckdb: Any) -> None:
 
 
 @pytest.mark.slow_on("duckdb")
-def test_latest_gives_one_of_each_series_or_as_many_as_asked(filled: Any) -> None:
+def test_latest_prints_one_point_per_series_or_as_many_as_requested(filled: Any) -> None:
     assert [(p["sensor_id"], p["metric_name"], p["value"]) for p in filled.json("latest")] == [
         ("P-1", "flow", 11.0),
         ("P-1", "state", "CLOSED"),
@@ -291,7 +293,7 @@ def test_series_lists_what_matches_a_sensor_or_a_metric(filled: Any) -> None:
     assert "2024-05-01T00:00:00Z" in filled("series", "P-2").stdout
 
 
-def test_control_characters_of_old_names_never_reach_the_terminal(on_duckdb: Any) -> None:
+def test_control_characters_in_old_names_never_reach_the_terminal(on_duckdb: Any) -> None:
     on_duckdb.write(("s", "m", T0, 1.0))
     on_duckdb("query", "s", "m")
     database = sqlite3.connect(on_duckdb.folder / "offline_buffer.db")

@@ -11,7 +11,7 @@ QUERY = (
 )
 
 
-def test_a_select_is_printed_in_every_form_and_sees_points_that_wait(on_store: Any) -> None:
+def test_a_select_is_printed_in_every_format_and_includes_points_in_the_journal(on_store: Any) -> None:
     on_store.write(*((sensor, "m", T0 + n, n / 3) for sensor in ("a", "b") for n in range(3)))
     rows = [{"sensor_id": "a", "n": 3, "top": 2 / 3}, {"sensor_id": "b", "n": 3, "top": 2 / 3}]
     assert on_store.json("sql", QUERY) == rows
@@ -61,7 +61,9 @@ def test_types_that_json_does_not_have_are_texts_and_numbers(on_duckdb: Any) -> 
     assert "2026-01-02" in on_duckdb("sql", query, "--csv").stdout
 
 
-def test_what_writes_is_refused_and_a_wrong_table_names_the_right_ones(on_store: Any) -> None:
+def test_statements_that_write_are_refused_and_an_unknown_table_is_answered_with_the_tables(
+    on_store: Any,
+) -> None:
     on_store.write(("a", "m", T0, 1.0))
     for query in (
         "DELETE FROM time_series_data",

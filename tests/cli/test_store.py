@@ -68,7 +68,7 @@ def set_version(folder: Path, version: str) -> None:
     connection.close()
 
 
-def test_init_makes_a_store_of_the_engine_that_is_asked_for(command: Any, engine: str) -> None:
+def test_init_creates_a_store_with_the_requested_engine(command: Any, engine: str) -> None:
     said = command.json("init", "--engine", engine)
     assert said.keys() == {"path", "created", "engine", "schema", "store_id"}
     assert (said["created"], said["engine"], said["schema"]) == (True, engine, "0002")
@@ -76,7 +76,7 @@ def test_init_makes_a_store_of_the_engine_that_is_asked_for(command: Any, engine
 
 
 @pytest.mark.slow_on("duckdb")
-def test_init_on_a_store_leaves_it_as_it_is(on_store: Any) -> None:
+def test_init_leaves_an_existing_store_unchanged(on_store: Any) -> None:
     on_store.write(("s", "m", T0, 1.0))
     before = on_store.json("status")["store_id"]
     said = on_store.json("init")
@@ -177,7 +177,7 @@ def test_a_setting_out_of_range_is_a_usage_error(on_duckdb: Any, monkeypatch: py
 
 
 @pytest.mark.slow_on("duckdb")
-def test_what_needs_only_sqlite_answers_while_another_process_holds_the_columns(
+def test_commands_that_need_only_sqlite_work_while_another_process_holds_the_columns(
     on_store: Any, held: Callable[[], int]
 ) -> None:
     on_store.write(("s", "m", T0, 1.5))
@@ -189,7 +189,7 @@ def test_what_needs_only_sqlite_answers_while_another_process_holds_the_columns(
 
 
 @pytest.mark.parametrize("call", ["query s m", "latest s m --limit 2", "migrate", "migrate --check"])
-def test_what_needs_the_columns_is_busy_then_and_names_the_holder(
+def test_commands_that_need_the_columns_are_busy_and_name_the_holder(
     on_duckdb: Any, held: Callable[[], int], call: str
 ) -> None:
     on_duckdb.write(("s", "m", T0, 1.5))
@@ -264,6 +264,6 @@ def test_an_outdated_store_is_not_migrated_if_auto_migrate_is_off(
 
 
 @pytest.mark.parametrize("call", ["status", "query s m", "migrate", "migrate --check", "init"])
-def test_a_store_of_a_newer_program_is_refused_and_left_alone(on_duckdb: Any, call: str) -> None:
+def test_a_store_of_a_newer_program_is_refused_and_unchanged(on_duckdb: Any, call: str) -> None:
     set_version(on_duckdb.folder, "9999")
     assert "update the package" in on_duckdb(*call.split(), code=5).stderr

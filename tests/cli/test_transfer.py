@@ -226,7 +226,7 @@ def test_an_export_that_matches_nothing_says_so(on_store: Command, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["a.json"], "the format of .json is not known"),
         (["a.parquet", "--format", "ndjson"], "a.parquet would be ndjson"),
@@ -236,11 +236,11 @@ def test_an_export_that_matches_nothing_says_so(on_store: Command, tmp_path: Pat
     ],
 )
 @pytest.mark.slow_on("duckdb")
-def test_what_would_not_be_recognized_again_is_not_written(
-    on_store: Command, tmp_path: Path, arguments: list[str], told: str
+def test_an_export_that_import_would_not_recognize_is_refused(
+    on_store: Command, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     name, *options = arguments
-    assert told in on_store("export", tmp_path / name, *options, code=2).stderr
+    assert message in on_store("export", tmp_path / name, *options, code=2).stderr
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 

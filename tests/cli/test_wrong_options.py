@@ -82,7 +82,7 @@ def tracebacks(engine: str, folder: Path, tries: Callable[[], list[str]]) -> lis
     return found
 
 
-def test_a_wrong_option_is_refused_in_words(
+def test_a_wrong_option_is_refused_with_a_message(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -33,7 +33,7 @@ def fill(storage: DuckDBTimeSeriesStorage, *values: Any, sensor: str = "S", metr
     assert storage.insert_batch(rows) == len(values)
 
 
-def test_a_point_comes_back_as_it_was_written(storage: DuckDBTimeSeriesStorage) -> None:
+def test_a_point_is_read_back_as_it_was_written(storage: DuckDBTimeSeriesStorage) -> None:
     before = time.time()
     assert storage.insert_data_point("S", "m", 1.5) is True
     assert storage.insert_data_point("S", "m", 2, 1000.25, 50, {"unit": "bar"}) is True
@@ -82,7 +82,7 @@ def test_a_series_of_texts_can_be_counted_only(storage: DuckDBTimeSeriesStorage)
         storage.query_time_range("S", "m", 0, 200, "max")
 
 
-def test_names_are_exact_whatever_they_hold(storage: DuckDBTimeSeriesStorage) -> None:
+def test_names_are_matched_exactly_even_with_special_characters(storage: DuckDBTimeSeriesStorage) -> None:
     for sensor in ("*", "a'b", "a?", "ab"):
         storage.insert_data_point(sensor, "[m]", 1.0, 5)
     for sensor in ("*", "a'b", "a?"):
@@ -196,7 +196,7 @@ def test_its_metadata_is_next_to_it_and_it_opens_again(make_storage: Any, tmp_pa
     assert make_storage("edge/p.duckdb").query_latest("S")[0]["value"] == 1.0
 
 
-def test_in_a_buffers_folder_it_is_the_buffers_store(tmp_path: Path) -> None:
+def test_in_the_folder_of_a_buffer_it_is_the_store_of_the_buffer(tmp_path: Path) -> None:
     buffer = OfflineBufferManager(tmp_path / "b")
     storage = DuckDBTimeSeriesStorage(str(tmp_path / "b/timeseries.duckdb"))
     try:

@@ -148,7 +148,7 @@ buffer.shutdown()
 """
 
 
-def test_the_version_of_the_document_is_answered_with_the_one_that_is_wanted(
+def test_the_documented_duckdb_version_is_refused_with_the_one_that_is_needed(
     tmp_path: Path, run_python: RunPython
 ) -> None:
     (tmp_path / "old").mkdir()

@@ -29,7 +29,7 @@ def points(buffer: OfflineBufferManager) -> list[tuple[Any, ...]]:
     return [(row["sensor_id"], row["metric_name"], row["value"], row["quality"]) for row in found]
 
 
-def test_a_pending_record_has_the_documented_keys_and_its_data_whole(buffer: OfflineBufferManager) -> None:
+def test_a_pending_record_has_the_documented_keys_and_its_complete_data(buffer: OfflineBufferManager) -> None:
     before = time.time()
     data = READING | {"note": {"deep": ["ø", None, True]}}
     assert buffer.add_record("r1", "gateway", data) is True
@@ -216,7 +216,7 @@ def test_old_and_failed_records_are_dropped_by_hand_with_the_documented_defaults
     }
 
 
-def test_clearing_counts_and_is_in_the_ledger(buffer: OfflineBufferManager) -> None:
+def test_clearing_returns_the_count_and_is_recorded_in_the_ledger(buffer: OfflineBufferManager) -> None:
     for n in range(5):
         buffer.add_record(f"r{n}", f"s{n % 2}", READING)
     assert buffer.clear_buffer("s1") == 2
@@ -226,7 +226,7 @@ def test_clearing_counts_and_is_in_the_ledger(buffer: OfflineBufferManager) -> N
     assert sorted((loss.reason, loss.dropped) for loss in ledger(buffer)) == [("clear", 2), ("clear", 3)]
 
 
-def test_the_thread_cleans_up_and_is_gone_after_shutdown(make_buffer: Any) -> None:
+def test_the_thread_cleans_up_and_ends_at_shutdown(make_buffer: Any) -> None:
     buffer = make_buffer(cleanup_interval=0.05)
     buffer.add_record("old", "s", {"n": 1}, timestamp=time.time() - 700_000)
     until = time.monotonic() + 300
@@ -248,7 +248,7 @@ def test_a_dropped_buffer_stops_its_thread_and_closes_its_store(tmp_path: Path, 
         store.records.count()
 
 
-def test_after_shutdown_everything_is_refused_and_everything_is_there(make_buffer: Any) -> None:
+def test_after_shutdown_calls_are_refused_and_no_data_is_lost(make_buffer: Any) -> None:
     buffer = make_buffer()
     buffer.add_record("r", "s", READING)
     buffer.shutdown()

@@ -41,7 +41,9 @@ def made(folder: Path) -> Any:
 
 
 @pytest.mark.duckdb
-def test_the_columns_lie_there_and_the_records_in_the_folder(outside: Path, folder: Path, made: Any) -> None:
+def test_the_columns_are_at_that_path_and_the_records_in_the_folder(
+    outside: Path, folder: Path, made: Any
+) -> None:
     buffer = made(OfflineBufferManager(folder))
     buffer.add_record("r", "s", {"value": 1.0})
     buffer._loan.store.checkpoint()
@@ -110,7 +112,7 @@ def test_both_ends_move_together(
 
 
 @pytest.mark.duckdb
-def test_columns_that_lie_elsewhere_already_are_never_left_behind(
+def test_columns_that_are_already_elsewhere_are_never_left_behind(
     folder: Path, made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     buffer = made(OfflineBufferManager(folder))
@@ -136,7 +138,7 @@ def test_two_buffers_cannot_have_one_column_file(
 
 
 @pytest.mark.duckdb
-def test_the_columns_of_a_folder_that_is_a_store_are_no_place_for_another(
+def test_the_columns_of_a_store_cannot_be_used_by_another_store(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Store(folder) as store:

@@ -115,7 +115,7 @@ def test_a_process_without_threads_gets_an_error_and_can_take_the_lease_later(tm
     assert run(NO_THREADS, tmp_path) == "True False\nTrue\n"
 
 
-@pytest.mark.parametrize("taken", ["free", "taken", "given back meanwhile"])
+@pytest.mark.parametrize("taken", ["free", "taken", "released during the wait"])
 def test_an_interrupt_anywhere_leaves_no_lease_without_an_owner(taken: str, tmp_path: Path) -> None:
     lease, other = Lease(tmp_path, lambda: 0), Lease(tmp_path, lambda: 0)
     files = (lease_module.__file__,)
@@ -130,10 +130,10 @@ def test_an_interrupt_anywhere_leaves_no_lease_without_an_owner(taken: str, tmp_
     for nth in range(1, 1_000):
         if taken != "free":
             other.acquire(5.0, "another")
-        if taken == "given back meanwhile":
+        if taken == "released during the wait":
             threading.Timer(0.01, other.release).start()
         was_interrupted = interrupted(files, nth, take_and_release)
-        while taken == "given back meanwhile" and other.held:
+        while taken == "released during the wait" and other.held:
             time.sleep(0.001)
         lease.release()
         other.release()

@@ -125,7 +125,7 @@ def test_while_the_link_is_down_nothing_is_lost_and_the_waits_grow(
 
 
 @pytest.mark.slow_on("sqlite")
-def test_a_try_without_receipt_is_repeated_as_it_was_whatever_is_written_meanwhile(
+def test_a_batch_without_a_receipt_is_repeated_unchanged_even_if_points_are_written(
     store: Store, receiver: Receiver, sink: Recorder
 ) -> None:
     write(store, 0, 10)
@@ -229,7 +229,7 @@ def test_deletes_and_overwritten_seqs_do_not_keep_the_cursor_behind(
 
 
 @pytest.mark.slow_on("sqlite")
-def test_a_refused_batch_stays_first_in_line_and_is_told(
+def test_a_refused_batch_stays_first_in_the_queue_and_is_reported(
     store: Store, receiver: Receiver, sink: Recorder
 ) -> None:
     receiver.listen()
@@ -248,7 +248,7 @@ def test_a_refused_batch_stays_first_in_line_and_is_told(
 @pytest.mark.parametrize(
     "error", [SinkRefused("401"), ConnectionResetError("gone"), TimeoutError("late")], ids=repr
 )
-def test_run_goes_on_after_refusals_and_broken_connections(store: Store, error: Exception) -> None:
+def test_run_continues_after_refusals_and_broken_connections(store: Store, error: Exception) -> None:
     stop = threading.Event()
     seen: list[dict[str, Any] | None] = []
 
@@ -303,7 +303,7 @@ def test_status_warns_of_a_refusal_until_a_batch_is_delivered(store: Store) -> N
 
 
 @pytest.mark.slow_on("sqlite")
-def test_a_receipt_for_another_batch_is_none(store: Store) -> None:
+def test_a_receipt_for_another_batch_does_not_count(store: Store) -> None:
     class Confused:
         name = "confused"
 
@@ -316,7 +316,7 @@ def test_a_receipt_for_another_batch_is_none(store: Store) -> None:
 
 
 @pytest.mark.slow_on("sqlite")
-def test_the_receiver_s_wish_to_be_left_alone_is_heeded_within_bounds(store: Store) -> None:
+def test_retry_after_of_the_receiver_is_honoured_within_bounds(store: Store) -> None:
     class Weary:
         name = "weary"
 
@@ -330,7 +330,7 @@ def test_the_receiver_s_wish_to_be_left_alone_is_heeded_within_bounds(store: Sto
 
 
 @pytest.mark.slow_on("sqlite")
-def test_run_stops_when_it_is_told_to(store: Store, sink: Recorder) -> None:
+def test_run_stops_when_the_event_is_set(store: Store, sink: Recorder) -> None:
     write(store, 0, 5)
     stop = threading.Event()
     thread = threading.Thread(target=Forwarder(store, sink, backoff=Backoff(first_s=60)).run, args=(stop,))
@@ -341,14 +341,14 @@ def test_run_stops_when_it_is_told_to(store: Store, sink: Recorder) -> None:
 
 
 @pytest.mark.slow_on("sqlite")
-def test_settings_that_make_no_sense_are_refused(store: Store, sink: Recorder) -> None:
+def test_invalid_settings_are_refused(store: Store, sink: Recorder) -> None:
     with pytest.raises(InvalidSettings, match="batch_points"):
         Forwarder(store, sink, batch_points=0)
     with pytest.raises(InvalidSettings, match="backoff"):
         Backoff(first_s=0)
 
 
-def test_what_the_receiver_holds_is_the_store_s_points_to_the_last_field(
+def test_the_receiver_has_the_points_of_the_store_with_every_field(
     store: Store, receiver: Receiver, sink: Recorder
 ) -> None:
     receiver.listen()

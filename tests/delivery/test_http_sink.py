@@ -27,7 +27,7 @@ def send(url: str, **options: Any) -> Any:
         return sink.send(BATCH)
 
 
-def test_a_batch_gets_a_receipt_and_its_repeat_is_known_by_the_key(receiver: Receiver) -> None:
+def test_a_batch_gets_a_receipt_and_its_repeat_is_recognized_by_the_key(receiver: Receiver) -> None:
     receiver.listen()
     with HttpSink(receiver.url, name="there") as sink:
         assert not sink.send(BATCH).repeat
@@ -48,7 +48,7 @@ def test_a_receiver_that_never_answers_is_unreachable_after_the_timeout() -> Non
         send(f"http://127.0.0.1:{deaf.getsockname()[1]}/points", timeout_s=0.2)
 
 
-def test_an_answer_200_without_a_receipt_is_none(answering: Callable[..., str]) -> None:
+def test_a_200_response_without_a_receipt_does_not_count_as_one(answering: Callable[..., str]) -> None:
     for page in (
         b"<html>Welcome! Please log in.</html>",
         b"[]",
@@ -61,25 +61,27 @@ def test_an_answer_200_without_a_receipt_is_none(answering: Callable[..., str]) 
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
-def test_a_receiver_in_trouble_is_tried_again(answering: Callable[..., str], status: int) -> None:
+def test_a_receiver_that_returns_a_server_error_is_tried_again(
+    answering: Callable[..., str], status: int
+) -> None:
     with pytest.raises(SinkUnreachable, match=str(status)) as raised:
         send(answering(status, b"busy", Retry_After="7"))
     assert raised.value.retry_after_s == 7
 
 
-def test_a_retry_after_that_is_no_number_of_seconds_is_left_alone(answering: Callable[..., str]) -> None:
+def test_a_retry_after_that_is_not_a_number_of_seconds_is_ignored(answering: Callable[..., str]) -> None:
     with pytest.raises(SinkUnreachable) as raised:
         send(answering(503, Retry_After="Wed, 21 Oct 2026 07:28:00 GMT"))
     assert raised.value.retry_after_s is None
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 404, 413, 422])
-def test_every_other_answer_refuses(answering: Callable[..., str], status: int) -> None:
+def test_every_other_status_refuses_the_batch(answering: Callable[..., str], status: int) -> None:
     with pytest.raises(SinkRefused, match=f"{status}.*no, thanks"):
         send(answering(status, b"no, thanks", Location="http://127.0.0.1:1/"))
 
 
-def test_a_connection_that_was_closed_while_idle_is_no_dead_link(receiver: Receiver) -> None:
+def test_a_connection_that_was_closed_while_idle_is_reopened(receiver: Receiver) -> None:
     receiver.listen()
     with HttpSink(receiver.url, name="there") as sink:
         sink.send(BATCH)
@@ -102,7 +104,7 @@ def test_the_receiver_sends_a_damaged_body_back_for_another_try(receiver: Receiv
 @pytest.mark.parametrize(
     "url", ["", "127.0.0.1:80", "ftp://host/x", "http://", "http://host:port/", "http://me:secret@host/"]
 )
-def test_what_is_no_address_is_refused_and_no_secret_is_told(url: str) -> None:
+def test_an_invalid_url_is_refused_and_the_message_contains_no_secret(url: str) -> None:
     with pytest.raises(InvalidSettings) as raised:
         HttpSink(url, name="there")
     assert "secret" not in str(raised.value)

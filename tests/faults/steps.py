@@ -5,7 +5,7 @@ around each statement, from SQLite's own trace of statements, and from wrappers 
 (`DefaultDialect.do_commit` of SQLAlchemy; `bare_transaction`, `checkpoint_wal` and `truncate_wal` of
 `repo.engines.sqlite.driver`; `append` of the journal; `acquire` and `release` of the lease; what a promotion calls, and
 `Path.replace`). At the chosen step the child reports it on its pipe and then
-- stands still there until it is killed (a stop), or
+- waits there until it is killed (a stop), or
 - goes on, and is killed while the engine is at it (a race: COMMIT, CHECKPOINT, WAL checkpoint, query). Whether the
   kill came in time is known: the child says when it has passed the step, so a late kill is not counted.
 """

@@ -43,7 +43,7 @@ def opened(
 def found(
     path: Path, tool: str, time_format: str = "unix", zone: str = "UTC", sensor: str | None = None
 ) -> Any:
-    """Return all that a reader tells, in a form that can be compared."""
+    """Return everything that a reader returns, in a form that can be compared."""
     with opened(path, tool, time_format, zone, sensor) as (reader, plan):
         validation = reader.validate(plan)
         told: list[Any] = [plan.ignored, validation.rows]

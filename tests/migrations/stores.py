@@ -1,4 +1,4 @@
-"""What the tests of whole stores share: the command, and what stands in a folder."""
+"""Helpers for tests of whole stores: the command, and the contents of a folder."""
 
 from __future__ import annotations
 

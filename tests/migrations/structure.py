@@ -1,4 +1,4 @@
-"""What a database is made of and what is in it, told in full, so that two can be compared. Judges nothing."""
+"""The structure and the content of a database, listed in full, so that two can be compared."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", MADE)
-def test_a_legacy_store_that_was_upgraded_in_place_is_made_as_a_new_one_is(
+def test_a_legacy_store_that_was_upgraded_in_place_has_the_layout_of_a_new_one(
     kind: str, fresh: Path, tmp_path: Path, open_engine: OpenEngine
 ) -> None:
     folder = tmp_path / "store"

@@ -38,24 +38,24 @@ DUCKDB_CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("statements", "told"), CHANGES)
+@pytest.mark.parametrize(("statements", "words"), CHANGES)
 def test_an_extra_or_missing_column_index_or_table_is_reported(
-    statements: list[str], told: list[str], timeseries_file: Path, open_engine: OpenEngine
+    statements: list[str], words: list[str], timeseries_file: Path, open_engine: OpenEngine
 ) -> None:
-    _assert_told(open_engine(timeseries_file), statements, told)
+    _assert_reported(open_engine(timeseries_file), statements, words)
 
 
-@pytest.mark.parametrize(("statements", "told"), DUCKDB_CHANGES)
+@pytest.mark.parametrize(("statements", "words"), DUCKDB_CHANGES)
 def test_a_changed_column_of_duckdb_is_reported(
-    statements: list[str], told: list[str], tmp_path: Path, open_engine: OpenEngine
+    statements: list[str], words: list[str], tmp_path: Path, open_engine: OpenEngine
 ) -> None:
-    _assert_told(open_engine(tmp_path / "timeseries.duckdb"), statements, told)
+    _assert_reported(open_engine(tmp_path / "timeseries.duckdb"), statements, words)
 
 
 def test_the_index_on_seq_is_wanted_on_sqlite_alone(timeseries_file: Path, open_engine: OpenEngine) -> None:
     engine = open_engine(timeseries_file)
     if timeseries_file.suffix == ".sqlite":
-        _assert_told(engine, ["DROP INDEX idx_seq"], ["add_index", "'idx_seq'"])
+        _assert_reported(engine, ["DROP INDEX idx_seq"], ["add_index", "'idx_seq'"])
     else:
         runner.upgrade(engine, "timeseries")
         assert runner.check(engine, "timeseries") == []
@@ -76,14 +76,14 @@ METADATA_CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("statements", "told"), METADATA_CHANGES)
+@pytest.mark.parametrize(("statements", "words"), METADATA_CHANGES)
 def test_a_difference_in_the_metadata_is_reported(
-    statements: list[str], told: list[str], tmp_path: Path, open_engine: OpenEngine
+    statements: list[str], words: list[str], tmp_path: Path, open_engine: OpenEngine
 ) -> None:
-    _assert_told(open_engine(tmp_path / "offline_buffer.db"), statements, told, "metadata")
+    _assert_reported(open_engine(tmp_path / "offline_buffer.db"), statements, words, "metadata")
 
 
-def test_a_changed_index_is_dropped_and_made_anew(
+def test_a_changed_index_is_dropped_and_created_again(
     database_file: Path, open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = open_engine(database_file)
@@ -94,8 +94,8 @@ def test_a_changed_index_is_dropped_and_made_anew(
     ledger = wanted.tables["loss_ledger"]
     index = Index("idx_reason", ledger.c.reason)
     runner.upgrade(engine, database)
-    [told] = runner.check(engine, database)
-    assert told.startswith("add_index")
+    [difference] = runner.check(engine, database)
+    assert difference.startswith("add_index")
     with engine.begin() as connection:
         connection.execute(text("CREATE INDEX idx_reason ON loss_ledger (reason)"))
     assert runner.check(engine, database) == []
@@ -157,8 +157,8 @@ def _copied(models: MetaData) -> MetaData:
     return copied
 
 
-def _assert_told(
-    engine: Engine, statements: list[str], told: list[str], database: runner.Database = "timeseries"
+def _assert_reported(
+    engine: Engine, statements: list[str], words: list[str], database: runner.Database = "timeseries"
 ) -> None:
     runner.upgrade(engine, database)
     with engine.begin() as connection:
@@ -166,4 +166,4 @@ def _assert_told(
             connection.execute(text(statement))
     differences = runner.check(engine, database)
     assert len(differences) == 1, differences
-    assert all(word in differences[0] for word in told), differences
+    assert all(word in differences[0] for word in words), differences

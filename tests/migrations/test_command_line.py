@@ -71,7 +71,7 @@ def test_a_new_store_gets_sqlite_where_duckdb_is_of_an_unsuitable_version(
     assert [target.engine for target in find_targets({"path": str(tmp_path)}, {})] == ["sqlite", "sqlite"]
 
 
-def test_a_downgrade_that_one_database_refuses_leaves_the_other_as_it_is(
+def test_a_downgrade_that_one_database_refuses_leaves_the_other_unchanged(
     tmp_path: Path, alembic: Alembic, open_engine: OpenEngine
 ) -> None:
     alembic("upgrade", "head", HOLDFAST_STORE=str(tmp_path))
@@ -84,7 +84,7 @@ def test_a_downgrade_that_one_database_refuses_leaves_the_other_as_it_is(
     assert alembic("current", HOLDFAST_STORE=str(tmp_path)).stdout.count("0002 (head)") == 2
 
 
-def test_sql_is_written_for_both_databases_and_nothing_is_made(tmp_path: Path, alembic: Alembic) -> None:
+def test_sql_is_printed_for_both_databases_and_nothing_is_created(tmp_path: Path, alembic: Alembic) -> None:
     script = alembic("upgrade", "head", "--sql", HOLDFAST_STORE=str(tmp_path / "none")).stdout
     columns, metadata = script.split(f"-- metadata: sqlite, {tmp_path / 'none' / 'offline_buffer.db'}\n")
     assert columns.startswith(f"-- timeseries: duckdb, {tmp_path / 'none' / 'timeseries.duckdb'}\n")
@@ -96,7 +96,7 @@ def test_sql_is_written_for_both_databases_and_nothing_is_made(tmp_path: Path, a
     assert "can only be downgraded online" in refused.stdout
 
 
-def test_the_sql_run_by_hand_makes_the_same_schema(
+def test_the_printed_sql_creates_the_same_schema(
     database_file: Path, alembic: Alembic, open_engine: OpenEngine
 ) -> None:
     database: Any = "metadata" if database_file.suffix == ".db" else "timeseries"
@@ -116,7 +116,7 @@ def test_the_sql_run_by_hand_makes_the_same_schema(
     assert runner.check(engine, database) == []
 
 
-def test_stamping_notes_a_revision_in_both_databases_or_in_one_and_touches_nothing_else(
+def test_stamp_records_a_revision_in_both_databases_or_in_one_and_changes_nothing_else(
     tmp_path: Path, alembic: Alembic, open_engine: OpenEngine
 ) -> None:
     def at() -> list[str]:
@@ -179,15 +179,15 @@ def test_a_database_of_a_newer_program_is_refused_by_every_command(
 
 
 @pytest.mark.parametrize(
-    ("made", "told"),
+    ("made", "message"),
     [
         ("a file that is no database", "is damaged (file is not a database)"),
         ("a folder in its place", "unable to open database file"),
         ("a file where its folder would be", "cannot be created (Not a directory)"),
     ],
 )
-def test_a_file_that_is_no_database_is_reported_in_one_line_with_an_error_code(
-    made: str, told: str, tmp_path: Path, alembic: Alembic
+def test_a_file_that_is_not_a_database_is_reported_in_one_line_with_an_error_code(
+    made: str, message: str, tmp_path: Path, alembic: Alembic
 ) -> None:
     file = tmp_path / "t.sqlite"
     if "a folder" in made:
@@ -200,7 +200,7 @@ def test_a_file_that_is_no_database_is_reported_in_one_line_with_an_error_code(
     refused = alembic(*address, "upgrade", "head", ok=False)
     [line] = [line for line in refused.stdout.splitlines() if line]
     assert line.startswith("FAILED: ")
-    assert told in line
+    assert message in line
     assert "Traceback" not in refused.stderr
 
 
@@ -239,7 +239,7 @@ def test_history_and_heads_need_no_store(alembic_process: Alembic) -> None:
     assert "0002 (head)" in alembic_process("heads").stdout
 
 
-def test_a_store_whose_columns_another_process_has_is_busy(tmp_path: Path, alembic: Alembic) -> None:
+def test_a_store_whose_columns_another_process_has_open_is_busy(tmp_path: Path, alembic: Alembic) -> None:
     lease = Lease(tmp_path, lambda: 0)
     lease.acquire(1, "a test")
     refused = alembic(
@@ -303,7 +303,7 @@ def test_argument_comes_before_environment_before_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"stroe": "metadata"}, "there is no -x stroe="),
         ({"path": ""}, "-x path has no value"),
@@ -314,12 +314,12 @@ def test_argument_comes_before_environment_before_default() -> None:
         ({"timeseries.url": "nonsense"}, "not a URL"),
     ],
 )
-def test_a_wrong_address_is_an_error_that_says_what_there_is(arguments: dict[str, str], told: str) -> None:
-    with pytest.raises(HoldfastError, match=told):
+def test_a_wrong_url_is_an_error_that_names_the_alternatives(arguments: dict[str, str], message: str) -> None:
+    with pytest.raises(HoldfastError, match=message):
         find_targets(arguments, {})
 
 
-def test_two_time_series_files_in_one_folder_are_not_guessed_between(tmp_path: Path) -> None:
+def test_two_time_series_files_in_one_folder_are_ambiguous(tmp_path: Path) -> None:
     (tmp_path / "timeseries.sqlite").touch()
     assert find_targets({"path": str(tmp_path)}, {})[0].engine == "sqlite"
     (tmp_path / "timeseries.duckdb").touch()

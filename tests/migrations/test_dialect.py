@@ -61,7 +61,7 @@ def test_a_table_of_an_attached_database_is_not_listed() -> None:
         assert not inspect(connection).has_table("elsewhere")
 
 
-def test_a_cached_statement_takes_each_calls_own_values(engine: Engine) -> None:
+def test_a_cached_statement_uses_the_values_of_each_call(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE t (k VARCHAR, n BIGINT)")
         table = Table("t", MetaData(), autoload_with=connection)
@@ -84,7 +84,7 @@ def test_every_reserved_word_of_duckdb_is_quoted(engine: Engine) -> None:
                 connection.execute(f"CREATE OR REPLACE TABLE {word} (i INTEGER); SELECT i FROM {word}")
 
 
-def test_the_dialect_of_a_host_application_stays_as_it_was() -> None:
+def test_the_dialect_of_a_host_application_is_unchanged() -> None:
     theirs = create_engine("duckdb:///:memory:").dialect
     assert type(theirs).__module__ == "duckdb_engine"
     assert type(create_engine("duckdb+holdfast:///:memory:").dialect) is repo.engines.duckdb.dialect.Dialect
@@ -128,7 +128,7 @@ def test_the_never_checkpointed_sample_is_refused_and_left_byte_identical(
     assert _digests(path, log) == before
 
 
-def test_an_empty_indexed_table_of_an_old_file_is_named_with_the_way_out(
+def test_an_empty_indexed_table_of_an_old_file_is_refused_with_a_remedy(
     sample: Callable[[str], Path], open_engine: OpenEngine
 ) -> None:
     path = sample("timeseries_empty.duckdb")

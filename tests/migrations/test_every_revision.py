@@ -111,7 +111,7 @@ def _filled(path: Path, revision: str, open_engine: OpenEngine) -> Engine:
 
 
 def _common(before: Rows, after: Rows, revision: str) -> tuple[Rows, Rows]:
-    """Return what can be compared: the tables and columns that stand in both."""
+    """Return what can be compared: the tables and columns that both have."""
 
     def cut(rows: Rows, table: str, names: set[str]) -> list[dict[str, Any]]:
         kept = [{name: row[name] for name in sorted(names)} for row in rows[table]]
@@ -162,6 +162,6 @@ def test_a_full_database_goes_down_and_keeps_all_or_stays_as_it_is(
     assert structure_of(engine) == structure
 
 
-def test_every_revision_says_what_it_writes_anew() -> None:
+def test_every_revision_declares_the_tables_that_it_rewrites() -> None:
     for script in ScriptDirectory.from_config(runner.config()).walk_revisions():
         assert isinstance(script.module.REWRITES, dict), f"{script.path} needs REWRITES, if only an empty one"

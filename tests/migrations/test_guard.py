@@ -33,7 +33,7 @@ RECIPE = (
     "CHECKPOINT",
 )
 OUTDATED = ("has the schema of the legacy program", "/store migrate`")
-"""What a look says of a legacy store; the migration that it names says the recipe."""
+"""The message of read-only commands on a legacy store; the migration that it names prints the recipe."""
 MANY: dict[str, list[Any]] = {
     "sensor_id": ["s"] * 200_000,
     "metric_name": ["m"] * 200_000,
@@ -261,7 +261,7 @@ def test_what_does_not_need_the_columns_answers_without_touching_them(place: Pla
 
 
 @pytest.mark.parametrize("line", ["init", "status", "migrate", "query s m"])
-def test_a_file_without_a_store_is_not_touched_either(place: Place, line: str) -> None:
+def test_a_file_without_a_store_is_not_changed_either(place: Place, line: str) -> None:
     ran = _holdfast(place._replace(folder=place.alone.parent), line)
     assert ran.code != 0
     assert {home: _digests(home) for home in place.before} == place.before

@@ -49,7 +49,7 @@ def _add_last(models: str, cls: str, column: str) -> str:
 
 
 @pytest.mark.parametrize("engine", ["duckdb", pytest.param("sqlite", marks=pytest.mark.slow)])
-def test_the_example_runs_as_it_stands(engine: str, tmp_path: Path) -> None:
+def test_the_example_runs_exactly_as_printed(engine: str, tmp_path: Path) -> None:
     for folder in ("repo", "alembic"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / "alembic.ini", tmp_path)

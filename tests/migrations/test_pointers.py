@@ -120,7 +120,7 @@ ODD_METADATA = (
 )  # fmt: skip
 
 
-def test_a_record_without_its_data_stays_as_it_is_whatever_the_metadata_of_the_points_says(
+def test_a_record_without_its_data_is_unchanged_even_if_points_have_other_metadata(
     legacy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     add_pointer(legacy, "lost", *enumerate(ODD_METADATA, 1))
@@ -135,7 +135,7 @@ def test_a_record_without_its_data_stays_as_it_is_whatever_the_metadata_of_the_p
     assert migrate_store(legacy).records_without_original == 0
 
 
-def test_records_of_another_shape_are_never_taken_for_pointers(legacy: Path) -> None:
+def test_records_of_another_shape_are_never_treated_as_pointers(legacy: Path) -> None:
     add_pointer(legacy, "p", (1, original_of("p", "gw", {"value": 1})))
     texts = {
         "own": '{"storage":"duckdb","sensor_id":"S","metric":"m"}',
@@ -160,7 +160,7 @@ def test_records_of_another_shape_are_never_taken_for_pointers(legacy: Path) -> 
     assert {name: found[name] for name in texts} == texts
 
 
-def test_of_several_points_for_one_record_the_latest_has_its_data_in_whatever_order_they_stand(
+def test_of_several_points_for_one_record_the_latest_has_its_data_in_any_stored_order(
     legacy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(legacy_records, "PAGE_POINTS", 3)
@@ -179,13 +179,13 @@ def test_an_id_that_was_a_number_is_found_as_the_text_that_it_became(legacy: Pat
 def test_the_command_reports_counts_and_a_dry_run_restores_nothing(legacy: Path) -> None:
     add_pointer(legacy, "a", (1, original_of("a", "gw", {"value": 1})))
     add_pointer(legacy, "lost")
-    looked = told(legacy, "migrate", "--dry-run")
+    looked = as_json(legacy, "migrate", "--dry-run")
     assert [looked[name] for name in NAMES] == [0, 0, 0, 2]
     assert looked["outdated"]
     assert len(asked(legacy, POINTERS)) == 2
-    done = told(legacy, "migrate")
+    done = as_json(legacy, "migrate")
     assert [done[name] for name in NAMES] == [3, 1, 1, 0]
-    again = told(legacy, "migrate", "--check")
+    again = as_json(legacy, "migrate", "--check")
     assert [again[name] for name in NAMES] == [0, 0, 0, 0]
     assert not again["outdated"]
 
@@ -193,7 +193,7 @@ def test_the_command_reports_counts_and_a_dry_run_restores_nothing(legacy: Path)
 NAMES = ("nan_points", "records_restored", "records_without_original", "records_waiting")
 
 
-def told(folder: Path, *arguments: str, code: int = 0) -> Any:
+def as_json(folder: Path, *arguments: str, code: int = 0) -> Any:
     done = CliRunner().invoke(holdfast, ["--json", "--store", str(folder), *arguments])
     assert done.exit_code == code, done.output
     return json.loads(done.stdout)
@@ -230,7 +230,7 @@ def test_a_kill_before_the_records_are_restored_leaves_a_note_and_the_next_run_c
         Store(legacy, QUIET)
     broken()
     if way == "look":
-        told(legacy, "migrate", "--check", code=5)
+        as_json(legacy, "migrate", "--check", code=5)
         assert asked(legacy, MARKER) == [("2",)]
     if way == "open":
         Store(legacy, QUIET).close()
@@ -326,13 +326,13 @@ def test_a_store_without_its_columns_keeps_the_note_until_they_are_back(legacy: 
     (legacy / "timeseries.duckdb").rename(tmp_path / "elsewhere.duckdb")
     done = migrate_store(legacy)
     assert (done.records_waiting, done.restores, done.records_without_original) == (1, False, 0)
-    told(legacy, "migrate", "--check")
+    as_json(legacy, "migrate", "--check")
     assert asked(legacy, MARKER) == [("1",)]
     (tmp_path / "elsewhere.duckdb").rename(legacy / "timeseries.duckdb")
     assert migrate_store(legacy).records_restored == 1
 
 
-def test_no_point_is_read_where_there_is_no_pointer(legacy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_point_is_read_if_there_is_no_pointer(legacy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(legacy_records, "_pages", lambda _connection: pytest.fail("the points were read"))
     assert migrate_store(legacy).records_restored == 0
 

@@ -58,15 +58,15 @@ def _flip(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["timeseries.duckdb", "offline_buffer.db"])
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "reason"),
     [(_cut, "bytes, not"), (_flip, "its SHA-256 is"), (Path.unlink, "it is missing")],
 )
 def test_a_backup_that_is_damaged_is_refused_before_anything_is_replaced(
-    migrated: Path, name: str, harm: Callable[[Path], None], told: str
+    migrated: Path, name: str, harm: Callable[[Path], None], reason: str
 ) -> None:
     harm(_backup(migrated) / name)
     before = digest(migrated)
-    with pytest.raises(StoreCorrupt, match=told) as refused:
+    with pytest.raises(StoreCorrupt, match=reason) as refused:
         restore_store(migrated)
     assert refused.value.path == _backup(migrated) / name
     assert digest(migrated) == before
@@ -122,7 +122,7 @@ def test_files_that_the_legacy_program_has_open_are_not_replaced(migrated: Path)
     restore_store(migrated)
 
 
-def test_a_disk_that_fills_up_at_the_copy_leaves_the_store_as_it_was(
+def test_a_disk_that_fills_up_during_the_copy_leaves_the_store_unchanged(
     migrated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = digest(migrated)
@@ -140,7 +140,7 @@ def test_a_disk_that_fills_up_at_the_copy_leaves_the_store_as_it_was(
 
 
 @pytest.mark.parametrize("note", ["", "{}", '{"folder": "20200101T000000Z"}'])
-def test_an_unreadable_note_of_a_restore_is_reported_with_the_next_step(migrated: Path, note: str) -> None:
+def test_an_unreadable_restore_file_is_reported_with_the_next_step(migrated: Path, note: str) -> None:
     marker = migrated / "backups" / "restoring"
     marker.write_text(note)
     for call in (lambda: Store(migrated), lambda: migrate_store(migrated), lambda: restore_store(migrated)):
@@ -158,10 +158,10 @@ def test_an_empty_revision_does_not_mean_the_head(migrated: Path) -> None:
     assert digest(migrated) == before
 
 
-# --- the command, and restores that were cut off --------------------------------------------------------
+# --- the command, and interrupted restores --------------------------------------------------------
 
 
-def test_restoring_puts_everything_back_as_it_was(legacy: Path) -> None:
+def test_restore_returns_everything_to_its_earlier_state(legacy: Path) -> None:
     before = contents(legacy)
     with Store(legacy, Settings(background=False)) as store:
         store.points.insert("NEW", "m", 1.0)
@@ -177,7 +177,7 @@ def test_restoring_puts_everything_back_as_it_was(legacy: Path) -> None:
     assert contents(legacy) == before
 
 
-def test_a_store_that_is_open_elsewhere_is_not_restored(starter: Starter, legacy: Path) -> None:
+def test_a_store_that_another_process_has_open_is_not_restored(starter: Starter, legacy: Path) -> None:
     migrate_store(legacy)
     with Store(legacy, Settings(background=False)) as store:
         store.status()
@@ -189,7 +189,7 @@ def test_a_store_that_is_open_elsewhere_is_not_restored(starter: Starter, legacy
         assert len(list(store.points.range("s", "m"))) == 1
 
 
-def test_a_restore_that_was_cut_off_is_completed_by_the_next_opening(
+def test_an_interrupted_restore_is_completed_by_the_next_opening(
     legacy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(legacy)
@@ -217,7 +217,7 @@ def test_a_restore_that_was_cut_off_is_completed_by_the_next_opening(
     assert contents(legacy)["points"] == before["points"]
 
 
-def test_where_there_is_no_backup_nothing_is_restored(legacy: Path) -> None:
+def test_without_a_backup_nothing_is_restored(legacy: Path) -> None:
     before = digest(legacy)
     with pytest.raises(StoreMissing, match="no backup"):
         restore_store(legacy)
@@ -225,7 +225,7 @@ def test_where_there_is_no_backup_nothing_is_restored(legacy: Path) -> None:
     assert digest(legacy) == before
 
 
-def test_as_many_backups_are_kept_as_set_and_none_where_none_is_wanted(legacy: Path) -> None:
+def test_the_setting_limits_how_many_backups_are_kept(legacy: Path) -> None:
     for kept, expected in ((0, 0), (2, 1), (2, 2), (2, 2), (1, 1)):
         (legacy / "holdfast.toml").write_text(f"migration_backups = {kept}\n")
         migrate_store(legacy)

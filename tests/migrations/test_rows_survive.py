@@ -77,7 +77,7 @@ def test_points_survive_every_revision_up_down_and_up_again(
         _put(engine, "time_series_data", POINT_COLUMNS, [again])
 
 
-def test_the_summary_of_each_series_is_made_from_the_points_that_stand(
+def test_the_summary_of_each_series_is_computed_from_the_points_that_are_kept(
     timeseries_file: Path, open_engine: OpenEngine
 ) -> None:
     engine = open_engine(timeseries_file)
@@ -107,7 +107,7 @@ def test_nan_becomes_no_reading_also_in_the_summary(tmp_path: Path, open_engine:
     assert _get(engine, "series", "count, last_us, last_value") == [(2, 1, None)]
 
 
-def test_a_value_that_is_no_number_stops_the_migration_of_a_sqlite_file(
+def test_a_value_that_is_not_a_number_stops_the_migration_of_a_sqlite_file(
     tmp_path: Path, open_engine: OpenEngine
 ) -> None:
     engine = open_engine(tmp_path / "timeseries.sqlite")
@@ -139,7 +139,7 @@ def test_records_keep_their_ids_their_sequence_and_odd_values(
         assert _get(engine, "buffered_records", RECORD_COLUMNS) == _same(RECORDS)
 
 
-def test_a_legacy_file_without_its_indexes_is_given_them(tmp_path: Path, open_engine: OpenEngine) -> None:
+def test_a_legacy_file_without_its_indexes_gets_them(tmp_path: Path, open_engine: OpenEngine) -> None:
     path = tmp_path / "offline_buffer.db"
     with sqlite3.connect(path) as legacy:
         legacy.execute(

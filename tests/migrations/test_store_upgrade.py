@@ -34,14 +34,14 @@ pytestmark = pytest.mark.duckdb
 
 def test_a_legacy_store_is_backed_up_whole_and_then_upgraded(legacy: Path) -> None:
     before, files = contents(legacy), digest(legacy)
-    told: list[tuple[int, int]] = []
-    done = migrate_store(legacy, progress=lambda done, total: told.append((done, total)))
+    reported: list[tuple[int, int]] = []
+    done = migrate_store(legacy, progress=lambda done, total: reported.append((done, total)))
     assert versions(done) == DONE
     assert [(s.database, s.revision) for s in done.steps] == [
         *(("timeseries", r) for r in ("0001", "0002")), *(("metadata", r) for r in ("0001", "0002")),
     ]  # fmt: skip
-    assert told[-1][0] == told[-1][1] > 0
-    assert told == sorted(told)
+    assert reported[-1][0] == reported[-1][1] > 0
+    assert reported == sorted(reported)
     after = contents(legacy)
     assert {name: after[name] for name in DATA} == {name: before[name] for name in DATA}
     [backup] = backups_of(legacy)
@@ -183,7 +183,7 @@ def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 
 
 @pytest.mark.parametrize("database", ["metadata", "timeseries"])
-def test_a_failure_in_the_middle_leaves_whole_revisions_and_the_next_run_keeps_the_first_backup(
+def test_a_failure_leaves_complete_revisions_and_the_next_run_keeps_the_first_backup(
     legacy: Path, database: str, scripts: Callable[[str, str], None]
 ) -> None:
     before = contents(legacy)
@@ -210,7 +210,7 @@ def test_a_failure_in_the_middle_leaves_whole_revisions_and_the_next_run_keeps_t
 @pytest.mark.parametrize(
     ("database", "table"), [("metadata", "buffered_records"), ("timeseries", "time_series_data")]
 )
-def test_a_revision_that_loses_rows_is_taken_back_unless_it_says_how_many(
+def test_a_revision_that_loses_rows_is_rolled_back_unless_it_declares_how_many(
     legacy: Path, database: str, table: str, scripts: Callable[[str, str], None]
 ) -> None:
     before = contents(legacy)

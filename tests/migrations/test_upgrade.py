@@ -108,7 +108,7 @@ def test_no_ddl_is_left_in_duckdbs_log(tmp_path: Path, open_engine: OpenEngine) 
     assert duckdb.log_bytes(path) == 0
 
 
-def test_a_database_of_a_newer_program_is_refused_and_left_alone(
+def test_a_database_of_a_newer_program_is_refused_and_unchanged(
     database_file: Path, open_engine: OpenEngine
 ) -> None:
     engine, database = open_engine(database_file), _database(database_file)
@@ -176,7 +176,7 @@ def failing_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("failing_scripts")
 @pytest.mark.parametrize("start", [None, "0001", "0002"])
-def test_a_failing_migration_leaves_nothing_of_itself_behind(
+def test_a_failed_migration_leaves_nothing_behind(
     start: str | None, database_file: Path, open_engine: OpenEngine
 ) -> None:
     engine, database = open_engine(database_file), _database(database_file)
@@ -186,7 +186,7 @@ def test_a_failing_migration_leaves_nothing_of_itself_behind(
         runner.upgrade(engine, database, "0003", path=database_file)
     assert caught.value.path == database_file
     assert caught.value.__cause__ is not None
-    # Whole revisions before the failure stand; of the failed one, nothing.
+    # Complete revisions before the failure are kept; nothing of the failed one is.
     assert runner.current(engine) == "0002"
     assert "half" not in inspect(engine).get_table_names()
     assert "half" not in [column["name"] for column in inspect(engine).get_columns("loss_ledger")]

@@ -1,4 +1,4 @@
-"""Upgrading a store that others have open, or upgrade, at the same moment: who waits, and who is told."""
+"""Upgrading a store that others have open, or upgrade, at the same moment: who waits, and who gets an error."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_running_writer_of_this_program_goes_on_while_migrate_finds_nothing_to
                     store.points.insert("w", "m", float(written))
                     written += 1
                     store.flush()
-            except BaseException as error:  # noqa: BLE001  told by the test
+            except BaseException as error:  # noqa: BLE001  reported by the test
                 failed.append(error)
 
         thread = threading.Thread(target=write)
@@ -124,7 +124,7 @@ def test_threads_that_open_an_old_store_at_once_upgrade_it_once(legacy: Path) ->
         start.wait()
         try:
             Store(legacy, Settings(background=False)).close()
-        except BaseException as error:  # noqa: BLE001  told by the test
+        except BaseException as error:  # noqa: BLE001  reported by the test
             failed.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(4)]

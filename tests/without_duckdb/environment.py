@@ -20,7 +20,7 @@ LEFT_OUT = ("duckdb", "_duckdb", "duckdb_engine", "adbc_driver_duckdb")
 
 
 def make(folder: Path) -> Path:
-    """Make the environment in this folder, anew if one is there, and return its interpreter."""
+    """Create the environment in this folder, replacing an old one, and return its interpreter."""
     if folder.exists():
         if not (folder / "pyvenv.cfg").exists():
             raise FileExistsError(f"{folder} is there, and is no virtual environment")

@@ -1,4 +1,4 @@
-"""What only looks changes nothing: on an outdated store it tells what is due, and the very command."""
+"""Read-only commands change nothing: on an outdated store they name the migration that is due, and its command."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def test_reading_an_outdated_store_names_the_command_and_changes_nothing(
         before = digest(old.folder)
         for line in LOOKS:
             files = {"export": [tmp_path / "out.parquet"], "import": [parquet]}.get(line.split()[0], [])
-            told = old(*line.split(), *files, code=5).stderr
-            assert f"`holdfast --store {shlex.quote(str(old.folder))} migrate`" in told, line
+            message = old(*line.split(), *files, code=5).stderr
+            assert f"`holdfast --store {shlex.quote(str(old.folder))} migrate`" in message, line
             assert digest(old.folder) == before, line
     assert not (tmp_path / "out.parquet").exists()
 
@@ -103,15 +103,15 @@ def test_status_of_an_outdated_store_shows_the_revisions_of_both_databases(old: 
     assert "Traceback" not in old("-q", "status", code=5).stderr
 
 
-def test_status_of_an_outdated_store_answers_while_another_process_has_the_columns(
+def test_status_of_an_outdated_store_works_while_another_process_has_the_columns(
     old: Any, held: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid = held()
     monkeypatch.setenv("HOLDFAST_LEASE_TIMEOUT_S", "60")
     before = digest(old.folder)
-    told = old("status", code=5)
-    assert f"{old.folder / 'offline_buffer.db'} has the schema of the legacy program" in told.stderr
-    assert f"process {pid}, doing: holding on for a test" in told.stderr
+    result = old("status", code=5)
+    assert f"{old.folder / 'offline_buffer.db'} has the schema of the legacy program" in result.stderr
+    assert f"process {pid}, doing: holding on for a test" in result.stderr
     assert digest(old.folder) == before
 
 
@@ -128,9 +128,9 @@ def test_reading_a_store_whose_records_wait_for_their_data_leaves_them_waiting(
         with pytest.raises(KeyboardInterrupt):
             migrate_store(old.folder)
     for line in ("status", "latest SENSOR-7", "status"):
-        told = old(*line.split()).stderr
-    assert "3 pending records" in told
-    assert f"`holdfast --store {shlex.quote(str(old.folder))} migrate`" in told
+        message = old(*line.split()).stderr
+    assert "3 pending records" in message
+    assert f"`holdfast --store {shlex.quote(str(old.folder))} migrate`" in message
     assert old.json("migrate")["records_restored"] == 3
     assert "held back" not in old("status").stderr
 

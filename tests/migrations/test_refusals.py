@@ -1,4 +1,4 @@
-"""What can be known before a migration is refused before it, in both databases; and what a failure tells."""
+"""A migration that cannot succeed is refused before it changes either database; a failure names the way back."""
 
 from __future__ import annotations
 
@@ -97,12 +97,12 @@ def test_an_interrupted_upgrade_of_a_single_legacy_file_is_continued(
 
 def test_a_failure_names_the_backup_and_the_command_that_restores_it(legacy: Path) -> None:
     run_sql(legacy, "CREATE TABLE journal (x)")
-    told = cli(legacy, "migrate", code=1)
+    message = cli(legacy, "migrate", code=1)
     [backup] = backups_of(legacy)
     quoted = str(legacy).replace("'", "'\"'\"'")
     assert (
         f"`holdfast --store '{quoted}' migrate --restore` restores the backup from before, {backup.folder}"
-        in told
+        in message
     )
 
 
@@ -152,7 +152,7 @@ def test_columns_that_come_after_the_metadata_were_migrated_are_backed_up_as_wel
     assert migrate_store(legacy, check=True).databases[0].before is None
 
 
-def test_the_newest_backup_is_the_one_made_last_though_the_clock_was_set_back(
+def test_the_newest_backup_is_the_one_made_last_even_if_the_clock_was_set_back(
     legacy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for now_us, to in ((1_990_000_000_000_000, "0001"), (0, "0002")):
