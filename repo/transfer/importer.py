@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC
 from itertools import chain, islice
 from pathlib import Path
@@ -121,6 +121,8 @@ class _Validated:
     validation: Validation
     bytes: int
     verified: bool
+    reader: FileReader | None
+    """Its reader, if that is still open."""
 
     @property
     def points(self) -> int:
@@ -140,12 +142,18 @@ def import_parquet(
     """See `Store.import_parquet`."""
     if on_conflict not in ("keep", "overwrite"):
         raise InvalidQuery(f"on_conflict = {on_conflict!r}: 'keep' or 'overwrite'")
-    found = [_validate(handle.settings, source, reading) for source in sources_of(listed(paths))]
-    total = sum(one.points for one in found)
-    with kept_open(handle.columns), closing(Bulk(handle)) as bulk:
-        job = _Import(handle, bulk, on_conflict, total, progress, dry_run=dry_run)
-        for one in found:
-            job.run(one)
+    sources = sources_of(listed(paths))
+    with ExitStack() as readers:
+        if len(sources) == 1:
+            # Its reader stays open: for a small file, nothing takes longer than to open one again.
+            found = [_validate(handle.settings, sources[0], reading, readers)]
+        else:
+            found = [_validated(handle.settings, source, reading) for source in sources]
+        total = sum(one.points for one in found)
+        with kept_open(handle.columns), closing(Bulk(handle)) as bulk:
+            job = _Import(handle, bulk, on_conflict, total, progress, dry_run=dry_run)
+            for one in found:
+                job.run(one)
     counts = job.counts
     return Imported(
         files=len(found),
@@ -167,7 +175,7 @@ def verify_parquet(
     reading: Reading = _USUAL,
 ) -> Verified:
     """Validate every file as an import does, without a store. Raises the same errors as `Store.import_parquet`."""
-    found = [_validate(settings, source, reading) for source in sources_of(paths)]
+    found = [_validated(settings, source, reading) for source in sources_of(paths)]
     return Verified(
         files=len(found),
         points=sum(one.points for one in found),
@@ -199,14 +207,20 @@ def _refuse_other_formats(head: bytes, path: Path) -> None:
         raise InvalidFile(f"{path} cannot be read as Parquet: it is {what}", path=path)
 
 
-def _validate(settings: Settings, source: Source, reading: Reading) -> _Validated:
-    """Read a whole file once, to check that it is undamaged and its columns are usable."""
-    with source.opened() as descriptor:
-        size = os.fstat(descriptor).st_size
-        verified = source.verify(descriptor)
-        with _opened(settings, source, descriptor) as reader:
-            plan = plan_of(reader.types(), reading, source.path)
-            validation = reader.validate(plan)
+def _validated(settings: Settings, source: Source, reading: Reading) -> _Validated:
+    """Validate a file, and close it."""
+    with ExitStack() as readers:
+        return replace(_validate(settings, source, reading, readers), reader=None)
+
+
+def _validate(settings: Settings, source: Source, reading: Reading, readers: ExitStack) -> _Validated:
+    """Read a whole file once, to check that it is undamaged and its columns are usable; `readers` closes it."""
+    descriptor = readers.enter_context(source.opened())
+    size = os.fstat(descriptor).st_size
+    verified = source.verify(descriptor)
+    reader = readers.enter_context(_opened(settings, source, descriptor))
+    plan = plan_of(reader.types(), reading, source.path)
+    validation = reader.validate(plan)
     if source.points is not None and validation.rows != source.points:
         raise StoreCorrupt(
             f"{source.path} has {counted(validation.rows, 'point')}, but its manifest says {source.points:,}; "
@@ -215,7 +229,7 @@ def _validate(settings: Settings, source: Source, reading: Reading) -> _Validate
         )
     if plan.ignored:
         log.warning("%s: not read: the columns %s", source.path, ", ".join(map(repr, plan.ignored)))
-    return _Validated(source, plan, validation, size, verified)
+    return _Validated(source, plan, validation, size, verified, reader)
 
 
 class _Import:
@@ -250,10 +264,10 @@ class _Import:
         self._advice = _advice_on_times(file.plan)
         self._may_have_wrong_unit = _counts_small_units(file.plan)
         try:
-            with (
-                file.source.opened() as descriptor,
-                _opened(self._handle.settings, file.source, descriptor) as reader,
-            ):
+            with file.source.opened() as descriptor, ExitStack() as again:  # refuses a file that has changed
+                reader = file.reader or again.enter_context(
+                    _opened(self._handle.settings, file.source, descriptor)
+                )
                 pages = reader.pages(file.plan, file.validation)
                 while (first := next(pages, None)) is not None:
                     self._write(chain([first], islice(pages, _MOST_PAGES - 1)), file.source)

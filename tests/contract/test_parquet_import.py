@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import struct
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +47,35 @@ def test_importing_again_changes_nothing_and_sends_nothing_again(
     target.import_parquet(tmp_path / "out.parquet", on_conflict="overwrite")
     assert target.points.after(0) == before
     assert points_of(target) == points
+
+
+@pytest.mark.slow_on("duckdb")
+def test_a_single_file_is_opened_by_one_reader_and_a_change_after_its_check_is_noticed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = write(tmp_path / "1.parquet"), write(tmp_path / "2.parquet", sensor_id=["t", "t"])
+    opened: list[Any] = []
+    open_ = importer._opened
+
+    def counted(*given: Any) -> Any:
+        opened.append(given)
+        return open_(*given)
+
+    monkeypatch.setattr(importer, "_opened", counted)
+    assert store.import_parquet(one).stored == 2
+    assert len(opened) == 1
+    assert store.import_parquet([one, two]).stored == 2
+    assert len(opened) == 5
+    check = importer._validate
+
+    def check_and_change(*given: Any) -> Any:
+        checked = check(*given)
+        os.utime(two, ns=(0, 0))
+        return checked
+
+    monkeypatch.setattr(importer, "_validate", check_and_change)
+    with pytest.raises(InvalidFile, match="changed during the import"):
+        store.import_parquet(two)
 
 
 def test_a_correction_is_kept_unless_the_file_is_to_overwrite_it(store: Store, tmp_path: Path) -> None:
