@@ -216,7 +216,7 @@ class Store:
         had points at its start. `progress` receives the points read and an estimate of the total.
 
         Raises `InvalidQuery`; `InvalidFile` if the path cannot be written; `StoreFull`; `StoreBusy`; or `MissingExtra`
-        if Parquet is wanted and neither DuckDB nor pyarrow is installed, or zstd and it is not.
+        if the format needs a package that is not installed: DuckDB or pyarrow for Parquet, zstandard for zstd.
         """
         from repo.transfer.exporter import export
 
@@ -308,7 +308,7 @@ class Store:
         Reads exports, files of the legacy program and of other writers. The column names are those of
         `points.insert_table`; `columns` maps a field to another name (`{"sensor_id": "tag"}`). Numbers in the column
         `timestamp` are Unix seconds, or as `time_format` says; texts are ISO 8601. Times without a zone or an offset
-        are in `zone`, an IANA name or an offset; those that occur twice or never, as the clock is changed, are refused.
+        are in `zone`, an IANA name or an offset; those that occur twice or never, because clocks change, are refused.
         If there is no `timestamp`, the only column with times is used. Unknown columns are ignored, with a warning in
         the log. Files that `export_ndjson` wrote are recognized by their content.
 
