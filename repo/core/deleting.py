@@ -11,8 +11,8 @@ from repo.core.changes import DeleteChange, Submission
 from repo.core.handle import Handle
 from repo.core.reserve import Reserve, size_of
 from repo.engines.registry import engine_named
-from repo.errors import EngineMissing, StoreBusy
-from repo.queries.selection import Selection
+from repo.errors import EngineMissing, StoreBusy, StoreFull
+from repo.queries.selection import Selection, Summary
 from repo.queries.slices import slices_on, span_of
 from repo.repositories.points import Written
 from repo.repositories.records import DroppedRecords, RecordRepository, RecordScope
@@ -40,44 +40,39 @@ def delete_points(handle: Handle, selection: Selection) -> Written:
     """Delete the selected points, durably, and return the seqs of the delete.
 
     Normally this is one journal row, which the next flush applies. If the disk has too little room for its log, the
-    points are deleted in parts, the oldest first, each of which is applied and checkpointed, so that the next one
-    can use its room. `StoreFull` then means that the room was too small: the parts before it are deleted, and a
-    repeated call continues.
+    reserve is given up, and the points are deleted in parts, the oldest first, each of which is applied and
+    checkpointed, so that the next one can use its room. `StoreFull` then means that the room was too small: the parts
+    before it are deleted, and a repeated call continues.
     """
     reserve = Reserve(handle.files)
-    with reserve.given_up() as is_tight:
-        if not is_tight and _fits(handle, selection, reserve.room()):
-            return _committed(handle, selection)
-        first_seq = None
+    if _fits(handle, selection, reserve.room()):
         try:
-            for part in _parts(handle, selection, reserve):
-                written = _committed(handle, part)
-                first_seq = first_seq or written.first_seq
-                handle.checkpoint()
-                handle.metadata.checkpoint()
-        except (StoreBusy, EngineMissing) as error:
-            # The delete of what is left needs no columns; the process that has them applies it.
-            log.warning("the points will be deleted when the journal is applied: %s", error)
-            written = _committed(handle, selection)
-        return replace(written, first_seq=first_seq or written.first_seq)
+            return _committed(handle, selection)
+        except StoreFull as full:
+            log.info("the reserve is used to delete points on a full disk: %s", full)
+    with reserve.given_up():
+        return _in_parts(handle, selection, reserve)
 
 
 def delete_records(handle: Handle, drops: Sequence[RecordDrop]) -> DroppedRecords:
     """Delete the unsent records in these scopes, and note them in the loss ledger; in one commit if there is room.
 
-    On an almost full disk the reserve is given up, and they are deleted in several commits, the oldest first. An error
-    then leaves the earlier ones done.
+    On a full disk the reserve is given up, and they are deleted in several commits, the oldest first. An error then
+    leaves the earlier ones done.
     """
-    reserve = Reserve(handle.files)
     fallen = DroppedRecords()
-    with reserve.given_up() as is_tight:
-        if not is_tight:
-            with handle.metadata.write() as connection:
-                records = RecordRepository(connection, clock=handle.clock)
-                for scope, reason, why in drops:
-                    fallen = fallen.plus(records.drop(scope, reason, why))
-            handle.metadata.checkpoint_if_due()
-            return fallen
+    try:
+        with handle.metadata.write() as connection:
+            records = RecordRepository(connection, clock=handle.clock)
+            for scope, reason, why in drops:
+                fallen = fallen.plus(records.drop(scope, reason, why))
+    except StoreFull as full:
+        log.info("the reserve is used to delete records on a full disk: %s", full)
+    else:
+        handle.metadata.checkpoint_if_due()
+        return fallen
+    fallen = DroppedRecords()
+    with Reserve(handle.files).given_up():
         for scope, reason, why in drops:
             while True:
                 with handle.metadata.write() as connection:
@@ -90,8 +85,23 @@ def delete_records(handle: Handle, drops: Sequence[RecordDrop]) -> DroppedRecord
     return fallen
 
 
+def _in_parts(handle: Handle, selection: Selection, reserve: Reserve) -> Written:
+    first_seq = None
+    try:
+        for part in _parts(handle, selection, reserve):
+            written = _committed(handle, part)
+            first_seq = first_seq or written.first_seq
+            handle.checkpoint()
+            handle.metadata.checkpoint()
+    except (StoreBusy, EngineMissing) as error:
+        # The delete of what is left needs no columns; the process that has them applies it.
+        log.warning("the points will be deleted when the journal is applied: %s", error)
+        written = _committed(handle, selection)
+    return replace(written, first_seq=first_seq or written.first_seq)
+
+
 def _fits(handle: Handle, selection: Selection, room: int) -> bool:
-    """Return whether there is room for the delete in one piece, even if all points of these series are in its span."""
+    """Return whether there is room for the delete in one piece, if the points of a series are evenly distributed."""
     try:
         backend = handle.columns.backend
     except EngineMissing:
@@ -100,8 +110,16 @@ def _fits(handle: Handle, selection: Selection, room: int) -> bool:
         return True  # the log of a delete is not larger than the file
     with handle.metadata.read() as connection:
         known = LatestRepository(connection).all()
-    points = sum(summary.points for pair, summary in known.items() if selection.names(*pair))
+    points = sum(_share(selection, one) * one.points for pair, one in known.items() if selection.names(*pair))
     return points * engine_named(backend.name).deleted_row_bytes * _ROOM_SHARE <= room
+
+
+def _share(selection: Selection, summary: Summary) -> float:
+    """Return the share of the time of a series that is selected."""
+    whole_us = summary.last_us + 1 - summary.first_us
+    first_us = summary.first_us if selection.start_us is None else max(summary.first_us, selection.start_us)
+    end_us = summary.last_us + 1 if selection.end_us is None else min(summary.last_us + 1, selection.end_us)
+    return max(0, end_us - first_us) / whole_us
 
 
 def _committed(handle: Handle, selection: Selection) -> Written:

@@ -58,15 +58,15 @@ class Reserve:
             note_own(self._path)
 
     @contextmanager
-    def given_up(self) -> Iterator[bool]:
+    def given_up(self) -> Iterator[None]:
         """Give the reserve up for the block, if the disk is almost full, and then make it again.
 
-        Yields whether the disk is almost full. The new reserve is smaller if the block has used some of the room;
-        `renew` makes it complete again when the disk has room.
+        The new reserve is smaller if the block has used some of the room; `renew` makes it complete again when the disk
+        has room.
         """
         had = 0 if self._read_only else size_of(self._path)
         if self._free() >= 2 * RESERVE_BYTES:
-            yield False
+            yield
             return
         if had:
             try:
@@ -74,7 +74,7 @@ class Reserve:
             except OSError as error:
                 log.warning("the reserve %s could not be given up: %s", self._path, error)
         try:
-            yield True
+            yield
         finally:
             if had:
                 self._allocate(max(0, min(had, self._free() - had // _LEFT_SHARE)))
