@@ -157,7 +157,7 @@ def _parts(given: str) -> Iterator[tuple[Fraction, tuple[int, int]]]:
             unit = match[2] if match[2] in _UNITS else match[2].removesuffix("s")
             if unit not in _UNITS or (unit != match[2] and len(unit) < 3):
                 raise InvalidQuery(
-                    f"{given[:40]!r} is not a duration; {match[2][:10]!r} is no unit: {_UNIT_NAMES}"
+                    f"{given[:40]!r} is not a duration; {match[2][:10]!r} is not a unit; the units are {_UNIT_NAMES}"
                 )
             yield Fraction(match[1]), _UNITS[unit]
 

@@ -204,8 +204,8 @@ class Reconciler:
 
     def _older_columns(self, opened: OpenColumns, state: ColumnsState, facts: State) -> Loss:
         log.error(
-            "%s has points through seq %d, but the journal is pruned through %d: the file was replaced or restored; "
-            "see the loss ledger",
+            "%s was replaced by an older or empty file: it has the points through seq %d, but those through seq %d are "
+            "no longer in the journal. The points between may be missing; `holdfast losses` lists them",
             opened.backend.path,
             state.watermark,
             facts.pruned_through,

@@ -18,7 +18,7 @@ from repo.repositories.pointers import PointerRepository
 from repo.repositories.records import RecordRepository
 from repo.repositories.series import LatestRepository, SeriesRepository
 from repo.repositories.sinks import SinkRepository
-from repo.repositories.state import StateRepository
+from repo.repositories.state import State, StateRepository
 from repo.store.losses import COLUMNS_OLDER, read_losses
 from repo.times import to_datetime
 from repo.upkeep.usage import sizes_of
@@ -48,7 +48,7 @@ class StatusWarning:
         return self.message
 
 
-WARNING_CODES = ("columns-older", "metadata-lost-end", "records-held-back", "sink-refuses")
+WARNING_CODES = ("columns-missing", "columns-older", "metadata-lost-end", "records-held-back", "sink-refuses")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +139,18 @@ def read_status(connection: Connection, files: StoreFiles, schema: str) -> Statu
         bytes_total=sum(sizes.values()) + sum(kept.values()),
         bytes_free_on_disk=shutil.disk_usage(files.folder).free,
         holder=read_holder(files.folder, files.prefix),
-        warnings=_warnings(connection, files),
+        warnings=(*_missing_columns(state, files), *_warnings(connection, files)),
     )
+
+
+def _missing_columns(state: State, files: StoreFiles) -> tuple[StatusWarning, ...]:
+    if state.engine is None or not state.pruned_through or files.columns(state.engine).exists():
+        return ()
+    message = (
+        f"the column file {files.columns(state.engine)} is missing; points through seq {state.pruned_through:,} are "
+        "only there. Mount its disk or restore it now: the next flush or read creates an empty file"
+    )
+    return (StatusWarning("columns-missing", message),)
 
 
 def _warnings(connection: Connection, files: StoreFiles) -> tuple[StatusWarning, ...]:

@@ -147,7 +147,20 @@ def test_status_check_exits_3_for_warnings_which_have_codes(on_duckdb: Any) -> N
     [warning] = on_duckdb.json("status", "--check", code=3)["warnings"]
     assert warning["code"] == "columns-older"
     assert on_duckdb.json("status", "--check", "--ignore", "columns-older")["warnings"] == []
-    assert "the codes are columns-older" in on_duckdb("status", "--ignore", "x", code=2).stderr
+    assert (
+        "the codes are columns-missing, columns-older" in on_duckdb("status", "--ignore", "x", code=2).stderr
+    )
+
+
+def test_status_warns_if_the_column_file_is_missing(on_duckdb: Any) -> None:
+    on_duckdb.write(("s", "m", T0, 1.0))
+    with Store(on_duckdb.folder, Settings(background=False)) as store:
+        store.checkpoint()
+    on_duckdb("status", "--check", "--ignore", "columns-older")
+    (on_duckdb.folder / "timeseries.duckdb").unlink()
+    said = on_duckdb("status", "--check", code=3).stderr
+    assert f"{on_duckdb.folder / 'timeseries.duckdb'} is missing; points through seq 1 are only there" in said
+    assert "[columns-missing]" in said
 
 
 def test_json_is_accepted_before_and_after_the_command(on_duckdb: Any) -> None:

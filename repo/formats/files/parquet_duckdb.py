@@ -354,9 +354,11 @@ class DuckDBReader:
             raise InvalidFile(f"{self._path} is damaged: {error}", path=self._path) from error
         except (duckdb.Error, OSError, InvalidPoint) as error:  # `scan` raises the last one
             reason = str(error).replace(self._file, self._path.name).strip().partition("\n\n")[0]
+            advice = "It is damaged or truncated; copy it again"
+            if isinstance(error, duckdb.OutOfMemoryException):
+                advice = "Set a larger duckdb_memory_limit_bytes"
             raise InvalidFile(
-                f"{self._path} cannot be read as Parquet: {reason}. It is damaged, truncated, or needs a larger "
-                "duckdb_memory_limit_bytes",
+                f"{self._path} cannot be read as Parquet: {reason.rstrip('.')}. {advice}",
                 path=self._path,
             ) from error
 

@@ -183,7 +183,7 @@ class PyArrowReader:
             yield
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InvalidFile(
-                f"{self._path} cannot be read as Parquet: {error}. It is damaged or truncated",
+                f"{self._path} cannot be read as Parquet: {error}. It is damaged or truncated; copy it again",
                 path=self._path,
             ) from error
 
