@@ -20,7 +20,7 @@ from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository
 from repo.repositories.series import LatestRepository, SummaryRepository
 from repo.repositories.state import ColumnsStateRepository, StateRepository
-from tests.conftest import OpenStore
+from tests.conftest import ENGINES, OpenStore
 
 pytestmark = pytest.mark.closes_columns
 
@@ -53,8 +53,22 @@ def told(store: Store) -> dict[str, tuple[int, int | None]]:
     return {series.sensor_id: (series.points, series.last_us) for series in store.series.list()}
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before it", "after it"])
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("engine", "place", "after"),
+    [
+        pytest.param(
+            engine,
+            place,
+            after,
+            id=f"{engine}-{place}-{'after' if after else 'before'} it",
+            # Each place is fast on both engines, before its work on one of them and after it on the other.
+            marks=pytest.mark.slow if (at + after + ENGINES.index(engine)) % 2 and len(ENGINES) > 1 else (),
+        )
+        for engine in ENGINES
+        for at, place in enumerate(PLACES)
+        for after in (False, True)
+    ],
+)
 def test_an_interrupt_in_a_flush_leaves_counts_and_the_newest_point_right(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, place: str, *, after: bool
 ) -> None:

@@ -98,6 +98,7 @@ def test_the_columns_do_not_move_without_room_and_move_when_there_is(engine: str
     _nothing_is_lost(notes)
 
 
+@pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
 def test_points_and_records_are_deleted_with_no_byte_free(engine: str, tmp_path: Path) -> None:
     notes = _play(["delete"], engine, tmp_path, "size=24m")
