@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from datetime import datetime
 from math import isfinite, isinf, nan
 from numbers import Real
 from operator import index
 from typing import Any, Final, SupportsIndex
 
 from repo.errors import InvalidPoint, Refusal
-from repo.times import Unfit, moment_us, to_datetime
+from repo.times import Unfit, is_time, moment_us, to_datetime
 
 __all__ = [
     "DEFAULT_QUALITY",
@@ -29,6 +28,7 @@ __all__ = [
     "check_name",
     "described",
     "is_missing",
+    "json_plain",
     "metadata_json",
     "name_of",
     "number_in",
@@ -52,24 +52,20 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNESCAPED_CONTROL = re.compile("[\x7f-\x9f]")
 
 
-def _plain(value: object) -> Any:
+def json_plain(value: object) -> Any:
     """Return a value that JSON does not know as one that it does: NumPy scalars, times with a zone, what is missing."""
     if is_missing(value):
         return None
+    if is_time(value):
+        return to_datetime(moment_us(value)).isoformat()
     kind = getattr(getattr(value, "dtype", None), "kind", None)
-    if (
-        kind == "M" and getattr(value, "shape", None) == ()
-    ):  # NumPy's times have no zone and are UTC by convention
-        return to_datetime(moment_us(value)).isoformat()
-    if isinstance(value, datetime):
-        return to_datetime(moment_us(value)).isoformat()
     if kind in tuple("biufU") and getattr(value, "shape", None) == ():
         return value.item()  # type: ignore[attr-defined]
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 _encode = json.JSONEncoder(
-    sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_plain
+    sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=json_plain
 ).encode
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "Unfit",
     "bound_us",
     "checked_us",
+    "is_time",
     "iso_datetime",
     "local_choices",
     "local_us",
@@ -244,6 +245,11 @@ def _is_span(value: object) -> bool:
 
 def _numpy_kind(value: object) -> object:
     return getattr(getattr(value, "dtype", None), "kind", None)
+
+
+def is_time(value: object) -> bool:
+    """Return whether a value is a time by its type: a datetime, or NumPy's datetime64."""
+    return isinstance(value, datetime) or _numpy_kind(value) == "M"
 
 
 def _numpy_us(moment: Any) -> int:

@@ -15,7 +15,17 @@ __all__ = ["global_options", "group_options", "output_options", "store_argument"
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-_PATH = click.Path(readable=False, path_type=Path)  # the store itself reports permission errors
+
+class _StorePath(click.Path):
+    """The path of a store; an empty one, as of a variable that is not set, is not the current folder."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if not str(value).strip():
+            self.fail("the path of the store is empty", parameter, context)
+        return super().convert(value, parameter, context)
+
+
+_PATH = _StorePath(readable=False, path_type=Path)  # the store itself reports permission errors
 
 
 def group_options(function: Decorated) -> Decorated:

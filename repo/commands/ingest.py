@@ -129,7 +129,7 @@ _SHOWN_REJECTIONS = 20
 @click.option(
     "--header",
     metavar="N|none",
-    callback=lambda _context, _parameter, given: int(given) if given and given.isdecimal() else given,
+    callback=lambda _context, _parameter, given: int(given[:9]) if given and given.isdecimal() else given,
     help="Line of the column names in CSV. Default: the first line. none: the file has no names, only positions.",
 )
 @click.option(

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, delete, false, f
 from repo.arguments import LARGEST, check_count, check_flag, check_text, shown
 from repo.clock import Clock, system_clock
 from repo.errors import InvalidRecord
+from repo.fields import json_plain
 from repo.models import BufferedRecord
 from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.pointers import HANDED_OUT
@@ -337,7 +338,9 @@ def data_text(data: Mapping[str, Any]) -> str:
     if not isinstance(data, Mapping):
         raise InvalidRecord(f"data: expected a mapping, not {type(data).__name__}")
     try:
-        text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = json.dumps(
+            data, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=json_plain
+        )
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRecord(f"data: cannot be written as JSON: {error}") from error

@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC
+from numbers import Real
 from typing import Any
 
 from repo.fields import QUALITY_RANGE, number_in
-from repo.times import Unfit, iso_datetime, moment_us, to_us
+from repo.times import Unfit, is_time, iso_datetime, moment_us, to_us
 
 __all__ = ["BAD", "GOOD", "UNCERTAIN", "readings_of"]
 
@@ -44,7 +45,7 @@ def readings_of(
     def number(given: object) -> Any:
         if isinstance(given, str):
             return number_in(given)
-        is_number = isinstance(given, (int, float)) and (accept_bool or not isinstance(given, bool))
+        is_number = isinstance(given, Real) and (accept_bool or not isinstance(given, bool))
         return given if is_number else None
 
     numbers = [(name, number(data.get(name))) for name in NAMES]
@@ -70,7 +71,7 @@ def readings_of(
 def _time_of(given: object, source: str, otherwise_us: int) -> int:
     if given is None:
         return otherwise_us
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
+    if (isinstance(given, Real) and not isinstance(given, bool)) or is_time(given):
         return to_us(given, "data.timestamp")
     if isinstance(given, str):
         try:

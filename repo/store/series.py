@@ -9,6 +9,7 @@ from typing import Any
 from repo.arguments import check_text
 from repo.core.handle import Handle
 from repo.errors import InvalidQuery
+from repo.fields import json_plain
 from repo.queries.selection import Names
 from repo.repositories.series import SeriesInfo, SeriesRepository
 
@@ -51,7 +52,9 @@ class SeriesApi:
             changes["description"] = check_text(description, "description")
         if labels is not None:
             try:
-                changes["labels"] = json.dumps(dict(labels), ensure_ascii=False, allow_nan=False)
+                changes["labels"] = json.dumps(
+                    dict(labels), ensure_ascii=False, allow_nan=False, default=json_plain
+                )
                 changes["labels"].encode()
             except (TypeError, ValueError, RecursionError) as error:
                 raise InvalidQuery(f"labels: cannot be written as JSON: {error}") from error

@@ -136,3 +136,16 @@ def test_the_version_and_the_help_are_there() -> None:
         assert f"- {field.name} (" in settings
     for name in ("points", "records", "series", "sinks"):
         assert (Store.__dict__[name].__doc__ or "").split(":")[0] in store
+
+
+def test_the_data_of_a_record_and_labels_take_what_metadata_takes(store: Store) -> None:
+    data = {"sensor_id": "s", "value": np.float32(1.5), "timestamp": np.datetime64("2024-05-01"), "x": pd.NA}
+    store.records.add("r", "src", data)
+    [record] = store.records.pending()
+    assert record["data"] == {
+        "sensor_id": "s", "value": 1.5, "timestamp": "2024-05-01T00:00:00+00:00", "x": None
+    }  # fmt: skip
+    [point] = store.points.latest("s")
+    assert (point["value"], point["timestamp"].isoformat()) == (1.5, "2024-05-01T00:00:00+00:00")
+    labels = store.series.describe("s", "unknown", labels={"range": np.int64(5)}).labels
+    assert labels == {"range": 5}

@@ -147,7 +147,10 @@ def _metrics(only: Mapping[str, str] | str | Sequence[str] | None) -> dict[str, 
         raise InvalidQuery(
             f"only = {shown(only)}: a column, a list of columns, or a dict of metrics and columns is expected"
         )
-    pairs = list(named.items()) if named is not None else [(name, name) for name in only]
+    try:
+        pairs = list(named.items()) if named is not None else [(name, name) for name in only]
+    except TypeError as error:
+        raise InvalidQuery(f"only = {shown(only)}: cannot be read as a list of columns: {error}") from error
     for metric, column in pairs:
         try:
             name_of(metric)
