@@ -95,7 +95,7 @@ def _in_parts(handle: Handle, selection: Selection, reserve: Reserve) -> Written
             handle.metadata.checkpoint()
     except (StoreBusy, EngineMissing) as error:
         # The delete of what is left needs no columns; the process that has them applies it.
-        log.warning("the points will be deleted when the journal is applied: %s", error)
+        log.warning("the deletion is recorded, and is applied at the next flush: %s", error)
         written = _committed(handle, selection)
     return replace(written, first_seq=first_seq or written.first_seq)
 

@@ -11,7 +11,7 @@ from repo.arguments import LARGEST, check_count
 from repo.core.deleting import delete_points, delete_records
 from repo.core.handle import Handle
 from repo.core.reserve import Reserve
-from repo.errors import EngineMissing, InvalidQuery, StoreBusy
+from repo.errors import EngineMissing, HoldfastError, InvalidQuery, StoreBusy
 from repo.queries.counts import SeriesExtent, extents
 from repo.queries.selection import MOST_NAMES, Names, Selection, Time, chosen_names
 from repo.repositories.records import RecordExtent, RecordRepository, RecordScope
@@ -146,10 +146,11 @@ def _counted(handle: Handle, scope: CleanupScope) -> Cleaned:
 def _dropped(handle: Handle, scope: CleanupScope) -> Cleaned:
     """Delete the selected points and records."""
     before = None
+    uncounted: HoldfastError | None = None
     try:
         before = _counted(handle, scope)
     except (StoreBusy, EngineMissing) as error:
-        log.warning("the selected points cannot be counted before they are deleted: %s", error)
+        uncounted = error
     times: list[int | None] = []
     dropped = 0
     if scope.records is not None:
@@ -163,11 +164,14 @@ def _dropped(handle: Handle, scope: CleanupScope) -> Cleaned:
         try:
             handle.flush("cleanup")
         except (StoreBusy, EngineMissing) as error:
-            log.warning("the points will be deleted when the journal is applied: %s", error)
+            log.warning("the deletion is recorded, and is applied at the next flush: %s", error)
+            uncounted = None  # for the same reason
         else:
             losses = handle.losses_by(written)
             lost = sum(loss.dropped or 0 for loss in losses)
             times += [us for loss in losses for us in (loss.first_us, loss.last_us)]
+    if uncounted is not None:
+        log.warning("the selected data could not be counted before it was deleted: %s", uncounted)
     known = [us for us in times if us is not None]
     return Cleaned(
         points=lost,
