@@ -74,7 +74,7 @@ class _Here(threading.local):
 class Use:
     """A block that uses the databases of a store. None begins while another thread forks.
 
-    Blocks may be nested. They are referenced weakly, so that a block that an interrupt cut off no longer counts.
+    Blocks may be nested. They are referenced weakly, so that an interrupted block no longer counts.
     """
 
     __slots__ = ("__weakref__",)

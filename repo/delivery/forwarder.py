@@ -162,7 +162,7 @@ class Forwarder:
         """Deliver until `stop` is set or, with `until_empty`, nothing is left; returns the number of points delivered.
 
         Retries for as long as the link is down, and sends a refused batch again every `backoff.longest_s` seconds: what
-        refuses it, an expired token or a moved URL, is mended at the other end. With `until_empty`, which would then
+        refuses it, an expired token or a moved URL, is fixed at the other end. With `until_empty`, which would then
         never end, a refusal raises `SinkRefused`.
         """
         delivered = 0

@@ -35,7 +35,7 @@ class EngineRecord:
     """The name of its column file in the folder of a store."""
     companions: tuple[str, ...]
     """The files that may belong to a database file, as suffixes of its name; the log comes first."""
-    made_anew: frozenset[str] = frozenset()
+    disposable: frozenset[str] = frozenset()
     """Companions without lasting content: the engine recreates them when it opens the file, so a copy omits them."""
 
     signature: tuple[int, bytes]

@@ -235,7 +235,7 @@ def _sources(files: StoreFiles) -> list[_File]:
         _File(source.with_name(source.name + companion), name + companion, growth)
         for source, name, engine, growth in databases
         for companion in ("", *engine.companions)
-        if companion not in engine.made_anew
+        if companion not in engine.disposable
     ]
     found.append(_File(files.folder / CONFIG_FILE, CONFIG_FILE, 0.0))
     return [file for file in found if file.source.exists()]

@@ -156,7 +156,7 @@ class Points(PointWriter):
         """Queue many points and return at once; the future completes when they are durable.
 
         Checks the rows first, and raises `InvalidPoint` as `insert_many` does. Blocks while the queue is full. With
-        asyncio, use `await asyncio.wrap_future(store.points.submit(rows))`.
+        asyncio, use `AsyncStore`, or `await asyncio.wrap_future(store.points.submit(rows))`.
         """
         return self._handle.writer.submit(self._submission(rows, on_error, accept_bool))
 

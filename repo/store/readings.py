@@ -39,7 +39,7 @@ def readings_of(
     `timestamp_us` is the time of the record. The data's `timestamp` is Unix seconds or ISO 8601 (UTC if it has no
     offset); its `quality` is an integer, or a word that begins with good, uncertain or bad. A time that cannot be read
     leaves the record's time, a quality that cannot be read is stored as uncertain, and the log names the field once for
-    each source. A number that is no time raises `InvalidPoint`.
+    each source. A number that is not a valid time raises `InvalidPoint`.
     """
 
     def number(given: object) -> Any:

@@ -300,7 +300,7 @@ class _Import:
             if refusal.field == "timestamp_us" and self._advice is not None:
                 self._note(source, self._advice)
             elif refusal.field == "quality" and "32 bits" in refusal.reason:
-                self._note(source, "quality: is no integer of 32 bits")
+                self._note(source, "quality: is not a 32-bit integer")
             else:
                 self._note(source, f"{refusal.field}: {refusal.reason}")
 

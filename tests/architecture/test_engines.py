@@ -116,7 +116,7 @@ LAKE = replace(
     title="Lake",
     file_name="timeseries.lake",
     companions=(".redo", ".idx", "-wal", "-shm"),
-    made_anew=frozenset({"-shm"}),
+    disposable=frozenset({"-shm"}),
     make_backend=lambda path, _scratch, settings, _clock: LakeBackend(path, settings),
 )
 
@@ -149,7 +149,7 @@ def test_a_store_works_on_a_third_engine_in_the_list(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("record", ENGINES.values(), ids=list(ENGINES))
 def test_a_record_is_consistent(record: EngineRecord) -> None:
-    assert record.made_anew < set(record.companions[1:])
+    assert record.disposable < set(record.companions[1:])
     if record.why_missing() is None:
         assert record.traits().name == record.name
         assert record.traits().url.startswith(record.name)

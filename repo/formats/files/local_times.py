@@ -20,7 +20,7 @@ from repo.times import (
 __all__ = ["UNREADABLE", "Span", "spans_of", "text_times"]
 
 UNREADABLE = 2**63 - 1
-"""Stands for a time that cannot be read; a store refuses it."""
+"""Represents a time that cannot be read; a store refuses it."""
 
 _STEP_US = 43_200_000_000
 """Half a day: no zone changes its offset twice within it."""

@@ -44,7 +44,7 @@ _TIME_FAMILIES = ("moment", "naive")
 _USUAL_TIMES = ("time", "datetime", "date", "index", "__index_level_0__")
 """Names of a time column that other programs use; the last two are those of a pandas index."""
 NO_QUALITY = 2**40
-"""Stands for a quality that is no integer; a store refuses it."""
+"""Represents a quality that is not an integer; a store refuses it."""
 
 _OURS = frozenset({"seq"})
 """Written by exports but not read: a store numbers its writes itself."""

@@ -496,7 +496,7 @@ def _column(plan: ReadPlan, field: str, missing: str) -> str:
 
 
 def _quality(plan: ReadPlan) -> str:
-    """Return the SQL of the quality. A float that is no integer becomes one that is refused."""
+    """Return the SQL of the quality. A float that is not an integer becomes one that is refused."""
     column = _column(plan, "quality", "INTEGER")
     if "quality" not in plan.types or plan.types["quality"].family != "float":
         return column

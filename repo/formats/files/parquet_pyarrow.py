@@ -333,7 +333,7 @@ def _is_large(column: Any) -> bool:
 
 
 def _quality(table: pa.Table, plan: ReadPlan) -> Any:
-    """Return the qualities. A float that is no integer becomes one that is refused."""
+    """Return the qualities. A float that is not an integer becomes one that is refused."""
     column = _column(table, plan, "quality", pa.int32())
     if "quality" not in plan.types or plan.types["quality"].family != "float":
         return column

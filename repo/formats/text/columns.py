@@ -24,7 +24,7 @@ __all__ = ["Columns", "first_columns", "is_position", "later_columns"]
 
 _POSITION = re.compile(r"#([1-9][0-9]{0,5})")
 _SEARCHED_LINES = 100
-"""A header that is not where it should be is looked for in so many lines, for the message."""
+"""In how many lines a misplaced header is searched for, to name its line in the message."""
 _REMEDIES = {
     "time": "name the column (--time-column)",
     "sensor": "name the column (--sensor-column), or the sensor of all lines (--sensor)",
@@ -145,7 +145,7 @@ def later_columns(records: CsvRecords, layout: Layout, row: Sequence[str], befor
 
 
 def is_position(name: str) -> bool:
-    """Return whether a name may stand for a column by its position, as `#1` does."""
+    """Return whether a name may denote a column by its position, as `#1` does."""
     return _POSITION.fullmatch(name) is not None
 
 
