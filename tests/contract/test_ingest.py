@@ -76,19 +76,13 @@ def test_the_options_of_the_command_are_keyword_arguments(store: Store, tmp_path
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        {"files": 5},
-        {"files": [5]},
-        {"files": "a\0b"},
-        {"files": "x" * 5000},
-        {"files": io.StringIO("timestamp,p\n")},
-    ],
-    ids=str,
+    "files",
+    [5, [5], "a\0b", "x" * 5000, io.StringIO("timestamp,p\n")],
+    ids=["a number", "a list of a number", "a name with NUL", "a long name", "a stream"],
 )
-def test_what_is_no_file_is_a_typed_error(unwritten: Store, wrong: dict[str, Any]) -> None:
+def test_what_is_no_file_is_a_typed_error(unwritten: Store, files: Any) -> None:
     with pytest.raises(InvalidFile):
-        unwritten.ingest(**wrong)
+        unwritten.ingest(files)
 
 
 WRONG = [
