@@ -1,7 +1,7 @@
 """Undisturbed: runs a step to completion even if Ctrl-C or another signal arrives.
 
-Signal handlers run in the main thread, between any two of its instructions. A step that must not be interrupted, such as
-opening a file and recording that it is open, therefore runs in another thread while the main thread waits.
+Signal handlers run in the main thread, between any two of its instructions. A step that must not be interrupted, such
+as opening a file and recording that it is open, therefore runs in another thread while the main thread waits.
 """
 
 from __future__ import annotations
