@@ -1,11 +1,13 @@
 """Keeps the columns open between the steps of a long job, and hands them over to a waiting process.
 
 In a store without a background thread nothing checks for waiting processes, so each use opens the file and closes it
-again. A job that uses the columns many times keeps them open and runs that check itself.
+again. A job that uses the columns many times keeps them open and runs that check itself. So does a store that may only
+be read.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from repo.core.columns import Columns
 from repo.core.stop import Stop
 from repo.core.undisturbed import undisturbed
 
-__all__ = ["CHECK_INTERVAL_S", "kept_open"]
+__all__ = ["CHECK_INTERVAL_S", "Watch", "kept_open"]
 
 log = logging.getLogger("holdfast.columns")
 
@@ -42,11 +44,57 @@ def kept_open(columns: Columns) -> Iterator[None]:
             thread.join()
 
 
+class Watch:
+    """A thread that closes open columns when another process waits for them, or they were idle for long.
+
+    It ends when `stop` is asked, which does not close the columns.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        """Start the thread; raises `RuntimeError` if that is not possible."""
+        self.stop = Stop()
+        self._columns = columns
+        self._thread = threading.Thread(target=self._run, name="holdfast-keep-open", daemon=True)
+        self._thread.start()
+        _watches.add(self)
+
+    def join(self) -> None:
+        """Wait for the end of the thread."""
+        self._thread.join()
+
+    def end(self) -> None:
+        """Close the columns unless they are in use, and end the thread."""
+        _release(self._columns, at_once=True)
+        self.stop.ask()
+        self.join()
+
+    def _run(self) -> None:
+        while not self.stop.wait(CHECK_INTERVAL_S):
+            _release(self._columns, at_once=False)
+        _watches.discard(self)
+
+
+_watches: set[Watch] = set()
+
+
+def _end_all() -> None:
+    """End the threads of stores that were not closed: one inside DuckDB at the interpreter's exit would abort it."""
+    for watch in list(_watches):
+        watch.end()
+
+
+atexit.register(_end_all)
+
+
 def _watch(columns: Columns, stop: Stop) -> None:
     ended = False
     while not ended:
         ended = stop.wait(CHECK_INTERVAL_S)
-        try:
-            columns.release_if_due(at_once=ended)  # in this thread, which no interrupt reaches
-        except Exception as error:  # noqa: BLE001  the lease was released anyway; the next use reports the cause
-            log.error("the columns could not be closed cleanly: %s", error)
+        _release(columns, at_once=ended)
+
+
+def _release(columns: Columns, *, at_once: bool) -> None:
+    try:
+        columns.release_if_due(at_once=at_once)  # in a thread that no interrupt reaches
+    except Exception as error:  # noqa: BLE001  the lease was released anyway; the next use reports the cause
+        log.error("the columns could not be closed cleanly: %s", error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +201,12 @@ class OpenOverlay(OpenColumns):
 
 class Tail(Flusher):
     """Applies the journal's tail to the overlay. The journal and the column file stay unchanged."""
+
+    def through(
+        self, opened: OpenColumns, seq: int, _stop: Callable[[], bool] = lambda: False
+    ) -> OpenColumns:
+        """Apply the whole tail. The columns are not handed over before, which would lose what was applied."""
+        return super().through(opened, seq)
 
     def make_durable(self, opened: OpenColumns) -> int:
         """Raise `StoreReadOnly`."""

@@ -77,9 +77,10 @@ class Store:
 
     `read_only=True` opens a store whose files this process may only read: those of another user, or on a file system
     that is mounted read-only. Queries, `latest`, `status` and exports see everything that was acknowledged, including
-    the points that wait in the journal, which are read again at each use of the columns. Nothing is created or changed,
-    so an outdated store raises `SchemaOutdated`; what would write raises `StoreReadOnly`. A process that writes to the
-    store hands the columns over as to any other process.
+    the points that wait in the journal. These are read again each time the columns are opened, that is after another
+    process used them, or after `lease_idle_s`. Nothing is created or changed, so an outdated store raises
+    `SchemaOutdated`; what would write raises `StoreReadOnly`. A process that writes to the store hands the columns over
+    as to any other process, and so does this one.
 
     Before a fork (`os.fork`, `multiprocessing`) this process closes the files of all its stores. The fork waits up to
     three seconds for running calls, and calls of other threads wait for the fork. The handle keeps working in the

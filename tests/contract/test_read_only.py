@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +144,50 @@ def test_a_reader_creates_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreMissing, match="there is no store"):
         Store(tmp_path / "none", read_only=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_applies_the_waiting_points_once_for_many_pages(
+    open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store() as store:
+        store.flush()
+        store.points.insert_many([("a", "m", float(second), 1.0) for second in range(3_000)])
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    with Store(tmp_path / "store", replace(store.settings, lease_idle_s=60.0), read_only=True) as reader:
+        folders = {tuple(scratch.iterdir()) for _ in reader.points.range("a", "m").pages(1_024)}
+        assert [len(names) for names in folders] == [1]  # one temporary database, in one folder
+        with open_store() as writer:  # which is closed for a process that waits
+            assert len(writer.points.range("a", "m").all()) == 3_000
+        assert list(scratch.iterdir()) == []
+        assert len(reader.points.range("a", "m").all()) == 3_000
+    assert list(scratch.iterdir()) == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "holdfast-keep-open"]
+
+
+def test_readers_that_wait_for_each_other_do_not_make_each_other_begin_again(
+    open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store() as store:
+        store.flush()
+        for second in range(20):
+            store.points.insert("a", "m", 1.0, float(second))
+    monkeypatch.setattr("repo.core.handle.THREAD_TURN_S", 0.0)
+    monkeypatch.setattr("repo.core.handle.PROCESS_TURN_S", 0.0)
+    settings = replace(store.settings, flush_batch_points=1)
+    readers = [Store(tmp_path / "store", settings, read_only=True) for _ in range(2)]
+    found: list[int] = []
+    threads = [
+        threading.Thread(
+            target=lambda reader=reader: found.append(len(reader.points.range("a", "m").all())), daemon=True
+        )
+        for reader in readers * 2
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert found == [20] * 4
+    for reader in readers:
+        reader.close()
