@@ -154,7 +154,9 @@ class Forwarder:
             return Step(Outcome.REFUSED, self._backoff.longest_s, self._in_flight, error=error)
         self._in_flight, self._refusal = None, ""
         if self._failures:
-            log.info("%s can be reached again after %s", self._sink.name, counted(self._failures, "failure"))
+            log.info(
+                "the delivery to %s works again after %s", self._sink.name, counted(self._failures, "failure")
+            )
             self._failures = 0
         return Step(Outcome.DELIVERED, 0.0, batch, receipt)
 
@@ -207,9 +209,11 @@ class Forwarder:
     def _again(self, error: SinkUnreachable | StoreBusy) -> Step:
         self._failures += 1
         if self._failures == 1:
-            log.warning("%s cannot be reached; the points stay in the store: %s", self._sink.name, error)
             if isinstance(error, SinkUnreachable):
+                log.warning("%s cannot be reached; the points stay in the store: %s", self._sink.name, error)
                 self._note("unreachable", error)
+            else:
+                log.warning("the store is busy, so the delivery to %s waits: %s", self._sink.name, error)
         wait_s = self._backoff.delay_s(self._failures)
         if isinstance(error, SinkUnreachable) and error.retry_after_s is not None:
             wait_s = max(wait_s, min(error.retry_after_s, self._backoff.longest_s))

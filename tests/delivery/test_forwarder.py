@@ -14,7 +14,7 @@ from repo.delivery.sinks.http import HttpSink
 from repo.demo.process import Child, Inbox
 from repo.demo.receiver import Receiver
 from repo.demo.receiver_store import Taken, stored_points
-from repo.errors import HoldfastError, InvalidSettings, SinkRefused, SinkUnreachable
+from repo.errors import HoldfastError, InvalidSettings, SinkRefused, SinkUnreachable, StoreBusy
 
 NO_WAIT = Backoff(first_s=0.001, longest_s=0.002)
 
@@ -277,7 +277,9 @@ def test_run_continues_after_refusals_and_broken_connections(store: Store, error
     assert store.status().sinks[0].failure is None
 
 
-def test_status_warns_of_a_refusal_until_a_batch_is_delivered(store: Store) -> None:
+def test_status_warns_of_a_refusal_until_a_batch_is_delivered(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     class Closed:
         name = "closed"
         error: HoldfastError | None = SinkUnreachable("no route")
@@ -291,6 +293,10 @@ def test_status_warns_of_a_refusal_until_a_batch_is_delivered(store: Store) -> N
     sink = Closed()
     assert Forwarder(store, sink).step().outcome is Outcome.RETRY
     assert store.status().warnings == ()  # an outage is no reason for an alarm
+    assert "closed cannot be reached; the points stay in the store: no route" in caplog.text
+    sink.error = StoreBusy("the columns are held")
+    assert Forwarder(store, sink).step().outcome is Outcome.RETRY
+    assert "the store is busy, so the delivery to closed waits: the columns are held" in caplog.text
     sink.error = SinkRefused("401 Unauthorized")
     Forwarder(store, sink).step()
     [warning] = store.status().warnings
