@@ -24,13 +24,17 @@ class AsyncCalls:
         self._queuer = ThreadPoolExecutor(1, "holdfast-async-write")
         self._workers = ThreadPoolExecutor(workers, "holdfast-async")
 
+    def start(self, call: Callable[[], T]) -> Future[T]:
+        """Start a call in a thread, and return its future, which also completes if the event loop has ended."""
+        return _started(self._workers, call)
+
     async def read(self, call: Callable[[], T]) -> T:
         """Run a call that changes nothing. If the task is cancelled, the thread finishes it for nothing."""
-        return await asyncio.wrap_future(_started(self._workers, call))
+        return await asyncio.wrap_future(self.start(call))
 
     async def write(self, call: Callable[[], T]) -> T:
         """Run a call that changes the store. If the task is cancelled, its outcome is awaited; see `_settled`."""
-        running = _started(self._workers, call)
+        running = self.start(call)
         return await _settled(running, running)
 
     async def queue(self, call: Callable[[], Future[T]]) -> T:

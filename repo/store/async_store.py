@@ -210,10 +210,11 @@ class AsyncStore:
         async with self._opening:
             if self._store is None:
                 calls = AsyncCalls(self._workers)
-                opening = asyncio.ensure_future(calls.read(self._open_store))
+                opening = calls.start(self._open_store)
                 try:
-                    store = await asyncio.shield(opening)
-                except asyncio.CancelledError:  # a store that is opened for nobody is closed
+                    store = await asyncio.wrap_future(opening)
+                except asyncio.CancelledError:
+                    # A store that is opened for nobody is closed, in the thread, because the event loop may end first.
                     opening.add_done_callback(_close_opened)
                     raise
                 self._calls, self._store = calls, store
@@ -313,6 +314,6 @@ def _close(calls: AsyncCalls, store: Store) -> None:
         store.close()
 
 
-def _close_opened(opening: asyncio.Future[Store]) -> None:
+def _close_opened(opening: Future[Store]) -> None:
     if not opening.cancelled() and opening.exception() is None:
         opening.result().close()
