@@ -107,7 +107,7 @@ def test_points_and_records_are_deleted_with_no_byte_free(engine: str, tmp_path:
 
 
 @pytest.mark.duckdb
-def test_an_upgrade_without_room_is_refused_beforehand_and_if_forced_rolled_back(tmp_path: Path) -> None:
+def test_an_upgrade_without_space_is_refused_at_once_and_rolled_back_if_forced(tmp_path: Path) -> None:
     make_legacy_store(tmp_path / "legacy", 6_000, 1_000)
     notes = _play(["upgrade"], "duckdb", tmp_path, UPGRADE_DISK)
     *told, without_any_room = notes.refused

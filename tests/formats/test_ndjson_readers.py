@@ -43,7 +43,7 @@ def told_of(page: Any) -> Any:
     return list(columns), rows, sorted(page.identities()), page.rows, page.nulls, page.duplicates()
 
 
-def test_with_duckdb_and_without_a_page_tells_the_same(tmp_path: Path) -> None:
+def test_a_page_has_the_same_content_with_and_without_duckdb(tmp_path: Path) -> None:
     file = write(
         tmp_path / "a.ndjson",
         *({}, {"value": None}, {"value": "OPEN"}, {"value": "-Infinity", "quality": -7}),

@@ -131,7 +131,7 @@ def test_the_service_of_fastapi_writes_reads_and_refuses(python: Run) -> None:
     assert "422 ['row 1: value: is a list" in done.stdout
 
 
-def test_the_collector_ends_in_order_when_it_is_told_to(starter: Starter, tmp_path: Path) -> None:
+def test_the_collector_stops_cleanly_on_sigterm(starter: Starter, tmp_path: Path) -> None:
     script = COLLECT.replace("time.sleep(10)", 'print("written", flush=True); time.sleep(10)')
     process = subprocess.Popen(
         [*starter_python(), "-c", script],

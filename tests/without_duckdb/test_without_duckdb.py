@@ -124,7 +124,7 @@ def test_the_documented_buffer_falls_back_there_and_keeps_its_points(run: Run, t
         assert [row["value"] for row in store.points.range("S", "m")] == [2.5]
 
 
-def test_a_store_on_duckdb_is_written_to_and_what_sqlite_can_tell_is_told(run: Run, tmp_path: Path) -> None:
+def test_a_store_on_duckdb_can_be_written_to_and_its_metadata_can_be_read(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "store"
     with Store(folder, Settings(background=False)) as store:
         store.points.insert_many([("a", "m", at, float(at)) for at in range(10)])
