@@ -41,7 +41,7 @@ BUDGET_S = {
     "property": 10,
     "demo": 8,
     "delivery": 8,
-    "badinput": 6,
+    "badinput": 12,
     "unit": 6,
     "without_duckdb": 6,
     "architecture": 4,

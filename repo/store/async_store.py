@@ -11,7 +11,7 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
-from repo.arguments import check_count
+from repo.arguments import check_count, shown
 from repo.core.changes import Submission
 from repo.errors import InvalidSettings, StoreClosed
 from repo.queries.rows import PointDict
@@ -197,7 +197,7 @@ class AsyncStore:
     ) -> None:
         self._open_store = lambda: Store(path, settings, create=create, read_only=read_only)
         self._workers = check_count(workers, "workers", error=InvalidSettings)
-        self._shown = f"AsyncStore({str(path)[:200]!r})"
+        self._shown = f"AsyncStore({shown(os.fspath(path) if isinstance(path, os.PathLike) else path)})"
         self._opening = asyncio.Lock()
         self._calls: AsyncCalls | None = None
         self._store: Store | None = None

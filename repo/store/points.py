@@ -258,8 +258,9 @@ class Points(PointWriter):
         are skipped. An aggregate without a value (no readings, inf - inf) is None. A text series has only count, first
         and last: other aggregates raise `InvalidQuery` if the series is selected by name, and are None in a glob.
 
-        `every` is the width of the buckets: `10s`, `1m` (a minute), `6h`, `1d`, `1w`, `1mo`, `3mo`, `1y`. `bucket` is
-        the start of a bucket, in the zone `tz`. Widths up to an hour follow elapsed time, larger ones the wall clock of
+        `every` is the width of the buckets: `10s`, `1m` (a minute), `6h`, `1d`, `1w`, `1mo`, `3mo`, `1y`; or seconds as
+        a number, or a `timedelta`. `bucket` is the start of a bucket, in the zone `tz`: a name, an offset (`-07:00`) or
+        a `tzinfo`. Widths up to an hour follow elapsed time, larger ones the wall clock of
         the zone: days start at local midnight, weeks on Monday, months and years with the calendar (counted from
         January 1970, so that `3mo` is a quarter).
 

@@ -10,7 +10,7 @@ from datetime import UTC
 from numbers import Real
 from typing import Any
 
-from repo.fields import QUALITY_RANGE, number_in
+from repo.fields import QUALITY_RANGE, is_missing, number_in
 from repo.times import Unfit, is_time, iso_datetime, moment_us, to_us
 
 __all__ = ["BAD", "GOOD", "UNCERTAIN", "readings_of"]
@@ -48,6 +48,7 @@ def readings_of(
         is_number = isinstance(given, Real) and (accept_bool or not isinstance(given, bool))
         return given if is_number else None
 
+    data = {name: given for name, given in data.items() if not is_missing(given)}
     numbers = [(name, number(data.get(name))) for name in NAMES]
     numbers.append((data.get("metric_name") or data.get("metric") or "unknown", number(data.get("value"))))
     numbers = [(metric, value) for metric, value in numbers if value is not None]

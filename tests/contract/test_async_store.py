@@ -237,6 +237,9 @@ def test_it_is_opened_and_closed_once_and_refuses_in_between(path: Path) -> None
             await AsyncStore(path.parent / "none", create=False).open()
         with pytest.raises(InvalidSettings, match="workers"):
             AsyncStore(path, workers=0)
+        for wrong in (None, 10**5_000, "", ":memory:", b"x"):
+            with pytest.raises(InvalidSettings, match=r"path|TemporaryDirectory"):
+                await AsyncStore(wrong).open()  # type: ignore[arg-type]
 
     asyncio.run(body())
 

@@ -139,13 +139,21 @@ def test_the_version_and_the_help_are_there() -> None:
 
 
 def test_the_data_of_a_record_and_labels_take_what_metadata_takes(store: Store) -> None:
-    data = {"sensor_id": "s", "value": np.float32(1.5), "timestamp": np.datetime64("2024-05-01"), "x": pd.NA}
+    data = {
+        "sensor_id": "s",
+        "value": np.float32(1.5),
+        "timestamp": np.datetime64("2024-05-01"),
+        "x": pd.NA,
+        "well_name": pd.NA,
+    }
     store.records.add("r", "src", data)
     [record] = store.records.pending()
     assert record["data"] == {
-        "sensor_id": "s", "value": 1.5, "timestamp": "2024-05-01T00:00:00+00:00", "x": None
+        "sensor_id": "s", "value": 1.5, "timestamp": "2024-05-01T00:00:00+00:00", "x": None, "well_name": None
     }  # fmt: skip
     [point] = store.points.latest("s")
     assert (point["value"], point["timestamp"].isoformat()) == (1.5, "2024-05-01T00:00:00+00:00")
+    store.records.add("r2", "src", {"sensor_id": pd.NA, "value": 2, "quality": pd.NA, "timestamp": pd.NaT})
+    assert [point["quality"] for point in store.points.latest("src")] == [100]
     labels = store.series.describe("s", "unknown", labels={"range": np.int64(5)}).labels
     assert labels == {"range": 5}
