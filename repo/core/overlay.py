@@ -8,11 +8,9 @@ the rules are the same; stored points that a row might change are first copied i
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -36,6 +34,7 @@ from sqlalchemy.schema import CreateTable
 from repo.core.columns import OpenColumns
 from repo.core.flush import Flusher, JournalWork
 from repo.core.reconcile import FileState, Known, is_what_was_flushed, refuse_foreign
+from repo.core.scratch import ScratchFolder
 from repo.engines.base import STORED, Backend
 from repo.engines.registry import traits_of
 from repo.errors import StoreReadOnly
@@ -96,7 +95,7 @@ class OpenOverlay(OpenColumns):
     """A temporary database with the column file attached; nothing is attached if the file does not exist."""
 
     def __init__(self, backend: Backend) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="holdfast-")
+        self._folder = ScratchFolder()
         self.has_file = backend.path.exists() and backend.path.stat().st_size + backend.log_bytes() > 0
         self._has_tail = False
         self._hides = False
@@ -112,7 +111,7 @@ class OpenOverlay(OpenColumns):
         """For reading the tables of the attached file."""
 
     def _open(self) -> Engine:
-        return self.backend.open_overlay(Path(self._folder.name), attach=self.has_file)
+        return self.backend.open_overlay(self._folder.path, attach=self.has_file)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal, NoReturn
 
 from sqlalchemy import Connection, Engine
@@ -18,6 +16,7 @@ from repo.core.gate import Patience
 from repo.core.keep_open import Watch
 from repo.core.metadata import MetadataDatabase
 from repo.core.overlay import OpenOverlay
+from repo.core.scratch import ScratchFolder
 from repo.engines.base import Backend
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import StoreReadOnly
@@ -43,7 +42,7 @@ class ReadOnlyMetadata(MetadataDatabase):
 
     def __init__(self, files: StoreFiles, settings: Settings) -> None:
         self._files = files
-        self._copied: tempfile.TemporaryDirectory[str] | None = None
+        self._copied: ScratchFolder | None = None
         try:
             super().__init__(files, settings)
         except BaseException:
@@ -53,8 +52,8 @@ class ReadOnlyMetadata(MetadataDatabase):
     def _open(self, _durability: Literal["full", "normal"]) -> Engine:
         path = self.path
         if sqlite.needs_copy(path):
-            self._copied = tempfile.TemporaryDirectory(prefix="holdfast-")
-            path = sqlite.copy_with_log(path, Path(self._copied.name))
+            self._copied = ScratchFolder()
+            path = sqlite.copy_with_log(path, self._copied.path)
         return sqlite.open_engine(path, busy_timeout_s=self._settings.busy_timeout_s, read_only=True)
 
     def close(self) -> None:

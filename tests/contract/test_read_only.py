@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from repo import Settings, Store, StoreMissing, StoreReadOnly
+from repo import HoldfastError, Settings, Store, StoreMissing, StoreReadOnly
 from tests.conftest import OpenStore, RunPython
 
 SENSORS = ("a", "b", "c[1]")
@@ -164,6 +164,39 @@ def test_a_reader_applies_the_waiting_points_once_for_many_pages(
         assert len(reader.points.range("a", "m").all()) == 3_000
     assert list(scratch.iterdir()) == []
     assert not [thread for thread in threading.enumerate() if thread.name == "holdfast-keep-open"]
+
+
+def test_the_temporary_folder_of_a_killed_reader_is_removed_by_the_next_one(
+    open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_python: RunPython
+) -> None:
+    with open_store() as store:
+        store.points.insert("a", "m", 1.0, 1.0)
+        store.flush()
+    scratch = tmp_path / "scratch"
+    (scratch / "holdfast-of-another-program").mkdir(parents=True)
+    script = """
+import os, sys, tempfile
+from repo import Store
+tempfile.tempdir = sys.argv[2]
+store = Store(sys.argv[1], read_only=True)
+with store._handle.reading("test"):
+    if os.fork() == 0:
+        sys.exit(0)
+    os.wait()
+    print(len(os.listdir(sys.argv[2])), flush=True)
+    os._exit(0)
+"""
+    assert run_python(script, tmp_path / "store", scratch).stdout.split() == ["2"]
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    with Store(tmp_path / "store", store.settings, read_only=True) as reader:
+        assert len(reader.points.range("a", "m").all()) == 1
+    assert [path.name for path in scratch.iterdir()] == ["holdfast-of-another-program"]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with (
+        Store(tmp_path / "store", store.settings, read_only=True) as reader,
+        pytest.raises(HoldfastError, match=r"none.*TMPDIR"),
+    ):
+        reader.points.range("a", "m").all()
 
 
 def test_readers_that_wait_for_each_other_do_not_make_each_other_begin_again(
