@@ -186,5 +186,5 @@ def test_a_legacy_column_file_alone_is_upgraded_by_its_name_and_its_folder_says_
     for named in (file, legacy):
         assert "3,000 in" in cli(named, "status")
         assert "SENSOR-7" in cli(named, "query", "SENSOR-7", "temperature", "--limit", "1")
-    assert "none" in cli(file, "migrate", "--restore", "-y")
+    assert "no revision" in cli(file, "migrate", "--restore", "-y")
     assert file.read_bytes() == before
