@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from repo import forks
-from repo.errors import EngineMissing, StoreBusy, counted
+from repo.errors import EngineMissing, HoldfastError, StoreBusy, counted
 from repo.queries.selection import Selection
 from repo.store.store import Store
 
@@ -29,7 +29,7 @@ LEAST_BYTES = 2_097_152
 """Below this limit nothing is trimmed: a column file takes as much without points, so all of them would be deleted."""
 
 _ROUNDS = 4
-"""An engine may free less than the share of the points that was deleted; the next round deletes more."""
+"""A rewritten file may still be larger than its share of the points; the next round deletes more."""
 
 _TIME_OF = "SELECT timestamp_us AS us FROM time_series_data ORDER BY timestamp_us LIMIT 1 OFFSET ?"
 
@@ -78,9 +78,13 @@ class Trim:
         for left in reversed(range(_ROUNDS + 1)):
             store.checkpoint()
             used = store.size(inside=True).columns_used_bytes
+            is_rewritten = True
+            if dropped and used >= self._max_bytes * ENOUGH:
+                is_rewritten = _is_rewritten(store)
+                used = store.size(inside=True).columns_used_bytes
             enough = used < self._max_bytes * (ENOUGH if dropped else 1)
             points = sum(info.points for info in store.series.list())
-            if enough or not points or not left or self._max_bytes < LEAST_BYTES:
+            if enough or not points or not left or self._max_bytes < LEAST_BYTES or not is_rewritten:
                 break
             dropped += _oldest_dropped(store, points, 1 - TARGET * self._max_bytes / used)
         if dropped:
@@ -97,6 +101,27 @@ class Trim:
         """Forget the parent's threads in the child of a fork: one may have held the lock."""
         self._lock = threading.Lock()
         self._checked_s = float("-inf")
+
+
+def _is_rewritten(store: Store) -> bool:
+    """Rewrite the columns, if possible; returns whether it was.
+
+    DuckDB frees the space of deleted points only where all points of a row group were deleted. Without this, a trim
+    would go on to delete points whose space is not freed either.
+    """
+    try:
+        store.shrink()
+    except StoreBusy:
+        raise
+    except HoldfastError as error:  # a full disk, or objects of the user in the file
+        log.warning(
+            "the space of the points that were deleted from %s is reused, but not freed, because the columns cannot be "
+            "rewritten: %s",
+            store.path,
+            error,
+        )
+        return False
+    return True
 
 
 def _oldest_dropped(store: Store, points: int, share: float) -> int:

@@ -82,6 +82,36 @@ def test_history_does_not_fill_a_buffer_and_is_trimmed_to_its_own_limit(
     assert len(store.losses()) == len(losses), "a tenth of the limit is free"
 
 
+@pytest.mark.duckdb
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_a_trim_deletes_no_more_because_its_points_did_not_arrive_in_order_of_time(
+    make_buffer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DUCKDB_MAX_SIZE_MB", "4")
+    monkeypatch.setattr(trim, "CHECK_S", 0.0)
+    buffer = make_buffer(max_buffer_size_mb=1)
+    store = buffer._loan.store
+    count = 400_000
+    values = [(at * 7919 % 104_729) / 7 for at in range(count)]
+    store.points.insert_table(
+        {
+            "sensor_id": "S",
+            "metric_name": "m",
+            "timestamp": [float(at * 7919 % count) for at in range(count)],
+            "value": values,
+        }
+    )
+    store.checkpoint()
+    before = store.size(inside=True).columns_used_bytes
+    assert before > 4 * 2**20
+    buffer.add_record("r", "s", {"n": 1})
+    assert store.size(inside=True).columns_used_bytes < 4 * 2**20
+    [kept] = store.points.aggregate("S", "m", agg="count")
+    assert kept["count"] / count > 0.5 * 4 * 2**20 / before, (
+        "half of what would fit, because a block is 256 KiB"
+    )
+
+
 def test_a_record_with_three_metrics_keeps_three(buffer: OfflineBufferManager) -> None:
     buffer.add_record("r", "gateway", THREE, timestamp=100)
     found = buffer._loan.store.points.range("W-1", None).all()
