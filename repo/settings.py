@@ -22,19 +22,8 @@ ENVIRONMENT_PREFIX = "HOLDFAST_"
 
 _OTHER_VARIABLES = (
     *("store", "json", "quiet", "verbose", "test", "metadata_url", "timeseries_url"),
-    *(
-        "adopt_",
-        "check_",
-        "cleanup_",
-        "demo_",
-        "demote_",
-        "export_",
-        "import_",
-        "ingest_",
-        "init_",
-        "latest_",
-    ),
-    *("losses_", "migrate_", "promote_", "query_", "series_", "sql_", "status_"),
+    *("adopt_", "check_", "cleanup_", "demo_", "demote_", "export_", "import_", "ingest_", "init_"),
+    *("latest_", "losses_", "migrate_", "promote_", "query_", "series_", "sql_", "status_"),
 )
 """How the names of variables begin that are no settings: options of the command, and URLs for Alembic."""
 

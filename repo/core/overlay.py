@@ -104,7 +104,7 @@ class OpenOverlay(OpenColumns):
             with self.flush_connection.begin():
                 for table in (_points, _summaries, _copied, _deleted):
                     self.flush_connection.execute(CreateTable(table))
-        except BaseException:
+        except BaseException:  # also after an interrupt; the caller gets nothing that could be closed
             self._folder.cleanup()
             raise
         self.stored: Engine = self.readers.execution_options(schema_translate_map={None: STORED})

@@ -45,7 +45,7 @@ class ReadOnlyMetadata(MetadataDatabase):
         self._copied: ScratchFolder | None = None
         try:
             super().__init__(files, settings)
-        except BaseException:
+        except BaseException:  # also after an interrupt; the caller gets nothing that could be closed
             self._remove_copy()
             raise
 

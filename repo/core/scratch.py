@@ -40,10 +40,9 @@ class ScratchFolder:
         try:
             lock = os.open(self.path / "new.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
-            (self.path / "new.lock").rename(
-                self.path / _LOCK
-            )  # before that, no other process looks at the folder
-        except BaseException:
+            # Under its final name only once it is locked: until then, other processes leave the folder alone.
+            (self.path / "new.lock").rename(self.path / _LOCK)
+        except BaseException:  # also after an interrupt; nothing else would remove the folder
             _remove(self.path, lock, os.getpid())
             raise
         self._remove = weakref.finalize(self, _remove, self.path, lock, os.getpid())

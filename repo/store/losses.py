@@ -9,8 +9,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from repo.arguments import check_count
 from repo.core.acknowledged import LOST_END
-from repo.errors import InvalidQuery, counted
+from repo.errors import counted
 from repo.queries.selection import Selection
 from repo.repositories.ledger import LedgerRepository, Loss
 
@@ -61,9 +62,8 @@ def read_losses(
     connection: Connection, limit: int | None = None, reasons: Sequence[str] | None = None
 ) -> list[LossEntry]:
     """Return the entries of the ledger, all or those with the given reasons, newest first; see `Store.losses`."""
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise InvalidQuery(f"limit = {limit!r}: at least 1, or None for all")
-    return [_entry(loss) for loss in LedgerRepository(connection).list(limit, reasons)]
+    most = None if limit is None else check_count(limit, "limit")
+    return [_entry(loss) for loss in LedgerRepository(connection).list(most, reasons)]
 
 
 def _entry(loss: Loss) -> LossEntry:

@@ -314,9 +314,9 @@ def test_neither_duckdb_nor_pyarrow_is_needed(
     hidden = ("duckdb", "duckdb_engine", "pyarrow", "numpy", "pandas", "polars", "zstandard")
     done = run_python(ROUND.format(hidden=hidden), tmp_path / "a", tmp_path / "out", fresh=True)
     assert done.returncode == 0, done.stderr
-    told, *counts = done.stdout.splitlines()
-    assert "[arrow]'" in told
-    assert "--format ndjson" in told
+    message, *counts = done.stdout.splitlines()
+    assert "[arrow]'" in message
+    assert "--format ndjson" in message
     assert counts == [f"{len(points)} {len(points)}"] * 2
     for folder in ("ab", "ac"):
         assert points_of(open_store(folder)) == points

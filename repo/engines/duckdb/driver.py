@@ -102,7 +102,7 @@ def open_overlay(stored: Path | None, *, memory_limit_bytes: int, threads: int, 
         try:
             with guarded(os.path.realpath(stored)):
                 base.execute(f"ATTACH '{quoted}' AS {STORED} (READ_ONLY)")
-        except BaseException:
+        except BaseException:  # also after an interrupt; the instance has no other owner yet
             _close_quietly(base)
             raise
         return base

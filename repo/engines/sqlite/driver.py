@@ -202,7 +202,7 @@ def open_overlay(scratch: Path, stored: Path | None, *, busy_timeout_s: float) -
             if attached is not None:
                 path, uri = attached
                 connection.execute(f"ATTACH ? AS {STORED}", (uri,))
-        except BaseException as error:
+        except BaseException as error:  # as in `_set_up`, nobody else would close the connection
             connection.close()
             if isinstance(error, DriverError):
                 raise typed_error(error, path) from error
