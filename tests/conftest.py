@@ -44,6 +44,7 @@ BUDGET_S = {
     "badinput": 12,
     "unit": 6,
     "without_duckdb": 6,
+    "work": 6,
     "architecture": 4,
 }
 """The seconds that the tests of a folder may take in one process, on a quiet machine; two share 530 s of work."""
