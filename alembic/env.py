@@ -16,8 +16,8 @@ from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine
 
+from repo.engines.base import READ
 from repo.engines.registry import engine_named, traits_of
-from repo.engines.sqlite import driver as sqlite
 from repo.errors import HoldfastError, SchemaOutdated
 from repo.models import MetadataBase, TimeSeriesBase
 from repo.schema import counting
@@ -156,7 +156,7 @@ def require_known(connection: Connection, path: Path) -> None:
 
 def run_command(targets: list[Target]) -> None:
     """Open the databases under their leases, for a run from the command line."""
-    options = {} if command_name() in WRITING else sqlite.READ
+    options = {} if command_name() in WRITING else READ
     for target in targets:
         target.require(create=command_name() == "upgrade")
     with ExitStack() as stack:

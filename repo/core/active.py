@@ -15,9 +15,8 @@ from sqlalchemy import Engine, inspect
 from repo import durable
 from repo.clock import Clock
 from repo.core.metadata import MetadataDatabase
-from repo.engines.base import Backend, typed_errors
+from repo.engines.base import READ, Backend, typed_errors
 from repo.engines.registry import ENGINES, companions_of, engine_named, first_usable
-from repo.engines.sqlite import driver as sqlite
 from repo.errors import SchemaOutdated, system_typed
 from repo.files import StoreFiles
 from repo.models import TimeSeriesState
@@ -72,7 +71,7 @@ class ActiveColumns:
 
     def bring_to_head(self, engine: Engine, path: Path) -> None:
         """Create the tables of a new column file that is open; raises `SchemaOutdated` for an outdated one."""
-        with engine.execution_options(**sqlite.READ).connect() as connection:
+        with engine.execution_options(**READ).connect() as connection:
             found = version.version_of(connection, path)
             standing = version.compare(found)
             is_new = standing is version.Standing.UNVERSIONED and not inspect(connection).get_table_names()

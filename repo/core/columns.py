@@ -21,9 +21,8 @@ from repo.clock import Clock
 from repo.core.active import ActiveColumns
 from repo.core.gate import Gate, Patience, Ticket
 from repo.core.undisturbed import undisturbed
-from repo.engines.base import Backend
+from repo.engines.base import READ, Backend
 from repo.engines.interrupts import is_interrupt
-from repo.engines.sqlite import driver as sqlite
 from repo.errors import SchemaOutdated, StoreBusy, StoreClosed, system_error
 from repo.files import StoreFiles
 from repo.lease import Lease
@@ -43,7 +42,7 @@ class OpenColumns:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.engine: Engine = self._open()
-        self.readers: Engine = self.engine.execution_options(**sqlite.READ)
+        self.readers: Engine = self.engine.execution_options(**READ)
         """For reading only: on SQLite its transactions take no lock that would block other readers."""
         try:
             self.flush_connection: Connection = self.engine.connect()

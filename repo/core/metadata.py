@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from repo import forks
 from repo.core.acknowledged import AcknowledgedMark
+from repo.engines.base import READ
 from repo.engines.registry import METADATA
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import HoldfastError, StoreClosed
@@ -47,7 +48,7 @@ class MetadataDatabase:
         self.engine = self._open(settings.durability)
         # Identities, cursors and policies always commit with full durability, whatever the journal's setting is.
         self._careful = self.engine if settings.durability == "full" else self._open("full")
-        self._reader = self.engine.execution_options(**sqlite.READ)
+        self._reader = self.engine.execution_options(**READ)
         self._lock = threading.RLock()
         self._turnstile = Turnstile(files)
         self.mark = AcknowledgedMark(files)

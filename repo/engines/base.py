@@ -17,6 +17,7 @@ from repo.errors import HoldfastError
 
 __all__ = [
     "ONE_SELECT",
+    "READ",
     "STORED",
     "Backend",
     "BesideTable",
@@ -25,6 +26,7 @@ __all__ = [
     "Traits",
     "columns_of_rows",
     "dicts_of",
+    "only_reads",
     "rows_of_query",
     "typed_errors",
 ]
@@ -32,6 +34,16 @@ __all__ = [
 Params = Sequence[Any] | Mapping[str, Any]
 
 ONE_SELECT = "sql: exactly one SELECT is allowed"
+
+READ: dict[str, Any] = {"only_reads": True}
+"""Execution options of a connection that only reads. On SQLite its transactions take no lock that would block others;
+on DuckDB it has no transactions, so use it only while nothing else writes to the file."""
+
+
+def only_reads(connection: Connection) -> bool:
+    """Return whether the connection has the execution options `READ`."""
+    return bool(connection.get_execution_options().get("only_reads"))
+
 
 STORED = "stored"
 """The name of the attached file in `Backend.open_overlay`."""

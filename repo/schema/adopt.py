@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from repo import durable, inuse
 from repo.clock import system_clock
 from repo.disk import HEADROOM_BYTES, refuse_full_disk
+from repo.engines.base import READ
 from repo.engines.registry import ENGINES, LEGACY, METADATA, traits_of
-from repo.engines.sqlite import driver as sqlite
 from repo.errors import (
     EngineMissing,
     HoldfastError,
@@ -380,7 +380,7 @@ def _rows(folder: Path) -> dict[str, int]:
         with (
             opened(target, backend, settings) as engine,
             typed(target, backend),
-            engine.connect().execution_options(**sqlite.READ) as connection,
+            engine.connect().execution_options(**READ) as connection,
         ):
             if damage := traits_of(connection).damage(connection):
                 raise MigrationFailed(f"{target.path} is damaged: {damage}", path=target.path)

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, inspect, make_url, select
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from repo.clock import Clock, system_clock
-from repo.engines.base import Backend
+from repo.engines.base import READ, Backend
 from repo.engines.registry import ENGINES, METADATA, engine_named, first_usable
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import HoldfastError, StoreMissing
@@ -167,7 +167,7 @@ def _active_engine(metadata: Path) -> str | None:
         return None
     engine = sqlite.open_engine(metadata, read_only=True)
     try:
-        with engine.execution_options(**sqlite.READ).connect() as connection:
+        with engine.execution_options(**READ).connect() as connection:
             if not inspect(connection).has_table(StoreState.__tablename__):
                 return None
             found = connection.scalar(select(StoreState.engine))

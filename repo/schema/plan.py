@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from repo.clock import Clock
 from repo.disk import HEADROOM_BYTES, Wanted, by_disk
-from repo.engines.base import Backend
+from repo.engines.base import READ, Backend
 from repo.engines.registry import engine_named
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import EngineMissing, InvalidSettings, StoreCorrupt
@@ -234,7 +234,7 @@ class Planner:
         with (
             opened(target, backend, self._settings, read_only=True) as engine,
             typed(target, backend),
-            engine.connect().execution_options(**sqlite.READ) as connection,
+            engine.connect().execution_options(**READ) as connection,
         ):
             found, rows = self._read(connection, target, backend)
         found.size_bytes = target.path.stat().st_size + (

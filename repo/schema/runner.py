@@ -17,8 +17,8 @@ from urllib.parse import unquote
 from sqlalchemy import Connection, Engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
+from repo.engines.base import READ
 from repo.engines.registry import engine_named
-from repo.engines.sqlite import driver as sqlite
 from repo.errors import HoldfastError, SchemaOutdated, StoreCorrupt
 from repo.schema.quiet import quiet_alembic
 from repo.schema.version import HEAD, REVISIONS, Standing, compare, too_new, version_of
@@ -221,7 +221,7 @@ def _file_of(engine: Engine, path: Path | None) -> Path:
 @contextmanager
 def _reading(engine: Engine) -> Iterator[Connection]:
     # An option for SQLite: a transaction that only reads must not wait for writers.
-    with engine.connect().execution_options(**sqlite.READ) as connection:
+    with engine.connect().execution_options(**READ) as connection:
         yield connection
 
 

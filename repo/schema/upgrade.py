@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from repo.clock import Clock, system_clock
 from repo.disk import refuse_full_disk
-from repo.engines.base import typed_errors
+from repo.engines.base import READ, typed_errors
 from repo.engines.registry import ENGINES, engine_named
 from repo.engines.sqlite import driver as sqlite
 from repo.engines.sqlite.backend import SQLiteBackend
@@ -249,7 +249,7 @@ class _Run:
             opened(columns.target, columns.backend, self._settings) as points,
             opened(metadata.target, None, self._settings) as records,
             typed_errors(columns.backend, SQLiteBackend(metadata.target.path, self._settings)),
-            points.connect().execution_options(**sqlite.READ) as read,
+            points.connect().execution_options(**READ) as read,
         ):
             with records.begin() as changed:
                 # Another process may have done it first.

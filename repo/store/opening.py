@@ -24,6 +24,7 @@ from repo.core.flush import Flusher
 from repo.core.handle import Handle
 from repo.core.metadata import MetadataDatabase
 from repo.core.writer import Writer
+from repo.engines.base import READ
 from repo.engines.registry import ENGINES, LEGACY, METADATA
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import (
@@ -134,7 +135,7 @@ class Opening:
             # Without a lock file, no process of ours has the columns open, and none is made where no store is.
             self._leased("checking a file of the legacy program") if lock.exists() else nullcontext(),
             Target("timeseries", engine, columns, self._files).opened() as opened,
-            opened.execution_options(**sqlite.READ).connect() as connection,
+            opened.execution_options(**READ).connect() as connection,
         ):
             return ColumnsStateRepository(connection).owner() is None
 
@@ -172,7 +173,7 @@ class Opening:
         database = self._files.metadata
         engine = sqlite.open_engine(database, busy_timeout_s=self._settings.busy_timeout_s, read_only=True)
         try:
-            with engine.execution_options(**sqlite.READ).connect() as connection:
+            with engine.execution_options(**READ).connect() as connection:
                 found = version.version_of(connection, database)
                 is_new = found is None and not inspect(connection).get_table_names()
                 return found, is_new, found == version.HEAD and PointerRepository(connection).noted()

@@ -14,9 +14,8 @@ from sqlalchemy import Connection, Engine, func, select
 
 from repo import disk, durable
 from repo.core.columns import OpenColumns
-from repo.engines.base import Backend
+from repo.engines.base import READ, Backend
 from repo.engines.registry import engine_named, traits_of
-from repo.engines.sqlite import driver as sqlite
 from repo.errors import FlushFailed, HoldfastError, system_typed
 from repo.models import Point, TimeSeriesBase
 from repo.queries.selection import Summary
@@ -97,7 +96,7 @@ def built(
         target.close(engine)
     engine = target.open()
     try:
-        with engine.execution_options(**sqlite.READ).connect() as connection:
+        with engine.execution_options(**READ).connect() as connection:
             found = sums_of(connection)
         target.checkpoint(engine)
     finally:

@@ -215,7 +215,6 @@ class DuckDBBackend:
         from repo.engines.duckdb.selects import functions_beyond_reading
 
         driver: Any = connection.connection.driver_connection
-        driver.rollback()
         try:
             statements = driver.extract_statements(query)
             if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
@@ -233,10 +232,9 @@ class DuckDBBackend:
                 cursor = driver.execute(statements[0], params or None)
                 return dicts_of(cursor.description, cursor.fetchall())
             finally:
-                driver.rollback()
+                driver.execute("ROLLBACK")
         except (duckdb.Error, UnicodeError, TypeError) as error:
             raise InvalidQuery(f"sql: {error}") from error
         finally:
             for table in beside:
                 driver.execute(table.drop())
-            driver.begin()  # for the end of the caller's transaction

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from repo import durable, forks
-from repo.engines.base import STORED
-from repo.engines.duckdb.dialect import ConnectionWrapper, Dialect, guarded
+from repo.engines.base import STORED, only_reads
+from repo.engines.duckdb.connections import InstanceConnection
+from repo.engines.duckdb.dialect import Dialect, guarded
 from repo.engines.duckdb.record import DUCKDB
 from repo.engines.statements import COMPILED
 from repo.errors import (
@@ -137,7 +138,7 @@ def _engine_on(path: Path, connected: Callable[[], Any], *statements: str) -> En
     def connect() -> Any:
         cursor = base.cursor().cursor()
         cursors.add(cursor)
-        return ConnectionWrapper(cursor)
+        return InstanceConnection(cursor)
 
     engine = create_engine(
         "duckdb+holdfast://",
@@ -149,6 +150,12 @@ def _engine_on(path: Path, connected: Callable[[], Any], *statements: str) -> En
         execution_options={"compiled_cache": COMPILED},
     )
     _bases[id(engine.pool)] = (file, base, descriptor, cursors)
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        driver.only_reads = only_reads(connection)
+
     return engine
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine,
 from sqlalchemy.exc import DBAPIError
 
 from repo import durable, forks, ownership
-from repo.engines.base import STORED
+from repo.engines.base import STORED, only_reads
 from repo.engines.sqlite.pool import IdlePool
 from repo.engines.sqlite.record import LOG, SHARED_MEMORY, SQLITE
 from repo.engines.statements import COMPILED
@@ -35,7 +35,6 @@ from repo.inuse import note_own
 
 __all__ = [
     "BARE",
-    "READ",
     "Attempt",
     "DriverError",
     "DriverWarning",
@@ -67,10 +66,7 @@ DriverWarning = sqlite3.Warning
 OLDEST_VERSION = (3, 37, 0)
 """The first version with STRICT tables."""
 
-READ: dict[str, Any] = {"sqlite_begin": "DEFERRED"}
-"""Execution options of a read-only connection: its transactions take no write lock."""
-
-BARE: dict[str, Any] = {"sqlite_begin": None}
+BARE: dict[str, Any] = {"bare_transactions": True}
 """Execution options of a connection that is used by `bare_transaction`."""
 
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
@@ -179,9 +175,8 @@ def open_engine(
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
-        if mode is not None:
-            connection.exec_driver_sql(f"BEGIN {mode}")
+        if not connection.get_execution_options().get("bare_transactions"):
+            connection.exec_driver_sql(f"BEGIN {'DEFERRED' if only_reads(connection) else 'IMMEDIATE'}")
 
     return engine
 

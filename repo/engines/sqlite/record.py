@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from repo.clock import Clock
-    from repo.engines.base import Backend, Traits
+    from repo.engines.base import READ, Backend, Traits
     from repo.settings import Settings
 
 __all__ = ["LOG", "SHARED_MEMORY", "SQLITE"]
@@ -46,7 +46,7 @@ def _wait_until_unused(path: Path, timeout_s: float, is_needless: Callable[[Conn
 
     engine = driver.open_engine(path, read_only=True)
     try:
-        with engine.execution_options(**driver.READ).connect() as connection:
+        with engine.execution_options(**READ).connect() as connection:
             needless = is_needless(connection)
     except SQLAlchemyError as error:
         raise driver.typed_error(error, path) from error
