@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from repo.clock import Clock
-    from repo.engines.base import READ, Backend, Traits
+    from repo.engines.base import Backend, Traits
     from repo.settings import Settings
 
 __all__ = ["LOG", "SHARED_MEMORY", "SQLITE"]
@@ -42,6 +42,7 @@ def _copy(path: Path, target: Path, progress: Callable[[int], object]) -> None:
 def _wait_until_unused(path: Path, timeout_s: float, is_needless: Callable[[Connection], bool]) -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
+    from repo.engines.base import READ
     from repo.engines.sqlite import driver
 
     engine = driver.open_engine(path, read_only=True)
