@@ -35,7 +35,7 @@ from repo.errors import (
 from repo.formats.arrays.scan import SOURCE, Scan, scan
 from repo.formats.arrays.tables import Chunk, Lists, Table, table_of
 from repo.repositories.apply import Applied
-from repo.repositories.apply_table import Part, merge
+from repo.repositories.apply_table import Arriving, Part, merge
 from repo.repositories.journal import BULK, Entry
 from repo.repositories.points import Written
 from repo.repositories.series import SeriesRepository
@@ -390,16 +390,9 @@ class _Merge:
             )
             for group in self.scan.groups
         }
-        return merge(
-            connection,
-            (SOURCE, self.source),
-            self.scan.select,
-            parts,
-            known,
-            first_seq=self.first_seq,
-            unique=self.scan.unique,
-            keep=self.keep,
-        )
+        select = f"SELECT *, {self.first_seq:d} - 1 + row_number() OVER () AS seq FROM ({self.scan.select})"
+        arriving = Arriving(SOURCE, self.source, select, self.scan.rows, parts, self.scan.unique)
+        return merge(connection, arriving, None, known, keep=self.keep)
 
     def loss(self, _applied: Applied) -> None:
         return None

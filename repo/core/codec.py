@@ -34,8 +34,9 @@ from repo.values import Batch
 
 __all__ = ["BLOCK_BYTES", "BLOCK_POINTS", "pack", "unpack"]
 
-BLOCK_POINTS = 65_536
-"""The largest number of points in a block, and in a journal row; bounds the memory of a flush."""
+BLOCK_POINTS = 61_440
+"""The largest number of points in a block, and in a journal row: half a row group of DuckDB, so that a flush can fill
+whole ones. Older versions wrote up to 65,536."""
 
 BLOCK_BYTES = 4_194_304
 """The largest size of a journal row that has more than one block."""

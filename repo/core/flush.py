@@ -21,25 +21,40 @@ from repo.clock import Clock
 from repo.core.active import ActiveColumns
 from repo.core.codec import unpack
 from repo.core.columns import Columns, OpenColumns
+from repo.core.incoming import Incoming
 from repo.core.metadata import MetadataDatabase
 from repo.core.reconcile import FileState, Known, Reconciler, digest_of, read_state
+from repo.core.undisturbed import undisturbed
 from repo.engines.interrupts import is_interrupt
+from repo.engines.registry import traits_of
 from repo.errors import FlushFailed, HoldfastError
-from repo.queries.rows import Row, rows_of
 from repo.queries.selection import Selection, Summary
 from repo.repositories.apply import Applied, apply
+from repo.repositories.apply_table import ROW_GROUP_ROWS, Arriving, Part, merge, survey
 from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, Entry, JournalRepository
 from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
 from repo.repositories.series import LatestRepository
 from repo.repositories.state import ColumnsStateRepository, StateRepository
 from repo.settings import Settings
 
-__all__ = ["Flusher", "JournalWork", "Work"]
+__all__ = ["Flusher", "JournalWork", "Work", "in_whole_row_groups"]
 
 log = logging.getLogger("holdfast.flush")
 
+POINTS_NAME = "holdfast_points"
+"""The name under which the points of a flush are registered with DuckDB."""
+
 BATCH_BYTES = 8_388_608
 """The largest size in bytes of the journal rows that one transaction applies, unless a single row is larger."""
+
+MOST_ROWS = 65_536
+"""The most points that one transaction applies as rows, each of which takes about 300 bytes."""
+
+LEAST_OF_ROW_GROUP = 61_440
+"""The least points in the last row group of a transaction that is cut short, if it has several."""
+
+MERGED_FROM = 2_000
+"""From this number on points are merged as columns, if the engine can; fewer are applied faster as rows."""
 
 
 class Work(Protocol):
@@ -74,7 +89,7 @@ class Work(Protocol):
 
 @dataclass(slots=True)
 class JournalWork:
-    """At most one delete, which comes first, and rows that are unique by identity."""
+    """At most one delete, which comes first, and the points that follow it."""
 
     journalled: ClassVar[bool] = True
     through: int
@@ -82,28 +97,50 @@ class JournalWork:
     deletion: Selection | None = None
     deletion_seq: int = 0
     keep: bool = False
-    rows: dict[tuple[str, str, int], Row] = field(default_factory=dict)
+    points: Incoming = field(default_factory=Incoming)
     is_part: bool = False
     copies: bool = True
 
     @property
     def size(self) -> int:
         """The number of parts into which it can be split."""
-        return len(self.rows) + (self.deletion is not None)
+        return len(self.points) + (self.deletion is not None)
 
     def halves(self) -> list[JournalWork]:
-        """Split it in two: the delete and the rows, or else the earlier and the later rows."""
+        """Split it in two: the delete and the points, or else the earlier and the later points."""
         if self.deletion is not None:
-            first = replace(self, rows={}, is_part=True, copies=False)
+            first = replace(self, points=Incoming(), is_part=True, copies=False)
             return [first, replace(self, deletion=None, copies=False)]
-        rows = sorted(self.rows.items(), key=lambda item: item[0][2])
-        half = len(rows) // 2
-        first = replace(self, rows=dict(rows[:half]), is_part=True, copies=False)
-        return [first, replace(self, rows=dict(rows[half:]), copies=False)]
+        earlier, later = self.points.halves()
+        return [
+            replace(self, points=earlier, is_part=True, copies=False),
+            replace(self, points=later, copies=False),
+        ]
 
     def apply(self, connection: Connection, known: Known) -> Applied:
-        """Apply the delete and the rows; see `Work`."""
-        return apply(connection, list(self.rows.values()), self.deletion, known, keep=self.keep)
+        """Apply the delete and the points; see `Work`."""
+        if len(self.points) < MERGED_FROM or not traits_of(connection).joins_objects:
+            rows = list(self.points.netted(keep=self.keep).rows())
+            return apply(connection, rows, self.deletion, known, keep=self.keep)
+        applied: list[Applied] = []
+        undisturbed(lambda: applied.append(self._merged(connection, known)))  # see `MemoryTable`
+        return applied[0]
+
+    def _merged(self, connection: Connection, known: Known) -> Applied:
+        points = self.points
+        table = points.table()
+        groups, unique = survey(connection, POINTS_NAME, table)
+        if not unique:
+            points = points.netted(keep=self.keep)
+            table = points.table()
+            groups, _ = survey(connection, POINTS_NAME, table)
+        series = points.batch.series
+        parts = {
+            series[code]: Part(count, first_us, last_us, points.end_of(seq))
+            for code, count, first_us, last_us, seq in groups
+        }
+        arriving = Arriving(POINTS_NAME, table, points.select(POINTS_NAME), len(points), parts, unique=True)
+        return merge(connection, arriving, self.deletion, known, keep=self.keep)
 
     def loss(self, applied: Applied) -> tuple[str, str, str] | None:
         """Return the ledger entry for what the delete dropped; see `Work`."""
@@ -235,11 +272,11 @@ class Flusher:
         points = size = 0
         with self._metadata.read() as connection:
             for entry in JournalRepository(connection).after(self.watermark, seq):
-                full = (
-                    points + entry.seqs > self._settings.flush_batch_points
-                    or size + len(entry.payload) > BATCH_BYTES
-                )
-                if entries and (entry.kind == DELETE or full or _differ(entry, entries[-1])):
+                full = points + entry.seqs > self._most_points() or size + len(entry.payload) > BATCH_BYTES
+                if entries and full:
+                    entries = in_whole_row_groups(entries)
+                    break
+                if entries and (entry.kind == DELETE or _differ(entry, entries[-1])):
                     break
                 entries.append(entry)
                 points += entry.seqs
@@ -252,8 +289,16 @@ class Flusher:
             if entry.kind == DELETE:
                 work.deletion, work.deletion_seq = Selection.from_json(entry.payload), entry.seq
             elif entry.kind in (POINTS, KEEP):
-                _net(work.rows, entry, keep=work.keep)
+                first_seq = entry.first_seq
+                for batch in unpack(entry.payload):
+                    work.points.add(batch, first_seq)
+                    first_seq += len(batch)
         return work
+
+    def _most_points(self) -> int:
+        """Return the most points of one transaction."""
+        most = self._settings.flush_batch_points
+        return most if self._columns.backend.takes_tables else min(most, MOST_ROWS)
 
     def _void(self, dead: list[Entry]) -> None:
         if not dead:
@@ -363,7 +408,9 @@ class Flusher:
                     "of DuckDB. It stays in the journal; raise duckdb_memory_limit_bytes and open the store again",
                     path=opened.backend.path,
                 ) from error
-            log.info("a batch of %d points does not fit into memory and is applied in parts", len(work.rows))
+            log.info(
+                "a batch of %d points does not fit into memory and is applied in parts", len(work.points)
+            )
         waiting = work.halves()
         while waiting:
             part = waiting.pop(0)
@@ -431,20 +478,14 @@ def _differ(entry: Entry, last: Entry) -> bool:
     return (entry.kind == KEEP) != (last.kind == KEEP)
 
 
-def _net(rows: dict[tuple[str, str, int], Row], entry: Entry, *, keep: bool) -> None:
-    """Add the points of a journal row. Of equal identities the last one wins, unless it changes nothing.
+def in_whole_row_groups(entries: list[Entry]) -> list[Entry]:
+    """Leave out the last rows if their points would begin a row group of DuckDB and hardly fill it.
 
-    With `keep` the first one wins, as if it were already in the columns.
+    It would be compressed again with every checkpoint until it is full.
     """
-    seq = entry.first_seq
-    for batch in unpack(entry.payload):
-        new = list(rows_of(batch, seq))
-        seq += len(batch)
-        keys = [row[:3] for row in new]
-        if len(set(keys)) == len(keys) and rows.keys().isdisjoint(keys):
-            rows.update(zip(keys, new, strict=True))
-            continue
-        for key, row in zip(keys, new, strict=True):
-            before = rows.get(key)
-            if before is None or not (keep or before[3:7] == row[3:7]):
-                rows[key] = row
+    points = sum(entry.seqs for entry in entries)
+    kept = len(entries)
+    while kept and points > ROW_GROUP_ROWS and 0 < points % ROW_GROUP_ROWS < LEAST_OF_ROW_GROUP:
+        kept -= 1
+        points -= entries[kept].seqs
+    return entries[:kept] or entries

@@ -32,7 +32,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateTable
 
 from repo.core.columns import OpenColumns
-from repo.core.flush import Flusher, JournalWork
+from repo.core.flush import MOST_ROWS, Flusher, JournalWork
 from repo.core.reconcile import FileState, Known, is_what_was_flushed, refuse_foreign
 from repo.core.scratch import ScratchFolder
 from repo.engines.base import STORED, Backend
@@ -215,6 +215,10 @@ class Tail(Flusher):
         """Do nothing."""
         return opened
 
+    def _most_points(self) -> int:
+        """Return the most points of one transaction, which applies them as rows."""
+        return min(self._settings.flush_batch_points, MOST_ROWS)
+
     def _void(self, dead: object) -> None:
         """Leave the rows of a load that died: they have no points."""
 
@@ -225,8 +229,8 @@ class Tail(Flusher):
         assert isinstance(overlay, OpenOverlay)
         if work.deletion is not None:
             known = overlay.delete(work.deletion, known)
-        if work.rows:
-            rows = list(work.rows.values())
+        if len(work.points):
+            rows = list(work.points.netted(keep=work.keep).rows())
             late = [row for row in rows if _may_be_stored(row, known)]
             if late and overlay.has_file:
                 overlay.copy_stored(late)

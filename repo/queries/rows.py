@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 from repo.times import to_datetimes
@@ -24,8 +24,8 @@ PointDict = dict[str, Any]
 quality, metadata (dict or None)."""
 
 
-def rows_of(batch: Batch, first_seq: int) -> Iterator[Row]:
-    """Yield the rows of a batch as they are stored, numbered from `first_seq`.
+def rows_of(batch: Batch, seqs: Iterable[int]) -> Iterator[Row]:
+    """Yield the rows of a batch as they are stored, with these seqs.
 
     They are plain tuples in the order of `Row`: creating named tuples would cost more than everything else.
     """
@@ -41,7 +41,7 @@ def rows_of(batch: Batch, first_seq: int) -> Iterator[Row]:
         map(texts.get, rows) if texts else [None] * len(batch),
         [batch.qualities] * len(batch) if isinstance(batch.qualities, int) else batch.qualities,
         map(metadata.get, rows) if metadata else [None] * len(batch),
-        range(first_seq, first_seq + len(batch)),
+        seqs,
         strict=True,
     )
     return cast("Iterator[Row]", columns)

@@ -39,7 +39,7 @@ from repo.queries.rows import Row
 from repo.queries.selection import Selection, Summary
 from repo.repositories.series import SummaryRepository
 
-__all__ = ["EQUAL", "SAME_IDENTITY", "Applied", "DroppedPoints", "apply", "incoming"]
+__all__ = ["GAP_US", "MOST_SPANS", "Applied", "DroppedPoints", "apply", "drop", "incoming"]
 
 GAP_US = 3_600_000_000
 """Points more than an hour apart are compared with stored rows separately, so that one late point does not
@@ -99,10 +99,10 @@ incoming = Table(
 
 _points: Any = Point.__table__
 
-SAME_IDENTITY = and_(
+_SAME_IDENTITY = and_(
     *(_points.c[name] == incoming.c[name] for name in ("sensor_id", "metric_name", "timestamp_us"))
 )
-EQUAL = and_(
+_EQUAL = and_(
     *(
         _points.c[name].is_not_distinct_from(incoming.c[name])
         for name in ("value", "value_text", "quality", "metadata")
@@ -125,10 +125,8 @@ def apply(
     is not modified; the result has what they are once the transaction is committed.
     """
     traits = traits_of(connection)
-    known = dict(summaries)
-    applied = Applied(known)
-    for piece in () if deletion is None else list(deletion.pieces(known)):
-        _delete(connection, piece, known, applied)
+    applied = drop(connection, deletion, summaries)
+    known = applied.known
     groups = _grouped(rows)
     spans = _spans(rows, groups, known)
     if spans:
@@ -144,6 +142,16 @@ def apply(
         connection.execute(delete(incoming))
     applied.gone -= applied.touched.keys()
     SummaryRepository(connection).replace(applied.touched, applied.gone)
+    return applied
+
+
+def drop(
+    connection: Connection, deletion: Selection | None, summaries: Mapping[tuple[str, str], Summary]
+) -> Applied:
+    """Begin a batch with its deletion, if any."""
+    applied = Applied(dict(summaries))
+    for piece in () if deletion is None else list(deletion.pieces(applied.known)):
+        _delete(connection, piece, applied.known, applied)
     return applied
 
 
@@ -382,8 +390,8 @@ def _stored(
     met: list[tuple[int, Any, bool]] = []
     for low, high in spans:
         query = (
-            select(incoming.c.seq, rowid, EQUAL)
-            .join_from(incoming, _points, SAME_IDENTITY)
+            select(incoming.c.seq, rowid, _EQUAL)
+            .join_from(incoming, _points, _SAME_IDENTITY)
             .where(_points.c.timestamp_us.between(low, high), incoming.c.timestamp_us.between(low, high))
         )
         met += [(seq, stored, bool(same)) for seq, stored, same in connection.execute(query)]

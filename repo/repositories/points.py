@@ -188,7 +188,7 @@ class PointRepository:
         self._begin_write()
         first = self._last_seq() + 1
         unique: dict[tuple[str, str, int], Row] = {}
-        for row in rows_of(batch, first):
+        for row in rows_of(batch, range(first, first + len(batch))):
             unique[row[:3]] = row
         apply(self._connection, list(unique.values()), None, self._summaries().all())
         return Written(first, first + len(batch) - 1, len(batch), len(refusals), refusals)

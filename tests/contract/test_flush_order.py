@@ -17,11 +17,13 @@ import pytest
 from sqlalchemy import Connection, Engine, event, select
 
 from repo import Store
+from repo.core.flush import in_whole_row_groups
 from repo.engines.sqlite import driver as sqlite
 from repo.models import Point
 from repo.queries.rows import Row
 from repo.queries.selection import Selection
 from repo.repositories.apply import apply
+from repo.repositories.journal import Entry
 from repo.repositories.series import SummaryRepository
 from repo.schema import runner
 from tests.conftest import ROOT, OpenStore, close_engine
@@ -157,3 +159,33 @@ def test_only_duckdb_versions_after_2_0_0_may_be_installed() -> None:
     assert wanted.partition(";")[0] == "duckdb>=2.0.1,<2.1", (
         "2.0.0 doubles rows; what comes after 2.0 is unknown"
     )
+
+
+def test_a_flush_of_a_long_backlog_fills_row_groups_of_duckdb() -> None:
+    def taken(*sizes: int) -> list[int]:
+        entries, seq = [], 0
+        for size in sizes:
+            seq += size
+            entries.append(Entry(seq, size, "points", b""))
+        return [entry.seqs for entry in in_whole_row_groups(entries)]
+
+    assert taken(*[10_000] * 24) == [10_000] * 24
+    assert taken(*[61_440] * 4) == [61_440] * 4
+    assert taken(*[65_536] * 3) == [65_536] * 3
+    assert taken(*[25_000] * 6) == [25_000] * 4
+    assert taken(100) == [100]
+
+
+def test_late_points_that_meet_no_stored_point_are_added(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repo.core.flush.MERGED_FROM", 1)
+    store, day = open_store(), 86_400
+    for late in ([0, 10, 5 * day], [5], [1, day, 3 * day, 5 * day - 1], [2, 5 * day, 6 * day]):
+        store.points.insert_many([("a", "m", at, 1.0) for at in late])
+        store.flush()
+    stored = [0, 1, 2, 5, 10, day, 3 * day, 5 * day - 1, 5 * day, 6 * day]
+    assert [row["timestamp_us"] for row in store.points.range("a", "m")] == [at * 10**6 for at in stored]
+    [row] = [row for row in store.points.after(0) if row["timestamp_us"] == 5 * day * 10**6]
+    assert row["seq"] == 3
+    assert store.series.list()[0].points == len(stored)

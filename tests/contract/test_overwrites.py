@@ -2,8 +2,8 @@
 
 A later point overwrites an earlier one. With `on_conflict="keep"`, it does not. A point that is equal to the stored one
 changes nothing, and the earlier seq stays. The rule is
-implemented for rows of one flush (`_net`), for rows against stored points (`apply`), for tables that go straight to
-the columns (`merge`), and for the newest point of a series that is not flushed yet (`_lay_over`).
+implemented for points of one flush (`netted`), for rows against stored points (`apply`), for many points or tables
+against stored points (`merge`), and for the newest point of a series that is not flushed yet (`_lay_over`).
 """
 
 from __future__ import annotations
@@ -244,14 +244,18 @@ class Road:
 
     settings: dict[str, Any] = field(default_factory=dict)
     flush_each: bool = False
+    merged: bool = False
+    """Whether the points of the journal are merged as many are, not applied as rows."""
     straight: Literal["all", "every second"] | None = None
     latest: Literal["after each step", "at the end"] | None = None
 
 
 ROADS = {
-    "_net, in one flush": Road(),
+    "netted, in one flush": Road(),
     "apply, in batches of one flush": Road({"flush_batch_points": 1}),
     "apply, a flush for each": Road(flush_each=True),
+    "merge, in one flush": Road(merged=True),
+    "merge, a flush for each": Road(flush_each=True, merged=True),
     "merge, all by tables": Road({"bulk_rows": 1}, straight="all"),
     "merge, rows and tables in turn": Road({"bulk_rows": 1}, straight="every second"),
     "_lay_over, asked after each": Road(latest="after each step"),
@@ -374,8 +378,12 @@ def newest_of(group: Iterable[Case]) -> dict[str, P]:
 
 
 @pytest.fixture
-def drive(tmp_path: Path, engine: str, road: str, templates: Templates) -> Iterator[Drive]:
+def drive(
+    tmp_path: Path, engine: str, road: str, templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Drive]:
     """A store with the points that the cases start with."""
+    if ROADS[road].merged:
+        monkeypatch.setattr("repo.core.flush.MERGED_FROM", 1)
     templates.copy(engine, 1, tmp_path / "store")
     options: dict[str, Any] = {"engine": engine, "durability": "normal", **ROADS[road].settings}
     with Store(tmp_path / "store", Settings(background=False, **options)) as store:
@@ -396,13 +404,13 @@ def differing(found: dict[str, P], expected: dict[str, P]) -> dict[str, tuple[P 
 def combinations() -> Iterator[Any]:
     """Each road on each engine, as far as there is one.
 
-    `_net` and `_lay_over` work on rows of the journal, whatever the engine: on DuckDB they are slow tests.
+    `netted` and `_lay_over` work on rows of the journal, whatever the engine: on DuckDB they are slow tests.
     """
     for name, road in ROADS.items():
         for engine in ("duckdb", "sqlite"):
-            if road.straight and engine == "sqlite":
-                continue  # tables go through SQLite's journal
-            is_slow = engine == "duckdb" and name.startswith(("_net", "_lay_over"))
+            if (road.straight or road.merged) and engine == "sqlite":
+                continue  # it takes rows only
+            is_slow = engine == "duckdb" and name.startswith(("netted", "_lay_over"))
             yield pytest.param(
                 engine, name, id=f"{engine}-{name}", marks=[pytest.mark.slow] if is_slow else []
             )

@@ -13,9 +13,22 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-__all__ = ["Chain", "HasStream", "Page", "take_page"]
+__all__ = [
+    "STREAM",
+    "CArray",
+    "CStream",
+    "Chain",
+    "Fill",
+    "HasStream",
+    "LastError",
+    "Page",
+    "Release",
+    "new_capsule",
+    "released",
+    "take_page",
+]
 
-_STREAM = b"arrow_array_stream"
+STREAM = b"arrow_array_stream"
 
 
 class HasStream(Protocol):
@@ -25,7 +38,9 @@ class HasStream(Protocol):
         """Return a capsule that holds an ArrowArrayStream."""
 
 
-class _Array(ctypes.Structure):
+class CArray(ctypes.Structure):
+    """ArrowArray."""
+
     _fields_ = (
         ("length", ctypes.c_int64),
         ("null_count", ctypes.c_int64),
@@ -40,7 +55,9 @@ class _Array(ctypes.Structure):
     )
 
 
-class _CArrayStream(ctypes.Structure):
+class CStream(ctypes.Structure):
+    """ArrowArrayStream."""
+
     _fields_ = (
         ("get_schema", ctypes.c_void_p),
         ("get_next", ctypes.c_void_p),
@@ -50,16 +67,16 @@ class _CArrayStream(ctypes.Structure):
     )
 
 
-_Fill = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-_LastError = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
-_Release = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+Fill = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+LastError = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+Release = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 _capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _capsule_pointer.restype = ctypes.c_void_p
 _capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
-_new_capsule = ctypes.pythonapi.PyCapsule_New
-_new_capsule.restype = ctypes.py_object
-_new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+new_capsule = ctypes.pythonapi.PyCapsule_New
+new_capsule.restype = ctypes.py_object
+new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 
 
 class _CapsuleStream:
@@ -67,16 +84,16 @@ class _CapsuleStream:
 
     def __init__(self, source: HasStream) -> None:
         self._capsule = source.__arrow_c_stream__()
-        self._address = _capsule_pointer(self._capsule, _STREAM)
-        self._stream = _CArrayStream.from_address(self._address)
+        self._address = _capsule_pointer(self._capsule, STREAM)
+        self._stream = CStream.from_address(self._address)
 
     def fill_schema(self, out: int) -> int:
-        return int(_Fill(self._stream.get_schema)(self._address, out))
+        return int(Fill(self._stream.get_schema)(self._address, out))
 
-    def next(self) -> _Array | None:
-        array = _Array()
-        if _Fill(self._stream.get_next)(self._address, ctypes.addressof(array)):
-            message = _LastError(self._stream.get_last_error)(self._address)
+    def next(self) -> CArray | None:
+        array = CArray()
+        if Fill(self._stream.get_next)(self._address, ctypes.addressof(array)):
+            message = LastError(self._stream.get_last_error)(self._address)
             raise OSError(
                 ctypes.string_at(message).decode(errors="replace") if message else "an Arrow stream failed"
             )
@@ -87,10 +104,10 @@ class Page:
     """The batches of one page in memory, owned until they are moved on or freed. `rows` is their total."""
 
     def __init__(self) -> None:
-        self._arrays: deque[_Array] = deque()
+        self._arrays: deque[CArray] = deque()
         self.rows = 0
 
-    def add(self, array: _Array) -> None:
+    def add(self, array: CArray) -> None:
         """Take ownership of a batch."""
         self._arrays.append(array)
         self.rows += array.length
@@ -108,7 +125,7 @@ class Page:
         """Free the batches that were not moved on."""
         while self._arrays:
             array = self._arrays.popleft()
-            _Release(array.release)(ctypes.addressof(array))
+            Release(array.release)(ctypes.addressof(array))
 
     def __del__(self) -> None:
         self.drop()
@@ -141,20 +158,18 @@ class Chain:
         self.error: BaseException | None = None
         self._message = ctypes.create_string_buffer(b"the pages could not be read")
         self._functions: tuple[Any, ...] = (
-            _Fill(lambda _stream, out: self._shape.fill_schema(out)),
-            _Fill(lambda _stream, out: self._fill(out)),
-            _LastError(lambda _stream: ctypes.addressof(self._message)),
-            _Release(_released),
+            Fill(lambda _stream, out: self._shape.fill_schema(out)),
+            Fill(lambda _stream, out: self._fill(out)),
+            LastError(lambda _stream: ctypes.addressof(self._message)),
+            Release(released),
         )
-        self._streams: list[_CArrayStream] = []
+        self._streams: list[CStream] = []
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> Any:
         """Return a stream. A reader may request one for the schema and another for the rows."""
-        stream = _CArrayStream(
-            *(ctypes.cast(function, ctypes.c_void_p) for function in self._functions), None
-        )
+        stream = CStream(*(ctypes.cast(function, ctypes.c_void_p) for function in self._functions), None)
         self._streams.append(stream)
-        return _new_capsule(ctypes.addressof(stream), _STREAM, None)
+        return new_capsule(ctypes.addressof(stream), STREAM, None)
 
     def close(self) -> None:
         """Free what was not read; no reader may be active any more."""
@@ -167,7 +182,7 @@ class Chain:
             while self._page is None or not self._page.hand_on(out):
                 self._page = next(self._pages, None)
                 if self._page is None:
-                    ctypes.memset(out, 0, ctypes.sizeof(_Array))
+                    ctypes.memset(out, 0, ctypes.sizeof(CArray))
                     break
         except BaseException as error:  # noqa: BLE001  nothing may pass through the reader's C code; kept in `error`
             self.error = error
@@ -175,5 +190,6 @@ class Chain:
         return 0
 
 
-def _released(address: int) -> None:
-    _CArrayStream.from_address(address).release = None
+def released(address: int) -> None:
+    """Release a stream that owns nothing."""
+    CStream.from_address(address).release = None
