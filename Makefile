@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.holdfast-ready
+PEERS  := $(VENV)/.holdfast-peers
 
-.PHONY: demo test test-all test-sqlite lint bench wheel clean
+.PHONY: demo test test-all test-sqlite lint bench bench-full bench-docs wheel clean
 
 demo: $(STAMP)
 	$(BIN)/python cli.py demo
@@ -30,14 +31,27 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The core of the benchmarks, in less than ten minutes.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
+
+# Every benchmark, on ten million points, with more peers; puts the figures into docs/benchmarks.md and the README.
+bench-full: $(PEERS)
+	$(BIN)/python -m benchmarks.run --full --document
+
+# Make docs/benchmarks.md, the README's table and the pictures again from docs/benchmarks/results.json.
+bench-docs: $(STAMP)
+	$(BIN)/python -m benchmarks.document
 
 wheel: $(STAMP)
 	$(BIN)/python -m build
 
 clean:
 	rm -rf $(VENV) $(VENV)-sqlite dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(PEERS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --group bench
+	touch $@
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Holdfast needs Python 3.11 or newer; run: make PYTHON=python3.12')"

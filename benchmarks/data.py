@@ -2,7 +2,7 @@
 
 `regular` is the typical case: series with the same rate, a little jitter, and random walks with two decimals.
 `irregular` is a shape that nothing was tuned for: long names, rates that differ by series, late and uneven times, wild
-values, and qualities and metadata that vary from row to row.
+values, and qualities and metadata that vary from row to row. `tick` is `regular` without jitter.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from heapq import heapify, heapreplace
 from itertools import islice
 from random import Random
@@ -17,8 +18,9 @@ from typing import Any, Literal
 
 __all__ = ["SHAPES", "START_US", "Readings", "Shape", "Source"]
 
-Shape = Literal["regular", "irregular"]
+Shape = Literal["regular", "irregular", "tick"]
 SHAPES: tuple[Shape, ...] = ("regular", "irregular")
+"""The shapes of the passes; `tick` is for sizes only."""
 
 START_US = 1_700_000_000_000_000
 """Time of the first reading."""
@@ -79,14 +81,17 @@ class Readings:
 class Source:
     """An endless stream of readings in order of arrival; the same seed gives the same stream."""
 
-    def __init__(self, shape: Shape, seed: int, rate_hz: float = 1.0) -> None:
+    def __init__(self, shape: Shape, seed: int, rate_hz: float = 1.0, start_us: int = START_US) -> None:
         self.shape, self.seed = shape, seed
         random = Random(f"{shape}:{seed}")
-        make: dict[Shape, Callable[[Random, float], tuple[list[tuple[str, str]], Iterator[_Reading]]]] = {
+        make: dict[
+            Shape, Callable[[Random, float, int], tuple[list[tuple[str, str]], Iterator[_Reading]]]
+        ] = {
             "regular": _regular,
             "irregular": _irregular,
+            "tick": partial(_regular, jitter_us=1),
         }
-        self.series, self._stream = make[shape](random, rate_hz)
+        self.series, self._stream = make[shape](random, rate_hz, start_us)
 
     def take(self, count: int) -> Readings:
         """Return the next `count` readings."""
@@ -99,28 +104,32 @@ class Source:
             qualities.append(quality)
             if extra is not None:
                 metadata[row] = extra
-        plain = self.shape == "regular"
+        plain = self.shape != "irregular"
         return Readings(self.series, codes, times_us, values, None if plain else qualities, metadata)
 
 
-def _regular(random: Random, rate_hz: float) -> tuple[list[tuple[str, str]], Iterator[_Reading]]:
+def _regular(
+    random: Random, rate_hz: float, start_us: int, jitter_us: int = JITTER_US
+) -> tuple[list[tuple[str, str]], Iterator[_Reading]]:
     series = [(f"SENSOR-{number:03}", "pressure") for number in range(100)]
     step_us = round(1_000_000 / rate_hz)
 
     def stream() -> Iterator[_Reading]:
         values = [random.uniform(0, 1000) for _ in series]
         uniform = random.random
-        tick_us = START_US
+        tick_us = start_us
         while True:
             for code in range(len(series)):
                 values[code] = value = round(values[code] + uniform() - 0.5, 2)
-                yield code, tick_us + int(uniform() * JITTER_US), value, 100, None
+                yield code, tick_us + int(uniform() * jitter_us), value, 100, None
             tick_us += step_us
 
     return series, stream()
 
 
-def _irregular(random: Random, rate_hz: float) -> tuple[list[tuple[str, str]], Iterator[_Reading]]:
+def _irregular(
+    random: Random, rate_hz: float, start_us: int
+) -> tuple[list[tuple[str, str]], Iterator[_Reading]]:
     count = random.randint(60, 140)
     series = [
         (
@@ -132,7 +141,7 @@ def _irregular(random: Random, rate_hz: float) -> tuple[list[tuple[str, str]], I
     gaps_us = [1_000_000 / rate_hz * random.lognormvariate(0, 1.2) for _ in series]
 
     def stream() -> Iterator[_Reading]:
-        due = [(START_US + int(random.uniform(0, gap)), code) for code, gap in enumerate(gaps_us)]
+        due = [(start_us + int(random.uniform(0, gap)), code) for code, gap in enumerate(gaps_us)]
         heapify(due)
         last = dict.fromkeys(range(count), 0)
         while True:

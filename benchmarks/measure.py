@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from benchmarks.data import Shape
 
@@ -26,7 +27,6 @@ __all__ = ["Contest", "Figure", "Job", "Plan", "Samples", "Side", "ratio", "time
 class Plan:
     """The amounts, the data and the place of a pass."""
 
-    quick: bool
     shape: Shape
     seed: int
     rounds: int
@@ -39,18 +39,24 @@ class Plan:
     store_points: int
     """Points in the cached store that is queried."""
 
+    other_points: int
+    """Points that other servers and libraries hold."""
+
     carried_points: int
     """Points to export and import."""
 
     legacy_points: int
     """Points in the legacy store to upgrade."""
 
+    sustained_points: int
+    """Points that are inserted one batch after the other, until all are in the columns."""
+
+    growth_points: Sequence[int]
+    """The sizes of the store at which the growth of costs is measured."""
+
     steady_s: float
     cache: Path
     """The folder of stores that are reused by the next run of the benchmarks."""
-
-    rebuild: bool = False
-    """Create the cached stores again."""
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -96,6 +102,11 @@ class Figure:
     note: str = ""
     skipped: str = ""
     shape: str = ""
+    peer: str = ""
+    """The key of the peer, where a job has several."""
+
+    details: dict[str, Any] = field(default_factory=dict)
+    """What a picture or a table needs besides."""
 
     @property
     def median(self) -> float:
@@ -118,11 +129,18 @@ class Contest:
     times: int = 1
     """A factor for the number of rounds, for jobs that vary most on a shared disk."""
 
+    warm_up: bool = True
+    """Whether a first round does not count; there is none if the sides did the same work before."""
+
+    most_rounds: int = 100
+    """A limit for the number of rounds, for jobs of which one run takes long."""
+
     def play(self, rounds: int) -> list[Figure]:
-        """Run all sides in each round, in rotating order; the first round is a warm-up and does not count."""
+        """Run all sides in each round, in rotating order, after a warm-up that does not count."""
         sides = [*self.product, *self.peers]
         values: dict[str, list[float]] = {side.name: [] for side in sides}
-        for number in range(rounds * self.times + 1):
+        first = 0 if self.warm_up else 1
+        for number in range(first, min(rounds * self.times, self.most_rounds) + 1):
             self.prepare()
             with _own_garbage_only():
                 for side in [*sides[number % len(sides) :], *sides[: number % len(sides)]]:
@@ -156,11 +174,20 @@ class Contest:
         return "\n".join(pieces)
 
 
-def ratio(key: str, samples: dict[str, Samples], product: str, peer: str, per: str, note: str = "") -> Figure:
+def ratio(
+    key: str,
+    samples: dict[str, Samples],
+    product: str,
+    peer: str,
+    per: str,
+    note: str = "",
+    peer_key: str = "",
+) -> Figure:
     """Return the speed of a side as a multiple of its peer's, per round; the other sides are shown too."""
     a, b = samples[product], samples[peer]
     others = [side for name, side in samples.items() if name not in (product, peer)]
-    return Figure(key, [x / y for x, y in zip(a.values, b.values, strict=True)], [a, b, *others], per, note)
+    values = [x / y for x, y in zip(a.values, b.values, strict=True)]
+    return Figure(key, values, [a, b, *others], per, note, peer=peer_key)
 
 
 @contextmanager

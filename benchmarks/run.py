@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import secrets
+import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks import document
 from benchmarks.data import SHAPES
-from benchmarks.jobs import JOBS, KEYS, SHAPED
-from benchmarks.measure import Contest, Figure, Plan
-from benchmarks.report import load_targets, print_conditions, print_figure, print_table, save
+from benchmarks.jobs import CORE, JOBS, KEYS, SHAPED
+from benchmarks.measure import Contest, Figure, Job, Plan
+from benchmarks.report import load_targets, new_file, print_conditions, print_figure, print_table, save
 
 __all__ = ["main"]
 
@@ -21,61 +24,127 @@ TUNED_SEED = 1
 
 _PROFILE_LINES = 15
 
+_QUICK = Plan(
+    shape="regular",
+    seed=TUNED_SEED,
+    rounds=2,
+    run_s=0.3,
+    points=100_000,
+    store_points=100_000,
+    other_points=20_000,
+    carried_points=100_000,
+    legacy_points=50_000,
+    sustained_points=200_000,
+    growth_points=(50_000, 100_000),
+    steady_s=6.0,
+    cache=Path(),
+)
+LEVELS: dict[str, Plan] = {
+    "quick": _QUICK,
+    "core": replace(
+        _QUICK,
+        rounds=3,
+        run_s=1.2,
+        points=500_000,
+        store_points=1_000_000,
+        carried_points=500_000,
+        sustained_points=1_000_000,
+        growth_points=(100_000, 300_000, 1_000_000),
+    ),
+    "full": replace(
+        _QUICK,
+        rounds=5,
+        run_s=1.5,
+        points=1_000_000,
+        store_points=10_000_000,
+        other_points=1_000_000,
+        carried_points=1_000_000,
+        legacy_points=5_000_000,
+        sustained_points=10_000_000,
+        growth_points=(100_000, 1_000_000, 10_000_000, 100_000_000),
+        steady_s=90.0,
+    ),
+}
+"""The amounts: to see that everything runs; the core table within minutes; everything."""
+
 
 def main() -> int:
     """Run the selected jobs, print the figures, and save them; a missed target is reported, but is not an error."""
     options = _options()
     targets = load_targets()
     plans = _plans(options)
+    if options.rebuild:
+        for folder in plans[0].cache.glob("standing-*"):
+            shutil.rmtree(folder)
     conditions = print_conditions(plans)
     figures: list[Figure] = []
+    path = new_file()
     for plan in plans:
         for name, job in JOBS.items():
-            if not _wanted(options.job or options.profile, name):
+            if not _wanted(options, name) or (plan is not plans[0] and name not in SHAPED):
                 continue
-            if plan is not plans[0] and name not in SHAPED:
-                continue
-            for item in job(plan):
-                keys = item.keys if isinstance(item, Contest) else (item.key,)
-                asked = options.job or options.profile
-                if asked is not None and asked != name and asked not in keys:
-                    continue
-                if isinstance(item, Figure):
-                    found = [item]
-                elif options.profile:
-                    print(
-                        f"--- {', '.join(item.keys)} ({plan.shape})\n{item.profile(_PROFILE_LINES)}",
-                        flush=True,
-                    )
-                    continue
-                else:
-                    found = item.play(plan.rounds)
-                for figure in found:
-                    figure.shape = plan.shape if name in SHAPED else ""
-                    print_figure(figure, targets[figure.key])
-                figures += found
+            for figure in _figures(job, name, plan, options):
+                figure.shape = plan.shape if name in SHAPED else ""
+                print_figure(figure, targets[figure.key])
+                figures.append(figure)
+                save(path, options.level, conditions, figures)  # each time: a run may be stopped
     if figures:
         print_table(figures, targets)
-        print(f"\nsaved: {save(conditions, figures, targets)}")
+        print(f"\nsaved: {path}")
+        if options.document:
+            document.write([path])
     return 0
 
 
-def _wanted(asked: str | None, name: str) -> bool:
-    return asked is None or asked == name or asked in KEYS[name]
+def _figures(job: Job, name: str, plan: Plan, options: argparse.Namespace) -> Iterator[Figure]:
+    asked = {*options.job, *options.profile}
+    for item in job(plan):
+        keys = item.keys if isinstance(item, Contest) else (item.key,)
+        if asked and name not in asked and asked.isdisjoint(keys):
+            continue
+        if isinstance(item, Figure):
+            yield item
+        elif options.profile:
+            print(f"--- {', '.join(item.keys)} ({plan.shape})\n{item.profile(_PROFILE_LINES)}", flush=True)
+        else:
+            yield from item.play(plan.rounds)
+
+
+def _wanted(options: argparse.Namespace, name: str) -> bool:
+    asked = {*options.job, *options.profile}
+    if not asked:
+        return options.level == "full" or name in CORE
+    return name in asked or not asked.isdisjoint(KEYS[name])
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     names = sorted({*JOBS, *(key for keys in KEYS.values() for key in keys)})
+    level = parser.add_mutually_exclusive_group()
     add = parser.add_argument
-    add("--quick", action="store_true", help="small and short: a check that everything runs, not for quoting")
-    add("--job", choices=names, metavar="NAME", help=f"only this job: {', '.join(names)}")
-    add("--profile", choices=names, metavar="NAME", help="profile the store's side of a job instead")
-    add("--points", type=int, help="points in the cached store that is queried (10,000,000)")
-    add("--batch-points", type=int, help="points per run of batches (1,500,000)")
-    add("--carried-points", type=int, help="points to export and import (1,000,000)")
-    add("--legacy-points", type=int, help="points in the legacy store to upgrade (5,000,000)")
-    add("--rounds", type=int, help="rounds that count, after a warm-up (5)")
+    parser.set_defaults(level="core")
+    for option, value, text in (
+        ("--quick", "quick", "small and short: a check that everything runs, not for quoting"),
+        ("--full", "full", "every job, on ten million points; without it, the core on one million"),
+    ):
+        level.add_argument(option, dest="level", action="store_const", const=value, help=text)
+    add("--job", nargs="+", default=[], choices=names, metavar="NAME", help=f"only these: {', '.join(names)}")
+    add(
+        "--profile",
+        nargs="+",
+        default=[],
+        choices=names,
+        metavar="NAME",
+        help="profile the store's side instead",
+    )
+    add("--points", type=int, help="points in the cached stores that are queried")
+    add("--batch-points", type=int, help="points per run of batches")
+    add("--other-points", type=int, help="points that servers and other libraries hold")
+    add("--sustained-points", type=int, help="points of the sustained runs")
+    add("--carried-points", type=int, help="points to export and import")
+    add("--legacy-points", type=int, help="points in the legacy store to upgrade")
+    add("--growth-points", type=int, nargs="+", help="sizes at which growth is measured")
+    add("--rounds", type=int, help="rounds that count, after a warm-up")
     add("--seed", type=int, default=TUNED_SEED, help="seed of the first pass")
     add("--shape", choices=SHAPES, default=SHAPES[0], help="shape of the first pass")
     add("--one-pass", action="store_true", help="skip the second pass with another shape and seed")
@@ -86,26 +155,26 @@ def _options() -> argparse.Namespace:
         help="folder for cached stores, on the disk to measure",
     )
     add("--rebuild", action="store_true", help="create the cached stores again")
+    add("--document", action="store_true", help="put the figures into docs/benchmarks.md")
     return parser.parse_args()
 
 
 def _plans(options: argparse.Namespace) -> list[Plan]:
-    quick = options.quick
-    first = Plan(
-        quick=quick,
-        shape=options.shape,
-        seed=options.seed,
-        rounds=options.rounds or (3 if quick else 5),
-        run_s=0.5 if quick else 1.5,
-        points=options.batch_points or (200_000 if quick else 1_500_000),
-        store_points=options.points or (500_000 if quick else 10_000_000),
-        carried_points=options.carried_points or (200_000 if quick else 1_000_000),
-        legacy_points=options.legacy_points or (200_000 if quick else 5_000_000),
-        steady_s=12.0 if quick else 90.0,
-        cache=options.data.resolve(),
-        rebuild=options.rebuild,
+    first = replace(
+        LEVELS[options.level], shape=options.shape, seed=options.seed, cache=options.data.resolve()
     )
-    if quick or options.one_pass or options.profile:
+    given = {
+        "store_points": options.points,
+        "points": options.batch_points,
+        "other_points": options.other_points,
+        "sustained_points": options.sustained_points,
+        "carried_points": options.carried_points,
+        "legacy_points": options.legacy_points,
+        "growth_points": options.growth_points,
+        "rounds": options.rounds,
+    }
+    first = replace(first, **{name: value for name, value in given.items() if value is not None})
+    if options.level != "full" or options.one_pass or options.profile:
         return [first]
     other = next(shape for shape in SHAPES if shape != options.shape)
     unseen = replace(

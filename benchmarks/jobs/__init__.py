@@ -2,61 +2,85 @@
 
 from __future__ import annotations
 
-from benchmarks.jobs import batches, carrying, inserts, process, queries, records, tables, upgrading
+from benchmarks.jobs import (
+    batches,
+    carrying,
+    claims,
+    compaction,
+    growth,
+    inserts,
+    memory,
+    others,
+    process,
+    queries,
+    records,
+    sustained,
+    tables,
+    upgrading,
+)
 from benchmarks.measure import Job
 
-__all__ = ["JOBS", "KEYS", "SHAPED"]
+__all__ = ["CORE", "JOBS", "KEYS", "SHAPED"]
 
 JOBS: dict[str, Job] = {
-    "import": process.imports,
-    "help": process.command_help,
+    "claims": claims.claims,
+    "queries": queries.queries,
     "inserts": inserts.one,
     "threads": inserts.threads,
     "tuples": batches.tuples,
     "dicts": batches.dicts,
+    "sustained": sustained.sustained,
     "tables": tables.tables,
     "records": records.records,
-    "queries": queries.queries,
-    "memory": process.memory,
     "carrying": carrying.carrying,
+    "compaction": compaction.compaction,
+    "job-memory": memory.memory,
+    "memory": process.memory,
+    "import": process.imports,
+    "help": process.command_help,
     "upgrading": upgrading.upgrading,
+    "others": others.others,
+    "queues": others.queues,
+    "growth": growth.growth,
 }
 
 KEYS: dict[str, tuple[str, ...]] = {
-    "import": ("import",),
-    "help": ("help",),
+    "claims": claims.KEYS,
+    "queries": queries.KEYS,
     "inserts": ("insert-one-sqlite", "insert-one-duckdb"),
     "threads": ("threads-8", "threads-8-slow-fsync"),
     "tuples": ("batch-1000-tuples",),
     "dicts": ("batch-10000-dicts",),
-    "tables": ("tables-sqlite", "tables-duckdb"),
+    "sustained": sustained.KEYS,
+    "tables": tables.KEYS,
     "records": ("add-record", "mark-sent"),
-    "queries": (
-        "range-1h",
-        "range-24h",
-        "range-24h-arrow",
-        "aggregate-24h",
-        "buckets-one",
-        "buckets-all",
-        "latest-one",
-        "latest-all",
-        "drain",
-        "drain-tuples",
-        "drain-arrow",
-        "load",
-    ),
+    "carrying": carrying.KEYS,
+    "compaction": compaction.KEYS,
+    "job-memory": memory.KEYS,
     "memory": ("memory",),
-    "carrying": (
-        "export-sqlite",
-        "export-duckdb",
-        "export-bytes",
-        "import-sqlite",
-        "import-duckdb",
-        "carry-memory",
-    ),
+    "import": ("import",),
+    "help": ("help",),
     "upgrading": ("upgrade", "upgrade-memory", "upgrade-disk"),
+    "others": others.KEYS,
+    "queues": others.QUEUE_KEYS,
+    "growth": growth.KEYS,
 }
 """The entries of targets.toml that each job covers."""
 
+CORE = (
+    "claims",
+    "queries",
+    "inserts",
+    "tuples",
+    "dicts",
+    "sustained",
+    "tables",
+    "carrying",
+    "compaction",
+    "import",
+    "help",
+)
+"""The jobs of a short run."""
+
 SHAPED = ("inserts", "tuples", "dicts", "tables", "queries", "carrying")
-"""Those that depend on the shape of the data."""
+"""Those that depend on the shape of the data, and run again with another."""

@@ -1,53 +1,49 @@
 """Export to a Parquet file and import: compared with tuned SQLite, and with DuckDB's own statements.
 
 Every side has the same points and writes a file of them. Then every side reads the store's file into an empty database
-of its own. The store's time includes its checksums and its validation of the whole file. Memory is measured in separate
-processes that do nothing else.
+of its own, and so do the two designs of the legacy program. The store's time includes its checksums and its validation
+of the whole file.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benchmarks.data import Source
-from benchmarks.jobs.tables import arrow_of
 from benchmarks.measure import Contest, Figure, Plan, Samples, Side, ratio, timed
 from benchmarks.peers import sqlite_parquet
+from benchmarks.peers.arrow import arrow_of
 from benchmarks.peers.duckdb_parquet import DuckDBParquet
+from benchmarks.peers.legacy_duckdb import LegacyDuckDB
+from benchmarks.peers.legacy_sqlite import LegacySQLite
 from benchmarks.peers.sqlite_tuned import TunedSQLite
 from repo import Settings, Store
 
-__all__ = ["carrying"]
+__all__ = ["KEYS", "MEMORY_LIMIT_BYTES", "carrying"]
 
 MEMORY_LIMIT_BYTES = 128_000_000
 
-_ROOT = Path(__file__).resolve().parents[2]
 _PIECE = 500_000
 _PRODUCT = "holdfast"
 _ON_SQLITE = "holdfast on SQLite alone"
 _SQLITE = "tuned SQLite and pyarrow"
 
-_MEASURED = """
-import json, sys
-from repo import Settings, Store
-act, folder, file, limit = sys.argv[1:]
-settings = Settings(background=False, duckdb_memory_limit_bytes=int(limit))
-with Store(folder, settings) as store:
-    store.export_parquet(file) if act == "export" else store.import_parquet(file)
-with open("/proc/self/status") as status:
-    print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")))
-"""
+KEYS = (
+    "export-sqlite",
+    "export-duckdb",
+    "export-bytes",
+    "import-sqlite",
+    "import-duckdb",
+    "claim-import",
+)
 
 
 def carrying(plan: Plan) -> Iterator[Contest | Figure]:
-    """Measure exports, imports, the sizes of the files, and the memory of both."""
+    """Measure exports, imports, and the sizes of the files."""
     with plan.scratch() as folder, ExitStack() as open_:
         points = plan.carried_points
         source = Source(plan.shape, plan.seed)
@@ -84,7 +80,6 @@ def carrying(plan: Plan) -> Iterator[Contest | Figure]:
         )
         stores[_PRODUCT].export_parquet(files[_PRODUCT])
         yield _imports(folder / "in", points, source.series, files[_PRODUCT], open_)
-        yield _memory(folder, files[_PRODUCT], points)
 
 
 def _imports(
@@ -106,6 +101,8 @@ def _imports(
             now[name] = _store(folder, name)
         now[_SQLITE] = TunedSQLite(folder / "tuned.sqlite", series)
         now[DuckDBParquet.name] = DuckDBParquet(folder / "plain.duckdb")
+        now[LegacySQLite.name] = LegacySQLite(folder / "legacy.sqlite", series)
+        now[LegacyDuckDB.name] = LegacyDuckDB(folder / "legacy.duckdb", series)
 
     def checked(name: str, read: Callable[[], object], count: Callable[[], int]) -> float:
         rate = timed(read, points)
@@ -119,49 +116,37 @@ def _imports(
 
         return Side(name, lambda: checked(name, lambda: now[name].import_parquet(file), count))
 
+    def peer(name: str, read: Callable[[], object]) -> Side:
+        return Side(name, lambda: checked(name, read, lambda: now[name].count()))
+
     def judge(samples: dict[str, Samples]) -> list[Figure]:
+        claimed = {
+            _SQLITE: TunedSQLite.key,
+            LegacySQLite.name: LegacySQLite.key,
+            LegacyDuckDB.name: LegacyDuckDB.key,
+        }
         return [
             ratio("import-sqlite", samples, _PRODUCT, _SQLITE, "points/s"),
             ratio("import-duckdb", samples, _PRODUCT, DuckDBParquet.name, "points/s"),
+            *(
+                ratio("claim-import", samples, _PRODUCT, name, "points/s", "", key)
+                for name, key in claimed.items()
+            ),
         ]
 
     open_.callback(close)
     return Contest(
-        ("import-sqlite", "import-duckdb"),
+        ("import-sqlite", "import-duckdb", "claim-import"),
         [own(_PRODUCT), own(_ON_SQLITE)],
         [
-            Side(
-                _SQLITE,
-                lambda: checked(
-                    _SQLITE, lambda: sqlite_parquet.import_(now[_SQLITE], file), lambda: now[_SQLITE].count()
-                ),
-            ),
-            Side(
-                DuckDBParquet.name,
-                lambda: checked(
-                    DuckDBParquet.name,
-                    lambda: now[DuckDBParquet.name].import_(file),
-                    lambda: now[DuckDBParquet.name].count(),
-                ),
-            ),
+            peer(_SQLITE, lambda: sqlite_parquet.import_(now[_SQLITE], file)),
+            peer(DuckDBParquet.name, lambda: now[DuckDBParquet.name].import_(file)),
+            peer(LegacySQLite.name, lambda: now[LegacySQLite.name].import_parquet(file)),
+            peer(LegacyDuckDB.name, lambda: now[LegacyDuckDB.name].import_parquet(file)),
         ],
         judge,
         prepare,
     )
-
-
-def _memory(folder: Path, file: Path, points: int) -> Figure:
-    """Measure the peak resident memory of a process that imports into an empty store, and of one that exports."""
-    mib = {}
-    for act, path in (("import", file), ("export", folder / "again.parquet")):
-        command = [sys.executable, "-c", _MEASURED, act, folder / "measured", path, MEMORY_LIMIT_BYTES]
-        done = subprocess.run(
-            list(map(str, command)), cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=True
-        )
-        mib[act] = json.loads(done.stdout) / 1024
-    sides = [Samples(f"holdfast, {act}", [peak]) for act, peak in mib.items()]
-    note = f"{points:,} points, DuckDB's memory_limit {MEMORY_LIMIT_BYTES:,} bytes"
-    return Figure("carry-memory", [max(mib.values())], sides, "MiB", note)
 
 
 def _store(folder: Path, name: str) -> Store:

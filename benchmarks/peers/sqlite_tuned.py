@@ -6,12 +6,13 @@ order of the queries.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from benchmarks.data import Readings
+from benchmarks.peers.base import MINUTE_US, bucket, point
 
 __all__ = ["INSERT", "PRAGMAS", "TunedSQLite"]
 
@@ -28,14 +29,13 @@ PRAGMAS = (
     "wal_autocheckpoint = 8000",  # 32 MB: each hot page is written back once, not once per batch
 )
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MINUTE_US = 60_000_000
-
 
 class TunedSQLite:
     """One file, one connection. Times are µs; a series is identified by its number."""
 
+    key = "tuned-sqlite"
     name = "tuned SQLite"
+    settings = "WITHOUT ROWID, key (series, time), numbers for names; " + ", ".join(PRAGMAS)
 
     def __init__(self, path: Path, series: Sequence[tuple[str, str]]) -> None:
         self.path = path
@@ -73,11 +73,24 @@ class TunedSQLite:
         numbers = self.numbers
         self.insert_many([(numbers[s, m], round(at * 1e6), value, 100, None) for s, m, at, value in rows])
 
+    def load(self, readings: Readings) -> None:
+        """Insert readings in one transaction."""
+        self.insert_many(readings.keyed_tuples())
+
+    def settle(self) -> None:
+        """Write the log back, and gather statistics."""
+        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.connection.execute("ANALYZE")
+
     # --- reading --------------------------------------------------------------------------------------
 
     def count(self) -> int:
         """Return the number of points."""
         return int(self.connection.execute("SELECT count(*) FROM points").fetchone()[0])
+
+    def size_bytes(self) -> int:
+        """Return the bytes of the file; the log is empty after `settle`."""
+        return self.path.stat().st_size
 
     def range_tuples(self, number: int, start_us: int, end_us: int) -> list[tuple[Any, ...]]:
         """Return (µs, value, quality, metadata) of one series in order of time."""
@@ -91,7 +104,7 @@ class TunedSQLite:
         """Return the same as dicts, like the store."""
         sensor, metric = self.series[number]
         return [
-            _point(sensor, metric, us, value, quality, metadata)
+            point(sensor, metric, us, value, quality, metadata)
             for us, value, quality, metadata in self.range_tuples(number, start_us, end_us)
         ]
 
@@ -128,14 +141,11 @@ class TunedSQLite:
         sensor, metric = self.series[number]
         # The key gives the rows in order of time, so that GROUP BY needs no sorter.
         rows = self.connection.execute(
-            f"SELECT time_us / {_MINUTE_US}, avg(value) FROM points "
+            f"SELECT time_us / {MINUTE_US}, avg(value) FROM points "
             "WHERE series = ? AND time_us >= ? AND time_us < ? GROUP BY 1",
             (number, start_us, end_us),
         )
-        return [
-            {"sensor_id": sensor, "metric_name": metric, "bucket": _moment(m * _MINUTE_US), "avg": avg}
-            for m, avg in rows
-        ]
+        return [bucket(sensor, metric, minute, average) for minute, average in rows]
 
     def minutes_of_all(self, start_us: int, end_us: int) -> list[dict[str, Any]]:
         """Return 1-minute averages of every series."""
@@ -150,7 +160,7 @@ class TunedSQLite:
             "SELECT time_us, value, quality, metadata FROM points WHERE series = ? ORDER BY time_us DESC LIMIT 1",
             (number,),
         ).fetchone()
-        return _point(*self.series[number], *row)
+        return point(*self.series[number], *row)
 
     def latest_of_all(self) -> list[dict[str, Any]]:
         """Return the newest point of each series: one descent each, in one statement."""
@@ -159,7 +169,7 @@ class TunedSQLite:
             "FROM series AS s CROSS JOIN points AS p ON p.series = s.number "
             "AND p.time_us = (SELECT max(time_us) FROM points WHERE series = s.number) ORDER BY 1, 2"
         )
-        return [_point(*row) for row in rows]
+        return [point(*row) for row in rows]
 
     def drain(self, page_rows: int) -> Iterator[list[tuple[Any, ...]]]:
         """Yield all points in pages, in the order of the key, which costs SQLite least."""
@@ -172,26 +182,8 @@ class TunedSQLite:
         """Yield the same pages as dicts, like the store."""
         series = self.series
         for page in self.drain(page_rows):
-            yield [_point(*series[number], *rest) for number, *rest in page]
+            yield [point(*series[number], *rest) for number, *rest in page]
 
     def close(self) -> None:
         """Close the file."""
         self.connection.close()
-
-
-def _moment(us: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=us)
-
-
-def _point(
-    sensor: str, metric: str, us: int, value: float | None, quality: int, metadata: str | None
-) -> dict[str, Any]:
-    return {
-        "sensor_id": sensor,
-        "metric_name": metric,
-        "timestamp": _EPOCH + timedelta(microseconds=us),
-        "timestamp_us": us,
-        "value": value,
-        "quality": quality,
-        "metadata": None if metadata is None else json.loads(metadata),
-    }

@@ -1,0 +1,59 @@
+"""The claims of the founding document: ranges, aggregates, latest values and files, against what it replaced.
+
+The peers are the SQLite buffer and the DuckDB storage of the legacy program, and tuned SQLite. The claim about Parquet
+is measured by the job `carrying`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.asking import PRODUCT, QUERIES, asked
+from benchmarks.measure import Contest, Figure, Plan, Samples
+from benchmarks.peers.base import Database
+from benchmarks.peers.legacy_duckdb import LegacyDuckDB
+from benchmarks.peers.legacy_sqlite import LegacySQLite, LegacySQLiteFiltered
+from benchmarks.peers.sqlite_tuned import TunedSQLite
+from benchmarks.standing import standing, total_bytes
+from repo import Store
+
+__all__ = ["KEYS", "claims"]
+
+_ASKED = ("range-1h", "range-24h", "aggregate-24h", "buckets-one", "buckets-all", "latest-one", "latest-all")
+_FILTERED = ("range-1h", "range-24h", "aggregate-24h", "buckets-one")
+"""Where the legacy buffer can be asked better than the legacy program did."""
+
+_PREFIX = "claim-"
+_MOST_ROUNDS = 3
+
+KEYS = (*(f"{_PREFIX}{key}" for key in _ASKED), f"{_PREFIX}size")
+
+
+def claims(plan: Plan) -> Iterator[Contest | Figure]:
+    """Compare a compacted store with three designs of other hands."""
+    held = standing(plan)
+    with ExitStack() as open_:
+        folder = held.store(compacted=True)
+        peers = [held.peer(make, make.key) for make in (TunedSQLite, LegacySQLite, LegacyDuckDB)]
+        filtered = LegacySQLiteFiltered(held.folder / LegacySQLite.key / "peer", held.series)
+        for peer in (*peers, filtered):
+            open_.callback(peer.close)
+        yield from _sizes(folder, held.points, peers)
+        store = open_.enter_context(Store(folder))
+        for key in _ASKED:
+            query = replace(QUERIES[key], key=f"{_PREFIX}{key}")
+            sides = [*peers, filtered] if key in _FILTERED else peers
+            yield asked(query, store, held, sides, most_rounds=_MOST_ROUNDS)
+
+
+def _sizes(folder: Path, points: int, peers: Sequence[Database]) -> Iterator[Figure]:
+    """Compare the bytes on disk; the figure is the part of the peer's bytes that the store saves."""
+    ours = total_bytes(folder)
+    for peer in peers:
+        theirs = peer.size_bytes()
+        sides = [Samples(PRODUCT, [ours / points]), Samples(peer.name, [theirs / points])]
+        note = f"{points:,} points, all files of the store"
+        yield Figure(KEYS[-1], [100 * (1 - ours / theirs)], sides, "bytes per point", note, peer=peer.key)

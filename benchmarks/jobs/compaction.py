@@ -1,0 +1,133 @@
+"""Compaction: its time and the bytes that it writes, the bytes that it saves, and inserts that run beside it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from benchmarks.asking import PRODUCT
+from benchmarks.data import START_US, Shape, Source
+from benchmarks.measure import Contest, Figure, Plan, Samples
+from benchmarks.peers.arrow import arrow_of
+from benchmarks.standing import standing, total_bytes
+from repo import Settings, Store
+
+__all__ = ["KEYS", "compaction"]
+
+KEYS = (
+    "compact-1m",
+    "compact-writes",
+    "compact-latency",
+    "bytes-tick",
+    "bytes-jitter",
+)
+
+_ROWS = 1_000_000
+_DAY = 100 * 86_400
+"""Points of 100 series at 1 Hz in a day."""
+
+
+def compaction(plan: Plan) -> Iterator[Contest | Figure]:
+    """Measure compaction of a million points that came in order of arrival."""
+    if not hasattr(Store, "compact"):
+        yield from (Figure(key, [], skipped="this version has no compact()") for key in KEYS)
+        return
+    yield from _a_million(plan)
+    yield from _beside(plan)
+    yield _bytes(plan, "bytes-tick", "tick")
+    yield _bytes(plan, "bytes-jitter", "regular")
+
+
+def _a_million(plan: Plan) -> Iterator[Figure]:
+    seconds, written, per_point = [], [], []
+    source = Source("regular", plan.seed)
+    for _ in range(plan.rounds):
+        with plan.scratch() as folder, Store(folder / "store", _quiet()) as store:
+            store.points.insert_table(arrow_of(source.take(_ROWS)))
+            store.checkpoint()
+            before_bytes, started = _written_bytes(), time.perf_counter()
+            _compact(store)
+            seconds.append(time.perf_counter() - started)
+            per_point.append((_written_bytes() - before_bytes) / _ROWS)
+            written.append(per_point[-1] * _ROWS / _columns_bytes(folder / "store"))
+    note = f"{_ROWS:,} points of 100 series, in order of arrival"
+    yield Figure("compact-1m", seconds, [Samples(PRODUCT, seconds)], "s", note)
+    day = f"{median(per_point) * _DAY / 1e6:,.0f} MB written for a day of 100 series at 1 Hz"
+    sides = [Samples("bytes written per point", per_point)]
+    yield Figure("compact-writes", written, sides, "bytes", f"times the size of the column file; {day}")
+
+
+def _beside(plan: Plan) -> Iterator[Figure]:
+    """Insert points one by one while another thread compacts, and as long without it."""
+    latencies_ms: dict[str, list[float]] = {"without": [], "beside": []}
+    seconds = count(int(START_US / 1e6) + 10 * 86_400)
+    rounds = max(2, plan.rounds // 2)
+    source = Source("regular", plan.seed)
+    for _ in range(rounds):
+        with plan.scratch() as folder, Store(folder / "store", _quiet()) as store:
+            for _ in range(3):
+                store.points.insert_table(arrow_of(source.take(_ROWS)))
+            store.checkpoint()
+            thread = threading.Thread(target=_compact, args=(store,))
+            started = time.perf_counter()
+            thread.start()
+            latencies_ms["beside"] += _inserted(store, seconds, thread.is_alive)
+            thread.join()
+            until = 2 * time.perf_counter() - started
+            latencies_ms["without"] += _inserted(store, seconds, lambda end=until: time.perf_counter() < end)
+    sides = []
+    p99 = {}
+    for name, values in latencies_ms.items():
+        p99[name] = quantiles(values, n=100)[-1]
+        label = "beside a compaction" if name == "beside" else "without one"
+        sides += [
+            Samples(f"{label}, median", [median(values)]),
+            Samples(f"{label}, 99th percentile", [p99[name]]),
+            Samples(f"{label}, longest", [max(values)]),
+        ]
+    note = f"{len(latencies_ms['beside']):,} durable inserts beside compactions of {3 * _ROWS:,} points"
+    yield Figure("compact-latency", [p99["beside"]], sides, "ms", note)
+
+
+def _inserted(store: Store, seconds: Iterator[int], going_on: Any) -> list[float]:
+    found_ms = []
+    while going_on():
+        started = time.perf_counter()
+        store.points.insert("SENSOR-NEW", "pressure", 1.5, next(seconds))
+        found_ms.append((time.perf_counter() - started) * 1000)
+    return found_ms
+
+
+def _bytes(plan: Plan, key: str, shape: Shape) -> Figure:
+    """Measure the size of all files of a store; the figure is that of the compacted one."""
+    held = standing(plan, shape=shape)
+    sizes = {
+        name: total_bytes(held.store(compacted=compacted)) / held.points
+        for name, compacted in (("compacted", True), ("as it arrived", False))
+    }
+    sides = [Samples(f"{PRODUCT}, {name}", [size]) for name, size in sizes.items()]
+    return Figure(key, [sizes["compacted"]], sides, "bytes per point", f"{held.points:,} points, all files")
+
+
+def _quiet() -> Settings:
+    """Return settings under which nothing compacts by itself."""
+    return Settings(background=False)
+
+
+def _compact(store: Any) -> None:
+    store.compact()
+
+
+def _written_bytes() -> int:
+    """Return the bytes that this process has passed to the disk."""
+    with open("/proc/self/io") as found:
+        return next(int(line.split()[1]) for line in found if line.startswith("write_bytes:"))
+
+
+def _columns_bytes(folder: Path) -> int:
+    return (folder / "timeseries.duckdb").stat().st_size
