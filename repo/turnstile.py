@@ -15,6 +15,8 @@ from repo.inuse import note_own
 
 __all__ = ["Turnstile"]
 
+_TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
+
 _POLL_S = 0.000_1
 """How often the first process in the queue tries the lock."""
 
@@ -56,8 +58,8 @@ class Turnstile:
             self._open()
         try:
             try:
-                fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                fcntl.flock(self.place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._turn, _TRY)
+                fcntl.flock(self.place, _TRY)
             except BlockingIOError:
                 self._wait(timeout_s)
             finally:
@@ -90,7 +92,7 @@ class Turnstile:
         for descriptor, pause_s in ((self._turn, _QUEUE_S), (self.place, _POLL_S)):
             while True:
                 try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(descriptor, _TRY)
                     break
                 except BlockingIOError:
                     waited_s = time.monotonic() - began

@@ -15,7 +15,7 @@ from datetime import datetime
 from itertools import compress, count, repeat
 from math import isfinite, nan
 from operator import add, attrgetter, eq, itemgetter, ne
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from repo.errors import InvalidPoint, Refusal
 from repo.fields import (
@@ -48,6 +48,7 @@ __all__ = [
     "MAX_TIMESTAMP_US",
     "MIN_TIMESTAMP_US",
     "Batch",
+    "CheckedPoint",
     "bound_us",
     "check_columns",
     "check_name",
@@ -126,6 +127,33 @@ class Batch:
         )
 
 
+class CheckedPoint(NamedTuple):
+    """One checked point; `value` is NaN if it has a text or no reading, `metadata` is canonical JSON."""
+
+    sensor_id: str
+    metric_name: str
+    kind: str | None
+    """`number`, `text`, or None if the point has no reading."""
+    timestamp_us: int
+    value: float
+    text: str | None
+    quality: int
+    metadata: str | None
+
+    def batch(self) -> Batch:
+        """Return the point as a batch of one row."""
+        return Batch(
+            [self[:2]],
+            [self.kind],
+            array("I", (0,)),
+            array("q", (self.timestamp_us,)),
+            array("d", (self.value,)),
+            {} if self.text is None else {0: self.text},
+            self.quality,
+            {} if self.metadata is None else {0: self.metadata},
+        )
+
+
 def check_point(
     sensor_id: object,
     metric_name: object,
@@ -136,28 +164,17 @@ def check_point(
     *,
     accept_bool: bool,
     now_us: int,
-) -> Batch:
-    """Return one point as a batch; raises `InvalidPoint`, which names the first invalid field.
+) -> CheckedPoint:
+    """Check one point; raises `InvalidPoint`, which names the first invalid field.
 
     `timestamp` is Unix seconds or an aware datetime, None for `now_us`. A `quality` of None is 100.
     """
     try:
-        sensor, metric, moment, number, text, grade, extra = _check_fields(
+        return _check_fields(
             (sensor_id, metric_name, timestamp, None, value, quality, metadata), accept_bool, now_us
         )
     except _Refused as refused:
         raise InvalidPoint([Refusal(None, refused.field, refused.reason)]) from refused.__cause__
-    kind = KIND_TEXT if text is not None else KIND_NUMBER if number == number else None
-    return Batch(
-        [(sensor, metric)],
-        [kind],
-        array("I", _ZERO_CODE),
-        array("q", (moment,)),
-        array("d", (number,)),
-        {} if text is None else {0: text},
-        grade,
-        {} if extra is None else {0: extra},
-    )
 
 
 def check_rows(
@@ -205,7 +222,6 @@ class _Refused(Exception):
 
 
 _Fields = tuple[object, object, object, object, object, object, object]
-_ZERO_CODE = (0,)
 _TUPLE_FORM = "(sensor, metric, timestamp, value[, quality[, metadata]])"
 
 
@@ -224,9 +240,7 @@ def rows_listed(rows: Iterable[Any]) -> Sequence[Any]:
     return list(iterator)
 
 
-def _check_fields(
-    row: _Fields, accept_bool: bool, now_us: int
-) -> tuple[str, str, int, float, str | None, int, str | None]:
+def _check_fields(row: _Fields, accept_bool: bool, now_us: int) -> CheckedPoint:
     sensor, metric, time, time_us, value, quality, metadata = row
     field = "sensor_id"
     try:
@@ -253,7 +267,8 @@ def _check_fields(
         extra = None if metadata is None else metadata_json(metadata)
     except Unfit as fault:
         raise _Refused(field, str(fault)) from fault
-    return sensor, metric, moment, number, text, grade, extra
+    kind = KIND_TEXT if text is not None else KIND_NUMBER if number == number else None
+    return CheckedPoint(sensor, metric, kind, moment, number, text, grade, extra)
 
 
 def _fields_of(row: Any) -> _Fields:
@@ -309,12 +324,11 @@ def _slow_path(rows: Sequence[Any], accept_bool: bool, now_us: int) -> tuple[Bat
     refusals: list[Refusal] = []
     for index, row in enumerate(rows):
         try:
-            sensor, metric, moment, number, text, grade, extra = _check_fields(
+            sensor, metric, kind, moment, number, text, grade, extra = _check_fields(
                 _fields_of(row), accept_bool, now_us
             )
             pair = (sensor, metric)
             code = code_of.get(pair)
-            kind = KIND_TEXT if text is not None else KIND_NUMBER if number == number else None
             if code is None:
                 code = code_of[pair] = len(kinds)
                 kinds.append(kind)

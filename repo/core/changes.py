@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any, Self
 
-from repo.core.codec import BLOCK_BYTES, BLOCK_POINTS, pack
+from repo.core.codec import BLOCK_BYTES, BLOCK_POINTS, pack, pack_point
 from repo.errors import Refusal
 from repo.queries.selection import Selection
 from repo.repositories.points import Written
 from repo.repositories.records import NewRecord
-from repo.values import Batch, check_rows
+from repo.values import Batch, CheckedPoint, check_rows
 
 __all__ = [
     "BulkChange",
@@ -48,6 +48,11 @@ class PointsChange:
         kinds = dict(zip(batch.series, batch.kinds, strict=True))
         blocks = [(len(part.codes), pack(part)) for part in _parts(batch)]
         return cls(kinds, blocks, len(batch.codes), keep, record)
+
+    @classmethod
+    def of_point(cls, point: CheckedPoint) -> PointsChange:
+        """Pack one point."""
+        return cls({point[:2]: point.kind}, [(1, pack_point(point))], 1)
 
 
 @dataclass(frozen=True, slots=True)

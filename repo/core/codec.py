@@ -30,9 +30,9 @@ from functools import lru_cache
 from zlib import crc32
 
 from repo.errors import StoreCorrupt
-from repo.values import Batch
+from repo.values import Batch, CheckedPoint
 
-__all__ = ["BLOCK_BYTES", "BLOCK_POINTS", "pack", "unpack"]
+__all__ = ["BLOCK_BYTES", "BLOCK_POINTS", "pack", "pack_point", "unpack"]
 
 BLOCK_POINTS = 61_440
 """The largest number of points in a block, and in a journal row: half a row group of DuckDB, so that a flush can fill
@@ -45,6 +45,9 @@ _MAGIC = b"HF\x01"
 _ONE_QUALITY = 1
 _ONE_SERIES = 2
 _HEAD = struct.Struct("<3sBIIIi")
+_UNSUMMED = struct.Struct("<3sBI")
+_SUMMED = struct.Struct("<IIi")
+_ONE_ROW = struct.Struct("<qd")
 _SUMMED_FROM = 8
 _BODY_FROM = _HEAD.size
 _encode_names = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -65,9 +68,27 @@ def pack(batch: Batch) -> bytes:
         quality = batch.qualities
     else:
         parts.append(_to_bytes(batch.qualities))
-    body = b"".join(parts)
-    fixed = struct.pack("<IIi", len(batch.codes), len(head), quality)
-    return _MAGIC + struct.pack("<BI", flags, crc32(body, crc32(fixed))) + fixed + body
+    return _block(flags, _SUMMED.pack(len(batch.codes), len(head), quality), *parts)
+
+
+def pack_point(point: CheckedPoint) -> bytes:
+    """Pack one point, as `pack` packs a batch of one row."""
+    sensor_id, metric_name, kind, timestamp_us, value, text, quality, metadata = point
+    if text is None and metadata is None:
+        names = _one_series_names(sensor_id, metric_name, kind)
+    else:
+        names = _names_of(point.batch())
+    return _block(
+        _ONE_QUALITY | _ONE_SERIES,
+        _SUMMED.pack(1, len(names), quality),
+        names,
+        _ONE_ROW.pack(timestamp_us, value),
+    )
+
+
+def _block(flags: int, *parts: bytes) -> bytes:
+    summed = b"".join(parts)
+    return _UNSUMMED.pack(_MAGIC, flags, crc32(summed)) + summed
 
 
 def _names_of(batch: Batch) -> bytes:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,6 +32,13 @@ log = logging.getLogger("holdfast.metadata")
 _CHECKPOINT_AGAIN_S = 0.05
 """The shortest time between checkpoints: one that a reader blocked is repeated, but not at every commit."""
 
+_CHECKPOINT_CHECK_S = 0.002
+"""The shortest time between two checks of the WAL's size: a few single commits, or a few MB of large ones."""
+
+_KEPT_SHARE = 15 / 16
+"""The share of a full WAL that stays allocated after a checkpoint. Syncing a commit that overwrites a part of the file
+takes half as long as one that extends it. It is less than the whole, because only growth shows that the WAL is full."""
+
 
 class MetadataDatabase:
     """`offline_buffer.db`, open. Thread-safe.
@@ -53,7 +60,7 @@ class MetadataDatabase:
         self._turnstile = Turnstile(files)
         self.mark = AcknowledgedMark(files)
         self._busy_timeout_s = settings.busy_timeout_s
-        self._writer: Connection | None = None
+        self._writer: sqlite.BareConnection | None = None
         self._writer_known = True
         """Whether the last transaction on the writer's connection ended normally, so its state is known."""
         self.is_prepared = False
@@ -69,7 +76,7 @@ class MetadataDatabase:
             self.path,
             durability=durability,
             busy_timeout_s=self._settings.busy_timeout_s,
-            log_limit_bytes=self._checkpoint_bytes // 2,
+            log_limit_bytes=int(self._checkpoint_bytes * _KEPT_SHARE),
         )
 
     def journal(self, work: Callable[[Connection], object], attempt: sqlite.Attempt | None = None) -> None:
@@ -81,12 +88,15 @@ class MetadataDatabase:
         forks.give_way()
         # An interrupt cannot split a `with` on a lock, or a single call in a `finally`. It can split a generator.
         with self._lock:
-            self._usable()
+            if self._closed:
+                self._usable()
             try:
                 self._turnstile.take(self._busy_timeout_s)
-                connection = self._known_writer()
+                if self._writer is None or not self._writer_known:
+                    self._replace_writer()
+                assert self._writer is not None
                 self._writer_known = False
-                sqlite.bare_transaction(connection, attempt or sqlite.Attempt(), work)
+                sqlite.bare_transaction(self._writer, attempt or sqlite.Attempt(), work)
                 self._writer_known = True
             except (SQLAlchemyError, sqlite.DriverError) as error:
                 raise sqlite.typed_error(error, self.path) from error
@@ -94,21 +104,15 @@ class MetadataDatabase:
                 if self._turnstile.place >= 0 and not self._turnstile.kept:
                     fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)
 
-    def _known_writer(self) -> Connection:
-        """Return the writer's connection; replace it if its last transaction was interrupted."""
-        if not self._writer_known:
-            self._close_writer()
-        if self._writer is None:
-            self._writer = self.engine.connect().execution_options(**sqlite.BARE)
-        return self._writer
+    def _replace_writer(self) -> None:
+        """Open the writer's connection, after closing one whose last transaction was interrupted."""
+        self._close_writer()
+        self._writer = sqlite.BareConnection(self.engine)
 
     def _close_writer(self) -> None:
         """Close the writer's connection, whatever its state."""
         if self._writer is not None:
-            driver: Any = self._writer.connection.dbapi_connection
-            driver.close()
-            self._writer.invalidate()
-            self._writer.close()
+            self._writer.discard()
             self._writer = None
 
     @contextmanager
@@ -175,8 +179,10 @@ class MetadataDatabase:
 
         It runs after a commit and never fails that commit: a failed checkpoint is logged and retried later.
         """
-        if self._closed or time.monotonic() < self._checkpoint_not_before_s:
+        now_s = time.monotonic()
+        if self._closed or now_s < self._checkpoint_not_before_s:
             return
+        self._checkpoint_not_before_s = now_s + _CHECKPOINT_CHECK_S
         try:
             if sqlite.log_bytes(self.path) >= self._checkpoint_bytes:
                 self.checkpoint()
@@ -240,7 +246,7 @@ class MetadataDatabase:
             close()
         with self._lock:
             if self._writer is not None:
-                self._writer.close()
+                self._writer.connection.close()
             self.engine.dispose()
             self._careful.dispose()
             self._turnstile.close()

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 
@@ -34,6 +35,8 @@ _PAUSE_S = 0.000_05
 
 _ROOM_PAUSE_S = 0.001
 """How often `submit` checks for room in a full queue."""
+
+_Pair = tuple[str, str]
 
 _RESCUE_S = 0.25
 """After this time a waiting thread tries to become the leader itself."""
@@ -63,13 +66,22 @@ class _CommitGroup:
     failed: bool = False
 
 
+class _Tail(NamedTuple):
+    """The end of the journal after a commit of this writer; it is still the end while `version` is the same."""
+
+    journal: JournalRepository
+    version: int
+    last_seq: int
+
+
 class Writer:
     """Group commit into the journal. Thread-safe.
 
-    The first thread to arrive becomes the leader: it commits its own submissions and those of all queued threads, wakes
-    these threads, and passes the lead to the first thread that arrived during the commit. So a single thread never
-    waits for another, and many threads share each fsync. A submission returns when its journal rows are committed, or
-    raises with nothing written.
+    A thread that finds nobody else commits at once. Threads that arrive during a commit queue up. The first of them
+    becomes the next leader: it commits its own submissions and those of all queued threads, wakes these threads, and
+    passes the lead to the first thread that arrived during its commit. So a single thread never waits for another, and
+    many threads share each fsync. A submission returns when its journal rows are committed, or raises with nothing
+    written.
 
     An interrupt such as KeyboardInterrupt may arrive at any time, and is raised only in its own thread, whose
     submission is then written completely or not at all. The thread that holds the lock `_leading` is the leader,
@@ -87,7 +99,9 @@ class Writer:
         self._group: _CommitGroup | None = None
         self._last_party = 1
         self._last_commit_s = 0.0
-        self._kinds: dict[tuple[str, str], str] = {}
+        self._tail: _Tail | None = None
+        """None during each commit, until its outcome is known."""
+        self._kinds: dict[_Pair, str] = {}
         self._kinds_as_of = -1
         self._inbox = _Inbox(self, queue_points)
 
@@ -102,6 +116,17 @@ class Writer:
     def commit_all(self, submissions: Sequence[Submission]) -> None:
         """Make several submissions durable in one commit; each then has `written` or `error`."""
         self._metadata.refuse_after_fork()
+        led = False
+        if not (self._last_party > 1 or self._queue or self._leading.locked()):
+            with self._leading:
+                if not self._queue:  # nobody waits, so nobody has to be woken
+                    self._commit(submissions, Attempt())
+                    led = True
+        if led or self._commit_in_group(submissions):
+            self._metadata.checkpoint_if_due()
+
+    def _commit_in_group(self, submissions: Sequence[Submission]) -> bool:
+        """Commit together with the threads that are waiting; returns whether this thread led a commit."""
         party = _Party(submissions)
         led = False
         try:
@@ -121,8 +146,7 @@ class Writer:
             party.gone = True
             self._call_next()
             raise
-        if led:
-            self._metadata.checkpoint_if_due()
+        return led
 
     def submit(self, submission: Submission) -> Future[Written]:
         """Queue one submission for the writer's own thread; blocks only while the queue is full.
@@ -144,7 +168,8 @@ class Writer:
             self._group = group = _CommitGroup([party for party in self._queue if not party.gone])
         started = time.perf_counter()
         try:
-            self._commit_group(group)
+            submissions = [submission for party in group.parties for submission in party.submissions]
+            group.failed = not self._commit(submissions, group.attempt)
         finally:
             self._settle()
         self._last_commit_s = time.perf_counter() - started
@@ -181,32 +206,47 @@ class Writer:
         while len(self._queue) < self._last_party and time.perf_counter() < until:
             time.sleep(_PAUSE_S)
 
-    def _commit_group(self, group: _CommitGroup) -> None:
-        submissions = [submission for party in group.parties for submission in party.submissions]
-        kinds = _CommitKinds()
+    def _commit(self, submissions: Sequence[Submission], attempt: Attempt) -> bool:
+        """Commit submissions in one transaction, and return whether it succeeded; if not, each has its error."""
+        registered: dict[_Pair, str] = {}
+        tail, self._tail = self._tail, None
 
         def write(connection: Connection) -> None:
-            self._forget_changed_kinds(connection)
-            for submission in submissions:  # this may be the second attempt
-                submission.error = submission.written = None
-            accepted = [s for s in submissions if self._kinds_fit(connection, s, kinds)]
-            if accepted:
-                self._append(connection, accepted)
+            nonlocal tail
+            now_us = self._clock()
+            known = None if tail is None or tail.journal.connection is not connection else tail
+            journal = JournalRepository(connection) if known is None else known.journal
+            version = journal.data_version()
+            if known is None or known.version != version:  # others have written
+                self._forget_changed_kinds(connection)
+                last_seq = journal.last_seq()
+            else:
+                last_seq = known.last_seq
+            accepted: list[Submission] = []
+            for submission in submissions:
+                submission.error = submission.written = None  # this may be the second attempt
+                if self._kinds_fit(connection, submission, registered, accepted):
+                    accepted.append(submission)
+            tail = _Tail(journal, version, self._append(journal, last_seq, accepted, now_us))
 
         try:
-            self._metadata.journal(write, group.attempt)
-            self._kinds |= kinds.registered
+            self._metadata.journal(write, attempt)
         except HoldfastError as error:
-            if not group.attempt.committed:
-                for submission in submissions:
-                    submission.error = submission.error or error
-                    submission.written = None
-                group.failed = True
+            if attempt.committed:
+                return True
+            for submission in submissions:
+                submission.error = submission.error or error
+                submission.written = None
+            return False
+        self._kinds.update(registered)
+        self._tail = tail
+        return True
 
-    def _append(self, connection: Connection, submissions: Sequence[Submission]) -> None:
-        now_us = self._clock()
-        journal = JournalRepository(connection)
-        seq = journal.last_seq()
+    def _append(
+        self, journal: JournalRepository, seq: int, submissions: Sequence[Submission], now_us: int
+    ) -> int:
+        """Append the changes after `seq`, and return the new last seq."""
+        connection = journal.connection
         row = _PointsRow(journal, now_us)
         for submission in submissions:
             before, points = seq, 0
@@ -237,21 +277,36 @@ class Writer:
                 first_seq, last_seq, points, len(submission.refusals), submission.refusals
             )
         row.end()
+        return seq
 
-    def _kinds_fit(self, connection: Connection, submission: Submission, group: _CommitKinds) -> bool:
+    def _kinds_fit(
+        self,
+        connection: Connection,
+        submission: Submission,
+        registered: dict[_Pair, str],
+        accepted: Sequence[Submission],
+    ) -> bool:
         """Register new series, and check the kinds of the others.
 
         On a mismatch only this submission fails, or only its wrong rows if they may be skipped. An empty series takes
-        the new kind.
+        the new kind, unless an `accepted` submission of the same commit writes to it.
         """
-        wanted: dict[tuple[str, str], str | None] = {}
-        others: dict[tuple[str, str], tuple[str, str]] = {}
-        own: dict[tuple[str, str], str] = {}
-        mixed: set[tuple[str, str]] = set()
+        if not registered:
+            for change in submission.changes:
+                if isinstance(change, (PointsChange, BulkChange)) and not (
+                    change.kinds.items() <= self._kinds.items()
+                ):
+                    break
+            else:
+                return True
+        wanted: dict[_Pair, str | None] = {}
+        others: dict[_Pair, tuple[str, str]] = {}
+        own: dict[_Pair, str] = {}
+        mixed: set[_Pair] = set()
         for change in submission.changes:
             if isinstance(change, (PointsChange, BulkChange)):
                 for pair, kind in change.kinds.items():
-                    known = group.registered.get(pair) or self._kinds.get(pair)
+                    known = registered.get(pair) or self._kinds.get(pair)
                     if known is None:
                         wanted[pair] = wanted.get(pair) or kind
                     elif kind is not None and kind != known:
@@ -260,7 +315,6 @@ class Writer:
                         others[pair] = (first, kind)
                         mixed.add(pair)
         if not (wanted or others):
-            group.use(submission)
             return True
         series = SeriesRepository(connection)
         stored = series.kinds(wanted)
@@ -269,9 +323,10 @@ class Writer:
             if known is not None and kind is not None and kind != known:
                 others.setdefault(pair, (known, kind))
         for pair, (_, kind) in list(others.items()):
-            if pair not in mixed and pair not in group.used and is_empty_series(connection, pair):
+            is_used = pair in mixed or any(_reads(other, pair) for other in accepted)
+            if not is_used and is_empty_series(connection, pair):
                 series.change_kind(pair, kind)
-                stored[pair] = group.registered[pair] = kind
+                stored[pair] = registered[pair] = kind
                 del others[pair]
         if others:
             if submission.skippable is None:
@@ -279,7 +334,7 @@ class Writer:
                 submission.error = _mismatch(pair, known, kind)
                 return False
             submission.leave_out({pair: known for pair, (known, _) in others.items()})
-            return self._kinds_fit(connection, submission, group)
+            return self._kinds_fit(connection, submission, registered, accepted)
         new = {pair: kind for pair, kind in wanted.items() if stored.get(pair) is None}
         new = {pair: kind for pair, kind in new.items() if kind is not None or pair not in stored}
         if new:
@@ -287,8 +342,7 @@ class Writer:
         for pair, kind in wanted.items():
             found = stored.get(pair) or kind
             if found is not None:
-                group.registered[pair] = found
-        group.use(submission)
+                registered[pair] = found
         return True
 
     def _forget_changed_kinds(self, connection: Connection) -> None:
@@ -308,19 +362,13 @@ def _change_record(records: RecordRepository, change: RecordChange | SettleChang
         change.found = records.mark_failed(change.record_ids, increment_retry=change.increment_retry)
 
 
-@dataclass(slots=True)
-class _CommitKinds:
-    """The kinds that one commit has found or set; not visible to others before the commit."""
-
-    registered: dict[tuple[str, str], str] = field(default_factory=dict)
-    used: set[tuple[str, str]] = field(default_factory=set)
-    """Series to which an earlier submission of the commit writes readings."""
-
-    def use(self, submission: Submission) -> None:
-        """Add the series of an accepted submission."""
-        for change in submission.changes:
-            if isinstance(change, (PointsChange, BulkChange)):
-                self.used.update(pair for pair, kind in change.kinds.items() if kind is not None)
+def _reads(submission: Submission, pair: _Pair) -> bool:
+    """Return whether a submission has readings of a series."""
+    return any(
+        change.kinds.get(pair) is not None
+        for change in submission.changes
+        if isinstance(change, (PointsChange, BulkChange))
+    )
 
 
 class _PointsRow:
@@ -448,7 +496,7 @@ class _Inbox:
                 submission.future.set_result(submission.written)
 
 
-def _mismatch(pair: tuple[str, str], known: str, kind: str) -> InvalidPoint:
+def _mismatch(pair: _Pair, known: str, kind: str) -> InvalidPoint:
     sensor, metric = pair
     return InvalidPoint(
         [Refusal(None, "value", f"is a {kind}, but the series {sensor!r} {metric!r} holds {known} values")]

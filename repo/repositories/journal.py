@@ -56,8 +56,15 @@ class JournalRepository:
     """Appends to, reads and prunes the journal in the caller's transaction, which decides durability."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = self._connection = connection
         self._driver: Any = connection.connection.driver_connection
+
+    def data_version(self) -> int:
+        """Return a number that changes when another connection, of any process, commits to the database.
+
+        Commits of this connection do not change it.
+        """
+        return int(self._driver.execute("PRAGMA data_version").fetchone()[0])
 
     def last_seq(self) -> int:
         """Return the last seq ever assigned. In an IMMEDIATE transaction, the next ones are free.

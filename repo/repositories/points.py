@@ -81,7 +81,7 @@ class PointRepository:
                 metadata,
                 accept_bool=check_flag(accept_bool, "accept_bool"),
                 now_us=self._clock(),
-            )
+            ).batch()
         )
 
     def insert_many(

@@ -64,19 +64,20 @@ class PointWriter:
         values; datetimes in it become ISO texts. Overwrites a point of the same sensor, metric and time. Raises
         `InvalidPoint`, `StoreBusy` or `StoreFull`; nothing was written.
         """
-        batch = check_point(
+        handle = self._handle
+        point = check_point(
             sensor_id,
             metric_name,
             value,
             timestamp,
             quality,
             metadata,
-            accept_bool=self._handle.settings.accept_bool
+            accept_bool=handle.settings.accept_bool
             if accept_bool is None
             else check_flag(accept_bool, "accept_bool"),
-            now_us=self._handle.clock(),
+            now_us=handle.clock() if timestamp is None else 0,
         )
-        return self._send(Submission((PointsChange.of(batch),)))
+        return self._send(Submission((PointsChange.of_point(point),)))
 
     def insert_many(
         self,

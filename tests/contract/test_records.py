@@ -116,7 +116,7 @@ def test_threads_that_settle_at_once_share_commits_and_each_gets_its_own_count(s
     with store._handle.metadata.write():  # the first thread waits for it, and the others queue behind it
         for queued, thread in enumerate(threads):
             thread.start()
-            while writer._group is None or len(writer._queue) != queued + 1:
+            while not writer._leading.locked() or len(writer._queue) != queued:
                 time.sleep(0.001)
     for thread in threads:
         thread.join()

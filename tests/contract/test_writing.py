@@ -109,10 +109,20 @@ def test_a_series_keeps_the_kind_of_its_first_reading_until_it_is_empty(
     assert count(store) == 1
 
 
+def test_seqs_continue_after_what_another_handle_wrote_and_pruned(open_store: Any) -> None:
+    store, other = open_store(), open_store()
+    assert store.points.insert("a", "m", 1.0, timestamp=1).last_seq == 1
+    assert store.points.insert("a", "m", 2.0, timestamp=2).last_seq == 2
+    assert [other.points.insert("a", "m", 3.0, timestamp=at).last_seq for at in (3, 4)] == [3, 4]
+    other.checkpoint()
+    assert other.status().journal_rows == 0
+    assert [store.points.insert("a", "m", 4.0, timestamp=at).last_seq for at in (5, 6)] == [5, 6]
+
+
 def test_a_mismatch_of_kinds_fails_alone_in_a_shared_commit(open_store: Any) -> None:
     open_store().points.insert("a", "m", 1.0, timestamp=0)
     store = open_store()  # it has not cached the series
-    metadata = store._handle.metadata
+    metadata, writer = store._handle.metadata, store._handle.writer
     results: list[Any] = [None] * 12
 
     def write(at: int) -> None:
@@ -128,7 +138,7 @@ def test_a_mismatch_of_kinds_fails_alone_in_a_shared_commit(open_store: Any) -> 
     ):  # the journal is locked: the first thread waits for it, and the others queue behind it
         for queued, thread in enumerate(threads):
             thread.start()
-            while store._handle.writer._group is None or len(store._handle.writer._queue) != queued + 1:
+            while not writer._leading.locked() or len(writer._queue) != queued:
                 time.sleep(0.001)
     for thread in threads:
         thread.join()

@@ -286,14 +286,14 @@ def _watch_journal(stopper: Stopper) -> None:
     JournalRepository.append = watched_append  # type: ignore[method-assign]
 
     def bare_transaction(
-        connection: Connection, attempt: sqlite.Attempt, work: Callable[[Connection], object]
+        bare: sqlite.BareConnection, attempt: sqlite.Attempt, work: Callable[[Connection], object]
     ) -> None:
         def watched(connection: Connection) -> None:
             work(connection)
             stopper.reach("journal filled")
             _here.journal = True
 
-        original(connection, attempt, watched)
+        original(bare, attempt, watched)
         _here.journal = False
         stopper.passed("journal COMMIT")
         stopper.reach("journal committed")

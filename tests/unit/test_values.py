@@ -39,8 +39,8 @@ def value_of(value: Any, *, accept_bool: bool = False) -> float:
     """The stored value, which is the same on both paths."""
     alone = check_point("S", "m", value, 0, None, None, accept_bool=accept_bool, now_us=NOW_US)
     among = rows_of([("S", "m", 0, value)] * 3, accept_bool=accept_bool)
-    assert array("d", [alone.values[0]] * 3).tobytes() == among.values.tobytes()
-    return alone.values[0]
+    assert array("d", [alone.value] * 3).tobytes() == among.values.tobytes()
+    return alone.value
 
 
 def reason_against(value: Any, field: str = "value") -> str:

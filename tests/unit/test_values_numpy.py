@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from typing import Any
 
 import pytest
@@ -31,8 +32,8 @@ def both_roads(*, accept_bool: bool = False, **fields: Any) -> Batch:
             accept_bool=accept_bool,
             now_us=NOW_US,
         )
-        assert alone.timestamps_us[0] == batch.timestamps_us[0]
-        assert alone.values.tobytes() * 2 == batch.values.tobytes()
+        assert alone.timestamp_us == batch.timestamps_us[0]
+        assert array("d", [alone.value] * 2).tobytes() == batch.values.tobytes()
     return batch
 
 

@@ -31,8 +31,8 @@ def us_of(given: Any) -> int:
     """The stored time, which is the same through every function."""
     alone = check_point("S", "m", 1.0, given, None, None, accept_bool=False, now_us=NOW_US)
     among, _ = check_rows([("S", "m", given, 1.0)] * 2, accept_bool=False, now_us=NOW_US)
-    assert list(among.timestamps_us) == [alone.timestamps_us[0]] * 2
-    return alone.timestamps_us[0]
+    assert list(among.timestamps_us) == [alone.timestamp_us] * 2
+    return alone.timestamp_us
 
 
 def test_the_range_is_the_years_1678_to_2261() -> None:

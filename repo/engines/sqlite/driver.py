@@ -34,8 +34,8 @@ from repo.errors import (
 from repo.inuse import note_own
 
 __all__ = [
-    "BARE",
     "Attempt",
+    "BareConnection",
     "DriverError",
     "DriverWarning",
     "WalCheckpoint",
@@ -66,8 +66,6 @@ DriverWarning = sqlite3.Warning
 OLDEST_VERSION = (3, 37, 0)
 """The first version with STRICT tables."""
 
-BARE: dict[str, Any] = {"bare_transactions": True}
-"""Execution options of a connection that is used by `bare_transaction`."""
 
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _REPAIRED = {(3, 44, 6), (3, 50, 7)}
@@ -254,19 +252,35 @@ class Attempt:
     committed: bool = False
 
 
-def bare_transaction(connection: Connection, attempt: Attempt, work: Callable[[Connection], object]) -> None:
-    """Run `work` in an IMMEDIATE transaction through the driver, on a connection with the options `BARE`.
+class BareConnection:
+    """A connection for `bare_transaction`, with its driver's connection, which takes SQLAlchemy long to find."""
+
+    __slots__ = ("connection", "driver")
+
+    def __init__(self, engine: Engine) -> None:
+        self.connection = engine.connect().execution_options(bare_transactions=True)
+        self.driver: Any = self.connection.connection.driver_connection
+
+    def discard(self) -> None:
+        """Close the connection, whatever its state."""
+        self.driver.close()
+        self.connection.invalidate()
+        self.connection.close()
+
+
+def bare_transaction(bare: BareConnection, attempt: Attempt, work: Callable[[Connection], object]) -> None:
+    """Run `work` in an IMMEDIATE transaction through the driver.
 
     SQLAlchemy's begin and commit would add a quarter to the time of a durable commit. Any exception, including Ctrl-C
     at any time, rolls back what was not committed; `attempt` says whether it was. The start and end use no generators
     or methods, because an interrupt between them would leave the transaction open.
     """
-    driver: Any = connection.connection.driver_connection
+    connection, driver = bare.connection, bare.driver
     try:
         driver.execute("BEGIN IMMEDIATE")
         work(connection)
         attempt.ending = True
-        driver.commit()
+        driver.execute("COMMIT")  # unlike `driver.commit()`, the driver keeps this statement prepared
         attempt.committed = True
     except DriverError:
         driver.rollback()
