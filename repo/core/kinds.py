@@ -24,7 +24,7 @@ def is_empty_series(connection: Connection, pair: tuple[str, str]) -> bool:
     """
     state = StateRepository(connection).get()
     assert state is not None
-    holds = pair in LatestRepository(connection).of(pair)
+    holds = pair in LatestRepository(connection).of([pair])
     size = 0
     for entry in JournalRepository(connection).after(state.copied_through):
         size += len(entry.payload)

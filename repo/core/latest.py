@@ -3,11 +3,14 @@
 Never flushes. A cheap query (`PRAGMA data_version`) shows whether anything was committed since the last call. If so,
 the journal rows since then are applied to the points in memory. Memory is loaded from the copy of the summaries that
 flush maintains, and again when the journal is not sufficient: after deletes, drops, and loads that bypass the journal.
+Series are loaded one by one as they are requested or written, so the first call in a large store is fast, too; a call
+that selects more than one series loads all of them.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
@@ -18,7 +21,7 @@ from repo.core.codec import unpack
 from repo.core.metadata import MetadataDatabase
 from repo.engines.sqlite import driver as sqlite
 from repo.queries.rows import PointDict, parsed_metadata, point_dicts
-from repo.queries.selection import Selection
+from repo.queries.selection import Selection, Summary
 from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, VOID, JournalRepository
 from repo.repositories.ledger import LedgerRepository
 from repo.repositories.series import LatestRepository
@@ -29,6 +32,9 @@ __all__ = ["Newest"]
 
 TAIL_BYTES = 16_777_216
 """The longest journal tail in bytes that is read, in about 0.1 s; past it the columns are flushed first."""
+
+MOST_SINGLE = 50
+"""The most series of a batch that are loaded one by one."""
 
 _Pair = tuple[str, str]
 _Row = tuple[Any, ...]
@@ -79,12 +85,13 @@ class Newest:
         """
         self._metadata.refuse_after_fork()  # before the lock, which a thread of the parent may have held
         forks.give_way()
+        exact = selection.exact
         with self._lock:
-            if not self._is_current():
+            if not self._is_current(None if exact is None else [exact]):
                 return None
-            if selection.exact is not None:
+            if exact is not None:
                 # Only exact names are cached in `_ready`, no globs.
-                pairs = [selection.exact] if selection.exact in self._rows else []
+                pairs = [exact] if exact in self._rows else []
             else:
                 if self._ordered is None:
                     self._ordered = sorted(self._rows)
@@ -92,8 +99,8 @@ class Newest:
                 if selection.sensor_id is not None or selection.metric_name is not None:
                     pairs = [pair for pair in pairs if selection.names(*pair)]
             points = point_dicts([self._rows[pair] for pair in pairs])
-            if selection.exact is not None and points:
-                self._ready[selection.exact] = {**points[0], "metadata": self._rows[selection.exact][6]}
+            if exact is not None and points:
+                self._ready[exact] = {**points[0], "metadata": self._rows[exact][6]}
             return points
 
     def close(self) -> None:
@@ -124,11 +131,12 @@ class Newest:
         self._is_journal_complete = False
         self._answers = False
         self._rows = {}
+        self._has_all = False
         self._ordered = None
         self._ready.clear()
 
-    def _is_current(self) -> bool:
-        """Bring memory up to date; False if only the columns can tell."""
+    def _is_current(self, wanted: Sequence[_Pair] | None = ()) -> bool:
+        """Bring memory up to date, with the `wanted` series (None: all); False if only the columns can tell."""
         # The connection counts as unusable until the end: SQLAlchemy closes it if an interrupt arrives.
         connection, self._connection = self._connection, None
         try:
@@ -137,9 +145,11 @@ class Newest:
                 driver: Any = connection.connection.driver_connection
                 self._cursor = driver.cursor()
             ((version,),) = self._cursor.execute("PRAGMA data_version")
-            if version != self._version:
+            if version != self._version or (self._answers and not self._has(wanted)):
                 with connection.begin():
                     self._answers = self._follow(connection)
+                    if self._answers:
+                        self._load(connection, wanted)
                 # Read before the snapshot began: a commit between the two is read twice, and never missed.
                 self._version = version
             self._connection = connection
@@ -169,14 +179,30 @@ class Newest:
             self._copied_through = state.copied_through
             if self._overlay(connection) and self._is_journal_complete:
                 return True
-        self._rows = {
-            pair: (*pair, summary.last_us, *summary[3:7], None)
-            for pair, summary in LatestRepository(connection).all().items()
-        }
+        self._rows, self._has_all = {}, False
         self._copied, self._copied_through = copied, state.copied_through
         self._through = state.copied_through
         self._is_journal_complete = True
         return self._overlay(connection)
+
+    def _has(self, wanted: Sequence[_Pair] | None) -> bool:
+        return self._has_all or (wanted is not None and all(pair in self._rows for pair in wanted))
+
+    def _load(self, connection: Connection, wanted: Sequence[_Pair] | None) -> None:
+        """Load the copy of these series, or of all.
+
+        A series in memory has every point through `_through`. One that is not has none after the copy, at most through
+        `_through`, so the copy has the same.
+        """
+        if self._has_all:
+            return
+        latest = LatestRepository(connection)
+        missing = None if wanted is None else [pair for pair in wanted if pair not in self._rows]
+        if missing is not None and len(missing) <= MOST_SINGLE:
+            self._rows.update(_rows_of(latest.of(missing)))
+        else:
+            self._rows = _rows_of(latest.all()) | self._rows
+            self._has_all = True
 
     def _overlay(self, connection: Connection) -> bool:
         """Apply the journal tail; False if it has a delete or a running load, or is too long."""
@@ -188,12 +214,17 @@ class Newest:
                 return False
             if entry.kind in (POINTS, KEEP):
                 for batch in unpack(entry.payload):
+                    self._load(connection, batch.series)
                     _lay_over(self._rows, batch, keep=entry.kind == KEEP)
             elif entry.kind != VOID:
                 # Its points are in no journal row; the copy has them once the load is complete.
                 self._is_journal_complete = False
             self._through = entry.seq
         return True
+
+
+def _rows_of(summaries: Mapping[_Pair, Summary]) -> dict[_Pair, _Row]:
+    return {pair: (*pair, summary.last_us, *summary[3:7], None) for pair, summary in summaries.items()}
 
 
 def _fresh(ready: PointDict) -> PointDict:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, case, delete, func, select, update
 
+from repo.arguments import LARGEST
 from repo.models import JournalRow, StoreState
 
 __all__ = ["BULK", "DELETE", "KEEP", "POINTS", "VOID", "Entry", "JournalRepository"]
@@ -87,12 +88,15 @@ class JournalRepository:
 
     def after(self, seq: int, through: int | None = None) -> Iterator[Entry]:
         """Yield the rows after `seq` in order, up to `through`. Consume it before the transaction ends."""
-        table = JournalRow
-        query = select(table.seq, table.count, table.kind, table.payload).where(table.seq > seq)
-        if through is not None:
-            query = query.where(table.seq <= through)
-        for row in self._connection.execute(query.order_by(table.seq).execution_options(yield_per=1)):
-            yield Entry(*row)
+        # Through the driver, because every small flush, and every `latest` after a write, begins with this query.
+        rows = self._driver.execute(
+            "SELECT seq, count, kind, payload FROM journal WHERE seq > ? AND seq <= ? ORDER BY seq",
+            (seq, LARGEST if through is None else through),
+        )
+        try:
+            yield from map(Entry._make, rows)
+        finally:
+            rows.close()
 
     def backlog(self) -> tuple[int, int]:
         """Return the number of rows and the seqs (points and operations) that the journal holds."""

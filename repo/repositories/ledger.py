@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Integer, case, delete, func, insert, literal_column, select, update
 
@@ -95,7 +95,8 @@ class LedgerRepository:
 
     def last_entry(self) -> int:
         """Return the position of the newest entry, 0 if there is none. It grows with each added entry."""
-        return self._connection.scalar(select(func.max(_ROWID)).select_from(LedgerEntry)) or 0
+        driver: Any = self._connection.connection.driver_connection  # see `JournalRepository.after`
+        return int(driver.execute("SELECT coalesce(max(rowid), 0) FROM loss_ledger").fetchone()[0])
 
     def totals(self) -> LossTotals:
         """Return the number of entries, and what they count."""

@@ -6,15 +6,14 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, Select, and_, delete, select, tuple_, update
+from sqlalchemy import Connection, Select, and_, delete, func, select, update
 
+from repo.engines.base import rows_of_query
 from repo.engines.registry import traits_of
 from repo.models import Series, SeriesLatest, SeriesSummary
 from repo.queries.selection import Selection, Summary
 
-__all__ = ["LatestRepository", "SeriesInfo", "SeriesRepository", "SummaryRepository"]
-
-_CHUNK = 500
+__all__ = ["LatestRepository", "SeriesInfo", "SeriesRepository", "SummaryRepository", "SummaryTotals"]
 
 
 class SeriesInfo(NamedTuple):
@@ -26,6 +25,14 @@ class SeriesInfo(NamedTuple):
     unit: str | None
     description: str | None
     labels: dict[str, Any]
+    points: int
+    first_us: int | None
+    last_us: int | None
+
+
+class SummaryTotals(NamedTuple):
+    """The summary of all series together; the times are None if there are no points."""
+
     points: int
     first_us: int | None
     last_us: int | None
@@ -82,10 +89,15 @@ class SeriesRepository:
         """Return the names of all series."""
         return [(s, m) for s, m in self._connection.execute(select(Series.sensor_id, Series.metric_name))]
 
+    def count(self) -> int:
+        """Return the number of series."""
+        return self._connection.execute(select(func.count()).select_from(Series)).scalar_one()
+
     def list(self, selection: Selection | None = None) -> list[SeriesInfo]:
         """Return the selected series in order of their names, with the counts of the last flush."""
         latest = SeriesLatest
-        query = (
+        is_exact = selection is not None and not selection.has_glob
+        query: Any = (
             select(
                 Series.sensor_id,
                 Series.metric_name,
@@ -103,10 +115,14 @@ class SeriesRepository:
             )
             .order_by(Series.sensor_id, Series.metric_name)
         )
+        if selection is not None and is_exact:
+            query = query.where(selection.where(Series, ()))
         return [
             SeriesInfo(s, m, kind, unit, text, json.loads(labels) if labels else {}, points or 0, first, last)
-            for s, m, kind, unit, text, labels, points, first, last in self._connection.execute(query)
-            if selection is None or selection.names(s, m)
+            for s, m, kind, unit, text, labels, points, first, last in rows_of_query(
+                self._connection, query, -1
+            )
+            if selection is None or is_exact or selection.names(s, m)
         ]
 
     def describe(self, pair: tuple[str, str], changes: Mapping[str, str | None]) -> bool:
@@ -131,28 +147,19 @@ class _Summaries:
 
     def all(self) -> dict[tuple[str, str], Summary]:
         """Return the summaries of all series."""
-        return {(row[0], row[1]): Summary(*row[2:]) for row in self._connection.execute(self._all)}
-
-    def of(self, pair: tuple[str, str]) -> dict[tuple[str, str], Summary]:
-        """Return the summary of one series; empty if it has no points."""
-        table = self._table
-        query = select(table).where(table.c.sensor_id == pair[0], table.c.metric_name == pair[1])
-        return {(row[0], row[1]): Summary(*row[2:]) for row in self._connection.execute(query)}
+        rows = rows_of_query(self._connection, self._all, -1)
+        return {(row[0], row[1]): Summary._make(row[2:]) for row in rows}
 
     def replace(
         self, summaries: Mapping[tuple[str, str], Summary], gone: Iterable[tuple[str, str]] = ()
     ) -> None:
         """Insert or replace these summaries, and remove those of series without points."""
-        doomed = [*summaries, *gone]
-        table = self._table
-        for start in range(0, len(doomed), _CHUNK):
-            chunk = doomed[start : start + _CHUNK]
-            self._connection.execute(
-                delete(table).where(tuple_(table.c.sensor_id, table.c.metric_name).in_(chunk))
-            )
+        traits = traits_of(self._connection)
+        if doomed := [*summaries, *gone]:
+            traits.delete_series(self._connection, self._table, doomed)
         if summaries:
             rows = [(*pair, *summary) for pair, summary in summaries.items()]
-            traits_of(self._connection).load(self._connection, table, rows)
+            traits.load(self._connection, self._table, rows)
 
 
 class SummaryRepository(_Summaries):
@@ -167,6 +174,23 @@ class LatestRepository(_Summaries):
 
     _table = SeriesLatest.__table__
     _all = select(_table)
+
+    def of(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Summary]:
+        """Return the summaries of some series, as far as they have points; each is found by its key."""
+        driver: Any = self._connection.connection.driver_connection
+        found: dict[tuple[str, str], Summary] = {}
+        for pair in pairs:
+            rows = driver.execute("SELECT * FROM latest WHERE sensor_id = ? AND metric_name = ?", pair)
+            found.update((pair, Summary._make(row[2:])) for row in rows)
+        return found
+
+    def totals(self) -> SummaryTotals:
+        """Return the number of points of all series, and their first and last time."""
+        table = SeriesLatest
+        row = self._connection.execute(
+            select(func.coalesce(func.sum(table.count), 0), func.min(table.first_us), func.max(table.last_us))
+        ).one()
+        return SummaryTotals(*row)
 
     def clear(self) -> None:
         """Remove all summaries, before a full copy."""

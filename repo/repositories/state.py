@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, func, insert, inspect, select, update
+from sqlalchemy import Connection, insert, inspect, select, update
 
-from repo.models import JournalRow, StoreState, TimeSeriesState
+from repo.models import StoreState, TimeSeriesState
 
 __all__ = ["ColumnsState", "ColumnsStateRepository", "Extent", "State", "StateRepository"]
 
@@ -43,39 +43,33 @@ class Extent(NamedTuple):
     last_record: int
 
 
-# Each opening of a file runs these two queries. Queries that are built once are looked up and read back faster.
-_STATE = select(
-    *(
-        func.max(StoreState.last_seq, select(func.coalesce(func.max(JournalRow.seq), 0)).scalar_subquery())
-        if name == "last_seq"
-        else getattr(StoreState, name)
-        for name in State._fields
-    )
-)
+_LAST_SEQ = "max(last_seq, coalesce((SELECT max(seq) FROM journal), 0))"
+_STATE = "SELECT {} FROM store_state".format(", ".join(State._fields).replace("last_seq", _LAST_SEQ))
+
+# A query that is built once is looked up and read back faster.
 _COLUMNS_STATE = select(*(getattr(TimeSeriesState, name) for name in ColumnsState._fields))
 
-_EXTENT = """
-    SELECT store_id, max(last_seq, coalesce((SELECT max(seq) FROM journal), 0)),
-        coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'buffered_records'), 0)
+_EXTENT = f"""
+    SELECT store_id, {_LAST_SEQ}, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'buffered_records'), 0)
     FROM store_state
 """
 
 
 class StateRepository:
-    """Facts of the metadata database."""
+    """Facts of the metadata database. Read through the driver, because each flush and each `latest` reads them."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._driver: Any = connection.connection.driver_connection
 
     def get(self) -> State | None:
         """Return the facts, or None if the database does not belong to a store yet."""
-        row = self._connection.execute(_STATE).one_or_none()
+        row = self._driver.execute(_STATE).fetchone()
         return None if row is None else State(*row)
 
     def extent(self) -> Extent | None:
         """Return how far the metadata reach, as this transaction sees them; None if they belong to no store yet."""
-        driver: Any = self._connection.connection.driver_connection  # runs at every flush
-        row = driver.execute(_EXTENT).fetchone()
+        row = self._driver.execute(_EXTENT).fetchone()
         return None if row is None else Extent(*row)
 
     def create(self, state: State) -> None:

@@ -226,11 +226,11 @@ class Points(PointWriter):
         With a limit of 1 (the default) the answer comes from memory, which follows the commits of all processes. That
         needs no lease, and a flush only after a delete. The caller may modify the dicts.
         """
-        limit = check_count(limit, "limit")
-        if limit == 1 and type(sensor_id) is str and type(metric_name) is str:
+        if type(sensor_id) is str and type(metric_name) is str and type(limit) is int and limit == 1:
             cached = self._newest.cached((sensor_id, metric_name))
             if cached is not None:
                 return cached
+        limit = check_count(limit, "limit")
         selection = self._handle.select(sensor_id, metric_name)
         for _ in range(_LATEST_TRIES if limit == 1 else 0):
             if (found := self._newest.points(selection)) is not None:

@@ -98,7 +98,7 @@ def read_status(connection: Connection, files: StoreFiles, schema: str) -> Statu
     journal = JournalRepository(connection)
     rows, seqs = journal.backlog()
     points_waiting, deletions_waiting = journal.waiting(state.copied_through)
-    summaries = LatestRepository(connection).all().values()
+    total = LatestRepository(connection).totals()
     lost = LedgerRepository(connection).totals()
     sizes = sizes_of([*files.metadata_files(), *files.column_files(), files.reserve])
     kept = sizes_of(files.kept()) | sizes_of(files.backups.glob("*/*"), below=files.folder)
@@ -116,10 +116,10 @@ def read_status(connection: Connection, files: StoreFiles, schema: str) -> Statu
         unflushed=max(0, state.last_seq - state.copied_through),
         points_waiting=points_waiting,
         deletions_waiting=deletions_waiting,
-        points=sum(summary.points for summary in summaries),
-        series=len(SeriesRepository(connection).pairs()),
-        oldest_us=min((summary.first_us for summary in summaries), default=None),
-        newest_us=max((summary.last_us for summary in summaries), default=None),
+        points=total.points,
+        series=SeriesRepository(connection).count(),
+        oldest_us=total.first_us,
+        newest_us=total.last_us,
         records_pending=RecordRepository(connection).count(),
         ledger_entries=lost.entries,
         ledger_dropped=lost.points + lost.records,

@@ -207,6 +207,7 @@ def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
         "counts",
         "of",
         "changes",
+        "data_version",
         "extent",
         "has_name",
         "waiting",

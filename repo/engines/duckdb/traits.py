@@ -23,6 +23,12 @@ def _load(connection: Connection, table: FromClause, rows: Iterable[Row]) -> Non
     appender.flush()
 
 
+def _delete_series(connection: Connection, table: FromClause, series: Sequence[tuple[str, str]]) -> None:
+    # As two lists, because a table without an index is scanned for each statement, and a long IN takes long to parse.
+    named = f"DELETE FROM {table} WHERE (sensor_id, metric_name) IN (SELECT unnest(?), unnest(?))"
+    connection.exec_driver_sql(named, ([sensor for sensor, _ in series], [metric for _, metric in series]))
+
+
 def _arrow(connection: Connection, query: Select[Any]) -> Any:
     # As a relation, because a cursor copies its rows first.
     compiled = query.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
@@ -74,6 +80,7 @@ UNION ALL SELECT 'schema', schema_name FROM duckdb_schemas() WHERE NOT internal 
 TRAITS = Traits(
     name="duckdb",
     load=_load,
+    delete_series=_delete_series,
     rows=rows_of_query,
     arrow=_arrow,
     arrays=_arrays,

@@ -66,7 +66,6 @@ DriverWarning = sqlite3.Warning
 OLDEST_VERSION = (3, 37, 0)
 """The first version with STRICT tables."""
 
-
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _REPAIRED = {(3, 44, 6), (3, 50, 7)}
 _CONNECTION_ERRORS = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}

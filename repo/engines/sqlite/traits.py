@@ -21,6 +21,10 @@ def _load(connection: Connection, table: FromClause, rows: Iterable[Row]) -> Non
     driver.executemany(f"INSERT INTO {table} ({columns}) VALUES ({values})", rows)
 
 
+def _delete_series(connection: Connection, table: FromClause, series: Sequence[tuple[str, str]]) -> None:
+    connection.exec_driver_sql(f"DELETE FROM {table} WHERE sensor_id = ? AND metric_name = ?", list(series))
+
+
 def _percentiles(value: Any, fractions: Sequence[float]) -> ColumnElement[Any]:
     return func.quantile_cont(value, *fractions)
 
@@ -43,6 +47,7 @@ UNION ALL SELECT 'column', t.name || '.' || c.name FROM sqlite_schema AS t, prag
 TRAITS = Traits(
     name="sqlite",
     load=_load,
+    delete_series=_delete_series,
     rows=rows_of_query,
     arrow=None,
     arrays=None,
