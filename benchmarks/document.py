@@ -150,7 +150,9 @@ def _times(results: _Results) -> str:
     for figure in results.main:
         if figure.per == "queries/s" and not figure.key.startswith("other-"):
             what = results.target(figure).what
-            sides.setdefault(what, {}).update({side.name: side for side in figure.sides})
+            found = sides.setdefault(what, {})
+            for side in figure.sides:
+                found.setdefault(side.name, side)
     names = (
         "holdfast",
         "tuned SQLite",

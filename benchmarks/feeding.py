@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-PIECE = 500_000
+PIECE = 200_000
 BATCH = 10_000
 _OPTIONAL = ("numpy", "pandas", "pyarrow", "polars")
 

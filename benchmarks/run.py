@@ -45,10 +45,10 @@ LEVELS: dict[str, Plan] = {
         _QUICK,
         rounds=3,
         run_s=1.2,
-        points=500_000,
+        points=300_000,
         store_points=1_000_000,
-        carried_points=500_000,
-        sustained_points=1_000_000,
+        carried_points=300_000,
+        sustained_points=600_000,
         growth_points=(100_000, 300_000, 1_000_000),
     ),
     "full": replace(

@@ -55,11 +55,12 @@ class Standing:
             part.rename(done)
         return done
 
-    def store(self, compacted: bool, settings: Settings | None = None) -> Path:
+    def store(self, compacted: bool) -> Path:
         """Return the folder of a store with the readings."""
 
         def build(folder: Path) -> None:
-            with Store(folder, settings) as store:
+            # Without the background thread, which would compact some of the points.
+            with Store(folder, Settings(background=False)) as store:
                 for piece in self.readings():
                     store.points.insert_table(arrow_of(piece))
                 store.checkpoint()

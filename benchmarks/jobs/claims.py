@@ -28,6 +28,8 @@ _FILTERED = ("range-1h", "range-24h", "aggregate-24h", "buckets-one")
 
 _PREFIX = "claim-"
 _MOST_ROUNDS = 3
+"""The legacy buffer takes up to a minute for an answer."""
+
 
 KEYS = (*(f"{_PREFIX}{key}" for key in _ASKED), f"{_PREFIX}size")
 
@@ -46,7 +48,7 @@ def claims(plan: Plan) -> Iterator[Contest | Figure]:
         for key in _ASKED:
             query = replace(QUERIES[key], key=f"{_PREFIX}{key}")
             sides = [*peers, filtered] if key in _FILTERED else peers
-            yield asked(query, store, held, sides, most_rounds=_MOST_ROUNDS)
+            yield asked(query, store, held, sides, most_rounds=min(_MOST_ROUNDS, plan.rounds - 1))
 
 
 def _sizes(folder: Path, points: int, peers: Sequence[Database]) -> Iterator[Figure]:

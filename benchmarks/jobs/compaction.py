@@ -104,14 +104,19 @@ def _inserted(store: Store, seconds: Iterator[int], going_on: Any) -> list[float
 
 
 def _bytes(plan: Plan, key: str, shape: Shape) -> Figure:
-    """Measure the size of all files of a store; the figure is that of the compacted one."""
+    """Measure the size of a store; the figure is what the columns of the compacted one use."""
     held = standing(plan, shape=shape)
-    sizes = {
-        name: total_bytes(held.store(compacted=compacted)) / held.points
-        for name, compacted in (("compacted", True), ("as it arrived", False))
-    }
-    sides = [Samples(f"{PRODUCT}, {name}", [size]) for name, size in sizes.items()]
-    return Figure(key, [sizes["compacted"]], sides, "bytes per point", f"{held.points:,} points, all files")
+    sides = []
+    for name, compacted in (("compacted", True), ("as it arrived", False)):
+        folder = held.store(compacted=compacted)
+        files_bytes = total_bytes(folder)
+        with Store(folder, _quiet()) as store:
+            used_bytes = store.size(inside=True).columns_used_bytes
+        sides += [
+            Samples(f"{PRODUCT}, {name}, in use in the columns", [used_bytes / held.points]),
+            Samples(f"{PRODUCT}, {name}, all files", [files_bytes / held.points]),
+        ]
+    return Figure(key, sides[0].values, sides, "bytes per point", f"{held.points:,} points")
 
 
 def _quiet() -> Settings:

@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import repeat
 from typing import Any, Protocol
 
 from benchmarks.data import Readings
 
-__all__ = ["MINUTE_US", "Database", "bucket", "microseconds", "minutes", "moment", "point"]
+__all__ = [
+    "MINUTE_US",
+    "Database",
+    "bucket",
+    "buckets",
+    "microseconds",
+    "minutes",
+    "moment",
+    "point",
+    "points",
+]
 
 MINUTE_US = 60_000_000
 
@@ -85,13 +96,45 @@ def point(
     }
 
 
+def points(sensor: str, metric: str, rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return rows (µs, value, quality, metadata) of one series as dicts, without a call for each row."""
+    moments = map(datetime.fromtimestamp, [row[0] / 1e6 for row in rows], repeat(UTC))
+    return [
+        {
+            "sensor_id": sensor,
+            "metric_name": metric,
+            "timestamp": at,
+            "timestamp_us": us,
+            "value": value,
+            "quality": quality,
+            "metadata": None if metadata is None else json.loads(metadata),
+        }
+        for at, (us, value, quality, metadata) in zip(moments, rows, strict=True)
+    ]
+
+
 def bucket(sensor: str, metric: str, minute: int, average: float) -> dict[str, Any]:
     """Return the average of a minute, counted since 1970, as the store's dict."""
-    return {"sensor_id": sensor, "metric_name": metric, "bucket": moment(minute * MINUTE_US), "avg": average}
+    at = datetime.fromtimestamp(minute * 60, UTC)
+    return {"sensor_id": sensor, "metric_name": metric, "bucket": at, "avg": average}
+
+
+def buckets(sensor: str, metric: str, rows: Iterable[tuple[int, float]]) -> list[dict[str, Any]]:
+    """Return rows (minute, average) of one series as dicts."""
+    start = datetime.fromtimestamp
+    return [
+        {"sensor_id": sensor, "metric_name": metric, "bucket": start(minute * 60, UTC), "avg": average}
+        for minute, average in rows
+    ]
 
 
 def minutes(
     series: Sequence[tuple[str, str]], rows: Iterable[tuple[int, int, float]]
 ) -> list[dict[str, Any]]:
     """Return rows (number of the series, minute, average) as dicts."""
-    return [bucket(*series[number], minute, average) for number, minute, average in rows]
+    start = datetime.fromtimestamp
+    return [
+        {"sensor_id": sensor, "metric_name": metric, "bucket": start(minute * 60, UTC), "avg": average}
+        for number, minute, average in rows
+        for sensor, metric in (series[number],)
+    ]

@@ -10,7 +10,7 @@ import duckdb
 
 from benchmarks.data import Readings
 from benchmarks.peers.arrow import arrow_of
-from benchmarks.peers.base import MINUTE_US, minutes, point
+from benchmarks.peers.base import MINUTE_US, buckets, minutes, point, points
 
 __all__ = ["CONFIG", "DuckDBSorted"]
 
@@ -81,7 +81,7 @@ class DuckDBSorted:
             f"SELECT time_us, value, quality, metadata FROM points WHERE {_OF_ONE} ORDER BY time_us",
             (number, start_us, end_us),
         )
-        return [point(*pair, *row) for row in rows]
+        return points(*pair, rows)
 
     def range_arrow(self, number: int, start_us: int, end_us: int) -> Any:
         """Return the same as an Arrow table with the columns of the store."""
@@ -99,10 +99,8 @@ class DuckDBSorted:
 
     def minutes_of_one(self, number: int, start_us: int, end_us: int) -> list[dict[str, Any]]:
         """Return 1-minute averages of one series."""
-        statement = (
-            f"SELECT series, time_us // {MINUTE_US}, avg(value) FROM points WHERE {_OF_ONE} GROUP BY ALL"
-        )
-        return minutes(self.series, self._rows(statement, (number, start_us, end_us)))
+        statement = f"SELECT time_us // {MINUTE_US}, avg(value) FROM points WHERE {_OF_ONE} GROUP BY ALL"
+        return buckets(*self.series[number], self._rows(statement, (number, start_us, end_us)))
 
     def minutes_of_all(self, start_us: int, end_us: int) -> list[dict[str, Any]]:
         """Return 1-minute averages of all series."""

@@ -15,7 +15,7 @@ import duckdb
 
 from benchmarks.data import Readings
 from benchmarks.peers.arrow import arrow_of
-from benchmarks.peers.base import MINUTE_US, bucket, point
+from benchmarks.peers.base import MINUTE_US, bucket, buckets, point, points
 
 __all__ = ["CONFIG", "LegacyDuckDB"]
 
@@ -81,7 +81,7 @@ class LegacyDuckDB:
             f"SELECT timestamp_us, value, quality, metadata FROM time_series_data WHERE {_OF_ONE} ORDER BY 1",
             (*pair, start_us, end_us),
         )
-        return [point(*pair, *row) for row in rows]
+        return points(*pair, rows)
 
     def average(self, number: int, start_us: int, end_us: int) -> float:
         """Return the average of one series."""
@@ -95,7 +95,7 @@ class LegacyDuckDB:
             f"SELECT timestamp_us // {MINUTE_US}, avg(value) FROM time_series_data WHERE {_OF_ONE} GROUP BY 1",
             (*pair, start_us, end_us),
         )
-        return [bucket(*pair, *row) for row in rows]
+        return buckets(*pair, rows)
 
     def minutes_of_all(self, start_us: int, end_us: int) -> list[dict[str, Any]]:
         """Return 1-minute averages of all series."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import Readings
-from benchmarks.peers.base import MINUTE_US, bucket, microseconds, point
+from benchmarks.peers.base import MINUTE_US, bucket, buckets, microseconds, point
 
 __all__ = ["LegacySQLite", "LegacySQLiteFiltered"]
 
@@ -213,7 +213,7 @@ class LegacySQLiteFiltered(LegacySQLite):
         minute = "CAST(timestamp AS INTEGER) / 60"
         statement = f"SELECT {minute}, avg(json_extract(data, '$.value')) {self._OF_ONE} GROUP BY 1"
         rows = self._connection.execute(statement, self._bound(number, start_us, end_us))
-        return [bucket(*self.series[number], *row) for row in rows]
+        return buckets(*self.series[number], rows)
 
     def _rows_of(self, number: int, start_us: int, end_us: int) -> Iterator[_Row]:
         statement = f"SELECT data, timestamp {self._OF_ONE} ORDER BY timestamp"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import Readings
-from benchmarks.peers.base import point
+from benchmarks.peers.base import point, points
 from benchmarks.servers import Server, binary, free_port
 
 __all__ = ["PostgreSQL"]
@@ -106,7 +106,7 @@ class PostgreSQL:
             f"SELECT time_us, value, quality, metadata FROM points WHERE {_OF_ONE} ORDER BY time_us",
             (number, start_us, end_us),
         ).fetchall()
-        return [point(*self.series[number], *row) for row in rows]
+        return points(*self.series[number], rows)
 
     def average(self, number: int, start_us: int, end_us: int) -> float:
         """Return the average of one series."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import Readings
-from benchmarks.peers.base import MINUTE_US, bucket, point
+from benchmarks.peers.base import MINUTE_US, buckets, point, points
 
 __all__ = ["INSERT", "PRAGMAS", "TunedSQLite"]
 
@@ -103,10 +103,7 @@ class TunedSQLite:
     def range_dicts(self, number: int, start_us: int, end_us: int) -> list[dict[str, Any]]:
         """Return the same as dicts, like the store."""
         sensor, metric = self.series[number]
-        return [
-            point(sensor, metric, us, value, quality, metadata)
-            for us, value, quality, metadata in self.range_tuples(number, start_us, end_us)
-        ]
+        return points(sensor, metric, self.range_tuples(number, start_us, end_us))
 
     def range_arrow(self, number: int, start_us: int, end_us: int) -> Any:
         """Return the same as an Arrow table with the columns of the store."""
@@ -145,7 +142,7 @@ class TunedSQLite:
             "WHERE series = ? AND time_us >= ? AND time_us < ? GROUP BY 1",
             (number, start_us, end_us),
         )
-        return [bucket(sensor, metric, minute, average) for minute, average in rows]
+        return buckets(sensor, metric, rows)
 
     def minutes_of_all(self, start_us: int, end_us: int) -> list[dict[str, Any]]:
         """Return 1-minute averages of every series."""
