@@ -1,9 +1,10 @@
-"""Extras: names the command that installs an optional package, from wherever this distribution was installed."""
+"""Extras: finds optional packages, and names the command that installs one, however this distribution was installed."""
 
 from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -12,9 +13,23 @@ from urllib.parse import unquote, urlsplit
 
 from repo.errors import MissingExtra
 
-__all__ = ["install_command", "missing_extra"]
+__all__ = ["install_command", "missing_extra", "numpy_for"]
 
 _NAME = "holdfast-edge"
+
+_MANY_ROWS = 20_000
+"""From this many rows on, NumPy is worth its import (0.1 s, once)."""
+
+
+def numpy_for(rows: int) -> Any | None:
+    """Return NumPy to convert so many rows; None if it is not installed, or not imported yet and not worth that."""
+    if "numpy" not in sys.modules and rows < _MANY_ROWS:
+        return None
+    try:
+        import numpy
+    except ImportError:
+        return None
+    return numpy
 
 
 def missing_extra(what: str, extra: str, otherwise: str = "") -> MissingExtra:

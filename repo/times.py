@@ -17,6 +17,7 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from repo.errors import InvalidPoint, InvalidQuery, Refusal
+from repo.extras import numpy_for
 
 __all__ = [
     "EXACT_FLOAT_S",
@@ -121,9 +122,11 @@ def to_datetime(us: int) -> datetime:
 
 
 def to_datetimes(us: Sequence[int]) -> list[datetime]:
-    """Convert many times as `to_datetime` does, three times as fast."""
+    """Convert many times as `to_datetime` does, two times as fast, or with NumPy six times."""
     if us and (min(us) < -_EXACT_FLOAT_US or max(us) > _EXACT_FLOAT_US):
         return [to_datetime(moment) for moment in us]
+    if numpy := numpy_for(len(us)):
+        return list(map(_EPOCH.__add__, numpy.array(us, numpy.int64).view("timedelta64[us]").tolist()))
     return list(map(datetime.fromtimestamp, [moment / 1e6 for moment in us], repeat(UTC)))
 
 

@@ -20,7 +20,7 @@ from repo import forks
 from repo.core.codec import unpack
 from repo.core.metadata import MetadataDatabase
 from repo.engines.sqlite import driver as sqlite
-from repo.queries.rows import PointDict, parsed_metadata, point_dicts
+from repo.queries.rows import PointDict, dicts_of_rows, parsed_metadata
 from repo.queries.selection import Selection, Summary
 from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, VOID, JournalRepository
 from repo.repositories.ledger import LedgerRepository
@@ -98,7 +98,7 @@ class Newest:
                 pairs = self._ordered
                 if selection.sensor_id is not None or selection.metric_name is not None:
                     pairs = [pair for pair in pairs if selection.names(*pair)]
-            points = point_dicts([self._rows[pair] for pair in pairs])
+            points = dicts_of_rows([self._rows[pair] for pair in pairs])
             if exact is not None and points:
                 self._ready[exact] = {**points[0], "metadata": self._rows[exact][6]}
             return points

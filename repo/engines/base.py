@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from sqlalchemy import ColumnElement, Connection, Engine, FromClause, Select
 from sqlalchemy.exc import DBAPIError
 
+from repo.engines.statements import Statement
 from repo.errors import HoldfastError
 
 __all__ = [
@@ -23,9 +24,12 @@ __all__ = [
     "BesideTable",
     "Params",
     "Row",
+    "Shape",
     "Traits",
-    "columns_of_rows",
+    "columns_of",
     "dicts_of",
+    "lists_of_query",
+    "lists_of_rows",
     "only_reads",
     "rows_of_query",
     "typed_errors",
@@ -153,6 +157,19 @@ def typed_errors(*backends: Backend) -> Iterator[None]:
         raise
 
 
+class Shape(NamedTuple):
+    """How a result is read."""
+
+    expected: int = 0
+    """About how many rows it has."""
+
+    most: int = -1
+    """How many rows it may have; -1 for no limit."""
+
+    sorted_by: str | None = None
+    """The column to sort the rows by, which are mostly in this order already."""
+
+
 @dataclass(frozen=True, slots=True)
 class Traits:
     """The capabilities of one engine, as the repositories need them."""
@@ -166,24 +183,23 @@ class Traits:
     delete_series: Callable[[Connection, FromClause, Sequence[tuple[str, str]]], None]
     """Delete the rows of a table that belong to these series, in one statement."""
 
-    rows: Callable[[Connection, Select[Any], int], list[Row]]
+    rows: Callable[[Connection, Statement, int], list[Row]]
     """Run a query and return at most the given number of rows, as the driver's plain tuples; -1 for all."""
 
-    arrow: Callable[[Connection, Select[Any]], Any] | None
+    lists: Callable[[Connection, Statement, Shape], list[Sequence[Any]] | None]
+    """Run a query and return its columns as Python values; None if it has too many rows."""
+
+    arrow: Callable[[Connection, Statement], Any] | None
     """Begin a query and return an object with `__arrow_c_stream__`, created without pyarrow and readable until the
     transaction ends. None if the engine only returns rows."""
 
-    arrays: Callable[[Connection, Select[Any]], dict[str, Any]] | None
+    arrays: Callable[[Connection, Statement], dict[str, Any]] | None
     """Run a query and return its columns as NumPy arrays, masked if they have NULLs. None if the engine only returns
     rows."""
 
     numbers_names: bool
     """Whether `list_position` looks up each text of a dictionary once instead of each row. Reading names as numbers is
     then several times as fast."""
-
-    columns: Callable[[Any, int, bool], list[Sequence[Any]]]
-    """Return the rows of a driver's cursor, column by column, as Python values. The arguments are the cursor, the
-    number of columns, and whether there may be enough rows to make importing NumPy worthwhile."""
 
     main_database: str
     """The name, in SQL, of the database that a connection was opened with; others may be attached."""
@@ -238,18 +254,34 @@ class Traits:
     deletes rows of a table after it appended to it."""
 
 
-def rows_of_query(connection: Connection, query: Select[Any], most: int) -> list[Row]:
-    """Run a query and return at most `most` rows; see `Traits.rows`."""
+def rows_of_query(connection: Connection, query: Statement | Select[Any], most: int) -> list[Row]:
+    """Run a query, compiled or not, and return at most `most` rows; see `Traits.rows`."""
     # Without LIMIT, which makes DuckDB scan with one thread, and without SQLAlchemy's rows, which double the time.
-    result = connection.execute(query)
+    if isinstance(query, Statement):
+        result = connection.exec_driver_sql(query.sql, query.parameters)
+    else:
+        result = connection.execute(query)
     cursor: Any = result.cursor
     rows: list[Row] = cursor.fetchall() if most < 0 else cursor.fetchmany(most)
     result.close()
     return rows
 
 
-def columns_of_rows(cursor: Any, count: int, _many: bool) -> list[Sequence[Any]]:
-    """Return the rows of a cursor column by column; see `Traits.columns`."""
-    rows = cursor.fetchall()
+def lists_of_query(connection: Connection, query: Statement, shape: Shape) -> list[Sequence[Any]] | None:
+    """Run a query and return its columns, from the driver's rows; see `Traits.lists`."""
+    return lists_of_rows(rows_of_query(connection, query, shape.most + (shape.most >= 0)), query, shape)
+
+
+def lists_of_rows(rows: list[Row], query: Statement, shape: Shape) -> list[Sequence[Any]] | None:
+    """Return the rows of a query column by column; see `Traits.lists`."""
+    if 0 <= shape.most < len(rows):
+        return None
+    if shape.sorted_by is not None:
+        rows.sort(key=itemgetter(query.columns.index(shape.sorted_by)))
+    return columns_of(rows, len(query.columns))
+
+
+def columns_of(rows: Sequence[Row], count: int) -> list[Sequence[Any]]:
+    """Return rows column by column."""
     # Four times as fast as zip(*rows), which makes an iterator for every row.
     return [list(map(itemgetter(at), rows)) for at in range(count)]

@@ -75,8 +75,7 @@ class Aggregates:
             rows = zip(sensors, metrics, values[name], strict=True)
             dicts = [{"sensor_id": s, "metric_name": m, name: value} for s, m, value in rows]
         else:
-            starts = {number: buckets.start_of(number) for number in set(columns.numbers)}
-            moments = map(starts.__getitem__, columns.numbers)
+            moments = map(buckets.starts_of(columns.numbers).__getitem__, columns.numbers)
             dicts = [
                 {"sensor_id": s, "metric_name": m, "bucket": moment, name: value}
                 for s, m, moment, value in zip(sensors, metrics, moments, values[name], strict=True)

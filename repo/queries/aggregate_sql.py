@@ -25,8 +25,10 @@ from sqlalchemy import (
 )
 
 from repo.arguments import shown
+from repo.engines.base import Shape
 from repo.engines.registry import traits_of
 from repo.engines.sqlite.functions import between
+from repo.engines.statements import compiled
 from repo.errors import InvalidQuery
 from repo.models import Point
 from repo.queries.buckets import AggregateColumns, Buckets
@@ -45,9 +47,6 @@ _PERCENTILE = re.compile(r"p([0-9]{1,3}(?:\.[0-9]{1,6})?)")
 _PLAIN = {"avg": "avg", "min": "min", "max": "max", "sum": "sum", "stddev": "stddev_samp"}
 _EDGES = {"first": "arg_min", "last": "arg_max"}
 _INEXACT = frozenset({"avg", "sum", "stddev"})  # the result can be NaN
-
-_MANY_ROWS = 20_000
-"""From this many rows on, NumPy is worth its import (0.1 s, once)."""
 
 _points: Any = Point.__table__
 _c = _points.c
@@ -113,9 +112,8 @@ class _AggregateQuery:
         self._where = scope.where(selection.start_us, selection.end_us)
         self._keys: list[ColumnElement[Any]] = list(scope.keys)
         self._bucketed = buckets is not None
-        self._many = buckets is not None and (
-            len(scope.pairs) * buckets.most(buckets.start_us, buckets.end_us) > _MANY_ROWS
-        )
+        most = 1 if buckets is None else buckets.most(buckets.start_us, buckets.end_us)
+        self._expected = len(scope.pairs) * most
         if buckets is not None:
             self._keys.append(buckets.expression(_c.timestamp_us).label("bucket"))
         self._fractions = sorted({f for f in map(_fraction, names) if f is not None})
@@ -125,8 +123,8 @@ class _AggregateQuery:
         apart = bool(self._fractions) and limit is not None and most_readings > limit
         terms = self._terms(apart=apart)
         wide = len(self._keys)
-        with closing(self._connection.execute(self._statement(terms))) as result:
-            table = self._traits.columns(result.cursor, wide + len(terms), self._many)
+        statement = compiled(self._statement(terms), self._connection.dialect)
+        table: list[Any] = self._traits.lists(self._connection, statement, Shape(self._expected)) or []
         if not self._keys and not table[0][0]:
             table = [()] * len(terms)  # without GROUP BY, no points still give one row
         found = dict(zip(terms, table[wide:], strict=True))

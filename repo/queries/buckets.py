@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cached_property
@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, case, literal
 
 from repo.time_texts import Width
-from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, to_datetime
+from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, to_datetime, to_datetimes
 
 __all__ = ["AggregateColumns", "Buckets"]
 
@@ -102,6 +102,16 @@ class Buckets:
             moment = to_datetime(number)
             return moment if self.zone is UTC else moment.astimezone(self.zone)
         return self._moment_of(_NAIVE_EPOCH + number * _MICROSECOND, fold).astimezone(self.zone)
+
+    def starts_of(self, numbers: Iterable[int]) -> dict[int, datetime]:
+        """Return the start of each of these buckets in the zone, by number; see `start_of`."""
+        different = list(set(numbers))
+        if self._wall_clock:
+            return {number: self.start_of(number) for number in different}
+        moments = to_datetimes(different)
+        if self.zone is not UTC:
+            moments = [moment.astimezone(self.zone) for moment in moments]
+        return dict(zip(different, moments, strict=True))
 
     def start_us_of(self, number: int, fold: int = 0) -> int:
         """Return the start of a bucket in µs since 1970 UTC; `fold` as in `start_of`."""

@@ -6,19 +6,19 @@ size only: both engines can seek by time and by seq, and nothing larger than a p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from operator import itemgetter
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
+from repo.engines.base import Shape
 from repo.engines.registry import traits_of
 from repo.queries import point_sql
 from repo.queries.point_sql import Query
 from repo.queries.selection import Selection, Summary
 
-__all__ = ["PageForm", "ResultPages", "Rows", "SeqPages", "TimePages"]
+__all__ = ["LISTS", "Lists", "PageForm", "ResultPages", "SeqPages", "TimePages"]
 
 Known = Mapping[tuple[str, str], Summary]
 Page = TypeVar("Page")
@@ -31,13 +31,13 @@ _STEP = 4
 
 
 class PageForm(Protocol[Page]):
-    """The form of a page: rows, or columns of pyarrow, pandas, polars or NumPy."""
+    """The form of a page: columns of Python values, or of pyarrow, pandas, polars or NumPy."""
 
-    numbered: bool
-    """Whether names may be returned as numbers."""
+    with_seq: bool
+    """Whether it has the seqs."""
 
-    def fetch(self, connection: Connection, query: Query, most: int) -> Page | None:
-        """Run the query; None if it has more than `most` rows (-1: no limit)."""
+    def fetch(self, connection: Connection, query: Query, shape: Shape) -> Page | None:
+        """Run the query; None if it has more rows than `shape.most`."""
 
     def size(self, page: Page) -> int:
         """Return its number of rows."""
@@ -60,31 +60,38 @@ class ResultPages(Protocol):
         """Read the next page; None if it would be empty or too large: call again."""
 
 
-class Rows:
-    """Pages as lists of the driver's tuples: all columns of the table, or only the readings for one series."""
+class Lists:
+    """Pages as columns of Python values, each a list: all columns of the table, or only the readings of one series."""
 
-    numbered = False  # mapping numbers back to names would cost more than fetching the names
+    with_seq = True
 
-    def fetch(self, connection: Connection, query: Query, most: int) -> list[Any] | None:
-        """Run the query; None if it has more than `most` rows."""
-        rows: list[Any] = traits_of(connection).rows(connection, query.statement, most + (most >= 0))
-        if 0 <= most < len(rows):
-            return None
-        if query.sorted_by is not None:
-            rows.sort(key=itemgetter(-1 if query.sorted_by == "seq" else 0))
-        return rows
+    def fetch(self, connection: Connection, query: Query, shape: Shape) -> list[Sequence[Any]] | None:
+        """Run the query; None if it has more rows than `shape.most`."""
+        shape = shape._replace(sorted_by=query.sorted_by)
+        columns = traits_of(connection).lists(connection, query.statement, shape)
+        if columns is not None and query.names is not None:
+            for at, names in enumerate(query.names):
+                columns[at] = list(map(names.__getitem__, columns[at]))
+        return columns
 
-    def size(self, page: list[Any]) -> int:
+    def size(self, page: list[Sequence[Any]]) -> int:
         """Return its number of rows."""
-        return len(page)
+        return len(page[0])
 
-    def reversed(self, page: list[Any]) -> list[Any]:
+    def reversed(self, page: list[Sequence[Any]]) -> list[Sequence[Any]]:
         """Return the rows in reverse order."""
-        return page[::-1]
+        return [column[::-1] for column in page]
 
-    def first(self, page: list[Any], rows: int) -> list[Any]:
+    def first(self, page: list[Sequence[Any]], rows: int) -> list[Sequence[Any]]:
         """Return the first rows."""
-        return page[:rows]
+        return self.between(page, 0, rows)
+
+    def between(self, page: list[Sequence[Any]], start: int, end: int) -> list[Sequence[Any]]:
+        """Return the rows from `start` up to `end`."""
+        return [column[start:end] for column in page]
+
+
+LISTS = Lists()
 
 
 class TimePages:
@@ -117,9 +124,9 @@ class TimePages:
                 piece = replace(piece, start_us=end_us - span_us)
             else:
                 piece = replace(piece, end_us=start_us + span_us)
-        most = self._rows if span_us > 1 else -1
-        query = point_sql.in_time(connection, piece, known, numbered=form.numbered)
-        page = form.fetch(connection, query, most)
+        query = point_sql.in_time(connection, piece, known, with_seq=form.with_seq)
+        expected = points * span_us // max(1, last_us + 1 - first_us)
+        page = form.fetch(connection, query, Shape(expected, self._rows if span_us > 1 else -1))
         if page is None:
             self._width_us = max(1, span_us // _STEP)
             return None
@@ -171,8 +178,8 @@ class SeqPages:
     def step(self, connection: Connection, known: Known, form: PageForm[Page]) -> Page | None:
         """Read the next page; None if it would be empty or too large: call again."""
         through = min(self._after + self._width, self._through)
-        query = point_sql.in_seq(connection, self._after, through, known, numbered=form.numbered)
-        page = form.fetch(connection, query, self._rows)
+        query = point_sql.in_seq(connection, self._after, through, known)
+        page = form.fetch(connection, query, Shape(through - self._after, self._rows))
         if page is None:
             self._width = self._rows
             return None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, select
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select
 from sqlalchemy.types import NullType
 
 from repo.engines.registry import traits_of
+from repo.engines.statements import Statement, Template, compiled
 from repo.models import Point
 from repo.queries.selection import Selection
 
@@ -32,7 +34,7 @@ class Query:
     Columns: [sensor_id, metric_name,] timestamp_us, value, value_text, quality, metadata [, seq].
     """
 
-    statement: Select[Any]
+    statement: Statement
     series: tuple[str, str] | None
     """The series of all rows, if there is only one; its names are then not among the columns."""
     names: tuple[list[str], list[str]] | None
@@ -41,48 +43,81 @@ class Query:
     """The column by which the caller must sort the rows, which are mostly in order; None if they are sorted."""
 
 
-def in_time(connection: Connection, selection: Selection, known: Pairs, *, numbered: bool) -> Query:
-    """Query points in order of time, then names. With `numbered`, names may be numbers and seq is left out."""
-    where = selection.where(Point, known)
-    if selection.exact is not None:
-        return Query(select(*_READING).where(where), selection.exact, None, "timestamp_us")
-    names, columns = _name_columns(connection, known, numbered)
-    wanted = _READING if numbered else (*_READING, _c.seq)
-    statement = select(*columns, *wanted).where(where).order_by(_c.timestamp_us, *columns)
-    return Query(statement, None, names, None)
+def in_time(connection: Connection, selection: Selection, known: Pairs, *, with_seq: bool) -> Query:
+    """Query points in order of time, then names; only those of several series may be `with_seq`."""
+    dialect, exact = connection.dialect, selection.exact
+    if exact is not None:
+        start_us, end_us = selection.start_us, selection.end_us
+        statement = _of_one(start_us is not None, end_us is not None).filled(
+            dialect, sensor_id=exact[0], metric_name=exact[1], start_us=start_us, end_us=end_us
+        )
+        return Query(statement, exact, None, "timestamp_us")
+    names = _numbered(connection, known)
+    columns = _name_columns(names)
+    query = select(*columns, *_READING, *([_c.seq] if with_seq else [])).where(selection.where(Point, known))
+    query = query.order_by(_c.timestamp_us, *columns)
+    return Query(compiled(query, dialect), None, names, None)
 
 
-def in_seq(connection: Connection, after: int, through: int, known: Pairs, *, numbered: bool) -> Query:
-    """Query the points with after < seq <= through in order of seq; `numbered` as in `in_time`."""
-    names, columns = _name_columns(connection, known, numbered)
-    statement = select(*columns, *_READING, _c.seq).where(_c.seq > after, _c.seq <= through)
+def in_seq(connection: Connection, after: int, through: int, known: Pairs) -> Query:
+    """Query the points with after < seq <= through, in order of seq."""
+    names = _numbered(connection, known)
+    sensors, metrics = names or (None, None)
+    statement = _after_seq(names is not None).filled(
+        connection.dialect, sensors=sensors, metrics=metrics, after=after, through=through
+    )
     return Query(statement, None, names, "seq")
 
 
-def _name_columns(
-    connection: Connection, known: Pairs, numbered: bool
-) -> tuple[tuple[list[str], list[str]] | None, list[ColumnElement[Any]]]:
-    if numbered and traits_of(connection).numbers_names:
-        pairs = list(known)
-        names = sorted({sensor for sensor, _ in pairs}), sorted({metric for _, metric in pairs})
-        if max(map(len, names)) <= MOST_NUMBERED:
-            return names, [
-                (func.list_position(_list_of(listed), column) - 1).label(column.name)
-                for listed, column in zip(names, (_c.sensor_id, _c.metric_name), strict=True)
-            ]
-    return None, [_c.sensor_id, _c.metric_name]
+@cache
+def _of_one(from_start: bool, to_end: bool) -> Template:
+    query = select(*_READING).where(
+        _c.sensor_id == bindparam("sensor_id"), _c.metric_name == bindparam("metric_name")
+    )
+    if from_start:
+        query = query.where(_c.timestamp_us >= bindparam("start_us"))
+    if to_end:
+        query = query.where(_c.timestamp_us < bindparam("end_us"))
+    return Template(query)
 
 
-def _list_of(names: list[str]) -> ColumnElement[Any]:
-    return bindparam(None, names, type_=NullType(), unique=True)
+@cache
+def _after_seq(numbered: bool) -> Template:
+    columns = _name_columns(([], []) if numbered else None)
+    return Template(
+        select(*columns, *_READING, _c.seq).where(_c.seq > bindparam("after"), _c.seq <= bindparam("through"))
+    )
+
+
+def _numbered(connection: Connection, known: Pairs) -> tuple[list[str], list[str]] | None:
+    """Return the names by which the query may number the sensors and metrics; None if it should return them."""
+    if not traits_of(connection).numbers_names:
+        return None
+    pairs = list(known)
+    names = sorted({sensor for sensor, _ in pairs}), sorted({metric for _, metric in pairs})
+    return names if max(map(len, names)) <= MOST_NUMBERED else None
+
+
+def _name_columns(names: tuple[list[str], list[str]] | None) -> list[ColumnElement[Any]]:
+    columns = [_c.sensor_id, _c.metric_name]
+    if names is None:
+        return columns
+    lists = (
+        bindparam(key, listed, type_=NullType())
+        for key, listed in zip(("sensors", "metrics"), names, strict=True)
+    )
+    return [
+        (func.list_position(listed, column) - 1).label(column.name)
+        for listed, column in zip(lists, columns, strict=True)
+    ]
 
 
 def newest(connection: Connection, selection: Selection, known: Pairs, limit: int) -> Sequence[Any]:
     """Return the newest `limit` rows of each selected series, newest first within a series."""
-    where = selection.where(Point, known)
+    where, dialect = selection.where(Point, known), connection.dialect
     if selection.exact:
         query = select(_points).where(where).order_by(_c.timestamp_us.desc()).limit(limit)
-        return traits_of(connection).rows(connection, query, -1)
+        return traits_of(connection).rows(connection, compiled(query, dialect), -1)
     rank = func.row_number().over(
         partition_by=(_c.sensor_id, _c.metric_name), order_by=_c.timestamp_us.desc()
     )
@@ -92,4 +127,4 @@ def newest(connection: Connection, selection: Selection, known: Pairs, limit: in
         .where(ranked.c.rank <= limit)
         .order_by(ranked.c.sensor_id, ranked.c.metric_name, ranked.c.timestamp_us.desc())
     )
-    return traits_of(connection).rows(connection, query, -1)
+    return traits_of(connection).rows(connection, compiled(query, dialect), -1)

@@ -6,17 +6,17 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
+from repo.engines.base import columns_of
 from repo.times import to_datetimes
 from repo.values import Batch
 
 __all__ = [
     "PointDict",
     "Row",
+    "dicts_of_rows",
     "parsed_metadata",
     "point_dicts",
-    "range_dicts",
     "rows_of",
-    "seq_dicts",
 ]
 
 PointDict = dict[str, Any]
@@ -47,51 +47,48 @@ def rows_of(batch: Batch, seqs: Iterable[int]) -> Iterator[Row]:
     return cast("Iterator[Row]", columns)
 
 
-def point_dicts(rows: Sequence[Sequence[Any]]) -> list[PointDict]:
-    """Convert stored rows, with all columns of the table, to the dicts that an application receives."""
-    moments = to_datetimes([row[2] for row in rows])
-    return [
+def point_dicts(
+    columns: Sequence[Sequence[Any]], series: tuple[str, str] | None = None, *, with_seq: bool = False
+) -> list[PointDict]:
+    """Convert columns of stored points to the dicts that an application receives.
+
+    They are all columns of the table or, if all points are of one `series`, those of a reading.
+    """
+    size = len(columns[0])
+    if series is not None:
+        columns = [[name] * size for name in series] + [*columns]
+    sensors, metrics, times_us, values, texts, qualities, metadata, *seqs = columns
+    if not _all_missing(texts):
+        values = [value if text is None else text for value, text in zip(values, texts, strict=True)]
+    if not _all_missing(metadata):
+        metadata = [None if text is None else parsed_metadata(text) for text in metadata]
+    dicts = [
         {
             "sensor_id": sensor_id,
             "metric_name": metric_name,
             "timestamp": moment,
             "timestamp_us": timestamp_us,
-            "value": value if text is None else text,
+            "value": value,
             "quality": quality,
-            "metadata": None if metadata is None else parsed_metadata(metadata),
+            "metadata": about,
         }
-        for (sensor_id, metric_name, timestamp_us, value, text, quality, metadata, _), moment in zip(
-            rows, moments, strict=True
+        for sensor_id, metric_name, moment, timestamp_us, value, quality, about in zip(
+            sensors, metrics, to_datetimes(times_us), times_us, values, qualities, metadata, strict=True
         )
     ]
+    if with_seq:
+        for point, seq in zip(dicts, seqs[0], strict=True):
+            point["seq"] = seq
+    return dicts
 
 
-def range_dicts(rows: Sequence[Sequence[Any]], series: tuple[str, str] | None) -> list[PointDict]:
-    """Return the rows of a range as dicts for applications; the rows of one `series` lack names and seq."""
-    if series is None:
-        return point_dicts(rows)
-    sensor_id, metric_name = series
-    moments = to_datetimes([row[0] for row in rows])
-    return [
-        {
-            "sensor_id": sensor_id,
-            "metric_name": metric_name,
-            "timestamp": moment,
-            "timestamp_us": timestamp_us,
-            "value": value if text is None else text,
-            "quality": quality,
-            "metadata": None if metadata is None else parsed_metadata(metadata),
-        }
-        for (timestamp_us, value, text, quality, metadata), moment in zip(rows, moments, strict=True)
-    ]
+def dicts_of_rows(rows: Sequence[Sequence[Any]]) -> list[PointDict]:
+    """Convert stored points, given as rows, as `point_dicts` does."""
+    return point_dicts(columns_of(rows, len(Row._fields)))
 
 
-def seq_dicts(rows: Sequence[Sequence[Any]]) -> list[PointDict]:
-    """Return rows as dicts for applications, each with its seq."""
-    points = point_dicts(rows)
-    for point, row in zip(points, rows, strict=True):
-        point["seq"] = row[7]
-    return points
+def _all_missing(column: Sequence[Any]) -> bool:
+    return column.count(None) == len(column)
 
 
 def parsed_metadata(metadata: str) -> Any:

@@ -18,8 +18,8 @@ from repo.models import Point
 from repo.queries import point_sql
 from repo.queries.aggregate import Aggregates, Every
 from repo.queries.durations import States
-from repo.queries.pages import Rows, SeqPages, TimePages
-from repo.queries.rows import PointDict, Row, point_dicts, range_dicts, rows_of, seq_dicts
+from repo.queries.pages import LISTS, SeqPages, TimePages
+from repo.queries.rows import PointDict, Row, dicts_of_rows, point_dicts, rows_of
 from repo.queries.selection import Names, Selection, Summary, Time, select_deleted, select_points
 from repo.repositories.apply import apply
 from repo.repositories.series import SummaryRepository
@@ -135,15 +135,17 @@ class PointRepository:
     def _in_range(self, selection: Selection, left: int, newest_first: bool) -> Iterator[PointDict]:
         pages = TimePages(selection, min(max(left, _FEWEST_ROWS), _PAGE_ROWS), newest_first=newest_first)
         while left and not pages.done:
-            rows = (pages.step(self._reading(), self._known(), Rows()) or [])[:left]
-            left -= len(rows)
-            yield from range_dicts(rows, selection.exact)
+            page = pages.step(self._reading(), self._known(), LISTS)
+            if page is not None:
+                page = LISTS.first(page, left)
+                left -= LISTS.size(page)
+                yield from point_dicts(page, selection.exact)
 
     def latest(self, sensor_id: Names, metric_name: Names = None, limit: int = 1) -> list[PointDict]:
         """Return the newest `limit` points of each series, newest first."""
         limit = check_count(limit, "limit")
         selection = self._select(sensor_id, metric_name)
-        return point_dicts(point_sql.newest(self._reading(), selection, self._known(), limit))
+        return dicts_of_rows(point_sql.newest(self._reading(), selection, self._known(), limit))
 
     def aggregate(
         self,
@@ -243,9 +245,9 @@ def next_points(
     """Return the next points after `seq` and up to `through`, at most `limit`."""
     pages = SeqPages(seq, limit, through)
     while not pages.done:
-        rows = pages.step(connection, known, Rows())
-        if rows is not None:
-            return seq_dicts(rows)
+        page = pages.step(connection, known, LISTS)
+        if page is not None:
+            return point_dicts(page, with_seq=True)
     return []
 
 

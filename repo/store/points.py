@@ -20,7 +20,7 @@ from repo.queries.aggregate import Aggregates, Every
 from repo.queries.aggregate_sql import is_numeric
 from repo.queries.durations import States
 from repo.queries.pages import SeqPages, TimePages
-from repo.queries.rows import PointDict, point_dicts
+from repo.queries.rows import PointDict, dicts_of_rows
 from repo.queries.selection import Names, Selection, select_deleted
 from repo.repositories.points import Written, next_points
 from repo.repositories.series import SeriesRepository
@@ -237,7 +237,7 @@ class Points(PointWriter):
                 return found
             self._handle.flush("latest query")
         with self._handle.reading("latest query") as (connection, known):
-            return point_dicts(point_sql.newest(connection, selection, known, limit))
+            return dicts_of_rows(point_sql.newest(connection, selection, known, limit))
 
     def aggregate(
         self,

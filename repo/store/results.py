@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from itertools import repeat
 from typing import Any, TypeVar
 
 from repo.arguments import check_count
 from repo.core.handle import Reading
 from repo.formats.arrays import frames
-from repo.queries.pages import PageForm, ResultPages, Rows
-from repo.queries.rows import PointDict, range_dicts, seq_dicts
+from repo.queries.pages import LISTS, PageForm, ResultPages
+from repo.queries.rows import PointDict, point_dicts
 
 __all__ = ["BATCH_ROWS", "PAGE_ROWS", "Result"]
 
@@ -33,6 +34,7 @@ _STEPS = 8
 """How often a page that was empty or too large is cut again under one lease."""
 
 Page = TypeVar("Page")
+Columns = list[Sequence[Any]]
 
 
 class Result:
@@ -70,17 +72,20 @@ class Result:
         return f"<Result of {self._shown}; iterate it, or use .all(), .to_pandas() ...>"
 
     def __iter__(self) -> Iterator[PointDict]:
-        for page in self._pages(Rows(), PAGE_ROWS):
-            for start in range(0, len(page), _DICTS):
-                yield from self._dicts(page[start : start + _DICTS])
+        for page in self._pages(LISTS, PAGE_ROWS):
+            for part in _parts(page, _DICTS):
+                yield from self._dicts(part)
 
     def all(self) -> list[PointDict]:
         """Return all points in one list, which takes about 450 bytes per point."""
-        return [point for page in self._pages(Rows(), PAGE_ROWS) for point in self._dicts(page)]
+        points: list[PointDict] = []
+        for page in self._pages(LISTS, PAGE_ROWS):
+            points += self._dicts(page)
+        return points
 
     def pages(self, rows: int = PAGE_ROWS) -> Iterator[list[PointDict]]:
         """Yield the points as dicts, in lists of at most `rows`."""
-        for page in self._slices(rows):
+        for page in self._lists(rows):
             yield self._dicts(page)
 
     def tuples(self, rows: int = PAGE_ROWS) -> Iterator[list[tuple[Any, ...]]]:
@@ -89,8 +94,13 @@ class Result:
         `(sensor_id, metric_name, timestamp_us, value, value_text, quality, metadata text, seq)`; the seq is None if the
         query is for one exact series.
         """
-        for page in self._slices(rows):
-            yield [(*self._series, *row, None) for row in page] if self._series else page
+        for page in self._lists(rows):
+            if self._series is None:
+                yield list(zip(*page, strict=True))
+            else:
+                size = len(page[0])
+                names = (repeat(name, size) for name in self._series)
+                yield list(zip(*names, *page, repeat(None, size), strict=True))
 
     def batches(self, rows: int = BATCH_ROWS) -> Iterator[Any]:
         """Yield `pyarrow.RecordBatch`es of at most `rows`, with the same schema; names are dictionary-encoded.
@@ -128,15 +138,14 @@ class Result:
         form = frames.ArrowPages(with_seq=self._with_seq)
         return form.reader(self.batches()).__arrow_c_stream__(requested_schema)
 
-    def _dicts(self, rows: list[Any]) -> list[PointDict]:
-        return seq_dicts(rows) if self._with_seq else range_dicts(rows, self._series)
+    def _dicts(self, columns: Columns) -> list[PointDict]:
+        return point_dicts(columns, self._series, with_seq=self._with_seq)
 
-    def _slices(self, rows: int) -> Iterator[list[Any]]:
+    def _lists(self, rows: int) -> Iterator[Columns]:
         # A page is larger than asked for if more points than that share one timestamp.
         rows = _page_rows(rows)
-        for page in self._pages(Rows(), rows):
-            for start in range(0, len(page), rows):
-                yield page[start : start + rows]
+        for page in self._pages(LISTS, rows):
+            yield from _parts(page, rows)
 
     def _joined(self, form: Any) -> Any:
         return form.join(list(self._pages(form, BATCH_ROWS)))
@@ -159,6 +168,12 @@ class Result:
                     page = form.first(page, left)
                     left -= form.size(page)
                 yield page
+
+
+def _parts(page: Columns, rows: int) -> Iterator[Columns]:
+    size = LISTS.size(page)
+    for start in range(0, size, rows):
+        yield page if size <= rows else LISTS.between(page, start, start + rows)
 
 
 def _page_rows(rows: int) -> int:

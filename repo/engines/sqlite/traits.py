@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, FromClause, func
 
-from repo.engines.base import Row, Traits, columns_of_rows, rows_of_query
+from repo.engines.base import Row, Traits, lists_of_query, rows_of_query
 from repo.engines.sqlite import driver
 from repo.engines.sqlite.functions import add_statistics
 
@@ -49,10 +49,10 @@ TRAITS = Traits(
     load=_load,
     delete_series=_delete_series,
     rows=rows_of_query,
+    lists=lists_of_query,
     arrow=None,
     arrays=None,
     numbers_names=False,
-    columns=columns_of_rows,
     catalog=_CATALOG,
     main_database="main",
     has_rowid=False,

@@ -12,9 +12,11 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
+from repo.engines.base import Shape
 from repo.engines.registry import traits_of
+from repo.engines.statements import Statement
 from repo.extras import missing_extra
 from repo.queries.point_sql import Query
 
@@ -30,9 +32,8 @@ _COLUMNS = (*_NAMES, "timestamp", "value", "value_text", "quality", "metadata")
 class ArrowPages:
     """Pages as `pyarrow.Table`, in the engine's own chunks. Names are dictionary-encoded."""
 
-    numbered = True
-
     def __init__(self, *, with_seq: bool) -> None:
+        self.with_seq = with_seq
         pa = self._pa = _needed("pyarrow", "arrow")
         self._compute = _needed("pyarrow.compute", "arrow")
         name = pa.dictionary(pa.int32(), pa.string())
@@ -47,9 +48,9 @@ class ArrowPages:
         }
         self.schema = pa.schema(types | ({"seq": pa.int64()} if with_seq else {}))
 
-    def fetch(self, connection: Connection, query: Query, most: int) -> Any | None:
-        """Run the query; None where it has more than `most` rows."""
-        columns = self._columns(connection, query, most)
+    def fetch(self, connection: Connection, query: Query, shape: Shape) -> Any | None:
+        """Run the query; None if it has more rows than `shape.most`."""
+        columns = self._columns(connection, query, shape)
         if columns is None:
             return None
         if query.sorted_by is not None:
@@ -83,10 +84,10 @@ class ArrowPages:
         """Return a `pyarrow.RecordBatchReader` that reads the pages as it is read."""
         return self._pa.RecordBatchReader.from_batches(self.schema, pages)
 
-    def _columns(self, connection: Connection, query: Query, most: int) -> Arrays | None:
+    def _columns(self, connection: Connection, query: Query, shape: Shape) -> Arrays | None:
         pa, arrow = self._pa, traits_of(connection).arrow
         if arrow is None:
-            found = _column_lists(connection, query, most)
+            found = _column_lists(connection, query, shape)
             if found is None:
                 return None
             return {name: pa.chunked_array([column], _stored(pa, name)) for name, column in found.items()}
@@ -95,7 +96,7 @@ class ArrowPages:
         with pa.RecordBatchReader.from_stream(arrow(connection, query.statement)) as reader:
             for batch in reader:
                 size += batch.num_rows
-                if 0 <= most < size:
+                if 0 <= shape.most < size:
                     return None
                 batches.append(batch)
             table = pa.Table.from_batches(batches, reader.schema)
@@ -125,9 +126,8 @@ class ArrowPages:
 class PolarsPages:
     """Pages as `polars.DataFrame`, with names as text until they are joined."""
 
-    numbered = True
-
     def __init__(self, *, with_seq: bool) -> None:
+        self.with_seq = with_seq
         pl = self._pl = _needed("polars", "polars")
         types = {
             "sensor_id": pl.Categorical(),
@@ -140,18 +140,18 @@ class PolarsPages:
         }
         self._types = types | ({"seq": pl.Int64()} if with_seq else {})
 
-    def fetch(self, connection: Connection, query: Query, most: int) -> Any | None:
-        """Run the query; None where it has more than `most` rows."""
+    def fetch(self, connection: Connection, query: Query, shape: Shape) -> Any | None:
+        """Run the query; None if it has more rows than `shape.most`."""
         pl, arrow = self._pl, traits_of(connection).arrow
         if arrow is None:
-            found = _column_lists(connection, query, most)
+            found = _column_lists(connection, query, shape)
             if found is None:
                 return None
             stored = {"value": pl.Float64, "quality": pl.Int32, "timestamp_us": pl.Int64, "seq": pl.Int64}
             frame = pl.DataFrame(found, schema={name: stored.get(name, pl.String) for name in found})
         else:
             frame = pl.DataFrame(_ArrowStream(arrow(connection, query.statement)))
-        if 0 <= most < len(frame):
+        if 0 <= shape.most < len(frame):
             return None
         if query.sorted_by is not None and not frame[query.sorted_by].is_sorted():
             frame = frame.sort(query.sorted_by)
@@ -185,19 +185,18 @@ class PolarsPages:
 class NumpyPages:
     """Pages as dicts of arrays: `datetime64[us]`, float64 with NaN for missing, objects with None, masked int32."""
 
-    numbered = True
-
     def __init__(self, *, with_seq: bool) -> None:
+        self.with_seq = with_seq
         self._np = _needed("numpy", "numpy")
         self._names = (*_COLUMNS, "seq") if with_seq else _COLUMNS
 
-    def fetch(self, connection: Connection, query: Query, most: int) -> Arrays | None:
-        """Run the query; None where it has more than `most` rows."""
+    def fetch(self, connection: Connection, query: Query, shape: Shape) -> Arrays | None:
+        """Run the query; None if it has more rows than `shape.most`."""
         arrays = traits_of(connection).arrays
         found: Any = (
-            _column_lists(connection, query, most) if arrays is None else arrays(connection, query.statement)
+            _column_lists(connection, query, shape) if arrays is None else arrays(connection, query.statement)
         )
-        if found is None or 0 <= most < len(found["timestamp_us"]):
+        if found is None or 0 <= shape.most < len(found["timestamp_us"]):
             return None
         return self._page(found, query)
 
@@ -218,7 +217,7 @@ class NumpyPages:
         np = self._np
         if not pages:
             nothing: Arrays = {name: [] for name in (*self._names, "timestamp_us")}
-            pages = [self._page(nothing, Query(select(), None, None, None))]
+            pages = [self._page(nothing, Query(Statement("", (), ()), None, None, None))]
         return {
             name: (np.ma if name == "quality" else np).concatenate([page[name] for page in pages])
             for name in self._names
@@ -301,9 +300,6 @@ def _stored(pa: Any, column: str) -> Any:
     return numbers.get(column, pa.string())
 
 
-def _column_lists(connection: Connection, query: Query, most: int) -> dict[str, Sequence[Any]] | None:
-    rows = traits_of(connection).rows(connection, query.statement, most + (most >= 0))
-    if 0 <= most < len(rows):
-        return None
-    names = query.statement.selected_columns.keys()
-    return dict(zip(names, zip(*rows, strict=True) if rows else [()] * len(names), strict=True))
+def _column_lists(connection: Connection, query: Query, shape: Shape) -> dict[str, Sequence[Any]] | None:
+    columns = traits_of(connection).lists(connection, query.statement, shape)
+    return None if columns is None else dict(zip(query.statement.columns, columns, strict=True))
