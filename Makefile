@@ -13,8 +13,11 @@ demo: $(STAMP)
 # Tests start hundreds of processes. Compiled modules make them faster, so write them even if the environment forbids it.
 test test-all test-sqlite: export PYTHONDONTWRITEBYTECODE =
 
+# Tests commit durably: where they wait for no disk, they are faster. `make test-all` uses the disk.
+IN_MEMORY = TMPDIR="$$($(BIN)/python tests/fast_folder.py)"
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not slow and not bench"
+	$(IN_MEMORY) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not slow and not bench"
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "not bench"
@@ -22,7 +25,7 @@ test-all: $(STAMP)
 # Run the tests without DuckDB, in a second environment with links to the packages of the first.
 test-sqlite: $(STAMP)
 	$(BIN)/python -m tests.without_duckdb.environment $(VENV)-sqlite
-	$(VENV)-sqlite/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not slow and not bench" \
+	$(IN_MEMORY) $(VENV)-sqlite/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not slow and not bench" \
 		$(addprefix tests/,contract property unit badinput cli delivery compat faults)
 
 lint: $(STAMP)

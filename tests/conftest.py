@@ -195,13 +195,84 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Templates:
     return Templates(tmp_path_factory.mktemp("templates"))
 
 
+class SharedStores:
+    """Stores that the tests of a module share, by name and settings. Each test finds them without points and records.
+
+    What else a test leaves is still there, and the seqs continue.
+    """
+
+    def __init__(self, home: Path, templates: Templates) -> None:
+        self._home = home
+        self._templates = templates
+        self._stores: dict[tuple[Any, ...], Store] = {}
+        self._empty_at: dict[tuple[Any, ...], int] = {}
+        self._names: list[str] = []
+        self.clock: Callable[[], int] = Clock()
+
+    def store(self, name: str, settings: dict[str, Any]) -> Store:
+        """Return it, empty."""
+        key = (name, *sorted(settings.items()))
+        store = self._stores.get(key)
+        if store is not None and not store._handle.columns._closed:
+            if store.sinks.last_seq() != self._empty_at[key]:
+                store.points.delete(everything=True)
+                store.flush()
+                self._empty_at[key] = store.sinks.last_seq()
+            store.records.clear()
+            return store
+        if name not in self._names:
+            self._names.append(name)
+        folder = self._home / str(len([*self._home.iterdir()]))
+        self._templates.copy(settings["engine"], 1 + self._names.index(name), folder)
+        self._stores[key] = store = Store(folder, Settings(**settings), clock=lambda: self.clock())
+        self._empty_at[key] = store.sinks.last_seq()
+        store._handle.columns.stays_open = True
+        return store
+
+    def close(self) -> None:
+        """Close them; later tests get others."""
+        for store in self._stores.values():
+            store.close()
+        self._stores.clear()
+
+
+@pytest.fixture(scope="module")
+def _shared_stores(tmp_path_factory: pytest.TempPathFactory, templates: Templates) -> Iterator[SharedStores]:
+    shared = SharedStores(tmp_path_factory.mktemp("shared"), templates)
+    yield shared
+    shared.close()
+
+
 @pytest.fixture
-def open_store(
-    tmp_path: Path, engine: str, clock: Clock, templates: Templates, request: pytest.FixtureRequest
-) -> Iterator[OpenStore]:
+def open_store(engine: str, clock: Clock, request: pytest.FixtureRequest) -> Iterator[OpenStore]:
     """Open stores by name, with settings to change; without a background thread. All are closed at the end.
 
-    A new one is a copy of a template, but in tests that are marked `own_store`.
+    A new one is a copy of a template, but in tests that are marked `own_store`. In modules that are marked
+    `shared_stores`, tests get stores that other tests have used, unless they are marked `fresh_stores`, or care about
+    the opening or other processes.
+    """
+    marks = {mark.name for mark in request.node.iter_markers()}
+    if (
+        "shared_stores" not in marks
+        or not marks.isdisjoint({"fresh_stores", "own_store", "closes_columns"})
+        or not OTHER_PROCESSES.isdisjoint(inspect.signature(request.function).parameters)
+    ):
+        yield request.getfixturevalue("_open_fresh")
+        return
+    shared: SharedStores = request.getfixturevalue("_shared_stores")
+    shared.clock = clock
+    failed = request.session.testsfailed
+    options: dict[str, Any] = {"background": False, "engine": engine}
+    yield lambda name="store", **settings: shared.store(name, options | settings)
+    if request.session.testsfailed > failed:
+        shared.close()
+
+
+@pytest.fixture
+def _open_fresh(
+    tmp_path: Path, engine: str, clock: Clock, templates: Templates, request: pytest.FixtureRequest
+) -> Iterator[OpenStore]:
+    """Open stores for one test.
 
     Where nobody waits for the columns of a store, it keeps them open between uses, which is faster, as with a
     background thread: while it is the only handle that the test opened, and the test can start no other process.

@@ -160,6 +160,8 @@ class Story:
         self._report("a second writer continues")
 
         self._until("there is a backlog", lambda: heard.points >= LINK_RETURNS_AT * self._points)
+        # On a slow machine, the sender may take longer to start than the writer to write the backlog.
+        self._until("the sender has failed to connect", lambda: heard.failed_tries > 0)
         failed_tries, too_early = heard.failed_tries, heard.arrived
         link_s, backlog = time.monotonic(), heard.points
         receiver.order("listen")

@@ -82,6 +82,7 @@ def test_history_does_not_fill_a_buffer_and_is_trimmed_to_its_own_limit(
     assert len(store.losses()) == len(losses), "a tenth of the limit is free"
 
 
+@pytest.mark.slow
 @pytest.mark.duckdb
 @pytest.mark.parametrize("engine", ["duckdb"])
 def test_a_trim_deletes_no_more_because_its_points_did_not_arrive_in_order_of_time(

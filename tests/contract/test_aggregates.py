@@ -17,6 +17,8 @@ import pytest
 from repo import InvalidQuery, Store
 from repo.engines import registry
 
+pytestmark = pytest.mark.shared_stores
+
 AGGREGATES = ["avg", "min", "max", "sum", "count", "first", "last"]
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  wall-clock arithmetic is meant
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
@@ -119,9 +121,9 @@ def test_buckets_before_1970_and_over_centuries(store: Store) -> None:
     moments = [datetime(year, 7, 1, 12, tzinfo=UTC) for year in years]
     points = [(round(m.timestamp()) * 10**6, float(m.year)) for m in moments]
     store.points.insert_many([("a", "m", us // 10**6, value) for us, value in points])
-    old, new = datetime(1899, 1, 1, tzinfo=UTC), datetime(1972, 1, 1, tzinfo=UTC)
-    some = [(us, value) for us, value in points if 1899 <= value < 1972]
-    for every, bounds, wanted in (("1w", (), points), ("1d", (old, new), some), ("1h", (old, new), some)):
+    for every, first, end in (("1w", 1677, 2262), ("1d", 1899, 1972), ("1h", 1901, 1902), ("1h", 1969, 1972)):
+        bounds = () if every == "1w" else (datetime(first, 1, 1, tzinfo=UTC), datetime(end, 1, 1, tzinfo=UTC))
+        wanted = [(us, value) for us, value in points if first <= value < end]
         found = store.points.aggregate("a", "m", *bounds, agg=AGGREGATES, every=every, tz="Europe/Oslo")
         same(found, by_buckets(wanted, every, ZoneInfo("Europe/Oslo")))
 

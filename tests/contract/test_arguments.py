@@ -20,6 +20,8 @@ from repo import (
     StoreMissing,
 )
 
+pytestmark = pytest.mark.shared_stores
+
 START = datetime(2024, 5, 1, tzinfo=UTC)
 
 

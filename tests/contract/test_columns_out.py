@@ -20,6 +20,8 @@ from repo.queries import point_sql
 from repo.times import to_datetime, to_datetimes
 from tests.conftest import RunPython, Templates
 
+pytestmark = pytest.mark.shared_stores
+
 OpenStore = Callable[..., Store]
 pa: Any = pyarrow
 

@@ -9,6 +9,8 @@ import pytest
 from repo import InvalidQuery, Store
 from repo.queries import selection
 
+pytestmark = pytest.mark.shared_stores
+
 FLUSHES = pytest.mark.parametrize("flushed", [False, True], ids=["in one flush", "flushed between"])
 
 
@@ -37,6 +39,7 @@ def test_within_one_batch_the_last_row_of_an_identity_wins(store: Store) -> None
     assert values(store) == {1: 2.0, 2: 5.0}
 
 
+@pytest.mark.fresh_stores
 @FLUSHES
 def test_an_equal_write_changes_nothing_and_keeps_its_seq(store: Store, flushed: bool) -> None:
     points: list[Any] = [
@@ -56,6 +59,7 @@ def test_an_equal_write_changes_nothing_and_keeps_its_seq(store: Store, flushed:
     assert seqs(store) == {**first, ("later", 11): 9}
 
 
+@pytest.mark.fresh_stores
 def test_a_write_that_differs_in_any_field_takes_the_new_seq(store: Store) -> None:
     point: dict[str, Any] = {"value": 1.0, "quality": 100, "metadata": {"k": 1}}
     changes: list[dict[str, Any]] = [
@@ -75,6 +79,7 @@ def test_a_write_that_differs_in_any_field_takes_the_new_seq(store: Store) -> No
     assert [{name: row[name] for name in point} for row in rows] == [point | change for change in changes]
 
 
+@pytest.mark.fresh_stores
 @FLUSHES
 def test_a_delete_covers_what_was_written_before_it_and_nothing_after(store: Store, flushed: bool) -> None:
     store.points.insert_many([("a", "m", at, 1.0) for at in range(10)])
@@ -99,6 +104,7 @@ def test_many_deletes_between_writes_apply_in_their_order(store: Store, flushed:
     assert values(store) == dict.fromkeys(range(7), 7.0)
 
 
+@pytest.mark.fresh_stores
 def test_a_deleted_point_written_again_is_delivered_again(store: Store) -> None:
     store.points.insert("a", "m", 1.0, timestamp=10)
     store.flush()
@@ -107,6 +113,7 @@ def test_a_deleted_point_written_again_is_delivered_again(store: Store) -> None:
     assert seqs(store) == {("a", 10): 3}
 
 
+@pytest.mark.fresh_stores
 def test_the_ledger_counts_the_points_of_each_delete(store: Store) -> None:
     store.points.insert_many([(sensor, "m", at, 1.0) for sensor in "abc" for at in range(10)])
     store.flush()
@@ -120,6 +127,7 @@ def test_the_ledger_counts_the_points_of_each_delete(store: Store) -> None:
     assert status.points == 30 - 4 - 3 + 0 + 1 - 1 + 1
 
 
+@pytest.mark.fresh_stores
 def test_a_ledger_entry_is_counted_once_however_often_the_store_is_opened(open_store: Any) -> None:
     store = open_store()
     store.points.insert_many([("a", "m", at, 1.0) for at in range(10)])
@@ -160,6 +168,7 @@ def test_a_delete_of_more_names_than_a_statement_takes_is_refused_at_once(store:
     assert values(store) == {1: 1.0}
 
 
+@pytest.mark.fresh_stores
 def test_a_glob_that_matches_more_names_than_a_statement_takes_still_deletes(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +181,7 @@ def test_a_glob_that_matches_more_names_than_a_statement_takes_still_deletes(
     assert store.status().ledger_dropped == 25
 
 
+@pytest.mark.fresh_stores
 def test_a_delete_finds_the_edges_that_remain_far_from_the_cut(store: Store) -> None:
     day = 86_400
     store.points.insert_many(

@@ -11,6 +11,8 @@ import pytest
 
 from repo import HoldfastError, InvalidFile, Store
 
+pytestmark = pytest.mark.shared_stores
+
 
 def test_a_file_is_ingested_by_its_path(store: Store, tmp_path: Path) -> None:
     file = tmp_path / "readings.csv"

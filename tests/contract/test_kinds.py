@@ -9,6 +9,8 @@ import pytest
 from repo import InvalidPoint, Store
 from tests.conftest import OpenStore, RunPython
 
+pytestmark = pytest.mark.shared_stores
+
 pa = pytest.importorskip("pyarrow")
 
 ROWS = 1_000

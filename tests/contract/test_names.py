@@ -11,6 +11,8 @@ import pytest
 
 from repo import InvalidQuery, Store
 
+pytestmark = pytest.mark.shared_stores
+
 NAMES = ("Motor[3].Speed", "Motor3.Speed", "Temp [deg C]", "*", "who?")
 METRIC = "Motor[3].Speed"
 

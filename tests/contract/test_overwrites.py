@@ -404,13 +404,16 @@ def differing(found: dict[str, P], expected: dict[str, P]) -> dict[str, tuple[P 
 def combinations() -> Iterator[Any]:
     """Each road on each engine, as far as there is one.
 
-    `netted` and `_lay_over` work on rows of the journal, whatever the engine: on DuckDB they are slow tests.
+    `netted` and `_lay_over` work on rows of the journal, whatever the engine: on DuckDB they are slow tests. So are
+    two roads there that do what others do, too: `apply` in batches of one, and `merge` in turn with rows.
     """
     for name, road in ROADS.items():
         for engine in ("duckdb", "sqlite"):
             if (road.straight or road.merged) and engine == "sqlite":
                 continue  # it takes rows only
-            is_slow = engine == "duckdb" and name.startswith(("netted", "_lay_over"))
+            is_slow = engine == "duckdb" and name.startswith(
+                ("netted", "_lay_over", "apply, a flush", "merge, all")
+            )
             yield pytest.param(
                 engine, name, id=f"{engine}-{name}", marks=[pytest.mark.slow] if is_slow else []
             )

@@ -17,6 +17,8 @@ from tests.conftest import OpenStore, RunPython
 from tests.contract.parquet_files import stored, write
 from tests.contract.test_parquet_export import fill
 
+pytestmark = pytest.mark.shared_stores
+
 
 def damaged(bundle: Path, case: str) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
@@ -52,6 +54,7 @@ def damaged(bundle: Path, case: str) -> None:
     (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
+@pytest.mark.fresh_stores
 @pytest.mark.parametrize(
     "case",
     [
@@ -77,6 +80,7 @@ def test_an_incomplete_bundle_is_refused_completely(open_store: OpenStore, bundl
     assert target.sinks.last_seq() == 0
 
 
+@pytest.mark.fresh_stores
 @pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize(
     "case", ["whole", "missing", "another day's file", "a link to a file outside", "draft"]
@@ -104,6 +108,7 @@ def test_a_bundle_inside_a_folder_is_compared_with_its_manifest(
         assert target.sinks.last_seq() == 0
 
 
+@pytest.mark.fresh_stores
 @pytest.mark.slow_on("sqlite")
 def test_every_flipped_bit_is_found(open_store: OpenStore, tmp_path: Path, seed: int) -> None:
     import random

@@ -22,6 +22,8 @@ from repo.lease import read_holder
 from repo.transfer import exporter
 from tests.conftest import OpenStore, RunPython
 
+pytestmark = pytest.mark.shared_stores
+
 DAY_S = 86_400
 BEGIN_S = 1_714_521_600
 IDENTITY = itemgetter("sensor_id", "metric_name", "timestamp")
@@ -115,6 +117,7 @@ def test_other_programs_read_equal_sums(store: Store, tmp_path: Path) -> None:
     assert in_duckdb == expected
 
 
+@pytest.mark.fresh_stores
 def test_sha256sum_checks_the_sum_next_to_a_file(store: Store, tmp_path: Path) -> None:
     fill(store)
     store.export_parquet(tmp_path / "all.parquet")
@@ -151,6 +154,7 @@ def test_nothing_selected_is_an_empty_file(store: Store, tmp_path: Path) -> None
     assert pq.read_table(tmp_path / "none.parquet").num_rows == 0
 
 
+@pytest.mark.fresh_stores
 def test_a_folder_has_one_file_per_day_and_a_manifest_with_checksums(store: Store, tmp_path: Path) -> None:
     points = fill(store, days=3)
     done = store.export_parquet(tmp_path / "bundle", partition="day")
@@ -236,6 +240,7 @@ def test_a_line_truncated_by_a_kill_is_ignored(store: Store, tmp_path: Path) -> 
     assert store.export_parquet(tmp_path / "bundle", partition="day").points == len(points)
 
 
+@pytest.mark.fresh_stores
 def test_an_error_leaves_an_existing_file_unchanged(store: Store, tmp_path: Path) -> None:
     fill(store)
     store.export_parquet(tmp_path / "all.parquet")
@@ -257,6 +262,7 @@ ODD_NAMES = [
 ]
 
 
+@pytest.mark.fresh_stores
 @pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_name_is_never_a_pattern_or_sql(store: Store, tmp_path: Path, name: str) -> None:

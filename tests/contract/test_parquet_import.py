@@ -21,6 +21,8 @@ from tests.conftest import OpenStore, RunPython
 from tests.contract.parquet_files import BEGIN_US, stored, write
 from tests.contract.test_parquet_export import BEGIN_S, DAY_S, Stopped, fill, points_of, stop_after
 
+pytestmark = pytest.mark.shared_stores
+
 
 @pytest.mark.parametrize("partition", [None, "day"])
 def test_an_export_can_be_imported_again(open_store: OpenStore, tmp_path: Path, partition: Any) -> None:
@@ -397,9 +399,13 @@ with Store(sys.argv[1], Settings(background=False, engine=sys.argv[2])) as store
 """
 
 
+WITHOUT_PYARROW = ("pyarrow", "numpy", "pandas", "polars", "pytz")
+
+
 @pytest.mark.duckdb
 @pytest.mark.parametrize(
-    "hidden", [("pyarrow", "numpy", "pandas", "polars", "pytz"), ("duckdb", "duckdb_engine")]
+    ("engine", "hidden"),
+    [("duckdb", WITHOUT_PYARROW), ("sqlite", WITHOUT_PYARROW), ("sqlite", ("duckdb", "duckdb_engine"))],
 )
 def test_one_of_duckdb_and_pyarrow_is_enough(
     open_store: OpenStore,
@@ -409,7 +415,6 @@ def test_one_of_duckdb_and_pyarrow_is_enough(
     tmp_path: Path,
     hidden: tuple[str, ...],
 ) -> None:
-    engine = "sqlite" if "duckdb" in hidden else engine
     script = IMPORT.format(hidden=hidden, dry_run=False)
     done = run_python(script, tmp_path / "target", engine, bundle, fresh="duckdb" in hidden)
     assert done.returncode == 0, done.stderr

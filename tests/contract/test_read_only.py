@@ -23,7 +23,7 @@ def _answers(store: Store) -> dict[str, Any]:
     return {
         "all": points.range(None, None).all(),
         "one": points.range("a", "m", 20.0, 60.0).all(),
-        "tuples": list(points.range("b", "m").tuples(7)),
+        "tuples": list(points.range("b", "m").tuples(30)),
         "arrow": points.range(None, None).to_arrow().to_pylist(),
         "latest": points.latest(None),
         "newest three": points.latest("a", "m", limit=3),

@@ -11,6 +11,8 @@ import pytest
 
 from repo import InvalidQuery, Store
 
+pytestmark = pytest.mark.shared_stores
+
 T0 = 1_714_521_600
 ALL = [(s, m) for s in ("a1", "a2", "b[1]", "b1") for m in ("p", "t")]
 
@@ -93,6 +95,7 @@ SELECTIONS: tuple[tuple[Any, Any, list[str]], ...] = (
 )
 
 
+@pytest.mark.fresh_stores
 def test_names_are_exact_globs_lists_or_all(store: Store) -> None:
     store.points.insert_many([(s, m, 1, 1.0) for s, m in ALL])
     for sensor, metric, found in SELECTIONS:
@@ -237,6 +240,7 @@ def test_latest_gives_the_newest_points_of_each_series_newest_first(store: Store
         store.points.latest("a", "m", limit=0)
 
 
+@pytest.mark.fresh_stores
 def test_latest_stays_right_after_the_copy_of_summaries_failed(store: Store) -> None:
     store.points.insert_many([("a", "m", 1, 1.0), ("b", "m", 1, 1.0)])
     store.flush()

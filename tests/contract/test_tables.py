@@ -17,6 +17,8 @@ import pytest
 from repo import InvalidPoint, InvalidQuery, Store
 from tests.conftest import RunPython
 
+pytestmark = pytest.mark.shared_stores
+
 START_US = 1_714_521_600_000_000
 Columns = dict[str, Any]
 
@@ -86,7 +88,15 @@ def test_every_form_of_a_table_gives_the_same_points(open_store: Any, form: str,
     assert read(store) == sorted(wanted, key=lambda row: (row[2], row[0], row[1]))
     assert str(read(store)).count("-0.0") == 0
     assert sum(series.points for series in store.series.list()) == 300
-    assert [row["seq"] for row in store.points.after(0)] == list(range(1, 301))
+    assert [row["seq"] for row in store.points.after(0)] == list(
+        range(written.first_seq, written.last_seq + 1)
+    )
+
+
+@pytest.mark.fresh_stores
+def test_a_table_is_still_there_when_the_store_is_opened_again(open_store: Any, bulk_rows: int) -> None:
+    store = open_store(bulk_rows=bulk_rows)
+    store.points.insert_table(a_table()[0])
     store.close()
     assert len(read(open_store())) == 300
 
@@ -125,6 +135,7 @@ def test_times_mean_what_they_mean_in_rows(open_store: Any, form: str, bulk_rows
     assert found == wanted
 
 
+@pytest.mark.fresh_stores
 def test_texts_come_as_values_or_beside_the_numbers(open_store: Any, bulk_rows: int) -> None:
     store = open_store(bulk_rows=bulk_rows)
     store.points.insert_table(
@@ -203,13 +214,14 @@ BAD_ROWS: dict[str, tuple[Columns, str]] = {
 @pytest.mark.parametrize("case", BAD_ROWS)
 def test_a_bad_row_refuses_the_table_and_is_named(open_store: Any, case: str, bulk_rows: int) -> None:
     store = open_store(bulk_rows=bulk_rows)
+    last_seq = store.sinks.last_seq()
     changed, field = BAD_ROWS[case]
     with pytest.raises(InvalidPoint) as refused:
         store.points.insert_table(GOOD | changed)
     assert {refusal.field for refusal in refused.value.refusals} <= {field, "timestamp_us"}
     assert 1 in {refusal.row for refusal in refused.value.refusals}
     assert read(store) == []
-    assert store.sinks.last_seq() == 0
+    assert store.sinks.last_seq() == last_seq
     written = store.points.insert_table(GOOD | changed, on_error="skip")
     assert written.refusals == refused.value.refusals
     assert written.accepted == len(read(store)) == 3 - written.rejected
@@ -288,6 +300,7 @@ def test_a_stream_that_breaks_leaves_whole_chunks_and_says_how_many(
     assert len(read(store)) == 300
 
 
+@pytest.mark.fresh_stores
 def test_a_long_table_is_written_in_chunks_and_bad_rows_keep_their_numbers(
     open_store: Any, monkeypatch: pytest.MonkeyPatch, bulk_rows: int
 ) -> None:

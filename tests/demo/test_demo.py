@@ -52,7 +52,6 @@ def test_the_demo_holds_what_it_promises_from_any_folder(tmp_path: Path) -> None
     figures = result["figures"]
     assert figures["acknowledged_points"] == figures["arrived_points"] >= 40_000
     assert figures["failed_tries"] > 0
-    assert figures["wall_s"] < 60
 
     # Counted here, from the files that it left.
     with sqlite3.connect(f"file:{kept / 'receiver.db'}?mode=ro", uri=True) as database:

@@ -34,7 +34,7 @@ EXPECTED = {
     buckets of a series               |    <4    <2    <4 |    <4    <2    <4    <2 |  <320    <2    <2    <2
     latest of one                     |   <10    <2    <4 |    <2    <2    <2    <2 |    <2    <2    <2    <2
     latest of one, again              |    <2    <2    <2 |    <2    <2    <2    <2 |    <2    <2    <2    <2
-    latest of all                     |    <2    <2    <2 |    <2    <2    <2    <2 |    <2    <2    <2    <2
+    latest of all                     |    <6    <2    <6 |    <2    <2    <2    <2 |    <2    <2    <2    <2
     insert, then read                 |    <8    <8    <8 |    <6   <10    <8    <2 |   <24    <4    <2   <28
     status                            |   <30    <2    <4 |    <2    <2    <2    <2 |    <2    <2    <2    <2
     list of series                    |    <4    <2    <4 |    <2    <2    <2    <2 |    <2    <2    <2    <2
@@ -66,7 +66,7 @@ EXPECTED = {
     buckets of a series               |    <4    <2    <4 |    <4    <2    <4    <2 |  <636    <2    <2    <2
     latest of one                     |   <10    <2    <4 |    <2    <2    <2    <2 |    <2    <2    <2    <2
     latest of one, again              |    <2    <2    <2 |    <2    <2    <2    <2 |    <2    <2    <2    <2
-    latest of all                     |    <2    <2    <2 |    <2    <2    <2    <2 |    <2    <2    <2    <2
+    latest of all                     |    <6    <2    <6 |    <2    <2    <2    <2 |    <2    <2    <2    <2
     insert, then read                 |    <8   <14   <10 |    <6   <10    <8    <2 |    <2    <4    <2   <82
     status                            |   <30    <2    <4 |    <2    <2    <2    <2 |    <2    <2    <2    <2
     list of series                    |    <4    <2    <4 |    <2    <2    <2    <2 |    <2    <2    <2    <2
