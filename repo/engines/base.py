@@ -181,7 +181,10 @@ class Traits:
     Goes through the driver: SQLAlchemy's own executemany is 40 times slower into DuckDB."""
 
     delete_series: Callable[[Connection, FromClause, Sequence[tuple[str, str]]], None]
-    """Delete the rows of a table that belong to these series, in one statement."""
+    """Delete the rows of a table that belong to these series."""
+
+    replace_series: Callable[[Connection, FromClause, Sequence[Row]], None]
+    """Insert rows into a table that has one row per series; each replaces the row of its series."""
 
     rows: Callable[[Connection, Statement, int], list[Row]]
     """Run a query and return at most the given number of rows, as the driver's plain tuples; -1 for all."""

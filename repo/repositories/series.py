@@ -155,11 +155,11 @@ class _Summaries:
     ) -> None:
         """Insert or replace these summaries, and remove those of series without points."""
         traits = traits_of(self._connection)
-        if doomed := [*summaries, *gone]:
+        if doomed := list(gone):
             traits.delete_series(self._connection, self._table, doomed)
         if summaries:
             rows = [(*pair, *summary) for pair, summary in summaries.items()]
-            traits.load(self._connection, self._table, rows)
+            traits.replace_series(self._connection, self._table, rows)
 
 
 class SummaryRepository(_Summaries):
@@ -167,6 +167,11 @@ class SummaryRepository(_Summaries):
 
     _table = SeriesSummary.__table__
     _all = select(_table)
+
+
+_LATEST_OF_ONE = "SELECT {} FROM latest WHERE sensor_id = ? AND metric_name = ?".format(
+    ", ".join(SeriesLatest.__table__.c.keys()[2:])
+)
 
 
 class LatestRepository(_Summaries):
@@ -180,8 +185,8 @@ class LatestRepository(_Summaries):
         driver: Any = self._connection.connection.driver_connection
         found: dict[tuple[str, str], Summary] = {}
         for pair in pairs:
-            rows = driver.execute("SELECT * FROM latest WHERE sensor_id = ? AND metric_name = ?", pair)
-            found.update((pair, Summary._make(row[2:])) for row in rows)
+            for row in driver.execute(_LATEST_OF_ONE, pair):
+                found[pair] = Summary._make(row)
         return found
 
     def totals(self) -> SummaryTotals:

@@ -30,6 +30,11 @@ def _delete_series(connection: Connection, table: FromClause, series: Sequence[t
     connection.exec_driver_sql(named, ([sensor for sensor, _ in series], [metric for _, metric in series]))
 
 
+def _replace_series(connection: Connection, table: FromClause, rows: Sequence[Row]) -> None:
+    _delete_series(connection, table, [(row[0], row[1]) for row in rows])
+    _load(connection, table, rows)
+
+
 def _arrow(connection: Connection, query: Statement) -> Any:
     # As a relation, because a cursor copies its rows first.
     driver: Any = connection.connection.driver_connection
@@ -107,6 +112,7 @@ TRAITS = Traits(
     name="duckdb",
     load=_load,
     delete_series=_delete_series,
+    replace_series=_replace_series,
     rows=rows_of_query,
     lists=_lists,
     arrow=_arrow,

@@ -16,13 +16,21 @@ __all__ = ["TRAITS"]
 
 def _load(connection: Connection, table: FromClause, rows: Iterable[Row]) -> None:
     driver: Any = connection.connection.driver_connection
+    driver.executemany(f"INSERT INTO {_with_values(table)}", rows)
+
+
+def _with_values(table: FromClause) -> str:
     names = table.c.keys()
     columns, values = ", ".join(f'"{name}"' for name in names), ", ".join("?" * len(names))
-    driver.executemany(f"INSERT INTO {table} ({columns}) VALUES ({values})", rows)
+    return f"{table} ({columns}) VALUES ({values})"
 
 
 def _delete_series(connection: Connection, table: FromClause, series: Sequence[tuple[str, str]]) -> None:
     connection.exec_driver_sql(f"DELETE FROM {table} WHERE sensor_id = ? AND metric_name = ?", list(series))
+
+
+def _replace_series(connection: Connection, table: FromClause, rows: Sequence[Row]) -> None:
+    connection.exec_driver_sql(f"INSERT OR REPLACE INTO {_with_values(table)}", list(rows))
 
 
 def _percentiles(value: Any, fractions: Sequence[float]) -> ColumnElement[Any]:
@@ -48,6 +56,7 @@ TRAITS = Traits(
     name="sqlite",
     load=_load,
     delete_series=_delete_series,
+    replace_series=_replace_series,
     rows=rows_of_query,
     lists=lists_of_query,
     arrow=None,
