@@ -26,6 +26,7 @@ __all__ = [
     "SeriesLatest",
     "SeriesSummary",
     "SinkCursor",
+    "Slice",
     "StorageMetadata",
     "StoreState",
     "TimeSeriesBase",
@@ -72,7 +73,7 @@ class SummaryColumns(SeriesKey):
     last_value_text: Mapped[str | None] = mapped_column(_Text)
     last_quality: Mapped[int | None] = mapped_column(Integer)
     last_metadata: Mapped[str | None] = mapped_column(_Text)
-    last_seq: Mapped[int | None] = mapped_column(_Integer64)
+    last_seq: Mapped[int] = mapped_column(_Integer64, nullable=False)
 
 
 class LedgerColumns:
@@ -207,7 +208,7 @@ class Point(SeriesKey, TimeSeriesBase):
     value_text: Mapped[str | None] = mapped_column(_Text)
     quality: Mapped[int | None] = mapped_column(Integer)
     metadata_json: Mapped[str | None] = mapped_column("metadata", _Text)
-    seq: Mapped[int | None] = mapped_column(_Integer64)
+    seq: Mapped[int] = mapped_column(_Integer64, nullable=False)
 
     @declared_attr.directive
     @classmethod
@@ -227,6 +228,18 @@ class SeriesSummary(SummaryColumns, TimeSeriesBase):
         PrimaryKeyConstraint("sensor_id", "metric_name").ddl_if(dialect="sqlite"),
         _STRICT_KEYED,
     )
+
+
+class Slice(TimeSeriesBase):
+    """A closed span of seqs whose points are sorted by series and time."""
+
+    __tablename__ = "slices"
+    __table_args__ = (PrimaryKeyConstraint("first_seq").ddl_if(dialect="sqlite"), _STRICT_KEYED)
+
+    first_seq: Mapped[int] = mapped_column(_Integer64, nullable=False, autoincrement=False)
+    last_seq: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    rows: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    sorted_through: Mapped[int] = mapped_column(_Integer64, nullable=False)
 
 
 class TimeSeriesState(TimeSeriesBase):

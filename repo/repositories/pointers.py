@@ -10,10 +10,13 @@ from sqlalchemy import ColumnElement, Connection, delete, func, select, text
 
 from repo.models import BufferedRecord, BufferMetadata
 
-__all__ = ["HANDED_OUT", "MARKER", "POINTER_START", "PointerRepository", "is_pointer"]
+__all__ = ["HANDED_OUT", "MARKER", "NOTING", "POINTER_START", "PointerRepository", "is_pointer"]
 
 MARKER = "holdfast.pointers"
 """The note's key; its value is the number of pointers when it was written."""
+
+NOTING = "0002"
+"""The revision that writes the note."""
 
 POINTER_START = '{"storage": "duckdb"'
 """The start of a pointer as the legacy program wrote it. JSON that this program writes has no space there."""

@@ -20,7 +20,7 @@ from repo.engines.registry import engine_named
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import EngineMissing, InvalidSettings, StoreCorrupt
 from repo.files import StoreFiles
-from repo.repositories.pointers import PointerRepository
+from repo.repositories.pointers import NOTING, PointerRepository
 from repo.repositories.state import ColumnsStateRepository
 from repo.schema import backup as backups
 from repo.schema import runner
@@ -236,7 +236,7 @@ class Planner:
             typed(target, backend),
             engine.connect().execution_options(**READ) as connection,
         ):
-            found, rows = self._read(connection, target, backend)
+            found, rows, due = self._read(connection, target, backend)
         found.size_bytes = target.path.stat().st_size + (
             sqlite.log_bytes(target.path) if backend is None else backend.log_bytes()
         )
@@ -247,16 +247,13 @@ class Planner:
                 f"downgrades one database, `{self._files.command('migrate --restore')}` restores the backup",
                 path=target.path,
             )
-        if before != self._to:
-            found.steps = [
-                self._planned(found, step, rows) for step in runner.steps(found.database, before, self._to)
-            ]
+        found.steps = [self._planned(found, step, rows) for step in due]
         return found
 
     def _read(
         self, connection: Connection, target: Target, backend: Backend | None
-    ) -> tuple[Found, dict[str, int]]:
-        """Read the revision of a database and, if it is not the target, the number of rows of its tables."""
+    ) -> tuple[Found, dict[str, int], list[runner.MigrationStep]]:
+        """Read the revision of a database and, below the target, the number of rows of its tables and its steps."""
         before = version_of(connection, target.path)
         if compare(before) is Standing.TOO_NEW:
             raise too_new(before, target.path)
@@ -266,11 +263,12 @@ class Planner:
         found = Found(target, backend, before, before is None and not rows)
         if target.database == "timeseries":
             found.owned = ColumnsStateRepository(connection).owner() is not None
-        elif before == HEAD or "buffered_records" in rows:
+        elif before is not None or "buffered_records" in rows:
             records = PointerRepository(connection)
-            found.noted = before == HEAD and records.noted()
-            found.pointers = records.count() if found.noted or before != HEAD else 0
-        return found, rows
+            may_be_noted = before is not None and before >= NOTING
+            found.noted = may_be_noted and records.noted()
+            found.pointers = records.count() if found.noted or not may_be_noted else 0
+        return found, rows, runner.steps(connection, found.database, before, self._to)
 
     def _planned(self, found: Found, step: runner.MigrationStep, rows: dict[str, int]) -> PlannedStep:
         touched = sum(rows.values() if step.rewrites is None else [rows.get(t, 0) for t in step.rewrites])

@@ -75,8 +75,10 @@ class MigrationStep(NamedTuple):
     """None if it does not declare them, so that it may rewrite any."""
 
 
-def steps(database: Database, before: str | None, to: str = "head") -> list[MigrationStep]:
-    """Return the steps of an upgrade from `before` to `to`; empty if `to` is not above. Opens nothing."""
+def steps(
+    connection: Connection, database: Database, before: str | None, to: str = "head"
+) -> list[MigrationStep]:
+    """Return the steps of an upgrade of this database from `before` to `to`; empty if `to` is not above."""
     scripts = ScriptDirectory.from_config(config())
     line = list(scripts.walk_revisions())[::-1]
     ids = [script.revision for script in line]
@@ -84,11 +86,9 @@ def steps(database: Database, before: str | None, to: str = "head") -> list[Migr
     last = len(ids) if to == "head" else ids.index(to) + 1
     found = []
     for script in line[first:last]:
-        said = getattr(script.module, "REWRITES", None)
+        said = getattr(script.module, "REWRITES", {database: None}).get(database, ())
         title = (script.doc or "").splitlines()[0].rstrip(".")
-        found.append(
-            MigrationStep(script.revision, title, None if said is None else tuple(said.get(database, ())))
-        )
+        found.append(MigrationStep(script.revision, title, said(connection) if callable(said) else said))
     return found
 
 

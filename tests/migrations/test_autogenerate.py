@@ -34,7 +34,7 @@ DUCKDB_CHANGES = [
         ["modify_type", "value", "FLOAT DOUBLE"],
     ),
     (["ALTER TABLE time_series_data ALTER COLUMN sensor_id DROP NOT NULL"], ["modify_nullable", "sensor_id"]),
-    (["ALTER TABLE time_series_data ALTER COLUMN seq SET NOT NULL"], ["modify_nullable", "seq"]),
+    (["ALTER TABLE time_series_data ALTER COLUMN seq DROP NOT NULL"], ["modify_nullable", "seq"]),
 ]
 
 

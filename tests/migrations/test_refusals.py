@@ -86,7 +86,7 @@ def test_an_interrupted_upgrade_of_a_single_legacy_file_is_continued(
 
     with monkeypatch.context() as patched:
         patched.setattr(runner, "upgrade", cut)
-        for steps in (1, 1, 0):  # 0001, then 0002 of the columns, then nothing of the metadata
+        for steps in (1, 1, 1, 0):  # each revision of the columns, then nothing of the metadata
             left = steps
             with pytest.raises(KeyboardInterrupt):
                 DuckDBTimeSeriesStorage(str(legacy / "timeseries.duckdb"))
@@ -180,8 +180,8 @@ def test_a_legacy_column_file_alone_is_upgraded_by_its_name_and_its_folder_says_
     assert "--store FILE" in cli(legacy, "migrate", code=1)
     assert f"holdfast --store {shlex.quote(str(file))} init" in cli(legacy, "status", code=1)
     assert file.read_bytes() == before
-    assert "0002 is due" in cli(file, "migrate", "--check", code=5)
-    assert "none -> 0002" in cli(file, "migrate")
+    assert "0003 is due" in cli(file, "migrate", "--check", code=5)
+    assert "none -> 0003" in cli(file, "migrate")
     cli(file, "init")
     for named in (file, legacy):
         assert "3,000 in" in cli(named, "status")

@@ -25,7 +25,7 @@ from repo.errors import (
 from repo.schema import runner
 from repo.schema.restore import restore_store
 from repo.schema.upgrade import migrate_store
-from repo.schema.version import HEAD
+from repo.schema.version import HEAD, REVISIONS
 from tests.migrations.legacy_store import contents
 from tests.migrations.stores import DATA, DONE, POINTS, backups_of, cli, digest, versions
 
@@ -38,7 +38,7 @@ def test_a_legacy_store_is_backed_up_whole_and_then_upgraded(legacy: Path) -> No
     done = migrate_store(legacy, progress=lambda done, total: reported.append((done, total)))
     assert versions(done) == DONE
     assert [(s.database, s.revision) for s in done.steps] == [
-        *(("timeseries", r) for r in ("0001", "0002")), *(("metadata", r) for r in ("0001", "0002")),
+        *(("timeseries", r) for r in REVISIONS), *(("metadata", r) for r in REVISIONS),
     ]  # fmt: skip
     assert reported[-1][0] == reported[-1][1] > 0
     assert reported == sorted(reported)
@@ -85,7 +85,7 @@ def test_latest_and_series_of_an_upgraded_store_are_there_at_once(legacy: Path) 
 
 def test_a_dry_run_changes_nothing_and_reports_steps_rows_and_bytes(legacy: Path) -> None:
     before = digest(legacy)
-    assert "0002 is due" in cli(legacy, "migrate", "--check", code=5)
+    assert "0003 is due" in cli(legacy, "migrate", "--check", code=5)
     said = json.loads(cli(legacy, "--json", "migrate", "--dry-run"))
     assert said["outdated"] is True
     [moved] = [
@@ -192,7 +192,7 @@ def test_a_failure_leaves_complete_revisions_and_the_next_run_keeps_the_first_ba
         migrate_store(legacy)
     half = contents(legacy)
     assert (half["columns"], half["metadata"]) == (
-        ("0002", "0001") if database == "metadata" else ("0001", None)
+        ("0003", "0001") if database == "metadata" else ("0001", None)
     )
     assert {name: half[name] for name in DATA} == {name: before[name] for name in DATA}
     first = backups_of(legacy)

@@ -218,7 +218,7 @@ def test_a_legacy_store_is_looked_at_adopted_upgraded_and_put_back(folder: Path)
     make_legacy_store(folder / "well-7", 500)
     done = shell(UPGRADE, folder)
     assert done.returncode == 0, done.stderr
-    for text in ("0002 is due", "iB needed", "well-7-new was created", "none -> 0002", "restored"):
+    for text in ("0003 is due", "iB needed", "well-7-new was created", "none -> 0003", "restored"):
         assert text in done.stdout
     assert contents(folder / "well-7")["metadata"] is None
     assert contents(folder / "well-7-new")["points"][0] == 500
