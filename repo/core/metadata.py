@@ -82,8 +82,9 @@ class MetadataDatabase:
     def journal(self, work: Callable[[Connection], object], attempt: sqlite.Attempt | None = None) -> None:
         """Run `work` in a transaction that appends to the journal, and commit it with the configured durability.
 
-        No exception, including an interrupt, leaves a transaction open; `attempt` says whether it was committed. The
-        caller must call `refuse_after_fork` before it takes a lock of its own.
+        Only the writer may call it, because it takes all commits of this connection for its own. No exception,
+        including an interrupt, leaves a transaction open; `attempt` says whether it was committed. The caller must call
+        `refuse_after_fork` before it takes a lock of its own.
         """
         forks.give_way()
         # An interrupt cannot split a `with` on a lock, or a single call in a `finally`. It can split a generator.

@@ -238,7 +238,8 @@ class Writer:
                 submission.error = submission.error or error
                 submission.written = None
             return False
-        self._kinds.update(registered)
+        if registered:
+            self._kinds.update(registered)
         self._tail = tail
         return True
 

@@ -50,6 +50,25 @@ def newest(store: Store, sensor: Any = "a", metric: Any = "m") -> list[tuple[flo
     return [(row["timestamp"].timestamp(), row["value"]) for row in store.points.latest(sensor, metric)]
 
 
+def test_series_that_are_loaded_one_by_one_keep_their_stored_points_when_late_ones_arrive(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latest, "MOST_SINGLE", 3)
+    writer, reader = open_store(), open_store()
+    writer.points.insert_many([(f"s{number}", "m", 10, float(number)) for number in range(9)])
+    writer.flush()
+    assert newest(reader, "s0") == [(10, 0.0)], "only this series is loaded"
+    writer.points.insert("s1", "m", -1.0, timestamp=5)
+    assert newest(reader, "s0") == [(10, 0.0)]
+    assert newest(reader, "s1") == [(10, 1.0)], "a late point does not hide the stored one"
+    writer.flush()
+    assert newest(reader, "s2") == [(10, 2.0)], "loaded from a later copy than the others"
+    writer.points.insert_many([(f"s{number}", "m", 7, -1.0) for number in range(2, 8)])
+    writer.points.insert("s8", "m", 20.0, timestamp=20)
+    assert newest(reader, "s8") == [(20, 20.0)]
+    assert newest(reader, None) == [(10, float(number)) for number in range(8)] + [(20, 20.0)]
+
+
 def test_the_newest_point_follows_writes_overwrites_late_points_and_deletes(store: Store) -> None:
     points = store.points
     assert newest(store) == []

@@ -109,6 +109,18 @@ def test_a_series_keeps_the_kind_of_its_first_reading_until_it_is_empty(
     assert count(store) == 1
 
 
+def test_the_log_of_the_metadata_keeps_its_size_after_a_checkpoint(open_store: Any) -> None:
+    store = open_store("small-log", wal_checkpoint_bytes=65_536)
+    log = store.path / "offline_buffer.db-wal"
+    for at in range(100):
+        store.points.insert("a", "m", 1.0, timestamp=at)
+    store._handle.metadata.checkpoint()
+    store.points.insert("a", "m", 1.0, timestamp=100)  # the first commit after it may truncate the file
+    assert 15 / 16 * 65_536 <= log.stat().st_size < 65_536, (
+        "commits overwrite it, which is faster than extending it"
+    )
+
+
 def test_seqs_continue_after_what_another_handle_wrote_and_pruned(open_store: Any) -> None:
     store, other = open_store(), open_store()
     assert store.points.insert("a", "m", 1.0, timestamp=1).last_seq == 1
