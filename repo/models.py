@@ -231,7 +231,13 @@ class SeriesSummary(SummaryColumns, TimeSeriesBase):
 
 
 class Slice(TimeSeriesBase):
-    """A closed span of seqs whose points are sorted by series and time."""
+    """A span of seqs, both inclusive, to which no point is added any more; slices do not overlap.
+
+    `sorted_through` is `last_seq` if its points are in order of sensor, metric and time in the table, as a SELECT
+    without ORDER BY returns them, and less than `first_seq` if they are not, because they are too large to be sorted.
+    `rows` is the number of points when that was recorded; deletes and overwrites leave the row as it is. Only DuckDB
+    has slices, because in SQLite the key keeps the points in order.
+    """
 
     __tablename__ = "slices"
     __table_args__ = (PrimaryKeyConstraint("first_seq").ddl_if(dialect="sqlite"), _STRICT_KEYED)

@@ -22,7 +22,18 @@ ENVIRONMENT_PREFIX = "HOLDFAST_"
 
 _OTHER_VARIABLES = (
     *("store", "json", "quiet", "verbose", "test", "metadata_url", "timeseries_url"),
-    *("adopt_", "check_", "cleanup_", "demo_", "demote_", "export_", "import_", "ingest_", "init_"),
+    *(
+        "adopt_",
+        "check_",
+        "cleanup_",
+        "compact_",
+        "demo_",
+        "demote_",
+        "export_",
+        "import_",
+        "ingest_",
+        "init_",
+    ),
     *("latest_", "losses_", "migrate_", "promote_", "query_", "series_", "sql_", "status_"),
 )
 """How the names of variables begin that are no settings: options of the command, and URLs for Alembic."""
@@ -60,6 +71,8 @@ class Settings:
       none.
     - background (True): Run a daemon thread that flushes, checkpoints and hands the lease over when another
       process waits for it.
+    - compact_background (True): Let the background thread sort the points on disk by series and time, about a
+      million at a time (see `Store.compact`). Only DuckDB needs it.
     - flush_interval_s (1.0): How long acknowledged points may wait in the journal before the background thread
       applies them.
     - flush_batch_points (245_760): The largest number of points that one flush transaction holds in memory (about
@@ -92,6 +105,7 @@ class Settings:
     auto_migrate: bool = True
     migration_backups: int = 1
     background: bool = True
+    compact_background: bool = True
     flush_interval_s: float = 1.0
     flush_batch_points: int = 245_760
     bulk_rows: int = 100_000

@@ -49,6 +49,7 @@ _COMMANDS = {
     ),
     "import": ("transfer", "Read Parquet and exported NDJSON into the store: files, folders, bundles."),
     "cleanup": ("cleanup", "Delete points and pending records, and return free space to the disk."),
+    "compact": ("compact", "Sort the points on disk by series and time, which makes queries faster."),
     "demo": ("demo", "Run a site through an outage and two kills, and verify the delivery."),
 }
 

@@ -1,4 +1,4 @@
-"""The background thread of an open store: decides when to flush, checkpoint and release the lease, never how."""
+"""The background thread of an open store: decides when to flush, compact and release the lease, never how."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import logging
 import threading
 import time
 
+from repo.core.compaction import LARGEST_SPAN, Compaction, is_sorted_by_key
 from repo.core.handle import Handle
 from repo.core.keep_open import CHECK_INTERVAL_S
 from repo.core.reserve import Reserve
 from repo.core.stop import Stop
 from repo.core.undisturbed import undisturbed
 from repo.errors import EngineMissing, StoreBusy
-from repo.repositories.state import StateRepository
+from repo.repositories.state import State, StateRepository
 
 __all__ = ["BackgroundThread", "stop_all"]
 
@@ -22,13 +23,27 @@ RENEWAL_INTERVAL_S = 60.0
 """How often the reserve is made again or enlarged, if there is room."""
 
 
+FIRST_COMPACTION_S = 5.0
+"""A program that opens the store for a moment is not slowed."""
+
+COMPACTION_PAUSE = 3.0
+"""How long slices wait for each other, as a multiple of the time that the last one took: others come first."""
+
+COMPACTION_RETRY_S = 60.0
+"""How long to wait after an error."""
+
+
 class BackgroundThread:
-    """Flushes every `flush_interval_s`, checkpoints when due, and hands the lease over when others wait."""
+    """Flushes every `flush_interval_s`, checkpoints when due, and hands the lease over when others wait.
+
+    With `compact_background`, it also compacts the slices that are closed, one at a time.
+    """
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._stop = Stop()
         self._failing: str | None = None
+        self._compaction = _Compactions(handle, self._stop) if handle.settings.compact_background else None
         self._thread = threading.Thread(target=self._run, name="holdfast-background", daemon=True)
         undisturbed(self._thread.start)
         _running.add(self)
@@ -38,7 +53,7 @@ class BackgroundThread:
         return threading.current_thread() is self._thread
 
     def stop(self) -> None:
-        """Stop and join the thread; a running flush ends after its next commit."""
+        """Stop and join the thread; a running flush ends after its next commit, a compaction after its next step."""
         self._stop.ask()
         self._thread.join()
         _running.discard(self)
@@ -52,7 +67,10 @@ class BackgroundThread:
             try:
                 if time.monotonic() >= next_flush_s:
                     next_flush_s = time.monotonic() + interval_s
-                    self._flush()
+                    state = self._state()
+                    self._flush(state)
+                    if self._compaction is not None:
+                        self._compaction.run_if_due(state.copied_through)
                 columns.release_if_due()
                 if time.monotonic() >= next_renewal_s:
                     next_renewal_s = time.monotonic() + RENEWAL_INTERVAL_S
@@ -64,11 +82,14 @@ class BackgroundThread:
                     self._failing = str(error)
                     log.error("the background flush failed and will be retried: %s", error)
 
-    def _flush(self) -> None:
-        columns, flusher = self._handle.columns, self._handle.flusher
+    def _state(self) -> State:
         with self._handle.metadata.read() as connection:
             state = StateRepository(connection).get()
         assert state is not None
+        return state
+
+    def _flush(self, state: State) -> None:
+        columns, flusher = self._handle.columns, self._handle.flusher
         waits = state.last_seq > state.copied_through
         try:
             if not waits and not flusher.checkpoint_is_due(
@@ -85,6 +106,50 @@ class BackgroundThread:
                         flusher.checkpoint_if_due(now_open)
         except (StoreBusy, EngineMissing):
             return  # the process that holds the lease, or has the engine, flushes our points, too
+
+
+class _Compactions:
+    """Compacts a closed slice now and then. An error is logged once, and the slice is tried again later."""
+
+    def __init__(self, handle: Handle, stop: Stop) -> None:
+        self._handle = handle
+        self._stop = stop
+        self._next_s = time.monotonic() + FIRST_COMPACTION_S
+        self._closes_at = LARGEST_SPAN.first
+        """The watermark at which the next slice closes, as far as this process knows."""
+        self._failing: type[Exception] | None = None
+
+    def run_if_due(self, watermark: int) -> None:
+        """Compact one slice, if one is closed, enough time has passed, and nobody waits for the columns."""
+        began_s = time.monotonic()
+        if watermark < self._closes_at or began_s < self._next_s:
+            return
+        try:
+            if is_sorted_by_key(self._handle) or self._step():
+                return
+            self._failing = None
+        except (StoreBusy, EngineMissing):
+            pass  # the process that holds the lease, or has the engine, compacts, too
+        except Exception as error:  # noqa: BLE001  the flush goes on, and no point depends on this
+            if type(error) is not self._failing:  # the text may have a number of bytes that changes
+                self._failing = type(error)
+                log.warning("compacting in the background failed and will be retried: %s", error)
+            self._next_s = began_s + COMPACTION_RETRY_S
+            return
+        now_s = time.monotonic()
+        self._next_s = now_s + COMPACTION_PAUSE * (now_s - began_s)
+
+    def _step(self) -> bool:
+        """Compact one slice, and return whether no other one is closed."""
+        columns = self._handle.columns
+        with columns.alone("background compaction", timeout_s=0.0) as opened:
+            if self._stop.is_asked() or columns.is_awaited(by_processes=True):
+                return False
+            run = Compaction(self._handle, only_closed=True, stop=self._stop.is_asked)
+            if run.step(opened, self._handle.flusher.watermark) is not None:
+                return False
+            self._closes_at = run.closes_at
+            return True
 
 
 _running: set[BackgroundThread] = set()

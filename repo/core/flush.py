@@ -23,11 +23,12 @@ from repo.core.codec import unpack
 from repo.core.columns import Columns, OpenColumns
 from repo.core.incoming import Incoming
 from repo.core.metadata import MetadataDatabase
-from repo.core.reconcile import FileState, Known, Reconciler, digest_of, read_state
+from repo.core.reconcile import FileState, Known, Reconciler, digest_of, read_order, read_state
 from repo.core.undisturbed import undisturbed
 from repo.engines.interrupts import is_interrupt
 from repo.engines.registry import traits_of
 from repo.errors import FlushFailed, HoldfastError
+from repo.queries.order import UNSORTED, Order
 from repo.queries.selection import Selection, Summary
 from repo.repositories.apply import Applied, apply
 from repo.repositories.apply_table import ROW_GROUP_ROWS, Arriving, Part, merge, survey
@@ -188,6 +189,12 @@ class Flusher:
         """The number of points in the open file."""
         return sum(summary.points for summary in self.known.values())
 
+    @property
+    def order(self) -> Order:
+        """Which spans of the open file are sorted; `UNSORTED` if it is not open here, or its state is unknown."""
+        file = self._file
+        return UNSORTED if file is None else file.order
+
     def reached(self, seq: int) -> bool:
         """Return whether the open file has everything that was in the journal when its last seq was `seq`."""
         return self.watermark >= self._goal(seq)
@@ -329,6 +336,8 @@ class Flusher:
             typed = file.opened.backend.typed_error(error)
             opened = self._columns.reopen()
             if work.is_part or self.watermark < work.through:
+                if typed is error:
+                    raise
                 raise typed from error
             log.warning("a commit reported an error, but had succeeded: %s", error)
             return opened if work.journalled else self._durable(opened, work)
@@ -364,6 +373,13 @@ class Flusher:
             self._prune(state.watermark)
         self._metadata.checkpoint_if_due()
         return file.opened
+
+    def read_order(self, opened: OpenColumns) -> Order:
+        """Read back which spans of the file are sorted, after work that changed it was committed."""
+        file = self._certain(opened)
+        self._file = None
+        self._file = replace(file, order=read_order(file.opened))
+        return self._file.order
 
     def _durable(self, opened: OpenColumns, work: Work) -> OpenColumns:
         """Make work durable whose points are not in the journal."""

@@ -114,16 +114,19 @@ class Handle:
         target = self.journal_end()
         self.flush("checkpoint")
         with self.columns.alone("checkpoint") as opened:
-            opened = self.flusher.through(opened, target)
-            try:
-                self.flusher.make_durable(opened)
-            except OSError as error:
-                self.columns.drop()
-                raise system_error(error, opened.backend.path) from error
-            except BaseException:  # only the file can tell how far the checkpoint got
-                self.columns.drop()
-                raise
+            self.make_durable(self.flusher.through(opened, target))
             return self.flusher.watermark
+
+    def make_durable(self, opened: OpenColumns) -> None:
+        """Checkpoint and prune, with the columns alone; raises a typed error if the checkpoint fails."""
+        try:
+            self.flusher.make_durable(opened)
+        except OSError as error:
+            self.columns.drop()
+            raise system_error(error, opened.backend.path) from error
+        except BaseException:  # only the file can tell how far the checkpoint got
+            self.columns.drop()
+            raise
 
     def loss_by(self, seq: int) -> Loss | None:
         """Return the ledger entry of the delete with this seq; None if it dropped no points or is not flushed yet."""

@@ -39,6 +39,7 @@ from repo.engines.base import STORED, Backend
 from repo.engines.registry import traits_of
 from repo.errors import StoreReadOnly
 from repo.models import Point, SeriesSummary
+from repo.queries.order import UNSORTED
 from repo.queries.rows import Row
 from repo.queries.selection import Selection, Summary
 from repo.repositories.apply import apply, incoming
@@ -257,7 +258,7 @@ class Tail(Flusher):
                 facts.pruned_through,
             )
             state = state._replace(watermark=facts.pruned_through)
-        self._file = FileState(opened, state, known, (), facts.pruned_through)
+        self._file = FileState(opened, state, known, (), facts.pruned_through, UNSORTED)
 
     def _stored(
         self, opened: OpenOverlay, facts: State

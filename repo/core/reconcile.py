@@ -22,12 +22,14 @@ from repo.core.active import ActiveColumns
 from repo.core.columns import OpenColumns
 from repo.core.metadata import MetadataDatabase
 from repo.errors import StoreCorrupt, StoreForked
+from repo.queries.order import Order
 from repo.queries.selection import Selection, Summary
 from repo.repositories.counting import VerificationRepository, corrections
 from repo.repositories.journal import DELETE, Entry, JournalRepository
 from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
 from repo.repositories.series import LatestRepository, SeriesRepository, SummaryRepository
 from repo.repositories.sinks import SinkRepository
+from repo.repositories.slices import SliceRepository
 from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "Reconciler",
     "digest_of",
     "is_what_was_flushed",
+    "read_order",
     "read_state",
     "refuse_foreign",
 ]
@@ -56,6 +59,8 @@ class FileState:
     copied_losses: tuple[str, ...]
     """Ledger entries in the file that are also in the metadata; the next flush removes them from the file."""
     pruned_through: int
+    order: Order
+    """Which spans of seqs in the file are sorted."""
 
 
 class Reconciler:
@@ -83,6 +88,7 @@ class Reconciler:
         with opened.flush_connection.begin():
             known = SummaryRepository(opened.flush_connection).all()
             losses = ColumnsLedgerRepository(opened.flush_connection).all()
+            order = SliceRepository(opened.flush_connection).order()
         floor = max(state.watermark, facts.pruned_through, *(cursor.confirmed_seq for cursor in cursors), 0)
         own = {"engine": opened.backend.name, "file_id": state.file_id, "generation": state.generation}
         bound = (facts.engine, facts.file_id, facts.generation) == tuple(own.values())
@@ -103,7 +109,8 @@ class Reconciler:
             # Last, because it also states that the copy in the metadata was made from correct counts.
             with opened.flush_connection.begin():
                 VerificationRepository(opened.flush_connection).note()
-        return FileState(opened, state, known, tuple(loss.entry_id for loss in losses), facts.pruned_through)
+        copied_losses = tuple(loss.entry_id for loss in losses)
+        return FileState(opened, state, known, copied_losses, facts.pruned_through, order)
 
     def _own_state(self, opened: OpenColumns, facts: State) -> ColumnsState:
         """Tie the file to this store, raise its watermark to `pruned_through`, and return its state."""
@@ -244,6 +251,12 @@ def read_state(opened: OpenColumns) -> ColumnsState:
         state = ColumnsStateRepository(opened.flush_connection).get()
     assert state is not None
     return state
+
+
+def read_order(opened: OpenColumns) -> Order:
+    """Read which spans of the file are sorted."""
+    with opened.flush_connection.begin():
+        return SliceRepository(opened.flush_connection).order()
 
 
 def digest_of(entries: Iterable[Entry]) -> int:

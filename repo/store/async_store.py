@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import wraps
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from repo.arguments import check_count, shown
 from repo.core.changes import Submission
@@ -24,6 +24,9 @@ from repo.store.results import PAGE_ROWS, Result
 from repo.store.series import SeriesApi
 from repo.store.store import Store
 from repo.store.transaction import Transaction
+
+if TYPE_CHECKING:
+    from repo.upkeep.compact import Compacted
 
 __all__ = ["AsyncPoints", "AsyncRecords", "AsyncResult", "AsyncSeries", "AsyncStore"]
 
@@ -300,6 +303,19 @@ class AsyncStore:
     async def flush(self) -> int:
         """Apply everything acknowledged so far to the columns; see `Store.flush`."""
         return await self._open_calls().read(self.sync.flush)
+
+    async def compact(
+        self,
+        *,
+        progress: Callable[[int, int], object] = lambda _done, _total: None,
+        until: int | None = None,
+        dry_run: bool = False,
+    ) -> Compacted:
+        """Sort the points on disk by series and time; see `Store.compact`. A cancelled call is finished by a thread."""
+        store = self.sync
+        return await self._open_calls().read(
+            lambda: store.compact(progress=progress, until=until, dry_run=dry_run)
+        )
 
     def _open_calls(self) -> AsyncCalls:
         _ = self.sync

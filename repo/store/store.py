@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
 from repo import forks
 from repo.arguments import (
+    LARGEST,
     check_choice,
     check_count,
     check_flag,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from repo.transfer.ingest import Files, Ingested
     from repo.transfer.inputs import Input
     from repo.upkeep.cleanup import Cleaned
+    from repo.upkeep.compact import Compacted
     from repo.upkeep.convert import Converted
     from repo.upkeep.shrink import Shrunk
     from repo.upkeep.usage import Size
@@ -492,6 +494,34 @@ class Store:
             everything=check_flag(everything, "everything"),
         )
         return cleanup(self._handle, scope, dry_run=check_flag(dry_run, "dry_run"))
+
+    @KeyboardInterrupts()
+    def compact(
+        self, *, progress: Progress = _unseen, until: int | None = None, dry_run: bool = False
+    ) -> Compacted:
+        """Sort the points on disk by series and time, so that queries of one series read little else.
+
+        It covers everything acknowledged before the call or, with `until`, the points up to this seq. They are sorted
+        in slices of about a million seqs, one transaction each; what is sorted already is left alone. Readers and
+        writers, in every process, get their turns between slices, after at most about a second. A kill or an error
+        leaves each slice as it was, or sorted. No point, seq or result of a query changes.
+
+        With `compact_background`, the background thread does the same for a slice once a million seqs lie after it; so
+        this method serves stores without that thread, and large loads. On SQLite there is nothing to do. `progress`
+        receives the points done and the total. `dry_run` changes nothing, but for applying the journal.
+
+        Raises `StoreFull`, before a slice is changed, if the disk may have too little room for it; `EngineMissing`,
+        `StoreBusy`, or the engine's typed error.
+        """
+        from repo.upkeep.compact import compact
+
+        self._refuse_if_read_only()
+        return compact(
+            self._handle,
+            until=None if until is None else check_count(until, "until", -LARGEST),
+            dry_run=check_flag(dry_run, "dry_run"),
+            progress=check_function(progress, "progress"),
+        )
 
     @KeyboardInterrupts()
     def shrink(self, *, dry_run: bool = False, progress: Progress = _unseen) -> Shrunk:

@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from repo.core import background, compaction
 from repo.engines.duckdb.backend import DuckDBBackend
 from repo.settings import Settings
 from repo.store.store import Store
@@ -43,6 +44,9 @@ __all__ = [
     "take_census",
 ]
 
+SLICE_ROWS = 300
+"""The points of a slice in a child."""
+
 LIFE_S = 280.0
 """A child that is not killed ends by itself after this time."""
 
@@ -61,7 +65,7 @@ class App:
     prune_at_commit: bool = False
     """The negative control: prune the journal after a flush has committed, before any CHECKPOINT."""
     rebuilds: str = ""
-    """What is done to the columns in parallel: `moves` between the engines, `shrinks`, or nothing."""
+    """What is done to the columns in parallel: `moves` between the engines, `shrinks`, `compacts`, or nothing."""
 
     def live(self, say: Callable[[str], None]) -> None:
         """Run until killed."""
@@ -94,6 +98,7 @@ class Counted:
     columns_state: list[tuple[Any, ...]] = field(default_factory=list)
     columns_ledger: list[str] = field(default_factory=list)
     columns_revision: list[Any] = field(default_factory=list)
+    slices: list[tuple[int, int, int, int]] = field(default_factory=list)
     latest_copy: list[tuple[Any, ...]] = field(default_factory=list)
     state: dict[str, Any] | None = None
     journal: list[tuple[int, int]] = field(default_factory=list)
@@ -114,6 +119,9 @@ def run_app(app: App, say: Callable[[str], None]) -> None:
         DuckDBBackend.durable_at_commit = True
     if app.place is not None:
         steps.install(app.place, app.nth, say)
+    # Slices that a child fills in a moment; they are compacted in the background as well.
+    compaction.SLICE_ROWS = SLICE_ROWS
+    background.FIRST_COMPACTION_S = 0.0
     store = Store(app.folder, Settings(**app.settings))
     say("READY")
     rng = Random(f"{app.seed}/app")
@@ -124,7 +132,7 @@ def run_app(app: App, say: Callable[[str], None]) -> None:
     threads.append(threading.Thread(target=_guard, args=(say, _flush, store, rng, say), name="flusher"))
     threads.append(threading.Thread(target=_guard, args=(say, _read, store, app, rng), name=steps.READER))
     if app.rebuilds:
-        rebuild = {"moves": _move, "shrinks": _shrink}[app.rebuilds]
+        rebuild = {"moves": _move, "shrinks": _shrink, "compacts": _compact}[app.rebuilds]
         threads.append(
             threading.Thread(target=_guard, args=(say, rebuild, store, rng, say), name="rebuilder")
         )
@@ -280,6 +288,13 @@ def _shrink(store: Store, rng: Random, say: Callable[[str], None]) -> None:
         say("SHRUNK")
 
 
+def _compact(store: Store, rng: Random, say: Callable[[str], None]) -> None:
+    while True:
+        time.sleep(rng.random() * 0.1)
+        store.compact()
+        say("COMPACTED")
+
+
 _JOURNAL = (
     "SELECT seq, count FROM journal "
     "WHERE kind <> 'void' OR seq > (SELECT pruned_through FROM store_state) ORDER BY seq"
@@ -347,6 +362,7 @@ def count_columns(counted: Counted, ask: Callable[[str], list[Any]]) -> None:
     counted.series = ask("SELECT * FROM series")
     counted.columns_state = ask("SELECT store_id, file_id, generation, watermark FROM timeseries_state")
     counted.columns_ledger = [row[0] for row in ask("SELECT entry_id FROM loss_ledger")]
+    counted.slices = ask("SELECT first_seq, last_seq, rows, sorted_through FROM slices ORDER BY first_seq")
     counted.columns_revision = ask("SELECT version_num FROM alembic_version")
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from repo import disk
+from repo.core import background, compaction
 from repo.engines.registry import ENGINES
 from repo.errors import HoldfastError, StoreFull
 from repo.files import RESERVE_FILE
@@ -170,6 +171,31 @@ def move_on_a_full_disk(folder: Path, engine: str, notes: Notes) -> None:
     store.close()
 
 
+def compact_on_a_full_disk(folder: Path, notes: Notes) -> None:
+    """Compact without enough room: refused before anything is done or, with a wrong estimate, in the middle of it."""
+    background.FIRST_COMPACTION_S = 3_600.0
+    store = open_store(folder, "duckdb")
+    while notes.acknowledged < 30:
+        notes.write(store)
+    store.checkpoint()
+    notes.while_full.append(_tried(store.compact))
+    disk.HEADROOM_BYTES = compaction._DISK_BYTES_A_ROW = compaction._DISK_COPIES_OF_TEXTS = 0
+    compaction.SLICE_ROWS = 500
+    for left_bytes in (100_000, 20_000):
+        with (folder / "rest").open("ab", buffering=0) as rest:
+            while shutil.disk_usage(folder).free > left_bytes:
+                rest.write(bytes(4096))
+        notes.while_full.append(_tried(store.compact))
+        notes.read_back(store)
+    (folder / "rest").unlink()
+    notes.write(store)
+    store.compact()
+    with store._handle.reading("test"):
+        notes.read.append(store._handle.flusher.order.is_sorted(1, store.sinks.last_seq()))
+    notes.read_back(store)
+    store.close()
+
+
 def delete_on_a_full_disk(folder: Path, engine: str, notes: Notes) -> None:
     """Fill the disk to the last byte, and delete points and records in a store that is opened after that."""
     settings = Settings(engine=engine, background=False)  # type: ignore[arg-type]
@@ -276,6 +302,8 @@ def main(act: str, folder: Path, engine: str, path: Path) -> None:
             go_on(folder, store, notes)
         case "move":
             move_on_a_full_disk(folder, engine, notes)
+        case "compact":
+            compact_on_a_full_disk(folder, notes)
         case "delete":
             delete_on_a_full_disk(folder, engine, notes)
         case "upgrade":

@@ -25,6 +25,7 @@ from random import Random
 from types import FrameType
 from typing import Any
 
+from repo.core import compaction
 from repo.engines.registry import companions_of
 from repo.schema.version import HEAD
 from repo.settings import Settings
@@ -142,6 +143,7 @@ class Program:
 
     def live(self, say: Callable[[str], None]) -> None:
         """Go through the places; print `ROUND` for each, `PROBLEM` at the first failure, and `DONE`."""
+        compaction.SLICE_ROWS = child.SLICE_ROWS
         _Running(self, say).run()
 
 
@@ -283,8 +285,11 @@ class _Running:
                 self._flush,
                 self._checkpoint,
                 self._read,
+                self._compact,
             ]
             return [*acts, self._read, *([self._reopen] if alone else [])]
+        if name.removeprefix("before ").removeprefix("after ").startswith("compact"):
+            return [self._write, self._compact]
         if "shrink" in name:
             return [self._write, self._shrink]
         if "aside" in name:
@@ -346,6 +351,9 @@ class _Running:
             )
         )
         return call, _nothing, _nothing
+
+    def _compact(self) -> _Act:
+        return self._store.compact, _nothing, _nothing
 
     def _shrink(self) -> _Act:
         return self._store.shrink, _nothing, _nothing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from tests.faults.child import Counted
@@ -48,6 +48,7 @@ def judge(counted: Counted, expected: Mapping[int, Expected], seed: str, head: s
         verdict.problems.append(f"points of sensors that nobody wrote: {sorted(strangers)}")
     _ledger(counted, verdict)
     _seqs(counted, verdict)
+    _slices(counted, verdict)
     _summaries(counted, verdict)
     _journal(counted, verdict)
     _reads(counted, stored, verdict)
@@ -131,6 +132,21 @@ def _seqs(counted: Counted, verdict: Verdict) -> None:
         verdict.problems.append("seqs are missing or not unique")
     elif seqs and not 0 < min(seqs) <= max(seqs) <= counted.watermark:
         verdict.problems.append(f"seqs reach from {min(seqs)} to {max(seqs)}, watermark {counted.watermark}")
+
+
+def _slices(counted: Counted, verdict: Verdict) -> None:
+    """Check that slices do not overlap, and that the points of a sorted one are in order in the file."""
+    for (_, last, *_), (first, *_) in pairwise(counted.slices):
+        if first <= last:
+            verdict.problems.append(f"slices overlap at seq {first}: {counted.slices[:20]}")
+    for first, last, rows, sorted_through in counted.slices:
+        if last > counted.watermark:
+            verdict.problems.append(f"a slice ends at {last}, after the watermark {counted.watermark}")
+        identities = [row[:3] for row in counted.rows if first <= row[7] <= last]
+        if len(identities) > rows or (sorted_through >= last and identities != sorted(identities)):
+            verdict.problems.append(
+                f"{len(identities)} points of the slice {first} to {last} are not in order"
+            )
 
 
 def _summaries(counted: Counted, verdict: Verdict) -> None:

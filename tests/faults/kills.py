@@ -28,7 +28,7 @@ from repo.schema.version import HEAD
 from tests.faults.child import App, Census, Counted
 from tests.faults.judge import Expected, Verdict, judge
 from tests.faults.nursery import Child, Nursery
-from tests.faults.steps import BULK, MOVES, MOVES_BESIDE, SHRINKS, STEPS, Place
+from tests.faults.steps import COMPACTIONS, DUCKDB_ALONE, MOVES, MOVES_BESIDE, SHRINKS, STEPS, Place
 from tests.faults.workload import MOST_UNDER_WAY, State, operation
 
 __all__ = ["Campaign", "Chain", "Tally", "settings_of"]
@@ -41,6 +41,7 @@ ROUNDS_A_CHAIN = 10
 MOST_CREATION_STATEMENTS = 110
 STEP_TIMEOUT_S = 300.0
 LONGEST_MOVE_S = 0.4
+_LONGEST_RACE_S = {"compact": 0.03}
 MOST_PASSED = 12
 
 Damage = Callable[[Path, Random], None]
@@ -148,7 +149,8 @@ class Campaign:
     # --- one round --------------------------------------------------------------------------------------
 
     def _chain_for(self, step: str) -> Chain:
-        rebuilds = "moves" if step in MOVES else "shrinks" if step in SHRINKS else ""
+        kinds = {"moves": MOVES, "shrinks": SHRINKS, "compacts": COMPACTIONS}
+        rebuilds = next((kind for kind, steps in kinds.items() if step in steps), "")
         if self._chain is None or step == CREATION or self._chain.rebuilds != rebuilds:
             self.close()
             number = next(self._numbers)
@@ -185,7 +187,12 @@ class Campaign:
             else:
                 _expect(child, "STEP")
             if place is not None and place.race:
-                _pause(rng, longest_s=LONGEST_MOVE_S if place.name in ("move", "shrink") else 0.001)
+                _pause(
+                    rng,
+                    longest_s=LONGEST_MOVE_S
+                    if place.name in ("move", "shrink")
+                    else _LONGEST_RACE_S.get(place.name, 0.001),
+                )
         finally:
             code = child.kill()
         self._note(chain, child, code)
@@ -220,7 +227,7 @@ class Campaign:
         """Choose the occurrence to stop at; rare places are reached only a few times a second."""
         if place is None:
             return 1
-        rare = ("move", "lease", "delete", "CHECKPOINT", "prune", "WAL checkpoint", "bulk")
+        rare = ("move", "lease", "delete", "CHECKPOINT", "prune", "WAL checkpoint", "bulk", "compact")
         is_rare = any(word in place.name for word in rare)
         return rng.randint(1, min(3, self.most_passed) if is_rare else self.most_passed)
 
@@ -327,7 +334,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     parser.add_argument("--step", action="append", choices=tuple(STEPS), help="only this step (repeatable)")
     chosen = parser.parse_args()
-    steps = [step for step in chosen.step or STEPS if step != BULK or chosen.engine == "duckdb"]
+    steps = [step for step in chosen.step or STEPS if step not in DUCKDB_ALONE or chosen.engine == "duckdb"]
     root = Path(tempfile.mkdtemp(prefix="holdfast-kills-"))
     started = time.monotonic()
     seen = 0

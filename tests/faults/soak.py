@@ -29,7 +29,7 @@ from tests.faults.interrupted import RANDOM, Beside, Program
 from tests.faults.judge import Expected, judge
 from tests.faults.kills import settings_of
 from tests.faults.nursery import Nursery
-from tests.faults.steps import BULK, MOVES, STEPS, Place
+from tests.faults.steps import DUCKDB_ALONE, MOVES, STEPS, Place
 
 __all__ = ["PLACES", "Soak", "places_of", "until_hit"]
 
@@ -56,7 +56,8 @@ class Tally:
 
 def places_of(engine: str) -> list[str]:
     """Return the names of the places that a store on this engine reaches; moves need both engines."""
-    absent = {place.name for place in STEPS[BULK]} if engine == "sqlite" else set()
+    alone = DUCKDB_ALONE if engine == "sqlite" else ()
+    absent = {place.name for step in alone for place in STEPS[step]}
     if find_spec("duckdb") is None:
         absent |= {place.name for step in MOVES for place in STEPS[step]}
     return [name for name in PLACES if name not in absent]

@@ -26,6 +26,8 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import Pool
 
 from repo import durable
+from repo.core.columns import OpenColumns
+from repo.core.compaction import Compaction, Piece
 from repo.engines.duckdb.backend import DuckDBBackend
 from repo.engines.sqlite import driver as sqlite
 from repo.engines.sqlite.backend import SQLiteBackend
@@ -37,6 +39,8 @@ from repo.upkeep import shrink as shrinking
 
 __all__ = [
     "BULK",
+    "COMPACTIONS",
+    "DUCKDB_ALONE",
     "MOVES",
     "MOVES_BESIDE",
     "READER",
@@ -107,6 +111,24 @@ STEPS: dict[str, tuple[Place, ...]] = {
         Place("shrink: vacuum", race=True),
     ),
     "at a random time of a shrink": (Place("shrink", race=True),),
+    "in a compaction": (
+        Place("before compact: copy"),
+        Place("before compact: delete"),
+        Place("after compact: delete"),
+        Place("before compact: append"),
+        Place("after compact: append"),
+        Place("after compact: slice"),
+        Place("compact committed"),
+        Place("compact: before CHECKPOINT"),
+        Place("compact: durable"),
+    ),
+    "in a statement of a compaction": (
+        Place("compact: copy", race=True),
+        Place("compact: append", race=True),
+        Place("compact COMMIT", race=True),
+        Place("compact: CHECKPOINT", race=True),
+    ),
+    "at a random time of a compaction": (Place("compact", race=True),),
     "in flush's COMMIT": (Place("flush COMMIT", race=True),),
     "between flush's COMMIT and the copy": (
         Place("flush committed"),
@@ -145,7 +167,18 @@ MOVES = ("in a promotion or demotion", MOVES_BESIDE, "at a random time of a prom
 SHRINKS = ("in a shrink", "at a random time of a shrink")
 """The files are rewritten continuously."""
 
+COMPACTIONS = ("in a compaction", "in a statement of a compaction", "at a random time of a compaction")
+"""Everything that is stored is compacted continuously."""
+
+DUCKDB_ALONE = (BULK, *COMPACTIONS)
+"""Steps that SQLite does not take."""
+
 _STATEMENTS = {
+    "compact: copy": re.compile(r"\s*CREATE TEMPORARY TABLE holdfast_sorted"),
+    "compact: names": re.compile(r"\s*CREATE TEMPORARY TABLE holdfast_names"),
+    "compact: delete": re.compile(r"\s*DELETE FROM time_series_data WHERE seq BETWEEN"),
+    "compact: append": re.compile(r"\s*INSERT INTO time_series_data\b.*list_extract", re.DOTALL),
+    "compact: slice": re.compile(r"\s*INSERT INTO slices"),
     "bulk": re.compile(r"\s*INSERT INTO (time_series_data|holdfast_incoming)\b.*OVER \(\) AS seq", re.DOTALL),
     "incoming": re.compile(r"\s*CREATE TEMPORARY TABLE"),
     "delete": re.compile(r"\s*DELETE FROM time_series_data"),
@@ -160,7 +193,12 @@ _STATEMENTS = {
     "CHECKPOINT": re.compile(r"\s*CHECKPOINT"),
     "query": re.compile(r"\s*SELECT\b.*\btime_series_data\b", re.DOTALL),
 }
-_COMMITS = {"watermark": "flush", "prune": "prune", "move: switch": "move: switch"}
+_COMMITS = {
+    "compact: slice": "compact",
+    "watermark": "flush",
+    "prune": "prune",
+    "move: switch": "move: switch",
+}
 READER = "reader"
 """The thread whose SELECTs are queries; flush reads the same table."""
 
@@ -228,6 +266,7 @@ def watch(stopper: Stopper, *, trace_sqlite: bool) -> None:
     _watch_lease(stopper)
     _watch_moves(stopper)
     _watch_shrinks(stopper)
+    _watch_compactions(stopper)
     if trace_sqlite:
         _trace_sqlite(stopper)
 
@@ -247,6 +286,9 @@ def _watch_statements(stopper: Stopper) -> None:
         stopper.reach("creation")
         if name := name_of(statement):
             stopper.reach(f"before {name}")
+            if name == "CHECKPOINT" and getattr(_here, "compacting", False):
+                stopper.reach("compact: before CHECKPOINT")
+                stopper.reach("compact: CHECKPOINT")
             stopper.reach(name)
 
     @event.listens_for(Engine, "after_cursor_execute")
@@ -255,6 +297,9 @@ def _watch_statements(stopper: Stopper) -> None:
             stopper.passed(name)
             if name in _COMMITS:
                 _here.committing = _COMMITS[name]
+            if name == "CHECKPOINT" and getattr(_here, "compacting", False):
+                stopper.passed("compact: CHECKPOINT")
+                stopper.reach("compact: durable")
             stopper.reach(f"after {name}")
 
 
@@ -443,6 +488,20 @@ def _watch_shrinks(stopper: Stopper) -> None:
     shrinking.shrink = watched_shrink
     Path.replace = watched_replace  # type: ignore[method-assign, assignment]
     sqlite.vacuum = watched_vacuum
+
+
+def _watch_compactions(stopper: Stopper) -> None:
+    original = Compaction.step
+
+    def step(self: Compaction, opened: OpenColumns, through: int, *, dry_run: bool = False) -> Piece | None:
+        stopper.reach("compact")
+        _here.compacting = True
+        piece = original(self, opened, through, dry_run=dry_run)
+        _here.compacting = False
+        stopper.passed("compact")
+        return piece
+
+    Compaction.step = step  # type: ignore[method-assign]
 
 
 def _watch_new(stopper: Stopper, engine: Any) -> None:

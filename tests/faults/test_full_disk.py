@@ -98,6 +98,16 @@ def test_the_columns_do_not_move_without_room_and_move_when_there_is(engine: str
     _nothing_is_lost(notes)
 
 
+@pytest.mark.duckdb
+def test_points_are_not_compacted_without_room_and_compacted_when_there_is(tmp_path: Path) -> None:
+    notes = _play(["compact count"], "duckdb", tmp_path)
+    assert notes.while_full[0] == "StoreFull"
+    assert set(notes.while_full) <= {"StoreFull", "ok"}
+    assert len(notes.while_full) == 3
+    assert notes.read == [True] * 4
+    _nothing_is_lost(notes)
+
+
 @pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
 def test_points_and_records_are_deleted_with_no_byte_free(engine: str, tmp_path: Path) -> None:

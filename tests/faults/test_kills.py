@@ -8,20 +8,24 @@ from typing import Any
 import pytest
 
 from tests.faults.kills import MOST_PASSED, Campaign, until_hit
-from tests.faults.steps import BULK, MOVES, SHRINKS, STEPS
+from tests.faults.steps import BULK, COMPACTIONS, DUCKDB_ALONE, MOVES, SHRINKS, STEPS
 
 LONG_HITS = 20
 LONG_HITS_SQLITE = 4
 LONG_HITS_MOVING = 50
+LONG_HITS_COMPACTING = 34
 
-STEPS_OF_SQLITE = [step for step in STEPS if step != BULK]
-AT_RANDOM = ("at a random time of a promotion or demotion", "at a random time of a shrink")
-"""The steps of a promotion, a demotion and a shrink are stopped at one by one as well."""
+STEPS_OF_SQLITE = [step for step in STEPS if step not in DUCKDB_ALONE]
+AT_RANDOM = (
+    *("at a random time of a promotion or demotion", "at a random time of a shrink"),
+    "at a random time of a compaction",
+)
+"""The steps of a promotion, a demotion, a shrink and a compaction are stopped at one by one as well."""
 
 
 def in_turn(steps: Iterable[str], first: int) -> list[Any]:
     """Mark as slow every other step, so that each is fast on one of the engines, and on both those at random."""
-    short = {BULK, *[step for step in STEPS_OF_SQLITE if step not in AT_RANDOM][first::2]}
+    short = {BULK, *COMPACTIONS[:2], *[step for step in STEPS_OF_SQLITE if step not in AT_RANDOM][first::2]}
     return [pytest.param(step, marks=[] if step in short else pytest.mark.slow) for step in steps]
 
 
@@ -62,6 +66,14 @@ def test_many_kills_at_every_step_lose_and_double_nothing_on_sqlite(sqlite_campa
 @pytest.mark.slow
 def test_a_hundred_kills_in_shrinks_lose_and_double_nothing(own_campaign: Campaign) -> None:
     for _ in until_hit(own_campaign, LONG_HITS_MOVING, SHRINKS):
+        pass
+    print(f"\n{own_campaign.table()}")
+    assert own_campaign.failures == []
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_in_compactions_lose_and_double_nothing(own_campaign: Campaign) -> None:
+    for _ in until_hit(own_campaign, LONG_HITS_COMPACTING, COMPACTIONS):
         pass
     print(f"\n{own_campaign.table()}")
     assert own_campaign.failures == []

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from repo import Settings, Store
+from repo.core import compaction
 from tests.conftest import Templates
 
 SENSORS = ("a", "b", "c*")
@@ -44,7 +45,7 @@ def matches(names: Any, name: str) -> bool:
 
 
 class Life(RuleBasedStateMachine):
-    """Writes, deletes, flushes, checkpoints, closings; a sink that polls now and then."""
+    """Writes, deletes, flushes, checkpoints, compactions, closings; a sink that polls now and then."""
 
     engine = "sqlite"
     templates: Templates
@@ -151,6 +152,14 @@ class Life(RuleBasedStateMachine):
         assert self.store is not None
         assert self.store.checkpoint() == self.next_seq - 1
         assert self.store.status().journal_rows == 0
+
+    @rule(rows=st.sampled_from([3, 8, 1000]), through=st.none() | st.integers(0, 60))
+    def compact(self, rows: int, through: int | None) -> None:
+        assert self.store is not None
+        compaction.SLICE_ROWS = rows
+        done = self.store.compact(until=through)
+        if self.engine == "duckdb":
+            assert self.store._handle.flusher.order.is_sorted(1, done.through)
 
     @rule(log=st.sampled_from(["kept", "kept", "removed", "cut", "flipped", "zeroed"]), where=st.floats(0, 1))
     def close_and_open(self, log: str, where: float) -> None:
@@ -259,6 +268,16 @@ class Life(RuleBasedStateMachine):
         }
         assert found == newest
 
+    def see_slices_in_order(self) -> None:
+        assert self.store is not None
+        with self.store._handle.reading("test") as (connection, _):
+            stored = connection.exec_driver_sql(
+                "SELECT sensor_id, metric_name, timestamp_us, seq FROM time_series_data"
+            ).all()
+            for one in self.store._handle.flusher.order.slices:
+                found = [tuple(row[:3]) for row in stored if one.first_seq <= row[3] <= one.last_seq]
+                assert found == sorted(found), one
+
     @invariant()
     def records_wait_whole(self) -> None:
         if self.store is not None:
@@ -272,6 +291,7 @@ class Life(RuleBasedStateMachine):
             self.read_range(None, (None, None))
             self.read_counts()
             self.read_after_any_point()
+            self.see_slices_in_order()
             self.deliver(100_000)
             assert {key: self.mirror[key] for key in self.model} == self.model, (
                 "the sink has every point's last value"
@@ -289,7 +309,10 @@ class Life(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(("engine", "lives"), [("duckdb", 4), ("sqlite", 5)])
-def test_any_life_of_a_store_equals_a_dict(engine: str, lives: int, templates: Templates) -> None:
+def test_any_life_of_a_store_equals_a_dict(
+    engine: str, lives: int, templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "SLICE_ROWS", 3)  # each life sets it, too
     machine = type("Life", (Life,), {"engine": engine, "templates": templates})
     run_state_machine_as_test(
         machine,

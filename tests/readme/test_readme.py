@@ -34,7 +34,7 @@ def blocks(document: Path, language: str) -> list[str]:
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FIRST, DELIVERY = blocks(ROOT / "README.md", "python")
 (INSPECT,) = blocks(ROOT / "README.md", "sh")
-COMMANDS, SQL, CARRYING, UPGRADE = blocks(DOCS / "operations.md", "sh")
+COMMANDS, SQL, CARRYING, COMPACTING, UPGRADE = blocks(DOCS / "operations.md", "sh")
 
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -240,6 +240,11 @@ def test_exported_and_deleted_data_is_in_the_other_store_after_the_import(folder
         ["2026-01-02T00:00:00Z", "613.0"],
     ]
     assert [row.split(",")[3] for row in left] == ["640.0"]
+    done = shell(COMPACTING, folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    planned, compacted = done.stdout.splitlines()
+    assert re.search("2 points in 1 slice came in sorted|SQLite keeps the points sorted", planned)
+    assert re.search("2 points in 1 slice came in sorted|SQLite keeps the points sorted", compacted)
 
 
 def test_the_first_screen_names_the_two_commands() -> None:
