@@ -38,7 +38,7 @@ MOST_SINGLE = 50
 
 _Pair = tuple[str, str]
 _Row = tuple[Any, ...]
-"""All columns of the points table; the seq is unknown, so it is None."""
+"""All columns of the points table; the seq, which no point returns, is None."""
 
 
 class _Copied(NamedTuple):

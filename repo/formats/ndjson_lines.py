@@ -9,7 +9,7 @@ The format: one JSON object per line, in UTF-8, each followed by a line end. Key
 | value | number, text or null | null: no reading; "Infinity" and "-Infinity", which cannot be states, are numbers |
 | quality | integer | 100 if absent |
 | metadata | object | absent if there is none |
-| seq | integer | the store's number for the write; absent if it has none; ignored when read |
+| seq | integer | the store's number for the write; ignored when read |
 
 A number has as many digits as are needed to restore the same 64 bits. Exports write these lines, gzipped, in the order
 of Parquet (`repo.formats.files.parquet`), as `NAME.ndjson.gz` with a checksum in `NAME.ndjson.gz.sha256`. Imports
@@ -51,9 +51,7 @@ def lines_of(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
         if metadata is not None:
             short = len(metadata) <= _CACHED_CHARS
             rest += f',"metadata":{_cached_json(metadata) if short else _json(metadata)}'
-        if seq is not None:
-            rest += f',"seq":{seq}'
-        yield f'{{{_series(sensor, metric)},"timestamp_us":{us},"value":{value}{rest}}}\n'
+        yield f'{{{_series(sensor, metric)},"timestamp_us":{us},"value":{value}{rest},"seq":{seq}}}\n'
 
 
 @lru_cache(_CACHED)

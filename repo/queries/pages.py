@@ -162,7 +162,8 @@ class TimePages:
 class SeqPages:
     """The points after a seq in order of seq, in pages of at most `rows`.
 
-    Seqs have gaps (overwritten and deleted points). After a piece without points the next one is wider.
+    Seqs have gaps (overwritten and deleted points). After a piece without points the next one is wider. Negative seqs,
+    which points of the legacy program have, may begin far after a given one, so their first one is searched.
     """
 
     def __init__(self, after: int, rows: int, through: int) -> None:
@@ -185,5 +186,7 @@ class SeqPages:
             return None
         self._after = through
         size = form.size(page)
+        if not size and through < 0:
+            self._after = max(through, point_sql.first_seq(connection) - 1)
         self._width = self._rows if size else self._width * _STEP
         return page if size else None

@@ -15,7 +15,7 @@ from repo.engines.statements import Statement, Template, compiled
 from repo.models import Point
 from repo.queries.selection import Selection
 
-__all__ = ["Query", "in_seq", "in_time", "newest"]
+__all__ = ["Query", "first_seq", "in_seq", "in_time", "newest"]
 
 Pairs = Iterable[tuple[str, str]]
 
@@ -67,6 +67,11 @@ def in_seq(connection: Connection, after: int, through: int, known: Pairs) -> Qu
         connection.dialect, sensors=sensors, metrics=metrics, after=after, through=through
     )
     return Query(statement, None, names, "seq")
+
+
+def first_seq(connection: Connection) -> int:
+    """Return the lowest seq of all points; 0 if there are none."""
+    return connection.scalar(select(func.min(_c.seq))) or 0
 
 
 @cache

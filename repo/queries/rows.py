@@ -109,4 +109,4 @@ class Row(NamedTuple):
     value_text: str | None
     quality: int | None
     metadata: str | None
-    seq: int | None
+    seq: int

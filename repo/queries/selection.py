@@ -267,7 +267,7 @@ class Summary(NamedTuple):
     last_value_text: str | None
     last_quality: int | None
     last_metadata: str | None
-    last_seq: int | None
+    last_seq: int
 
 
 def select_points(sensor_id: Names, metric_name: Names, start: Time, end: Time) -> Selection:

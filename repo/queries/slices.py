@@ -31,7 +31,7 @@ class SliceReader:
     weight: Callable[[Selection], int]
     """The number of points; if their texts are long, the number of points without text of the same size."""
     last_seq: Callable[[Selection], int | None]
-    """The largest seq of the points; None if no point has one."""
+    """The largest seq of the points; None if there are none."""
     first: Callable[[Selection], int | None]
     """The time of the first point."""
     rows: Callable[[Selection], Sequence[Any]]

@@ -209,7 +209,8 @@ class PointRepository:
         )
 
     def _last_seq(self) -> int:
-        return int(self._connection.scalar(select(func.max(Point.seq))) or 0)
+        # Points of the legacy program have negative seqs; new ones begin at 1.
+        return max(0, self._connection.scalar(select(func.max(Point.seq))) or 0)
 
     def _summaries(self) -> SummaryRepository:
         return SummaryRepository(self._connection)

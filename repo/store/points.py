@@ -312,7 +312,7 @@ class Points(PointWriter):
         """Return at most `limit` points after `seq`, in order of seq, each with its `seq`.
 
         For delivery: call it again with the last seq until the list is empty. Overwritten and deleted points leave
-        gaps.
+        gaps. Points of the legacy program have negative seqs.
         """
         seq, limit = check_count(seq, "seq", _FIRST_SEQ), check_count(limit, "limit")
         with self._handle.reading("delivery") as (connection, known):

@@ -39,12 +39,13 @@ from tests.faults.upgrading import (
     BACKING_UP,
     BEGUN,
     DONE,
+    NUMBERING,
     RESTORED,
     Rollout,
     Upgrade,
     reached,
 )
-from tests.migrations.legacy_store import Contents, add_pointers, contents, make_legacy_store
+from tests.migrations.legacy_store import Contents, add_pointers, contents, make_legacy_store, wrong_seqs
 
 __all__ = ["MOMENTS", "Fleet", "UpgradeKills"]
 
@@ -52,11 +53,14 @@ MOMENTS = (
     BEGUN,
     BACKING_UP,
     BACKED_UP,
-    *(reached("timeseries", revision) for revision in REVISIONS),
+    *(reached("timeseries", revision) for revision in REVISIONS[:2]),
+    *NUMBERING,
+    *(reached("timeseries", revision) for revision in REVISIONS[2:]),
     *(reached("metadata", revision) for revision in REVISIONS),
     RESTORED,
 )
-"""In their order; the state between one and the next has the name of the first."""
+"""In their order; the state between one and the next has the name of the first. Those of `NUMBERING` leave nothing of
+their own in the files, so the process says which one it was killed in."""
 
 ROWS = ("points", "records", "sequence")
 TIMEOUT_S = 120.0
@@ -131,8 +135,8 @@ class UpgradeKills:
         for attempt in range(2):
             if attempt and chance.random() < 0.3:
                 break
-            self._kill(copy, chance, aimed=attempt == 0 and chance.random() < 0.5)
-            if not self._judged(copy, number, counted=attempt == 0):
+            said = self._kill(copy, chance, aimed=attempt == 0 and chance.random() < 0.5)
+            if not self._judged(copy, number, said, counted=attempt == 0):
                 return
         try:
             self._complete(copy)
@@ -159,7 +163,8 @@ class UpgradeKills:
     def _start(self, copy: Path, *, opens: bool) -> Child:
         return self.nursery.start(Upgrade(copy, opens), copy.with_suffix(".request"))
 
-    def _kill(self, copy: Path, chance: Random, *, aimed: bool) -> None:
+    def _kill(self, copy: Path, chance: Random, *, aimed: bool) -> str:
+        """Kill an upgrade, and return what it said last."""
         child = self._start(copy, opens=chance.random() < 0.3)
         try:
             moment, span = BEGUN, self._longest_s[DONE]
@@ -173,6 +178,7 @@ class UpgradeKills:
         said = child.errors.read_text()
         if code not in (-9, 0) or "Traceback" in said:
             raise AssertionError(f"the upgrade of {copy} ended with {code}: {said[-2000:]}")
+        return child.lines[-1]
 
     def _wait(self, child: Child, *words: str) -> float:
         if not any(line in words for line in child.lines):
@@ -181,17 +187,19 @@ class UpgradeKills:
             assert not said.startswith("ERROR"), said
         return time.monotonic()
 
-    def _judged(self, copy: Path, number: int, *, counted: bool) -> bool:
+    def _judged(self, copy: Path, number: int, said: str, *, counted: bool) -> bool:
         """Inspect a copy of what was left, so that only the next run repairs the original."""
         looked = Path(shutil.copytree(copy, copy.with_name(f"{copy.name}-looked")))
         found = contents(looked)
         state = state_of(looked, found)
         if counted:
-            self.hits[state] += 1
+            self.hits[said if said in NUMBERING else state] += 1
         expected = self._restored if state == RESTORED else self._expected
         wrong = [name for name in ROWS if found[name] != expected[name]]
         if found["columns"] not in (None, *REVISIONS) or found["metadata"] not in (None, *REVISIONS):
             wrong.append("revision")
+        if found["columns"] == HEAD and wrong_seqs(looked):
+            wrong.append("seqs")
         if wrong:
             self._failed(number, copy, f"{', '.join(wrong)} wrong in the state {state!r}")
             return False
@@ -202,6 +210,7 @@ class UpgradeKills:
         assert all(database.after == HEAD for database in migrate_store(copy).databases)
         found = contents(copy)
         assert {name: found[name] for name in ROWS} == {name: self._restored[name] for name in ROWS}
+        assert wrong_seqs(copy) == 0
         [backup] = list_backups(StoreFiles.of(copy))
         assert [saved.revision for saved in backup.saved] == [None, None]
         assert not list((copy / "backups").glob("*.part"))

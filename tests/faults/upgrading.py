@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Engine, event
+
 from repo.errors import StoreBusy
 from repo.schema import backup, runner
 from repo.schema import upgrade as migrating
@@ -16,13 +18,33 @@ from repo.schema.upgrade import migrate_store
 from repo.settings import Settings
 from repo.store.store import Store
 
-__all__ = ["BACKED_UP", "BACKING_UP", "BEGUN", "DONE", "RESTORED", "Rollout", "Upgrade", "reached"]
+__all__ = [
+    "BACKED_UP",
+    "BACKING_UP",
+    "BEGUN",
+    "DONE",
+    "NUMBERING",
+    "RESTORED",
+    "Rollout",
+    "Upgrade",
+    "reached",
+]
 
 BEGUN = "begun"
 BACKING_UP = "in the backup"
 BACKED_UP = "backed up"
 RESTORED = "records restored"
 DONE = "done"
+
+_STATEMENTS = {
+    "numbering the points": "INSERT INTO time_series_data_0003",
+    "replacing the points": "DROP TABLE time_series_data",
+    "numbering the summaries": "INSERT INTO series_0003",
+    "committing 0003": "UPDATE alembic_version SET version_num='0003'",
+    "checkpointing 0003": "CHECKPOINT",
+}
+NUMBERING = tuple(_STATEMENTS)
+"""The steps inside revision 0003 on the columns, in their order."""
 
 
 def reached(database: str, revision: str) -> str:
@@ -70,6 +92,7 @@ class Rollout:
 
 def tell(say: Callable[[str], None]) -> None:
     """Report each state of the upgrades in this process."""
+    _tell_numbering(say)
     make, upgrade, restore = backup.make, runner.upgrade, migrating._Run._restore
 
     @functools.wraps(make)
@@ -94,3 +117,14 @@ def tell(say: Callable[[str], None]) -> None:
     backup.make = telling_make
     runner.upgrade = telling_upgrade
     migrating._Run._restore = telling_restore  # type: ignore[method-assign]
+
+
+def _tell_numbering(say: Callable[[str], None]) -> None:
+    """Report each step inside revision 0003 when its first statement begins; other revisions have some, too."""
+    left = list(_STATEMENTS.items())
+
+    def begins(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if left and " ".join(statement.split()).startswith(left[0][1]):
+            say(left.pop(0)[0])
+
+    event.listen(Engine, "before_cursor_execute", begins)

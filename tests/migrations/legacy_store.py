@@ -16,7 +16,15 @@ from repo.files import StoreFiles
 from repo.schema.version import version_of
 from repo.settings import Settings
 
-__all__ = ["Contents", "add_pointer", "add_pointers", "contents", "make_legacy_store", "original_of"]
+__all__ = [
+    "Contents",
+    "add_pointer",
+    "add_pointers",
+    "contents",
+    "make_legacy_store",
+    "original_of",
+    "wrong_seqs",
+]
 
 COLUMNS = """
 CREATE TABLE time_series_data (
@@ -154,6 +162,24 @@ def contents(folder: Path) -> Contents:
     finally:
         engine.dispose()
     return found
+
+
+def wrong_seqs(folder: Path) -> int:
+    """Count the points of an upgraded store, without newer ones, whose seq is not that of their rank in time."""
+    files = StoreFiles.of(folder)
+    columns = LEGACY.open(
+        files.duckdb, files.scratch, Settings(duckdb_memory_limit_bytes=1_000_000_000), system_clock
+    )
+    engine = columns.open()
+    try:
+        with engine.connect() as connection:
+            rank = "row_number() OVER (ORDER BY timestamp_us DESC, sensor_id DESC, metric_name DESC)"
+            query = (
+                f"SELECT count(*) FROM (SELECT seq, {rank} AS rank FROM time_series_data) WHERE seq <> -rank"
+            )
+            return int(connection.execute(text(query)).scalar_one())
+    finally:
+        columns.close(engine)
 
 
 def _contents(engine: Engine, query: str) -> Contents:

@@ -63,10 +63,10 @@ class Bounds:
         self.times: tuple[int | None, int | None] = (None, None)
         self.seqs: tuple[int | None, int | None] = (None, None)
 
-    def add(self, times: Sequence[int], seqs: Sequence[int | None]) -> None:
+    def add(self, times: Sequence[int], seqs: Sequence[int]) -> None:
         """Include those of a page."""
         self.times = _wider(self.times, times)
-        self.seqs = _wider(self.seqs, [seq for seq in seqs if seq is not None])
+        self.seqs = _wider(self.seqs, seqs)
 
 
 def _wider(bounds: tuple[int | None, int | None], more: Sequence[int]) -> tuple[int | None, int | None]:

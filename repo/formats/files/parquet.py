@@ -11,7 +11,7 @@ readers can skip by time and by series. Compressed with zstd, Parquet 2 encoding
 | value_text | string | null: no reading, or a number |
 | quality | int32 | |
 | metadata | string | a JSON object, or null |
-| seq | int64 | the store's number for the write; null if it has none |
+| seq | int64 | the store's number for the write |
 
 The file's key-value metadata has `holdfast`, a JSON object with `format` (1) and `store` (the store's id). The checksum
 of `NAME.parquet` is in `NAME.parquet.sha256`, as `sha256sum` writes it; in a bundle it is in the manifest.
