@@ -22,6 +22,7 @@ from repo.core.changes import BulkChange, PointsChange, Submission, without_othe
 from repo.core.handle import Handle
 from repo.core.kinds import is_empty_series
 from repo.core.reconcile import Known, digest_of
+from repo.core.undisturbed import undisturbed
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import (
     EngineMissing,
@@ -32,6 +33,7 @@ from repo.errors import (
     StoreBusy,
     system_error,
 )
+from repo.formats.arrays.memory import KeptStream
 from repo.formats.arrays.scan import SOURCE, Scan, scan
 from repo.formats.arrays.tables import Chunk, Lists, Table, table_of
 from repo.repositories.apply import Applied
@@ -384,6 +386,13 @@ class _Merge:
         return cls(entry.seq, digest_of([entry]), source, found, entry.first_seq, keep)
 
     def apply(self, connection: Connection, known: Known) -> Applied:
+        if not isinstance(self.source, KeptStream):
+            return self._merged(connection, known)
+        applied: list[Applied] = []
+        undisturbed(lambda: applied.append(self._merged(connection, known)))  # it calls back into Python
+        return applied[0]
+
+    def _merged(self, connection: Connection, known: Known) -> Applied:
         parts = {
             group.pair: Part(
                 group.rows, group.first_us, group.last_us, (*group.newest, self.first_seq + group.place)

@@ -1,7 +1,10 @@
 """Columns in memory as an Arrow stream, without a copy and without pyarrow. DuckDB scans it as often as needed.
 
 The layout of the structs is fixed by https://arrow.apache.org/docs/format/CDataInterface.html. The structs and the
-arrays belong to the `MemoryTable`, so it has to exist for as long as anybody reads a stream of it.
+arrays belong to the table here, so it has to exist for as long as anybody reads a stream of it.
+
+A reader calls back into Python. So read it outside of the main thread: there, a signal handler, like that of Ctrl-C,
+may be run in such a call, and its exception would be lost.
 """
 
 from __future__ import annotations
@@ -16,16 +19,18 @@ from weakref import WeakValueDictionary
 
 from repo.formats.arrays.streams import (
     STREAM,
+    CapsuleStream,
     CArray,
     CStream,
     Fill,
+    HasStream,
     LastError,
     Release,
     new_capsule,
     released,
 )
 
-__all__ = ["MemoryColumn", "MemoryTable"]
+__all__ = ["KeptStream", "MemoryColumn", "MemoryTable"]
 
 BATCH_ROWS = 61_440
 """Rows that a reader gets at a time; its threads share the work by batches."""
@@ -47,11 +52,7 @@ class MemoryColumn(NamedTuple):
 
 
 class MemoryTable:
-    """Columns of equal length. Must not change while it is read.
-
-    A reader calls back into Python. So read it outside of the main thread, or a signal handler, like that of Ctrl-C,
-    may be run in such a call, where its exception would be lost.
-    """
+    """Columns of equal length. Must not change while it is read."""
 
     def __init__(self, columns: Sequence[MemoryColumn]) -> None:
         self._columns = columns
@@ -59,13 +60,10 @@ class MemoryTable:
         self._owned: list[object] = []
         """Everything that a struct points to."""
         self._dictionaries = [None if c.texts is None else self._text_array(c.texts) for c in columns]
-        _tables[id(self)] = self
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> Any:
         """Return a new stream of all rows."""
-        progress = self._own(_Progress(id(self), 0))
-        stream = self._own(CStream(*map(_address, _FUNCTIONS), ctypes.addressof(progress)))
-        return new_capsule(ctypes.addressof(stream), STREAM, None)
+        return _stream_of(self, self._owned)
 
     def fill_schema(self, out: int) -> None:
         """Write the schema to the address of a struct."""
@@ -154,6 +152,58 @@ class MemoryTable:
         return thing
 
 
+class KeptStream:
+    """The batches of a stream, taken into memory, so that its connection is free. Its readers get them as they are."""
+
+    def __init__(self, source: HasStream) -> None:
+        self._owned: list[object] = []
+        self._arrays: list[CArray] = []
+        self._schema = _CSchema()
+        stream = CapsuleStream(source)
+        if stream.fill_schema(ctypes.addressof(self._schema)):
+            raise OSError("the columns of an Arrow stream could not be read")
+        while (array := stream.next()) is not None:
+            self._arrays.append(array)
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> Any:
+        """Return a new stream of all rows."""
+        return _stream_of(self, self._owned)
+
+    def fill_schema(self, out: int) -> None:
+        """See `MemoryTable`."""
+        ctypes.memmove(out, ctypes.addressof(self._schema), ctypes.sizeof(_CSchema))
+        _CSchema.from_address(out).release = _address(_SCHEMA_RELEASE).value
+
+    def fill_batch(self, start: int, out: int) -> int:
+        """See `MemoryTable`; the batches are counted instead of the rows."""
+        if start >= len(self._arrays):
+            ctypes.memset(out, 0, ctypes.sizeof(CArray))
+            return 0
+        ctypes.memmove(out, ctypes.addressof(self._arrays[start]), ctypes.sizeof(CArray))
+        CArray.from_address(out).release = _address(_ARRAY_RELEASE).value
+        return 1
+
+    def drop(self) -> None:
+        """Free the batches; nobody may read them any more."""
+        while self._arrays:
+            array = self._arrays.pop()
+            Release(array.release)(ctypes.addressof(array))
+        if self._schema.release:
+            Release(self._schema.release)(ctypes.addressof(self._schema))
+            self._schema.release = None
+
+    def __del__(self) -> None:
+        self.drop()
+
+
+def _stream_of(table: MemoryTable | KeptStream, owned: list[object]) -> Any:
+    _tables[id(table)] = table
+    progress = _Progress(id(table), 0)
+    stream = CStream(*map(_address, _FUNCTIONS), ctypes.addressof(progress))
+    owned += (progress, stream)
+    return new_capsule(ctypes.addressof(stream), STREAM, None)
+
+
 class _CSchema(ctypes.Structure):
     _fields_ = (
         ("format", ctypes.c_char_p),
@@ -171,7 +221,7 @@ class _CSchema(ctypes.Structure):
 class _Progress(ctypes.Structure):
     """The private data of a stream; a reader moves the stream itself to memory of its own."""
 
-    _fields_ = (("table", ctypes.c_size_t), ("row", ctypes.c_int64))
+    _fields_ = (("table", ctypes.c_size_t), ("place", ctypes.c_int64))
 
 
 def _progress(stream: int) -> _Progress:
@@ -189,7 +239,7 @@ def _next_schema(stream: int, out: int) -> int:
 def _next_batch(stream: int, out: int) -> int:
     try:
         progress = _progress(stream)
-        progress.row += _tables[progress.table].fill_batch(progress.row, out)
+        progress.place += _tables[progress.table].fill_batch(progress.place, out)
     except (MemoryError, KeyError) as error:
         return _errno(error)
     return 0
@@ -207,7 +257,7 @@ def _schema_released(address: int) -> None:
     _CSchema.from_address(address).release = None
 
 
-_tables: WeakValueDictionary[int, MemoryTable] = WeakValueDictionary()
+_tables: WeakValueDictionary[int, MemoryTable | KeptStream] = WeakValueDictionary()
 _MESSAGE = ctypes.create_string_buffer(b"a batch could not be read from memory")
 
 # These functions exist as long as the process: a reader may release what it has moved at any time.

@@ -17,6 +17,7 @@ __all__ = [
     "STREAM",
     "CArray",
     "CStream",
+    "CapsuleStream",
     "Chain",
     "Fill",
     "HasStream",
@@ -79,7 +80,7 @@ new_capsule.restype = ctypes.py_object
 new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 
 
-class _CapsuleStream:
+class CapsuleStream:
     """A stream of another library, valid as long as its capsule lives."""
 
     def __init__(self, source: HasStream) -> None:
@@ -88,9 +89,11 @@ class _CapsuleStream:
         self._stream = CStream.from_address(self._address)
 
     def fill_schema(self, out: int) -> int:
+        """Write the schema to the address of a struct; returns 0, or the number of an error."""
         return int(Fill(self._stream.get_schema)(self._address, out))
 
     def next(self) -> CArray | None:
+        """Return the next batch, which the caller has to release; None at the end."""
         array = CArray()
         if Fill(self._stream.get_next)(self._address, ctypes.addressof(array)):
             message = LastError(self._stream.get_last_error)(self._address)
@@ -137,7 +140,7 @@ def take_page(source: HasStream) -> Page:
     Raises OSError with the error message of the stream.
     """
     page = Page()
-    stream = _CapsuleStream(source)
+    stream = CapsuleStream(source)
     while (array := stream.next()) is not None:
         page.add(array)
     return page
@@ -152,7 +155,7 @@ class Chain:
     """
 
     def __init__(self, shape: HasStream, pages: Iterator[Page]) -> None:
-        self._shape = _CapsuleStream(shape)
+        self._shape = CapsuleStream(shape)
         self._pages = pages
         self._page: Page | None = None
         self.error: BaseException | None = None

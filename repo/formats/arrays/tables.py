@@ -13,6 +13,7 @@ from typing import Any
 
 from repo.errors import InvalidPoint, Refusal
 from repo.extras import missing_extra
+from repo.formats.arrays.memory import KeptStream
 from repo.formats.arrays.scan import Scan
 from repo.times import to_datetime
 
@@ -84,6 +85,8 @@ class Held:
     name: str
     scan: Scan | None = None
     """The scan of it, if nothing in it is unusual."""
+    kept: KeptStream | None = None
+    """Its rows in memory, if they are there."""
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """Return the rows as an Arrow stream."""
@@ -150,8 +153,8 @@ def _repeated(
     home: Any = None,
 ) -> Table:
     """A table in memory: `cut` gives rows from a start on, `show` the object that DuckDB scans."""
-    pieces = max(1, -(-rows // chunk_rows))
-    edges = [rows * piece // pieces for piece in range(pieces + 1)]
+    # Whole chunks first, not equal ones: they fill whole row groups of DuckDB.
+    edges = [*range(0, max(rows, 1), chunk_rows), rows]
     chunks = [Chunk(cut, start, stop - start, show, home) for start, stop in pairwise(edges)]
     return Table(_checked_names(names), chunks, repeatable=True)
 
@@ -332,13 +335,16 @@ def _of_held(pages: Iterable[Held]) -> Table:
                 part = "" if (start, count) == (0, rows) else f" LIMIT {count:d} OFFSET {start:d}"
                 return page.connection.sql(f"SELECT * FROM {page.name}{part}")
 
-            yield Chunk(cut, 0, rows, _StreamOnly, connection, page.scan)
+            def show(piece: Any, page: Held = page) -> Any:
+                return _StreamOnly(piece) if page.kept is None else page.kept
+
+            yield Chunk(cut, 0, rows, show, connection, page.scan)
 
     return Table(COLUMNS, chunks(), repeatable=False)
 
 
 def _regrouped(reader: Any, chunk_rows: int) -> Iterator[Chunk]:
-    """Join the batches of a stream into tables of about `chunk_rows`, and split larger ones."""
+    """Join and split the batches of a stream into tables of `chunk_rows`; the last one may be smaller."""
     import pyarrow as pa
 
     held: list[Any] = []
@@ -347,8 +353,10 @@ def _regrouped(reader: Any, chunk_rows: int) -> Iterator[Chunk]:
         held.append(batch)
         rows += batch.num_rows
         if rows >= chunk_rows:
-            yield from _of_arrow(pa.Table.from_batches(held), chunk_rows).chunks
-            held, rows = [], 0
+            table = pa.Table.from_batches(held)
+            whole = rows - rows % chunk_rows
+            yield from _of_arrow(table.slice(0, whole), chunk_rows).chunks
+            held, rows = table.slice(whole).to_batches(), rows - whole
     if held:
         yield from _of_arrow(pa.Table.from_batches(held), chunk_rows).chunks
 

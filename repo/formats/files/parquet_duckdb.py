@@ -21,6 +21,7 @@ from repo.durable import digest
 from repo.engines.duckdb.driver import open_sandbox, sandbox_path
 from repo.errors import InvalidFile, InvalidPoint
 from repo.fields import EXACT_INT
+from repo.formats.arrays.memory import KeptStream
 from repo.formats.arrays.scan import ScannedSeries, scan
 from repo.formats.arrays.streams import Chain, Page, take_page
 from repo.formats.arrays.tables import Held
@@ -366,7 +367,8 @@ class DuckDBReader:
 class DuckDBPage:
     """See `ReadPage`; the rows are the view `page` of a connection, on the file or on a copy in memory.
 
-    With `in_place` the file is read again for each query, which is faster than a copy, as that loses the dictionaries.
+    With `in_place` the file is read again for each query of the scan, which is faster than a copy in DuckDB, as that
+    loses the dictionaries. What is then stored is kept as Arrow, outside of DuckDB's memory.
     """
 
     def __init__(self, base: Any, select: str, *, in_place: bool) -> None:
@@ -375,8 +377,11 @@ class DuckDBPage:
         self.is_copy = False
         if not in_place:
             self._copy()
+        self._kept: KeptStream | None = None
         self._scan = scan(base, None, "FROM page")
         if self._scan is not None:
+            # Read once more here, beside the storing of the page before.
+            self._kept = KeptStream(base.sql("FROM page")) if in_place else None
             self.rows, self.nulls = self._scan.rows, 0
             self.groups = [_group(one) for one in self._scan.groups]
         else:
@@ -384,13 +389,20 @@ class DuckDBPage:
             self.groups = self._groups()
 
     def _copy(self) -> None:
+        self._forget()
         if not self.is_copy:
             self._base.execute("CREATE TEMPORARY TABLE copied AS FROM page")
             self._base.execute("CREATE OR REPLACE TEMPORARY VIEW page AS FROM copied")
             self.is_copy = True
 
+    def _forget(self) -> None:
+        if self._kept is not None:
+            self._kept.drop()
+            self._kept = None
+
     def drop(self) -> None:
         """Free the memory; the page is no longer valid."""
+        self._forget()
         if self.is_copy:
             self._base.execute("DROP VIEW page")
             self._base.execute("DROP TABLE copied")
@@ -432,7 +444,7 @@ class DuckDBPage:
 
     def table(self) -> Any:
         """See `ReadPage`."""
-        return Held(self._base, "page", self._scan)
+        return Held(self._base, "page", self._scan, self._kept)
 
     def duplicates(self) -> int:
         """See `ReadPage`."""
