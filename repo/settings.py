@@ -78,8 +78,8 @@ class Settings:
     - flush_batch_points (245_760): The largest number of points that one flush transaction holds in memory (about
       50 bytes each). Two row groups of DuckDB: a transaction that fills none is compressed several times. SQLite gets
       at most 65,536 at a time.
-    - bulk_rows (100_000): Tables of this many rows and more go straight to the columns; smaller ones are cheaper
-      through the journal.
+    - bulk_rows (122_880): Tables of this many rows and more go straight to the columns; smaller ones, which fill no
+      row group of DuckDB, are cheaper through the journal.
     - lease_timeout_s (10.0): How long a call waits for another process to hand over the columns before it raises
       `StoreBusy`.
     - lease_idle_s (1.0): How long an unused lease is kept, which saves the next call from reopening the file
@@ -108,7 +108,7 @@ class Settings:
     compact_background: bool = True
     flush_interval_s: float = 1.0
     flush_batch_points: int = 245_760
-    bulk_rows: int = 100_000
+    bulk_rows: int = 122_880
     lease_timeout_s: float = 10.0
     lease_idle_s: float = 1.0
     busy_timeout_s: float = 10.0

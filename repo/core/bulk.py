@@ -34,7 +34,7 @@ from repo.errors import (
     system_error,
 )
 from repo.formats.arrays.memory import KeptStream
-from repo.formats.arrays.scan import SOURCE, Scan, scan
+from repo.formats.arrays.scan import SOURCE, Scan, batch_of, scan
 from repo.formats.arrays.tables import Chunk, Lists, Table, table_of
 from repo.repositories.apply import Applied
 from repo.repositories.apply_table import Arriving, Part, merge
@@ -278,8 +278,7 @@ class _Load:
         refusals = [replace(one, row=(one.row or 0) + start + first_row) for one in refusals]
         if not len(batch):
             return None, refusals
-        kept = _last_of_each(batch) if self._keep else batch
-        return replace(PointsChange.of(kept, keep=self._keep), count=len(batch)), refusals
+        return self._change(batch), refusals
 
     def _is_kind(self, pair: tuple[str, str], kind: str | None) -> bool:
         """Return whether readings of this kind fit their series. A series without kind or points takes the kind."""
@@ -319,12 +318,25 @@ class _Load:
         large = found.rows >= self._handle.settings.bulk_rows or self._goes_straight
         if large and self._straight(checked.chunk, found):
             return
+        batch = self._batch(checked.chunk, found)
+        if batch is not None:
+            self._journal(self._change(batch))
+            return
         # With `keep`, the last point of an identity in the table counts, so all rows are packed together.
         rows = JOURNAL_ROWS if self._keep else PIECE_ROWS
         for start in range(0, checked.chunk.rows, rows):
             piece, _ = self._packed_piece(checked.chunk, start, rows, 0)
             if piece is not None:
                 self._journal(piece)
+
+    def _batch(self, chunk: Chunk, found: Scan) -> Batch | None:
+        if chunk.home is not None:
+            return batch_of(chunk.home, None, chunk.place, found)
+        return batch_of(self._scratch, chunk.source, None, found)
+
+    def _change(self, batch: Batch) -> PointsChange:
+        kept = _last_of_each(batch) if self._keep else batch
+        return replace(PointsChange.of(kept, keep=self._keep), count=len(batch))
 
     def _journal(self, change: PointsChange) -> None:
         self._written.append(self._handle.writer.commit(Submission((change,))))

@@ -54,7 +54,7 @@ MOST_ROWS = 65_536
 LEAST_OF_ROW_GROUP = 61_440
 """The least points in the last row group of a transaction that is cut short, if it has several."""
 
-MERGED_FROM = 2_000
+MERGED_FROM = 5_000
 """From this number on points are merged as columns, if the engine can; fewer are applied faster as rows."""
 
 

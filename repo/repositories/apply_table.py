@@ -99,7 +99,8 @@ def merge(
         raise HoldfastError(
             f"DuckDB added {added:,} of {rows - left_out:,} points; the transaction is undone"
         )
-    _release(connection)
+    if span is not None or not arriving.unique:
+        _release(connection)
     driver.unregister(arriving.name)  # nothing to undo after an error: the connection is closed then
     for pair, part in parts.items():
         applied.touched[pair] = known[pair] = _with_part(known.get(pair), part)

@@ -183,7 +183,7 @@ class Points(PointWriter):
         `refusals` lists the others. With `on_conflict="keep"`, stored points are kept; of several points of one
         identity in the table, the last one counts if they are within 200,000 rows.
 
-        Tables of `bulk_rows` and more go straight to the columns, about 200,000 rows at a time, if the columns are
+        Tables of `bulk_rows` and more go straight to the columns, 245,760 rows at a time, if the columns are
         available at once; otherwise they go through the journal, as smaller tables do. Seqs may have gaps, and a point
         that another point of the same table replaces may have none. An error or a kill leaves whole chunks of the
         table written, or none; writing it again is harmless.

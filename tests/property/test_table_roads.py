@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repo.core.bulk import _plain
-from repo.formats.arrays.scan import SOURCE, scan
+from repo.formats.arrays.scan import SOURCE, batch_of, scan
 from repo.formats.arrays.tables import table_of
 from repo.queries.rows import rows_of
 from repo.values import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, check_columns
@@ -101,6 +101,9 @@ def test_a_scanned_table_gives_what_its_rows_give(scratch: Any, table: pa.Table)
     scanned = scratch.execute(found.select).fetchall()
     rows = [row[:7] for row in rows_of(batch, range(len(batch)))]
     assert list(map(bits, scanned)) == list(map(bits, rows))
+    packed = batch_of(scratch, chunk.source, None, found)
+    if packed is not None:
+        assert [bits(row[:7]) for row in rows_of(packed, range(len(packed)))] == list(map(bits, rows))
     assert {group.pair: group.kind for group in found.groups} == dict(
         zip(batch.series, batch.kinds, strict=True)
     )

@@ -30,7 +30,7 @@ from repo.formats.arrays.streams import (
     released,
 )
 
-__all__ = ["KeptStream", "MemoryColumn", "MemoryTable"]
+__all__ = ["KeptStream", "MemoryColumn", "MemoryTable", "arrays_of"]
 
 BATCH_ROWS = 61_440
 """Rows that a reader gets at a time; its threads share the work by batches."""
@@ -157,13 +157,14 @@ class KeptStream:
 
     def __init__(self, source: HasStream) -> None:
         self._owned: list[object] = []
-        self._arrays: list[CArray] = []
+        self.batches: list[CArray] = []
+        """Owned by this object."""
         self._schema = _CSchema()
         stream = CapsuleStream(source)
         if stream.fill_schema(ctypes.addressof(self._schema)):
             raise OSError("the columns of an Arrow stream could not be read")
         while (array := stream.next()) is not None:
-            self._arrays.append(array)
+            self.batches.append(array)
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> Any:
         """Return a new stream of all rows."""
@@ -176,17 +177,17 @@ class KeptStream:
 
     def fill_batch(self, start: int, out: int) -> int:
         """See `MemoryTable`; the batches are counted instead of the rows."""
-        if start >= len(self._arrays):
+        if start >= len(self.batches):
             ctypes.memset(out, 0, ctypes.sizeof(CArray))
             return 0
-        ctypes.memmove(out, ctypes.addressof(self._arrays[start]), ctypes.sizeof(CArray))
+        ctypes.memmove(out, ctypes.addressof(self.batches[start]), ctypes.sizeof(CArray))
         CArray.from_address(out).release = _address(_ARRAY_RELEASE).value
         return 1
 
     def drop(self) -> None:
         """Free the batches; nobody may read them any more."""
-        while self._arrays:
-            array = self._arrays.pop()
+        while self.batches:
+            array = self.batches.pop()
             Release(array.release)(ctypes.addressof(array))
         if self._schema.release:
             Release(self._schema.release)(ctypes.addressof(self._schema))
@@ -194,6 +195,24 @@ class KeptStream:
 
     def __del__(self) -> None:
         self.drop()
+
+
+def arrays_of(source: HasStream, typecodes: str) -> list[array[Any]]:
+    """Read a stream of numbers without nulls into arrays, one for each column."""
+    kept = KeptStream(source)
+    arrays: list[array[Any]] = [array(typecode) for typecode in typecodes]
+    for batch in kept.batches:
+        for column, child in zip(arrays, _children(batch), strict=True):
+            buffers = (ctypes.c_void_p * child.n_buffers).from_address(child.buffers)
+            start = (buffers[1] or 0) + (batch.offset + child.offset) * column.itemsize
+            column.frombytes((ctypes.c_char * (batch.length * column.itemsize)).from_address(start))
+    kept.drop()
+    return arrays
+
+
+def _children(batch: CArray) -> list[CArray]:
+    addresses = (ctypes.c_void_p * batch.n_children).from_address(batch.children)
+    return [CArray.from_address(address or 0) for address in addresses]
 
 
 def _stream_of(table: MemoryTable | KeptStream, owned: list[object]) -> Any:

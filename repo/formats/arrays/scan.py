@@ -7,14 +7,18 @@ rows then go through `values`, which alone decides and words a refusal.
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from repo.engines.interrupts import is_interrupt
 from repo.errors import InvalidPoint, Refusal
 from repo.fields import DEFAULT_QUALITY, EXACT_INT, QUALITY_RANGE, metadata_json, name_of, text_of
+from repo.formats.arrays.memory import arrays_of
 from repo.times import EXACT_FLOAT_S, MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
+from repo.values import KIND_TEXT, Batch
 
-__all__ = ["SOURCE", "Scan", "ScannedSeries", "scan"]
+__all__ = ["SOURCE", "Scan", "ScannedSeries", "batch_of", "scan"]
 
 SOURCE = "holdfast_table"
 """The name under which a chunk is registered with DuckDB; `Scan.select` reads from it."""
@@ -43,6 +47,68 @@ class Scan(NamedTuple):
     groups: list[ScannedSeries]
     unique: bool
     """Whether all identities are distinct."""
+
+
+_MOST_NAMES = 1_000
+"""The most sensors and metrics that `batch_of` numbers."""
+
+
+def batch_of(connection: Any, source: Any, place: str | None, found: Scan) -> Batch | None:
+    """Return a scanned chunk as a batch; None if it has texts, metadata or very many names, or cannot be read again.
+
+    `connection` is the one that scanned it, and `place` is given if it was.
+    """
+    sensors, metrics = ({group.pair[part]: None for group in found.groups} for part in (0, 1))
+    if (
+        not found.rows
+        or len(sensors) * len(metrics) > _MOST_NAMES
+        or any(group.kind == KIND_TEXT for group in found.groups)
+    ):
+        return None
+    import duckdb
+
+    try:
+        if place is not None:
+            return _batch(connection, found, list(sensors), list(metrics))
+        connection.register(SOURCE, source)
+        batch = _batch(connection, found, list(sensors), list(metrics))
+        connection.unregister(SOURCE)
+    except (duckdb.Error, OSError) as error:  # too little memory, mostly; read row by row, it needs less
+        if is_interrupt(error):
+            raise KeyboardInterrupt from error
+        return None
+    return batch
+
+
+def _batch(connection: Any, found: Scan, sensors: list[str], metrics: list[str]) -> Batch | None:
+    [(metadata,)] = connection.execute(f"SELECT count(metadata) FROM ({found.select})").fetchall()
+    if metadata:
+        return None
+    # The position in an ENUM is the cheapest way from a text to a number.
+    codes, times, values, qualities = arrays_of(
+        connection.sql(
+            f"SELECT (enum_code(sensor_id::{_enum(sensors)})::UINTEGER * {len(metrics)} + "
+            f"enum_code(metric_name::{_enum(metrics)}))::UINTEGER, timestamp_us, coalesce(value, 'nan'), quality "
+            f"FROM ({found.select})"
+        ),
+        "Iqdi",
+    )
+    if len(codes) != found.rows:
+        return None
+    kinds = {group.pair: group.kind for group in found.groups}
+    every = [(sensor, metric) for sensor in sensors for metric in metrics]
+    series = [pair for pair in every if pair in kinds]
+    if len(series) < len(every):
+        numbers = {pair: number for number, pair in enumerate(series)}
+        codes = array("I", map([numbers.get(pair, 0) for pair in every].__getitem__, codes))
+    one = qualities.count(qualities[0]) == len(qualities)
+    grades = qualities[0] if one else qualities
+    return Batch(series, [kinds[pair] for pair in series], codes, times, values, {}, grades, {})
+
+
+def _enum(names: list[str]) -> str:
+    listed = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
+    return f"ENUM({listed})"
 
 
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "UTINYINT", "USMALLINT", "UINTEGER")

@@ -373,11 +373,11 @@ class DuckDBPage:
 
     def __init__(self, base: Any, select: str, *, in_place: bool) -> None:
         self._base = base
+        self._kept: KeptStream | None = None
         base.execute(f"CREATE OR REPLACE TEMPORARY VIEW page AS {select}")
         self.is_copy = False
         if not in_place:
             self._copy()
-        self._kept: KeptStream | None = None
         self._scan = scan(base, None, "FROM page")
         if self._scan is not None:
             # Read once more here, beside the storing of the page before.
