@@ -10,7 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import ColumnElement, Connection, Engine, FromClause, Select
+from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, FromClause, Select
 from sqlalchemy.exc import DBAPIError
 
 from repo.engines.statements import Statement
@@ -23,14 +23,16 @@ __all__ = [
     "Backend",
     "BesideTable",
     "Params",
+    "Query",
     "Row",
     "Shape",
     "Traits",
+    "begun",
+    "columns_in",
     "columns_of",
     "dicts_of",
     "lists_of_query",
     "lists_of_rows",
-    "only_reads",
     "rows_of_query",
     "typed_errors",
 ]
@@ -44,15 +46,13 @@ READ: dict[str, Any] = {"only_reads": True}
 on DuckDB it has no transactions, so use it only while nothing else writes to the file."""
 
 
-def only_reads(connection: Connection) -> bool:
-    """Return whether the connection has the execution options `READ`."""
-    return bool(connection.get_execution_options().get("only_reads"))
-
-
 STORED = "stored"
 """The name of the attached file in `Backend.open_overlay`."""
 
 Row = Sequence[Any]
+
+Query = Statement | Select[Any]
+"""A query, compiled or not."""
 
 
 class Backend(Protocol):
@@ -186,10 +186,10 @@ class Traits:
     replace_series: Callable[[Connection, FromClause, Sequence[Row]], None]
     """Insert rows into a table that has one row per series; each replaces the row of its series."""
 
-    rows: Callable[[Connection, Statement, int], list[Row]]
+    rows: Callable[[Connection, Query, int], list[Row]]
     """Run a query and return at most the given number of rows, as the driver's plain tuples; -1 for all."""
 
-    lists: Callable[[Connection, Statement, Shape], list[Sequence[Any]] | None]
+    lists: Callable[[Connection, Query, Shape], list[Sequence[Any]] | None]
     """Run a query and return its columns as Python values; None if it has too many rows."""
 
     arrow: Callable[[Connection, Statement], Any] | None
@@ -257,31 +257,41 @@ class Traits:
     deletes rows of a table after it appended to it."""
 
 
-def rows_of_query(connection: Connection, query: Statement | Select[Any], most: int) -> list[Row]:
-    """Run a query, compiled or not, and return at most `most` rows; see `Traits.rows`."""
-    # Without LIMIT, which makes DuckDB scan with one thread, and without SQLAlchemy's rows, which double the time.
+def begun(connection: Connection, query: Query) -> CursorResult[Any]:
+    """Run a query, and return the result, whose `cursor` is the driver's. SQLAlchemy's own rows double the time."""
     if isinstance(query, Statement):
-        result = connection.exec_driver_sql(query.sql, query.parameters)
-    else:
-        result = connection.execute(query)
+        return connection.exec_driver_sql(query.sql, query.parameters)
+    return connection.execute(query)
+
+
+def columns_in(query: Query) -> Sequence[str]:
+    """Return the names of a query's columns."""
+    return query.columns if isinstance(query, Statement) else query.selected_columns.keys()
+
+
+def rows_of_query(connection: Connection, query: Query, most: int) -> list[Row]:
+    """Run a query and return at most `most` rows; see `Traits.rows`."""
+    result = begun(connection, query)
     cursor: Any = result.cursor
+    # Without LIMIT, which makes DuckDB scan with one thread.
     rows: list[Row] = cursor.fetchall() if most < 0 else cursor.fetchmany(most)
     result.close()
     return rows
 
 
-def lists_of_query(connection: Connection, query: Statement, shape: Shape) -> list[Sequence[Any]] | None:
+def lists_of_query(connection: Connection, query: Query, shape: Shape) -> list[Sequence[Any]] | None:
     """Run a query and return its columns, from the driver's rows; see `Traits.lists`."""
     return lists_of_rows(rows_of_query(connection, query, shape.most + (shape.most >= 0)), query, shape)
 
 
-def lists_of_rows(rows: list[Row], query: Statement, shape: Shape) -> list[Sequence[Any]] | None:
+def lists_of_rows(rows: list[Row], query: Query, shape: Shape) -> list[Sequence[Any]] | None:
     """Return the rows of a query column by column; see `Traits.lists`."""
     if 0 <= shape.most < len(rows):
         return None
+    names = columns_in(query)
     if shape.sorted_by is not None:
-        rows.sort(key=itemgetter(query.columns.index(shape.sorted_by)))
-    return columns_of(rows, len(query.columns))
+        rows.sort(key=itemgetter(names.index(shape.sorted_by)))
+    return columns_of(rows, len(names))
 
 
 def columns_of(rows: Sequence[Row], count: int) -> list[Sequence[Any]]:

@@ -28,7 +28,6 @@ from repo.arguments import shown
 from repo.engines.base import Shape
 from repo.engines.registry import traits_of
 from repo.engines.sqlite.functions import between
-from repo.engines.statements import compiled
 from repo.errors import InvalidQuery
 from repo.models import Point
 from repo.queries.buckets import AggregateColumns, Buckets
@@ -123,7 +122,7 @@ class _AggregateQuery:
         apart = bool(self._fractions) and limit is not None and most_readings > limit
         terms = self._terms(apart=apart)
         wide = len(self._keys)
-        statement = compiled(self._statement(terms), self._connection.dialect)
+        statement = self._statement(terms)
         table: list[Any] = self._traits.lists(self._connection, statement, Shape(self._expected)) or []
         if not self._keys and not table[0][0]:
             table = [()] * len(terms)  # without GROUP BY, no points still give one row

@@ -217,7 +217,7 @@ class Points(PointWriter):
             lambda rows: TimePages(selection, rows, newest_first=newest_first),
             selection.exact,
             limit=None if limit is None else check_count(limit, "limit"),
-            shown=str(selection),
+            shown=selection,
         )
 
     def latest(self, sensor_id: Names, metric_name: Names = None, limit: int = 1) -> list[PointDict]:

@@ -59,7 +59,7 @@ class Result:
         *,
         with_seq: bool = False,
         limit: int | None = None,
-        shown: str = "",
+        shown: object = "",
     ) -> None:
         self._reading = reading
         self._begin = begin

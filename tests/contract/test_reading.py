@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,46 @@ def test_a_point_comes_back_as_it_was_written(store: Store) -> None:
             "metadata": {"a": "æ", "b": [1, None]},
         }
     ]
+
+
+def test_answers_are_the_same_with_and_without_numpy(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numpy")
+    store.points.insert_many(
+        [
+            (s, "p", T0 + t, None if t % 3 == 0 else t / 7, t % 5, {"t": t} if t == 4 else None)
+            for s in "ab"
+            for t in range(9)
+        ]
+        + [("c", "state", T0 + t, f"S{t % 2}") for t in range(4)]
+    )
+    store.checkpoint()
+    store.points.insert_many(
+        [("a", "p", T0 - 5, 1.5), ("a", "p", T0 + 4.5, 2), ("b", "p", T0 + 1, float("inf"))]
+    )
+
+    def answers() -> str:
+        points = store.points
+        ranges = (
+            points.range("a", "p"),
+            points.range("c", "state"),
+            points.range(None, None),
+            points.since(0),
+        )
+        found: list[Any] = [
+            [result.all(), list(result), *result.tuples(), *result.pages(4)] for result in ranges
+        ]
+        found.append(points.range("a", "p", newest_first=True, limit=3).all())
+        found.append(points.range("nothing", "here").all() + list(points.range("nothing", "here").tuples()))
+        found.append(
+            points.aggregate(None, None, agg=["count", "min", "last", "p50"], every="2s", tz="+05:30")
+        )
+        return repr(found)
+
+    with_numpy = answers()
+    assert "numpy" in sys.modules
+    monkeypatch.setitem(sys.modules, "numpy", None)  # its import fails now
+    assert answers() == with_numpy
+    assert "np." not in with_numpy
 
 
 AT_THE_EDGE = (

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from repo import durable, forks
-from repo.engines.base import STORED, only_reads
+from repo.engines.base import STORED
 from repo.engines.duckdb.connections import InstanceConnection
 from repo.engines.duckdb.dialect import Dialect, guarded
 from repo.engines.duckdb.record import DUCKDB
@@ -154,7 +154,7 @@ def _engine_on(path: Path, connected: Callable[[], Any], *statements: str) -> En
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         driver: Any = connection.connection.driver_connection
-        driver.only_reads = only_reads(connection)
+        driver.only_reads = connection.get_execution_options().get("only_reads", False)
 
     return engine
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, FromClause, func
 
-from repo.engines.base import Row, Shape, Traits, lists_of_rows, rows_of_query
+from repo.engines.base import Query, Row, Shape, Traits, begun, columns_in, lists_of_rows, rows_of_query
 from repo.engines.duckdb import driver
 from repo.engines.duckdb.backend import checkpoint_file
 from repo.engines.statements import Statement
@@ -49,10 +49,10 @@ def _arrays(connection: Connection, query: Statement) -> dict[str, Any]:
     return arrays
 
 
-def _lists(connection: Connection, query: Statement, shape: Shape) -> list[Sequence[Any]] | None:
+def _lists(connection: Connection, query: Query, shape: Shape) -> list[Sequence[Any]] | None:
     """Return columns through NumPy, which takes half the time; see `Traits.lists`."""
     numpy = numpy_for(shape.expected)
-    result = connection.exec_driver_sql(query.sql, query.parameters)
+    result = begun(connection, query)
     cursor: Any = result.cursor
     has_lists = any(str(kind).endswith("[]") for _, kind, *_ in cursor.description)  # would come as arrays
     if numpy is None or has_lists:
@@ -61,7 +61,7 @@ def _lists(connection: Connection, query: Statement, shape: Shape) -> list[Seque
         return lists_of_rows(rows, query, shape)
     arrays = cursor.fetchnumpy()
     result.close()
-    columns = [arrays[name] for name in query.columns]
+    columns = [arrays[name] for name in columns_in(query)]
     if 0 <= shape.most < len(columns[0]):
         return None
     if shape.sorted_by is not None:

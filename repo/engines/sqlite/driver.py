@@ -17,7 +17,7 @@ from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine,
 from sqlalchemy.exc import DBAPIError
 
 from repo import durable, forks, ownership
-from repo.engines.base import STORED, only_reads
+from repo.engines.base import STORED
 from repo.engines.sqlite.pool import IdlePool
 from repo.engines.sqlite.record import LOG, SHARED_MEMORY, SQLITE
 from repo.engines.statements import COMPILED
@@ -172,8 +172,9 @@ def open_engine(
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        if not connection.get_execution_options().get("bare_transactions"):
-            connection.exec_driver_sql(f"BEGIN {'DEFERRED' if only_reads(connection) else 'IMMEDIATE'}")
+        options = connection.get_execution_options()
+        if not options.get("bare_transactions"):
+            connection.exec_driver_sql("BEGIN DEFERRED" if options.get("only_reads") else "BEGIN IMMEDIATE")
 
     return engine
 
