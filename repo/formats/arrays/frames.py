@@ -218,6 +218,8 @@ class NumpyPages:
         if not pages:
             nothing: Arrays = {name: [] for name in (*self._names, "timestamp_us")}
             pages = [self._page(nothing, Query(Statement("", (), ()), None, None, None))]
+        if len(pages) == 1:
+            return pages[0]
         return {
             name: (np.ma if name == "quality" else np).concatenate([page[name] for page in pages])
             for name in self._names
@@ -251,9 +253,10 @@ class NumpyPages:
 
     def _filled(self, found: Any, kind: Any, missing: Any) -> Any:
         np = self._np
-        array = np.array(found, kind)
-        if isinstance(found, np.ma.MaskedArray):
-            array[np.ma.getmaskarray(found)] = missing
+        if not isinstance(found, np.ma.MaskedArray):
+            return np.array(found, kind)
+        array = np.array(found.data, kind)
+        array[np.ma.getmaskarray(found)] = missing
         return array
 
     def _masked(self, found: Any) -> Any:
