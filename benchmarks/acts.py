@@ -62,10 +62,6 @@ def _last_day(store: Store) -> tuple[str, str, float, float]:
     return row["sensor_id"], row["metric_name"], end_s - 86_400, end_s
 
 
-def _compact(store: Any, _file: str, _points: int) -> None:
-    store.compact()
-
-
 ACTS: dict[str, Act] = {
     "nothing": lambda store, _file, _points: store.status(),
     "insert tuples": _insert,
@@ -84,7 +80,7 @@ ACTS: dict[str, Act] = {
     ),
     "export Parquet": lambda store, file, _points: store.export_parquet(file),
     "import Parquet": lambda store, file, _points: store.import_parquet(file),
-    "compact": _compact,
+    "compact": lambda store, _file, _points: store.compact(),
 }
 """The jobs, in an order in which each finds what it needs."""
 

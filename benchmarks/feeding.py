@@ -1,7 +1,7 @@
 """A process that inserts tuples into one side until all are in its table, and prints the rate of each piece as JSON.
 
 It is a separate process so that a store without NumPy can be measured, too. Making the tuples is not timed, and nothing
-waits to be applied at the end of a piece.
+waits to be applied at the end of a piece. Compaction is measured by itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
 
     from benchmarks.data import Readings, Source
     from benchmarks.peers.sqlite_tuned import TunedSQLite
-    from repo import Store
+    from repo import Settings, Store
 
     source = Source(options.shape, options.seed)
     rates: list[float] = []
@@ -48,7 +48,9 @@ def main() -> None:
             open_.callback(sqlite.close)
             insert, finish, form, count = sqlite.insert_many, int, Readings.keyed_tuples, sqlite.count
         else:
-            store = open_.enter_context(Store(options.folder / options.side))
+            store = open_.enter_context(
+                Store(options.folder / options.side, Settings(compact_background=False))
+            )
             insert, finish, form = store.points.insert_many, store.flush, Readings.named_tuples
 
             def count() -> int:

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.data import START_US, Readings, Shape, Source
 from benchmarks.measure import Plan
@@ -15,7 +14,7 @@ from benchmarks.peers.arrow import arrow_of
 from benchmarks.peers.base import Database
 from repo import Settings, Store
 
-__all__ = ["SPAN_S", "Standing", "compact", "standing", "total_bytes"]
+__all__ = ["SPAN_S", "Standing", "standing", "total_bytes"]
 
 SPAN_S = 100_000
 """The time span of the readings: a little more than a day, for any number of points; 10 million are 1 Hz."""
@@ -65,7 +64,7 @@ class Standing:
                     store.points.insert_table(arrow_of(piece))
                 store.checkpoint()
                 if compacted:
-                    compact(store)
+                    store.compact()
 
         return self.built("holdfast-compacted" if compacted else "holdfast", build)
 
@@ -105,12 +104,6 @@ def standing(plan: Plan, points: int | None = None, shape: Shape | None = None) 
 def total_bytes(folder: Path) -> int:
     """Return the bytes of all files in a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def compact(store: Any) -> None:
-    """Sort everything that is in the columns."""
-    if hasattr(store, "compact"):
-        store.compact()
 
 
 def _source(shape: Shape, seed: int, points: int) -> Source:

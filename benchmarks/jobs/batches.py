@@ -16,7 +16,6 @@ from benchmarks.data import Readings, Source
 from benchmarks.measure import Contest, Figure, Plan, Samples, Side, ratio, timed
 from benchmarks.peers.sqlalchemy_core import SQLAlchemyCore
 from benchmarks.peers.sqlite_tuned import TunedSQLite
-from benchmarks.standing import compact
 from repo import Settings, Store
 
 __all__ = ["dicts", "tuples"]
@@ -106,7 +105,7 @@ def _batches(
         def until_applied() -> None:
             store.flush()
             applied.append(points / (time.perf_counter() - began_s))
-            compact(store)
+            store.compact()
 
         def side(name: str, form: Callable[[Readings], _Rows], insert: Callable[[_Rows], object]) -> Side:
             return Side(name, lambda: run(form, insert))

@@ -34,9 +34,6 @@ _DAY = 100 * 86_400
 
 def compaction(plan: Plan) -> Iterator[Contest | Figure]:
     """Measure compaction of a million points that came in order of arrival."""
-    if not hasattr(Store, "compact"):
-        yield from (Figure(key, [], skipped="this version has no compact()") for key in KEYS)
-        return
     yield from _a_million(plan)
     yield from _beside(plan)
     yield _bytes(plan, "bytes-tick", "tick")
@@ -51,7 +48,7 @@ def _a_million(plan: Plan) -> Iterator[Figure]:
             store.points.insert_table(arrow_of(source.take(_ROWS)))
             store.checkpoint()
             before_bytes, started = _written_bytes(), time.perf_counter()
-            _compact(store)
+            store.compact()
             seconds.append(time.perf_counter() - started)
             per_point.append((_written_bytes() - before_bytes) / _ROWS)
             written.append(per_point[-1] * _ROWS / _columns_bytes(folder / "store"))
@@ -73,7 +70,7 @@ def _beside(plan: Plan) -> Iterator[Figure]:
             for _ in range(3):
                 store.points.insert_table(arrow_of(source.take(_ROWS)))
             store.checkpoint()
-            thread = threading.Thread(target=_compact, args=(store,))
+            thread = threading.Thread(target=store.compact)
             started = time.perf_counter()
             thread.start()
             latencies_ms["beside"] += _inserted(store, seconds, thread.is_alive)
@@ -122,10 +119,6 @@ def _bytes(plan: Plan, key: str, shape: Shape) -> Figure:
 def _quiet() -> Settings:
     """Return settings under which nothing compacts by itself."""
     return Settings(background=False)
-
-
-def _compact(store: Any) -> None:
-    store.compact()
 
 
 def _written_bytes() -> int:

@@ -19,7 +19,6 @@ from typing import Any
 
 from benchmarks.data import START_US
 from benchmarks.measure import Contest, Figure, Plan, Samples
-from benchmarks.standing import compact
 from repo import Settings, Store
 
 __all__ = ["KEYS", "growth"]
@@ -136,14 +135,13 @@ def _costs(plan: Plan, stream: _Stream, points: int) -> dict[str, float]:
             while stream.done < points:
                 store.points.insert_table(stream.take(min(_CHUNK, points - stream.done)))
             store.checkpoint()
-            compact(store)
+            store.compact()
             costs = _asked(store, stream, draw) | _fed(store, stream)
         costs |= _opened(folder / "store", stream)
         with Store(folder / "store", _ALONE) as store:
-            if hasattr(store, "compact"):
-                store.points.insert_table(stream.take(_COMPACTED))
-                store.checkpoint()
-                costs["compact 1 M new points"] = _ms(lambda: compact(store))
+            store.points.insert_table(stream.take(_COMPACTED))
+            store.checkpoint()
+            costs["compact 1 M new points"] = _ms(store.compact)
     return costs
 
 

@@ -12,7 +12,6 @@ from benchmarks.acts import ACTS
 from benchmarks.jobs.carrying import MEMORY_LIMIT_BYTES
 from benchmarks.measure import Contest, Figure, Plan, Samples
 from benchmarks.standing import standing
-from repo import Store
 
 __all__ = ["KEYS", "memory"]
 
@@ -31,8 +30,6 @@ def memory(plan: Plan) -> Iterator[Contest | Figure]:
         file = folder / "points.parquet"
         mib = {}
         for name in ACTS:
-            if name == "compact" and not hasattr(Store, "compact"):
-                continue
             # An import would find the same points in the store that they were exported from.
             where = folder / ("empty" if name == "import Parquet" else "store")
             arguments = [name, where, file, plan.carried_points, MEMORY_LIMIT_BYTES]

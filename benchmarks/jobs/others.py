@@ -18,7 +18,7 @@ from benchmarks.peers.persist_queue import PersistQueue
 from benchmarks.peers.postgresql import PostgreSQL
 from benchmarks.peers.tinyflux_file import TinyFluxFile
 from benchmarks.peers.victoria_metrics import VictoriaMetrics
-from benchmarks.standing import compact, standing, total_bytes
+from benchmarks.standing import standing, total_bytes
 from repo import Store
 
 __all__ = ["KEYS", "QUEUE_KEYS", "others", "queues"]
@@ -60,7 +60,7 @@ def others(plan: Plan) -> Iterator[Contest | Figure]:
         for piece in held.readings():
             store.points.insert_table(arrow_of(piece))
         store.checkpoint()
-        compact(store)
+        store.compact()
         ours = total_bytes(folder / "store")
         for peer in peers:
             theirs = peer.size_bytes()

@@ -17,7 +17,6 @@ from benchmarks.measure import Contest, Figure, Plan, Samples, Side, ratio, time
 from benchmarks.peers.arrow import arrow_of
 from benchmarks.peers.duckdb_insert import DuckDBInsert
 from benchmarks.peers.sqlite_tuned import TunedSQLite
-from benchmarks.standing import compact
 from repo import Settings, Store
 
 __all__ = ["KEYS", "tables"]
@@ -87,7 +86,7 @@ def _tables(plan: Plan, key: str, size: int) -> Iterator[Contest | Figure]:
         yield Contest(
             (f"{key}-sqlite", f"{key}-duckdb"),
             [
-                Side(name, lambda one=one: timed(lambda: applied(one), points), lambda one=one: compact(one))  # type: ignore[misc]
+                Side(name, lambda one=one: timed(lambda: applied(one), points), one.compact)  # type: ignore[misc]
                 for name, one in stores.items()
             ],
             [
