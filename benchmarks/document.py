@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.measure import Figure, Samples
 from benchmarks.pictures import bars, curves
-from benchmarks.report import Target, load_targets
+from benchmarks.report import LOAD, Target, load_targets
 
 __all__ = ["PAGES", "RESULTS", "pages", "pictures", "write"]
 
@@ -24,6 +24,11 @@ RESULTS = _ROOT / "docs" / "benchmarks" / "results.json"
 PAGES = (_ROOT / "docs" / "benchmarks.md", _ROOT / "README.md")
 
 _BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+_BUSY = 2.0
+_WARNING = (
+    "**{} of {} runs started on a busy machine.** All sides of a comparison bore that load alternately, but the times "
+    "are too long, and what waits for syncs varies most. Measure again on an idle machine before you quote a figure."
+)
 _MAIN = ("", "regular")
 """The shapes of data whose figures are in the main tables."""
 
@@ -273,7 +278,9 @@ def _conditions(results: _Results) -> str:
         for name, text in run["conditions"].items():
             if text not in texts.setdefault(name, []):
                 texts[name].append(text)
-    return "\n".join(f"- {name}: {_joined(found)}" for name, found in texts.items())
+    listed = "\n".join(f"- {name}: {_joined(found)}" for name, found in texts.items())
+    busy = [run for run in results.runs if float(run["conditions"][LOAD]) > _BUSY]
+    return f"{_WARNING.format(len(busy), len(results.runs))}\n\n{listed}" if busy else listed
 
 
 def _joined(texts: Sequence[str]) -> str:

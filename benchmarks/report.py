@@ -29,7 +29,16 @@ from benchmarks.peers.tinyflux_file import TinyFluxFile
 from benchmarks.peers.victoria_metrics import VictoriaMetrics
 from repo import Settings
 
-__all__ = ["Target", "load_targets", "new_file", "print_conditions", "print_figure", "print_table", "save"]
+__all__ = [
+    "LOAD",
+    "Target",
+    "load_targets",
+    "new_file",
+    "print_conditions",
+    "print_figure",
+    "print_table",
+    "save",
+]
 
 FOLDER = Path(__file__).parent
 PEERS: tuple[Any, ...] = (
@@ -45,6 +54,9 @@ PEERS: tuple[Any, ...] = (
     PersistQueue,
 )
 """The peers that have settings to print."""
+
+LOAD = "load of the machine at the start"
+"""The condition that shows whether something else was running."""
 
 _BAR = 30
 _AT_LEAST = ("x", "% saved")
@@ -115,7 +127,7 @@ def print_conditions(plans: Sequence[Plan]) -> dict[str, Any]:
     conditions: dict[str, Any] = {
         "machine": f"{platform.system()} on {platform.machine()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB",
         "disk": _disk(plans[0].cache),
-        "load of the machine at the start": f"{os.getloadavg()[0]:.1f}",
+        LOAD: f"{os.getloadavg()[0]:.1f}",
         "synced 4 KiB appends per second": f"{_syncs_a_second(plans[0]):.0f}",
         "versions": ", ".join(
             [f"python {platform.python_version()}", f"sqlite {sqlite3.sqlite_version}"]

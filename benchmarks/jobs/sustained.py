@@ -19,7 +19,7 @@ KEYS = ("sustained-numpy", "sustained-plain", "sustained-decay")
 
 _ROOT = Path(__file__).resolve().parents[2]
 _WITH, _WITHOUT, _SQLITE = "holdfast", "holdfast-without-numpy", "tuned-sqlite"
-_ROUNDS = 3
+_ROUNDS = 2
 
 
 def sustained(plan: Plan) -> Iterator[Contest | Figure]:
