@@ -39,8 +39,12 @@ _SMALLEST_SHARE = 8
 _ROW_BYTES = 64
 """The memory that sorting takes for a point, without its texts."""
 
+_COPIES_OF_TEXTS = 2
+"""Texts take time, too: they are copied, compressed and written."""
+
 _MOST_SORT_BYTES = 128_000_000
-"""More memory would make a step longer than about a second."""
+"""More would make a step longer than about a second. Up to that, a quarter more than DuckDB's memory limit is sorted,
+because what does not fit is spilled."""
 
 _DISK_BYTES_A_ROW = 100
 """The bytes that a step may add to the disk for a point, without its texts. 32 were measured: the sorted point, its
@@ -191,8 +195,8 @@ class Compaction:
         return Piece(Slice(*span, weight.rows, through), action, weight, replaced)
 
     def _is_too_large(self, weight: Weight) -> bool:
-        most = min(self._handle.settings.duckdb_memory_limit_bytes, _MOST_SORT_BYTES)
-        return weight.rows * _ROW_BYTES + weight.text_bytes > most
+        most = min(self._handle.settings.duckdb_memory_limit_bytes * 5 // 4, _MOST_SORT_BYTES)
+        return weight.rows * _ROW_BYTES + weight.text_bytes * _COPIES_OF_TEXTS > most
 
     # --- doing ----------------------------------------------------------------------------------------
 
