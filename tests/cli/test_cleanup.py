@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -161,7 +162,10 @@ def test_the_deletion_is_reported_even_if_there_is_no_space_to_shrink(
     output = site("--json", "cleanup", "--sensor", "PUMP-1", "-y", "--shrink", code=1)
     done = json.loads(output.stdout)
     assert (done["points"], done["shrunk"]) == (10, None)
-    assert f"is deleted; run `holdfast --store {site.folder} cleanup --shrink`" in output.stderr
+    assert (
+        f"is deleted; run `holdfast --store {shlex.quote(str(site.folder))} cleanup --shrink`"
+        in output.stderr
+    )
     assert "nothing was changed" not in output.stderr
     assert left(site) == (10, 6)
     alone = site("--json", "cleanup", "--shrink", code=1)

@@ -81,7 +81,10 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     The other user may be shut out of the checkout, too, as below the home of root.
     """
-    top = Path(tempfile.mkdtemp(prefix="holdfast-test-"))
+    folders = [Path(folder).resolve() for folder in (tempfile.gettempdir(), "/tmp", "/var/tmp")]
+    open_to_all = [one for one in folders if all(each.stat().st_mode & 0o001 for each in (one, *one.parents))]
+    mask = os.umask(0o022)
+    top = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir=open_to_all[0]))
     top.chmod(0o755)
     scripts = shutil.copytree(
         runner._scripts(), top / "scripts", ignore=shutil.ignore_patterns("__pycache__")
@@ -90,6 +93,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         path.chmod(0o755 if path.is_dir() else 0o644)
     monkeypatch.setattr(runner, "_scripts", lambda: scripts)
     yield top
+    os.umask(mask)
     subprocess.run(["chmod", "-R", "u+rwX", top], check=False)
     shutil.rmtree(top)
 
@@ -264,7 +268,7 @@ def test_a_store_cannot_be_created_below_a_file(tmp_path: Path, command: Any) ->
             call()
     with pytest.raises(HoldfastError, match=r"Not a directory.*no store was created; name another folder"):
         Store(command.folder)
-    assert f"--store {command.folder} init`" in command("status", code=1).stderr
+    assert f"--store {shlex.quote(str(command.folder))} init`" in command("status", code=1).stderr
     assert "no store was created" in command("init", code=1).stderr
 
 

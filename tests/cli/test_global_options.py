@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,10 @@ def test_typos_get_a_suggestion(on_duckdb: Any) -> None:
 
 def test_messages_repeat_the_store_that_was_given(on_duckdb: Any, tmp_path: Path) -> None:
     on_duckdb.write(("WELL-3", "pressure", T0, 1.0))
-    assert f"`holdfast --store {on_duckdb.folder} series`" in on_duckdb("query", "x", "y").stderr
+    assert (
+        f"`holdfast --store {shlex.quote(str(on_duckdb.folder))} series`"
+        in on_duckdb("query", "x", "y").stderr
+    )
     absent = tmp_path / "no store"
     assert f"`holdfast --store '{absent}' init`" in call("status", absent, code=1).stderr
 

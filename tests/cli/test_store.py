@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_init_does_not_change_the_engine_of_a_store(on_duckdb: Any) -> None:
 )
 def test_without_a_store_commands_say_how_to_create_one_and_create_none(command: Any, call: str) -> None:
     result = command(*call.split(), code=1, stdin="")
-    assert f"`holdfast --store {command.folder} init`" in result.stderr
+    assert f"`holdfast --store {shlex.quote(str(command.folder))} init`" in result.stderr
     assert result.stdout == ""
     assert not command.folder.exists()
 
@@ -142,7 +143,7 @@ def test_status_check_exits_3_for_warnings_which_have_codes(on_duckdb: Any) -> N
     connection.close()
     said = on_duckdb("status", "--check", code=3).stderr
     assert "warning: the column file was replaced by an older one; seqs 3 to 7 may be missing." in said
-    assert f"`holdfast --store {on_duckdb.folder} losses`" in said
+    assert f"`holdfast --store {shlex.quote(str(on_duckdb.folder))} losses`" in said
     assert "[columns-older]" in said
     [warning] = on_duckdb.json("status", "--check", code=3)["warnings"]
     assert warning["code"] == "columns-older"

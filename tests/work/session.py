@@ -30,7 +30,9 @@ def main(engine: Any, folder: Path) -> None:
 
     length_s = LENGTH_S[engine]
     late = START + length_s
-    settings = Settings(engine=engine, background=False, bulk_rows=SERIES * length_s)
+    settings = Settings(
+        engine=engine, background=False, bulk_rows=SERIES * length_s, checkpoint_interval_s=1e6
+    )  # no checkpoint because the machine is slow
     works: dict[str, Work] = {}
 
     def step(name: str, work: Callable[[], Any]) -> Any:
