@@ -99,6 +99,10 @@ def main(engine: Any, folder: Path) -> None:
     )
     assert imported.stored == 3_600, imported
     step("checkpoint", store.checkpoint)
+    step("compact", store.compact)
+    step("compact, nothing to do", store.compact)
+    step("range of an hour, compacted", points.range("s1", "m", START + 4_200, START + 7_800).all)
+    step("average of a series, compacted", lambda: points.aggregate("s1", "m"))
     step("close", store.close)
     store = step("open", opened)
     points = store.points
