@@ -83,8 +83,10 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """
     folders = [Path(folder).resolve() for folder in (tempfile.gettempdir(), "/tmp", "/var/tmp")]
     open_to_all = [one for one in folders if all(each.stat().st_mode & 0o001 for each in (one, *one.parents))]
+    monkeypatch.setenv("TMPDIR", str(open_to_all[0]))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     mask = os.umask(0o022)
-    top = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir=open_to_all[0]))
+    top = Path(tempfile.mkdtemp(prefix="holdfast-test-"))
     top.chmod(0o755)
     scripts = shutil.copytree(
         runner._scripts(), top / "scripts", ignore=shutil.ignore_patterns("__pycache__")

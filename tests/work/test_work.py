@@ -23,10 +23,10 @@ pytestmark = [
 EXPECTED = {
     "duckdb": """
     create                             |     9    23     7 |     0     0     0     1 |     0     5     0  <229
-    bulk table                         |    14    13     9 |    42    32    12     2 |    <2     4     7 <3453
+    bulk table                         |    14    13     9 |    42    30    12     2 |    <2     4     7 <3453
     100 inserts                        |     0   100   100 |     0     0     0     0 |     0     0     0  <508
     10 batches of 1,000                |     0    10    10 |     0     0     0     0 |     0     0     0  <291
-    flush of 10,101                    |     3     2     3 |     3    10     2     0 |    <2     0     0  <584
+    flush of 10,101                    |     3     2     3 |     3     8     2     0 |    <2     0     0  <584
     flush of nothing                   |     1     0     1 |     0     0     0     0 |     0     0     0     0
     range of an hour                   |     1     0     1 |     1     0     0     0 |  <127     0     0     0
     range of a series, in pages        |     5     0     5 |     5     0     0     0 |  <547     0     0     0
@@ -46,7 +46,7 @@ EXPECTED = {
     record sent                        |     0     1     1 |     0     0     0     0 |     0     0     0   <26
     export of a series                 |     6     3     6 |     7    10     2     0 |  <490     1     4   <15
     delete of an hour, applied         |     4     4     4 |     3     5     2     0 |  <513     0     0   <70
-    import of a series, an hour is new |     4     1     4 |    13     4     0     0 |  <160     2     0  <842
+    import of a series, an hour is new |     4     1     4 |    15     4     0     0 |  <160     2     0  <842
     checkpoint                         |     4     5     5 |     8    15     3     1 |  <407     0     2 <2197
     compact                            |     2     0     2 |    12     7     6     1 | <1339     0     2 <2267
     compact, nothing to do             |     2     0     2 |     1     0     1     0 |     0     0     0     0
@@ -59,7 +59,7 @@ EXPECTED = {
 """,
     "sqlite": """
     create                             |     9    23     7 |     0     0     0     1 |     0     5     0  <229
-    bulk table                         |    12     6     6 |    26    32    10     0 |     0     3     0  <895
+    bulk table                         |    12     6     6 |    28    34    10     0 |     0     3     0  <895
     100 inserts                        |     0   100   100 |     0     0     0     0 |     0     0     0  <508
     10 batches of 1,000                |     0    10    10 |     0     0     0     0 |     0     0     0  <291
     flush of 10,101                    |     3     8     4 |     2 40106     3     1 | <1876     1     0 <6190
@@ -82,7 +82,7 @@ EXPECTED = {
     record sent                        |     0     1     1 |     0     0     0     0 |     0     0     0   <26
     export of a series                 |     6     6     7 |     8    13     5     0 |  <218     2     4   <62
     delete of an hour, applied         |     4     7     5 |     3     4     2     0 |  <125     0     0  <513
-    import of a series, an hour is new |     4     1     4 |  6410     2     1     0 |  <116     2     0  <203
+    import of a series, an hour is new |     4     1     4 |  6412     2     1     0 |  <116     2     0  <203
     checkpoint                         |     4     5     5 |     3 13607     3     1 |  <775     0     0 <1175
     compact                            |     1     0     1 |     0     0     0     0 |     0     0     0     0
     compact, nothing to do             |     1     0     1 |     0     0     0     0 |     0     0     0     0
