@@ -17,14 +17,19 @@ __all__ = ["install_command", "missing_extra", "numpy_for"]
 
 _NAME = "holdfast-edge"
 
-_MANY_ROWS = 20_000
-"""From this many rows on, NumPy is worth its import (0.1 s, once)."""
+_MANY_ROWS, _MANY_IN_ALL = 20_000, 100_000
+"""From this many rows on, at once or in the life of the process, NumPy is worth its import (0.1 s, once)."""
+
+_rows_without = 0
 
 
 def numpy_for(rows: int) -> Any | None:
     """Return NumPy to convert so many rows; None if it is not installed, or not imported yet and not worth that."""
-    if "numpy" not in sys.modules and rows < _MANY_ROWS:
-        return None
+    global _rows_without
+    if "numpy" not in sys.modules:
+        _rows_without += rows
+        if rows < _MANY_ROWS and _rows_without < _MANY_IN_ALL:
+            return None
     try:
         import numpy
     except ImportError:

@@ -12,6 +12,7 @@ import pytest
 from repo import InvalidQuery, InvalidSettings, Settings, extras, settings
 from repo.commands import holdfast
 from repo.queries.aggregate import check_zone
+from tests.conftest import RunPython
 
 
 def test_a_misspelt_variable_is_logged_once_with_a_suggestion(caplog: pytest.LogCaptureFixture) -> None:
@@ -86,3 +87,11 @@ def _no_zone(name: str) -> None:
     from zoneinfo import ZoneInfoNotFoundError
 
     raise ZoneInfoNotFoundError(name)
+
+
+def test_numpy_is_imported_once_many_rows_were_converted(run_python: RunPython) -> None:
+    pytest.importorskip("numpy")
+    done = run_python(
+        "from repo.extras import numpy_for\nprint([numpy_for(10_000) is not None for _ in range(11)])"
+    )
+    assert done.stdout.split() == f"{[False] * 9 + [True] * 2}".split(), done.stderr
