@@ -6,6 +6,7 @@ import ast
 import re
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -136,7 +137,7 @@ def test_a_store_works_on_a_third_engine_in_the_list(tmp_path: Path, monkeypatch
         store.shrink()
         with pytest.raises(EngineMissing, match=r"timeseries\.sqlite needs SQLite.*it is not meant here"):
             store.demote()
-    with sqlite3.connect(folder / "timeseries.lake") as connection:
+    with closing(sqlite3.connect(folder / "timeseries.lake")) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '0001'")
     connection.close()
     done = migrate_store(folder, check=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -175,7 +176,7 @@ def test_a_copy_that_does_not_read_back_as_written_is_never_made_active(
 def test_a_switch_that_fails_leaves_the_store_as_it_was(store: Store, engine: str) -> None:
     store.points.insert("a", "m", 1.0, timestamp=1)
     store.flush()
-    with sqlite3.connect(store.path / "offline_buffer.db", isolation_level=None) as raw:
+    with closing(sqlite3.connect(store.path / "offline_buffer.db", isolation_level=None)) as raw, raw:
         raw.execute(
             "CREATE TRIGGER no BEFORE UPDATE OF generation ON store_state BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
@@ -393,7 +394,7 @@ def test_files_of_an_engine_that_is_not_active_are_no_targets_of_migrations(
         target for target in find_targets({"path": str(store.path)}, {}) if target.database == "timeseries"
     ]
     assert [target.path.name for target in found] == [FILES[engine]]
-    with sqlite3.connect(Path(store.path) / "offline_buffer.db") as raw:
+    with closing(sqlite3.connect(Path(store.path) / "offline_buffer.db")) as raw, raw:
         assert raw.execute("SELECT engine FROM store_state").fetchone() == (engine,)
     raw.close()
     assert Settings().convert_at_open is False

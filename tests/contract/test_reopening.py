@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import textwrap
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_a_column_store_without_its_metadata_is_damage_never_a_new_store(
     if left == "an empty file":
         (folder / "offline_buffer.db").touch()
     elif left == "an empty database":
-        with sqlite3.connect(folder / "offline_buffer.db") as empty:
+        with closing(sqlite3.connect(folder / "offline_buffer.db")) as empty, empty:
             empty.execute("PRAGMA journal_mode = WAL")
             empty.execute("CREATE TABLE gone (x)")
             empty.execute("DROP TABLE gone")

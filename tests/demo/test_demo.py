@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -54,10 +55,9 @@ def test_the_demo_holds_what_it_promises_from_any_folder(tmp_path: Path) -> None
     assert figures["failed_tries"] > 0
 
     # Counted here, from the files that it left.
-    with sqlite3.connect(f"file:{kept / 'receiver.db'}?mode=ro", uri=True) as database:
+    with closing(sqlite3.connect(f"file:{kept / 'receiver.db'}?mode=ro", uri=True)) as database, database:
         arrived = database.execute("SELECT count(*) FROM points").fetchone()[0]
         repeats = database.execute("SELECT sum(repeats) FROM batches").fetchone()[0]
-    database.close()
     with Store(kept / "store", Settings(background=False), create=False) as store:
         status = store.status()
         stored = store.sql("SELECT count(*) AS n FROM time_series_data")[0]["n"]

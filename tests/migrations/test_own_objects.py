@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_an_upgrade_keeps_and_names_what_a_user_added_to_the_points(
         "UPDATE time_series_data SET place = 'p' || quality, \"a b\" = 1.25",
         "CREATE INDEX mine ON time_series_data (quality)",
     )
-    with sqlite3.connect(folder / "offline_buffer.db") as metadata:
+    with closing(sqlite3.connect(folder / "offline_buffer.db")) as metadata, metadata:
         metadata.execute("ALTER TABLE buffered_records ADD COLUMN mine TEXT DEFAULT 'x'")
         metadata.execute("CREATE INDEX mine ON buffered_records (created_at)")
     metadata.close()
@@ -58,7 +59,7 @@ def test_an_upgrade_keeps_and_names_what_a_user_added_to_the_points(
     assert "columns of buffered_records that Holdfast did not create were kept: mine" in said
     assert "columns of time_series_data that Holdfast did not create were kept: place, a b" in said
     assert "the index mine, which Holdfast did not create, was kept" in said
-    with sqlite3.connect(folder / "offline_buffer.db") as metadata:
+    with closing(sqlite3.connect(folder / "offline_buffer.db")) as metadata, metadata:
         assert metadata.execute("SELECT DISTINCT mine FROM buffered_records").fetchall() == [("x",)]
     metadata.close()
 
@@ -82,7 +83,7 @@ def test_a_column_of_a_name_that_the_upgrade_needs_gets_another(
 def test_a_check_and_a_generated_revision_leave_what_a_user_added(alembic: Alembic, tmp_path: Path) -> None:
     at = ("-x", f"path={tmp_path / 'store'}")
     alembic(*at, "upgrade", "head")
-    with sqlite3.connect(tmp_path / "store" / "offline_buffer.db") as metadata:
+    with closing(sqlite3.connect(tmp_path / "store" / "offline_buffer.db")) as metadata, metadata:
         metadata.execute("ALTER TABLE sinks ADD COLUMN mine TEXT")
         metadata.execute("CREATE INDEX mine ON sinks (updated_us)")
         metadata.execute("CREATE TABLE notes (id INTEGER)")

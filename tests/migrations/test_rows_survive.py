@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def test_records_keep_their_ids_their_sequence_and_odd_values(
 
 def test_a_legacy_file_without_its_indexes_gets_them(tmp_path: Path, open_engine: OpenEngine) -> None:
     path = tmp_path / "offline_buffer.db"
-    with sqlite3.connect(path) as legacy:
+    with closing(sqlite3.connect(path)) as legacy, legacy:
         legacy.execute(
             "CREATE TABLE buffered_records (id INTEGER PRIMARY KEY AUTOINCREMENT, "
             "record_id TEXT UNIQUE NOT NULL, source TEXT NOT NULL, data TEXT NOT NULL, "

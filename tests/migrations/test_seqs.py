@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -184,7 +185,7 @@ def test_the_copy_of_the_summaries_gets_the_seqs_at_the_next_opening(legacy: Pat
     import sqlite3
 
     def seqs() -> list[int]:
-        with sqlite3.connect(legacy / "offline_buffer.db") as metadata:
+        with closing(sqlite3.connect(legacy / "offline_buffer.db")) as metadata, metadata:
             found = [seq for (seq,) in metadata.execute("SELECT last_seq FROM latest")]
         metadata.close()
         return found
@@ -195,7 +196,7 @@ def test_the_copy_of_the_summaries_gets_the_seqs_at_the_next_opening(legacy: Pat
     expected = seqs()
     assert min(expected) < 0 < max(expected)
     _downgrade(legacy)
-    with sqlite3.connect(legacy / "offline_buffer.db") as metadata:
+    with closing(sqlite3.connect(legacy / "offline_buffer.db")) as metadata, metadata:
         metadata.execute("UPDATE latest SET last_seq = NULL WHERE last_seq < 0")
     metadata.close()
     migrate_store(legacy)
