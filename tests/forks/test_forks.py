@@ -112,8 +112,9 @@ def test_parent_and_child_write_at_the_same_time(open_store: OpenStore) -> None:
 
 
 def test_threads_that_write_and_read_without_a_pause_do_not_keep_a_process_from_forking(
-    open_store: OpenStore,
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(forks, "WAIT_S", 60.0)  # calls take long on a busy machine, but not for ever
     store = open_store(background=True)
     for series in "ab":
         store.points.insert(series, "m", 1.0, timestamp=0)
