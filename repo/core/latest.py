@@ -36,6 +36,9 @@ TAIL_BYTES = 16_777_216
 MOST_SINGLE = 50
 """The most series of a batch that are loaded one by one."""
 
+MOST_READY = 10_000
+"""The most series that one call keeps as dicts for the next call."""
+
 _Pair = tuple[str, str]
 _Row = tuple[Any, ...]
 """All columns of the points table; the seq, which no point returns, is None."""
@@ -90,7 +93,6 @@ class Newest:
             if not self._is_current(None if exact is None else [exact]):
                 return None
             if exact is not None:
-                # Only exact names are cached in `_ready`, no globs.
                 pairs = [exact] if exact in self._rows else []
             else:
                 if self._ordered is None:
@@ -98,10 +100,16 @@ class Newest:
                 pairs = self._ordered
                 if selection.sensor_id is not None or selection.metric_name is not None:
                     pairs = [pair for pair in pairs if selection.names(*pair)]
-            points = dicts_of_rows([self._rows[pair] for pair in pairs])
-            if exact is not None and points:
-                self._ready[exact] = {**points[0], "metadata": self._rows[exact][6]}
-            return points
+            if len(pairs) > MOST_READY:
+                return dicts_of_rows([self._rows[pair] for pair in pairs])
+            new = [pair for pair in pairs if pair not in self._ready]
+            for pair, point in zip(new, dicts_of_rows([self._unparsed(pair) for pair in new]), strict=True):
+                self._ready[pair] = {**point, "metadata": self._rows[pair][6]}
+            return [_fresh(self._ready[pair]) for pair in pairs]
+
+    def _unparsed(self, pair: _Pair) -> _Row:
+        """Return a row without its metadata, which are parsed for each caller."""
+        return (*self._rows[pair][:6], None, None)
 
     def close(self) -> None:
         """Close the connection, after waiting for a running call."""
