@@ -24,6 +24,9 @@ RESULTS = _ROOT / "docs" / "benchmarks" / "results.json"
 PAGES = (_ROOT / "docs" / "benchmarks.md", _ROOT / "README.md")
 
 _BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+_UNEVEN = 4.0
+"""The README quotes no figure whose largest round is more than this many times its smallest."""
+
 _BUSY = 2.0
 _WARNING = (
     "**{} of {} runs started on a busy machine.** All sides of a comparison bore that load alternately, but the times "
@@ -295,11 +298,14 @@ def _joined(texts: Sequence[str]) -> str:
 def _readme(results: _Results) -> str:
     rows = []
     for key, peer in _README:
-        if figure := results.find(key, peer):
+        figure = results.find(key, peer)
+        if figure is not None and max(figure.values) <= _UNEVEN * min(figure.values):
             target = results.target(figure)
             rows.append((target.what, target.against(figure), f"**{_number(figure.median)} ×**"))
     asked = results.find("range-1h", "tuned-sqlite")
     held = f"\n\nThe queries are on a store of {asked.note.split(';')[0]}." if asked else ""
+    if any(float(run["conditions"][LOAD]) > _BUSY for run in results.runs):
+        held += " The machine was busy with other work, so the figures are rough."
     return _table(("job", "compared with", "Holdfast's speed"), rows) + held
 
 
