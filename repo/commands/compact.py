@@ -27,9 +27,9 @@ __all__ = ["compact"]
 def compact(session: Session, dry_run: bool) -> None:
     """Sort the points on disk by series and time, which makes queries faster.
 
-    Queries of one series then read little else, and the column file needs less space for new points. Points are sorted
-    in slices of about a million; what is sorted already is left alone. Applications can keep writing and reading: they
-    wait at most about a second for a slice. If the command is killed, each slice is as it was, or sorted.
+    Queries of one series then read little else. Points are sorted in slices of about a million; what is sorted already
+    is left alone. Applications can keep writing and reading: they wait at most about a second for a slice. If the
+    command is killed, each slice is as it was, or sorted.
 
     A store that an application has open does this by itself (setting compact_background). Run it after loading much
     data, or if no application has the store open for long. The file does not get smaller; cleanup --shrink, afterwards,
