@@ -145,6 +145,7 @@ def calls_of_store(store: Store, folder: Path) -> Calls:
         "Store.import_parquet": (store.import_parquet, {"paths": folder / "in.parquet"}),
         "Store.ingest": (store.ingest, {"files": folder / "in.csv"}),
         "Store.cleanup": (store.cleanup, {**series, "end": 3.0, "records": True, "source": "none"}),
+        "Store.compact": (store.compact, {"until": 1, "dry_run": True, "progress": lambda done, total: None}),
         "Store.shrink": (store.shrink, {"dry_run": True}),
         "Store.size": (store.size, {}),
         "Store.losses": (store.losses, {}),
