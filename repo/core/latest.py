@@ -101,11 +101,16 @@ class Newest:
                 if selection.sensor_id is not None or selection.metric_name is not None:
                     pairs = [pair for pair in pairs if selection.names(*pair)]
             if len(pairs) > MOST_READY:
-                return dicts_of_rows([self._rows[pair] for pair in pairs])
-            new = [pair for pair in pairs if pair not in self._ready]
-            for pair, point in zip(new, dicts_of_rows([self._unparsed(pair) for pair in new]), strict=True):
-                self._ready[pair] = {**point, "metadata": self._rows[pair][6]}
-            return [_fresh(self._ready[pair]) for pair in pairs]
+                points = dicts_of_rows([self._rows[pair] for pair in pairs])
+            else:
+                new = [pair for pair in pairs if pair not in self._ready]
+                for pair, point in zip(
+                    new, dicts_of_rows([self._unparsed(pair) for pair in new]), strict=True
+                ):
+                    self._ready[pair] = {**point, "metadata": self._rows[pair][6]}
+                points = [_fresh(self._ready[pair]) for pair in pairs]
+        # Not returned inside the block: an interrupt just after the last call could then leave the lock locked.
+        return points
 
     def _unparsed(self, pair: _Pair) -> _Row:
         """Return a row without its metadata, which are parsed for each caller."""
