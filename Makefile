@@ -34,7 +34,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The core of the benchmarks, in less than ten minutes.
+# The core of the benchmarks, on a million points.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
 

@@ -44,7 +44,7 @@ _ALONE = Settings(background=False)
 
 @dataclass(slots=True)
 class _Stream:
-    """Points of `count` series in turn; the readings of one tick are `step_us` after those of the tick before."""
+    """A reading of each of `count` series per tick; ticks are `step_us` apart."""
 
     count: int
     step_us: int

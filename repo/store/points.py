@@ -181,9 +181,9 @@ class Points(PointWriter):
         With `on_error="raise"`, a bad row raises `InvalidPoint` before anything is written; of a stream, which can be
         read only once, the chunks before the bad row are written. With `"skip"`, the good rows are written and
         `refusals` lists the others. With `on_conflict="keep"`, stored points are kept; of several points of one
-        identity in the table, the last one counts if they are within 200,000 rows.
+        identity in the table, the last one counts if they are in the same chunk.
 
-        Tables of `bulk_rows` and more go straight to the columns, 245,760 rows at a time, if the columns are
+        Tables of `bulk_rows` and more go straight to the columns, in chunks of 245,760 rows, if the columns are
         available at once; otherwise they go through the journal, as smaller tables do. Seqs may have gaps, and a point
         that another point of the same table replaces may have none. An error or a kill leaves whole chunks of the
         table written, or none; writing it again is harmless.

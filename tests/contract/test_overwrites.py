@@ -405,7 +405,7 @@ def combinations() -> Iterator[Any]:
     """Each road on each engine, as far as there is one.
 
     `netted` and `_lay_over` work on rows of the journal, whatever the engine: on DuckDB they are slow tests. So are
-    two roads there that do what others do, too: `apply` in batches of one, and `merge` in turn with rows.
+    two roads whose steps other roads take, too: `apply` with a flush for each batch, and `merge` of tables alone.
     """
     for name, road in ROADS.items():
         for engine in ("duckdb", "sqlite"):
