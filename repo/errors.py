@@ -23,6 +23,7 @@ __all__ = [
     "Refusal",
     "SchemaOutdated",
     "SchemaTooNew",
+    "SinkHalted",
     "SinkRefused",
     "SinkUnreachable",
     "StoreBusy",
@@ -155,6 +156,13 @@ class SinkUnreachable(HoldfastError):
 
 class SinkRefused(HoldfastError):
     """A destination rejected a batch. It stays first in the queue; nothing was lost."""
+
+
+class SinkHalted(HoldfastError):
+    """A destination rejects everything for now: credentials, certificate, missing table or topic, schema.
+
+    Nothing is skipped. The forwarder tries again every minute and goes on once the cause is fixed.
+    """
 
 
 class DemoFailed(HoldfastError):

@@ -25,7 +25,7 @@ PUBLIC = """
     AsyncStore DuckDBTimeSeriesStorage EngineMissing Exported FlushFailed Forwarder HoldfastError HttpSink Imported
     InvalidFile InvalidPoint InvalidQuery InvalidRecord InvalidSettings MigrationFailed MissingExtra
     OfflineBufferManager PointRepository Receipt RecordRepository Refusal Result SchemaOutdated SchemaTooNew
-    Settings Sink SinkRefused SinkUnreachable Status Store StoreBusy StoreClosed StoreCorrupt StoreDenied
+    Settings Sink SinkHalted SinkRefused SinkUnreachable Status Store StoreBusy StoreClosed StoreCorrupt StoreDenied
     StoreForked StoreFull StoreMissing StoreReadOnly StoreUnsupported TransactionRule Written jsonable models
 """
 
