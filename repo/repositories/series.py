@@ -145,9 +145,9 @@ class _Summaries:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def all(self) -> dict[tuple[str, str], Summary]:
-        """Return the summaries of all series."""
-        rows = rows_of_query(self._connection, self._all, -1)
+    def all(self, most: int = -1) -> dict[tuple[str, str], Summary]:
+        """Return the summaries of all series, or of at most `most` of them."""
+        rows = rows_of_query(self._connection, self._all, most)
         return {(row[0], row[1]): Summary._make(row[2:]) for row in rows}
 
     def replace(

@@ -53,6 +53,7 @@ def newest(store: Store, sensor: Any = "a", metric: Any = "m") -> list[tuple[flo
 def test_series_that_are_loaded_one_by_one_keep_their_stored_points_when_late_ones_arrive(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(latest, "FEW", 2)
     monkeypatch.setattr(latest, "MOST_SINGLE", 3)
     writer, reader = open_store(), open_store()
     writer.points.insert_many([(f"s{number}", "m", 10, float(number)) for number in range(9)])

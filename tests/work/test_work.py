@@ -35,7 +35,7 @@ EXPECTED = {
     buckets of a series                |     1     0     1 |     1     0     0     0 |  <159     0     0     0
     latest of one                      |     7     0     2 |     0     0     0     0 |     0     0     0     0
     latest of one, again               |     0     0     0 |     0     0     0     0 |     0     0     0     0
-    latest of all                      |     4     0     1 |     0     0     0     0 |     0     0     0     0
+    latest of all                      |     0     0     0 |     0     0     0     0 |     0     0     0     0
     insert, then read                  |     3     2     3 |     2     4     2     0 |   <11     1     0   <13
     status                             |    14     0     1 |     0     0     0     0 |     0     0     0     0
     list of series                     |     1     0     1 |     0     0     0     0 |     0     0     0     0
@@ -71,7 +71,7 @@ EXPECTED = {
     buckets of a series                |     1     0     1 |     1     0     1     0 |  <317     0     0     0
     latest of one                      |     7     0     2 |     0     0     0     0 |     0     0     0     0
     latest of one, again               |     0     0     0 |     0     0     0     0 |     0     0     0     0
-    latest of all                      |     4     0     1 |     0     0     0     0 |     0     0     0     0
+    latest of all                      |     0     0     0 |     0     0     0     0 |     0     0     0     0
     insert, then read                  |     3     5     4 |     2     3     3     0 |     0     1     0   <40
     status                             |    14     0     1 |     0     0     0     0 |     0     0     0     0
     list of series                     |     1     0     1 |     0     0     0     0 |     0     0     0     0
