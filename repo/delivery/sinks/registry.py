@@ -1,0 +1,31 @@
+"""The registry of sinks: which class serves which kind. Imports a sink's module, and its package, when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Final
+
+from repo.arguments import shown
+from repo.delivery.protocol import Sink
+from repo.errors import InvalidSettings
+from repo.store.sink_options import check_options
+
+__all__ = ["SINKS", "sink_of"]
+
+SINKS: Final[dict[str, str]] = {}
+"""`module:class` by kind. Each class is called as `Class(target, name=..., **options)`. It opens nothing then."""
+
+
+def sink_of(name: str, kind: str, target: str, options: Mapping[str, object]) -> Sink:
+    """Return the sink of a row of the table of sinks; it connects, and reads its secrets, when it is opened.
+
+    Raises `InvalidSettings` for an unknown kind, target or option, and `MissingExtra` if the sink needs a package that
+    is not installed. `own` sinks, whose class is the caller's, are in no registry.
+    """
+    if kind not in SINKS:
+        raise InvalidSettings(f"{shown(kind)} is no kind of sink; the kinds are {', '.join(sorted(SINKS))}")
+    checked = check_options(kind, options, stored=True)
+    module, _, attribute = SINKS[kind].partition(":")
+    sink: Sink = getattr(import_module(module), attribute)(target, name=name, **checked)
+    return sink

@@ -1,0 +1,132 @@
+"""The options of each kind of sink: names, types, limits, defaults, and which of them are secrets. Opens nothing.
+
+They are here, below the sinks, because a sink is checked when it is added to the store, and no secret may be stored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, TypeVar
+
+from repo.arguments import LARGEST, check_choice, check_count, check_flag, check_seconds, check_text, shown
+from repo.errors import InvalidSettings
+
+__all__ = ["OPTIONS", "Option", "OptionValue", "check_options", "is_reference"]
+
+OptionValue = str | int | float | bool
+"""What an option is stored as."""
+
+Number = TypeVar("Number", int, float)
+
+_MOST_CHARS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a sink."""
+
+    about: str
+    """What it means, for people."""
+    type: Literal["text", "secret", "choice", "flag", "count", "seconds"] = "text"
+    default: OptionValue | None = None
+    choices: tuple[str, ...] = ()
+    least: float = 1
+    most: float = LARGEST
+
+
+OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
+    "own": {},
+}
+"""Options by kind and name. The sink modules say what they do."""
+
+PREFIXES: Final[Mapping[str, str]] = {}
+"""Per kind: a prefix that makes any name an option, passed on to the library that the sink uses."""
+
+_SECRET_NAME = re.compile("password|secret|token|pem", re.IGNORECASE)
+_REFERENCE = re.compile(r"(env|file):(.+)", re.DOTALL)
+
+
+def is_reference(value: object) -> bool:
+    """Return whether a value names the place of a secret: `env:NAME` or `file:PATH`."""
+    return isinstance(value, str) and _REFERENCE.fullmatch(value) is not None
+
+
+def check_options(kind: str, options: Mapping[str, object], *, stored: bool) -> dict[str, OptionValue]:
+    """Return the options with the types that the kind of sink expects; texts as of the command are converted.
+
+    With `stored`, a secret must be a reference (`env:NAME` or `file:PATH`). Raises `InvalidSettings`, which never
+    shows the value of a secret.
+    """
+    known = OPTIONS.get(kind)
+    if known is None:
+        raise InvalidSettings(f"{shown(kind)} is no kind of sink; the kinds are {', '.join(sorted(OPTIONS))}")
+    checked = {}
+    for name, value in options.items():
+        option = known.get(name) if isinstance(name, str) else None
+        if option is None and kind in PREFIXES and str(name).startswith(PREFIXES[kind]):
+            option = Option("", "secret" if _SECRET_NAME.search(name) else "text")
+            value = str(value) if isinstance(value, (int, float)) else value
+        if option is None:
+            raise InvalidSettings(
+                f"a sink of the kind {kind} has no option {shown(name)}; its options are "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )
+        checked[name] = _checked(name, value, option, stored)
+    return checked
+
+
+def _checked(name: str, value: object, option: Option, stored: bool) -> OptionValue:
+    match option.type:
+        case "secret":
+            return _secret(name, value, stored)
+        case "flag":
+            words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+            given = words.get(value.lower(), value) if isinstance(value, str) else value
+            return check_flag(given, name, error=InvalidSettings)
+        case "choice":
+            return check_choice(str(value), name, option.choices, error=InvalidSettings)
+        case "count":
+            number = _number(name, value, int)
+            return _limited(name, check_count(number, name, int(option.least), error=InvalidSettings), option)
+        case "seconds":
+            number = _number(name, value, float)
+            return _limited(name, check_seconds(number, name, option.least, error=InvalidSettings), option)
+        case _:
+            return _text(name, value)
+
+
+def _secret(name: str, value: object, stored: bool) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise InvalidSettings(f"{name}: a text in one line is expected")  # never shown: it may be the secret
+    if stored and not is_reference(value):
+        raise InvalidSettings(
+            f"{name}: a secret is not stored; name an environment variable or a file: {name}=env:NAME or "
+            f"{name}=file:PATH"
+        )
+    return value
+
+
+def _text(name: str, value: object) -> str:
+    text = check_text(value, name, error=InvalidSettings)
+    if not text or not text.isprintable() or len(text) > _MOST_CHARS:
+        raise InvalidSettings(
+            f"{name} = {shown(text)}: a text in one line is expected, of at most {_MOST_CHARS:,} characters"
+        )
+    return text
+
+
+def _number(name: str, value: object, to: type[int] | type[float]) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return to(value)
+    except ValueError as error:
+        raise InvalidSettings(f"{name} = {shown(value)}: a number is expected") from error
+
+
+def _limited(name: str, number: Number, option: Option) -> Number:
+    if number > option.most:
+        raise InvalidSettings(f"{name} = {number}: at most {option.most:g}")
+    return number
