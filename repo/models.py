@@ -16,16 +16,21 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 from sqlalchemy.types import TypeEngine
 
 __all__ = [
+    "AttemptRow",
     "BufferMetadata",
     "BufferedRecord",
     "JournalRow",
     "LedgerEntry",
     "MetadataBase",
     "Point",
+    "PositionRow",
+    "QuarantineRow",
+    "SenderRow",
     "Series",
     "SeriesLatest",
     "SeriesSummary",
     "SinkCursor",
+    "SinkRange",
     "Slice",
     "StorageMetadata",
     "StoreState",
@@ -151,6 +156,10 @@ class StoreState(MetadataBase):
     file_id: Mapped[str | None] = mapped_column(_Text)
     generation: Mapped[int] = mapped_column(Integer, nullable=False)
     created_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    epoch: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default="1")
+    """Raised by each restore. The identity of a point towards receivers is (store_id, epoch, seq)."""
+    former_store_id: Mapped[str | None] = mapped_column(_Text)
+    """The id before a change that the column file may not have adopted yet; NULL once it has."""
 
 
 class Series(SeriesKey, MetadataBase):
@@ -173,7 +182,11 @@ class SeriesLatest(SummaryColumns, MetadataBase):
 
 
 class SinkCursor(MetadataBase):
-    """A destination and the seq through which it has confirmed everything."""
+    """A destination: where it is, what it gets, what it has confirmed, and how its deliveries go.
+
+    `options`, `filter`, `lanes`, `rate` and `max_backlog` are JSON objects; see `repo.store.sinks`. It has
+    confirmed the seqs up to `confirmed_seq` and those of its `sink_ranges`.
+    """
 
     __tablename__ = "sinks"
     __table_args__ = _STRICT_KEYED
@@ -182,6 +195,116 @@ class SinkCursor(MetadataBase):
     confirmed_seq: Mapped[int] = mapped_column(_Integer64, nullable=False)
     created_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
     updated_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    kind: Mapped[str] = mapped_column(_Text, nullable=False, server_default="own")
+    target: Mapped[str] = mapped_column(_Text, nullable=False, server_default="")
+    options: Mapped[str] = mapped_column(_Text, nullable=False, server_default="{}")
+    filter: Mapped[str | None] = mapped_column(_Text)
+    records: Mapped[int] = mapped_column(Integer, nullable=False, server_default="0")
+    lanes: Mapped[str] = mapped_column(_Text, nullable=False, server_default="{}")
+    rate: Mapped[str | None] = mapped_column(_Text)
+    hold: Mapped[int] = mapped_column(Integer, nullable=False, server_default="1")
+    max_backlog: Mapped[str | None] = mapped_column(_Text)
+    state: Mapped[str] = mapped_column(_Text, nullable=False, server_default="running")
+    since_us: Mapped[int | None] = mapped_column(_Integer64)
+    last_error: Mapped[str | None] = mapped_column(_Text)
+    failures: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default="0")
+    """Failed attempts since the last batch that was confirmed."""
+    token: Mapped[str | None] = mapped_column(_Text)
+    sent_points: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default="0")
+    sent_records: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default="0")
+    sent_bytes: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default="0")
+    repeats: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default="0")
+    refused: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default="0")
+    confirmed_us: Mapped[int | None] = mapped_column(_Integer64)
+    """When it last confirmed a batch."""
+    points_per_s: Mapped[float | None] = mapped_column(_Number)
+    """A moving average over the last batches, from the attempt to the confirmation."""
+
+
+class SinkRange(MetadataBase):
+    """Seqs above its low mark that a sink has confirmed, both inclusive; at most 16 a sink, disjoint."""
+
+    __tablename__ = "sink_ranges"
+    __table_args__ = (PrimaryKeyConstraint("sink", "first_seq"), _STRICT_KEYED)
+
+    sink: Mapped[str] = mapped_column(_Text, nullable=False)
+    first_seq: Mapped[int] = mapped_column(_Integer64, nullable=False, autoincrement=False)
+    last_seq: Mapped[int] = mapped_column(_Integer64, nullable=False)
+
+
+class AttemptRow(MetadataBase):
+    """The batch that a sink was sent and has not answered; recorded before it is sent, one a sink."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (PrimaryKeyConstraint("sink"), _STRICT_KEYED)
+
+    sink: Mapped[str] = mapped_column(_Text, nullable=False)
+    first_seq: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    last_seq: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    points: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    checksum: Mapped[str] = mapped_column(_Text, nullable=False)
+    token: Mapped[str] = mapped_column(_Text, nullable=False)
+    lane: Mapped[str] = mapped_column(_Text, nullable=False)
+    tries: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    begun_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
+
+
+class QuarantineRow(MetadataBase):
+    """A point or a record that a sink refused, with the reason. The point also stays in the columns.
+
+    `kind` is `refused` or `too_late`. `retry` is 1 while the point is waiting to be sent again.
+    """
+
+    __tablename__ = "quarantine"
+    __table_args__ = (PrimaryKeyConstraint("id"), Index("idx_quarantine_sink", "sink", "seq"), _STRICT)
+
+    id: Mapped[int] = mapped_column(Integer, nullable=False)
+    sink: Mapped[str] = mapped_column(_Text, nullable=False)
+    seq: Mapped[int | None] = mapped_column(_Integer64)
+    sensor_id: Mapped[str | None] = mapped_column(_Text)
+    metric_name: Mapped[str | None] = mapped_column(_Text)
+    timestamp_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    value: Mapped[float | None] = mapped_column(_Number)
+    value_text: Mapped[str | None] = mapped_column(_Text)
+    quality: Mapped[int | None] = mapped_column(Integer)
+    metadata_json: Mapped[str | None] = mapped_column("metadata", _Text)
+    record_id: Mapped[str | None] = mapped_column(_Text)
+    source: Mapped[str | None] = mapped_column(_Text)
+    data: Mapped[str | None] = mapped_column(_Text)
+    kind: Mapped[str] = mapped_column(_Text, nullable=False)
+    reason: Mapped[str] = mapped_column(_Text, nullable=False)
+    retry: Mapped[int] = mapped_column(Integer, nullable=False)
+    recorded_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
+
+
+class PositionRow(MetadataBase):
+    """What this store, as a receiver, has taken from a sink of another store.
+
+    That is all seqs up to `low`, and the pairs of `ranges`, a JSON list. `token` is the one of the last batch.
+    """
+
+    __tablename__ = "positions"
+    __table_args__ = (PrimaryKeyConstraint("store_id", "epoch", "sink"), _STRICT_KEYED)
+
+    store_id: Mapped[str] = mapped_column(_Text, nullable=False)
+    epoch: Mapped[int] = mapped_column(_Integer64, nullable=False, autoincrement=False)
+    sink: Mapped[str] = mapped_column(_Text, nullable=False)
+    token: Mapped[str] = mapped_column(_Text, nullable=False)
+    low: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    ranges: Mapped[str] = mapped_column(_Text, nullable=False)
+    points: Mapped[int] = mapped_column(_Integer64, nullable=False)
+    updated_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
+
+
+class SenderRow(MetadataBase):
+    """The store that a bearer token belongs to, as the SHA-256 of the token: the first one that used it."""
+
+    __tablename__ = "senders"
+    __table_args__ = (PrimaryKeyConstraint("token_sha256"), _STRICT_KEYED)
+
+    token_sha256: Mapped[str] = mapped_column(_Text, nullable=False)
+    store_id: Mapped[str] = mapped_column(_Text, nullable=False)
+    created_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
 
 
 class LedgerEntry(LedgerColumns, MetadataBase):

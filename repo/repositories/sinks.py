@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import Literal, NamedTuple
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, case, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
-from repo.models import BufferMetadata, SinkCursor
+from repo.models import SinkCursor
 
 __all__ = ["Cursor", "DeliveryFailure", "FailureKind", "SinkRepository"]
 
 FailureKind = Literal["unreachable", "refused"]
 
-_FAILURE = "holdfast.sink-failure:"
-"""The start of the keys, in the key-value table, of the failures: one for each sink that fails, before its name."""
+_STATES: dict[str, FailureKind] = {"failing": "unreachable", "halted": "refused"}
+_STATE_OF = {kind: state for state, kind in _STATES.items()}
 
 
 class DeliveryFailure(NamedTuple):
@@ -35,10 +34,10 @@ class Cursor(NamedTuple):
     failure: DeliveryFailure | None = None
 
 
-_ALL = select(SinkCursor.name, SinkCursor.confirmed_seq, SinkCursor.updated_us).order_by(SinkCursor.name)
-_FAILURES = select(BufferMetadata.key, BufferMetadata.value).where(
-    func.substr(BufferMetadata.key, 1, len(_FAILURE)) == _FAILURE
-)
+_ALL = select(
+    *(SinkCursor.name, SinkCursor.confirmed_seq, SinkCursor.updated_us),
+    *(SinkCursor.state, SinkCursor.last_error, SinkCursor.since_us),
+).order_by(SinkCursor.name)
 
 
 class SinkRepository:
@@ -63,32 +62,42 @@ class SinkRepository:
 
         A cursor never moves back.
         """
-        self._connection.execute(delete(BufferMetadata).where(BufferMetadata.key == _FAILURE + name))
         result = self._connection.execute(
             update(SinkCursor)
             .where(SinkCursor.name == name)
-            .values(confirmed_seq=func.max(SinkCursor.confirmed_seq, seq), updated_us=now_us)
+            .values(
+                confirmed_seq=func.max(SinkCursor.confirmed_seq, seq),
+                updated_us=now_us,
+                state="running",
+                since_us=None,
+                last_error=None,
+                failures=0,
+            )
         )
         return bool(result.rowcount)
 
     def note_failure(self, name: str, kind: FailureKind, reason: str, now_us: int) -> None:
         """Record that deliveries to a sink fail; a failure of the same kind keeps the time at which it began."""
-        before = self._failures().get(name)
-        since_us = before.since_us if before is not None and before.kind == kind else now_us
-        value = json.dumps([kind, reason, since_us])
+        state = _STATE_OF[kind]
         self._connection.execute(
-            insert(BufferMetadata)
-            .values(key=_FAILURE + name, value=value)
-            .on_conflict_do_update(index_elements=["key"], set_={"value": value})
+            update(SinkCursor)
+            .where(SinkCursor.name == name)
+            .values(
+                state=state,
+                last_error=reason,
+                since_us=case((SinkCursor.state == state, SinkCursor.since_us), else_=now_us),
+                failures=SinkCursor.failures + 1,
+            )
         )
 
     def list(self) -> list[Cursor]:
         """Return all sinks in order of their names."""
-        failures = self._failures()
-        return [Cursor(*row, failures.get(row[0])) for row in self._connection.execute(_ALL)]
+        return [_cursor(*row) for row in self._connection.execute(_ALL)]
 
-    def _failures(self) -> dict[str, DeliveryFailure]:
-        return {
-            key.removeprefix(_FAILURE): DeliveryFailure(*json.loads(value))
-            for key, value in self._connection.execute(_FAILURES)
-        }
+
+def _cursor(
+    name: str, seq: int, updated_us: int, state: str, reason: str | None, since_us: int | None
+) -> Cursor:
+    kind = _STATES.get(state)
+    failure = None if kind is None else DeliveryFailure(kind, reason or "", since_us or updated_us)
+    return Cursor(name, seq, updated_us, failure)

@@ -22,6 +22,8 @@ class State(NamedTuple):
     file_id: str | None
     generation: int
     created_us: int
+    epoch: int = 1
+    former_store_id: str | None = None
 
 
 class ColumnsState(NamedTuple):

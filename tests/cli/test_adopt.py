@@ -91,7 +91,7 @@ def test_the_new_store_has_everything_and_the_old_folder_is_unchanged(
     assert remains(new) == [new.name]
     assert (report["made"], report["records"], report["points"]) == (True, 23, POINTS + 3)
     assert (report["records_restored"], report["records_without_original"], report["nan_points"]) == (3, 0, 3)
-    assert [(one["before"], one["after"]) for one in report["databases"]] == [(None, "0003")] * 2
+    assert [(one["before"], one["after"]) for one in report["databases"]] == [(None, "0004")] * 2
     assert (new / "holdfast.toml").read_text() == "flush_interval_s = 0.5\n"
     assert not (new / "backups").exists()
     see_that_it_is_whole(new)

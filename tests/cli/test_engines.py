@@ -66,5 +66,5 @@ def test_migrations_find_the_file_in_use_among_inactive_ones(on_store: Any, engi
     [metadata, columns] = sorted(
         on_store.json("migrate", "--check")["databases"], key=lambda one: one["database"]
     )
-    assert metadata["before"] == columns["before"] == "0003"
+    assert metadata["before"] == columns["before"] == "0004"
     assert columns["file"].endswith(f"timeseries.{VERBS[engine][1]}")

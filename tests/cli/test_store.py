@@ -72,7 +72,7 @@ def set_version(folder: Path, version: str) -> None:
 def test_init_creates_a_store_with_the_requested_engine(command: Any, engine: str) -> None:
     said = command.json("init", "--engine", engine)
     assert said.keys() == {"path", "created", "engine", "schema", "store_id"}
-    assert (said["created"], said["engine"], said["schema"]) == (True, engine, "0003")
+    assert (said["created"], said["engine"], said["schema"]) == (True, engine, "0004")
     assert (command.folder / "offline_buffer.db").exists()
 
 
@@ -253,8 +253,8 @@ def test_migrate_upgrades_both_databases_of_an_old_store(command: Any) -> None:
     }
     assert done["outdated"] is False
     assert [(d["engine"], d["before"], d["after"]) for d in done["databases"]] == [
-        ("duckdb", "0001", "0003"),
-        ("sqlite", "0001", "0003"),
+        ("duckdb", "0001", "0004"),
+        ("sqlite", "0001", "0004"),
     ]
     assert command.json("migrate", "--check")["outdated"] is False
     command.write(("s", "m", T0, 1.0))

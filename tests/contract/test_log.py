@@ -23,6 +23,6 @@ def test_opening_a_store_is_one_line_and_a_new_one_says_nothing_of_revisions(
 ) -> None:
     done = run_python(SCRIPT, tmp_path / "store", engine)
     assert done.stdout.splitlines() == [
-        f"holdfast.store {what} the store in {tmp_path / 'store'} (schema 0003)"
+        f"holdfast.store {what} the store in {tmp_path / 'store'} (schema 0004)"
         for what in ("created", "opened")
     ], done.stderr

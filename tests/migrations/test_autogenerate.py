@@ -61,8 +61,8 @@ def test_the_index_on_seq_is_wanted_on_sqlite_alone(timeseries_file: Path, open_
         assert runner.check(engine, "timeseries") == []
 
 
-SINKS = """CREATE TABLE sinks (
-    name TEXT NOT NULL PRIMARY KEY, confirmed_seq {}, created_us INTEGER NOT NULL, updated_us INTEGER NOT NULL
+SENDERS = """CREATE TABLE senders (
+    token_sha256 TEXT NOT NULL PRIMARY KEY, store_id TEXT NOT NULL, created_us {}
 ) STRICT, WITHOUT ROWID"""
 METADATA_CHANGES = [
     (["ALTER TABLE sinks ADD COLUMN extra INTEGER"], ["remove_column", "sinks.extra"]),
@@ -71,8 +71,8 @@ METADATA_CHANGES = [
     (["DROP INDEX idx_source"], ["add_index", "'idx_source'"]),
     (["CREATE TABLE extra (i INTEGER)"], ["remove_table", "extra"]),
     (["DROP TABLE sinks"], ["add_table", "sinks"]),
-    (["DROP TABLE sinks", SINKS.format("REAL NOT NULL")], ["modify_type", "confirmed_seq", "REAL BIGINT"]),
-    (["DROP TABLE sinks", SINKS.format("INTEGER")], ["modify_nullable", "confirmed_seq"]),
+    (["DROP TABLE senders", SENDERS.format("REAL NOT NULL")], ["modify_type", "created_us", "REAL BIGINT"]),
+    (["DROP TABLE senders", SENDERS.format("INTEGER")], ["modify_nullable", "created_us"]),
 ]
 
 

@@ -38,22 +38,22 @@ def test_upgrade_current_check_and_downgrade_reach_both_databases(
     addresses: list[str], alembic: Alembic
 ) -> None:
     alembic(*addresses, "upgrade", "head")
-    assert alembic(*addresses, "current").stdout.count("0003 (head)") == 2
+    assert alembic(*addresses, "current").stdout.count("0004 (head)") == 2
     assert "No new upgrade operations" in alembic(*addresses, "check").stdout
     alembic(*addresses, "downgrade", "-1")
     shown = alembic(*addresses, "current").stdout
-    assert shown.count("0002") == 2
+    assert shown.count("0003") == 2
     for address in addresses[1::2]:
         assert f"({address.partition(':///')[2]}):" in shown
     outdated = alembic(*addresses, "check", ok=False).stdout
-    assert "is at schema version 0002, not 0003; run `alembic upgrade head` first" in outdated
+    assert "is at schema version 0003, not 0004; run `alembic upgrade head` first" in outdated
 
 
 def test_a_downgrade_to_nothing_is_refused_and_changes_nothing(tmp_path: Path, alembic: Alembic) -> None:
     alembic("upgrade", "head", HOLDFAST_STORE=str(tmp_path))
     refused = alembic("downgrade", "base", HOLDFAST_STORE=str(tmp_path), ok=False)
     assert "cannot go below revision 0001" in refused.stdout
-    assert alembic("current", HOLDFAST_STORE=str(tmp_path)).stdout.count("0003 (head)") == 2
+    assert alembic("current", HOLDFAST_STORE=str(tmp_path)).stdout.count("0004 (head)") == 2
 
 
 def test_one_database_can_be_chosen(tmp_path: Path, alembic: Alembic) -> None:
@@ -61,7 +61,7 @@ def test_one_database_can_be_chosen(tmp_path: Path, alembic: Alembic) -> None:
     assert (tmp_path / "offline_buffer.db").exists()
     assert not (tmp_path / "timeseries.duckdb").exists()
     shown = alembic("-x", "store=metadata", "current", HOLDFAST_STORE=str(tmp_path)).stdout
-    assert shown.count("0003 (head)") == 1
+    assert shown.count("0004 (head)") == 1
 
 
 def test_a_new_store_gets_sqlite_where_duckdb_is_of_an_unsuitable_version(
@@ -77,11 +77,13 @@ def test_a_downgrade_that_one_database_refuses_leaves_the_other_unchanged(
     alembic("upgrade", "head", HOLDFAST_STORE=str(tmp_path))
     engine = open_engine(tmp_path / "offline_buffer.db")
     with engine.begin() as connection:
-        connection.execute(text("INSERT INTO sinks VALUES ('s', 1, 1, 1)"))
+        connection.execute(
+            text("INSERT INTO sinks (name, confirmed_seq, created_us, updated_us) VALUES ('s', 1, 1, 1)")
+        )
     engine.dispose()
     refused = alembic("downgrade", "0001", HOLDFAST_STORE=str(tmp_path), ok=False)
     assert "no place for sinks with their cursors (1 in sinks)" in refused.stdout
-    assert alembic("current", HOLDFAST_STORE=str(tmp_path)).stdout.count("0003 (head)") == 2
+    assert alembic("current", HOLDFAST_STORE=str(tmp_path)).stdout.count("0004 (head)") == 2
 
 
 def test_sql_is_printed_for_both_databases_and_nothing_is_created(tmp_path: Path, alembic: Alembic) -> None:
@@ -92,7 +94,7 @@ def test_sql_is_printed_for_both_databases_and_nothing_is_created(tmp_path: Path
     assert "CREATE TABLE journal" in metadata
     assert columns.count("VALUES ('0001')") == metadata.count("VALUES ('0001')") == 1
     assert not (tmp_path / "none").exists()
-    for revisions in ("0003:0002", "0002:0001"):
+    for revisions in ("0004:0003", "0003:0002", "0002:0001"):
         refused = alembic("downgrade", revisions, "--sql", HOLDFAST_STORE=str(tmp_path), ok=False)
         assert "can only be downgraded online" in refused.stdout
 
@@ -113,7 +115,7 @@ def test_the_printed_sql_creates_the_same_schema(
         rows.executescript(script)
         rows.close()
     engine = open_engine(database_file)
-    assert runner.current(engine) == "0003"
+    assert runner.current(engine) == "0004"
     assert runner.check(engine, database) == []
 
 
@@ -132,14 +134,14 @@ def test_stamp_records_a_revision_in_both_databases_or_in_one_and_changes_nothin
     here = {"HOLDFAST_STORE": str(tmp_path)}
     alembic("upgrade", "0001", **here)
     alembic("stamp", "head", **here)
-    assert at() == ["0003", "0003"]
+    assert at() == ["0004", "0004"]
     assert "journal" not in inspect(open_engine(tmp_path / "offline_buffer.db")).get_table_names()
     assert "New upgrade operations detected" in alembic("check", ok=False, **here).stdout
     alembic("-x", "store=timeseries", "stamp", "0001", **here)
-    assert at() == ["0001", "0003"]
+    assert at() == ["0001", "0004"]
     refused = alembic("stamp", "0815", ok=False, **here)
     assert "Can't locate revision" in refused.stdout
-    assert at() == ["0001", "0003"]
+    assert at() == ["0001", "0004"]
     assert (tmp_path / "timeseries.duckdb.wal").exists() is False
 
 
@@ -155,7 +157,7 @@ def test_a_checkout_works_in_any_folder_and_alembic_ini_can_name_the_databases(
     alembic_process("upgrade", "head", cwd=root)
     assert {"site", "t.sqlite"} <= set(os.listdir(root))
     shown = alembic_process("current", cwd=root).stdout
-    assert "metadata (site/offline_buffer.db):\n0003 (head)" in shown
+    assert "metadata (site/offline_buffer.db):\n0004 (head)" in shown
     assert "No new upgrade operations" in alembic_process("check", cwd=root).stdout
     elsewhere = ("-x", f"path={root / 'x y%'}", "-x", f"timeseries.url=duckdb:///{root / 'c%20d.duckdb'}")
     alembic(*elsewhere, "upgrade", "head")
@@ -236,8 +238,8 @@ def test_reading_a_missing_store_says_so_and_creates_nothing(
 
 
 def test_history_and_heads_need_no_store(alembic_process: Alembic) -> None:
-    assert "0002 -> 0003 (head)" in alembic_process("history").stdout
-    assert "0003 (head)" in alembic_process("heads").stdout
+    assert "0003 -> 0004 (head)" in alembic_process("history").stdout
+    assert "0004 (head)" in alembic_process("heads").stdout
 
 
 def test_a_store_whose_columns_another_process_has_open_is_busy(tmp_path: Path, alembic: Alembic) -> None:

@@ -97,6 +97,38 @@ ROWS["0003"] = {
         "slices": [{"first_seq": -(2**62), "last_seq": 2**62, "rows": 0, "sorted_through": 9}],
     },
 }
+RANGE = {"sink": "s", "first_seq": 6, "last_seq": 9}
+ROWS["0004"] = {
+    "metadata": ROWS["0003"]["metadata"]
+    | {
+        "sinks": [
+            {"name": "s", "confirmed_seq": 4, "created_us": 1, "updated_us": 2, "kind": "http"}
+            | {"target": "https://h/x", "options": '{"token": "env:T"}', "rate": "{}", "points_per_s": 0.5}
+        ],
+        "sink_ranges": [RANGE],
+        "attempts": [
+            RANGE | {"points": 4, "checksum": "c", "token": "t", "lane": "live", "tries": 1, "begun_us": 3}
+        ],
+        "quarantine": [
+            {
+                "id": 3,
+                "sink": "s",
+                "seq": -2,
+                "timestamp_us": -5,
+                "value": 0.5,
+                "kind": "refused",
+                "reason": "no",
+            }
+            | {"retry": 0, "recorded_us": 1}
+        ],
+        "positions": [
+            {"store_id": "i", "epoch": 2, "sink": "s", "token": "t", "low": -1, "ranges": "[]", "points": 3}
+            | {"updated_us": 1}
+        ],
+        "senders": [{"token_sha256": "0f", "store_id": "i", "created_us": 1}],
+    },
+    "timeseries": ROWS["0003"]["timeseries"],
+}
 """Rows for every table that there is at a revision. A new revision needs an entry; the test says what is missing."""
 
 CHANGED: dict[tuple[str, str], set[str]] = {

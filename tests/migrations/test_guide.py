@@ -74,7 +74,7 @@ def test_the_example_runs_exactly_as_printed(engine: str, tmp_path: Path) -> Non
     models.write_text(_add_last(changed, "TimeSeriesState", COMPACTED))
     with Starter(root=tmp_path) as starter:
         run(starter, draft)
-        written = tmp_path / "alembic" / "versions" / "0004_notes_of_sinks.py"
+        written = tmp_path / "alembic" / "versions" / "0005_notes_of_sinks.py"
         drafted, finished = _operations(written.read_text()), _operations(REVISION)
         assert len(drafted) == 4
         assert drafted == finished
@@ -131,7 +131,7 @@ def test_every_file_that_it_names_exists() -> None:
     named = re.findall(r"`((?:alembic|repo|tests|docs)/[\w/.]+|alembic\.ini)`", GUIDE)
     assert len(named) > 7
     assert [name for name in named if not (ROOT / name).exists()] == [
-        "alembic/versions/0004_notes_of_sinks.py"
+        "alembic/versions/0005_notes_of_sinks.py"
     ]
 
 

@@ -124,4 +124,4 @@ def test_revisions_have_one_numbering_and_the_configuration_works_from_elsewhere
     run("revision", "-m", "two")
     run("revision", "-m", "three", "--rev-id", "x")
     made = sorted(path.name for path in (root / "alembic" / "versions").glob("*.py"))
-    assert made[3:] == ["0004_one.py", "0005_two.py", "x_three.py"]
+    assert made[4:] == ["0005_one.py", "0006_two.py", "x_three.py"]

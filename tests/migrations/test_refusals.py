@@ -180,8 +180,8 @@ def test_a_legacy_column_file_alone_is_upgraded_by_its_name_and_its_folder_says_
     assert "--store FILE" in cli(legacy, "migrate", code=1)
     assert f"holdfast --store {shlex.quote(str(file))} init" in cli(legacy, "status", code=1)
     assert file.read_bytes() == before
-    assert "0003 is due" in cli(file, "migrate", "--check", code=5)
-    assert "none -> 0003" in cli(file, "migrate")
+    assert "0004 is due" in cli(file, "migrate", "--check", code=5)
+    assert "none -> 0004" in cli(file, "migrate")
     cli(file, "init")
     for named in (file, legacy):
         assert "3,000 in" in cli(named, "status")

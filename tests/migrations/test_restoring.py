@@ -86,7 +86,7 @@ def test_a_manifest_that_names_no_database_restores_nothing(migrated: Path) -> N
 
 def test_a_damaged_backup_does_not_matter_if_nothing_is_due(migrated: Path) -> None:
     (_backup(migrated) / "manifest.json").write_text("")
-    assert "at 0003" in cli(migrated, "migrate", "--check")
+    assert "at 0004" in cli(migrated, "migrate", "--check")
     Store(migrated, Settings(background=False)).close()
 
 

@@ -164,9 +164,10 @@ LEDGER = (
 )
 POINT = "INSERT INTO time_series_data VALUES ('s', 'm', 1, NULL, {}, 1, NULL, 1)"
 DESCRIBED = "INSERT INTO series (sensor_id, metric_name, unit) VALUES ('s', 'm', 'bar')"
+SINK = "INSERT INTO sinks (name, confirmed_seq, created_us, updated_us) VALUES ('s', 1, 1, 1)"
 LOSSES = [
     ("metadata", "INSERT INTO journal VALUES (1, 1, 'points', x'00', 1)", "journal entries"),
-    ("metadata", "INSERT INTO sinks VALUES ('s', 1, 1, 1)", "sinks"),
+    ("metadata", SINK, "sinks"),
     ("metadata", LEDGER, "entries of the loss ledger"),
     ("metadata", DESCRIBED, "series descriptions"),
     ("timeseries", POINT.format("'OPEN'"), "text points"),

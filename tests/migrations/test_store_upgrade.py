@@ -85,7 +85,7 @@ def test_latest_and_series_of_an_upgraded_store_are_there_at_once(legacy: Path) 
 
 def test_a_dry_run_changes_nothing_and_reports_steps_rows_and_bytes(legacy: Path) -> None:
     before = digest(legacy)
-    assert "0003 is due" in cli(legacy, "migrate", "--check", code=5)
+    assert "0004 is due" in cli(legacy, "migrate", "--check", code=5)
     said = json.loads(cli(legacy, "--json", "migrate", "--dry-run"))
     assert said["outdated"] is True
     [moved] = [
@@ -192,7 +192,7 @@ def test_a_failure_leaves_complete_revisions_and_the_next_run_keeps_the_first_ba
         migrate_store(legacy)
     half = contents(legacy)
     assert (half["columns"], half["metadata"]) == (
-        ("0003", "0001") if database == "metadata" else ("0001", None)
+        ("0004", "0001") if database == "metadata" else ("0001", None)
     )
     assert {name: half[name] for name in DATA} == {name: before[name] for name in DATA}
     first = backups_of(legacy)

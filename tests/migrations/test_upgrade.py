@@ -160,9 +160,9 @@ def failing_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The migrations, and one more that changes much and then fails."""
     scripts = tmp_path / "scripts"
     shutil.copytree(runner._scripts(), scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (scripts / "versions" / "0004_fails.py").write_text(
+    (scripts / "versions" / "0005_fails.py").write_text(
         "from alembic import op\n"
-        "revision, down_revision = '0004', '0003'\n"
+        "revision, down_revision = '0005', '0004'\n"
         "def upgrade(database):\n"
         "    op.execute('CREATE TABLE half (i INTEGER)')\n"
         "    op.execute('INSERT INTO half VALUES (1)')\n"
@@ -175,7 +175,7 @@ def failing_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("failing_scripts")
-@pytest.mark.parametrize("start", [None, "0001", "0003"])
+@pytest.mark.parametrize("start", [None, "0001", "0004"])
 def test_a_failed_migration_leaves_nothing_behind(
     start: str | None, database_file: Path, open_engine: OpenEngine
 ) -> None:
@@ -183,11 +183,11 @@ def test_a_failed_migration_leaves_nothing_behind(
     if start:
         runner.upgrade(engine, database, start)
     with pytest.raises(HoldfastError, match="nowhere") as caught:
-        runner.upgrade(engine, database, "0004", path=database_file)
+        runner.upgrade(engine, database, "0005", path=database_file)
     assert caught.value.path == database_file
     assert caught.value.__cause__ is not None
     # Complete revisions before the failure are kept; nothing of the failed one is.
-    assert runner.current(engine) == "0003"
+    assert runner.current(engine) == "0004"
     assert "half" not in inspect(engine).get_table_names()
     assert "half" not in [column["name"] for column in inspect(engine).get_columns("loss_ledger")]
     assert "series" in inspect(engine).get_table_names()

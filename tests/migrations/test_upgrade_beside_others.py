@@ -34,7 +34,7 @@ def test_a_migration_waits_for_the_columns_and_gives_up_at_its_deadline(legacy: 
     assert "not handed over" in cli(legacy, "migrate", code=4, HOLDFAST_LEASE_TIMEOUT_S="0.2")
     assert digest(legacy) == before
     threading.Timer(0.5, lease.close).start()
-    assert "-> 0003" in cli(legacy, "migrate")
+    assert "-> 0004" in cli(legacy, "migrate")
 
 
 RECORDS_APP = """
@@ -108,7 +108,7 @@ def test_a_running_writer_of_this_program_goes_on_while_migrate_finds_nothing_to
         thread = threading.Thread(target=write)
         thread.start()
         try:
-            assert "at 0003" in cli_process(starter, legacy, "migrate")
+            assert "at 0004" in cli_process(starter, legacy, "migrate")
         finally:
             stop.set()
             thread.join()
