@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from repo import models
     from repo.delivery.forwarder import Forwarder
+    from repo.delivery.monitor import ConnectionMonitor
     from repo.delivery.sinks import Receipt, Sink
     from repo.delivery.sinks.http import HttpSink
     from repo.duckdb_storage import DuckDBTimeSeriesStorage
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AsyncStore": "repo.store.async_store",
+    "ConnectionMonitor": "repo.delivery.monitor",
     "DuckDBTimeSeriesStorage": "repo.duckdb_storage",
     "Exported": "repo.transfer.exporter",
     "Forwarder": "repo.delivery.forwarder",
@@ -83,6 +85,7 @@ _HOMES = {
 
 __all__ = [
     "AsyncStore",
+    "ConnectionMonitor",
     "DuckDBTimeSeriesStorage",
     "EngineMissing",
     "Exported",
