@@ -15,7 +15,7 @@ from repo.engines.statements import Statement, Template, compiled
 from repo.models import Point
 from repo.queries.selection import Selection
 
-__all__ = ["Query", "first_seq", "in_seq", "in_time", "newest"]
+__all__ = ["Query", "first_seq", "in_seq", "in_time", "newest", "text_chars"]
 
 Pairs = Iterable[tuple[str, str]]
 
@@ -72,6 +72,22 @@ def in_seq(connection: Connection, after: int, through: int, known: Pairs) -> Qu
 def first_seq(connection: Connection) -> int:
     """Return the lowest seq of all points; 0 if there are none."""
     return connection.scalar(select(func.min(_c.seq))) or 0
+
+
+def text_chars(connection: Connection, after: int, through: int) -> int:
+    """Return how many characters the texts and metadata have of the points with after < seq <= through."""
+    statement = _chars_after_seq().filled(connection.dialect, after=after, through=through)
+    return int(connection.exec_driver_sql(statement.sql, statement.parameters).scalar() or 0)
+
+
+@cache
+def _chars_after_seq() -> Template:
+    chars = func.coalesce(func.length(_c.value_text), 0) + func.coalesce(func.length(_c.metadata), 0)
+    return Template(
+        select(func.sum(chars).label("chars")).where(
+            _c.seq > bindparam("after"), _c.seq <= bindparam("through")
+        )
+    )
 
 
 @cache

@@ -1,0 +1,191 @@
+"""Reads the points of batches from the store: wide pages, from which narrow batches are cut. Sends nothing.
+
+A page is read in a transaction of its own. Neither lease nor snapshot is held between pages, so a point may be
+overwritten while its old value is still in a page. That is harmless as long as the old value is sent before the new
+one. Therefore a page is dropped once a batch with newer writes was cut from another page, unless all points of that
+batch are later in time; and also some seconds after it was read, if something was written or deleted since.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import accumulate, compress
+from typing import Any, NamedTuple
+
+from repo.cursors import Span
+from repo.delivery.lanes import Work
+from repo.delivery.protocol import Lane
+from repo.queries.selection import Selection
+from repo.queries.seq_page import SeqPage
+from repo.store.store import Store
+
+__all__ = ["BATCH_BYTES", "BATCH_ROWS", "Cut", "Reader"]
+
+BATCH_ROWS = 10_000
+"""The most points of a batch."""
+
+BATCH_BYTES = 1_000_000
+"""About the most bytes of a batch, as text without compression. A single point may be larger."""
+
+FRESH_S = 5.0
+"""How long a page is used after something was written or deleted. A point that was deleted may be sent for as long."""
+
+_ROW_BYTES = 70
+"""What a point takes besides its names and texts."""
+
+_TIME, _VALUE_TEXT, _METADATA, _SEQ = 2, 4, 6, 7
+
+
+class Cut(NamedTuple):
+    """The points of a batch, and the range of seqs that it answers for."""
+
+    span: Span
+    columns: Sequence[Sequence[Any]]
+    bytes: int
+    """About how many they are as text."""
+
+    @property
+    def points(self) -> int:
+        """Their number."""
+        return len(self.columns[_SEQ])
+
+
+class Reader:
+    """Reads for one sink, in one thread. Keeps at most a page for each lane."""
+
+    def __init__(
+        self, store: Store, selection: Selection | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._selection = selection
+        self._clock = clock
+        self._pages: dict[Lane, _Page] = {}
+        self._selected: dict[tuple[str, str], bool] = {}
+
+    def drop(self) -> None:
+        """Forget all pages, so that the next batch is read from the store."""
+        self._pages.clear()
+
+    def cut(
+        self, lane: Lane, work: Work, last_seq: int, rows: int = BATCH_ROWS, most_bytes: int = BATCH_BYTES
+    ) -> Cut:
+        """Return the next batch of a lane: at most `rows` points, of about `most_bytes`, and at least one point.
+
+        It has no points if there are none in the next part of the gap. `last_seq` is that of the store now.
+        """
+        page = self._pages.get(lane)
+        if page is None or not page.serves(work, self._clock(), last_seq):
+            self._pages.pop(lane, None)  # before the next one is read, for the memory
+            gap = work.gap
+            found = self._store.points.page(gap.first, gap.last, backwards=work.from_end)
+            page = self._pages[lane] = self._page(found, last_seq)
+        cut = page.cut(work.from_end, rows, most_bytes)
+        if not page.left.seqs:
+            del self._pages[lane]
+        self._overtake(cut, page)
+        return cut
+
+    def again(self, span: Span, last_seq: int) -> Cut:
+        """Read a whole range again, for a batch that was sent before; not through a page."""
+        pieces: list[Cut] = []
+        left = span
+        while left.seqs > 0:
+            page = self._page(self._store.points.page(*left), last_seq)
+            pieces.append(page.cut(False, page.size or 1, -1))
+            self._overtake(pieces[-1], page)
+            left = Span(pieces[-1].span.last + 1, span.last)
+        if len(pieces) == 1:
+            return pieces[0]
+        columns = [[value for piece in pieces for value in piece.columns[at]] for at in range(8)]
+        return Cut(span, columns, sum(piece.bytes for piece in pieces))
+
+    def _page(self, found: SeqPage, last_seq: int) -> _Page:
+        columns = found.columns
+        if self._selection is not None and columns[0]:
+            columns = self._filtered(columns)
+        return _Page(found.span, columns, found.watermark, last_seq, self._clock())
+
+    def _filtered(self, columns: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+        assert self._selection is not None
+        pairs = list(zip(columns[0], columns[1], strict=True))
+        for pair in set(pairs).difference(self._selected):
+            self._selected[pair] = self._selection.names(*pair)
+        chosen = list(map(self._selected.__getitem__, pairs))
+        if all(chosen):
+            return list(columns)
+        return [list(compress(column, chosen)) for column in columns]
+
+    def _overtake(self, cut: Cut, source: _Page) -> None:
+        """Drop the pages that may have older values of the points of a batch with newer writes."""
+        for lane, page in list(self._pages.items()):
+            if page is not source and page.watermark < cut.span.last and cut.points:
+                if page.last_us is None:
+                    page.last_us = max(page.columns[_TIME], default=None)
+                if page.last_us is not None and min(cut.columns[_TIME]) <= page.last_us:
+                    del self._pages[lane]
+
+
+class _Page:
+    """A page, and what is left of it: a range of seqs, and of rows."""
+
+    def __init__(
+        self,
+        span: Span,
+        columns: Sequence[Sequence[Any]],
+        watermark: int,
+        last_seq: int,
+        read_at_s: float,
+    ) -> None:
+        self.columns = columns
+        self.watermark = watermark
+        self.left = span
+        self.last_us: int | None = None
+        self.size = len(columns[_SEQ])
+        self._begin, self._end = 0, self.size
+        self._last_seq = last_seq
+        self._read_at_s = read_at_s
+        self._has_texts = any(columns[at].count(None) < self.size for at in (_VALUE_TEXT, _METADATA))
+        self._row_bytes = _ROW_BYTES
+        if self.size:
+            some = range(0, self.size, max(1, self.size // 100))
+            self._row_bytes += sum(len(columns[0][at]) + len(columns[1][at]) for at in some) // len(some)
+
+    def serves(self, work: Work, now_s: float, last_seq: int) -> bool:
+        """Return whether the next batch of this work can be cut from the page."""
+        gap, left = work.gap, self.left
+        if not left.seqs or left.first < gap.first or left.last > gap.last:
+            return False
+        if (left.last != gap.last) if work.from_end else (left.first != gap.first):
+            return False
+        return last_seq == self._last_seq or now_s - self._read_at_s < FRESH_S
+
+    def cut(self, from_end: bool, rows: int, most_bytes: int) -> Cut:
+        """Take rows, and the seqs from or to the next row; all of them if no row is left. -1 bytes is no limit."""
+        sizes = self._sizes(from_end, min(rows, self._end - self._begin))
+        count = len(sizes)
+        if most_bytes >= 0 and count and sizes[-1] > most_bytes:
+            count = max(1, sum(size <= most_bytes for size in sizes))
+        seqs, left = self.columns[_SEQ], self.left
+        if from_end:
+            begin, end = self._end - count, self._end
+            span = Span(left.first if begin == self._begin else seqs[begin], left.last)
+            self.left, self._end = Span(left.first, span.first - 1), begin
+        else:
+            begin, end = self._begin, self._begin + count
+            span = Span(left.first, left.last if end == self._end else seqs[end - 1])
+            self.left, self._begin = Span(span.last + 1, left.last), end
+        return Cut(span, [column[begin:end] for column in self.columns], sizes[count - 1] if count else 0)
+
+    def _sizes(self, from_end: bool, count: int) -> Sequence[int]:
+        """Return the bytes of the next row, of the next two, and so on."""
+        step = self._row_bytes
+        if not self._has_texts:
+            return range(step, step * count + 1, step)
+        begin, end = (self._end - count, self._end) if from_end else (self._begin, self._begin + count)
+        texts, metadata = (self.columns[at][begin:end] for at in (_VALUE_TEXT, _METADATA))
+        sizes = [
+            step + (0 if text is None else len(text)) + (0 if about is None else len(about))
+            for text, about in zip(texts, metadata, strict=True)
+        ]
+        return list(accumulate(reversed(sizes) if from_end else sizes))
