@@ -6,6 +6,7 @@ import http.client
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -89,15 +90,19 @@ class Server:
         files = (path for path in self.folder.rglob("*") if path.name != "server.log" and path.is_file())
         return sum(file.stat().st_size for file in files)
 
-    def close(self) -> None:
-        """Stop the server and remove its folder."""
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """Stop the server; `start` starts it again."""
         if self._process is not None:
-            self._process.terminate()
+            self._process.send_signal(how)
             try:
                 self._process.wait(_DEADLINE_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+
+    def close(self) -> None:
+        """Stop the server and remove its folder."""
+        self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property

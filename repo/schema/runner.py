@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from repo.engines.base import READ
 from repo.engines.registry import engine_named
-from repo.errors import HoldfastError, SchemaOutdated, StoreCorrupt
+from repo.errors import HoldfastError, SchemaOutdated, SchemaTooNew, StoreCorrupt
 from repo.schema.quiet import quiet_alembic
 from repo.schema.version import HEAD, REVISIONS, Standing, compare, too_new, version_of
 
@@ -43,6 +43,7 @@ __all__ = [
     "steps",
     "typed_errors",
     "upgrade",
+    "upgrade_hub",
 ]
 
 Database = Literal["metadata", "timeseries"]
@@ -137,6 +138,20 @@ def downgrade(engine: Engine, database: Database, to: str, *, path: Path | None 
     Like `upgrade`, but raises `HoldfastError`, with nothing changed, if the older schema cannot hold the data.
     """
     return _migrate(command.downgrade, engine, database, to, path, {})
+
+
+def upgrade_hub(connection: Connection) -> None:
+    """Create or upgrade the tables of a hub, in the caller's transaction on PostgreSQL; `alembic/hub` has its history.
+
+    Raises what the driver raises, or `SchemaTooNew` for a revision that this program does not know.
+    """
+    made = config(connection=connection)
+    made.set_main_option("script_location", str(_scripts() / "hub").replace("%", "%%"))
+    try:
+        with _running, quiet_alembic():
+            command.upgrade(made, "head")
+    except CommandError as error:
+        raise SchemaTooNew(f"the hub is at an unknown revision: {error}") from error
 
 
 def current(engine: Engine) -> str | None:

@@ -38,6 +38,15 @@ class Option:
 
 OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
     "own": {},
+    "postgresql": {
+        "user": Option("the role that writes"),
+        "password": Option("its password", "secret"),
+        "schema": Option("the schema of the tables", default="holdfast"),
+        "create": Option("whether to create and upgrade the tables", "flag", default=True),
+        "timeout_s": Option(
+            "the longest wait for a connection or a lock, in seconds", "seconds", 30.0, least=2, most=86_400
+        ),
+    },
 }
 """Options by kind and name. The sink modules say what they do."""
 

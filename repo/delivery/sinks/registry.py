@@ -13,7 +13,9 @@ from repo.store.sink_options import check_options
 
 __all__ = ["SINKS", "sink_of"]
 
-SINKS: Final[dict[str, str]] = {}
+SINKS: Final[dict[str, str]] = {
+    "postgresql": "repo.delivery.sinks.postgresql:PostgresqlSink",
+}
 """`module:class` by kind. Each class is called as `Class(target, name=..., **options)`. It opens nothing then."""
 
 

@@ -1,0 +1,1 @@
+"""Encodings: the bytes in which sinks send points. They never connect to anything."""
