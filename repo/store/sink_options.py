@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from repo.arguments import LARGEST, check_choice, check_count, check_flag, check_seconds, check_text, shown
 from repo.errors import InvalidSettings
 
-__all__ = ["OPTIONS", "Option", "OptionValue", "check_options", "is_reference"]
+__all__ = ["OPTIONS", "Option", "OptionValue", "check_options", "effective_options", "is_reference"]
 
 OptionValue = str | int | float | bool
 """What an option is stored as."""
@@ -29,15 +29,29 @@ class Option:
 
     about: str
     """What it means, for people."""
-    type: Literal["text", "secret", "choice", "flag", "count", "seconds"] = "text"
+    type: Literal["text", "secret", "choice", "flag", "count", "seconds", "user"] = "text"
     default: OptionValue | None = None
     choices: tuple[str, ...] = ()
     least: float = 1
     most: float = LARGEST
 
 
+_TIMEOUT = Option(
+    "seconds to connect, and to wait for each answer", "seconds", 30.0, least=0.01, most=86_400.0
+)
+_USER = Option("user name, or env:NAME or file:PATH", "user")
+_PASSWORD = Option("password", "secret")
+_TLS = {
+    "ca_file": Option("file with the certificates to trust (PEM), instead of the system's"),
+    "cert_file": Option("file with the client's certificate (PEM)"),
+    "key_file": Option("file with the key of the client's certificate (PEM)"),
+}
+_MEASUREMENT = Option("line protocol: one measurement for all points; the metric is a tag then")
+_PRECISION = Option("line protocol: unit of the times", "choice", "us", ("us", "ns"))
+
 OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
     "own": {},
+<<<<<<< HEAD
     "postgresql": {
         "user": Option("the role that writes"),
         "password": Option("its password", "secret"),
@@ -46,14 +60,35 @@ OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
         "timeout_s": Option(
             "the longest wait for a connection or a lock, in seconds", "seconds", 30.0, least=2, most=86_400
         ),
+=======
+    "http": {
+        "format": Option(
+            "form of the body", "choice", "ndjson", ("ndjson", "json", "influx1", "influx2", "influx3")
+        ),
+        "receipts": Option(
+            "json, ndjson: only an answer with the key of the batch counts", "flag", default=True
+        ),
+        "compression": Option("compression of the body", "choice", "gzip", ("gzip", "zstd", "none")),
+        "token": Option("token for the header Authorization", "secret"),
+        "user": _USER,
+        "password": _PASSWORD,
+        "database": Option("influx1, influx3: database"),
+        "retention_policy": Option("influx1: retention policy"),
+        "org": Option("influx2: organization"),
+        "bucket": Option("influx2: bucket"),
+        "measurement": _MEASUREMENT,
+        "precision": _PRECISION,
+        "timeout_s": _TIMEOUT,
+        **_TLS,
+>>>>>>> e9feec4 (The HTTP sink posts NDJSON, JSON or InfluxDB line protocol, and tells refused items from a link that is down)
     },
 }
 """Options by kind and name. The sink modules say what they do."""
 
-PREFIXES: Final[Mapping[str, str]] = {}
-"""Per kind: a prefix that makes any name an option, passed on to the library that the sink uses."""
+PREFIXES: Final[Mapping[str, str]] = {"http": "header."}
+"""Per kind: a prefix that makes any name an option, passed on to the library or the protocol that the sink uses."""
 
-_SECRET_NAME = re.compile("password|secret|token|pem", re.IGNORECASE)
+_SECRET_NAME = re.compile("auth|cookie|credential|key|password|pem|secret|token", re.IGNORECASE)
 _REFERENCE = re.compile(r"(env|file):(.+)", re.DOTALL)
 
 
@@ -84,6 +119,12 @@ def check_options(kind: str, options: Mapping[str, object], *, stored: bool) -> 
             )
         checked[name] = _checked(name, value, option, stored)
     return checked
+
+
+def effective_options(kind: str, options: Mapping[str, object]) -> dict[str, Any]:
+    """Return all options of a sink: those given, checked, and the defaults of the others (None if there is none)."""
+    checked = check_options(kind, options, stored=False)
+    return {**{name: option.default for name, option in OPTIONS[kind].items()}, **checked}
 
 
 def _checked(name: str, value: object, option: Option, stored: bool) -> OptionValue:

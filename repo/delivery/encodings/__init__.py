@@ -1,1 +1,1 @@
-"""Encodings: the bytes in which sinks send points. They never connect to anything."""
+"""Encodings: the texts in which sinks send points and records. Pure: they connect to nothing."""

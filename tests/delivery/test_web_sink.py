@@ -1,0 +1,484 @@
+"""The HTTP sink: what it sends, what each answer means, and real databases behind it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo.delivery.keys import BatchKey
+from repo.delivery.protocol import Item, Lane, RecordItem, Sink
+from repo.delivery.sinks.registry import sink_of
+from repo.delivery.sinks.web import HttpSink
+from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable
+from tests.delivery.batches import START_US, STORE, batch_of
+from tests.servers.influxdb import InfluxDB
+from tests.servers.scripted import Asked, Reply, Scripted, receipt
+from tests.servers.victoria_metrics import VictoriaMetrics
+
+POINTS = [("W", "flow", START_US + at, at / 7) for at in range(5)]
+BATCH = batch_of(POINTS)
+
+
+@pytest.fixture
+def server() -> Iterator[Scripted]:
+    with Scripted() as server:
+        yield server
+
+
+def ready(url: str, **options: Any) -> HttpSink:
+    sink = HttpSink(url, name="there", **{"timeout_s": 5, **options})
+    sink.open(STORE, 1)
+    return sink
+
+
+def always(status: int, body: bytes = b"", **headers: str) -> Callable[[Asked], Reply]:
+    return lambda _: Reply(status, body, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def test_a_batch_is_posted_with_its_key_and_confirmed_by_a_receipt(server: Scripted) -> None:
+    sink = ready(server.url + "/points?site=1")
+    outcome = sink.send(BATCH)
+    assert (outcome.refused, outcome.repeat, 0 < outcome.sent_bytes < 500) == ((), False, True)
+    (asked,) = server.asked
+    assert asked.path == "/points?site=1"
+    assert [json.loads(line)["value"] for line in asked.body.splitlines()] == [at / 7 for at in range(5)]
+    assert asked.headers["content-type"] == "application/x-ndjson"
+    assert asked.headers["idempotency-key"] == str(BatchKey.of(BATCH, asked.body))
+    assert (asked.headers["holdfast-lane"], asked.headers["holdfast-attempt"]) == ("live", "1")
+    server.answer = lambda asked: receipt(asked, repeat=True)
+    again = batch_of(POINTS, lane=Lane.BACKFILL, attempt=2)
+    assert sink.send(again).repeat
+    assert (server.asked[1].headers["holdfast-lane"], server.asked[1].headers["holdfast-attempt"]) == (
+        "backfill",
+        "2",
+    )
+    assert server.asked[1].headers["idempotency-key"] == asked.headers["idempotency-key"]
+    sink.close()
+    sink.close()
+
+
+def test_json_and_compressions_carry_the_same_points(server: Scripted) -> None:
+    for compression in ("none", "gzip", "zstd"):
+        with_zstd = compression == "zstd"
+        if with_zstd:
+            zstandard = pytest.importorskip("zstandard", reason="zstandard is not installed")
+        sink = ready(server.url, format="json", compression=compression)
+        sink.send(BATCH)
+        sink.close()
+        body = server.asked[-1].body
+        content = zstandard.ZstdDecompressor().decompressobj().decompress(body) if with_zstd else body
+        assert [one["seq"] for one in json.loads(content)] == [1, 2, 3, 4, 5]
+        assert server.asked[-1].headers.get("content-encoding", "none") == compression
+
+
+def test_records_are_posted_as_json(server: Scripted) -> None:
+    sink = ready(server.url)
+    assert sink.takes_records
+    sink.send(batch_of([], lane=Lane.RECORDS, records=[RecordItem("r1", "opcua", '{"x":1}', 5)]))
+    assert json.loads(server.asked[0].body)["data"] == {"x": 1}
+    assert server.asked[0].headers["holdfast-lane"] == "records"
+    sink.close()
+    assert not HttpSink(server.url, name="x", format="influx1").takes_records
+
+
+def test_a_receipt_may_refuse_items(server: Scripted) -> None:
+    server.answer = lambda asked: receipt(asked, refused=[[3, "too hot"], [1, "too old", True]])
+    sink = ready(server.url)
+    assert sink.send(BATCH).refused == (Item(1, "too old", too_late=True), Item(3, "too hot"))
+    sink.close()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<html>Welcome! Please log in.</html>",
+        b"[]",
+        b"{}",
+        b"",
+        b'"key"',
+        b'{"key":"holdfast-2.other"}',
+        b'{"key":KEY,"refused":[[5,"no such row"]]}',
+        b'{"key":KEY,"refused":[1]}',
+        b'{"key":KEY,"refused":{"a":1}}',
+        b"[" * 5000,
+    ],
+)
+def test_an_answer_200_that_is_no_receipt_does_not_confirm(server: Scripted, page: bytes) -> None:
+    sink = ready(server.url)
+    server.answer = lambda asked: Reply(
+        200, page.replace(b"KEY", json.dumps(asked.headers["idempotency-key"]).encode())
+    )
+    with pytest.raises(SinkUnreachable, match=r"without a receipt|receipt for another batch"):
+        sink.send(BATCH)
+    sink.close()
+
+
+def test_without_receipts_any_success_confirms_but_a_web_page(server: Scripted) -> None:
+    sink = ready(server.url, receipts=False)
+    server.answer = always(202, b"thanks", Content_Type="text/plain")
+    sink.send(BATCH)
+    server.answer = always(200, b"<html>log in</html>", Content_Type="text/html; charset=utf-8")
+    with pytest.raises(SinkUnreachable, match="login page"):
+        sink.send(BATCH)
+    sink.close()
+
+
+@pytest.mark.parametrize("status", [302, 303, 307, 408, 425, 429, 500, 502, 503, 504, 511])
+def test_these_answers_mean_to_try_again(server: Scripted, status: int) -> None:
+    sink = ready(server.url)
+    server.answer = always(status, b"busy", Retry_After="7", Location="http://127.0.0.1:1/")
+    with pytest.raises(SinkUnreachable, match=f"{status}.*busy") as raised:
+        sink.send(BATCH)
+    assert raised.value.retry_after_s == 7
+    server.answer = always(status, Retry_After="Wed, 21 Oct 2026 07:28:00 GMT")
+    with pytest.raises(SinkUnreachable) as raised:
+        sink.send(BATCH)
+    assert raised.value.retry_after_s is None
+    assert len(server.asked) == 2
+    sink.close()
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_these_answers_mean_that_an_item_is_refused(server: Scripted, status: int) -> None:
+    sink = ready(server.url)
+    server.answer = always(status, b"no, thanks")
+    with pytest.raises(SinkRefused, match=f"{status}.*no, thanks"):
+        sink.send(BATCH)
+    sink.close()
+
+
+@pytest.mark.parametrize("status", [301, 308, 401, 403, 404, 405, 415, 501])
+def test_any_other_answer_halts(server: Scripted, status: int) -> None:
+    sink = ready(server.url)
+    server.answer = always(status, b"no, thanks", Location="http://127.0.0.1:1/")
+    with pytest.raises(SinkHalted, match=f"{status}.*no, thanks"):
+        sink.send(BATCH)
+    sink.close()
+
+
+def test_credentials_are_sent_as_the_format_wants_them(
+    server: Scripted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SITE_TOKEN", "s3cret")
+    (tmp_path / "password").write_text("pa:ss\n")
+    influx = {"format": "influx2", "org": "o", "bucket": "b"}
+    cases: list[tuple[dict[str, Any], str, str]] = [
+        ({"token": "env:SITE_TOKEN"}, "authorization", "Bearer s3cret"),
+        ({"token": "env:SITE_TOKEN", **influx}, "authorization", "Token s3cret"),
+        ({"user": "me", "password": f"file:{tmp_path}/password"}, "authorization", "Basic bWU6cGE6c3M="),
+        ({"header.X-Api-Key": "env:SITE_TOKEN"}, "x-api-key", "s3cret"),
+        ({"header.X-Site": "7"}, "x-site", "7"),
+    ]
+    for options, header, value in cases:
+        sink = sink_of("there", "http", server.url, options)
+        server.answer = receipt if "format" not in options else always(204)
+        sink.open(STORE, 1)
+        sink.send(BATCH)
+        assert server.asked[-1].headers[header] == value
+        sink.close()
+    monkeypatch.delenv("SITE_TOKEN")
+    with pytest.raises(SinkHalted, match="SITE_TOKEN"):
+        sink_of("there", "http", server.url, {"token": "env:SITE_TOKEN"}).open(STORE, 1)
+    with pytest.raises(SinkHalted, match="header Authorization must be ASCII"):
+        ready(server.url, token="s3crét")
+    for secret in ({"token": "s3cret"}, {"header.X-Api-Key": "s3cret"}):
+        with pytest.raises(InvalidSettings) as raised:
+            sink_of("there", "http", server.url, secret)
+        assert "s3cret" not in str(raised.value)
+
+
+def test_each_version_of_influxdb_has_its_endpoint(server: Scripted) -> None:
+    server.answer = always(204)
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        (
+            "",
+            {"format": "influx1", "database": "site 1", "retention_policy": "r"},
+            "/write?db=site+1&rp=r&precision=u",
+        ),
+        ("/insert/0/influx/write", {"format": "influx1", "precision": "ns"}, "/insert/0/influx/write"),
+        (
+            "/",
+            {"format": "influx2", "org": "o&p", "bucket": "b"},
+            "/api/v2/write?org=o%26p&bucket=b&precision=us",
+        ),
+        (
+            "",
+            {"format": "influx3", "database": "d", "precision": "ns"},
+            "/api/v3/write_lp?db=d&precision=nanosecond&accept_partial=true",
+        ),
+    ]
+    for path, options, expected in cases:
+        sink = ready(server.url + path, **options)
+        sink.send(BATCH)
+        sink.close()
+        assert server.asked[-1].path == expected
+        zeros = "000" if options.get("precision") == "ns" else ""
+        assert server.asked[-1].body.splitlines()[1].decode() == (
+            f"flow,sensor_id=W value={1 / 7},quality=100i {START_US + 1}{zeros}"
+        )
+    for options in (
+        {"format": "influx2", "org": "o"},
+        {"format": "influx2", "bucket": "b"},
+        {"format": "influx3"},
+    ):
+        with pytest.raises(InvalidSettings, match="needs the option"):
+            HttpSink(server.url, name="there", **options)
+
+
+def test_only_204_confirms_line_protocol(server: Scripted) -> None:
+    sink = ready(server.url, format="influx1", database="site")
+    for status in (200, 202):
+        server.answer = always(status, b"<html>log in</html>")
+        with pytest.raises(SinkUnreachable, match="did not answer 204"):
+            sink.send(BATCH)
+    sink.close()
+
+
+def test_a_partial_write_of_version_3_names_the_refused_lines(server: Scripted) -> None:
+    points = [
+        ("W", "flow", 1, 1.0),
+        ("W", "flow", 2, float("inf")),
+        ("W", "flow", 3, 3.0),
+        ("W", "flow", 4, 4.0),
+    ]
+    data: Any = [{"original_line": "...", "line_number": 2, "error_message": "invalid column type"}]
+    server.answer = always(
+        400, json.dumps({"error": "partial write of line protocol occurred", "data": data}).encode()
+    )
+    sink = ready(server.url, format="influx3", database="site")
+    assert sink.send(batch_of(points)).refused == (
+        Item(1, "line protocol has no infinity"),
+        Item(2, "invalid column type"),
+    )
+    for broken in ([{"line_number": 9}], [{"line_number": "2"}], [7], [], {"line_number": 2}):
+        server.answer = always(
+            400, json.dumps({"error": "partial write of line protocol occurred", "data": broken}).encode()
+        )
+        with pytest.raises(SinkRefused):
+            sink.send(batch_of(points))
+    sink.close()
+
+
+def test_points_that_no_line_can_express_are_refused_without_a_request(server: Scripted) -> None:
+    sink = ready(server.url, format="influx1", database="site")
+    outcome = sink.send(batch_of([("W\\", "flow", 1, 1.0), ("W", "#flow", 1, 1.0)]))
+    assert [item.row for item in outcome.refused] == [0, 1]
+    assert server.asked == []
+    sink.close()
+
+
+def test_a_link_that_is_down_is_unreachable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    with pytest.raises(SinkUnreachable, match="did not answer"):
+        ready(f"http://127.0.0.1:{port}")
+    with pytest.raises(SinkUnreachable, match="did not answer"):
+        HttpSink(f"http://127.0.0.1:{port}", name="there").send(BATCH)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        sink = ready(f"http://127.0.0.1:{deaf.getsockname()[1]}", timeout_s=0.2)
+        with pytest.raises(SinkUnreachable, match="timed out"):
+            sink.send(BATCH)
+
+
+def test_a_connection_that_was_closed_while_idle_is_opened_again(server: Scripted) -> None:
+    sink = ready(server.url)
+    sink.send(BATCH)
+    assert sink._connection is not None
+    assert sink._connection.sock is not None
+    sink._connection.sock.shutdown(socket.SHUT_RDWR)
+    sink.send(BATCH)
+    assert len(server.asked) == 2
+    sink.close()
+
+
+def test_an_answer_that_comes_before_the_body_was_read_is_read() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse() -> None:
+            connection, _ = listener.accept()
+            connection.recv(1000)
+            connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nlarge")
+            connection.close()
+
+        thread = threading.Thread(target=refuse, daemon=True)
+        thread.start()
+        sink = ready(f"http://127.0.0.1:{listener.getsockname()[1]}", compression="none")
+        with pytest.raises(SinkRefused, match="413"):
+            sink.send(batch_of([("W", "text", at, "x" * 60_000) for at in range(200)]))
+        thread.join()
+        sink.close()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 with its key, signed by itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 -subj /CN=there "
+        "-addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem"
+    )
+    try:
+        subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"openssl cannot make a certificate here: {error}")
+    return folder
+
+
+def test_tls_checks_the_certificate_and_halts_if_it_is_not_trusted(certificate: Path, tmp_path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+    trusted = {"ca_file": f"{certificate}/cert.pem"}
+    with Scripted(tls=context) as server:
+        sink = ready(server.url, **trusted)
+        sink.send(BATCH)
+        sink.close()
+        with pytest.raises(SinkHalted, match=r"is not trusted.*ca_file"):
+            ready(server.url)
+        with pytest.raises(SinkHalted, match=r"is not trusted.*mismatch|is not trusted.*not valid for"):
+            ready(server.url.replace("127.0.0.1", "localhost"), **trusted)
+        (tmp_path / "junk.pem").write_text("junk")
+        for options, words in (
+            ({"ca_file": f"{tmp_path}/junk.pem"}, "no certificates in PEM"),
+            ({"ca_file": f"{tmp_path}/none.pem"}, "cannot be read"),
+            ({"cert_file": f"{tmp_path}/junk.pem", **trusted}, "no certificate in PEM"),
+            ({"key_file": f"{certificate}/key.pem", **trusted}, "needs the option cert_file"),
+        ):
+            with pytest.raises(SinkHalted, match=words):
+                ready(server.url, **options)
+    with Scripted() as plain_server, pytest.raises(SinkHalted, match="TLS with"):
+        ready(plain_server.url.replace("http", "https"))
+
+
+@pytest.mark.parametrize(
+    "url", ["", "127.0.0.1:80", "ftp://host/x", "http://", "http://host:port/", "http://me:s3cret@host/"]
+)
+def test_an_invalid_url_is_refused_and_the_message_contains_no_secret(url: str) -> None:
+    with pytest.raises(InvalidSettings) as raised:
+        HttpSink(url, name="there")
+    assert "s3cret" not in str(raised.value)
+
+
+def test_invalid_options_are_refused() -> None:
+    for options in (
+        {"fromat": "json"},
+        {"format": "xml"},
+        {"header.a b": "1"},
+        {"header.": "1"},
+        {"timeout_s": 0},
+    ):
+        with pytest.raises(InvalidSettings):
+            HttpSink("http://host/", name="there", **options)
+
+
+@pytest.fixture(scope="module")
+def influxdb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InfluxDB]:
+    with InfluxDB(tmp_path_factory.mktemp("influxdb")) as server:
+        yield server
+
+
+def delivered(sink: Sink, points: list[Any]) -> dict[int, str]:
+    """Deliver points as a forwarder does; return what was refused, by its row."""
+    refused: dict[int, str] = {}
+
+    def part(first: int, stop: int) -> None:
+        try:
+            for item in sink.send(batch_of(points[first:stop], first + 1)).refused:
+                refused[first + item.row] = ("too late: " if item.too_late else "") + item.reason
+        except SinkRefused as error:
+            if stop - first == 1:
+                refused[first] = str(error)
+            else:
+                half = (first + stop) // 2
+                part(first, half)
+                part(half, stop)
+
+    part(0, len(points))
+    return refused
+
+
+def test_influxdb_stores_what_was_sent_and_names_what_it_refuses(influxdb: InfluxDB) -> None:
+    names = ["plain", "a b", "a,b", "a=b", 'a"b', r"a\b", "é日😀", "/+", "'x'"]
+    points: list[tuple[Any, ...]] = [
+        (name, f"odd {name}", START_US + at, at + 0.1, 100 - at, None) for at, name in enumerate(names)
+    ]
+    points += [
+        ("W", "state", START_US, 'on "b\\" é', 100, '{"k":"a\\"b"}'),
+        ("W", "state", START_US + 1, "", 0, None),
+        ("W", "flow", START_US, 1.7976931348623157e308, 100, None),
+        ("W", "flow", -5, 5e-324, -(2**31), None),
+        ("W", "flow", START_US + 2, None, 3, None),
+        ("W", "flow", START_US + 3, float("inf"), 100, None),
+        ("W", "flow", 2**55, 1.0, 100, None),
+        ("W", "flow", START_US + 4, 4.0, 100, None),
+    ]
+    sink = ready(influxdb.url, format="influx1", database="site")
+    refused = delivered(sink, points)
+    assert (refused[14], "time outside range" in refused[15]) == ("line protocol has no infinity", True)
+    assert refused.keys() == {14, 15}
+    found = influxdb.points()
+    for row, point in enumerate(points):
+        if row not in refused:
+            sensor, metric, us, value, quality, metadata = point
+            shown = (None, value) if isinstance(value, str) else (value, None)
+            assert found.pop((sensor, metric, us)) == (*shown, quality, metadata)
+    assert found == {}
+    sink.close()
+
+
+def test_influxdb_refuses_one_point_of_another_type_and_old_ones_as_too_late(influxdb: InfluxDB) -> None:
+    influxdb.query("CREATE DATABASE other")
+    sink = ready(influxdb.url, format="influx1", database="other")
+    influxdb.query('CREATE RETENTION POLICY "short" ON other DURATION 1h REPLICATION 1')
+    sink.send(batch_of([("W", "flow", START_US, 1.0)]))
+    other_type = ready(f"{influxdb.url}/write?db=other&precision=u", format="influx1", precision="ns")
+    points = [("W", "m", START_US * 1000 + at, float(at)) for at in range(100)]
+    with pytest.raises(SinkRefused):  # times of another unit are outside of the range
+        other_type.send(batch_of(points))
+    late = ready(influxdb.url, format="influx1", database="other", retention_policy="short")
+    refused = delivered(late, [("W", "flow", START_US + at, 1.0) for at in range(4)])
+    assert refused.keys() == {0, 1, 2, 3}
+    assert all(
+        reason.startswith("too late: partial write: points beyond retention") for reason in refused.values()
+    )
+    for one in (sink, other_type, late):
+        one.close()
+
+
+def test_influxdb_halts_for_a_wrong_database_policy_or_password(
+    influxdb: InfluxDB, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    wrong: list[dict[str, Any]] = [{"database": "nix"}, {}, {"database": "site", "retention_policy": "nix"}]
+    for options in wrong:
+        sink = ready(influxdb.url, format="influx1", **options)
+        with pytest.raises(SinkHalted, match=r"not found|required"):
+            sink.send(BATCH)
+        sink.close()
+    with InfluxDB(tmp_path_factory.mktemp("auth"), auth=True) as guarded:
+        sink = ready(guarded.url, format="influx1", database="site", user="admin", password="wrong")
+        with pytest.raises(SinkHalted, match="401"):
+            sink.send(BATCH)
+        sink.close()
+        sink = ready(guarded.url, format="influx1", database="site", user="admin", password="s3cret")
+        sink.send(BATCH)
+        sink.close()
+        assert len(guarded.points()) == 5
+
+
+def test_victoria_metrics_stores_what_was_sent(tmp_path: Path) -> None:
+    with VictoriaMetrics(tmp_path) as database:
+        sink = ready(database.url, format="influx1")
+        assert (
+            sink.send(batch_of([("a,b", "m x", START_US + at * 1000, float(at)) for at in range(9)])).refused
+            == ()
+        )
+        sink.close()
+        found = database.points(9)
+    assert found == {("a,b", "m x", START_US // 1000 + at): float(at) for at in range(9)}
