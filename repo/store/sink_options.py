@@ -51,7 +51,6 @@ _PRECISION = Option("line protocol: unit of the times", "choice", "us", ("us", "
 
 OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
     "own": {},
-<<<<<<< HEAD
     "postgresql": {
         "user": Option("the role that writes"),
         "password": Option("its password", "secret"),
@@ -60,7 +59,7 @@ OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
         "timeout_s": Option(
             "the longest wait for a connection or a lock, in seconds", "seconds", 30.0, least=2, most=86_400
         ),
-=======
+    },
     "http": {
         "format": Option(
             "form of the body", "choice", "ndjson", ("ndjson", "json", "influx1", "influx2", "influx3")
@@ -80,7 +79,6 @@ OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
         "precision": _PRECISION,
         "timeout_s": _TIMEOUT,
         **_TLS,
->>>>>>> e9feec4 (The HTTP sink posts NDJSON, JSON or InfluxDB line protocol, and tells refused items from a link that is down)
     },
 }
 """Options by kind and name. The sink modules say what they do."""

@@ -17,7 +17,7 @@ from repo.delivery.encodings import ndjson
 from repo.delivery.encodings.line_protocol import LineProtocol
 from repo.delivery.keys import BatchKey
 from repo.delivery.protocol import Lane, RecordItem
-from tests.delivery.batches import batch_of, columns_of
+from tests.delivery.sink_batches import batch_of, columns_of
 
 parser = pytest.importorskip("line_protocol_parser", reason="line-protocol-parser is not installed")
 

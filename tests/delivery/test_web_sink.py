@@ -18,7 +18,7 @@ from repo.delivery.protocol import Item, Lane, RecordItem, Sink
 from repo.delivery.sinks.registry import sink_of
 from repo.delivery.sinks.web import HttpSink
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable
-from tests.delivery.batches import START_US, STORE, batch_of
+from tests.delivery.sink_batches import START_US, STORE, batch_of
 from tests.servers.influxdb import InfluxDB
 from tests.servers.scripted import Asked, Reply, Scripted, receipt
 from tests.servers.victoria_metrics import VictoriaMetrics

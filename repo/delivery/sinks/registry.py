@@ -14,11 +14,8 @@ from repo.store.sink_options import check_options
 __all__ = ["SINKS", "sink_of"]
 
 SINKS: Final[dict[str, str]] = {
-<<<<<<< HEAD
     "postgresql": "repo.delivery.sinks.postgresql:PostgresqlSink",
-=======
     "http": "repo.delivery.sinks.web:HttpSink",
->>>>>>> e9feec4 (The HTTP sink posts NDJSON, JSON or InfluxDB line protocol, and tells refused items from a link that is down)
 }
 """`module:class` by kind. Each class is called as `Class(target, name=..., **options)`. It opens nothing then."""
 
