@@ -52,8 +52,8 @@ _PRECISION = Option("line protocol: unit of the times", "choice", "us", ("us", "
 OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
     "own": {},
     "postgresql": {
-        "user": Option("the role that writes"),
-        "password": Option("its password", "secret"),
+        "user": _USER,
+        "password": _PASSWORD,
         "schema": Option("the schema of the tables", default="holdfast"),
         "create": Option("whether to create and upgrade the tables", "flag", default=True),
         "timeout_s": Option(

@@ -291,9 +291,8 @@ def test_a_link_that_is_down_is_unreachable() -> None:
 def test_a_connection_that_was_closed_while_idle_is_opened_again(server: Scripted) -> None:
     sink = ready(server.url)
     sink.send(BATCH)
-    assert sink._connection is not None
-    assert sink._connection.sock is not None
-    sink._connection.sock.shutdown(socket.SHUT_RDWR)
+    assert sink._connection._connection is not None
+    sink._connection._connection.sock.shutdown(socket.SHUT_RDWR)
     sink.send(BATCH)
     assert len(server.asked) == 2
     sink.close()

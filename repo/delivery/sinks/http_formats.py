@@ -18,37 +18,18 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from repo.delivery.encodings import ndjson
 from repo.delivery.encodings.encoded import Encoded
 from repo.delivery.encodings.line_protocol import LineProtocol
 from repo.delivery.protocol import Batch, Item, Outcome
+from repo.delivery.sinks.connection import Answer
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable
 
-__all__ = ["Answer", "Format", "format_of"]
+__all__ = ["Format", "format_of"]
 
 _REASON_CHARS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A response."""
-
-    status: int
-    reason: str
-    content_type: str
-    body: bytes
-
-    @property
-    def is_success(self) -> bool:
-        """Whether the status is 2xx."""
-        return 200 <= self.status < 300
-
-    def __str__(self) -> str:
-        said = self.body[:_REASON_CHARS].decode("utf-8", "replace").strip()
-        return f"{self.status} {self.reason}: {said}" if said else f"{self.status} {self.reason}"
 
 
 class Format(ABC):

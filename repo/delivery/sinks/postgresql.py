@@ -150,9 +150,8 @@ class PostgresqlSink:
             raise InvalidSettings(
                 "the URL of a sink must not contain a password; pass it as the secret `password`"
             )
-        if user is not None:
-            self._parameters["user"] = check_text(user, "user", error=InvalidSettings)
-        self._password = None if password is None else Secret("password", password)
+        given = {"user": user, "password": password}
+        self._secrets = {key: Secret(key, value) for key, value in given.items() if value is not None}
         self._place = f"PostgreSQL at {self._parameters.get('host', 'localhost')}:{ports}"
         self._connection: Any = None
         self._months: set[date] = set()
@@ -206,7 +205,7 @@ class PostgresqlSink:
             self._make_partitions(batch.columns[2])
         with connection.transaction(), connection.cursor() as cursor:
             if not self._has_moved(cursor, key, batch.tokens):
-                return Outcome(repeat=True)
+                return Outcome(refused, repeat=True)
             if texts:
                 with cursor.copy(f"COPY {table} FROM STDIN") as copy:
                     copy.write(texts)
@@ -259,11 +258,10 @@ class PostgresqlSink:
             "tcp_user_timeout": seconds * 1000,
             "application_name": f"holdfast {self._name}"[:63],
         }
-        if self._password is not None:
-            given["password"] = self._password.reveal()
+        revealed = {key: secret.reveal() for key, secret in self._secrets.items()}
         try:
             connection = self._psycopg.connect(
-                **(given | self._parameters), client_encoding="utf8", autocommit=autocommit
+                **(given | self._parameters | revealed), client_encoding="utf8", autocommit=autocommit
             )
         except self._psycopg.OperationalError as error:
             raise self._no_connection(error) from error
