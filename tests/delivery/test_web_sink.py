@@ -18,10 +18,10 @@ from repo.delivery.protocol import Item, Lane, RecordItem, Sink
 from repo.delivery.sinks.registry import sink_of
 from repo.delivery.sinks.web import HttpSink
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable
+from tests.delivery.servers.influxdb import InfluxDB
+from tests.delivery.servers.scripted import Asked, Reply, Scripted, receipt
+from tests.delivery.servers.victoria_metrics import VictoriaMetrics
 from tests.delivery.sink_batches import START_US, STORE, batch_of
-from tests.servers.influxdb import InfluxDB
-from tests.servers.scripted import Asked, Reply, Scripted, receipt
-from tests.servers.victoria_metrics import VictoriaMetrics
 
 POINTS = [("W", "flow", START_US + at, at / 7) for at in range(5)]
 BATCH = batch_of(POINTS)

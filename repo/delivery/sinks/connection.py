@@ -137,6 +137,8 @@ def _asked(
         connection.request(method, target, body, headers)
     except (BrokenPipeError, ConnectionResetError) as error:
         # A server that refuses a large body answers and closes, before it has read all of it.
+        if connection.sock is None:
+            raise
         try:
             answer = _read(connection)
         except (OSError, HTTPException):

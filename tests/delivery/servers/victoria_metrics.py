@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from urllib.request import urlopen
 
-from tests.servers.process import Server, free_port, program
+from tests.delivery.servers.process import Server, free_port, program
 
 __all__ = ["VictoriaMetrics"]
 
@@ -37,6 +37,15 @@ class VictoriaMetrics(Server):
         while len(found := self._points()) < least and time.monotonic() < limit:
             time.sleep(0.1)
         return found
+
+    def settled(self) -> dict[tuple[str, str, int], float]:
+        """Return the same, once nothing has been added for a second."""
+        found = self._points()
+        while True:
+            time.sleep(1.1)
+            if (later := self._points()) == found:
+                return found
+            found = later
 
     def _points(self) -> dict[tuple[str, str, int], float]:
         urlopen(f"{self.url}/internal/force_flush", timeout=60).close()

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
-from tests.servers.process import Server, free_port, program
+from tests.delivery.servers.process import Server, free_port, program
 
 __all__ = ["InfluxDB"]
 
@@ -28,6 +28,10 @@ bind-address = "127.0.0.1:{rpc}"
 [monitor]
   store-enabled = false
 """
+
+
+_SELECT = 'SELECT "value", "value_text", "quality", "metadata" FROM "{}" GROUP BY "sensor_id"'
+"""For one measurement: of several at once, fields that differ in their types would be left out."""
 
 
 class InfluxDB(Server):
@@ -71,16 +75,22 @@ class InfluxDB(Server):
         where = urlencode({"db": database, "epoch": "u", **user})
         request = Request(f"{self.url}/query?{where}", urlencode({"q": text}).encode(), method="POST")
         with urlopen(request, timeout=60) as answer:
-            result = json.loads(answer.read())["results"][0]
-        assert "error" not in result, result
-        found: list[dict[str, Any]] = result.get("series", [])
-        return found
+            results = json.loads(answer.read())["results"]
+        assert not [one for one in results if "error" in one], results
+        return [series for one in results for series in one.get("series", [])]
 
-    def points(self) -> dict[tuple[str, str, int], tuple[Any, Any, Any, Any]]:
+    def write(self, lines: str, database: str = "site") -> None:
+        """Write line protocol with microseconds."""
+        url = f"{self.url}/write?{urlencode({'db': database, 'precision': 'u'})}"
+        urlopen(Request(url, lines.encode(), method="POST"), timeout=60).close()
+
+    def points(self, database: str = "site") -> dict[tuple[str, str, int], tuple[Any, Any, Any, Any]]:
         """Return (value, value_text, quality, metadata) by (sensor, metric, µs)."""
-        query = 'SELECT "value", "value_text", "quality", "metadata" FROM /.*/ GROUP BY "sensor_id"'
+        named = self.query("SHOW MEASUREMENTS", database)
+        names = [row[0] for row in named[0]["values"]] if named else []
+        query = ";".join(_SELECT.format(name.replace("\\", "\\\\").replace('"', '\\"')) for name in names)
         return {
             (one["tags"]["sensor_id"], one["name"], row[0]): tuple(row[1:])
-            for one in self.query(query)
+            for one in (self.query(query, database) if names else [])
             for row in one["values"]
         }

@@ -1,0 +1,98 @@
+"""Every sink of ours that keeps no position passes the contract, with a real server behind it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from repo.delivery.protocol import Sink
+from repo.delivery.sinks.web import HttpSink
+from repo.testing import Destination, SinkContract
+from tests.delivery.servers.influxdb import InfluxDB
+from tests.delivery.servers.proxy import Proxy
+from tests.delivery.servers.scripted import Asked, Reply, Scripted, receipt
+
+
+class Reached(Destination):
+    """A destination behind a proxy."""
+
+    proxy: Proxy
+
+    def cut(self) -> None:
+        self.proxy.cut()
+
+    def mend(self) -> None:
+        self.proxy.mend()
+
+
+class JsonReceiver(Reached):
+    """A receiver that keeps the lines that it gets, and refuses one value."""
+
+    unacceptable = ("W", "hot", 5, 451.0)
+
+    def __init__(self, server: Scripted, proxy: Proxy) -> None:
+        self.server = server
+        self.proxy = proxy
+        self.lines: list[dict[str, Any]] = []
+        server.answer = self._keep
+
+    def sink(self) -> Sink:
+        return HttpSink(self.proxy.url, name="there", timeout_s=5)
+
+    def _keep(self, asked: Asked) -> Reply:
+        lines = [json.loads(line) for line in asked.body.splitlines()]
+        refused = [[row, "too hot"] for row, line in enumerate(lines) if line.get("value") == 451.0]
+        self.lines += [line for line in lines if line.get("value") != 451.0]
+        return receipt(asked, refused=refused)
+
+    def points(self) -> Iterable[Any]:
+        return [
+            (one["sensor_id"], one["metric_name"], one["timestamp_us"], one["value"]) for one in self.lines
+        ]
+
+    def records(self) -> Iterable[tuple[str, Any]]:
+        return [(one["record_id"], one["data"]) for one in self.lines]
+
+
+class TestHttp(SinkContract):
+    @pytest.fixture
+    def destination(self) -> Iterator[Destination]:
+        with Scripted() as server, Proxy(server.server_port) as proxy:
+            yield JsonReceiver(server, proxy)
+
+
+class Influx(Reached):
+    """A database of a running InfluxDB, where `typed` of `W` is a text."""
+
+    unacceptable = ("W", "typed", 5, 1.0)
+
+    def __init__(self, server: InfluxDB, proxy: Proxy, database: str) -> None:
+        self.server = server
+        self.proxy = proxy
+        self.database = database
+        server.query(f"CREATE DATABASE {database}")
+        server.write('typed,sensor_id=W value="text" 4', database)
+
+    def sink(self) -> Sink:
+        return HttpSink(self.proxy.url, name="there", timeout_s=5, format="influx1", database=self.database)
+
+    def points(self) -> Iterable[Any]:
+        found = self.server.points(self.database)
+        found.pop(("W", "typed", 4))
+        return [(*key, value if text is None else text) for key, (value, text, _, _) in found.items()]
+
+
+@pytest.fixture(scope="module")
+def influxdb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InfluxDB]:
+    with InfluxDB(tmp_path_factory.mktemp("influxdb")) as server:
+        yield server
+
+
+class TestInfluxDB(SinkContract):
+    @pytest.fixture
+    def destination(self, influxdb: InfluxDB, request: pytest.FixtureRequest) -> Iterator[Destination]:
+        with Proxy(influxdb.port) as proxy:
+            yield Influx(influxdb, proxy, f"db{abs(hash(request.node.name))}")
