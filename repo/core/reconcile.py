@@ -81,7 +81,7 @@ class Reconciler:
         self._active.bring_to_head(opened.engine, opened.backend.path)
         with self._metadata.read() as connection:
             facts = StateRepository(connection).get()
-            cursors = SinkRepository(connection).list()
+            delivered = SinkRepository(connection).highest()
         assert facts is not None
         state = self._own_state(opened, facts)
         is_verified = self._verified(opened)
@@ -89,7 +89,7 @@ class Reconciler:
             known = SummaryRepository(opened.flush_connection).all()
             losses = ColumnsLedgerRepository(opened.flush_connection).all()
             order = SliceRepository(opened.flush_connection).order()
-        floor = max(state.watermark, facts.pruned_through, *(cursor.confirmed_seq for cursor in cursors), 0)
+        floor = max(state.watermark, facts.pruned_through, delivered, 0)
         own = {"engine": opened.backend.name, "file_id": state.file_id, "generation": state.generation}
         bound = (facts.engine, facts.file_id, facts.generation) == tuple(own.values())
         copied = bound and facts.copied_through == state.watermark and facts.last_seq >= floor

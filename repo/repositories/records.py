@@ -29,6 +29,7 @@ __all__ = [
     "RecordExtent",
     "RecordRepository",
     "RecordScope",
+    "RecordText",
     "data_text",
     "listed_ids",
 ]
@@ -51,6 +52,7 @@ _REPLACE = (
     "UPDATE buffered_records SET source = ?, data = ?, timestamp = ? "
     "WHERE record_id = ? AND (source <> ? OR data <> ?)"
 )
+_SETTLED = "DELETE FROM buffered_records WHERE record_id = ? AND data = ?"
 _SENT = "DELETE FROM buffered_records WHERE record_id = ?"
 _FAILED = "UPDATE buffered_records SET retry_count = coalesce(retry_count, 0) + ?, last_retry = ? WHERE record_id = ?"
 
@@ -78,6 +80,15 @@ class NewRecord(NamedTuple):
         check_name(source, "source")
         timestamp_us = now_us if timestamp is None else to_us(timestamp)
         return cls(record_id, source, data_text(data), timestamp_us / 1e6, now_us / 1e6)
+
+
+class RecordText(NamedTuple):
+    """A waiting record for delivery: its data is the JSON text as it was added."""
+
+    record_id: str
+    source: str
+    data: str
+    timestamp_us: int
 
 
 class RecordCounts(NamedTuple):
@@ -212,6 +223,19 @@ class RecordRepository:
         if max_retries is not None:
             query = query.where(func.coalesce(table.retry_count, 0) < max_retries)
         return [_pending_record(row) for row in self._connection.execute(query)]
+
+    def texts(self, limit: int) -> list[RecordText]:
+        """Return up to `limit` records as `pending` does, oldest first, with their data as text."""
+        table = BufferedRecord
+        query = select(table.record_id, table.source, table.data, table.timestamp).where(HANDED_OUT)
+        found = self._connection.execute(query.order_by(table.id).limit(limit))
+        return [
+            RecordText(record_id, source, data, _us(at_s) or 0) for record_id, source, data, at_s in found
+        ]
+
+    def settle(self, records: Iterable[tuple[str, str]]) -> int:
+        """Remove records, given by id and data text, unless their data was replaced; returns their number."""
+        return self._settle(_SETTLED, list(records))
 
     def mark_sent(self, record_ids: str | Iterable[str]) -> int:
         """Remove delivered records and return their number. Their points stay."""

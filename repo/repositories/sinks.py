@@ -1,17 +1,50 @@
-"""Sinks, their cursors, and why a delivery fails, on a connection that the caller provides. Never commits."""
+"""Sinks: where destinations are, what they have confirmed, and how their deliveries go.
+
+On a connection that the caller provides. Never commits.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from math import exp
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, case, func, select, update
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, case, delete, func, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as insert_or
 
-from repo.models import SinkCursor
+from repo.cursors import Cursor
+from repo.models import AttemptRow, SinkCursor, SinkRange
+from repo.queries.selection import Selection
+from repo.rates import Rate
+from repo.repositories.attempts import Attempt, AttemptRepository
 
-__all__ = ["Cursor", "DeliveryFailure", "FailureKind", "SinkRepository"]
+__all__ = [
+    "KEPT_STATES",
+    "RATE_SPAN_S",
+    "DeliveryFailure",
+    "FailureKind",
+    "Lanes",
+    "MaxBacklog",
+    "NewSink",
+    "SinkInfo",
+    "SinkRepository",
+    "SinkState",
+    "Totals",
+]
 
 FailureKind = Literal["unreachable", "refused"]
+
+SinkState = Literal["running", "paused", "failing", "halted", "forked", "stopped"]
+"""`running` also if no forwarder runs; `failing`: unreachable; `halted`: the destination rejects everything for now;
+`forked`: see `StoreForked`; `stopped`: an error that nobody expected."""
+
+KEPT_STATES = ("paused", "forked")
+"""The states that only an operator ends."""
+
+RATE_SPAN_S = 30.0
+"""Over how many seconds `points_per_s` is averaged: older batches count less and less."""
 
 _STATES: dict[str, FailureKind] = {"failing": "unreachable", "halted": "refused"}
 _STATE_OF = {kind: state for state, kind in _STATES.items()}
@@ -25,31 +58,147 @@ class DeliveryFailure(NamedTuple):
     since_us: int
 
 
-class Cursor(NamedTuple):
-    """A sink's name, and the seq through which it has confirmed everything."""
+class Lanes(NamedTuple):
+    """How a sink sends its backlog."""
+
+    two: bool = True
+    """Whether the newest readings go before a long backlog, which is sent beside them."""
+    share: float = 0.2
+    """The part of the bytes that the backlog gets."""
+    order: Literal["oldest", "newest"] = "oldest"
+    """Which part of the backlog is sent first."""
+
+
+class MaxBacklog(NamedTuple):
+    """The limits of a hold: what is older, or more, than this is not kept for the sink. None is no limit."""
+
+    age_us: int | None = None
+    points: int | None = None
+    bytes: int | None = None
+
+
+class Totals(NamedTuple):
+    """What a confirmed batch adds to the counts of a sink."""
+
+    points: int = 0
+    records: int = 0
+    bytes: int = 0
+    repeats: int = 0
+    """1 if the destination had the batch already."""
+
+
+class NewSink(NamedTuple):
+    """A sink to add."""
 
     name: str
+    kind: str
+    target: str
+    options: dict[str, Any]
+    filter: Selection | None
+    records: bool
+    hold: bool
+    max_backlog: MaxBacklog | None
+    rate: Rate | None
+    lanes: Lanes
+
+
+@dataclass(frozen=True, slots=True)
+class SinkInfo:
+    """A sink, as of one moment. Times are µs since 1970 UTC."""
+
+    name: str
+    kind: str
+    """http, holdfast, postgresql, mqtt, kafka, folder, or own for a sink that a program implements."""
+    target: str
+    """The URL; "" for an own sink."""
+    options: dict[str, Any]
+    """Secrets are the names of environment variables or files."""
+    filter: Selection | None
+    """Which series it gets; None for all."""
+    records: bool
+    """Whether it gets the pending records."""
+    hold: bool
+    """Whether cleanup keeps what it has not confirmed."""
+    max_backlog: MaxBacklog | None
+    rate: Rate | None
+    lanes: Lanes
+    state: SinkState
+    since_us: int | None
+    """Since when it is in this state, unless it is running."""
+    last_error: str | None
+    failures: int
+    """Failed attempts since the last confirmed batch."""
+    token: str | None = field(repr=False)
     confirmed_seq: int
+    """Every seq up to here is confirmed."""
+    ranges: tuple[tuple[int, int], ...]
+    """Confirmed ranges above it."""
+    behind: int
+    """How many seqs are not confirmed. Seqs count operations and points, and points of other series, too."""
+    attempt: Attempt | None
+    sent_points: int
+    sent_records: int
+    sent_bytes: int
+    repeats: int
+    refused: int
+    points_per_s: float
+    """Confirmed points per second, averaged over about half a minute."""
+    confirmed_us: int | None
+    """When it last confirmed a batch."""
+    created_us: int
     updated_us: int
-    failure: DeliveryFailure | None = None
+
+    @property
+    def cursor(self) -> Cursor:
+        """What it has confirmed."""
+        return Cursor.of(self.confirmed_seq, self.ranges)
+
+    @property
+    def failure(self) -> DeliveryFailure | None:
+        """Why nothing is delivered at the moment, if that is unreachable or refused."""
+        kind = _STATES.get(self.state)
+        if kind is None:
+            return None
+        return DeliveryFailure(kind, self.last_error or "", self.since_us or self.updated_us)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values; the documented form of `holdfast --json sinks show`."""
+        plain = {name: value for name, value in asdict(self).items() if name != "token"}
+        plain["filter"] = None if self.filter is None else names_of(self.filter)
+        plain["rate"] = None if self.rate is None else {**self.rate._asdict(), "text": str(self.rate)}
+        for name in ("max_backlog", "lanes", "attempt"):
+            value = getattr(self, name)
+            plain[name] = None if value is None else value._asdict()
+        if self.attempt is not None:
+            del plain["attempt"]["token"]
+        return plain
 
 
-_ALL = select(
-    *(SinkCursor.name, SinkCursor.confirmed_seq, SinkCursor.updated_us),
-    *(SinkCursor.state, SinkCursor.last_error, SinkCursor.since_us),
-).order_by(SinkCursor.name)
+_COLUMNS = tuple(
+    getattr(SinkCursor, name)
+    for name in (
+        *("name", "kind", "target", "options", "filter", "records", "hold", "max_backlog", "rate", "lanes"),
+        *("state", "since_us", "last_error", "failures", "token", "confirmed_seq"),
+        *("sent_points", "sent_records", "sent_bytes", "repeats", "refused", "points_per_s", "confirmed_us"),
+        *("created_us", "updated_us"),
+    )
+)
+_ALL = select(*_COLUMNS).order_by(SinkCursor.name)
 
 
 class SinkRepository:
-    """Registers sinks and moves their cursors."""
+    """Adds and reads sinks, moves their cursors, and records how their deliveries go."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._driver: Any = connection.connection.driver_connection
+
+    # --- sinks -----------------------------------------------------------------------------------------
 
     def register(self, name: str, now_us: int) -> int:
-        """Add a sink whose cursor is at the start, unless it exists; returns the seq that it has confirmed."""
+        """Add an own sink whose cursor is at the start, unless it exists; returns the seq that it has confirmed."""
         self._connection.execute(
-            insert(SinkCursor)
+            insert_or(SinkCursor)
             .values(name=name, confirmed_seq=0, created_us=now_us, updated_us=now_us)
             .on_conflict_do_nothing()
         )
@@ -57,47 +206,248 @@ class SinkRepository:
         assert confirmed is not None
         return confirmed
 
-    def confirm(self, name: str, seq: int, now_us: int) -> bool:
-        """Move a cursor forward to `seq`, and remove the failure; returns False if the sink is unknown.
-
-        A cursor never moves back.
-        """
-        result = self._connection.execute(
-            update(SinkCursor)
-            .where(SinkCursor.name == name)
-            .values(
-                confirmed_seq=func.max(SinkCursor.confirmed_seq, seq),
+    def add(self, sink: NewSink, confirmed_seq: int, now_us: int) -> None:
+        """Add a sink that does not exist."""
+        self._connection.execute(
+            insert(SinkCursor).values(
+                name=sink.name,
+                confirmed_seq=confirmed_seq,
+                created_us=now_us,
                 updated_us=now_us,
-                state="running",
-                since_us=None,
-                last_error=None,
+                kind=sink.kind,
+                target=sink.target,
+                **_settings(sink._asdict()),
+            )
+        )
+
+    def change(self, name: str, changes: dict[str, Any], now_us: int) -> None:
+        """Change some of `options`, `filter`, `records`, `hold`, `max_backlog`, `rate` and `lanes`."""
+        self._set(name, **_settings(changes), updated_us=now_us)
+
+    def remove(self, name: str) -> None:
+        """Remove a sink, its ranges and its attempt."""
+        self._connection.execute(delete(SinkCursor).where(SinkCursor.name == name))
+        self._connection.execute(delete(SinkRange).where(SinkRange.sink == name))
+        AttemptRepository(self._connection).remove(name)
+
+    def list(self, now_us: int | None = None, last_seq: int = 0) -> list[SinkInfo]:
+        """Return all sinks in order of their names; `last_seq` is the end of the journal."""
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        for sink, first, last in self._connection.execute(
+            select(SinkRange.sink, SinkRange.first_seq, SinkRange.last_seq).order_by(SinkRange.first_seq)
+        ):
+            ranges.setdefault(sink, []).append((first, last))
+        attempts = AttemptRepository(self._connection).all()
+        return [
+            _info(row, tuple(ranges.get(row[0], ())), attempts.get(row[0]), now_us, last_seq)
+            for row in self._connection.execute(_ALL)
+        ]
+
+    def get(self, name: str, now_us: int | None = None, last_seq: int = 0) -> SinkInfo | None:
+        """Return one sink, if it exists."""
+        row = self._connection.execute(_ALL.where(SinkCursor.name == name)).one_or_none()
+        if row is None:
+            return None
+        attempt = AttemptRepository(self._connection).get(name)
+        return _info(row, self._ranges(name), attempt, now_us, last_seq)
+
+    def created_us(self, name: str) -> int | None:
+        """Return when a sink was added; None for an unknown one."""
+        return self._connection.scalar(select(SinkCursor.created_us).where(SinkCursor.name == name))
+
+    def highest(self) -> int:
+        """Return the highest seq that any sink was sent; 0 if there is none."""
+        [found] = self._driver.execute(
+            "SELECT max(coalesce((SELECT max(confirmed_seq) FROM sinks), 0),"
+            " coalesce((SELECT max(last_seq) FROM sink_ranges), 0), coalesce((SELECT max(last_seq) FROM attempts), 0))"
+        ).fetchone()
+        return int(found)
+
+    # --- cursors ---------------------------------------------------------------------------------------
+
+    def cursor(self, name: str) -> Cursor | None:
+        """Return what a sink has confirmed; None for an unknown sink."""
+        low = self._connection.scalar(select(SinkCursor.confirmed_seq).where(SinkCursor.name == name))
+        return None if low is None else Cursor.of(low, self._ranges(name))
+
+    def move(self, name: str, cursor: Cursor, now_us: int) -> None:
+        """Set what a sink has confirmed."""
+        before = set(self._ranges(name))
+        after = set(cursor.ranges)
+        for first, _ in before - after:
+            self._connection.execute(
+                delete(SinkRange).where(SinkRange.sink == name, SinkRange.first_seq == first)
+            )
+        if added := sorted(after - before):
+            self._connection.execute(
+                insert(SinkRange), [{"sink": name, "first_seq": a, "last_seq": b} for a, b in added]
+            )
+        self._set(name, confirmed_seq=cursor.low, updated_us=now_us)
+
+    def confirm(self, name: str, seq: int, now_us: int) -> bool:
+        """Confirm all seqs up to `seq`, and end a failure; returns False if the sink is unknown."""
+        cursor = self.cursor(name)
+        if cursor is None:
+            return False
+        if seq > cursor.low:
+            cursor = Cursor.of(max(seq, cursor.low), cursor.ranges)
+        self.move(name, cursor, now_us)
+        self.running(name)
+        return True
+
+    def _ranges(self, name: str) -> tuple[tuple[int, int], ...]:
+        query = select(SinkRange.first_seq, SinkRange.last_seq).where(SinkRange.sink == name)
+        return tuple(
+            (first, last) for first, last in self._connection.execute(query.order_by(SinkRange.first_seq))
+        )
+
+    # --- deliveries ------------------------------------------------------------------------------------
+
+    def sent(self, name: str, token: str, totals: Totals, refused: int, now_us: int) -> None:
+        """Count a confirmed batch, whose token the destination holds now."""
+        rate, before_us = self._connection.execute(
+            select(SinkCursor.points_per_s, SinkCursor.confirmed_us).where(SinkCursor.name == name)
+        ).one()
+        self._set(
+            name,
+            token=token,
+            sent_points=SinkCursor.sent_points + totals.points,
+            sent_records=SinkCursor.sent_records + totals.records,
+            sent_bytes=SinkCursor.sent_bytes + totals.bytes,
+            repeats=SinkCursor.repeats + totals.repeats,
+            refused=SinkCursor.refused + refused,
+            points_per_s=_faded(rate, before_us, now_us) + totals.points / RATE_SPAN_S,
+            confirmed_us=now_us,
+        )
+
+    def running(self, name: str) -> None:
+        """End a failure; a state that only an operator ends stays."""
+        table = SinkCursor
+        kept = table.state.in_(KEPT_STATES)
+        self._connection.execute(
+            update(table)
+            .where(table.name == name, (table.state != "running") | (table.failures != 0))
+            .values(
+                state=case((kept, table.state), else_="running"),
+                since_us=case((kept, table.since_us), else_=None),
+                last_error=case((kept, table.last_error), else_=None),
                 failures=0,
             )
         )
-        return bool(result.rowcount)
 
-    def note_failure(self, name: str, kind: FailureKind, reason: str, now_us: int) -> None:
-        """Record that deliveries to a sink fail; a failure of the same kind keeps the time at which it began."""
-        state = _STATE_OF[kind]
+    def failed(self, name: str, state: SinkState, reason: str, now_us: int) -> None:
+        """Record a failed attempt; the same state keeps the time at which it began, and a pause stays one."""
+        table = SinkCursor
+        same = table.state.in_((state, "paused"))
         self._connection.execute(
-            update(SinkCursor)
-            .where(SinkCursor.name == name)
+            update(table)
+            .where(table.name == name)
             .values(
-                state=state,
+                state=case((table.state == "paused", table.state), else_=state),
                 last_error=reason,
-                since_us=case((SinkCursor.state == state, SinkCursor.since_us), else_=now_us),
-                failures=SinkCursor.failures + 1,
+                since_us=case((same, func.coalesce(table.since_us, now_us)), else_=now_us),
+                failures=table.failures + 1,
             )
         )
 
-    def list(self) -> list[Cursor]:
-        """Return all sinks in order of their names."""
-        return [_cursor(*row) for row in self._connection.execute(_ALL)]
+    def note_failure(self, name: str, kind: FailureKind, reason: str, now_us: int) -> None:
+        """Record that deliveries to a sink fail; a failure of the same kind keeps the time at which it began."""
+        self.failed(name, _STATE_OF[kind], reason, now_us)  # type: ignore[arg-type]
+
+    def set_state(self, name: str, state: SinkState, now_us: int) -> None:
+        """Pause a sink, or let it run."""
+        self._set(
+            name, state=state, since_us=None if state == "running" else now_us, failures=0, last_error=None
+        )
+
+    def forget_tokens(self) -> None:
+        """Begin the token chains of all sinks again, after the store got another id or epoch; ends their forks."""
+        self._connection.execute(delete(AttemptRow))
+        self._connection.execute(update(SinkCursor).values(token=None))
+        forked = update(SinkCursor).where(SinkCursor.state == "forked")
+        self._connection.execute(forked.values(state="running", since_us=None, last_error=None, failures=0))
+
+    def _set(self, name: str, **values: Any) -> None:
+        self._connection.execute(update(SinkCursor).where(SinkCursor.name == name).values(**values))
 
 
-def _cursor(
-    name: str, seq: int, updated_us: int, state: str, reason: str | None, since_us: int | None
-) -> Cursor:
-    kind = _STATES.get(state)
-    failure = None if kind is None else DeliveryFailure(kind, reason or "", since_us or updated_us)
-    return Cursor(name, seq, updated_us, failure)
+def names_of(chosen: Selection) -> dict[str, Any]:
+    """Return the series that a filter selects as plain values."""
+    plain = chosen.as_dict()
+    return {name: plain[name] for name in ("sensor_id", "metric_name")}
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns of the settings of a sink."""
+    columns: dict[str, Any] = {}
+    for name, value in given.items():
+        match name:
+            case "options":
+                columns[name] = json.dumps(value, ensure_ascii=False)
+            case "filter":
+                columns[name] = None if value is None else json.dumps(names_of(value), ensure_ascii=False)
+            case "records" | "hold":
+                columns[name] = int(value)
+            case "max_backlog":
+                columns[name] = None if value is None else json.dumps(value._asdict())
+            case "rate":
+                columns[name] = None if value is None else value.to_json()
+            case "lanes":
+                columns[name] = json.dumps(value._asdict())
+    return columns
+
+
+def _info(
+    row: Any,
+    ranges: tuple[tuple[int, int], ...],
+    attempt: Attempt | None,
+    now_us: int | None,
+    last_seq: int,
+) -> SinkInfo:
+    return SinkInfo(
+        name=row.name,
+        kind=row.kind,
+        target=row.target,
+        options=json.loads(row.options),
+        filter=None if row.filter is None else _filter(json.loads(row.filter)),
+        records=bool(row.records),
+        hold=bool(row.hold),
+        max_backlog=None if row.max_backlog is None else MaxBacklog(**json.loads(row.max_backlog)),
+        rate=None if row.rate is None else Rate.from_json(row.rate),
+        lanes=Lanes(**json.loads(row.lanes)),
+        state=row.state,
+        since_us=row.since_us,
+        last_error=row.last_error,
+        failures=row.failures,
+        token=row.token,
+        confirmed_seq=row.confirmed_seq,
+        ranges=ranges,
+        behind=Cursor.of(row.confirmed_seq, ranges).behind(last_seq),
+        attempt=attempt,
+        sent_points=row.sent_points,
+        sent_records=row.sent_records,
+        sent_bytes=row.sent_bytes,
+        repeats=row.repeats,
+        refused=row.refused,
+        points_per_s=_faded(row.points_per_s, row.confirmed_us, now_us),
+        confirmed_us=row.confirmed_us,
+        created_us=row.created_us,
+        updated_us=row.updated_us,
+    )
+
+
+def _filter(names: dict[str, Any]) -> Selection:
+    return Selection.of(_listed(names["sensor_id"]), _listed(names["metric_name"]))
+
+
+def _listed(names: str | Iterable[str] | None) -> Any:
+    return names if names is None or isinstance(names, str) else tuple(names)
+
+
+def _faded(rate: float | None, since_us: int | None, now_us: int | None) -> float:
+    """Return a rate that nothing was added to since a time: batches of long ago count less and less."""
+    if rate is None or since_us is None:
+        return 0.0
+    if now_us is None:
+        return rate
+    return rate * exp(-max(0, now_us - since_us) / 1e6 / RATE_SPAN_S)

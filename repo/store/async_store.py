@@ -19,9 +19,11 @@ from repo.repositories.points import Written
 from repo.settings import Settings
 from repo.store.async_calls import AsyncCalls
 from repo.store.points import Points, PointWriter
+from repo.store.quarantine import Quarantine
 from repo.store.records import Records, RecordWriter
 from repo.store.results import PAGE_ROWS, Result
 from repo.store.series import SeriesApi
+from repo.store.sinks import Sinks
 from repo.store.store import Store
 from repo.store.transaction import Transaction
 
@@ -172,6 +174,32 @@ class AsyncSeries(_Part):
     describe = _writing(SeriesApi.describe)
 
 
+class AsyncSinks(_Part):
+    """`sinks` of an `AsyncStore`; the methods are those of `Sinks`."""
+
+    list = _reading(Sinks.list)
+    show = _reading(Sinks.show)
+    add = _writing(Sinks.add)
+    change = _writing(Sinks.change)
+    pause = _writing(Sinks.pause)
+    resume = _writing(Sinks.resume)
+    skip = _writing(Sinks.skip)
+    replay = _writing(Sinks.replay)
+    confirm = _writing(Sinks.confirm)
+    remove = _writing(Sinks.remove)
+
+
+class AsyncQuarantine(_Part):
+    """`quarantine` of an `AsyncStore`; the methods are those of `Quarantine`."""
+
+    list = _reading(Quarantine.list)
+    count = _reading(Quarantine.count)
+    show = _reading(Quarantine.show)
+    retry = _writing(Quarantine.retry)
+    drop = _writing(Quarantine.drop)
+    export = _writing(Quarantine.export)
+
+
 class AsyncStore:
     """A `Store` for asyncio: `async with AsyncStore("./data") as store: await store.points.insert(...)`.
 
@@ -226,6 +254,8 @@ class AsyncStore:
                 self._points = AsyncPoints(calls, store.points, PointWriter(store._handle, send))
                 self._records = AsyncRecords(calls, store.records, RecordWriter(store._handle, send))
                 self._series = AsyncSeries(calls, store.series)
+                self._sinks = AsyncSinks(calls, store.sinks)
+                self._quarantine = AsyncQuarantine(calls, store.quarantine)
         return self
 
     async def close(self) -> None:
@@ -267,6 +297,18 @@ class AsyncStore:
         """List and describe the series."""
         _ = self.sync
         return self._series
+
+    @property
+    def sinks(self) -> AsyncSinks:
+        """Add, change and remove destinations, and move their cursors."""
+        _ = self.sync
+        return self._sinks
+
+    @property
+    def quarantine(self) -> AsyncQuarantine:
+        """List, retry, export and drop what destinations refused."""
+        _ = self.sync
+        return self._quarantine
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:

@@ -102,6 +102,12 @@ _WHY: dict[str, Callable[[dict[str, Any]], str]] = {
     "size": lambda _: "the columns exceeded their limit in bytes; the oldest points were deleted",
     "age": lambda facts: f"older than {_age(facts['max_age_s'])}" if "max_age_s" in facts else "too old",
     "retries": lambda facts: f"failed {_times(facts.get('max_retries', 1))} or more",
+    "skipped": lambda facts: (
+        f"an operator skipped {_seqs(facts)} for the sink {facts.get('sink')}; the points are still stored"
+    ),
+    "quarantine": lambda facts: (
+        f"refused by the sink {facts.get('sink')} and dropped from quarantine: {facts.get('last_reason')}"
+    ),
     COLUMNS_OLDER: lambda facts: (
         f"the column file was replaced by an older one; {_seqs(facts)} may be missing"
     ),

@@ -1,22 +1,327 @@
-"""`store.sinks`: the destinations of a store, and how far each has confirmed delivery."""
+"""`store.sinks`: the destinations of a store, what each gets, and how far each has confirmed delivery."""
 
 from __future__ import annotations
 
-from repo.arguments import check_choice, check_count, check_text
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, func, select
+
+from repo.arguments import LARGEST, check_choice, check_count, check_flag, check_text, shown
 from repo.core.handle import Handle
+from repo.cursors import Cursor
 from repo.errors import InvalidQuery
 from repo.fields import name_of
-from repo.repositories.sinks import Cursor, FailureKind, SinkRepository
-from repo.times import Unfit
+from repo.models import Point
+from repo.queries.selection import Selection
+from repo.repositories.attempts import AttemptRepository
+from repo.repositories.journal import JournalRepository
+from repo.repositories.ledger import LedgerRepository, Loss
+from repo.repositories.quarantine import QuarantineRepository
+from repo.repositories.series import SeriesRepository
+from repo.repositories.sinks import (
+    FailureKind,
+    NewSink,
+    SinkInfo,
+    SinkRepository,
+)
+from repo.repositories.state import StateRepository
+from repo.store.deliveries import Delivery
+from repo.store.quarantine import drop_losses
+from repo.store.sink_options import check_options
+from repo.store.sink_settings import check_filter, check_lanes, check_max_backlog, check_rate
+from repo.store.targets import Target, parse_target
+from repo.times import Unfit, bound_us
 
-__all__ = ["Sinks"]
+__all__ = ["Moved", "Removed", "Sinks"]
+
+log = logging.getLogger("holdfast.delivery")
+
+Start = float | datetime | str
+
+_EXACT: Final = ("holdfast", "postgresql", "folder", "own")
+"""The kinds whose destination may hold the token of an attempt."""
+
+_KEPT: Final = object()
+"""The default of `change`: the setting stays as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What `skip` or `replay` did to a sink, or would do (dry run)."""
+
+    name: str
+    dry_run: bool
+    first_seq: int
+    """The first seq that the sink gets next."""
+    behind_before: int
+    behind: int
+    """How many seqs are not confirmed, before and after."""
+    lost: int | None = 0
+    """Points of the replayed time that were dropped before, by the loss ledger; None if some have no number."""
+    lost_first_us: int | None = None
+    """The time of the first of them, in µs since 1970 UTC."""
+    lost_last_us: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values; `holdfast --json sinks skip` and `replay` print it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A sink that was removed, or would be (dry run)."""
+
+    name: str
+    dry_run: bool
+    behind: int
+    """How many seqs it had not confirmed; they stay in the store."""
+    quarantined_points: int
+    """Points that it refused; they stay in the store."""
+    quarantined_records: int
+    """Records that it refused; they are dropped, and the loss ledger counts them."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values; `holdfast --json sinks remove` prints it."""
+        return asdict(self)
 
 
 class Sinks:
-    """`store.sinks`. Uses SQLite only, so it never waits for the columns. Thread-safe."""
+    """`store.sinks`. Uses SQLite only, so it never waits for the columns, unless a method says so. Thread-safe.
+
+    Every method raises `InvalidQuery` for an unknown sink.
+    """
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
+
+    # --- sinks -----------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        name: str,
+        target: str,
+        /,
+        *,
+        start: Start,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        records: bool = False,
+        hold: bool = True,
+        max_backlog: Any = None,
+        rate: Any = None,
+        lanes: Any = True,
+        **options: object,
+    ) -> SinkInfo:
+        """Add a destination, and return it; a forwarder delivers to it.
+
+        - `target`: its URL, whose scheme gives the kind: `https://`, `https+holdfast://`, `postgresql://`, `mqtts://`,
+          `kafka://`, `file:///folder` ...; "" for a sink that your program implements.
+        - `start`: "now", "beginning" (everything that the store has), or a time: then the first seq that has a point at
+          or after it, and everything that was written later. "beginning" and times read the columns.
+        - `filter`: `{"sensor_id": names, "metric_name": names}`, each a name, a glob or a list; None for all series.
+        - `records`: whether it gets the pending records, too; one sink of a store may.
+        - `hold`: whether cleanup keeps what it has not confirmed, up to `max_backlog`: an age (`timedelta`, seconds,
+          "30d"), or `{"age": ..., "points": ..., "bytes": ...}`.
+        - `rate`: bytes per second, as a number, "500kB/s", or a `repo.rates.Rate` with windows of the day.
+        - `lanes`: True sends new readings before a long backlog; False sends everything in order;
+          `{"share": 0.2, "order": "newest"}` gives the backlog's share of the bytes, and which part of it goes first.
+        - `options`: those of the kind. A secret is `env:NAME` or `file:PATH`, never the value.
+
+        Raises `InvalidQuery` for an invalid name, start or filter, or if the name is taken; `InvalidSettings` for
+        anything else that is invalid, such as a secret in the target. With `start`, `StoreBusy` and `EngineMissing`.
+        Nothing was added then.
+        """
+        _check_name(name)
+        where = Target("own", "") if target == "" else parse_target(target)
+        sink = NewSink(
+            name,
+            where.kind,
+            where.url,
+            check_options(where.kind, options, stored=True),
+            check_filter(filter),
+            check_flag(records, "records"),
+            check_flag(hold, "hold"),
+            check_max_backlog(max_backlog),
+            check_rate(rate),
+            check_lanes(lanes),
+        )
+        self._refuse_taken(sink)  # before the columns are read
+        confirmed = self._before(start)
+        with self._handle.metadata.write() as connection:
+            self._refuse_in(connection, sink)
+            if confirmed is None:
+                confirmed = JournalRepository(connection).last_seq()
+            SinkRepository(connection).add(sink, confirmed, self._handle.clock())
+        if sink.filter is not None and not self.selects(sink.filter):
+            log.warning("the filter of the sink %s selects no series yet: %s", name, sink.filter)
+        return self.show(name)
+
+    def change(
+        self,
+        name: str,
+        /,
+        *,
+        filter: Any = _KEPT,  # noqa: A002
+        records: Any = _KEPT,
+        hold: Any = _KEPT,
+        max_backlog: Any = _KEPT,
+        rate: Any = _KEPT,
+        lanes: Any = _KEPT,
+        **options: object,
+    ) -> SinkInfo:
+        """Change settings of a sink, and return it. The arguments are those of `add`; None removes an option.
+
+        A running forwarder uses the new rate, filter and lanes from the next batch on, and new options when it opens
+        the sink again. Raises as `add` does; nothing was changed then.
+        """
+        given = {"filter": filter, "records": records, "hold": hold, "max_backlog": max_backlog}
+        given |= {"rate": rate, "lanes": lanes}
+        changes = {setting: _CHECKS[setting](value) for setting, value in given.items() if value is not _KEPT}
+        with self._handle.metadata.write() as connection:
+            sinks = SinkRepository(connection)
+            before = self._known(connection, name)
+            if options:
+                kept = {key: value for key, value in before.options.items() if key not in options}
+                wanted = {key: value for key, value in options.items() if value is not None}
+                changes["options"] = kept | check_options(before.kind, wanted, stored=True)
+            if changes.get("records"):
+                _refuse_records(sinks, name)
+            sinks.change(name, changes, self._handle.clock())
+        return self.show(name)
+
+    def list(self) -> list[SinkInfo]:
+        """Return all sinks, sorted by name."""
+        with self._handle.metadata.read() as connection:
+            last_seq = JournalRepository(connection).last_seq()
+            return SinkRepository(connection).list(self._handle.clock(), last_seq)
+
+    def show(self, name: str) -> SinkInfo:
+        """Return one sink."""
+        with self._handle.metadata.read() as connection:
+            return self._known(connection, name)
+
+    def selects(self, chosen: Selection | None) -> int:
+        """Return how many of the present series the filter of a sink selects."""
+        with self._handle.metadata.read() as connection:
+            series = SeriesRepository(connection)
+            chosen = Selection() if chosen is None else chosen.as_names(series.has_name)
+            return len(series.list(chosen))
+
+    def remove(self, name: str, *, dry_run: bool = False) -> Removed:
+        """Remove a sink and its quarantine; a forwarder stops delivering to it. It holds nothing any more.
+
+        Its points stay in the store. The records that it refused are dropped, and counted in the loss ledger.
+        """
+        dry_run = check_flag(dry_run, "dry_run")
+        with self._reading_or_writing(dry_run) as connection:
+            info = self._known(connection, name)
+            quarantine = QuarantineRepository(connection)
+            items = quarantine.list(name)
+            held = [item for item in items if item.record_id is not None]
+            if not dry_run:
+                LedgerRepository(connection).add(
+                    drop_losses(StateRepository(connection), held, self._handle.clock())
+                )
+                quarantine.clear(name)
+                SinkRepository(connection).remove(name)
+        return Removed(name, dry_run, info.behind, len(items) - len(held), len(held))
+
+    # --- running ---------------------------------------------------------------------------------------
+
+    def pause(self, name: str) -> SinkInfo:
+        """Let a sink deliver nothing until `resume`; the batch in hand is finished. Its hold stays."""
+        return self._set_state(name, "paused")
+
+    def resume(self, name: str) -> SinkInfo:
+        """Let a paused or stopped sink deliver again."""
+        return self._set_state(name, "running")
+
+    def skip(self, name: str, to: int | None = None, *, dry_run: bool = False) -> Moved:
+        """Give up what a sink has not confirmed: everything that is written, or the seqs up to `to`.
+
+        The loss ledger gets an entry. The points stay in the store.
+        """
+        through = None if to is None else check_count(to, "to", -LARGEST)
+        dry_run = check_flag(dry_run, "dry_run")
+        with self._reading_or_writing(dry_run) as connection:
+            info = self._known(connection, name)
+            last_seq = JournalRepository(connection).last_seq()
+            through = last_seq if through is None else min(through, last_seq)
+            gaps = info.cursor.gaps(through)
+            moved = info.cursor if not gaps else info.cursor.confirm(gaps[0].first, through)
+            if gaps and not dry_run:
+                now_us = self._handle.clock()
+                SinkRepository(connection).move(name, moved, now_us)
+                if (
+                    info.attempt is not None
+                    and info.kind not in _EXACT
+                    and moved.low >= info.attempt.last_seq
+                ):
+                    AttemptRepository(connection).remove(name)
+                LedgerRepository(connection).add(
+                    [_skipped(StateRepository(connection), name, gaps[0].first, through, now_us)]
+                )
+        return Moved(name, dry_run, moved.low + 1, info.behind, moved.behind(last_seq))
+
+    def replay(
+        self, name: str, start: Start | None = None, *, seq: int | None = None, dry_run: bool = False
+    ) -> Moved:
+        """Send again everything from `start` on: "beginning", or a time as in `add`; or from a `seq` on.
+
+        Receivers that know the points drop them, or store the same again. The report says what of that time was dropped
+        before, and cannot be sent. Times read the columns. Raises `InvalidQuery` if nothing was written since.
+        """
+        dry_run = check_flag(dry_run, "dry_run")
+        if (start is None) == (seq is None):
+            raise InvalidQuery("either start or seq is needed: where to begin")
+        self.show(name)  # before the columns are read
+        start_us = None
+        if seq is not None:
+            before: int | None = check_count(seq, "seq", -LARGEST) - 1
+        else:
+            before = self._before(start)
+            start_us = None if isinstance(start, str) else bound_us(start, "start")
+            if before is None:
+                raise InvalidQuery('start = "now": nothing would be sent again; name a time, or "beginning"')
+        with self._reading_or_writing(dry_run) as connection:
+            info = self._known(connection, name)
+            last_seq = JournalRepository(connection).last_seq()
+            assert before is not None
+            ranges = [(first, min(last, before)) for first, last in info.ranges if first <= before]
+            moved = Cursor.of(min(info.confirmed_seq, before), ranges)
+            if moved == info.cursor and before >= last_seq:
+                raise InvalidQuery(f"nothing was written since {shown(start if seq is None else seq)}")
+            lost = [] if seq is not None else _lost_since(LedgerRepository(connection), start_us)
+            if not dry_run:
+                SinkRepository(connection).move(name, moved, self._handle.clock())
+        return Moved(name, dry_run, moved.low + 1, info.behind, moved.behind(last_seq), *_extent(lost))
+
+    def confirm(self, name: str, first_seq: int, last_seq: int | None = None) -> None:
+        """Confirm by hand that a destination has the seqs from `first_seq` to `last_seq`, both inclusive.
+
+        With one seq, that it has everything up to it. A confirmed seq never becomes unconfirmed by this.
+        """
+        _check_name(name)
+        first_seq = check_count(first_seq, "first_seq", 0 if last_seq is None else -LARGEST)
+        last_seq = None if last_seq is None else check_count(last_seq, "last_seq", first_seq)
+        with self._handle.metadata.write() as connection:
+            sinks, now_us = SinkRepository(connection), self._handle.clock()
+            cursor = self._known(connection, name).cursor
+            if last_seq is None:
+                sinks.confirm(name, first_seq, now_us)
+            else:
+                sinks.move(name, cursor.confirm(first_seq, last_seq), now_us)
+
+    def delivery(self, name: str) -> Delivery:
+        """Return what a forwarder needs to deliver to a sink; for forwarders."""
+        _check_name(name)
+        return Delivery(self._handle, name)
+
+    # --- the forwarder of before -----------------------------------------------------------------------
 
     def register(self, name: str) -> int:
         """Add a sink if it is new, and return the seq through which it has confirmed everything.
@@ -26,17 +331,6 @@ class Sinks:
         _check_name(name)
         with self._handle.metadata.write() as connection:
             return SinkRepository(connection).register(name, self._handle.clock())
-
-    def confirm(self, name: str, seq: int) -> None:
-        """Move a sink's cursor forward to `seq`, durably; it never moves back.
-
-        Raises `InvalidQuery` for an unregistered sink or an invalid seq.
-        """
-        _check_name(name)
-        seq = check_count(seq, "seq", 0)
-        with self._handle.metadata.write() as connection:
-            if not SinkRepository(connection).confirm(name, seq, self._handle.clock()):
-                raise InvalidQuery(f"there is no sink {name!r}; store.sinks.register({name!r}) adds it")
 
     def note_failure(self, name: str, kind: FailureKind, reason: str) -> None:
         """Record why deliveries to a sink fail, for `status`, until it confirms something; for forwarders.
@@ -49,14 +343,57 @@ class Sinks:
         with self._handle.metadata.write() as connection:
             SinkRepository(connection).note_failure(name, kind, reason, self._handle.clock())
 
-    def list(self) -> list[Cursor]:
-        """Return all sinks with their cursors, sorted by name."""
-        with self._handle.metadata.read() as connection:
-            return SinkRepository(connection).list()
-
     def last_seq(self) -> int:
         """Return the seq of the newest acknowledged change, the position of an up-to-date cursor; 0 in a new store."""
         return self._handle.journal_end()
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _known(self, connection: Connection, name: str) -> SinkInfo:
+        _check_name(name)
+        last_seq = JournalRepository(connection).last_seq()
+        found = SinkRepository(connection).get(name, self._handle.clock(), last_seq)
+        if found is None:
+            raise InvalidQuery(
+                f"there is no sink {name!r}; `{self._handle.files.command('sinks list')}` lists those that there are"
+            )
+        return found
+
+    def _reading_or_writing(self, dry_run: bool) -> Any:
+        return self._handle.metadata.read() if dry_run else self._handle.metadata.write()
+
+    def _set_state(self, name: str, state: Any) -> SinkInfo:
+        with self._handle.metadata.write() as connection:
+            if self._known(connection, name).state != state:
+                SinkRepository(connection).set_state(name, state, self._handle.clock())
+        return self.show(name)
+
+    def _refuse_taken(self, sink: NewSink) -> None:
+        with self._handle.metadata.read() as connection:
+            self._refuse_in(connection, sink)
+
+    def _refuse_in(self, connection: Connection, sink: NewSink) -> None:
+        sinks = SinkRepository(connection)
+        if sinks.created_us(sink.name) is not None:
+            raise InvalidQuery(
+                f"there is a sink {sink.name!r} already; remove it, change it, or choose another name"
+            )
+        if sink.records:
+            _refuse_records(sinks, sink.name)
+
+    def _before(self, start: Start | None) -> int | None:
+        """Return the seq before the first one that `start` means; None for "now"."""
+        if isinstance(start, str):
+            if check_choice(start, "start", ("now", "beginning")) == "now":
+                return None
+            query = select(func.min(Point.seq))
+        else:
+            query = select(func.min(Point.seq)).where(Point.timestamp_us >= bound_us(start, "start"))
+        with self._handle.reading("finding where a sink starts") as (connection, _):
+            first = connection.scalar(query)
+        if first is None:
+            return self._handle.journal_end()
+        return int(first) - 1
 
 
 def _check_name(name: object) -> None:
@@ -64,3 +401,54 @@ def _check_name(name: object) -> None:
         name_of(name)
     except Unfit as fault:
         raise InvalidQuery(f"the name of a sink {fault}") from fault
+
+
+def _refuse_records(sinks: SinkRepository, name: str) -> None:
+    other = next((sink.name for sink in sinks.list() if sink.records and sink.name != name), None)
+    if other is not None:
+        raise InvalidQuery(f"the sink {other!r} gets the records already, and one sink of a store may")
+
+
+_CHECKS: dict[str, Any] = {
+    "filter": check_filter,
+    "records": lambda value: check_flag(value, "records"),
+    "hold": lambda value: check_flag(value, "hold"),
+    "max_backlog": check_max_backlog,
+    "rate": check_rate,
+    "lanes": check_lanes,
+}
+
+
+def _skipped(state: StateRepository, name: str, first_seq: int, last_seq: int, now_us: int) -> Loss:
+    facts = state.get()
+    assert facts is not None
+    return Loss(
+        entry_id=f"{facts.store_id}:skipped:{name}:{first_seq}-{last_seq}:{now_us}",
+        what="points",
+        reason="skipped",
+        detail=json.dumps({"sink": name, "first_seq": first_seq, "last_seq": last_seq}, ensure_ascii=False),
+        dropped=None,
+        first_us=None,
+        last_us=None,
+        recorded_us=now_us,
+    )
+
+
+def _lost_since(ledger: LedgerRepository, start_us: int | None) -> list[Loss]:
+    """Return the losses of points that may have times at or after a time."""
+    return [
+        loss
+        for loss in ledger.list(None)
+        if loss.what == "points"
+        and loss.reason not in ("skipped", "quarantine")
+        and loss.dropped != 0
+        and (start_us is None or loss.last_us is None or loss.last_us >= start_us)
+    ]
+
+
+def _extent(losses: list[Loss]) -> tuple[int | None, int | None, int | None]:
+    numbers = [loss.dropped for loss in losses]
+    firsts = [loss.first_us for loss in losses if loss.first_us is not None]
+    lasts = [loss.last_us for loss in losses if loss.last_us is not None]
+    total = None if None in numbers else sum(number or 0 for number in numbers)
+    return total, min(firsts, default=None), max(lasts, default=None)

@@ -35,6 +35,7 @@ from repo.schema import version
 from repo.settings import Settings
 from repo.store.opening import Opening
 from repo.store.points import Points, Time
+from repo.store.quarantine import Quarantine
 from repo.store.read_only import open_read_only
 from repo.store.records import Records
 from repo.store.series import SeriesApi
@@ -135,8 +136,13 @@ class Store:
 
     @property
     def sinks(self) -> Sinks:
-        """Register the destinations of the store and move their cursors: `register`, `confirm`, `list` ..."""
+        """The destinations of the store: `add`, `list`, `pause`, `replay`, `remove` ..."""
         return self._sinks
+
+    @property
+    def quarantine(self) -> Quarantine:
+        """What the destinations refused for good: `list`, `retry`, `export`, `drop`."""
+        return self._quarantine
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -652,6 +658,7 @@ class Store:
         self._records = Records(self._handle, self._handle.writer.commit)
         self._series = SeriesApi(self._handle)
         self._sinks = Sinks(self._handle)
+        self._quarantine = Quarantine(self._handle)
         _open_stores.add(self)
 
     def _refuse_if_read_only(self) -> None:

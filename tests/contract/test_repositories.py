@@ -11,13 +11,17 @@ import pytest
 from sqlalchemy import Connection, Engine, select
 
 from repo import InvalidPoint, InvalidQuery, PointRepository, RecordRepository, TransactionRule, models
+from repo.cursors import Cursor
 from repo.engines.sqlite import driver as sqlite
 from repo.queries.selection import Summary
+from repo.repositories.attempts import Attempt, AttemptRepository
 from repo.repositories.journal import BULK, POINTS, JournalRepository
 from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
+from repo.repositories.positions import Position, PositionRepository, SenderRepository
+from repo.repositories.quarantine import Quarantined, QuarantineRepository
 from repo.repositories.records import NewRecord, RecordScope
 from repo.repositories.series import LatestRepository, SeriesRepository, SummaryRepository
-from repo.repositories.sinks import SinkRepository
+from repo.repositories.sinks import Lanes, NewSink, SinkRepository, Totals
 from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
 from repo.schema import runner
 from tests.conftest import close_engine
@@ -27,6 +31,9 @@ Write = Callable[[Connection], Any]
 LOSS = Loss("x", "points", "delete", None, 1, 0, 0, 0)
 SUMMARY = Summary(1, 0, 0, 1.0, None, 100, None, 1)
 PAIR = ("a", "m")
+ATTEMPT = Attempt(1, 5, 5, "c", "t", "live", 1, 0)
+REFUSED = Quarantined("old", "no", 5, seq=7, sensor_id="a", metric_name="m")
+SINK = NewSink("s", "http", "https://h", {}, None, False, True, None, None, Lanes())
 
 
 def with_point(connection: Connection) -> None:
@@ -41,6 +48,10 @@ def with_facts(connection: Connection) -> None:
     SeriesRepository(connection).register({("old", "m"): "number"})
     LatestRepository(connection).replace({("old", "m"): SUMMARY})
     SinkRepository(connection).register("old", 0)
+    SinkRepository(connection).failed("old", "failing", "no", 0)
+    AttemptRepository(connection).put("old", ATTEMPT)
+    QuarantineRepository(connection).add([REFUSED, REFUSED._replace(seq=8)], 0)
+    QuarantineRepository(connection).mark_retry([2])
 
 
 def with_columns_facts(connection: Connection) -> None:
@@ -84,6 +95,25 @@ METADATA_WRITES: dict[str, Write] = {
     "sinks.register": lambda c: SinkRepository(c).register("s", 0),
     "sinks.confirm": lambda c: SinkRepository(c).confirm("old", 5, 1),
     "sinks.note_failure": lambda c: SinkRepository(c).note_failure("old", "refused", "no", 1),
+    "sinks.add": lambda c: SinkRepository(c).add(SINK, 5, 0),
+    "sinks.change": lambda c: SinkRepository(c).change("old", {"hold": False}, 1),
+    "sinks.remove": lambda c: SinkRepository(c).remove("old"),
+    "sinks.move": lambda c: SinkRepository(c).move("old", Cursor.of(3, [(6, 9)]), 1),
+    "sinks.sent": lambda c: SinkRepository(c).sent("old", "t", Totals(points=1), 0, 1),
+    "sinks.failed": lambda c: SinkRepository(c).failed("old", "failing", "no", 1),
+    "sinks.set_state": lambda c: SinkRepository(c).set_state("old", "paused", 1),
+    "sinks.forget_tokens": lambda c: SinkRepository(c).forget_tokens(),
+    "sinks.running": lambda c: SinkRepository(c).running("old"),
+    "attempts.put": lambda c: AttemptRepository(c).put("old", ATTEMPT._replace(tries=2)),
+    "attempts.remove": lambda c: AttemptRepository(c).remove(),
+    "quarantine.add": lambda c: QuarantineRepository(c).add([REFUSED._replace(seq=9)], 1),
+    "quarantine.mark_retry": lambda c: QuarantineRepository(c).mark_retry([1]),
+    "quarantine.settle": lambda c: QuarantineRepository(c).settle("old", 8, 8),
+    "quarantine.remove": lambda c: QuarantineRepository(c).remove([1]),
+    "quarantine.clear": lambda c: QuarantineRepository(c).clear("old"),
+    "positions.put": lambda c: PositionRepository(c).put(Position("i", 1, "s", "t", Cursor(5), 3, 0)),
+    "senders.bind": lambda c: SenderRepository(c).bind("0f", "i", 0),
+    "records.settle": lambda c: RecordRepository(c).settle([("old", "{}")]),
     "state.set": lambda c: StateRepository(c).set(copied_through=5),
 }
 DRIVEN = {"ledger.add", "journal.append", "journal.append_lost", "series.register", "series.change_kind"}
@@ -211,6 +241,11 @@ def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
         "extent",
         "has_name",
         "waiting",
+        "texts",
+        "created_us",
+        "highest",
+        "cursor",
+        "next_retry",
     }
     found = {
         name
@@ -224,6 +259,10 @@ def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
             LedgerRepository,
             ColumnsLedgerRepository,
             SinkRepository,
+            AttemptRepository,
+            QuarantineRepository,
+            PositionRepository,
+            SenderRepository,
             StateRepository,
             ColumnsStateRepository,
         )

@@ -1,0 +1,91 @@
+"""Targets of sinks: which kind a URL names, and that it contains no secret. Pure; connects to nothing.
+
+A target is stored and shown, so it may not contain a secret. Options name the place of each secret instead.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+from repo.arguments import check_text
+from repo.errors import InvalidSettings
+
+__all__ = ["KINDS", "Target", "parse_target"]
+
+KINDS: Final = {
+    "http": "http",
+    "https": "http",
+    "http+holdfast": "holdfast",
+    "https+holdfast": "holdfast",
+    "postgresql": "postgresql",
+    "mqtt": "mqtt",
+    "mqtts": "mqtt",
+    "kafka": "kafka",
+    "kafka+ssl": "kafka",
+    "file": "folder",
+}
+"""The kind of sink by the scheme of its URL."""
+
+_MOST_CHARS = 2_048
+_SECRET = re.compile(
+    r"(?:^|[-_.])(?:token|password|passwd|passphrase|pwd|secret|sig|signature|api-?key|key|auth|credentials?)(?:$|[-_.])"
+    r"|^(?:apikey|accesstoken|sslpassword|access_?key|p)$",
+    re.IGNORECASE,
+)
+_USES_SECRETS = (
+    "a target is stored and shown. Leave it out, and name its place as an option: `--secret password=env:NAME` or "
+    "`--secret token=file:PATH` (in Python, `password='env:NAME'`)"
+)
+
+
+class Target(NamedTuple):
+    """A checked target: the kind of its sink, and its URL."""
+
+    kind: str
+    url: str
+
+
+def parse_target(target: object) -> Target:
+    """Check the URL of a destination, and return it with its kind.
+
+    Raises `InvalidSettings` for an unknown scheme, a URL without a host (or, for `file`, without an absolute path), and
+    for a URL with a password, a token or another secret, which the message does not show.
+    """
+    url = check_text(target, "target", error=InvalidSettings)
+    if not url or len(url) > _MOST_CHARS or not url.isprintable() or " " in url:
+        raise InvalidSettings(
+            f"the target is no URL: one without spaces or control characters, of at most {_MOST_CHARS:,} characters, "
+            "is expected"
+        )
+    scheme, separator, rest = url.partition("://")
+    kind = KINDS.get(scheme.lower()) if separator else None
+    if kind is None:
+        raise InvalidSettings(
+            f"the target begins with none of {', '.join(f'{known}://' for known in KINDS)}"
+            " (a folder is file:///PATH)"
+        )
+    try:
+        parts = urlsplit(url)
+        host, port, query = parts.hostname, parts.port, parse_qsl(parts.query, keep_blank_values=True)
+    except ValueError as error:
+        if kind != "kafka":  # whose hosts are a list
+            raise InvalidSettings(f"the target is no URL with a host and a port: {error}") from error
+        host, port, query = rest.partition("/")[0], None, []
+    user, at, _ = rest.partition("/")[0].rpartition("@")
+    if at and (":" in user or kind != "postgresql"):
+        raise InvalidSettings(f"the target contains a user or a password; {_USES_SECRETS}")
+    secret = next((name for name, _ in query if _SECRET.search(name)), None)
+    if secret is not None:
+        raise InvalidSettings(
+            f"the target contains a value for {secret[:40]!r}, which may be secret; {_USES_SECRETS}"
+        )
+    if parts.fragment if kind != "kafka" else "#" in rest:
+        raise InvalidSettings("the target has a part after #, which is never sent; leave it out")
+    if kind == "folder":
+        if host not in (None, "", "localhost") or not parts.path.startswith("/"):
+            raise InvalidSettings("the target names no absolute path; write it as file:///PATH")
+    elif not host or port == 0:
+        raise InvalidSettings("the target names no host; write it as in https://HOST:PORT/PATH")
+    return Target(kind, f"{scheme.lower()}{separator}{rest}")
