@@ -124,7 +124,7 @@ class ActiveColumns:
                     owner = ColumnsStateRepository(connection).owner()
             finally:
                 backend.close(opened)
-            if owner is not None and owner[0] == facts.store_id and owner[1] > facts.generation:
+            if owner is not None and facts.owns(owner[0]) and owner[1] > facts.generation:
                 log.error(
                     "the metadata is older than the columns, which have since moved to %s", backend.path
                 )

@@ -120,6 +120,7 @@ class Reconciler:
         if found is not None:
             refuse_foreign(found, facts, opened.backend.path)
         state = found or ColumnsState(facts.store_id, uuid4().hex, facts.generation, 0)
+        state = state._replace(store_id=facts.store_id)  # a change of the id was interrupted
         self._active.set_others_aside(opened.backend.name, state.generation)
         loss = None
         if state.watermark < facts.pruned_through:
@@ -132,7 +133,10 @@ class Reconciler:
             if found is None:
                 repository.create(state)
             else:
-                repository.set_watermark(state.watermark)
+                if state.store_id != found.store_id:
+                    repository.set_store_id(state.store_id)
+                if state.watermark != found.watermark:
+                    repository.set_watermark(state.watermark)
             if loss is not None:
                 ColumnsLedgerRepository(connection).add(loss)
         return read_state(opened)
@@ -231,7 +235,7 @@ class Reconciler:
 
 def refuse_foreign(found: ColumnsState, facts: State, path: Path) -> None:
     """Raise `StoreForked` or `StoreCorrupt` for a file of another store, or of an earlier generation of this one."""
-    if found.store_id != facts.store_id:
+    if not facts.owns(found.store_id):
         raise StoreForked(
             f"{path} belongs to the store {found.store_id}, not to this one ({facts.store_id}); restore the file of "
             "this store",

@@ -25,6 +25,10 @@ class State(NamedTuple):
     epoch: int = 1
     former_store_id: str | None = None
 
+    def owns(self, store_id: str) -> bool:
+        """Return whether a column file with this id belongs to the store: its id, or the one before, see `rekey`."""
+        return store_id in (self.store_id, self.former_store_id)
+
 
 class ColumnsState(NamedTuple):
     """What ties a time-series file to its store, and its watermark."""
@@ -106,6 +110,10 @@ class ColumnsStateRepository:
     def create(self, state: ColumnsState) -> None:
         """Bind a new file to its store."""
         self._connection.execute(insert(TimeSeriesState).values(id=1, **state._asdict()))
+
+    def set_store_id(self, store_id: str) -> None:
+        """Bind the file to its store under another id."""
+        self._connection.execute(update(TimeSeriesState).values(store_id=store_id))
 
     def set_watermark(self, watermark: int, flushed_from: int = 0, flush_digest: int = 0) -> None:
         """Set the seq through which this database holds everything, and the journal rows that brought it there."""

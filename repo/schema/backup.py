@@ -28,6 +28,7 @@ __all__ = [
     "Saved",
     "begin_restore",
     "discard_unfinished",
+    "epoch_after_restores",
     "finish_restore",
     "is_restoring",
     "keep",
@@ -42,6 +43,7 @@ log = logging.getLogger("holdfast.migrating")
 _MANIFEST = "manifest.json"
 _UNFINISHED = ".part"
 _RESTORING = "restoring"
+_EPOCH = "epoch"
 _PREPARED = ".restoring"
 
 
@@ -206,10 +208,34 @@ def prepare_restore(files: StoreFiles, backup: Backup, progress: Callable[[int],
         raise
 
 
-def begin_restore(files: StoreFiles, backup: Backup) -> None:
-    """Note durably that this prepared backup is to be restored. From then on a kill only delays the restore."""
+def begin_restore(files: StoreFiles, backup: Backup, epoch: int) -> None:
+    """Note durably that this prepared backup is to be restored. From then on a kill only delays the restore.
+
+    `epoch` is the store's before. The one after the restore is above it, and above those of all earlier restores.
+    """
     with _typed(files.backups, "the databases are unchanged; free some space and try again"):
+        after = max(epoch, epoch_after_restores(files)) + 1
+        durable.put(files.backups / _EPOCH, json.dumps({"epoch": after}).encode())
+        ownership.give(files.backups / _EPOCH)
         durable.put(files.backups / _RESTORING, json.dumps({"folder": backup.folder.name}).encode())
+
+
+def epoch_after_restores(files: StoreFiles) -> int:
+    """Return the least epoch of the store, which restores raise; 0 if there was none.
+
+    It is in a file of its own, because a restored database may be of a revision that has no epoch.
+    """
+    try:
+        return int(json.loads((files.backups / _EPOCH).read_text())["epoch"])
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning(
+            "%s cannot be read (%s). If a backup was restored since the store was opened last, run `%s` before it "
+            "delivers to sinks, then remove the file",
+            *(files.backups / _EPOCH, error, files.command("sinks rekey --restored")),
+        )
+        return 0
 
 
 def finish_restore(files: StoreFiles, now_us: int) -> Backup:

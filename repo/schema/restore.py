@@ -3,6 +3,9 @@
 The files are copied next to those that they replace, and compared with the backup's manifest, before anything is
 replaced. A marker in the backup folder then records that the restore has begun; if it is interrupted, the next process
 that opens the store completes it.
+
+The seqs of a restored store were given to other points before. So a restore raises the store's epoch, when the store is
+opened next: what it delivers is new to every receiver.
 """
 
 from __future__ import annotations
@@ -13,14 +16,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+
 from repo import inuse
 from repo.clock import Clock, system_clock
 from repo.disk import refuse_full_disk
+from repo.engines.base import READ
 from repo.engines.registry import ENGINES, METADATA
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import StoreBusy, StoreCorrupt, StoreMissing
 from repo.files import StoreFiles
 from repo.lease import leased
+from repo.models import StoreState
 from repo.schema import backup as backups
 from repo.schema.backup import Backup
 from repo.schema.databases import in_pieces
@@ -73,7 +81,7 @@ def restore_store(
             _refuse_full_disk(files, standing[0])
             _refuse_open(files, settings)
             backups.prepare_restore(files, standing[0], in_pieces(standing[0].size_bytes, progress))
-            backups.begin_restore(files, standing[0])
+            backups.begin_restore(files, standing[0], _epoch_of(files))
         return Restoration(str(files.path), finish_leased(files, system_clock))
 
 
@@ -90,6 +98,21 @@ def finish_leased(files: StoreFiles, clock: Clock) -> Backup:
     restored = backups.finish_restore(files, clock())
     log.warning("the backup %s was restored; everything written after it is lost", restored.folder)
     return restored
+
+
+def _epoch_of(files: StoreFiles) -> int:
+    """Return the epoch of the store before a restore; 1 if it has none, or its metadata cannot be read."""
+    if not files.metadata.exists():
+        return 1
+    engine = sqlite.open_engine(files.metadata, read_only=True)
+    try:
+        with engine.execution_options(**READ).connect() as connection:
+            return int(connection.scalar(select(StoreState.epoch)) or 1)
+    except (SQLAlchemyError, sqlite.DriverError) as error:
+        log.info("the epoch of %s is unknown and taken for 1: %s", files.metadata, error)
+        return 1
+    finally:
+        engine.dispose()
 
 
 def _refuse_open(files: StoreFiles, settings: Settings) -> None:

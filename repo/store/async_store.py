@@ -187,6 +187,7 @@ class AsyncSinks(_Part):
     replay = _writing(Sinks.replay)
     confirm = _writing(Sinks.confirm)
     remove = _writing(Sinks.remove)
+    rekey = _writing(Sinks.rekey)
 
 
 class AsyncQuarantine(_Part):

@@ -40,6 +40,7 @@ from repo.files import StoreFiles
 from repo.inuse import is_open_here, refuse_own
 from repo.lease import LEASE_FILE, leased
 from repo.repositories.pointers import PointerRepository
+from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import ColumnsStateRepository, Extent, State, StateRepository
 from repo.schema import backup, version
 from repo.schema.databases import Target
@@ -207,6 +208,17 @@ class Opening:
 
         If several processes open a new store at once, one of them creates it and the others wait.
         """
+        state = self._prepared(metadata)
+        epoch = backup.epoch_after_restores(self._files)
+        if state.epoch >= epoch:
+            return state
+        with metadata.write() as connection:
+            StateRepository(connection).set(epoch=epoch)
+            SinkRepository(connection).forget_tokens()
+        log.warning("%s was restored, and is in epoch %d now: new to every receiver", self._path, epoch)
+        return state._replace(epoch=epoch)
+
+    def _prepared(self, metadata: MetadataDatabase) -> State:
         if sqlite.is_begun(metadata.path):
             acknowledged = metadata.mark.read()  # first: others may be writing to the store
             state = self._state(metadata)

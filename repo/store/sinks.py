@@ -36,6 +36,7 @@ from repo.store.sink_options import check_options
 from repo.store.sink_settings import check_filter, check_lanes, check_max_backlog, check_rate
 from repo.store.targets import Target, parse_target
 from repo.times import Unfit, bound_us
+from repo.upkeep.rekey import Rekeyed, new_epoch, new_store_id
 
 __all__ = ["Moved", "Removed", "Sinks"]
 
@@ -315,6 +316,20 @@ class Sinks:
                 sinks.confirm(name, first_seq, now_us)
             else:
                 sinks.move(name, cursor.confirm(first_seq, last_seq), now_us)
+
+    def rekey(self, *, restored: bool = False) -> Rekeyed:
+        """Make the store new to every receiver, after `StoreForked`; what was not confirmed is delivered again.
+
+        A copy of another store needs a new id: both would otherwise be one store to their receivers. The id is in both
+        databases, so this waits for the columns, and raises `StoreBusy` and `EngineMissing` with nothing changed. After
+        a crash, the store has either id, and the next opening of the columns completes the change.
+
+        With `restored`, the store keeps its id, and its epoch is raised. That is for a store that was restored from a
+        copy, or whose receiver was. Use `replay` for what the receiver may lack.
+
+        The cursors of the sinks stay where they are. A running forwarder opens its sinks again.
+        """
+        return new_epoch(self._handle) if check_flag(restored, "restored") else new_store_id(self._handle)
 
     def delivery(self, name: str) -> Delivery:
         """Return what a forwarder needs to deliver to a sink; for forwarders."""

@@ -217,6 +217,7 @@ def calls_of_store(store: Store, folder: Path) -> Calls:
         "Sinks.skip": (store.sinks.skip, {"name": "sink", "to": 0, "dry_run": True}),
         "Sinks.replay": (store.sinks.replay, {"name": "sink", "start": "beginning", "dry_run": True}),
         "Sinks.remove": (store.sinks.remove, {"name": "sink", "dry_run": True}),
+        "Sinks.rekey": (store.sinks.rekey, {"restored": True}),
         "Quarantine.list": (store.quarantine.list, {}),
         "Quarantine.count": (store.quarantine.count, {"sink": "sink"}),
         "Quarantine.export": (store.quarantine.export, {"path": folder / "refused.ndjson", "sink": "sink"}),
