@@ -171,6 +171,7 @@ def calls_of_store(store: Store, folder: Path) -> Calls:
         "Points.states": (store.points.states, {**series, **span}),
         "Points.after": (store.points.after, {"seq": 0}),
         "Points.since": (store.points.since, {"seq": 0}),
+        "Points.page": (store.points.page, {"first_seq": 1, "last_seq": 5}),
         "Transaction.points.insert": (in_transaction("insert", "points"), {**series, "value": 1.0}),
         "Transaction.points.insert_many": (in_transaction("insert_many", "points"), {"rows": rows}),
         "Transaction.points.insert_table": (
