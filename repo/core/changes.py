@@ -20,6 +20,7 @@ __all__ = [
     "Change",
     "DeleteChange",
     "PointsChange",
+    "PositionChange",
     "RecordChange",
     "SettleChange",
     "Submission",
@@ -91,6 +92,25 @@ class SettleChange:
     """How many of them were pending; set by the commit."""
 
 
+@dataclass(slots=True)
+class PositionChange:
+    """A batch of another store's sink: the submission is written only if `committed` is the token of the last one.
+
+    If the last one has the token `following`, the batch is a repeat, and nothing is written. Any other token raises
+    `StoreForked`.
+    """
+
+    store_id: str
+    epoch: int
+    sink: str
+    committed: str | None
+    following: str
+    seqs: tuple[int, int] | None
+    """The range that the batch covers; None for records."""
+    repeat: bool = False
+    """Whether the batch was written before; set by the commit."""
+
+
 Change = PointsChange | BulkChange | DeleteChange | RecordChange | SettleChange
 
 
@@ -106,6 +126,8 @@ class Submission:
     points: int = 0
     skippable: Batch | None = None
     """The rows of its only change, if rows whose kind differs from their series are skipped instead of refused."""
+    position: PositionChange | None = None
+    """For what another store sent: the position that is written with it."""
 
     @classmethod
     def of_rows(cls, rows: Iterable[Any], *, accept_bool: bool, now_us: int, skip: bool = False) -> Self:

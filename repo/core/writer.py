@@ -17,6 +17,7 @@ from repo.core.changes import BulkChange, DeleteChange, PointsChange, RecordChan
 from repo.core.codec import BLOCK_BYTES, BLOCK_POINTS
 from repo.core.kinds import is_empty_series
 from repo.core.metadata import MetadataDatabase
+from repo.core.taken import forked, move_position
 from repo.engines.sqlite.driver import Attempt
 from repo.errors import HoldfastError, InvalidPoint, Refusal, StoreClosed
 from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, JournalRepository
@@ -225,7 +226,11 @@ class Writer:
             accepted: list[Submission] = []
             for submission in submissions:
                 submission.error = submission.written = None  # this may be the second attempt
-                if self._kinds_fit(connection, submission, registered, accepted):
+                if submission.position is not None:
+                    submission.error = forked(connection, submission.position)
+                if submission.error is None and self._kinds_fit(connection, submission, registered, accepted):
+                    if submission.position is not None:
+                        move_position(connection, submission, now_us)
                     accepted.append(submission)
             tail = _Tail(journal, version, self._append(journal, last_seq, accepted, now_us))
 

@@ -1,11 +1,21 @@
-"""The comparison of tokens with which an exact destination recognizes a repeat and a fork. Pure."""
+"""What an exact destination holds: a token, by which it recognizes a repeat or a fork, and ranges of seqs. Pure."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from repo.cursors import Cursor
 from repo.delivery.protocol import Tokens
 from repo.errors import StoreForked
 
-__all__ = ["forked", "is_repeat"]
+__all__ = ["Held", "forked", "is_repeat"]
+
+
+class Held(NamedTuple):
+    """What a destination has taken from one sink of one store in one epoch."""
+
+    epoch: int
+    taken: Cursor
 
 
 def is_repeat(held: str | None, tokens: Tokens, destination: str) -> bool:

@@ -60,6 +60,16 @@ OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
             "the longest wait for a connection or a lock, in seconds", "seconds", 30.0, least=2, most=86_400
         ),
     },
+    "folder": {
+        "format": Option("form of the files", "choice", "ndjson", ("ndjson", "parquet")),
+        "id": Option("id of the folder, as in its holdfast-folder.json; a folder with another one halts"),
+    },
+    "holdfast": {
+        "token": Option("bearer token that the receiver knows", "secret"),
+        "compression": Option("compression of the body", "choice", "gzip", ("gzip", "none")),
+        "timeout_s": _TIMEOUT,
+        **_TLS,
+    },
     "http": {
         "format": Option(
             "form of the body", "choice", "ndjson", ("ndjson", "json", "influx1", "influx2", "influx3")

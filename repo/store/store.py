@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from repo.formats.text.layout import Rejected
     from repo.repositories.ledger import Loss
     from repo.store.losses import LossEntry
+    from repo.store.receiving import Receiving
     from repo.transfer.exporter import Exported
     from repo.transfer.importer import Imported
     from repo.transfer.ingest import Files, Ingested
@@ -143,6 +144,14 @@ class Store:
     def quarantine(self) -> Quarantine:
         """What the destinations refused for good: `list`, `retry`, `export`, `drop`."""
         return self._quarantine
+
+    @property
+    def receiving(self) -> Receiving:
+        """Take batches of other stores, for a receiver: `take_points`, `take_records`, `positions`."""
+        from repo.store.receiving import Receiving
+
+        self._refuse_if_read_only()
+        return Receiving(self._handle)
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:

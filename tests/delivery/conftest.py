@@ -14,6 +14,17 @@ from repo import Settings, Store
 from repo.demo.receiver import Receiver
 from repo.demo.receiver_store import Keeping, Taken
 from tests.conftest import Templates
+from tests.delivery.servers.postgresql import PostgresqlServer, why_no_postgresql
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgresqlServer]:
+    """A running server, which tests may restart. Skips where it is not installed."""
+    if (why := why_no_postgresql()) is not None:
+        pytest.skip(why)
+    server = PostgresqlServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,34 @@ from repo.delivery.protocol import Outcome, RecordItem
 from repo.delivery.sinks.postgresql import PostgresqlSink
 from repo.delivery.sinks.registry import sink_of
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable, StoreForked
-from tests.delivery.batches import MOMENT_US, Chain
-from tests.delivery.servers.postgresql import PASSWORD, PostgresqlServer, why_no_postgresql
-
-pytestmark = pytest.mark.skipif(why_no_postgresql() is not None, reason=str(why_no_postgresql()))
+from repo.testing import Batches
+from tests.delivery.servers.postgresql import PASSWORD, PostgresqlServer
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTED_RIGHTS = ROOT / "docs" / "formats.md"
 DAY_US = 86_400_000_000
+MOMENT_US = 1_767_225_600_000_000
+"""2026-01-01, UTC."""
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresqlServer]:
-    started = PostgresqlServer()
-    yield started
-    started.close()
+class Chain(Batches):
+    """The batches of a store to the sink `hub`."""
+
+    def __init__(self, **identity: Any) -> None:
+        super().__init__("hub", **identity)
+
+    def numbers(self, count: int, value: float = 1.5) -> list[Any]:
+        """Return the next points: two sensors, a second apart."""
+        first = self.last_seq + 1
+        return [
+            (f"S-{seq % 2}", "flow", MOMENT_US + seq * 1_000_000, value)
+            for seq in range(first, first + count)
+        ]
+
+
+@pytest.fixture
+def server(postgresql: PostgresqlServer) -> PostgresqlServer:
+    return postgresql
 
 
 @pytest.fixture
@@ -53,19 +65,19 @@ def test_batches_arrive_exactly_once_and_the_higher_seq_wins(
     server: PostgresqlServer, sink: PostgresqlSink
 ) -> None:
     chain = Chain()
-    assert sink.open(chain.store_id, 0) is None
-    first = chain.batch(chain.numbers(3))
+    assert sink.open(chain.store_id, 1) is None
+    first = chain.points(chain.numbers(3))
     assert sink.send(first).repeat is False
     assert sink.send(first) == Outcome(repeat=True)
-    assert sink.open(chain.store_id, 0) == first.tokens.next
+    assert sink.open(chain.store_id, 1) == first.tokens.next
     chain.confirm(first)
     # A live batch overwrites a point; the older value, which another batch brings later, does not replace it.
-    overwriting = chain.batch([("S-1", "flow", MOMENT_US + 4_000_000, 9.5, None, 100, None, 9)], 9, 9)
+    overwriting = chain.points([("S-1", "flow", MOMENT_US + 4_000_000, 9.5)], first_seq=9)
     sink.send(overwriting)
     chain.confirm(overwriting)
-    late = chain.batch([("S-1", "flow", MOMENT_US + 4_000_000, 1.5, None, 100, None, 4)], 8, 4)
+    late = chain.points([("S-1", "flow", MOMENT_US + 4_000_000, 1.5)], first_seq=4, last_seq=8)
     sink.send(late)
-    assert stored(server, chain) == [(1.5, 0, 1), (1.5, 0, 2), (1.5, 0, 3), (9.5, 0, 9)]
+    assert stored(server, chain) == [(1.5, 1, 1), (1.5, 1, 2), (1.5, 1, 3), (9.5, 1, 9)]
     ranges = "SELECT ranges::text, points FROM holdfast.positions WHERE store_id = %s"
     assert server.ask(ranges, chain.store_id) == [("{[1,10)}", 5)]
 
@@ -74,36 +86,36 @@ def test_a_copy_of_a_store_and_a_lost_position_are_noticed(
     server: PostgresqlServer, sink: PostgresqlSink
 ) -> None:
     chain = Chain()
-    first, other = chain.batch(chain.numbers(2)), chain.batch(chain.numbers(2, 7.5))
+    first, other = chain.points(chain.numbers(2)), chain.points(chain.numbers(2, 7.5))
     sink.send(first)
     with pytest.raises(StoreForked, match=r"127\.0\.0\.1.*sinks rekey"):
         sink.send(other)
     chain.confirm(first)
-    sink.send(chain.batch(chain.numbers(2)))
+    sink.send(chain.points(chain.numbers(2)))
     with pytest.raises(StoreForked):
-        sink.send(chain.batch(chain.numbers(2)))
+        sink.send(chain.points(chain.numbers(2)))
     assert [row[2] for row in stored(server, chain)] == [1, 2, 3, 4]
-    restored = Chain(store_id=chain.store_id, epoch=1)
-    assert sink.open(chain.store_id, 1) is None
-    sink.send(restored.batch(restored.numbers(1, 8.5)))
-    assert stored(server, chain)[0] == (8.5, 1, 1)
+    restored = Chain(store_id=chain.store_id, epoch=2)
+    assert sink.open(chain.store_id, 2) is None
+    sink.send(restored.points(restored.numbers(1, 8.5)))
+    assert stored(server, chain)[0] == (8.5, 2, 1)
 
 
 def test_every_value_of_a_point_and_records_are_kept(server: PostgresqlServer, sink: PostgresqlSink) -> None:
     chain = Chain()
     odd = "tab\t line\n back\\slash \\N Ω \r"
-    rows = [
-        ("S'1", odd, MOMENT_US, float("inf"), None, -5, None, 1),
-        ("S'1", odd, MOMENT_US + 1, 1e-320, None, 100, '{"a":"\\\\u0000 \\u0000"}', 2),
-        ("S'1", "state", MOMENT_US, None, odd, 100, '{"b":[1,2.5,"\\n"]}', 3),
-        ("S'1", "state", MOMENT_US + 1, None, "", 100, None, 4),
-        ("S'1", "state", MOMENT_US + 2, None, None, None, None, 5),
+    points: list[Any] = [
+        ("S'1", odd, MOMENT_US, float("inf"), -5, None),
+        ("S'1", odd, MOMENT_US + 1, 1e-320, 100, '{"a":"\\\\u0000 \\u0000"}'),
+        ("S'1", "state", MOMENT_US, odd, 100, '{"b":[1,2.5,"\\n"]}'),
+        ("S'1", "state", MOMENT_US + 1, "", 100, None),
+        ("S'1", "state", MOMENT_US + 2, None, None, None),
     ]
-    batch = chain.batch(rows)
+    batch = chain.points(points)
     assert sink.send(batch).refused == ()
     chain.confirm(batch)
     what = "sensor_id, metric_name, timestamp_us, value, value_text, quality, metadata::text, seq"
-    assert stored(server, chain, what) == rows
+    assert stored(server, chain, what) == list(zip(*batch.columns, strict=True))
     records = [RecordItem("r-1", "app", '{"x":1}', MOMENT_US), RecordItem("r-2", odd, "[]", MOMENT_US)]
     batch = chain.records(records)
     sink.send(batch)
@@ -111,7 +123,9 @@ def test_every_value_of_a_point_and_records_are_kept(server: PostgresqlServer, s
     found = "SELECT record_id, source, data::text, timestamp_us FROM holdfast.records WHERE store_id = %s ORDER BY 1"
     assert server.ask(found, chain.store_id) == [tuple(record) for record in records]
     chain.confirm(batch)
-    assert sink.send(chain.batch([], 20)).refused == ()  # a range without points moves the position, too
+    assert (
+        sink.send(chain.points([], last_seq=20)).refused == ()
+    )  # a range without points moves the position, too
 
 
 def test_a_month_has_its_partition_whatever_the_clock_of_a_device_says(
@@ -119,8 +133,7 @@ def test_a_month_has_its_partition_whatever_the_clock_of_a_device_says(
 ) -> None:
     chain = Chain()
     days = [-800_000, 0, 10_956, 10_957, 20_484, 20_485, 47_481, 47_482, 2_900_000]
-    rows = [("S-1", "flow", d * DAY_US, 1.0, None, 100, None, n + 1) for n, d in enumerate(days)]
-    batch = chain.batch(rows)
+    batch = chain.points([("S-1", "flow", day * DAY_US, 1.0) for day in days])
     sink.send(batch)
     chain.confirm(batch)
     assert [row[0] for row in stored(server, chain, "tableoid::regclass::text")] == [
@@ -130,7 +143,7 @@ def test_a_month_has_its_partition_whatever_the_clock_of_a_device_says(
         )
     ]  # fmt: skip
     server.ask("DROP TABLE holdfast.points_2026_02")
-    sink.send(chain.batch([("S-2", "flow", 20_485 * DAY_US, 1.0, None, 100, None, 10)]))
+    sink.send(chain.points([("S-2", "flow", 20_485 * DAY_US, 1.0)]))
     assert len(stored(server, chain)) == len(days)
 
 
@@ -138,41 +151,41 @@ def test_items_that_postgresql_cannot_hold_are_named_and_others_lead_to_a_bisect
     server: PostgresqlServer, sink: PostgresqlSink
 ) -> None:
     chain = Chain()
-    rows = chain.numbers(4)
-    rows[1] = ("S-1", "state", MOMENT_US, None, "a\0b", 100, None, 2)
-    rows[2] = ("S-\ud800", "flow", MOMENT_US, 1.0, None, 100, None, 3)
-    batch = chain.batch(rows)
+    points = chain.numbers(4)
+    points[1] = ("S-1", "state", MOMENT_US, "a\0b")
+    points[2] = ("S-\ud800", "flow", MOMENT_US, 1.0)
+    batch = chain.points(points)
     outcome = sink.send(batch)
     assert [item.row for item in outcome.refused] == [1, 2]
     assert [row[2] for row in stored(server, chain)] == [1, 4]
     chain.confirm(batch)
-    bad = chain.batch([*chain.numbers(1), ("S-1", "flow", MOMENT_US, 1.0, None, 100, "{not JSON", 6)])
+    bad = chain.points([*chain.numbers(1), ("S-1", "flow", MOMENT_US, 1.0, 100, "{not JSON")])
     with pytest.raises(SinkRefused, match="invalid input syntax for type json"):
         sink.send(bad)
     assert len(stored(server, chain)) == 2
-    sink.send(chain.batch(chain.numbers(1)))  # the connection still works
+    sink.send(chain.points(chain.numbers(1)))  # the connection still works
 
 
 def test_what_an_administrator_must_mend_halts(server: PostgresqlServer, sink: PostgresqlSink) -> None:
     chain = Chain()
     with pytest.raises(SinkHalted, match="password authentication failed"):
-        made(server, password="wrong").open(chain.store_id, 0)
+        made(server, password="wrong").open(chain.store_id, 1)
     with pytest.raises(SinkHalted, match="does not exist"):
-        made(server, target=server.url.replace("/postgres", "/nowhere")).open(chain.store_id, 0)
+        made(server, target=server.url.replace("/postgres", "/nowhere")).open(chain.store_id, 1)
     with pytest.raises(SinkHalted, match="SSL"):
-        made(server, target=server.url + "?sslmode=require").open(chain.store_id, 0)
+        made(server, target=server.url + "?sslmode=require").open(chain.store_id, 1)
     with pytest.raises(SinkHalted, match=r"has no tables of a hub.*formats\.md"):
-        made(server, schema="other", create=False).open(chain.store_id, 0)
-    sink.send(chain.batch(chain.numbers(1)))
+        made(server, schema="other", create=False).open(chain.store_id, 1)
+    sink.send(chain.points(chain.numbers(1)))
     server.ask("CREATE ROLE site LOGIN PASSWORD 'site'")
     site = {"user": "site", "password": "site"}
     with pytest.raises(SinkHalted, match="may not create them"):
-        made(server, schema="other", **site).open(chain.store_id, 0)
+        made(server, schema="other", **site).open(chain.store_id, 1)
     with pytest.raises(SinkHalted, match="may not use the schema"):
-        made(server, **site).open(chain.store_id, 0)
+        made(server, **site).open(chain.store_id, 1)
     server.ask(DOCUMENTED_RIGHTS.read_text().partition("```sql\n")[2].partition("```")[0])
     granted, later = made(server, **site), Chain()
-    granted.send(later.batch([("S", "flow", MOMENT_US + 900 * DAY_US, 1.0, None, 100, None, 1)]))
+    granted.send(later.points([("S", "flow", MOMENT_US + 900 * DAY_US, 1.0)]))
     granted.close()
     assert len(stored(server, later)) == 1
     for change, back, words in (
@@ -185,11 +198,11 @@ def test_what_an_administrator_must_mend_halts(server: PostgresqlServer, sink: P
     ):
         server.ask(f"ALTER TABLE holdfast.points {change}")
         with pytest.raises(SinkHalted, match=words):
-            made(server).send(Chain().batch(chain.numbers(1)))
+            made(server).send(Chain().points(chain.numbers(1)))
         server.ask(back)
     server.ask("UPDATE holdfast.holdfast_version SET version_num = 'h999'")
     with pytest.raises(SinkHalted, match="newer version of this program"):
-        sink.open(chain.store_id, 0)
+        sink.open(chain.store_id, 1)
     server.ask("UPDATE holdfast.holdfast_version SET version_num = 'h001'")
 
 
@@ -197,25 +210,25 @@ def test_a_lost_connection_is_unreachable_and_the_token_says_what_arrived(
     server: PostgresqlServer, sink: PostgresqlSink
 ) -> None:
     chain = Chain()
-    first = chain.batch(chain.numbers(2))
+    first = chain.points(chain.numbers(2))
     sink.send(first)
     chain.confirm(first)
     server.stop(signal.SIGQUIT)
-    second = chain.batch(chain.numbers(2))
+    second = chain.points(chain.numbers(2))
     with pytest.raises(SinkUnreachable):
         sink.send(second)
     with pytest.raises(SinkUnreachable, match="refused"):
-        sink.open(chain.store_id, 0)
+        sink.open(chain.store_id, 1)
     server.start()
-    assert sink.open(chain.store_id, 0) == first.tokens.next
+    assert sink.open(chain.store_id, 1) == first.tokens.next
     sink.send(second)
     server.ask(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'holdfast%'"
     )
     chain.confirm(second)
     with pytest.raises(SinkUnreachable):
-        sink.send(chain.batch(chain.numbers(2)))
-    assert sink.open(chain.store_id, 0) == second.tokens.next
+        sink.send(chain.points(chain.numbers(2)))
+    assert sink.open(chain.store_id, 1) == second.tokens.next
     assert [row[2] for row in stored(server, chain)] == [1, 2, 3, 4]
 
 
@@ -238,6 +251,7 @@ def test_the_models_and_the_revisions_of_the_hub_agree(
     assert [found for found in differences if found[0] != "remove_table"] == []
 
 
+@pytest.mark.slow
 def test_an_administrator_creates_the_tables_from_the_command_line(server: PostgresqlServer) -> None:
     url = server.url.replace("postgresql://", f"postgresql+psycopg://admin:{PASSWORD}@")
     command = [sys.executable, "-m", "alembic", "-n", "hub", "-x", f"url={url}", "-x", "schema=by hand"]
@@ -248,12 +262,13 @@ def test_an_administrator_creates_the_tables_from_the_command_line(server: Postg
     assert 'SET search_path TO "by hand"' in printed.stdout
     assert "CREATE FUNCTION make_partition" in printed.stdout
     sink, chain = made(server, schema="by hand", create=False), Chain()
-    sink.send(chain.batch(chain.numbers(2)))
+    sink.send(chain.points(chain.numbers(2)))
     sink.close()
     assert server.ask('SELECT count(*) FROM "by hand".points_2026_01') == [(2,)]
 
 
 def test_wrong_settings_are_refused_before_anything_is_opened() -> None:
+    pytest.importorskip("psycopg")
     for target, options, words in (
         ("postgresql://u:p@h/d", {}, "must not contain a password"),
         ("postgresql://h:port:1/d", {}, "not the URL"),
@@ -264,4 +279,3 @@ def test_wrong_settings_are_refused_before_anything_is_opened() -> None:
     ):
         with pytest.raises(InvalidSettings, match=words):
             sink_of("hub", "postgresql", target, options)
-    assert replace(Chain().batch([], 1), attempt=2).is_repeat

@@ -17,7 +17,8 @@ from typing import Any
 from uuid import UUID
 
 from repo.arguments import check_flag, check_seconds, check_text
-from repo.delivery.chain import is_repeat
+from repo.cursors import Cursor
+from repo.delivery.chain import Held, is_repeat
 from repo.delivery.encodings.copy_text import encode
 from repo.delivery.hub import HUB_HEAD, HUB_SCHEMA, HUB_VERSION_TABLE, create_schema, enter_schema
 from repo.delivery.protocol import Batch, Columns, Lane, Outcome, RecordItem, Tokens
@@ -56,6 +57,7 @@ _MOVE_POSITION = """
 """
 _MAY_USE = "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %s"
 _HELD = "SELECT token FROM positions WHERE store_id = %s AND epoch = %s AND sink = %s"
+_RANGES = "SELECT epoch, ranges FROM positions WHERE store_id = %s AND sink = %s ORDER BY epoch"
 _COUNT = """
     UPDATE positions SET ranges = ranges + int8multirange(int8range(%s, %s, '[]')), points = points + %s
     WHERE store_id = %s AND epoch = %s AND sink = %s
@@ -85,8 +87,8 @@ _CONTENT = ("22", "23", "54", "P0001")
 """Starts of SQLSTATEs of what lies in the data; P0001 is what a trigger raises."""
 
 _NO_ANSWER = (
-    "refused", "timeout", "timed out", "unexpectedly", "reset", "unreachable", "no route", "host name", "no such file",
-    "the database system is", "too many", "remaining connection slots", "shutdown", "eof",
+    "refused", "timeout", "timed out", "unexpectedly", "reset", "aborted", "broken pipe", "unreachable", "no route",
+    "host name", "no such file", "the database system is", "too many", "remaining connection slots", "shutdown", "eof",
 )  # fmt: skip
 """Words of failures to connect that may pass by themselves. libpq gives no SQLSTATE for them."""
 
@@ -98,6 +100,9 @@ _FIRST_DAY, _LAST_DAY = (date(2000, 1, 1) - _1970).days, (date(2100, 1, 1) - _19
 """The days that have a partition of their month."""
 
 _OLDEST = 140_000
+_PING_S = 2
+_FETCHED = 20_000
+_NOTHING = -(2**63)
 
 _Key = tuple[UUID, int, str]
 
@@ -184,6 +189,23 @@ class PostgresqlSink:
                     raise
                 self._months.clear()  # somebody dropped a partition
                 return self._stored(batch)
+
+    def held(self, store_id: str) -> list[Held]:
+        """Return the ranges of seqs of this sink's batches, in every epoch."""
+        with self._typed():
+            rows = self._connection.execute(_RANGES, (UUID(store_id), self._name)).fetchall()
+        return [
+            Held(epoch, Cursor.of(_NOTHING, [(span.lower, span.upper - 1) for span in ranges]))
+            for epoch, ranges in rows
+        ]
+
+    def held_seqs(self, store_id: str) -> Iterator[tuple[int, int]]:
+        """Yield the seq and the epoch of each point of the store, in order of seq. Reads in one transaction."""
+        with self._typed(), self._connection.transaction(), self._connection.cursor("held") as cursor:
+            cursor.itersize = _FETCHED
+            yield from cursor.execute(
+                "SELECT seq, epoch FROM points WHERE store_id = %s ORDER BY seq", (UUID(store_id),)
+            )
 
     def close(self) -> None:
         """Disconnect. `send` and `open` connect again."""
@@ -280,7 +302,7 @@ class PostgresqlSink:
         asked = {
             key: self._parameters[key] for key in ("host", "hostaddr", "port") if key in self._parameters
         }
-        conninfo = self._psycopg.conninfo.make_conninfo(**asked, connect_timeout=self._timeout_s)
+        conninfo = self._psycopg.conninfo.make_conninfo(**asked, connect_timeout=_PING_S)
         answers = pq.PGconn.ping(conninfo.encode()) == pq.Ping.OK
         return SinkHalted(message) if answers else SinkUnreachable(message)
 

@@ -15,6 +15,8 @@ __all__ = ["SINKS", "sink_of"]
 
 SINKS: Final[dict[str, str]] = {
     "postgresql": "repo.delivery.sinks.postgresql:PostgresqlSink",
+    "folder": "repo.delivery.sinks.folder:FolderSink",
+    "holdfast": "repo.delivery.sinks.holdfast:HoldfastSink",
     "http": "repo.delivery.sinks.web:HttpSink",
 }
 """`module:class` by kind. Each class is called as `Class(target, name=..., **options)`. It opens nothing then."""

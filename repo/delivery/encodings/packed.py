@@ -1,0 +1,120 @@
+"""The body of holdfast-2: points as packed blocks of columns, as in the journal (`repo.core.codec`); records as JSON.
+
+Reading checks the structure only. The values come from another store, perhaps of a newer version, and are checked as
+those of any caller.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import count
+from math import nan
+from typing import Any
+
+from repo.core.codec import BLOCK_POINTS, pack, unpack
+from repo.delivery.protocol import Columns, RecordItem
+from repo.errors import StoreCorrupt
+from repo.fields import DEFAULT_QUALITY
+from repo.values import KIND_NUMBER, KIND_TEXT, Batch
+
+__all__ = ["pack_points", "pack_records", "unpack_points", "unpack_records"]
+
+
+def pack_points(columns: Columns) -> bytes:
+    """Return the packed form of points; their seqs are not in it."""
+    rows = len(columns[0])
+    steps = range(0, rows, BLOCK_POINTS)
+    return b"".join(pack(_block([column[at : at + BLOCK_POINTS] for column in columns])) for at in steps)
+
+
+def unpack_points(body: bytes) -> dict[str, list[Any]]:
+    """Return the points as columns for `check_columns`, unchecked; raises `ValueError` if the body is no such form."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("sensor_id", "metric_name", "timestamp_us", "value", "quality", "metadata")
+    }
+    try:
+        for block in unpack(body):
+            _add_block(block, columns)
+    except (StoreCorrupt, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"the body is no packed points: {error}") from error
+    return columns
+
+
+def pack_records(records: Sequence[RecordItem]) -> bytes:
+    """Return records as a JSON list of [record_id, source, data, timestamp_us]; `data` is JSON text."""
+    return json.dumps(records, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def unpack_records(body: bytes) -> list[list[Any]]:
+    """Return the records, unchecked; raises `ValueError` if the body is no such list."""
+    try:
+        records = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the body is no JSON: {error}") from error
+    if not isinstance(records, list) or not all(
+        isinstance(item, list) and len(item) == 4 for item in records
+    ):
+        raise ValueError("the body is no list of records")
+    return records
+
+
+def _block(columns: Columns) -> Batch:
+    sensors, metrics, times, values, texts, qualities, metadata, _ = columns
+    code_of: defaultdict[tuple[str, str], int] = defaultdict(count().__next__)
+    codes = array("I", map(code_of.__getitem__, zip(sensors, metrics, strict=True)))
+    text_rows = {row: text for row, text in enumerate(texts) if text is not None}
+    textual = {codes[row] for row in text_rows}
+    return Batch(
+        series=list(code_of),
+        # Only said, not relied on: the receiver decides the kinds by the values.
+        kinds=[KIND_TEXT if code in textual else KIND_NUMBER for code in range(len(code_of))],
+        codes=codes,
+        timestamps_us=array("q", times),
+        values=array("d", [nan if value is None else value for value in values]),
+        texts=text_rows,
+        qualities=_qualities(qualities),
+        metadata={row: text for row, text in enumerate(metadata) if text is not None},
+    )
+
+
+def _qualities(column: Sequence[int | None]) -> int | array[int]:
+    known = [DEFAULT_QUALITY if quality is None else quality for quality in column]
+    first = known[0]
+    return first if known.count(first) == len(known) else array("i", known)
+
+
+def _add_block(block: Batch, columns: dict[str, list[Any]]) -> None:
+    rows = len(block)
+    if len(block.timestamps_us) != rows or len(block.values) != rows:
+        raise ValueError("its columns differ in length")
+    values: list[Any] = [None if value != value else value for value in block.values]
+    for row, text in block.texts.items():
+        values[_row(row, rows)] = text
+    metadata: list[Any] = [None] * rows
+    for row, text in block.metadata.items():
+        metadata[_row(row, rows)] = _parsed(text)
+    sensors, metrics = zip(*block.series, strict=True) if block.series else ((), ())
+    columns["sensor_id"].extend(map(sensors.__getitem__, block.codes))
+    columns["metric_name"].extend(map(metrics.__getitem__, block.codes))
+    columns["timestamp_us"].extend(block.timestamps_us)
+    columns["value"].extend(values)
+    qualities = block.qualities
+    columns["quality"].extend([qualities] * rows if isinstance(qualities, int) else qualities)
+    columns["metadata"].extend(metadata)
+
+
+def _row(row: int, rows: int) -> int:
+    if not 0 <= row < rows:
+        raise ValueError(f"there is no row {row}")
+    return row
+
+
+def _parsed(text: Any) -> Any:
+    """Return metadata as a dict; what is no JSON stays as it is, so that its point is refused."""
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return text

@@ -1,0 +1,505 @@
+"""The receiver: takes batches of other stores over HTTP into a store, each exactly once; the server of holdfast-2.
+
+One resource at any path. `POST` takes a batch; the packed points or the JSON of records are the body, and these headers
+describe it: `Holdfast-Format: holdfast-2`, `Holdfast-Store`, `Holdfast-Epoch`, `Holdfast-Sink` (percent-encoded),
+`Holdfast-Lane`, `Holdfast-First`, `Holdfast-Last`, `Holdfast-Token` (absent for the first batch), `Holdfast-Next`, and
+`Holdfast-Sha256` of the body before compression. `GET` returns the position of the sink that the same headers name.
+
+Every answer is a JSON object with `"format": "holdfast-2"`:
+
+| answer | meaning |
+|---|---|
+| 200 `{"token": NEXT, "refused": [[ROW, REASON], ...], "repeat": BOOLEAN}` | all but the refused rows is durable |
+| 400 `{"error": REASON}`, as all below | the request is no batch of this format |
+| 401, 403 | the bearer token is missing or unknown; it belongs to another store |
+| 409 | the batch does not follow the last one: one of both stores is a copy, or was rolled back |
+| 413, 415 | the body is too large; its compression is unknown |
+| 500, 503 | nothing was stored; send it again |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import io
+import ipaddress
+import json
+import logging
+import re
+import socket
+import socketserver
+import ssl
+import threading
+import time
+import zlib
+from collections.abc import Iterable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, cast
+from urllib.parse import unquote
+
+from repo.arguments import check_count, check_path, check_seconds, check_text
+from repo.core.changes import PositionChange
+from repo.delivery.encodings.packed import unpack_points, unpack_records
+from repo.delivery.protocol import Lane
+from repo.errors import HoldfastError, InvalidSettings, StoreBusy, StoreForked, StoreFull
+from repo.store.receiving import Receiving, Taken
+from repo.store.store import Store
+
+__all__ = ["FORMAT", "Receiver"]
+
+log = logging.getLogger("holdfast.receiver")
+
+FORMAT: Final = "holdfast-2"
+
+_HEX = re.compile("[0-9a-f]{32}")
+_SHA256 = re.compile("[0-9a-f]{64}")
+_INTEGER = re.compile(r"-?\d{1,19}", re.ASCII)
+_LONGEST_S = 1e6
+_SLOWEST_BYTES_S = 1_000
+"""A body may arrive this slowly."""
+_RETRY_S = "5"
+
+
+class Receiver:
+    """Serves one store on `host` and `port` (0: any free one) until `stop`. Its owner closes the store afterwards.
+
+    `tokens` are the bearer tokens that senders may use. The first store that uses a token owns it. Without tokens, only
+    an address of loopback is accepted. `certificate` and `key` are PEM files for TLS; without them a token can be read
+    by anyone on the way. At most `connections` senders are connected at a time; others are asked to come back. A body
+    has at most `body_bytes`, also after decompression, and a request must arrive within `timeout_s`, longer only for
+    a long body. Raises `InvalidSettings`, for an address that cannot be listened on, too.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        tokens: Iterable[str] = (),
+        certificate: str | Path | None = None,
+        key: str | Path | None = None,
+        connections: int = 64,
+        body_bytes: int = 33_554_432,
+        timeout_s: float = 30.0,
+    ) -> None:
+        host = check_text(host, "host", error=InvalidSettings)
+        port = check_count(port, "port", 0, error=InvalidSettings)
+        if port > 65_535:
+            raise InvalidSettings(f"port = {port}: at most 65535")
+        digests = _digests(tokens)
+        if not digests and not _is_loopback(host):
+            raise InvalidSettings(
+                f"{host} can be reached from other machines, so a receiver there needs tokens; give it at least one, "
+                "or listen on 127.0.0.1"
+            )
+        self._server = _Server(
+            store.receiving,
+            (host, port),
+            digests,
+            _context(certificate, key),
+            check_count(connections, "connections", error=InvalidSettings),
+            check_count(body_bytes, "body_bytes", error=InvalidSettings),
+            min(check_seconds(timeout_s, "timeout_s", 0.01, error=InvalidSettings), _LONGEST_S),
+        )
+        self._host = host
+        self._scheme = "https" if certificate is not None else "http"
+        self._thread: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self._server.server_address[1])
+
+    @property
+    def url(self) -> str:
+        """The URL for the sinks of other stores."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{self._scheme}+holdfast://{host}:{self.port}"
+
+    def start(self) -> Self:
+        """Accept connections, in threads of its own."""
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._server.serve_forever, args=(0.05,), name="holdfast-receiver", daemon=True
+            )
+            self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Stop, after the batches that are being stored. Safe to call again; it cannot be started again."""
+        if self._thread is not None:
+            self._server.shutdown()
+            self._thread.join()
+            self._thread = None
+        self._server.finish()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
+
+    def __init__(
+        self,
+        receiving: Receiving,
+        address: tuple[str, int],
+        digests: frozenset[bytes],
+        context: ssl.SSLContext | None,
+        connections: int,
+        body_bytes: int,
+        timeout_s: float,
+    ) -> None:
+        self.receiving = receiving
+        self.digests = digests
+        self.context = context
+        self.body_bytes = body_bytes
+        self.timeout_s = timeout_s
+        self.is_ending = False
+        self._places = threading.BoundedSemaphore(connections)
+        self._mutex = threading.Lock()
+        self._open: dict[Any, socket.socket] = {}
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        try:
+            super().__init__(address, _Handler)
+        except (OSError, UnicodeError) as error:
+            raise InvalidSettings(f"{address[0]}:{address[1]} cannot be listened on: {error}") from error
+
+    def server_bind(self) -> None:
+        """Bind without a name lookup for this machine, which can take seconds."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread, if there is room."""
+        if not self._places.acquire(blocking=False):
+            log.warning("%s was turned away: too many senders are connected", client_address[0])
+            if self.context is None:  # for TLS, a handshake would be needed first
+                with suppress(OSError):
+                    request.settimeout(1)
+                    request.sendall(
+                        b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n"
+                        b"Connection: close\r\n\r\n"
+                    )
+            self.shutdown_request(request)
+            return
+        with self._mutex:
+            self._open[request] = request
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread could be started
+            self._release(request)
+            self.shutdown_request(request)
+            log.exception("%s was turned away", client_address[0])
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection to its end."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._release(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002  as the library has it
+        """Log what ended a connection: nothing of an unfinished request was stored."""
+        log.info("the connection of %s ended", client_address[0], exc_info=True)
+
+    def secured(self, request: Any, connection: socket.socket) -> None:
+        """Note the TLS connection that has taken over the socket of a request."""
+        with self._mutex:
+            self._open[request] = connection
+
+    def finish(self) -> None:
+        """Close the port and all idle connections, and wait for the batches that are being stored."""
+        self.server_close()
+        self.is_ending = True
+        with self._mutex:
+            waiting = list(self._open.values())
+        for connection in waiting:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)
+        until = time.monotonic() + self.timeout_s
+        while self._open and time.monotonic() < until:
+            time.sleep(0.005)
+
+    def _release(self, request: Any) -> None:
+        with self._mutex:
+            self._open.pop(request, None)
+        self._places.release()
+
+
+class _Refused(Exception):
+    """An answer other than 200."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class _TimedReader(io.RawIOBase):
+    """Reads a socket until a deadline, which no drip of single bytes extends."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.deadline_s = 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        left_s = self.deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the request did not arrive in time")
+        self._connection.settimeout(left_s)
+        return self._connection.recv_into(target)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    server_version = "Holdfast"
+    sys_version = ""
+    disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        self.request.settimeout(self.server.timeout_s)
+        if self.server.context is not None:
+            plain = self.request
+            self.request = self.server.context.wrap_socket(plain, server_side=True)
+            self.server.secured(plain, self.request)
+        super().setup()
+        self.rfile.close()
+        self._timed = _TimedReader(self.connection)
+        self.rfile = cast("Any", io.BufferedReader(self._timed, 65_536))
+
+    def finish(self) -> None:
+        super().finish()
+        if self.server.context is not None:
+            with suppress(OSError):
+                self.request.close()
+
+    def handle_one_request(self) -> None:
+        """Wait for a request; one that does not arrive in time ends the connection."""
+        if self.server.is_ending:
+            self.close_connection = True
+            return
+        self._timed.deadline_s = time.monotonic() + self.server.timeout_s
+        super().handle_one_request()
+
+    def do_POST(self) -> None:
+        self._serve(self._take)
+
+    def do_GET(self) -> None:
+        self._serve(self._position)
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing: the answers have the outcome."""
+
+    def _serve(self, work: Any) -> None:
+        try:
+            body = self._body()
+            content = work(body)
+        except _Refused as refused:
+            if refused.status in (401, 403):
+                log.warning("%s: %s", self.client_address[0], refused)
+            self._answer(refused.status, {"error": str(refused)})
+        except StoreForked as error:
+            log.warning("%s", error)
+            self._answer(409, {"error": str(error)})
+        except (StoreFull, StoreBusy) as error:
+            self._answer(503, {"error": str(error)})
+        except HoldfastError as error:
+            log.exception("a batch of %s could not be stored", self.client_address[0])
+            self._answer(500, {"error": str(error)})
+        else:
+            self._answer(200, content)
+
+    def _body(self) -> bytes:
+        """Read the whole body, so that the connection can be kept, and return it without its compression."""
+        length = self.headers.get("Content-Length", "0")
+        if not re.fullmatch(r"\d{1,18}", length, re.ASCII) or "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+            raise _Refused(400, "a Content-Length is required")
+        if int(length) > self.server.body_bytes:
+            self.close_connection = True
+            raise _Refused(413, f"a body may have {self.server.body_bytes:,} bytes")
+        self._timed.deadline_s = time.monotonic() + self.server.timeout_s + int(length) / _SLOWEST_BYTES_S
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            self.close_connection = True
+            raise _Refused(400, "the body is incomplete")
+        match self.headers.get("Content-Encoding", "identity"):
+            case "identity":
+                return body
+            case "gzip":
+                return self._unpacked(body)
+            case other:
+                raise _Refused(415, f"the encoding {other[:40]!r} is not supported; gzip is")
+
+    def _unpacked(self, body: bytes) -> bytes:
+        inflate = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        try:
+            plain = inflate.decompress(body, self.server.body_bytes)
+        except zlib.error as error:
+            raise _Refused(400, f"the body is no gzip: {error}") from error
+        if inflate.unconsumed_tail:
+            raise _Refused(413, f"a body may have {self.server.body_bytes:,} bytes when it is decompressed")
+        if not inflate.eof or inflate.unused_data:
+            raise _Refused(400, "the body is not one whole gzip stream")
+        return plain
+
+    def _take(self, body: bytes) -> dict[str, Any]:
+        store_id, epoch, sink = self._sender()
+        try:
+            lane = Lane(self._header("Lane"))
+        except ValueError as error:
+            raise _Refused(400, str(error)) from error
+        first, last = self._integer("First"), self._integer("Last")
+        committed = self._token("Token") if "Holdfast-Token" in self.headers else None
+        following, checksum = self._token("Next"), self._header("Sha256")
+        if first > last or not _SHA256.fullmatch(checksum):
+            raise _Refused(400, "the range of seqs or the checksum is invalid")
+        if hashlib.sha256(body).hexdigest() != checksum:
+            raise _Refused(503, "the body does not have its checksum; send it again")
+        is_records = lane is Lane.RECORDS
+        seqs = None if is_records else (first, last)
+        position = PositionChange(store_id, epoch, sink, committed, following, seqs)
+        receiving = self.server.receiving
+        try:
+            items: Any = unpack_records(body) if is_records else unpack_points(body)
+        except ValueError as error:
+            raise _Refused(400, str(error)) from error
+        taken: Taken = (receiving.take_records if is_records else receiving.take_points)(position, items)
+        return {
+            "token": following,
+            "refused": [[row, reason] for row, reason in taken.refused],
+            "repeat": taken.repeat,
+        }
+
+    def _position(self, _body: bytes) -> dict[str, Any]:
+        store_id, epoch, sink = self._sender()
+        positions = [
+            position
+            for position in self.server.receiving.positions()
+            if (position.store_id, position.sink) == (store_id, sink)
+        ]
+        current = next((position for position in positions if position.epoch == epoch), None)
+        return {
+            "token": None if current is None else current.token,
+            "epochs": [
+                {
+                    "epoch": position.epoch,
+                    "low": position.taken.low,
+                    "ranges": position.taken.ranges,
+                    "points": position.points,
+                }
+                for position in positions
+            ],
+        }
+
+    def _sender(self) -> tuple[str, int, str]:
+        """Return store id, epoch and sink of the request, after checking that its token belongs to the store."""
+        digest = self._authorized()
+        if self._header("Format") != FORMAT:
+            raise _Refused(400, f"this receiver speaks {FORMAT}")
+        store_id = self._token("Store")
+        epoch, sink = self._integer("Epoch"), unquote(self._header("Sink"), errors="replace")
+        if not sink or len(sink) > 255 or not sink.isprintable():
+            raise _Refused(400, "the name of the sink is invalid")
+        if digest is not None and self.server.receiving.owner_of(digest, store_id) != store_id:
+            raise _Refused(403, "this token belongs to another store; give each store a token of its own")
+        return store_id, epoch, sink
+
+    def _authorized(self) -> str | None:
+        """Return the SHA-256 of the request's token in hexadecimal; None if no tokens are required."""
+        if not self.server.digests:
+            return None
+        scheme, _, token = self.headers.get("Authorization", "").partition(" ")
+        digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
+        known = [hmac.compare_digest(digest, other) for other in self.server.digests]
+        if scheme.lower() != "bearer" or not any(known):
+            raise _Refused(401, "a bearer token that this receiver knows is required")
+        return digest.hex()
+
+    def _header(self, name: str) -> str:
+        value = self.headers.get(f"Holdfast-{name}")
+        if value is None:
+            raise _Refused(400, f"the header Holdfast-{name} is missing")
+        return str(value)
+
+    def _integer(self, name: str) -> int:
+        text = self._header(name)
+        if not _INTEGER.fullmatch(text) or abs(int(text)) >= 2**63:
+            raise _Refused(400, f"the header Holdfast-{name} is no integer of 64 bits")
+        return int(text)
+
+    def _token(self, name: str) -> str:
+        text = self._header(name)
+        if not _HEX.fullmatch(text):
+            raise _Refused(400, f"the header Holdfast-{name} is not 32 hexadecimal digits")
+        return text
+
+    def _answer(self, status: int, content: dict[str, Any]) -> None:
+        body = json.dumps({"format": FORMAT} | content).encode()
+        self.connection.settimeout(self.server.timeout_s)
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if status == 401:
+            self.send_header("WWW-Authenticate", "Bearer")
+        if status == 503:
+            self.send_header("Retry-After", _RETRY_S)
+        if self.close_connection or self.server.is_ending:
+            self.close_connection = True
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _digests(tokens: Iterable[str]) -> frozenset[bytes]:
+    if isinstance(tokens, str):
+        raise InvalidSettings("tokens: a list of texts is expected, not one text")
+    try:
+        listed = list(tokens)
+    except TypeError as error:
+        raise InvalidSettings("tokens: a list of texts is expected") from error
+    for token in listed:
+        if not isinstance(token, str) or len(token) < 16 or not token.isascii() or not token.isprintable():
+            raise InvalidSettings("each token must be a text of at least 16 printable ASCII characters")
+    return frozenset(hashlib.sha256(token.encode()).digest() for token in listed)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _context(certificate: str | Path | None, key: str | Path | None) -> ssl.SSLContext | None:
+    if certificate is None:
+        if key is not None:
+            raise InvalidSettings("a key needs its certificate; give both files")
+        return None
+    chain = check_path(certificate, "certificate")
+    private = None if key is None else check_path(key, "key")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(chain, private, password=lambda: "")
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidSettings(
+            f"{chain} and its key cannot be used: {error}; both must be PEM files, the key without a password"
+        ) from error
+    return context

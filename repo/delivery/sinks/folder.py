@@ -1,0 +1,301 @@
+"""The folder sink: a file for each batch on a disk or a stick, and the position beside them, each batch exactly once.
+
+    FOLDER/holdfast-folder.json                                     marks the folder, with its id
+    FOLDER/positions/STORE-EPOCH-SINK.json                          the position of one sink of one store
+    FOLDER/store=STORE/epoch=EPOCH/sink=SINK/NUMBER_FIRST_LAST.ndjson.gz (or .parquet), with NAME.sha256
+
+A batch is written to a new file, which is synced and renamed; then the position is replaced, which makes the batch
+count. A file whose number is above that of the position is left from an attempt without an end, and is removed.
+`holdfast import --overwrite FOLDER` reads the files in the order of their numbers. Files that were imported may be
+removed; the position must stay.
+
+The sink never creates FOLDER or its mark, because an unplugged stick must not fill the disk below its mount point. An
+empty file `holdfast-folder.json` marks a new folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import compress
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
+from uuid import uuid4
+
+from repo import durable
+from repo.arguments import check_text
+from repo.cursors import Cursor
+from repo.delivery.chain import Held, is_repeat
+from repo.delivery.protocol import Batch, Columns, Item, Outcome
+from repo.engines.registry import duckdb_is_installed
+from repo.errors import HoldfastError, InvalidSettings, SinkHalted, SinkUnreachable, StoreBusy, StoreForked
+from repo.formats.files.formats import FileWriter, WrittenPages
+from repo.formats.files.parquet import note_of, writer_here
+from repo.formats.files.text_writer import NdjsonWriter
+from repo.store.sink_options import effective_options
+
+__all__ = ["FolderSink"]
+
+MARK = "holdfast-folder.json"
+FORMAT = "holdfast-folder"
+
+_NOTHING = -(2**63)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LONGEST_NAME = 200
+_MOST_BYTES = 8_000_000
+_MEMORY_BYTES = 64_000_000
+_REJECTED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+class _Position(NamedTuple):
+    token: str | None
+    files: int
+    """The number of the last file."""
+    points: int
+    taken: Cursor
+
+
+class FolderSink:
+    """Delivers to `file:///path/of/a/folder`. For one thread; each sink of each store has its own files.
+
+    The options are those of the kind `folder` in `repo.store.sink_options`. A folder or a mark that is missing is an
+    unplugged medium: `SinkUnreachable`, as is a full one. A folder with another id than before halts.
+    """
+
+    exact = True
+    takes_records = False
+
+    def __init__(self, target: str, *, name: str, **options: Any) -> None:
+        self._name = check_text(name, "name", error=InvalidSettings)
+        self._options = effective_options("folder", options)
+        self._folder = _folder_of(target)
+        self._id: str | None = self._options["id"]
+        self._home = self._position_file = self._folder
+        self._position: _Position | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the cursor in the store."""
+        return self._name
+
+    def open(self, store_id: str, epoch: int) -> str | None:
+        """Find the folder, and return the token of this store's position in it."""
+        self.close()
+        sink = quote(self._name, safe="")
+        if len(sink) > _LONGEST_NAME:
+            raise SinkHalted(f"the name {self._name[:40]!r} is too long for the files of a folder")
+        with self._typed():
+            self._check_mark()
+            self._home = self._folder / f"store={store_id}" / f"epoch={epoch:06}" / f"sink={sink}"
+            self._position_file = self._folder / "positions" / f"{store_id}-{epoch}-{sink}.json"
+            position = self._read_position(self._position_file)
+            self._home.mkdir(parents=True, exist_ok=True)
+            self._position_file.parent.mkdir(exist_ok=True)
+            for folder in (self._home.parent, self._home.parent.parent, self._folder):
+                durable.sync(folder)
+            self._remove_unfinished(position.files)
+        self._position = position
+        return position.token
+
+    def send(self, batch: Batch) -> Outcome:
+        """Write a batch to a file, and the position; both are on the medium on return."""
+        if self._position is None:
+            self.open(batch.store_id, batch.epoch)
+        assert self._position is not None
+        with self._typed():
+            self._check_mark()
+            position = self._read_position(
+                self._position_file
+            )  # another process may have written, for a copy of this store
+            kept, refused = _without_surrogates(batch.columns)
+            if is_repeat(position.token, batch.tokens, str(self._folder)):
+                return Outcome(refused, repeat=True)
+            written = 0
+            if len(kept[0]):
+                position = position._replace(files=position.files + 1, points=position.points + len(kept[0]))
+                written = self._write_file(batch, kept, position.files)
+            position = position._replace(
+                token=batch.tokens.next, taken=position.taken.confirm(batch.first_seq, batch.last_seq)
+            )
+            self._write_position(batch, position)
+        self._position = position
+        return Outcome(refused, sent_bytes=written)
+
+    def held(self, store_id: str) -> list[Held]:
+        """Return the seqs that this sink has written, in every epoch."""
+        ending = f"-{quote(self._name, safe='')}.json"
+        found = []
+        with self._typed():
+            self._check_mark()
+            for path in sorted((self._folder / "positions").glob(f"{store_id}-*.json")):
+                epoch = path.name.removeprefix(f"{store_id}-").removesuffix(ending)
+                if path.name.endswith(ending) and epoch.isascii() and epoch.isdigit():
+                    found.append(Held(int(epoch), self._read_position(path).taken))
+        return found
+
+    def close(self) -> None:
+        """Forget the position; `open` reads it again."""
+        self._position = None
+
+    def _check_mark(self) -> None:
+        """Read the mark, and complete an empty one."""
+        mark = self._folder / MARK
+        try:
+            content = _read(mark)
+        except FileNotFoundError as error:
+            raise SinkUnreachable(
+                f"{mark} does not exist: the medium is not there, or it is new; to deliver to this folder, create an "
+                "empty file of that name in it"
+            ) from error
+        if not content.strip():
+            content = json.dumps({"format": FORMAT, "version": 1, "folder": uuid4().hex}).encode()
+            durable.put(mark, content + b"\n")
+        found = self._parsed(content, mark).get("folder")
+        if not isinstance(found, str):
+            raise SinkHalted(f"{mark} is damaged: it has no id", path=mark)
+        if self._id is not None and found != self._id:
+            raise SinkHalted(
+                f"{self._folder} is another folder than before: its id is {found}, not {self._id}; insert the medium "
+                "of this sink",
+                path=self._folder,
+            )
+        self._id = found
+
+    def _read_position(self, path: Path) -> _Position:
+        try:
+            content = self._parsed(_read(path), path)
+        except FileNotFoundError:
+            return _Position(None, 0, 0, Cursor(_NOTHING))
+        try:
+            taken = Cursor.of(
+                int(content["low"]), [(int(first), int(last)) for first, last in content["ranges"]]
+            )
+            return _Position(str(content["token"]), int(content["files"]), int(content["points"]), taken)
+        except (LookupError, TypeError, ValueError) as error:
+            raise SinkHalted(f"{path} is damaged: {error}", path=path) from error
+
+    def _parsed(self, content: bytes, path: Path) -> dict[str, Any]:
+        try:
+            parsed = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise SinkHalted(f"{path} is damaged: {error}", path=path) from error
+        if not isinstance(parsed, dict) or parsed.get("format") != FORMAT:
+            raise SinkHalted(f"{path} is no file of a {FORMAT}", path=path)
+        if parsed.get("version") != 1:
+            raise SinkHalted(
+                f"{path} was written by a newer version of this program; update the package", path=path
+            )
+        return parsed
+
+    def _write_position(self, batch: Batch, position: _Position) -> None:
+        content = {
+            "format": FORMAT,
+            "version": 1,
+            "store": batch.store_id,
+            "epoch": batch.epoch,
+            "sink": batch.sink,
+            "token": position.token,
+            "files": position.files,
+            "points": position.points,
+            "low": position.taken.low,
+            "ranges": position.taken.ranges,
+        }
+        durable.put(self._position_file, json.dumps(content, ensure_ascii=False).encode() + b"\n")
+
+    def _write_file(self, batch: Batch, columns: Columns, number: int) -> int:
+        """Write the points, and their checksum before the file appears under its name; return the bytes."""
+        series = sorted(set(zip(columns[0], columns[1], strict=True)))
+        rows = sorted(zip(*columns, strict=True), key=lambda row: row[:3])
+        name = f"{number:010}_{batch.first_seq}_{batch.last_seq}{self._ending}"
+        pages = WrittenPages(series, len(rows), iter([rows]))
+        checksum = self._home / f"{name}.sha256"
+        with durable.atomic_write(self._home / name) as descriptor:
+            facts = self._writer().write(
+                descriptor, pages, compression=self._compression, note=note_of(batch.store_id)
+            )
+            durable.put(checksum, f"{facts.sha256}  {name}\n".encode())
+        return facts.bytes
+
+    @property
+    def _ending(self) -> str:
+        return ".parquet" if self._options["format"] == "parquet" else ".ndjson.gz"
+
+    @property
+    def _compression(self) -> str:
+        return "zstd" if self._options["format"] == "parquet" else "gzip"
+
+    def _writer(self) -> FileWriter:
+        if self._options["format"] == "parquet":
+            return writer_here(_MEMORY_BYTES, duckdb=duckdb_is_installed())
+        return NdjsonWriter()
+
+    def _remove_unfinished(self, files: int) -> None:
+        """Remove what an attempt has left that did not reach the position."""
+        for entry in os.scandir(self._home):
+            number = entry.name.lstrip(".").partition("_")[0]
+            if number.isascii() and number.isdigit() and int(number) > files:
+                os.unlink(entry.path)
+
+    @contextmanager
+    def _typed(self) -> Iterator[None]:
+        """Translate errors of the file system, as the protocol of a sink wants them."""
+        try:
+            yield
+        except OSError as error:
+            place = f"{error.filename or self._folder}: {error.strerror or error}"
+            if error.errno in _REJECTED:
+                raise SinkHalted(place, path=self._folder) from error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                place += "; remove files that were imported elsewhere, or free some space"
+            raise SinkUnreachable(place) from error
+        except StoreBusy as error:
+            raise SinkUnreachable(str(error)) from error
+        except (SinkHalted, SinkUnreachable, StoreForked):
+            raise
+        except HoldfastError as error:  # MissingExtra, or a file in the way
+            raise SinkHalted(str(error), path=self._folder) from error
+
+
+def _folder_of(target: str) -> Path:
+    target = check_text(target, "target", error=InvalidSettings)
+    try:
+        parts = urlsplit(target)
+        path = unquote(parts.path, errors="strict")
+    except ValueError as error:
+        raise InvalidSettings(f"{target!r} is not a URL: {error}") from error
+    if (
+        parts.scheme != "file"
+        or parts.netloc not in ("", "localhost")
+        or not path.startswith("/")
+        or "\0" in path
+    ):
+        raise InvalidSettings(f"{target!r} is not the URL of a folder, such as file:///media/stick/outbox")
+    if parts.query or parts.fragment:
+        raise InvalidSettings(f"{target!r}: write ? as %3F and # as %23 in the URL of a folder")
+    return Path(path)
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(_MOST_BYTES)
+
+
+def _without_surrogates(columns: Columns) -> tuple[Columns, tuple[Item, ...]]:
+    """Return the points that UTF-8 can express, and the others as refused."""
+    texts = [set(columns[at]) - {None} for at in (0, 1, 4, 6)]
+    impossible = {text for column in texts for text in column if _SURROGATE.search(text)}
+    if not impossible:
+        return columns, ()
+    refused = tuple(
+        Item(row, "it has a text with a lone surrogate, which no file can hold")
+        for row, point in enumerate(zip(*columns, strict=True))
+        if not impossible.isdisjoint(point)
+    )
+    gone = {item.row for item in refused}
+    kept = [row not in gone for row in range(len(columns[0]))]
+    return [list(compress(column, kept)) for column in columns], refused
