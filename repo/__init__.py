@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from repo import models
-    from repo.delivery.forwarder import Forwarder
+    from repo.delivery.former import Forwarder
     from repo.delivery.monitor import ConnectionMonitor
     from repo.delivery.sinks import Receipt, Sink
     from repo.delivery.sinks.http import HttpSink
@@ -67,7 +67,7 @@ _HOMES = {
     "ConnectionMonitor": "repo.delivery.monitor",
     "DuckDBTimeSeriesStorage": "repo.duckdb_storage",
     "Exported": "repo.transfer.exporter",
-    "Forwarder": "repo.delivery.forwarder",
+    "Forwarder": "repo.delivery.former",
     "HttpSink": "repo.delivery.sinks.http",
     "Imported": "repo.transfer.importer",
     "OfflineBufferManager": "repo.offline_buffer",

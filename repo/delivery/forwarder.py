@@ -1,226 +1,422 @@
-"""The forwarder: delivers points from the store to one sink, in order. Owns the cursor, never the connection.
+"""The forwarder: delivers to the sinks of a store, each in a thread of its own or step by step.
 
-The cursor moves only after the receipt. A crash between the two repeats a batch; the receiver recognizes it by its key,
-or by its seqs if the range has changed since (see `repo.delivery.batch`). Within one process, a batch without a receipt
-is kept and sent again unchanged, so its key stays the same whatever is written in the meantime. After a restart the
-batch is read again. If `batch_points` is the same, `after(cursor, batch_points)` then covers the same range of seqs,
-except at the end of the backlog, where the range was incomplete.
+It decides which sinks are served, and when; `repo.delivery.worker` delivers to one of them.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
-import random
+import os
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Self, cast
 
-from repo.arguments import check_count, check_fields, check_function, check_seconds, shown
-from repo.delivery.batch import DeliveryBatch
-from repo.delivery.sinks import Receipt, Sink
-from repo.errors import HoldfastError, InvalidSettings, SinkRefused, SinkUnreachable, StoreBusy, counted
-from repo.repositories.sinks import FailureKind
+from repo.arguments import check_count, check_function, check_seconds, check_text, shown
+from repo.core.stop import Stop
+from repo.core.undisturbed import undisturbed
+from repo.delivery.claim import Claim
+from repo.delivery.lanes import BATCH_ROWS
+from repo.delivery.protocol import Sink
+from repo.delivery.sinks.registry import sink_of
+from repo.delivery.worker import Backoff, Progress, Step, Worker
+from repo.errors import HoldfastError, InvalidQuery, InvalidSettings, StoreBusy, StoreClosed
+from repo.repositories.sinks import SinkInfo
 from repo.store.store import Store
 
-__all__ = ["Backoff", "Forwarder", "Outcome", "Step"]
+__all__ = ["Backoff", "Drained", "Forwarder", "Progress", "Step"]
 
 log = logging.getLogger("holdfast.delivery")
 
+CHECK_S = 1.0
+"""How often a running forwarder looks for sinks that were added or removed."""
 
-class Outcome(Enum):
-    """The outcome of a step."""
+OWN = "own"
+"""The kind of sinks whose class is the caller's."""
 
-    IDLE = "idle"
-    """Everything has been delivered."""
-    DELIVERED = "delivered"
-    """The receiver returned a receipt, and the cursor has moved."""
-    RETRY = "retry"
-    """No receipt: the same batch is sent again after `wait_s`."""
-    REFUSED = "refused"
-    """The receiver rejected the batch. The cursor does not move: nothing is skipped, nothing is lost."""
+_DONE = (Progress.IDLE, Progress.PAUSED)
+_STUCK = (Progress.HALTED, Progress.FORKED)
+
+OnStep = Callable[[str, Step], object]
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The result of one step, and the seconds to wait before the next one."""
+class Drained(NamedTuple):
+    """What became of one sink when it was drained."""
 
-    outcome: Outcome
-    wait_s: float = 0.0
-    batch: DeliveryBatch | None = None
-    receipt: Receipt | None = None
-    error: HoldfastError | None = None
+    delivered: int
+    """The points and records that the sink has stored."""
+    refused: int
+    """Those that are in quarantine."""
+    last: Step
+    """The last step: its `progress` is `idle` if everything was delivered."""
 
-    def __repr__(self) -> str:
-        parts = [self.outcome.value]
-        if self.batch is not None:
-            count = self.batch.identity.points
-            parts.append(f"{counted(count, 'point')}, seqs {self.batch.first_seq} to {self.batch.last_seq}")
-        if self.wait_s:
-            parts.append(f"wait {self.wait_s:.3g} s")
-        if self.error is not None:
-            parts.append(f"{type(self.error).__name__}: {self.error}")
-        return f"<Step: {'; '.join(parts)}>"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backoff:
-    """The delay after consecutive failures: it doubles with each one, up to `longest_s`.
-
-    Each delay is randomly shortened by up to a half, so that a fleet does not reconnect all at once.
-    """
-
-    first_s: float = 0.5
-    longest_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        check_fields(self, error=InvalidSettings)
-        if not 0 < self.first_s <= self.longest_s:
-            raise InvalidSettings(
-                f"backoff: first_s = {self.first_s!r} must be above 0 and at most longest_s = {self.longest_s!r}"
-            )
-
-    def delay_s(self, failures: int) -> float:
-        """Return the seconds to wait after `failures` (at least 1) consecutive failures."""
-        full = min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 60))
-        return full * random.uniform(0.5, 1.0)  # noqa: S311  spreads load; nothing is secret
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything was delivered."""
+        return self.last.progress is Progress.IDLE
 
 
 class Forwarder:
-    """Delivers the points of a store to one sink. Use it from one thread; other threads may use the store.
+    """Delivers to the sinks of a store: to all of them, to the named ones, or to a sink of your own.
 
-    `batch_points` is the range of a batch in seqs, and so its maximum number of points. Keep it the same across
-    restarts, so that repeated batches keep their keys. `on_receipt` is called with the batch and the receipt, before
-    the cursor moves; if it raises, the cursor does not move. `poll_s` is the delay when everything is delivered.
+    `start` delivers in the background, with one thread for each sink, until `stop`; sinks that are added, paused,
+    changed or removed in the store are followed. `step` and `drain` deliver in the calling thread instead. Only one
+    forwarder, in all processes, delivers to a sink at a time: others get `StoreBusy`, which names the process.
+
+    A sink of your own (`repo.delivery.protocol.Sink`) needs no entry in the store. It is added under its name, as kind
+    `own`, when it is new; `start` says where it begins: "now", "beginning", or a time.
+
+    A batch has at most `batch_points` points; a backlog of more than ten batches is sent in two lanes. `poll_s` is the
+    delay when everything is delivered. `on_step` is called after each step, with the name of the sink,
+    in the thread that made the step, and must return soon; what it raises ends the delivery, as an error of the sink
+    does. Thread-safe, except that `step` and `drain` are for one thread at a time. Stop it before you close the store.
     """
 
     def __init__(
         self,
         store: Store,
-        sink: Sink,
+        sinks: str | Sequence[str] | Sink | None = None,
         *,
-        batch_points: int = 10_000,
+        start: Any = None,
+        batch_points: int = BATCH_ROWS,
+        poll_s: float = 0.5,
         backoff: Backoff | None = None,
-        poll_s: float = 1.0,
-        on_receipt: Callable[[DeliveryBatch, Receipt], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
-        batch_points = check_count(batch_points, "batch_points", error=InvalidSettings)
-        poll_s = check_seconds(poll_s, "poll_s", error=InvalidSettings)
+        if not isinstance(store, Store):
+            raise InvalidSettings(f"store = {shown(store)}: an open Store is expected")
         if backoff is not None and not isinstance(backoff, Backoff):
             raise InvalidSettings(f"backoff = {shown(backoff)}: a Backoff is expected")
-        if on_receipt is not None:
-            check_function(on_receipt, "on_receipt", error=InvalidSettings)
         self._store = store
-        self._sink = sink
-        self._batch_points = batch_points
+        self._batch_points = check_count(batch_points, "batch_points", error=InvalidSettings)
+        self._poll_s = check_seconds(poll_s, "poll_s", error=InvalidSettings)
         self._backoff = backoff or Backoff()
-        self._poll_s = poll_s
-        self._on_receipt = on_receipt
-        self._store_id = store.status().store_id
-        self._cursor = store.sinks.register(sink.name)
-        self._in_flight: DeliveryBatch | None = None
-        self._failures = 0
-        self._refusal = ""
+        self._on_step: OnStep = (
+            _unseen if on_step is None else check_function(on_step, "on_step", error=InvalidSettings)
+        )
+        self._own: Sink | None = None
+        self._names = self._checked_names(sinks, start)
+        self._threads: dict[str, _SinkThread] = {}
+        self._workers: dict[str, _Claimed] = {}
+        self._stop: Stop | None = None
+        self._watcher: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._waits = Stop()
+        """Ends the waits of `drain`."""
+        self._pid = os.getpid()
+
+    # --- in the background -----------------------------------------------------------------------------
 
     @property
-    def cursor(self) -> int:
-        """The seq up to which this sink has confirmed everything, as committed in the store."""
-        return self._cursor
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._watcher is not None and self._pid == os.getpid()
 
-    def step(self) -> Step:
-        """Send the next batch, or the last one again if it has no receipt; never waits between attempts.
+    def start(self) -> Self:
+        """Start delivering in the background; does nothing if it was started. Returns itself.
 
-        If it is delivered, the cursor is committed. Any other outcome or error leaves the cursor unchanged. A link that
-        is down, an `OSError` of the sink, and a busy store have the outcome RETRY; other errors are raised. `status`
-        shows the first of several failures until a batch is delivered.
+        Raises `StoreBusy` if another forwarder serves one of the sinks; nothing was started then.
         """
-        try:
-            if self._in_flight is None:
-                self._in_flight = self._next()
-            batch = self._in_flight
-            if batch is None:
-                return Step(Outcome.IDLE, self._poll_s)
-            receipt = self._sent(batch)
-            if self._on_receipt is not None:
-                self._on_receipt(batch, receipt)
-            self._confirm(batch.last_seq)
-        except (SinkUnreachable, StoreBusy) as error:
-            return self._again(error)
-        except SinkRefused as error:
-            if str(error) != self._refusal:
-                self._refusal = str(error)
-                log.error("%s refused a batch, which stays first in the queue: %s", self._sink.name, error)
-                self._note("refused", error)
-            return Step(Outcome.REFUSED, self._backoff.longest_s, self._in_flight, error=error)
-        self._in_flight, self._refusal = None, ""
-        if self._failures:
-            log.info(
-                "the delivery to %s works again after %s", self._sink.name, counted(self._failures, "failure")
+        with self._lock:
+            if self.is_running:
+                return self
+            self._give_up_steps()
+            self._pid = os.getpid()
+            claimed = [self._claimed(name) for name in self._wanted()]
+            try:
+                for each in claimed:
+                    each.claim.take()
+            except BaseException:
+                for each in claimed:
+                    each.claim.close()
+                raise
+            self._stop = Stop()
+            self._threads = {each.worker.name: self._thread(each) for each in claimed}
+            self._watcher = threading.Thread(
+                target=self._watch, args=(self._stop,), name="holdfast-forwarder", daemon=True
             )
-            self._failures = 0
-        return Step(Outcome.DELIVERED, 0.0, batch, receipt)
+            _running.add(self)
+            undisturbed(self._watcher.start)
+            return self
 
-    def run(self, stop: threading.Event, *, until_empty: bool = False) -> int:
-        """Deliver until `stop` is set or, with `until_empty`, nothing is left; returns the number of points delivered.
+    def stop(self) -> None:
+        """Finish the batches in hand, and stop. Waits end at once; the timeout of a sink limits that for an answer.
 
-        Retries for as long as the link is down, and sends a refused batch again every `backoff.longest_s` seconds: what
-        refuses it, an expired token or a moved URL, is fixed at the other end. With `until_empty`, which would then
-        never end, a refusal raises `SinkRefused`.
+        Safe to call again. The next `start` continues where it ended.
         """
-        delivered = 0
-        while not stop.is_set():
-            step = self.step()
-            if step.outcome is Outcome.DELIVERED and step.batch is not None:
-                delivered += len(step.batch)
-            elif step.outcome is Outcome.REFUSED and step.error is not None and until_empty:
-                raise step.error
-            elif step.outcome is Outcome.IDLE and until_empty:
+        with self._lock:
+            self._waits.ask()
+            watcher, stop, threads = self._watcher, self._stop, list(self._threads.values())
+            if self._pid == os.getpid():  # a child of a fork has no such threads
+                if stop is not None:
+                    stop.ask()
+                for thread in threads:
+                    thread.ask()
+                if watcher is not None:
+                    watcher.join()
+                for thread in self._threads.values():  # the watcher may have added one
+                    thread.ask()
+                    thread.join()
+                self._give_up_steps()
+            self._watcher = self._stop = None
+            self._threads = {}
+            _running.discard(self)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # --- step by step ----------------------------------------------------------------------------------
+
+    def step(self) -> dict[str, Step]:
+        """Make one step for each sink, in order of their names, without waiting; returns the steps by name.
+
+        A delivered batch is confirmed on return. Raises what no sink and no waiting can help: a closed or damaged
+        store, an error of `on_step`. An interrupt leaves everything as committed.
+        """
+        return {name: self._one_step(each) for name, each in self._stepped().items()}
+
+    def drain(self, timeout_s: float | None = None) -> dict[str, Drained]:
+        """Deliver until nothing is left, sink by sink, in the calling thread; returns what became of each.
+
+        A sink that cannot be reached is given up at once or, with `timeout_s`, tried again for that long, in which all
+        sinks share; one that rejects everything is given up at once. What was written in between is delivered, too.
+        `stop`, from another thread, ends it after the batch in hand.
+        """
+        self._waits = Stop()
+        deadline_s = None
+        if timeout_s is not None:
+            deadline_s = time.monotonic() + check_seconds(timeout_s, "timeout_s", error=InvalidSettings)
+        return {name: self._drain_one(each, deadline_s) for name, each in self._stepped().items()}
+
+    def close(self) -> None:
+        """Stop, disconnect, and leave the sinks to other forwarders. The same as `stop`."""
+        self.stop()
+
+    def _drain_one(self, each: _Claimed, deadline_s: float | None) -> Drained:
+        delivered = refused = 0
+        while True:
+            step = each.worker.step()
+            self._on_step(each.worker.name, step)
+            delivered, refused = delivered + step.items, refused + step.refused
+            if step.progress in _DONE or step.progress in _STUCK:
                 break
-            stop.wait(step.wait_s)
-        return delivered
+            if step.wait_s:
+                each.worker.settle()
+                left_s = (deadline_s or 0.0) - time.monotonic()
+                if left_s <= 0 and step.progress is not Progress.LIMITED:
+                    break
+                if deadline_s is not None and left_s <= 0:
+                    break
+                self._waits.wait(step.wait_s if deadline_s is None else min(step.wait_s, left_s))
+            if self._waits.is_asked():
+                break
+        each.worker.settle()
+        return Drained(delivered, refused, step)
 
-    def _next(self) -> DeliveryBatch | None:
-        end = self._store.sinks.last_seq()
-        if end <= self._cursor:
-            return None
-        points = self._store.points.after(self._cursor, self._batch_points)
-        if points:
-            return DeliveryBatch.of(self._store_id, self._cursor + 1, points)
-        # These seqs have no points left: they were deletes, or points that were deleted or overwritten.
-        self._confirm(end)
-        return None
+    def _one_step(self, each: _Claimed) -> Step:
+        step = each.worker.step()
+        each.worker.settle()
+        self._on_step(each.worker.name, step)
+        return step
 
-    def _sent(self, batch: DeliveryBatch) -> Receipt:
-        try:
-            receipt = self._sink.send(batch)
-        except OSError as error:  # ConnectionError and TimeoutError are, too
-            raise SinkUnreachable(f"{self._sink.name}: {type(error).__name__}: {error}") from error
-        if receipt.key != batch.key:
-            raise SinkUnreachable(
-                f"{self._sink.name} answered with a receipt for another batch ({receipt.key[:200]!r}); check for a "
-                "proxy or cache before the receiver"
+    def _stepped(self) -> dict[str, _Claimed]:
+        """Return the workers of `step` and `drain`, for the sinks that are in the store now."""
+        if self.is_running:
+            raise StoreBusy(
+                "this forwarder delivers in the background; stop it before you call step or drain"
             )
-        return receipt
+        wanted = self._wanted()
+        for name in set(self._workers).difference(wanted):
+            self._workers.pop(name).close()
+        for name in wanted:
+            if name not in self._workers:
+                each = self._claimed(name)
+                each.claim.take()
+                self._workers[name] = each
+        return {name: self._workers[name] for name in wanted}
 
-    def _confirm(self, seq: int) -> None:
-        self._store.sinks.confirm(self._sink.name, seq)
-        self._cursor = seq
+    def _give_up_steps(self) -> None:
+        workers, self._workers = self._workers, {}
+        for each in workers.values():
+            each.close()
 
-    def _again(self, error: SinkUnreachable | StoreBusy) -> Step:
-        self._failures += 1
-        if self._failures == 1:
-            if isinstance(error, SinkUnreachable):
-                log.warning("%s cannot be reached; the points stay in the store: %s", self._sink.name, error)
-                self._note("unreachable", error)
-            else:
-                log.warning("the store is busy, so the delivery to %s waits: %s", self._sink.name, error)
-        wait_s = self._backoff.delay_s(self._failures)
-        if isinstance(error, SinkUnreachable) and error.retry_after_s is not None:
-            wait_s = max(wait_s, min(error.retry_after_s, self._backoff.longest_s))
-        return Step(Outcome.RETRY, wait_s, self._in_flight, error=error)
+    # --- which sinks -----------------------------------------------------------------------------------
 
-    def _note(self, kind: FailureKind, error: HoldfastError) -> None:
+    def _checked_names(self, sinks: object, start: Any) -> tuple[str, ...] | None:
+        names: tuple[str, ...] | None = None
+        if sinks is None:
+            pass
+        elif isinstance(sinks, str):
+            names = (sinks,)
+        elif isinstance(sinks, (list, tuple)):
+            names = tuple(check_text(name, "sinks", error=InvalidSettings) for name in sinks)
+        elif callable(getattr(sinks, "send", None)) and callable(getattr(sinks, "open", None)):
+            self._own = own = cast("Sink", sinks)
+            names = (own.name,)
+            if own.name not in {info.name for info in self._store.sinks.list()}:
+                self._store.sinks.add(own.name, "", start="beginning" if start is None else start)
+            return names
+        else:
+            raise InvalidSettings(f"sinks = {shown(sinks)}: a name, a list of names, or a sink is expected")
+        if start is not None:
+            raise InvalidSettings("start is for a sink of your own; `store.sinks.add` has it for the others")
+        for name in names or ():
+            self._store.sinks.show(name)  # raises for an unknown one
+        return names
+
+    def _wanted(self) -> list[str]:
+        """Return the sinks to serve: those that exist, and whose class is known."""
+        infos = self._store.sinks.list()
+        if self._names is not None:
+            return [info.name for info in infos if info.name in self._names]
+        return [info.name for info in infos if info.kind != OWN]
+
+    def _make_sink(self, info: SinkInfo) -> Sink:
+        if self._own is not None:
+            return self._own
+        return sink_of(info.name, info.kind, info.target, info.options)
+
+    def _claimed(self, name: str) -> _Claimed:
+        worker = Worker(
+            self._store,
+            name,
+            self._make_sink,
+            backoff=self._backoff,
+            poll_s=self._poll_s,
+            batch_points=self._batch_points,
+        )
+        return _Claimed(worker, Claim(self._store, name))
+
+    # --- threads ---------------------------------------------------------------------------------------
+
+    def _thread(self, each: _Claimed) -> _SinkThread:
+        thread = _SinkThread(each, self._on_step)
+        undisturbed(thread.start)
+        return thread
+
+    def _watch(self, stop: Stop) -> None:
+        """Start threads for new sinks, and forget those of removed ones."""
+        busy: set[str] = set()
+        while not stop.wait(CHECK_S):
+            try:
+                wanted = self._wanted()
+            except StoreClosed:
+                return
+            except HoldfastError as error:
+                log.warning("the sinks of the store cannot be read, which is tried again: %s", error)
+                continue
+            for name, thread in list(self._threads.items()):
+                if thread.has_ended():
+                    thread.join()
+                    del self._threads[name]
+            for name in wanted:
+                if name not in self._threads and not stop.is_asked():
+                    self._serve(name, busy)
+
+    def _serve(self, name: str, busy: set[str]) -> None:
         try:
-            self._store.sinks.note_failure(self._sink.name, kind, str(error))
-        except HoldfastError as failed:  # a full disk, for example, which deliveries may survive
-            log.warning("`status` will not show why %s fails: %s", self._sink.name, failed)
+            each = self._claimed(name)
+        except InvalidQuery:
+            return  # removed just now
+        try:
+            each.claim.take()
+        except StoreBusy as error:
+            each.claim.close()
+            if name not in busy:
+                log.warning("%s", error)
+            busy.add(name)
+            return
+        busy.discard(name)
+        self._threads[name] = self._thread(each)
+
+
+class _Claimed(NamedTuple):
+    """The worker of a sink, and the right to run it."""
+
+    worker: Worker
+    claim: Claim
+
+    def close(self) -> None:
+        try:
+            self.worker.close()
+        except InvalidQuery:
+            pass  # the sink was removed, and with it what it confirmed
+        finally:
+            self.claim.close()
+
+
+class _SinkThread:
+    """The thread that delivers to one sink."""
+
+    def __init__(self, each: _Claimed, on_step: OnStep) -> None:
+        self._each = each
+        self._on_step = on_step
+        self._stop = Stop()
+        self._thread = threading.Thread(
+            target=self._run, name=f"holdfast-deliver-{each.worker.name[:40]}", daemon=True
+        )
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def ask(self) -> None:
+        """Ask it to end after the batch in hand."""
+        self._stop.ask()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def has_ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        worker, stop = self._each.worker, self._stop
+        troubled = False
+        try:
+            while not stop.is_asked():
+                try:
+                    step = worker.step()
+                    if step.wait_s or stop.is_asked():
+                        worker.settle()
+                    self._on_step(worker.name, step)
+                    wait_s, troubled = step.wait_s, False
+                except (InvalidQuery, StoreClosed) as error:
+                    log.info("the delivery to %s ends: %s", worker.name, error)
+                    return
+                except Exception as error:
+                    if not troubled:
+                        log.error("the delivery to %s failed and is tried again", worker.name, exc_info=error)
+                    wait_s, troubled = CHECK_S, True
+                if wait_s:
+                    stop.wait(wait_s)
+        finally:
+            try:
+                self._each.close()
+            except HoldfastError as error:
+                log.warning(
+                    "the last batch to %s is not confirmed, so it is sent again: %s", worker.name, error
+                )
+
+
+def _unseen(_name: str, _step: Step) -> None:
+    """Ignore a step."""
+
+
+_running: weakref.WeakSet[Forwarder] = weakref.WeakSet()
+
+
+def _stop_all(forwarders: Iterable[Forwarder]) -> None:
+    """Stop what runs at interpreter exit, before the stores are closed."""
+    for forwarder in list(forwarders):
+        forwarder.stop()
+
+
+atexit.register(_stop_all, _running)

@@ -14,16 +14,13 @@ from itertools import accumulate, compress
 from typing import Any, NamedTuple
 
 from repo.cursors import Span
-from repo.delivery.lanes import Work
+from repo.delivery.lanes import BATCH_ROWS, Work
 from repo.delivery.protocol import Lane
 from repo.queries.selection import Selection
 from repo.queries.seq_page import SeqPage
 from repo.store.store import Store
 
-__all__ = ["BATCH_BYTES", "BATCH_ROWS", "Cut", "Reader"]
-
-BATCH_ROWS = 10_000
-"""The most points of a batch."""
+__all__ = ["BATCH_BYTES", "Cut", "Reader"]
 
 BATCH_BYTES = 1_000_000
 """About the most bytes of a batch, as text without compression. A single point may be larger."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from repo.delivery.batch import DeliveryBatch
-from repo.delivery.forwarder import Backoff, Forwarder, Outcome
+from repo.delivery.former import Backoff, Forwarder, Outcome
 from repo.delivery.sinks import Receipt
 from repo.delivery.sinks.http import HttpSink
 from repo.demo.process import announce, obey

@@ -8,7 +8,7 @@ import pytest
 
 from repo import Settings, Store
 from repo.delivery.batch import DeliveryBatch, checksum_of
-from repo.delivery.forwarder import Backoff, Forwarder, Outcome
+from repo.delivery.former import Backoff, Forwarder, Outcome
 from repo.delivery.sinks import Receipt
 from repo.delivery.sinks.http import HttpSink
 from repo.demo.process import Child, Inbox

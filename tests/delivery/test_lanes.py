@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from repo.cursors import MOST_RANGES, Cursor, Span
-from repo.delivery.lanes import BATCH_SEQS, SHORT_BACKLOG, Order, Turns, Work, split
+from repo.delivery.lanes import BATCH_ROWS, SHORT_BATCHES, Order, Turns, Work, split
 from repo.delivery.protocol import Lane
 
 BATCH = 1_000_000
@@ -22,14 +23,14 @@ def test_a_short_backlog_is_one_lane_oldest_first() -> None:
 def test_a_long_backlog_leaves_a_gap_behind_the_live_lane() -> None:
     lanes = split(Cursor(0), 1_000_000)
     assert lanes == {
-        Lane.LIVE: Work(Span(1_000_000 - BATCH_SEQS + 1, 1_000_000)),
-        Lane.BACKFILL: Work(Span(1, 1_000_000 - BATCH_SEQS)),
+        Lane.LIVE: Work(Span(1_000_000 - BATCH_ROWS + 1, 1_000_000)),
+        Lane.BACKFILL: Work(Span(1, 1_000_000 - BATCH_ROWS)),
     }
     assert split(Cursor(0), 1_000_000, two=False) == {Lane.LIVE: Work(Span(1, 1_000_000))}
 
     # The live lane goes on where it ended, and leaves no second gap for a few readings.
     cursor = Cursor(0).confirm(*lanes[Lane.LIVE].gap)
-    assert split(cursor, 1_000_000) == {Lane.BACKFILL: Work(Span(1, 1_000_000 - BATCH_SEQS))}
+    assert split(cursor, 1_000_000) == {Lane.BACKFILL: Work(Span(1, 1_000_000 - BATCH_ROWS))}
     assert split(cursor, 1_000_200)[Lane.LIVE] == Work(Span(1_000_001, 1_000_200))
 
 
@@ -52,7 +53,7 @@ def test_with_the_most_ranges_no_new_gap_is_left() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 3 * SHORT_BACKLOG), st.integers(1, 40)), max_size=40),
+    st.lists(st.tuples(st.integers(0, 3 * SHORT_BATCHES * BATCH_ROWS), st.integers(1, 40)), max_size=40),
     st.sampled_from(["oldest", "newest"]),
     st.booleans(),
 )
@@ -66,9 +67,9 @@ def test_everything_is_sent_once_with_few_ranges(
             lanes = split(cursor, through, two=two, order=order)
             if not lanes:
                 break
-            lane = turns.next(lanes, BATCH)
+            lane = turns.next(lanes)
             gap, from_end = lanes[lane]
-            size = min(gap.seqs, 4_000 if lane is Lane.LIVE else BATCH_SEQS)
+            size = min(gap.seqs, 4_000 if lane is Lane.LIVE else BATCH_ROWS)
             span = Span(gap.last - size + 1, gap.last) if from_end else Span(gap.first, gap.first + size - 1)
             assert cursor.gaps(span.last)[-1].first <= span.first, "sent twice"
             cursor = cursor.confirm(*span)
@@ -86,21 +87,25 @@ def test_back_fill_gets_its_share_while_both_lanes_are_full(
 ) -> None:
     turns = Turns(share)
     sent = {Lane.LIVE: 0, Lane.BACKFILL: 0}
-    for at in range(2_000):
+    for at in range(300):
         live, backfill = sizes[at % len(sizes)]
-        lane = turns.next(sent, BATCH)
+        lane = turns.next(sent)
         size = live if lane is Lane.LIVE else backfill
         sent[lane] += size
         turns.sent(lane, size, emptied=False)
         total = sum(sent.values())
-        assert abs(sent[Lane.BACKFILL] - share * total) <= 3 * BATCH
+        assert abs(sent[Lane.BACKFILL] - share * total) <= BATCH
 
 
-def test_a_few_live_readings_wait_for_one_batch_and_back_fill_for_one_of_theirs() -> None:
+@pytest.mark.parametrize("size", [200, BATCH])
+def test_a_few_live_readings_wait_for_one_batch_and_back_fill_for_one_of_theirs(size: int) -> None:
     turns, order = Turns(), []
     for _ in range(10):
-        lane = turns.next([Lane.BACKFILL, Lane.LIVE], BATCH)
-        turns.sent(lane, 50 if lane is Lane.LIVE else BATCH, emptied=lane is Lane.LIVE)
+        assert turns.next([Lane.BACKFILL]) is Lane.BACKFILL
+        turns.sent(Lane.BACKFILL, size, emptied=False)
+    for _ in range(10):
+        lane = turns.next([Lane.BACKFILL, Lane.LIVE])
+        turns.sent(lane, 50 if lane is Lane.LIVE else size, emptied=lane is Lane.LIVE)
         order.append(lane)
     assert order == [Lane.LIVE, Lane.BACKFILL] * 5
 
@@ -108,11 +113,11 @@ def test_a_few_live_readings_wait_for_one_batch_and_back_fill_for_one_of_theirs(
 def test_a_lane_gathers_no_credit_while_it_has_nothing_to_send() -> None:
     turns = Turns(0.5)
     for _ in range(100):
-        assert turns.next([Lane.LIVE], BATCH) is Lane.LIVE
+        assert turns.next([Lane.LIVE]) is Lane.LIVE
         turns.sent(Lane.LIVE, BATCH, emptied=False)
     order = []
     for _ in range(6):
-        lane = turns.next([Lane.LIVE, Lane.BACKFILL], BATCH)
+        lane = turns.next([Lane.LIVE, Lane.BACKFILL])
         turns.sent(lane, BATCH, emptied=False)
         order.append(lane)
     assert order.count(Lane.BACKFILL) == 3
@@ -121,7 +126,7 @@ def test_a_lane_gathers_no_credit_while_it_has_nothing_to_send() -> None:
 def test_records_take_turns_with_the_points() -> None:
     turns, order = Turns(), []
     for _ in range(40):
-        lane = turns.next([Lane.RECORDS, Lane.BACKFILL, Lane.LIVE], BATCH)
+        lane = turns.next([Lane.RECORDS, Lane.BACKFILL, Lane.LIVE])
         turns.sent(lane, BATCH, emptied=False)
         order.append(lane)
     assert order[:3] == [Lane.LIVE, Lane.RECORDS, Lane.BACKFILL]

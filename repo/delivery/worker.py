@@ -1,0 +1,697 @@
+"""The delivery to one sink: records an attempt, sends it, and confirms it. Owns the order of these, never a thread.
+
+The attempt, a range of seqs and a new token, is committed before anything is sent. The range stays the same until the
+sink has answered, also across restarts, and its points are read again for each try, unless nothing was written since.
+So a batch that was stored without an answer is recognized by its token. Confirming a batch and recording the next one
+is one commit. After a crash or an interrupt at any point, the row of the attempt says what may have been sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import time
+import uuid
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from repo.arguments import check_fields
+from repo.cursors import Cursor, Span
+from repo.delivery.lanes import BATCH_ROWS, Turns, Work, split
+from repo.delivery.protocol import Batch, Item, Lane, Outcome, RecordItem, Sink, Tokens
+from repo.delivery.rate import Bucket, batch_bytes
+from repo.delivery.reading import BATCH_BYTES, Cut, Reader
+from repo.errors import (
+    EngineMissing,
+    FlushFailed,
+    HoldfastError,
+    InvalidSettings,
+    MissingExtra,
+    SinkHalted,
+    SinkRefused,
+    SinkUnreachable,
+    StoreBusy,
+    StoreForked,
+    StoreFull,
+    counted,
+)
+from repo.repositories.attempts import Attempt
+from repo.repositories.quarantine import Quarantined
+from repo.repositories.sinks import SinkInfo, SinkState, Totals
+from repo.store.store import Store
+
+__all__ = ["Backoff", "Progress", "Step", "Worker"]
+
+log = logging.getLogger("holdfast.delivery")
+
+PROBE_S = 60.0
+"""How often a sink that rejects everything is tried again."""
+
+PAUSE_S = 1.0
+"""How often a paused sink is looked at, and how long a limit is waited for at a time."""
+
+MOST_QUARANTINED = 10_000
+"""The most items of a sink in quarantine."""
+
+WINDOW_ITEMS, MOST_REFUSED = 100_000, 1_000
+"""A sink that refuses more than 1,000 of the last 100,000 items is halted: it is not the items that are wrong."""
+
+RECORDS = 1_000
+"""The most records of a batch."""
+
+_PROBE_ROWS = 100
+"""The rows of a batch to an exact sink that refused too many items: those that it refuses go into quarantine, too."""
+
+_EMPTY_PAGES = 8
+"""How many pages without points of the sink are read for one batch."""
+
+_NO_COLUMNS: Sequence[Sequence[Any]] = ((),) * 8
+
+_STORE_ERRORS = (StoreBusy, StoreFull, EngineMissing, FlushFailed)
+"""Errors of the store that may pass."""
+
+
+class Progress(StrEnum):
+    """What a step did."""
+
+    DELIVERED = "delivered"
+    """A batch was answered, and is confirmed with the next step, or by `settle`."""
+    SPLIT = "split"
+    """The sink refused a batch of several items, which is sent in halves."""
+    IDLE = "idle"
+    """Everything is delivered and confirmed."""
+    LIMITED = "limited"
+    """The limit of bytes per second is used up for now."""
+    PAUSED = "paused"
+    """The sink is paused."""
+    UNREACHABLE = "unreachable"
+    """No answer; the same range is sent again."""
+    HALTED = "halted"
+    """The sink rejects everything for now; the same range is tried again every minute."""
+    FORKED = "forked"
+    """The sink and the store do not fit together; see `StoreForked`."""
+    BUSY = "busy"
+    """The store could not be read or written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The result of one step, and the seconds to wait before the next one."""
+
+    progress: Progress
+    wait_s: float = 0.0
+    lane: Lane | None = None
+    first_seq: int = 0
+    last_seq: int = 0
+    items: int = 0
+    """The points or records that the sink has stored."""
+    refused: int = 0
+    """Those that it has refused; they are in quarantine."""
+    repeat: bool = False
+    """Whether the sink had the batch already."""
+    error: Exception | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        parts = [self.progress.value]
+        if self.lane is not None:
+            parts.append(
+                f"{self.lane}: {counted(self.items, 'item')}, seqs {self.first_seq} to {self.last_seq}"
+            )
+        if self.refused:
+            parts.append(f"{self.refused:,} refused")
+        if self.wait_s:
+            parts.append(f"wait {self.wait_s:.3g} s")
+        if self.error is not None:
+            parts.append(f"{type(self.error).__name__}: {self.error}")
+        return f"<Step: {'; '.join(parts)}>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """The delay after consecutive failures: it doubles with each one, up to `longest_s`.
+
+    Each delay is randomly shortened by up to a half, so that a fleet does not reconnect all at once.
+    """
+
+    first_s: float = 0.5
+    longest_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, error=InvalidSettings)
+        if not 0 < self.first_s <= self.longest_s:
+            raise InvalidSettings(
+                f"backoff: first_s = {self.first_s!r} must be above 0 and at most longest_s = {self.longest_s!r}"
+            )
+
+    def delay_s(self, failures: int) -> float:
+        """Return the seconds to wait after `failures` (at least 1) consecutive failures."""
+        full = min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 60))
+        return full * random.uniform(0.5, 1.0)  # noqa: S311  spreads load; nothing is secret
+
+
+@dataclass(slots=True)
+class _Sending:
+    """An attempt that is recorded and not confirmed yet."""
+
+    attempt: Attempt
+    cut: Cut | None
+    """Its points, as they were at `last_seq`; None after a restart."""
+    last_seq: int
+    records: Sequence[RecordItem] = ()
+    """Empty for points, and after a restart."""
+    emptied: bool = False
+    """Whether its lane had nothing else when it was cut."""
+
+    @property
+    def lane(self) -> Lane:
+        return Lane(self.attempt.lane)
+
+    @property
+    def span(self) -> Span:
+        return Span(self.attempt.first_seq, self.attempt.last_seq)
+
+
+@dataclass(slots=True)
+class _Answered:
+    """A batch that the sink has stored, but that is not confirmed in the store."""
+
+    sending: _Sending
+    totals: Totals
+    refused: Sequence[Quarantined] = ()
+    records: Sequence[tuple[str, str]] = ()
+    """The ids and data of the records that it has stored."""
+
+    @property
+    def facts(self) -> tuple[Attempt, Totals, Sequence[Quarantined], Sequence[tuple[str, str]]]:
+        """What the store is told."""
+        return self.sending.attempt, self.totals, self.refused, self.records
+
+
+class _Failed(Exception):
+    """A sink raised an error."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class Worker:
+    """Delivers to one sink. For one thread; the store may be used by others.
+
+    `make_sink` returns the sink for a row of the store; it is called again when the row's target or options change.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        make_sink: Callable[[SinkInfo], Sink],
+        *,
+        backoff: Backoff,
+        poll_s: float,
+        batch_points: int = BATCH_ROWS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self._store = store
+        self._delivery = store.sinks.delivery(name)
+        self._make_sink = make_sink
+        self._backoff = backoff
+        self._poll_s = poll_s
+        self._most_rows = batch_points
+        self._clock = clock
+        self._bucket = Bucket(clock())
+        self._turns = Turns()
+        self._settings: tuple[object, ...] = ()
+        self._identity = ("", 0)
+        self._sink: Sink | None = None
+        self._reader = Reader(store)
+        self._refusals: deque[tuple[int, int]] = deque()
+        self._failures = 0
+        self._trouble = ""
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget everything but what the store has committed, as a restart does."""
+        self._is_open = False
+        self._sending: _Sending | None = None
+        self._answered: _Answered | None = None
+        self._suspects: tuple[Lane, Span] | None = None
+        self._rows = self._most_rows
+        self._records = RECORDS
+        self._reader.drop()
+
+    # --- what the owner calls --------------------------------------------------------------------------
+
+    def step(self) -> Step:
+        """Send the next batch, or the last one again; never waits between attempts.
+
+        Errors of the sink, and those of the store that may pass, are in the step. Others are raised, and leave the
+        committed state as it was: the next step continues from there. Raises `InvalidQuery` if the sink was removed.
+        """
+        try:
+            return self._step()
+        except _STORE_ERRORS as error:
+            return self._busy(error)
+        except SinkUnreachable as error:  # of the store: its identity was changed just now
+            self._forget()
+            return Step(Progress.BUSY, 0.0, error=error)
+        except BaseException:  # also an interrupt: only the store knows what was committed
+            self._forget()
+            raise
+
+    def settle(self) -> None:
+        """Confirm the batch that the sink has answered, if there is one. Call it before waiting."""
+        answered = self._answered
+        if answered is None:
+            return
+        attempt, totals, refused, records = answered.facts
+        try:
+            self._delivery.confirm(attempt, refused, totals, records)
+        except _STORE_ERRORS:
+            raise
+        except BaseException:
+            self._forget()
+            raise
+        self._answered = None
+
+    def close(self) -> None:
+        """Confirm what was answered, and disconnect. The next step connects again."""
+        try:
+            self.settle()
+        finally:
+            self._disconnect()
+
+    # --- a step ----------------------------------------------------------------------------------------
+
+    def _step(self) -> Step:
+        info = self._delivery.position()
+        if info.state in ("paused", "forked"):
+            self.close()
+            self._forget()
+            if info.state == "paused":
+                return Step(Progress.PAUSED, PAUSE_S)
+            return Step(Progress.FORKED, PAUSE_S, error=StoreForked(info.last_error or ""))
+        if not self._follow(info):
+            return self._step()
+        limit = None if info.rate is None else info.rate.at(self._store.now_us())
+        wait_s = self._bucket.wait_s(self._clock(), limit)
+        if wait_s > 0:
+            self.settle()
+            return Step(Progress.LIMITED, min(wait_s, PAUSE_S))
+        try:
+            if not self._is_open and not self._open(info):
+                return self._step()
+            assert self._sink is not None
+            sink, sending = self._sink, self._sending
+            committed = self._answered.sending.attempt.token if self._answered else info.token
+            if sending is None:
+                sending = self._next(info, sink, batch_bytes(BATCH_BYTES, limit))
+            else:
+                self._again(sending)
+            if sending is None:
+                self.settle()
+                self._worked(info)
+                return Step(Progress.IDLE, self._poll_s)
+            return self._sent(sink, sending, committed)
+        except _Failed as failed:
+            return self._failed(failed.error)
+
+    def _follow(self, info: SinkInfo) -> bool:
+        """Take over what was changed in the store: settings, identity, and the cursor by hand.
+
+        Returns False if it confirmed a batch before that, so that `info` is outdated.
+        """
+        settings = (info.target, info.options, info.filter, info.lanes)
+        epoch, store_id = self._delivery.epoch_and_id()
+        if settings != self._settings or (store_id, epoch) != self._identity:
+            if self._answered is not None:
+                self.settle()
+                return False
+            self._disconnect()
+            self._forget()
+            self._sink = None
+            self._settings, self._identity = settings, (store_id, epoch)
+            self._reader = Reader(self._store, info.filter, self._clock)
+            self._turns = Turns(info.lanes.share)
+        kept = self._sending or (self._answered.sending if self._answered else None)
+        if (kept.attempt.token if kept else None) != (info.attempt.token if info.attempt else None):
+            self._sending = self._answered = None
+            if info.attempt is not None:
+                self._sending = _Sending(info.attempt, None, -1)
+        return True
+
+    def _open(self, info: SinkInfo) -> bool:
+        """Open the sink; False if what it holds changed the state of the delivery."""
+        with _errors_of_the_sink():
+            if self._sink is None:
+                self._sink = self._make_sink(info)
+            held = self._sink.open(*self._identity)
+            exact = self._sink.exact
+            if exact:
+                _refuse_forks(info, held)
+        self._is_open = True
+        sending = self._sending
+        if sending is None or sending.lane is not Lane.RECORDS or sending.records:
+            return True
+        # Records of before a restart. They may have been replaced since, so they are sent as a new batch.
+        if exact and held == sending.attempt.token:
+            self._delivery.confirm(sending.attempt)
+        else:
+            self._delivery.drop_attempt()
+        self._sending = None
+        return False
+
+    def _next(self, info: SinkInfo, sink: Sink, most_bytes: int) -> _Sending | None:
+        """Cut the next batch, and record it in the commit that confirms the last one; None if nothing is left."""
+        cursor = info.cursor
+        if self._answered is not None and self._answered.sending.lane is not Lane.RECORDS:
+            cursor = cursor.confirm(*self._answered.sending.span)
+        last_seq = self._store.sinks.last_seq()
+        found = self._suspected(cursor, last_seq, most_bytes)
+        if found is None and self._answered is None:
+            found = self._retried(last_seq)
+        if found is None:
+            found = self._by_turn(info, sink, cursor, last_seq, most_bytes)
+        if found is None:
+            return None
+        self._delivery.begin(found.attempt, *(self._answered.facts if self._answered else ()))
+        self._answered, self._sending = None, found
+        return found
+
+    def _by_turn(
+        self, info: SinkInfo, sink: Sink, cursor: Cursor, last_seq: int, most_bytes: int
+    ) -> _Sending | None:
+        works = split(cursor, last_seq, batch=self._most_rows, two=info.lanes.two, order=info.lanes.order)
+        records: list[RecordItem] = []
+        if info.records and sink.takes_records:
+            if self._answered is not None and self._answered.records:
+                self.settle()  # or they would be read as pending
+            found = self._delivery.records(self._records, most_bytes)
+            records = [RecordItem(*record) for record in found]
+        waiting = [*works, Lane.RECORDS] if records else list(works)
+        if not waiting:
+            return None
+        lane = self._turns.next(waiting)
+        if lane is Lane.RECORDS:
+            attempt = self._new_attempt(Span(0, 0), len(records), "", lane)
+            return _Sending(attempt, None, last_seq, records, emptied=len(records) < self._records)
+        return self._of_cut(lane, works[lane], last_seq, self._rows, most_bytes)
+
+    def _suspected(self, cursor: Cursor, last_seq: int, most_bytes: int) -> _Sending | None:
+        """Return the next part of a batch that was refused as a whole."""
+        if self._suspects is None:
+            return None
+        lane, span = self._suspects
+        for gap in cursor.gaps(span.last):
+            if gap.last >= span.first:
+                part = Span(max(gap.first, span.first), gap.last)
+                return self._of_cut(lane, Work(part), last_seq, self._rows, most_bytes)
+        self._suspects, self._rows = None, self._most_rows
+        return None
+
+    def _retried(self, last_seq: int) -> _Sending | None:
+        """Return the next point that an operator took out of quarantine."""
+        seq = self._delivery.next_retry()
+        if seq is None:
+            return None
+        cut = self._reader.again(Span(seq, seq), last_seq)
+        return _Sending(self._new_attempt(cut.span, cut.points, _checksum(cut), Lane.BACKFILL), cut, last_seq)
+
+    def _of_cut(self, lane: Lane, work: Work, last_seq: int, rows: int, most_bytes: int) -> _Sending:
+        cut = self._reader.cut(lane, work, last_seq, rows, most_bytes)
+        for _ in range(_EMPTY_PAGES):
+            rest = _rest(work, cut.span)
+            if cut.points or rest.seqs < 1:
+                break
+            more = self._reader.cut(lane, Work(rest, work.from_end), last_seq, rows, most_bytes)
+            both = Span(min(cut.span.first, more.span.first), max(cut.span.last, more.span.last))
+            cut = more._replace(span=both)
+        attempt = self._new_attempt(cut.span, cut.points, _checksum(cut), lane)
+        return _Sending(attempt, cut, last_seq, emptied=cut.span == work.gap)
+
+    def _new_attempt(self, span: Span, points: int, checksum: str, lane: Lane) -> Attempt:
+        token = uuid.uuid4().hex
+        return Attempt(span.first, span.last, points, checksum, token, lane.value, 1, self._store.now_us())
+
+    def _again(self, sending: _Sending) -> None:
+        """Record that a batch is sent once more, with the points that its range has now."""
+        last_seq, cut = self._store.sinks.last_seq(), sending.cut
+        attempt = sending.attempt._replace(tries=sending.attempt.tries + 1)
+        if sending.lane is not Lane.RECORDS and (cut is None or last_seq != sending.last_seq):
+            cut = self._reader.again(sending.span, last_seq)
+            attempt = attempt._replace(points=cut.points, checksum=_checksum(cut))
+        self._delivery.begin(attempt)
+        sending.attempt, sending.cut, sending.last_seq = attempt, cut, last_seq
+
+    # --- sending ---------------------------------------------------------------------------------------
+
+    def _sent(self, sink: Sink, sending: _Sending, committed: str | None) -> Step:
+        store_id, epoch = self._identity
+        batch = Batch(
+            store_id,
+            epoch,
+            self.name,
+            *sending.span,
+            sending.lane,
+            Tokens(committed, sending.attempt.token),
+            _NO_COLUMNS if sending.cut is None else sending.cut.columns,
+            sending.records,
+            sending.attempt.tries,
+        )
+        if not len(batch) and not sink.exact:
+            return self._stored(sink, batch, sending, Outcome())
+        try:
+            with _errors_of_the_sink(but=SinkRefused):
+                outcome = sink.send(batch)
+                _check(outcome, batch)
+        except SinkRefused as error:
+            return self._refused(sink, batch, sending, error)
+        return self._stored(sink, batch, sending, outcome)
+
+    def _stored(self, sink: Sink, batch: Batch, sending: _Sending, outcome: Outcome) -> Step:
+        refused = [_quarantined(batch, item) for item in outcome.refused]
+        too_many = self._too_many(len(batch), len(refused))
+        if too_many is not None and not sink.exact:
+            return self._failed(too_many)
+        estimate = sum(len(record.data) for record in sending.records) + (
+            sending.cut.bytes if sending.cut else 0
+        )
+        rows = {item.row for item in outcome.refused}
+        totals = Totals(
+            points=0 if sending.records else len(batch) - len(rows),
+            records=len(batch) - len(rows) if sending.records else 0,
+            bytes=outcome.sent_bytes or (estimate if len(batch) else 0),
+            repeats=int(outcome.repeat),
+        )
+        delivered = [(item.record_id, item.data) for at, item in enumerate(sending.records) if at not in rows]
+        self._sending, self._answered = None, _Answered(sending, totals, refused, delivered)
+        self._refusals.append((len(batch), len(rows)))
+        self._bucket.take(totals.bytes)
+        self._turns.sent(sending.lane, estimate, emptied=sending.emptied)
+        if sending.records:
+            self._records = min(RECORDS, 2 * self._records)
+        elif self._suspects is not None or self._rows < self._most_rows:
+            self._rows = min(self._most_rows, 2 * self._rows)
+        if (
+            too_many is not None
+        ):  # an exact sink has stored the rest, and would not store these if it were sent again
+            self.settle()
+            self._rows = min(self._most_rows, _PROBE_ROWS)
+            return self._failed(too_many)
+        self._note_success()
+        return Step(
+            *(Progress.DELIVERED, 0.0, sending.lane, *sending.span, len(batch) - len(rows), len(rows)),
+            repeat=outcome.repeat,
+        )
+
+    def _refused(self, sink: Sink, batch: Batch, sending: _Sending, error: SinkRefused) -> Step:
+        """Split a batch that was refused as a whole, or put its only item into quarantine."""
+        size = len(batch)
+        if size == 0:
+            return self._failed(error)
+        if size > 1:
+            if sending.records:
+                self._records = size // 2
+            else:
+                self._suspects, self._rows = (sending.lane, sending.span), size // 2
+            self._sending = None
+            self._delivery.drop_attempt()
+            return Step(Progress.SPLIT, 0.0, sending.lane, *sending.span, error=error)
+        too_many = self._too_many(1, 1)
+        if too_many is not None:
+            return self._failed(too_many)
+        log.warning("%s refused an item, which is in quarantine now: %s", self.name, error)
+        if sink.exact:  # it has stored nothing, so it still holds the token of the last batch
+            sending.attempt = sending.attempt._replace(token=batch.tokens.committed)  # type: ignore[arg-type]
+        self._sending = None
+        self._answered = _Answered(sending, Totals(), [_quarantined(batch, Item(0, str(error)))])
+        self.settle()
+        self._refusals.append((1, 1))
+        self._note_success()
+        return Step(Progress.DELIVERED, 0.0, sending.lane, *sending.span, 0, 1)
+
+    def _too_many(self, items: int, refused: int) -> SinkHalted | None:
+        """Return the error to halt with, if that many refusals say that it is not the items that are wrong."""
+        if not refused:
+            return None
+        while sum(sent for sent, _ in self._refusals) + items > WINDOW_ITEMS and self._refusals:
+            self._refusals.popleft()
+        recent = refused + sum(refused for _, refused in self._refusals)
+        if recent > MOST_REFUSED:
+            return SinkHalted(
+                f"{self.name} refuses more than {MOST_REFUSED:,} of {WINDOW_ITEMS:,} items, so nothing more is put "
+                "into quarantine. Look at the reasons with `holdfast quarantine list`, and mend the destination"
+            )
+        if self._delivery.quarantined() + refused > MOST_QUARANTINED:
+            return SinkHalted(
+                f"the quarantine of {self.name} is full ({MOST_QUARANTINED:,} items). Look at it with `holdfast "
+                "quarantine list`, then send the items again with `retry`, or give them up with `drop`"
+            )
+        return None
+
+    # --- failures --------------------------------------------------------------------------------------
+
+    def _failed(self, error: Exception) -> Step:
+        """Record why the sink does not take the batch, which stays the next one."""
+        self._disconnect()
+        self._failures += 1
+        state, progress, wait_s = _meaning(error)
+        if state == "failing":
+            wait_s = self._backoff.delay_s(self._failures)
+            after_s = error.retry_after_s if isinstance(error, SinkUnreachable) else None
+            if after_s is not None:
+                wait_s = max(wait_s, min(after_s, self._backoff.longest_s))
+        self._note(state, error)
+        return self._unsent(progress, wait_s, error)
+
+    def _busy(self, error: HoldfastError) -> Step:
+        self._failures += 1
+        if isinstance(error, StoreBusy):
+            if self._failures == 1:
+                log.warning("the store is busy, so the delivery to %s waits: %s", self.name, error)
+        else:
+            self._note("failing", error)
+        return self._unsent(Progress.BUSY, self._backoff.delay_s(self._failures), error)
+
+    def _unsent(self, progress: Progress, wait_s: float, error: Exception) -> Step:
+        sending = self._sending
+        if sending is None:
+            return Step(progress, wait_s, error=error)
+        return Step(progress, wait_s, sending.lane, *sending.span, error=error)
+
+    def _note(self, state: SinkState, error: Exception) -> None:
+        text = str(error) or type(error).__name__
+        if state == "stopped":
+            text = f"{type(error).__name__}: {text}"
+        if text != self._trouble:
+            self._trouble = text
+            match state:
+                case "failing":
+                    log.warning("%s cannot be reached; the points stay in the store: %s", self.name, text)
+                case "stopped":
+                    log.error(
+                        "the delivery to %s failed; it is tried again: %s", self.name, text, exc_info=error
+                    )
+                case _:
+                    log.error("%s takes nothing for now; nothing is skipped: %s", self.name, text)
+        try:
+            self._delivery.failed(state, text)
+        except _STORE_ERRORS as failed:  # a full disk, for example, which deliveries may survive
+            log.warning("`status` will not show why %s fails: %s", self.name, failed)
+
+    def _worked(self, info: SinkInfo) -> None:
+        """Record that the sink can be reached, though there was nothing to send."""
+        if info.state != "running":
+            self._delivery.running()
+        self._note_success()
+
+    def _note_success(self) -> None:
+        if self._failures:
+            log.info("the delivery to %s works again after %s", self.name, counted(self._failures, "failure"))
+        self._failures, self._trouble = 0, ""
+
+    def _disconnect(self) -> None:
+        self._is_open = False
+        if self._sink is not None:
+            try:
+                self._sink.close()
+            except Exception as error:  # noqa: BLE001  it is opened again, which reports what lasts
+                log.debug("%s did not close: %s", self.name, error)
+
+
+@contextmanager
+def _errors_of_the_sink(but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """Tell the errors of a sink from those of the store."""
+    try:
+        yield
+    except but:
+        raise
+    except Exception as error:  # a sink is anybody's code: `_meaning` says what becomes of each error
+        raise _Failed(error) from error
+
+
+def _meaning(error: Exception) -> tuple[SinkState, Progress, float]:
+    """Return what an error of a sink says about its state, and the seconds until it is tried again."""
+    match error:
+        case StoreForked():
+            return "forked", Progress.FORKED, PAUSE_S
+        case SinkUnreachable() | OSError():
+            return "failing", Progress.UNREACHABLE, 0.0
+        case SinkHalted() | SinkRefused() | MissingExtra() | InvalidSettings():
+            return "halted", Progress.HALTED, PROBE_S
+        case _:
+            return "stopped", Progress.HALTED, PROBE_S
+
+
+def _refuse_forks(info: SinkInfo, held: str | None) -> None:
+    """Raise `StoreForked` if an exact destination holds neither the last token nor the one on its way."""
+    if held == info.token or (info.attempt is not None and held == info.attempt.token):
+        return
+    state = "has another batch of this store than the last one sent" if held else "has lost what it had"
+    raise StoreForked(
+        f"the destination of {info.name} {state}. This store is a copy of another one: run `holdfast sinks rekey`. Or "
+        "it was restored: run `holdfast sinks rekey --restored`. Or the destination was restored, or the sink was "
+        "removed and added again: `holdfast sinks rekey --restored`, and `holdfast sinks replay` for what it lacks"
+    )
+
+
+def _check(outcome: Outcome, batch: Batch) -> None:
+    for item in outcome.refused:
+        if not 0 <= item.row < len(batch):
+            raise ValueError(f"row {item.row} was refused, of a batch of {counted(len(batch), 'item')}")
+
+
+def _quarantined(batch: Batch, item: Item) -> Quarantined:
+    kind: Any = "too_late" if item.too_late else "refused"
+    if batch.lane is Lane.RECORDS:
+        record = batch.records[item.row]
+        return Quarantined(
+            *(batch.sink, item.reason, record.timestamp_us, kind),
+            record_id=record.record_id,
+            source=record.source,
+            data=record.data,
+        )
+    sensor, metric, time_us, value, text, quality, metadata, seq = (
+        column[item.row] for column in batch.columns
+    )
+    return Quarantined(
+        *(batch.sink, item.reason, time_us, kind, seq, sensor, metric, value, text, quality, metadata)
+    )
+
+
+def _rest(work: Work, span: Span) -> Span:
+    if work.from_end:
+        return Span(work.gap.first, span.first - 1)
+    return Span(span.last + 1, work.gap.last)
+
+
+def _checksum(cut: Cut) -> str:
+    """Return the SHA-256 of the seqs, which identify the points and their values."""
+    return hashlib.sha256(array("q", cut.columns[-1]).tobytes()).hexdigest()
