@@ -48,7 +48,7 @@ def claims(plan: Plan) -> Iterator[Contest | Figure]:
         for key in _ASKED:
             query = replace(QUERIES[key], key=f"{_PREFIX}{key}")
             sides = [*peers, filtered] if key in _FILTERED else peers
-            yield asked(query, store, held, sides, most_rounds=min(_MOST_ROUNDS, plan.rounds - 1))
+            yield asked(query, store, held, sides, most_rounds=min(_MOST_ROUNDS, max(1, plan.rounds - 1)))
 
 
 def _sizes(folder: Path, points: int, peers: Sequence[Database]) -> Iterator[Figure]:

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from repo.engines.base import Shape
 from repo.engines.registry import traits_of
 from repo.queries import point_sql
+from repo.queries.order import UNSORTED, Order
 from repo.queries.point_sql import Query
 from repo.queries.selection import Selection, Summary
 
@@ -164,9 +165,13 @@ class SeqPages:
 
     Seqs have gaps (overwritten and deleted points). After a piece without points the next one is wider. Negative seqs,
     which points of the legacy program have, may begin far after a given one, so their first one is searched.
+
+    Each page of a sorted slice reads all of its row groups. So a slice is divided into equal pages, of which none
+    reads two slices.
     """
 
-    def __init__(self, after: int, rows: int, through: int) -> None:
+    def __init__(self, after: int, rows: int, through: int, order: Order = UNSORTED) -> None:
+        self._order = order
         self._after = after
         self._rows = self._width = rows
         self._through = through
@@ -178,7 +183,7 @@ class SeqPages:
 
     def step(self, connection: Connection, known: Known, form: PageForm[Page]) -> Page | None:
         """Read the next page; None if it would be empty or too large: call again."""
-        through = min(self._after + self._width, self._through)
+        through = min(self._after + self._next_width(), self._through)
         query = point_sql.in_seq(connection, self._after, through, known)
         page = form.fetch(connection, query, Shape(through - self._after, self._rows))
         if page is None:
@@ -190,3 +195,9 @@ class SeqPages:
             self._after = max(through, point_sql.first_seq(connection) - 1)
         self._width = self._rows if size else self._width * _STEP
         return page if size else None
+
+    def _next_width(self) -> int:
+        if self._width != self._rows or (inside := self._order.covering(self._after + 1)) is None:
+            return self._width
+        left = inside.last_seq - self._after
+        return -(-left // -(-left // self._rows))

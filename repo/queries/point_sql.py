@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, select
+from sqlalchemy import ColumnElement, Connection, bindparam, func, literal_column, select
 from sqlalchemy.types import NullType
 
 from repo.engines.registry import traits_of
@@ -63,7 +63,8 @@ def in_seq(connection: Connection, after: int, through: int, known: Pairs) -> Qu
     """Query the points with after < seq <= through, in order of seq."""
     names = _numbered(connection, known)
     sensors, metrics = names or (None, None)
-    statement = _after_seq(names is not None).filled(
+    only = (False, False) if names is None else (len(names[0]) == 1, len(names[1]) == 1)
+    statement = _after_seq(names is not None, only).filled(
         connection.dialect, sensors=sensors, metrics=metrics, after=after, through=through
     )
     return Query(statement, None, names, "seq")
@@ -103,8 +104,12 @@ def _of_one(from_start: bool, to_end: bool) -> Template:
 
 
 @cache
-def _after_seq(numbered: bool) -> Template:
+def _after_seq(numbered: bool, only: tuple[bool, bool]) -> Template:
     columns = _name_columns(([], []) if numbered else None)
+    columns = [
+        literal_column("0").label(column.name) if the_only_name else column
+        for column, the_only_name in zip(columns, only, strict=True)
+    ]
     return Template(
         select(*columns, *_READING, _c.seq).where(_c.seq > bindparam("after"), _c.seq <= bindparam("through"))
     )

@@ -329,7 +329,7 @@ class Points(PointWriter):
         seq = check_count(seq, "seq", _FIRST_SEQ)
         return Result(
             lambda: self._handle.reading("delivery"),
-            lambda rows: SeqPages(seq, rows, self._handle.flusher.watermark),
+            lambda rows: SeqPages(seq, rows, self._handle.flusher.watermark, self._handle.flusher.order),
             with_seq=True,
             shown=f"the points after seq {seq}",
         )

@@ -53,6 +53,7 @@ def answers(store: Store) -> dict[str, Any]:
         "average": points.aggregate(None, None, agg=["avg", "count"]),
         "buckets": points.aggregate("s1", "m", agg="sum", every="1m"),
         "after": after,
+        "since": points.since(0).to_arrow().to_pylist(),
         "series": store.series.list(),
         "losses": store.losses(),
     }
@@ -115,6 +116,15 @@ class TestOnDuckDB:
         assert planned.dry_run
         wanted = done.as_dict() | {"dry_run": True, "columns_after_bytes": planned.columns_before_bytes}
         assert planned.as_dict() == wanted
+
+    def test_a_page_to_deliver_reads_one_slice_only(self, store: Store) -> None:
+        store.points.insert_many(interleaved(0, 350))
+        store.compact(until=300)
+        pages = list(store.points.since(0).tuples(70))
+        assert [len(page) for page in pages] == [50] * 6 + [50], "slices of 100 are halved"
+        assert [row[7] for page in pages for row in page] == list(range(1, 351))
+        pages = list(store.points.since(130).tuples(70))
+        assert [len(page) for page in pages] == [70, 50, 50, 50]
 
     def test_until_leaves_later_points_alone(self, filled: Store) -> None:
         later = [row for row in as_stored(filled) if row[7] > 130]

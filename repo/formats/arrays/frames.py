@@ -54,7 +54,7 @@ class ArrowPages:
         if columns is None:
             return None
         if query.sorted_by is not None:
-            columns = self._sorted(columns, columns[query.sorted_by])
+            columns = self._sorted(columns, query.sorted_by)
         size = len(columns["timestamp_us"])
         columns["timestamp"] = columns["timestamp_us"]
         for at, name in enumerate(_NAMES):
@@ -102,12 +102,36 @@ class ArrowPages:
             table = pa.Table.from_batches(batches, reader.schema)
         return dict(zip(table.column_names, table.columns, strict=True))
 
-    def _sorted(self, columns: Arrays, key: Any) -> Arrays:
-        compute = self._compute
+    def _sorted(self, columns: Arrays, by: str) -> Arrays:
+        compute, key = self._compute, columns[by]
         if len(key) < 2 or compute.all(compute.less_equal(key[:-1], key[1:])).as_py():
             return columns
-        order = compute.sort_indices(key)
-        return {name: column.take(order) for name, column in columns.items()}
+        order = self._order_of_seqs(key) if by == "seq" else None
+        if order is None:
+            order = compute.sort_indices(key)
+        return {
+            name: column if self._is_constant(column) else column.take(order)
+            for name, column in columns.items()
+        }
+
+    def _order_of_seqs(self, seqs: Any) -> Any | None:
+        """Return the order of seqs, which are distinct, without sorting them; None if they are far apart."""
+        compute = self._compute
+        bounds = compute.min_max(seqs).as_py()
+        most = bounds["max"] - bounds["min"]
+        if most >= 2 * len(seqs) or not hasattr(compute, "inverse_permutation"):  # since pyarrow 20
+            return None
+        places = self._pa.concat_arrays(compute.subtract(seqs, bounds["min"]).chunks)
+        return compute.inverse_permutation(places, max_index=most).drop_null()
+
+    def _is_constant(self, column: Any) -> bool:
+        """Return whether all values are equal, as far as that is cheap to find out."""
+        if column.null_count == len(column):
+            return True
+        if column.null_count or not self._pa.types.is_int32(column.type):
+            return False
+        bounds = self._compute.min_max(column).as_py()
+        return bool(bounds["min"] == bounds["max"])
 
     def _named(self, found: Any, query: Query, at: int, size: int) -> Any:
         pa = self._pa
