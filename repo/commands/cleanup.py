@@ -58,6 +58,7 @@ _SHOWN_ROWS = 20
     help="Records that failed at least this many times.",
 )
 @click.option("--all", "everything", is_flag=True, help="All points, or with --records all records.")
+@click.option("--even-unsent", is_flag=True, help="Also points that a sink with a hold has not confirmed.")
 @click.option("--shrink", is_flag=True, help="Return free space to the disk; also works alone.")
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted; delete nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
@@ -77,6 +78,7 @@ def cleanup(
     sources: tuple[str, ...],
     failed: int | None,
     everything: bool,
+    even_unsent: bool,
     shrink: bool,
     dry_run: bool,
     yes: bool,
@@ -84,17 +86,19 @@ def cleanup(
     """Delete points and pending records, and return free space to the disk.
 
     Select points by time, --sensor and --metric; select records by time, --source and --failed. The command shows what
-    it would delete (and, if there are sinks, how much of it is unsent), then asks; -y skips the question. The loss
-    ledger records every deletion. Deleting frees space inside the files for new data. --shrink also makes the files
-    smaller: it rewrites them, which needs free disk space and makes reads wait. It states the space needed and refuses
-    if it is not available.
+    it would delete (and, if there are sinks, how much of it is unsent), then asks; -y skips the question. Points that
+    a sink with a hold has not confirmed are kept, unless --even-unsent is given. The loss ledger records deletions.
+
+    Deleting frees space inside the files for new data. --shrink also makes the files smaller: it rewrites them, which
+    needs free disk space and makes reads wait. It states the space needed and refuses if it is not available.
 
     To be able to restore points with `holdfast import`, run `holdfast export` first.
 
     \b
     JSON (with -y or --dry-run): {"dry_run", "points": number, or null if another
     process holds the columns and they are deleted later, "unsent_points": not
-    confirmed by every sink, null without sinks, "records", "bytes": estimate or
+    confirmed by every sink, null without sinks, "held_points": selected and kept
+    for sinks, null if unknown, "held_by": [sinks], "records", "bytes": estimate or
     null, "first_us", "last_us", "series": [{"sensor_id", "metric_name", "points",
     "unsent", "first_us", "last_us"}], "sources": [{"source", "records",
     "first_us", "last_us", "bytes"}], "shrunk": null or {"columns_before_bytes",
@@ -120,6 +124,7 @@ def cleanup(
         "end": high,
         "min_retries": failed,
         "everything": everything,
+        "even_unsent": even_unsent,
     }
     from repo.upkeep.cleanup import Cleaned
 
@@ -170,13 +175,22 @@ def _drop(session: Session, store: Store, scope: dict[str, Any], *, dry_run: boo
         )
     if dropped.points is not None or dropped.records:
         session.say(f"deleted {_summary(dropped)}")
+    _say_held(session, dropped)
     _hint_if_empty(session, store, dropped, scope)
     return dropped
 
 
+def _say_held(session: Session, found: Cleaned) -> None:
+    if found.held_points:
+        session.note(
+            f"{counted(found.held_points, 'point')} kept for the sinks that have not confirmed them "
+            f"({', '.join(found.held_by)}); --even-unsent deletes them, too"
+        )
+
+
 def _hint_if_empty(session: Session, store: Store, found: Cleaned, scope: dict[str, Any]) -> bool:
     """Return whether nothing was selected, and suggest similar names if names were given."""
-    if found.points != 0 or found.records:
+    if found.points != 0 or found.records or found.held_points:
         return False
     if named := _listed(scope["sensor_id"]) + _listed(scope["metric_name"]):
         session.note(names_hint(session, store, named, named))
@@ -220,6 +234,7 @@ def _show(session: Session, selected: Cleaned) -> None:
     _table(session, ("sensor_id", "metric_name", "points", "unsent", "first", "last"), points)
     _table(session, ("source", "records", "first", "last"), records)
     session.say(f"selected {_summary(selected)}")
+    _say_held(session, selected)
 
 
 def _table(session: Session, columns: Sequence[str], extents: Sequence[SeriesExtent | RecordExtent]) -> None:

@@ -96,8 +96,10 @@ def status(session: Session, check: bool, ignored: tuple[str, ...]) -> None:
     "flushed_seq", "pruned_seq", "journal_rows", "journal_seqs", "unflushed",
     "points_waiting", "deletions_waiting", "points", "series", "oldest_us",
     "newest_us", "records_pending", "ledger_entries", "ledger_dropped",
-    "lost_points", "lost_records", "sinks": [{"name", "confirmed_seq", "behind",
-    "failure": {"kind", "reason", "since_us"} or null}],
+    "lost_points", "lost_records", "sinks": [{"name", "kind", "state",
+    "confirmed_seq", "behind", "oldest_unsent_us": null if unknown, "confirmed_us",
+    "points_per_s", "quarantined", "failures", "last_error", "failure": {"kind",
+    "reason", "since_us"} or null}], "hold": {"sink", "seqs", "since_us"} or null,
     "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {retired or backup file:
     bytes}, "bytes_total", "bytes_free_on_disk", "holder": {"pid", "since_us",
     "doing"} or null, "warnings": [{"code", "message"}]}; for an outdated store,
@@ -180,10 +182,12 @@ def _lines(found: Status) -> list[tuple[str, str]]:
         ("journal", counted(found.journal_rows, "row") + (deletions if found.deletions_waiting else "")),
         ("records", f"{found.records_pending:,} pending"),
     ]
-    lines += [
-        (f"sink {s.name}", f"confirmed seq {s.confirmed_seq:,}, {s.behind:,} behind{_failing(s)}")
-        for s in found.sinks
-    ]
+    lines += [(f"sink {s.name}", _sink(s)) for s in found.sinks]
+    if found.hold is not None:
+        since = to_datetime(found.hold.since_us).strftime("%Y-%m-%d %H:%M:%S")
+        lines.append(
+            ("hold", f"{counted(found.hold.seqs, 'seq')} kept for {found.hold.sink} since {since} UTC")
+        )
     lines.append(("lost", lost(found)))
     lines += [("file", f"{size_text(size):>10}  {name}") for name, size in found.bytes_by_file.items()]
     lines += [("kept", f"{size_text(size):>10}  {name}") for name, size in found.bytes_by_kept_file.items()]
@@ -193,13 +197,23 @@ def _lines(found: Status) -> list[tuple[str, str]]:
     return lines
 
 
-def _failing(sink: SinkStatus) -> str:
+def _sink(sink: SinkStatus) -> str:
     from repo.times import to_datetime
 
-    if sink.failure is None or sink.failure["kind"] == "refused":  # a warning says more
-        return ""
-    since = to_datetime(sink.failure["since_us"]).strftime("%Y-%m-%d %H:%M:%S")
-    return f", unreachable since {since} UTC"
+    parts = [f"confirmed seq {sink.confirmed_seq:,}", f"{sink.behind:,} behind"]
+    if sink.behind and sink.oldest_unsent_us is not None:
+        oldest = to_datetime(sink.oldest_unsent_us).strftime("%Y-%m-%d %H:%M:%S")
+        parts.append(f"the oldest since {oldest} UTC")
+    if sink.points_per_s >= 1:
+        parts.append(f"{sink.points_per_s:,.0f} points/s")
+    if sink.quarantined:
+        parts.append(f"{sink.quarantined:,} in quarantine")
+    if sink.failure is not None and sink.failure["kind"] == "unreachable":  # a warning says more about others
+        since = to_datetime(sink.failure["since_us"]).strftime("%Y-%m-%d %H:%M:%S")
+        parts.append(f"unreachable since {since} UTC")
+    elif sink.state == "paused":
+        parts.append("paused")
+    return ", ".join(parts)
 
 
 def _points(found: Status) -> str:

@@ -38,4 +38,5 @@ def is_empty_series(connection: Connection, pair: tuple[str, str]) -> bool:
 
 
 def _takes_all(deletion: Selection, pair: tuple[str, str]) -> bool:
-    return deletion.start_us is None and deletion.end_us is None and deletion.names(*pair)
+    limits = (deletion.start_us, deletion.end_us, deletion.through_seq)
+    return limits == (None, None, None) and deletion.names(*pair)

@@ -73,10 +73,12 @@ _deleted = Table(
     Column("metric_name", String),
     Column("start_us", BigInteger),
     Column("end_us", BigInteger),
+    Column("through_seq", BigInteger),
 )
-"""The spans, [start, end), that deletes in the tail removed from the stored points of a series."""
+"""The spans, [start, end), up to a seq, that deletes in the tail removed from the stored points of a series."""
 
 _FIRST_US, _LAST_US = -(2**63), 2**63 - 1
+_LAST_SEQ = 2**63 - 1
 
 _SAME_SERIES = {
     table: and_(*(table.c[name] == _stored.c[name] for name in ("sensor_id", "metric_name")))
@@ -88,6 +90,7 @@ _IS_VISIBLE = (
         _SAME_SERIES[_deleted],
         _stored.c.timestamp_us >= _deleted.c.start_us,
         _stored.c.timestamp_us < _deleted.c.end_us,
+        _stored.c.seq <= _deleted.c.through_seq,
     ),
 )
 
@@ -174,6 +177,7 @@ class OpenOverlay(OpenColumns):
                 *pair,
                 _FIRST_US if deletion.start_us is None else deletion.start_us,
                 _LAST_US if deletion.end_us is None else deletion.end_us,
+                _LAST_SEQ if deletion.through_seq is None else deletion.through_seq,
             )
             for pair in known
             if deletion.names(*pair)

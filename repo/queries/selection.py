@@ -49,6 +49,8 @@ class Selection:
     end_us: int | None = None
     reason: str | None = field(default=None, compare=False)
     """For a delete: why, in one word for the loss ledger; None if the application asked for it."""
+    through_seq: int | None = None
+    """Only points with a seq up to this one; None for all. For deletes that keep what a sink has not confirmed."""
 
     @classmethod
     def of(
@@ -73,7 +75,8 @@ class Selection:
             for word, us in (("from", self.start_us), ("to", self.end_us))
             if us is not None
         )
-        return f"{' '.join(names)}{span}"
+        through = "" if self.through_seq is None else f" up to seq {self.through_seq}"
+        return f"{' '.join(names)}{span}{through}"
 
     @property
     def exact(self) -> tuple[str, str] | None:
@@ -90,7 +93,7 @@ class Selection:
     def everything(self) -> bool:
         """Whether it selects every point of every series."""
         names_all = all(names is None or _is_stars(names) for names in (self.sensor_id, self.metric_name))
-        return names_all and self.start_us is None and self.end_us is None
+        return names_all and (self.start_us, self.end_us, self.through_seq) == (None, None, None)
 
     def as_names(self, is_name: Callable[[Literal["sensor_id", "metric_name"], str], bool]) -> Selection:
         """Treat a text with glob characters as an exact name if `is_name` says that a series has this name."""
@@ -150,6 +153,8 @@ class Selection:
             parts.append(table.timestamp_us >= self.start_us)
         if self.end_us is not None:
             parts.append(table.timestamp_us < self.end_us)
+        if self.through_seq is not None:
+            parts.append(table.seq <= self.through_seq)
         return and_(true(), *parts)
 
     def pieces(self, known: Iterable[tuple[str, str]]) -> Iterator[Selection]:
@@ -166,21 +171,21 @@ class Selection:
 
     def to_json(self) -> bytes:
         """Return the form that a journal row stores."""
-        fields = [self.sensor_id, self.metric_name, self.start_us, self.end_us]
-        return json.dumps(
-            fields if self.reason is None else [*fields, self.reason], ensure_ascii=False
-        ).encode()
+        fields = [self.sensor_id, self.metric_name, self.start_us, self.end_us, self.reason, self.through_seq]
+        while len(fields) > 4 and fields[-1] is None:
+            fields.pop()
+        return json.dumps(fields, ensure_ascii=False).encode()
 
     @classmethod
     def from_json(cls, payload: bytes) -> Selection:
         """Parse the form that a journal row stores."""
-        sensor_id, metric_name, start_us, end_us, *reason = json.loads(payload)
+        sensor_id, metric_name, start_us, end_us, *rest = json.loads(payload)
         return cls(
             tuple(sensor_id) if isinstance(sensor_id, list) else sensor_id,
             tuple(metric_name) if isinstance(metric_name, list) else metric_name,
             start_us,
             end_us,
-            *reason,
+            *rest,
         )
 
 

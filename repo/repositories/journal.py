@@ -67,6 +67,12 @@ class JournalRepository:
         """
         return int(self._driver.execute("PRAGMA data_version").fetchone()[0])
 
+    def written_us(self, seq: int) -> int | None:
+        """Return when the row with a seq was written; None if it is pruned or does not exist."""
+        query = select(JournalRow.created_us, JournalRow.seq, JournalRow.count).where(JournalRow.seq >= seq)
+        row = self._connection.execute(query.order_by(JournalRow.seq).limit(1)).one_or_none()
+        return None if row is None or seq <= row.seq - row.count else int(row.created_us)
+
     def last_seq(self) -> int:
         """Return the last seq ever assigned. In an IMMEDIATE transaction, the next ones are free.
 

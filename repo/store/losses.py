@@ -108,6 +108,10 @@ _WHY: dict[str, Callable[[dict[str, Any]], str]] = {
     "quarantine": lambda facts: (
         f"refused by the sink {facts.get('sink')} and dropped from quarantine: {facts.get('last_reason')}"
     ),
+    "max-backlog": lambda facts: (
+        f"the backlog of the sink {facts.get('sink')} exceeded its max_backlog, so a cleanup dropped "
+        f"{counted(facts.get('undelivered', 0), 'point')} that it had not confirmed"
+    ),
     COLUMNS_OLDER: lambda facts: (
         f"the column file was replaced by an older one; {_seqs(facts)} may be missing"
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,26 +16,54 @@ from repo.lease import Holder, read_holder
 from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository
 from repo.repositories.pointers import PointerRepository
+from repo.repositories.quarantine import QuarantineRepository
 from repo.repositories.records import RecordRepository
 from repo.repositories.series import LatestRepository, SeriesRepository
-from repo.repositories.sinks import SinkRepository
+from repo.repositories.sinks import SinkInfo, SinkRepository
 from repo.repositories.state import State, StateRepository
 from repo.store.losses import COLUMNS_OLDER, read_losses
 from repo.times import to_datetime
 from repo.upkeep.usage import sizes_of
 
-__all__ = ["WARNING_CODES", "SinkStatus", "Status", "StatusWarning", "read_status"]
+__all__ = ["WARNING_CODES", "HoldStatus", "SinkStatus", "Status", "StatusWarning", "read_status"]
 
 
 @dataclass(frozen=True, slots=True)
 class SinkStatus:
-    """A sink, the seq through which it has confirmed everything, and how many seqs it is behind."""
+    """A sink: how far it is, and how its deliveries go."""
 
     name: str
+    kind: str
+    state: str
+    """running, paused, failing (unreachable), halted (the destination rejects everything), forked or stopped."""
     confirmed_seq: int
+    """Every seq up to here is confirmed."""
     behind: int
+    """How many seqs are not confirmed."""
+    oldest_unsent_us: int | None
+    """When the oldest of them was written; None if there is none, or the journal no longer knows."""
+    confirmed_us: int | None
+    """When it last confirmed a batch."""
+    points_per_s: float
+    """Confirmed points per second, averaged over about half a minute."""
+    quarantined: int
+    """Items that it refused, and that are kept."""
+    failures: int
+    """Failed attempts since the last confirmed batch."""
+    last_error: str | None
     failure: dict[str, Any] | None = None
     """Why deliveries fail at the moment: `kind` ("unreachable" or "refused"), `reason`, `since_us`."""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldStatus:
+    """What cleanup keeps for a sink: of several that hold, the one that has confirmed the least."""
+
+    sink: str
+    seqs: int
+    """How many seqs it has not confirmed."""
+    since_us: int
+    """Since when: it last confirmed a batch then, or was added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +77,13 @@ class StatusWarning:
         return self.message
 
 
-WARNING_CODES = ("columns-missing", "columns-older", "metadata-lost-end", "records-held-back", "sink-refuses")
+WARNING_CODES = (
+    *("columns-missing", "columns-older", "metadata-lost-end", "records-held-back"),
+    *("sink-forked", "sink-refuses", "sink-stalled", "sink-stopped"),
+)
+
+STALLED_US = 600_000_000
+"""A sink that is behind for longer than this without a confirmation is stalled, whatever its state says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +114,7 @@ class Status:
     lost_points: int
     lost_records: int
     sinks: tuple[SinkStatus, ...]
+    hold: HoldStatus | None
     bytes_by_file: dict[str, int]
     bytes_by_kept_file: dict[str, int]
     bytes_total: int
@@ -91,7 +127,7 @@ class Status:
         return asdict(self)
 
 
-def read_status(connection: Connection, files: StoreFiles, schema: str) -> Status:
+def read_status(connection: Connection, files: StoreFiles, schema: str, now_us: int) -> Status:
     """Read the status in one snapshot of the metadata; takes no lease and opens no column file."""
     state = StateRepository(connection).get()
     assert state is not None
@@ -100,6 +136,8 @@ def read_status(connection: Connection, files: StoreFiles, schema: str) -> Statu
     points_waiting, deletions_waiting = journal.waiting(state.copied_through)
     total = LatestRepository(connection).totals()
     lost = LedgerRepository(connection).totals()
+    infos = SinkRepository(connection).list(now_us, state.last_seq)
+    sinks = _sinks(connection, infos)
     sizes = sizes_of([*files.metadata_files(), *files.column_files(), files.reserve])
     kept = sizes_of(files.kept()) | sizes_of(files.backups.glob("*/*"), below=files.folder)
     return Status(
@@ -125,22 +163,52 @@ def read_status(connection: Connection, files: StoreFiles, schema: str) -> Statu
         ledger_dropped=lost.points + lost.records,
         lost_points=lost.points,
         lost_records=lost.records,
-        sinks=tuple(
-            SinkStatus(
-                sink.name,
-                sink.confirmed_seq,
-                max(0, state.last_seq - sink.confirmed_seq),
-                None if sink.failure is None else sink.failure._asdict(),
-            )
-            for sink in SinkRepository(connection).list()
-        ),
+        sinks=sinks,
+        hold=_hold(infos),
         bytes_by_file=sizes,
         bytes_by_kept_file=kept,
         bytes_total=sum(sizes.values()) + sum(kept.values()),
         bytes_free_on_disk=shutil.disk_usage(files.folder).free,
         holder=read_holder(files.folder, files.prefix),
-        warnings=(*_missing_columns(state, files), *_warnings(connection, files)),
+        warnings=(
+            *_missing_columns(state, files),
+            *_warnings(connection, files),
+            *(
+                warning
+                for sink in zip(infos, sinks, strict=True)
+                for warning in _of_sink(*sink, files, now_us)
+            ),
+        ),
     )
+
+
+def _sinks(connection: Connection, infos: list[SinkInfo]) -> tuple[SinkStatus, ...]:
+    journal, quarantined = JournalRepository(connection), QuarantineRepository(connection).counts()
+    return tuple(
+        SinkStatus(
+            name=info.name,
+            kind=info.kind,
+            state=info.state,
+            confirmed_seq=info.confirmed_seq,
+            behind=info.behind,
+            oldest_unsent_us=journal.written_us(info.confirmed_seq + 1) if info.behind else None,
+            confirmed_us=info.confirmed_us,
+            points_per_s=info.points_per_s,
+            quarantined=quarantined.get(info.name, 0),
+            failures=info.failures,
+            last_error=info.last_error,
+            failure=None if info.failure is None else info.failure._asdict(),
+        )
+        for info in infos
+    )
+
+
+def _hold(infos: list[SinkInfo]) -> HoldStatus | None:
+    holding = [info for info in infos if info.hold and info.behind]
+    if not holding:
+        return None
+    last = min(holding, key=lambda info: info.confirmed_seq)
+    return HoldStatus(last.name, last.behind, last.confirmed_us or last.created_us)
 
 
 def _missing_columns(state: State, files: StoreFiles) -> tuple[StatusWarning, ...]:
@@ -168,14 +236,49 @@ def _warnings(connection: Connection, files: StoreFiles) -> tuple[StatusWarning,
                 f"from the columns. `{files.command('migrate')}` restores it if the columns can be read",
             )
         )
-    for sink in SinkRepository(connection).list():
-        if sink.failure is not None and sink.failure.kind == "refused":
-            since = to_datetime(sink.failure.since_us).strftime("%Y-%m-%d %H:%M:%S UTC")
-            warnings.append(
+    return tuple(warnings)
+
+
+def _of_sink(info: SinkInfo, sink: SinkStatus, files: StoreFiles, now_us: int) -> tuple[StatusWarning, ...]:
+    since = _time(info.since_us or now_us)
+    error = info.last_error or "no reason was recorded"
+    match info.state:
+        case "halted":
+            return (
                 StatusWarning(
                     "sink-refuses",
-                    f"the sink {sink.name} has refused a batch since {since}: {sink.failure.reason}. It is sent again "
-                    "until it is accepted; nothing is skipped",
-                )
+                    f"the sink {info.name} has refused a batch since {since}: {error}. It is sent again until it is "
+                    "accepted; nothing is skipped",
+                ),
             )
-    return tuple(warnings)
+        case "forked":
+            return (
+                StatusWarning(
+                    "sink-forked",
+                    f"nothing is sent to the sink {info.name} since {since}: {error}. "
+                    f"`{files.command('sinks rekey --help')}` says what to do",
+                ),
+            )
+        case "stopped":
+            return (
+                StatusWarning(
+                    "sink-stopped",
+                    f"the delivery to the sink {info.name} ended by an error at {since}: {error}. "
+                    f"`{files.command('sinks resume')} {shlex.quote(info.name)}` lets it run again",
+                ),
+            )
+    last_us = max(sink.confirmed_us or info.created_us, sink.oldest_unsent_us or 0)
+    if info.state != "paused" and info.behind and now_us - last_us > STALLED_US:
+        why = f"the last error was: {error}" if info.last_error else "no forwarder may be running"
+        return (
+            StatusWarning(
+                "sink-stalled",
+                f"the sink {info.name} is {counted(info.behind, 'seq')} behind and has confirmed nothing since "
+                f"{_time(sink.confirmed_us or info.created_us)}; {why}",
+            ),
+        )
+    return ()
+
+
+def _time(us: int) -> str:
+    return to_datetime(us).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -480,6 +480,7 @@ class Store:
         end: Time = None,
         min_retries: int | None = None,
         everything: bool = False,
+        even_unsent: bool = False,
         dry_run: bool = False,
     ) -> Cleaned:
         """Drop points, pending records, or both, permanently, and report what was dropped; `dry_run` changes nothing.
@@ -488,6 +489,9 @@ class Store:
         and by having failed `min_retries` times or more. A selection of everything raises `InvalidQuery`, unless
         `everything` is set. The loss ledger records the loss in the transaction of the drop. What a sink has confirmed
         stays delivered.
+
+        Points that a sink with a hold has not confirmed are kept, within the limits of its `max_backlog`, unless
+        `even_unsent` is set; the report says how many. That is about all series, also if the sink gets only some.
 
         On return the records are gone, and the delete of the points is durable. If another process holds the columns,
         the delete is applied later, and `points` in the report is None. Records are dropped before points: an error at
@@ -507,6 +511,7 @@ class Store:
             end=end,
             min_retries=min_retries,
             everything=check_flag(everything, "everything"),
+            even_unsent=check_flag(even_unsent, "even_unsent"),
         )
         return cleanup(self._handle, scope, dry_run=check_flag(dry_run, "dry_run"))
 
@@ -562,7 +567,9 @@ class Store:
     def status(self) -> Status:
         """Return the status of the store. Reads SQLite only, so it never waits for the columns."""
         with self._handle.metadata.read() as connection:
-            return read_status(connection, self.files, version.version_of(connection) or "none")
+            return read_status(
+                connection, self.files, version.version_of(connection) or "none", self._handle.clock()
+            )
 
     def size(self, *, inside: bool = False) -> Size:
         """Return the size of the store's files, and the free bytes inside them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from repo.queries.counts import SeriesExtent, extents
 from repo.queries.selection import MOST_NAMES, Names, Selection, Time, chosen_names
 from repo.repositories.records import RecordExtent, RecordRepository, RecordScope
 from repo.repositories.sinks import SinkRepository
+from repo.upkeep.holds import Holds, holds_of
 from repo.upkeep.usage import measure
 
 __all__ = ["Cleaned", "CleanupScope", "cleanup"]
@@ -36,6 +37,10 @@ class Cleaned:
     """How many of the points were not confirmed by every sink; None if there is no sink, or it is not known."""
     records: int = 0
     """All of them unsent, as a sent record is removed at once."""
+    held_points: int | None = 0
+    """Selected points that are kept, because sinks that hold have not confirmed them; None if it is unknown."""
+    held_by: tuple[str, ...] = ()
+    """The sinks that hold, if any points are kept for them."""
     bytes: int | None = 0
     """An estimate of their size in the files; None if it is unknown."""
     first_us: int | None = None
@@ -59,6 +64,8 @@ class CleanupScope:
     records: RecordScope | None
     why: Mapping[str, Any]
     """The caller's arguments that select the records; for the ledger."""
+    even_unsent: bool = False
+    """Whether points are deleted that a sink holds."""
 
     @classmethod
     def of(
@@ -74,6 +81,7 @@ class CleanupScope:
         end: Time,
         min_retries: int | None,
         everything: bool,
+        even_unsent: bool,
     ) -> CleanupScope:
         """Check a caller's arguments; raises `InvalidQuery` for a selection that contradicts itself or is missing."""
         if not points and not records:
@@ -96,7 +104,7 @@ class CleanupScope:
                 )
         selection = replace(handle.select(sensor_id, metric_name, start, end), reason="cleanup")
         if not records:
-            return cls(selection, None, {})
+            return cls(selection, None, {}, even_unsent)
         start_s, end_s = (None if us is None else us / 1e6 for us in (selection.start_us, selection.end_us))
         sources = _sources(handle, source)
         named: object = source if source is None or isinstance(source, str) else list(source)
@@ -107,33 +115,55 @@ class CleanupScope:
             selection if points else None,
             RecordScope(sources, start_s, end_s, min_retries),
             {name: value for name, value in why.items() if value is not None},
+            even_unsent,
         )
 
 
 def cleanup(handle: Handle, scope: CleanupScope, *, dry_run: bool) -> Cleaned:
     """See `Store.cleanup`."""
+    holds = Holds(()) if scope.even_unsent or scope.points is None else holds_of(handle)
+    parts = [] if scope.points is None else holds.released(scope.points)
     with Reserve(handle.files, read_only=handle.columns.read_only).given_up():
-        return _counted(handle, scope) if dry_run else _dropped(handle, scope)
+        if dry_run:
+            return _counted(handle, scope, parts, holds)[0]
+        return _dropped(handle, scope, parts, holds)
 
 
-def _counted(handle: Handle, scope: CleanupScope) -> Cleaned:
-    """Count the selected points and records. Raises `StoreBusy`, `EngineMissing`."""
+def _counted(
+    handle: Handle, scope: CleanupScope, parts: list[Selection], holds: Holds
+) -> tuple[Cleaned, dict[str, int]]:
+    """Count the selected points and records, and the points that limits of holds release, by sink.
+
+    Raises `StoreBusy`, `EngineMissing`.
+    """
     series: list[SeriesExtent] = []
-    point_bytes = 0
+    undelivered: dict[str, int] = {}
+    point_bytes = held = 0
     if scope.points is not None:
-        series, stored = _series(handle, scope.points)
+        with handle.metadata.read() as connection:
+            sinks = SinkRepository(connection).list()
+        sent_through = min((sink.confirmed_seq for sink in sinks), default=None)
+        with handle.reading("counting what a cleanup drops") as (connection, known):
+            series = _merged(extents(connection, part, known, sent_through) for part in parts)
+            if holds.holds:
+                chosen = extents(connection, scope.points, known, sent_through)
+                held = sum(one.points for one in chosen) - sum(one.points for one in series)
+                undelivered = holds.undelivered(connection, parts, known)
+            stored = sum(summary.points for summary in known.values())
         if series:
             used_bytes = measure(handle, inside=True).columns_used_bytes
             point_bytes = used_bytes * sum(one.points for one in series) // max(1, stored)
     sources = _record_extents(handle, scope.records)
     spans = [(one.first_us, one.last_us) for one in series] + [(one.first_us, one.last_us) for one in sources]
     times = [us for span in spans for us in span if us is not None]
-    return Cleaned(
+    counted = Cleaned(
         points=sum(one.points for one in series),
         unsent_points=None
         if any(one.unsent is None for one in series)
         else sum(one.unsent or 0 for one in series),
         records=sum(one.records for one in sources),
+        held_points=held,
+        held_by=holds.sinks if held else (),
         bytes=point_bytes + sum(one.bytes for one in sources),
         first_us=min(times, default=None),
         last_us=max(times, default=None),
@@ -141,14 +171,35 @@ def _counted(handle: Handle, scope: CleanupScope) -> Cleaned:
         sources=tuple(sources),
         dry_run=True,
     )
+    return counted, undelivered
 
 
-def _dropped(handle: Handle, scope: CleanupScope) -> Cleaned:
+def _merged(parts: Iterable[list[SeriesExtent]]) -> list[SeriesExtent]:
+    """Add the counts of the parts of a selection, by series, in order of names."""
+    found: dict[tuple[str, str], SeriesExtent] = {}
+    for one in (extent for part in parts for extent in part):
+        pair = (one.sensor_id, one.metric_name)
+        other = found.get(pair)
+        if other is None:
+            found[pair] = one
+            continue
+        found[pair] = SeriesExtent(
+            *pair,
+            one.points + other.points,
+            None if one.unsent is None or other.unsent is None else one.unsent + other.unsent,
+            min(one.first_us, other.first_us),
+            max(one.last_us, other.last_us),
+        )
+    return [found[pair] for pair in sorted(found)]
+
+
+def _dropped(handle: Handle, scope: CleanupScope, parts: list[Selection], holds: Holds) -> Cleaned:
     """Delete the selected points and records."""
     before = None
+    undelivered: dict[str, int] = {}
     uncounted: HoldfastError | None = None
     try:
-        before = _counted(handle, scope)
+        before, undelivered = _counted(handle, scope, parts, holds)
     except (StoreBusy, EngineMissing) as error:
         uncounted = error
     times: list[int | None] = []
@@ -158,8 +209,9 @@ def _dropped(handle: Handle, scope: CleanupScope) -> Cleaned:
         dropped = fallen.records
         times += [fallen.first_us, fallen.last_us]
     lost: int | None = 0
-    if scope.points is not None:
-        written = delete_points(handle, scope.points)
+    if parts:
+        holds.note(handle, undelivered)
+        deletes = [delete_points(handle, part) for part in parts]
         lost = None
         try:
             handle.flush("cleanup")
@@ -167,7 +219,7 @@ def _dropped(handle: Handle, scope: CleanupScope) -> Cleaned:
             log.warning("the deletion is recorded, and is applied at the next flush: %s", error)
             uncounted = None  # for the same reason
         else:
-            losses = handle.losses_by(written)
+            losses = [loss for written in deletes for loss in handle.losses_by(written)]
             lost = sum(loss.dropped or 0 for loss in losses)
             times += [us for loss in losses for us in (loss.first_us, loss.last_us)]
     if uncounted is not None:
@@ -177,6 +229,8 @@ def _dropped(handle: Handle, scope: CleanupScope) -> Cleaned:
         points=lost,
         unsent_points=None if before is None else before.unsent_points,
         records=dropped,
+        held_points=before.held_points if before is not None else None if holds.holds else 0,
+        held_by=() if before is None else before.held_by,
         bytes=None if before is None else before.bytes,
         first_us=min(known, default=None),
         last_us=max(known, default=None),
@@ -184,16 +238,6 @@ def _dropped(handle: Handle, scope: CleanupScope) -> Cleaned:
         sources=() if before is None else before.sources,
         dry_run=False,
     )
-
-
-def _series(handle: Handle, selection: Selection) -> tuple[list[SeriesExtent], int]:
-    """Count the points by series; also returns the total number of stored points."""
-    with handle.metadata.read() as connection:
-        sinks = SinkRepository(connection).list()
-    sent_through = min((sink.confirmed_seq for sink in sinks), default=None)
-    with handle.reading("counting what a cleanup drops") as (connection, known):
-        found = extents(connection, selection, known, sent_through)
-        return found, sum(summary.points for summary in known.values())
 
 
 def _record_extents(handle: Handle, scope: RecordScope | None) -> list[RecordExtent]:

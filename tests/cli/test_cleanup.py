@@ -76,8 +76,12 @@ def test_a_dry_run_asks_nothing_and_drops_nothing(site: Any) -> None:
 @pytest.mark.slow_on("duckdb")
 def test_points_not_sent_to_every_sink_are_named(site: Any) -> None:
     with Store(site.folder, Settings(background=False)) as store:
-        store.sinks.register("cloud")
-    output = site("cleanup", "--sensor", "PUMP-1", "-y")
+        store.sinks.add("cloud", "", start="beginning")
+    kept = site("cleanup", "--sensor", "PUMP-1", "-y")
+    assert "deleted 0 points" in kept.stdout
+    assert "10 points kept for the sinks that have not confirmed them (cloud); --even-unsent" in kept.stderr
+    assert left(site) == (20, 6)
+    output = site("cleanup", "--sensor", "PUMP-1", "--even-unsent", "-y")
     assert "deleted 10 points (10 of them not sent to every sink)" in output.stdout
     assert left(site) == (10, 6)
 

@@ -17,6 +17,7 @@ from repo.schema import runner
 T0 = 1_714_521_600
 
 STATUS_KEYS = {
+    "hold",
     "path",
     "store_id",
     "engine",

@@ -39,8 +39,7 @@ def counts(store: Store) -> dict[str, int]:
 
 def test_a_dry_run_reports_what_would_be_dropped_and_changes_nothing(store: Store) -> None:
     fill(store)
-    store.sinks.register("cloud")
-    store.sinks.confirm("cloud", store.sinks.last_seq())
+    store.sinks.add("cloud", "", start="now", hold=False)
     store.points.insert_many([("s1", "m", 2000 + second, 1.0) for second in range(10)])
     chosen: dict[str, Any] = {"sensor_id": "s[12]", "start": 900, "records": True}
     meant = store.cleanup(**chosen, dry_run=True)
@@ -375,7 +374,7 @@ def test_a_dry_run_of_shrinking_reports_the_space_needed_and_changes_nothing(sto
 
 
 def test_sinks_continue_where_they_were_after_a_cleanup_and_a_shrink(store: Store) -> None:
-    store.sinks.register("cloud")
+    store.sinks.add("cloud", "", start="beginning", hold=False)
     fill(store)
     page = store.points.after(0, limit=100)
     store.sinks.confirm("cloud", page[-1]["seq"])

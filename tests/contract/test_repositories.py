@@ -70,6 +70,7 @@ COLUMNS_WRITES: dict[str, Write] = {
     "summaries.replace": lambda c: SummaryRepository(c).replace({PAIR: SUMMARY}, [("old", "m")]),
     "ledger.add": lambda c: ColumnsLedgerRepository(c).add(LOSS),
     "ledger.remove": lambda c: ColumnsLedgerRepository(c).remove(["old"]),
+    "state.set_store_id": lambda c: ColumnsStateRepository(c).set_store_id("other"),
     "state.set_watermark": lambda c: ColumnsStateRepository(c).set_watermark(7),
 }
 METADATA_WRITES: dict[str, Write] = {
@@ -242,6 +243,7 @@ def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
         "has_name",
         "waiting",
         "texts",
+        "written_us",
         "created_us",
         "highest",
         "cursor",
