@@ -344,6 +344,7 @@ class Points(PointWriter):
         span = Span(
             check_count(first_seq, "first_seq", _FIRST_SEQ), check_count(last_seq, "last_seq", _FIRST_SEQ)
         )
+        backwards = check_flag(backwards, "backwards")
         if span.seqs < 1:
             raise InvalidQuery(f"first_seq = {first_seq} is above last_seq = {last_seq}")
         with self._handle.reading("delivery") as (connection, known):
