@@ -70,6 +70,31 @@ OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
         "timeout_s": _TIMEOUT,
         **_TLS,
     },
+    "mqtt": {
+        "topic": Option(
+            "topic of points, with {sensor_id}, {metric_name}, {store_id}",
+            default="holdfast/{sensor_id}/{metric_name}",
+        ),
+        "records_topic": Option(
+            "topic of records, with {source}, {store_id}", default="holdfast/records/{source}"
+        ),
+        "format": Option("form of the messages", "choice", "json", ("json", "ndjson", "influx")),
+        "qos": Option("quality of service", "choice", "1", ("1", "2")),
+        "retain": Option("whether the broker keeps the last message of each topic", "flag", default=False),
+        "version": Option("version of MQTT", "choice", "5", ("5", "3.1.1")),
+        "client_id": Option("client id; by default made of the store's id and the name of the sink"),
+        "inflight": Option(
+            "messages on their way at a time; by default what the broker accepts, up to 1,000 (version 3.1.1: 20)",
+            "count",
+            most=65_000,
+        ),
+        "user": _USER,
+        "password": _PASSWORD,
+        "measurement": _MEASUREMENT,
+        "precision": _PRECISION,
+        "timeout_s": _TIMEOUT,
+        **_TLS,
+    },
     "http": {
         "format": Option(
             "form of the body", "choice", "ndjson", ("ndjson", "json", "influx1", "influx2", "influx3")

@@ -14,6 +14,7 @@ from repo import Settings, Store
 from repo.demo.receiver import Receiver
 from repo.demo.receiver_store import Keeping, Taken
 from tests.conftest import Templates
+from tests.delivery.servers.certificates import Certificates, make_certificates
 from tests.delivery.servers.postgresql import PostgresqlServer, why_no_postgresql
 
 
@@ -80,3 +81,9 @@ def answering() -> Iterator[Callable[..., str]]:
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """A certificate for 127.0.0.1 with its key."""
+    return make_certificates(tmp_path_factory.mktemp("certificates"))

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from repo.delivery.protocol import Sink
+from repo.delivery.sinks.mqtt import MqttSink
 from repo.delivery.sinks.web import HttpSink
 from repo.testing import Destination, SinkContract
 from tests.delivery.servers.influxdb import InfluxDB
+from tests.delivery.servers.mosquitto import Mosquitto, Subscriber
 from tests.delivery.servers.proxy import Proxy
 from tests.delivery.servers.scripted import Asked, Reply, Scripted, receipt
 
@@ -96,3 +98,53 @@ class TestInfluxDB(SinkContract):
     def destination(self, influxdb: InfluxDB, request: pytest.FixtureRequest) -> Iterator[Destination]:
         with Proxy(influxdb.port) as proxy:
             yield Influx(influxdb, proxy, f"db{abs(hash(request.node.name))}")
+
+
+class Broker(Reached):
+    """A broker with a subscriber."""
+
+    def __init__(self, proxy: Proxy, subscriber: Subscriber, **options: Any) -> None:
+        self.proxy = proxy
+        self.subscriber = subscriber
+        self.options = options
+        subscriber.settled()
+        subscriber.messages.clear()
+
+    def sink(self) -> Sink:
+        target = f"mqtt://127.0.0.1:{self.proxy.port}"
+        return MqttSink(target, name="there", timeout_s=5, **self.options)
+
+    def _lines(self) -> Iterable[dict[str, Any]]:
+        payloads = [payload for _, payload, _ in self.subscriber.settled()]
+        return [json.loads(line) for payload in payloads for line in payload.splitlines()]
+
+    def points(self) -> Iterable[Any]:
+        return [
+            (one["sensor_id"], one["metric_name"], one["timestamp_us"], one["value"]) for one in self._lines()
+        ]
+
+    def records(self) -> Iterable[tuple[str, Any]]:
+        return [(one["record_id"], one["data"]) for one in self._lines()]
+
+
+@pytest.fixture(scope="module")
+def subscribed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mosquitto, Subscriber]]:
+    pytest.importorskip("paho.mqtt.client", reason="paho-mqtt is not installed")
+    with Mosquitto(tmp_path_factory.mktemp("mosquitto")) as broker, Subscriber(broker.port) as subscriber:
+        yield broker, subscriber
+
+
+class TestMqtt(SinkContract):
+    @pytest.fixture
+    def destination(self, subscribed: tuple[Mosquitto, Subscriber]) -> Iterator[Destination]:
+        broker, subscriber = subscribed
+        with Proxy(broker.port) as proxy:
+            yield Broker(proxy, subscriber)
+
+
+class TestMqttTwo(SinkContract):
+    @pytest.fixture
+    def destination(self, subscribed: tuple[Mosquitto, Subscriber]) -> Iterator[Destination]:
+        broker, subscriber = subscribed
+        with Proxy(broker.port) as proxy:
+            yield Broker(proxy, subscriber, qos=2, version="3.1.1", format="ndjson")

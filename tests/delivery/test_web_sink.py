@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from repo.delivery.protocol import Item, Lane, RecordItem, Sink
 from repo.delivery.sinks.registry import sink_of
 from repo.delivery.sinks.web import HttpSink
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable
+from tests.delivery.servers.certificates import Certificates
 from tests.delivery.servers.influxdb import InfluxDB
 from tests.delivery.servers.scripted import Asked, Reply, Scripted, receipt
 from tests.delivery.servers.victoria_metrics import VictoriaMetrics
@@ -316,25 +316,12 @@ def test_an_answer_that_comes_before_the_body_was_read_is_read() -> None:
         sink.close()
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 with its key, signed by itself."""
-    folder = tmp_path_factory.mktemp("tls")
-    command = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 -subj /CN=there "
-        "-addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem"
-    )
-    try:
-        subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"openssl cannot make a certificate here: {error}")
-    return folder
-
-
-def test_tls_checks_the_certificate_and_halts_if_it_is_not_trusted(certificate: Path, tmp_path: Path) -> None:
+def test_tls_checks_the_certificate_and_halts_if_it_is_not_trusted(
+    certificates: Certificates, tmp_path: Path
+) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
-    trusted = {"ca_file": f"{certificate}/cert.pem"}
+    context.load_cert_chain(*certificates)
+    trusted = {"ca_file": f"{certificates.certificate}"}
     with Scripted(tls=context) as server:
         sink = ready(server.url, **trusted)
         sink.send(BATCH)
@@ -348,7 +335,7 @@ def test_tls_checks_the_certificate_and_halts_if_it_is_not_trusted(certificate: 
             ({"ca_file": f"{tmp_path}/junk.pem"}, "no certificates in PEM"),
             ({"ca_file": f"{tmp_path}/none.pem"}, "cannot be read"),
             ({"cert_file": f"{tmp_path}/junk.pem", **trusted}, "no certificate in PEM"),
-            ({"key_file": f"{certificate}/key.pem", **trusted}, "needs the option cert_file"),
+            ({"key_file": f"{certificates.key}", **trusted}, "needs the option cert_file"),
         ):
             with pytest.raises(SinkHalted, match=words):
                 ready(server.url, **options)

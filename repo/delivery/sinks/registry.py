@@ -17,6 +17,7 @@ SINKS: Final[dict[str, str]] = {
     "postgresql": "repo.delivery.sinks.postgresql:PostgresqlSink",
     "folder": "repo.delivery.sinks.folder:FolderSink",
     "holdfast": "repo.delivery.sinks.holdfast:HoldfastSink",
+    "mqtt": "repo.delivery.sinks.mqtt:MqttSink",
     "http": "repo.delivery.sinks.web:HttpSink",
 }
 """`module:class` by kind. Each class is called as `Class(target, name=..., **options)`. It opens nothing then."""

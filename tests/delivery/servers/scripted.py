@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -44,15 +46,22 @@ def receipt(asked: Asked, **more: Any) -> Reply:
 class Scripted(ThreadingHTTPServer):
     """Listens on loopback while it is used as a context. `answer` may be replaced at any time."""
 
-    daemon_threads = True
+    daemon_threads = False
 
     def __init__(self, answer: Answering = receipt, *, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer = answer
         self.asked: list[Asked] = []
+        self._connections: list[socket.socket] = []
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.server_port}"
         if tls:
             self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection, and remember to close it."""
+        connection, address = super().get_request()
+        self._connections.append(connection)
+        return connection, address
 
     def handle_error(self, *_: Any) -> None:
         """Keep quiet about clients that hang up."""
@@ -63,6 +72,9 @@ class Scripted(ThreadingHTTPServer):
 
     def __exit__(self, *_: object) -> None:
         self.shutdown()
+        for connection in self._connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self.server_close()
 
 
