@@ -70,6 +70,22 @@ OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
         "timeout_s": _TIMEOUT,
         **_TLS,
     },
+    "kafka": {
+        "topic": Option("topic; required"),
+        "format": Option("form of the messages", "choice", "json", ("json", "ndjson", "influx")),
+        "compression": Option(
+            "compression of the messages", "choice", "lz4", ("none", "gzip", "snappy", "lz4", "zstd")
+        ),
+        "user": _USER,
+        "password": _PASSWORD,
+        "sasl_mechanism": Option(
+            "how the user logs in", "choice", "PLAIN", ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+        ),
+        "measurement": _MEASUREMENT,
+        "precision": _PRECISION,
+        "timeout_s": _TIMEOUT,
+        **_TLS,
+    },
     "mqtt": {
         "topic": Option(
             "topic of points, with {sensor_id}, {metric_name}, {store_id}",
@@ -118,7 +134,7 @@ OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
 }
 """Options by kind and name. The sink modules say what they do."""
 
-PREFIXES: Final[Mapping[str, str]] = {"http": "header."}
+PREFIXES: Final[Mapping[str, str]] = {"http": "header.", "kafka": "librdkafka."}
 """Per kind: a prefix that makes any name an option, passed on to the library or the protocol that the sink uses."""
 
 _SECRET_NAME = re.compile("auth|cookie|credential|key|password|pem|secret|token", re.IGNORECASE)

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from repo.delivery.protocol import Sink
+from repo.delivery.sinks.kafka import KafkaSink
 from repo.delivery.sinks.mqtt import MqttSink
 from repo.delivery.sinks.web import HttpSink
 from repo.testing import Destination, SinkContract
 from tests.delivery.servers.influxdb import InfluxDB
+from tests.delivery.servers.kafka import MockKafka
 from tests.delivery.servers.mosquitto import Mosquitto, Subscriber
 from tests.delivery.servers.proxy import Proxy
 from tests.delivery.servers.scripted import Asked, Reply, Scripted, receipt
@@ -142,9 +144,54 @@ class TestMqtt(SinkContract):
             yield Broker(proxy, subscriber)
 
 
+@pytest.mark.slow
 class TestMqttTwo(SinkContract):
     @pytest.fixture
     def destination(self, subscribed: tuple[Mosquitto, Subscriber]) -> Iterator[Destination]:
         broker, subscriber = subscribed
         with Proxy(broker.port) as proxy:
             yield Broker(proxy, subscriber, qos=2, version="3.1.1", format="ndjson")
+
+
+class Topic(Destination):
+    """A topic of a mock cluster, which is frozen for an outage."""
+
+    unacceptable = ("W", "flow", 5, "x" * 20_000)
+
+    def __init__(self, cluster: MockKafka, topic: str) -> None:
+        self.cluster = cluster
+        self.topic = topic
+
+    def sink(self) -> Sink:
+        limits = {"librdkafka.message.max.bytes": 15_000, "timeout_s": 2}
+        return KafkaSink(f"kafka://{self.cluster.servers}", name="there", topic=self.topic, **limits)
+
+    def cut(self) -> None:
+        self.cluster.freeze()
+
+    def mend(self) -> None:
+        self.cluster.thaw()
+
+    def _lines(self) -> Iterable[dict[str, Any]]:
+        return [json.loads(value) for _, value, _ in self.cluster.messages(self.topic)]
+
+    def points(self) -> Iterable[Any]:
+        return [
+            (one["sensor_id"], one["metric_name"], one["timestamp_us"], one["value"]) for one in self._lines()
+        ]
+
+    def records(self) -> Iterable[tuple[str, Any]]:
+        return [(one["record_id"], one["data"]) for one in self._lines()]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MockKafka]:
+    with MockKafka(tmp_path_factory.mktemp("kafka")) as cluster:
+        yield cluster
+
+
+@pytest.mark.slow
+class TestKafka(SinkContract):
+    @pytest.fixture
+    def destination(self, cluster: MockKafka, request: pytest.FixtureRequest) -> Destination:
+        return Topic(cluster, request.node.name)

@@ -17,6 +17,7 @@ SINKS: Final[dict[str, str]] = {
     "postgresql": "repo.delivery.sinks.postgresql:PostgresqlSink",
     "folder": "repo.delivery.sinks.folder:FolderSink",
     "holdfast": "repo.delivery.sinks.holdfast:HoldfastSink",
+    "kafka": "repo.delivery.sinks.kafka:KafkaSink",
     "mqtt": "repo.delivery.sinks.mqtt:MqttSink",
     "http": "repo.delivery.sinks.web:HttpSink",
 }

@@ -88,7 +88,9 @@ class Server:
 
     def freeze(self) -> None:
         """Stop it from doing anything; connections to it stay open."""
+        assert self._process is not None
         self._signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """Let it go on."""

@@ -36,6 +36,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._closed = False
+        self._thread = threading.Thread(target=self._accept, daemon=True)
 
     def cut(self, *, reset: bool = True) -> None:
         """Close all connections, with a reset or in order, and accept no new ones until `mend`."""
@@ -68,14 +69,16 @@ class Proxy:
             self._bytes_until_cut = count
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self._flowing.set()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
         self._listener.close()
         self._drop(reset=True)
 
@@ -104,8 +107,23 @@ class Proxy:
             pair = (client, server)
             with self._lock:
                 self._pairs.append(pair)
-            threading.Thread(target=self._pass, args=(pair, client, server, True), daemon=True).start()
-            threading.Thread(target=self._pass, args=(pair, server, client, False), daemon=True).start()
+                is_late = self._closed or self._is_cut
+            if is_late:
+                self._drop(reset=True)
+                continue
+            threading.Thread(target=self._serve, args=(pair,), daemon=True).start()
+
+    def _serve(self, pair: tuple[socket.socket, socket.socket]) -> None:
+        """Pass in both directions until both are at their end, and close the sockets."""
+        client, server = pair
+        answers = threading.Thread(target=self._pass, args=(pair, server, client, False), daemon=True)
+        answers.start()
+        self._pass(pair, client, server, True)
+        answers.join()
+        with self._lock:
+            if pair in self._pairs:
+                self._pairs.remove(pair)
+        _close(pair, reset=False)
 
     def _pass(
         self, pair: tuple[socket.socket, socket.socket], source: socket.socket, sink: socket.socket, up: bool
