@@ -12,6 +12,9 @@ from repo.delivery.sinks import registry
 from repo.errors import InvalidSettings, SinkHalted
 from repo.store import sink_options
 from repo.store.sink_options import Option, check_options
+from repo.store.targets import KINDS as KINDS_OF_TARGETS
+
+KINDS = set(sink_options.OPTIONS)
 
 TRIAL = {
     "path": Option("a text"),
@@ -27,6 +30,10 @@ TRIAL = {
 def trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sink_options, "OPTIONS", {"trial": TRIAL, "bare": {}})
     monkeypatch.setattr(sink_options, "PREFIXES", {"trial": "lib."})
+
+
+def test_targets_options_and_sinks_are_of_the_same_kinds() -> None:
+    assert set(registry.SINKS) == set(KINDS_OF_TARGETS.values()) == KINDS - {"own"}
 
 
 def test_options_become_the_types_that_the_sink_expects() -> None:
