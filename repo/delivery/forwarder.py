@@ -178,8 +178,9 @@ class Forwarder:
     def step(self) -> dict[str, Step]:
         """Make one step for each sink, in order of their names, without waiting; returns the steps by name.
 
-        A delivered batch is confirmed on return. Raises what no sink and no waiting can help: a closed or damaged
-        store, an error of `on_step`. An interrupt leaves everything as committed.
+        The sinks stay connected, and closed to other forwarders, until `stop`. A delivered batch is confirmed on
+        return. Raises what no sink and no waiting can help: a closed or damaged store, an error of `on_step`. An
+        interrupt leaves everything as committed.
         """
         return {name: self._one_step(each) for name, each in self._stepped().items()}
 
@@ -188,17 +189,17 @@ class Forwarder:
 
         A sink that cannot be reached is given up at once or, with `timeout_s`, tried again for that long, in which all
         sinks share; one that rejects everything is given up at once. What was written in between is delivered, too.
-        `stop`, from another thread, ends it after the batch in hand.
+        `stop`, from another thread, ends it after the batch in hand. On return the sinks are disconnected and free for
+        other forwarders.
         """
         self._waits = Stop()
         deadline_s = None
         if timeout_s is not None:
             deadline_s = time.monotonic() + check_seconds(timeout_s, "timeout_s", error=InvalidSettings)
-        return {name: self._drain_one(each, deadline_s) for name, each in self._stepped().items()}
-
-    def close(self) -> None:
-        """Stop, disconnect, and leave the sinks to other forwarders. The same as `stop`."""
-        self.stop()
+        try:
+            return {name: self._drain_one(each, deadline_s) for name, each in self._stepped().items()}
+        finally:
+            self._give_up_steps()
 
     def _drain_one(self, each: _Claimed, deadline_s: float | None) -> Drained:
         delivered = refused = 0

@@ -375,7 +375,7 @@ class Worker:
             cursor = cursor.confirm(*self._answered.sending.span)
         last_seq = self._store.sinks.last_seq()
         found = self._suspected(cursor, last_seq, most_bytes)
-        if found is None and self._answered is None:
+        if found is None:
             found = self._retried(last_seq)
         if found is None:
             found = self._by_turn(info, sink, cursor, last_seq, most_bytes)
@@ -419,6 +419,9 @@ class Worker:
     def _retried(self, last_seq: int) -> _Sending | None:
         """Return the next point that an operator took out of quarantine."""
         seq = self._delivery.next_retry()
+        if seq is not None and self._answered is not None:
+            self.settle()  # it may be the one that was sent just now
+            seq = self._delivery.next_retry()
         if seq is None:
             return None
         cut = self._reader.again(Span(seq, seq), last_seq)

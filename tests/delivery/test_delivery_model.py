@@ -101,7 +101,7 @@ def _run(store: Store, script: list[tuple[str, Any]], lanes: Any, *, exact: bool
                     restart()
     sink.faults = iter(())
     drained = forwarder.drain(10.0)["memory"]
-    forwarder.close()
+    forwarder.stop()
     assert drained.is_empty, drained
     info = store.sinks.show("memory")
     assert (info.confirmed_seq, info.ranges, info.attempt) == (store.sinks.last_seq(), (), None)
