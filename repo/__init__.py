@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from repo import models
     from repo.delivery.former import Forwarder
     from repo.delivery.monitor import ConnectionMonitor
+    from repo.delivery.receiver import Receiver
+    from repo.delivery.reconcile import reconcile
     from repo.delivery.sinks import Receipt, Sink
     from repo.delivery.sinks.http import HttpSink
     from repo.duckdb_storage import DuckDBTimeSeriesStorage
@@ -73,6 +75,7 @@ _HOMES = {
     "OfflineBufferManager": "repo.offline_buffer",
     "PointRepository": "repo.repositories.points",
     "Receipt": "repo.delivery.sinks",
+    "Receiver": "repo.delivery.receiver",
     "RecordRepository": "repo.repositories.records",
     "Result": "repo.store.results",
     "Settings": "repo.settings",
@@ -81,6 +84,7 @@ _HOMES = {
     "Store": "repo.store.store",
     "Written": "repo.repositories.points",
     "jsonable": "repo.store.jsonable",
+    "reconcile": "repo.delivery.reconcile",
 }
 
 __all__ = [
@@ -104,6 +108,7 @@ __all__ = [
     "OfflineBufferManager",
     "PointRepository",
     "Receipt",
+    "Receiver",
     "RecordRepository",
     "Refusal",
     "Result",
@@ -129,6 +134,7 @@ __all__ = [
     "Written",
     "jsonable",
     "models",
+    "reconcile",
 ]
 
 logging.getLogger("holdfast").addHandler(logging.NullHandler())

@@ -24,9 +24,10 @@ MODULES = sorted(path for path in [*(ROOT / "repo").rglob("*.py"), ROOT / "cli.p
 PUBLIC = """
     AsyncStore ConnectionMonitor DuckDBTimeSeriesStorage EngineMissing Exported FlushFailed Forwarder HoldfastError
     HttpSink Imported InvalidFile InvalidPoint InvalidQuery InvalidRecord InvalidSettings MigrationFailed MissingExtra
-    OfflineBufferManager PointRepository Receipt RecordRepository Refusal Result SchemaOutdated SchemaTooNew
-    Settings Sink SinkHalted SinkRefused SinkUnreachable Status Store StoreBusy StoreClosed StoreCorrupt StoreDenied
-    StoreForked StoreFull StoreMissing StoreReadOnly StoreUnsupported TransactionRule Written jsonable models
+    OfflineBufferManager PointRepository Receipt Receiver RecordRepository Refusal Result SchemaOutdated
+    SchemaTooNew Settings Sink SinkHalted SinkRefused SinkUnreachable Status Store StoreBusy StoreClosed StoreCorrupt
+    StoreDenied StoreForked StoreFull StoreMissing StoreReadOnly StoreUnsupported TransactionRule Written
+    jsonable models reconcile
 """
 
 
