@@ -50,6 +50,10 @@ _COMMANDS = {
     "import": ("transfer", "Read Parquet and exported NDJSON into the store: files, folders, bundles."),
     "cleanup": ("cleanup", "Delete points and pending records, and return free space to the disk."),
     "compact": ("compact", "Sort the points on disk by series and time, which makes queries faster."),
+    "sinks": (
+        "sinks",
+        "Manage the destinations of the store: add, list, show, test, pause, replay, remove ...",
+    ),
     "demo": ("demo", "Run a site through an outage and two kills, and verify the delivery."),
 }
 

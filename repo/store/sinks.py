@@ -30,7 +30,7 @@ from repo.repositories.sinks import (
     SinkRepository,
 )
 from repo.repositories.state import StateRepository
-from repo.store.deliveries import Delivery
+from repo.store.deliveries import Delivery, Identity
 from repo.store.quarantine import drop_losses
 from repo.store.sink_options import check_options
 from repo.store.sink_settings import check_filter, check_lanes, check_max_backlog, check_rate
@@ -38,7 +38,7 @@ from repo.store.targets import Target, parse_target
 from repo.times import Unfit, bound_us
 from repo.upkeep.rekey import Rekeyed, new_epoch, new_store_id
 
-__all__ = ["Moved", "Removed", "Sinks"]
+__all__ = ["Moved", "Rekeyed", "Removed", "Sinks"]
 
 log = logging.getLogger("holdfast.delivery")
 
@@ -330,6 +330,13 @@ class Sinks:
         The cursors of the sinks stay where they are. A running forwarder opens its sinks again.
         """
         return new_epoch(self._handle) if check_flag(restored, "restored") else new_store_id(self._handle)
+
+    def identity(self) -> Identity:
+        """Return the epoch and the id of the store, which with a seq identify a point towards receivers."""
+        with self._handle.metadata.read() as connection:
+            state = StateRepository(connection).get()
+        assert state is not None
+        return Identity(state.epoch, state.store_id)
 
     def delivery(self, name: str) -> Delivery:
         """Return what a forwarder needs to deliver to a sink; for forwarders."""

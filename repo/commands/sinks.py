@@ -1,0 +1,659 @@
+"""`sinks`: the destinations of the store: adds, shows, tests and removes them, and moves what they have confirmed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from repo.clock import system_clock
+from repo.commands.asking import asked, asking_options, check_asking
+from repo.commands.exits import Exit
+from repo.commands.global_options import global_options
+from repo.commands.options import iso_second, series_names, zone_of
+from repo.commands.output import print_json, write_rows
+from repo.commands.session import Session
+from repo.errors import counted
+from repo.time_texts import parse_time
+from repo.times import to_datetime
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from repo import Store
+    from repo.repositories.sinks import SinkInfo
+    from repo.store.sinks import Moved
+
+__all__ = ["sinks"]
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+name_argument = click.argument("name", metavar="NAME")
+
+tz_option = click.option(
+    "--tz", metavar="ZONE", default="UTC", show_default=True, help="Time zone of times and windows."
+)
+
+
+@click.group(no_args_is_help=True)
+def sinks() -> None:
+    """Manage the destinations of the store.
+
+    `holdfast run` and `holdfast drain` deliver to them, and so does `Forwarder(store).start()` in an application.
+    """
+
+
+def settings_options(function: Decorated) -> Decorated:
+    """Add the settings that `add` and `change` have."""
+    for option in (
+        click.option(
+            "--sensor",
+            "sensors",
+            metavar="NAME",
+            multiple=True,
+            help="Only this sensor; may be a quoted glob.",
+        ),
+        click.option(
+            "--metric",
+            "metrics",
+            metavar="NAME",
+            multiple=True,
+            help="Only this metric; may be a quoted glob.",
+        ),
+        click.option("--rate", metavar="RATE", help="Most bytes per second: 500kB/s, 1.5MB/s."),
+        click.option(
+            "--window",
+            "windows",
+            metavar="WINDOW",
+            multiple=True,
+            help="Another rate for a part of each day: '08:00-18:00=100kB/s'; 0 sends nothing.",
+        ),
+        tz_option,
+        click.option(
+            "--max-backlog", metavar="SPAN", help="Do not hold points that are older than this: 30d."
+        ),
+        click.option(
+            "--max-backlog-points",
+            metavar="COUNT",
+            type=click.IntRange(min=1),
+            help="Hold about this many at most.",
+        ),
+        click.option("--max-backlog-bytes", metavar="SIZE", help="Hold about this much at most: 2GB."),
+        click.option(
+            "--share",
+            metavar="PERCENT",
+            type=click.IntRange(1, 99),
+            help="Part of the bytes that a backlog gets while new readings come (20).",
+        ),
+        click.option("--newest-first", is_flag=True, help="Send the newest part of a backlog first."),
+        click.option(
+            "--one-lane", is_flag=True, help="Send everything in order: a backlog before new readings."
+        ),
+        click.option(
+            "--option", "options", metavar="KEY=VALUE", multiple=True, help="An option of the kind of sink."
+        ),
+        click.option(
+            "--secret",
+            "secrets",
+            metavar="KEY=PLACE",
+            multiple=True,
+            help="Where a secret is: token=env:NAME or password=file:PATH.",
+        ),
+    )[::-1]:
+        function = option(function)
+    return function
+
+
+@sinks.command()
+@name_argument
+@click.argument("url", metavar="URL")
+@click.option(
+    "--from",
+    "start",
+    metavar="TIME",
+    required=True,
+    help="Deliver what was written since: a time, 'now', or 'beginning' for everything.",
+)
+@click.option("--records", is_flag=True, help="The pending records, too. One sink of a store may get them.")
+@click.option("--no-hold", is_flag=True, help="Let a cleanup delete what this sink has not confirmed.")
+@settings_options
+@global_options
+@click.pass_obj
+def add(
+    session: Session, /, name: str, url: str, start: str, records: bool, no_hold: bool, **given: Any
+) -> None:
+    """Add a destination.
+
+    \b
+    The scheme of URL is the kind of sink:
+      https://HOST/PATH            HTTP: NDJSON, JSON, InfluxDB line protocol
+      https+holdfast://HOST:PORT   another Holdfast store (`run --receive`)
+      postgresql://HOST/DATABASE   tables for many stores in PostgreSQL
+      mqtts://HOST/TOPIC           MQTT
+      kafka://HOST:PORT/TOPIC      Kafka
+      file:///PATH                 files in a folder, such as on a stick
+    A URL never contains a password or a token: the store keeps and shows it. Name
+    the place of a secret with --secret.
+
+    --from says what is delivered. A time is the first point with that time or a later one, and everything that was
+    written after it; times are written as for `query`. 'now' leaves out what the store has. 'beginning' and times wait
+    for the columns.
+
+    A cleanup keeps what a sink has not confirmed, up to its --max-backlog.
+
+    \b
+    JSON: as `sinks show`
+    """
+    from repo.errors import InvalidQuery
+
+    now_us = system_clock()
+    begin: str | datetime = start
+    if start not in ("now", "beginning"):
+        try:
+            begin = to_datetime(parse_time(start, now_us=now_us, zone=zone_of(given["tz"])))
+        except InvalidQuery as error:
+            raise InvalidQuery(f"--from: {error}, or beginning") from error
+    with session.opened() as store:
+        settings = _settings(store, given)
+        info = store.sinks.add(
+            name, url, start=begin, records=records, hold=not no_hold, **settings, **_options(given)
+        )
+        _warn_if_nothing(session, store, info)
+    _show(session, info)
+
+
+@sinks.command()
+@name_argument
+@click.option("--hold/--no-hold", default=None, help="Whether a cleanup keeps what it has not confirmed.")
+@click.option("--records/--no-records", default=None, help="Whether it gets the pending records.")
+@click.option("--all-series", is_flag=True, help="Every sensor and metric again.")
+@click.option("--no-rate", is_flag=True, help="No limit of bytes per second.")
+@click.option("--no-max-backlog", is_flag=True, help="No limit of the hold.")
+@click.option("--two-lanes", is_flag=True, help="New readings before a backlog again.")
+@settings_options
+@global_options
+@click.pass_obj
+def change(
+    session: Session,
+    /,
+    name: str,
+    hold: bool | None,
+    records: bool | None,
+    all_series: bool,
+    no_rate: bool,
+    no_max_backlog: bool,
+    two_lanes: bool,
+    **given: Any,
+) -> None:
+    """Change settings of a destination; what is not given stays.
+
+    A running forwarder follows within a batch. `--option KEY=` removes an option. Another URL is another sink: remove
+    this one, and add it.
+
+    \b
+    JSON: as `sinks show`
+    """
+    with session.opened() as store:
+        before = store.sinks.show(name)
+        settings = _settings(store, given)
+        if two_lanes or given["share"] or given["newest_first"] or given["one_lane"]:
+            settings["lanes"] = _lanes(given, before.lanes._asdict() | ({"two": True} if two_lanes else {}))
+        for wanted, key in ((all_series, "filter"), (no_rate, "rate"), (no_max_backlog, "max_backlog")):
+            if wanted and key in settings:
+                raise click.UsageError(
+                    f"--{'no-' if key != 'filter' else 'all-'}... contradicts another option"
+                )
+            if wanted:
+                settings[key] = None
+        for key, value in (("hold", hold), ("records", records)):
+            if value is not None:
+                settings[key] = value
+        info = store.sinks.change(name, **settings, **_options(given))
+        _warn_if_nothing(session, store, info)
+    _show(session, info)
+
+
+@sinks.command("list")
+@global_options
+@click.pass_obj
+def list_(session: Session) -> None:
+    """List the destinations.
+
+    \b
+    JSON: [as `sinks show`]
+    """
+    with session.opened(read_only=True) as store:
+        found = store.sinks.list()
+    if session.as_json:
+        print_json([info.as_dict() for info in found])
+        return
+    if not found:
+        session.note(f"the store has no sinks; `{session.command('sinks add --help')}` says how to add one")
+        return
+    write_rows(
+        "table",
+        ("name", "kind", "state", "behind", "points/s", "confirmed", "target"),
+        [
+            {
+                "name": info.name,
+                "kind": info.kind,
+                "state": info.state,
+                "behind": info.behind,
+                "points/s": round(info.points_per_s),
+                "confirmed": iso_second(info.confirmed_us),
+                "target": info.target,
+            }
+            for info in found
+        ],
+        cuttable=("target", "name"),
+        hides_empty=False,
+    )
+
+
+@sinks.command()
+@name_argument
+@global_options
+@click.pass_obj
+def show(session: Session, name: str) -> None:
+    """Show a destination: its settings, what it has confirmed, and how its deliveries go.
+
+    \b
+    JSON: {"name", "kind", "target", "options": {name: value, or the place of a
+    secret}, "filter": {"sensor_id", "metric_name"} or null, "records", "hold",
+    "max_backlog": {"age_us", "points", "bytes"} or null, "rate": {"bytes_per_s",
+    "windows", "zone", "text"} or null, "lanes": {"two", "share", "order"},
+    "state": running, paused, failing, halted, forked or stopped, "since_us",
+    "last_error", "failures": since the last confirmation, "confirmed_seq",
+    "ranges": [[first, last]] confirmed above it, "behind": seqs, "attempt":
+    {"first_seq", "last_seq", "points", "checksum", "lane", "tries", "begun_us"}
+    or null, "sent_points", "sent_records", "sent_bytes", "repeats", "refused",
+    "points_per_s", "confirmed_us", "created_us", "updated_us"}
+    """
+    with session.opened(read_only=True) as store:
+        info = store.sinks.show(name)
+        quarantined = store.quarantine.count(name)
+    _show(session, info, quarantined)
+
+
+@sinks.command("test")
+@name_argument
+@global_options
+@click.pass_obj
+def test_(session: Session, name: str) -> None:
+    """Connect to a destination, and say what was found; sends nothing.
+
+    Exits 1 if it cannot be reached, 3 if it rejects the connection or does not fit to this store, 4 while a forwarder
+    delivers to it.
+
+    \b
+    JSON: {"name", "outcome": ok, unreachable, halted or forked, "exact": whether
+    it keeps the position, or null if unknown, "found": text}
+    """
+    from repo.delivery.probe import probe
+
+    with session.opened() as store:
+        found = probe(store, name)
+    if session.as_json:
+        print_json(found.as_dict())
+    else:
+        session.say(f"{name}: {found.outcome}: {found.found}")
+    if found.outcome != "ok":
+        raise click.exceptions.Exit(Exit.FAILED if found.outcome == "unreachable" else Exit.PROBLEMS)
+
+
+@sinks.command()
+@name_argument
+@global_options
+@click.pass_obj
+def pause(session: Session, name: str) -> None:
+    """Let a destination get nothing until `resume`. The batch in hand is finished, and the hold stays.
+
+    \b
+    JSON: as `sinks show`
+    """
+    with session.opened() as store:
+        _show(session, store.sinks.pause(name))
+
+
+@sinks.command()
+@name_argument
+@global_options
+@click.pass_obj
+def resume(session: Session, name: str) -> None:
+    """Let a paused or stopped destination get its deliveries again.
+
+    \b
+    JSON: as `sinks show`
+    """
+    with session.opened() as store:
+        _show(session, store.sinks.resume(name))
+
+
+@sinks.command()
+@name_argument
+@click.option("--to", metavar="SEQ", type=int, help="Skip up to this seq only.")
+@asking_options
+@global_options
+@click.pass_obj
+def skip(session: Session, name: str, to: int | None, dry_run: bool, yes: bool) -> None:
+    """Give up what a destination has not confirmed, and deliver only what is written from now on.
+
+    The points stay in the store, and the loss ledger gets an entry. `replay` delivers them after all.
+
+    \b
+    JSON (with -y or --dry-run): {"name", "dry_run", "first_seq": the seq that it
+    gets next, "behind_before", "behind", "lost", "lost_first_us", "lost_last_us"}
+    """
+    check_asking(session, dry_run=dry_run, yes=yes)
+    with session.opened(read_only=dry_run) as store:
+        meant = store.sinks.skip(name, to, dry_run=True)
+        if not dry_run and not yes:
+            asked(f"Never deliver {counted(meant.behind_before - meant.behind, 'seq')} to {name}?")
+        done = meant if dry_run else store.sinks.skip(name, to)
+    _show_moved(session, done, "skipped")
+
+
+@sinks.command()
+@name_argument
+@click.option("--from", "start", metavar="TIME", help="A time, or 'beginning' for everything.")
+@click.option("--from-seq", "seq", metavar="SEQ", type=int, help="A seq instead of a time.")
+@tz_option
+@asking_options
+@global_options
+@click.pass_obj
+def replay(
+    session: Session, name: str, start: str | None, seq: int | None, tz: str, dry_run: bool, yes: bool
+) -> None:
+    """Deliver again what was written since a time.
+
+    That is the first point with that time or a later one, and everything that was written after it. Receivers that know
+    the points drop them or store them once more. Points that were deleted since are gone; the command says how many.
+
+    \b
+    JSON (with -y or --dry-run): {"name", "dry_run", "first_seq": the seq that it
+    gets next, "behind_before", "behind", "lost": points of that time that were
+    dropped, null if unknown, "lost_first_us", "lost_last_us"}
+    """
+    from repo.errors import InvalidQuery
+
+    check_asking(session, dry_run=dry_run, yes=yes)
+    if (start is None) == (seq is None):
+        raise click.UsageError("either --from or --from-seq is needed: where to begin")
+    begin: str | datetime | None = start
+    if start is not None and start != "beginning":
+        if start == "now":
+            raise InvalidQuery("--from now: nothing would be delivered again; name a time, or beginning")
+        begin = to_datetime(parse_time(start, now_us=system_clock(), zone=zone_of(tz)))
+    with session.opened(read_only=dry_run) as store:
+        meant = store.sinks.replay(name, begin, seq=seq, dry_run=True)
+        if not dry_run and not yes:
+            _say_lost(session, meant)
+            asked(f"Deliver {counted(meant.behind - meant.behind_before, 'seq')} to {name} again?")
+        done = meant if dry_run else store.sinks.replay(name, begin, seq=seq)
+    _show_moved(session, done, "replayed")
+
+
+@sinks.command()
+@name_argument
+@click.argument("first_seq", metavar="FIRST", type=int)
+@click.argument("last_seq", metavar="[LAST]", type=int, required=False)
+@asking_options
+@global_options
+@click.pass_obj
+def confirm(
+    session: Session, name: str, first_seq: int, last_seq: int | None, dry_run: bool, yes: bool
+) -> None:
+    """Confirm by hand that a destination has the seqs FIRST to LAST; with FIRST alone, everything up to it.
+
+    They are not delivered to it then.
+
+    \b
+    JSON (with -y or --dry-run): {"name", "dry_run", "first_seq", "last_seq"}
+    """
+    check_asking(session, dry_run=dry_run, yes=yes)
+    with session.opened(read_only=dry_run) as store:
+        store.sinks.show(name)
+        what = f"everything up to seq {first_seq:,}"
+        if last_seq is not None:
+            what = f"the seqs {first_seq:,} to {last_seq:,}"
+        if not dry_run:
+            if not yes:
+                asked(f"Count {what} as delivered to {name}?")
+            store.sinks.confirm(name, first_seq, last_seq)
+    if session.as_json:
+        print_json({"name": name, "dry_run": dry_run, "first_seq": first_seq, "last_seq": last_seq})
+    else:
+        session.say(f"{name}: {what} {'would count' if dry_run else 'counts'} as delivered")
+
+
+@sinks.command()
+@click.option("--restored", is_flag=True, help="Keep the store's id and raise its epoch, after a restore.")
+@asking_options
+@global_options
+@click.pass_obj
+def rekey(session: Session, restored: bool, dry_run: bool, yes: bool) -> None:
+    """Make this store new to every destination, after a delivery stopped as forked.
+
+    A destination and a store that disagree on the last batch are not both what they were: one is a copy, or was put
+    back to an earlier state. Nothing is delivered then, because one reading could replace another.
+
+    \b
+    This store is a copy of another one, which goes on:
+      holdfast sinks rekey             a new id; waits for the columns
+    This store, or the destination, was restored from a copy:
+      holdfast sinks rekey --restored  the same id in the next epoch
+    Then `sinks replay` delivers again what the destination may lack.
+
+    What was confirmed stays confirmed. `migrate --restore` raises the epoch by itself.
+
+    \b
+    JSON (with -y or --dry-run): {"store_id", "former_store_id": the same if only
+    the epoch was raised, "epoch"}; with --dry-run as they are now
+    """
+    check_asking(session, dry_run=dry_run, yes=yes)
+    with session.opened(read_only=dry_run) as store:
+        if dry_run:
+            from repo.store.sinks import Rekeyed
+
+            epoch, store_id = store.sinks.identity()
+            done = Rekeyed(store_id, store_id, epoch)
+        else:
+            if not yes:
+                asked(
+                    "Raise the epoch of this store?"
+                    if restored
+                    else "Give this store a new id for its destinations?"
+                )
+            done = store.sinks.rekey(restored=restored)
+    if session.as_json:
+        print_json(done.as_dict())
+    elif dry_run:
+        session.say(f"the store has the id {done.store_id} and the epoch {done.epoch}; nothing was changed")
+    else:
+        session.say(f"the store has the id {done.store_id} and the epoch {done.epoch} now")
+
+
+@sinks.command()
+@name_argument
+@asking_options
+@global_options
+@click.pass_obj
+def remove(session: Session, name: str, dry_run: bool, yes: bool) -> None:
+    """Remove a destination. It holds nothing any more.
+
+    The points stay in the store, also those that it refused. Records that it refused are dropped, and the loss ledger
+    counts them; export them first (`quarantine export`).
+
+    \b
+    JSON (with -y or --dry-run): {"name", "dry_run", "behind", "quarantined_points",
+    "quarantined_records"}
+    """
+    check_asking(session, dry_run=dry_run, yes=yes)
+    with session.opened(read_only=dry_run) as store:
+        meant = store.sinks.remove(name, dry_run=True)
+        if not dry_run and not yes:
+            if meant.quarantined_records:
+                session.note(
+                    f"{counted(meant.quarantined_records, 'refused record')} in quarantine are dropped with it"
+                )
+            asked(f"Remove {name}, which is {counted(meant.behind, 'seq')} behind?")
+        done = meant if dry_run else store.sinks.remove(name)
+    if session.as_json:
+        print_json(done.as_dict())
+    else:
+        session.say(
+            f"{name} {'would be removed' if dry_run else 'was removed'}; {counted(done.behind, 'seq')} not delivered"
+        )
+
+
+# --- parsing --------------------------------------------------------------------------------------------
+
+
+def _settings(store: Store, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that are given, as arguments of `store.sinks.add`."""
+    from repo.rates import Rate
+
+    settings: dict[str, Any] = {}
+    if given["sensors"] or given["metrics"]:
+        settings["filter"] = series_names(store, given["sensors"], given["metrics"])
+    if given["rate"] is not None or given["windows"]:
+        settings["rate"] = Rate.of(given["rate"], given["windows"], given["tz"])
+    limits = {
+        "age": given["max_backlog"],
+        "points": given["max_backlog_points"],
+        "bytes": given["max_backlog_bytes"],
+    }
+    if limits := {key: value for key, value in limits.items() if value is not None}:
+        settings["max_backlog"] = limits
+    if given["share"] or given["newest_first"] or given["one_lane"]:
+        settings["lanes"] = _lanes(given, {})
+    return settings
+
+
+def _lanes(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    lanes = dict(before)
+    if given["one_lane"]:
+        lanes["two"] = False
+    if given["share"]:
+        lanes["share"] = given["share"] / 100
+    if given["newest_first"]:
+        lanes["order"] = "newest"
+    return lanes
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the kind of sink; one without a value is None."""
+    from repo.store.sink_options import is_reference
+    from repo.store.sink_settings import SINK_SETTINGS
+
+    options: dict[str, Any] = {}
+    for flag, texts in (("--option", given["options"]), ("--secret", given["secrets"])):
+        for text in texts:
+            key, separator, value = text.partition("=")
+            key = key.strip()
+            if not separator or not key:
+                shown = "KEY=VALUE" if flag == "--option" else "KEY=env:NAME or KEY=file:PATH"
+                raise click.UsageError(f"{flag} is {shown}")
+            if flag == "--secret" and not is_reference(value):  # the value is not shown: it may be the secret
+                raise click.UsageError(f"--secret {key}: name its place, {key}=env:NAME or {key}=file:PATH")
+            if key in options or key in SINK_SETTINGS or key == "start":
+                raise click.UsageError(f"{flag} {key}: given twice, or an option of its own; see --help")
+            options[key] = value or None
+    return options
+
+
+# --- printing -------------------------------------------------------------------------------------------
+
+
+def _warn_if_nothing(session: Session, store: Store, info: SinkInfo) -> None:
+    if info.filter is not None and not store.sinks.selects(info.filter):
+        session.note(f"warning: {info.name} gets nothing yet: no series of the store is selected")
+
+
+def _show(session: Session, info: SinkInfo, quarantined: int = 0) -> None:
+    if session.as_json:
+        print_json(info.as_dict())
+        return
+    for label, text in _lines(info, quarantined):
+        session.say(f"{label:<12}{text}")
+
+
+def _lines(info: SinkInfo, quarantined: int) -> list[tuple[str, str]]:
+    state = info.state if info.since_us is None else f"{info.state} since {iso_second(info.since_us)}"
+    lines = [
+        ("sink", f"{info.name} ({info.kind})"),
+        ("target", info.target or "a sink of the application"),
+        ("state", state),
+    ]
+    if info.last_error:
+        lines.append(("error", f"{info.last_error} ({counted(info.failures, 'failed attempt')})"))
+    lines += [("option", f"{key} = {value}") for key, value in sorted(info.options.items())]
+    lines.append(("gets", _gets(info)))
+    if info.rate is not None:
+        lines.append(("rate", str(info.rate)))
+    order = f", {info.lanes.share:.0%} for a backlog, {info.lanes.order} first" if info.lanes.two else ""
+    lines.append(("lanes", ("two" if info.lanes.two else "one") + order))
+    lines.append(("hold", _hold(info)))
+    confirmed = "" if info.confirmed_us is None else f", last at {iso_second(info.confirmed_us)}"
+    lines.append(("confirmed", f"through seq {info.confirmed_seq:,}{confirmed}"))
+    lines += [("", f"and seqs {first:,} to {last:,}") for first, last in info.ranges]
+    lines.append(("behind", counted(info.behind, "seq")))
+    if info.attempt is not None:
+        lines.append(("sending", _attempt(info)))
+    sent = f"{counted(info.sent_points, 'point')}, {counted(info.sent_records, 'record')}"
+    lines.append(("sent", f"{sent}, {info.sent_bytes:,} bytes; {info.points_per_s:,.0f} points/s now"))
+    if info.refused or quarantined:
+        lines.append(("refused", f"{info.refused:,}, {quarantined:,} of them in quarantine"))
+    return lines
+
+
+def _gets(info: SinkInfo) -> str:
+    return ("all points" if info.filter is None else f"points of {info.filter}") + (
+        " and the records" if info.records else ""
+    )
+
+
+def _hold(info: SinkInfo) -> str:
+    if not info.hold:
+        return "none"
+    limits = info.max_backlog
+    if limits is None:
+        return "until confirmed"
+    parts = [
+        None if limits.age_us is None else f"{limits.age_us / 86_400_000_000:,.6g} days",
+        None if limits.points is None else counted(limits.points, "point"),
+        None if limits.bytes is None else f"{limits.bytes:,} bytes",
+    ]
+    return "until confirmed, at most " + ", ".join(part for part in parts if part)
+
+
+def _attempt(info: SinkInfo) -> str:
+    attempt = info.attempt
+    assert attempt is not None
+    what = f"seqs {attempt.first_seq:,} to {attempt.last_seq:,}" if attempt.last_seq else "records"
+    return f"{what} ({attempt.lane}), {counted(attempt.tries, 'try', 'tries')} since {iso_second(attempt.begun_us)}"
+
+
+def _show_moved(session: Session, moved: Moved, done: str) -> None:
+    if session.as_json:
+        print_json(moved.as_dict())
+        return
+    seqs = counted(abs(moved.behind_before - moved.behind), "seq")
+    session.say(
+        f"{seqs} {'would be ' if moved.dry_run else ''}{done}; {moved.name} gets seq {moved.first_seq:,} next, and is "
+        f"{counted(moved.behind, 'seq')} behind"
+    )
+    _say_lost(session, moved)
+
+
+def _say_lost(session: Session, moved: Moved) -> None:
+    if moved.lost == 0:
+        return
+    amount = "points" if moved.lost is None else counted(moved.lost, "point")
+    span = ""
+    if moved.lost_first_us is not None and moved.lost_last_us is not None:
+        span = f" of {iso_second(moved.lost_first_us)} to {iso_second(moved.lost_last_us)}"
+    session.note(
+        f"{amount}{span} cannot be delivered: they were dropped; `{session.command('losses')}` lists them"
+    )

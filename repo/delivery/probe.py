@@ -1,0 +1,77 @@
+"""Probe: opens a sink, and says what was found. Sends nothing and records nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from repo.delivery.claim import Claim
+from repo.delivery.sinks.registry import sink_of
+from repo.errors import InvalidQuery, SinkHalted, SinkUnreachable, StoreForked
+from repo.repositories.sinks import SinkInfo
+from repo.store.store import Store
+
+__all__ = ["Probe", "probe"]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What was found."""
+
+    name: str
+    outcome: Literal["ok", "unreachable", "halted", "forked"]
+    found: str
+    """In words."""
+    exact: bool | None = None
+    """Whether the destination keeps the position, so that each point arrives once; None if it is unknown."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values; `holdfast --json sinks test` prints it."""
+        return asdict(self)
+
+
+def probe(store: Store, name: str) -> Probe:
+    """Connect to a sink as a delivery would, and disconnect.
+
+    Raises `StoreBusy` while a forwarder delivers to it, `InvalidQuery` for an unknown sink or one of a program, and
+    `MissingExtra` if the sink needs a package that is not installed.
+    """
+    info = store.sinks.show(name)
+    if info.kind == "own":
+        raise InvalidQuery(f"the sink {name!r} is implemented by a program, which alone can connect to it")
+    claim = Claim(store, name)
+    claim.take()
+    try:
+        sink = sink_of(info.name, info.kind, info.target, info.options)
+        epoch, store_id = store.sinks.identity()
+        try:
+            held = sink.open(store_id, epoch)
+            return _judged(info, held, exact=sink.exact)
+        except StoreForked as error:
+            return Probe(name, "forked", str(error), True)
+        except (SinkUnreachable, OSError) as error:
+            return Probe(name, "unreachable", str(error) or type(error).__name__)
+        except SinkHalted as error:
+            return Probe(name, "halted", str(error))
+        finally:
+            sink.close()
+    finally:
+        claim.close()
+
+
+def _judged(info: SinkInfo, held: str | None, *, exact: bool) -> Probe:
+    if not exact:
+        return Probe(info.name, "ok", "connected; it keeps no position, so a batch may arrive twice", False)
+    if held == info.token:
+        state = "it has the last batch" if held else "it has nothing of this store yet"
+        return Probe(info.name, "ok", f"connected; {state}", True)
+    if info.attempt is not None and held == info.attempt.token:
+        return Probe(info.name, "ok", "connected; it has the batch that was sent and not answered", True)
+    state = "another batch than the last one" if held else "nothing of what was delivered"
+    return Probe(
+        info.name,
+        "forked",
+        f"it has {state}: this store or the destination is a copy, or was restored. `holdfast sinks rekey --help` says "
+        "what to do",
+        True,
+    )
