@@ -52,8 +52,14 @@ _COMMANDS = {
     "compact": ("compact", "Sort the points on disk by series and time, which makes queries faster."),
     "sinks": (
         "sinks",
-        "Manage the destinations of the store: add, list, show, test, pause, replay, remove ...",
+        "Manage the destinations of the store.",
     ),
+    "quarantine": ("quarantine", "Handle the points and records that destinations refused."),
+    "drain": (
+        "deliver",
+        "Deliver everything that waits, and exit: to all destinations, or to the named ones.",
+    ),
+    "run": ("deliver", "Deliver to the destinations until SIGTERM or Ctrl-C: to all, or to the named ones."),
     "demo": ("demo", "Run a site through an outage and two kills, and verify the delivery."),
 }
 

@@ -65,8 +65,10 @@ class Session:
         return f"holdfast {store}{what}"
 
     @contextmanager
-    def opened(self, *, create: bool = False, read_only: bool = False, **settings: Any) -> Iterator[Store]:
-        """Open the store without a background thread: a command is short, and flushes what it needs.
+    def opened(
+        self, *, create: bool = False, read_only: bool = False, background: bool = False, **settings: Any
+    ) -> Iterator[Store]:
+        """Open the store without a `background` thread: a command is short, and flushes what it needs.
 
         With `read_only` an outdated store is never upgraded, whatever the settings are; it raises `SchemaOutdated`. The
         files are then opened for reading only if this user may not write to them.
@@ -76,7 +78,7 @@ class Session:
         if read_only:
             settings["auto_migrate"] = False
         files = self.files(read_only=read_only)
-        loaded = Settings.load(files.folder, background=False, **settings)
+        loaded = Settings.load(files.folder, background=background, **settings)
         only = read_only and files.metadata.exists() and not files.is_writable()
         with Store(self.folder, loaded, create=create, read_only=only, files=files) as store:
             yield store

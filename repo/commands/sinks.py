@@ -159,7 +159,6 @@ def add(
         info = store.sinks.add(
             name, url, start=begin, records=records, hold=not no_hold, **settings, **_options(given)
         )
-        _warn_if_nothing(session, store, info)
     _show(session, info)
 
 
@@ -210,7 +209,6 @@ def change(
             if value is not None:
                 settings[key] = value
         info = store.sinks.change(name, **settings, **_options(given))
-        _warn_if_nothing(session, store, info)
     _show(session, info)
 
 
@@ -566,11 +564,6 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 # --- printing -------------------------------------------------------------------------------------------
 
 
-def _warn_if_nothing(session: Session, store: Store, info: SinkInfo) -> None:
-    if info.filter is not None and not store.sinks.selects(info.filter):
-        session.note(f"warning: {info.name} gets nothing yet: no series of the store is selected")
-
-
 def _show(session: Session, info: SinkInfo, quarantined: int = 0) -> None:
     if session.as_json:
         print_json(info.as_dict())
@@ -609,9 +602,15 @@ def _lines(info: SinkInfo, quarantined: int) -> list[tuple[str, str]]:
 
 
 def _gets(info: SinkInfo) -> str:
-    return ("all points" if info.filter is None else f"points of {info.filter}") + (
-        " and the records" if info.records else ""
-    )
+    text = "all points"
+    if info.filter is not None:
+        names = (("sensor", info.filter.sensor_id), ("metric", info.filter.metric_name))
+        text = "points of " + ", ".join(
+            f"{what} {chosen if isinstance(chosen, str) else ', '.join(chosen)}"
+            for what, chosen in names
+            if chosen is not None
+        )
+    return text + (" and the records" if info.records else "")
 
 
 def _hold(info: SinkInfo) -> str:

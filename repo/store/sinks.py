@@ -157,9 +157,7 @@ class Sinks:
             if confirmed is None:
                 confirmed = JournalRepository(connection).last_seq()
             SinkRepository(connection).add(sink, confirmed, self._handle.clock())
-        if sink.filter is not None and not self.selects(sink.filter):
-            log.warning("the filter of the sink %s selects no series yet: %s", name, sink.filter)
-        return self.show(name)
+        return self._with_warning(self.show(name))
 
     def change(
         self,
@@ -192,7 +190,8 @@ class Sinks:
             if changes.get("records"):
                 _refuse_records(sinks, name)
             sinks.change(name, changes, self._handle.clock())
-        return self.show(name)
+        info = self.show(name)
+        return self._with_warning(info) if "filter" in changes else info
 
     def list(self) -> list[SinkInfo]:
         """Return all sinks, sorted by name."""
@@ -370,6 +369,11 @@ class Sinks:
         return self._handle.journal_end()
 
     # --- inside ----------------------------------------------------------------------------------------
+
+    def _with_warning(self, info: SinkInfo) -> SinkInfo:
+        if info.filter is not None and not self.selects(info.filter):
+            log.warning("the sink %s gets nothing yet: its filter selects none of the series", info.name)
+        return info
 
     def _known(self, connection: Connection, name: str) -> SinkInfo:
         _check_name(name)

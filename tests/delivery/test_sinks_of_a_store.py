@@ -62,7 +62,7 @@ def test_settings_are_kept_and_can_be_changed(store: Store, caplog: pytest.LogCa
             rate="500kB/s",
             lanes={"order": "newest"},
         )
-    assert "selects no series" in caplog.text
+    assert "selects none of the series" in caplog.text
     mine = store.sinks.show("mine")
     assert mine.filter is not None
     assert (mine.filter.sensor_id, mine.filter.metric_name) == ("b*", ("m", "n"))

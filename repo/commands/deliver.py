@@ -1,0 +1,229 @@
+"""`drain` and `run`: deliver to the destinations of the store, until nothing is left or the process is stopped."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from repo.commands.exits import Exit
+from repo.commands.global_options import global_options
+from repo.commands.output import print_json
+from repo.commands.session import Session
+from repo.errors import InvalidSettings, counted
+
+if TYPE_CHECKING:
+    from repo import Store
+    from repo.delivery.forwarder import Drained
+    from repo.delivery.receiver import Receiver
+
+__all__ = ["drain", "run"]
+
+_REFUSING = ("halted", "forked", "paused")
+
+
+@click.command()
+@click.argument("sinks", metavar="[SINK]...", nargs=-1)
+@click.option(
+    "--timeout",
+    metavar="SPAN",
+    help="Keep trying for this long (5m) if a sink is unreachable; at once otherwise.",
+)
+@global_options
+@click.pass_obj
+def drain(session: Session, sinks: tuple[str, ...], timeout: str | None) -> None:
+    """Deliver everything that waits, and exit: to all destinations, or to the named ones.
+
+    For a timer, or before a device is switched off. Exits 0 if everything was delivered, 1 if a destination could not
+    be reached or the time was up, 3 if one refused something, rejects everything or is paused, 4 if another process
+    delivers to it. Nothing is lost by an interrupt; the next delivery continues.
+
+    \b
+    JSON: [{"name", "delivered": points and records, "refused": put into
+    quarantine, "progress": idle if everything was delivered, unreachable, halted,
+    forked, paused, limited or busy, "behind": seqs, "error": text or null}]
+    """
+    from repo.delivery.forwarder import Forwarder
+    from repo.time_texts import parse_duration_us
+
+    timeout_s = None if timeout is None else parse_duration_us(timeout) / 1e6
+    with session.opened() as store:
+        _check_names(store, sinks)
+        behind = sum(info.behind for info in store.sinks.list() if not sinks or info.name in sinks)
+        with session.progress("delivering") as show:
+            done = 0
+
+            def on_step(_name: str, step: Any) -> None:
+                nonlocal done
+                done += step.items
+                show(min(done, behind), behind)
+
+            forwarder = Forwarder(store, list(sinks) or None, on_step=on_step)
+            with _stopping(forwarder.stop):
+                found = forwarder.drain(timeout_s)
+            forwarder.stop()
+        left = {info.name: info.behind for info in store.sinks.list()}
+    if session.as_json:
+        print_json([_plain(name, drained, left.get(name, 0)) for name, drained in found.items()])
+    else:
+        if not found:
+            session.note(
+                f"there is nothing to deliver to; `{session.command('sinks add --help')}` says how to add a sink"
+            )
+        for name, drained in found.items():
+            session.say(f"{name}: {_text(drained, left.get(name, 0))}")
+    code = max((_code(drained, left.get(name, 0)) for name, drained in found.items()), default=Exit.DONE)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+@click.command()
+@click.argument("sinks", metavar="[SINK]...", nargs=-1)
+@click.option("--receive", metavar="HOST:PORT", help="Also take batches of other stores, at this address.")
+@click.option(
+    "--token",
+    "tokens",
+    metavar="PLACE",
+    multiple=True,
+    help="With --receive: where a bearer token is, env:NAME or file:PATH. The first store that uses it owns it.",
+)
+@click.option(
+    "--certificate",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="With --receive: certificate for TLS (PEM).",
+)
+@click.option("--key", metavar="FILE", type=click.Path(path_type=Path), help="With --receive: its key (PEM).")
+@global_options
+@click.pass_obj
+def run(
+    session: Session,
+    sinks: tuple[str, ...],
+    receive: str | None,
+    tokens: tuple[str, ...],
+    certificate: Path | None,
+    key: Path | None,
+) -> None:
+    """Deliver to the destinations until SIGTERM or Ctrl-C: to all, or to the named ones.
+
+    For a store that no application delivers for; an application does so with `Forwarder(store).start()`. Sinks that are
+    added, changed, paused or removed meanwhile are followed. At SIGTERM, the batch in hand is finished. `status` and
+    `sinks list` show how it goes. The log is on stderr.
+
+    With --receive, the store takes what the sinks https+holdfast://HOST:PORT of other stores send, each point exactly
+    once. That needs a --token for each sender, unless only this machine can connect (127.0.0.1), and --certificate and
+    --key, unless the network is trusted.
+
+    Exits 0 after SIGTERM, 4 if another process delivers to one of the sinks.
+    """
+    if receive is None and (tokens or certificate or key):
+        raise click.UsageError("--token, --certificate and --key are for --receive")
+    from repo.delivery.forwarder import Forwarder
+
+    if not session.quiet:
+        session.log_level(verbose=1)
+    ended = threading.Event()
+    with ExitStack() as stack:
+        stack.enter_context(_stopping(ended.set))
+        store = stack.enter_context(session.opened(background=True))
+        _check_names(store, sinks)
+        if receive is not None:
+            receiver = stack.enter_context(_receiver(store, receive, tokens, certificate, key))
+            session.note(f"receiving at {receiver.url}")
+        forwarder = stack.enter_context(Forwarder(store, list(sinks) or None))
+        names = [
+            info.name
+            for info in store.sinks.list()
+            if info.kind != "own" and (not sinks or info.name in sinks)
+        ]
+        if names:
+            session.note(f"delivering to {', '.join(names)}")
+        elif receive is None:
+            session.note(
+                f"there is nothing to deliver to yet; `{session.command('sinks add --help')}` says how to add a sink"
+            )
+        while not ended.wait(1.0):  # with a timeout, because an endless wait on a lock delays signals
+            pass
+        session.note("stopping after the batch in hand")
+        del forwarder
+
+
+def _check_names(store: Store, names: tuple[str, ...]) -> None:
+    for name in names:
+        if store.sinks.show(name).kind == "own":
+            raise InvalidSettings(f"the sink {name!r} is implemented by a program, which delivers to it")
+
+
+def _code(drained: Drained, behind: int) -> Exit:
+    if drained.refused or (drained.last.progress in _REFUSING and behind):
+        return Exit.PROBLEMS
+    return Exit.DONE if drained.is_empty or not behind else Exit.FAILED
+
+
+def _plain(name: str, drained: Drained, behind: int) -> dict[str, Any]:
+    error = drained.last.error
+    return {
+        "name": name,
+        "delivered": drained.delivered,
+        "refused": drained.refused,
+        "progress": drained.last.progress.value,
+        "behind": behind,
+        "error": None if error is None else str(error),
+    }
+
+
+def _text(drained: Drained, behind: int) -> str:
+    parts = [f"{counted(drained.delivered, 'item')} delivered"]
+    if drained.refused:
+        parts.append(f"{drained.refused:,} refused, which are in quarantine")
+    if not drained.is_empty:
+        parts.append(f"{counted(behind, 'seq')} behind: {drained.last.progress.value}")
+        if drained.last.error is not None:
+            parts[-1] += f": {drained.last.error}"
+    return "; ".join(parts)
+
+
+def _receiver(
+    store: Store, address: str, tokens: tuple[str, ...], certificate: Path | None, key: Path | None
+) -> Receiver:
+    from repo.delivery.receiver import Receiver
+    from repo.delivery.secrets import Secret
+    from repo.store.sink_options import is_reference
+
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdecimal() or not host:
+        raise click.UsageError("--receive is HOST:PORT: 0.0.0.0:8443, [::]:8443, 127.0.0.1:0")
+    if not all(map(is_reference, tokens)):  # the value is not shown: it may be the token
+        raise click.UsageError("--token names the place of a token: env:NAME or file:PATH")
+    return Receiver(
+        store,
+        host.removeprefix("[").removesuffix("]"),
+        int(port),
+        tokens=[Secret("token", place).reveal() for place in tokens],
+        certificate=certificate,
+        key=key,
+    )
+
+
+@contextmanager
+def _stopping(stop: Any) -> Iterator[None]:
+    """Call `stop` at SIGTERM and at the first Ctrl-C; the second one interrupts. Only the main thread can do that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        threading.Thread(target=stop, name="holdfast-stop", daemon=True).start()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

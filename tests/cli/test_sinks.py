@@ -1,0 +1,265 @@
+"""`sinks`, `drain`, `run` and `quarantine`: destinations of a store, what they get, and what they refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from repo import Settings, Store
+from repo.repositories.attempts import Attempt
+from repo.repositories.quarantine import Quarantined
+from tests.cli.conftest import Command, MakeOnce
+from tests.starter import PipedProcess
+
+T0 = 1_714_521_600
+
+
+def opened(command: Command) -> Store:
+    return Store(command.folder, Settings(background=False))
+
+
+@pytest.fixture
+def site(command: Command, make_once: MakeOnce) -> Command:
+    """The command, on a store with ten points, seqs 1 to 10, one a second, and two records."""
+
+    def make() -> None:
+        with Store(command.folder, Settings(background=False, engine="sqlite")) as store:
+            store.points.insert_many([("PUMP-1", "flow", T0 + n, float(n)) for n in range(10)])
+            for name in ("r1", "r2"):
+                store.records.add(name, "gw", {"v": name})
+
+    make_once("ten points", command.folder, make)
+    return command
+
+
+@pytest.fixture
+def stick(tmp_path: Path) -> Path:
+    """A folder that takes deliveries."""
+    folder = tmp_path / "stick"
+    folder.mkdir()
+    (folder / "holdfast-folder.json").touch()
+    return folder
+
+
+def test_a_sink_is_added_shown_listed_and_changed(site: Command) -> None:
+    added = site.json(
+        *("sinks", "add", "web", "https://host/in", "--from", "2024-05-01T00:00:04Z", "--sensor", "PUMP-*"),
+        *("--rate", "500kB/s", "--window", "08:00-18:00=0", "--tz", "Europe/Oslo", "--max-backlog", "30d"),
+        *("--option", "format=json", "--secret", "token=env:TOKEN", "--share", 30),
+    )
+    assert added == site.json("sinks", "show", "web")
+    assert [added] == site.json("sinks", "list")
+    assert (added["kind"], added["confirmed_seq"], added["behind"], added["hold"]) == ("http", 4, 6, True)
+    assert added["options"] == {"format": "json", "token": "env:TOKEN"}
+    assert added["filter"] == {"sensor_id": "PUMP-*", "metric_name": None}
+    assert added["rate"]["text"] == "500kB/s, 08:00-18:00=0B/s (Europe/Oslo)"
+    assert added["lanes"] == {"two": True, "share": 0.3, "order": "oldest"}
+    assert added["max_backlog"]["age_us"] == 30 * 86_400_000_000
+    assert "token" not in added
+    shown = site("sinks", "show", "web").stdout
+    assert "token = env:TOKEN" in shown
+    assert "points of sensor PUMP-*" in shown
+    assert "until confirmed, at most 30 days" in shown
+    changed = site.json(
+        *(
+            "sinks",
+            "change",
+            "web",
+            "--no-rate",
+            "--no-hold",
+            "--newest-first",
+            "--all-series",
+            "--option",
+            "format=",
+        )
+    )
+    assert (changed["rate"], changed["hold"], changed["filter"]) == (None, False, None)
+    assert changed["options"] == {"token": "env:TOKEN"}
+    assert changed["lanes"] == {"two": True, "share": 0.3, "order": "newest"}
+    assert changed["max_backlog"] == added["max_backlog"], "what is not given stays"
+    assert site.json("sinks", "change", "web", "--one-lane")["lanes"]["two"] is False
+    assert "web   http  running       6" in site("sinks", "list").stdout
+    assert "gets nothing yet" in site("sinks", "change", "web", "--metric", "nothing").stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["https://host/"], "Missing option '--from'"),
+        (["https://host/", "--from", "soon"], "'soon' is not a time"),
+        (["https://me:hunter2@host/", "--from", "now"], "a user or a password"),
+        (["https://host/", "--from", "now", "--secret", "token=hunter2"], "token=env:NAME"),
+        (["https://host/", "--from", "now", "--option", "token=hunter2"], "a secret is not stored"),
+        (["https://host/", "--from", "now", "--option", "colour=red"], "no option 'colour'"),
+        (["https://host/", "--from", "now", "--option", "format"], "KEY=VALUE"),
+        (["https://host/", "--from", "now", "--rate", "fast"], "'fast' is not a rate"),
+        (["https://host/", "--from", "now", "--max-backlog", "ever"], "ever"),
+        (["host", "--from", "now"], "begins with none of"),
+        (["file:relative", "--from", "now"], "begins with none of"),
+    ],
+)
+def test_what_is_wrong_about_a_sink_is_said_and_adds_nothing(
+    site: Command, given: list[str], message: str
+) -> None:
+    refused = site("sinks", "add", "web", *given, code=2).stderr
+    assert message in refused
+    assert "hunter2" not in refused
+    assert site.json("sinks", "list") == []
+
+
+def test_what_loses_or_repeats_is_asked_first(site: Command) -> None:
+    site("sinks", "add", "web", "https://host/in", "--from", "beginning")
+    questions = [
+        (("sinks", "skip", "web"), "Never deliver 10 seqs to web?"),
+        (("sinks", "confirm", "web", 3, 5), "Count the seqs 3 to 5 as delivered to web?"),
+        (("sinks", "remove", "web"), "Remove web, which is 10 seqs behind?"),
+        (("sinks", "rekey"), "Give this store a new id for its destinations?"),
+        (("sinks", "rekey", "--restored"), "Raise the epoch of this store?"),
+    ]
+    before = (site.json("sinks", "list"), site.json("status")["store_id"])
+    for arguments, question in questions:
+        assert question in site(*arguments, stdin="n\n", code=1).stderr
+        assert "add -y" in site(*arguments, code=2).stderr
+        assert "add -y or --dry-run" in site("--json", *arguments, code=2).stderr
+        site(*arguments, "--dry-run", "-y", code=2)
+        site.json(*arguments, "--dry-run")
+    assert (site.json("sinks", "list"), site.json("status")["store_id"]) == before
+    site("sinks", "skip", "web", "--to", 4, "-y")
+    assert site.json("sinks", "confirm", "web", 6, 7, "-y")["last_seq"] == 7
+    assert site.json("sinks", "show", "web")["ranges"] == [[6, 7]]
+    site("sinks", "confirm", "web", 8, stdin="y\n")
+    assert site.json("sinks", "show", "web")["behind"] == 2
+    moved = site("sinks", "replay", "web", "--from", "2024-05-01T00:00:06Z", stdin="y\n")
+    assert "Deliver 2 seqs to web again?" in moved.stderr
+    assert "web gets seq 7 next, and is 4 seqs behind" in moved.stdout
+    site("cleanup", "--end", "2024-05-01T00:00:03Z", "-y")
+    again = site("sinks", "replay", "web", "--from", "beginning", "-y")
+    assert "3 points of 2024-05-01T00:00:00" in again.stderr
+    assert "cannot be delivered: they were dropped" in again.stderr
+    assert site.json("sinks", "rekey", "--restored", "-y")["epoch"] == 2
+    rekeyed = site.json("sinks", "rekey", "-y")
+    assert rekeyed["former_store_id"] == before[1]
+    assert site.json("status")["store_id"] == rekeyed["store_id"]
+    assert site("sinks", "remove", "web", "-y").stdout == "web was removed; 8 seqs not delivered\n"
+    assert "there is no sink 'web'" in site("sinks", "show", "web", code=2).stderr
+
+
+def test_drain_delivers_everything_and_says_what_did_not_go(
+    site: Command, stick: Path, tmp_path: Path
+) -> None:
+    assert "there is nothing to deliver to" in site("drain").stderr
+    site("sinks", "add", "stick", f"file://{stick}", "--from", "beginning")
+    site("sinks", "add", "gone", f"file://{tmp_path}/nowhere", "--from", "beginning")
+    assert site.json("drain", "stick") == [
+        {"name": "stick", "delivered": 10, "refused": 0, "progress": "idle", "behind": 0, "error": None}
+    ]
+    refused = site("drain", "--timeout", "50ms", code=1)
+    assert "stick: 0 items delivered" in refused.stdout
+    assert "gone: 0 items delivered; 10 seqs behind: unreachable" in refused.stdout
+    assert site.json("sinks", "show", "gone")["state"] == "failing"
+    assert "unreachable since" in site("status").stdout
+    site("sinks", "pause", "gone")
+    assert site.json("drain", "gone", code=3)[0]["progress"] == "paused"
+    assert site.json("sinks", "resume", "gone")["state"] == "running"
+    assert "there is no sink 'nobody'" in site("drain", "nobody", code=2).stderr
+
+
+def test_a_copy_that_delivers_is_noticed_and_goes_on_after_a_rekey(
+    site: Command, stick: Path, tmp_path: Path
+) -> None:
+    site("sinks", "add", "stick", f"file://{stick}", "--from", "beginning")
+    assert "ok: connected; it has nothing of this store yet" in site("sinks", "test", "stick").stdout
+    copy = Command(tmp_path / "copy")
+    shutil.copytree(site.folder, copy.folder)
+    site("drain")
+    assert site.json("sinks", "test", "stick") == {
+        "name": "stick",
+        "outcome": "ok",
+        "found": "connected; it has the last batch",
+        "exact": True,
+    }
+    copy.write(("PUMP-2", "flow", T0, 1.0))
+    assert "sinks rekey" in copy("sinks", "test", "stick", code=3).stdout
+    assert copy.json("drain", code=3)[0]["progress"] == "forked"
+    assert [one["code"] for one in copy.json("status")["warnings"]] == ["sink-forked"]
+    copy("sinks", "rekey", "-y")
+    assert copy.json("drain")[0]["delivered"] == 11
+    assert "nowhere" in site("sinks", "add", "far", f"file://{tmp_path}/nowhere", "--from", "now").stdout
+    assert "unreachable" in site("sinks", "test", "far", code=1).stdout
+
+
+def test_refused_items_are_listed_sent_again_exported_and_dropped(site: Command, tmp_path: Path) -> None:
+    site("sinks", "add", "web", "https://host/in", "--from", "beginning", "--records")
+    with opened(site) as store:
+        point = Quarantined(
+            "web", "too wide", T0 * 1_000_000, seq=1, sensor_id="PUMP-1", metric_name="flow", value=0.5
+        )
+        [record, _] = store.sinks.delivery("web").records()
+        bad = Quarantined(
+            "web", "no topic", record.timestamp_us, record_id="r1", source="gw", data=record.data
+        )
+        delivery = store.sinks.delivery("web")
+        delivery.confirm(Attempt(1, 10, 10, "c", "t", "live", 1, 5), [point, point._replace(seq=2), bad])
+    listed = site.json("quarantine", "list", "web")
+    assert [(one["id"], one.get("seq"), one.get("record_id"), one["reason"]) for one in listed] == [
+        (1, 1, None, "too wide"),
+        (2, 2, None, "too wide"),
+        (3, None, "r1", "no topic"),
+    ]
+    assert "3 items in quarantine" in site("quarantine", "list").stdout
+    assert site.json("quarantine", "show", 3) == listed[2]
+    assert "reason      too wide" in site("quarantine", "show", 1).stdout
+    assert "3 in quarantine" in site("status").stdout
+    assert site.json("quarantine", "export", tmp_path / "refused.ndjson") == {
+        "path": str(tmp_path / "refused.ndjson"),
+        "items": 3,
+    }
+    assert [json.loads(line)["id"] for line in (tmp_path / "refused.ndjson").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+    ]
+    assert site.json("quarantine", "retry", 1, 3) == {"points": 1, "records": 1, "replaced": 0}
+    assert site.json("status")["records_pending"] == 2
+    assert [one["retry"] for one in site.json("quarantine", "list")] == [True, False]
+    assert "choose items" in site("quarantine", "drop", "-y", code=2).stderr
+    assert "choose items" in site("quarantine", "drop", 1, "--all", "-y", code=2).stderr
+    assert "no item 9" in site("quarantine", "drop", 1, 9, "-y", code=2).stderr
+    assert site.json("quarantine", "drop", "--sink", "web", "--dry-run")["dropped"] == 2
+    assert "Drop 2 items for good?" in site("quarantine", "drop", "--all", stdin="y\n").stderr
+    assert site.json("quarantine", "list") == []
+    assert "refused by the sink web and dropped from quarantine: too wide" in site("losses").stdout
+
+
+RUN = "from repo.commands import main; main()"
+
+
+def test_run_delivers_until_sigterm_and_holds_the_sink_meanwhile(
+    site: Command, stick: Path, spawn: Callable[..., PipedProcess]
+) -> None:
+    site("sinks", "add", "stick", f"file://{stick}", "--from", "beginning")
+    assert "for --receive" in site("run", "--token", "env:T", code=2).stderr
+    assert "HOST:PORT" in site("run", "--receive", "8080", code=2).stderr
+    assert "env:NAME" in site("run", "--receive", "0.0.0.0:0", "--token", "hunter2", code=2).stderr
+    assert "needs tokens" in site("run", "--receive", "0.0.0.0:0", code=2).stderr
+    process = spawn(RUN, "--store", site.folder, "run", "--receive", "127.0.0.1:0")
+    said: list[str] = []
+    while not any("delivering to stick" in line for line in said):
+        said.append(process.stderr.readline())
+        assert said[-1], said
+    assert any("receiving at http+holdfast://127.0.0.1:" in line for line in said)
+    assert str(process.pid) in site("drain", code=4).stderr
+    assert str(process.pid) in site("sinks", "test", "stick", code=4).stderr
+    site.write(("PUMP-2", "flow", T0, 1.0))
+    while site.json("sinks", "show", "stick")["behind"]:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+    assert site.json("drain")[0]["delivered"] == 0
+    assert site.json("sinks", "show", "stick")["sent_points"] == 11
