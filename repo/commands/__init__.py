@@ -60,6 +60,7 @@ _COMMANDS = {
         "Deliver everything that waits, and exit: to all destinations, or to the named ones.",
     ),
     "run": ("deliver", "Deliver to the destinations until SIGTERM or Ctrl-C: to all, or to the named ones."),
+    "reconcile": ("deliver", "Compare what SINK confirmed with what its destination holds."),
     "demo": ("demo", "Run a site through an outage and two kills, and verify the delivery."),
 }
 

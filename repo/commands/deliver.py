@@ -1,4 +1,4 @@
-"""`drain` and `run`: deliver to the destinations of the store, until nothing is left or the process is stopped."""
+"""`drain`, `run` and `reconcile`: deliver to the destinations of the store, and compare what they have."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from repo.delivery.forwarder import Drained
     from repo.delivery.receiver import Receiver
 
-__all__ = ["drain", "run"]
+__all__ = ["drain", "reconcile", "run"]
 
 _REFUSING = ("halted", "forked", "paused")
 
@@ -151,6 +151,41 @@ def run(
             pass
         session.note("stopping after the batch in hand")
         del forwarder
+
+
+@click.command()
+@click.argument("sink", metavar="SINK")
+@global_options
+@click.pass_obj
+def reconcile(session: Session, sink: str) -> None:
+    """Compare what SINK confirmed with what its destination holds, for sinks that keep the position there.
+
+    Exits 3 if something is missing, and names it by ranges of seqs; `sinks replay SINK --from-seq FIRST` delivers it
+    again. Sinks of the kinds http, mqtt and kafka keep no position: count the points at the destination.
+
+    \b
+    JSON: {"sink", "store_id", "epoch", "checked": points, "missing": points,
+    "ranges": [[first, last]] of their seqs, the first 1,000, "quarantined",
+    "skipped", "behind"}
+    """
+    from repo.delivery.reconcile import reconcile as compare
+
+    with session.opened() as store:
+        _check_names(store, (sink,))
+        found = compare(store, sink)
+    if session.as_json:
+        print_json(found.as_dict())
+    else:
+        what = "nothing is missing" if not found.missing else f"{counted(found.missing, 'point')} missing"
+        session.say(f"{sink}: {counted(found.checked, 'confirmed point')} compared, {what}")
+        for first, last in found.ranges:
+            session.say(f"  seqs {first:,} to {last:,}")
+        if found.missing:
+            session.note(
+                f"`{session.command(f'sinks replay {sink} --from-seq {found.ranges[0][0]}')}` delivers them again"
+            )
+    if found.missing:
+        raise click.exceptions.Exit(Exit.PROBLEMS)
 
 
 def _check_names(store: Store, names: tuple[str, ...]) -> None:

@@ -170,6 +170,24 @@ def test_drain_delivers_everything_and_says_what_did_not_go(
     assert "there is no sink 'nobody'" in site("drain", "nobody", code=2).stderr
 
 
+def test_reconcile_names_what_the_destination_lacks(site: Command, stick: Path) -> None:
+    site("sinks", "add", "stick", f"file://{stick}", "--from", "beginning")
+    site("sinks", "add", "web", "https://host/in", "--from", "now")
+    site("drain", "stick")
+    assert "stick: 10 confirmed points compared, nothing is missing" in site("reconcile", "stick").stdout
+    site.write(*(("PUMP-1", "flow", T0 + 100 + n, 1.0) for n in range(5)))
+    site("sinks", "confirm", "stick", 12, 13, "-y")
+    lacking = site.json("reconcile", "stick", code=3)
+    assert (lacking["missing"], lacking["ranges"], lacking["behind"]) == (2, [[12, 13]], 3)
+    assert (
+        "sinks replay stick --from-seq 12` delivers them again" in site("reconcile", "stick", code=3).stderr
+    )
+    site("sinks", "replay", "stick", "--from-seq", 12, "-y")
+    site("drain", "stick")
+    assert site.json("reconcile", "stick")["missing"] == 0
+    assert "keeps no position" in site("reconcile", "web", code=2).stderr
+
+
 def test_a_copy_that_delivers_is_noticed_and_goes_on_after_a_rekey(
     site: Command, stick: Path, tmp_path: Path
 ) -> None:
