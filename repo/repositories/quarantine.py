@@ -56,6 +56,7 @@ class QuarantineRepository:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._driver: Any = connection.connection.driver_connection
 
     def add(self, items: Sequence[Quarantined], now_us: int) -> None:
         """Add items; a point that is there already gets the new reason, and no longer waits to be sent again."""
@@ -112,19 +113,21 @@ class QuarantineRepository:
 
     def next_retry(self, sink: str) -> int | None:
         """Return the lowest seq that waits to be sent to a sink again."""
-        return self._connection.scalar(
-            select(func.min(QuarantineRow.seq)).where(QuarantineRow.sink == sink, QuarantineRow.retry == 1)
-        )
+        found = self._driver.execute(
+            "SELECT min(seq) FROM quarantine WHERE sink = ? AND retry = 1", (sink,)
+        ).fetchone()[0]
+        return None if found is None else int(found)
 
     def settle(self, sink: str, first_seq: int, last_seq: int) -> int:
-        """Remove the points of a range that waited to be sent again, after it was confirmed; returns how many."""
-        return self._connection.execute(
-            delete(QuarantineRow).where(
-                QuarantineRow.sink == sink,
-                QuarantineRow.retry == 1,
-                QuarantineRow.seq.between(first_seq, last_seq),
-            )
-        ).rowcount
+        """Remove the points of a range that waited to be sent again, after it was confirmed; returns how many.
+
+        Through the driver, because a delivery does it for each batch: the caller has begun a transaction.
+        """
+        done = self._driver.execute(
+            "DELETE FROM quarantine WHERE sink = ? AND seq BETWEEN ? AND ? AND retry = 1",
+            (sink, first_seq, last_seq),
+        )
+        return int(done.rowcount)
 
     def remove(self, ids: Sequence[int]) -> int:
         """Remove items; returns how many."""

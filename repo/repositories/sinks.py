@@ -174,20 +174,59 @@ class SinkInfo:
         return plain
 
 
-_COLUMNS = tuple(
-    getattr(SinkCursor, name)
-    for name in (
-        *("name", "kind", "target", "options", "filter", "records", "hold", "max_backlog", "rate", "lanes"),
-        *("state", "since_us", "last_error", "failures", "token", "confirmed_seq"),
-        *("sent_points", "sent_records", "sent_bytes", "repeats", "refused", "points_per_s", "confirmed_us"),
-        *("created_us", "updated_us"),
-    )
-)
-_ALL = select(*_COLUMNS).order_by(SinkCursor.name)
+class _Row(NamedTuple):
+    """The columns of a sink, in the order in which they are read."""
+
+    name: str
+    kind: str
+    target: str
+    options: str
+    filter: str | None
+    records: int
+    hold: int
+    max_backlog: str | None
+    rate: str | None
+    lanes: str
+    state: SinkState
+    since_us: int | None
+    last_error: str | None
+    failures: int
+    token: str | None
+    confirmed_seq: int
+    sent_points: int
+    sent_records: int
+    sent_bytes: int
+    repeats: int
+    refused: int
+    points_per_s: float | None
+    confirmed_us: int | None
+    created_us: int
+    updated_us: int
+
+
+# SQL text for the driver: a delivery runs these for each batch, and building them takes longer than running them.
+_ALL = f"SELECT {', '.join(_Row._fields)} FROM sinks"
+_RANGES = "SELECT first_seq, last_seq FROM sink_ranges WHERE sink = ? ORDER BY first_seq"
+_SENT = """
+    UPDATE sinks SET token = ?, sent_points = sent_points + ?, sent_records = sent_records + ?,
+        sent_bytes = sent_bytes + ?, repeats = repeats + ?, refused = refused + ?, points_per_s = ?, confirmed_us = ?
+    WHERE name = ?
+"""
+_RUNNING = f"""
+    UPDATE sinks SET
+        state = CASE WHEN state IN {KEPT_STATES} THEN state ELSE 'running' END,
+        since_us = CASE WHEN state IN {KEPT_STATES} THEN since_us END,
+        last_error = CASE WHEN state IN {KEPT_STATES} THEN last_error END,
+        failures = 0
+    WHERE name = ? AND (state <> 'running' OR failures <> 0)
+"""
 
 
 class SinkRepository:
-    """Adds and reads sinks, moves their cursors, and records how their deliveries go."""
+    """Adds and reads sinks, moves their cursors, and records how their deliveries go.
+
+    What a delivery does for each batch goes through the driver: the caller has begun a transaction then.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -240,20 +279,21 @@ class SinkRepository:
         attempts = AttemptRepository(self._connection).all()
         return [
             _info(row, tuple(ranges.get(row[0], ())), attempts.get(row[0]), now_us, last_seq)
-            for row in self._connection.execute(_ALL)
+            for row in map(_Row._make, self._driver.execute(f"{_ALL} ORDER BY name"))
         ]
 
     def get(self, name: str, now_us: int | None = None, last_seq: int = 0) -> SinkInfo | None:
         """Return one sink, if it exists."""
-        row = self._connection.execute(_ALL.where(SinkCursor.name == name)).one_or_none()
+        row = self._driver.execute(f"{_ALL} WHERE name = ?", (name,)).fetchone()
         if row is None:
             return None
         attempt = AttemptRepository(self._connection).get(name)
-        return _info(row, self._ranges(name), attempt, now_us, last_seq)
+        return _info(_Row(*row), self._ranges(name), attempt, now_us, last_seq)
 
     def created_us(self, name: str) -> int | None:
         """Return when a sink was added; None for an unknown one."""
-        return self._connection.scalar(select(SinkCursor.created_us).where(SinkCursor.name == name))
+        row = self._driver.execute("SELECT created_us FROM sinks WHERE name = ?", (name,)).fetchone()
+        return None if row is None else int(row[0])
 
     def highest(self) -> int:
         """Return the highest seq that any sink was sent; 0 if there is none."""
@@ -267,22 +307,24 @@ class SinkRepository:
 
     def cursor(self, name: str) -> Cursor | None:
         """Return what a sink has confirmed; None for an unknown sink."""
-        low = self._connection.scalar(select(SinkCursor.confirmed_seq).where(SinkCursor.name == name))
-        return None if low is None else Cursor.of(low, self._ranges(name))
+        row = self._driver.execute("SELECT confirmed_seq FROM sinks WHERE name = ?", (name,)).fetchone()
+        return None if row is None else Cursor.of(row[0], self._ranges(name))
 
     def move(self, name: str, cursor: Cursor, now_us: int) -> None:
         """Set what a sink has confirmed."""
-        before = set(self._ranges(name))
-        after = set(cursor.ranges)
-        for first, _ in before - after:
-            self._connection.execute(
-                delete(SinkRange).where(SinkRange.sink == name, SinkRange.first_seq == first)
+        before, after = set(self._ranges(name)), set(cursor.ranges)
+        if gone := before - after:
+            self._driver.executemany(
+                "DELETE FROM sink_ranges WHERE sink = ? AND first_seq = ?",
+                [(name, first) for first, _ in gone],
             )
         if added := sorted(after - before):
-            self._connection.execute(
-                insert(SinkRange), [{"sink": name, "first_seq": a, "last_seq": b} for a, b in added]
+            self._driver.executemany(
+                "INSERT INTO sink_ranges VALUES (?, ?, ?)", [(name, *span) for span in added]
             )
-        self._set(name, confirmed_seq=cursor.low, updated_us=now_us)
+        self._driver.execute(
+            "UPDATE sinks SET confirmed_seq = ?, updated_us = ? WHERE name = ?", (cursor.low, now_us, name)
+        )
 
     def confirm(self, name: str, seq: int, now_us: int) -> bool:
         """Confirm all seqs up to `seq`, and end a failure; returns False if the sink is unknown."""
@@ -296,44 +338,21 @@ class SinkRepository:
         return True
 
     def _ranges(self, name: str) -> tuple[tuple[int, int], ...]:
-        query = select(SinkRange.first_seq, SinkRange.last_seq).where(SinkRange.sink == name)
-        return tuple(
-            (first, last) for first, last in self._connection.execute(query.order_by(SinkRange.first_seq))
-        )
+        return tuple(self._driver.execute(_RANGES, (name,)))
 
     # --- deliveries ------------------------------------------------------------------------------------
 
     def sent(self, name: str, token: str, totals: Totals, refused: int, now_us: int) -> None:
         """Count a confirmed batch, whose token the destination holds now."""
-        rate, before_us = self._connection.execute(
-            select(SinkCursor.points_per_s, SinkCursor.confirmed_us).where(SinkCursor.name == name)
-        ).one()
-        self._set(
-            name,
-            token=token,
-            sent_points=SinkCursor.sent_points + totals.points,
-            sent_records=SinkCursor.sent_records + totals.records,
-            sent_bytes=SinkCursor.sent_bytes + totals.bytes,
-            repeats=SinkCursor.repeats + totals.repeats,
-            refused=SinkCursor.refused + refused,
-            points_per_s=_faded(rate, before_us, now_us) + totals.points / RATE_SPAN_S,
-            confirmed_us=now_us,
-        )
+        rate, before_us = self._driver.execute(
+            "SELECT points_per_s, confirmed_us FROM sinks WHERE name = ?", (name,)
+        ).fetchone()
+        rate = _faded(rate, before_us, now_us) + totals.points / RATE_SPAN_S
+        self._driver.execute(_SENT, (token, *totals, refused, rate, now_us, name))
 
     def running(self, name: str) -> None:
         """End a failure; a state that only an operator ends stays."""
-        table = SinkCursor
-        kept = table.state.in_(KEPT_STATES)
-        self._connection.execute(
-            update(table)
-            .where(table.name == name, (table.state != "running") | (table.failures != 0))
-            .values(
-                state=case((kept, table.state), else_="running"),
-                since_us=case((kept, table.since_us), else_=None),
-                last_error=case((kept, table.last_error), else_=None),
-                failures=0,
-            )
-        )
+        self._driver.execute(_RUNNING, (name,))
 
     def failed(self, name: str, state: SinkState, reason: str, now_us: int) -> None:
         """Record a failed attempt; the same state keeps the time at which it began, and a pause stays one."""
@@ -398,7 +417,7 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _info(
-    row: Any,
+    row: _Row,
     ranges: tuple[tuple[int, int], ...],
     attempt: Attempt | None,
     now_us: int | None,

@@ -106,7 +106,7 @@ METADATA_WRITES: dict[str, Write] = {
     "sinks.forget_tokens": lambda c: SinkRepository(c).forget_tokens(),
     "sinks.running": lambda c: SinkRepository(c).running("old"),
     "attempts.put": lambda c: AttemptRepository(c).put("old", ATTEMPT._replace(tries=2)),
-    "attempts.remove": lambda c: AttemptRepository(c).remove(),
+    "attempts.remove": lambda c: AttemptRepository(c).remove("old"),
     "quarantine.add": lambda c: QuarantineRepository(c).add([REFUSED._replace(seq=9)], 1),
     "quarantine.mark_retry": lambda c: QuarantineRepository(c).mark_retry([1]),
     "quarantine.settle": lambda c: QuarantineRepository(c).settle("old", 8, 8),
@@ -117,7 +117,11 @@ METADATA_WRITES: dict[str, Write] = {
     "records.settle": lambda c: RecordRepository(c).settle([("old", "{}")]),
     "state.set": lambda c: StateRepository(c).set(copied_through=5),
 }
-DRIVEN = {"ledger.add", "journal.append", "journal.append_lost", "series.register", "series.change_kind"}
+DRIVEN = {
+    *("ledger.add", "journal.append", "journal.append_lost", "series.register", "series.change_kind"),
+    *("sinks.move", "sinks.sent", "sinks.running", "sinks.confirm"),
+    *("attempts.put", "attempts.remove", "quarantine.settle"),
+}
 """Writes that go straight to the driver, for speed: the caller has begun a transaction, always."""
 
 
