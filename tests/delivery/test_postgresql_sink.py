@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from repo import Settings, Store
+from repo.delivery.forwarder import Forwarder, Progress
 from repo.delivery.protocol import Outcome, RecordItem
 from repo.delivery.sinks.postgresql import PostgresqlSink
 from repo.delivery.sinks.registry import sink_of
@@ -164,6 +166,34 @@ def test_items_that_postgresql_cannot_hold_are_named_and_others_lead_to_a_bisect
         sink.send(bad)
     assert len(stored(server, chain)) == 2
     sink.send(chain.points(chain.numbers(1)))  # the connection still works
+
+
+def test_a_store_delivers_all_but_one_bad_point_and_waits_for_a_wrong_password(
+    server: PostgresqlServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUB_PASSWORD", "wrong")
+    with Store(tmp_path / "store", Settings(engine="sqlite", background=False)) as store:
+        options: Any = {"user": "admin", "password": "env:HUB_PASSWORD", "schema": "checked"}
+        store.sinks.add("hub", server.url, start="beginning", **options)
+        store.points.insert_many([("W", "flow", at, float(at)) for at in range(3_000)])
+        forwarder = Forwarder(store, "hub")
+        assert forwarder.drain()["hub"].last.progress is Progress.HALTED
+        assert "password authentication failed" in str(store.sinks.show("hub").last_error)
+        monkeypatch.setenv("HUB_PASSWORD", PASSWORD)
+        first = made(server, schema="checked")
+        first.open("0" * 32, 1)  # creates the tables
+        first.close()
+        server.ask("ALTER TABLE checked.points ADD CONSTRAINT no_fire CHECK (value <> 451)")
+        drained = forwarder.drain()["hub"]
+        assert (drained.is_empty, drained.delivered, drained.refused) == (True, 2_999, 1)
+        (item,) = store.quarantine.list("hub")
+        assert (item.value, item.seq) == (451.0, 452)
+        assert "no_fire" in item.reason
+        server.ask("ALTER TABLE checked.points DROP CONSTRAINT no_fire")
+        store.quarantine.retry(item.id or 0)
+        assert forwarder.drain()["hub"].delivered == 1
+        assert store.quarantine.count("hub") == 0
+    assert server.ask("SELECT count(*), sum(value) FROM checked.points") == [(3_000, 4_498_500.0)]
 
 
 def test_what_an_administrator_must_mend_halts(server: PostgresqlServer, sink: PostgresqlSink) -> None:

@@ -190,15 +190,15 @@ class PostgresqlSink:
         with self._typed():
             try:
                 return self._stored(batch)
-            except errors.CheckViolation:
-                if not self._months:
+            except errors.CheckViolation as error:
+                if error.diag.constraint_name is not None:
                     raise
                 self._months.clear()  # somebody dropped a partition
             except errors.UniqueViolation:
                 if self._merging:
                     raise
                 self._merging = _MERGED_BATCHES
-            return self.send(batch)
+            return self._stored(batch)
 
     def held(self, store_id: str) -> list[Held]:
         """Return the ranges of seqs of this sink's batches, in every epoch."""
