@@ -83,7 +83,7 @@ WARNING_CODES = (
 )
 
 STALLED_US = 600_000_000
-"""A sink that is behind for longer than this without a confirmation is stalled, whatever its state says."""
+"""A running sink that is behind for longer than this without a confirmation is stalled. An outage shows as failing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,13 +268,12 @@ def _of_sink(info: SinkInfo, sink: SinkStatus, files: StoreFiles, now_us: int) -
                 ),
             )
     last_us = max(sink.confirmed_us or info.created_us, sink.oldest_unsent_us or 0)
-    if info.state != "paused" and info.behind and now_us - last_us > STALLED_US:
-        why = f"the last error was: {error}" if info.last_error else "no forwarder may be running"
+    if info.state == "running" and info.behind and now_us - last_us > STALLED_US:
         return (
             StatusWarning(
                 "sink-stalled",
                 f"the sink {info.name} is {counted(info.behind, 'seq')} behind and has confirmed nothing since "
-                f"{_time(sink.confirmed_us or info.created_us)}; {why}",
+                f"{_time(sink.confirmed_us or info.created_us)}, without an error: no forwarder may be running",
             ),
         )
     return ()

@@ -212,6 +212,31 @@ def test_a_copy_that_delivers_is_noticed_and_goes_on_after_a_rekey(
     assert "unreachable" in site("sinks", "test", "far", code=1).stdout
 
 
+def test_a_store_restored_from_a_copy_delivers_nothing_under_old_seqs_and_everything_after_a_rekey(
+    site: Command, stick: Path, tmp_path: Path
+) -> None:
+    site("sinks", "add", "stick", f"file://{stick}", "--from", "beginning")
+    site("drain")
+    shutil.copytree(site.folder, tmp_path / "kept")
+    site.write(("PUMP-1", "flow", T0 + 50, 50.0))
+    assert site.json("drain")[0]["delivered"] == 1
+    shutil.rmtree(site.folder)
+    shutil.copytree(tmp_path / "kept", site.folder)
+    site.write(*(("PUMP-1", "flow", T0 + 60 + n, 60.0) for n in range(3)))
+    assert site.json("drain", code=3)[0]["progress"] == "forked"
+    assert site.json("sinks", "show", "stick")["behind"] == 3, "nothing counts as delivered that was not"
+    site("sinks", "rekey", "--restored", "-y")
+    assert site.json("drain")[0] | {"name": ""} == {
+        "name": "",
+        "delivered": 3,
+        "refused": 0,
+        "progress": "idle",
+        "behind": 0,
+        "error": None,
+    }
+    assert site.json("reconcile", "stick")["missing"] == 0
+
+
 def test_refused_items_are_listed_sent_again_exported_and_dropped(site: Command, tmp_path: Path) -> None:
     site("sinks", "add", "web", "https://host/in", "--from", "beginning", "--records")
     with opened(site) as store:

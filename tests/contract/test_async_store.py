@@ -54,6 +54,22 @@ def values(points: Any) -> list[Any]:
     return [point["value"] for point in points]
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_sinks_and_quarantine_are_awaited_too(path: Path) -> None:
+    async def body(store: AsyncStore) -> None:
+        await store.points.insert("s", "m", 1.0, 1)
+        assert (await store.sinks.add("mine", "", start="beginning")).behind == 1
+        assert (await store.sinks.change("mine", hold=False)).hold is False
+        assert (await store.sinks.pause("mine")).state == "paused"
+        assert (await store.sinks.rekey(restored=True)).epoch == 2
+        assert [one.name for one in await store.sinks.list()] == ["mine"]
+        assert await store.quarantine.count() == 0
+        with pytest.raises(InvalidQuery):
+            await store.sinks.show("other")
+
+    run(path, body)
+
+
 def test_the_methods_are_those_of_the_store_awaited(path: Path) -> None:
     async def body(store: AsyncStore) -> None:
         assert (await store.points.insert("s", "m", 1.0, 1)).accepted == 1

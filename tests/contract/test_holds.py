@@ -92,6 +92,17 @@ def test_the_limits_of_a_sink_end_its_hold_and_the_ledger_says_so(
         assert sum(loss.dropped or 0 for loss in store.losses()) == done.points
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_limit_of_bytes_and_a_delete_go_before_every_hold(store: Store, clock: Clock) -> None:
+    fill(store, clock)
+    store.sinks.add("far", "", start="beginning")
+    store.points.delete_selected(Selection(end_us=clock() - 8 * 86_400_000_000, reason="size"))
+    assert seqs(store) == list(range(3, 21))
+    store.points.delete("a")
+    assert seqs(store) == list(range(4, 21, 2))
+    assert store.sinks.show("far").behind == 22
+
+
 @pytest.mark.closes_columns
 def test_a_held_cleanup_that_waits_in_the_journal_is_the_same_for_readers(
     open_store: OpenStore, clock: Clock, engine: Any
@@ -131,6 +142,9 @@ def test_the_status_shows_who_holds_and_who_is_stalled(store: Store, clock: Cloc
     assert "the sink far is 20 seqs behind and has confirmed nothing since" in stalled.message
     assert "no forwarder may be running" in stalled.message
     delivery = store.sinks.delivery("far")
+    delivery.failed("failing", "no route to host")
+    assert store.status().warnings == (), "an outage is what the store is for"
+    assert store.status().sinks[0].failure is not None
     delivery.failed("halted", "401 Unauthorized")
     [halted] = store.status().warnings
     assert (halted.code, "401 Unauthorized" in halted.message) == ("sink-refuses", True)
