@@ -22,16 +22,17 @@ __all__ = ["demo"]
     "--keep",
     metavar="FOLDER",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keep the store, the receiver's database and the logs in this new or empty folder.",
+    help="Keep both stores and the logs in this new or empty folder.",
 )
 @output_options
 @click.pass_obj
 def demo(session: Session, seconds: float, rate: float, seed: int | None, keep: Path | None) -> None:
     """Run a site through an outage and two kills, and verify the delivery.
 
-    A writer fills a store while the link is down and is killed with SIGKILL. The link returns, and the sender is killed
-    between a receipt and the commit of its cursor. Then the demo compares every point on both sides. It uses only the
-    loopback interface and its own folder, not --store. The exit code is 1 if a check fails.
+    A writer fills a store while the link is down and is killed with SIGKILL. The link returns, new readings overtake
+    the backlog, and the sender is killed between the receiver's answer and its confirmation. One reading is refused.
+    Then the demo compares every point on both sides. It uses only the loopback interface and its own folder, not
+    --store. The exit code is 1 if a check fails.
 
     \b
     JSON: {"ok", "seed", "rate", "engine", "checks": [{"what", "store",

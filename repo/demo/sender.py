@@ -7,73 +7,75 @@ import threading
 import time
 from collections.abc import Sequence
 
-from repo.delivery.batch import DeliveryBatch
-from repo.delivery.former import Backoff, Forwarder, Outcome
-from repo.delivery.sinks import Receipt
-from repo.delivery.sinks.http import HttpSink
+from repo.delivery.forwarder import Backoff, Forwarder, Progress, Step
 from repo.demo.process import announce, obey
 from repo.store.store import Store
 
 SINK = "receiver"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Forward until the order `finish`, and then until nothing is left.
+class Reporter:
+    """Reports the steps of the forwarder.
 
-    `--hold-after N` reports the N-th receipt and then blocks forever, before the cursor is committed. The demo kills
-    the sender at this point.
+    After the `hold_after`-th batch that the receiver has stored it blocks forever, before the batch is confirmed in the
+    store. The demo kills the sender at this point.
     """
+
+    def __init__(self, hold_after: int) -> None:
+        self._hold_after = hold_after
+        self._batches = 0
+        self._since_s: float | None = None
+
+    def __call__(self, _name: str, step: Step) -> None:
+        """Report a step."""
+        now_s = time.monotonic()
+        took_s = None if self._since_s is None else now_s - self._since_s
+        if step.progress in (Progress.UNREACHABLE, Progress.BUSY):
+            announce("retry")
+        elif step.progress is Progress.DELIVERED:
+            self._batches += 1
+            announce(
+                "held" if self._batches == self._hold_after else "delivered",
+                lane=step.lane,
+                first=step.first_seq,
+                last=step.last_seq,
+                points=step.items,
+                refused=step.refused,
+                repeat=step.repeat,
+                took_s=took_s,
+            )
+            if self._batches == self._hold_after:
+                threading.Event().wait()
+        elif step.error is not None:
+            raise step.error
+        self._since_s = None if step.wait_s else time.monotonic()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Forward in the background until the order `finish`, and then until nothing is left."""
     parser = argparse.ArgumentParser()
     parser.add_argument("store")
-    parser.add_argument("url")
     parser.add_argument("--batch-points", type=int, required=True)
     parser.add_argument("--hold-after", type=int, default=0)
     options = parser.parse_args(arguments)
-    finish, wake = threading.Event(), threading.Event()
-
-    def finishing() -> None:
-        finish.set()
-        wake.set()
-
-    obey({"finish": finishing})
-    receipts = 0
-
-    def held(batch: DeliveryBatch, receipt: Receipt) -> None:
-        nonlocal receipts
-        receipts += 1
-        if receipts == options.hold_after:
-            announce("held", key=receipt.key, first=batch.first_seq, last=batch.last_seq)
-            threading.Event().wait()
-
-    with Store(options.store, create=False) as store, HttpSink(options.url, name=SINK, timeout_s=5.0) as sink:
+    finish = threading.Event()
+    obey({"finish": finish.set})
+    with Store(options.store, create=False) as store:
         forwarder = Forwarder(
             store,
-            sink,
+            SINK,
             batch_points=options.batch_points,
             backoff=Backoff(first_s=0.1, longest_s=0.5),
             poll_s=0.1,
-            on_receipt=held,
+            on_step=Reporter(options.hold_after),
         )
-        announce("ready", cursor=forwarder.cursor)
-        while True:
-            is_last = finish.is_set()
-            start_s = time.monotonic()
-            step = forwarder.step()
-            took_s = time.monotonic() - start_s
-            if step.outcome is Outcome.IDLE and is_last:
-                break
-            if step.outcome is Outcome.REFUSED and step.error is not None:
-                raise step.error
-            if step.outcome is not Outcome.IDLE and step.batch is not None:
-                announce(
-                    step.outcome.value,
-                    points=len(step.batch),
-                    bytes=len(step.batch.body),
-                    took_s=took_s,
-                    cursor=forwarder.cursor,
-                )
-            wake.wait(step.wait_s)
-        announce("finished", cursor=forwarder.cursor)
+        with forwarder:
+            announce("ready")
+            finish.wait()
+        drained = forwarder.drain(60.0)[SINK]
+        if not drained.is_empty:
+            raise SystemExit(f"the receiver does not have everything: {drained.last}")
+    announce("finished")
 
 
 if __name__ == "__main__":

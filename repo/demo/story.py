@@ -5,21 +5,20 @@ No step depends on the clock: each waits for events of the processes, so a slow 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import queue
 import random
-import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from repo.delivery.batch import BatchKey, checksum_of
 from repo.demo.chart import Samples
 from repo.demo.process import Child, Inbox, Message
-from repo.demo.receiver_store import stored_points
+from repo.demo.receiver import DISPUTED
 from repo.demo.sender import SINK
 from repo.demo.site import Reading, ticks
 from repo.errors import DemoFailed, InvalidSettings
@@ -34,9 +33,11 @@ LINK_RETURNS_AT = 0.75
 """Fractions of all points that are acknowledged at that time."""
 
 SENDER_DIES_AFTER = 3
-"""Receipts."""
+"""Batches that the receiver has stored."""
 
 PATIENCE_S = 60.0
+
+WELLS = "WELL-*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class DemoResult:
 
 
 class Story:
-    """One run in an empty folder, which afterwards has `store/`, `receiver.db` and the processes' logs.
+    """One run in an empty folder, which afterwards has the stores `store/` and `receiver/`, and the processes' logs.
 
     It writes for `seconds` at `rate` points per second. `on_event` receives each event as it happens.
     """
@@ -116,11 +117,11 @@ class Story:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._store_path = folder / "store"
-        self._receiver_path = folder / "receiver.db"
+        self._receiver_path = folder / "receiver"
         self._rate, self._seed = rate, seed
         self._patience_s = PATIENCE_S + 4 * seconds
         self._end, self._points = _length(seed, math.ceil(seconds * rate))
-        self._batch_points = max(50, min(5_000, self._points // 16))
+        self._batch_points = max(25, min(2_500, self._points // 32))
         self._on_event = on_event
         self._inbox = Inbox()
         self._children: list[Child] = []
@@ -143,11 +144,11 @@ class Story:
         heard = self._heard
         receiver = self._start("receiver", "receiver", str(self._receiver_path))
         self._until("the receiver is ready", lambda: "receiver" in heard.ready)
-        url = heard.ready["receiver"]["url"]
+        self._prepare(heard.ready["receiver"]["url"])
         self._report("the link is down: the receiver's port refuses connections")
 
         writer = self._start_writer("writer", 0)
-        sender = self._start_sender("sender", url, "--hold-after", str(SENDER_DIES_AFTER))
+        sender = self._start_sender("sender", "--hold-after", str(SENDER_DIES_AFTER))
         self._report(f"the writer writes {self._rate:,.0f} points/s; the sender cannot connect")
 
         self._until("writing has begun", lambda: heard.points >= WRITER_DIES_AT * self._points)
@@ -167,37 +168,42 @@ class Story:
         receiver.order("listen")
         self._report(f"the link is up; {backlog:,} points are waiting, and the writer continues")
 
-        self._until("the sender has a receipt", lambda: heard.held is not None)
+        self._until("the receiver has a batch that the sender holds", lambda: heard.held is not None)
         sender_killed = sender.kill()
         self._hear_all()
-        held = BatchKey.parse((heard.held or {})["key"])
-        cursor = self._status().sinks[0].confirmed_seq
+        held = heard.held or {}
+        in_hand = self._attempt()
         self._report(
-            f"SIGKILL to the sender between the receipt (seq {held.last_seq:,}) and the commit of its cursor "
-            f"(seq {cursor:,})"
+            f"SIGKILL to the sender, after the receiver stored seqs {held['first']:,} to {held['last']:,}, and before the "
+            "store confirmed them"
         )
-        sender = self._start_sender("second sender", url)
+        sender = self._start_sender("second sender")
         self._until("the backlog has arrived", lambda: heard.arrived >= backlog)
         cleared_s = heard.arrivals[-1][0] - link_s
-        self._report(f"the backlog has arrived; repeated batches dropped by key: {heard.repeats}")
+        self._report(
+            f"the backlog has arrived, in {heard.batches['backfill']} batches beside {heard.batches['live']} of live "
+            f"readings; sent again and recognized: {heard.repeats}"
+        )
 
         self._until("the writer has finished", lambda: "second writer" in heard.finished)
         writer.wait()
         sender.order("finish")
         self._until("the sender has finished", lambda: "second sender" in heard.finished)
         sender.wait()
+        receiver.order("close")
+        self._until("the receiver has finished", lambda: "receiver" in heard.finished)
+        receiver.wait()
         self._report("the writer has finished, and the sender has sent the rest")
 
-        receiver.order("report")
-        self._until("the receiver has reported", lambda: heard.report is not None)
-        report = heard.report or {}
-        status, stored, stored_sha256 = self._read_store()
+        status, stored, stored_sha256, wire_bytes = self._read_store()
+        receiver_bytes, arrived, arrived_sha256, disputed = self._read_receiver()
         missing, different = self._compare()
         self._report("both sides have been counted and compared")
         left = status.sinks[0].behind
+        quarantined = self._quarantined()
         checks = (
-            _equal("acknowledged / arrived", heard.points, report["points"]),
-            _equal("in the store / arrived", stored, report["points"]),
+            _equal("acknowledged / arrived", heard.points, arrived),
+            _equal("in the store / arrived", stored, arrived),
             Check(
                 "missing / different points",
                 "",
@@ -212,33 +218,32 @@ class Story:
                 failed_tries > 0 and too_early == 0,
             ),
             Check(
-                "cursor / receipt when sender was killed",
-                f"{cursor:,}",
-                f"{held.last_seq:,}",
-                sender_killed and cursor == held.first_seq - 1,
+                "last seq on its way when sender died",
+                f"{in_hand[1]:,}",
+                f"{held['last']:,}",
+                sender_killed and in_hand == (held["first"], held["last"]),
+            ),
+            Check("that batch, sent again and recognized", "", f"{heard.repeats:,}", heard.repeats == 1),
+            Check(
+                "batches of live readings / of back-fill",
+                f"{heard.batches['live']:,} / {heard.batches['backfill']:,}",
+                "",
+                min(heard.batches.values()) > 0 and heard.is_overtaken,
             ),
             Check(
-                "repeats of that batch dropped by key",
-                "",
-                f"{report['repeated_batches']:,}",
-                report["repeated_keys"] == [str(held)] and report["repeated_batches"] == 1,
-            ),
-            Check(
-                "points out of order / missing batches",
-                "",
-                f"{report['out_of_order']:,} / {report['holes']:,}",
-                report["out_of_order"] == 0 and report["holes"] == 0,
+                "the bad item: in quarantine / stored",
+                f"{quarantined:,}",
+                f"{disputed:,}",
+                (quarantined, disputed) == (1, 0),
             ),
             Check("left to send", f"{left:,}", "", left == 0),
             Check(
-                "SHA-256 of all points, in order",
+                "SHA-256 of all points",
                 stored_sha256[:12],
-                report["sha256"][:12],
-                stored_sha256 == report["sha256"],
+                arrived_sha256[:12],
+                stored_sha256 == arrived_sha256,
             ),
         )
-        receiver.order("close")
-        receiver.wait()
         return DemoResult(
             seed=self._seed,
             rate=self._rate,
@@ -246,15 +251,15 @@ class Story:
             checks=checks,
             figures=Figures(
                 acknowledged_points=heard.points,
-                arrived_points=report["points"],
+                arrived_points=arrived,
                 backlog_points=backlog,
                 backlog_cleared_s=round(cleared_s, 3),
                 failed_tries=failed_tries,
                 written_points_per_s=round(heard.writing_rate()),
-                drained_points_per_s=round(heard.delivered / heard.delivering_s),
+                drained_points_per_s=round(heard.delivered / heard.delivering_s) if heard.delivering_s else 0,
                 store_bytes=status.bytes_total,
-                receiver_bytes=self._receiver_path.stat().st_size,
-                wire_bytes=heard.wire_bytes,
+                receiver_bytes=receiver_bytes,
+                wire_bytes=wire_bytes,
                 wall_s=round(time.monotonic() - self._start_s, 3),
             ),
             events=tuple(self._events),
@@ -275,10 +280,16 @@ class Story:
         self._until(f"the {name} is ready", lambda: name in self._heard.ready)
         return child
 
-    def _start_sender(self, name: str, url: str, *more: str) -> Child:
+    def _start_sender(self, name: str, *more: str) -> Child:
         return self._start(
-            name, "sender", str(self._store_path), url, "--batch-points", str(self._batch_points), *more
+            name, "sender", str(self._store_path), "--batch-points", str(self._batch_points), *more
         )
+
+    def _prepare(self, url: str) -> None:
+        """Create the store, with the receiver as its sink, and with a point that the receiver will refuse."""
+        with Store(self._store_path, Settings.load(self._store_path, background=False)) as store:
+            store.sinks.add(SINK, url, start="beginning")
+            store.points.insert(*DISPUTED, "NOT SYNCHRONIZED", 1.0)
 
     def _report(self, what: str) -> None:
         at_s = time.monotonic() - self._start_s
@@ -307,33 +318,40 @@ class Story:
     def _open(self) -> Store:
         return Store(self._store_path, Settings.load(self._store_path, background=False), create=False)
 
-    def _status(self) -> Status:
+    def _attempt(self) -> tuple[int, int]:
+        """Return the range that the store has recorded as on its way; (0, 0) if there is none."""
         with self._open() as store:
-            return store.status()
+            attempt = store.sinks.show(SINK).attempt
+            return (0, 0) if attempt is None else (attempt.first_seq, attempt.last_seq)
 
-    def _read_store(self) -> tuple[Status, int, str]:
-        """Return the store's status after a checkpoint, its number of points, and their checksum in order of seq."""
-        count = 0
+    def _quarantined(self) -> int:
+        with self._open() as store:
+            return len(store.quarantine.list(SINK))
 
-        def counted(points: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-            nonlocal count
-            for point in points:
-                count += 1
-                yield point
-
+    def _read_store(self) -> tuple[Status, int, str, int]:
+        """Return the status after a checkpoint, the number of points and their checksum, and the bytes sent."""
         with self._open() as store:
             store.checkpoint()
-            sha256 = checksum_of(counted(_all_points(store)))
-            assert [sink.name for sink in store.status().sinks] == [SINK]
-            return store.status(), count, sha256
+            count, sha256 = _checksum(store)
+            return store.status(), count, sha256, store.sinks.show(SINK).sent_bytes
+
+    def _open_receiver(self) -> Store:
+        return Store(self._receiver_path, Settings.load(self._receiver_path, background=False), create=False)
+
+    def _read_receiver(self) -> tuple[int, int, str, int]:
+        """Return the receiver's bytes, points and checksum, and how many of the refused points it has."""
+        with self._open_receiver() as store:
+            store.checkpoint()
+            count, sha256 = _checksum(store)
+            disputed = sum(isinstance(row["value"], str) for row in store.points.range(*DISPUTED))
+            return store.status().bytes_total, count, sha256, disputed
 
     def _compare(self) -> tuple[int, int]:
         """Compare the receiver's file with the site; return the numbers of missing and of different points."""
         missing = different = 0
-        database = sqlite3.connect(f"{self._receiver_path.resolve().as_uri()}?mode=ro", uri=True)
-        try:
+        with self._open_receiver() as store:
             arrived = itertools.groupby(
-                stored_points(database, "timestamp_us"), lambda point: point["timestamp_us"]
+                store.points.range(WELLS, None), lambda point: int(point["timestamp_us"])
             )
             at_us, group = next(arrived, (None, iter(())))
             for readings in itertools.islice(ticks(self._seed), self._heard.tick):
@@ -345,8 +363,6 @@ class Story:
                         different += expected.pop(identity, None) != content
                     at_us, group = next(arrived, (None, iter(())))
                 missing += len(expected)
-        finally:
-            database.close()
         return missing, different
 
 
@@ -363,9 +379,11 @@ class _Heard:
     failed_tries: int = 0
     delivered: int = 0
     delivering_s: float = 0.0
-    wire_bytes: int = 0
+    batches: dict[str, int] = field(default_factory=lambda: {"live": 0, "backfill": 0})
+    is_overtaken: bool = False
+    """Whether a batch of newer readings arrived before one of older readings."""
+    highest: int = 0
     held: dict[str, Any] | None = None
-    report: dict[str, Any] | None = None
     acknowledgements: list[tuple[float, int]] = field(default_factory=list)
     arrivals: list[tuple[float, int]] = field(default_factory=list)
     lives: dict[str, list[float]] = field(default_factory=dict)
@@ -382,25 +400,30 @@ class _Heard:
                 self.points += facts["points"]
                 self.acknowledgements.append((message.at_s, self.points))
                 self.lives[message.child.name][1] = message.at_s
-            case "taken":
-                self.arrived += facts["points"]
-                self.repeats += facts["repeat"]
-                self.arrivals.append((message.at_s, self.arrived))
             case "retry":
                 self.failed_tries += 1
-            case "delivered":
-                self.delivered += facts["points"]
-                self.delivering_s += facts["took_s"]
-                self.wire_bytes += facts["bytes"]
-            case "held":
-                self.held = facts
-            case "report":
-                self.report = facts
+            case "delivered" | "held":
+                self._note_batch(message, facts)
             case "finished":
                 self.finished.add(message.child.name)
                 message.child.expect_end()
             case "ended":
                 message.child.check()
+
+    def _note_batch(self, message: Message, facts: dict[str, Any]) -> None:
+        if message.event == "held":
+            self.held = facts
+        self.batches[facts["lane"]] += 1
+        self.is_overtaken |= facts["first"] < self.highest
+        self.highest = max(self.highest, facts["last"])
+        if facts["repeat"]:
+            self.repeats += 1
+            return
+        self.arrived += facts["points"]
+        self.arrivals.append((message.at_s, self.arrived))
+        if facts["took_s"] is not None:
+            self.delivered += facts["points"]
+            self.delivering_s += facts["took_s"]
 
     def writing_rate(self) -> float:
         """Return the points per second over the time in which a writer was running."""
@@ -422,11 +445,13 @@ def _length(seed: int, points: int) -> tuple[int, int]:
     raise AssertionError("the site never ends")
 
 
-def _all_points(store: Store) -> Iterator[dict[str, Any]]:
-    seq = 0
-    while page := store.points.after(seq, 20_000):
-        yield from page
-        seq = page[-1]["seq"]
+def _checksum(store: Store) -> tuple[int, str]:
+    """Return the number of points of the wells, and the SHA-256 of their content in order of time and names."""
+    digest, count = hashlib.sha256(), 0
+    for page in store.points.range(WELLS, None).tuples(20_000):
+        count += len(page)
+        digest.update(repr([row[:7] for row in page]).encode())
+    return count, digest.hexdigest()
 
 
 def _identity(reading: Reading) -> tuple[str, str, int]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -49,21 +47,22 @@ def test_the_demo_holds_what_it_promises_from_any_folder(tmp_path: Path) -> None
     assert result["ok"]
     assert result["seed"] == 11
     assert all(check["holds"] for check in result["checks"])
-    assert len(result["checks"]) == 10
+    assert len(result["checks"]) == 11
     figures = result["figures"]
     assert figures["acknowledged_points"] == figures["arrived_points"] >= 40_000
     assert figures["failed_tries"] > 0
 
-    # Counted here, from the files that it left.
-    with closing(sqlite3.connect(f"file:{kept / 'receiver.db'}?mode=ro", uri=True)) as database, database:
-        arrived = database.execute("SELECT count(*) FROM points").fetchone()[0]
-        repeats = database.execute("SELECT sum(repeats) FROM batches").fetchone()[0]
+    # Counted here, from the stores that it left.
+    with Store(kept / "receiver", Settings(background=False), create=False) as store:
+        arrived = store.sql("SELECT count(*) AS n FROM time_series_data WHERE sensor_id <> 'GATEWAY'")[0]["n"]
     with Store(kept / "store", Settings(background=False), create=False) as store:
-        status = store.status()
+        sink = store.sinks.show("receiver")
+        [refused] = store.quarantine.list("receiver")
         stored = store.sql("SELECT count(*) AS n FROM time_series_data")[0]["n"]
     site = _points_of_site(11, 40_000)
-    assert arrived == stored == site == figures["acknowledged_points"]
-    assert (repeats, status.sinks[0].behind) == (1, 0)
+    assert arrived == stored - 1 == site == figures["acknowledged_points"]
+    assert (sink.repeats, sink.behind, sink.attempt, sink.sent_points) == (1, 0, None, site)
+    assert (refused.sensor_id, refused.value_text) == ("GATEWAY", "NOT SYNCHRONIZED")
 
 
 def _points_of_site(seed: int, at_least: int) -> int:
@@ -80,7 +79,7 @@ def test_a_child_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from repo.demo.process import Child, Inbox\n"
         f"inbox = Inbox(); folder = Path({str(tmp_path)!r})\n"
-        "child = Child('receiver', 'receiver', [str(folder / 'r.db')], inbox, folder)\n"
+        "child = Child('receiver', 'receiver', [str(folder / 'r')], inbox, folder)\n"
         "inbox.get(timeout=300); print(child._process.pid, flush=True); sys.stdin.read()"
     )
     parent = subprocess.Popen(
