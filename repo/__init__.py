@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from repo import models
-    from repo.delivery.former import Forwarder
+    from repo.delivery.forwarder import Backoff, Forwarder
     from repo.delivery.monitor import ConnectionMonitor
+    from repo.delivery.protocol import Batch, Item, Outcome, Sink
     from repo.delivery.receiver import Receiver
     from repo.delivery.reconcile import reconcile
-    from repo.delivery.sinks import Receipt, Sink
-    from repo.delivery.sinks.http import HttpSink
+    from repo.delivery.sinks.web import HttpSink
     from repo.duckdb_storage import DuckDBTimeSeriesStorage
     from repo.errors import (
         EngineMissing,
@@ -66,20 +66,23 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AsyncStore": "repo.store.async_store",
+    "Backoff": "repo.delivery.forwarder",
+    "Batch": "repo.delivery.protocol",
     "ConnectionMonitor": "repo.delivery.monitor",
     "DuckDBTimeSeriesStorage": "repo.duckdb_storage",
     "Exported": "repo.transfer.exporter",
-    "Forwarder": "repo.delivery.former",
-    "HttpSink": "repo.delivery.sinks.http",
+    "Forwarder": "repo.delivery.forwarder",
+    "HttpSink": "repo.delivery.sinks.web",
     "Imported": "repo.transfer.importer",
+    "Item": "repo.delivery.protocol",
     "OfflineBufferManager": "repo.offline_buffer",
+    "Outcome": "repo.delivery.protocol",
     "PointRepository": "repo.repositories.points",
-    "Receipt": "repo.delivery.sinks",
     "Receiver": "repo.delivery.receiver",
     "RecordRepository": "repo.repositories.records",
     "Result": "repo.store.results",
     "Settings": "repo.settings",
-    "Sink": "repo.delivery.sinks",
+    "Sink": "repo.delivery.protocol",
     "Status": "repo.store.status",
     "Store": "repo.store.store",
     "Written": "repo.repositories.points",
@@ -89,6 +92,8 @@ _HOMES = {
 
 __all__ = [
     "AsyncStore",
+    "Backoff",
+    "Batch",
     "ConnectionMonitor",
     "DuckDBTimeSeriesStorage",
     "EngineMissing",
@@ -103,11 +108,12 @@ __all__ = [
     "InvalidQuery",
     "InvalidRecord",
     "InvalidSettings",
+    "Item",
     "MigrationFailed",
     "MissingExtra",
     "OfflineBufferManager",
+    "Outcome",
     "PointRepository",
-    "Receipt",
     "Receiver",
     "RecordRepository",
     "Refusal",

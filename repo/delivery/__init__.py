@@ -1,1 +1,1 @@
-"""Delivery: sends points in order of their seqs; a cursor advances only after a receipt."""
+"""Delivery: sends the points and records of a store to its sinks; a cursor moves only after the sink's answer."""

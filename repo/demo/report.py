@@ -22,8 +22,8 @@ def heading(seed: int, rate: float) -> str:
             "",
             *textwrap.wrap(
                 f"A site of 12 wells writes {rate:,.0f} points/s while its link is down. The demo kills the writer, "
-                "and later the sender. The receiver is a third process with a store of its own. It refuses one reading. "
-                "When the link is up, new readings arrive before the backlog.",
+                "and later the sender. The receiver is a third process with a store of its own. It refuses one "
+                "reading. When the link is up, new readings arrive before the backlog.",
                 WIDTH,
             ),
             "",

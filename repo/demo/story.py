@@ -174,8 +174,8 @@ class Story:
         held = heard.held or {}
         in_hand = self._attempt()
         self._report(
-            f"SIGKILL to the sender, after the receiver stored seqs {held['first']:,} to {held['last']:,}, and before the "
-            "store confirmed them"
+            f"SIGKILL to the sender, after the receiver stored seqs {held['first']:,} to {held['last']:,}, and before "
+            "the store confirmed them"
         )
         sender = self._start_sender("second sender")
         self._until("the backlog has arrived", lambda: heard.arrived >= backlog)

@@ -12,7 +12,6 @@ from math import exp
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, case, delete, func, insert, select, update
-from sqlalchemy.dialects.sqlite import insert as insert_or
 
 from repo.cursors import Cursor
 from repo.models import AttemptRow, SinkCursor, SinkRange
@@ -47,7 +46,6 @@ RATE_SPAN_S = 30.0
 """Over how many seconds `points_per_s` is averaged: older batches count less and less."""
 
 _STATES: dict[str, FailureKind] = {"failing": "unreachable", "halted": "refused"}
-_STATE_OF = {kind: state for state, kind in _STATES.items()}
 
 
 class DeliveryFailure(NamedTuple):
@@ -234,17 +232,6 @@ class SinkRepository:
 
     # --- sinks -----------------------------------------------------------------------------------------
 
-    def register(self, name: str, now_us: int) -> int:
-        """Add an own sink whose cursor is at the start, unless it exists; returns the seq that it has confirmed."""
-        self._connection.execute(
-            insert_or(SinkCursor)
-            .values(name=name, confirmed_seq=0, created_us=now_us, updated_us=now_us)
-            .on_conflict_do_nothing()
-        )
-        confirmed = self._connection.scalar(select(SinkCursor.confirmed_seq).where(SinkCursor.name == name))
-        assert confirmed is not None
-        return confirmed
-
     def add(self, sink: NewSink, confirmed_seq: int, now_us: int) -> None:
         """Add a sink that does not exist."""
         self._connection.execute(
@@ -368,10 +355,6 @@ class SinkRepository:
                 failures=table.failures + 1,
             )
         )
-
-    def note_failure(self, name: str, kind: FailureKind, reason: str, now_us: int) -> None:
-        """Record that deliveries to a sink fail; a failure of the same kind keeps the time at which it began."""
-        self.failed(name, _STATE_OF[kind], reason, now_us)  # type: ignore[arg-type]
 
     def set_state(self, name: str, state: SinkState, now_us: int) -> None:
         """Pause a sink, or let it run."""

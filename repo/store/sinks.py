@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, select
 
-from repo.arguments import LARGEST, check_choice, check_count, check_flag, check_text, shown
+from repo.arguments import LARGEST, check_choice, check_count, check_flag, shown
 from repo.core.handle import Handle
 from repo.cursors import Cursor
 from repo.errors import InvalidQuery
@@ -24,7 +24,6 @@ from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.quarantine import QuarantineRepository
 from repo.repositories.series import SeriesRepository
 from repo.repositories.sinks import (
-    FailureKind,
     NewSink,
     SinkInfo,
     SinkRepository,
@@ -137,7 +136,7 @@ class Sinks:
         Nothing was added then.
         """
         _check_name(name)
-        where = Target("own", "") if target == "" else parse_target(target)
+        where = Target("own", "") if isinstance(target, str) and not target else parse_target(target)
         sink = NewSink(
             name,
             where.kind,
@@ -341,28 +340,6 @@ class Sinks:
         """Return what a forwarder needs to deliver to a sink; for forwarders."""
         _check_name(name)
         return Delivery(self._handle, name)
-
-    # --- the forwarder of before -----------------------------------------------------------------------
-
-    def register(self, name: str) -> int:
-        """Add a sink if it is new, and return the seq through which it has confirmed everything.
-
-        Raises `InvalidQuery` for an invalid name; the rules are those for sensor names.
-        """
-        _check_name(name)
-        with self._handle.metadata.write() as connection:
-            return SinkRepository(connection).register(name, self._handle.clock())
-
-    def note_failure(self, name: str, kind: FailureKind, reason: str) -> None:
-        """Record why deliveries to a sink fail, for `status`, until it confirms something; for forwarders.
-
-        `kind` is "unreachable" or "refused". Raises `InvalidQuery` for another kind, or an invalid name.
-        """
-        _check_name(name)
-        check_choice(kind, "kind", ("unreachable", "refused"))
-        reason = check_text(reason, "reason")
-        with self._handle.metadata.write() as connection:
-            SinkRepository(connection).note_failure(name, kind, reason, self._handle.clock())
 
     def last_seq(self) -> int:
         """Return the seq of the newest acknowledged change, the position of an up-to-date cursor; 0 in a new store."""

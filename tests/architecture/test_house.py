@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path for path in [*(ROOT / "repo").rglob("*.py"), ROOT / "cli.py"] if path.exists())
 
 PUBLIC = """
-    AsyncStore ConnectionMonitor DuckDBTimeSeriesStorage EngineMissing Exported FlushFailed Forwarder HoldfastError
-    HttpSink Imported InvalidFile InvalidPoint InvalidQuery InvalidRecord InvalidSettings MigrationFailed MissingExtra
-    OfflineBufferManager PointRepository Receipt Receiver RecordRepository Refusal Result SchemaOutdated
-    SchemaTooNew Settings Sink SinkHalted SinkRefused SinkUnreachable Status Store StoreBusy StoreClosed StoreCorrupt
-    StoreDenied StoreForked StoreFull StoreMissing StoreReadOnly StoreUnsupported TransactionRule Written
+    AsyncStore Backoff Batch ConnectionMonitor DuckDBTimeSeriesStorage EngineMissing Exported FlushFailed Forwarder
+    HoldfastError HttpSink Imported InvalidFile InvalidPoint InvalidQuery InvalidRecord InvalidSettings Item
+    MigrationFailed MissingExtra OfflineBufferManager Outcome PointRepository Receiver RecordRepository Refusal Result
+    SchemaOutdated SchemaTooNew Settings Sink SinkHalted SinkRefused SinkUnreachable Status Store StoreBusy StoreClosed
+    StoreCorrupt StoreDenied StoreForked StoreFull StoreMissing StoreReadOnly StoreUnsupported TransactionRule Written
     jsonable models reconcile
 """
 

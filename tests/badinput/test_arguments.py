@@ -87,7 +87,7 @@ INTERNAL = {
     "Store": {"clock", "files"},
     "PointRepository": {"connection", "clock"},
     "RecordRepository": {"connection", "clock"},
-    "Forwarder": {"store", "sink"},
+    "Forwarder": {"store"},
 }
 """Parameters that take an object of the library's, or a connection or sink of the caller's own."""
 
@@ -119,6 +119,7 @@ def calls_of_store(store: Store, folder: Path) -> Calls:
     rows = [("s", "m", 5.0, 1.0)]
     (folder / "in.csv").write_text("sensor_id,metric_name,timestamp,value\ns,m,2024-05-01T00:00:00Z,1\n")
     store.export_parquet(folder / "in.parquet")
+    store.sinks.add("sink", "", start="now")
 
     def in_transaction(write: str, part: str) -> Function:
         def call(**arguments: Any) -> Any:
@@ -195,11 +196,6 @@ def calls_of_store(store: Store, folder: Path) -> Calls:
         "Records.clear": (store.records.clear, {"source": "gone"}),
         "SeriesApi.list": (store.series.list, series),
         "SeriesApi.describe": (store.series.describe, {**series, "unit": "bar"}),
-        "Sinks.register": (store.sinks.register, {"name": "sink"}),
-        "Sinks.note_failure": (
-            store.sinks.note_failure,
-            {"name": "sink", "kind": "refused", "reason": "too large"},
-        ),
         "Sinks.confirm": (store.sinks.confirm, {"name": "sink", "first_seq": 0}),
         "Sinks.add": (
             added,
@@ -267,8 +263,16 @@ def calls_that_construct(store: Store, folder: Path) -> Calls:
     class Nowhere:
         name = "nowhere"
 
+        exact = takes_records = False
+
+        def open(self, store_id: str, epoch: int) -> str | None:
+            raise NotImplementedError
+
         def send(self, batch: Any) -> Any:
             raise NotImplementedError
+
+        def close(self) -> None:
+            pass
 
     def opened(**arguments: Any) -> None:
         Store(**arguments).close()
@@ -281,7 +285,7 @@ def calls_that_construct(store: Store, folder: Path) -> Calls:
         "Input": (Input, {"file": folder / "in.csv"}),
         "HttpSink": (HttpSink, {"url": "http://localhost:9/", "name": "a"}),
         "Backoff": (Backoff, {}),
-        "Forwarder": (Forwarder, {"store": store, "sink": Nowhere()}),
+        "Forwarder": (Forwarder, {"store": store, "sinks": Nowhere()}),
     }
 
 

@@ -124,10 +124,10 @@ def test_status_shows_points_and_backlog(on_store: Any) -> None:
     assert "points      1 in 1 series, and 2 waiting to be applied\n" in on_store("status").stdout
     with Store(on_store.folder, Settings(background=False)) as store:
         store.points.delete("s", "m")
-        store.sinks.register("collector-of-the-site")
+        store.sinks.add("collector-of-the-site", "", start="now")
     said = on_store("status").stdout
     assert "; 1 deletion waiting to be applied\n" in said
-    assert "sink collector-of-the-site  confirmed seq 0, " in said
+    assert "sink collector-of-the-site  confirmed seq 4, " in said
 
 
 def test_status_check_exits_3_for_warnings_which_have_codes(on_duckdb: Any) -> None:

@@ -105,7 +105,7 @@ def test_what_would_change_a_store_that_is_only_read_is_refused(
         lambda store: store.records.add("x", "a", {}),
         lambda store: store.records.clear(),
         lambda store: store.series.describe("a", "m", unit="bar"),
-        lambda store: store.sinks.register("s"),
+        lambda store: store.sinks.add("s", "", start="now"),
         lambda store: store.cleanup(everything=True),
         lambda store: store.flush(),
         lambda store: store.checkpoint(),

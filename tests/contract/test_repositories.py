@@ -47,7 +47,7 @@ def with_facts(connection: Connection) -> None:
     RecordRepository(connection).add("old", "s", {})
     SeriesRepository(connection).register({("old", "m"): "number"})
     LatestRepository(connection).replace({("old", "m"): SUMMARY})
-    SinkRepository(connection).register("old", 0)
+    SinkRepository(connection).add(SINK._replace(name="old"), 0, 0)
     SinkRepository(connection).failed("old", "failing", "no", 0)
     AttemptRepository(connection).put("old", ATTEMPT)
     QuarantineRepository(connection).add([REFUSED, REFUSED._replace(seq=8)], 0)
@@ -93,9 +93,7 @@ METADATA_WRITES: dict[str, Write] = {
     "latest.clear": lambda c: LatestRepository(c).clear(),
     "ledger.add": lambda c: LedgerRepository(c).add([LOSS]),
     "ledger.merge": lambda c: LedgerRepository(c).merge(LOSS),
-    "sinks.register": lambda c: SinkRepository(c).register("s", 0),
     "sinks.confirm": lambda c: SinkRepository(c).confirm("old", 5, 1),
-    "sinks.note_failure": lambda c: SinkRepository(c).note_failure("old", "refused", "no", 1),
     "sinks.add": lambda c: SinkRepository(c).add(SINK, 5, 0),
     "sinks.change": lambda c: SinkRepository(c).change("old", {"hold": False}, 1),
     "sinks.remove": lambda c: SinkRepository(c).remove("old"),

@@ -48,7 +48,7 @@ def test_it_reads_the_metadata_beside_the_columns_and_leaves_nothing_behind(stor
     store.points.insert_many([(s, "m", at, 1.0) for s in ("a", "b") for at in range(5)])
     store.series.describe("a", "m", unit="bar", labels={"site": "x"})
     store.records.add("r-1", source="gw", data={"note": "x"}, timestamp=7.5)
-    store.sinks.register("cloud")
+    store.sinks.add("cloud", "", start="beginning")
     store.points.delete("b", "m", 0, 2)  # waits in the journal: the query applies it first
     joined = (
         "SELECT i.unit, count(*) AS n FROM time_series_data AS p JOIN series_info AS i ON p.sensor_id = i.sensor_id "

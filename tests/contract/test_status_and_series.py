@@ -42,21 +42,23 @@ def test_status_counts_what_was_written_flushed_and_pruned(store: Store, engine:
 
 def test_sinks_have_cursors_that_only_go_forward(store: Store) -> None:
     store.points.insert_many([("a", "m", at, 1.0) for at in range(10)])
-    assert store.sinks.register("cloud") == 0
+    assert store.sinks.add("cloud", "", start="beginning").confirmed_seq == 0
     store.sinks.confirm("cloud", 7)
     store.sinks.confirm("cloud", 3)
-    assert store.sinks.register("cloud") == 7
     [sink] = store.status().sinks
     assert (sink.name, sink.confirmed_seq, sink.behind) == ("cloud", 7, 3)
-    store.sinks.register("archive")
+    store.sinks.add("archive", "", start="beginning")
     assert [(one.name, one.confirmed_seq) for one in store.sinks.list()] == [("archive", 0), ("cloud", 7)]
 
 
 def test_an_unknown_sink_or_an_invalid_seq_is_refused_and_moves_no_cursor(store: Store) -> None:
-    store.sinks.register("cloud")
+    store.sinks.add("cloud", "", start="beginning")
     names: list[Any] = [None, 5, "", "a\ud800"]
     for name in names:
-        for change in (store.sinks.register, lambda name: store.sinks.confirm(name, 1)):
+        for change in (
+            lambda name: store.sinks.add(name, "", start="now"),
+            lambda name: store.sinks.confirm(name, 1),
+        ):
             with pytest.raises(InvalidQuery, match="the name of a sink"):
                 change(name)
     with pytest.raises(InvalidQuery, match="there is no sink 'nobody'"):

@@ -1,31 +1,15 @@
-"""A store, and a receiver with a real socket and a real file."""
+"""A store on each engine."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from repo import Settings, Store
-from repo.demo.receiver import Receiver
-from repo.demo.receiver_store import Keeping, Taken
 from tests.conftest import Templates
-from tests.delivery.servers.certificates import Certificates, make_certificates
-from tests.delivery.servers.postgresql import PostgresqlServer, why_no_postgresql
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[PostgresqlServer]:
-    """A running server, which tests may restart. Skips where it is not installed."""
-    if (why := why_no_postgresql()) is not None:
-        pytest.skip(why)
-    server = PostgresqlServer()
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -33,57 +17,3 @@ def store(tmp_path: Path, engine: Any, templates: Templates) -> Iterator[Store]:
     templates.copy(engine, 1, tmp_path / "store")
     with Store(tmp_path / "store", Settings(engine=engine, background=False)) as opened:
         yield opened
-
-
-@pytest.fixture
-def taken() -> list[Taken]:
-    """What became of each batch at the receiver, in order."""
-    return []
-
-
-@pytest.fixture
-def receiver(tmp_path: Path, taken: list[Taken]) -> Iterator[Receiver]:
-    """Deaf until `listen()`."""
-    keeping = Keeping(tmp_path / "receiver.db")
-    server = Receiver(keeping, taken.append)
-    yield server
-    if server.is_listening:
-        server.shutdown()
-    server.server_close()
-    keeping.close()
-
-
-@pytest.fixture
-def answering() -> Iterator[Callable[..., str]]:
-    """Start a server that gives everyone the same answer; returns its address."""
-    servers: list[ThreadingHTTPServer] = []
-
-    def start(status: int, body: bytes = b"", **headers: str) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name.replace("_", "-"), value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}/points"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """A certificate for 127.0.0.1 with its key."""
-    return make_certificates(tmp_path_factory.mktemp("certificates"))

@@ -1,373 +1,471 @@
-import logging
+"""The forwarder: its threads, its sinks, and each fault that users of other forwarders report."""
+
+from __future__ import annotations
+
+import os
+import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from repo import Settings, Store
-from repo.delivery.batch import DeliveryBatch, checksum_of
-from repo.delivery.former import Backoff, Forwarder, Outcome
-from repo.delivery.sinks import Receipt
-from repo.delivery.sinks.http import HttpSink
-from repo.demo.process import Child, Inbox
-from repo.demo.receiver import Receiver
-from repo.demo.receiver_store import Taken, stored_points
-from repo.errors import HoldfastError, InvalidSettings, SinkRefused, SinkUnreachable, StoreBusy
+from repo.delivery.forwarder import Backoff, Forwarder, Progress, Step
+from repo.delivery.protocol import Batch, Item, Lane, Outcome
+from repo.errors import InvalidQuery, InvalidSettings, SinkHalted, StoreBusy, StoreClosed
+from tests.conftest import RunPython, Templates
+from tests.delivery.memory_sink import Destination, Interrupted, MemorySink
 
 NO_WAIT = Backoff(first_s=0.001, longest_s=0.002)
 
 
-def write(store: Store, first: int, end: int, value: float = 0.0) -> None:
-    store.points.insert_many([(f"S-{at % 7}", "flow", 1000.0 + at, value + at) for at in range(first, end)])
-
-
-def confirmed(store: Store) -> int:
-    return store.status().sinks[0].confirmed_seq
-
-
-def all_points(store: Store) -> Iterator[dict[str, Any]]:
-    seq = 0
-    while page := store.points.after(seq, 1_000):
-        yield from page
-        seq = page[-1]["seq"]
-
-
-def assert_same_on_both_sides(store: Store, receiver: Receiver) -> dict[str, Any]:
-    report = receiver.keeping.report()
-    assert report["sha256"] == checksum_of(all_points(store))
-    assert report["out_of_order"] == report["holes"] == 0
-    assert confirmed(store) == store.sinks.last_seq()
-    return report
-
-
-class Crash(BaseException):
-    """The process is gone: nothing in the forwarder may catch it."""
-
-
-def crash(_batch: DeliveryBatch, _receipt: Receipt) -> None:
-    raise Crash
-
-
-class Recorder:
-    """A sink that notes the keys of what passes."""
-
-    def __init__(self, sink: HttpSink) -> None:
-        self._sink = sink
-        self.name = sink.name
-        self.batches: list[DeliveryBatch] = []
-
-    def send(self, batch: DeliveryBatch) -> Receipt:
-        self.batches.append(batch)
-        return self._sink.send(batch)
-
-    @property
-    def keys(self) -> list[str]:
-        return [batch.key for batch in self.batches]
-
-
 @pytest.fixture
-def sink(receiver: Receiver) -> Iterator[Recorder]:
-    with HttpSink(receiver.url, name="there", timeout_s=5) as http:
-        yield Recorder(http)
+def store(tmp_path: Path, templates: Templates) -> Iterator[Store]:
+    """On SQLite: what depends on the engine is held by the tests of reading."""
+    templates.copy("sqlite", 1, tmp_path / "store")
+    with Store(tmp_path / "store", Settings(background=False)) as opened:
+        yield opened
 
 
-def test_everything_arrives_once_and_in_order(store: Store, receiver: Receiver, sink: Recorder) -> None:
-    receiver.listen()
-    for first in range(0, 1_000, 130):
-        write(store, first, first + 130)
-    assert Forwarder(store, sink, batch_points=97).run(threading.Event(), until_empty=True) == 1_040
-    report = assert_same_on_both_sides(store, receiver)
-    assert (report["points"], report["batches"], report["repeated_batches"]) == (1_040, 11, 0)
-    assert [batch.first_seq for batch in sink.batches] == list(range(1, 1_041, 97))
+def write(store: Store, count: int, *, first: int = 0, sensor: str = "S", value: float = 0.0) -> None:
+    store.points.insert_many([(sensor, "flow", float(first + at), value + at) for at in range(count)])
 
 
-@pytest.mark.slow_on("sqlite")
-def test_the_cursor_moves_after_the_receipt_and_not_before(
-    store: Store, receiver: Receiver, sink: Recorder
+def eventually(condition: Callable[[], object], what: str) -> None:
+    deadline_s = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline_s, f"gave up waiting until {what}"
+        time.sleep(0.005)
+
+
+def steps(forwarder: Forwarder, most: int = 1_000) -> list[Step]:
+    """Make steps until one does not deliver; returns all of them."""
+    made: list[Step] = []
+    while len(made) < most:
+        [step] = forwarder.step().values()
+        made.append(step)
+        if step.progress not in (Progress.DELIVERED, Progress.SPLIT):
+            break
+    return made
+
+
+# --- threads ------------------------------------------------------------------------------------------------
+
+
+def test_it_delivers_in_the_background_and_stops_at_once(store: Store) -> None:
+    write(store, 30)
+    sink = MemorySink()
+    threads = threading.active_count()
+    with Forwarder(store, sink, batch_points=10, poll_s=0.02) as forwarder:
+        eventually(lambda: len(sink.destination.points) == 30, "the backlog is there")
+        write(store, 1, first=100)
+        eventually(lambda: len(sink.destination.points) == 31, "a new reading is there")
+        assert forwarder.is_running
+        assert forwarder.start() is forwarder
+        with pytest.raises(StoreBusy, match="delivers in the background"):
+            forwarder.step()
+    assert not forwarder.is_running
+    assert threading.active_count() == threads
+    info = store.sinks.show("memory")
+    assert (info.confirmed_seq, info.attempt, info.sent_points) == (31, None, 31)
+    assert not sink.is_open
+    forwarder.stop()
+
+
+def test_stop_waits_for_the_batch_in_hand_and_for_nothing_else(store: Store) -> None:
+    write(store, 30)
+    is_sending, may_answer = threading.Event(), threading.Event()
+
+    def send(_batch: Batch) -> None:
+        is_sending.set()
+        assert may_answer.wait(30)
+
+    sink = MemorySink(on_send=send)
+    forwarder = Forwarder(store, sink, batch_points=10).start()
+    assert is_sending.wait(30)
+    stopping = threading.Thread(target=forwarder.stop)
+    stopping.start()
+    may_answer.set()
+    stopping.join(30)
+    assert not stopping.is_alive()
+    info = store.sinks.show("memory")
+    assert len(sink.destination.points) == info.confirmed_seq
+    assert info.attempt is None
+
+    # A sink that was halted, or is unreachable, waits long; stop does not.
+    sink.on_send = lambda _batch: None
+    sink.faults = iter(["halted"])
+    forwarder = Forwarder(store, sink, batch_points=10).start()
+    eventually(lambda: store.sinks.show("memory").state == "halted", "it is halted")
+    began_s = time.monotonic()
+    forwarder.stop()
+    assert time.monotonic() - began_s < 10
+    assert store.sinks.show("memory").attempt is not None
+
+
+def test_sinks_that_are_added_paused_and_removed_are_followed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    receiver.listen()
-    write(store, 0, 100)
-    seen: list[tuple[int, int]] = []
+    """With sinks of the registry; the classes behind it have tests of their own."""
+    sinks: dict[str, MemorySink] = {}
 
-    def look(batch: DeliveryBatch, receipt: Receipt) -> None:
-        assert receipt.key == batch.key
-        seen.append((receiver.keeping.report()["points"], confirmed(store)))
+    def sink_of(name: str, *_: object) -> MemorySink:
+        return sinks.setdefault(name, MemorySink(name=name))
 
-    forwarder = Forwarder(store, sink, batch_points=60, on_receipt=look)
-    assert forwarder.step().outcome is Outcome.DELIVERED
-    assert confirmed(store) == forwarder.cursor == 60
-    assert forwarder.step().outcome is Outcome.DELIVERED
-    assert forwarder.step().outcome is Outcome.IDLE
-    assert seen == [(60, 0), (100, 60)]
+    monkeypatch.setattr("repo.delivery.forwarder.sink_of", sink_of)
+    monkeypatch.setattr("repo.delivery.forwarder.CHECK_S", 0.02)
+    monkeypatch.setattr("repo.delivery.worker.PAUSE_S", 0.02)
+    store.sinks.add("one", "http://one.example/", start="beginning")
+    store.sinks.add("mine", "", start="beginning")  # nobody else knows its class
+    write(store, 5)
 
+    def has(name: str, count: int) -> Callable[[], bool]:
+        return lambda: name in sinks and len(sinks[name].destination.points) == count
 
-@pytest.mark.slow_on("sqlite")
-def test_while_the_link_is_down_nothing_is_lost_and_the_waits_grow(
-    store: Store, receiver: Receiver, sink: Recorder, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "holdfast.delivery")
-    write(store, 0, 50)
-    forwarder = Forwarder(store, sink, backoff=Backoff(first_s=1, longest_s=20))
-    steps = [forwarder.step() for _ in range(8)]
-    assert {step.outcome for step in steps} == {Outcome.RETRY}
-    assert all(isinstance(step.error, SinkUnreachable) for step in steps)
-    for failures, step in enumerate(steps):
-        full = min(20, 2**failures)
-        assert full / 2 <= step.wait_s <= full
-    assert confirmed(store) == 0
-    receiver.listen()
-    assert forwarder.run(threading.Event(), until_empty=True) == 50
-    assert_same_on_both_sides(store, receiver)
-    said = [record.levelname for record in caplog.records if record.name == "holdfast.delivery"]
-    assert said == ["WARNING", "INFO"], "a change of state is logged once"
+    with Forwarder(store, poll_s=0.02):
+        eventually(has("one", 5), "the first sink has all")
+        store.sinks.add("two", "http://two.example/", start="beginning", filter={"sensor_id": "A*"})
+        write(store, 3, sensor="A-1")
+        eventually(has("two", 3), "the second sink has what it selects")
+        store.sinks.pause("one")
+        eventually(lambda: not sinks["one"].is_open, "the pause has begun")
+        write(store, 2, sensor="A-2")
+        eventually(has("two", 5), "the second sink has more")
+        assert has("one", 8)()
+        store.sinks.resume("one")
+        eventually(has("one", 10), "the first sink has the rest")
+        store.sinks.remove("one")
+        eventually(lambda: not sinks["one"].is_open, "the first sink is given up")
+        with pytest.raises(InvalidQuery, match="no sink 'one'"):
+            Forwarder(store, "one")
+    assert "mine" not in sinks
 
 
-@pytest.mark.slow_on("sqlite")
-def test_a_batch_without_a_receipt_is_repeated_unchanged_even_if_points_are_written(
-    store: Store, receiver: Receiver, sink: Recorder
-) -> None:
-    write(store, 0, 10)
-    forwarder = Forwarder(store, sink, backoff=NO_WAIT)
-    forwarder.step()
-    write(store, 5, 30, value=0.5)
-    forwarder.step()
-    receiver.listen()
-    forwarder.run(threading.Event(), until_empty=True)
-    assert len(sink.keys) == 4
-    assert len(set(sink.keys[:3])) == 1
-    assert_same_on_both_sides(store, receiver)
+def test_two_forwarders_on_one_sink_are_refused_with_the_process(store: Store, run_python: RunPython) -> None:
+    write(store, 5)
+    with Forwarder(store, MemorySink()) as first:
+        other = Forwarder(store, MemorySink())
+        with pytest.raises(StoreBusy, match=r"another forwarder in process \d+ delivers to 'memory'"):
+            other.start()
+        with pytest.raises(StoreBusy, match="another forwarder"):
+            other.step()
+        Forwarder(store, MemorySink(name="another")).drain()
+        store.sinks.show("another")
+        found = run_python(
+            "import sys\n"
+            "from repo import Store\n"
+            "from repo.delivery.forwarder import Forwarder\n"
+            "from tests.delivery.memory_sink import MemorySink\n"
+            "with Store(sys.argv[1]) as store:\n"
+            "    try:\n"
+            "        Forwarder(store, MemorySink()).start()\n"
+            "    except Exception as error:\n"
+            "        print(type(error).__name__, error.holder)\n",
+            str(store.path),
+        )
+        first.stop()
+        assert found.stdout.split() == ["StoreBusy", str(os.getpid())], found.stderr
+    other.step()
+    other.stop()
 
 
-def test_a_sender_killed_between_receipt_and_commit_repeats_the_range_with_the_same_key(
-    tmp_path: Path, receiver: Receiver, taken: list[Taken]
-) -> None:
-    receiver.listen()
-    with Store(tmp_path / "store", Settings(background=False)) as store:
-        write(store, 0, 1_000)
-    inbox = Inbox()
-    arguments = [str(tmp_path / "store"), receiver.url, "--batch-points", "150"]
-    killed = Child("first", "sender", [*arguments, "--hold-after", "3"], inbox, tmp_path)
-    while (message := inbox.get(timeout=300)).event != "held":
-        message.child.check() if message.event == "ended" else None
-    assert killed.kill()
-    with Store(tmp_path / "store", Settings(background=False)) as store:
-        assert (confirmed(store), receiver.keeping.report()["points"]) == (300, 450)
-        write(store, 1_000, 1_100)
-    second = Child("second", "sender", arguments, inbox, tmp_path)
-    second.order("finish")
-    assert second.wait() == 0
-    second.stop()
-    killed.stop()
-    assert [batch.repeat for batch in taken] == [False, False, False, True] + [False] * 5
-    assert receiver.keeping.report()["repeated_keys"] == [message.facts["key"]]
-    with Store(tmp_path / "store", Settings(background=False)) as store:
-        report = assert_same_on_both_sides(store, receiver)
-    assert (report["points"], report["dropped_by_seq"]) == (1_100, 0)
-
-
-@pytest.mark.slow_on("sqlite")
-def test_a_last_range_that_has_grown_since_the_crash_is_dropped_by_seq(
-    store: Store, receiver: Receiver, sink: Recorder
-) -> None:
-    receiver.listen()
-    write(store, 0, 40)
-    with pytest.raises(Crash):
-        Forwarder(store, sink, on_receipt=crash).step()
-    assert confirmed(store) == 0
-    write(store, 40, 60)
-    assert Forwarder(store, sink).run(threading.Event(), until_empty=True) == 60
-    assert sink.keys[0] != sink.keys[1]
-    report = assert_same_on_both_sides(store, receiver)
-    assert (report["points"], report["dropped_by_seq"], report["repeated_batches"]) == (60, 40, 0)
-
-
-def test_points_overwritten_since_the_crash_arrive_with_their_last_value(
-    store: Store, receiver: Receiver, sink: Recorder
-) -> None:
-    receiver.listen()
-    write(store, 0, 40)
-    with pytest.raises(Crash):
-        Forwarder(store, sink, batch_points=20, on_receipt=crash).step()
-    write(store, 10, 30, value=0.25)
-    Forwarder(store, sink, batch_points=20).run(threading.Event(), until_empty=True)
-    first, repeated = sink.batches[:2]
-    assert (first.first_seq, len(first)) == (1, 20)
-    assert (repeated.first_seq, len(repeated)) == (1, 10)
-    report = assert_same_on_both_sides(store, receiver)
-    assert (report["points"], report["dropped_by_seq"]) == (40, 10)
-    values = {point["timestamp_us"]: point["value"] for point in all_points(store)}
-    assert values[(1000 + 15) * 1_000_000] == 15.25
-
-
-def test_points_overwritten_while_their_batch_is_in_flight_arrive_with_their_last_value(
-    store: Store, receiver: Receiver, sink: Recorder
-) -> None:
-    write(store, 0, 40)
-    forwarder = Forwarder(store, sink, backoff=NO_WAIT)
-    forwarder.step()
-    write(store, 0, 40, value=0.25)
-    receiver.listen()
-    assert forwarder.run(threading.Event(), until_empty=True) == 80
-    report = assert_same_on_both_sides(store, receiver)
-    assert report["points"] == 40
-
-
-def test_deletes_and_overwritten_seqs_do_not_keep_the_cursor_behind(
-    store: Store, receiver: Receiver, sink: Recorder
-) -> None:
-    receiver.listen()
-    write(store, 0, 40)
-    forwarder = Forwarder(store, sink)
-    forwarder.run(threading.Event(), until_empty=True)
-    store.points.delete("S-1")
-    write(store, 40, 50)
-    store.points.delete(start=1000.0 + 40)
-    assert forwarder.step().outcome is Outcome.IDLE
-    assert confirmed(store) == store.sinks.last_seq() == 52
-
-
-@pytest.mark.slow_on("sqlite")
-def test_a_refused_batch_stays_first_in_the_queue_and_is_reported(
-    store: Store, receiver: Receiver, sink: Recorder
-) -> None:
-    receiver.listen()
-    write(store, 0, 20)
-    store.sinks.register(sink.name)
-    store.sinks.confirm(sink.name, 10)  # a receiver that lost its first points sees that they are missing
-    forwarder = Forwarder(store, sink)
-    step = forwarder.step()
-    assert (step.outcome, confirmed(store)) == (Outcome.REFUSED, 10)
-    with pytest.raises(SinkRefused, match="the next seq to come is 1, not 11"):
-        forwarder.run(threading.Event(), until_empty=True)
-    assert confirmed(store) == 10
-    assert receiver.keeping.report()["points"] == 0
+def test_a_closed_store_ends_the_delivery(store: Store) -> None:
+    forwarder = Forwarder(store, MemorySink(), poll_s=0.01).start()
+    store.close()
+    forwarder.stop()
+    with pytest.raises(StoreClosed):
+        Forwarder(store, "memory")
 
 
 @pytest.mark.parametrize(
-    "error", [SinkRefused("401"), ConnectionResetError("gone"), TimeoutError("late")], ids=repr
+    ("arguments", "message"),
+    [
+        ({"sinks": 7}, "a name, a list of names, or a sink is expected"),
+        ({"sinks": [7]}, "sinks = 7"),
+        ({"start": "now"}, "start is for a sink of your own"),
+        ({"batch_points": 0}, "batch_points = 0: at least 1"),
+        ({"poll_s": -1}, "poll_s"),
+        ({"backoff": 3}, "a Backoff is expected"),
+        ({"on_step": 3}, "on_step"),
+    ],
 )
-def test_run_continues_after_refusals_and_broken_connections(store: Store, error: Exception) -> None:
-    stop = threading.Event()
-    seen: list[dict[str, Any] | None] = []
-
-    class Moody:
-        name = "moody"
-        asked = 0
-
-        def send(self, batch: DeliveryBatch) -> Receipt:
-            seen.append(store.status().sinks[0].failure)
-            self.asked += 1
-            if self.asked < 4:
-                raise error
-            stop.set()
-            return Receipt(batch.key)
-
-    write(store, 0, 5)
-    forwarder = Forwarder(store, Moody(), backoff=Backoff(first_s=0.001, longest_s=0.001))
-    assert forwarder.run(stop) == 5
-    assert confirmed(store) == 5
-    first, *others = seen
-    assert first is None
-    assert others[0] == others[1] == others[2]
-    assert others[0] is not None
-    assert others[0]["kind"] == ("refused" if isinstance(error, SinkRefused) else "unreachable")
-    assert str(error) in others[0]["reason"]
-    assert store.status().sinks[0].failure is None
+def test_wrong_arguments_are_refused(store: Store, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidSettings, match=message):
+        Forwarder(store, **arguments)
 
 
-def test_status_warns_of_a_refusal_until_a_batch_is_delivered(
-    store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Closed:
-        name = "closed"
-        error: HoldfastError | None = SinkUnreachable("no route")
+def test_what_on_step_raises_reaches_the_caller_of_step(store: Store) -> None:
+    write(store, 5)
 
-        def send(self, batch: DeliveryBatch) -> Receipt:
-            if self.error is not None:
-                raise self.error
-            return Receipt(batch.key)
+    def fail(_name: str, _step: Step) -> None:
+        raise ZeroDivisionError
 
-    write(store, 0, 5)
-    sink = Closed()
-    assert Forwarder(store, sink).step().outcome is Outcome.RETRY
-    assert store.status().warnings == ()  # an outage is no reason for an alarm
-    assert "closed cannot be reached; the points stay in the store: no route" in caplog.text
-    sink.error = StoreBusy("the columns are held")
-    assert Forwarder(store, sink).step().outcome is Outcome.RETRY
-    assert "the store is busy, so the delivery to closed waits: the columns are held" in caplog.text
-    sink.error = SinkRefused("401 Unauthorized")
-    Forwarder(store, sink).step()
-    [warning] = store.status().warnings
-    assert warning.code == "sink-refuses"
-    assert "the sink closed has refused a batch since" in warning.message
-    assert "401 Unauthorized" in warning.message
-    sink.error = None
-    assert Forwarder(store, sink).step().outcome is Outcome.DELIVERED
-    assert store.status().warnings == ()
+    sink = MemorySink()
+    forwarder = Forwarder(store, sink, on_step=fail)
+    with pytest.raises(ZeroDivisionError):
+        forwarder.step()
+    forwarder.stop()
+    assert store.sinks.show("memory").confirmed_seq == 5
+    assert Forwarder(store, sink).drain()["memory"].delivered == 0
 
 
-@pytest.mark.slow_on("sqlite")
-def test_a_receipt_for_another_batch_does_not_count(store: Store) -> None:
-    class Confused:
-        name = "confused"
-
-        def send(self, batch: DeliveryBatch) -> Receipt:
-            return Receipt(batch.key.replace("holdfast-1", "holdfast-9"))
-
-    write(store, 0, 5)
-    step = Forwarder(store, Confused()).step()
-    assert (step.outcome, confirmed(store)) == (Outcome.RETRY, 0)
+# --- faults of the sink -------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow_on("sqlite")
-def test_retry_after_of_the_receiver_is_honoured_within_bounds(store: Store) -> None:
-    class Weary:
-        name = "weary"
-
-        def send(self, batch: DeliveryBatch) -> Receipt:
-            raise SinkUnreachable("later", retry_after_s=5 if len(batch) < 10 else 86_400)
-
-    write(store, 0, 5)
-    assert Forwarder(store, Weary(), backoff=Backoff(first_s=0.1, longest_s=30)).step().wait_s == 5
-    write(store, 5, 15)
-    assert Forwarder(store, Weary(), backoff=Backoff(first_s=0.1, longest_s=30)).step().wait_s == 30
-
-
-@pytest.mark.slow_on("sqlite")
-def test_run_stops_when_the_event_is_set(store: Store, sink: Recorder) -> None:
-    write(store, 0, 5)
-    stop = threading.Event()
-    thread = threading.Thread(target=Forwarder(store, sink, backoff=Backoff(first_s=60)).run, args=(stop,))
-    thread.start()
-    stop.set()
-    thread.join(timeout=300)
-    assert not thread.is_alive()
-
-
-@pytest.mark.slow_on("sqlite")
-def test_invalid_settings_are_refused(store: Store, sink: Recorder) -> None:
-    with pytest.raises(InvalidSettings, match="batch_points"):
-        Forwarder(store, sink, batch_points=0)
-    with pytest.raises(InvalidSettings, match="backoff"):
-        Backoff(first_s=0)
+def test_nothing_is_skipped_while_a_sink_rejects_everything(store: Store) -> None:
+    write(store, 25)
+    sink = MemorySink(faults=["ok", "halted", "halted", "fault"])
+    forwarder = Forwarder(store, sink, batch_points=10)
+    first, halted = steps(forwarder)
+    assert (first.items, halted.progress, halted.wait_s) == (10, Progress.HALTED, 60.0)
+    assert isinstance(halted.error, SinkHalted)
+    info = store.sinks.show("memory")
+    assert (info.state, info.last_error) == ("halted", "401: the password is wrong")
+    assert (info.confirmed_seq, info.failures) == (10, 1)
+    assert (info.attempt.first_seq, info.attempt.last_seq) == (11, 20)  # type: ignore[union-attr]
+    forwarder.step()
+    since_us = store.sinks.show("memory").since_us
+    assert since_us == info.since_us
+    assert forwarder.step()["memory"].progress is Progress.HALTED  # an error that nobody expected
+    assert store.sinks.show("memory").state == "stopped"
+    assert "ZeroDivisionError" in (store.sinks.show("memory").last_error or "")
+    assert forwarder.drain()["memory"].is_empty
+    info = store.sinks.show("memory")
+    assert (info.state, info.last_error, info.failures, info.confirmed_seq) == ("running", None, 0, 25)
+    assert [batch.first_seq for batch in sink.sent] == [1, 11, 11, 11, 11, 21]
+    assert len({batch.tokens.next for batch in sink.sent[1:5]}) == 1, "a range keeps its token"
+    forwarder.stop()
 
 
-def test_the_receiver_has_the_points_of_the_store_with_every_field(
-    store: Store, receiver: Receiver, sink: Recorder
-) -> None:
-    receiver.listen()
-    store.points.insert_many(
-        [
-            ("A", "state", 1.0, "OPEN", 100, {"by": "hånd", "n": [1, 2.5, None]}),
-            ("A", "level", 2.0, float("inf")),
-            ("A", "level", 3.0, float("nan"), 0),
-            ("A", "level", 4.0, -0.0),
-        ]
+def test_drain_gives_an_unreachable_sink_up_or_tries_for_the_given_time(store: Store) -> None:
+    write(store, 5)
+    sink = MemorySink(faults=["unreachable"] * 5)
+    forwarder = Forwarder(store, sink, backoff=NO_WAIT)
+    assert forwarder.drain()["memory"].last.progress is Progress.UNREACHABLE
+    assert store.sinks.show("memory").state == "failing"
+    drained = forwarder.drain(30.0)["memory"]
+    assert (drained.is_empty, drained.delivered) == (True, 5)
+    sink.faults = iter(["halted"])
+    write(store, 1, first=9)
+    assert forwarder.drain(30.0)["memory"].last.progress is Progress.HALTED
+    forwarder.stop()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("by_item", [True, False])
+def test_one_bad_item_is_quarantined_and_the_others_arrive(store: Store, exact: bool, by_item: bool) -> None:
+    write(store, 1_000)
+    bad = {137.0, 138.0, 901.0}
+    sink = MemorySink(
+        exact=exact, by_item=by_item, refuses=lambda row: "not above the limit" if row[3] in bad else None
     )
-    Forwarder(store, sink).run(threading.Event(), until_empty=True)
-    assert_same_on_both_sides(store, receiver)
-    there = list(stored_points(receiver.keeping._database, "seq"))
-    assert [point["value"] for point in there] == ["OPEN", float("inf"), None, 0.0]
-    assert there[0]["metadata"] == {"by": "hånd", "n": [1, 2.5, None]}
+    forwarder = Forwarder(store, sink, batch_points=400)
+    drained = forwarder.drain()["memory"]
+    assert (drained.is_empty, drained.delivered, drained.refused) == (True, 997, 3)
+    items = store.quarantine.list("memory")
+    assert sorted(item.value for item in items) == sorted(bad)  # type: ignore[type-var]
+    assert {(item.sensor_id, item.metric_name, item.kind) for item in items} == {("S", "flow", "refused")}
+    assert all("not above the limit" in item.reason for item in items)
+    assert len(sink.destination.points) == 997
+    assert sink.destination.repeated() == 0
+    assert len(sink.sent) < 100, "the items are found by halving"
+
+    # Mended at the destination, they are sent again.
+    sink.refuses = lambda _row: None
+    store.quarantine.retry([item.id for item in items if item.id is not None])
+    assert forwarder.drain()["memory"].delivered == 3
+    assert store.quarantine.list("memory") == []
+    assert len(sink.destination.points) == 1_000
+    forwarder.stop()
+
+
+def test_a_sink_that_refuses_too_much_is_halted(store: Store) -> None:
+    write(store, 3_000)
+    sink = MemorySink(exact=False, refuses=lambda _row: "wrong table")
+    forwarder = Forwarder(store, sink, batch_points=400)
+    made = steps(forwarder)
+    assert made[-1].progress is Progress.HALTED
+    assert "refuses more than 1,000 of 100,000 items" in str(made[-1].error)
+    info = store.sinks.show("memory")
+    assert (info.state, info.confirmed_seq, len(store.quarantine.list("memory"))) == ("halted", 800, 800)
+    assert forwarder.step()["memory"].progress is Progress.HALTED
+    assert len(store.quarantine.list("memory")) == 800
+    sink.refuses = lambda _row: None
+    assert forwarder.drain()["memory"].delivered == 2_200
+    forwarder.stop()
+
+
+def test_a_destination_that_answers_for_rows_that_were_not_sent_is_a_fault(store: Store) -> None:
+    write(store, 3)
+
+    class Wrong(MemorySink):
+        def send(self, batch: Batch) -> Outcome:
+            return Outcome((Item(len(batch), "not mine"),))
+
+    sink = Wrong()
+    forwarder = Forwarder(store, sink)
+    assert "row 3 was refused, of a batch of 3 items" in str(forwarder.step()["memory"].error)
+    assert store.sinks.show("memory").confirmed_seq == 0
+    forwarder.stop()
+
+
+# --- forks --------------------------------------------------------------------------------------------------
+
+
+def test_a_restored_copy_delivers_nothing_until_it_is_rekeyed(
+    tmp_path: Path, templates: Templates, store: Store
+) -> None:
+    destination = Destination()
+    write(store, 10)
+    Forwarder(store, MemorySink(destination)).drain()
+    store.close()
+    shutil.copytree(store.path, tmp_path / "copy", ignore=shutil.ignore_patterns("*.lock"))
+    with Store(store.path, Settings(background=False)) as original:
+        write(original, 10, first=10)
+        with Forwarder(original, MemorySink(destination)):
+            pass
+        forwarder = Forwarder(original, MemorySink(destination))
+        forwarder.drain()
+        forwarder.stop()
+    with Store(tmp_path / "copy", Settings(background=False)) as copy:
+        write(copy, 5, first=50)
+        sink = MemorySink(destination)
+        forwarder = Forwarder(copy, sink)
+        drained = forwarder.drain(5.0)["memory"]
+        assert drained.last.progress is Progress.FORKED
+        assert "holdfast sinks rekey" in str(drained.last.error)
+        assert sink.sent == []
+        assert copy.sinks.show("memory").state == "forked"
+        assert copy.sinks.show("memory").confirmed_seq == 10
+        assert forwarder.step()["memory"].progress is Progress.FORKED
+
+        copy.sinks.rekey(restored=True)
+        assert forwarder.drain()["memory"].is_empty
+        assert ("S", "flow", 54_000_000) in destination.points
+        forwarder.stop()
+
+
+def test_a_destination_that_lost_its_data_is_a_fork(store: Store) -> None:
+    write(store, 10)
+    Forwarder(store, MemorySink()).drain()
+    write(store, 1, first=20)
+    forwarder = Forwarder(store, MemorySink(Destination()))
+    step = forwarder.step()["memory"]
+    assert step.progress is Progress.FORKED
+    assert "has lost what it had" in str(step.error)
+    forwarder.stop()
+
+
+# --- lanes, limits, filters ---------------------------------------------------------------------------------
+
+
+def test_new_readings_overtake_a_long_backlog(store: Store) -> None:
+    write(store, 200)
+    sink = MemorySink()
+    forwarder = Forwarder(store, sink, batch_points=10)
+    order = [forwarder.step()["memory"] for _ in range(4)]
+    assert order[0].lane is Lane.LIVE
+    assert (order[0].first_seq, order[0].last_seq) == (191, 200)
+    assert [step.lane for step in order[1:]] == [Lane.BACKFILL] * 3
+    write(store, 2, first=500)
+    step = forwarder.step()["memory"]
+    assert (step.lane, step.first_seq, step.last_seq) == (Lane.LIVE, 201, 202)
+    assert forwarder.step()["memory"].lane is Lane.BACKFILL
+    assert store.sinks.show("memory").ranges == ((191, 202),)
+    forwarder.drain()
+    assert store.sinks.show("memory").ranges == ()
+    assert sink.destination.repeated() == 0
+    forwarder.stop()
+
+
+def test_a_limit_is_kept_and_can_be_changed_while_it_runs(store: Store) -> None:
+    write(store, 200)
+    sink = MemorySink()
+    store.sinks.add("memory", "", start="beginning", rate="100B/s", lanes=False)
+    forwarder = Forwarder(store, sink, batch_points=50)
+    assert forwarder.step()["memory"].progress is Progress.DELIVERED
+    limited = forwarder.step()["memory"]
+    assert (limited.progress, limited.wait_s) == (Progress.LIMITED, 1.0)
+    assert store.sinks.show("memory").confirmed_seq == 50
+    store.sinks.change("memory", rate=None)
+    assert forwarder.drain()["memory"].is_empty
+    store.sinks.change("memory", rate="0")
+    write(store, 1, first=500)
+    assert forwarder.step()["memory"].progress is Progress.LIMITED
+    forwarder.stop()
+
+
+def test_a_filter_confirms_what_it_leaves_out(store: Store) -> None:
+    store.sinks.add("memory", "", start="beginning", filter={"sensor_id": "A*"})
+    write(store, 50)
+    sink = MemorySink(exact=False)
+    forwarder = Forwarder(store, sink, batch_points=10)
+    assert forwarder.drain()["memory"].is_empty
+    assert (store.sinks.show("memory").confirmed_seq, sink.sent) == (50, [])
+    write(store, 3, sensor="A-1")
+    write(store, 3)
+    assert forwarder.drain()["memory"].delivered == 3
+    assert store.sinks.show("memory").confirmed_seq == 56
+    store.sinks.change("memory", filter=None)
+    write(store, 1, first=99)
+    assert forwarder.drain()["memory"].delivered == 1
+    forwarder.stop()
+
+
+def test_a_replay_sends_again_what_follows(store: Store) -> None:
+    write(store, 30)
+    sink = MemorySink()
+    forwarder = Forwarder(store, sink, batch_points=10)
+    forwarder.drain()
+    store.sinks.replay("memory", 20.0)
+    assert forwarder.drain()["memory"].delivered == 10
+    assert sink.destination.repeated() == 10
+    store.sinks.replay("memory", "beginning")
+    assert forwarder.drain()["memory"].delivered == 30
+    assert len(sink.destination.points) == 30
+    forwarder.stop()
+
+
+# --- records ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_records_are_delivered_settled_and_quarantined(store: Store, exact: bool) -> None:
+    store.sinks.add("memory", "", start="beginning", records=True)
+    for at in range(40):
+        store.records.add(f"R-{at}", "gw", {"value": at, "sensor_id": "S", "metric_name": "m"}, float(at))
+    sink = MemorySink(
+        exact=exact, by_item=False, refuses=lambda row: "bad record" if row[0] in ("R-7", "R-31") else None
+    )
+    forwarder = Forwarder(store, sink, batch_points=10)
+    drained = forwarder.drain()["memory"]
+    assert drained.is_empty
+    assert store.records.pending() == []
+    assert len(sink.destination.records) == 38
+    assert len(sink.destination.points) == 40
+    items = store.quarantine.list("memory")
+    assert sorted(item.record_id or "" for item in items) == ["R-31", "R-7"]
+    info = store.sinks.show("memory")
+    assert (info.sent_records, info.sent_points, info.refused) == (38, 40, 2)
+    forwarder.stop()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_record_that_is_replaced_on_its_way_is_sent_again(store: Store, exact: bool) -> None:
+    store.sinks.add("memory", "", start="beginning", records=True)
+    store.records.add("R", "gw", {"note": "old"})
+    destination = Destination()
+    sink = MemorySink(destination, exact=exact, faults=["lost answer, interrupt"])
+    forwarder = Forwarder(store, sink)
+    with pytest.raises(Interrupted):
+        forwarder.step()
+    forwarder.stop()
+    store.records.add("R", "gw", {"note": "new"})
+    forwarder = Forwarder(store, MemorySink(destination, exact=exact))
+    assert forwarder.drain()["memory"].is_empty
+    assert store.records.pending() == []
+    assert "new" in destination.records["R"]
+    forwarder.stop()

@@ -166,7 +166,7 @@ def test_a_store_of_the_legacy_program_has_seqs_below_those_of_new_points(legacy
     migrate_store(legacy)
     assert wrong_seqs(legacy) == 0
     with Store(legacy, QUIET) as store:
-        assert store.sinks.register("cloud") == 0
+        assert store.sinks.add("cloud", "", start="now").confirmed_seq == 0
         assert store.points.insert("new", "m", 1.0, 5).last_seq == 1
         assert [point["seq"] for point in store.points.after(0)] == [1]
         last, seqs, times = -(2**63) + 1, list[int](), list[int]()

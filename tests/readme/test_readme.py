@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -75,7 +76,8 @@ def collector() -> Iterator[tuple[str, list[bytes]]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            assert self.headers["Content-Encoding"] == "gzip"
+            bodies.append(gzip.decompress(self.rfile.read(int(self.headers["Content-Length"]))))
             answer = json.dumps({"key": self.headers["Idempotency-Key"], "repeat": False}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(answer)))
@@ -138,9 +140,11 @@ def test_the_commands_of_the_guide_run(folder: Path) -> None:
     assert "value\n2500.5\n" in done.stdout
 
 
-def test_the_sink_of_the_guide_stores_each_point_once(python: Run, tmp_path: Path) -> None:
+def test_the_sink_of_the_guide_stores_each_point_once_and_passes_the_contract(
+    python: Run, starter: Starter, tmp_path: Path
+) -> None:
     sink, use = blocks(DOCS / "adding-a-sink.md", "python")
-    (tmp_path / "outbox").mkdir()
+    (contract,) = blocks(DOCS / "adding-a-sink.md", "py")
     script = f"""{sink}
 from repo import Store
 with Store("./data/edge") as store:
@@ -148,27 +152,34 @@ with Store("./data/edge") as store:
 {use}
 with Store("./data/edge") as store:
     store.points.insert_many([("P", "m", at, 2.0) for at in range(40, 70)])
-    sink, store_id = FolderSink("./outbox"), store.status().store_id
-    batch = DeliveryBatch.of(store_id, 1, store.points.after(0, 1_000))
-    print(sink.send(batch).repeat, sink.send(batch).repeat)
+{use}
 """
     done = python(script, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "False True\n"
-    lines = [line for file in (tmp_path / "outbox").iterdir() for line in file.read_text().splitlines()]
-    seqs = [json.loads(line)["seq"] for line in lines]
-    assert sorted(seqs) == list(range(1, 81))
+    assert done.stdout.split() == ["50", "30"]
+    with closing(sqlite3.connect(tmp_path / "archive.db")) as database:
+        stored = database.execute("SELECT timestamp_us / 1000000, value FROM points ORDER BY 1").fetchall()
+    assert stored == [(at, 1.0 if at < 40 else 2.0) for at in range(70)]
+
+    (tmp_path / "test_archive.py").write_text(f"{sink}\n{contract}", encoding="utf-8")
+    run = "import sys, pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', 'test_archive.py']))"
+    done = starter.run(["-c", run], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
 
 
 def test_the_formats_are_as_the_guide_describes_them(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     from repo import Settings, Store
-    from repo.delivery.batch import canonical
+    from repo.delivery.encodings.ndjson import lines_of_points
 
     guide = (DOCS / "formats.md").read_text(encoding="utf-8")
     (line,) = blocks(DOCS / "formats.md", "json")
-    assert canonical([json.loads(line)]) == line.encode()
+    point = json.loads(line)
+    seq, sensor, metric, time_us, value, quality, metadata = point.values()
+    columns = [[column] for column in (sensor, metric, time_us, value, None, quality, metadata, seq)]
+    assert lines_of_points(columns) == [line.strip()]
 
     with Store(tmp_path / "store", Settings(background=False)) as store:
         store.points.insert_many([("W-1", "flow", at, at / 2) for at in (3, 4)])
@@ -218,7 +229,7 @@ def test_a_legacy_store_is_looked_at_adopted_upgraded_and_put_back(folder: Path)
     make_legacy_store(folder / "well-7", 500)
     done = shell(UPGRADE, folder)
     assert done.returncode == 0, done.stderr
-    for text in ("0003 is due", "iB needed", "well-7-new was created", "none -> 0003", "restored"):
+    for text in ("0004 is due", "iB needed", "well-7-new was created", "none -> 0004", "restored"):
         assert text in done.stdout
     assert contents(folder / "well-7")["metadata"] is None
     assert contents(folder / "well-7-new")["points"][0] == 500
