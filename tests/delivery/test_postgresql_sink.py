@@ -19,6 +19,7 @@ from repo.delivery.sinks.registry import sink_of
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable, StoreForked
 from repo.testing import Batches
 from tests.delivery.servers.postgresql import PASSWORD, PostgresqlServer
+from tests.delivery.servers.proxy import Proxy
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTED_RIGHTS = ROOT / "docs" / "formats.md"
@@ -259,6 +260,25 @@ def test_a_lost_connection_is_unreachable_and_the_token_says_what_arrived(
     with pytest.raises(SinkUnreachable):
         sink.send(chain.points(chain.numbers(2)))
     assert sink.open(chain.store_id, 1) == second.tokens.next
+    assert [row[2] for row in stored(server, chain)] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_link_that_hangs_half_open_is_unreachable(server: PostgresqlServer) -> None:
+    chain = Chain()
+    with Proxy(server.port) as proxy:
+        target = f"postgresql://127.0.0.1:{proxy.port}/postgres?client_encoding=latin1"
+        sink = made(server, target=target, timeout_s=2)
+        batch = chain.points(chain.numbers(2))
+        sink.send(batch)
+        chain.confirm(batch)
+        proxy.hang()
+        with pytest.raises(SinkUnreachable, match="no answer in 4 s"):
+            sink.send(chain.points(chain.numbers(2)))
+        proxy.mend()
+        assert sink.open(chain.store_id, 1) == batch.tokens.next
+        sink.send(chain.points(chain.numbers(2)))
+        sink.close()
     assert [row[2] for row in stored(server, chain)] == [1, 2, 3, 4]
 
 

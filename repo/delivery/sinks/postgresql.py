@@ -10,7 +10,8 @@ The connection must keep its session between transactions: behind PgBouncer, use
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, timedelta
 from typing import Any
@@ -116,8 +117,8 @@ class PostgresqlSink:
 
     `target` is a URL without a password, such as `postgresql://host:5432/database?sslmode=verify-full`. `schema` holds
     the tables. With `create`, `open` creates or upgrades them; without it, or without the right to, it raises
-    `SinkHalted`. `timeout_s` limits connecting, waiting for a lock, and how long a dead connection goes unnoticed.
-    Raises `MissingExtra` if psycopg is not installed.
+    `SinkHalted`. `timeout_s` limits connecting and waiting for a lock; a server that is silent for twice as long is
+    unreachable. Raises `MissingExtra` if psycopg is not installed.
     """
 
     exact = True
@@ -271,7 +272,9 @@ class PostgresqlSink:
         if not times_us:
             return
         first, last = min(times_us) // _DAY_US, max(times_us) // _DAY_US
-        for day in sorted({first, last} if last - first < 2 else {time // _DAY_US for time in times_us}):
+        for day in sorted(
+            {first, last} if last - first < 2 else {time_us // _DAY_US for time_us in times_us}
+        ):
             if _FIRST_DAY <= day < _LAST_DAY and (
                 month := (_1970 + timedelta(days=day)).replace(day=1)
             ) not in (self._months):
@@ -292,10 +295,9 @@ class PostgresqlSink:
             "application_name": f"holdfast {self._name}"[:63],
         }
         revealed = {key: secret.reveal() for key, secret in self._secrets.items()}
+        parameters = given | self._parameters | revealed | {"client_encoding": "utf8"}
         try:
-            connection = self._psycopg.connect(
-                **(given | self._parameters | revealed), client_encoding="utf8", autocommit=autocommit
-            )
+            connection = _patient(self._psycopg, 2 * seconds).connect(**parameters, autocommit=autocommit)
         except self._psycopg.OperationalError as error:
             raise self._no_connection(error) from error
         connection.execute("SELECT set_config('lock_timeout', %s, false)", (str(seconds * 1000),))
@@ -411,6 +413,36 @@ class PostgresqlSink:
             ):
                 raise SinkUnreachable(message) from error
             raise SinkHalted(message) from error
+
+
+def _patient(psycopg: Any, seconds: float) -> Any:
+    """Return the class of connections that break if nothing at all arrives or leaves for so long.
+
+    TCP notices a dead peer. It does not notice a proxy that answers for one, or a server that is frozen.
+    """
+
+    class Patient(psycopg.Connection):  # type: ignore[misc]
+        def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
+            return super().wait(self._watched(gen), *arguments, **options)
+
+        def _watched(self, gen: Any) -> Generator[Any, Any, Any]:
+            """Pass on what `gen` waits for; while nothing is ready, it is resumed at intervals."""
+            until_s = time.monotonic() + seconds
+            try:
+                wanted = next(gen)
+                while True:
+                    ready = yield wanted
+                    now_s = time.monotonic()
+                    if ready:
+                        until_s = now_s + seconds
+                    elif now_s > until_s:
+                        self.pgconn.finish()
+                        raise psycopg.OperationalError(f"no answer in {seconds:g} s")
+                    wanted = gen.send(ready)
+            except StopIteration as done:
+                return done.value
+
+    return Patient
 
 
 def _token(connection: Any, key: _Key) -> str | None:
