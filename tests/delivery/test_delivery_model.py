@@ -130,7 +130,7 @@ def _run(store: Store, script: list[tuple[str, Any]], lanes: Any, *, exact: bool
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "at-least-once"])
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(script=_scripts, lanes=_lanes)
 @example(script=_OVERWRITTEN, lanes=True)
 @example(script=_OVERWRITTEN, lanes={"order": "newest"})
