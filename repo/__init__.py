@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from repo.delivery.protocol import Batch, Item, Outcome, Sink
     from repo.delivery.receiver import Receiver
     from repo.delivery.reconcile import reconcile
-    from repo.delivery.sinks.web import HttpSink
+    from repo.delivery.sinks.http import HttpSink
     from repo.duckdb_storage import DuckDBTimeSeriesStorage
     from repo.errors import (
         EngineMissing,
@@ -72,7 +72,7 @@ _HOMES = {
     "DuckDBTimeSeriesStorage": "repo.duckdb_storage",
     "Exported": "repo.transfer.exporter",
     "Forwarder": "repo.delivery.forwarder",
-    "HttpSink": "repo.delivery.sinks.web",
+    "HttpSink": "repo.delivery.sinks.http",
     "Imported": "repo.transfer.importer",
     "Item": "repo.delivery.protocol",
     "OfflineBufferManager": "repo.offline_buffer",

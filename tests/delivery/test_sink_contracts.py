@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from repo.delivery.protocol import Sink
+from repo.delivery.sinks.http import HttpSink
 from repo.delivery.sinks.kafka import KafkaSink
 from repo.delivery.sinks.mqtt import MqttSink
-from repo.delivery.sinks.web import HttpSink
 from repo.testing import Destination, SinkContract
 from tests.delivery.servers.influxdb import InfluxDB
 from tests.delivery.servers.kafka import MockKafka

@@ -19,7 +19,7 @@ SINKS: Final[dict[str, str]] = {
     "holdfast": "repo.delivery.sinks.holdfast:HoldfastSink",
     "kafka": "repo.delivery.sinks.kafka:KafkaSink",
     "mqtt": "repo.delivery.sinks.mqtt:MqttSink",
-    "http": "repo.delivery.sinks.web:HttpSink",
+    "http": "repo.delivery.sinks.http:HttpSink",
 }
 """`module:class` by kind. Each class is called as `Class(target, name=..., **options)`. It opens nothing then."""
 

@@ -14,8 +14,8 @@ import pytest
 
 from repo.delivery.keys import BatchKey
 from repo.delivery.protocol import Item, Lane, RecordItem, Sink
+from repo.delivery.sinks.http import HttpSink
 from repo.delivery.sinks.registry import sink_of
-from repo.delivery.sinks.web import HttpSink
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable
 from tests.delivery.servers.certificates import Certificates
 from tests.delivery.servers.influxdb import InfluxDB
