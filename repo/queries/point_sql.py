@@ -72,13 +72,13 @@ def in_seq(connection: Connection, after: int, through: int, known: Pairs) -> Qu
 
 def first_seq(connection: Connection) -> int:
     """Return the lowest seq of all points; 0 if there are none."""
-    return connection.scalar(select(func.min(_c.seq))) or 0
+    return connection.execute(select(func.min(_c.seq))).scalar_one() or 0
 
 
 def text_chars(connection: Connection, after: int, through: int) -> int:
     """Return how many characters the texts and metadata have of the points with after < seq <= through."""
     statement = _chars_after_seq().filled(connection.dialect, after=after, through=through)
-    return int(connection.exec_driver_sql(statement.sql, statement.parameters).scalar() or 0)
+    return int(connection.exec_driver_sql(statement.sql, statement.parameters).scalar_one() or 0)
 
 
 @cache

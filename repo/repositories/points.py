@@ -210,7 +210,7 @@ class PointRepository:
 
     def _last_seq(self) -> int:
         # Points of the legacy program have negative seqs; new ones begin at 1.
-        return max(0, self._connection.scalar(select(func.max(Point.seq))) or 0)
+        return max(0, self._connection.execute(select(func.max(Point.seq))).scalar_one() or 0)
 
     def _summaries(self) -> SummaryRepository:
         return SummaryRepository(self._connection)

@@ -393,7 +393,7 @@ class Sinks:
         else:
             query = select(func.min(Point.seq)).where(Point.timestamp_us >= bound_us(start, "start"))
         with self._handle.reading("finding where a sink starts") as (connection, _):
-            first = connection.scalar(query)
+            first = connection.execute(query).scalar_one()
         if first is None:
             return self._handle.journal_end()
         return int(first) - 1

@@ -74,7 +74,7 @@ class Holds:
                 continue
             query = select(func.count()).where(Point.seq > hold.confirmed_seq)
             found[hold.sink] = sum(
-                int(connection.scalar(query.where(piece.where(Point, known))) or 0)
+                connection.execute(query.where(piece.where(Point, known))).scalar_one()
                 for part in parts
                 for piece in part.pieces(known)
             )

@@ -55,7 +55,9 @@ class InstanceConnection(ConnectionWrapper):
 
     def rollback(self) -> None:
         """Roll the transaction back."""
-        if not self.only_reads:
+        if self.only_reads:
+            self._connection.abort()  # a result of which not every row was fetched keeps its transaction open
+        else:
             self._connection.rollback()
 
 
