@@ -96,10 +96,10 @@ def status(session: Session, check: bool, ignored: tuple[str, ...]) -> None:
     "flushed_seq", "pruned_seq", "journal_rows", "journal_seqs", "unflushed",
     "points_waiting", "deletions_waiting", "points", "series", "oldest_us",
     "newest_us", "records_pending", "ledger_entries", "ledger_dropped",
-    "lost_points", "lost_records", "sinks": [{"name", "kind", "state",
+    "lost_points", "lost_records", "sinks": [{"name", "kind", "state":
+    running, paused, failing, halted, forked or stopped, "since_us",
     "confirmed_seq", "behind", "oldest_unsent_us": null if unknown, "confirmed_us",
-    "points_per_s", "quarantined", "failures", "last_error", "failure": {"kind",
-    "reason", "since_us"} or null}], "hold": {"sink", "seqs", "since_us"} or null,
+    "points_per_s", "quarantined", "failures", "last_error"}], "hold": {"sink", "seqs", "since_us"} or null,
     "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {retired or backup file:
     bytes}, "bytes_total", "bytes_free_on_disk", "holder": {"pid", "since_us",
     "doing"} or null, "warnings": [{"code", "message"}]}; for an outdated store,
@@ -208,8 +208,8 @@ def _sink(sink: SinkStatus) -> str:
         parts.append(f"{sink.points_per_s:,.0f} points/s")
     if sink.quarantined:
         parts.append(f"{sink.quarantined:,} in quarantine")
-    if sink.failure is not None and sink.failure["kind"] == "unreachable":  # a warning says more about others
-        since = to_datetime(sink.failure["since_us"]).strftime("%Y-%m-%d %H:%M:%S")
+    if sink.state == "failing" and sink.since_us is not None:  # a warning says more about other states
+        since = to_datetime(sink.since_us).strftime("%Y-%m-%d %H:%M:%S")
         parts.append(f"unreachable since {since} UTC")
     elif sink.state == "paused":
         parts.append("paused")

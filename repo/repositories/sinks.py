@@ -22,8 +22,6 @@ from repo.repositories.attempts import Attempt, AttemptRepository
 __all__ = [
     "KEPT_STATES",
     "RATE_SPAN_S",
-    "DeliveryFailure",
-    "FailureKind",
     "Lanes",
     "MaxBacklog",
     "NewSink",
@@ -32,8 +30,6 @@ __all__ = [
     "SinkState",
     "Totals",
 ]
-
-FailureKind = Literal["unreachable", "refused"]
 
 SinkState = Literal["running", "paused", "failing", "halted", "forked", "stopped"]
 """`running` also if no forwarder runs; `failing`: unreachable; `halted`: the destination rejects everything for now;
@@ -44,16 +40,6 @@ KEPT_STATES = ("paused", "forked")
 
 RATE_SPAN_S = 30.0
 """Over how many seconds `points_per_s` is averaged: older batches count less and less."""
-
-_STATES: dict[str, FailureKind] = {"failing": "unreachable", "halted": "refused"}
-
-
-class DeliveryFailure(NamedTuple):
-    """Why nothing is delivered to a sink at the moment, and since when, in µs since 1970 UTC."""
-
-    kind: FailureKind
-    reason: str
-    since_us: int
 
 
 class Lanes(NamedTuple):
@@ -150,14 +136,6 @@ class SinkInfo:
     def cursor(self) -> Cursor:
         """What it has confirmed."""
         return Cursor.of(self.confirmed_seq, self.ranges)
-
-    @property
-    def failure(self) -> DeliveryFailure | None:
-        """Why nothing is delivered at the moment, if that is unreachable or refused."""
-        kind = _STATES.get(self.state)
-        if kind is None:
-            return None
-        return DeliveryFailure(kind, self.last_error or "", self.since_us or self.updated_us)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain values; the documented form of `holdfast --json sinks show`."""

@@ -36,6 +36,8 @@ class SinkStatus:
     kind: str
     state: str
     """running, paused, failing (unreachable), halted (the destination rejects everything), forked or stopped."""
+    since_us: int | None
+    """Since when it is in this state, unless it is running."""
     confirmed_seq: int
     """Every seq up to here is confirmed."""
     behind: int
@@ -51,8 +53,6 @@ class SinkStatus:
     failures: int
     """Failed attempts since the last confirmed batch."""
     last_error: str | None
-    failure: dict[str, Any] | None = None
-    """Why deliveries fail at the moment: `kind` ("unreachable" or "refused"), `reason`, `since_us`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +189,7 @@ def _sinks(connection: Connection, infos: list[SinkInfo]) -> tuple[SinkStatus, .
             name=info.name,
             kind=info.kind,
             state=info.state,
+            since_us=info.since_us,
             confirmed_seq=info.confirmed_seq,
             behind=info.behind,
             oldest_unsent_us=journal.written_us(info.confirmed_seq + 1) if info.behind else None,
@@ -197,7 +198,6 @@ def _sinks(connection: Connection, infos: list[SinkInfo]) -> tuple[SinkStatus, .
             quarantined=quarantined.get(info.name, 0),
             failures=info.failures,
             last_error=info.last_error,
-            failure=None if info.failure is None else info.failure._asdict(),
         )
         for info in infos
     )

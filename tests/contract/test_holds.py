@@ -144,7 +144,7 @@ def test_the_status_shows_who_holds_and_who_is_stalled(store: Store, clock: Cloc
     delivery = store.sinks.delivery("far")
     delivery.failed("failing", "no route to host")
     assert store.status().warnings == (), "an outage is what the store is for"
-    assert store.status().sinks[0].failure is not None
+    assert (store.status().sinks[0].state, store.status().sinks[0].since_us) == ("failing", clock())
     delivery.failed("halted", "401 Unauthorized")
     [halted] = store.status().warnings
     assert (halted.code, "401 Unauthorized" in halted.message) == ("sink-refuses", True)

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from repo.errors import HoldfastError
-from repo.repositories.sinks import DeliveryFailure, SinkRepository
+from repo.repositories.sinks import SinkRepository
 from repo.schema import runner
 
 OpenEngine = Callable[[Path], Engine]
@@ -49,9 +49,9 @@ def test_sinks_keep_their_cursors_and_their_failures(engine: Engine) -> None:
     with engine.connect() as connection:
         far, fine, shut = SinkRepository(connection).list()
     assert (far.confirmed_seq, fine.confirmed_seq, shut.confirmed_seq) == (4, 9, 0)
-    assert far.failure == DeliveryFailure("unreachable", "no route", 7)
-    assert shut.failure == DeliveryFailure("refused", "400", 8)
-    assert fine.failure is None
+    assert (far.state, far.last_error, far.since_us) == ("failing", "no route", 7)
+    assert (shut.state, shut.last_error, shut.since_us) == ("halted", "400", 8)
+    assert (fine.state, fine.last_error, fine.since_us) == ("running", None, None)
     assert asked(engine, "SELECT key FROM buffer_metadata") == [("note",)]
     assert asked(engine, "SELECT DISTINCT kind, target, state = 'halted', hold FROM sinks ORDER BY 3") == [
         ("own", "", 0, 1),
