@@ -29,7 +29,7 @@ class Proxy:
         self.connections = 0
         """Connections accepted so far."""
         self._is_cut = False
-        self._answers_dropped = 0
+        self._answers_dropped = self._answers_passed = 0
         self._bytes_until_cut: int | None = None
         self._flowing = threading.Event()
         self._flowing.set()
@@ -58,10 +58,13 @@ class Proxy:
         """Pass nothing on until `mend`; connections stay open, as when the other side is gone without a word."""
         self._flowing.clear()
 
-    def drop_answers(self, count: int) -> None:
-        """Cut each of the next `count` connections when the destination answers: it has the batch, the sender not."""
+    def drop_answers(self, count: int, *, after: int = 0) -> None:
+        """Cut each of the next `count` connections when the destination answers: it has the batch, the sender not.
+
+        The first `after` answers are passed on, for protocols that need several for a batch.
+        """
         with self._lock:
-            self._answers_dropped = count
+            self._answers_dropped, self._answers_passed = count, after
 
     def cut_after(self, count: int) -> None:
         """Cut the connection that has sent so many more bytes, once."""
@@ -162,6 +165,9 @@ class Proxy:
     def _is_dropped(self) -> bool:
         with self._lock:
             if self._answers_dropped == 0:
+                return False
+            if self._answers_passed > 0:
+                self._answers_passed -= 1
                 return False
             self._answers_dropped -= 1
             return True
