@@ -71,7 +71,6 @@ OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
         **_TLS,
     },
     "kafka": {
-        "topic": Option("topic; required"),
         "format": Option("form of the messages", "choice", "json", ("json", "ndjson", "influx")),
         "compression": Option(
             "compression of the messages", "choice", "lz4", ("none", "gzip", "snappy", "lz4", "zstd")
@@ -88,11 +87,11 @@ OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
     },
     "mqtt": {
         "topic": Option(
-            "topic of points, with {sensor_id}, {metric_name}, {store_id}",
-            default="holdfast/{sensor_id}/{metric_name}",
+            "topic of points below that of the URL, with {sensor_id}, {metric_name}, {store_id}",
+            default="{sensor_id}/{metric_name}",
         ),
         "records_topic": Option(
-            "topic of records, with {source}, {store_id}", default="holdfast/records/{source}"
+            "topic of records below that of the URL, with {source}, {store_id}", default="records/{source}"
         ),
         "format": Option("form of the messages", "choice", "json", ("json", "ndjson", "influx")),
         "qos": Option("quality of service", "choice", "1", ("1", "2")),

@@ -29,7 +29,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MockKafka]:
 
 
 def made(cluster: MockKafka, topic: str, **options: Any) -> KafkaSink:
-    return KafkaSink(f"kafka://{cluster.servers}", name="there", topic=topic, **{"timeout_s": 5, **options})
+    return KafkaSink(f"kafka://{cluster.servers}/{topic}", name="there", **{"timeout_s": 5, **options})
 
 
 def test_a_series_has_one_key_and_keeps_its_order_and_each_message_names_its_batch(
@@ -99,14 +99,14 @@ def test_points_that_line_protocol_cannot_express_are_refused(cluster: MockKafka
 def test_brokers_that_are_absent_are_unreachable_and_wrong_settings_halt(
     cluster: MockKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    absent = KafkaSink(f"kafka://127.0.0.1:{free_port()}", name="there", topic="t", timeout_s=0.5)
+    absent = KafkaSink(f"kafka://127.0.0.1:{free_port()}/t", name="there", timeout_s=0.5)
     with pytest.raises(SinkUnreachable):
         absent.open(STORE, 1)
     absent.close()
     absent.close()
     monkeypatch.setenv("SITE_PASSWORD", "s3cret")
-    target = f"kafka+ssl://{cluster.servers}"
-    login = {"topic": "t", "user": "me", "password": "env:SITE_PASSWORD", "timeout_s": 5}
+    target = f"kafka+ssl://{cluster.servers}/t"
+    login = {"user": "me", "password": "env:SITE_PASSWORD", "timeout_s": 5}
     for options, words in (
         ({"ca_file": "/nowhere/ca.pem"}, "cannot be set up"),
         ({"librdkafka.no.such.property": "1"}, "cannot be set up.*No such configuration property"),
@@ -120,13 +120,15 @@ def test_brokers_that_are_absent_are_unreachable_and_wrong_settings_halt(
 @pytest.mark.parametrize(
     ("target", "options"),
     [
-        ("http://host", {"topic": "t"}),
-        ("kafka://", {"topic": "t"}),
-        ("kafka://me@host", {"topic": "t"}),
-        ("kafka://host/topic", {"topic": "t"}),
+        ("http://host/t", {}),
+        ("kafka://", {}),
+        ("kafka:///t", {}),
+        ("kafka://me@host/t", {}),
         ("kafka://host", {}),
-        ("kafka://host", {"topic": "t", "compression": "rar"}),
-        ("kafka://host", {"topic": "t", "acks": "0"}),
+        ("kafka://host/", {}),
+        ("kafka://host/a/b", {}),
+        ("kafka://host/t", {"compression": "rar"}),
+        ("kafka://host/t", {"acks": "0"}),
     ],
 )
 def test_a_wrong_target_or_option_is_refused(target: str, options: dict[str, Any]) -> None:
@@ -136,4 +138,4 @@ def test_a_wrong_target_or_option_is_refused(target: str, options: dict[str, Any
 
 def test_a_secret_of_librdkafka_is_not_stored() -> None:
     with pytest.raises(InvalidSettings, match="not stored"):
-        sink_of("there", "kafka", "kafka://host", {"topic": "t", "librdkafka.ssl.key.password": "s3cret"})
+        sink_of("there", "kafka", "kafka://host/t", {"librdkafka.ssl.key.password": "s3cret"})

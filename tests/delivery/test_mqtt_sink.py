@@ -42,7 +42,7 @@ def subscriber(broker: Mosquitto) -> Iterator[Subscriber]:
 
 
 def ready(port: int, **options: Any) -> MqttSink:
-    sink = MqttSink(f"mqtt://127.0.0.1:{port}", name="there", **{"timeout_s": 5, **options})
+    sink = MqttSink(f"mqtt://127.0.0.1:{port}/holdfast", name="there", **{"timeout_s": 5, **options})
     sink.open(STORE, 1)
     return sink
 
@@ -62,7 +62,7 @@ def test_each_point_is_a_message_of_its_series_with_the_key_of_the_batch(
 
 
 def test_series_share_messages_in_the_other_formats(broker: Mosquitto, subscriber: Subscriber) -> None:
-    topic = "holdfast/{store_id}/{metric_name}/{sensor_id}"
+    topic = "{store_id}/{metric_name}/{sensor_id}"
     for form, first in (("ndjson", '{"seq":1,'), ("influx", "flow,sensor_id=W-0 value=0.0,quality=100i ")):
         sink = ready(broker.port, format=form, topic=topic, qos="2")
         sink.send(batch_of(POINTS))
@@ -86,7 +86,7 @@ def test_series_share_messages_in_the_other_formats(broker: Mosquitto, subscribe
 def test_names_become_levels_of_a_topic_and_records_have_their_own(
     broker: Mosquitto, subscriber: Subscriber
 ) -> None:
-    sink = ready(broker.port, topic="holdfast/{sensor_id}.{metric_name}")
+    sink = ready(broker.port, topic="{sensor_id}.{metric_name}")
     sink.send(batch_of([("a/b+#%", "$m$", 1, 1.0), ("é 日", "m", 1, 1.0)]))
     sink.send(batch_of([], lane=Lane.RECORDS, records=[RecordItem("r", "op/c", '{"x":1}', 5)]))
     sink.close()
@@ -128,7 +128,7 @@ def test_wrong_credentials_halt_and_a_denied_topic_is_refused(
         for options in ({}, {"user": "site", "password": "wrong"}, {"version": "3.1.1", "user": "site"}):
             with pytest.raises(SinkHalted, match=r"refuses the connection.*check user"):
                 ready(broker.port, **options)
-        target = f"mqtt://127.0.0.1:{broker.port}"
+        target = f"mqtt://127.0.0.1:{broker.port}/holdfast"
         login = {"user": "site", "password": "env:SITE_PASSWORD"}
         sink = sink_of("there", "mqtt", target, login)
         refused = Batches("there").deliver(sink, POINTS)
@@ -180,7 +180,7 @@ def test_a_broker_that_is_absent_or_silent_is_unreachable() -> None:
 
 
 def test_retained_messages_stay(broker: Mosquitto) -> None:
-    sink = ready(broker.port, retain=True, topic="holdfast/retained/{sensor_id}/{metric_name}")
+    sink = ready(broker.port, retain=True, topic="retained/{sensor_id}/{metric_name}")
     sink.send(batch_of([("W", "flow", START_US, 7.5)]))
     sink.close()
     with Subscriber(broker.port, "holdfast/retained/#", client_id="late") as late:
@@ -194,7 +194,9 @@ def test_retained_messages_stay(broker: Mosquitto) -> None:
         ("http://host", {}),
         ("mqtt://", {}),
         ("mqtt://host:port", {}),
-        ("mqtt://host/topic", {}),
+        ("mqtt://host/topic/#", {}),
+        ("mqtt://host/topic/+", {}),
+        ("mqtt://host/topic?x=1", {}),
         ("mqtt://host", {"qos": 0}),
         ("mqtt://host", {"topic": "a/{sensor}"}),
         ("mqtt://host", {"topic": "a/{sensor_id!r}"}),

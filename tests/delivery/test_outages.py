@@ -135,7 +135,7 @@ class InfluxSite(Site):
 class MqttSite(Site):
     def __init__(self, server: Mosquitto, proxy: Proxy, subscriber: Subscriber) -> None:
         self.proxy, self.server, self.subscriber = proxy, server, subscriber
-        self.target, self.options = f"mqtt://127.0.0.1:{proxy.port}", {"timeout_s": 0.3}
+        self.target, self.options = f"mqtt://127.0.0.1:{proxy.port}/holdfast", {"timeout_s": 0.3}
 
     def arrivals(self) -> list[Arrival]:
         found = []
@@ -157,7 +157,7 @@ class MqttSite(Site):
 class KafkaSite(Site):
     def __init__(self, server: MockKafka) -> None:
         self.server = server
-        self.target, self.options = f"kafka://{server.servers}", {"topic": "points", "timeout_s": 0.3}
+        self.target, self.options = f"kafka://{server.servers}/points", {"timeout_s": 0.3}
 
     def arrivals(self) -> list[Arrival]:
         found = []

@@ -113,7 +113,7 @@ class Broker(Reached):
         subscriber.messages.clear()
 
     def sink(self) -> Sink:
-        target = f"mqtt://127.0.0.1:{self.proxy.port}"
+        target = f"mqtt://127.0.0.1:{self.proxy.port}/holdfast"
         return MqttSink(target, name="there", timeout_s=5, **self.options)
 
     def _lines(self) -> Iterable[dict[str, Any]]:
@@ -164,7 +164,7 @@ class Topic(Destination):
 
     def sink(self) -> Sink:
         limits = {"librdkafka.message.max.bytes": 15_000, "timeout_s": 2}
-        return KafkaSink(f"kafka://{self.cluster.servers}", name="there", topic=self.topic, **limits)
+        return KafkaSink(f"kafka://{self.cluster.servers}/{self.topic}", name="there", **limits)
 
     def cut(self) -> None:
         self.cluster.freeze()

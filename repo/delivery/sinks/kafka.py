@@ -1,7 +1,7 @@
 """The Kafka sink: an idempotent producer, one key per series, and a flush before a batch is confirmed.
 
-The target is `kafka://HOST:PORT[,HOST:PORT...]`, or `kafka+ssl://` with TLS. The options are those of the kind `kafka`
-in `repo.store.sink_options`; `librdkafka.NAME` sets a property of librdkafka. The key of a message is
+The target is `kafka://HOST:PORT[,HOST:PORT...]/TOPIC`, or `kafka+ssl://` with TLS. The options are those of the kind
+`kafka` in `repo.store.sink_options`; `librdkafka.NAME` sets a property of librdkafka. The key of a message is
 `SENSOR_ID/METRIC_NAME`, in which `/` and `%` of a name become `%2F` and `%25`. So a series has one partition, and keeps
 its order there. Records have their source as their key. Every message has the header `holdfast-batch`
 (`STORE_ID.EPOCH.FIRST.LAST`).
@@ -14,6 +14,7 @@ another one.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -31,6 +32,7 @@ __all__ = ["KafkaSink"]
 
 _SCHEMES: Final = {"kafka": "", "kafka+ssl": "SSL"}
 _TURN_S = 0.5
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _ITEM_ERRORS: Final = (
     "MSG_SIZE_TOO_LARGE",
     "INVALID_MSG",
@@ -60,11 +62,14 @@ class KafkaSink:
             raise missing_extra("delivering to Kafka needs the package confluent-kafka", "kafka") from error
         self._kafka = confluent_kafka
         scheme, _, rest = check_text(target, "target", error=InvalidSettings).partition("://")
-        self._servers = rest.removesuffix("/")
-        if scheme not in _SCHEMES or not self._servers or set(self._servers) & set("/@?# "):
-            raise InvalidSettings(f"{shown(target)} is no target such as kafka://host:9092,host:9092")
-        if self._options["topic"] is None:
-            raise InvalidSettings("a Kafka sink needs the option topic")
+        self._servers, _, topic = rest.partition("/")
+        if scheme not in _SCHEMES or not self._servers or set(rest) & set("@?# "):
+            raise InvalidSettings(f"{shown(target)} is no target such as kafka://host:9092,host:9092/topic")
+        if not topic or not _TOPIC.fullmatch(topic):
+            raise InvalidSettings(
+                f"{shown(target)} names no topic of letters, digits, '.', '_' and '-': kafka://host:9092/topic"
+            )
+        self._topic = topic
         self._tls = _SCHEMES[scheme]
         self._packer = Packer(self._options, _key, _name)
         codes = confluent_kafka.KafkaError
@@ -92,7 +97,7 @@ class KafkaSink:
         if self._producer is None:
             self._producer = self._new_producer()
         self._error = None
-        topic = self._options["topic"]
+        topic = self._topic
         try:
             found = self._producer.list_topics(topic, timeout=self._options["timeout_s"]).topics[topic]
         except self._kafka.KafkaException as error:
@@ -167,7 +172,7 @@ class KafkaSink:
 
     def _produce(self, flight: _InFlight, lane: str) -> None:
         self._in_flight = flight
-        produce, topic = self._producer.produce, self._options["topic"]
+        produce, topic = self._producer.produce, self._topic
         headers = [("holdfast-batch", flight.key.encode()), ("holdfast-lane", lane.encode())]
         for at, message in enumerate(flight.messages):
             while True:
@@ -220,7 +225,7 @@ class KafkaSink:
             )
 
     def _failed(self, error: Any) -> SinkHalted | SinkUnreachable:
-        said = f"{self._servers}, topic {self._options['topic']}: {_words(error)}"
+        said = f"{self._servers}, topic {self._topic}: {_words(error)}"
         if error.fatal():
             self.close()
             return SinkUnreachable(f"{said}; the producer starts again")

@@ -1,9 +1,9 @@
 """The MQTT sink: publishes with QoS 1 or 2, and confirms a batch once the broker has acknowledged every message.
 
-The target is `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]` (TLS). The options are those of the kind `mqtt` in
-`repo.store.sink_options`. In `topic`, `{sensor_id}`, `{metric_name}` and `{store_id}` are replaced; in the names, `/`,
-`+`, `#`, `%`, and a `$` at the start, become `%2F` and so on. Records go to `records_topic`, which may contain
-`{source}`.
+The target is `mqtt://HOST[:PORT][/TOPIC]` or `mqtts://` (TLS). The options are those of the kind `mqtt` in
+`repo.store.sink_options`. Points go to the option `topic` below the topic of the target (`holdfast`), where
+`{sensor_id}`, `{metric_name}` and `{store_id}` are replaced; in the names, `/`, `+`, `#`, `%`, and a `$` at the start,
+become `%2F` and so on. Records go to `records_topic`, which may contain `{source}`.
 
 With version 5, every message has the user property `holdfast-batch` (`STORE_ID.EPOCH.FIRST.LAST`), and the broker says
 if it rejects a message. With version 3.1.1 a broker may acknowledge a message that its access list denies, and drop it.
@@ -19,7 +19,7 @@ import time
 from hashlib import sha256
 from string import Formatter
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from repo.arguments import check_text, shown
 from repo.delivery.encodings.messages import Message, Packer
@@ -34,6 +34,7 @@ __all__ = ["MqttSink"]
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _SPECIAL = re.compile(r"[/+#%]|^\$")
+_WILDCARDS = frozenset("+#")
 _FAILURE = 0x80
 """Reason codes from here on are failures."""
 _BUSY = frozenset({0x80, 0x88, 0x89, 0x97, 0x9F})
@@ -63,14 +64,21 @@ class MqttSink:
             self._port = parts.port or _PORTS.get(parts.scheme, 0)
         except ValueError as error:
             raise InvalidSettings(f"{shown(target)} is no URL: {error}") from error
-        if parts.scheme not in _PORTS or not parts.hostname or parts.path not in ("", "/") or parts.query:
-            raise InvalidSettings(f"{shown(target)} is no target such as mqtt://host:1883 or mqtts://host")
+        if parts.scheme not in _PORTS or not parts.hostname or parts.query:
+            raise InvalidSettings(
+                f"{shown(target)} is no target such as mqtt://host:1883/topic or mqtts://host"
+            )
         self._host = parts.hostname
         self._uses_tls = parts.scheme == "mqtts"
         self._address = f"{parts.scheme}://{parts.netloc}"
         self._is_5 = self._options["version"] == "5"
         _check_template(self._options["topic"], "topic", ("sensor_id", "metric_name", "store_id"))
         _check_template(self._options["records_topic"], "records_topic", ("source", "store_id"))
+        above = unquote(parts.path.strip("/"))
+        if _WILDCARDS & set(above) or "#" in target:
+            raise InvalidSettings(f"{shown(target)}: a topic to publish to has no + or #")
+        # Braces of the target are no fields.
+        self._above = (above or "holdfast").replace("{", "{{").replace("}", "}}") + "/"
         self._store_id = ""
         self._packer = Packer(self._options, self._topic, self._records_topic)
         self._client: Any = None
@@ -292,11 +300,11 @@ class MqttSink:
         return f"{ReasonCode(packet, identifier=code)} ({code})"
 
     def _topic(self, sensor: str, metric: str) -> str:
-        template: str = self._options["topic"]
+        template: str = self._above + self._options["topic"]
         return template.format(sensor_id=_level(sensor), metric_name=_level(metric), store_id=self._store_id)
 
     def _records_topic(self, source: str) -> str:
-        template: str = self._options["records_topic"]
+        template: str = self._above + self._options["records_topic"]
         return template.format(source=_level(source), store_id=self._store_id)
 
 
@@ -325,5 +333,5 @@ def _check_template(template: str, option: str, fields: tuple[str, ...]) -> None
             raise InvalidSettings(
                 f"{option} = {shown(template)}: the fields are {', '.join(f'{{{name}}}' for name in fields)}"
             )
-        if "+" in literal or "#" in literal:
+        if _WILDCARDS & set(literal):
             raise InvalidSettings(f"{option} = {shown(template)}: a topic to publish to has no + or #")
