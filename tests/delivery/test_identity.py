@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store, StoreForked
+from repo.delivery.forwarder import Forwarder
+from repo.delivery.reconcile import reconcile
+from repo.engines.sqlite import driver as sqlite
 from repo.files import StoreFiles
 from repo.repositories.attempts import Attempt
 from repo.schema import backup as backups
-from repo.schema import restore
+from repo.schema import restore, runner
 from repo.schema.restore import restore_store
 from repo.schema.upgrade import migrate_store
 from tests.conftest import OpenStore
@@ -188,6 +191,46 @@ def test_each_restore_of_a_backup_raises_the_epoch_also_one_that_was_killed(
     assert restored_id_and_epoch(folder)[1] == 4, "what the damaged metadata knew is in a file of its own"
     Store(folder, QUIET).close()
     assert restored_id_and_epoch(folder)[1] == 4, "only a restore raises it"
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_what_is_written_after_a_restore_arrives_though_its_seqs_were_delivered_before(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    stick = tmp_path / "stick"
+    stick.mkdir()
+    (stick / "holdfast-folder.json").touch()
+
+    def delivered(store: Store) -> int:
+        forwarder = Forwarder(store, "stick")
+        try:
+            done = forwarder.drain()["stick"]
+            assert done.is_empty, done.last
+            return done.delivered
+        finally:
+            forwarder.stop()
+
+    store = open_store()
+    fill(store, 5)
+    store.checkpoint()
+    first_id, path = store.status().store_id, store.path
+    store.close()
+    for database, file in (("metadata", "offline_buffer.db"), ("timeseries", "timeseries.sqlite")):
+        engine = sqlite.open_engine(path / file)
+        runner.downgrade(engine, database, "0003")  # type: ignore[arg-type]
+        engine.dispose()
+    store = open_store()  # makes the backup
+    store.sinks.add("stick", f"file://{stick}", start="beginning")
+    fill(store, 8)
+    assert delivered(store) == 8
+    store.close()
+    restore_store(path)
+    store = open_store()
+    store.points.insert_many([("b", "m", float(at), 1.0) for at in range(4)])
+    store.sinks.add("stick", f"file://{stick}", start="beginning")
+    assert store.sinks.identity() == (2, first_id)
+    assert delivered(store) == 9, "the seqs 6 to 8 were those of other points"
+    assert reconcile(store, "stick").missing == 0
 
 
 def test_seqs_of_older_metadata_begin_after_what_any_sink_was_sent(open_store: OpenStore) -> None:
