@@ -15,7 +15,8 @@ import pytest
 from repo import Settings, Store
 from repo.delivery.forwarder import Backoff, Forwarder, Progress, Step
 from repo.delivery.protocol import Batch, Item, Lane, Outcome
-from repo.errors import InvalidQuery, InvalidSettings, SinkHalted, StoreBusy, StoreClosed
+from repo.errors import InvalidQuery, InvalidSettings, SinkHalted, StoreBusy, StoreClosed, StoreFull
+from repo.store.deliveries import Delivery
 from tests.conftest import RunPython, Templates
 from tests.delivery.memory_sink import Destination, Interrupted, MemorySink
 
@@ -469,3 +470,77 @@ def test_a_record_that_is_replaced_on_its_way_is_sent_again(store: Store, exact:
     assert store.records.pending() == []
     assert "new" in destination.records["R"]
     forwarder.stop()
+
+
+# --- what users of other forwarders report ------------------------------------------------------------------
+
+
+def test_refused_items_are_still_there_after_a_restart(store: Store) -> None:
+    write(store, 10)
+    sink = MemorySink(refuses=lambda row: "no" if row[3] == 4.0 else None)
+    Forwarder(store, sink).drain()
+    store.close()
+    with Store(store.path, Settings(background=False)) as again:
+        assert [item.value for item in again.quarantine.list("memory")] == [4.0]
+        assert Forwarder(again, MemorySink(sink.destination)).drain()["memory"].is_empty
+        assert [item.reason for item in again.quarantine.list("memory")] == ["no"]
+
+
+def test_a_backlog_is_sent_after_a_restart_and_an_outage_though_nothing_new_is_written(store: Store) -> None:
+    write(store, 200)
+    sink = MemorySink(faults=["ok", "unreachable", "unreachable", "lost answer"])
+    with Forwarder(store, sink, batch_points=10, backoff=NO_WAIT):
+        eventually(lambda: len(sink.destination.points) == 200, "the backlog is there")
+    store.close()
+    with Store(store.path, Settings(background=False)) as again:
+        write(again, 50, first=1_000)
+    with Store(store.path, Settings(background=False)) as again:
+        sink = MemorySink(sink.destination)
+        with Forwarder(again, sink, batch_points=10):
+            eventually(lambda: len(sink.destination.points) == 250, "the rest is there")
+
+
+def test_a_full_disk_delays_a_delivery_and_loses_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The full disk itself is simulated: how SQLite reports one is tested with the faults of the store."""
+    write(store, 20)
+    sink = MemorySink()
+    forwarder = Forwarder(store, sink, batch_points=10, backoff=NO_WAIT)
+    forwarder.step()
+    full = [True]
+    begin = Delivery.begin
+
+    def fail(self: Delivery, *args: Any) -> None:
+        if full[0]:
+            raise StoreFull("no space left")
+        begin(self, *args)
+
+    monkeypatch.setattr(Delivery, "begin", fail)
+    step = forwarder.step()["memory"]
+    assert (step.progress, len(sink.sent)) == (Progress.BUSY, 1)
+    assert store.sinks.show("memory").last_error == "no space left"
+    full[0] = False
+    assert forwarder.drain()["memory"].is_empty
+    assert (len(sink.destination.points), sink.destination.repeated()) == (20, 0)
+
+
+def test_a_child_of_a_fork_has_no_forwarder_and_the_parent_keeps_its_own(store: Store) -> None:
+    write(store, 5)
+    sink = MemorySink()
+    with Forwarder(store, sink, poll_s=0.02) as forwarder:
+        eventually(lambda: len(sink.destination.points) == 5, "the first points are there")
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                assert not forwarder.is_running
+                forwarder.stop()
+                with pytest.raises(StoreClosed):
+                    forwarder.step()
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        write(store, 5, first=10)
+        eventually(lambda: len(sink.destination.points) == 10, "the parent goes on")
