@@ -10,7 +10,7 @@ import click
 from repo.clock import system_clock
 from repo.commands.asking import asked, asking_options, check_asking
 from repo.commands.exits import Exit
-from repo.commands.global_options import global_options
+from repo.commands.global_options import global_options, output_options
 from repo.commands.options import iso_second, series_names, zone_of
 from repo.commands.output import print_json, write_rows
 from repo.commands.session import Session
@@ -130,11 +130,11 @@ def add(
       https://HOST/PATH            HTTP: NDJSON, JSON, InfluxDB line protocol
       https+holdfast://HOST:PORT   another Holdfast store (`run --receive`)
       postgresql://HOST/DATABASE   tables for many stores in PostgreSQL
-      mqtts://HOST/TOPIC           MQTT
-      kafka://HOST:PORT/TOPIC      Kafka
+      mqtts://HOST/TOPIC           MQTT; mqtt:// without TLS
+      kafka+ssl://HOST:PORT/TOPIC  Kafka; kafka:// without TLS
       file:///PATH                 files in a folder, such as on a stick
-    A URL never contains a password or a token: the store keeps and shows it. Name
-    the place of a secret with --secret.
+    `sinks kinds KIND` lists the options of one. A URL never contains a password or
+    a token: the store keeps and shows it. Name the place of a secret with --secret.
 
     --from says what is delivered. A time is the first point with that time or a later one, and everything that was
     written after it; times are written as for `query`. 'now' leaves out what the store has. 'beginning' and times wait
@@ -247,6 +247,57 @@ def list_(session: Session) -> None:
         cuttable=("target", "name"),
         hides_empty=False,
     )
+
+
+@sinks.command()
+@click.argument("kind", metavar="[KIND]", required=False)
+@output_options
+@click.pass_obj
+def kinds(session: Session, kind: str | None) -> None:
+    """List the kinds of sinks, or the options of one, for `--option` and `--secret`.
+
+    \b
+    JSON: {kind: {"schemes": of its URLs, "prefix": any option that begins with it
+    is passed on, or null, "options": {name: {"about", "type": text, user, secret,
+    choice, flag, count or seconds, "default": or null, "choices": []}}}}
+    """
+    from repo.store.sink_options import OPTIONS, PREFIXES
+    from repo.store.targets import KINDS
+
+    known = sorted(set(KINDS.values()))
+    if kind is not None and kind not in known:
+        raise click.UsageError(f"there is no kind {kind!r}; the kinds are {', '.join(known)}")
+    found: dict[str, Any] = {
+        name: {
+            "schemes": [scheme for scheme, of in KINDS.items() if of == name],
+            "prefix": PREFIXES.get(name),
+            "options": {
+                key: {
+                    "about": one.about,
+                    "type": one.type,
+                    "default": one.default,
+                    "choices": list(one.choices),
+                }
+                for key, one in OPTIONS.get(name, {}).items()
+            },
+        }
+        for name in known
+        if kind in (None, name)
+    }
+    if session.as_json:
+        print_json(found)
+    elif kind is None:
+        for name in known:
+            session.say(f"{name:<12}{', '.join(f'{scheme}://' for scheme in found[name]['schemes'])}")
+        session.say("`holdfast sinks kinds KIND` lists the options of one")
+    else:
+        for key, one in OPTIONS.get(kind, {}).items():
+            what = {"choice": " | ".join(one.choices), "flag": "true | false"}.get(one.type, one.type)
+            default = "" if one.default is None else f"; default {str(one.default).replace('True', 'true')}"
+            default = default.replace("False", "false")
+            session.say(f"{key:<18}{one.about} ({what}{default})")
+        if kind in PREFIXES:
+            session.say(f"{PREFIXES[kind] + 'NAME':<18}passed on")
 
 
 @sinks.command()

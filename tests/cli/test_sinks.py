@@ -88,6 +88,16 @@ def test_a_sink_is_added_shown_listed_and_changed(site: Command) -> None:
     assert "gets nothing yet" in site("sinks", "change", "web", "--metric", "nothing").stderr
 
 
+def test_the_kinds_and_their_options_are_listed(site: Command) -> None:
+    assert "kafka       kafka://, kafka+ssl://" in site("sinks", "kinds").stdout
+    web = site("sinks", "kinds", "http").stdout
+    assert "token             token for the header Authorization (secret)" in web
+    assert "(gzip | zstd | none; default gzip)" in web
+    assert "(true | false; default true)" in web
+    assert site.json("sinks", "kinds", "http")["http"]["options"]["receipts"]["default"] is True
+    assert "the kinds are folder, holdfast, http" in site("sinks", "kinds", "fax", code=2).stderr
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
