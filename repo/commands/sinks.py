@@ -145,6 +145,7 @@ def add(
     \b
     JSON: as `sinks show`
     """
+    from repo.delivery.sinks.registry import check_sink
     from repo.errors import InvalidQuery
 
     now_us = system_clock()
@@ -155,9 +156,10 @@ def add(
         except InvalidQuery as error:
             raise InvalidQuery(f"--from: {error}, or beginning") from error
     with session.opened() as store:
-        settings = _settings(store, given)
+        settings, options = _settings(store, given), _options(given)
+        check_sink(name, url, options)
         info = store.sinks.add(
-            name, url, start=begin, records=records, hold=not no_hold, **settings, **_options(given)
+            name, url, start=begin, records=records, hold=not no_hold, **settings, **options
         )
     _show(session, info)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Final
 
 from repo.arguments import shown
 from repo.delivery.protocol import Sink
-from repo.errors import InvalidSettings
+from repo.errors import InvalidSettings, MissingExtra
 from repo.store.sink_options import check_options
+from repo.store.targets import parse_target
 
-__all__ = ["SINKS", "sink_of"]
+__all__ = ["SINKS", "check_sink", "sink_of"]
 
 SINKS: Final[dict[str, str]] = {
     "postgresql": "repo.delivery.sinks.postgresql:PostgresqlSink",
@@ -22,6 +24,17 @@ SINKS: Final[dict[str, str]] = {
     "http": "repo.delivery.sinks.http:HttpSink",
 }
 """`module:class` by kind. Each class is called as `Class(target, name=..., **options)`. It opens nothing then."""
+
+
+def check_sink(name: str, target: str, options: Mapping[str, object]) -> None:
+    """Check what a sink is to be made of, also what only its class knows, such as an option that a format needs.
+
+    Raises `InvalidSettings`. Connects to nothing, and reads no secret. A package that is missing here may be installed
+    where the sink is used.
+    """
+    kind, url = parse_target(target)
+    with suppress(MissingExtra):
+        sink_of(name, kind, url, options)
 
 
 def sink_of(name: str, kind: str, target: str, options: Mapping[str, object]) -> Sink:
