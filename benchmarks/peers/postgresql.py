@@ -46,6 +46,8 @@ class PostgreSQL:
         )
         settings = [part for name, value in CONFIG.items() for part in ("-c", f"{name}={value}")]
         port = free_port()
+        self.url = f"postgresql://localhost:{port}/postgres?host={self._server.folder}"
+        """For other clients; the user is `bench`."""
         listen = ["-k", str(self._server.folder), "-p", str(port), "-c", "listen_addresses="]
 
         def connect() -> None:

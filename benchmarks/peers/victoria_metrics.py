@@ -36,6 +36,7 @@ class VictoriaMetrics:
         self.series = list(series)
         self._server = Server(parent)
         port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
         found = binary("victoria-metrics", "victoria-metrics-prod")
         assert found is not None  # `missing` says so first
         self._http = Http(port)

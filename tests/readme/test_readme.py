@@ -119,7 +119,9 @@ def test_the_examples_of_the_readme_write_deliver_and_inspect(
     assert "2500.5" in done.stdout
 
 
-@pytest.mark.parametrize(("guide", "examples"), [("python.md", 5), ("legacy.md", 1), ("ingest.md", 1)])
+@pytest.mark.parametrize(
+    ("guide", "examples"), [("python.md", 5), ("delivery.md", 2), ("legacy.md", 1), ("ingest.md", 1)]
+)
 def test_every_python_example_of_a_guide_runs(
     folder: Path, python: Run, collector: tuple[str, list[bytes]], guide: str, examples: int
 ) -> None:
@@ -131,6 +133,21 @@ def test_every_python_example_of_a_guide_runs(
         assert done.returncode == 0, done.stderr
     if guide == "python.md":
         assert b'"PUMP-1"' in b"".join(bodies)
+
+
+def test_the_commands_of_the_guide_to_delivery_run(
+    folder: Path, tmp_path: Path, collector: tuple[str, list[bytes]]
+) -> None:
+    (tmp_path / "bin").symlink_to(folder / "bin")
+    url, bodies = collector
+    first, _, rate, *_ = blocks(DOCS / "delivery.md", "sh")
+    reading = {"sensor_id": "P", "metric_name": "m", "timestamp": 1767225600, "value": 1}
+    (tmp_path / "reading.ndjson").write_text(json.dumps(reading))
+    write = "holdfast --store ./data/edge init\nholdfast --store ./data/edge ingest reading.ndjson\n"
+    script = write + first.replace("https://collector.example/points", url) + rate
+    done = shell(script, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert b'"P"' in b"".join(bodies)
 
 
 def test_the_commands_of_the_guide_run(folder: Path) -> None:
