@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["init", "status"]
 
+_SHOWN_SENDERS = 20
+
 
 @click.command()
 @click.option(
@@ -100,6 +102,8 @@ def status(session: Session, check: bool, ignored: tuple[str, ...]) -> None:
     running, paused, failing, halted, forked or stopped, "since_us",
     "confirmed_seq", "behind", "oldest_unsent_us": null if unknown, "confirmed_us",
     "points_per_s", "quarantined", "failures", "last_error"}], "hold": {"sink", "seqs", "since_us"} or null,
+    "senders": [{"store_id", "epoch", "sink", "points", "updated_us"}] that deliver
+    to this store,
     "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {retired or backup file:
     bytes}, "bytes_total", "bytes_free_on_disk", "holder": {"pid", "since_us",
     "doing"} or null, "warnings": [{"code", "message"}]}; for an outdated store,
@@ -188,6 +192,12 @@ def _lines(found: Status) -> list[tuple[str, str]]:
         lines.append(
             ("hold", f"{counted(found.hold.seqs, 'seq')} kept for {found.hold.sink} since {since} UTC")
         )
+    for sender in found.senders[:_SHOWN_SENDERS]:
+        at = to_datetime(sender.updated_us).strftime("%Y-%m-%d %H:%M:%S")
+        sent = f"{counted(sender.points, 'point')} from store {sender.store_id}, the last at {at} UTC"
+        lines.append((f"from {sender.sink}", sent))
+    if len(found.senders) > _SHOWN_SENDERS:
+        lines.append(("", f"and from {len(found.senders) - _SHOWN_SENDERS:,} more; --json has all"))
     lines.append(("lost", lost(found)))
     lines += [("file", f"{size_text(size):>10}  {name}") for name, size in found.bytes_by_file.items()]
     lines += [("kept", f"{size_text(size):>10}  {name}") for name, size in found.bytes_by_kept_file.items()]

@@ -6,13 +6,11 @@ On a connection that the caller provides. Never commits.
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection
 
 from repo.cursors import Cursor
-from repo.models import PositionRow, SenderRow
 
 __all__ = ["Position", "PositionRepository", "SenderRepository"]
 
@@ -31,58 +29,50 @@ class Position(NamedTuple):
     updated_us: int
 
 
-_ALL = select(
-    *(PositionRow.store_id, PositionRow.epoch, PositionRow.sink, PositionRow.token, PositionRow.low),
-    *(PositionRow.ranges, PositionRow.points, PositionRow.updated_us),
-).order_by(PositionRow.store_id, PositionRow.epoch, PositionRow.sink)
+# SQL text for the driver: a receiver runs these for each batch, and building them takes longer than running them.
+_ALL = "SELECT store_id, epoch, sink, token, low, ranges, points, updated_us FROM positions"
+_GET = f"{_ALL} WHERE store_id = ? AND epoch = ? AND sink = ?"
+_PUT = "INSERT OR REPLACE INTO positions VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class PositionRepository:
-    """Reads and writes positions, in the transaction of the points that they stand for."""
+    """Reads and writes positions, in the transaction of the points that they stand for.
+
+    Through the driver: the caller has begun a transaction to write.
+    """
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self._driver: Any = connection.connection.driver_connection
 
     def get(self, store_id: str, epoch: int, sink: str) -> Position | None:
         """Return the position of a sink, if anything was taken from it."""
-        row = self._connection.execute(
-            _ALL.where(PositionRow.store_id == store_id, PositionRow.epoch == epoch, PositionRow.sink == sink)
-        ).one_or_none()
+        row = self._driver.execute(_GET, (store_id, epoch, sink)).fetchone()
         return None if row is None else _position(*row)
 
     def put(self, position: Position) -> None:
         """Write a position in place of the sink's last one."""
-        key = {"store_id": position.store_id, "epoch": position.epoch, "sink": position.sink}
-        facts = {
-            "token": position.token,
-            "low": position.taken.low,
-            "ranges": json.dumps(position.taken.ranges),
-            "points": position.points,
-            "updated_us": position.updated_us,
-        }
-        self._connection.execute(
-            insert(PositionRow)
-            .values(**key, **facts)
-            .on_conflict_do_update(index_elements=list(key), set_=facts)
-        )
+        key, taken = (position.store_id, position.epoch, position.sink), position.taken
+        facts = (position.token, taken.low, json.dumps(taken.ranges), position.points, position.updated_us)
+        self._driver.execute(_PUT, (*key, *facts))
 
     def list(self) -> list[Position]:
         """Return all positions, sorted by store, epoch and sink."""
-        return [_position(*row) for row in self._connection.execute(_ALL)]
+        return [_position(*row) for row in self._driver.execute(f"{_ALL} ORDER BY store_id, epoch, sink")]
 
 
 class SenderRepository:
-    """Binds bearer tokens, which it knows by their SHA-256 only, to the stores that use them."""
+    """Binds bearer tokens, which it knows by their SHA-256 only, to the stores that use them.
+
+    Through the driver: the caller has begun a transaction to write.
+    """
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self._driver: Any = connection.connection.driver_connection
 
     def bind(self, token_sha256: str, store_id: str, now_us: int) -> str:
         """Bind a token to a store unless it is bound, and return the store that it is bound to."""
-        self._connection.execute(
-            insert(SenderRow)
-            .values(token_sha256=token_sha256, store_id=store_id, created_us=now_us)
-            .on_conflict_do_nothing()
+        self._driver.execute(
+            "INSERT OR IGNORE INTO senders VALUES (?, ?, ?)", (token_sha256, store_id, now_us)
         )
         owner = self.owner(token_sha256)
         assert owner is not None
@@ -90,8 +80,9 @@ class SenderRepository:
 
     def owner(self, token_sha256: str) -> str | None:
         """Return the store that a token is bound to, if it is bound."""
-        query = select(SenderRow.store_id).where(SenderRow.token_sha256 == token_sha256)
-        return self._connection.scalar(query)
+        query = "SELECT store_id FROM senders WHERE token_sha256 = ?"
+        row = self._driver.execute(query, (token_sha256,)).fetchone()
+        return None if row is None else str(row[0])
 
 
 def _position(

@@ -16,6 +16,7 @@ from repo.lease import Holder, read_holder
 from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository
 from repo.repositories.pointers import PointerRepository
+from repo.repositories.positions import PositionRepository
 from repo.repositories.quarantine import QuarantineRepository
 from repo.repositories.records import RecordRepository
 from repo.repositories.series import LatestRepository, SeriesRepository
@@ -25,7 +26,15 @@ from repo.store.losses import COLUMNS_OLDER, read_losses
 from repo.times import to_datetime
 from repo.upkeep.usage import sizes_of
 
-__all__ = ["WARNING_CODES", "HoldStatus", "SinkStatus", "Status", "StatusWarning", "read_status"]
+__all__ = [
+    "WARNING_CODES",
+    "HoldStatus",
+    "SenderStatus",
+    "SinkStatus",
+    "Status",
+    "StatusWarning",
+    "read_status",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,19 @@ class SinkStatus:
     failures: int
     """Failed attempts since the last confirmed batch."""
     last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SenderStatus:
+    """A sink of another store that delivers to this one."""
+
+    store_id: str
+    epoch: int
+    sink: str
+    points: int
+    """How many it has delivered, in this epoch."""
+    updated_us: int
+    """When its last batch came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +137,7 @@ class Status:
     lost_records: int
     sinks: tuple[SinkStatus, ...]
     hold: HoldStatus | None
+    senders: tuple[SenderStatus, ...]
     bytes_by_file: dict[str, int]
     bytes_by_kept_file: dict[str, int]
     bytes_total: int
@@ -165,6 +188,10 @@ def read_status(connection: Connection, files: StoreFiles, schema: str, now_us: 
         lost_records=lost.records,
         sinks=sinks,
         hold=_hold(infos),
+        senders=tuple(
+            SenderStatus(one.store_id, one.epoch, one.sink, one.points, one.updated_us)
+            for one in PositionRepository(connection).list()
+        ),
         bytes_by_file=sizes,
         bytes_by_kept_file=kept,
         bytes_total=sum(sizes.values()) + sum(kept.values()),

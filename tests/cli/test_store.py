@@ -18,6 +18,7 @@ T0 = 1_714_521_600
 
 STATUS_KEYS = {
     "hold",
+    "senders",
     "path",
     "store_id",
     "engine",

@@ -8,8 +8,10 @@ import pytest
 
 from repo import Settings, Store
 from repo.core.changes import DeleteChange, Submission
+from repo.cursors import Cursor
 from repo.queries.selection import Selection
 from repo.repositories.attempts import Attempt
+from repo.repositories.positions import Position, PositionRepository
 from tests.conftest import Clock, OpenStore
 
 DAY_S = 86_400.0
@@ -90,6 +92,15 @@ def test_the_limits_of_a_sink_end_its_hold_and_the_ledger_says_so(
             "it had not confirmed"
         )
         assert sum(loss.dropped or 0 for loss in store.losses()) == done.points
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_the_status_of_a_receiver_shows_who_delivers_to_it(store: Store, clock: Clock) -> None:
+    with store._handle.metadata.write() as connection:
+        PositionRepository(connection).put(Position("ab", 2, "cloud", "t", Cursor(50), 45, clock()))
+    [sender] = store.status().senders
+    assert (sender.store_id, sender.epoch, sender.sink, sender.points) == ("ab", 2, "cloud", 45)
+    assert sender.updated_us == clock()
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])

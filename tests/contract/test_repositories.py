@@ -118,7 +118,7 @@ METADATA_WRITES: dict[str, Write] = {
 DRIVEN = {
     *("ledger.add", "journal.append", "journal.append_lost", "series.register", "series.change_kind"),
     *("sinks.move", "sinks.sent", "sinks.running", "sinks.confirm"),
-    *("attempts.put", "attempts.remove", "quarantine.settle"),
+    *("attempts.put", "attempts.remove", "quarantine.settle", "positions.put", "senders.bind"),
 }
 """Writes that go straight to the driver, for speed: the caller has begun a transaction, always."""
 
