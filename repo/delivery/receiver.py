@@ -61,6 +61,11 @@ _LONGEST_S = 1e6
 _SLOWEST_BYTES_S = 1_000
 """A body may arrive this slowly."""
 _RETRY_S = "5"
+_AT_A_TIME = 4
+"""The batches that are unpacked and stored at a time, for the memory: the store has one writer anyway."""
+_DRAINED_BYTES = 134_217_728
+"""A rejected body up to this size is read and dropped: a sender that is still sending would not see the answer."""
+_PIECE_BYTES = 65_536
 
 
 class Receiver:
@@ -83,7 +88,7 @@ class Receiver:
         certificate: str | Path | None = None,
         key: str | Path | None = None,
         connections: int = 64,
-        body_bytes: int = 33_554_432,
+        body_bytes: int = 8_388_608,
         timeout_s: float = 30.0,
     ) -> None:
         host = check_text(host, "host", error=InvalidSettings)
@@ -167,6 +172,7 @@ class _Server(ThreadingHTTPServer):
         self.body_bytes = body_bytes
         self.timeout_s = timeout_s
         self.is_ending = False
+        self.working = threading.BoundedSemaphore(_AT_A_TIME)
         self._places = threading.BoundedSemaphore(connections)
         self._mutex = threading.Lock()
         self._open: dict[Any, socket.socket] = {}
@@ -309,7 +315,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self, work: Any) -> None:
         try:
             body = self._body()
-            content = work(body)
+            with self.server.working:
+                content = work(self._unpacked(body))
         except _Refused as refused:
             if refused.status in (401, 403):
                 log.warning("%s: %s", self.client_address[0], refused)
@@ -326,28 +333,46 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, content)
 
     def _body(self) -> bytes:
-        """Read the whole body, so that the connection can be kept, and return it without its compression."""
+        """Return the body as it was sent, if the sender may send one."""
         length = self.headers.get("Content-Length", "0")
         if not re.fullmatch(r"\d{1,18}", length, re.ASCII) or "Transfer-Encoding" in self.headers:
             self.close_connection = True
             raise _Refused(400, "a Content-Length is required")
-        if int(length) > self.server.body_bytes:
-            self.close_connection = True
-            raise _Refused(413, f"a body may have {self.server.body_bytes:,} bytes")
-        self._timed.deadline_s = time.monotonic() + self.server.timeout_s + int(length) / _SLOWEST_BYTES_S
-        body = self.rfile.read(int(length))
-        if len(body) < int(length):
+        size = int(length)
+        try:
+            self._sender_id = self._sender()
+            self._check_size(size)
+        except (_Refused, HoldfastError):
+            self._drop(size)
+            raise
+        self._timed.deadline_s = time.monotonic() + self.server.timeout_s + size / _SLOWEST_BYTES_S
+        body = self.rfile.read(size)
+        if len(body) < size:
             self.close_connection = True
             raise _Refused(400, "the body is incomplete")
-        match self.headers.get("Content-Encoding", "identity"):
-            case "identity":
-                return body
-            case "gzip":
-                return self._unpacked(body)
-            case other:
-                raise _Refused(415, f"the encoding {other[:40]!r} is not supported; gzip is")
+        return body
+
+    def _drop(self, size: int) -> None:
+        """Read a body of an accepted size without keeping it; otherwise close the connection after the answer."""
+        if size > _DRAINED_BYTES:
+            self.close_connection = True
+            return
+        self._timed.deadline_s = time.monotonic() + self.server.timeout_s
+        while size and (piece := self.rfile.read(min(size, _PIECE_BYTES))):
+            size -= len(piece)
+        self.close_connection = self.close_connection or size > 0
+
+    def _check_size(self, size: int) -> None:
+        if size > self.server.body_bytes:
+            raise _Refused(413, f"a body may have {self.server.body_bytes:,} bytes")
 
     def _unpacked(self, body: bytes) -> bytes:
+        """Return a body without its compression, which may not expand beyond the limit."""
+        encoding = self.headers.get("Content-Encoding", "identity")
+        if encoding == "identity":
+            return body
+        if encoding != "gzip":
+            raise _Refused(415, f"the encoding {encoding[:40]!r} is not supported; gzip is")
         inflate = zlib.decompressobj(zlib.MAX_WBITS | 16)
         try:
             plain = inflate.decompress(body, self.server.body_bytes)
@@ -360,7 +385,7 @@ class _Handler(BaseHTTPRequestHandler):
         return plain
 
     def _take(self, body: bytes) -> dict[str, Any]:
-        store_id, epoch, sink = self._sender()
+        store_id, epoch, sink = self._sender_id
         try:
             lane = Lane(self._header("Lane"))
         except ValueError as error:
@@ -388,7 +413,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
 
     def _position(self, _body: bytes) -> dict[str, Any]:
-        store_id, epoch, sink = self._sender()
+        store_id, epoch, sink = self._sender_id
         positions = [
             position
             for position in self.server.receiving.positions()
