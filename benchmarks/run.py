@@ -7,6 +7,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -83,11 +84,13 @@ def main() -> int:
         for name, job in JOBS.items():
             if not _wanted(options, name) or (plan is not plans[0] and name not in SHAPED):
                 continue
+            began_s = time.monotonic()
             for figure in _figures(job, name, plan, options):
                 figure.shape = plan.shape if name in SHAPED else ""
                 print_figure(figure, targets[figure.key])
                 figures.append(figure)
                 save(path, options.level, conditions, figures)  # each time: a run may be stopped
+            print(f"  {name}, {plan.shape}: {time.monotonic() - began_s:.0f} s", flush=True)
     if figures:
         print_table(figures, targets)
         print(f"\nsaved: {path}")

@@ -1,7 +1,8 @@
 """Arrow tables, acknowledged: compared with raw executemany into tuned SQLite, and DuckDB's own INSERT ... SELECT.
 
 All sides keep filling the same files from round to round. SQLite gets rows that are ready for its table. The store's
-time includes its checks, and ends when the points are durable in the columns.
+time includes its checks, and ends when the points are in the columns: durable there after tables of a million rows,
+while the smaller ones are durable in the journal.
 """
 
 from __future__ import annotations

@@ -92,8 +92,12 @@ class Selection:
     @property
     def everything(self) -> bool:
         """Whether it selects every point of every series."""
-        names_all = all(names is None or _is_stars(names) for names in (self.sensor_id, self.metric_name))
-        return names_all and (self.start_us, self.end_us, self.through_seq) == (None, None, None)
+        return self.all_names and (self.start_us, self.end_us, self.through_seq) == (None, None, None)
+
+    @property
+    def all_names(self) -> bool:
+        """Whether it selects every series."""
+        return all(names is None or _is_stars(names) for names in (self.sensor_id, self.metric_name))
 
     def as_names(self, is_name: Callable[[Literal["sensor_id", "metric_name"], str], bool]) -> Selection:
         """Treat a text with glob characters as an exact name if `is_name` says that a series has this name."""

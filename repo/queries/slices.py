@@ -10,6 +10,8 @@ from sqlalchemy import Connection, func, select
 
 from repo.engines.registry import traits_of
 from repo.models import Point
+from repo.queries.order import UNSORTED, Order
+from repo.queries.point_sql import MOST_NUMBERED
 from repo.queries.selection import Selection
 
 __all__ = ["SliceReader", "slices_on", "span_of"]
@@ -17,6 +19,9 @@ __all__ = ["SliceReader", "slices_on", "span_of"]
 _c: Any = Point.__table__.c
 _UNNAMED = ", ".join(f'"{column.name}"' for column in _c if column.name not in ("sensor_id", "metric_name"))
 _NAMED = f"sensor_id, metric_name, {_UNNAMED}"
+
+_MOST_PAIRS = 100_000
+"""The most combinations of a sensor and a metric that a query numbers."""
 
 _PLAIN_BYTES = 40
 """The memory that a point takes in columns, without its texts."""
@@ -41,17 +46,42 @@ class SliceReader:
     None if the engine has no columns."""
 
 
-def slices_on(connection: Connection, series: Sequence[tuple[str, str]]) -> SliceReader:
-    """Return the reader for the engine of this connection. `series` are the series to read, in this order."""
-    reader = _scanned if traits_of(connection).joins_objects else _sought
-    return reader(connection, series)
+def slices_on(
+    connection: Connection, series: Sequence[tuple[str, str]], order: Order = UNSORTED
+) -> SliceReader:
+    """Return the reader for the engine of this connection. `series` are the series to read, in this order.
+
+    `order` is that of the points in the file, which need not be sorted again where they are.
+    """
+    if traits_of(connection).joins_objects:
+        return _scanned(connection, series, order)
+    return _sought(connection, series)
 
 
-def _scanned(connection: Connection, series: Sequence[tuple[str, str]]) -> SliceReader:
+def _scanned(connection: Connection, series: Sequence[tuple[str, str]], order: Order) -> SliceReader:
     """Read by scans, which skip data outside the span."""
     driver: Any = connection.connection.driver_connection
+    number = _number_of(series)
+
+    def is_sorted(selection: Selection) -> bool:
+        """Return whether the points are in order in the file, as part of one slice."""
+        if not order.slices:
+            return False
+        [(first, last)] = driver.execute(
+            f"SELECT min(seq), max(seq) FROM time_series_data WHERE true{_within(selection)}"
+        ).fetchall()
+        inside = None if first is None else order.covering(first)
+        return inside is not None and inside.is_sorted and last <= inside.last_seq
 
     def read(selection: Selection, columns: str) -> Any:
+        if number is not None and selection.all_names and is_sorted(selection):
+            sql, values = number
+            # Not by a join, which does not keep the order.
+            return driver.sql(
+                f"SELECT {columns} FROM (SELECT *, {sql} AS series FROM time_series_data "
+                f"WHERE true{_within(selection)}) WHERE series IS NOT NULL",
+                params=values,
+            )
         # A number sorts three times faster than names, and takes less memory.
         return driver.sql(
             f"SELECT {columns} FROM time_series_data JOIN (SELECT unnest(?) AS sensor_id, unnest(?) AS metric_name, "
@@ -75,6 +105,23 @@ def _scanned(connection: Connection, series: Sequence[tuple[str, str]]) -> Slice
         rows=lambda selection: read(selection, _NAMED).fetchall(),
         columns=lambda selection: read(selection, f"series, {_UNNAMED}"),
     )
+
+
+def _number_of(series: Sequence[tuple[str, str]]) -> tuple[str, list[Any]] | None:
+    """Return the SQL for the place of a point's series in the list, and its parameters; None if there are too many.
+
+    The place of a series that is not in the list is NULL.
+    """
+    sensors, metrics = (sorted({pair[at] for pair in series}) for at in (0, 1))
+    if max(len(sensors), len(metrics)) > MOST_NUMBERED or len(sensors) * len(metrics) > _MOST_PAIRS:
+        return None
+    places = {pair: place for place, pair in enumerate(series)}
+    table = [places.get((sensor, metric)) for sensor in sensors for metric in metrics]
+    sql = (
+        f"list_extract(?::INTEGER[], ((list_position(?::VARCHAR[], sensor_id) - 1) * {len(metrics):d} "
+        "+ list_position(?::VARCHAR[], metric_name))::BIGINT)"
+    )
+    return sql, [table, sensors, metrics]
 
 
 def _sought(connection: Connection, series: Sequence[tuple[str, str]]) -> SliceReader:

@@ -353,7 +353,7 @@ class _Slices:
     @contextmanager
     def _reading(self) -> Iterator[SliceReader]:
         with self._handle.reading("export") as (connection, _):
-            yield slices_on(connection, self.series)
+            yield slices_on(connection, self.series, self._handle.flusher.order)
 
     def _advance(self, points: int) -> None:
         self._read += points

@@ -8,8 +8,10 @@ import shutil
 import threading
 import time
 from collections import namedtuple
+from pathlib import Path
 from typing import Any, ClassVar
 
+import pyarrow.parquet as pq
 import pytest
 
 from repo import AsyncStore, HoldfastError, InvalidQuery, Settings, Store, StoreFull, StoreReadOnly
@@ -125,6 +127,20 @@ class TestOnDuckDB:
         assert [row[7] for page in pages for row in page] == list(range(1, 351))
         pages = list(store.points.since(130).tuples(70))
         assert [len(page) for page in pages] == [70, 50, 50, 50]
+
+    @pytest.mark.parametrize("points", [ROWS, 3 * ROWS])
+    def test_an_export_is_in_order_and_the_same_as_before(
+        self, store: Store, tmp_path: Path, points: int
+    ) -> None:
+        store.points.insert_many([("door", "state", 0, "open"), *interleaved(1, points - 1)])
+        files = [tmp_path / "before.parquet", tmp_path / "after.parquet"]
+        store.export_parquet(files[0])
+        assert store.compact().sorted_slices == points // ROWS
+        store.export_parquet(files[1])
+        before, after = (pq.read_table(file).to_pylist() for file in files)
+        assert after == before
+        assert [row["sensor_id"] for row in after] == sorted(row["sensor_id"] for row in after)
+        assert len(after) == points
 
     def test_until_leaves_later_points_alone(self, filled: Store) -> None:
         later = [row for row in as_stored(filled) if row[7] > 130]
