@@ -129,7 +129,9 @@ class TimePages:
         expected = points * span_us // max(1, last_us + 1 - first_us)
         page = form.fetch(connection, query, Shape(expected, self._rows if span_us > 1 else -1))
         if page is None:
-            self._width_us = max(1, span_us // _STEP)
+            # The next piece ends before the first row that does not fit, so that only one read is in vain.
+            edge_us = point_sql.time_at(connection, piece, known, self._rows, newest_first=self._newest_first)
+            self._width_us = max(1, end_us - 1 - edge_us if self._newest_first else edge_us - start_us)
             return None
         size = form.size(page)
         self.done = is_last

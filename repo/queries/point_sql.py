@@ -59,6 +59,15 @@ def in_time(connection: Connection, selection: Selection, known: Pairs, *, with_
     return Query(compiled(query, dialect), None, names, None)
 
 
+def time_at(
+    connection: Connection, selection: Selection, known: Pairs, place: int, *, newest_first: bool
+) -> int:
+    """Return the time of the point that has `place` points before it in order of time; there must be one."""
+    at = _c.timestamp_us
+    query = select(at).where(selection.where(Point, known)).order_by(at.desc() if newest_first else at)
+    return int(connection.execute(query.limit(1).offset(place)).scalar_one())
+
+
 def in_seq(connection: Connection, after: int, through: int, known: Pairs) -> Query:
     """Query the points with after < seq <= through, in order of seq."""
     names = _numbered(connection, known)

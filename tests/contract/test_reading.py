@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from repo import InvalidQuery, Store
+from repo.queries.pages import Lists, TimePages
 
 pytestmark = pytest.mark.shared_stores
 
@@ -325,3 +326,27 @@ def test_a_range_whose_start_is_after_its_end_is_refused_and_both_are_named(
     assert store.points.range("s", "m", T0 + 5, T0 + 5).all() == []
     store.points.delete(start=T0 + 5, end=T0 + 5)
     assert len(store.points.range("s", "m").all()) == 10
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_a_page_with_too_many_points_is_read_in_vain_only_once(store: Store, newest_first: bool) -> None:
+    class Counted(Lists):
+        in_vain = 0
+
+        def fetch(self, *given: Any) -> Any:
+            page = super().fetch(*given)
+            self.in_vain += page is None
+            return page
+
+    burst = [("s", "m", 1_000_000 + at / 100, float(at)) for at in range(2_000)]
+    store.points.insert_many([("s", "m", 0, -1.0), *burst, ("s", "m", 2_000_000, -2.0)])
+    selection = store._handle.select("s", "m")
+    with store._handle.reading("test") as (connection, known):
+        pages, form, found = TimePages(selection, 100, newest_first=newest_first), Counted(), []
+        while not pages.done:
+            page = pages.step(connection, known, form)
+            if page is not None:
+                assert form.size(page) <= 100
+                found += page[1]
+    assert found == [-1.0, *(float(at) for at in range(2_000)), -2.0][:: -1 if newest_first else 1]
+    assert form.in_vain <= 2
