@@ -337,7 +337,7 @@ class Points(PointWriter):
     def page(self, first_seq: int, last_seq: int, *, backwards: bool = False) -> SeqPage:
         """Return the first points of a range of seqs, both ends inclusive, as columns; for forwarders.
 
-        The page covers about 131,072 seqs: fewer where texts are long, more where there are no points; `span` says
+        The page covers about 65,536 seqs: fewer where texts are long, more where there are no points; `span` says
         which. It may be empty. With `backwards` it covers the end of the range. It shows every write acknowledged
         before the call, and the lease is released before it returns. Seqs that are not in use yet count as read.
         """

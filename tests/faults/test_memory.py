@@ -60,3 +60,51 @@ def test_wide_rows_that_are_overwritten_are_flushed_and_read_in_bounded_memory(
     assert process.returncode == 0, errors[-3000:]
     grown = int(said)
     assert grown < MOST_GROWTH_BYTES[engine], f"the process grew by {grown:,} bytes"
+
+
+MOST_DELIVERY_BYTES = 64_000_000
+
+DELIVERING = """
+import resource, sys
+from repo import Outcome, Settings, Store
+from repo.delivery.forwarder import Forwarder
+
+class Nowhere:
+    name, exact, takes_records, points = "nowhere", False, False, 0
+    def open(self, store_id, epoch): return None
+    def send(self, batch):
+        self.points += len(batch)
+        return Outcome()
+    def close(self): pass
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+folder, engine, points, wide = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+with Store(folder, Settings(engine=engine, background=False, durability="normal")) as store:
+    for start in range(0, points, 20_000):
+        store.points.insert_many([
+            ("a", "m", at, 1.0, 100, {"x": f"{at:0{wide}}"}) for at in range(start, start + 20_000)
+        ])
+        store.flush()
+    for _ in store.points.range("a", "m").tuples(1_000):  # what the engine takes anyway
+        pass
+    before, sink = peak(), Nowhere()
+    assert Forwarder(store, sink, start="beginning").drain()["nowhere"].is_empty
+    assert sink.points == points
+    print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("points", "wide"), [(200_000, 40), (40_000, 2_000)])
+def test_a_backlog_is_delivered_in_bounded_memory(
+    engine: str, tmp_path: Path, points: int, wide: int
+) -> None:
+    with start_python(DELIVERING, tmp_path / "store", engine, points, wide) as process:
+        try:
+            said, errors = process.communicate(timeout=600)
+        finally:
+            process.kill()
+    assert process.returncode == 0, errors[-3000:]
+    assert int(said) <= MOST_DELIVERY_BYTES
