@@ -35,6 +35,7 @@ _OTHER_VARIABLES = (
         "init_",
     ),
     *("latest_", "losses_", "migrate_", "promote_", "query_", "series_", "sql_", "status_"),
+    *("drain_", "quarantine_", "reconcile_", "run_", "sinks_"),
 )
 """How the names of variables begin that are no settings: options of the command, and URLs for Alembic."""
 
