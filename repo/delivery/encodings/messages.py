@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from repo.delivery.encodings import ndjson
 from repo.delivery.encodings.encoded import Encoded, Names, plain
@@ -20,22 +20,21 @@ __all__ = ["Message", "Messages", "Packer"]
 _MOST_BYTES = 120_000
 
 
-class Message(NamedTuple):
-    """One message."""
-
-    place: str
-    """The topic or key."""
-    payload: bytes
-    rows: Sequence[int]
-    """The items in it, as rows of the batch."""
+Message = tuple[str, bytes, Sequence[int]]
+"""One message: its topic or key, its payload, and its items as rows of the batch. A plain tuple, for there are many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Messages:
     """The messages of a batch, and the items that the format cannot express."""
 
-    messages: list[Message]
+    messages: Sequence[Message]
     refused: tuple[Item, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all topics or keys and payloads."""
+        return sum(len(place) + len(payload) for place, payload, _ in self.messages)
 
 
 class Packer:
@@ -71,11 +70,10 @@ class Packer:
             places = self._places.of(plain(batch.columns[0]), plain(batch.columns[1]))
             if encoded.rows is not None:
                 places = [places[row] for row in encoded.rows]
+        made: Sequence[Message]
         if self._format == "json":
-            made = [
-                Message(place, text.encode(), (row,))
-                for row, (place, text) in enumerate(zip(places, encoded.texts, strict=True))
-            ]
+            rows = zip(range(len(encoded.texts)))
+            made = list(zip(places, map(str.encode, encoded.texts), rows, strict=True))
         else:
             made = list(_gathered(places, encoded))
         return Messages(made, encoded.refused)
@@ -93,9 +91,9 @@ def _gathered(places: Sequence[str], encoded: Encoded) -> Iterator[Message]:
         for at in positions:
             text = encoded.texts[at].encode()
             if texts and size + len(text) > _MOST_BYTES:
-                yield Message(place, b"\n".join(texts), rows)
+                yield place, b"\n".join(texts), rows
                 texts, rows, size = [], [], 0
             texts.append(text)
             rows.append(encoded.row(at))
             size += len(text) + 1
-        yield Message(place, b"\n".join(texts), rows)
+        yield place, b"\n".join(texts), rows

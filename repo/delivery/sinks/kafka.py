@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from repo.arguments import check_text, shown
@@ -115,13 +114,12 @@ class KafkaSink:
         last, self._error = self._in_flight, None
         if last is not None:
             self._finish(last)
-        if last is None or (last.key, last.messages) != (key, made.messages):
+        if last is None or last.is_other(key, made.messages):
             last = _InFlight(key, made.messages)
             self._produce(last, str(batch.lane))
             self._finish(last)
         refused = [*made.refused, *last.refused]
-        sent_bytes = sum(len(message.payload) + len(message.place) for message in made.messages)
-        return Outcome(tuple(sorted(refused)), sent_bytes=sent_bytes)
+        return Outcome(tuple(sorted(refused)), sent_bytes=made.size_bytes)
 
     def close(self) -> None:
         """End the producer. Messages that are not confirmed are given up, and sent again with their batch."""
@@ -172,31 +170,33 @@ class KafkaSink:
 
     def _produce(self, flight: _InFlight, lane: str) -> None:
         self._in_flight = flight
-        produce, topic = self._producer.produce, self._topic
+        produce, topic, failed = self._producer.produce, self._topic, flight.note_failure
         headers = [("holdfast-batch", flight.key.encode()), ("holdfast-lane", lane.encode())]
-        for at, message in enumerate(flight.messages):
-            while True:
+        for at, (place, payload, _) in enumerate(flight.messages):
+            try:
                 try:
-                    produce(
-                        topic,
-                        message.payload,
-                        message.place.encode(),
-                        headers=headers,
-                        on_delivery=partial(self._on_failure, flight, at),
-                    )
-                    break
+                    produce(topic, payload, place.encode(), on_delivery=failed, headers=headers)
                 except BufferError:  # the producer's queue is full
-                    self._wait(lambda: False)
-                except self._kafka.KafkaException as error:
-                    if error.args[0].code() not in self._item_errors:
-                        self._in_flight = None
-                        raise self._failed(error.args[0]) from error
-                    flight.failed[at] = error.args[0]
-                    break
+                    self._produce_slowly(payload, place.encode(), on_delivery=failed, headers=headers)
+            except self._kafka.KafkaException as error:
+                if error.args[0].code() not in self._item_errors:
+                    flight.messages = flight.messages[:at]
+                    raise self._failed(error.args[0]) from error
+                flight.failed[at] = error.args[0]
+            except (SinkUnreachable, SinkHalted):
+                flight.messages = flight.messages[:at]  # the producer has no others
+                raise
 
-    def _on_failure(self, flight: _InFlight, at: int, error: Any, _message: Any) -> None:
-        if error is not None:
-            flight.failed[at] = error
+    def _produce_slowly(self, *message: Any, **details: Any) -> None:
+        """Produce a message, once the queue has room for it."""
+        limit = time.monotonic() + self._options["timeout_s"]
+        while True:
+            self._wait(lambda: time.monotonic() >= limit)
+            try:
+                self._producer.produce(self._topic, *message, **details)
+            except BufferError:
+                continue
+            return
 
     def _finish(self, flight: _InFlight) -> None:
         """Wait until every message is confirmed or failed; raises if one failed for a reason beyond itself."""
@@ -208,9 +208,7 @@ class KafkaSink:
             if error.code() not in self._item_errors:
                 raise self._failed(error)
         for at, error in flight.failed.items():
-            flight.refused += [
-                Item(row, f"Kafka answered {_words(error)}") for row in flight.messages[at].rows
-            ]
+            flight.refused += [Item(row, f"Kafka answered {_words(error)}") for row in flight.messages[at][2]]
         flight.failed = {}
 
     def _wait(self, is_over: Callable[[], bool]) -> None:
@@ -237,11 +235,23 @@ class KafkaSink:
 class _InFlight:
     """The messages of a batch that the producer has."""
 
-    def __init__(self, key: str, messages: list[Message]) -> None:
+    def __init__(self, key: str, messages: Sequence[Message]) -> None:
         self.key = key
         self.messages = messages
         self.failed: dict[int, Any] = {}
         self.refused: list[Item] = []
+
+    def is_other(self, key: str, messages: Sequence[Message]) -> bool:
+        """Return whether a batch is another one, or was produced only in part."""
+        return (self.key, self.messages) != (key, messages)
+
+    def note_failure(self, error: Any, message: Any) -> None:
+        """Note the failure of a message; it is called for no other."""
+        if error is not None:
+            key, value = message.key().decode(), message.value()
+            for at, (place, payload, _) in enumerate(self.messages):
+                if payload == value and place == key:
+                    self.failed[at] = error
 
 
 def _key(sensor: str, metric: str) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from hashlib import sha256
 from string import Formatter
 from typing import Any, NoReturn
@@ -129,7 +130,7 @@ class MqttSink:
         sendable = []
         for message in made.messages:
             if reason := self._why_unsendable(message):
-                refused += [Item(row, reason) for row in message.rows]
+                refused += [Item(row, reason) for row in message[2]]
             else:
                 sendable.append(message)
         answers = self._published(sendable, self._properties(batch))
@@ -137,8 +138,8 @@ class MqttSink:
         if denied:
             self._judge(sendable, denied)
         for at, code in denied.items():
-            refused += [Item(row, f"the broker answered {self._words(code)}") for row in sendable[at].rows]
-        sent_bytes = sum(len(message.payload) + len(message.place) for message in sendable)
+            refused += [Item(row, f"the broker answered {self._words(code)}") for row in sendable[at][2]]
+        sent_bytes = sum(len(place) + len(payload) for place, payload, _ in sendable)
         return Outcome(tuple(sorted(refused)), sent_bytes=sent_bytes)
 
     def close(self) -> None:
@@ -212,7 +213,7 @@ class MqttSink:
             self._drop()
             raise SinkUnreachable(f"{self._address} {otherwise} within {self._options['timeout_s']:g} s")
 
-    def _published(self, messages: list[Message], properties: Any) -> dict[int, int]:
+    def _published(self, messages: Sequence[Message], properties: Any) -> dict[int, int]:
         """Publish messages in order, and return the reason code of each, by its position."""
         positions: dict[int, int] = {}
         codes: dict[int, int] = {}
@@ -231,17 +232,17 @@ class MqttSink:
         return {positions[mid]: code for mid, code in codes.items() if mid in positions}
 
     def _publish(
-        self, messages: list[Message], properties: Any, positions: dict[int, int], codes: dict[int, int]
+        self, messages: Sequence[Message], properties: Any, positions: dict[int, int], codes: dict[int, int]
     ) -> None:
         """Publish messages in order, and note their ids in `positions`, until `codes` has an answer to each."""
         client, qos, retain = self._client, int(self._options["qos"]), self._options["retain"]
         limit = time.monotonic() + self._options["timeout_s"]
-        for at, message in enumerate(messages):
+        for at, (place, payload, _) in enumerate(messages):
             while at - len(codes) >= self._window:
                 limit = self._advanced(codes, limit)
             if self._is_5:  # read why a broker closes the connection before a write fails and hides it
                 client.loop(0)
-            info = client.publish(message.place, message.payload, qos, retain, properties)
+            info = client.publish(place, payload, qos, retain, properties)
             positions[info.mid] = at
             if info.rc:
                 self._turn(limit, "took no message")
@@ -275,21 +276,22 @@ class MqttSink:
         return _Packed(properties.pack())
 
     def _why_unsendable(self, message: Message) -> str:
-        place = message.place.encode()
-        if len(place) > 65_535:
+        place, payload, _ = message
+        size = len(place.encode())
+        if size > 65_535:
             return "the topic is longer than 65,535 bytes"
         # The rest of a packet: the header, the lengths, and the properties.
-        if self._most_bytes is not None and len(place) + len(message.payload) + 300 > self._most_bytes:
+        if self._most_bytes is not None and size + len(payload) + 300 > self._most_bytes:
             return f"the message is larger than the {self._most_bytes:,} bytes that the broker accepts"
         return ""
 
-    def _judge(self, messages: list[Message], denied: dict[int, int]) -> None:
+    def _judge(self, messages: Sequence[Message], denied: dict[int, int]) -> None:
         """Raise if the rejected messages do not mean that their items are at fault."""
         codes = {*denied.values()}
         said = f"{self._address} answered {self._words(min(codes))}"
         if _QUOTA in codes:
             raise SinkUnreachable(said)
-        if len(denied) == len(messages) and len({message.place for message in messages}) > 1:
+        if len(denied) == len(messages) and len({place for place, *_ in messages}) > 1:
             raise SinkHalted(f"{said} to every message; check what the user may publish to")
 
     def _words(self, code: int) -> str:
