@@ -30,7 +30,7 @@ class Claim:
         return self._lease.held
 
     def take(self) -> None:
-        """Take it at once; raises `StoreBusy`, which names the process that has it."""
+        """Take it at once, unless it is held; raises `StoreBusy`, which names the process that has it."""
         try:
             self._lease.acquire(0.0, f"delivery to {self._sink}")
         except StoreBusy as busy:

@@ -236,18 +236,21 @@ class Forwarder:
             )
         wanted = self._wanted()
         for name in set(self._workers).difference(wanted):
-            self._workers.pop(name).close()
+            self._workers[name].close()
+            del self._workers[name]
         for name in wanted:
             if name not in self._workers:
-                each = self._claimed(name)
-                each.claim.take()
-                self._workers[name] = each
+                self._workers[name] = self._claimed(name)
+            self._workers[
+                name
+            ].claim.take()  # known before it is taken, so that no interrupt can leave it taken
         return {name: self._workers[name] for name in wanted}
 
     def _give_up_steps(self) -> None:
-        workers, self._workers = self._workers, {}
-        for each in workers.values():
+        while self._workers:
+            name, each = next(iter(self._workers.items()))
             each.close()
+            self._workers.pop(name, None)
 
     # --- which sinks -----------------------------------------------------------------------------------
 
