@@ -124,23 +124,27 @@ class Forwarder:
             if self.is_running:
                 return self
             self._give_up_steps()
-            self._pid = os.getpid()
             claimed = [self._claimed(name) for name in self._wanted()]
-            try:
-                for each in claimed:
-                    each.claim.take()
-            except BaseException:
-                for each in claimed:
-                    each.claim.close()
-                raise
-            self._stop = Stop()
-            self._threads = {each.worker.name: self._thread(each) for each in claimed}
-            self._watcher = threading.Thread(
-                target=self._watch, args=(self._stop,), name="holdfast-forwarder", daemon=True
-            )
-            _running.add(self)
-            undisturbed(self._watcher.start)
+            undisturbed(lambda: self._begin(claimed))
             return self
+
+    def _begin(self, claimed: Sequence[_Claimed]) -> None:
+        """Claim the sinks and start the threads; no interrupt comes in between."""
+        try:
+            for each in claimed:
+                each.claim.take()
+        except BaseException:
+            for each in claimed:
+                each.claim.close()
+            raise
+        self._pid = os.getpid()
+        self._stop = stop = Stop()
+        self._threads = {each.worker.name: self._thread(each) for each in claimed}
+        self._watcher = threading.Thread(
+            target=self._watch, args=(stop,), name="holdfast-forwarder", daemon=True
+        )
+        _running.add(self)
+        self._watcher.start()
 
     def stop(self) -> None:
         """Finish the batches in hand, and stop. Waits end at once; the timeout of a sink limits that for an answer.
@@ -303,7 +307,7 @@ class Forwarder:
 
     def _thread(self, each: _Claimed) -> _SinkThread:
         thread = _SinkThread(each, self._on_step)
-        undisturbed(thread.start)
+        thread.start()
         return thread
 
     def _watch(self, stop: Stop) -> None:

@@ -51,4 +51,4 @@ def test_an_interrupt_loses_nothing(tmp_path: Path, templates: Templates, seed: 
 def test_an_interrupt_at_every_place_loses_nothing(tmp_path: Path, templates: Templates, exact: bool) -> None:
     templates.copy("sqlite", 1, tmp_path / "store")
     with Store(tmp_path / "store", Settings(background=False)) as store:
-        assert _interrupt(store, list(range(1, PLACES)), exact=exact) < PLACES - 1
+        assert _interrupt(store, list(range(1 + seed % 4, PLACES, 4)), exact=exact) >= 100
