@@ -48,7 +48,9 @@ def test_an_interrupt_loses_nothing(tmp_path: Path, templates: Templates, seed: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("exact", [True, False])
-def test_an_interrupt_at_every_place_loses_nothing(tmp_path: Path, templates: Templates, exact: bool) -> None:
+def test_an_interrupt_at_hundreds_of_places_loses_nothing(
+    tmp_path: Path, templates: Templates, seed: int, exact: bool
+) -> None:
     templates.copy("sqlite", 1, tmp_path / "store")
     with Store(tmp_path / "store", Settings(background=False)) as store:
         assert _interrupt(store, list(range(1 + seed % 4, PLACES, 4)), exact=exact) >= 100
