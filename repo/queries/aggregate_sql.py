@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from decimal import Decimal
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import (
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Label,
     Select,
     and_,
+    bindparam,
     case,
     func,
     literal_column,
@@ -28,6 +30,7 @@ from repo.arguments import shown
 from repo.engines.base import Shape
 from repo.engines.registry import traits_of
 from repo.engines.sqlite.functions import between
+from repo.engines.statements import Statement, Template
 from repo.errors import InvalidQuery
 from repo.models import Point
 from repo.queries.buckets import AggregateColumns, Buckets
@@ -49,6 +52,16 @@ _INEXACT = frozenset({"avg", "sum", "stddev"})  # the result can be NaN
 
 _points: Any = Point.__table__
 _c = _points.c
+_CONDITIONS = {
+    "sensor_id": _c.sensor_id == bindparam("sensor_id"),
+    "metric_name": _c.metric_name == bindparam("metric_name"),
+    "start_us": _c.timestamp_us >= bindparam("start_us"),
+    "end_us": _c.timestamp_us < bindparam("end_us"),
+}
+_MOST_TEMPLATES = 500
+_templates: dict[Any, tuple[Template, Sequence[str]]] = {}
+"""Queries of one series, by the engine, the aggregates, the conditions, and whether there are buckets."""
+
 _readings = or_(_c.value.is_not(None), _c.value_text.is_not(None))
 
 
@@ -108,23 +121,30 @@ class _AggregateQuery:
         self._traits = traits_of(connection)
         self._scope = scope
         self._names = names
-        self._where = scope.where(selection.start_us, selection.end_us)
-        self._keys: list[ColumnElement[Any]] = list(scope.keys)
-        self._bucketed = buckets is not None
+        self._buckets = buckets
+        self._span = selection.start_us, selection.end_us
         most = 1 if buckets is None else buckets.most(buckets.start_us, buckets.end_us)
         self._expected = len(scope.pairs) * most
-        if buckets is not None:
-            self._keys.append(buckets.expression(_c.timestamp_us).label("bucket"))
         self._fractions = sorted({f for f in map(_fraction, names) if f is not None})
+
+    @cached_property
+    def _where(self) -> ColumnElement[bool]:
+        return self._scope.where(*self._span)
+
+    @cached_property
+    def _keys(self) -> list[ColumnElement[Any]]:
+        keys: list[ColumnElement[Any]] = list(self._scope.keys)
+        if self._buckets is not None:
+            keys.append(self._buckets.expression(_c.timestamp_us).label("bucket"))
+        return keys
 
     def run(self, most_readings: int) -> AggregateColumns:
         limit = self._traits.most_in_memory
         apart = bool(self._fractions) and limit is not None and most_readings > limit
-        terms = self._terms(apart=apart)
-        wide = len(self._keys)
-        statement = self._statement(terms)
+        statement, terms = self._kept_statement(apart=apart) or self._new_statement(apart=apart)
+        wide = len(self._scope.keys) + (self._buckets is not None)
         table: list[Any] = self._traits.lists(self._connection, statement, Shape(self._expected)) or []
-        if not self._keys and not table[0][0]:
+        if not wide and not table[0][0]:
             table = [()] * len(terms)  # without GROUP BY, no points still give one row
         found = dict(zip(terms, table[wide:], strict=True))
         if apart:
@@ -151,6 +171,50 @@ class _AggregateQuery:
         if self._fractions and not apart:
             terms["percentiles"] = self._traits.percentiles(_c.value, self._fractions)
         return {name: term.label(name) for name, term in terms.items()}
+
+    def _kept_statement(self, *, apart: bool) -> tuple[Statement, Sequence[str]] | None:
+        """Return the query of one series, compiled once for its form, and the names of its terms.
+
+        None if its form is not a usual one.
+        """
+        fixed = {} if self._buckets is None else self._buckets.plain_parameters
+        if len(self._scope.pairs) > 1 or apart or fixed is None:
+            return None
+        if not self._traits.has_arg_extremes and any(name in _EDGES for name in self._names):
+            return None
+        pair, (start_us, end_us) = self._scope.pairs[0], self._span
+        values = {
+            "sensor_id": pair[0],
+            "metric_name": pair[1],
+            "start_us": start_us,
+            "end_us": end_us,
+            **fixed,
+        }
+        by = tuple(
+            name
+            for name, given in (
+                ("sensor_id", self._scope.by_sensor),
+                ("metric_name", self._scope.by_metric),
+                ("start_us", start_us is not None),
+                ("end_us", end_us is not None),
+            )
+            if given
+        )
+        bucketed = self._buckets is not None
+        key = (self._traits.name, tuple(self._names), by, bucketed)
+        if key not in _templates:
+            terms = self._terms(apart=False)
+            keys = [Buckets.plain_expression(_c.timestamp_us).label("bucket")] if bucketed else []
+            query: Any = select(*keys, *terms.values()).where(*(_CONDITIONS[name] for name in by))
+            if len(_templates) >= _MOST_TEMPLATES:
+                _templates.clear()
+            _templates[key] = Template(query.group_by(*keys).order_by(*keys)), tuple(terms)
+        template, names = _templates[key]
+        return template.filled(self._connection.dialect, **values), names
+
+    def _new_statement(self, *, apart: bool) -> tuple[Select[Any], Sequence[str]]:
+        terms = self._terms(apart=apart)
+        return self._statement(terms), tuple(terms)
 
     def _statement(self, terms: Mapping[str, ColumnElement[Any]]) -> Select[Any]:
         edges = [name for name in _EDGES if f"{name} number" in terms]
@@ -187,7 +251,7 @@ class _AggregateQuery:
             next(given) if same is None else [same] * rows
             for same in (self._scope.sensor, self._scope.metric)
         )
-        return sensors, metrics, next(given) if self._bucketed else [0] * rows
+        return sensors, metrics, next(given) if self._buckets is not None else [0] * rows
 
     def _values(self, found: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
         values: dict[str, Sequence[Any]] = {}

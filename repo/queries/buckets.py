@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, literal
+from sqlalchemy import ColumnElement, bindparam, case, literal
 
 from repo.time_texts import Width
 from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, to_datetime, to_datetimes
@@ -81,6 +81,19 @@ class Buckets:
             return start
         cut = _stepped(time, [(-_FAR_US, -_FAR_US), *((us, us) for us in self._cuts)])
         return case((start < cut, cut), else_=start)
+
+    @property
+    def plain_parameters(self) -> dict[str, int] | None:
+        """The values for `plain_expression`; None if the buckets depend on the calendar, a clock change or outliers."""
+        if self.has_outside or self.width.months or self._wall_clock or len(self._offsets) > 1:
+            return None
+        return {"bucket_us": self.width.us, "bucket_shift": self._offsets[0][1] + self._shift}
+
+    @staticmethod
+    def plain_expression(time: Any) -> ColumnElement[int]:
+        """Return the SQL for the number of a bucket of elapsed time, whatever its width and the zone's offset."""
+        number: ColumnElement[int] = time - (time + bindparam("bucket_shift")) % bindparam("bucket_us")
+        return number
 
     def number_of(self, us: int) -> int:
         """Return the number of the bucket that contains a time, as `expression` does in SQL."""

@@ -338,6 +338,16 @@ class SeriesScope:
         self.metric = next(iter(metrics)) if len(metrics) == 1 else None
 
     @property
+    def by_sensor(self) -> bool:
+        """Whether the sensors distinguish these series from others."""
+        return self._sensors is not None
+
+    @property
+    def by_metric(self) -> bool:
+        """Whether the metrics distinguish these series from others."""
+        return self._metrics is not None
+
+    @property
     def keys(self) -> list[ColumnElement[Any]]:
         """The name columns whose values differ among these series."""
         return [
