@@ -140,7 +140,7 @@ def test_a_token_belongs_to_the_first_store_that_uses_it(store: Store) -> None:
         for token, words in ((None, "bearer token"), ("no such token at all", "bearer token")):
             with pytest.raises(SinkHalted, match=words):
                 made(token).open(second.store_id, 1)
-        with pytest.raises(SinkHalted, match="belongs to another store"):
+        with pytest.raises(SinkHalted, match="403 Forbidden: this token belongs to another store"):
             made(TOKEN).open(second.store_id, 1)
         large = bytes(9_000_000)  # is not read before the token is checked
         assert request(receiver, first.points(numbers(1)), large, Authorization="Bearer no such token") == 401
@@ -283,6 +283,8 @@ def test_only_an_answer_of_a_receiver_is_a_receipt(answering: Callable[..., str]
     for status, body, error, words in (
         (200, b"<html>log in</html>", SinkUnreachable, "login page"),
         (200, b'{"token":null}', SinkUnreachable, "login page"),
+        (200, b'{"format":"holdfast-2","token":"' + b"0" * 32 + b'"}', SinkUnreachable, "another batch"),
+        (200, b'{"format":"holdfast-2"}', SinkUnreachable, "another batch"),
         (302, b"", SinkUnreachable, "302"),
         (404, b"", SinkHalted, "404"),
         (409, b"", SinkHalted, "409"),
@@ -296,6 +298,16 @@ def test_only_an_answer_of_a_receiver_is_a_receipt(answering: Callable[..., str]
         with pytest.raises(error, match=words):
             sink.send(batches.points(numbers(1)))
         sink.close()
+
+
+def test_refused_rows_that_make_no_sense_are_left_out(answering: Callable[..., str]) -> None:
+    batch = Batches("hub").points(numbers(2))
+    refused = b'[[1,"cold"],[2,"x"],[-1,"x"],[true,"x"],["0","x"],[0],5,null]'
+    body = b'{"format":"holdfast-2","token":"%s","refused":%s}' % (batch.tokens.next.encode(), refused)
+    sink = HoldfastSink(answering(200, body).replace("http:", "http+holdfast:"), name="hub")
+    sink._connection.open({"timeout_s": 5})
+    assert sink.send(batch).refused == ((1, "cold", False),)
+    sink.close()
 
 
 def test_wrong_settings_are_refused(store: Store, tmp_path: Path) -> None:

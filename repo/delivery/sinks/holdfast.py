@@ -130,14 +130,15 @@ class HoldfastSink:
             raise SinkUnreachable(
                 f"{address} answered without a receipt (a login page, a proxy, another program?): {answer}"
             )
-        said = f"{address} answered {answer.status}: {content.get('error')}" if is_receiver else ""
+        if is_receiver:  # without the frame of JSON around its reason
+            answer = answer._replace(body=str(content.get("error")).encode())
         match answer.status:
             case 409 if is_receiver:
                 raise forked(address)
             case 413:
-                raise SinkRefused(said or f"{address} answered {answer}")
+                raise SinkRefused(f"{address} answered {answer}")
             case 400 | 409 | 415 | 422:  # it never refuses what a batch contains in this way
-                raise SinkHalted(said or f"{address} answered {answer}")
+                raise SinkHalted(f"{address} answered {answer}")
             case _:
                 raise rejected(answer, address)
 
