@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,34 @@ def test_a_connection_that_was_closed_while_idle_is_opened_again(server: Scripte
     sink._connection._connection.sock.shutdown(socket.SHUT_RDWR)
     sink.send(BATCH)
     assert len(server.asked) == 2
+    sink.close()
+
+
+def test_a_receipt_that_comes_late_or_twice_confirms_no_other_batch(server: Scripted) -> None:
+    waits = [0.6, 0.0]
+
+    def answer(asked: Asked) -> Reply:
+        time.sleep(waits.pop(0))
+        reply = receipt(asked)
+        # The same answer once more, as of a proxy that has gone mad.
+        extra = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(reply.body)
+        return Reply(200, reply.body, {}, extra + reply.body)
+
+    server.answer = answer
+    sink = ready(server.url, timeout_s=0.3)
+    with pytest.raises(SinkUnreachable, match="timed out"):
+        sink.send(BATCH)
+    sink.open(STORE, 1)
+    sink.send(BATCH)
+    other = batch_of(POINTS, 6)
+    server.answer = receipt
+    try:  # if the second receipt is read as the answer to this batch
+        sink.send(other)
+    except SinkUnreachable as error:
+        assert "a receipt for another batch" in str(error)
+        sink.open(STORE, 1)
+        sink.send(other)
+    assert BatchKey.parse(server.asked[-1].headers["idempotency-key"]).first_seq == 6
     sink.close()
 
 

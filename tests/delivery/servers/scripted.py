@@ -33,6 +33,8 @@ class Reply:
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+    after: bytes = b""
+    """What follows the answer, though nobody asked for it."""
 
 
 Answering = Callable[[Asked], Reply]
@@ -95,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(reply.body)))
         self.end_headers()
-        self.wfile.write(reply.body)
+        self.wfile.write(reply.body + reply.after)
 
     def log_message(self, *_: Any) -> None:
         pass
