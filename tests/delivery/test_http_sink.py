@@ -319,8 +319,7 @@ def test_a_receipt_that_comes_late_or_twice_confirms_no_other_batch(server: Scri
     server.answer = receipt
     try:  # if the second receipt is read as the answer to this batch
         sink.send(other)
-    except SinkUnreachable as error:
-        assert "a receipt for another batch" in str(error)
+    except SinkUnreachable:
         sink.open(STORE, 1)
         sink.send(other)
     assert BatchKey.parse(server.asked[-1].headers["idempotency-key"]).first_seq == 6
