@@ -86,7 +86,7 @@ def main(engine: Any, folder: Path) -> None:
             seq = points.after(seq, 10_000)[-1]["seq"]
 
     step("3 pages to deliver", lambda: deliver(3))
-    store.sinks.add("cloud", "", start="now")
+    store.sinks.add("cloud", "", start="beginning")
     step("confirmation of a sink", lambda: store.sinks.confirm("cloud", seq))
     step("record with points", lambda: _add_record(store, late))
     step("records pending", store.records.pending)

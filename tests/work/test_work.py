@@ -22,8 +22,8 @@ pytestmark = [
 
 EXPECTED = {
     "duckdb": """
-    create                             |     9    23     7 |     0     0     0     1 |     0     5     0  <229
-    bulk table                         |    14    13     9 |    42    30    12     2 |    <2     4     7 <3453
+    create                             |    10    54     8 |     0     0     0     1 |     0     5     0  <315
+    bulk table                         |    13    13     9 |    42    31    13     2 |    <2     4     7 <3454
     100 inserts                        |     0   100   100 |     0     0     0     0 |     0     0     0  <508
     10 batches of 1,000                |     0    10    10 |     0     0     0     0 |     0     0     0  <291
     flush of 10,101                    |     3     2     3 |     3     8     2     0 |    <2     0     0  <584
@@ -37,10 +37,10 @@ EXPECTED = {
     latest of one, again               |     0     0     0 |     0     0     0     0 |     0     0     0     0
     latest of all                      |     0     0     0 |     0     0     0     0 |     0     0     0     0
     insert, then read                  |     3     2     3 |     2     4     2     0 |   <11     1     0   <13
-    status                             |    14     0     1 |     0     0     0     0 |     0     0     0     0
+    status                             |    15     0     1 |     0     0     0     0 |     0     0     0     0
     list of series                     |     1     0     1 |     0     0     0     0 |     0     0     0     0
     3 pages to deliver                 |     3     0     3 |     3     0     0     0 |  <443     0     0     0
-    confirmation of a sink             |     1     3     2 |     0     0     0     0 |     0     0     0   <11
+    confirmation of a sink             |     7     2     1 |     0     0     0     0 |     0     0     0    <7
     record with points                 |     2     3     1 |     0     0     0     0 |     0     0     0   <40
     records pending                    |     1     0     1 |     0     0     0     0 |     0     0     0     0
     record sent                        |     0     1     1 |     0     0     0     0 |     0     0     0   <26
@@ -55,11 +55,11 @@ EXPECTED = {
     close                              |     1     0     1 |     0     0     0     0 |     0     0     0 <1106
     open                               |     6     0     3 |     0     0     0     0 |     0     2     0    <2
     first latest                       |     7     0     2 |     0     0     0     0 |     0     0     0     0
-    first range of an hour             |     6     0     4 |     8     0     3     0 |  <148     2     0    <2
+    first range of an hour             |     5     0     4 |     8     0     3     0 |  <148     2     0    <2
 """,
     "sqlite": """
-    create                             |     9    23     7 |     0     0     0     1 |     0     5     0  <229
-    bulk table                         |    12     6     6 |    28    34    10     0 |     0     3     0  <895
+    create                             |    10    54     8 |     0     0     0     1 |     0     5     0  <315
+    bulk table                         |    11     6     6 |    28    35    11     0 |     0     3     0  <904
     100 inserts                        |     0   100   100 |     0     0     0     0 |     0     0     0  <508
     10 batches of 1,000                |     0    10    10 |     0     0     0     0 |     0     0     0  <291
     flush of 10,101                    |     3     8     4 |     2 40106     3     1 | <1876     1     0 <6190
@@ -73,10 +73,10 @@ EXPECTED = {
     latest of one, again               |     0     0     0 |     0     0     0     0 |     0     0     0     0
     latest of all                      |     0     0     0 |     0     0     0     0 |     0     0     0     0
     insert, then read                  |     3     5     4 |     2     3     3     0 |     0     1     0   <40
-    status                             |    14     0     1 |     0     0     0     0 |     0     0     0     0
+    status                             |    15     0     1 |     0     0     0     0 |     0     0     0     0
     list of series                     |     1     0     1 |     0     0     0     0 |     0     0     0     0
     3 pages to deliver                 |     3     0     3 |     3     0     3     0 |  <577     0     0     0
-    confirmation of a sink             |     1     3     2 |     0     0     0     0 |     0     0     0   <11
+    confirmation of a sink             |     7     2     1 |     0     0     0     0 |     0     0     0    <7
     record with points                 |     2     3     1 |     0     0     0     0 |     0     0     0   <40
     records pending                    |     1     0     1 |     0     0     0     0 |     0     0     0     0
     record sent                        |     0     1     1 |     0     0     0     0 |     0     0     0   <26
@@ -91,7 +91,7 @@ EXPECTED = {
     close                              |     1     0     1 |     0     0     0     0 |     0     0     0  <976
     open                               |     6     0     3 |     0     0     0     0 |     0     2     0    <2
     first latest                       |     7     0     2 |     0     0     0     0 |     0     0     0     0
-    first range of an hour             |     6     0     4 |     7     0     4     0 |   <39     3     0    <2
+    first range of an hour             |     5     0     4 |     7     0     4     0 |   <39     3     0    <2
 """,
 }
 """Columns: metadata reads, writes, commits | columns reads, writes, commits, checkpoints | thousands scanned, opened,
