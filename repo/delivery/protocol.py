@@ -99,6 +99,7 @@ class Outcome:
     """A destination's answer to a batch: all of it is durable there, except the refused items."""
 
     refused: tuple[Item, ...] = ()
+    """A repeat has them, too: the first answer may never have arrived."""
     repeat: bool = False
     """Whether the destination had the batch already."""
     sent_bytes: int = 0
@@ -118,7 +119,7 @@ class Sink(Protocol):
       wrong. The batch is split until the item is found. A sink that knows the items returns them in its outcome.
     - `StoreForked`: see `Tokens`. Delivery to this sink stops.
 
-    Any other exception stops the delivery to this sink, and `status` shows it.
+    Any other exception is a fault of the sink: `status` shows it, and the same batch is tried again every minute.
     """
 
     @property

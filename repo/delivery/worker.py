@@ -68,6 +68,10 @@ RECORDS = 1_000
 _PROBE_ROWS = 100
 """The rows of a batch to an exact sink that refused too many items: those that it refuses go into quarantine, too."""
 
+EMPTY_S = 10.0
+"""How often a range without points is confirmed at the end of the backlog: a sink whose filter leaves much out would
+otherwise do so, and an exact one be asked, with every poll."""
+
 _EMPTY_PAGES = 8
 """How many pages without points of the sink are read for one batch."""
 
@@ -235,6 +239,7 @@ class Worker:
         self._refusals: deque[tuple[int, int]] = deque()
         self._failures = 0
         self._trouble = ""
+        self._empty_s = -EMPTY_S
         self._forget()
 
     def _forget(self) -> None:
@@ -402,7 +407,12 @@ class Worker:
         if lane is Lane.RECORDS:
             attempt = self._new_attempt(Span(0, 0), len(records), "", lane)
             return _Sending(attempt, None, last_seq, records, emptied=len(records) < self._records)
-        return self._of_cut(lane, works[lane], last_seq, self._rows, most_bytes)
+        sending = self._of_cut(lane, works[lane], last_seq, self._rows, most_bytes)
+        if len(waiting) == 1 and not sending.attempt.points and sending.span.last == last_seq:
+            if self._clock() - self._empty_s < EMPTY_S:
+                return None
+            self._empty_s = self._clock()
+        return sending
 
     def _suspected(self, cursor: Cursor, last_seq: int, most_bytes: int) -> _Sending | None:
         """Return the next part of a batch that was refused as a whole."""

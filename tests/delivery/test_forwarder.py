@@ -416,6 +416,20 @@ def test_a_filter_confirms_what_it_leaves_out(store: Store) -> None:
     forwarder.stop()
 
 
+def test_an_exact_sink_is_not_asked_with_every_poll_about_what_the_filter_leaves_out(store: Store) -> None:
+    store.sinks.add("memory", "", start="beginning", filter={"sensor_id": "A*"})
+    sink = MemorySink()
+    forwarder = Forwarder(store, sink)
+    for at in range(5):
+        write(store, 5, first=10 * at)
+        forwarder.step()
+    assert [len(batch) for batch in sink.sent] == [0]
+    write(store, 1, sensor="A-1")
+    assert forwarder.step()["memory"].items == 1
+    assert store.sinks.show("memory").confirmed_seq == 26
+    forwarder.stop()
+
+
 def test_a_replay_sends_again_what_follows(store: Store) -> None:
     write(store, 30)
     sink = MemorySink()
