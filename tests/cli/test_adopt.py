@@ -333,20 +333,20 @@ HOLDERS = {
 }
 
 
-@pytest.mark.parametrize("what", HOLDERS)
 def test_a_program_that_has_the_old_store_open_keeps_it(
-    command: Command, old: Path, new: Path, what: str, spawn: Callable[..., subprocess.Popen[str]]
+    command: Command, old: Path, new: Path, spawn: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    process = spawn(
-        f"import sys; F = sys.argv[1]; {HOLDERS[what]}; print('open', flush=True); sys.stdin.read()", old
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "open\n"
-    before = listing(old)
-    command("adopt", old, new, code=4)
-    assert listing(old) == before
-    assert remains(new) == []
-    process.communicate()
+    for what, hold in HOLDERS.items():
+        process = spawn(
+            f"import sys; F = sys.argv[1]; {hold}; print('open', flush=True); sys.stdin.read()", old
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n", what
+        before = listing(old)
+        command("adopt", old, new, code=4)
+        assert listing(old) == before, what
+        assert remains(new) == [], what
+        process.communicate()
     command("adopt", old, new)
     see_that_it_is_whole(new)
 

@@ -41,6 +41,7 @@ def left(site: Any) -> tuple[int, int]:
     return len(site.json("query", "*", "*")), site.json("status")["records_pending"]
 
 
+@pytest.mark.slow_on("duckdb")
 def test_it_shows_what_is_selected_and_deletes_it_after_a_yes(site: Any) -> None:
     output = site("cleanup", "--older-than", "7d", stdin="y\n")
     assert re.search(r"PUMP-1 +flow +3 ", output.stdout)
@@ -131,6 +132,7 @@ def test_an_ambiguous_cleanup_is_refused(site: Any, given: list[str], message: s
     assert left(site) == (20, 6)
 
 
+@pytest.mark.slow_on("duckdb")
 def test_json_is_printed_for_programs(site: Any) -> None:
     meant = site.json("cleanup", "--sensor", "PUMP-1", "--source", "gw-0", "--dry-run", "--older-than", "1h")
     assert (meant["dry_run"], meant["points"], meant["records"], meant["shrunk"]) == (True, 9, 2, None)
@@ -148,6 +150,7 @@ def test_json_is_printed_for_programs(site: Any) -> None:
     assert 0 < meant["needed_bytes"] < meant["free_bytes"]
 
 
+@pytest.mark.slow_on("duckdb")
 def test_space_goes_back_to_the_disk_when_asked(on_store: Any) -> None:
     on_store.write(*(("s", "m", second, second * 1.1) for second in range(40_000)))
     on_store("status")
@@ -159,6 +162,7 @@ def test_space_goes_back_to_the_disk_when_asked(on_store: Any) -> None:
     assert float(given[1]) * (1024 if given[2] == "M" else 1) > 200
 
 
+@pytest.mark.slow_on("duckdb")
 def test_the_deletion_is_reported_even_if_there_is_no_space_to_shrink(
     site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

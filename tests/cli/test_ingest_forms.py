@@ -149,6 +149,7 @@ def test_rows_of_parquet_that_cannot_be_stored_are_rejected(on_store: Command, t
     assert str(file) not in result.stderr
 
 
+@pytest.mark.slow_on("duckdb")
 def test_the_last_file_of_any_format_wins_also_over_stored_points(on_store: Command, tmp_path: Path) -> None:
     on_store.write(("Q", "m", T0, 99.0))
     (tmp_path / "a.ndjson").write_text(lines("Q", value=7.0))

@@ -26,6 +26,7 @@ def rows() -> list[Any]:
     return [(sensor, "m", T0 + day * DAY_S, float(day)) for sensor in ("P-1", "P-2", "Q") for day in range(3)]
 
 
+@pytest.mark.slow_on("duckdb")
 def test_exported_points_can_be_imported_into_another_store(on_store: Command, tmp_path: Path) -> None:
     on_store.write(*rows())
     said = on_store.json("export", tmp_path / "stick", "--by-day")

@@ -30,6 +30,8 @@ VARIABLES = (
 def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
+    # The background thread of a buffer may flush for longer than a call waits by default, on a busy machine.
+    monkeypatch.setenv("HOLDFAST_LEASE_TIMEOUT_S", "60")
     monkeypatch.chdir(tmp_path)
 
 

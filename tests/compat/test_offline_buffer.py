@@ -175,6 +175,7 @@ def test_threads_fill_a_buffer_to_its_limit_and_no_further(make_buffer: Any) -> 
     assert buffer.get_buffer_stats()["total_records"] == 50
 
 
+@pytest.mark.slow_on("duckdb")
 def test_the_bytes_of_what_waits_are_limited(make_buffer: Any) -> None:
     buffer = make_buffer(max_buffer_size_mb=4)
     text = "x" * 20_000

@@ -17,6 +17,7 @@ def fill(storage: DuckDBTimeSeriesStorage) -> None:
         storage.insert_batch([(sensor, "m", 100.0 + n, float(n)) for n in range(5)])
 
 
+@pytest.mark.slow_on("duckdb")
 @pytest.mark.parametrize(
     ("engine", "name"),
     [

@@ -232,6 +232,7 @@ def test_shrinking_returns_the_space_of_dropped_points_and_keeps_the_rest(store:
     assert len(store.points.range("s0", "m", 10**6).all()) == 1
 
 
+@pytest.mark.slow_on("duckdb")
 def test_shrinking_again_changes_nothing(store: Store) -> None:
     fill(store)
     store.shrink()
@@ -302,6 +303,7 @@ def test_every_odd_value_survives_shrinking_bit_for_bit(store: Store) -> None:
     assert store.sinks.last_seq() == last_seq
 
 
+@pytest.mark.slow_on("duckdb")
 def test_writing_goes_on_while_the_columns_shrink(store: Store) -> None:
     store.points.insert_many([("s", "m", second, float(second)) for second in range(1_000)])
     stop = threading.Event()
@@ -338,6 +340,7 @@ def test_a_disk_without_room_for_the_new_file_is_reported_before_anything_change
     assert len(store.points.range("s0", "m").all()) == 1000
 
 
+@pytest.mark.slow_on("duckdb")
 def test_a_disk_without_room_for_the_vacuum_of_the_metadata_is_reported_before_it(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +376,7 @@ def test_a_dry_run_of_shrinking_reports_the_space_needed_and_changes_nothing(sto
     assert 0 < meant.needed_bytes < meant.free_bytes
 
 
+@pytest.mark.slow_on("duckdb")
 def test_sinks_continue_where_they_were_after_a_cleanup_and_a_shrink(store: Store) -> None:
     store.sinks.add("cloud", "", start="beginning", hold=False)
     fill(store)

@@ -169,6 +169,7 @@ def test_tuples_are_the_rows_as_they_are_stored(full: Store) -> None:
     assert pages == [[("a", "t", -3_000_000, None, "SHUT 'ø'", 100, None, None)], [(*page[1][:7], None)]]
 
 
+@pytest.mark.slow_on("sqlite")
 def test_batches_have_one_schema_and_are_no_larger_than_requested(open_store: OpenStore) -> None:
     store = open_store(background=True)
     # Four series at the same times: a page cannot end inside one of them.

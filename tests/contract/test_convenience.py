@@ -21,6 +21,7 @@ def times(found: Any) -> list[int]:
     return [point["timestamp_us"] // 1_000_000 for point in found]
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_range_is_limited_and_turned_in_every_form(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = [n if n < 600 else 50_000 + 40 * n for n in range(1_200)]  # dense, then a hole, then sparse
     store.points.insert_many([("s", metric, second, float(second)) for second in seconds for metric in "ab"])
@@ -74,6 +75,7 @@ def test_a_table_in_a_transaction_is_written_with_the_rest_or_not_at_all(store: 
     assert [point["value"] for point in store.points.range("s", "m")] == [1.0, 3.0, 9.0]
 
 
+@pytest.mark.slow_on("sqlite")
 def test_bools_are_taken_where_they_are_asked_for(store: Store, tmp_path: Any) -> None:
     with pytest.raises(InvalidPoint, match="accept_bool"):
         store.points.insert("s", "on", True)

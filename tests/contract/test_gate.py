@@ -131,6 +131,7 @@ def test_a_read_during_a_long_flush_waits_for_it_past_its_deadline(
     assert store.status().unflushed == 0
 
 
+@pytest.mark.slow_on("sqlite")
 @pytest.mark.duckdb
 @pytest.mark.parametrize("job", ["move", "shrink"])
 def test_a_job_that_needs_the_columns_alone_gives_way_while_it_flushes(

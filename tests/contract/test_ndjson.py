@@ -163,6 +163,7 @@ def test_both_formats_can_be_in_one_folder(open_store: OpenStore, tmp_path: Path
     assert points_of(target) == points
 
 
+@pytest.mark.slow_on("sqlite")
 def test_importing_again_changes_nothing_and_keeps_a_correction(store: Store, tmp_path: Path) -> None:
     points = fill(store, days=1)
     store.export_ndjson(tmp_path / "old.ndjson.gz")
@@ -272,6 +273,7 @@ def test_every_flipped_bit_is_found(open_store: OpenStore, tmp_path: Path, seed:
     assert target.import_parquet(file).stored == len(points)
 
 
+@pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize("pack", ["plain", "zstd"])
 def test_lines_may_be_plain_or_zstd(open_store: OpenStore, tmp_path: Path, pack: str) -> None:
     source, target = open_store("source"), open_store("target")

@@ -174,6 +174,7 @@ def nothing_of_a_file(path: Path, case: str) -> None:
         path.symlink_to(path)
 
 
+@pytest.mark.slow_on("sqlite")
 @pytest.mark.parametrize(
     "case",
     [

@@ -174,6 +174,7 @@ def test_a_folder_has_one_file_per_day_and_a_manifest_with_checksums(store: Stor
     assert sorted(os.listdir(tmp_path / "bundle")) == sorted(["manifest.json", home])
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_finished_or_foreign_folder_is_left_alone(store: Store, tmp_path: Path) -> None:
     fill(store)
     store.export_parquet(tmp_path / "bundle", partition="day")
@@ -196,6 +197,7 @@ def stop_after(points: int) -> Any:
     return told
 
 
+@pytest.mark.slow_on("sqlite")
 def test_an_interrupted_folder_resumes(store: Store, tmp_path: Path) -> None:
     points = fill(store)
     with pytest.raises(Stopped):
@@ -231,6 +233,7 @@ def test_a_day_that_changed_since_the_interruption_is_exported_again(
     assert points_of(target) == points_of(store)
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_line_truncated_by_a_kill_is_ignored(store: Store, tmp_path: Path) -> None:
     points = fill(store)
     with pytest.raises(Stopped):
@@ -501,6 +504,7 @@ def test_a_foreign_draft_is_reported_and_kept(store: Store, tmp_path: Path, text
         assert store.export_parquet(folder, partition="day").files > 0
 
 
+@pytest.mark.slow_on("sqlite")
 def test_lines_of_a_draft_that_are_out_of_order_are_reported(store: Store, tmp_path: Path) -> None:
     fill(store)
     folder = tmp_path / "days"

@@ -35,6 +35,7 @@ def test_an_export_can_be_imported_again(open_store: OpenStore, tmp_path: Path, 
     assert done.verified == done.files == (3 if partition else 1)
 
 
+@pytest.mark.slow_on("sqlite")
 def test_importing_again_changes_nothing_and_sends_nothing_again(
     open_store: OpenStore, tmp_path: Path
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_single_file_is_opened_by_one_reader_and_a_change_after_its_check_is_n
         store.import_parquet(two)
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_correction_is_kept_unless_the_file_is_to_overwrite_it(store: Store, tmp_path: Path) -> None:
     points = fill(store, days=1)
     store.export_parquet(tmp_path / "old.parquet")
@@ -374,6 +376,7 @@ def test_decimals_that_a_float_would_round_are_refused_as_integers_are(
     assert [row["value"] for row in store.points.range("s", "m")] == [2.0**53, None, -(2.0**60)]
 
 
+@pytest.mark.slow_on("duckdb")
 def test_a_time_format_does_not_affect_typed_times(store: Store, tmp_path: Path) -> None:
     exact = write(tmp_path / "a.parquet", timestamp=None, timestamp_us=[BEGIN_US, BEGIN_US + 1])
     assert store.import_parquet(exact, time_format="unix_ms").stored == 2
@@ -550,6 +553,7 @@ def test_a_wide_file_has_a_column_for_each_metric(store: Store, tmp_path: Path) 
     assert (done_too.points, done_too.rejected) == (3, 0)
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_file_of_a_store_that_is_open_is_refused_and_keeps_its_locks(
     store: Store, tmp_path: Path, spawn: Any
 ) -> None:

@@ -172,6 +172,7 @@ def test_an_older_column_file_is_reported_and_the_remaining_journal_is_applied(
     assert store.status().ledger_entries == 1
 
 
+@pytest.mark.slow_on("duckdb")
 @pytest.mark.parametrize("new_points", [1, 3, 5])
 @pytest.mark.parametrize("pruned", [False, True])
 def test_points_written_on_a_restored_older_metadata_database_are_not_lost(
@@ -280,6 +281,7 @@ def test_a_damaged_log_of_duckdb_loses_nothing(open_store: Any, damage: str, eng
     assert store.points.latest("a", "m")[0]["timestamp_us"] == 149_000_000
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_store_that_was_dropped_and_never_closed_leaves_no_thread_at_the_end_of_the_program(
     engine: str, tmp_path: Path, run_python: RunPython
 ) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from repo import InvalidQuery, Store
 
+pytestmark = pytest.mark.shared_stores
+
 T0 = 1_714_521_600  # 2024-05-01T00:00:00Z
 HOUR = 3_600
 

@@ -99,6 +99,7 @@ def campaign(path: Path, engine: Any, method: str, forks: int, seed: int) -> Non
             assert len(store.points.range(name, "m").all()) == expected[name]
 
 
+@pytest.mark.slow_on("sqlite")
 def test_what_forked_workers_were_acknowledged_is_found(tmp_path: Path, engine: Any, seed: int) -> None:
     campaign(tmp_path / "store", engine, "fork", 6, seed)
 

@@ -111,6 +111,7 @@ def test_parent_and_child_write_at_the_same_time(open_store: OpenStore) -> None:
     assert [count(again, series) for series in ("parent", "child 0", "child 1")] == [1_000] * 3
 
 
+@pytest.mark.slow_on("sqlite")
 def test_threads_that_write_and_read_without_a_pause_do_not_keep_a_process_from_forking(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ def test_a_fork_from_inside_a_call_is_refused_the_store_in_the_child_and_harms_n
     assert in_child(opened_in_child(store, insert("a", 3))) == 1, "the next fork is as any other"
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_thread_that_does_not_come_to_an_end_holds_a_fork_up_for_a_bounded_time(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +227,7 @@ def test_a_child_of_a_child_opens_the_store(open_store: OpenStore) -> None:
     assert count(store, "a") == 4
 
 
+@pytest.mark.slow_on("sqlite")
 def test_forks_while_other_threads_open_close_and_fork(open_store: OpenStore) -> None:
     store = open_store(background=True)
     store.points.insert("a", "m", 1.0, timestamp=1)

@@ -91,7 +91,9 @@ def test_both_read_the_same_times(tmp_path: Path, case: str) -> None:
         }
     )
     pq.write_table(table, tmp_path / "a.parquet")
-    for form, zone in (("unix", "Europe/Berlin"), ("unix_ms", "UTC"), ("unix_us", "-07:00")):
+    forms = (("unix", "Europe/Berlin"), ("unix_ms", "UTC"), ("unix_us", "-07:00"))
+    # Times with a zone mean the same in each.
+    for form, zone in forms[: 1 if getattr(TIMES[case].type, "tz", None) else None]:
         one, other = (found(tmp_path / "a.parquet", tool, form, zone) for tool in TOOLS)
         assert one == other, form
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from repo.settings import Settings
 
 __all__ = [
     "Contents",
+    "add_each_pointer",
     "add_pointer",
     "add_pointers",
     "contents",
@@ -91,23 +93,37 @@ def original_of(record_id: object, source: str, data: object) -> str:
 
 def add_pointer(folder: Path, record_id: str, *points: tuple[int, str], retry_count: int = 0) -> None:
     """Add a record as the legacy program kept it in DuckDB, and its points: (time in µs, metadata)."""
+    add_each_pointer(folder, {record_id: points}, retry_count)
+
+
+def add_each_pointer(
+    folder: Path, pointers: Mapping[str, Sequence[tuple[int, str]]], retry_count: int = 0
+) -> None:
+    """Add several such records, by their ids."""
     import duckdb
 
-    pointer = json.dumps({"storage": "duckdb", "sensor_id": f"P-{record_id}", "metric": "pressure"})
     metadata = sqlite3.connect(folder / "offline_buffer.db")
-    metadata.execute(
+    metadata.executemany(
         "INSERT INTO buffered_records (record_id, source, data, timestamp, retry_count, last_retry, created_at) "
         "VALUES (?, 'gw', ?, 1700000001.25, ?, 1700000002.5, 1700000003.75)",
-        (record_id, pointer, retry_count),
+        [
+            (
+                name,
+                json.dumps({"storage": "duckdb", "sensor_id": f"P-{name}", "metric": "pressure"}),
+                retry_count,
+            )
+            for name in pointers
+        ],
     )
     metadata.commit()
     metadata.close()
     columns = duckdb.connect(str(folder / "timeseries.duckdb"))
-    for timestamp_us, text_ in points:
-        columns.execute(
-            "INSERT INTO time_series_data VALUES (?, ?, 'pressure', 1.5, 100, ?)",
-            [timestamp_us, f"P-{record_id}", text_],
-        )
+    for name, points in pointers.items():
+        for timestamp_us, text_ in points:
+            columns.execute(
+                "INSERT INTO time_series_data VALUES (?, ?, 'pressure', 1.5, 100, ?)",
+                [timestamp_us, f"P-{name}", text_],
+            )
     columns.execute("CHECKPOINT")
     columns.close()
 

@@ -105,23 +105,27 @@ def test_revisions_have_one_numbering_and_the_configuration_works_from_elsewhere
     shutil.copy(ROOT / "alembic.ini", root)
     environment = {**os.environ, "PYTHONPATH": str(root)}
 
-    def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "alembic", "-c", str(root / "alembic.ini"), *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    run("-x", "path=store", "upgrade", "head")
+    commands = (
+        "-x path=store upgrade head",
+        "history",
+        "-x path=store revision --autogenerate -m one",
+        "revision -m two",
+        "revision -m three --rev-id x",
+    )
+    script = (
+        "import sys; from alembic.config import main\n"
+        "for command in sys.argv[2:]: main(['-c', sys.argv[1], *command.split()], 'alembic')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(root / "alembic.ini"), *commands],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "store" / "offline_buffer.db").exists()
-    assert "0001 -> 0002" in run("history")
-    run("-x", "path=store", "revision", "--autogenerate", "-m", "one")
-    run("revision", "-m", "two")
-    run("revision", "-m", "three", "--rev-id", "x")
+    assert "0001 -> 0002" in done.stdout
     made = sorted(path.name for path in (root / "alembic" / "versions").glob("*.py"))
     assert made[4:] == ["0005_one.py", "0006_two.py", "x_three.py"]

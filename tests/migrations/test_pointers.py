@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import random
 import shutil
 import sqlite3
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,14 @@ from repo.repositories.pointers import PointerRepository
 from repo.repositories.records import data_text
 from repo.schema import legacy_records, upgrade
 from repo.schema.upgrade import migrate_store
-from tests.migrations.legacy_store import add_pointer, add_pointers, contents, make_legacy_store, original_of
+from tests.migrations.legacy_store import (
+    add_each_pointer,
+    add_pointer,
+    add_pointers,
+    contents,
+    make_legacy_store,
+    original_of,
+)
 from tests.starter import Process, Starter
 from tests.without_duckdb.environment import make
 
@@ -34,6 +44,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MARKER = "SELECT value FROM buffer_metadata WHERE key = 'holdfast.pointers'"
 POINTERS = 'SELECT record_id, data FROM buffered_records WHERE data LIKE \'{"storage": "duckdb"%\''
 QUIET = Settings(background=False)
+MOMENT_US = 1_700_000_001_250_000
 
 
 @pytest.fixture(scope="module")
@@ -69,39 +80,17 @@ DATA: dict[str, Any] = {
 }
 
 
-def test_records_have_the_data_back_that_they_were_given_and_nothing_else_of_them_changes(
-    legacy: Path,
-) -> None:
-    for at, (name, data) in enumerate(DATA.items(), 1_700_000_001_250_000):
-        add_pointer(legacy, name, (at, original_of(name, "gw", data)), retry_count=3)
-    columns = "id, record_id, source, timestamp, retry_count, last_retry, created_at, typeof(data)"
-    before = asked(legacy, f"SELECT {columns} FROM buffered_records")
-    done = migrate_store(legacy)
-    assert (done.records_restored, done.records_without_original, done.records_waiting) == (6, 0, 0)
-    assert asked(legacy, f"SELECT {columns} FROM buffered_records") == before
-    texts = dict(asked(legacy, "SELECT record_id, data FROM buffered_records"))
-    found = pending(legacy)
-    assert len(texts) == 11
-    for name, data in DATA.items():
-        assert texts[name] == data_text(data)
-        assert json.dumps(found[name]["data"]) == json.dumps(data)
-    assert asked(legacy, MARKER) == []
-    again = migrate_store(legacy)
-    assert (again.records_restored, again.records_without_original, again.steps) == (0, 0, ())
-    with Store(legacy, QUIET) as store:
-        for name, data in DATA.items():
-            store.records.add(name, "gw", data)  # the same data changes nothing: the text is the very same
-        assert [record["retry_count"] for record in store.records.pending()[5:]] == [3] * 6
+SHAPES = {
+    "own": '{"storage":"duckdb","sensor_id":"S","metric":"m"}',
+    "more": '{"storage": "duckdb", "sensor_id": "S", "metric": "m", "value": 2}',
+    "less": '{"storage": "duckdb"}',
+    "other": '{"storage": "duckdb2", "sensor_id": "S", "metric": "m"}',
+}
+"""Records that look like pointers, but are not what the legacy program wrote."""
 
+ORDERS = {"up": (1, 2, 3, 4, 5), "down": (5, 4, 3, 2, 1), "mixed": (3, 5, 1, 4, 2)}
 
-def test_what_this_program_would_refuse_comes_back_as_the_legacy_program_took_it(legacy: Path) -> None:
-    odd = '{"record_id": "odd", "source": "gw", "original_data": {"value": NaN, "x": -Infinity, "s": "\\ud800"}}'
-    add_pointer(legacy, "odd", (1, odd))
-    assert migrate_store(legacy).records_restored == 1
-    data = pending(legacy)["odd"]["data"]
-    assert data["value"] != data["value"]
-    assert (data["x"], data["s"]) == (float("-inf"), "\ud800")
-
+ODD = '{"record_id": "odd", "source": "gw", "original_data": {"value": NaN, "x": -Infinity, "s": "\\ud800"}}'
 
 ODD_METADATA = (
     "",
@@ -119,32 +108,30 @@ ODD_METADATA = (
     "\u0000\u202e 李",
 )  # fmt: skip
 
-
-def test_a_record_without_its_data_is_unchanged_even_if_points_have_other_metadata(
-    legacy: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    add_pointer(legacy, "lost", *enumerate(ODD_METADATA, 1))
-    add_pointer(legacy, "found", (10**15, original_of("found", "gw", {"value": 1})))
-    before, points = asked(legacy, POINTERS), contents(legacy)["points"]
-    done = migrate_store(legacy)
-    assert (done.records_restored, done.records_without_original) == (1, 1)
-    assert "1 record " in caplog.text
-    assert asked(legacy, POINTERS) == [row for row in before if row[0] == "lost"]
-    assert contents(legacy)["points"] == points
-    assert pending(legacy)["lost"]["data"] == json.loads(before[0][1])
-    assert migrate_store(legacy).records_without_original == 0
+COLUMNS = "id, record_id, source, timestamp, retry_count, last_retry, created_at, typeof(data)"
 
 
-def test_records_of_another_shape_are_never_treated_as_pointers(legacy: Path) -> None:
-    add_pointer(legacy, "p", (1, original_of("p", "gw", {"value": 1})))
-    texts = {
-        "own": '{"storage":"duckdb","sensor_id":"S","metric":"m"}',
-        "more": '{"storage": "duckdb", "sensor_id": "S", "metric": "m", "value": 2}',
-        "less": '{"storage": "duckdb"}',
-        "other": '{"storage": "duckdb2", "sensor_id": "S", "metric": "m"}',
-    }
-    connection = sqlite3.connect(legacy / "offline_buffer.db")
-    for name, text in texts.items():
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """A store with pointers of every kind, and what it was before its upgrade."""
+
+    folder: Path
+    done: upgrade.Migration
+    log: str
+    before: list[Any]
+    pointers: list[Any]
+    points: tuple[Any, ...]
+    texts: dict[str, str]
+    """The data of each record, as stored after the upgrade."""
+    found: dict[str, Any]
+    """The pending records after the upgrade."""
+
+
+@pytest.fixture(scope="module")
+def upgraded(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Upgraded:
+    folder = Path(shutil.copytree(made, tmp_path_factory.mktemp("upgraded") / "store"))
+    connection = sqlite3.connect(folder / "offline_buffer.db")
+    for name, text in SHAPES.items():
         connection.execute(
             "INSERT INTO buffered_records (record_id, source, data, timestamp, created_at) "
             "VALUES (?, 'gw', ?, 1, 1)",
@@ -152,28 +139,90 @@ def test_records_of_another_shape_are_never_treated_as_pointers(legacy: Path) ->
         )
     connection.commit()
     connection.close()
-    for number, name in enumerate(texts):
-        add_pointer(legacy, f"point {name}", (number, original_of(name, "gw", {"value": "wrong"})))
-    done = migrate_store(legacy)
-    assert (done.records_restored, done.records_without_original) == (1, len(texts))
-    found = dict(asked(legacy, "SELECT record_id, data FROM buffered_records"))
-    assert {name: found[name] for name in texts} == texts
+    pointers: dict[str, Sequence[tuple[int, str]]] = {
+        **{f"point {name}": [(1, original_of(name, "gw", {"value": "wrong"}))] for name in SHAPES},
+        **{
+            name: [(at, original_of(name, "gw", {"at": at})) for at in order]
+            for name, order in ORDERS.items()
+        },
+        **{
+            name: [(at, original_of(name, "gw", data))]
+            for at, (name, data) in enumerate(DATA.items(), MOMENT_US)
+        },
+        "odd": [(1, ODD)],
+        "lost": [*enumerate(ODD_METADATA, 1)],
+        "4711": [(1, original_of(4711, "gw", {"value": 1}))],
+    }
+    add_each_pointer(folder, pointers, retry_count=3)
+    before, left = asked(folder, f"SELECT {COLUMNS} FROM buffered_records"), asked(folder, POINTERS)
+    stored = contents(folder)["points"]
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
+    logging.getLogger("holdfast.migrating").addHandler(handler)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(legacy_records, "PAGE_POINTS", 3)  # the points of a record are on several pages
+        done = migrate_store(folder)
+    logging.getLogger("holdfast.migrating").removeHandler(handler)
+    texts = dict(asked(folder, "SELECT record_id, data FROM buffered_records"))
+    return Upgraded(folder, done, log.getvalue(), before, left, stored, texts, pending(folder))
+
+
+def test_records_have_the_data_back_that_they_were_given_and_nothing_else_of_them_changes(
+    upgraded: Upgraded,
+) -> None:
+    done = upgraded.done
+    restored = len(DATA) + len(ORDERS) + len(("odd", "4711"))
+    assert (done.records_restored, done.records_waiting) == (restored, 0)
+    assert asked(upgraded.folder, f"SELECT {COLUMNS} FROM buffered_records") == upgraded.before
+    for name, data in DATA.items():
+        assert upgraded.texts[name] == data_text(data)
+        assert json.dumps(upgraded.found[name]["data"]) == json.dumps(data)
+    assert asked(upgraded.folder, MARKER) == []
+
+
+def test_what_this_program_would_refuse_comes_back_as_the_legacy_program_took_it(upgraded: Upgraded) -> None:
+    data = upgraded.found["odd"]["data"]
+    assert data["value"] != data["value"]
+    assert (data["x"], data["s"]) == (float("-inf"), "\ud800")
+
+
+def test_a_record_without_its_data_is_unchanged_even_if_points_have_other_metadata(
+    upgraded: Upgraded,
+) -> None:
+    lost = {"lost", *(f"point {name}" for name in SHAPES)}
+    assert upgraded.done.records_without_original == len(lost)
+    assert f"{len(lost)} records " in upgraded.log
+    assert asked(upgraded.folder, POINTERS) == [
+        row for row in upgraded.pointers if row[0] in {*lost, *SHAPES}
+    ]
+    assert contents(upgraded.folder)["points"] == upgraded.points
+    assert upgraded.found["lost"]["data"] == json.loads(dict(upgraded.pointers)["lost"])
+
+
+def test_records_of_another_shape_are_never_treated_as_pointers(upgraded: Upgraded) -> None:
+    assert {name: upgraded.texts[name] for name in SHAPES} == SHAPES
 
 
 def test_of_several_points_for_one_record_the_latest_has_its_data_in_any_stored_order(
-    legacy: Path, monkeypatch: pytest.MonkeyPatch
+    upgraded: Upgraded,
 ) -> None:
-    monkeypatch.setattr(legacy_records, "PAGE_POINTS", 3)
-    for name, order in (("up", (1, 2, 3, 4, 5)), ("down", (5, 4, 3, 2, 1)), ("mixed", (3, 5, 1, 4, 2))):
-        add_pointer(legacy, name, *((at, original_of(name, "gw", {"at": at})) for at in order))
-    assert migrate_store(legacy).records_restored == 3
-    found = pending(legacy)
-    assert [found[name]["data"] for name in ("up", "down", "mixed")] == [{"at": 5}] * 3
+    assert [upgraded.found[name]["data"] for name in ORDERS] == [{"at": 5}] * 3
 
 
-def test_an_id_that_was_a_number_is_found_as_the_text_that_it_became(legacy: Path) -> None:
-    add_pointer(legacy, "4711", (1, original_of(4711, "gw", {"value": 1})))
-    assert migrate_store(legacy).records_restored == 1
+def test_an_id_that_was_a_number_is_found_as_the_text_that_it_became(upgraded: Upgraded) -> None:
+    assert upgraded.found["4711"]["data"] == {"value": 1}
+
+
+def test_restored_records_are_not_restored_again_and_are_known_when_they_are_added_again(
+    upgraded: Upgraded,
+) -> None:
+    again = migrate_store(upgraded.folder)
+    assert (again.records_restored, again.records_without_original, again.steps) == (0, 0, ())
+    with Store(upgraded.folder, QUIET) as store:
+        for name, data in DATA.items():
+            store.records.add(name, "gw", data)  # the same data changes nothing: the text is the very same
+        retries = {record["record_id"]: record["retry_count"] for record in store.records.pending()}
+    assert [retries[name] for name in DATA] == [3] * len(DATA)
 
 
 def test_the_command_reports_counts_and_a_dry_run_restores_nothing(legacy: Path) -> None:
@@ -214,30 +263,31 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(legacy_records, "_text", whole)
 
 
-@pytest.mark.parametrize("way", ["migrate", "open", "look"])
 def test_a_kill_before_the_records_are_restored_leaves_a_note_and_the_next_run_completes_it(
-    legacy: Path, broken: Callable[[], None], way: str
+    legacy: Path, broken: Callable[[], None], tmp_path: Path
 ) -> None:
-    for name in ("a", "b"):
-        add_pointer(legacy, name, (1, original_of(name, "gw", {"name": name})))
+    add_each_pointer(legacy, {name: [(1, original_of(name, "gw", {"name": name}))] for name in "ab"})
     with pytest.raises(KeyboardInterrupt):
         migrate_store(legacy)
     assert asked(legacy, MARKER) == [("2",)]
     assert len(asked(legacy, POINTERS)) == 2
-    assert [one.after for one in migrate_store(legacy, check=True).databases] == ["0004", "0004"]
-    assert migrate_store(legacy, check=True).records_waiting == 2
+    waiting = migrate_store(legacy, check=True)
+    assert [one.after for one in waiting.databases] == ["0004", "0004"]
+    assert waiting.records_waiting == 2
     with pytest.raises(KeyboardInterrupt):
         Store(legacy, QUIET)
     broken()
-    if way == "look":
-        as_json(legacy, "migrate", "--check", code=5)
-        assert asked(legacy, MARKER) == [("2",)]
-    if way == "open":
-        Store(legacy, QUIET).close()
-    else:
-        assert migrate_store(legacy).records_restored == 2
-    assert asked(legacy, MARKER) == []
-    assert {name: pending(legacy)[name]["data"] for name in "ab"} == {"a": {"name": "a"}, "b": {"name": "b"}}
+    opened = Path(shutil.copytree(legacy, tmp_path / "opened"))
+    as_json(legacy, "migrate", "--check", code=5)
+    assert asked(legacy, MARKER) == [("2",)]
+    assert migrate_store(legacy).records_restored == 2
+    Store(opened, QUIET).close()
+    for folder in (legacy, opened):
+        assert asked(folder, MARKER) == []
+        assert {name: pending(folder)[name]["data"] for name in "ab"} == {
+            "a": {"name": "a"},
+            "b": {"name": "b"},
+        }
 
 
 def test_an_error_while_records_are_restored_is_one_of_the_migration_but_does_not_keep_a_store_closed(

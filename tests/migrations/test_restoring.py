@@ -225,27 +225,18 @@ def test_without_a_backup_nothing_is_restored(legacy: Path) -> None:
     assert digest(legacy) == before
 
 
-def test_the_setting_limits_how_many_backups_are_kept(legacy: Path) -> None:
-    for kept, expected in ((0, 0), (2, 1), (2, 2), (2, 2), (1, 1)):
+def test_the_setting_limits_how_many_backups_are_kept(legacy: Path, tmp_path: Path) -> None:
+    without = Path(shutil.copytree(legacy, tmp_path / "without"))
+    (without / "holdfast.toml").write_text("migration_backups = 0\n")
+    migrate_store(without)
+    assert backups_of(without) == []
+    for kept, expected in ((2, 1), (2, 2), (1, 1)):
         (legacy / "holdfast.toml").write_text(f"migration_backups = {kept}\n")
         migrate_store(legacy)
         assert len(backups_of(legacy)) == expected
-        if expected:
-            restore_store(legacy)
-        else:
-            shutil.copy(_remade(legacy, "offline_buffer.db"), legacy)
-            shutil.copy(_remade(legacy, "timeseries.duckdb"), legacy)
+        restore_store(legacy)
     done = migrate_store(legacy, backup=False)
     assert (done.backup, len(backups_of(legacy))) == (None, 1)
-
-
-def _remade(legacy: Path, name: str) -> Path:
-    folder = legacy.parent / "again"
-    if not folder.exists():
-        make_legacy_store(folder, POINTS)
-    for log in ("offline_buffer.db-wal", "offline_buffer.db-shm", "timeseries.duckdb.wal"):
-        (legacy / log).unlink(missing_ok=True)
-    return folder / name
 
 
 def test_a_backup_is_no_more_readable_than_its_original_and_neither_is_what_it_restores(

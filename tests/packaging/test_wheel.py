@@ -116,9 +116,7 @@ def test_an_old_store_is_migrated_by_the_installed_command(installed: Path, else
     migrate = (installed / "holdfast", "--store", "50% site", "migrate")
     due = run(*migrate, "--check", folder=elsewhere, check=False)
     assert (due.returncode, due.stdout.count("no revision, ")) == (5, 2), due
-    assert "100 rows affected" in run(*migrate, "--dry-run", folder=elsewhere).stdout
     assert run(*migrate, "--json", folder=elsewhere).stdout.count(f'"after": "{HEAD}"') == 2
-    run(*migrate, "--check", folder=elsewhere)
     assert len(list((elsewhere / "50% site" / "backups").iterdir())) == 1
 
 
