@@ -158,6 +158,7 @@ def test_names_settings_and_rights(folder: Path, tmp_path: Path) -> None:
         folder.chmod(0o700)
 
 
+@pytest.mark.duckdb
 def test_parquet_files_are_the_same_points(folder: Path, tmp_path: Path) -> None:
     sink, batches = FolderSink(folder.as_uri(), name="s", format="parquet"), Batches("s")
     batches.deliver(sink, [*numbers(3), ("W-1", "state", START_US, "on", 5, '{"a":1}')])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import random
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from repo.delivery.sinks.holdfast import HoldfastSink
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable, StoreForked
 from repo.testing import Batches
 from tests.conftest import Templates
+from tests.delivery.servers.certificates import Certificates
 from tests.delivery.servers.proxy import Proxy
 
 START_US = 1_767_225_600_000_000
@@ -151,11 +151,10 @@ def test_a_token_belongs_to_the_first_store_that_uses_it(store: Store) -> None:
     assert count(store) == 2
 
 
-def test_tls_encrypts_and_a_certificate_that_is_not_trusted_halts(store: Store, tmp_path: Path) -> None:
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+def test_tls_encrypts_and_a_certificate_that_is_not_trusted_halts(
+    store: Store, tmp_path: Path, certificates: Certificates
+) -> None:
+    certificate, key = certificates
     with Receiver(store, certificate=certificate, key=key) as receiver:
         assert receiver.url.startswith("https+holdfast://")
         batches = Batches("hub")
