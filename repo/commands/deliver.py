@@ -158,7 +158,7 @@ def run(
 @global_options
 @click.pass_obj
 def reconcile(session: Session, sink: str) -> None:
-    """Compare what a destination confirmed with what it holds.
+    """Compare what SINK confirmed with what its destination holds.
 
     Exits 3 if something is missing, and names it by ranges of seqs; `sinks replay SINK --from-seq FIRST` delivers it
     again. Sinks of the kinds http, mqtt and kafka keep no position: count the points at the destination.
