@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from repo.delivery.protocol import Lane, RecordItem
+from repo.delivery.sinks import mqtt
 from repo.delivery.sinks.registry import sink_of
 from repo.errors import InvalidSettings, SinkHalted, SinkUnreachable
 from repo.testing import Batches
@@ -59,6 +60,18 @@ def test_each_point_is_a_message_of_its_series_with_the_key_of_the_batch(
     assert [json.loads(payload)["value"] for _, payload, _ in arrived] == [at / 7 for at in range(6)]
     key = ("holdfast-batch", f"{STORE}.1.1.6")
     assert all(properties == [key, ("holdfast-lane", "backfill")] for *_, properties in arrived)
+
+
+def test_a_batch_may_have_more_messages_than_there_are_ids(
+    broker: Mosquitto, subscriber: Subscriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "_MOST_IDS", 4)
+    sink = ready(broker.port)
+    points = [*POINTS, ("W", "text", START_US, "x" * 30_000), *POINTS]
+    assert [item.row for item in sink.send(batch_of(points)).refused] == [6]
+    sink.close()
+    seqs = [json.loads(payload)["seq"] for _, payload, _ in subscriber.settled()]
+    assert seqs == [*range(1, 7), *range(8, 14)]
 
 
 def test_series_share_messages_in_the_other_formats(broker: Mosquitto, subscriber: Subscriber) -> None:

@@ -133,7 +133,10 @@ class MqttSink:
                 refused += [Item(row, reason) for row in message[2]]
             else:
                 sendable.append(message)
-        answers = self._published(sendable, self._properties(batch))
+        answers: dict[int, int] = {}
+        for first in range(0, len(sendable), _MOST_IDS):
+            part = self._published(sendable[first : first + _MOST_IDS], self._properties(batch))
+            answers |= {first + at: code for at, code in part.items()}
         denied = {at: code for at, code in answers.items() if code >= _FAILURE}
         if denied:
             self._judge(sendable, denied)
