@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["BURST_S", "Bucket"]
+__all__ = ["BURST_S", "Bucket", "Speed", "batch_bytes"]
 
 BURST_S = 1.0
 """How many seconds of the limit may be sent at once after a pause."""
+
+_LEAST_BESIDE = 16_384
+"""The smallest full batch beside another lane; below it, the delay of each answer would cost more than the bytes."""
+
+_FIRST_BESIDE = 131_072
+"""The first batch beside another lane, while nothing is known about the link."""
+
+_LEAST_MEASURED = _LEAST_BESIDE // 2
 
 _LEAST_BYTES = 4_096
 """The smallest batch: a lower limit makes longer pauses, not smaller batches."""
@@ -38,6 +46,26 @@ class Bucket:
         """Count a batch that was sent."""
         if self._held is not None:
             self._held -= sent_bytes
+
+
+class Speed:
+    """How fast a sink takes batches, so that one of back-fill keeps live readings waiting for about a second."""
+
+    def __init__(self) -> None:
+        self._bytes_per_s: float | None = None
+
+    def note(self, sent_bytes: int, took_s: float) -> None:
+        """Count a batch; small ones measure the delay of the link, not its speed."""
+        if sent_bytes < _LEAST_MEASURED:
+            return
+        new = sent_bytes / max(took_s, 1e-6)
+        self._bytes_per_s = new if self._bytes_per_s is None else (self._bytes_per_s + new) / 2
+
+    def limit(self, most: int) -> int:
+        """Return how large a batch may be beside another lane."""
+        if self._bytes_per_s is None:
+            return min(most, _FIRST_BESIDE)
+        return max(min(most, _LEAST_BESIDE), min(most, int(self._bytes_per_s)))
 
 
 def batch_bytes(most: int, bytes_per_s: int | None) -> int:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
+import struct
 import time
 import uuid
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from repo.arguments import check_fields
 from repo.cursors import Cursor, Span
 from repo.delivery.lanes import BATCH_ROWS, Turns, Work, split
 from repo.delivery.protocol import Batch, Item, Lane, Outcome, RecordItem, Sink, Tokens
-from repo.delivery.rate import Bucket, batch_bytes
+from repo.delivery.rate import Bucket, Speed, batch_bytes
 from repo.delivery.reading import BATCH_BYTES, Cut, Reader
 from repo.errors import (
     EngineMissing,
@@ -231,6 +231,7 @@ class Worker:
         self._most_rows = batch_points
         self._clock = clock
         self._bucket = Bucket(clock())
+        self._speed = Speed()
         self._turns = Turns()
         self._settings: tuple[object, ...] = ()
         self._identity = ("", 0)
@@ -240,6 +241,8 @@ class Worker:
         self._failures = 0
         self._trouble = ""
         self._empty_s = -EMPTY_S
+        self.is_draining = False
+        """Whether the caller waits for everything to be confirmed, so that nothing is put off."""
         self._forget()
 
     def _forget(self) -> None:
@@ -404,12 +407,14 @@ class Worker:
         if not waiting:
             return None
         lane = self._turns.next(waiting)
+        if len(waiting) > 1 or lane is Lane.BACKFILL:
+            most_bytes = self._speed.limit(most_bytes)
         if lane is Lane.RECORDS:
             attempt = self._new_attempt(Span(0, 0), len(records), "", lane)
             return _Sending(attempt, None, last_seq, records, emptied=len(records) < self._records)
         sending = self._of_cut(lane, works[lane], last_seq, self._rows, most_bytes)
         if len(waiting) == 1 and not sending.attempt.points and sending.span.last == last_seq:
-            if self._clock() - self._empty_s < EMPTY_S:
+            if not self.is_draining and self._clock() - self._empty_s < EMPTY_S:
                 return None
             self._empty_s = self._clock()
         return sending
@@ -480,12 +485,14 @@ class Worker:
         )
         if not len(batch) and not sink.exact:
             return self._stored(sink, batch, sending, Outcome())
+        began_s = self._clock()
         try:
             with _errors_of_the_sink(but=SinkRefused):
                 outcome = sink.send(batch)
                 _check(outcome, batch)
         except SinkRefused as error:
             return self._refused(sink, batch, sending, error)
+        self._speed.note(0 if sending.cut is None else sending.cut.bytes, self._clock() - began_s)
         return self._stored(sink, batch, sending, outcome)
 
     def _stored(self, sink: Sink, batch: Batch, sending: _Sending, outcome: Outcome) -> Step:
@@ -707,4 +714,5 @@ def _rest(work: Work, span: Span) -> Span:
 
 def _checksum(cut: Cut) -> str:
     """Return the SHA-256 of the seqs, which identify the points and their values."""
-    return hashlib.sha256(array("q", cut.columns[-1]).tobytes()).hexdigest()
+    seqs = cut.columns[-1]
+    return hashlib.sha256(struct.pack(f"<{len(seqs)}q", *seqs)).hexdigest()

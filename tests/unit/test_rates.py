@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo.delivery.rate import BURST_S, Bucket, batch_bytes
+from repo.delivery.rate import BURST_S, Bucket, Speed, batch_bytes
 from repo.errors import InvalidSettings
 from repo.rates import Rate, parse_bytes_per_s
 from repo.time_texts import parse_time
@@ -97,6 +97,22 @@ def test_a_bucket_follows_a_limit_that_changes() -> None:
     assert bucket.wait_s(1.0, 8_000) == 0.5
     assert bucket.wait_s(1.0, 0) == float("inf")
     assert bucket.wait_s(1.0, None) == 0.0
+
+
+def test_a_slow_link_makes_smaller_batches_beside_another_lane() -> None:
+    speed = Speed()
+    assert speed.limit(1_000_000) == 131_072
+    speed.note(500, 0.5)  # a few live readings, whose answer took half a second, say nothing
+    assert speed.limit(1_000_000) == 131_072
+    speed.note(1_000_000, 20.0)
+    assert speed.limit(1_000_000) == 50_000
+    for _ in range(10):
+        speed.note(50_000, 50.0)
+    assert speed.limit(1_000_000) == 16_384
+    assert speed.limit(5_000) == 5_000
+    for _ in range(10):
+        speed.note(16_384, 0.001)
+    assert speed.limit(1_000_000) == 1_000_000
 
 
 def test_a_low_limit_makes_smaller_batches() -> None:
