@@ -27,7 +27,9 @@ START_US = 1_700_000_000_000_000
 
 JITTER_US = 20_000
 
-_STATES = ('{"unit":"bar"}', '{"calibrated":true,"by":"shift 2"}')
+_STATES = ('{"unit":"bar"}', '{"by":"shift 2","calibrated":true}')
+"""Metadata in the form that the store gives them, so that every side has the same texts."""
+
 _Reading = tuple[int, int, float, int, str | None]
 
 
