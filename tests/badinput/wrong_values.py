@@ -95,7 +95,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     "a lock": threading.Lock,
     "a hostile object": Hostile,
     "NumPy's NaN": lambda: np.float32("nan"),
-    "NumPy's NaT": lambda: np.datetime64("NaT"),
+    "NumPy's NaT": lambda: np.datetime64("NaT", "us"),
     "a NumPy array": lambda: np.array([1, 2]),
     "a NumPy array of objects": lambda: np.array([[None, "a"]], dtype=object),
     "a NumPy duration": lambda: np.timedelta64(5, "s"),

@@ -16,6 +16,7 @@ def test_an_engine_uses_the_statements_of_another_engine_of_its_dialect_alone() 
     for engine, number in ((one, 1), (same, 2)):
         with engine.connect() as connection:
             assert connection.execute(select(literal(number))).scalar() == number
+        engine.dispose()
     assert len(cache) == 1
     key = next(iter(cache))
     assert isinstance(key, tuple)
@@ -30,6 +31,7 @@ def test_the_cache_has_a_limit() -> None:
     with engine.connect() as connection:
         for number in range(3):
             connection.execute(select(column("1", Integer).label(f"n{number}")))
+    engine.dispose()
     assert len(cache) == 3
     for number in range(_MOST - 3):
         cache[number] = None

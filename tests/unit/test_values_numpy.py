@@ -114,7 +114,7 @@ def test_numpy_seconds_are_exact(given: Any, us: int) -> None:
         (np.float64(1.7e12), "looks like milliseconds"),
         (np.int64(1_700_000_000_000_000_000), "looks like nanoseconds"),
         (np.True_, "bool"),
-        (np.datetime64("NaT"), "not a time"),
+        (np.datetime64("NaT", "us"), "not a time"),
         (np.datetime64("3000-01-01"), "outside the years"),
         (np.datetime64(2**62, "D"), "outside the years"),
         (np.array(["2024-01-01"], "datetime64[s]"), "an array"),
@@ -169,7 +169,7 @@ def test_metadata_takes_numpy_scalars_times_and_what_is_missing() -> None:
         "name": np.str_("x"),
         "at": np.datetime64("2024-05-01T12:00"),
         "since": pd.Timestamp("2024-05-01T12:00", tz="Europe/Oslo"),
-        "deep": [{"none": pd.NA, "nat": pd.NaT, "n": np.datetime64("NaT")}],
+        "deep": [{"none": pd.NA, "nat": pd.NaT, "n": np.datetime64("NaT", "us")}],
     }
     assert json.loads(both_roads(metadata=given).metadata[0]) == {
         "count": 3,
