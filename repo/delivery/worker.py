@@ -44,6 +44,7 @@ from repo.errors import (
 from repo.repositories.attempts import Attempt
 from repo.repositories.quarantine import Quarantined
 from repo.repositories.sinks import SinkInfo, SinkState, Totals
+from repo.store.deliveries import Identity
 from repo.store.store import Store
 
 __all__ = ["Backoff", "Progress", "Step", "Worker"]
@@ -299,14 +300,14 @@ class Worker:
     # --- a step ----------------------------------------------------------------------------------------
 
     def _step(self) -> Step:
-        info = self._delivery.position()
+        info, identity = self._delivery.position_and_identity()
         if info.state in ("paused", "forked"):
             self.close()
             self._forget()
             if info.state == "paused":
                 return Step(Progress.PAUSED, PAUSE_S)
             return Step(Progress.FORKED, PAUSE_S, error=StoreForked(info.last_error or ""))
-        if not self._follow(info):
+        if not self._follow(info, identity):
             return self._step()
         limit = None if info.rate is None else info.rate.at(self._store.now_us())
         wait_s = self._bucket.wait_s(self._clock(), limit)
@@ -331,13 +332,13 @@ class Worker:
         except _Failed as failed:
             return self._failed(failed.error)
 
-    def _follow(self, info: SinkInfo) -> bool:
+    def _follow(self, info: SinkInfo, identity: Identity) -> bool:
         """Take over what was changed in the store: settings, identity, and the cursor by hand.
 
         Returns False if it confirmed a batch before that, so that `info` is outdated.
         """
         settings = (info.target, info.options, info.filter, info.lanes)
-        epoch, store_id = self._delivery.epoch_and_id()
+        epoch, store_id = identity
         if settings != self._settings or (store_id, epoch) != self._identity:
             if self._answered is not None:
                 self.settle()
@@ -368,11 +369,11 @@ class Worker:
         sending = self._sending
         if sending is None or sending.lane is not Lane.RECORDS or sending.records:
             return True
-        # Records of before a restart. They may have been replaced since, so they are sent as a new batch.
-        if exact and held == sending.attempt.token:
-            self._delivery.confirm(sending.attempt)
-        else:
-            self._delivery.drop_attempt()
+        # Records of before a restart. They may have been replaced since, so they are sent as a new batch. An exact
+        # destination may still be storing the old one, so it first gets the old token again, without records.
+        if exact:
+            return True
+        self._delivery.drop_attempt()
         self._sending = None
         return False
 

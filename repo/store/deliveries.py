@@ -51,13 +51,19 @@ class Delivery:
 
     def position(self) -> SinkInfo:
         """Return the sink as it is now: its settings, its cursor, its attempt, and how much it is behind."""
+        return self.position_and_identity()[0]
+
+    def position_and_identity(self) -> tuple[SinkInfo, Identity]:
+        """Return `position` and `epoch_and_id` of the same moment, so that the token is one of this identity."""
         with self._handle.metadata.read() as connection:
             found = SinkRepository(connection).get(
                 self.name, self._handle.clock(), JournalRepository(connection).last_seq()
             )
+            identity = self._read_identity(connection)
         if found is None or self._created_us not in (None, found.created_us):
             raise self._removed()
-        return found
+        self._identity = identity
+        return found, identity
 
     def begin(
         self,
@@ -99,8 +105,8 @@ class Delivery:
             AttemptRepository(connection).remove(self.name)
 
     def failed(self, state: SinkState, error: str) -> None:
-        """Record a failed attempt and why. A paused sink stays paused."""
-        with self._changing(same_identity=False) as connection:
+        """Record a failed attempt and why. A paused sink stays paused. Of a fork, raises as `begin` does."""
+        with self._changing(same_identity=state == "forked") as connection:
             SinkRepository(connection).failed(self.name, state, error, self._handle.clock())
 
     def running(self) -> None:
@@ -146,7 +152,7 @@ class Delivery:
     ) -> None:
         sinks, quarantine = SinkRepository(connection), QuarantineRepository(connection)
         now_us = self._handle.clock()
-        if attempt.first_seq or attempt.last_seq:
+        if attempt.lane != "records":
             cursor = sinks.cursor(self.name)
             assert cursor is not None
             sinks.move(self.name, cursor.confirm(attempt.first_seq, attempt.last_seq), now_us)

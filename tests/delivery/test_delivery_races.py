@@ -1,0 +1,88 @@
+"""Deliveries beside others: late requests of a killed process, rekeys, the quarantine's retries, and cleanups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo import Settings, Store
+from repo.delivery.forwarder import Forwarder, Progress
+from repo.delivery.protocol import Batch
+from repo.store.deliveries import Delivery
+from tests.conftest import Templates
+from tests.delivery.memory_sink import Destination, Interrupted, MemorySink
+from tests.delivery.test_forwarder import NO_WAIT, steps, write
+
+
+@pytest.fixture
+def store(tmp_path: Path, templates: Templates) -> Iterator[Store]:
+    templates.copy("sqlite", 1, tmp_path / "store")
+    with Store(tmp_path / "store", Settings(background=False)) as opened:
+        yield opened
+
+
+def test_records_of_a_killed_process_may_still_arrive_after_its_restart(store: Store) -> None:
+    """A receiver goes on with a request whose sender was killed: it may store it after it was asked for its token."""
+    store.sinks.add("memory", "", start="beginning", records=True)
+    store.records.add("R-1", "till", {"n": 1})
+    destination = Destination()
+    killed = MemorySink(destination, faults=["interrupt"])
+    forwarder = Forwarder(store, killed)
+    with pytest.raises(Interrupted):
+        forwarder.step()
+    forwarder.stop()
+    [late] = killed.sent
+    store.records.add("R-1", "till", {"n": 2})
+
+    def arrive(_batch: Batch) -> None:
+        if not destination.batches:
+            MemorySink(destination)._stored(late, forked=False)
+
+    with Forwarder(store, MemorySink(destination, on_send=arrive), backoff=NO_WAIT) as forwarder:
+        forwarder.stop()
+        made = steps(forwarder)
+        assert made[-1].progress is Progress.IDLE, made
+    assert destination.records == {"R-1": '{"n":2}'}
+    assert not store.records.pending()
+
+
+def test_a_rekey_beside_a_forwarder_is_no_fork(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever it comes: while the forwarder reads where it is, or after the destination was asked for its token."""
+    write(store, 10)
+    destination = Destination()
+    rekeys = iter([0, 1, 2, 3])
+
+    class Asked(MemorySink):
+        def open(self, store_id: str, epoch: int) -> str | None:
+            held = super().open(store_id, epoch)
+            if next(rekeys, None) is not None:
+                destination.tokens[store_id, epoch, self.name] = "f" * 32  # of a copy of this store
+                store.sinks.rekey(restored=True)
+                return "f" * 32
+            return held
+
+    forwarder = Forwarder(store, Asked(destination), backoff=NO_WAIT)
+    for _ in range(12):
+        [step] = forwarder.step().values()
+        assert step.progress is not Progress.FORKED, step
+    assert store.sinks.show("memory").state == "running"
+    assert len(destination.points) == 10
+
+    read = Delivery.position_and_identity
+
+    def rekeyed_after(delivery: Delivery) -> Any:
+        found = read(delivery)
+        monkeypatch.undo()
+        store.sinks.rekey(restored=True)
+        return found
+
+    write(store, 10, first=100)
+    monkeypatch.setattr(Delivery, "position_and_identity", rekeyed_after)
+    for _ in range(3):
+        [step] = forwarder.step().values()
+        assert step.progress is not Progress.FORKED, step
+    forwarder.stop()
+    assert len(destination.points) == 20
