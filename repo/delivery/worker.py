@@ -46,6 +46,7 @@ from repo.repositories.quarantine import Quarantined
 from repo.repositories.sinks import SinkInfo, SinkState, Totals
 from repo.store.deliveries import Identity
 from repo.store.store import Store
+from repo.times import to_datetime
 
 __all__ = ["Backoff", "Progress", "Step", "Worker"]
 
@@ -75,6 +76,8 @@ otherwise do so, and an exact one be asked, with every poll."""
 
 _EMPTY_PAGES = 8
 """How many pages without points of the sink are read for one batch."""
+
+_GONE = "it is no longer stored, so it cannot be sent again"
 
 _NO_COLUMNS: Sequence[Sequence[Any]] = ((),) * 8
 
@@ -252,6 +255,7 @@ class Worker:
         self._sending: _Sending | None = None
         self._answered: _Answered | None = None
         self._suspects: tuple[Lane, Span] | None = None
+        self._was_retry = False
         self._rows = self._most_rows
         self._records = RECORDS
         self._reader.drop()
@@ -383,11 +387,15 @@ class Worker:
         if self._answered is not None and self._answered.sending.lane is not Lane.RECORDS:
             cursor = cursor.confirm(*self._answered.sending.span)
         last_seq = self._store.sinks.last_seq()
+        was_retry = self._was_retry
         found = self._suspected(cursor, last_seq, most_bytes)
-        if found is None:
+        self._was_retry = False
+        if found is None and not was_retry:
             found = self._retried(last_seq)
         if found is None:
             found = self._by_turn(info, sink, cursor, last_seq, most_bytes)
+        if found is None and was_retry:
+            found = self._retried(last_seq)
         if found is None:
             return None
         self._delivery.begin(found.attempt, *(self._answered.facts if self._answered else ()))
@@ -433,15 +441,33 @@ class Worker:
         return None
 
     def _retried(self, last_seq: int) -> _Sending | None:
-        """Return the next point that an operator took out of quarantine."""
+        """Return the next point that an operator wants to be sent again; every other batch, beside new readings."""
         seq = self._delivery.next_retry()
         if seq is not None and self._answered is not None:
             self.settle()  # it may be the one that was sent just now
             seq = self._delivery.next_retry()
-        if seq is None:
-            return None
-        cut = self._reader.again(Span(seq, seq), last_seq)
-        return _Sending(self._new_attempt(cut.span, cut.points, _checksum(cut), Lane.BACKFILL), cut, last_seq)
+        while seq is not None:
+            cut = self._reader.again(Span(seq, seq), last_seq)
+            if cut.points or not self._is_gone(seq):
+                self._was_retry = True
+                attempt = self._new_attempt(cut.span, cut.points, _checksum(cut), Lane.BACKFILL)
+                return _Sending(attempt, cut, last_seq)
+            self._delivery.keep_retry(seq, _GONE)
+            seq = self._delivery.next_retry()
+        return None
+
+    def _is_gone(self, seq: int) -> bool:
+        """Return whether the store has the identity of a point in quarantine no more, so it has the only value."""
+        item = self._delivery.quarantined_point(seq)
+        if item is None:
+            return False
+        start, end = to_datetime(item.timestamp_us), to_datetime(item.timestamp_us + 1)
+        return not self._store.points.range(item.sensor_id, item.metric_name, start, end, limit=1).all()
+
+    def _is_retry(self, sending: _Sending) -> bool:
+        """Return whether a batch is a point that is in quarantine already."""
+        first, last = sending.span
+        return first == last and sending.lane is not Lane.RECORDS and first == self._delivery.next_retry()
 
     def _of_cut(self, lane: Lane, work: Work, last_seq: int, rows: int, most_bytes: int) -> _Sending:
         cut = self._reader.cut(lane, work, last_seq, rows, most_bytes)
@@ -498,7 +524,8 @@ class Worker:
 
     def _stored(self, sink: Sink, batch: Batch, sending: _Sending, outcome: Outcome) -> Step:
         refused = [_quarantined(batch, item) for item in outcome.refused]
-        too_many = self._too_many(len(batch), len(refused))
+        counts = not refused or not self._is_retry(sending)
+        too_many = self._too_many(len(batch), len(refused)) if counts else None
         if too_many is not None and not sink.exact:
             return self._failed(too_many)
         estimate = sum(len(record.data) for record in sending.records) + (
@@ -513,7 +540,8 @@ class Worker:
         )
         delivered = [(item.record_id, item.data) for at, item in enumerate(sending.records) if at not in rows]
         self._sending, self._answered = None, _Answered(sending, totals, refused, delivered)
-        self._refusals.append((len(batch), len(rows)))
+        if counts:
+            self._refusals.append((len(batch), len(rows)))
         self._bucket.take(totals.bytes)
         self._turns.sent(sending.lane, estimate, emptied=sending.emptied)
         if sending.records:
@@ -545,7 +573,8 @@ class Worker:
             self._sending = None
             self._delivery.drop_attempt()
             return Step(Progress.SPLIT, 0.0, sending.lane, *sending.span, error=error)
-        too_many = self._too_many(1, 1)
+        counts = not self._is_retry(sending)
+        too_many = self._too_many(1, 1) if counts else None
         if too_many is not None:
             return self._failed(too_many)
         log.warning("%s refused an item, which is in quarantine now: %s", self.name, error)
@@ -554,7 +583,8 @@ class Worker:
         self._sending = None
         self._answered = _Answered(sending, Totals(), [_quarantined(batch, Item(0, str(error)))])
         self.settle()
-        self._refusals.append((1, 1))
+        if counts:
+            self._refusals.append((1, 1))
         self._note_success()
         return Step(Progress.DELIVERED, 0.0, sending.lane, *sending.span, 0, 1)
 

@@ -118,6 +118,12 @@ class QuarantineRepository:
         ).fetchone()[0]
         return None if found is None else int(found)
 
+    def point(self, sink: str, seq: int) -> Quarantined | None:
+        """Return the point of a sink that has a seq."""
+        query = _ALL.where(QuarantineRow.sink == sink, QuarantineRow.seq == seq)
+        row = self._connection.execute(query).first()
+        return None if row is None else _item(row)
+
     def settle(self, sink: str, first_seq: int, last_seq: int) -> int:
         """Remove the points of a range that waited to be sent again, after it was confirmed; returns how many.
 

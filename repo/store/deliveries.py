@@ -118,10 +118,24 @@ class Delivery:
         """Return a seq in quarantine that an operator wants to be sent again, alone, as a range of one seq.
 
         Its confirmation removes it from the quarantine, unless it is refused again, also if the point is no longer
-        stored under this seq (it was overwritten or deleted).
+        stored under this seq, because it was overwritten.
         """
         with self._handle.metadata.read() as connection:
             return QuarantineRepository(connection).next_retry(self.name)
+
+    def quarantined_point(self, seq: int) -> Quarantined | None:
+        """Return the point with a seq that is in the quarantine of the sink."""
+        with self._handle.metadata.read() as connection:
+            return QuarantineRepository(connection).point(self.name, seq)
+
+    def keep_retry(self, seq: int, reason: str) -> None:
+        """Let a point stay in quarantine instead of sending it again; the reason comes before that of the refusal."""
+        with self._changing() as connection:
+            quarantine = QuarantineRepository(connection)
+            item = quarantine.point(self.name, seq)
+            if item is not None:
+                before = "" if item.reason.startswith(reason) else f"{reason}; it was refused: "
+                quarantine.add([item._replace(reason=before + item.reason)], self._handle.clock())
 
     def quarantined(self) -> int:
         """Return how many items are in the quarantine of the sink."""

@@ -71,7 +71,8 @@ class Quarantine:
     def retry(self, ids: Ids) -> Retried:
         """Send items to their sinks again. Points go one by one; an item that is refused again stays, with the reason.
 
-        A point that was overwritten since is not sent: its new value was. Records become pending again.
+        A point that was overwritten since is not sent: its new value was. A point that was deleted since, also by a
+        cleanup, cannot be sent, and stays in quarantine. Records become pending again.
         """
         with self._handle.metadata.write() as connection:
             repository, records = QuarantineRepository(connection), RecordRepository(connection)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store
+from repo.delivery import worker
 from repo.delivery.forwarder import Forwarder, Progress
 from repo.delivery.protocol import Batch
 from repo.store.deliveries import Delivery
@@ -86,3 +87,48 @@ def test_a_rekey_beside_a_forwarder_is_no_fork(store: Store, monkeypatch: pytest
         assert step.progress is not Progress.FORKED, step
     forwarder.stop()
     assert len(destination.points) == 20
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_refused_points_that_are_sent_again_neither_delay_nor_halt_a_delivery(
+    store: Store, monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    monkeypatch.setattr(worker, "MOST_REFUSED", 20)
+    monkeypatch.setattr(worker, "MOST_QUARANTINED", 20)
+    write(store, 20, value=-20.0)
+    sink = MemorySink(exact=exact, by_item=exact, refuses=lambda row: "negative" if row[3] < 0 else None)
+    forwarder = Forwarder(store, sink, backoff=NO_WAIT)
+    steps(forwarder)
+    ids = [item.id or 0 for item in store.quarantine.list()]
+    assert len(ids) == 20
+    store.quarantine.retry(ids)
+    write(store, 5, first=100)
+    for _ in range(2):
+        forwarder.step()
+    assert len(sink.destination.points) == 5, "new readings do not wait for twenty batches"
+    made = steps(forwarder)
+    assert made[-1].progress is Progress.IDLE, made
+    assert sum(step.refused for step in made) >= 18
+    assert store.quarantine.count() == 20
+    forwarder.stop()
+
+
+def test_a_refused_point_that_a_cleanup_dropped_stays_in_quarantine_with_its_value(store: Store) -> None:
+    write(store, 10)
+    sink = MemorySink(exact=False, refuses=lambda row: "bad" if row[3] in (3.0, 5.0, 7.0) else None)
+    forwarder = Forwarder(store, sink, backoff=NO_WAIT)
+    steps(forwarder)
+    dropped, overwritten, kept = (item.id or 0 for item in store.quarantine.list())
+    store.points.delete("S", "flow", 3.0, 4.0)
+    store.points.insert("S", "flow", 50.0, timestamp=5.0)
+    sink.refuses = lambda _row: None
+    for _ in range(2):
+        store.quarantine.retry([item.id or 0 for item in store.quarantine.list()])
+        assert steps(forwarder)[-1].progress is Progress.IDLE
+    [item] = store.quarantine.list()
+    assert (item.value, item.retry) == (3.0, False)
+    assert item.reason == "it is no longer stored, so it cannot be sent again; it was refused: bad"
+    values = {time_us: content[0] for (_, _, time_us), content in sink.destination.values().items()}
+    assert (values[5_000_000], values[7_000_000]) == (50.0, 7.0)
+    assert dropped < overwritten < kept
+    forwarder.stop()
