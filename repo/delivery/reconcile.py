@@ -2,14 +2,15 @@
 
 Compared are the points that are in the store now, that the sink's filter selects, and whose seqs the sink has
 confirmed. Seqs from before the first batch are none of the sink's; those in quarantine were refused; those that `skip`
-gave up are in the loss ledger. PostgreSQL is asked for the seqs of its points, so what was deleted there is noticed. A
-receiving store and a folder are asked for the ranges that they have taken. What their users delete later is not
-missing.
+or a drop from the quarantine gave up are in the loss ledger. PostgreSQL is asked for the seqs of its points, so what
+was deleted there is noticed. A receiving store and a folder are asked for the ranges that they have taken. What their
+users delete later is not missing.
 """
 
 from __future__ import annotations
 
-import re
+import json
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -28,7 +29,6 @@ __all__ = ["Reconcilable", "Reconciled", "reconcile"]
 
 _WINDOW = 131_072
 _MOST_RANGES = 1_000
-_SKIPPED = re.compile(r"\w+:skipped:(?P<sink>.+):(?P<first>-?\d+)-(?P<last>-?\d+):\d+")
 
 
 class Reconcilable(Sink, Protocol):
@@ -59,7 +59,7 @@ class Reconciled:
     quarantined: int
     """Points that the sink refused. They are not missing."""
     skipped: int
-    """Points that were given up with `skip`. They are not missing."""
+    """Points that were given up with `skip`, or dropped from the quarantine. They are not missing."""
     behind: int
     """Seqs that are not confirmed yet."""
 
@@ -105,7 +105,7 @@ class _Comparison:
         epochs = sorted(self._sink.held(self._store_id), reverse=True)
         firsts = [span.first for held in epochs for span in held.taken.ranges[:1]]
         quarantined = {item.seq for item in self._store.quarantine.list(info.name, None)}
-        skipped = _skipped(self._store, info.name)
+        skipped = _given_up(self._store, info.name)
         if hasattr(self._sink, "held_seqs"):
             self._stream = iter(self._sink.held_seqs(self._store_id))
             self._next = next(self._stream, None)
@@ -123,7 +123,7 @@ class _Comparison:
                     refused += 1
                 elif seq in there:
                     is_missing = False
-                elif any(first <= seq <= last for first, last in skipped):
+                elif _has(skipped, seq):
                     given_up += 1
                 else:
                     missing += 1
@@ -190,7 +190,24 @@ def _taken(window: Span, epochs: Sequence[Held]) -> Iterator[Span]:
                 yield Span(max(span.first, part.first), min(span.last, part.last))
 
 
-def _skipped(store: Store, name: str) -> list[tuple[int, int]]:
-    """Return the ranges that `skip` gave up for a sink."""
-    entries = [_SKIPPED.fullmatch(loss.entry_id) for loss in store.losses() if loss.reason == "skipped"]
-    return [(int(found["first"]), int(found["last"])) for found in entries if found and found["sink"] == name]
+def _given_up(store: Store, name: str) -> list[Span]:
+    """Return the ranges that `skip`, or a drop from the quarantine, gave up for a sink; ascending and disjoint."""
+    found: list[tuple[int, int]] = []
+    for loss in store.losses():
+        if loss.reason not in ("skipped", "quarantine") or loss.what != "points":
+            continue
+        facts = json.loads(loss.detail or "{}")
+        if facts.get("sink") == name:
+            found += [(facts["first_seq"], facts["last_seq"])] if loss.reason == "skipped" else facts["seqs"]
+    spans: list[Span] = []
+    for first, last in sorted(map(tuple, found)):
+        if spans and first <= spans[-1].last + 1:
+            spans[-1] = Span(spans[-1].first, max(last, spans[-1].last))
+        else:
+            spans.append(Span(first, last))
+    return spans
+
+
+def _has(spans: Sequence[Span], seq: int) -> bool:
+    at = bisect_right(spans, seq, key=lambda span: span.first)
+    return at > 0 and seq <= spans[at - 1].last

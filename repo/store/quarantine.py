@@ -10,6 +10,7 @@ from typing import Any
 
 from repo.arguments import check_count, check_path, check_text, shown
 from repo.core.handle import Handle
+from repo.cursors import Span
 from repo.durable import atomic_write
 from repo.errors import InvalidQuery, file_typed
 from repo.repositories.ledger import LedgerRepository, Loss
@@ -156,7 +157,9 @@ def drop_losses(state: StateRepository, items: Sequence[Quarantined], now_us: in
             entry_id=f"{facts.store_id}:quarantine:{sink}:{what}:{now_us}:{group[0].id}",
             what=what,
             reason="quarantine",
-            detail=json.dumps({"sink": sink, "last_reason": group[-1].reason}, ensure_ascii=False),
+            detail=json.dumps(
+                {"sink": sink, "last_reason": group[-1].reason} | _seqs(group), ensure_ascii=False
+            ),
             dropped=len(group),
             first_us=min(item.timestamp_us for item in group),
             last_us=max(item.timestamp_us for item in group),
@@ -164,6 +167,18 @@ def drop_losses(state: StateRepository, items: Sequence[Quarantined], now_us: in
         )
         for (sink, what), group in groups.items()
     ]
+
+
+def _seqs(items: Sequence[Quarantined]) -> dict[str, Sequence[Span]]:
+    """Return the ranges of seqs of points, by which `reconcile` knows that they were given up; nothing for records."""
+    seqs = sorted(item.seq for item in items if item.seq is not None)
+    spans: list[Span] = []
+    for seq in seqs:
+        if spans and spans[-1].last == seq - 1:
+            spans[-1] = Span(spans[-1].first, seq)
+        else:
+            spans.append(Span(seq, seq))
+    return {"seqs": spans} if spans else {}
 
 
 def _ids(ids: Ids) -> list[int]:

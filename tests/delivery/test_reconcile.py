@@ -64,6 +64,30 @@ def test_points_that_were_deleted_in_the_hub_are_named_and_refused_or_skipped_on
     assert reconcile(store, "hub").missing == 0
 
 
+def test_points_that_were_dropped_from_the_quarantine_were_given_up_and_are_not_missing(
+    store: Store, postgresql: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUB_PASSWORD", PASSWORD)
+    store.sinks.add(
+        "hub", postgresql.url, start="beginning", user="admin", password="env:HUB_PASSWORD", schema="dropped"
+    )
+    write(store, 10)
+    drained(store, "hub")
+    postgresql.ask("ALTER TABLE dropped.points ADD CONSTRAINT low CHECK (value < 1000)")
+    store.points.insert_many([("W-9", "flow", float(at), 5000.0 if at % 3 else 1.0) for at in range(9)])
+    drained(store, "hub")
+    found = reconcile(store, "hub")
+    assert (found.checked, found.missing, found.quarantined, found.skipped) == (19, 0, 6, 0)
+    first, *others = (item.id or 0 for item in store.quarantine.list())
+    store.quarantine.drop(others)
+    found = reconcile(store, "hub")
+    assert (found.missing, found.quarantined, found.skipped) == (0, 1, 5)
+    store.quarantine.drop([first])
+    assert reconcile(store, "hub").skipped == 6
+    postgresql.ask("DELETE FROM dropped.points WHERE seq = 3")
+    assert reconcile(store, "hub").ranges == ((3, 3),)
+
+
 def test_a_receiver_and_a_folder_are_asked_for_their_ranges(
     store: Store, tmp_path: Path, templates: Templates
 ) -> None:
