@@ -256,6 +256,7 @@ class Worker:
         self._answered: _Answered | None = None
         self._suspects: tuple[Lane, Span] | None = None
         self._was_retry = False
+        self._expected: tuple[Cursor, ...] = ()
         self._rows = self._most_rows
         self._records = RECORDS
         self._reader.drop()
@@ -386,6 +387,9 @@ class Worker:
         cursor = info.cursor
         if self._answered is not None and self._answered.sending.lane is not Lane.RECORDS:
             cursor = cursor.confirm(*self._answered.sending.span)
+        if info.cursor not in self._expected:  # moved by hand, perhaps over newer values of what is in a page
+            self._reader.drop()
+        self._expected = (info.cursor, cursor)
         last_seq = self._store.sinks.last_seq()
         was_retry = self._was_retry
         found = self._suspected(cursor, last_seq, most_bytes)
@@ -400,6 +404,8 @@ class Worker:
             return None
         self._delivery.begin(found.attempt, *(self._answered.facts if self._answered else ()))
         self._answered, self._sending = None, found
+        if found.lane is not Lane.RECORDS:
+            self._expected = (*self._expected, cursor.confirm(*found.span))
         return found
 
     def _by_turn(

@@ -132,3 +132,16 @@ def test_a_refused_point_that_a_cleanup_dropped_stays_in_quarantine_with_its_val
     assert (values[5_000_000], values[7_000_000]) == (50.0, 7.0)
     assert dropped < overwritten < kept
     forwarder.stop()
+
+
+def test_an_older_value_is_not_sent_after_a_newer_one_was_confirmed_by_hand(store: Store) -> None:
+    write(store, 30)
+    sink = MemorySink(exact=False)
+    forwarder = Forwarder(store, sink, backoff=NO_WAIT, batch_points=10)
+    forwarder.step()
+    store.points.insert("S", "flow", 99.0, timestamp=25.0)
+    store.sinks.confirm("memory", store.sinks.last_seq(), store.sinks.last_seq())
+    assert steps(forwarder)[-1].progress is Progress.IDLE
+    assert ("S", "flow", 25_000_000) not in sink.destination.points
+    assert len(sink.destination.points) == 29
+    forwarder.stop()
