@@ -40,7 +40,7 @@ BUDGET_S = {
     "readme": 12,
     "property": 10,
     "demo": 8,
-    "delivery": 8,
+    "delivery": 60,
     "badinput": 12,
     "unit": 6,
     "without_duckdb": 6,

@@ -22,7 +22,8 @@ from repo.delivery.claim import Claim
 from repo.delivery.lanes import BATCH_ROWS
 from repo.delivery.protocol import Sink
 from repo.delivery.sinks.registry import sink_of
-from repo.delivery.worker import Backoff, Progress, Step, Worker
+from repo.delivery.steps import Backoff, Progress, Step
+from repo.delivery.worker import Worker
 from repo.errors import HoldfastError, InvalidQuery, InvalidSettings, StoreBusy, StoreClosed
 from repo.repositories.sinks import SinkInfo
 from repo.store.store import Store

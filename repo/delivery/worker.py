@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import random
 import struct
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from typing import Any
 
-from repo.arguments import check_fields
 from repo.cursors import Cursor, Span
 from repo.delivery.lanes import BATCH_ROWS, Turns, Work, split
 from repo.delivery.protocol import Batch, Item, Lane, Outcome, RecordItem, Sink, Tokens
 from repo.delivery.rate import Bucket, Speed, batch_bytes
 from repo.delivery.reading import BATCH_BYTES, Cut, Reader
+from repo.delivery.refusals import Refusals, check_rows, quarantined
+from repo.delivery.steps import Backoff, Progress, Step
 from repo.errors import (
     EngineMissing,
     FlushFailed,
@@ -48,7 +46,7 @@ from repo.store.deliveries import Identity
 from repo.store.store import Store
 from repo.times import to_datetime
 
-__all__ = ["Backoff", "Progress", "Step", "Worker"]
+__all__ = ["Worker"]
 
 log = logging.getLogger("holdfast.delivery")
 
@@ -57,12 +55,6 @@ PROBE_S = 60.0
 
 PAUSE_S = 1.0
 """How often a paused sink is looked at, and how long a limit is waited for at a time."""
-
-MOST_QUARANTINED = 10_000
-"""The most items of a sink in quarantine."""
-
-WINDOW_ITEMS, MOST_REFUSED = 100_000, 1_000
-"""A sink that refuses more than 1,000 of the last 100,000 items is halted: it is not the items that are wrong."""
 
 RECORDS = 1_000
 """The most records of a batch."""
@@ -83,84 +75,6 @@ _NO_COLUMNS: Sequence[Sequence[Any]] = ((),) * 8
 
 _STORE_ERRORS = (StoreBusy, StoreFull, EngineMissing, FlushFailed)
 """Errors of the store that may pass."""
-
-
-class Progress(StrEnum):
-    """What a step did."""
-
-    DELIVERED = "delivered"
-    """A batch was answered, and is confirmed with the next step, or by `settle`."""
-    SPLIT = "split"
-    """The sink refused a batch of several items, which is sent in halves."""
-    IDLE = "idle"
-    """Everything is delivered and confirmed."""
-    LIMITED = "limited"
-    """The limit of bytes per second is used up for now."""
-    PAUSED = "paused"
-    """The sink is paused."""
-    UNREACHABLE = "unreachable"
-    """No answer; the same range is sent again."""
-    HALTED = "halted"
-    """The sink rejects everything for now; the same range is tried again every minute."""
-    FORKED = "forked"
-    """The sink and the store do not fit together; see `StoreForked`."""
-    BUSY = "busy"
-    """The store could not be read or written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The result of one step, and the seconds to wait before the next one."""
-
-    progress: Progress
-    wait_s: float = 0.0
-    lane: Lane | None = None
-    first_seq: int = 0
-    last_seq: int = 0
-    items: int = 0
-    """The points or records that the sink has stored."""
-    refused: int = 0
-    """Those that it has refused; they are in quarantine."""
-    repeat: bool = False
-    """Whether the sink had the batch already."""
-    error: Exception | None = field(default=None, compare=False)
-
-    def __repr__(self) -> str:
-        parts = [self.progress.value]
-        if self.lane is not None:
-            parts.append(
-                f"{self.lane}: {counted(self.items, 'item')}, seqs {self.first_seq} to {self.last_seq}"
-            )
-        if self.refused:
-            parts.append(f"{self.refused:,} refused")
-        if self.wait_s:
-            parts.append(f"wait {self.wait_s:.3g} s")
-        if self.error is not None:
-            parts.append(f"{type(self.error).__name__}: {self.error}")
-        return f"<Step: {'; '.join(parts)}>"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backoff:
-    """The delay after consecutive failures: it doubles with each one, up to `longest_s`.
-
-    Each delay is randomly shortened by up to a half, so that a fleet does not reconnect all at once.
-    """
-
-    first_s: float = 0.5
-    longest_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        check_fields(self, error=InvalidSettings)
-        if not 0 < self.first_s <= self.longest_s:
-            raise InvalidSettings(
-                f"backoff: first_s = {self.first_s!r} must be above 0 and at most longest_s = {self.longest_s!r}"
-            )
-
-    def delay_s(self, failures: int) -> float:
-        """Return the seconds to wait after `failures` (at least 1) consecutive failures."""
-        full = min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 60))
-        return full * random.uniform(0.5, 1.0)  # noqa: S311  spreads load; nothing is secret
 
 
 @dataclass(slots=True)
@@ -241,7 +155,7 @@ class Worker:
         self._identity = ("", 0)
         self._sink: Sink | None = None
         self._reader = Reader(store)
-        self._refusals: deque[tuple[int, int]] = deque()
+        self._refusals = Refusals(name)
         self._failures = 0
         self._trouble = ""
         self._empty_s = -EMPTY_S
@@ -522,14 +436,14 @@ class Worker:
         try:
             with _errors_of_the_sink(but=SinkRefused):
                 outcome = sink.send(batch)
-                _check(outcome, batch)
+                check_rows(outcome, batch)
         except SinkRefused as error:
             return self._refused(sink, batch, sending, error)
         self._speed.note(0 if sending.cut is None else sending.cut.bytes, self._clock() - began_s)
         return self._stored(sink, batch, sending, outcome)
 
     def _stored(self, sink: Sink, batch: Batch, sending: _Sending, outcome: Outcome) -> Step:
-        refused = [_quarantined(batch, item) for item in outcome.refused]
+        refused = [quarantined(batch, item) for item in outcome.refused]
         counts = not refused or not self._is_retry(sending)
         too_many = self._too_many(len(batch), len(refused)) if counts else None
         if too_many is not None and not sink.exact:
@@ -547,7 +461,7 @@ class Worker:
         delivered = [(item.record_id, item.data) for at, item in enumerate(sending.records) if at not in rows]
         self._sending, self._answered = None, _Answered(sending, totals, refused, delivered)
         if counts:
-            self._refusals.append((len(batch), len(rows)))
+            self._refusals.add(len(batch), len(rows))
         self._bucket.take(totals.bytes)
         self._turns.sent(sending.lane, estimate, emptied=sending.emptied)
         if sending.records:
@@ -587,31 +501,16 @@ class Worker:
         if sink.exact:  # it has stored nothing, so it still holds the token of the last batch
             sending.attempt = sending.attempt._replace(token=batch.tokens.committed)  # type: ignore[arg-type]
         self._sending = None
-        self._answered = _Answered(sending, Totals(), [_quarantined(batch, Item(0, str(error)))])
+        self._answered = _Answered(sending, Totals(), [quarantined(batch, Item(0, str(error)))])
         self.settle()
         if counts:
-            self._refusals.append((1, 1))
+            self._refusals.add(1, 1)
         self._note_success()
         return Step(Progress.DELIVERED, 0.0, sending.lane, *sending.span, 0, 1)
 
     def _too_many(self, items: int, refused: int) -> SinkHalted | None:
-        """Return the error to halt with, if that many refusals say that it is not the items that are wrong."""
-        if not refused:
-            return None
-        while sum(sent for sent, _ in self._refusals) + items > WINDOW_ITEMS and self._refusals:
-            self._refusals.popleft()
-        recent = refused + sum(refused for _, refused in self._refusals)
-        if recent > MOST_REFUSED:
-            return SinkHalted(
-                f"{self.name} refuses more than {MOST_REFUSED:,} of {WINDOW_ITEMS:,} items, so nothing more is put "
-                "into quarantine. Look at the reasons with `holdfast quarantine list`, and mend the destination"
-            )
-        if self._delivery.quarantined() + refused > MOST_QUARANTINED:
-            return SinkHalted(
-                f"the quarantine of {self.name} is full ({MOST_QUARANTINED:,} items). Look at it with `holdfast "
-                "quarantine list`, then send the items again with `retry`, or give them up with `drop`"
-            )
-        return None
+        held = self._delivery.quarantined() if refused else 0
+        return self._refusals.too_many(items, refused, held)
 
     # --- failures --------------------------------------------------------------------------------------
 
@@ -716,30 +615,6 @@ def _refuse_forks(info: SinkInfo, held: str | None) -> None:
         f"the destination of {info.name} {state}. This store is a copy of another one: run `holdfast sinks rekey`. Or "
         "it was restored: run `holdfast sinks rekey --restored`. Or the destination was restored, or the sink was "
         "removed and added again: `holdfast sinks rekey --restored`, and `holdfast sinks replay` for what it lacks"
-    )
-
-
-def _check(outcome: Outcome, batch: Batch) -> None:
-    for item in outcome.refused:
-        if not 0 <= item.row < len(batch):
-            raise ValueError(f"row {item.row} was refused, of a batch of {counted(len(batch), 'item')}")
-
-
-def _quarantined(batch: Batch, item: Item) -> Quarantined:
-    kind: Any = "too_late" if item.too_late else "refused"
-    if batch.lane is Lane.RECORDS:
-        record = batch.records[item.row]
-        return Quarantined(
-            *(batch.sink, item.reason, record.timestamp_us, kind),
-            record_id=record.record_id,
-            source=record.source,
-            data=record.data,
-        )
-    sensor, metric, time_us, value, text, quality, metadata, seq = (
-        column[item.row] for column in batch.columns
-    )
-    return Quarantined(
-        *(batch.sink, item.reason, time_us, kind, seq, sensor, metric, value, text, quality, metadata)
     )
 
 

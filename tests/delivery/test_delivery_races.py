@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store
-from repo.delivery import worker
+from repo.delivery import refusals
 from repo.delivery.forwarder import Forwarder, Progress
 from repo.delivery.protocol import Batch
 from repo.store.deliveries import Delivery
@@ -93,8 +93,8 @@ def test_a_rekey_beside_a_forwarder_is_no_fork(store: Store, monkeypatch: pytest
 def test_refused_points_that_are_sent_again_neither_delay_nor_halt_a_delivery(
     store: Store, monkeypatch: pytest.MonkeyPatch, exact: bool
 ) -> None:
-    monkeypatch.setattr(worker, "MOST_REFUSED", 20)
-    monkeypatch.setattr(worker, "MOST_QUARANTINED", 20)
+    monkeypatch.setattr(refusals, "MOST_REFUSED", 20)
+    monkeypatch.setattr(refusals, "MOST_QUARANTINED", 20)
     write(store, 20, value=-20.0)
     sink = MemorySink(exact=exact, by_item=exact, refuses=lambda row: "negative" if row[3] < 0 else None)
     forwarder = Forwarder(store, sink, backoff=NO_WAIT)

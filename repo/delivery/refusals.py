@@ -1,0 +1,77 @@
+"""Refused items: what goes into quarantine, and when so many are refused that the items are not what is wrong."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from repo.delivery.protocol import Batch, Item, Lane, Outcome
+from repo.errors import SinkHalted, counted
+from repo.repositories.quarantine import Quarantined
+
+__all__ = ["Refusals", "check_rows", "quarantined"]
+
+MOST_QUARANTINED = 10_000
+"""The most items of a sink in quarantine."""
+
+WINDOW_ITEMS, MOST_REFUSED = 100_000, 1_000
+"""A sink that refuses more than 1,000 of the last 100,000 items is halted: it is not the items that are wrong."""
+
+
+class Refusals:
+    """Counts the items that a sink was sent lately, and those that it refused. For one thread."""
+
+    def __init__(self, sink: str) -> None:
+        self._sink = sink
+        self._recent: deque[tuple[int, int]] = deque()
+
+    def add(self, items: int, refused: int) -> None:
+        """Count a batch that was answered."""
+        self._recent.append((items, refused))
+
+    def too_many(self, items: int, refused: int, held: int) -> SinkHalted | None:
+        """Return the error to halt with if so many are too many; None otherwise.
+
+        `refused` of the `items` of a batch were refused just now, and `held` items of the sink are in quarantine.
+        """
+        if not refused:
+            return None
+        while sum(sent for sent, _ in self._recent) + items > WINDOW_ITEMS and self._recent:
+            self._recent.popleft()
+        if refused + sum(refused for _, refused in self._recent) > MOST_REFUSED:
+            return SinkHalted(
+                f"{self._sink} refuses more than {MOST_REFUSED:,} of {WINDOW_ITEMS:,} items, so nothing more is put "
+                "into quarantine. Look at the reasons with `holdfast quarantine list`, and mend the destination"
+            )
+        if held + refused > MOST_QUARANTINED:
+            return SinkHalted(
+                f"the quarantine of {self._sink} is full ({MOST_QUARANTINED:,} items). Look at it with `holdfast "
+                "quarantine list`, then send the items again with `retry`, or give them up with `drop`"
+            )
+        return None
+
+
+def check_rows(outcome: Outcome, batch: Batch) -> None:
+    """Raise `ValueError` if a destination names a row that it was not sent."""
+    for item in outcome.refused:
+        if not 0 <= item.row < len(batch):
+            raise ValueError(f"row {item.row} was refused, of a batch of {counted(len(batch), 'item')}")
+
+
+def quarantined(batch: Batch, item: Item) -> Quarantined:
+    """Return the row of the quarantine for an item that a destination refused."""
+    kind: Any = "too_late" if item.too_late else "refused"
+    if batch.lane is Lane.RECORDS:
+        record = batch.records[item.row]
+        return Quarantined(
+            *(batch.sink, item.reason, record.timestamp_us, kind),
+            record_id=record.record_id,
+            source=record.source,
+            data=record.data,
+        )
+    sensor, metric, time_us, value, text, quality, metadata, seq = (
+        column[item.row] for column in batch.columns
+    )
+    return Quarantined(
+        *(batch.sink, item.reason, time_us, kind, seq, sensor, metric, value, text, quality, metadata)
+    )
