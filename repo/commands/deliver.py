@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["drain", "reconcile", "run"]
 
-_REFUSING = ("halted", "forked", "paused")
+_REJECTING = ("halted", "forked")
 
 
 @click.command()
@@ -195,9 +195,11 @@ def _check_names(store: Store, names: tuple[str, ...]) -> None:
 
 
 def _code(drained: Drained, behind: int) -> Exit:
-    if drained.refused or (drained.last.progress in _REFUSING and behind):
+    if drained.refused or drained.last.progress in _REJECTING:
         return Exit.PROBLEMS
-    return Exit.DONE if drained.is_empty or not behind else Exit.FAILED
+    if drained.last.progress == "paused":
+        return Exit.PROBLEMS if behind else Exit.DONE
+    return Exit.DONE if drained.is_empty else Exit.FAILED
 
 
 def _plain(name: str, drained: Drained, behind: int) -> dict[str, Any]:

@@ -112,8 +112,7 @@ def settings_options(function: Decorated) -> Decorated:
     "--from",
     "start",
     metavar="TIME",
-    required=True,
-    help="Deliver what was written since: a time, 'now', or 'beginning' for everything.",
+    help="Deliver what was written since: a time, 'now', or 'beginning' for everything.  [required]",
 )
 @click.option("--records", is_flag=True, help="The pending records, too. One sink of a store may get them.")
 @click.option("--no-hold", is_flag=True, help="Let a cleanup delete what this sink has not confirmed.")
@@ -121,7 +120,7 @@ def settings_options(function: Decorated) -> Decorated:
 @global_options
 @click.pass_obj
 def add(
-    session: Session, /, name: str, url: str, start: str, records: bool, no_hold: bool, **given: Any
+    session: Session, /, name: str, url: str, start: str | None, records: bool, no_hold: bool, **given: Any
 ) -> None:
     """Add a destination.
 
@@ -148,6 +147,11 @@ def add(
     from repo.delivery.sinks.registry import check_sink
     from repo.errors import InvalidQuery
 
+    if start is None:
+        raise click.UsageError(
+            "Missing option '--from': what the sink gets of what the store has: 'beginning' for everything, 'now' for "
+            "nothing, or a time"
+        )
     now_us = system_clock()
     begin: str | datetime = start
     if start not in ("now", "beginning"):

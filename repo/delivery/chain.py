@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from repo.cursors import Cursor
 from repo.delivery.protocol import Tokens
 from repo.errors import StoreForked
 
-__all__ = ["Held", "forked", "is_repeat"]
+__all__ = ["REMEDIES", "Held", "forked", "is_repeat"]
+
+
+REMEDIES: Final = (
+    "If this store is a copy of another one, run `holdfast --store FOLDER sinks rekey` on it. If a copy of it has "
+    "delivered in its name, run that on the copy, and `sinks rekey --restored` on this one. If this store or the "
+    "destination was put back to an earlier state, or the sink was removed and added again, run `sinks rekey "
+    "--restored` on this one, and `sinks replay` for what the destination lacks"
+)
+"""What an operator does about a fork, by its cause, which no program can know."""
 
 
 class Held(NamedTuple):
@@ -30,8 +39,5 @@ def is_repeat(held: str | None, tokens: Tokens, destination: str) -> bool:
 def forked(destination: str) -> StoreForked:
     """Return the error for a destination whose token is none that this store knows."""
     return StoreForked(
-        f"{destination} and this store do not agree on which batch was the last; nothing was stored there. If this "
-        "store is a copy of another one, run `holdfast sinks rekey`, which gives it an id of its own. If it was "
-        "restored from a backup, or the destination was, or the sink was removed and added again, run `holdfast sinks "
-        "rekey --restored`, and `holdfast sinks replay` for what the destination lacks"
+        f"{destination} and this store do not agree on which batch was the last; nothing was stored there. {REMEDIES}"
     )

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repo.cursors import Cursor, Span
+from repo.delivery.chain import REMEDIES
 from repo.delivery.lanes import BATCH_ROWS, Turns, Work, split
 from repo.delivery.protocol import Batch, Item, Lane, Outcome, RecordItem, Sink, Tokens
 from repo.delivery.rate import Bucket, Speed, batch_bytes
@@ -611,11 +612,7 @@ def _refuse_forks(info: SinkInfo, held: str | None) -> None:
     if held == info.token or (info.attempt is not None and held == info.attempt.token):
         return
     state = "has another batch of this store than the last one sent" if held else "has lost what it had"
-    raise StoreForked(
-        f"the destination of {info.name} {state}. This store is a copy of another one: run `holdfast sinks rekey`. Or "
-        "it was restored: run `holdfast sinks rekey --restored`. Or the destination was restored, or the sink was "
-        "removed and added again: `holdfast sinks rekey --restored`, and `holdfast sinks replay` for what it lacks"
-    )
+    raise StoreForked(f"the destination of {info.name} {state}; nothing was sent. {REMEDIES}")
 
 
 def _rest(work: Work, span: Span) -> Span:

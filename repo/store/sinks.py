@@ -34,7 +34,7 @@ from repo.store.quarantine import drop_losses
 from repo.store.sink_options import check_options
 from repo.store.sink_settings import check_filter, check_lanes, check_max_backlog, check_rate
 from repo.store.targets import Target, parse_target
-from repo.times import Unfit, bound_us
+from repo.times import Unfit, bound_us, to_datetime
 from repo.upkeep.rekey import Rekeyed, new_epoch, new_store_id
 
 __all__ = ["Moved", "Rekeyed", "Removed", "Sinks"]
@@ -293,7 +293,8 @@ class Sinks:
             ranges = [(first, min(last, before)) for first, last in info.ranges if first <= before]
             moved = Cursor.of(min(info.confirmed_seq, before), ranges)
             if moved == info.cursor and before >= last_seq:
-                raise InvalidQuery(f"nothing was written since {shown(start if seq is None else seq)}")
+                since = shown(start if seq is None else seq) if start_us is None else to_datetime(start_us)
+                raise InvalidQuery(f"nothing was written since {since}")
             lost = [] if seq is not None else _lost_since(LedgerRepository(connection), start_us)
             if not dry_run:
                 SinkRepository(connection).move(name, moved, self._handle.clock())

@@ -178,6 +178,9 @@ def test_drain_delivers_everything_and_says_what_did_not_go(
     assert site.json("drain", "gone", code=3)[0]["progress"] == "paused"
     assert site.json("sinks", "resume", "gone")["state"] == "running"
     assert "there is no sink 'nobody'" in site("drain", "nobody", code=2).stderr
+    # A destination that cannot be used is reported, also if there is nothing to deliver at the moment.
+    site("sinks", "add", "idle", (stick / "missing").as_uri(), "--from", "now")
+    assert "there is no folder" in site("drain", "idle", code=1).stdout
 
 
 def test_reconcile_names_what_the_destination_lacks(site: Command, stick: Path) -> None:

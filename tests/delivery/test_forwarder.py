@@ -337,7 +337,7 @@ def test_a_restored_copy_delivers_nothing_until_it_is_rekeyed(
         forwarder = Forwarder(copy, sink)
         drained = forwarder.drain(5.0)["memory"]
         assert drained.last.progress is Progress.FORKED
-        assert "holdfast sinks rekey" in str(drained.last.error)
+        assert "sinks rekey" in str(drained.last.error)
         assert sink.sent == []
         assert copy.sinks.show("memory").state == "forked"
         assert copy.sinks.show("memory").confirmed_seq == 10

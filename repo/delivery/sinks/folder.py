@@ -148,6 +148,10 @@ class FolderSink:
         try:
             content = _read(mark)
         except FileNotFoundError as error:
+            if not self._folder.is_dir():
+                raise SinkUnreachable(
+                    f"there is no folder {self._folder}: the medium is not there, or the target of the sink is wrong"
+                ) from error
             raise SinkUnreachable(
                 f"{mark} does not exist: the medium is not there, or it is new; to deliver to this folder, create an "
                 "empty file of that name in it"

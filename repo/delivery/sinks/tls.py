@@ -47,7 +47,10 @@ def halted_by_tls(error: BaseException, address: str) -> SinkHalted | None:
         )
     broken = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
     if isinstance(error, ssl.SSLError) and not isinstance(error, broken):
-        return SinkHalted(f"TLS with {address} failed: {_reason(error)}")
+        why = _reason(error)
+        if why == "WRONG_VERSION_NUMBER":
+            why = "it does not speak TLS; give it a certificate, or use the scheme without TLS (http, mqtt)"
+        return SinkHalted(f"TLS with {address} failed: {why}")
     return None
 
 
