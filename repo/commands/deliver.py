@@ -112,8 +112,8 @@ def run(
     """Deliver to the destinations until SIGTERM or Ctrl-C: to all, or to the named ones.
 
     For a store that no application delivers for; an application does so with `Forwarder(store).start()`. Sinks that are
-    added, changed, paused or removed meanwhile are followed. At SIGTERM, the batch in hand is finished. `status` and
-    `sinks list` show how it goes. The log is on stderr.
+    added, changed, paused or removed while it runs are followed. At SIGTERM, the batch in hand is finished.
+    `status` and `sinks list` show how it goes. The log is on stderr.
 
     With --receive, the store takes what the sinks https+holdfast://HOST:PORT of other stores send, each point exactly
     once. That needs a --token for each sender, unless only this machine can connect (127.0.0.1), and --certificate and

@@ -107,10 +107,10 @@ def show(session: Session, item_id: int) -> None:
 @global_options
 @click.pass_obj
 def retry(session: Session, ids: tuple[int, ...], sink: str | None, everything: bool) -> None:
-    """Send items again, after the cause was mended.
+    """Send items again, after the cause was fixed.
 
-    Points are sent one by one by the next delivery, and leave the quarantine once they are accepted; one that was
-    overwritten or deleted meanwhile leaves it, too. Records are pending again at once.
+    Points are sent one by one by the next delivery, and leave the quarantine once they are accepted; so does one that
+    was overwritten since. One that the store no longer has stays. Records are pending again at once.
 
     \b
     JSON: {"points": to be sent again, "records": pending again, "replaced":

@@ -72,8 +72,8 @@ def reconcile(store: Store, name: str, sink: Sink | None = None) -> Reconciled:
     """Compare the confirmed points of a sink with what its destination holds.
 
     `sink` is needed for a sink of your own (kind "own"), which must have `held`. Reads the columns page by page, and
-    gives way to others between pages. What is delivered meanwhile is not compared. Raises `InvalidQuery` for an unknown
-    sink, and for one that keeps no position; what `Sink.open` raises; and what reading raises.
+    gives way to others between pages. What is delivered during the comparison is not compared. Raises `InvalidQuery`
+    for an unknown sink, and for one that keeps no position; what `Sink.open` raises; and what reading raises.
     """
     info = store.sinks.show(check_text(name, "name"))
     opened: Any = sink_of(info.name, info.kind, info.target, info.options) if sink is None else sink

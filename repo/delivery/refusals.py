@@ -41,7 +41,7 @@ class Refusals:
         if refused + sum(refused for _, refused in self._recent) > MOST_REFUSED:
             return SinkHalted(
                 f"{self._sink} refuses more than {MOST_REFUSED:,} of {WINDOW_ITEMS:,} items, so nothing more is put "
-                "into quarantine. Look at the reasons with `holdfast quarantine list`, and mend the destination"
+                "into quarantine. Look at the reasons with `holdfast quarantine list`, and fix the destination"
             )
         if held + refused > MOST_QUARANTINED:
             return SinkHalted(

@@ -112,7 +112,7 @@ class _Answered:
 
     @property
     def facts(self) -> tuple[Attempt, Totals, Sequence[Quarantined], Sequence[tuple[str, str]]]:
-        """What the store is told."""
+        """The arguments of the confirmation."""
         return self.sending.attempt, self.totals, self.refused, self.records
 
 

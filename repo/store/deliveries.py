@@ -94,7 +94,7 @@ class Delivery:
 
         The cursor moves, the sink's token becomes the one of the attempt, the refused items go into quarantine, and the
         attempt is removed, all in one commit. `records` are the record ids and data of the delivered records; these and
-        the refused ones are no longer pending, unless their data was replaced meanwhile. Raises as `begin` does.
+        the refused ones are no longer pending, unless their data was replaced since. Raises as `begin` does.
         """
         with self._changing() as connection:
             self._confirm(connection, attempt, refused, totals, records)

@@ -31,8 +31,8 @@ class Retried:
     """What `retry` did."""
 
     points: int
-    """Points that the sink is sent again, each alone. Those that it accepts, and those that were overwritten or deleted
-    meanwhile, leave the quarantine."""
+    """Points that the sink is sent again, each alone. Those that it accepts, and those that were overwritten since then,
+    leave the quarantine. Those that the store no longer has stay in it, with that reason."""
     records: int
     """Records that are pending again."""
     replaced: int

@@ -1,4 +1,4 @@
-"""An HTTP server of the tests' own: answers as it is told, and keeps what it was sent."""
+"""An HTTP server of the tests' own: gives the answers that a test sets, and keeps what it was sent."""
 
 from __future__ import annotations
 
