@@ -31,7 +31,7 @@ class Retried:
     """What `retry` did."""
 
     points: int
-    """Points that the sink is sent again, each alone. Those that it accepts, and those that were overwritten since then,
+    """Points that the sink is sent again, each alone. Those that it accepts, and those that were overwritten since,
     leave the quarantine. Those that the store no longer has stay in it, with that reason."""
     records: int
     """Records that are pending again."""
