@@ -88,7 +88,7 @@ class Item(NamedTuple):
     """An item that a destination did not store, though it stored the rest of the batch."""
 
     row: int
-    """Its position in the batch."""
+    """Its index in `Batch.rows`, or in `Batch.records`."""
     reason: str
     too_late: bool = False
     """Whether it is only too old for the destination. It counts as refused otherwise."""
@@ -107,7 +107,7 @@ class Outcome:
 
 
 class Sink(Protocol):
-    """A destination of batches. One thread uses it at a time.
+    """A destination of batches. One thread uses it at a time, not always the same one.
 
     Raises, from `open` and `send`:
 

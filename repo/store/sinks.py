@@ -236,7 +236,10 @@ class Sinks:
         return self._set_state(name, "paused")
 
     def resume(self, name: str) -> SinkInfo:
-        """Let a paused or stopped sink deliver again."""
+        """Let a paused, stopped or forked sink deliver again.
+
+        A running forwarder that waits after an error makes its next attempt when that wait ends, within a minute.
+        """
         return self._set_state(name, "running")
 
     def skip(self, name: str, to: int | None = None, *, dry_run: bool = False) -> Moved:
