@@ -250,6 +250,7 @@ def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
         "highest",
         "cursor",
         "next_retry",
+        "point",
     }
     found = {
         name
