@@ -159,7 +159,11 @@ class Life(RuleBasedStateMachine):
         compaction.SLICE_ROWS = rows
         done = self.store.compact(until=through)
         if self.engine == "duckdb":
-            assert self.store._handle.flusher.order.is_sorted(1, done.through)
+            seqs = [row[7] for page in self.store.points.since(0).tuples() for row in page]
+            if (
+                min(seqs, default=done.through + 1) <= done.through
+            ):  # where no point is left, no slice is made
+                assert self.store._handle.flusher.order.is_sorted(1, done.through)
 
     @rule(log=st.sampled_from(["kept", "kept", "removed", "cut", "flipped", "zeroed"]), where=st.floats(0, 1))
     def close_and_open(self, log: str, where: float) -> None:
