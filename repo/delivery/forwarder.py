@@ -134,7 +134,7 @@ class Forwarder:
         try:
             for each in claimed:
                 each.claim.take()
-        except BaseException:
+        except BaseException:  # whatever it is, no sink may stay claimed by a forwarder that does not run
             for each in claimed:
                 each.claim.close()
             raise

@@ -37,22 +37,20 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Self, cast
 from urllib.parse import unquote
 
 from repo.arguments import check_count, check_path, check_seconds, check_text
 from repo.core.changes import PositionChange
-from repo.delivery.encodings.packed import unpack_points, unpack_records
+from repo.delivery.encodings.packed import FORMAT, unpack_points, unpack_records
 from repo.delivery.protocol import Lane
 from repo.errors import HoldfastError, InvalidSettings, StoreBusy, StoreForked, StoreFull
 from repo.store.receiving import Receiving, Taken
 from repo.store.store import Store
 
-__all__ = ["FORMAT", "Receiver"]
+__all__ = ["Receiver"]
 
 log = logging.getLogger("holdfast.receiver")
-
-FORMAT: Final = "holdfast-2"
 
 _HEX = re.compile("[0-9a-f]{32}")
 _SHA256 = re.compile("[0-9a-f]{64}")

@@ -205,7 +205,7 @@ class Worker:
             self._delivery.confirm(attempt, refused, totals, records)
         except _STORE_ERRORS:
             raise
-        except BaseException:
+        except BaseException:  # also an interrupt: only the store knows what was committed
             self._forget()
             raise
         self._answered = None

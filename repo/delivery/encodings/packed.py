@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import count
 from math import nan
-from typing import Any
+from typing import Any, Final
 
 from repo.core.codec import BLOCK_POINTS, pack, unpack
 from repo.delivery.protocol import Columns, RecordItem
@@ -20,7 +20,10 @@ from repo.errors import StoreCorrupt
 from repo.fields import DEFAULT_QUALITY
 from repo.values import KIND_NUMBER, KIND_TEXT, Batch
 
-__all__ = ["pack_points", "pack_records", "unpack_points", "unpack_records"]
+__all__ = ["FORMAT", "pack_points", "pack_records", "unpack_points", "unpack_records"]
+
+FORMAT: Final = "holdfast-2"
+"""The name of the protocol, in every request and answer."""
 
 
 def pack_points(columns: Columns) -> bytes:

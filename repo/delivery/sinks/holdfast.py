@@ -11,7 +11,7 @@ from urllib.parse import quote
 from repo.arguments import check_text
 from repo.cursors import Cursor
 from repo.delivery.chain import Held, forked
-from repo.delivery.encodings.packed import pack_points, pack_records
+from repo.delivery.encodings.packed import FORMAT, pack_points, pack_records
 from repo.delivery.protocol import Batch, Item, Lane, Outcome
 from repo.delivery.secrets import Secret
 from repo.delivery.sinks.connection import Connection, checked_url, rejected
@@ -20,7 +20,6 @@ from repo.store.sink_options import effective_options
 
 __all__ = ["HoldfastSink"]
 
-FORMAT = "holdfast-2"
 _GZIP_LEVEL = 1
 
 

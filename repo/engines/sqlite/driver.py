@@ -285,8 +285,8 @@ def bare_transaction(bare: BareConnection, attempt: Attempt, work: Callable[[Con
     except DriverError:
         driver.rollback()
         raise
-    except BaseException:
-        # An interrupt, or an error of `work`. The commit itself cannot be interrupted: unless it raised an error, it
+    except BaseException:  # an interrupt, or an error of `work`, which is the caller's and may be any
+        # The commit itself cannot be interrupted: unless it raised an error, it
         # has ended the transaction.
         attempt.committed = attempt.ending and not driver.in_transaction
         driver.rollback()
