@@ -25,7 +25,8 @@ from repo.formats.compression import packing_named, plain_name
 from repo.formats.files.bundle import DAY_US, FIRST_DAY, LAST_DAY, combined, day_path, drafting
 from repo.formats.files.formats import FileFacts, FileWriter, WrittenPage, WrittenPages
 from repo.formats.files.ndjson import ENDING
-from repo.formats.files.parquet import COMPRESSIONS, note_of, writer_here
+from repo.formats.files.parquet import COMPRESSIONS, note_of
+from repo.formats.files.parquet_packages import writer_here
 from repo.formats.files.text_writer import CsvWriter, NdjsonWriter, TextWriter
 from repo.queries.selection import Selection, Summary
 from repo.queries.slices import SliceReader, slices_on, span_of

@@ -26,7 +26,7 @@ from repo.formats.compression import packing_of
 from repo.formats.files.formats import FileReader, ReadPage, Validation
 from repo.formats.files.mapping import Reading, ReadPlan, plan_of
 from repo.formats.files.ndjson import opened_ndjson
-from repo.formats.files.parquet import reader_here
+from repo.formats.files.parquet_packages import reader_here
 from repo.formats.recognition import foreign_format, utf_16_or_32
 from repo.queries.counts import present
 from repo.repositories.series import SeriesRepository

@@ -35,7 +35,8 @@ from repo.delivery.protocol import Batch, Columns, Item, Outcome
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import HoldfastError, InvalidSettings, SinkHalted, SinkUnreachable, StoreBusy, StoreForked
 from repo.formats.files.formats import FileWriter, WrittenPages
-from repo.formats.files.parquet import note_of, writer_here
+from repo.formats.files.parquet import note_of
+from repo.formats.files.parquet_packages import writer_here
 from repo.formats.files.text_writer import NdjsonWriter
 from repo.store.sink_options import effective_options
 

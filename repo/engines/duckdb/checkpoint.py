@@ -25,7 +25,7 @@ from pathlib import Path
 from zlib import crc32
 
 from repo import durable, ownership
-from repo.engines.duckdb.record import NOTE
+from repo.engines.duckdb.companions import NOTE
 from repo.errors import system_error
 
 __all__ = [

@@ -26,7 +26,7 @@ from sqlalchemy.engine import reflection
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import NoSuchTableError
 
-from repo.engines.duckdb.record import LOG
+from repo.engines.duckdb.companions import LOG
 from repo.errors import StoreCorrupt
 from repo.inuse import is_open_here
 

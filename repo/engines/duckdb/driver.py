@@ -17,9 +17,9 @@ from sqlalchemy.pool import NullPool
 
 from repo import durable, forks
 from repo.engines.base import STORED
+from repo.engines.duckdb.companions import COMPANIONS, LOG
 from repo.engines.duckdb.connections import InstanceConnection
 from repo.engines.duckdb.dialect import Dialect, guarded
-from repo.engines.duckdb.record import DUCKDB
 from repo.engines.statements import COMPILED
 from repo.errors import (
     HoldfastError,
@@ -75,7 +75,7 @@ def open_engine(
     and results. Nothing outside the file and `temp_folder` is accessible. Raises the errors of `typed_error`, and
     `StoreClosed` in a child of a process that forked while the file was in use; nothing stays open.
     """
-    note_own(path, DUCKDB.companions)
+    note_own(path, COMPANIONS)
     config = _config(memory_limit_bytes, threads, temp_folder)
     # Only flush checkpoints: an automatic checkpoint would run inside a commit, without a note (see `checkpoint`).
     config["wal_autocheckpoint"] = "1TB"
@@ -95,7 +95,7 @@ def open_overlay(stored: Path | None, *, memory_limit_bytes: int, threads: int, 
     config = _config(memory_limit_bytes, threads, temp_folder)
     if stored is None:
         return _engine_on(temp_folder, lambda: Dialect().connect(":memory:", config=config))
-    note_own(stored, DUCKDB.companions)
+    note_own(stored, COMPANIONS)
     quoted = os.path.realpath(stored).replace("'", "''")
 
     def attached() -> Any:
@@ -242,7 +242,7 @@ def descriptor_of(engine: Engine) -> int:
 
 def log_path(path: Path) -> Path:
     """Return the path of DuckDB's log of this file."""
-    return DUCKDB.log_of(path)
+    return path.with_name(path.name + LOG)
 
 
 def log_bytes(path: Path) -> int:

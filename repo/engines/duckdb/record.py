@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repo.engines.duckdb.companions import COMPANIONS
 from repo.engines.record import EngineRecord
 
 if TYPE_CHECKING:
@@ -13,12 +14,7 @@ if TYPE_CHECKING:
     from repo.engines.base import Backend, Traits
     from repo.settings import Settings
 
-__all__ = ["DUCKDB", "LOG", "NOTE"]
-
-LOG = ".wal"
-NOTE = ".checkpoint"
-"""Exists while a checkpoint is running; see `repo.engines.duckdb.checkpoint`."""
-
+__all__ = ["DUCKDB"]
 
 _WANTED = "pip install 'duckdb>=2.0.1,<2.1' duckdb-engine==0.17.0"
 
@@ -56,7 +52,7 @@ DUCKDB = EngineRecord(
     name="duckdb",
     title="DuckDB",
     file_name="timeseries.duckdb",
-    companions=(LOG, NOTE),
+    companions=COMPANIONS,
     signature=(8, b"DUCK"),
     bytes_a_point=40,  # 5 were measured
     names_a_point=0,

@@ -18,8 +18,8 @@ from sqlalchemy.exc import DBAPIError
 
 from repo import durable, forks, ownership
 from repo.engines.base import STORED
+from repo.engines.sqlite.companions import COMPANIONS, LOG, SHARED_MEMORY
 from repo.engines.sqlite.pool import IdlePool
-from repo.engines.sqlite.record import LOG, SHARED_MEMORY, SQLITE
 from repo.engines.statements import COMPILED
 from repo.errors import (
     HoldfastError,
@@ -124,7 +124,7 @@ def open_engine(
     automatically: see `checkpoint_wal`. Foreign keys stay off, so that batch migrations cannot cascade.
     """
     require_version()
-    note_own(path, SQLITE.companions)
+    note_own(path, COMPANIONS)
     uri = _uri(path, _reading_mode(path) if read_only else "mode=rwc")
     if not read_only:
         with system_typed(path):
@@ -546,7 +546,7 @@ def _reading_mode(path: Path) -> str:
         return "mode=ro"
     if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
         return "mode=rw"  # `ro` would leave an empty log behind
-    if SQLITE.log_of(path).exists():  # a process may have the file open
+    if path.with_name(path.name + LOG).exists():  # a process may have the file open
         return "mode=ro"
     # Without a log, SQLite would have to create one. Nobody has the file open, so it does not change.
     return "mode=ro&immutable=1"

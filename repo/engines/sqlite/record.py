@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repo.engines.record import EngineRecord
+from repo.engines.sqlite.companions import COMPANIONS, SHARED_MEMORY
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -15,10 +16,7 @@ if TYPE_CHECKING:
     from repo.engines.base import Backend, Traits
     from repo.settings import Settings
 
-__all__ = ["LOG", "SHARED_MEMORY", "SQLITE"]
-
-LOG = "-wal"
-SHARED_MEMORY = "-shm"
+__all__ = ["SQLITE"]
 
 
 def _backend(path: Path, _scratch: Path, settings: Settings, _clock: Clock) -> Backend:
@@ -61,7 +59,7 @@ SQLITE = EngineRecord(
     name="sqlite",
     title="SQLite",
     file_name="timeseries.sqlite",
-    companions=(LOG, SHARED_MEMORY, "-journal"),
+    companions=COMPANIONS,
     disposable=frozenset({SHARED_MEMORY}),
     signature=(0, b"SQLite format 3\0"),
     bytes_a_point=96,  # 62 were measured
