@@ -208,7 +208,7 @@ class Forwarder:
 
     def _drain_one(self, each: _Claimed, deadline_s: float | None) -> Drained:
         delivered = refused = 0
-        each.worker.is_draining = True
+        each.worker.drain()
         while True:
             step = each.worker.step()
             self._on_step(each.worker.name, step)

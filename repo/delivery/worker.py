@@ -8,22 +8,19 @@ is one commit. After a crash or an interrupt at any point, the row of the attemp
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import struct
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from repo.cursors import Cursor, Span
 from repo.delivery.chain import REMEDIES
-from repo.delivery.lanes import BATCH_ROWS, Turns, Work, split
-from repo.delivery.protocol import Batch, Item, Lane, Outcome, RecordItem, Sink, Tokens
-from repo.delivery.rate import Bucket, Speed, batch_bytes
-from repo.delivery.reading import BATCH_BYTES, Cut, Reader
+from repo.delivery.lanes import BATCH_ROWS
+from repo.delivery.planner import Planner, Sending
+from repo.delivery.protocol import Batch, Item, Lane, Outcome, Sink, Tokens
+from repo.delivery.rate import Bucket, batch_bytes
+from repo.delivery.reading import BATCH_BYTES
 from repo.delivery.refusals import Refusals, check_rows, quarantined
 from repo.delivery.steps import Backoff, Progress, Step
 from repo.errors import (
@@ -45,7 +42,6 @@ from repo.repositories.quarantine import Quarantined
 from repo.repositories.sinks import SinkInfo, SinkState, Totals
 from repo.store.deliveries import Identity
 from repo.store.store import Store
-from repo.times import to_datetime
 
 __all__ = ["Worker"]
 
@@ -57,21 +53,6 @@ PROBE_S = 60.0
 PAUSE_S = 1.0
 """How often a paused sink is looked at, and how long a limit is waited for at a time."""
 
-RECORDS = 1_000
-"""The most records of a batch."""
-
-_PROBE_ROWS = 100
-"""The rows of a batch to an exact sink that refused too many items: those that it refuses go into quarantine, too."""
-
-EMPTY_S = 10.0
-"""How often a range without points is confirmed at the end of the backlog: a sink whose filter leaves much out would
-otherwise do so, and an exact one be asked, with every poll."""
-
-_EMPTY_PAGES = 8
-"""How many pages without points of the sink are read for one batch."""
-
-_GONE = "it is no longer stored, so it cannot be sent again"
-
 _NO_COLUMNS: Sequence[Sequence[Any]] = ((),) * 8
 
 _STORE_ERRORS = (StoreBusy, StoreFull, EngineMissing, FlushFailed)
@@ -79,32 +60,10 @@ _STORE_ERRORS = (StoreBusy, StoreFull, EngineMissing, FlushFailed)
 
 
 @dataclass(slots=True)
-class _Sending:
-    """An attempt that is recorded and not confirmed yet."""
-
-    attempt: Attempt
-    cut: Cut | None
-    """Its points, as they were at `last_seq`; None after a restart."""
-    last_seq: int
-    records: Sequence[RecordItem] = ()
-    """Empty for points, and after a restart."""
-    emptied: bool = False
-    """Whether its lane had nothing else when it was cut."""
-
-    @property
-    def lane(self) -> Lane:
-        return Lane(self.attempt.lane)
-
-    @property
-    def span(self) -> Span:
-        return Span(self.attempt.first_seq, self.attempt.last_seq)
-
-
-@dataclass(slots=True)
 class _Answered:
     """A batch that the sink has stored, but that is not confirmed in the store."""
 
-    sending: _Sending
+    sending: Sending
     totals: Totals
     refused: Sequence[Quarantined] = ()
     records: Sequence[tuple[str, str]] = ()
@@ -147,36 +106,29 @@ class Worker:
         self._make_sink = make_sink
         self._backoff = backoff
         self._poll_s = poll_s
-        self._most_rows = batch_points
         self._clock = clock
         self._bucket = Bucket(clock())
-        self._speed = Speed()
-        self._turns = Turns()
+        self._planner = Planner(store, self._delivery, batch_points=batch_points, clock=clock)
         self._settings: tuple[object, ...] = ()
         self._identity = ("", 0)
         self._sink: Sink | None = None
-        self._reader = Reader(store)
         self._refusals = Refusals(name)
         self._failures = 0
         self._trouble = ""
-        self._empty_s = -EMPTY_S
-        self.is_draining = False
-        """Whether the caller waits for everything to be confirmed, so that nothing is put off."""
         self._forget()
 
     def _forget(self) -> None:
         """Forget everything but what the store has committed, as a restart does."""
         self._is_open = False
-        self._sending: _Sending | None = None
+        self._sending: Sending | None = None
         self._answered: _Answered | None = None
-        self._suspects: tuple[Lane, Span] | None = None
-        self._was_retry = False
-        self._expected: tuple[Cursor, ...] = ()
-        self._rows = self._most_rows
-        self._records = RECORDS
-        self._reader.drop()
+        self._planner.forget()
 
     # --- what the owner calls --------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Put nothing off from now on: the caller waits until everything is confirmed."""
+        self._planner.is_draining = True
 
     def step(self) -> Step:
         """Send the next batch, or the last one again; never waits between attempts.
@@ -243,7 +195,7 @@ class Worker:
             if sending is None:
                 sending = self._next(info, sink, batch_bytes(BATCH_BYTES, limit))
             else:
-                self._again(sending)
+                sending = self._again(sending)
             if sending is None:
                 self.settle()
                 self._worked(info)
@@ -267,13 +219,12 @@ class Worker:
             self._forget()
             self._sink = None
             self._settings, self._identity = settings, (store_id, epoch)
-            self._reader = Reader(self._store, info.filter, self._clock)
-            self._turns = Turns(info.lanes.share)
+            self._planner.follow(info)
         kept = self._sending or (self._answered.sending if self._answered else None)
         if (kept.attempt.token if kept else None) != (info.attempt.token if info.attempt else None):
             self._sending = self._answered = None
             if info.attempt is not None:
-                self._sending = _Sending(info.attempt, None, -1)
+                self._sending = Sending(info.attempt, None, -1)
         return True
 
     def _open(self, info: SinkInfo) -> bool:
@@ -297,128 +248,36 @@ class Worker:
         self._sending = None
         return False
 
-    def _next(self, info: SinkInfo, sink: Sink, most_bytes: int) -> _Sending | None:
-        """Cut the next batch, and record it in the commit that confirms the last one; None if nothing is left."""
-        cursor = info.cursor
-        if self._answered is not None and self._answered.sending.lane is not Lane.RECORDS:
-            cursor = cursor.confirm(*self._answered.sending.span)
-        if info.cursor not in self._expected:  # moved by hand, perhaps over newer values of what is in a page
-            self._reader.drop()
-        self._expected = (info.cursor, cursor)
-        last_seq = self._store.sinks.last_seq()
-        was_retry = self._was_retry
-        found = self._suspected(cursor, last_seq, most_bytes)
-        self._was_retry = False
-        if found is None and not was_retry:
-            found = self._retried(last_seq)
-        if found is None:
-            found = self._by_turn(info, sink, cursor, last_seq, most_bytes)
-        if found is None and was_retry:
-            found = self._retried(last_seq)
-        if found is None:
+    def _next(self, info: SinkInfo, sink: Sink, most_bytes: int) -> Sending | None:
+        """Record the next batch, in the commit that confirms the last one; None if nothing is left."""
+        cursor, answered = info.cursor, self._answered
+        if answered is not None:
+            if answered.sending.lane is not Lane.RECORDS:
+                cursor = cursor.confirm(*answered.sending.span)
+            if answered.records or self._planner.was_retry:
+                self.settle()  # or the planner would find them again
+        planned = self._planner.next(info, cursor, takes_records=sink.takes_records, most_bytes=most_bytes)
+        if planned is None:
             return None
-        self._delivery.begin(found.attempt, *(self._answered.facts if self._answered else ()))
-        self._answered, self._sending = None, found
-        if found.lane is not Lane.RECORDS:
-            self._expected = (*self._expected, cursor.confirm(*found.span))
-        return found
+        self._delivery.begin(planned.attempt, *(self._answered.facts if self._answered else ()))
+        self._answered, self._sending = None, planned
+        return planned
 
-    def _by_turn(
-        self, info: SinkInfo, sink: Sink, cursor: Cursor, last_seq: int, most_bytes: int
-    ) -> _Sending | None:
-        works = split(cursor, last_seq, batch=self._most_rows, two=info.lanes.two, order=info.lanes.order)
-        records: list[RecordItem] = []
-        if info.records and sink.takes_records:
-            if self._answered is not None and self._answered.records:
-                self.settle()  # or they would be read as pending
-            found = self._delivery.records(self._records, most_bytes)
-            records = [RecordItem(*record) for record in found]
-        waiting = [*works, Lane.RECORDS] if records else list(works)
-        if not waiting:
-            return None
-        lane = self._turns.next(waiting)
-        if len(waiting) > 1 or lane is Lane.BACKFILL:
-            most_bytes = self._speed.limit(most_bytes)
-        if lane is Lane.RECORDS:
-            attempt = self._new_attempt(Span(0, 0), len(records), "", lane)
-            return _Sending(attempt, None, last_seq, records, emptied=len(records) < self._records)
-        sending = self._of_cut(lane, works[lane], last_seq, self._rows, most_bytes)
-        if len(waiting) == 1 and not sending.attempt.points and sending.span.last == last_seq:
-            if not self.is_draining and self._clock() - self._empty_s < EMPTY_S:
-                return None
-            self._empty_s = self._clock()
-        return sending
+    def _again(self, sending: Sending) -> Sending:
+        """Record that a batch is sent once more."""
+        again = self._planner.again(sending)
+        self._delivery.begin(again.attempt)
+        self._sending = again
+        return again
 
-    def _suspected(self, cursor: Cursor, last_seq: int, most_bytes: int) -> _Sending | None:
-        """Return the next part of a batch that was refused as a whole."""
-        if self._suspects is None:
-            return None
-        lane, span = self._suspects
-        for gap in cursor.gaps(span.last):
-            if gap.last >= span.first:
-                part = Span(max(gap.first, span.first), gap.last)
-                return self._of_cut(lane, Work(part), last_seq, self._rows, most_bytes)
-        self._suspects, self._rows = None, self._most_rows
-        return None
-
-    def _retried(self, last_seq: int) -> _Sending | None:
-        """Return the next point that an operator wants to be sent again; every other batch, beside new readings."""
-        seq = self._delivery.next_retry()
-        if seq is not None and self._answered is not None:
-            self.settle()  # it may be the one that was sent just now
-            seq = self._delivery.next_retry()
-        while seq is not None:
-            cut = self._reader.again(Span(seq, seq), last_seq)
-            if cut.points or not self._is_gone(seq):
-                self._was_retry = True
-                attempt = self._new_attempt(cut.span, cut.points, _checksum(cut), Lane.BACKFILL)
-                return _Sending(attempt, cut, last_seq)
-            self._delivery.keep_retry(seq, _GONE)
-            seq = self._delivery.next_retry()
-        return None
-
-    def _is_gone(self, seq: int) -> bool:
-        """Return whether the store has the identity of a point in quarantine no more, so it has the only value."""
-        item = self._delivery.quarantined_point(seq)
-        if item is None:
-            return False
-        start, end = to_datetime(item.timestamp_us), to_datetime(item.timestamp_us + 1)
-        return not self._store.points.range(item.sensor_id, item.metric_name, start, end, limit=1).all()
-
-    def _is_retry(self, sending: _Sending) -> bool:
+    def _is_retry(self, sending: Sending) -> bool:
         """Return whether a batch is a point that is in quarantine already."""
         first, last = sending.span
         return first == last and sending.lane is not Lane.RECORDS and first == self._delivery.next_retry()
 
-    def _of_cut(self, lane: Lane, work: Work, last_seq: int, rows: int, most_bytes: int) -> _Sending:
-        cut = self._reader.cut(lane, work, last_seq, rows, most_bytes)
-        for _ in range(_EMPTY_PAGES):
-            rest = _rest(work, cut.span)
-            if cut.points or rest.seqs < 1:
-                break
-            more = self._reader.cut(lane, Work(rest, work.from_end), last_seq, rows, most_bytes)
-            both = Span(min(cut.span.first, more.span.first), max(cut.span.last, more.span.last))
-            cut = more._replace(span=both)
-        attempt = self._new_attempt(cut.span, cut.points, _checksum(cut), lane)
-        return _Sending(attempt, cut, last_seq, emptied=cut.span == work.gap)
-
-    def _new_attempt(self, span: Span, points: int, checksum: str, lane: Lane) -> Attempt:
-        token = uuid.uuid4().hex
-        return Attempt(span.first, span.last, points, checksum, token, lane.value, 1, self._store.now_us())
-
-    def _again(self, sending: _Sending) -> None:
-        """Record that a batch is sent once more, with the points that its range has now."""
-        last_seq, cut = self._store.sinks.last_seq(), sending.cut
-        attempt = sending.attempt._replace(tries=sending.attempt.tries + 1)
-        if sending.lane is not Lane.RECORDS and (cut is None or last_seq != sending.last_seq):
-            cut = self._reader.again(sending.span, last_seq)
-            attempt = attempt._replace(points=cut.points, checksum=_checksum(cut))
-        self._delivery.begin(attempt)
-        sending.attempt, sending.cut, sending.last_seq = attempt, cut, last_seq
-
     # --- sending ---------------------------------------------------------------------------------------
 
-    def _sent(self, sink: Sink, sending: _Sending, committed: str | None) -> Step:
+    def _sent(self, sink: Sink, sending: Sending, committed: str | None) -> Step:
         store_id, epoch = self._identity
         batch = Batch(
             store_id,
@@ -440,23 +299,20 @@ class Worker:
                 check_rows(outcome, batch)
         except SinkRefused as error:
             return self._refused(sink, batch, sending, error)
-        self._speed.note(0 if sending.cut is None else sending.cut.bytes, self._clock() - began_s)
+        self._planner.took(sending, self._clock() - began_s)
         return self._stored(sink, batch, sending, outcome)
 
-    def _stored(self, sink: Sink, batch: Batch, sending: _Sending, outcome: Outcome) -> Step:
+    def _stored(self, sink: Sink, batch: Batch, sending: Sending, outcome: Outcome) -> Step:
         refused = [quarantined(batch, item) for item in outcome.refused]
         counts = not refused or not self._is_retry(sending)
         too_many = self._too_many(len(batch), len(refused)) if counts else None
         if too_many is not None and not sink.exact:
             return self._failed(too_many)
-        estimate = sum(len(record.data) for record in sending.records) + (
-            sending.cut.bytes if sending.cut else 0
-        )
         rows = {item.row for item in outcome.refused}
         totals = Totals(
             points=0 if sending.records else len(batch) - len(rows),
             records=len(batch) - len(rows) if sending.records else 0,
-            bytes=outcome.sent_bytes or (estimate if len(batch) else 0),
+            bytes=outcome.sent_bytes or (sending.bytes if len(batch) else 0),
             repeats=int(outcome.repeat),
         )
         delivered = [(item.record_id, item.data) for at, item in enumerate(sending.records) if at not in rows]
@@ -464,16 +320,10 @@ class Worker:
         if counts:
             self._refusals.add(len(batch), len(rows))
         self._bucket.take(totals.bytes)
-        self._turns.sent(sending.lane, estimate, emptied=sending.emptied)
-        if sending.records:
-            self._records = min(RECORDS, 2 * self._records)
-        elif self._suspects is not None or self._rows < self._most_rows:
-            self._rows = min(self._most_rows, 2 * self._rows)
-        if (
-            too_many is not None
-        ):  # an exact sink has stored the rest, and would not store these if it were sent again
+        self._planner.sent(sending)
+        if too_many is not None:  # an exact sink has stored the rest, and would not store these if sent again
             self.settle()
-            self._rows = min(self._most_rows, _PROBE_ROWS)
+            self._planner.probe()
             return self._failed(too_many)
         self._note_success()
         return Step(
@@ -481,16 +331,13 @@ class Worker:
             repeat=outcome.repeat,
         )
 
-    def _refused(self, sink: Sink, batch: Batch, sending: _Sending, error: SinkRefused) -> Step:
+    def _refused(self, sink: Sink, batch: Batch, sending: Sending, error: SinkRefused) -> Step:
         """Split a batch that was refused as a whole, or put its only item into quarantine."""
         size = len(batch)
         if size == 0:
             return self._failed(error)
         if size > 1:
-            if sending.records:
-                self._records = size // 2
-            else:
-                self._suspects, self._rows = (sending.lane, sending.span), size // 2
+            self._planner.halve(sending, size)
             self._sending = None
             self._delivery.drop_attempt()
             return Step(Progress.SPLIT, 0.0, sending.lane, *sending.span, error=error)
@@ -613,15 +460,3 @@ def _refuse_forks(info: SinkInfo, held: str | None) -> None:
         return
     state = "has another batch of this store than the last one sent" if held else "has lost what it had"
     raise StoreForked(f"the destination of {info.name} {state}; nothing was sent. {REMEDIES}")
-
-
-def _rest(work: Work, span: Span) -> Span:
-    if work.from_end:
-        return Span(work.gap.first, span.first - 1)
-    return Span(span.last + 1, work.gap.last)
-
-
-def _checksum(cut: Cut) -> str:
-    """Return the SHA-256 of the seqs, which identify the points and their values."""
-    seqs = cut.columns[-1]
-    return hashlib.sha256(struct.pack(f"<{len(seqs)}q", *seqs)).hexdigest()

@@ -1,0 +1,251 @@
+"""The next batch to one sink: a part of a refused one, a point to send again, or what the lane whose turn it is has.
+
+It reads the store, and commits and sends nothing. What it remembers makes the next batch a better one; if it forgets
+all of that, the batches are still right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from repo.cursors import Cursor, Span
+from repo.delivery.lanes import BATCH_ROWS, Turns, Work, split
+from repo.delivery.protocol import Lane, RecordItem
+from repo.delivery.rate import Speed
+from repo.delivery.reading import Cut, Reader
+from repo.repositories.attempts import Attempt
+from repo.repositories.sinks import SinkInfo
+from repo.store.deliveries import Delivery
+from repo.store.store import Store
+from repo.times import to_datetime
+
+__all__ = ["Planner", "Sending"]
+
+RECORDS = 1_000
+"""The most records of a batch."""
+
+EMPTY_S = 10.0
+"""How often a range without points is confirmed at the end of the backlog: a sink whose filter leaves much out would
+otherwise do so, and an exact one be asked, with every poll."""
+
+_PROBE_ROWS = 100
+"""The rows of a batch to an exact sink that refused too many items: those that it refuses go into quarantine, too."""
+
+_EMPTY_PAGES = 8
+"""How many pages without points of the sink are read for one batch."""
+
+_GONE = "it is no longer stored, so it cannot be sent again"
+
+
+@dataclass(slots=True)
+class Sending:
+    """A batch whose attempt is recorded, or is about to be, and that is not confirmed yet."""
+
+    attempt: Attempt
+    cut: Cut | None
+    """Its points, as they were at `last_seq`; None after a restart."""
+    last_seq: int
+    records: Sequence[RecordItem] = ()
+    """Empty for points, and after a restart."""
+    emptied: bool = False
+    """Whether its lane had nothing else when it was cut."""
+
+    @property
+    def lane(self) -> Lane:
+        """Its lane."""
+        return Lane(self.attempt.lane)
+
+    @property
+    def span(self) -> Span:
+        """The range of seqs that it answers for; (0, 0) if it has records."""
+        return Span(self.attempt.first_seq, self.attempt.last_seq)
+
+    @property
+    def bytes(self) -> int:
+        """About how many it has as text."""
+        return sum(len(record.data) for record in self.records) + (self.cut.bytes if self.cut else 0)
+
+
+class Planner:
+    """Plans for one sink, in one thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        delivery: Delivery,
+        *,
+        batch_points: int = BATCH_ROWS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._delivery = delivery
+        self._most_rows = batch_points
+        self._clock = clock
+        self._speed = Speed()
+        self._turns = Turns()
+        self._reader = Reader(store)
+        self._empty_s = -EMPTY_S
+        self.is_draining = False
+        """Whether the caller waits for everything to be confirmed, so that nothing is put off."""
+        self.forget()
+
+    def follow(self, info: SinkInfo) -> None:
+        """Plan for a sink with other settings from now on."""
+        self._reader = Reader(self._store, info.filter, self._clock)
+        self._turns = Turns(info.lanes.share)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget everything but the speed and the turns, as a restart does."""
+        self._suspects: tuple[Lane, Span] | None = None
+        self.was_retry = False
+        """Whether the last batch was a point that an operator wanted to be sent again."""
+        self._expected: tuple[Cursor, ...] = ()
+        self._rows = self._most_rows
+        self._records = RECORDS
+        self._reader.drop()
+
+    # --- the next batch --------------------------------------------------------------------------------
+
+    def next(self, info: SinkInfo, cursor: Cursor, *, takes_records: bool, most_bytes: int) -> Sending | None:
+        """Return the next batch, with an attempt that is not recorded yet; None if nothing is left.
+
+        `cursor` is the sink's, with the batch that it has answered. That one is confirmed in the store already if it
+        had records or was a retry, or what it had would be found once more.
+        """
+        if info.cursor not in self._expected:  # moved by hand, perhaps over newer values of what is in a page
+            self._reader.drop()
+        last_seq = self._store.sinks.last_seq()
+        was_retry, self.was_retry = self.was_retry, False
+        found = self._suspected(cursor, last_seq, most_bytes)
+        if found is None and not was_retry:
+            found = self._retried(last_seq)
+        if found is None:
+            found = self._by_turn(info, cursor, last_seq, takes_records, most_bytes)
+        if found is None and was_retry:
+            found = self._retried(last_seq)
+        self._expected = (info.cursor, cursor)
+        if found is not None and found.lane is not Lane.RECORDS:
+            self._expected = (*self._expected, cursor.confirm(*found.span))
+        return found
+
+    def again(self, sending: Sending) -> Sending:
+        """Return the same batch for one more try, with the points that its range has now."""
+        last_seq, cut = self._store.sinks.last_seq(), sending.cut
+        attempt = sending.attempt._replace(tries=sending.attempt.tries + 1)
+        if sending.lane is not Lane.RECORDS and (cut is None or last_seq != sending.last_seq):
+            cut = self._reader.again(sending.span, last_seq)
+            attempt = attempt._replace(points=cut.points, checksum=_checksum(cut))
+        return Sending(attempt, cut, last_seq, sending.records, sending.emptied)
+
+    def _suspected(self, cursor: Cursor, last_seq: int, most_bytes: int) -> Sending | None:
+        """Return the next part of a batch that was refused as a whole."""
+        if self._suspects is None:
+            return None
+        lane, span = self._suspects
+        for gap in cursor.gaps(span.last):
+            if gap.last >= span.first:
+                part = Span(max(gap.first, span.first), gap.last)
+                return self._of_cut(lane, Work(part), last_seq, most_bytes)
+        self._suspects, self._rows = None, self._most_rows
+        return None
+
+    def _retried(self, last_seq: int) -> Sending | None:
+        """Return the next point that an operator wants to be sent again; every other batch, beside new readings."""
+        while (seq := self._delivery.next_retry()) is not None:
+            cut = self._reader.again(Span(seq, seq), last_seq)
+            if cut.points or not self._is_gone(seq):
+                self.was_retry = True
+                attempt = self._new_attempt(cut.span, cut.points, _checksum(cut), Lane.BACKFILL)
+                return Sending(attempt, cut, last_seq)
+            self._delivery.keep_retry(seq, _GONE)
+        return None
+
+    def _is_gone(self, seq: int) -> bool:
+        """Return whether the store has the identity of a point in quarantine no more, so it has the only value."""
+        item = self._delivery.quarantined_point(seq)
+        if item is None:
+            return False
+        start, end = to_datetime(item.timestamp_us), to_datetime(item.timestamp_us + 1)
+        return not self._store.points.range(item.sensor_id, item.metric_name, start, end, limit=1).all()
+
+    def _by_turn(
+        self, info: SinkInfo, cursor: Cursor, last_seq: int, takes_records: bool, most_bytes: int
+    ) -> Sending | None:
+        works = split(cursor, last_seq, batch=self._most_rows, two=info.lanes.two, order=info.lanes.order)
+        records: list[RecordItem] = []
+        if info.records and takes_records:
+            records = [RecordItem(*record) for record in self._delivery.records(self._records, most_bytes)]
+        waiting = [*works, Lane.RECORDS] if records else list(works)
+        if not waiting:
+            return None
+        lane = self._turns.next(waiting)
+        if len(waiting) > 1 or lane is Lane.BACKFILL:
+            most_bytes = self._speed.limit(most_bytes)
+        if lane is Lane.RECORDS:
+            attempt = self._new_attempt(Span(0, 0), len(records), "", lane)
+            return Sending(attempt, None, last_seq, records, emptied=len(records) < self._records)
+        sending = self._of_cut(lane, works[lane], last_seq, most_bytes)
+        if len(waiting) == 1 and not sending.attempt.points and sending.span.last == last_seq:
+            if not self.is_draining and self._clock() - self._empty_s < EMPTY_S:
+                return None
+            self._empty_s = self._clock()
+        return sending
+
+    def _of_cut(self, lane: Lane, work: Work, last_seq: int, most_bytes: int) -> Sending:
+        cut = self._reader.cut(lane, work, last_seq, self._rows, most_bytes)
+        for _ in range(_EMPTY_PAGES):
+            rest = _rest(work, cut.span)
+            if cut.points or rest.seqs < 1:
+                break
+            more = self._reader.cut(lane, Work(rest, work.from_end), last_seq, self._rows, most_bytes)
+            both = Span(min(cut.span.first, more.span.first), max(cut.span.last, more.span.last))
+            cut = more._replace(span=both)
+        attempt = self._new_attempt(cut.span, cut.points, _checksum(cut), lane)
+        return Sending(attempt, cut, last_seq, emptied=cut.span == work.gap)
+
+    def _new_attempt(self, span: Span, points: int, checksum: str, lane: Lane) -> Attempt:
+        token = uuid.uuid4().hex
+        return Attempt(span.first, span.last, points, checksum, token, lane.value, 1, self._store.now_us())
+
+    # --- what became of it -----------------------------------------------------------------------------
+
+    def sent(self, sending: Sending) -> None:
+        """Count a batch that the sink has stored."""
+        self._turns.sent(sending.lane, sending.bytes, emptied=sending.emptied)
+        if sending.records:
+            self._records = min(RECORDS, 2 * self._records)
+        elif self._suspects is not None or self._rows < self._most_rows:
+            self._rows = min(self._most_rows, 2 * self._rows)
+
+    def took(self, sending: Sending, seconds: float) -> None:
+        """Measure the link by a batch of points."""
+        self._speed.note(0 if sending.cut is None else sending.cut.bytes, seconds)
+
+    def halve(self, sending: Sending, items: int) -> None:
+        """Send a batch of so many items, which was refused as a whole, in halves."""
+        if sending.records:
+            self._records = items // 2
+        else:
+            self._suspects, self._rows = (sending.lane, sending.span), items // 2
+
+    def probe(self) -> None:
+        """Make the next batch a small one."""
+        self._rows = min(self._most_rows, _PROBE_ROWS)
+
+
+def _rest(work: Work, span: Span) -> Span:
+    if work.from_end:
+        return Span(work.gap.first, span.first - 1)
+    return Span(span.last + 1, work.gap.last)
+
+
+def _checksum(cut: Cut) -> str:
+    """Return the SHA-256 of the seqs, which identify the points and their values."""
+    seqs = cut.columns[-1]
+    return hashlib.sha256(struct.pack(f"<{len(seqs)}q", *seqs)).hexdigest()
