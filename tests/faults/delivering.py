@@ -1,9 +1,10 @@
-"""A process that delivers a store to a receiver, and kills itself at a step; for `test_delivery_kills`.
+"""A process that delivers a store to a sink, and is killed at a step; for `test_delivery_kills`.
 
-    python -m tests.faults.delivering STORE SINK STEP NUMBER [LANES]
+    python -m tests.faults.delivering STORE SINK STEP NUMBER
 
-The code under test is unchanged: the steps are around the calls that commit and send. `while sending` is a kill at a
-random time of the exchange, from a thread.
+The code under test is unchanged: the steps are around the calls that commit and send. At most steps the process kills
+itself. At those of `HELD` it prints `SENDING`, waits for a line, and goes on: its parent lets a proxy keep back what it
+sends, or the answer, and kills it then. A folder has no link, so it is killed there between its files.
 """
 
 from __future__ import annotations
@@ -12,26 +13,34 @@ import os
 import random
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 from repo import Settings, Store
 from repo.delivery import worker
 from repo.delivery.forwarder import Backoff, Forwarder
+from repo.delivery.sinks import folder
+from repo.repositories.attempts import AttemptRepository
 from repo.store.deliveries import Delivery
 
-__all__ = ["BATCH_POINTS", "STEPS"]
+__all__ = ["BATCH_POINTS", "HELD", "SENDING", "STEPS"]
 
 BATCH_POINTS = 20
+
+SENDING = "while sending"
+ANSWER = "before the answer"
+
+HELD = (SENDING, ANSWER)
+"""A part of the batch is on its way; the destination has stored it, and the answer is on its way."""
 
 STEPS = (
     "before the attempt",
     "after the attempt",
-    "while sending",
+    "before sending",
+    *HELD,
     "after sending",
     "before the confirmation",
+    "between confirmation and attempt",
     "after the confirmation",
 )
 
@@ -45,19 +54,15 @@ class Killer:
 
     def reach(self, step: str) -> None:
         """Note that a step is reached."""
-        if step != self._step:
-            return
-        self._left -= 1
-        if self._left:
-            return
-        if step == "while sending":
-            threading.Thread(target=self._soon, daemon=True).start()
-        else:
+        if self.is_now(step):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _soon(self) -> None:
-        time.sleep(random.uniform(0, 0.01))
-        os.kill(os.getpid(), signal.SIGKILL)
+    def is_now(self, step: str) -> bool:
+        """Note that a step is reached, and return whether it is the one to be killed at."""
+        if step != self._step:
+            return False
+        self._left -= 1
+        return self._left == 0
 
     def around(self, call: Callable[..., Any], before: str, after: str) -> Callable[..., Any]:
         """Wrap a function with two steps."""
@@ -70,12 +75,62 @@ class Killer:
 
         return wrapped
 
+    def sending(self, send: Callable[..., Any], sink: Any) -> Callable[..., Any]:
+        """Wrap a sink's `send` with the steps before, while and after it."""
 
-def main() -> None:
-    """Deliver until nothing is left, or until the kill."""
-    store_path, sink, step, number = sys.argv[1:5]
-    killer = Killer(step, int(number))
-    Delivery.begin = killer.around(Delivery.begin, "before the attempt", "after the attempt")  # type: ignore[method-assign]
+        def wrapped(batch: Any) -> Any:
+            self.reach("before sending")
+            now = [step for step in HELD if self.is_now(step)]
+            if now and isinstance(sink, folder.FolderSink):
+                _kill_in_folder(now[0])
+            elif now:
+                print("SENDING", flush=True)
+                sys.stdin.readline()
+            outcome = send(batch)
+            if now:
+                raise SystemExit("SENT: nothing was kept back")
+            self.reach("after sending")
+            return outcome
+
+        return wrapped
+
+
+def _kill_in_folder(step: str) -> None:
+    """Die before the file of the batch has its name, before the position is written, or after it."""
+    write, put = folder.durable.atomic_write, folder.durable.put
+    place = "answer" if step == ANSWER else random.choice(["file", "position"])
+
+    class Durable:
+        atomic_write, sync = staticmethod(write), staticmethod(folder.durable.sync)
+
+        @staticmethod
+        def put(path: Any, content: bytes) -> None:
+            is_position = path.suffix == ".json"
+            if place == ("position" if is_position else "file"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            put(path, content)
+            if is_position and place == "answer":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    folder.durable = Durable  # type: ignore[assignment]
+
+
+def install(killer: Killer) -> None:
+    """Put the steps around what a worker calls, for the rest of this process's life."""
+    begin, put = Delivery.begin, AttemptRepository.put
+    confirms = [False]
+
+    def watched_put(self: AttemptRepository, *given: Any) -> None:
+        if confirms[0]:
+            killer.reach("between confirmation and attempt")
+        put(self, *given)
+
+    def watched_begin(self: Delivery, attempt: Any, confirm: Any = None, *more: Any) -> None:
+        confirms[0] = confirm is not None
+        begin(self, attempt, confirm, *more)
+
+    AttemptRepository.put = watched_put  # type: ignore[method-assign]
+    Delivery.begin = killer.around(watched_begin, "before the attempt", "after the attempt")  # type: ignore[method-assign]
     Delivery.confirm = killer.around(  # type: ignore[method-assign]
         Delivery.confirm, "before the confirmation", "after the confirmation"
     )
@@ -85,12 +140,18 @@ def main() -> None:
         fits = opened(self, info)
         assert self._sink is not None
         if not hasattr(self._sink.send, "__wrapped__"):
-            sent = killer.around(self._sink.send, "while sending", "after sending")
-            sent.__wrapped__ = self._sink.send  # type: ignore[attr-defined]
+            sent: Any = killer.sending(self._sink.send, self._sink)
+            sent.__wrapped__ = self._sink.send
             self._sink.send = sent  # type: ignore[method-assign]
         return fits
 
     worker.Worker._open = open_  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Deliver until nothing is left, or until the kill."""
+    store_path, sink, step, number = sys.argv[1:5]
+    install(Killer(step, int(number)))
     with Store(store_path, Settings(background=False)) as store:
         forwarder = Forwarder(
             store, sink, batch_points=BATCH_POINTS, backoff=Backoff(first_s=0.01, longest_s=0.02)

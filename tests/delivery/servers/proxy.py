@@ -1,7 +1,8 @@
-"""A TCP proxy of the tests' own: cuts links, delays, resets, lets connections hang half open, drops answers."""
+"""A TCP proxy of the tests' own: cuts links, delays, resets, lets connections hang half open, drops or keeps back."""
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import threading
@@ -16,9 +17,12 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Passes connections to a port of loopback on. All switches work at any time, also on open connections."""
+    """Passes connections to a port of loopback on. All switches work at any time, also on open connections.
 
-    def __init__(self, target_port: int) -> None:
+    With `announced`, answers that name the address of the destination, as those of Kafka do, name the proxy's instead.
+    """
+
+    def __init__(self, target_port: int, *, announced: bool = False) -> None:
         self.target_port = target_port
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port: int = self._listener.getsockname()[1]
@@ -28,6 +32,18 @@ class Proxy:
         self.bytes_per_s: float | None = None
         self.connections = 0
         """Connections accepted so far."""
+        self.held = threading.Event()
+        """Set when something is kept back."""
+        self._addresses = [b"127.0.0.1" + struct.pack(">i", port) for port in (target_port, self.port)]
+        self._announced = announced
+        self._hold_after: int | None = None
+        self._hold_from = b""
+        self._hold_answers_to: bytes | None = None
+        self._holding: socket.socket | None = None
+        self._let_go = threading.Event()
+        self._is_late = False
+        self._is_recording = False
+        self._recorded = bytearray()
         self._is_cut = False
         self._answers_dropped = self._answers_passed = 0
         self._bytes_until_cut: int | None = None
@@ -71,6 +87,52 @@ class Proxy:
         with self._lock:
             self._bytes_until_cut = count
 
+    def hold_after(self, count: int, of: bytes = b"") -> None:
+        """Keep back what is sent after `count` more bytes, by the connection that sends them, until `let_go`.
+
+        They are counted from a piece with `of` in it. The connection to the destination stays open, also if the sender
+        is killed.
+        """
+        self._prepare_to_hold()
+        with self._lock:
+            self._hold_after, self._hold_from = count, of
+
+    def hold_answers(self, to: bytes = b"") -> None:
+        """Keep back the answers to a connection once it has sent something with `to` in it, until `let_go`."""
+        self._prepare_to_hold()
+        with self._lock:
+            self._hold_answers_to = to
+
+    def let_go(self, *, late: bool = False) -> None:
+        """End the connection whose data is kept back; with `late`, pass the data on first."""
+        with self._lock:
+            self._hold_after = self._hold_answers_to = self._holding = None
+            self._is_late = late
+        self._let_go.set()
+
+    def record(self) -> None:
+        """Remember what the next connections send, for `repeat`."""
+        with self._lock:
+            self._is_recording, self._recorded = True, bytearray()
+
+    def repeat(self) -> bytes:
+        """Send what was recorded once more, over a connection of its own, and return the answers."""
+        with self._lock:
+            self._is_recording, content = False, bytes(self._recorded)
+        answers = b""
+        with socket.create_connection(("127.0.0.1", self.target_port), timeout=5) as connection:
+            connection.sendall(content)
+            connection.settimeout(0.3)
+            with suppress(OSError):
+                while piece := connection.recv(65_536):
+                    answers += piece
+        return answers
+
+    def _prepare_to_hold(self) -> None:
+        self.let_go()
+        self.held = threading.Event()
+        self._let_go = threading.Event()
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self
@@ -79,6 +141,7 @@ class Proxy:
         with self._lock:
             self._closed = True
         self._flowing.set()
+        self.let_go()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
@@ -143,6 +206,17 @@ class Proxy:
                     break
                 if not up and self._is_dropped():
                     break
+                kept_from = self._kept_from(source, piece) if up else self._is_kept(sink)
+                if kept_from is not None:
+                    sink.sendall(piece[:kept_from])
+                    later = self._kept(source, piece[kept_from:])
+                    if not self._is_late:
+                        break
+                    piece = later
+                if up and self._is_recording:
+                    self._recorded += piece
+                if self._announced and not up:
+                    piece = piece.replace(*self._addresses)
                 sink.sendall(piece)
             else:
                 with suppress(OSError):
@@ -151,6 +225,35 @@ class Proxy:
         except OSError:
             pass
         _close(pair, reset=True)
+
+    def _kept_from(self, sender: socket.socket, piece: bytes) -> int | None:
+        """Return after how many bytes of a piece something begins that is kept back; None if it is passed on."""
+        with self._lock:
+            if self._hold_answers_to is not None and self._hold_answers_to in piece:
+                self._hold_answers_to, self._holding = None, sender
+            if self._hold_after is None or self._hold_from not in piece:
+                return None
+            count, self._hold_from = self._hold_after, b""
+            self._hold_after = None if count < len(piece) else count - len(piece)
+            return count if count < len(piece) else None
+
+    def _is_kept(self, sender: socket.socket) -> int | None:
+        """Return 0 if an answer to this sender is kept back, None if it is passed on."""
+        with self._lock:
+            return 0 if self._holding is sender else None
+
+    def _kept(self, source: socket.socket, content: bytes) -> bytes:
+        """Keep back what comes until `let_go`, and return it."""
+        let_go = self._let_go
+        self.held.set()
+        while not let_go.wait(0.005):
+            if select.select([source], [], [], 0)[0]:
+                with suppress(OSError):
+                    if piece := source.recv(65_536):
+                        content += piece
+                        continue
+                let_go.wait()
+        return content
 
     def _is_last(self, size: int) -> bool:
         with self._lock:

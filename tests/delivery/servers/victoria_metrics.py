@@ -47,12 +47,16 @@ class VictoriaMetrics(Server):
                 return found
             found = later
 
-    def _points(self) -> dict[tuple[str, str, int], float]:
+    def samples(self) -> list[tuple[tuple[str, str, int], float]]:
+        """Return every value, by (sensor, metric, ms): of a point that was overwritten, the older ones stay."""
         urlopen(f"{self.url}/internal/force_flush", timeout=60).close()
         with urlopen(f"{self.url}/api/v1/export?match[]={{__name__=~%22.*_value%22}}", timeout=60) as answer:
             lines = [json.loads(line) for line in answer]
-        return {
-            (line["metric"]["sensor_id"], line["metric"]["__name__"].removesuffix("_value"), at): value
+        return [
+            ((line["metric"]["sensor_id"], line["metric"]["__name__"].removesuffix("_value"), at), value)
             for line in lines
             for at, value in zip(line["timestamps"], line["values"], strict=True)
-        }
+        ]
+
+    def _points(self) -> dict[tuple[str, str, int], float]:
+        return dict(self.samples())
