@@ -8,10 +8,10 @@ split. Its points may change in between, because a point that is overwritten mov
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 __all__ = ["Batch", "Columns", "Item", "Lane", "Outcome", "RecordItem", "Sink", "Tokens"]
 
@@ -77,6 +77,12 @@ class Batch:
     def rows(self) -> list[tuple[Any, ...]]:
         """The points as tuples with the fields of `Columns`, in ascending order of seq."""
         return list(zip(*self.columns, strict=True))
+
+    def part(self, begin: int, end: int) -> Self:
+        """Return a batch for the same range that has only some of the items."""
+        if self.lane is Lane.RECORDS:
+            return replace(self, records=self.records[begin:end])
+        return replace(self, columns=[column[begin:end] for column in self.columns])
 
     @property
     def is_repeat(self) -> bool:

@@ -55,6 +55,12 @@ PAUSE_S = 1.0
 
 _NO_COLUMNS: Sequence[Sequence[Any]] = ((),) * 8
 
+_DAMAGED = (
+    "the record of the last batch to {0} is damaged, so nothing is sent: a wrong range would count as delivered. Check "
+    "the disk; then run `{1}`, and {0} gets again what it has not confirmed"
+)
+_REKEY = "sinks rekey --restored"
+
 _STORE_ERRORS = (StoreBusy, StoreFull, EngineMissing, FlushFailed)
 """Errors of the store that may pass."""
 
@@ -179,6 +185,9 @@ class Worker:
             if info.state == "paused":
                 return Step(Progress.PAUSED, PAUSE_S)
             return Step(Progress.FORKED, PAUSE_S, error=StoreForked(info.last_error or ""))
+        if info.attempt is not None and info.attempt.is_damaged:
+            self._forget()
+            return self._failed(SinkHalted(_DAMAGED.format(self.name, self._store.files.command(_REKEY))))
         if not self._follow(info, identity):
             return self._step()
         limit = None if info.rate is None else info.rate.at(self._store.now_us())
@@ -336,6 +345,12 @@ class Worker:
         size = len(batch)
         if size == 0:
             return self._failed(error)
+        if sink.exact:
+            with _errors_of_the_sink():
+                stored = sink.open(*self._identity) == batch.tokens.next
+                outcome = _named_again(sink, batch, error) if stored else None
+            if outcome is not None:
+                return self._stored(sink, batch, sending, outcome)
         if size > 1:
             self._planner.halve(sending, size)
             self._sending = None
@@ -452,6 +467,28 @@ def _meaning(error: Exception) -> tuple[SinkState, Progress, float]:
             return "halted", Progress.HALTED, PROBE_S
         case _:
             return "stopped", Progress.HALTED, PROBE_S
+
+
+def _named_again(sink: Sink, batch: Batch, error: SinkRefused) -> Outcome:
+    """Ask an exact destination, which has a batch, for its refused items in parts, because it rejects the whole one.
+
+    It rejects what it has where its limits were lowered since. It knows the batch by its token, and stores no part.
+    """
+    if len(batch) == 1:
+        raise SinkHalted(
+            f"{sink.name} has stored a batch whose answer was lost, and now rejects the same batch ({error}); raise "
+            "its limit again until the batch is confirmed"
+        )
+    refused: list[Item] = []
+    for begin, end in ((0, len(batch) // 2), (len(batch) // 2, len(batch))):
+        part = batch.part(begin, end)
+        try:
+            outcome = sink.send(part)
+            check_rows(outcome, part)
+        except SinkRefused as again:
+            outcome = _named_again(sink, part, again)
+        refused += [item._replace(row=item.row + begin) for item in outcome.refused]
+    return Outcome(tuple(refused), repeat=True)
 
 
 def _refuse_forks(info: SinkInfo, held: str | None) -> None:

@@ -5,6 +5,8 @@ Never commits.
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
@@ -26,33 +28,53 @@ class Attempt(NamedTuple):
     tries: int
     begun_us: int
     """When it was sent first, in µs since 1970 UTC."""
+    is_damaged: bool = False
+    """Whether the row has changed since it was written, so that nothing in it can be trusted."""
 
 
 # SQL text for the driver: a delivery runs these for each batch, and building them takes longer than running them.
-_NAMES = ", ".join(("sink", *Attempt._fields))
-_PUT = f"INSERT OR REPLACE INTO attempts ({_NAMES}) VALUES ({', '.join('?' * (1 + len(Attempt._fields)))})"
+_FIELDS = Attempt._fields[:-1]
+_NAMES = ", ".join(("sink", *_FIELDS))
+_PUT = f"INSERT OR REPLACE INTO attempts ({_NAMES}) VALUES ({', '.join('?' * (1 + len(_FIELDS)))})"
 _ALL = f"SELECT {_NAMES} FROM attempts"
+_CHECKSUM = Attempt._fields.index("checksum")
 
 
 class AttemptRepository:
-    """Records and removes attempts, one a sink. Through the driver: the caller has begun a transaction to write."""
+    """Records and removes attempts, one a sink. Through the driver: the caller has begun a transaction to write.
+
+    SQLite does not notice flipped bits, and a wrong range would be confirmed without having been sent. So the checksum
+    is stored with the CRC-32 of the row.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._driver: Any = connection.connection.driver_connection
 
     def put(self, sink: str, attempt: Attempt) -> None:
         """Record an attempt in place of the sink's last one."""
-        self._driver.execute(_PUT, (sink, *attempt))
+        row = [sink, *attempt[:-1]]
+        row[1 + _CHECKSUM] = f"{attempt.checksum}.{_crc(row)}"
+        self._driver.execute(_PUT, row)
 
     def all(self) -> dict[str, Attempt]:
         """Return the attempts by sink."""
-        return {row[0]: Attempt(*row[1:]) for row in self._driver.execute(_ALL)}
+        return {row[0]: _attempt(row) for row in self._driver.execute(_ALL)}
 
     def get(self, sink: str) -> Attempt | None:
         """Return the attempt of a sink, if it has one."""
         row = self._driver.execute(f"{_ALL} WHERE sink = ?", (sink,)).fetchone()
-        return None if row is None else Attempt(*row[1:])
+        return None if row is None else _attempt(row)
 
     def remove(self, sink: str) -> None:
         """Remove the attempt of a sink."""
         self._driver.execute("DELETE FROM attempts WHERE sink = ?", (sink,))
+
+
+def _attempt(row: Iterable[Any]) -> Attempt:
+    stored = list(row)
+    stored[1 + _CHECKSUM], _, crc = stored[1 + _CHECKSUM].rpartition(".")
+    return Attempt(*stored[1:])._replace(is_damaged=crc != _crc(stored))
+
+
+def _crc(row: list[Any]) -> str:
+    return f"{zlib.crc32(repr(row).encode('utf-8', 'surrogatepass')):08x}"

@@ -264,9 +264,10 @@ class SinkRepository:
         """Return the highest seq that any sink was sent; 0 if there is none."""
         [found] = self._driver.execute(
             "SELECT max(coalesce((SELECT max(confirmed_seq) FROM sinks), 0),"
-            " coalesce((SELECT max(last_seq) FROM sink_ranges), 0), coalesce((SELECT max(last_seq) FROM attempts), 0))"
+            " coalesce((SELECT max(last_seq) FROM sink_ranges), 0))"
         ).fetchone()
-        return int(found)
+        sent = AttemptRepository(self._connection).all().values()
+        return max(int(found), *(attempt.last_seq for attempt in sent if not attempt.is_damaged), 0)
 
     # --- cursors ---------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from repo import Settings, Store
+from repo import Settings, Store, durable
 from repo.delivery import worker
 from repo.delivery.forwarder import Backoff, Forwarder
 from repo.delivery.sinks import folder
@@ -97,11 +97,11 @@ class Killer:
 
 def _kill_in_folder(step: str) -> None:
     """Die before the file of the batch has its name, before the position is written, or after it."""
-    write, put = folder.durable.atomic_write, folder.durable.put
+    write, put = durable.atomic_write, durable.put
     place = "answer" if step == ANSWER else random.choice(["file", "position"])
 
     class Durable:
-        atomic_write, sync = staticmethod(write), staticmethod(folder.durable.sync)
+        atomic_write, sync = staticmethod(write), staticmethod(durable.sync)
 
         @staticmethod
         def put(path: Any, content: bytes) -> None:
@@ -112,7 +112,7 @@ def _kill_in_folder(step: str) -> None:
             if is_position and place == "answer":
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    folder.durable = Durable  # type: ignore[assignment]
+    vars(folder)["durable"] = Durable
 
 
 def install(killer: Killer) -> None:
@@ -129,7 +129,7 @@ def install(killer: Killer) -> None:
         confirms[0] = confirm is not None
         begin(self, attempt, confirm, *more)
 
-    AttemptRepository.put = watched_put  # type: ignore[method-assign]
+    AttemptRepository.put = watched_put  # type: ignore[method-assign, assignment]
     Delivery.begin = killer.around(watched_begin, "before the attempt", "after the attempt")  # type: ignore[method-assign]
     Delivery.confirm = killer.around(  # type: ignore[method-assign]
         Delivery.confirm, "before the confirmation", "after the confirmation"

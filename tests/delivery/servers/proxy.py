@@ -34,7 +34,7 @@ class Proxy:
         """Connections accepted so far."""
         self.held = threading.Event()
         """Set when something is kept back."""
-        self._addresses = [b"127.0.0.1" + struct.pack(">i", port) for port in (target_port, self.port)]
+        self._addresses = _address(target_port), _address(self.port)
         self._announced = announced
         self._hold_after: int | None = None
         self._hold_from = b""
@@ -274,6 +274,11 @@ class Proxy:
                 return False
             self._answers_dropped -= 1
             return True
+
+
+def _address(port: int) -> bytes:
+    """Return an address as it is in an answer of Kafka."""
+    return b"127.0.0.1" + struct.pack(">i", port)
 
 
 def _close(sockets: tuple[socket.socket, ...], *, reset: bool) -> None:
