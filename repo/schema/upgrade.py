@@ -179,28 +179,30 @@ class _Run:
         return made
 
     def _upgrade(self, one: Found, report_bytes: Callable[[int], object]) -> str | None:
-        at = one.before
         # A new database is upgraded in one step: there is no space to reclaim in between.
-        for step in one.steps[-1:] if one.is_new else one.steps:
-            log.log(
-                logging.DEBUG if one.is_new else logging.INFO,
-                "revision %s on %s: %s (%s)",
-                step.revision,
-                one.target.path,
-                counted(step.rows, "row"),
-                step.title,
-            )
-            # Closed after each step, which reclaims the space that a revision freed before the next one begins.
-            with opened(one.target, one.backend, self._settings) as engine:
+        steps = one.steps[-1:] if one.is_new else one.steps
+        if not steps:
+            return one.before
+        with opened(one.target, one.backend, self._settings) as engine:
+            for step in steps:
+                log.log(
+                    logging.DEBUG if one.is_new else logging.INFO,
+                    "revision %s on %s: %s (%s)",
+                    step.revision,
+                    one.target.path,
+                    counted(step.rows, "row"),
+                    step.title,
+                )
                 counts: dict[str, int] = {}
                 at = runner.upgrade(
                     engine, one.database, step.revision, path=one.target.path, counts=counts
                 ).after
                 one.nan_points += counts.get("nan_points", 0)
                 one.outside_points += counts.get("outside_points", 0)
+                # After each step, so that the next one reuses the space that it freed.
                 with runner.typed_errors(engine, one.target.path):
                     engine_named(one.target.engine).traits().checkpoint_log(engine)
-            report_bytes(one.size_bytes)
+                report_bytes(one.size_bytes)
         return at
 
     # --- records of the legacy program ------------------------------------------------------------------------
