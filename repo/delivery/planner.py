@@ -7,9 +7,9 @@ all of that, the batches are still right.
 from __future__ import annotations
 
 import hashlib
-import struct
 import time
 import uuid
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -247,5 +247,4 @@ def _rest(work: Work, span: Span) -> Span:
 
 def _checksum(cut: Cut) -> str:
     """Return the SHA-256 of the seqs, which identify the points and their values."""
-    seqs = cut.columns[-1]
-    return hashlib.sha256(struct.pack(f"<{len(seqs)}q", *seqs)).hexdigest()
+    return hashlib.sha256(array("q", cut.columns[-1])).hexdigest()

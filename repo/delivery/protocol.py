@@ -13,11 +13,15 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, Self
 
+from repo.errors import SinkRefused
+
 __all__ = ["Batch", "Columns", "Item", "Lane", "Outcome", "RecordItem", "Sink", "Tokens"]
 
 Columns = Sequence[Sequence[Any]]
 """The points of a batch as columns, one sequence each, of equal length: `sensor_id`, `metric_name`, `timestamp_us`,
-`value`, `value_text`, `quality`, `metadata` (JSON text or None), `seq` (ascending)."""
+`value`, `value_text`, `quality`, `metadata` (JSON text or None), `seq` (ascending).
+
+They come as the engine has them: lists, arrays of machine numbers, or `Coded` texts. All have `tolist` but lists."""
 
 
 class Lane(StrEnum):
@@ -83,6 +87,19 @@ class Batch:
         if self.lane is Lane.RECORDS:
             return replace(self, records=self.records[begin:end])
         return replace(self, columns=[column[begin:end] for column in self.columns])
+
+    def arrow(self) -> Any:
+        """Return the points as a `pyarrow.Table`, with the columns of `to_arrow()` and `seq`; most are not copied.
+
+        Raises `MissingExtra` without pyarrow, and `SinkRefused` if a text has a lone surrogate, which it cannot hold.
+        """
+        from repo.formats.arrays.frames import ArrowPages
+
+        pages = ArrowPages(with_seq=True)
+        try:
+            return pages.table(self.columns)
+        except UnicodeEncodeError as error:
+            raise SinkRefused(f"a text has a lone surrogate, which Arrow cannot hold: {error}") from error
 
     @property
     def is_repeat(self) -> bool:

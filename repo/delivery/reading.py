@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from itertools import accumulate, compress
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import NamedTuple
 
 from repo.cursors import Span
 from repo.delivery.lanes import BATCH_ROWS, Work
-from repo.delivery.protocol import Lane
+from repo.delivery.protocol import Columns, Lane
+from repo.formats.arrays.columns import selected
 from repo.queries.selection import Selection
 from repo.queries.seq_page import SeqPage
 from repo.store.store import Store
@@ -38,7 +39,7 @@ class Cut(NamedTuple):
     """The points of a batch, and the range of seqs that it answers for."""
 
     span: Span
-    columns: Sequence[Sequence[Any]]
+    columns: Columns
     bytes: int
     """About how many they are as text."""
 
@@ -103,15 +104,13 @@ class Reader:
             columns = self._filtered(columns)
         return _Page(found.span, columns, found.watermark, last_seq, self._clock())
 
-    def _filtered(self, columns: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+    def _filtered(self, columns: Columns) -> Columns:
         assert self._selection is not None
         pairs = list(zip(columns[0], columns[1], strict=True))
         for pair in set(pairs).difference(self._selected):
             self._selected[pair] = self._selection.names(*pair)
         chosen = list(map(self._selected.__getitem__, pairs))
-        if all(chosen):
-            return list(columns)
-        return [list(compress(column, chosen)) for column in columns]
+        return columns if all(chosen) else selected(columns, chosen)
 
     def _overtake(self, cut: Cut, source: _Page) -> None:
         """Drop the pages that may have older values of the points of a batch with newer writes."""
@@ -129,7 +128,7 @@ class _Page:
     def __init__(
         self,
         span: Span,
-        columns: Sequence[Sequence[Any]],
+        columns: Columns,
         watermark: int,
         last_seq: int,
         read_at_s: float,

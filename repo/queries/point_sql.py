@@ -15,7 +15,7 @@ from repo.engines.statements import Statement, Template, compiled
 from repo.models import Point
 from repo.queries.selection import Selection
 
-__all__ = ["Query", "first_seq", "in_seq", "in_time", "newest", "text_chars"]
+__all__ = ["Query", "first_seq", "in_seq", "in_time", "newest", "size_in_seq"]
 
 Pairs = Iterable[tuple[str, str]]
 
@@ -84,20 +84,18 @@ def first_seq(connection: Connection) -> int:
     return connection.execute(select(func.min(_c.seq))).scalar_one() or 0
 
 
-def text_chars(connection: Connection, after: int, through: int) -> int:
-    """Return how many characters the texts and metadata have of the points with after < seq <= through."""
-    statement = _chars_after_seq().filled(connection.dialect, after=after, through=through)
-    return int(connection.exec_driver_sql(statement.sql, statement.parameters).scalar_one() or 0)
+def size_in_seq(connection: Connection, after: int, through: int) -> tuple[int, int]:
+    """Return the number of points with after < seq <= through, and the characters of their texts and metadata."""
+    statement = _size_in_seq().filled(connection.dialect, after=after, through=through)
+    points, chars = connection.exec_driver_sql(statement.sql, statement.parameters).one()
+    return points, int(chars or 0)
 
 
 @cache
-def _chars_after_seq() -> Template:
+def _size_in_seq() -> Template:
     chars = func.coalesce(func.length(_c.value_text), 0) + func.coalesce(func.length(_c.metadata), 0)
-    return Template(
-        select(func.sum(chars).label("chars")).where(
-            _c.seq > bindparam("after"), _c.seq <= bindparam("through")
-        )
-    )
+    sizes: list[ColumnElement[Any]] = [func.count().label("points"), func.sum(chars).label("chars")]
+    return Template(select(*sizes).where(_c.seq > bindparam("after"), _c.seq <= bindparam("through")))
 
 
 @cache

@@ -16,6 +16,7 @@ from repo.core.latest import Newest
 from repo.cursors import Span
 from repo.engines.interrupts import KeyboardInterrupts
 from repo.errors import InvalidQuery
+from repo.formats.arrays.columns import fetch_columns
 from repo.queries import point_sql
 from repo.queries.aggregate import Aggregates, Every
 from repo.queries.aggregate_sql import is_numeric
@@ -337,9 +338,10 @@ class Points(PointWriter):
     def page(self, first_seq: int, last_seq: int, *, backwards: bool = False) -> SeqPage:
         """Return the first points of a range of seqs, both ends inclusive, as columns; for forwarders.
 
-        The page covers about 65,536 seqs: fewer where texts are long, more where there are no points; `span` says
-        which. It may be empty. With `backwards` it covers the end of the range. It shows every write acknowledged
-        before the call, and the lease is released before it returns. Seqs that are not in use yet count as read.
+        The columns are sequences: arrays of machine numbers where the engine fills them, lists otherwise. The page
+        covers about 122,880 seqs: fewer where texts are long, more where there are no points; `span` says which. It may
+        be empty. With `backwards` it covers the end of the range. It shows every write acknowledged before the call,
+        and the lease is released before it returns. Seqs that are not in use yet count as read.
         """
         span = Span(
             check_count(first_seq, "first_seq", _FIRST_SEQ), check_count(last_seq, "last_seq", _FIRST_SEQ)
@@ -348,7 +350,9 @@ class Points(PointWriter):
         if span.seqs < 1:
             raise InvalidQuery(f"first_seq = {first_seq} is above last_seq = {last_seq}")
         with self._handle.reading("delivery") as (connection, known):
-            return read_seq_page(connection, known, span, self._handle.flusher.watermark, backwards=backwards)
+            return read_seq_page(
+                connection, known, span, self._handle.flusher.watermark, fetch_columns, backwards=backwards
+            )
 
     def _refuse_numbers_of_texts(self, question: Aggregates) -> None:
         exact = question.selection.exact

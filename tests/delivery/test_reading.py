@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
+import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from repo import Store
+from repo import MissingExtra, SinkRefused, Store
 from repo.cursors import Cursor, Span
 from repo.delivery.lanes import Work
 from repo.delivery.protocol import Lane
 from repo.delivery.reading import FRESH_S, Cut, Reader
 from repo.queries.selection import Selection
 from repo.queries.seq_page import PAGE_CHARS
+from tests.delivery.sink_batches import batch_of
 
 Row = tuple[Any, ...]
 
@@ -102,12 +105,42 @@ def test_long_texts_make_smaller_batches_and_pages(store: Store) -> None:
     assert all_cuts(store, Reader(store), backwards=True, most_bytes=120_000)[0].span.last == 160
 
 
+def test_batches_are_arrow_tables_where_pyarrow_is_installed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    store.points.insert_many(
+        [
+            ("S-1", "flow", 1.0, 1.5),
+            ("S-2", "state", 2.0, "OPEN é"),
+            ("S-1", "flow", 3.0, None, 7, {"a": 1}),
+            ("S-1", "flow", 4.0, float("inf"), None),
+        ]
+    )
+    last = store.sinks.last_seq()
+    for selection in (None, Selection.of("S-1", None)):
+        cut = Reader(store, selection).cut(Lane.LIVE, Work(Span(1, last)), last)
+        table = replace(batch_of([]), columns=cut.columns).arrow()
+        expected = store.points.since(0).to_arrow()
+        if selection is not None:
+            expected = expected.filter([name == "S-1" for name in expected["sensor_id"].to_pylist()])
+        assert table.schema == expected.schema
+        assert table.to_pylist() == expected.to_pylist()
+        assert len(table) == cut.points
+    assert replace(batch_of([])).arrow().schema == expected.schema
+    with pytest.raises(SinkRefused, match="lone surrogate"):
+        batch_of([("\ud800", "m", 1, 1.0)]).arrow()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtra, match=r"pip install .*\[arrow\]"):
+        batch_of([]).arrow()
+
+
 def test_ranges_without_points_are_wide(store: Store) -> None:
     store.points.insert_many([("S", "flow", 1.0, float(at)) for at in range(30)])
     store.flush()
     assert [(cut.span, cut.points) for cut in all_cuts(store, Reader(store))] == [((1, 30), 1)]
     far = store.points.page(31, 50_000_000)
-    assert far.columns[7] == []
+    assert list(far.columns[7]) == []
     assert far.span.first == 31
     assert far.span.seqs > 1_000_000
 

@@ -8,6 +8,7 @@ and `seq` (int64) in reads for delivery.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any
@@ -18,6 +19,7 @@ from repo.engines.base import Shape
 from repo.engines.registry import traits_of
 from repo.engines.statements import Statement
 from repo.extras import missing_extra
+from repo.formats.arrays.columns import Coded
 from repo.queries.point_sql import Query
 
 __all__ = ["ArrowPages", "NumpyPages", "PolarsPages", "to_pandas"]
@@ -80,9 +82,23 @@ class ArrowPages:
         table = self._pa.concat_tables(pages) if pages else self.schema.empty_table()
         return table.unify_dictionaries()
 
+    def table(self, columns: Sequence[Sequence[Any]]) -> Any:
+        """Return columns of points, in the order of the schema, as a `pyarrow.Table`; arrays are not copied."""
+        arrays = [self._array(column, field.type) for column, field in zip(columns, self.schema, strict=True)]
+        return self._pa.Table.from_arrays(arrays, schema=self.schema)
+
     def reader(self, pages: Iterable[Any]) -> Any:
         """Return a `pyarrow.RecordBatchReader` that reads the pages as it is read."""
         return self._pa.RecordBatchReader.from_batches(self.schema, pages)
+
+    def _array(self, column: Sequence[Any], kind: Any) -> Any:
+        pa = self._pa
+        if isinstance(column, Coded):
+            codes = self._array(column.codes, kind.index_type)
+            return pa.DictionaryArray.from_arrays(codes, pa.array(column.texts, kind.value_type))
+        if isinstance(column, array):
+            return pa.Array.from_buffers(kind, len(column), [None, pa.py_buffer(column)])
+        return pa.array(column, kind)
 
     def _columns(self, connection: Connection, query: Query, shape: Shape) -> Arrays | None:
         pa, arrow = self._pa, traits_of(connection).arrow

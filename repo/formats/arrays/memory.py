@@ -30,7 +30,7 @@ from repo.formats.arrays.streams import (
     released,
 )
 
-__all__ = ["KeptStream", "MemoryColumn", "MemoryTable", "arrays_of"]
+__all__ = ["KeptStream", "MemoryColumn", "MemoryTable"]
 
 BATCH_ROWS = 61_440
 """Rows that a reader gets at a time; its threads share the work by batches."""
@@ -195,24 +195,6 @@ class KeptStream:
 
     def __del__(self) -> None:
         self.drop()
-
-
-def arrays_of(source: HasStream, typecodes: str) -> list[array[Any]]:
-    """Read a stream of numbers without nulls into arrays, one for each column."""
-    kept = KeptStream(source)
-    arrays: list[array[Any]] = [array(typecode) for typecode in typecodes]
-    for batch in kept.batches:
-        for column, child in zip(arrays, _children(batch), strict=True):
-            buffers = (ctypes.c_void_p * child.n_buffers).from_address(child.buffers)
-            start = (buffers[1] or 0) + (batch.offset + child.offset) * column.itemsize
-            column.frombytes((ctypes.c_char * (batch.length * column.itemsize)).from_address(start))
-    kept.drop()
-    return arrays
-
-
-def _children(batch: CArray) -> list[CArray]:
-    addresses = (ctypes.c_void_p * batch.n_children).from_address(batch.children)
-    return [CArray.from_address(address or 0) for address in addresses]
 
 
 def _stream_of(table: MemoryTable | KeptStream, owned: list[object]) -> Any:

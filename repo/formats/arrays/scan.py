@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from repo.engines.interrupts import is_interrupt
 from repo.errors import InvalidPoint, Refusal
 from repo.fields import DEFAULT_QUALITY, EXACT_INT, QUALITY_RANGE, metadata_json, name_of, text_of
-from repo.formats.arrays.memory import arrays_of
+from repo.formats.arrays.columns import read_columns
 from repo.times import EXACT_FLOAT_S, MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
 from repo.values import KIND_TEXT, Batch
 
@@ -85,7 +85,7 @@ def _batch(connection: Any, found: Scan, sensors: list[str], metrics: list[str])
     if metadata:
         return None
     # The position in an ENUM is the cheapest way from a text to a number.
-    codes, times, values, qualities = arrays_of(
+    codes, times, values, qualities = read_columns(
         connection.sql(
             f"SELECT (enum_code(sensor_id::{_enum(sensors)})::UINTEGER * {len(metrics)} + "
             f"enum_code(metric_name::{_enum(metrics)}))::UINTEGER, timestamp_us, coalesce(value, 'nan'), quality "

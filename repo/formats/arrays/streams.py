@@ -102,6 +102,11 @@ class CapsuleStream:
             )
         return array if array.release else None
 
+    def close(self) -> None:
+        """End the stream before the capsule does, which an exception may keep. Safe to call again."""
+        if self._stream.release:
+            Release(self._stream.release)(self._address)
+
 
 class Page:
     """The batches of one page in memory, owned until they are moved on or freed. `rows` is their total."""
