@@ -285,6 +285,7 @@ def warm_up() -> None:
 
 def _serve(address: str, root: str) -> list[str] | None:
     """Answer until stdin ends; in a forked process, return its arguments."""
+    gc.disable()  # what is imported stays
     own = (
         found.name
         for found in pkgutil.walk_packages([str(Path(root) / "repo")], "repo.")
@@ -295,6 +296,7 @@ def _serve(address: str, root: str) -> list[str] | None:
             importlib.import_module(name)
     if Path(root) == ROOT:  # the models of a copy may be ahead of its migrations
         warm_up()
+    gc.enable()
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)

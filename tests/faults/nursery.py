@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import importlib.util
 import logging
 import os
@@ -129,10 +130,12 @@ class Nursery:
 
 
 def _serve(door: socket.socket) -> None:
+    gc.disable()  # what is imported stays
     for name in ("duckdb", "duckdb_engine", "repo.schema.runner"):
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name)
     warm_up()
+    gc.enable()
     children: set[int] = set()
     while True:
         message, pipes, _, _ = socket.recv_fds(door, 4096, 1)

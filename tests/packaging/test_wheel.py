@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
+from email import message_from_bytes
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 from build import ProjectBuilder
 from build.env import DefaultIsolatedEnv
+from packaging.requirements import Requirement
 
 from repo.schema.version import HEAD
 from tests.migrations.legacy_store import make_legacy_store
@@ -57,12 +61,41 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` folder of a new environment with nothing but the wheel and what it depends on."""
+    """The `bin` folder of a new environment with nothing but the wheel and what it depends on.
+
+    The dependencies are links to this environment's, with their compiled modules: to install them takes ten seconds.
+    """
     home = tmp_path_factory.mktemp("environment")
     venv.create(home, with_pip=False)
-    install = ("--python", home / "bin" / "python", "install", "--quiet", "--no-compile", wheel)
+    paths = sysconfig.get_paths("venv", vars={"base": str(home), "platbase": str(home)})
+    with zipfile.ZipFile(wheel) as archive:
+        [metadata] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        wanted = message_from_bytes(archive.read(metadata)).get_all("Requires-Dist", [])
+    for entry in _needed(wanted):
+        (Path(paths["purelib"]) / entry.name).symlink_to(entry)
+    install = ("--python", home / "bin" / "python", "install", "--quiet", "--no-compile", "--no-deps", wheel)
     run(sys.executable, "-m", "pip", *install, folder=home)
     return home / "bin"
+
+
+def _needed(wanted: list[str]) -> set[Path]:
+    """Return the packages and modules of these requirements here, and of what they need; no extras."""
+    entries: set[Path] = set()
+    found: set[str] = set()
+    left = [Requirement(each) for each in wanted]
+    while left:
+        requirement = left.pop()
+        if requirement.name in found or (
+            requirement.marker and not requirement.marker.evaluate({"extra": ""})
+        ):
+            continue
+        here = distribution(requirement.name)
+        assert here.version in requirement.specifier
+        found.add(requirement.name)
+        tops = {file.parts[0] for file in here.files or ()} - {"..", "__pycache__"}
+        entries |= {Path(str(here.locate_file(top))) for top in tops}
+        left += map(Requirement, here.requires or ())
+    return entries
 
 
 @pytest.fixture

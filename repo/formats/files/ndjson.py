@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -43,23 +43,27 @@ def opened_ndjson(
     descriptor: int, path: Path, memory_limit_bytes: int, *, duckdb: bool
 ) -> Iterator[NdjsonReader]:
     """Open a file for the block. `duckdb` is whether DuckDB is installed; `path` is for messages."""
-    with open(descriptor, "rb", closefd=False) as stream:
+    with open(descriptor, "rb", closefd=False) as stream, ExitStack() as stack:
         if not duckdb:
             yield NdjsonReader(stream, path)
             return
         from repo.engines.duckdb.driver import open_sandbox
 
-        with open_sandbox([], memory_limit_bytes=memory_limit_bytes) as base:
-            yield NdjsonReader(stream, path, base)
+        # Opened with the first page: to validate needs none, and opening takes 20 ms.
+        yield NdjsonReader(
+            stream, path, lambda: stack.enter_context(open_sandbox([], memory_limit_bytes=memory_limit_bytes))
+        )
 
 
 class NdjsonReader:
     """Reads a file, compressed or not. A line that no export writes makes the whole file invalid. Not thread-safe."""
 
-    def __init__(self, stream: io.BufferedReader, path: Path, base: Any = None) -> None:
+    def __init__(
+        self, stream: io.BufferedReader, path: Path, open_base: Callable[[], Any] | None = None
+    ) -> None:
         self._stream = stream
         self._path = path
-        self._base = base
+        self._open_base = open_base
 
     def types(self) -> dict[str, ColumnType]:
         """See `FileReader`; the columns of the format."""
@@ -71,30 +75,26 @@ class NdjsonReader:
 
     def pages(self, plan: ReadPlan, validation: Validation) -> Iterator[ReadPage]:  # noqa: ARG002
         """See `FileReader`."""
-        if self._base is None:
+        if self._open_base is None:
             yield from map(PlainPage, self._batches(PAGE_ROWS // 4, PAGE_BYTES // 2))
         else:
-            yield from self._duckdb_pages()
+            yield from self._duckdb_pages(self._open_base())
 
-    def _duckdb_pages(self) -> Iterator[ReadPage]:
+    def _duckdb_pages(self, base: Any) -> Iterator[ReadPage]:
         from repo.formats.files.parquet_duckdb import DuckDBPage
 
         batches = self._batches(_BATCH_ROWS, _BATCH_CHARS)
         while first := next(batches, None):
             # First, because two tables do not fit into memory.
-            self._base.execute("DROP TABLE IF EXISTS landed")
-            self._base.execute(f"CREATE TABLE landed ({_COLUMNS})")
-            self._append(first)
-            for batch in islice(batches, PAGE_ROWS // _BATCH_ROWS - 1):
-                self._append(batch)
-            page = DuckDBPage(self._base, "FROM landed", in_place=True)
+            base.execute("DROP TABLE IF EXISTS landed")
+            base.execute(f"CREATE TABLE landed ({_COLUMNS})")
+            for batch in chain([first], islice(batches, PAGE_ROWS // _BATCH_ROWS - 1)):
+                appender = base.appender("landed")
+                appender.append_rows(batch)
+                appender.flush()
+            page = DuckDBPage(base, "FROM landed", in_place=True)
             yield page
             page.drop()
-
-    def _append(self, rows: list[StoredRow]) -> None:
-        appender = self._base.appender("landed")
-        appender.append_rows(rows)
-        appender.flush()
 
     def _batches(self, most_rows: int, most_chars: int) -> Iterator[list[StoredRow]]:
         """Yield all rows from the beginning, in batches."""
