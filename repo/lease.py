@@ -55,11 +55,11 @@ def read_holder(folder: Path, prefix: str = "") -> Holder | None:
 class Lease:
     """The right of this process to open the time-series database of one store.
 
-    It is a `flock` on a separate file, which is never deleted, so that closing a database file cannot drop the lock. A
-    second file is the turnstile: a waiting process locks `turn`, then `lease`, then unlocks `turn`. So the holder sees
-    by `wanted` that another process waits, and processes are served in order. Both file names begin with `prefix`, for
-    folders with several stores. With `read_only` neither file is created or changed; a file that does not exist counts
-    as free, because whoever opens the database creates it first.
+    It is a `flock` on a separate file, so that closing a database file cannot drop the lock. A second file is the
+    turnstile: a waiting process locks `turn`, then `lease`, then unlocks `turn`. So the holder sees by `wanted` that
+    another process waits, and processes are served in order. The files of a database are never deleted. Both file names
+    begin with `prefix`, for folders with several stores. With `read_only` neither file is created or changed; a file
+    that does not exist counts as free, because whoever opens the database creates it first.
 
     Not thread-safe: the owner serializes the calls. After an exception from any method, including KeyboardInterrupt,
     `held` says whether the lease is held.
@@ -132,6 +132,15 @@ class Lease:
         """Release the lease; does nothing if it is not held."""
         if self._place is not None and self._place.granted:
             self._place.give_up()
+
+    def is_current(self) -> bool:
+        """Return whether the lock that is held is the one that others would wait for: its file was not removed."""
+        return self._place is not None and self._place.is_current()
+
+    def remove(self) -> None:
+        """Remove both files, while the lease is held. Whoever opened them before must ask `is_current`."""
+        for name in (LEASE_FILE, TURN_FILE):
+            (self._folder / f"{self._prefix}{name}").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Release the lease, leave the turnstile, and close both files."""
@@ -230,6 +239,13 @@ class _Place:
         """Give up, and leave the queue as soon as possible; no call will use this place again."""
         self._left = True
         self.give_up()
+
+    def is_current(self) -> bool:
+        """Return whether the file of the lease still has its name."""
+        try:
+            return os.path.samestat(os.fstat(self._files[-1].fileno()), os.stat(self._paths[-1]))
+        except FileNotFoundError:
+            return False
 
     def write(self, note: bytes) -> None:
         """Write a note into the lease file, from which others read the holder."""

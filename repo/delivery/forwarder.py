@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
 from repo.arguments import check_count, check_function, check_seconds, check_text, shown
+from repo.core.read_only import refuse_change
 from repo.core.stop import Stop
 from repo.core.undisturbed import undisturbed
-from repo.delivery.claim import Claim
 from repo.delivery.lanes import BATCH_ROWS
 from repo.delivery.protocol import Sink
 from repo.delivery.sinks.registry import sink_of
@@ -26,6 +26,7 @@ from repo.delivery.steps import Backoff, Progress, Step
 from repo.delivery.worker import Worker
 from repo.errors import HoldfastError, InvalidQuery, InvalidSettings, StoreBusy, StoreClosed
 from repo.repositories.sinks import SinkInfo
+from repo.store.claims import Claim
 from repo.store.store import Store
 
 __all__ = ["Backoff", "Drained", "Forwarder", "Progress", "Step"]
@@ -89,6 +90,8 @@ class Forwarder:
     ) -> None:
         if not isinstance(store, Store):
             raise InvalidSettings(f"store = {shown(store)}: an open Store is expected")
+        if store.read_only:
+            refuse_change(store.files)
         if backoff is not None and not isinstance(backoff, Backoff):
             raise InvalidSettings(f"backoff = {shown(backoff)}: a Backoff is expected")
         self._store = store
@@ -303,7 +306,7 @@ class Forwarder:
             poll_s=self._poll_s,
             batch_points=self._batch_points,
         )
-        return _Claimed(worker, Claim(self._store, name))
+        return _Claimed(worker, Claim(self._store.files, self._store.now_us, name))
 
     # --- threads ---------------------------------------------------------------------------------------
 
@@ -360,7 +363,7 @@ class _Claimed(NamedTuple):
         except InvalidQuery:
             pass  # the sink was removed, and with it what it confirmed
         finally:
-            self.claim.close()
+            self.claim.close(forget=self.worker.is_removed())
 
 
 class _SinkThread:

@@ -66,6 +66,11 @@ class Sending:
         return Span(self.attempt.first_seq, self.attempt.last_seq)
 
     @property
+    def seqs(self) -> Sequence[int]:
+        """Those of its points."""
+        return self.cut.columns[-1] if self.cut else ()
+
+    @property
     def bytes(self) -> int:
         """About how many it has as text."""
         return sum(len(record.data) for record in self.records) + (self.cut.bytes if self.cut else 0)

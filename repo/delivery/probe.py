@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from repo.delivery.claim import Claim
 from repo.delivery.sinks.registry import sink_of
 from repo.errors import InvalidQuery, SinkHalted, SinkUnreachable, StoreForked
 from repo.repositories.sinks import SinkInfo
+from repo.store.claims import Claim
 from repo.store.store import Store
 
 __all__ = ["Probe", "probe"]
@@ -39,7 +39,7 @@ def probe(store: Store, name: str) -> Probe:
     info = store.sinks.show(name)
     if info.kind == "own":
         raise InvalidQuery(f"the sink {name!r} is implemented by a program, which alone can connect to it")
-    claim = Claim(store, name)
+    claim = Claim(store.files, store.now_us, name)
     claim.take()
     try:
         sink = sink_of(info.name, info.kind, info.target, info.options)

@@ -3,7 +3,8 @@
 A page is read in a transaction of its own. Neither lease nor snapshot is held between pages, so a point may be
 overwritten while its old value is still in a page. That is harmless as long as the old value is sent before the new
 one. Therefore a page is dropped once a batch with newer writes was cut from another page, unless all points of that
-batch are later in time; and also some seconds after it was read, if something was written or deleted since.
+batch are later in time; when something is deleted; and also some seconds after it was read, if something was written
+since.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ BATCH_BYTES = 1_000_000
 """About the most bytes of a batch, as text without compression. A single point may be larger."""
 
 FRESH_S = 5.0
-"""How long a page is used after something was written or deleted. A point that was deleted may be sent for as long."""
+"""How long a page is used after something was written."""
 
 _ROW_BYTES = 70
 """What a point takes besides its names and texts."""
@@ -73,7 +74,11 @@ class Reader:
         It has no points if there are none in the next part of the gap. `last_seq` is that of the store now.
         """
         page = self._pages.get(lane)
-        if page is None or not page.serves(work, self._clock(), last_seq):
+        if (
+            page is None
+            or not page.serves(work, self._clock(), last_seq)
+            or self._has_deleted(page, last_seq)
+        ):
             self._pages.pop(lane, None)  # before the next one is read, for the memory
             gap = work.gap
             found = self._store.points.page(gap.first, gap.last, backwards=work.from_end)
@@ -83,6 +88,14 @@ class Reader:
             del self._pages[lane]
         self._overtake(cut, page)
         return cut
+
+    def _has_deleted(self, page: _Page, last_seq: int) -> bool:
+        """Return whether points of a page may have been deleted since it was read."""
+        if last_seq == page.checked_seq:
+            return False
+        found = self._store.sinks.may_have_deleted_after(page.checked_seq)
+        page.checked_seq = last_seq
+        return found
 
     def again(self, span: Span, last_seq: int) -> Cut:
         """Read a whole range again, for a batch that was sent before; not through a page."""
@@ -139,7 +152,7 @@ class _Page:
         self.last_us: int | None = None
         self.size = len(columns[_SEQ])
         self._begin, self._end = 0, self.size
-        self._last_seq = last_seq
+        self.checked_seq = self._last_seq = last_seq
         self._read_at_s = read_at_s
         self._has_texts = any(columns[at].count(None) < self.size for at in (_VALUE_TEXT, _METADATA))
         self._row_bytes = _ROW_BYTES

@@ -27,6 +27,7 @@ from repo.errors import (
     EngineMissing,
     FlushFailed,
     HoldfastError,
+    InvalidQuery,
     InvalidSettings,
     MissingExtra,
     SinkHalted,
@@ -76,9 +77,11 @@ class _Answered:
     """The ids and data of the records that it has stored."""
 
     @property
-    def facts(self) -> tuple[Attempt, Totals, Sequence[Quarantined], Sequence[tuple[str, str]]]:
+    def facts(
+        self,
+    ) -> tuple[Attempt, Totals, Sequence[Quarantined], Sequence[tuple[str, str]], Sequence[int]]:
         """The arguments of the confirmation."""
-        return self.sending.attempt, self.totals, self.refused, self.records
+        return self.sending.attempt, self.totals, self.refused, self.records, self.sending.seqs
 
 
 class _Failed(Exception):
@@ -158,15 +161,25 @@ class Worker:
         answered = self._answered
         if answered is None:
             return
-        attempt, totals, refused, records = answered.facts
+        attempt, totals, refused, records, sent = answered.facts
         try:
-            self._delivery.confirm(attempt, refused, totals, records)
+            self._delivery.confirm(attempt, refused, totals, records, sent)
         except _STORE_ERRORS:
             raise
         except BaseException:  # also an interrupt: only the store knows what was committed
             self._forget()
             raise
         self._answered = None
+
+    def is_removed(self) -> bool:
+        """Return whether the sink was removed; False if the store cannot say."""
+        try:
+            self._delivery.position()
+        except InvalidQuery:
+            return True
+        except HoldfastError:
+            return False
+        return False
 
     def close(self) -> None:
         """Confirm what was answered, and disconnect. The next step connects again."""

@@ -125,6 +125,14 @@ class JournalRepository:
         ).one()
         return int(points), int(deletions)
 
+    def may_have_deleted_after(self, seq: int) -> bool:
+        """Return whether a change after `seq` deletes points; also True if a row after it was pruned already."""
+        [found] = self._driver.execute(
+            "SELECT pruned_through > ? OR EXISTS (SELECT 1 FROM journal WHERE seq > ? AND kind = ?) FROM store_state",
+            (seq, seq, DELETE),
+        ).fetchone()
+        return bool(found)
+
     def prune(self, through: int) -> int:
         """Delete the rows at or below `through`, except void ones; their seqs are never used again.
 

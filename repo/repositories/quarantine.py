@@ -124,16 +124,19 @@ class QuarantineRepository:
         row = self._connection.execute(query).first()
         return None if row is None else _item(row)
 
-    def settle(self, sink: str, first_seq: int, last_seq: int) -> int:
-        """Remove the points of a range that waited to be sent again, after it was confirmed; returns how many.
+    def settle(self, sink: str, first_seq: int, last_seq: int, sent: Sequence[int] = ()) -> int:
+        """Remove points of a range that was confirmed; returns how many.
 
-        Through the driver, because a delivery does it for each batch: the caller has begun a transaction.
+        These are the ones that waited to be sent again, and those of the seqs that were `sent`, which a replay also
+        sends. Others may have been deleted from the store. Through the driver, because a delivery does it for each
+        batch: the caller has begun a transaction.
         """
-        done = self._driver.execute(
-            "DELETE FROM quarantine WHERE sink = ? AND seq BETWEEN ? AND ? AND retry = 1",
+        rows = self._driver.execute(
+            "SELECT id, seq, retry FROM quarantine WHERE sink = ? AND seq BETWEEN ? AND ?",
             (sink, first_seq, last_seq),
-        )
-        return int(done.rowcount)
+        ).fetchall()
+        arrived = set(sent) if rows else ()
+        return self.remove([number for number, seq, retry in rows if retry or seq in arrived])
 
     def remove(self, ids: Sequence[int]) -> int:
         """Remove items; returns how many."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from repo import durable, ownership
 from repo.engines.registry import ENGINES, companions_of, engine_named
@@ -25,13 +26,14 @@ from repo.schema.databases import DATABASES
 
 __all__ = [
     "Backup",
+    "Kept",
     "Saved",
     "begin_restore",
     "discard_unfinished",
-    "epoch_after_restores",
     "finish_restore",
     "is_restoring",
     "keep",
+    "kept_by_restores",
     "list_backups",
     "make",
     "prepare_restore",
@@ -208,34 +210,48 @@ def prepare_restore(files: StoreFiles, backup: Backup, progress: Callable[[int],
         raise
 
 
-def begin_restore(files: StoreFiles, backup: Backup, epoch: int) -> None:
+class Kept(NamedTuple):
+    """What a restore keeps of the identity of a store."""
+
+    epoch: int = 0
+    """The least epoch, which each restore raises; 0 if there was none."""
+    store_id: str | None = None
+    """The id that it had before the last restore, if that was known; a backup may be older than a `rekey`."""
+
+
+def begin_restore(files: StoreFiles, backup: Backup, before: Kept) -> None:
     """Note durably that this prepared backup is to be restored. From then on a kill only delays the restore.
 
-    `epoch` is the store's before. The one after the restore is above it, and above those of all earlier restores.
+    `before` is the identity of the store now. Its epoch after the restore is above that, and above those of all earlier
+    restores.
     """
     with _typed(files.backups, "the databases are unchanged; free some space and try again"):
-        after = max(epoch, epoch_after_restores(files)) + 1
-        durable.put(files.backups / _EPOCH, json.dumps({"epoch": after}).encode())
+        earlier = kept_by_restores(files)
+        after = max(before.epoch, earlier.epoch) + 1
+        note = {"epoch": after, "store_id": before.store_id or earlier.store_id}
+        durable.put(files.backups / _EPOCH, json.dumps(note).encode())
         ownership.give(files.backups / _EPOCH)
         durable.put(files.backups / _RESTORING, json.dumps({"folder": backup.folder.name}).encode())
 
 
-def epoch_after_restores(files: StoreFiles) -> int:
-    """Return the least epoch of the store, which restores raise; 0 if there was none.
+def kept_by_restores(files: StoreFiles) -> Kept:
+    """Return the identity of the store that restores keep.
 
     It is in a file of its own, because a restored database may be of a revision that has no epoch.
     """
     try:
-        return int(json.loads((files.backups / _EPOCH).read_text())["epoch"])
+        note = json.loads((files.backups / _EPOCH).read_text())
+        store_id = note.get("store_id")
+        return Kept(int(note["epoch"]), None if store_id is None else UUID(store_id).hex)
     except (FileNotFoundError, NotADirectoryError):
-        return 0
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Kept()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         log.warning(
             "%s cannot be read (%s). If a backup was restored since the store was opened last, run `%s` before it "
             "delivers to sinks, then remove the file",
             *(files.backups / _EPOCH, error, files.command("sinks rekey --restored")),
         )
-        return 0
+        return Kept()
 
 
 def finish_restore(files: StoreFiles, now_us: int) -> Backup:

@@ -5,7 +5,8 @@ replaced. A marker in the backup folder then records that the restore has begun;
 that opens the store completes it.
 
 The seqs of a restored store were given to other points before. So a restore raises the store's epoch, when the store is
-opened next: what it delivers is new to every receiver.
+opened next: what it delivers is new to every receiver. The store keeps the id that it had before the restore: a backup
+may be older than a `rekey`, and have the id of the store that this one is a copy of.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from repo.files import StoreFiles
 from repo.lease import leased
 from repo.models import StoreState
 from repo.schema import backup as backups
-from repo.schema.backup import Backup
+from repo.schema.backup import Backup, Kept
 from repo.schema.databases import in_pieces
 from repo.settings import Settings
 
@@ -81,7 +82,7 @@ def restore_store(
             _refuse_full_disk(files, standing[0])
             _refuse_open(files, settings)
             backups.prepare_restore(files, standing[0], in_pieces(standing[0].size_bytes, progress))
-            backups.begin_restore(files, standing[0], _epoch_of(files))
+            backups.begin_restore(files, standing[0], _identity_of(files))
         return Restoration(str(files.path), finish_leased(files, system_clock))
 
 
@@ -100,17 +101,18 @@ def finish_leased(files: StoreFiles, clock: Clock) -> Backup:
     return restored
 
 
-def _epoch_of(files: StoreFiles) -> int:
-    """Return the epoch of the store before a restore; 1 if it has none, or its metadata cannot be read."""
+def _identity_of(files: StoreFiles) -> Kept:
+    """Return the identity of the store before a restore; epoch 1 if it has none, or its metadata cannot be read."""
     if not files.metadata.exists():
-        return 1
+        return Kept(1)
     engine = sqlite.open_engine(files.metadata, read_only=True)
     try:
         with engine.execution_options(**READ).connect() as connection:
-            return int(connection.scalar(select(StoreState.epoch)) or 1)
+            found = connection.execute(select(StoreState.epoch, StoreState.store_id)).first()
+            return Kept(1) if found is None else Kept(int(found.epoch), str(found.store_id))
     except (SQLAlchemyError, sqlite.DriverError) as error:
         log.info("the epoch of %s is unknown and taken for 1: %s", files.metadata, error)
-        return 1
+        return Kept(1)
     finally:
         engine.dispose()
 

@@ -72,6 +72,7 @@ class Delivery:
         totals: Totals = NOTHING,
         refused: Sequence[Quarantined] = (),
         records: Sequence[tuple[str, str]] = (),
+        sent: Sequence[int] = (),
     ) -> None:
         """Record an attempt before it is sent, in place of the last one; with `confirm`, first confirm that one.
 
@@ -80,7 +81,7 @@ class Delivery:
         """
         with self._changing() as connection:
             if confirm is not None:
-                self._confirm(connection, confirm, refused, totals, records)
+                self._confirm(connection, confirm, refused, totals, records, sent)
             AttemptRepository(connection).put(self.name, attempt)
 
     def confirm(
@@ -89,15 +90,17 @@ class Delivery:
         refused: Sequence[Quarantined] = (),
         totals: Totals = NOTHING,
         records: Sequence[tuple[str, str]] = (),
+        sent: Sequence[int] = (),
     ) -> None:
         """Confirm the range of an attempt: the destination has it, except the `refused` items.
 
         The cursor moves, the sink's token becomes the one of the attempt, the refused items go into quarantine, and the
         attempt is removed, all in one commit. `records` are the record ids and data of the delivered records; these and
-        the refused ones are no longer pending, unless their data was replaced since. Raises as `begin` does.
+        the refused ones are no longer pending, unless their data was replaced since. `sent` are the seqs of the points
+        that it was sent: those that were in quarantine, and are not refused again, leave it. Raises as `begin` does.
         """
         with self._changing() as connection:
-            self._confirm(connection, attempt, refused, totals, records)
+            self._confirm(connection, attempt, refused, totals, records, sent)
 
     def drop_attempt(self) -> None:
         """Remove the attempt, which the destination certainly does not have."""
@@ -163,6 +166,7 @@ class Delivery:
         refused: Sequence[Quarantined],
         totals: Totals,
         records: Sequence[tuple[str, str]],
+        sent: Sequence[int],
     ) -> None:
         sinks, quarantine = SinkRepository(connection), QuarantineRepository(connection)
         now_us = self._handle.clock()
@@ -170,8 +174,8 @@ class Delivery:
             cursor = sinks.cursor(self.name)
             assert cursor is not None
             sinks.move(self.name, cursor.confirm(attempt.first_seq, attempt.last_seq), now_us)
+        quarantine.settle(self.name, attempt.first_seq, attempt.last_seq, sent)
         quarantine.add([item._replace(sink=self.name) for item in refused], now_us)
-        quarantine.settle(self.name, attempt.first_seq, attempt.last_seq)
         gone = [
             (one.record_id, one.data) for one in refused if one.record_id is not None and one.data is not None
         ]

@@ -208,21 +208,12 @@ class Opening:
 
         If several processes open a new store at once, one of them creates it and the others wait.
         """
-        state = self._prepared(metadata)
-        epoch = backup.epoch_after_restores(self._files)
-        if state.epoch >= epoch:
-            return state
-        with metadata.write() as connection:
-            StateRepository(connection).set(epoch=epoch)
-            SinkRepository(connection).forget_tokens()
-        log.warning("%s was restored, and is in epoch %d now: new to every receiver", self._path, epoch)
-        return state._replace(epoch=epoch)
-
-    def _prepared(self, metadata: MetadataDatabase) -> State:
+        kept = backup.kept_by_restores(self._files)
         if sqlite.is_begun(metadata.path):
             acknowledged = metadata.mark.read()  # first: others may be writing to the store
             state = self._state(metadata)
             if state is not None:
+                state = self._identified(metadata, state, kept)
                 return (
                     state if acknowledged is None else self._account_for_losses(metadata, state, acknowledged)
                 )
@@ -240,6 +231,24 @@ class Opening:
                 )
                 with metadata.write() as connection:
                     StateRepository(connection).create(state)
+        return self._identified(metadata, state, kept)
+
+    def _identified(self, metadata: MetadataDatabase, state: State, kept: backup.Kept) -> State:
+        """Give a store that was restored its next epoch, and the id that it had before, as after a rekey."""
+        if state.epoch >= kept.epoch:
+            return state
+        state = state._replace(epoch=kept.epoch)
+        if kept.store_id not in (None, state.store_id) and state.former_store_id is None:
+            state = state._replace(store_id=kept.store_id, former_store_id=state.store_id)
+        with metadata.write() as connection:
+            StateRepository(connection).set(
+                epoch=state.epoch, store_id=state.store_id, former_store_id=state.former_store_id
+            )
+            SinkRepository(connection).forget_tokens()
+        log.warning(
+            "%s was restored: it has the id %s, and in epoch %d it is new to every receiver",
+            *(self._path, state.store_id, state.epoch),
+        )
         return state
 
     def _account_for_losses(self, metadata: MetadataDatabase, state: State, acknowledged: Extent) -> State:

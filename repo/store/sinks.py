@@ -29,6 +29,7 @@ from repo.repositories.sinks import (
     SinkRepository,
 )
 from repo.repositories.state import StateRepository
+from repo.store.claims import forget_claim
 from repo.store.deliveries import Delivery, Identity
 from repo.store.quarantine import drop_losses
 from repo.store.sink_options import check_options
@@ -227,6 +228,8 @@ class Sinks:
                 )
                 quarantine.clear(name)
                 SinkRepository(connection).remove(name)
+        if not dry_run:
+            forget_claim(self._handle.files, self._handle.clock, name)
         return Removed(name, dry_run, info.behind, len(items) - len(held), len(held))
 
     # --- running ---------------------------------------------------------------------------------------
@@ -348,6 +351,11 @@ class Sinks:
     def last_seq(self) -> int:
         """Return the seq of the newest acknowledged change, the position of an up-to-date cursor; 0 in a new store."""
         return self._handle.journal_end()
+
+    def may_have_deleted_after(self, seq: int) -> bool:
+        """Return whether points may have been deleted by a change after `seq`; for forwarders."""
+        with self._handle.metadata.read() as connection:
+            return JournalRepository(connection).may_have_deleted_after(seq)
 
     # --- inside ----------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from repo.core.handle import Handle
+from repo.cursors import Cursor
 from repo.models import Point
 from repo.queries.selection import Selection
 from repo.repositories.ledger import LedgerRepository, Loss
@@ -30,9 +31,9 @@ class Hold:
     """What one sink holds: points with a seq above `through_seq`, and a time at or after `from_us`, if that is set."""
 
     sink: str
-    confirmed_seq: int
+    confirmed: Cursor
     through_seq: int
-    """The same, or above it if `max_backlog` limits the points or the bytes of the hold."""
+    """Its low mark, or above it if `max_backlog` limits the points or the bytes of the hold."""
     from_us: int | None
     limits: MaxBacklog | None
 
@@ -72,7 +73,9 @@ class Holds:
         for hold in self.holds:
             if hold.limits is None:
                 continue
-            query = select(func.count()).where(Point.seq > hold.confirmed_seq)
+            query = select(func.count()).where(Point.seq > hold.confirmed.low)
+            for first, last in hold.confirmed.ranges:
+                query = query.where(~Point.seq.between(first, last))
             found[hold.sink] = sum(
                 connection.execute(query.where(piece.where(Point, known))).scalar_one()
                 for part in parts
@@ -124,7 +127,7 @@ def holds_of(handle: Handle) -> Holds:
                 most.append(limits.bytes * points // columns_bytes if columns_bytes else limits.bytes)
             through_seq = max([through_seq, *(state.last_seq - count for count in most)])
             from_us = None if limits.age_us is None else now_us - limits.age_us
-        found.append(Hold(sink.name, sink.confirmed_seq, through_seq, from_us, sink.max_backlog))
+        found.append(Hold(sink.name, sink.cursor, through_seq, from_us, sink.max_backlog))
     return Holds(tuple(found))
 
 

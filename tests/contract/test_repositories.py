@@ -246,6 +246,7 @@ def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
         "waiting",
         "texts",
         "written_us",
+        "may_have_deleted_after",
         "created_us",
         "highest",
         "cursor",

@@ -13,7 +13,7 @@ from repo.delivery import refusals
 from repo.delivery.forwarder import Forwarder, Progress
 from repo.delivery.protocol import Batch
 from repo.store.deliveries import Delivery
-from tests.conftest import Templates
+from tests.conftest import ENGINES, Templates
 from tests.delivery.memory_sink import Destination, Interrupted, MemorySink
 from tests.delivery.test_forwarder import NO_WAIT, steps, write
 
@@ -145,3 +145,59 @@ def test_an_older_value_is_not_sent_after_a_newer_one_was_confirmed_by_hand(stor
     assert ("S", "flow", 25_000_000) not in sink.destination.points
     assert len(sink.destination.points) == 29
     forwarder.stop()
+
+
+def test_a_refused_point_leaves_the_quarantine_when_a_replay_delivers_it(store: Store) -> None:
+    write(store, 20)
+    write(store, 5, sensor="D")
+    bad: set[str] = {"S", "D"}
+    sink = MemorySink(refuses=lambda row: "too high" if row[0] in bad and row[2] % 4_000_000 == 0 else None)
+    forwarder = Forwarder(store, sink, batch_points=10)
+    assert forwarder.drain()["memory"].refused == 7
+    bad.remove("S")
+    store.points.insert("S", "flow", -1.0, timestamp=4.0)  # in place of one that was refused
+    store.points.delete("D")
+    store.sinks.replay("memory", "beginning")
+    assert forwarder.drain()["memory"].is_empty
+    left = [(item.sensor_id, item.timestamp_us // 1_000_000) for item in store.quarantine.list()]
+    assert left == [("S", 4), ("D", 0), ("D", 4)], "the old value and the deleted points were not sent"
+    bad.add("S")
+    store.sinks.replay("memory", "beginning")
+    assert forwarder.drain()["memory"].refused == 5
+    assert store.quarantine.count() == 8
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_the_limit_of_a_backlog_drops_is_not_sent_any_more(
+    tmp_path: Path, templates: Templates, engine: str
+) -> None:
+    """The forwarder has read it already, and goes on; the ledger counts what it had not confirmed."""
+    templates.copy(engine, 1, tmp_path / "store")
+    with Store(tmp_path / "store", Settings(background=False)) as store:
+        destination = Destination()
+        store.sinks.add("memory", "", start="beginning", max_backlog={"points": 15})
+        write(store, 400)
+        confirmed: set[int] = set()
+        batches = 0
+
+        def drop(_batch: Batch) -> None:
+            nonlocal batches
+            batches += 1
+            if batches == 5:
+                confirmed.update(seq for _, seq in destination.arrivals)
+                write(store, 10, first=400)
+                assert store.cleanup(end=10_000.0).points == 395
+
+        forwarder = Forwarder(store, MemorySink(destination, on_send=drop), batch_points=20)
+        made = steps(forwarder)
+        assert made[-1].progress is Progress.IDLE
+        forwarder.stop()
+        in_hand = made[4]
+        late = {seq for _, seq in destination.arrivals if not in_hand.first_seq <= seq <= in_hand.last_seq}
+        assert late - confirmed == set(range(396, 411)) - confirmed, (
+            "of what was dropped, only the batch in hand"
+        )
+        assert confirmed & set(range(396, 411)), "there are two lanes"
+        [noted] = [loss for loss in store.losses() if loss.reason == "max-backlog"]
+        undelivered = len(set(range(1, 396)) - confirmed)
+        assert f"dropped {undelivered} points that it had not confirmed" in noted.why

@@ -15,7 +15,16 @@ import pytest
 from repo import Settings, Store
 from repo.delivery.forwarder import Backoff, Forwarder, Progress, Step
 from repo.delivery.protocol import Batch, Item, Lane, Outcome
-from repo.errors import InvalidQuery, InvalidSettings, SinkHalted, StoreBusy, StoreClosed, StoreFull
+from repo.errors import (
+    InvalidQuery,
+    InvalidSettings,
+    SinkHalted,
+    StoreBusy,
+    StoreClosed,
+    StoreFull,
+    StoreReadOnly,
+)
+from repo.store.claims import Claim
 from repo.store.deliveries import Delivery
 from tests.conftest import RunPython, Templates
 from tests.delivery.memory_sink import Destination, Interrupted, MemorySink
@@ -74,6 +83,42 @@ def test_it_delivers_in_the_background_and_stops_at_once(store: Store) -> None:
     assert (info.confirmed_seq, info.attempt, info.sent_points) == (31, None, 31)
     assert not sink.is_open
     forwarder.stop()
+
+
+def test_a_removed_sink_leaves_no_lock_files(store: Store) -> None:
+    def locks() -> list[str]:
+        return [path.name for path in store.path.glob("*sink-*")]
+
+    write(store, 3)
+    assert Forwarder(store, MemorySink()).drain()["memory"].is_empty
+    assert locks()
+    store.sinks.remove("memory")
+    assert locks() == []
+    with Forwarder(store, MemorySink(), start="beginning", poll_s=0.01):
+        eventually(lambda: store.sinks.show("memory").behind == 0, "all is there")
+        store.sinks.remove("memory")
+        eventually(lambda: not locks(), "the thread of the removed sink has ended")
+    waiting, first, second = (Claim(store.files, store.now_us, "memory") for _ in range(3))
+    first.take()
+    first.close(forget=True)
+    waiting.take()
+    with pytest.raises(StoreBusy):
+        second.take()
+    for claim in (waiting, second):
+        claim.close(forget=True)
+    assert locks() == []
+
+
+def test_a_store_that_is_opened_for_reading_delivers_nothing(store: Store) -> None:
+    write(store, 3)
+    store.sinks.add("memory", "", start="beginning")
+    path = store.path
+    store.close()
+    with Store(path, read_only=True) as opened:
+        for sinks in (None, "memory", MemorySink()):
+            with pytest.raises(StoreReadOnly, match="opened for reading only; open it without read_only"):
+                Forwarder(opened, sinks)
+    assert not list(path.glob("*sink-*"))
 
 
 def test_stop_waits_for_the_batch_in_hand_and_for_nothing_else(store: Store) -> None:

@@ -180,7 +180,7 @@ def test_each_restore_of_a_backup_raises_the_epoch_also_one_that_was_killed(
         patch.setattr(restore, "finish_leased", dying)
         with pytest.raises(KeyboardInterrupt):
             restore_store(folder)
-    assert backups.epoch_after_restores(StoreFiles.of(folder)) == 3
+    assert backups.kept_by_restores(StoreFiles.of(folder)).epoch == 3
     with Store(folder, QUIET) as store:  # completes the restore
         assert store.sinks.list() == []
         store.sinks.add("mine", "", start="beginning")
@@ -231,6 +231,41 @@ def test_what_is_written_after_a_restore_arrives_though_its_seqs_were_delivered_
     assert store.sinks.identity() == (2, first_id)
     assert delivered(store) == 9, "the seqs 6 to 8 were those of other points"
     assert reconcile(store, "stick").missing == 0
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_restore_keeps_the_id_that_a_rekey_gave_after_the_backup(open_store: OpenStore) -> None:
+    """The id in the backup is that of the original, of which this store was a copy."""
+    store = open_store()
+    fill(store, 5)
+    store.checkpoint()
+    copied_id, path = store.status().store_id, store.path
+    store.close()
+    for database, file in (("metadata", "offline_buffer.db"), ("timeseries", "timeseries.sqlite")):
+        engine = sqlite.open_engine(path / file)
+        runner.downgrade(engine, database, "0003")  # type: ignore[arg-type]
+        engine.dispose()
+    store = open_store()  # makes the backup
+    own_id = store.sinks.rekey().store_id
+    fill(store, 8)
+    store.close()
+    for epoch in (2, 3):
+        restore_store(path)
+        with sqlite3.connect(path / "offline_buffer.db") as rows:
+            assert rows.execute("SELECT store_id FROM store_state").fetchone() == (copied_id,)
+        rows.close()
+        store = open_store()
+        assert store.sinks.identity() == (epoch, own_id)
+        assert len(store.points.range(None, None).all()) == 5
+        fill(store, 9)
+        store.close()
+        with sqlite3.connect(path / "timeseries.sqlite") as columns:
+            assert columns.execute("SELECT store_id FROM timeseries_state").fetchone() == (own_id,)
+        columns.close()
+        store = open_store()
+        assert store.sinks.identity() == (epoch, own_id)
+        assert len(store.points.range(None, None).all()) == 9
+        store.close()
 
 
 def test_seqs_of_older_metadata_begin_after_what_any_sink_was_sent(open_store: OpenStore) -> None:
