@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from itertools import compress, count, repeat
@@ -49,6 +49,7 @@ __all__ = [
     "MIN_TIMESTAMP_US",
     "Batch",
     "CheckedPoint",
+    "KindsOf",
     "bound_us",
     "check_columns",
     "check_name",
@@ -177,8 +178,17 @@ def check_point(
         raise InvalidPoint([Refusal(None, refused.field, refused.reason)]) from refused.__cause__
 
 
+KindsOf = Callable[[Iterable[tuple[str, str]]], Mapping[tuple[str, str], str | None]]
+"""Returns the kinds of the series that are stored already."""
+
+
 def check_rows(
-    rows: Iterable[Any], *, accept_bool: bool, now_us: int, skip: bool = False
+    rows: Iterable[Any],
+    *,
+    accept_bool: bool,
+    now_us: int,
+    skip: bool = False,
+    kinds_of: KindsOf | None = None,
 ) -> tuple[Batch, tuple[Refusal, ...]]:
     """Return the rows as columns, and the refused rows; without `skip`, any refusal raises `InvalidPoint`.
 
@@ -186,20 +196,27 @@ def check_rows(
     seconds or aware datetime) or timestamp_us (int), quality, metadata; or a tuple or list (sensor, metric, timestamp,
     value[, quality[, metadata]]). The forms may be mixed; an iterator is consumed once. A bad row has one refusal, for
     its first invalid field. If a series has both numbers and texts, its first reading decides the kind, and rows of
-    the other kind are refused.
+    the other kind are refused; with `kinds_of`, the kind of the stored series decides, if there is one.
     """
     listed = rows_listed(rows)
     batch = _fast_path(listed, now_us)
     if batch is not None:
         return batch, ()
-    batch, refusals = _slow_path(listed, accept_bool, now_us)
+    batch, refusals, mixed = _slow_path(listed, accept_bool, now_us, {})
+    if mixed and kinds_of is not None:
+        known = {pair: kind for pair, kind in kinds_of(mixed).items() if kind is not None}
+        batch, refusals, _ = _slow_path(listed, accept_bool, now_us, known)
     if refusals and not skip:
         raise InvalidPoint(refusals)
     return batch, tuple(refusals)
 
 
 def check_columns(
-    columns: Mapping[str, Sequence[Any]], *, accept_bool: bool, skip: bool = False
+    columns: Mapping[str, Sequence[Any]],
+    *,
+    accept_bool: bool,
+    skip: bool = False,
+    kinds_of: KindsOf | None = None,
 ) -> tuple[Batch, tuple[Refusal, ...]]:
     """Check points that are given as columns, whose names are in `_FIELDS`; otherwise like `check_rows`."""
     rows = len(next(iter(columns.values())))
@@ -210,7 +227,7 @@ def check_columns(
     if batch is not None:
         return batch, ()
     listed = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return check_rows(listed, accept_bool=accept_bool, now_us=0, skip=skip)
+    return check_rows(listed, accept_bool=accept_bool, now_us=0, skip=skip, kinds_of=kinds_of)
 
 
 # --- the slow path: row by row -------------------------------------------------------------------------
@@ -312,7 +329,11 @@ def _attribute_names(kind: type) -> tuple[str, ...] | None:
     return names if issubclass(kind, tuple) and isinstance(names, tuple) else None
 
 
-def _slow_path(rows: Sequence[Any], accept_bool: bool, now_us: int) -> tuple[Batch, list[Refusal]]:
+def _slow_path(
+    rows: Sequence[Any], accept_bool: bool, now_us: int, known: Mapping[tuple[str, str], str]
+) -> tuple[Batch, list[Refusal], set[tuple[str, str]]]:
+    """Return the good rows, the refusals, and the series with readings of both kinds; `known` kinds are kept to."""
+    mixed: set[tuple[str, str]] = set()
     code_of: dict[tuple[str, str], int] = {}
     kinds: list[str | None] = []
     codes: list[int] = []
@@ -331,8 +352,10 @@ def _slow_path(rows: Sequence[Any], accept_bool: bool, now_us: int) -> tuple[Bat
             code = code_of.get(pair)
             if code is None:
                 code = code_of[pair] = len(kinds)
-                kinds.append(kind)
-            elif kind is not None and kinds[code] != kind:
+                kinds.append(known.get(pair, kind))
+            if kind is not None and kinds[code] != kind:
+                if kinds[code] is not None:
+                    mixed.add(pair)
                 kinds[code] = _same_kind(pair, kinds[code], kind)
         except _Refused as refused:
             refusals.append(Refusal(index, refused.field, refused.reason))
@@ -355,7 +378,7 @@ def _slow_path(rows: Sequence[Any], accept_bool: bool, now_us: int) -> tuple[Bat
         _one_or_many(qualities),
         metadata,
     )
-    return batch, refusals
+    return batch, refusals, mixed
 
 
 def _same_kind(series: tuple[str, str], first: str | None, later: str) -> str:

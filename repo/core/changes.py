@@ -13,7 +13,7 @@ from repo.errors import Refusal
 from repo.queries.selection import Selection
 from repo.repositories.points import Written
 from repo.repositories.records import NewRecord
-from repo.values import Batch, CheckedPoint, check_rows
+from repo.values import Batch, CheckedPoint, KindsOf, check_rows
 
 __all__ = [
     "BulkChange",
@@ -130,12 +130,22 @@ class Submission:
     """For what another store sent: the position that is written with it."""
 
     @classmethod
-    def of_rows(cls, rows: Iterable[Any], *, accept_bool: bool, now_us: int, skip: bool = False) -> Self:
+    def of_rows(
+        cls,
+        rows: Iterable[Any],
+        *,
+        accept_bool: bool,
+        now_us: int,
+        skip: bool = False,
+        kinds_of: KindsOf | None = None,
+    ) -> Self:
         """Check rows as documented in `Points.insert_many`, and pack the good ones.
 
         Raises `InvalidPoint`, which lists every bad row; with `skip` they are listed in `refusals` instead.
         """
-        batch, refusals = check_rows(rows, accept_bool=accept_bool, now_us=now_us, skip=skip)
+        batch, refusals = check_rows(
+            rows, accept_bool=accept_bool, now_us=now_us, skip=skip, kinds_of=kinds_of if skip else None
+        )
         changes = (PointsChange.of(batch),) if len(batch) else ()
         return cls(changes, refusals=refusals, skippable=batch if skip and len(batch) else None)
 

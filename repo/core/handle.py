@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -68,6 +68,11 @@ class Handle:
             return selection
         with self.metadata.read() as connection:
             return selection.as_names(SeriesRepository(connection).has_name)
+
+    def kinds_of(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str | None]:
+        """Return the kinds of those of the series that are stored."""
+        with self.metadata.read() as connection:
+            return SeriesRepository(connection).kinds(pairs)
 
     def journal_end(self) -> int:
         """Return the last seq committed to the journal."""

@@ -131,6 +131,7 @@ class PointWriter:
             accept_bool=check_flag(accept_bool, "accept_bool"),
             now_us=self._handle.clock(),
             skip=on_error == "skip",
+            kinds_of=self._handle.kinds_of,
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from repo import InvalidPoint, Store
+from repo.core.changes import PositionChange
 from tests.conftest import OpenStore, RunPython
 
 pytestmark = pytest.mark.shared_stores
@@ -73,6 +74,34 @@ def test_a_series_whose_points_are_all_gone_may_be_of_another_kind(store: Store,
     with pytest.raises(InvalidPoint, match="holds number values"):
         store.points.insert("a", "m", "n/a", timestamp=3)
     assert values(store) == [1.0]
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_of_numbers_and_texts_in_one_batch_those_of_the_kind_of_the_series_are_written(store: Store) -> None:
+    """Those of the kind of the first reading, where the series is new. A receiver refuses the same ones."""
+    store.points.insert("texts", "m", "open", timestamp=0)
+    rows = [
+        (name, "m", float(at), value)
+        for name in ("texts", "new")
+        for at, value in enumerate((1.5, "on", 2.5), 1)
+    ]
+    written = store.points.insert_many(rows, on_error="skip")
+    assert [(one.row, one.field) for one in written.refusals] == [(0, "value"), (2, "value"), (4, "value")]
+    taken = store.receiving.take_points(
+        PositionChange("ab" * 16, 1, "edge", None, "cd" * 16, (1, 6)),
+        {
+            "sensor_id": [row[0] for row in rows],
+            "metric_name": [row[1] for row in rows],
+            "timestamp_us": [int(row[2] * 1e6) + 10 for row in rows],
+            "value": [row[3] for row in rows],
+        },
+    )
+    assert [row for row, _ in taken.refused] == [0, 2, 4]
+    found = [(row["sensor_id"], row["value"]) for row in store.points.range(None, "m")]
+    assert sorted(found, key=repr) == [
+        *[("new", value) for value in (1.5, 1.5, 2.5, 2.5)],
+        *[("texts", value) for value in ("on", "on", "open")],
+    ]
 
 
 def test_a_series_that_still_holds_a_point_keeps_its_kind(store: Store) -> None:

@@ -8,14 +8,14 @@ from random import Random
 import pytest
 
 from repo import Settings, Store
-from repo.delivery import claim, forwarder, reading, worker
+from repo.delivery import forwarder, planner, reading, worker
 from repo.delivery.forwarder import Forwarder
-from repo.store import deliveries
+from repo.store import claims, deliveries
 from tests.conftest import Templates
 from tests.delivery.memory_sink import Destination, MemorySink
 from tests.interrupts import interrupted
 
-FILES = {str(module.__file__) for module in (forwarder, worker, reading, claim, deliveries)}
+FILES = {str(module.__file__) for module in (forwarder, worker, planner, reading, claims, deliveries)}
 PLACES = 1_500
 """More than a delivery of two batches has."""
 

@@ -124,7 +124,7 @@ def same(one: Batch, other: Batch) -> bool:
 @settings(max_examples=100)
 @given(batches())
 def test_both_roads_make_the_same_of_any_rows(rows: list[Any]) -> None:
-    long, refusals = values._slow_path(rows, False, NOW_US)
+    long, refusals, _ = values._slow_path(rows, False, NOW_US, {})
     short = values._fast_path(rows, NOW_US)
     if short is not None:
         assert refusals == []
