@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 import sys
@@ -13,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from repo.errors import MissingExtra
 
-__all__ = ["install_command", "missing_extra", "numpy_for"]
+__all__ = ["install_command", "missing_extra", "numpy_for", "pyarrow_is_installed"]
 
 _NAME = "holdfast-edge"
 
@@ -35,6 +36,11 @@ def numpy_for(rows: int) -> Any | None:
     except ImportError:
         return None
     return numpy
+
+
+def pyarrow_is_installed() -> bool:
+    """Return whether pyarrow can be imported, without importing it."""
+    return importlib.util.find_spec("pyarrow") is not None
 
 
 def missing_extra(what: str, extra: str, otherwise: str = "") -> MissingExtra:

@@ -93,11 +93,10 @@ class Batch:
 
         Raises `MissingExtra` without pyarrow, and `SinkRefused` if a text has a lone surrogate, which it cannot hold.
         """
-        from repo.formats.arrays.frames import ArrowPages
+        from repo.formats.arrays.frames import arrow_table
 
-        pages = ArrowPages(with_seq=True)
         try:
-            return pages.table(self.columns)
+            return arrow_table(self.columns)
         except UnicodeEncodeError as error:
             raise SinkRefused(f"a text has a lone surrogate, which Arrow cannot hold: {error}") from error
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from repo.cursors import Span
 from repo.delivery.lanes import BATCH_ROWS, Work
 from repo.delivery.protocol import Columns, Lane
-from repo.formats.arrays.columns import selected
+from repo.formats.arrays.columns import taken
 from repo.queries.selection import Selection
 from repo.queries.seq_page import SeqPage
 from repo.store.store import Store
@@ -122,8 +122,8 @@ class Reader:
         pairs = list(zip(columns[0], columns[1], strict=True))
         for pair in set(pairs).difference(self._selected):
             self._selected[pair] = self._selection.names(*pair)
-        chosen = list(map(self._selected.__getitem__, pairs))
-        return columns if all(chosen) else selected(columns, chosen)
+        rows = [row for row, pair in enumerate(pairs) if self._selected[pair]]
+        return columns if len(rows) == len(pairs) else taken(columns, rows)
 
     def _overtake(self, cut: Cut, source: _Page) -> None:
         """Drop the pages that may have older values of the points of a batch with newer writes."""

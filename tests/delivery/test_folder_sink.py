@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,14 @@ def test_names_settings_and_rights(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.duckdb
-def test_parquet_files_are_the_same_points(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("package", ["duckdb", "pyarrow"])
+def test_parquet_files_are_the_same_points(
+    folder: Path, tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if package == "duckdb":
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+    else:
+        pytest.importorskip("pyarrow")
     sink, batches = FolderSink(folder.as_uri(), name="s", format="parquet"), Batches("s")
     batches.deliver(sink, [*numbers(3), ("W-1", "state", START_US, "on", 5, '{"a":1}')])
     assert files(folder) == ["0000000001_1_4.parquet"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from repo.formats.arrays.columns import Coded, read_columns, selected
+from repo.formats.arrays.columns import Coded, read_columns, taken
 
 duckdb = pytest.importorskip("duckdb")
 
@@ -44,14 +44,14 @@ def test_a_stream_that_fails_leaves_a_transaction_that_can_be_rolled_back() -> N
     assert connection.execute("SELECT 1").fetchall() == [(1,)]
 
 
-def test_coded_texts_are_a_sequence_and_columns_are_selected_in_their_form() -> None:
+def test_coded_texts_are_a_sequence_and_columns_are_taken_in_their_form() -> None:
     names = Coded(["a", "b", "c"], array("i", [2, 0, 1, 2]))
     assert (len(names), names[0], names[-1], list(names)) == (4, "c", "c", ["c", "a", "b", "c"])
     assert names.tolist() == list(names)
     assert list(names[1:3]) == ["a", "b"]
     assert (names.count("c"), names.index("b"), "d" in names) == (2, 2, False)
     columns = (names, array("q", [1, 2, 3, 4]), ["x", None, "y", None])
-    coded, numbers, texts = selected(columns, [True, False, False, True])
+    coded, numbers, texts = taken(columns, [3, 0])
     assert list(coded) == ["c", "c"]
-    assert numbers == array("q", [1, 4])
-    assert texts == ["x", None]
+    assert numbers == array("q", [4, 1])
+    assert texts == [None, "x"]

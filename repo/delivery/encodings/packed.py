@@ -11,7 +11,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import count
-from math import nan
+from math import isfinite, nan
 from typing import Any, Final
 
 from repo.core.codec import BLOCK_POINTS, pack, unpack
@@ -43,6 +43,8 @@ def unpack_points(body: bytes) -> dict[str, list[Any]]:
             _add_block(block, columns)
     except (StoreCorrupt, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"the body is no packed points: {error}") from error
+    if columns["metadata"].count(None) == len(columns["metadata"]):
+        del columns["metadata"]  # or each missing one would be checked
     return columns
 
 
@@ -68,7 +70,7 @@ def _block(columns: Columns) -> Batch:
     sensors, metrics, times, values, texts, qualities, metadata, _ = columns
     code_of: defaultdict[tuple[str, str], int] = defaultdict(count().__next__)
     codes = array("I", map(code_of.__getitem__, zip(sensors, metrics, strict=True)))
-    text_rows = {row: text for row, text in enumerate(texts) if text is not None}
+    text_rows = _present(texts)
     textual = {codes[row] for row in text_rows}
     return Batch(
         series=list(code_of),
@@ -76,24 +78,39 @@ def _block(columns: Columns) -> Batch:
         kinds=[KIND_TEXT if code in textual else KIND_NUMBER for code in range(len(code_of))],
         codes=codes,
         timestamps_us=array("q", times),
-        values=array("d", [nan if value is None else value for value in values]),
+        values=array("d", _filled(values, nan)),
         texts=text_rows,
         qualities=_qualities(qualities),
-        metadata={row: text for row, text in enumerate(metadata) if text is not None},
+        metadata=_present(metadata),
     )
 
 
+def _present(column: Sequence[str | None]) -> dict[int, str]:
+    """Return the texts of a column that are not missing, by row."""
+    if column.count(None) == len(column):
+        return {}
+    return {row: text for row, text in enumerate(column) if text is not None}
+
+
+def _filled(column: Sequence[Any], missing: Any) -> Sequence[Any]:
+    if isinstance(column, array):  # it has no None
+        return column
+    return [missing if value is None else value for value in column]
+
+
 def _qualities(column: Sequence[int | None]) -> int | array[int]:
-    known = [DEFAULT_QUALITY if quality is None else quality for quality in column]
+    known = array("i", _filled(column, DEFAULT_QUALITY))
     first = known[0]
-    return first if known.count(first) == len(known) else array("i", known)
+    return first if known.count(first) == len(known) else known
 
 
 def _add_block(block: Batch, columns: dict[str, list[Any]]) -> None:
     rows = len(block)
     if len(block.timestamps_us) != rows or len(block.values) != rows:
         raise ValueError("its columns differ in length")
-    values: list[Any] = [None if value != value else value for value in block.values]
+    values: list[Any] = block.values.tolist()
+    if not isfinite(sum(values)):
+        values = [None if value != value else value for value in values]
     for row, text in block.texts.items():
         values[_row(row, rows)] = text
     metadata: list[Any] = [None] * rows

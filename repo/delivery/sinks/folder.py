@@ -19,9 +19,8 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
@@ -34,7 +33,10 @@ from repo.delivery.chain import Held, is_repeat
 from repo.delivery.protocol import Batch, Columns, Item, Outcome
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import HoldfastError, InvalidSettings, SinkHalted, SinkUnreachable, StoreBusy, StoreForked
-from repo.formats.files.formats import FileWriter, WrittenPages
+from repo.extras import pyarrow_is_installed
+from repo.formats.arrays.columns import taken
+from repo.formats.arrays.frames import arrow_table
+from repo.formats.files.formats import FileWriter, WrittenPage, WrittenPages
 from repo.formats.files.parquet import note_of
 from repo.formats.files.parquet_packages import writer_here
 from repo.formats.files.text_writer import NdjsonWriter
@@ -214,30 +216,41 @@ class FolderSink:
 
     def _write_file(self, batch: Batch, columns: Columns, number: int) -> int:
         """Write the points, and their checksum before the file appears under its name; return the bytes."""
-        series = sorted(set(zip(columns[0], columns[1], strict=True)))
-        rows = sorted(zip(*columns, strict=True), key=lambda row: row[:3])
+        series, rows = _by_series(columns)
+        writer, page_of = self._form()
+        pages = WrittenPages(series, len(rows), iter([page_of(columns, rows)]))
         name = f"{number:010}_{batch.first_seq}_{batch.last_seq}{self._ending}"
-        pages = WrittenPages(series, len(rows), iter([rows]))
         checksum = self._home / f"{name}.sha256"
         with durable.atomic_write(self._home / name) as descriptor:
-            facts = self._writer().write(
+            facts = writer.write(
                 descriptor, pages, compression=self._compression, note=note_of(batch.store_id)
             )
             durable.put(checksum, f"{facts.sha256}  {name}\n".encode())
         return facts.bytes
 
     @property
+    def _is_parquet(self) -> bool:
+        return bool(self._options["format"] == "parquet")
+
+    @property
     def _ending(self) -> str:
-        return ".parquet" if self._options["format"] == "parquet" else ".ndjson.gz"
+        return ".parquet" if self._is_parquet else ".ndjson.gz"
 
     @property
     def _compression(self) -> str:
-        return "zstd" if self._options["format"] == "parquet" else "gzip"
+        return "zstd" if self._is_parquet else "gzip"
 
-    def _writer(self) -> FileWriter:
-        if self._options["format"] == "parquet":
-            return writer_here(_MEMORY_BYTES, duckdb=duckdb_is_installed())
-        return NdjsonWriter()
+    def _form(self) -> tuple[FileWriter, Callable[[Columns, Sequence[int]], WrittenPage]]:
+        """Return the writer of the files, and what makes a page of rows in an order for it."""
+        if not self._is_parquet:
+            return NdjsonWriter(), _points_of
+        if (
+            pyarrow_is_installed()
+        ):  # DuckDB opens an instance for each file, which takes longer than writing it
+            from repo.formats.files.parquet_pyarrow import PyArrowWriter
+
+            return PyArrowWriter(), lambda columns, rows: arrow_table(columns).take(rows)
+        return writer_here(_MEMORY_BYTES, duckdb=duckdb_is_installed()), _points_of
 
     def _remove_unfinished(self, files: int) -> None:
         """Remove what an attempt has left that did not reach the position."""
@@ -290,10 +303,27 @@ def _read(path: Path) -> bytes:
         return stream.read(_MOST_BYTES)
 
 
+def _points_of(columns: Columns, rows: Sequence[int]) -> WrittenPage:
+    points = list(zip(*columns, strict=True))
+    return list(map(points.__getitem__, rows))
+
+
+def _by_series(columns: Columns) -> tuple[list[tuple[str, str]], list[int]]:
+    """Return the series in order, and the rows in order of series and time."""
+    pairs = list(zip(columns[0], columns[1], strict=True))
+    series = sorted(set(pairs))
+    places = {pair: place for place, pair in enumerate(series)}
+    of_row = list(map(places.__getitem__, pairs))
+    rows = sorted(range(len(pairs)), key=columns[2].__getitem__)  # mostly in order already
+    rows.sort(key=of_row.__getitem__)
+    return series, rows
+
+
 def _without_surrogates(columns: Columns) -> tuple[Columns, tuple[Item, ...]]:
     """Return the points that UTF-8 can express, and the others as refused."""
-    texts = [set(columns[at]) - {None} for at in (0, 1, 4, 6)]
-    impossible = {text for column in texts for text in column if _SURROGATE.search(text)}
+    impossible = {
+        text for at in (0, 1, 4, 6) for text in set(columns[at]) if text and _SURROGATE.search(text)
+    }
     if not impossible:
         return columns, ()
     refused = tuple(
@@ -302,5 +332,4 @@ def _without_surrogates(columns: Columns) -> tuple[Columns, tuple[Item, ...]]:
         if not impossible.isdisjoint(point)
     )
     gone = {item.row for item in refused}
-    kept = [row not in gone for row in range(len(columns[0]))]
-    return [list(compress(column, kept)) for column in columns], refused
+    return taken(columns, [row for row in range(len(columns[0])) if row not in gone]), refused

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress
 from typing import Any, Self, overload
 
 from sqlalchemy import Connection
@@ -20,7 +19,7 @@ from repo.formats.arrays.streams import CapsuleStream, CArray, HasStream, Releas
 from repo.queries.pages import LISTS
 from repo.queries.point_sql import Query
 
-__all__ = ["Coded", "fetch_columns", "read_columns", "selected"]
+__all__ = ["Coded", "fetch_columns", "read_columns", "taken"]
 
 _TEXT = "u"
 _KINDS = {"timestamp_us": "q", "value": "d", "quality": "i", "seq": "q"}
@@ -79,17 +78,16 @@ def fetch_columns(connection: Connection, query: Query, expected: int) -> list[S
     ]
 
 
-def selected(columns: Sequence[Sequence[Any]], chosen: Sequence[bool]) -> list[Sequence[Any]]:
-    """Return the chosen rows of columns, each in its own form."""
-    return [_selected(column, chosen) for column in columns]
+def taken(columns: Sequence[Sequence[Any]], rows: Sequence[int]) -> list[Sequence[Any]]:
+    """Return some rows of columns in this order, each column in its own form."""
+    return [_taken(column, rows) for column in columns]
 
 
-def _selected(column: Sequence[Any], chosen: Sequence[bool]) -> Sequence[Any]:
+def _taken(column: Sequence[Any], rows: Sequence[int]) -> Sequence[Any]:
     if isinstance(column, Coded):
-        return Coded(column.texts, array(column.codes.typecode, compress(column.codes, chosen)))
-    if isinstance(column, array):
-        return array(column.typecode, compress(column, chosen))
-    return list(compress(column, chosen))
+        return Coded(column.texts, array(column.codes.typecode, map(column.codes.__getitem__, rows)))
+    values = map(column.__getitem__, rows)
+    return array(column.typecode, values) if isinstance(column, array) else list(values)
 
 
 def read_columns(source: HasStream, kinds: Sequence[str]) -> list[Any]:

@@ -22,7 +22,7 @@ from repo.extras import missing_extra
 from repo.formats.arrays.columns import Coded
 from repo.queries.point_sql import Query
 
-__all__ = ["ArrowPages", "NumpyPages", "PolarsPages", "to_pandas"]
+__all__ = ["ArrowPages", "NumpyPages", "PolarsPages", "arrow_table", "to_pandas"]
 
 Arrays = dict[str, Any]
 
@@ -305,6 +305,14 @@ class NumpyPages:
             return np.ma.array(found, np.int32)
         mask = [quality is None for quality in found]
         return np.ma.array([quality or 0 for quality in found], np.int32, mask=mask)
+
+
+def arrow_table(columns: Sequence[Sequence[Any]]) -> Any:
+    """Return columns of points with their seqs, in the order above, as a `pyarrow.Table`; arrays are not copied.
+
+    Raises `MissingExtra` without pyarrow, and `UnicodeEncodeError` if a text has a lone surrogate.
+    """
+    return ArrowPages(with_seq=True).table(columns)
 
 
 def to_pandas(arrays: Arrays) -> Any:

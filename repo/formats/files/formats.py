@@ -27,9 +27,9 @@ PAGE_ROWS = 245_760
 PAGE_BYTES = 24_000_000
 """The most rows, and approximately the most bytes, of a page that is read. Several copies of it may exist at a time."""
 
-WrittenPage = Page | Sequence[Sequence[Any]]
-"""Rows with the columns of the table `time_series_data`, or Arrow batches in which `series`, the place in a list of
-series, comes instead of the names."""
+WrittenPage = Page | Sequence[Sequence[Any]] | Any
+"""Rows with the columns of the table `time_series_data`; or Arrow batches in which `series`, the place in a list of
+series, comes instead of the names; or a `pyarrow.Table` with the columns of a file, for the writer of that package."""
 
 
 @dataclass(frozen=True, slots=True)

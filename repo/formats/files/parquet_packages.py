@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from repo.errors import MissingExtra
-from repo.extras import missing_extra
+from repo.extras import missing_extra, pyarrow_is_installed
 from repo.formats.files.formats import FileReader, FileWriter
 
 __all__ = ["reader_here", "writer_here"]
@@ -49,5 +48,5 @@ def reader_here(
 
 
 def _need_pyarrow() -> None:
-    if importlib.util.find_spec("pyarrow") is None:
+    if not pyarrow_is_installed():
         raise missing_extra("Parquet needs DuckDB or pyarrow, and neither is installed", "arrow")

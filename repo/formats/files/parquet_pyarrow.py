@@ -71,10 +71,10 @@ class PyArrowWriter:
         ):
             for page in pages.pages:
                 assert not isinstance(page, Page), "Arrow pages come from DuckDB, which writes them itself"
-                if page:
-                    columns = [list(column) for column in zip(*page, strict=True)]
-                    bounds.add(columns[2], columns[7])
-                    writer.write_table(_table(columns), row_group_size=ROW_GROUP_ROWS)
+                if len(page):
+                    table = page.cast(SCHEMA) if isinstance(page, pa.Table) else _table(page)
+                    bounds.add(_span(table["timestamp"].cast(pa.int64())), _span(table["seq"]))
+                    writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
         with open(descriptor, "rb", closefd=False) as written:
             points = pq.read_metadata(written).num_rows
         return FileFacts(
@@ -82,10 +82,17 @@ class PyArrowWriter:
         )
 
 
-def _table(columns: Sequence[list[Any]]) -> pa.Table:
+def _table(rows: Sequence[Sequence[Any]]) -> pa.Table:
+    columns = zip(*rows, strict=True)
     return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
+        [pa.array(list(column), field.type) for column, field in zip(columns, SCHEMA, strict=True)],
+        schema=SCHEMA,
     )
+
+
+def _span(numbers: pa.ChunkedArray) -> tuple[int, int]:
+    found = pc.min_max(numbers).as_py()
+    return found["min"], found["max"]
 
 
 # --- reading --------------------------------------------------------------------------------------------
