@@ -268,6 +268,45 @@ def test_a_partial_write_of_version_3_names_the_refused_lines(server: Scripted) 
     sink.close()
 
 
+def test_a_partial_write_of_version_2_is_judged_by_its_message(server: Scripted) -> None:
+    """The texts are those of version 2.7. It says how many points it dropped, never which."""
+    points = [("W", "flow", at, float(at)) for at in range(1, 5)]
+    sink = ready(server.url, format="influx2", org="o", bucket="b")
+    bound = "dropped because it violates a Retention Policy Lower Bound at 2025-05-20T19:06:17.612973Z"
+    late = (
+        "failure writing points to database: partial write: dropped {0} points outside retention policy of duration "
+        "24h0m0s - oldest point flow,sensor_id=W at 1970-01-01T00:00:00.000001Z {1}, newest point flow,sensor_id=W at "
+        "1970-01-01T00:00:00.000004Z {1} dropped={0} for database: 0a1b2c3d4e5f6071 for retention policy: autogen"
+    )
+    conflict = (
+        'failure writing points to database: partial write: field type conflict: input field "value" on measurement '
+        '"flow" is type float, already exists as type integer dropped={0}'
+    )
+
+    def answer(status: int, code: str, message: str) -> None:
+        server.answer = always(status, json.dumps({"code": code, "message": message}).encode())
+
+    for message, too_late in ((late.format(4, bound), True), (conflict.format(4), False)):
+        answer(422, "unprocessable entity", message)
+        refused = sink.send(batch_of(points)).refused
+        assert [(item.row, item.too_late) for item in refused] == [(row, too_late) for row in range(4)]
+    for message in (late.format(1, bound), conflict.format(3)):
+        answer(422, "unprocessable entity", message)
+        with pytest.raises(SinkRefused, match="a part of the batch"):
+            sink.send(batch_of(points))
+    answer(400, "invalid", "unable to parse 'flow value=1 x': bad timestamp")
+    with pytest.raises(SinkRefused, match="bad timestamp"):  # nothing was stored
+        sink.send(batch_of(points))
+    answer(404, "not found", 'bucket "b" not found')
+    with pytest.raises(SinkHalted, match="bucket"):
+        sink.send(batch_of(points))
+    # Some clusters of version 3 answer 201 at this endpoint.
+    answer(201, "invalid", "partial write has occurred, first rejected line: 2")
+    with pytest.raises(SinkRefused, match="a part of the batch"):
+        sink.send(batch_of(points))
+    sink.close()
+
+
 def test_points_that_no_line_can_express_are_refused_without_a_request(server: Scripted) -> None:
     sink = ready(server.url, format="influx1", database="site")
     outcome = sink.send(batch_of([("W\\", "flow", 1, 1.0), ("W", "#flow", 1, 1.0)]))

@@ -136,9 +136,11 @@ class InfluxFormat(Format):
     ) -> Outcome | None:
         if answer.status == 204:
             return Outcome()
+        message, listed = _error_of(answer)
+        if answer.status == 201 and "partial write" in message:  # clusters of version 3
+            raise SinkRefused(f"{address} stored a part of the batch: {answer}")
         if answer.is_success:
             raise SinkUnreachable(f"{address} did not answer 204, as InfluxDB does after a write: {answer}")
-        message, listed = _error_of(answer)
         if any(words in message for words in _MISCONFIGURED):
             raise SinkHalted(f"{address} answered {answer}; check the options database and retention_policy")
         if answer.status not in (400, 422) or "partial write" not in message:
