@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.holdfast-ready
 PEERS  := $(VENV)/.holdfast-peers
 
-.PHONY: demo test test-all test-sqlite lint bench bench-full bench-docs wheel clean
+.PHONY: demo test test-all test-sqlite servers lint bench bench-full bench-docs wheel clean
 
 demo: $(STAMP)
 	$(BIN)/python cli.py demo
@@ -19,8 +19,13 @@ IN_MEMORY = TMPDIR="$$($(BIN)/python tests/fast_folder.py)"
 test: $(STAMP)
 	$(IN_MEMORY) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not slow and not bench"
 
+# Also the long tests. What needs a server that is not installed is skipped; the last line says so.
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "not bench"
+
+# Install the servers that tests of deliveries start: Debian packages, with sudo unless you are root.
+servers:
+	$(PYTHON) -m tests.delivery.servers.install
 
 # Run the tests without DuckDB, in a second environment with links to the packages of the first.
 test-sqlite: $(STAMP)

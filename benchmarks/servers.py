@@ -22,9 +22,9 @@ _DEADLINE_S = 30.0
 
 
 def binary(*names: str) -> str | None:
-    """Return the path of the first of these programs that is installed, also where Debian hides PostgreSQL's."""
+    """Return the path of the first of these programs that is installed, also where Debian hides servers."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)])
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", *map(str, folders)])
     return next((found for name in names if (found := shutil.which(name, path=path))), None)
 
 

@@ -7,10 +7,11 @@ import importlib.util
 import inspect
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,19 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
                 took_s[report.nodeid.split("/")[1]] += report.duration
     told = [f"{name} {seconds:.0f}/{BUDGET_S.get(name, 0)}" for name, seconds in sorted(took_s.items())]
     terminalreporter.write_line(f"seconds of one process, of the budget: {', '.join(told)}")
+    if missing := left_out(terminalreporter.stats.get("skipped", ())):
+        terminalreporter.write_line(missing)
+
+
+def left_out(skipped: Sequence[Any]) -> str:
+    """Say which tests were skipped because something is not installed, and what to do; nothing if there are none."""
+    reasons = [str(report.longrepr[2]) for report in skipped if isinstance(report.longrepr, tuple)]
+    found = [re.match(r"(?:Skipped: )?(\S+) is not installed", reason) for reason in reasons]
+    missing = Counter(one[1] for one in found if one)
+    if not missing:
+        return ""
+    listed = ", ".join(f"{name} ({count})" for name, count in sorted(missing.items()))
+    return f"NOT PROVED HERE, tests skipped for want of: {listed}; `make servers` installs the servers"
 
 
 class Clock:

@@ -45,7 +45,7 @@ class InfluxDB(Server):
         config.write_text(
             CONFIG.format(folder=folder, port=port, rpc=free_port(), auth="true" if auth else "false")
         )
-        command = [program("influxd", "influxdb"), "run", "-config", str(config)]
+        command = [program("influxd"), "run", "-config", str(config)]
         super().__init__(folder, command, port, self._ping)
 
     def _ping(self) -> bool:

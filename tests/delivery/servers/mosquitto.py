@@ -33,7 +33,7 @@ class Mosquitto(Server):
             *more,
         ]
         config.write_text("\n".join(lines) + "\n")
-        super().__init__(folder, [program("mosquitto", "mosquitto"), "-c", str(config)], port, self._listens)
+        super().__init__(folder, [program("mosquitto"), "-c", str(config)], port, self._listens)
 
     def _listens(self) -> bool:
         socket.create_connection(("127.0.0.1", self.port), timeout=5).close()

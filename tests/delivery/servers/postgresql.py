@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.servers import Server, binary, free_port
+from tests.delivery.servers.install import why_missing
 
 __all__ = ["PASSWORD", "PostgresqlServer", "why_no_postgresql"]
 
@@ -24,7 +25,7 @@ def why_no_postgresql() -> str | None:
     except ImportError:
         return "psycopg is not installed"
     del psycopg
-    return None if binary("initdb") and binary("postgres") else "PostgreSQL is not installed"
+    return None if binary("initdb") and binary("postgres") else why_missing("postgres")
 
 
 class PostgresqlServer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,17 +14,20 @@ from typing import Self
 
 import pytest
 
+from benchmarks.servers import binary
+from tests.delivery.servers.install import why_missing
+
 __all__ = ["Server", "free_port", "program"]
 
 START_S = 60.0
 """The longest wait for a server, on a busy machine."""
 
 
-def program(name: str, package: str) -> str:
-    """Return the path of a program; skips the test, with the package to install, if there is none."""
-    path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+def program(name: str, server: str | None = None) -> str:
+    """Return the path of a program of a server; skips the test, with what to install, if there is none."""
+    path = binary(name)
     if path is None:
-        pytest.skip(f"{name} is not installed here; on Debian: apt-get install {package}")
+        pytest.skip(why_missing(server or name))
     return path
 
 

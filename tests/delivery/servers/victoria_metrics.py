@@ -19,7 +19,7 @@ class VictoriaMetrics(Server):
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [
-            program("victoria-metrics", "victoria-metrics"),
+            program("victoria-metrics"),
             f"-storageDataPath={folder}/data",
             f"-httpListenAddr=127.0.0.1:{port}",
             "-retentionPeriod=100y",
