@@ -33,7 +33,7 @@ from repo.engines.sqlite.functions import between
 from repo.engines.statements import Statement, Template
 from repo.errors import InvalidQuery
 from repo.models import Point
-from repo.queries.buckets import AggregateColumns, Buckets
+from repo.queries.buckets import AggregateColumns, BucketKey, Buckets
 from repo.queries.selection import Known, Selection, SeriesScope
 
 __all__ = ["AGGREGATES", "aggregate", "check_aggregates", "is_numeric"]
@@ -132,18 +132,28 @@ class _AggregateQuery:
         return self._scope.where(*self._span)
 
     @cached_property
+    def _bucket(self) -> BucketKey | None:
+        return None if self._buckets is None else self._buckets.key(_c.timestamp_us)
+
+    @property
     def _keys(self) -> list[ColumnElement[Any]]:
-        keys: list[ColumnElement[Any]] = list(self._scope.keys)
-        if self._buckets is not None:
-            keys.append(self._buckets.expression(_c.timestamp_us).label("bucket"))
-        return keys
+        """The columns that identify a group."""
+        return [*self._scope.keys, *([] if self._bucket is None else [self._bucket.number.label("bucket")])]
+
+    @property
+    def _groups(self) -> list[ColumnElement[Any]]:
+        """What the points are grouped, and sorted, by."""
+        return [*self._scope.keys, *([] if self._bucket is None else [self._bucket.group])]
 
     def run(self, most_readings: int) -> AggregateColumns:
         limit = self._traits.most_in_memory
         apart = bool(self._fractions) and limit is not None and most_readings > limit
         statement, terms = self._kept_statement(apart=apart) or self._new_statement(apart=apart)
         wide = len(self._scope.keys) + (self._buckets is not None)
-        table: list[Any] = self._traits.lists(self._connection, statement, Shape(self._expected)) or []
+        # A kept statement has no ORDER BY, which would take DuckDB longer than the caller.
+        by = "bucket" if self._buckets is not None and isinstance(statement, Statement) else None
+        shape = Shape(self._expected, sorted_by=by)
+        table: list[Any] = self._traits.lists(self._connection, statement, shape) or []
         if not wide and not table[0][0]:
             table = [()] * len(terms)  # without GROUP BY, no points still give one row
         found = dict(zip(terms, table[wide:], strict=True))
@@ -204,11 +214,13 @@ class _AggregateQuery:
         key = (self._traits.name, tuple(self._names), by, bucketed)
         if key not in _templates:
             terms = self._terms(apart=False)
-            keys = [Buckets.plain_expression(_c.timestamp_us).label("bucket")] if bucketed else []
-            query: Any = select(*keys, *terms.values()).where(*(_CONDITIONS[name] for name in by))
+            bucket = [Buckets.plain_key(_c.timestamp_us)] if bucketed else []
+            query: Any = select(*(key.number.label("bucket") for key in bucket), *terms.values())
+            query = query.where(*(_CONDITIONS[name] for name in by))
+            query = query.group_by(*(key.group for key in bucket))
             if len(_templates) >= _MOST_TEMPLATES:
                 _templates.clear()
-            _templates[key] = Template(query.group_by(*keys).order_by(*keys)), tuple(terms)
+            _templates[key] = Template(query), tuple(terms)
         template, names = _templates[key]
         return template.filled(self._connection.dialect, **values), names
 
@@ -221,7 +233,7 @@ class _AggregateQuery:
         if edges and not self._traits.has_arg_extremes:
             return self._joined(terms, edges)
         query = select(*self._keys, *terms.values()).where(self._where)
-        return query.group_by(*self._keys).order_by(*self._keys)
+        return query.group_by(*self._groups).order_by(*self._groups)
 
     def _joined(self, terms: Mapping[str, ColumnElement[Any]], edges: Sequence[str]) -> Select[Any]:
         """Return the same query with a join to the first and last readings, for engines without arg_min."""
@@ -229,7 +241,7 @@ class _AggregateQuery:
         plain = [term for name, term in terms.items() if name.partition(" ")[0] not in edges]
         times = [func.min(at).label("first at"), func.max(at).label("last at")]
         groups = (
-            select(*self._keys, *plain, *times).where(self._where).group_by(*self._keys).subquery("groups")
+            select(*self._keys, *plain, *times).where(self._where).group_by(*self._groups).subquery("groups")
         )
         chosen: dict[str, ColumnElement[Any]] = {term.name: groups.c[term.name] for term in plain}
         source: Any = groups
@@ -285,9 +297,9 @@ class _AggregateQuery:
             query = select(*self._keys, self._traits.percentiles(_c.value, self._fractions)).where(rest)
             if self._keys and parts > 1:
                 # Literals, not parameters: with a parameter DuckDB divides in 128 bits, ten times slower.
-                whole: ColumnElement[int] = func.hash(*(_plain(key) for key in self._keys))
+                whole: ColumnElement[int] = func.hash(*self._groups)
                 query = query.where(whole % literal_column(str(parts)) == literal_column(str(part)))
-            for row in self._fetch(query.group_by(*self._keys)):
+            for row in self._fetch(query.group_by(*self._groups)):
                 found[tuple(row[:wide])] = row[wide]
         return [found[tuple(group)] for group in groups]
 

@@ -21,7 +21,7 @@ from duckdb_engine import Dialect as _EngineDialect
 from duckdb_engine import DuckDBIdentifierPreparer as _EnginePreparer
 from sqlalchemy import Connection, text, types
 from sqlalchemy.dialects import registry
-from sqlalchemy.dialects.postgresql.base import PGIdentifierPreparer
+from sqlalchemy.dialects.postgresql.base import PGCompiler, PGIdentifierPreparer
 from sqlalchemy.engine import reflection
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import NoSuchTableError
@@ -92,6 +92,14 @@ class _Preparer(_EnginePreparer):
         self.reserved_words = self.reserved_words | _RESERVED
 
 
+class _Compiler(PGCompiler):
+    """Divides integers as integers. duckdb-engine's rounds a quotient of floats, which large ones do not survive."""
+
+    def visit_floordiv_binary(self, binary: Any, operator: Any, **kw: Any) -> str:  # noqa: ARG002
+        """Return the SQL of `a // b`."""
+        return f"{self.process(binary.left, **kw)} // {self.process(binary.right, **kw)}"
+
+
 # Reserved in DuckDB 2.0 as unquoted column names, but not in PostgreSQL.
 _RESERVED = {
     *(
@@ -143,6 +151,7 @@ class Dialect(_EngineDialect):
     supports_statement_cache = True
     inspector = reflection.Inspector  # type: ignore[assignment]  # not PostgreSQL's
     preparer = _Preparer
+    statement_compiler = _Compiler
 
     def connect(self, *cargs: Any, **cparams: Any) -> Any:
         """Open the file inside the guard; raises `StoreCorrupt` or the driver's errors."""
