@@ -18,7 +18,7 @@ from repo.delivery.receiver import Receiver
 from repo.delivery.sinks.folder import FolderSink
 from repo.delivery.sinks.holdfast import HoldfastSink
 from repo.delivery.sinks.postgresql import PostgresqlSink
-from repo.testing import Destination, SinkContract
+from repo.testing import Batches, Destination, SinkContract
 from tests.conftest import Templates
 from tests.delivery.servers.postgresql import PASSWORD, PostgresqlServer
 from tests.delivery.servers.proxy import Proxy
@@ -64,7 +64,17 @@ class Hub(Reached):
         return self.server.ask(f'SELECT record_id, data FROM "{self.schema}".records')
 
 
-class TestPostgresql(SinkContract):
+class ExactContract(SinkContract):
+    """The contract, in which a crash at each line takes seconds."""
+
+    @pytest.mark.slow
+    def test_a_crash_leaves_a_batch_stored_with_its_token_or_not_at_all(
+        self, destination: Destination, sink: Sink, batches: Batches
+    ) -> None:
+        super().test_a_crash_leaves_a_batch_stored_with_its_token_or_not_at_all(destination, sink, batches)
+
+
+class TestPostgresql(ExactContract):
     @pytest.fixture
     def destination(self, postgresql: PostgresqlServer) -> Iterator[Destination]:
         with Proxy(postgresql.port) as proxy:
@@ -97,7 +107,7 @@ class ReceivingStore(Reached):
         return [(record["record_id"], record["data"]) for record in self.store.records.pending()]
 
 
-class TestHoldfast(SinkContract):
+class TestHoldfast(ExactContract):
     @pytest.fixture
     def destination(self, tmp_path: Path, templates: Templates) -> Iterator[Destination]:
         templates.copy("sqlite", 1, tmp_path / "store")
@@ -137,7 +147,7 @@ class Stick(Destination):
         (self.home / "elsewhere").rename(self.folder)
 
 
-class TestFolder(SinkContract):
+class TestFolder(ExactContract):
     @pytest.fixture
     def destination(self, tmp_path: Path) -> Destination:
         return Stick(tmp_path)
