@@ -22,7 +22,6 @@ from repo.repositories.attempts import Attempt
 from repo.repositories.sinks import SinkInfo
 from repo.store.deliveries import Delivery
 from repo.store.store import Store
-from repo.times import to_datetime
 
 __all__ = ["Planner", "Sending"]
 
@@ -174,10 +173,9 @@ class Planner:
     def _is_gone(self, seq: int) -> bool:
         """Return whether the store has the identity of a point in quarantine no more, so it has the only value."""
         item = self._delivery.quarantined_point(seq)
-        if item is None:
+        if item is None or item.sensor_id is None or item.metric_name is None:
             return False
-        start, end = to_datetime(item.timestamp_us), to_datetime(item.timestamp_us + 1)
-        return not self._store.points.range(item.sensor_id, item.metric_name, start, end, limit=1).all()
+        return not self._store.points.has(item.sensor_id, item.metric_name, item.timestamp_us)
 
     def _by_turn(
         self, info: SinkInfo, cursor: Cursor, last_seq: int, takes_records: bool, most_bytes: int

@@ -24,10 +24,16 @@ class Refusals:
     def __init__(self, sink: str) -> None:
         self._sink = sink
         self._recent: deque[tuple[int, int]] = deque()
+        self._sent = self._refused = 0
 
     def add(self, items: int, refused: int) -> None:
         """Count a batch that was answered."""
+        if not items:
+            return
         self._recent.append((items, refused))
+        self._sent += items
+        self._refused += refused
+        self._forget(WINDOW_ITEMS)
 
     def too_many(self, items: int, refused: int, held: int) -> SinkHalted | None:
         """Return the error to halt with if so many are too many; None otherwise.
@@ -36,9 +42,8 @@ class Refusals:
         """
         if not refused:
             return None
-        while sum(sent for sent, _ in self._recent) + items > WINDOW_ITEMS and self._recent:
-            self._recent.popleft()
-        if refused + sum(refused for _, refused in self._recent) > MOST_REFUSED:
+        self._forget(WINDOW_ITEMS - items)
+        if refused + self._refused > MOST_REFUSED:
             return SinkHalted(
                 f"{self._sink} refuses more than {MOST_REFUSED:,} of {WINDOW_ITEMS:,} items, so nothing more is put "
                 "into quarantine. Look at the reasons with `holdfast quarantine list`, and fix the destination"
@@ -49,6 +54,13 @@ class Refusals:
                 "quarantine list`, then send the items again with `retry`, or give them up with `drop`"
             )
         return None
+
+    def _forget(self, items: int) -> None:
+        """Forget the oldest batches, until those that are left have at most so many items."""
+        while self._recent and self._sent > items:
+            sent, refused = self._recent.popleft()
+            self._sent -= sent
+            self._refused -= refused
 
 
 def check_rows(outcome: Outcome, batch: Batch) -> None:

@@ -15,7 +15,7 @@ from repo.engines.statements import Statement, Template, compiled
 from repo.models import Point
 from repo.queries.selection import Selection
 
-__all__ = ["Query", "first_seq", "in_seq", "in_time", "newest", "size_in_seq"]
+__all__ = ["Query", "first_seq", "has", "in_seq", "in_time", "newest", "size_in_seq"]
 
 Pairs = Iterable[tuple[str, str]]
 
@@ -77,6 +77,12 @@ def in_seq(connection: Connection, after: int, through: int, known: Pairs) -> Qu
         connection.dialect, sensors=sensors, metrics=metrics, after=after, through=through
     )
     return Query(statement, None, names, "seq")
+
+
+def has(connection: Connection, sensor_id: str, metric_name: str, timestamp_us: int) -> bool:
+    """Return whether there is a point of this series and time."""
+    point = (_c.sensor_id == sensor_id, _c.metric_name == metric_name, _c.timestamp_us == timestamp_us)
+    return connection.execute(select(_c.seq).where(*point).limit(1)).first() is not None
 
 
 def first_seq(connection: Connection) -> int:

@@ -66,10 +66,13 @@ def read_seq_page(
             query = point_sql.in_seq(connection, part.first - 1, part.last, known)
             columns = fetch(connection, query, points)
             break
-        if rest.seqs > 0 and not backwards and part.last < 0:
-            # Points of the legacy program may begin far after the first seq.
-            first = max(rest.first, point_sql.first_seq(connection))
-            rest = Span(min(rest.last + 1, first), rest.last)
+        if rest.seqs > 0 and (rest.last if backwards else part.last) < 0:
+            # The points of the legacy program may begin far after the first seq.
+            first = point_sql.first_seq(connection)
+            if not backwards:
+                rest = Span(min(rest.last + 1, max(rest.first, first)), rest.last)
+            elif rest.last < first:
+                rest = Span(rest.first, rest.first - 1)
         if rest.seqs < 1:
             break
         width *= _STEP

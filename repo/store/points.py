@@ -355,6 +355,11 @@ class Points(PointWriter):
                 connection, known, span, self._handle.flusher.watermark, fetch_columns, backwards=backwards
             )
 
+    def has(self, sensor_id: str, metric_name: str, timestamp_us: int) -> bool:
+        """Return whether a point is stored; for forwarders. Takes the names and times of legacy points, too."""
+        with self._handle.reading("delivery") as (connection, _):
+            return point_sql.has(connection, sensor_id, metric_name, timestamp_us)
+
     def _refuse_numbers_of_texts(self, question: Aggregates) -> None:
         exact = question.selection.exact
         wanted = [name for name in question.names if is_numeric(name)]

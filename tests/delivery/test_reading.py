@@ -31,13 +31,20 @@ def stored(store: Store, first: int = -(2**62)) -> list[Row]:
 
 
 def all_cuts(
-    store: Store, reader: Reader, lane: Lane = Lane.LIVE, *, backwards: bool = False, **limits: int
+    store: Store,
+    reader: Reader,
+    lane: Lane = Lane.LIVE,
+    *,
+    backwards: bool = False,
+    first: int = 1,
+    **limits: int,
 ) -> list[Cut]:
     """Cut batches until no gap is left; the ranges must follow each other."""
     last = store.sinks.last_seq()
-    cuts, cursor = [], Cursor(0)
+    cuts, cursor = [], Cursor(first - 1)
     while gaps := cursor.gaps(last):
         cuts.append(reader.cut(lane, Work(gaps[0], backwards), last, **limits))
+        assert len(cuts) < 1_000
         span = cuts[-1].span
         assert (span.last == gaps[0].last) if backwards else (span.first == gaps[0].first)
         assert span.seqs > 0
@@ -180,6 +187,14 @@ def test_an_old_value_is_never_cut_after_a_newer_one(store: Store) -> None:
     rest = reader.cut(Lane.BACKFILL, Work(Span(cut.span.last + 1, end)), last, rows=1_000)
     assert max(*cut.columns[2], *rest.columns[2]) == 59_000_000
     assert rest.span.last == end
+
+
+def test_a_range_that_begins_far_before_the_first_point_is_read_at_once(store: Store) -> None:
+    store.points.insert("S", "flow", 1.5, 0.0)
+    for backwards in (False, True):
+        cuts = all_cuts(store, Reader(store), backwards=backwards, first=-(2**62))
+        assert [cut.points for cut in cuts if cut.points] == [1]
+        assert len(cuts) < 5
 
 
 def test_wrong_ranges_of_a_page_are_refused(store: Store) -> None:

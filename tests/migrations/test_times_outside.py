@@ -10,13 +10,17 @@ from click.testing import CliRunner
 
 from repo import Settings, Store
 from repo.commands import holdfast
+from repo.delivery.forwarder import Forwarder
 from repo.schema.upgrade import migrate_store
+from tests.delivery.memory_sink import MemorySink
 from tests.migrations.legacy_store import make_legacy_store
 
 pytestmark = pytest.mark.duckdb
 
 USUAL_US, MILLISECONDS_US = 1_767_225_600_000_000, 1_767_225_600_000_000_000
 TIMES_US = (-(2**62), USUAL_US, MILLISECONDS_US, 2**63 - 1)
+REFUSED = {"duckdb": "f*", "sqlite": "fa?"}
+"""A series for each engine, whose name is also a glob that selects the series `far`."""
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     columns.executemany(
         "INSERT INTO time_series_data VALUES (?, 'far', 'm', 1.5, 100, NULL)", [[us] for us in TIMES_US]
     )
+    columns.executemany(
+        "INSERT INTO time_series_data VALUES (?, ?, 'm', 2.5, 100, NULL)",
+        [[TIMES_US[-1], name] for name in REFUSED.values()],
+    )
     columns.close()
-    assert migrate_store(path).outside_points == 3
+    assert migrate_store(path).outside_points == 5
     return path
 
 
@@ -79,6 +87,21 @@ def test_aggregates_count_them_in_the_first_and_the_last_bucket(store: Store, ev
 def test_a_series_with_such_times_has_states_and_is_listed(store: Store) -> None:
     assert [row["state"] for row in store.points.states("far", "m")] == [1.5]
     assert [series.points for series in store.series.list("far")] == [4]
+
+
+def test_a_refused_point_that_was_deleted_stays_in_quarantine(store: Store) -> None:
+    name = REFUSED[store.status().engine]
+    sink = MemorySink(name=f"to {name}", refuses=lambda row: "too late" if row[0] == name else None)
+    forwarder = Forwarder(store, sink)
+    assert forwarder.drain()[sink.name].refused == 1
+    [item] = store.quarantine.list(sink.name)
+    store.points.delete([name])
+    assert item.id is not None
+    store.quarantine.retry(item.id)
+    assert forwarder.drain()[sink.name].is_empty
+    [kept] = store.quarantine.list(sink.name)
+    assert (kept.timestamp_us, kept.value, kept.retry) == (TIMES_US[-1], 2.5, False)
+    assert kept.reason.startswith("it is no longer stored")
 
 
 @pytest.mark.parametrize(
