@@ -13,11 +13,14 @@ demo: $(STAMP)
 # Tests start hundreds of processes. Compiled modules make them faster, so write them even if the environment forbids it.
 test test-all test-sqlite: export PYTHONDONTWRITEBYTECODE =
 
+# Tests wait for processes and servers: four processes keep two processors busy.
+WORKERS = -n 4 --dist loadscope --no-loadscope-reorder
+
 # Tests commit durably: where they wait for no disk, they are faster. `make test-all` uses the disk.
 IN_MEMORY = TMPDIR="$$($(BIN)/python tests/fast_folder.py)"
 
 test: $(STAMP)
-	$(IN_MEMORY) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not slow and not bench"
+	$(IN_MEMORY) $(BIN)/python -m pytest $(WORKERS) -m "not slow and not bench"
 
 # Also the long tests. What needs a server that is not installed is skipped; the last line says so.
 test-all: $(STAMP)
@@ -30,7 +33,7 @@ servers:
 # Run the tests without DuckDB, in a second environment with links to the packages of the first.
 test-sqlite: $(STAMP)
 	$(BIN)/python -m tests.without_duckdb.environment $(VENV)-sqlite
-	$(IN_MEMORY) $(VENV)-sqlite/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not slow and not bench" \
+	$(IN_MEMORY) $(VENV)-sqlite/bin/python -m pytest $(WORKERS) -m "not slow and not bench" \
 		$(addprefix tests/,contract property unit badinput cli delivery compat faults)
 
 lint: $(STAMP)

@@ -11,8 +11,10 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +32,27 @@ HAS_DUCKDB = importlib.util.find_spec("duckdb") is not None
 ENGINES = ("duckdb", "sqlite") if HAS_DUCKDB else ("sqlite",)
 COLUMN_FILES = {"duckdb": "timeseries.duckdb", "sqlite": "timeseries.sqlite"}
 BUDGET_S = {
-    "contract": 200,
-    "faults": 70,
-    "cli": 65,
+    "contract": 140,
     "migrations": 65,
+    "cli": 60,
     "compat": 25,
-    "packaging": 15,
-    "forks": 14,
-    "formats": 12,
-    "readme": 12,
+    "delivery": 25,
+    "faults": 13,
     "property": 10,
-    "demo": 8,
-    "delivery": 60,
-    "badinput": 12,
-    "unit": 6,
-    "without_duckdb": 6,
-    "work": 6,
-    "architecture": 4,
+    "formats": 10,
+    "unit": 7,
+    "forks": 7,
+    "badinput": 5,
+    "without_duckdb": 3,
+    "architecture": 2,
+    "readme": 2,
+    "demo": 1,
+    "packaging": 1,
+    "work": 1,
 }
-"""The seconds that the tests of a folder may take in one process, on a quiet machine; two share 530 s of work."""
+"""The CPU seconds that the tests of a folder may take in the processes of pytest, on a quiet machine."""
 
-FIRST = (
+WAITING = (
     "tests/faults/",
     "tests/packaging/",
     "tests/readme/",
@@ -58,12 +60,14 @@ FIRST = (
     "tests/without_duckdb/",
     "tests/forks/",
 )
-"""Folders whose modules are few and long: last, they would keep one process busy while the other has nothing to do."""
+"""Folders whose modules are few and long, and wait for processes."""
 
 OTHER_PROCESSES = {"spawn", "run_python", "starter"}
 """The fixtures with which a test has another process open its store."""
 
 SEED_VARIABLE = "HOLDFAST_TEST_SEED"
+STARTER_VARIABLE = "HOLDFAST_TEST_STARTER"
+"""The address of the starter that the processes of pytest-xdist share."""
 
 OpenStore = Callable[..., Store]
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
@@ -78,11 +82,23 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("holdfast")
 
 
+_shared_starter = pytest.StashKey[Starter]()
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose one seed for all random tests; workers inherit it."""
+    """Choose one seed for all random tests, and start their starter; workers inherit both."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        config.stash[_shared_starter] = starter = Starter()
+        os.environ[STARTER_VARIABLE] = starter.address
     os.environ.setdefault(SEED_VARIABLE, str(random.SystemRandom().randrange(2**32)))
     if config.getoption("hypothesis_seed", None) is None:
         hypothesis.core.global_force_seed = int(os.environ[SEED_VARIABLE])  # type: ignore[assignment]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the starter."""
+    if _shared_starter in config.stash:
+        config.stash[_shared_starter].__exit__()
 
 
 def pytest_report_header() -> str | None:
@@ -96,10 +112,8 @@ def pytest_report_header() -> str | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put long modules first, mark what is slow on its engine, and skip what needs DuckDB where there is none."""
-    items.sort(
-        key=lambda item: next((at for at, name in enumerate(FIRST) if item.nodeid.startswith(name)), 99)
-    )
+    """Order the modules, mark what is slow on its engine, and skip what needs DuckDB where there is none."""
+    items[:] = _ordered(items)
     for item in items:
         parameters = getattr(item, "callspec", None)
         slow_on = item.get_closest_marker("slow_on")
@@ -117,6 +131,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             or any(value == "duckdb" or value.endswith(".duckdb") for value in values)
         ):
             item.add_marker(pytest.mark.skip(reason="needs DuckDB, which is not installed here"))
+
+
+def _ordered(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the tests by modules, every third of which is one that waits, while there are any.
+
+    Together, they would leave the processors without work; last, they would keep one process busy after all others.
+    """
+    modules: defaultdict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        modules[item.nodeid.partition("::")[0]].append(item)
+    waiting = sorted(
+        (at, name) for name in modules for at, folder in enumerate(WAITING) if name.startswith(folder)
+    )
+    others = iter([name for name in modules if not name.startswith(WAITING)])
+    order = [each for _, name in waiting for each in (name, *islice(others, 2))]
+    return [item for name in (*order, *others) for item in modules[name]]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -137,16 +167,34 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(10_000, 10, 10)
 
 
+_begun_s = pytest.StashKey[float]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note the CPU time of this process before the test."""
+    item.stash[_begun_s] = time.process_time()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Add the CPU time that the test took, which other processes do not change much."""
+    if call.when == "teardown":
+        took_s = time.process_time() - item.stash.get(_begun_s, time.process_time())
+        item.user_properties.append(("cpu_s", took_s))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say how to run the same random cases again, and what each folder of tests took of its budget."""
     terminalreporter.write_line(f"random tests: {SEED_VARIABLE}={os.environ[SEED_VARIABLE]}")
     took_s: defaultdict[str, float] = defaultdict(float)
     for reports in terminalreporter.stats.values():
         for report in reports:
-            if isinstance(report, pytest.TestReport):
-                took_s[report.nodeid.split("/")[1]] += report.duration
+            if isinstance(report, pytest.TestReport) and report.when == "teardown":
+                properties: dict[str, Any] = dict(report.user_properties)
+                took_s[report.nodeid.split("/")[1]] += properties.get("cpu_s", 0.0)
     told = [f"{name} {seconds:.0f}/{BUDGET_S.get(name, 0)}" for name, seconds in sorted(took_s.items())]
-    terminalreporter.write_line(f"seconds of one process, of the budget: {', '.join(told)}")
+    terminalreporter.write_line(f"CPU seconds, of the budget: {', '.join(told)}")
     if missing := left_out(terminalreporter.stats.get("skipped", ())):
         terminalreporter.write_line(missing)
 
@@ -373,7 +421,7 @@ def start_python(script: str, *arguments: object, **options: Any) -> subprocess.
 @pytest.fixture(scope="session")
 def starter() -> Iterator[Starter]:
     """Starts processes that have imported the library already."""
-    with Starter() as ready:
+    with Starter(shared=os.environ.get(STARTER_VARIABLE)) as ready:
         yield ready
 
 

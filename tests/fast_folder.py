@@ -13,7 +13,7 @@ from pathlib import Path
 
 IN_MEMORY = Path("/dev/shm")
 NEEDED_BYTES = 4_000_000_000
-"""Several times what the tests of two processes have on disk at a time: large files in memory must not fill it."""
+"""Several times what the tests of four processes have on disk at a time: large files in memory must not fill it."""
 
 
 def fast_folder() -> str:

@@ -169,10 +169,17 @@ class PipedProcess:
 class Starter:
     """The tests' side: starts the server, and asks it for processes.
 
-    `root` is the checkout whose modules they have, as these are when it starts.
+    `root` is the checkout whose modules they have, as these are when it starts. With `shared`, the address of a server
+    that another process started, it uses that one.
     """
 
-    def __init__(self, python: str | Path = sys.executable, root: Path = ROOT) -> None:
+    def __init__(
+        self, python: str | Path = sys.executable, root: Path = ROOT, *, shared: str | None = None
+    ) -> None:
+        self._server: subprocess.Popen[bytes] | None = None
+        if shared is not None:
+            self.address = shared
+            return
         self._home = Path(
             tempfile.mkdtemp(prefix="starter-")
         )  # short: the address of a socket has 100 characters
@@ -182,10 +189,23 @@ class Starter:
             cwd=root,
             env=os.environ | {"PYTHONPATH": str(root)},
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
         )
-        assert self._server.stdout is not None
-        assert self._server.stdout.readline() == b"ready\n"
+
+    def _connected(self) -> socket.socket:
+        """Connect to the server, which may still be importing."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            server.settimeout(TIMEOUT_S)
+            try:
+                server.connect(self.address)
+            except (FileNotFoundError, ConnectionRefusedError):
+                server.close()
+                assert self._server is None or self._server.poll() is None, "the server has ended"
+                assert time.monotonic() < deadline, "the server does not answer"
+                time.sleep(0.01)
+            else:
+                return server
 
     def start(
         self,
@@ -199,9 +219,7 @@ class Starter:
         with open(os.devnull, "r+b") as null:
             given = [*streams, *[null] * 3][:3]
             files = [each if isinstance(each, int) else each.fileno() for each in given]
-            server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            server.settimeout(TIMEOUT_S)
-            server.connect(self.address)
+            server = self._connected()
             words = [str(cwd), str(len(arguments)), *map(str, arguments)]
             words += [f"{name}={value}" for name, value in (os.environ if env is None else env).items()]
             asked = os.fsencode("\0".join(words))
@@ -238,6 +256,7 @@ class Starter:
 
     def program(self, path: Path, command: str | Path) -> None:
         """Make an executable file that runs a script of Python, by its path, in a forked process."""
+        self._connected().close()
         path.write_text(CLIENT.format(python=sys.executable, address=self.address, command=str(command)))
         path.chmod(0o755)
 
@@ -245,12 +264,11 @@ class Starter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.close()
-        self._server.wait(TIMEOUT_S)
-        self._server.stdout.close()
-        shutil.rmtree(self._home)
+        if self._server is not None:
+            assert self._server.stdin is not None
+            self._server.stdin.close()
+            self._server.wait(TIMEOUT_S)
+            shutil.rmtree(self._home)
 
 
 def warm_up() -> None:
@@ -305,7 +323,6 @@ def _serve(address: str, root: str) -> list[str] | None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
         door.bind(address)
         door.listen(16)
-        print("ready", flush=True)
         while True:
             ready, _, _ = select.select([door.fileno(), wake, 0], [], [])
             if 0 in ready:
@@ -322,6 +339,9 @@ def _serve(address: str, root: str) -> list[str] | None:
             if door.fileno() in ready:
                 client, _ = door.accept()
                 head, streams, _, _ = socket.recv_fds(client, 12, 3)
+                if not head:  # it only wanted to know whether the server is ready
+                    client.close()
+                    continue
                 asked = b""
                 while len(asked) < int(head):
                     asked += client.recv(int(head) - len(asked))
