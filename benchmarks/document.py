@@ -69,7 +69,7 @@ class _Results:
     def __init__(self, stored: Mapping[str, Any]) -> None:
         self.runs: list[dict[str, Any]] = stored["runs"]
         self.targets = load_targets()
-        self.figures = [_figure(row) for row in stored["figures"] if row["key"] in self.targets]
+        self.figures = [Figure.of(row) for row in stored["figures"] if row["key"] in self.targets]
         self.main = [figure for figure in self.figures if figure.shape in _MAIN and not figure.skipped]
 
     def find(self, key: str, peer: str = "") -> Figure | None:
@@ -380,13 +380,6 @@ def _merged(stored: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
         "runs": [runs[number] for number in used],
         "figures": [{**row, "run": used.index(row["run"])} for row in rows],
     }
-
-
-def _figure(row: Mapping[str, Any]) -> Figure:
-    known = {
-        name: row[name] for name in ("key", "values", "per", "note", "skipped", "shape", "peer", "details")
-    }
-    return Figure(**known, sides=[Samples(**side) for side in row["sides"]])
 
 
 if __name__ == "__main__":

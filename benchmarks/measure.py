@@ -10,9 +10,9 @@ import gc
 import io
 import pstats
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -107,6 +107,12 @@ class Figure:
 
     details: dict[str, Any] = field(default_factory=dict)
     """What a picture or a table needs besides."""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Figure:
+        """Return a figure that was stored as JSON; what a report adds to it is left out."""
+        known = {one.name: row[one.name] for one in fields(cls)}
+        return cls(**{**known, "sides": [Samples(**side) for side in row["sides"]]})
 
     @property
     def median(self) -> float:

@@ -1,4 +1,4 @@
-"""A process that opens a store, asks for the latest value and the status, and prints the times in ms as JSON."""
+"""A process that opens a store, reads a latest value, the status and a minute of points, and prints the times in ms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def main(folder: str, sensor: str, metric: str) -> None:
         marks.append(time.perf_counter())
         store.status()
         marks.append(time.perf_counter())
-    steps = zip(("open", "latest", "status"), marks, marks[1:], strict=False)
+        end_s = latest[0]["timestamp_us"] / 1e6 + 1
+        store.points.range(sensor, metric, end_s - 60, end_s).all()
+        marks.append(time.perf_counter())
+    steps = zip(("open", "latest", "status", "first read"), marks, marks[1:], strict=False)
     print(
         json.dumps({name: (after - before) * 1000 for name, before, after in steps} | {"found": len(latest)})
     )

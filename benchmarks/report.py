@@ -1,8 +1,7 @@
-"""Reports the figures: a table with the targets, the single runs with bars, and a JSON file."""
+"""Reports the figures: a table with the targets, and the single runs with bars."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sqlite3
@@ -10,7 +9,7 @@ import subprocess
 import time
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -33,11 +32,9 @@ __all__ = [
     "LOAD",
     "Target",
     "load_targets",
-    "new_file",
     "print_conditions",
     "print_figure",
     "print_table",
-    "save",
 ]
 
 FOLDER = Path(__file__).parent
@@ -177,19 +174,6 @@ def print_table(figures: Iterable[Figure], targets: dict[str, Target]) -> None:
         verdict = "" if figure.skipped else target.verdict(figure)
         what = f"{target.what}; against {target.against(figure)}"
         print(f"{figure.key:22} {figure.shape or '-':10} {measured:24} {verdict:14} {what}")
-
-
-def new_file() -> Path:
-    """Return the path of a new file of results."""
-    folder = FOLDER / "out"
-    folder.mkdir(exist_ok=True)
-    return folder / time.strftime("%Y%m%dT%H%M%S.json")
-
-
-def save(path: Path, level: str, conditions: dict[str, Any], figures: Iterable[Figure]) -> None:
-    """Write the results to a JSON file."""
-    rows = [asdict(figure) for figure in figures]
-    path.write_text(json.dumps({"level": level, "conditions": conditions, "figures": rows}, indent=1))
 
 
 def _range(values: Sequence[float], unit: str) -> str:

@@ -1,4 +1,8 @@
-"""The command `python -m benchmarks.run`. Owns the order of the jobs and the choice of data."""
+"""The command `python -m benchmarks.run`. Owns the order of the jobs and the choice of data.
+
+The results are saved after each figure. A job that fails does not stop the others, and `--resume` continues a run that
+was stopped.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +21,8 @@ from benchmarks import document
 from benchmarks.data import SHAPES
 from benchmarks.jobs import CORE, JOBS, KEYS, SHAPED
 from benchmarks.measure import Contest, Figure, Job, Plan
-from benchmarks.report import load_targets, new_file, print_conditions, print_figure, print_table, save
+from benchmarks.report import load_targets, print_conditions, print_figure, print_table
+from benchmarks.runs import Run, newest_file
 
 __all__ = ["main"]
 
@@ -70,33 +76,75 @@ LEVELS: dict[str, Plan] = {
 
 
 def main() -> int:
-    """Run the selected jobs, print the figures, and save them; a missed target is reported, but is not an error."""
+    """Run the selected jobs, print the figures, and save them; returns 1 if a job failed.
+
+    A missed target is reported, but is not an error.
+    """
     options = _options()
     targets = load_targets()
-    plans = _plans(options)
+    run = _begun(options)
     if options.rebuild:
-        for folder in plans[0].cache.glob("standing-*"):
-            shutil.rmtree(folder)
-    conditions = print_conditions(plans)
-    figures: list[Figure] = []
-    path = new_file()
-    for plan in plans:
+        for pattern in ("standing-*", "growth-*"):
+            for folder in run.plans[0].cache.glob(pattern):
+                shutil.rmtree(folder)
+    run.add_conditions(print_conditions(run.plans))
+    failed = []
+    for plan in run.plans:
         for name, job in JOBS.items():
-            if not _wanted(options, name) or (plan is not plans[0] and name not in SHAPED):
+            is_repeated = plan is run.plans[0] or name in SHAPED
+            if not _wanted(options, name) or not is_repeated or run.has(name, plan):
                 continue
+            run.begin(name, plan)
             began_s = time.monotonic()
-            for figure in _figures(job, name, plan, options):
-                figure.shape = plan.shape if name in SHAPED else ""
-                print_figure(figure, targets[figure.key])
-                figures.append(figure)
-                save(path, options.level, conditions, figures)  # each time: a run may be stopped
-            print(f"  {name}, {plan.shape}: {time.monotonic() - began_s:.0f} s", flush=True)
-    if figures:
-        print_table(figures, targets)
-        print(f"\nsaved: {path}")
+            _reset_peak()
+            try:
+                for figure in _figures(job, name, plan, options):
+                    figure.shape = plan.shape if name in SHAPED else ""
+                    print_figure(figure, targets[figure.key])
+                    run.add(figure)
+            except Exception:  # noqa: BLE001  the other jobs have figures, too; the exit code reports it
+                traceback.print_exc()
+                failed.append(f"{name}, {plan.shape}")
+            else:
+                run.end(name, plan)
+            lasted_s = time.monotonic() - began_s
+            print(f"  {name}, {plan.shape}: {lasted_s:.0f} s, peak {_peak_mib():.0f} MiB", flush=True)
+    if run.figures:
+        print_table(run.figures, targets)
+        print(f"\nsaved: {run.path}")
         if options.document:
-            document.write([path])
-    return 0
+            document.write([run.path])
+    for job_name in failed:
+        print(f"failed: {job_name}; --resume tries it again")
+    return 1 if failed else 0
+
+
+def _begun(options: argparse.Namespace) -> Run:
+    """Return a new run, or the one to continue."""
+    if not options.resume:
+        return Run.new(options.level, _plans(options))
+    path = newest_file(options.level)
+    if path is None:
+        sys.exit(f"there is no run of the level {options.level} to continue")
+    print(f"continuing {path}")
+    return Run.read(path, options.data.resolve())
+
+
+def _reset_peak() -> None:
+    """Let the peak memory of this process begin again, where the system can do that."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak_mib() -> float:
+    """Return the peak memory since then; 0 if the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
 
 
 def _figures(job: Job, name: str, plan: Plan, options: argparse.Namespace) -> Iterator[Figure]:
@@ -159,6 +207,11 @@ def _options() -> argparse.Namespace:
     )
     add("--rebuild", action="store_true", help="create the cached stores again")
     add("--document", action="store_true", help="put the figures into docs/benchmarks.md")
+    add(
+        "--resume",
+        action="store_true",
+        help="continue the newest run of this level with its data: what it has measured is not measured again",
+    )
     return parser.parse_args()
 
 

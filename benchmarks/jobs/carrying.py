@@ -99,6 +99,7 @@ def _imports(
         folder.mkdir()
         for name in (_PRODUCT, _ON_SQLITE):
             now[name] = _store(folder, name)
+            now[name].flush()  # creates its column file; the tables of the peers exist, too
         now[_SQLITE] = TunedSQLite(folder / "tuned.sqlite", series)
         now[DuckDBParquet.name] = DuckDBParquet(folder / "plain.duckdb")
         now[LegacySQLite.name] = LegacySQLite(folder / "legacy.sqlite", series)

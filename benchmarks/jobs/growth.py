@@ -1,12 +1,13 @@
 """Growth: what a store costs as its points, its series and its days become more.
 
-Each size is a store of its own, compacted; two sizes differ in one thing only. Every act is timed by itself, without a
-background thread.
+Each size is a store of its own, compacted; two sizes differ in one thing only. The stores are filled through the API
+once, and kept. Every act is timed by itself, on a copy; the background thread neither flushes nor compacts during it.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -39,7 +40,8 @@ _ASKED = 20
 _OPENED = 3
 _HOUR_S = 3600.0
 _DAY_S = 86_400.0
-_ALONE = Settings(background=False)
+_FILLING = Settings(background=False)
+_QUIET = Settings(compact_background=False, flush_interval_s=86_400)
 
 
 @dataclass(slots=True)
@@ -95,7 +97,7 @@ class _Stream:
 def growth(plan: Plan) -> Iterator[Contest | Figure]:
     """Yield a figure for each kind of growth; `details` has the curves. The figure is the worst time to open."""
     steady = min(max(plan.growth_points), _STEADY)
-    many = [count for count in (10, 100, 1_000, 10_000) if count <= steady // 10]
+    many = [count for count in (10, 100, 1_000, 10_000, 100_000) if count <= steady // 10]
     kinds: dict[str, tuple[Sequence[int], Callable[[int], tuple[_Stream, int]]]] = {
         "points": (plan.growth_points, lambda points: (_Stream(100, 1_000_000), points)),
         "series": (many, lambda count: (_Stream(count, 1_000_000), steady)),
@@ -128,21 +130,35 @@ def growth(plan: Plan) -> Iterator[Contest | Figure]:
 
 
 def _costs(plan: Plan, stream: _Stream, points: int) -> dict[str, float]:
-    """Fill and compact a new store; returns the ms of each act."""
+    """Return the ms of each act on a store with so many points of a stream."""
     draw = Random(plan.seed)
+    kept = _filled(plan, stream, points)
+    stream.done = points
     with plan.scratch() as folder:
-        with Store(folder / "store", _ALONE) as store:
-            while stream.done < points:
-                store.points.insert_table(stream.take(min(_CHUNK, points - stream.done)))
-            store.checkpoint()
-            store.compact()
-            costs = _asked(store, stream, draw) | _fed(store, stream)
-        costs |= _opened(folder / "store", stream)
-        with Store(folder / "store", _ALONE) as store:
+        shutil.copytree(kept, folder / "store")
+        costs = _opened(folder / "store", stream)
+        with Store(folder / "store", _QUIET) as store:
+            costs = _asked(store, stream, draw) | _fed(store, stream) | costs
+        with Store(folder / "store", _QUIET) as store:
             store.points.insert_table(stream.take(_COMPACTED))
             store.checkpoint()
             costs["compact 1 M new points"] = _ms(store.compact)
     return costs
+
+
+def _filled(plan: Plan, stream: _Stream, points: int) -> Path:
+    """Return the folder of a compacted store, which is filled if it is not there yet."""
+    kept = plan.cache / f"growth-{stream.count}-{stream.step_us}-{points}"
+    if not kept.exists():
+        part = kept.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        with Store(part, _FILLING) as store:
+            while stream.done < points:
+                store.points.insert_table(stream.take(min(_CHUNK, points - stream.done)))
+            store.checkpoint()
+            store.compact()
+        part.rename(kept)
+    return kept
 
 
 def _asked(store: Store, stream: _Stream, draw: Random) -> dict[str, float]:
@@ -180,7 +196,7 @@ def _fed(store: Store, stream: _Stream) -> dict[str, float]:
 
 
 def _opened(folder: Path, stream: _Stream) -> dict[str, float]:
-    """Open the store in new processes."""
+    """Open the store in new processes. Their first read opens the columns."""
     command = [sys.executable, "-m", "benchmarks.opening", str(folder), stream.name(0), "pressure"]
     answers = []
     for _ in range(_OPENED + 1):
@@ -190,7 +206,7 @@ def _opened(folder: Path, stream: _Stream) -> dict[str, float]:
         raise RuntimeError("a new process does not find the latest point")
     return {
         f"{name}, new process": median(answer[name] for answer in answers[1:])
-        for name in ("open", "latest", "status")
+        for name in ("open", "latest", "status", "first read")
     }
 
 

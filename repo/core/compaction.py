@@ -20,6 +20,7 @@ from repo.core.reconcile import Known
 from repo.engines.registry import engine_named
 from repo.errors import FlushFailed, HoldfastError
 from repo.queries.order import Order, Slice, Span
+from repo.queries.summaries import Summaries
 from repo.repositories import sorting
 from repo.repositories.apply import Applied
 from repo.repositories.apply_table import ROW_GROUP_ROWS
@@ -249,7 +250,7 @@ class _SliceWork:
             self.go_on()
             sorting.rewrite(connection, self.piece.slice.span, self.piece.weight, self.go_on)
         SliceRepository(connection).replace(self.piece.replaced, self.piece.slice)
-        return Applied(dict(known))
+        return Applied(Summaries.copied(known))
 
     def loss(self, _applied: Applied) -> None:
         """Nothing is dropped; see `Work`."""

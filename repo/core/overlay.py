@@ -41,7 +41,7 @@ from repo.errors import StoreReadOnly
 from repo.models import Point, SeriesSummary
 from repo.queries.order import UNSORTED
 from repo.queries.rows import Row
-from repo.queries.selection import Selection, Summary
+from repo.queries.selection import Selection
 from repo.repositories.apply import apply, incoming
 from repo.repositories.counting import corrections
 from repo.repositories.series import SummaryRepository
@@ -251,7 +251,7 @@ class Tail(Flusher):
         assert facts is not None
         if not opened.has_file:
             state = ColumnsState(facts.store_id, facts.file_id or "", facts.generation, 0)
-            known: dict[tuple[str, str], Summary] = {}
+            known: Known = {}
         else:
             state, known = self._stored(opened, facts)
         if state.watermark < facts.pruned_through:
@@ -264,9 +264,7 @@ class Tail(Flusher):
             state = state._replace(watermark=facts.pruned_through)
         self._file = FileState(opened, state, known, (), facts.pruned_through, UNSORTED)
 
-    def _stored(
-        self, opened: OpenOverlay, facts: State
-    ) -> tuple[ColumnsState, dict[tuple[str, str], Summary]]:
+    def _stored(self, opened: OpenOverlay, facts: State) -> tuple[ColumnsState, Known]:
         """Return the state of the column file and its summaries, and copy these."""
         path = opened.backend.path
         self._refuse_other_schema(opened)

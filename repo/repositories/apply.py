@@ -37,6 +37,7 @@ from repo.engines.registry import traits_of
 from repo.models import Point
 from repo.queries.rows import Row
 from repo.queries.selection import Selection, Summary
+from repo.queries.summaries import Summaries
 from repo.repositories.series import SummaryRepository
 
 __all__ = ["GAP_US", "MOST_SPANS", "Applied", "DroppedPoints", "apply", "drop", "incoming"]
@@ -73,7 +74,7 @@ class DroppedPoints:
 class Applied:
     """What a batch changed: points overwritten and dropped, series touched and gone."""
 
-    known: dict[tuple[str, str], Summary]
+    known: Summaries
     """The summaries of all series after the batch."""
     overwritten: int = 0
     dropped: DroppedPoints = field(default_factory=DroppedPoints)
@@ -149,7 +150,7 @@ def drop(
     connection: Connection, deletion: Selection | None, summaries: Mapping[tuple[str, str], Summary]
 ) -> Applied:
     """Begin a batch with its deletion, if any."""
-    applied = Applied(dict(summaries))
+    applied = Applied(Summaries.copied(summaries))
     for piece in () if deletion is None else list(deletion.pieces(applied.known)):
         _delete(connection, piece, applied.known, applied)
     return applied
@@ -195,9 +196,7 @@ def _with_group(summary: Summary | None, group: _SeriesRows) -> Summary:
 # --- deletes --------------------------------------------------------------------------------------------
 
 
-def _delete(
-    connection: Connection, deletion: Selection, known: dict[tuple[str, str], Summary], applied: Applied
-) -> None:
+def _delete(connection: Connection, deletion: Selection, known: Summaries, applied: Applied) -> None:
     where = deletion.where(Point, known)
     taken = {
         (sensor, metric): DroppedPoints(count, first_us, last_us)
@@ -224,7 +223,7 @@ def _delete(
 def _mend_summaries(
     connection: Connection,
     taken: dict[tuple[str, str], DroppedPoints],
-    known: dict[tuple[str, str], Summary],
+    known: Summaries,
     applied: Applied,
 ) -> None:
     """Remove the dropped points from the summaries. Dropped first and last points are searched next to the cut."""
@@ -268,7 +267,7 @@ def _mend_summaries(
 def _nearest(
     connection: Connection,
     lost: dict[tuple[str, str], int],
-    known: dict[tuple[str, str], Summary],
+    known: Summaries,
     *,
     forward: bool,
 ) -> dict[tuple[str, str], Any]:
@@ -321,7 +320,7 @@ def _compare(
     traits: Traits,
     rows: Sequence[Row],
     spans: Iterable[tuple[int, int]],
-    known: dict[tuple[str, str], Summary],
+    known: Summaries,
     applied: Applied,
     *,
     keep: bool,
@@ -358,7 +357,7 @@ def _load(connection: Connection, traits: Traits, rows: Sequence[Row]) -> None:
 def _spans(
     rows: Sequence[Row],
     groups: dict[tuple[str, str], _SeriesRows],
-    known: dict[tuple[str, str], Summary],
+    known: Summaries,
 ) -> list[tuple[int, int]]:
     """Return the time spans in which stored rows could have the identity of one of these.
 

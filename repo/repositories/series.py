@@ -12,6 +12,7 @@ from repo.engines.base import rows_of_query
 from repo.engines.registry import traits_of
 from repo.models import Series, SeriesLatest, SeriesSummary
 from repo.queries.selection import Selection, Summary
+from repo.queries.summaries import Summaries
 
 __all__ = ["LatestRepository", "SeriesInfo", "SeriesRepository", "SummaryRepository", "SummaryTotals"]
 
@@ -145,10 +146,9 @@ class _Summaries:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def all(self, most: int = -1) -> dict[tuple[str, str], Summary]:
+    def all(self, most: int = -1) -> Summaries:
         """Return the summaries of all series, or of at most `most` of them."""
-        rows = rows_of_query(self._connection, self._all, most)
-        return {(row[0], row[1]): Summary._make(row[2:]) for row in rows}
+        return Summaries(rows_of_query(self._connection, self._all, most))
 
     def replace(
         self, summaries: Mapping[tuple[str, str], Summary], gone: Iterable[tuple[str, str]] = ()
