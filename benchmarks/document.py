@@ -265,6 +265,27 @@ def _growth(results: _Results) -> str:
     return "\n\n".join(pieces) or "Not measured yet."
 
 
+def _deliveries(results: _Results) -> str:
+    """Return the rate of each kind of sink, against its destination's own loader and SQLite's rows."""
+    rows = []
+    for key in dict.fromkeys(figure.key for figure in results.main if figure.key.startswith("deliver-")):
+        figures = {figure.peer: figure for figure in results.main if figure.key == key}
+        one, loader = next(iter(figures.values())), figures.get(f"{key}-loader")
+        if "added_mb" in one.details:
+            rows.append(
+                (
+                    results.target(one).what,
+                    f"{one.details['points']:,}",
+                    f"{one.sides[0].median:,.0f}",
+                    "-" if loader is None else f"{_number(loader.median)} × ({loader.sides[1].name})",
+                    _cell(results, figures.get("tuned-sqlite")),
+                    f"+{one.details['added_mb']:.0f} MB",
+                )
+            )
+    heads = ("", "points", "points/s", "of its own loader", "of reading rows from SQLite", "memory")
+    return _table(heads, rows) if rows else "Not measured yet."
+
+
 def _unseen(results: _Results) -> str:
     rows = [
         (target.what, target.against(figure), _spread(figure, target))
@@ -319,6 +340,7 @@ _BLOCKS: dict[str, Callable[[_Results], str]] = {
     "memory": _sides("job-memory"),
     "latency": _sides("compact-latency"),
     "growth": _growth,
+    "deliveries": _deliveries,
     "unseen": _unseen,
     "conditions": _conditions,
     "readme": _readme,

@@ -110,6 +110,7 @@ class Forwarder:
         self._lock = threading.Lock()
         self._waits = Stop()
         """Ends the waits of `drain`."""
+        self._is_draining = False
         self._pid = os.getpid()
 
     # --- in the background -----------------------------------------------------------------------------
@@ -168,7 +169,10 @@ class Forwarder:
                 for thread in self._threads.values():  # the watcher may have added one
                     thread.ask()
                     thread.join()
-                self._give_up_steps()
+                if (
+                    not self._is_draining
+                ):  # in another thread, which is sending a batch and gives them up itself
+                    self._give_up_steps()
             self._watcher = self._stop = None
             self._threads = {}
             _running.discard(self)
@@ -204,10 +208,14 @@ class Forwarder:
         deadline_s = None
         if timeout_s is not None:
             deadline_s = time.monotonic() + check_seconds(timeout_s, "timeout_s", error=InvalidSettings)
+        self._is_draining = True
         try:
             return {name: self._drain_one(each, deadline_s) for name, each in self._stepped().items()}
         finally:
-            self._give_up_steps()
+            try:
+                self._give_up_steps()
+            finally:
+                self._is_draining = False
 
     def _drain_one(self, each: _Claimed, deadline_s: float | None) -> Drained:
         delivered = refused = 0

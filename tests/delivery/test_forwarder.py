@@ -85,6 +85,23 @@ def test_it_delivers_in_the_background_and_stops_at_once(store: Store) -> None:
     forwarder.stop()
 
 
+def test_a_stop_during_a_drain_leaves_the_batch_in_hand_its_connection(store: Store) -> None:
+    write(store, 30)
+    stopped = threading.Thread(target=lambda: forwarder.stop())
+
+    def stop_now(_batch: Batch) -> None:
+        stopped.start()
+        stopped.join()
+        assert sink.is_open
+
+    sink = MemorySink(on_send=stop_now)
+    forwarder = Forwarder(store, sink, batch_points=10)
+    assert forwarder.drain()["memory"].delivered == 10
+    assert not sink.is_open
+    sink.on_send = lambda _batch: None
+    assert forwarder.drain()["memory"].delivered == 20
+
+
 def test_a_removed_sink_leaves_no_lock_files(store: Store) -> None:
     def locks() -> list[str]:
         return [path.name for path in store.path.glob("*sink-*")]
