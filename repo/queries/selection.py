@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, and_, false, true
 
@@ -15,6 +15,7 @@ from repo.arguments import check_flag
 from repo.engines.base import Traits
 from repo.errors import InvalidQuery
 from repo.models import Point
+from repo.queries.summaries import Summaries, Summary
 from repo.times import bound_us, to_datetime
 
 __all__ = [
@@ -121,6 +122,8 @@ class Selection:
 
     def chosen(self, known: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return the selected ones of the known series, in order of their names."""
+        if self.exact is not None and isinstance(known, Mapping):
+            return [self.exact] if self.exact in known else []
         pairs = list(known)
         sensors = chosen_names(self.sensor_id, {s for s, _ in pairs})
         metrics = chosen_names(self.metric_name, {m for _, m in pairs})
@@ -266,19 +269,6 @@ def _matches(wanted: str | tuple[str, ...] | None, name: str) -> bool:
     return fnmatchcase(name, wanted) if _is_glob(wanted) else name == wanted
 
 
-class Summary(NamedTuple):
-    """How many points a series has, the first and last time, and the newest point."""
-
-    points: int
-    first_us: int
-    last_us: int
-    last_value: float | None
-    last_value_text: str | None
-    last_quality: int | None
-    last_metadata: str | None
-    last_seq: int
-
-
 def select_points(sensor_id: Names, metric_name: Names, start: Time, end: Time) -> Selection:
     """Return the selection for the names and times of a caller; raises `InvalidQuery`.
 
@@ -327,10 +317,11 @@ class SeriesScope:
     def __init__(self, traits: Traits, known: Known, pairs: Iterable[Pair]) -> None:
         self.pairs = list(pairs)
         sensors, metrics = ({pair[at] for pair in self.pairs} for at in (0, 1))
-        chosen = set(self.pairs)
-        others = [pair for pair in known if pair not in chosen]
-        by_metric = any(sensor in sensors for sensor, _ in others)
-        by_sensor = any(metric in metrics for _, metric in others) or (bool(others) and not by_metric)
+        # Without a look at each known series: there may be 100,000, and one may be asked for.
+        of_sensor, of_metric = (known if isinstance(known, Summaries) else Summaries.copied(known)).names()
+        own = len(self.pairs)
+        by_metric = sum(map(of_sensor.__getitem__, sensors)) > own
+        by_sensor = sum(map(of_metric.__getitem__, metrics)) > own or (len(known) > own and not by_metric)
         few = traits.keyed_by_series and len(sensors) + len(metrics) <= MOST_NAMES
         self._sensors = tuple(sorted(sensors)) if by_sensor or few else None
         self._metrics = tuple(sorted(metrics)) if by_metric or few else None

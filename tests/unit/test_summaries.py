@@ -29,3 +29,15 @@ def test_the_garbage_collector_forgets_summaries_that_were_only_read() -> None:
     read = Summaries(tuple(map(tuple, ROWS)))
     gc.collect()
     assert not any(map(gc.is_tracked, read._rows.values()))
+
+
+def test_the_series_of_each_name_are_counted_again_after_series_came_or_went() -> None:
+    read = Summaries(ROWS)
+    assert read.names() == ({"a": 1, "b": 1}, {"m": 2})
+    copied = Summaries.copied(read)
+    copied["a", "n"] = FIRST
+    copied[A] = SECOND
+    assert copied.names() == ({"a": 2, "b": 1}, {"m": 2, "n": 1})
+    del copied[A]
+    assert copied.names() == ({"a": 1, "b": 1}, {"m": 1, "n": 1})
+    assert read.names() == ({"a": 1, "b": 1}, {"m": 2})
