@@ -92,7 +92,8 @@ INTERNAL = {
 """Parameters that take an object of the library's, or a connection or sink of the caller's own."""
 
 NO_API = {
-    "Points.delete_selected", "Sinks.selects", "Quarantine.show", "RecordRepository.put",
+    "Points.delete_selected", "Points.has", "Sinks.may_have_deleted_after", "Sinks.selects", "Quarantine.show",
+    "RecordRepository.put",
     "RecordRepository.skip_ids_through",
     "RecordRepository.extents", "RecordRepository.drop", "RecordRepository.texts", "RecordRepository.settle",
 }  # fmt: skip
@@ -399,6 +400,7 @@ def try_all(store: Store, folder: Path, tries: Callable[[], list[str]]) -> list[
     return faults
 
 
+@pytest.mark.slow_on("duckdb")
 def test_a_wrong_argument_is_refused_with_an_error_of_ours(
     store: Store, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
