@@ -110,7 +110,8 @@ def retry(session: Session, ids: tuple[int, ...], sink: str | None, everything: 
     """Send items again, after the cause was fixed.
 
     Points are sent one by one by the next delivery, and leave the quarantine once they are accepted; so does one that
-    was overwritten since. One that the store no longer has stays. Records are pending again at once.
+    was overwritten since. One that the store no longer has, or that the filter of the sink no longer selects, stays.
+    Records are pending again at once.
 
     \b
     JSON: {"points": to be sent again, "records": pending again, "replaced":

@@ -39,6 +39,7 @@ _EMPTY_PAGES = 8
 """How many pages without points of the sink are read for one batch."""
 
 _GONE = "it is no longer stored, so it cannot be sent again"
+_FILTERED = "the filter of the sink no longer selects its series, so it is not sent again"
 
 
 @dataclass(slots=True)
@@ -163,19 +164,23 @@ class Planner:
         """Return the next point that an operator wants to be sent again; every other batch, beside new readings."""
         while (seq := self._delivery.next_retry()) is not None:
             cut = self._reader.again(Span(seq, seq), last_seq)
-            if cut.points or not self._is_gone(seq):
+            kept = None if cut.points else self._why_kept(seq)
+            if kept is None:
                 self.was_retry = True
                 attempt = self._new_attempt(cut.span, cut.points, _checksum(cut), Lane.BACKFILL)
                 return Sending(attempt, cut, last_seq)
-            self._delivery.keep_retry(seq, _GONE)
+            self._delivery.keep_retry(seq, kept)
         return None
 
-    def _is_gone(self, seq: int) -> bool:
-        """Return whether the store has the identity of a point in quarantine no more, so it has the only value."""
+    def _why_kept(self, seq: int) -> str | None:
+        """Return why a point that is not read under its seq stays in quarantine; None if it was overwritten."""
         item = self._delivery.quarantined_point(seq)
         if item is None or item.sensor_id is None or item.metric_name is None:
-            return False
-        return not self._store.points.has(item.sensor_id, item.metric_name, item.timestamp_us)
+            return None
+        if not self._reader.selects(item.sensor_id, item.metric_name):
+            return _FILTERED
+        is_stored = self._store.points.has(item.sensor_id, item.metric_name, item.timestamp_us)
+        return None if is_stored else _GONE
 
     def _by_turn(
         self, info: SinkInfo, cursor: Cursor, last_seq: int, takes_records: bool, most_bytes: int

@@ -62,6 +62,10 @@ class Reader:
         self._pages: dict[Lane, _Page] = {}
         self._selected: dict[tuple[str, str], bool] = {}
 
+    def selects(self, sensor_id: str, metric_name: str) -> bool:
+        """Return whether the points of a series are read."""
+        return self._selection is None or self._selection.names(sensor_id, metric_name)
+
     def drop(self) -> None:
         """Forget all pages, so that the next batch is read from the store."""
         self._pages.clear()

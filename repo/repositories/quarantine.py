@@ -127,16 +127,17 @@ class QuarantineRepository:
     def settle(self, sink: str, first_seq: int, last_seq: int, sent: Sequence[int] = ()) -> int:
         """Remove points of a range that was confirmed; returns how many.
 
-        These are the ones that waited to be sent again, and those of the seqs that were `sent`, which a replay also
-        sends. Others may have been deleted from the store. Through the driver, because a delivery does it for each
-        batch: the caller has begun a transaction.
+        These are the ones of the seqs that were `sent`, which a replay also sends, and one that waited to be sent again
+        if it is the whole range. Others may have been deleted from the store. Through the driver, because a delivery
+        does it for each batch: the caller has begun a transaction.
         """
         rows = self._driver.execute(
             "SELECT id, seq, retry FROM quarantine WHERE sink = ? AND seq BETWEEN ? AND ?",
             (sink, first_seq, last_seq),
         ).fetchall()
         arrived = set(sent) if rows else ()
-        return self.remove([number for number, seq, retry in rows if retry or seq in arrived])
+        alone = first_seq == last_seq
+        return self.remove([number for number, seq, retry in rows if seq in arrived or (retry and alone)])
 
     def remove(self, ids: Sequence[int]) -> int:
         """Remove items; returns how many."""

@@ -32,7 +32,8 @@ class Retried:
 
     points: int
     """Points that the sink is sent again, each alone. Those that it accepts, and those that were overwritten since,
-    leave the quarantine. Those that the store no longer has stay in it, with that reason."""
+    leave the quarantine. Those that the store no longer has, or that the filter of the sink no longer selects, stay in
+    it, with that reason."""
     records: int
     """Records that are pending again."""
     replaced: int
@@ -67,13 +68,14 @@ class Quarantine:
     def show(self, item_id: int) -> Quarantined:
         """Return one item."""
         with self._handle.metadata.read() as connection:
-            return _known(QuarantineRepository(connection), _ids(item_id))[0]
+            return _known(QuarantineRepository(connection), [check_count(item_id, "id", 0)])[0]
 
     def retry(self, ids: Ids) -> Retried:
         """Send items to their sinks again. Points go one by one; an item that is refused again stays, with the reason.
 
         A point that was overwritten since is not sent: its new value was. A point that was deleted since, also by a
-        cleanup, cannot be sent, and stays in quarantine. Records become pending again.
+        cleanup, cannot be sent, and stays in quarantine, as does one that the sink's filter no longer selects. Records
+        become pending again.
         """
         with self._handle.metadata.write() as connection:
             repository, records = QuarantineRepository(connection), RecordRepository(connection)

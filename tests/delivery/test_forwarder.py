@@ -345,6 +345,28 @@ def test_one_bad_item_is_quarantined_and_the_others_arrive(store: Store, exact: 
     forwarder.stop()
 
 
+def test_a_refused_point_that_is_not_sent_again_stays_in_quarantine(store: Store) -> None:
+    write(store, 2)
+    write(store, 2, sensor="T", value=2.0)
+    sink = MemorySink(refuses=lambda _row: "too large")
+    forwarder = Forwarder(store, sink)
+    assert forwarder.drain()["memory"].refused == 4
+    store.points.delete("S", end=1.0)
+    store.sinks.change("memory", filter={"sensor_id": "S"})
+    sink.refuses = lambda _row: None
+    store.quarantine.retry([item.id for item in store.quarantine.list() if item.id is not None])
+    store.sinks.replay("memory", seq=1)  # its range has those that are not sent, too
+    assert forwarder.drain()["memory"].delivered == 1
+    assert [content[0] for content in sink.destination.values().values()] == [1.0]
+    kept = {item.value: item.reason.partition(";")[0] for item in store.quarantine.list()}
+    filtered = "the filter of the sink no longer selects its series, so it is not sent again"
+    assert kept == {
+        0.0: "it is no longer stored, so it cannot be sent again",
+        2.0: filtered,
+        3.0: filtered,
+    }
+
+
 def test_a_sink_that_refuses_too_much_is_halted(store: Store) -> None:
     write(store, 3_000)
     sink = MemorySink(exact=False, refuses=lambda _row: "wrong table")

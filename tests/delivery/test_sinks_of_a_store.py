@@ -337,6 +337,8 @@ def test_a_refused_point_is_kept_with_its_reason_until_it_is_accepted_or_dropped
     for ids in wrong:
         with pytest.raises(HoldfastError):
             store.quarantine.drop(ids)
+    with pytest.raises(InvalidQuery, match="id = a list: an integer is expected"):
+        store.quarantine.show([])  # type: ignore[arg-type]
 
 
 @ENGINE
