@@ -22,6 +22,7 @@ from repo.core.active import ActiveColumns
 from repo.core.codec import unpack
 from repo.core.columns import Columns, OpenColumns
 from repo.core.incoming import Incoming
+from repo.core.journal_pages import KEPT_US, MOST_BYTES, MOST_SEQS
 from repo.core.metadata import MetadataDatabase
 from repo.core.reconcile import FileState, Known, Reconciler, digest_of, read_order, read_state
 from repo.core.undisturbed import undisturbed
@@ -35,6 +36,7 @@ from repo.repositories.apply_table import ROW_GROUP_ROWS, Arriving, Part, merge,
 from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, Entry, JournalRepository
 from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
 from repo.repositories.series import LatestRepository
+from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import ColumnsStateRepository, StateRepository
 from repo.settings import Settings
 
@@ -56,6 +58,9 @@ LEAST_OF_ROW_GROUP = 61_440
 
 MERGED_FROM = 5_000
 """From this number on points are merged as columns, if the engine can; fewer are applied faster as rows."""
+
+PRUNE_INTERVAL_S = 1.0
+"""The shortest time between two searches for rows that are old enough to be pruned."""
 
 
 class Work(Protocol):
@@ -170,6 +175,7 @@ class Flusher:
         self._file: FileState | None = None
         """None while the file is closed, and during each change, until its result was read back."""
         self._checkpointed_s = time.monotonic()
+        self._pruned_s = self._checkpointed_s - PRUNE_INTERVAL_S
         columns.notify(opened=self._opened, closed=self._closed)
 
     @property
@@ -244,7 +250,7 @@ class Flusher:
         A failed checkpoint prunes nothing and is retried later.
         """
         try:
-            self.make_durable(opened)
+            self.make_durable(opened, keep_newest=True)
         except Exception as error:
             if is_interrupt(error):
                 raise KeyboardInterrupt from error
@@ -252,10 +258,11 @@ class Flusher:
             return self._columns.reopen()
         return opened
 
-    def make_durable(self, opened: OpenColumns) -> int:
+    def make_durable(self, opened: OpenColumns, *, keep_newest: bool = False) -> int:
         """Checkpoint and prune, and return the seq through which the columns are durable.
 
-        Raises a typed error if the checkpoint fails; nothing was pruned.
+        With `keep_newest`, the newest rows stay in the journal for a while if there are sinks. Raises a typed error if
+        the checkpoint fails; nothing was pruned.
         """
         opened = self._certain(opened).opened
         try:
@@ -265,7 +272,7 @@ class Flusher:
             raise opened.backend.typed_error(error) from error
         finally:
             self._checkpointed_s = time.monotonic()
-        self._prune(durable)
+        self._prune(durable, keep_newest=keep_newest)
         return durable
 
     # --- one transaction ------------------------------------------------------------------------------
@@ -370,7 +377,7 @@ class Flusher:
         # Work without journal rows was checkpointed above.
         is_durable = file.opened.backend.durable_at_commit or not work.journalled
         if is_durable and work.copies:
-            self._prune(state.watermark)
+            self._prune(state.watermark, keep_newest=work.journalled)
         self._metadata.checkpoint_if_due()
         return file.opened
 
@@ -459,15 +466,34 @@ class Flusher:
         if extent is not None:
             self._metadata.mark.write(extent, durably=False)
 
-    def _prune(self, durable: int) -> None:
+    def _prune(self, durable: int, *, keep_newest: bool) -> None:
         file = self._file
         if file is None or durable <= file.pruned_through:
             return
+        if keep_newest:
+            durable = self._oldest_kept(durable, file.pruned_through)
+            if durable <= file.pruned_through:
+                return
         with self._metadata.write() as connection:
             StateRepository(connection).set(pruned_through=durable)
             JournalRepository(connection).prune(durable)
         self._file = replace(file, pruned_through=durable)
         self._metadata.checkpoint_if_due()
+
+    def _oldest_kept(self, durable: int, pruned: int) -> int:
+        """Return the seq before the rows that deliveries may still read from the journal; see `journal_pages`.
+
+        No cursor counts, so that a sink that is behind does not let the journal grow.
+        """
+        now_s = time.monotonic()
+        with self._metadata.read() as connection:
+            if not SinkRepository(connection).exist():
+                return durable
+            if now_s - self._pruned_s < PRUNE_INTERVAL_S:
+                return pruned
+            self._pruned_s = now_s
+            since_us = self._clock() - KEPT_US
+            return JournalRepository(connection).before_newest(durable, since_us, MOST_SEQS, MOST_BYTES)
 
     def _loss(self, file: FileState, entry: str, reason: str, detail: str, applied: Applied) -> Loss:
         return Loss(

@@ -212,7 +212,7 @@ class Tail(Flusher):
         """Apply the whole tail. The columns are not handed over before, which would lose what was applied."""
         return super().through(opened, seq)
 
-    def make_durable(self, opened: OpenColumns) -> int:
+    def make_durable(self, opened: OpenColumns, *, keep_newest: bool = False) -> int:  # noqa: ARG002
         """Raise `StoreReadOnly`."""
         raise StoreReadOnly(f"{opened.backend.path} is opened for reading only", path=opened.backend.path)
 

@@ -1,5 +1,7 @@
 """Reads the points of batches from the store: wide pages, from which narrow batches are cut. Sends nothing.
 
+The newest points come from the journal if it has them all, so that no other process has to hand the columns over.
+
 A page is read in a transaction of its own. Neither lease nor snapshot is held between pages, so a point may be
 overwritten while its old value is still in a page. That is harmless as long as the old value is sent before the new
 one. Therefore a page is dropped once a batch with newer writes was cut from another page, unless all points of that
@@ -35,6 +37,8 @@ _ROW_BYTES = 70
 
 _TIME, _VALUE_TEXT, _METADATA, _SEQ = 2, 4, 6, 7
 
+_NO_COLUMNS: Columns = ((),) * 8
+
 
 class Cut(NamedTuple):
     """The points of a batch, and the range of seqs that it answers for."""
@@ -61,6 +65,9 @@ class Reader:
         self._clock = clock
         self._pages: dict[Lane, _Page] = {}
         self._selected: dict[tuple[str, str], bool] = {}
+        self._journal = store.points.journal_pages()
+        self._empty = Span(0, -1)
+        """A range without selected points. It stays empty, as a point that is written gets a higher seq."""
 
     def selects(self, sensor_id: str, metric_name: str) -> bool:
         """Return whether the points of a series are read."""
@@ -84,9 +91,7 @@ class Reader:
             or self._has_deleted(page, last_seq)
         ):
             self._pages.pop(lane, None)  # before the next one is read, for the memory
-            gap = work.gap
-            found = self._store.points.page(gap.first, gap.last, backwards=work.from_end)
-            page = self._pages[lane] = self._page(found, last_seq)
+            page = self._pages[lane] = self._next(work, last_seq)
         cut = page.cut(work.from_end, rows, most_bytes)
         if not page.left.seqs:
             del self._pages[lane]
@@ -114,6 +119,23 @@ class Reader:
             return pieces[0]
         columns = [[value for piece in pieces for value in piece.columns[at]] for at in range(8)]
         return Cut(span, columns, sum(piece.bytes for piece in pieces))
+
+    def _next(self, work: Work, last_seq: int) -> _Page:
+        """Read the next page of a gap: the newest points from the journal, if it has them all."""
+        gap = work.gap
+        if work.from_end:
+            return self._page(self._store.points.page(*gap, backwards=True), last_seq)
+        if self._empty.first <= gap.first <= self._empty.last:
+            gap = Span(min(self._empty.last, gap.last) + 1, gap.last)
+        if not gap.seqs:
+            return _Page(work.gap, _NO_COLUMNS, last_seq, last_seq, self._clock())
+        found = self._journal.page(gap) if gap.last == last_seq else None
+        if found is None:
+            found = self._store.points.page(*gap)
+        page = self._page(found._replace(span=Span(work.gap.first, found.span.last)), last_seq)
+        if not page.size:
+            self._empty = page.left
+        return page
 
     def _page(self, found: SeqPage, last_seq: int) -> _Page:
         columns = found.columns

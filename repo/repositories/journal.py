@@ -133,6 +133,25 @@ class JournalRepository:
         ).fetchone()
         return bool(found)
 
+    def before_newest(self, through: int, since_us: int, most_seqs: int, most_bytes: int) -> int:
+        """Return the seq before the rows, of those up to `through`, that were written at or after a time.
+
+        These are at most about `most_seqs` seqs and `most_bytes` bytes. 0 if all rows are that new.
+        """
+        rows = self._driver.execute(
+            "SELECT seq, count, created_us, length(payload) FROM journal WHERE seq <= ? ORDER BY seq DESC",
+            (through,),
+        )
+        try:
+            for seq, count, created_us, size in rows:
+                most_seqs -= count
+                most_bytes -= size
+                if created_us < since_us or most_seqs < 0 or most_bytes < 0:
+                    return int(seq)
+        finally:
+            rows.close()
+        return 0
+
     def prune(self, through: int) -> int:
         """Delete the rows at or below `through`, except void ones; their seqs are never used again.
 

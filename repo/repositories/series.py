@@ -173,6 +173,8 @@ _LATEST_OF_ONE = "SELECT {} FROM latest WHERE sensor_id = ? AND metric_name = ?"
     ", ".join(SeriesLatest.__table__.c.keys()[2:])
 )
 
+_NEWEST_TIMES = "SELECT sensor_id, metric_name, last_us FROM latest"
+
 
 class LatestRepository(_Summaries):
     """Their copy in the metadata database, readable without the lease."""
@@ -188,6 +190,11 @@ class LatestRepository(_Summaries):
             for row in driver.execute(_LATEST_OF_ONE, pair):
                 found[pair] = Summary._make(row)
         return found
+
+    def newest_times(self) -> dict[tuple[str, str], int]:
+        """Return the newest time of each series that has points."""
+        driver: Any = self._connection.connection.driver_connection
+        return {(s, m): us for s, m, us in driver.execute(_NEWEST_TIMES)}
 
     def totals(self) -> SummaryTotals:
         """Return the number of points of all series, and their first and last time."""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from math import exp
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, case, delete, func, insert, select, update
+from sqlalchemy import Connection, case, delete, exists, func, insert, select, update
 
 from repo.cursors import Cursor
 from repo.models import AttemptRow, SinkCursor, SinkRange
@@ -259,6 +259,10 @@ class SinkRepository:
         """Return when a sink was added; None for an unknown one."""
         row = self._driver.execute("SELECT created_us FROM sinks WHERE name = ?", (name,)).fetchone()
         return None if row is None else int(row[0])
+
+    def exist(self) -> bool:
+        """Return whether there is any sink."""
+        return bool(self._connection.execute(select(exists().select_from(SinkCursor))).scalar_one())
 
     def highest(self) -> int:
         """Return the highest seq that any sink was sent; 0 if there is none."""

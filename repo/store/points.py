@@ -12,6 +12,7 @@ from repo.core.bulk import Bulk
 from repo.core.changes import DeleteChange, PointsChange, Submission
 from repo.core.deleting import delete_points
 from repo.core.handle import Handle
+from repo.core.journal_pages import JournalPages
 from repo.core.latest import Newest
 from repo.cursors import Span
 from repo.engines.interrupts import KeyboardInterrupts
@@ -359,6 +360,10 @@ class Points(PointWriter):
         """Return whether a point is stored; for forwarders. Takes the names and times of legacy points, too."""
         with self._handle.reading("delivery") as (connection, _):
             return point_sql.has(connection, sensor_id, metric_name, timestamp_us)
+
+    def journal_pages(self) -> JournalPages:
+        """Return a reader of pages of the newest points that never waits for the columns; for forwarders."""
+        return JournalPages(self._handle.metadata)
 
     def _refuse_numbers_of_texts(self, question: Aggregates) -> None:
         exact = question.selection.exact
