@@ -16,6 +16,7 @@ _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 _AMOUNT = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([kmg]?)b(?:/s|ps)?|0", re.ASCII | re.IGNORECASE)
 _WINDOW = re.compile(r"([0-9]{1,2}):([0-9]{2})-([0-9]{1,2}):([0-9]{2})=(.+)", re.ASCII)
 _DAY_MINUTES = 24 * 60
+_MINUTE_US = 60_000_000
 
 
 class Window(NamedTuple):
@@ -90,6 +91,25 @@ class Rate(NamedTuple):
         ]
         return ", ".join(parts) + (f" ({self.zone})" if self.windows else "")
 
+    def resumes_us(self, now_us: int) -> int | None:
+        """Return when the limit, 0 at this time, ends to be 0; None if it never does. Exact to a minute."""
+        begin_us = now_us - now_us % _MINUTE_US
+        local = to_datetime(now_us).astimezone(zone_named(self.zone))
+        minute = local.hour * 60 + local.minute
+        edges = {(edge - minute) % _DAY_MINUTES for window in self.windows for edge in window[:2]}
+        for after in sorted(edges):
+            if after and self.at(begin_us + after * _MINUTE_US) != 0:
+                return begin_us + after * _MINUTE_US
+        return None
+
+    def zero(self, now_us: int) -> str:
+        """Return in words how long the limit, 0 at this time, stays so."""
+        resumes_us = self.resumes_us(now_us)
+        if resumes_us is None:
+            return "0"
+        local = to_datetime(resumes_us).astimezone(zone_named(self.zone))
+        return f"0 until {local:%Y-%m-%d %H:%M} ({self.zone})"
+
     def at(self, now_us: int) -> int | None:
         """Return the limit at a time, in µs since 1970 UTC: that of the first window that it is in."""
         if self.windows:
@@ -103,9 +123,14 @@ class Rate(NamedTuple):
 def parse_bytes_per_s(text: str) -> int:
     """Parse a rate such as `500kB/s`, `1.5MB/s` or `0`; raises `InvalidSettings`.
 
-    Bits are refused: `500kbit/s` is an eighth of `500kB/s`.
+    Bits, and a small b, which may mean them, are refused: `500kbit/s` is an eighth of `500kB/s`.
     """
     match = _AMOUNT.fullmatch(text.strip())
+    if match is not None and "b" in text:
+        amount = match[0].split("b")[0].strip()
+        raise InvalidSettings(
+            f"{text[:40]!r} may mean bits or bytes; write {amount}B/s for bytes per second, eight times as many bits"
+        )
     if match is None:
         raise InvalidSettings(
             f"{text[:40]!r} is not a rate; write bytes per second, such as 500kB/s or 1.5MB/s"

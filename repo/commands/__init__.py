@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from importlib import import_module
 from keyword import iskeyword
 from pathlib import Path
@@ -20,6 +19,7 @@ import click
 
 from repo.commands.exits import Exit, failure, show
 from repo.commands.global_options import group_options
+from repo.commands.groups import suggestion
 from repo.commands.session import Session
 from repo.engines.interrupts import is_interrupt
 from repo.errors import HoldfastError
@@ -95,9 +95,7 @@ class _Commands(click.Group):
                 f"{name!r} is a path, not a command; write the command first: holdfast status {quote(name)}"
             )
         else:
-            close = get_close_matches(name, [*_COMMANDS, *_ALIASES])
-            meant = f"did you mean {' or '.join(map(repr, close))}?" if close else "--help lists the commands"
-            reason = f"there is no command {name!r}; {meant}"
+            reason = f"there is no command {name!r}; {suggestion(name, [*_COMMANDS, *_ALIASES])}"
         raise click.UsageError(reason, context)
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> Any:  # type: ignore[override]

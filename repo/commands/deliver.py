@@ -40,8 +40,8 @@ def drain(session: Session, sinks: tuple[str, ...], timeout: str | None) -> None
     """Deliver everything that waits, and exit: to all destinations, or to the named ones.
 
     For a timer, or before a device is switched off. Exits 0 if everything was delivered, 1 if a destination could not
-    be reached or the time was up, 3 if one refused something, rejects everything or is paused, 4 if another process
-    delivers to it. Nothing is lost by an interrupt; the next delivery continues.
+    be reached, its rate is 0 now, or the time was up, 3 if one refused something, rejects everything or is paused, 4 if
+    another process delivers to it. Nothing is lost by an interrupt; the next delivery continues.
 
     \b
     JSON: [{"name", "delivered": points and records, "refused": put into

@@ -10,9 +10,11 @@ import click
 
 from repo.commands.asking import asked, asking_options, check_asking
 from repo.commands.global_options import global_options
+from repo.commands.groups import SuggestingGroup
 from repo.commands.options import iso_second
 from repo.commands.output import print_json, write_rows
 from repo.commands.session import Session
+from repo.commands.terminal import is_terminal
 from repo.errors import counted
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 sink_option = click.option("--sink", metavar="NAME", help="The items of this sink.")
 
 
-@click.group(no_args_is_help=True)
+@click.group(cls=SuggestingGroup, no_args_is_help=True)
 def quarantine() -> None:
     """Handle the points and records that destinations refused.
 
@@ -75,7 +77,7 @@ def list_(session: Session, sink: str | None, limit: int) -> None:
         "table",
         ("id", "sink", "item", "time", "value", "reason"),
         map(_row, items),
-        cuttable=("item", "reason"),
+        cuttable=("item", "reason") if is_terminal() else (),
     )
     session.say(f"{counted(count, 'item')} in quarantine" + (f", of {sink}" if sink else ""))
 

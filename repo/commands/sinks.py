@@ -11,6 +11,7 @@ from repo.clock import system_clock
 from repo.commands.asking import asked, asking_options, check_asking
 from repo.commands.exits import Exit
 from repo.commands.global_options import global_options, output_options
+from repo.commands.groups import SuggestingGroup
 from repo.commands.options import iso_second, series_names, zone_of
 from repo.commands.output import print_json, write_rows
 from repo.commands.session import Session
@@ -36,7 +37,7 @@ tz_option = click.option(
 )
 
 
-@click.group(no_args_is_help=True)
+@click.group(cls=SuggestingGroup, no_args_is_help=True)
 def sinks() -> None:
     """Manage the destinations of the store.
 

@@ -24,6 +24,15 @@ __all__ = ["init", "status"]
 
 _SHOWN_SENDERS = 20
 
+_STATES = {
+    "paused": "paused{since}: `sinks resume` ends that",
+    "failing": "unreachable{since}: it is tried again",
+    "halted": "halted{since}: it rejects everything; see the warning",
+    "forked": "forked{since}: nothing is sent; see the warning",
+    "stopped": "failing with an error{since}; see the warning",
+}
+"""What the line of a sink says about its state."""
+
 
 @click.command()
 @click.option(
@@ -101,7 +110,8 @@ def status(session: Session, check: bool, ignored: tuple[str, ...]) -> None:
     "lost_points", "lost_records", "sinks": [{"name", "kind", "state":
     running, paused, failing, halted, forked or stopped, "since_us",
     "confirmed_seq", "behind", "oldest_unsent_us": null if unknown, "confirmed_us",
-    "points_per_s", "quarantined", "failures", "last_error"}], "hold": {"sink", "seqs", "since_us"} or null,
+    "points_per_s", "limit_bytes_per_s": null for none, "quarantined", "failures",
+    "last_error"}], "hold": {"sink", "seqs", "since_us"} or null,
     "senders": [{"store_id", "epoch", "sink", "points", "updated_us"}] that deliver
     to this store,
     "bytes_by_file": {file: bytes}, "bytes_by_kept_file": {retired or backup file:
@@ -216,13 +226,13 @@ def _sink(sink: SinkStatus) -> str:
         parts.append(f"the oldest since {oldest} UTC")
     if sink.points_per_s >= 1:
         parts.append(f"{sink.points_per_s:,.0f} points/s")
+    if sink.limit_bytes_per_s == 0:
+        parts.append("its rate is 0 now, so nothing is sent")
     if sink.quarantined:
         parts.append(f"{sink.quarantined:,} in quarantine")
-    if sink.state == "failing" and sink.since_us is not None:  # a warning says more about other states
-        since = to_datetime(sink.since_us).strftime("%Y-%m-%d %H:%M:%S")
-        parts.append(f"unreachable since {since} UTC")
-    elif sink.state == "paused":
-        parts.append("paused")
+    if sink.state != "running":
+        since = "" if sink.since_us is None else f" since {to_datetime(sink.since_us):%Y-%m-%d %H:%M:%S} UTC"
+        parts.append(_STATES[sink.state].format(since=since))
     return ", ".join(parts)
 
 

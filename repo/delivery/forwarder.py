@@ -199,10 +199,10 @@ class Forwarder:
     def drain(self, timeout_s: float | None = None) -> dict[str, Drained]:
         """Deliver until nothing is left, sink by sink, in the calling thread; returns what became of each.
 
-        A sink that cannot be reached is given up at once or, with `timeout_s`, tried again for that long, in which all
-        sinks share; one that rejects everything is given up at once. What was written in between is delivered, too.
-        `stop`, from another thread, ends it after the batch in hand. On return the sinks are disconnected and free for
-        other forwarders.
+        A sink that cannot be reached, or whose rate is 0 now, is given up at once or, with `timeout_s`, tried again for
+        that long, in which all sinks share; one that rejects everything is given up at once. What was written in
+        between is delivered, too. `stop`, from another thread, ends it after the batch in hand. On return the sinks are
+        disconnected and free for other forwarders.
         """
         self._waits = Stop()
         deadline_s = None
@@ -229,7 +229,7 @@ class Forwarder:
             if step.wait_s:
                 each.worker.settle()
                 left_s = (deadline_s or 0.0) - time.monotonic()
-                if left_s <= 0 and step.progress is not Progress.LIMITED:
+                if left_s <= 0 and (step.progress is not Progress.LIMITED or step.error is not None):
                     break
                 if deadline_s is not None and left_s <= 0:
                     break

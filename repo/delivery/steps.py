@@ -23,7 +23,7 @@ class Progress(StrEnum):
     IDLE = "idle"
     """Everything is delivered and confirmed."""
     LIMITED = "limited"
-    """The limit of bytes per second is used up for now."""
+    """The limit of bytes per second is used up for now; with an `error`, it is 0."""
     PAUSED = "paused"
     """The sink is paused."""
     UNREACHABLE = "unreachable"

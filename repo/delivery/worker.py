@@ -9,6 +9,7 @@ is one commit. After a crash or an interrupt at any point, the row of the attemp
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ from repo.errors import (
     StoreFull,
     counted,
 )
+from repo.rates import Rate
 from repo.repositories.attempts import Attempt
 from repo.repositories.quarantine import Quarantined
 from repo.repositories.sinks import SinkInfo, SinkState, Totals
@@ -207,7 +209,9 @@ class Worker:
         wait_s = self._bucket.wait_s(self._clock(), limit)
         if wait_s > 0:
             self.settle()
-            return Step(Progress.LIMITED, min(wait_s, PAUSE_S))
+            return Step(
+                Progress.LIMITED, min(wait_s, PAUSE_S), error=None if limit else self._stopped_by(info.rate)
+            )
         try:
             if not self._is_open and not self._open(info):
                 return self._step()
@@ -225,6 +229,14 @@ class Worker:
             return self._sent(sink, sending, committed)
         except _Failed as failed:
             return self._failed(failed.error)
+
+    def _stopped_by(self, rate: Rate | None) -> HoldfastError:
+        """Return why nothing is sent while the limit is 0."""
+        assert rate is not None
+        command = f"{self._store.files.command('sinks change')} {shlex.quote(self.name)} --no-rate"
+        return HoldfastError(
+            f"its rate is {rate.zero(self._store.now_us())}, so nothing is sent; `{command}` removes the limit"
+        )
 
     def _follow(self, info: SinkInfo, identity: Identity) -> bool:
         """Take over what was changed in the store: settings, identity, and the cursor by hand.
@@ -508,5 +520,12 @@ def _refuse_forks(info: SinkInfo, held: str | None) -> None:
     """Raise `StoreForked` if an exact destination holds neither the last token nor the one on its way."""
     if held == info.token or (info.attempt is not None and held == info.attempt.token):
         return
+    if held is None and info.kind == "folder":
+        raise StoreForked(
+            f"the folder of {info.name}, {info.target}, has nothing of this store: another stick or disk is there, or "
+            "its files were deleted; nothing was written. Either put the former one back and run `holdfast sinks "
+            f"resume {shlex.quote(info.name)}`, or go on with this one under a new name: `holdfast sinks add`, and "
+            f"`sinks replay --from-seq {info.confirmed_seq + 1}` of it; then `sinks remove {shlex.quote(info.name)}`"
+        )
     state = "has another batch of this store than the last one sent" if held else "has lost what it had"
     raise StoreForked(f"the destination of {info.name} {state}; nothing was sent. {REMEDIES}")

@@ -78,6 +78,14 @@ class LedgerRepository:
             )
         )
 
+    def set_count(self, entry_id: str, dropped: int, first_us: int | None, last_us: int | None) -> None:
+        """Set the number and the times of an entry that was added without."""
+        self._connection.execute(
+            update(LedgerEntry)
+            .where(LedgerEntry.entry_id == entry_id, LedgerEntry.dropped.is_(None))
+            .values(dropped=dropped, first_us=first_us, last_us=last_us)
+        )
+
     def get(self, entry_id: str) -> Loss | None:
         """Return the entry with this id, if there is one."""
         columns = [getattr(LedgerEntry, name) for name in Loss._fields]

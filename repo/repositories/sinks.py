@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from math import exp
 from typing import Any, Literal, NamedTuple
 
@@ -71,24 +71,9 @@ class Totals(NamedTuple):
     """1 if the destination had the batch already."""
 
 
-class NewSink(NamedTuple):
-    """A sink to add."""
-
-    name: str
-    kind: str
-    target: str
-    options: dict[str, Any]
-    filter: Selection | None
-    records: bool
-    hold: bool
-    max_backlog: MaxBacklog | None
-    rate: Rate | None
-    lanes: Lanes
-
-
 @dataclass(frozen=True, slots=True)
-class SinkInfo:
-    """A sink, as of one moment. Times are µs since 1970 UTC."""
+class NewSink:
+    """A sink to add: its name and its settings."""
 
     name: str
     kind: str
@@ -106,6 +91,12 @@ class SinkInfo:
     max_backlog: MaxBacklog | None
     rate: Rate | None
     lanes: Lanes
+
+
+@dataclass(frozen=True, slots=True)
+class SinkInfo(NewSink):
+    """A sink, as of one moment. Times are µs since 1970 UTC."""
+
     state: SinkState
     since_us: int | None
     """Since when it is in this state, unless it is running."""
@@ -220,7 +211,7 @@ class SinkRepository:
                 updated_us=now_us,
                 kind=sink.kind,
                 target=sink.target,
-                **_settings(sink._asdict()),
+                **_settings({setting.name: getattr(sink, setting.name) for setting in fields(NewSink)}),
             )
         )
 

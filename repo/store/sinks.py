@@ -31,6 +31,7 @@ from repo.repositories.sinks import (
 from repo.repositories.state import StateRepository
 from repo.store.claims import forget_claim
 from repo.store.deliveries import Delivery, Identity
+from repo.store.given_up import count_given_up
 from repo.store.quarantine import drop_losses
 from repo.store.sink_options import check_options
 from repo.store.sink_settings import check_filter, check_lanes, check_max_backlog, check_rate
@@ -123,7 +124,8 @@ class Sinks:
           `kafka://`, `file:///folder` ...; "" for a sink that your program implements.
         - `start`: "now", "beginning" (everything that the store has), or a time: then the first seq that has a point at
           or after it, and everything that was written later. "beginning" and times read the columns.
-        - `filter`: `{"sensor_id": names, "metric_name": names}`, each a name, a glob or a list; None for all series.
+        - `filter`: `{"sensor_id": names, "metric_name": names}`, each a name, a glob or a list; None for all series. A
+          text with glob characters is a name if a series has this name now; that does not change later.
         - `records`: whether it gets the pending records, too; one sink of a store may.
         - `hold`: whether cleanup keeps what it has not confirmed, up to `max_backlog`: an age (`timedelta`, seconds,
           "30d"), or `{"age": ..., "points": ..., "bytes": ...}`.
@@ -143,7 +145,7 @@ class Sinks:
             where.kind,
             where.url,
             check_options(where.kind, options, stored=True),
-            check_filter(filter),
+            self._resolved(check_filter(filter)),
             check_flag(records, "records"),
             check_flag(hold, "hold"),
             check_max_backlog(max_backlog),
@@ -180,6 +182,8 @@ class Sinks:
         given = {"filter": filter, "records": records, "hold": hold, "max_backlog": max_backlog}
         given |= {"rate": rate, "lanes": lanes}
         changes = {setting: _CHECKS[setting](value) for setting, value in given.items() if value is not _KEPT}
+        if "filter" in changes:
+            changes["filter"] = self._resolved(changes["filter"])
         with self._handle.metadata.write() as connection:
             sinks = SinkRepository(connection)
             before = self._known(connection, name)
@@ -207,9 +211,7 @@ class Sinks:
     def selects(self, chosen: Selection | None) -> int:
         """Return how many of the present series the filter of a sink selects."""
         with self._handle.metadata.read() as connection:
-            series = SeriesRepository(connection)
-            chosen = Selection() if chosen is None else chosen.as_names(series.has_name)
-            return len(series.list(chosen))
+            return len(SeriesRepository(connection).list(Selection() if chosen is None else chosen))
 
     def remove(self, name: str, *, dry_run: bool = False) -> Removed:
         """Remove a sink and its quarantine; a forwarder stops delivering to it. It holds nothing any more.
@@ -248,7 +250,8 @@ class Sinks:
     def skip(self, name: str, to: int | None = None, *, dry_run: bool = False) -> Moved:
         """Give up what a sink has not confirmed: everything that is written, or the seqs up to `to`.
 
-        The loss ledger gets an entry. The points stay in the store.
+        The loss ledger gets an entry with the number of points and their times; without, if the columns cannot be read
+        now. The points stay in the store.
         """
         through = None if to is None else check_count(to, "to", -LARGEST)
         dry_run = check_flag(dry_run, "dry_run")
@@ -267,9 +270,11 @@ class Sinks:
                     and moved.low >= info.attempt.last_seq
                 ):
                     AttemptRepository(connection).remove(name)
-                LedgerRepository(connection).add(
-                    [_skipped(StateRepository(connection), name, gaps[0].first, through, now_us)]
-                )
+                loss = _skipped(StateRepository(connection), name, gaps[0].first, through, now_us)
+                LedgerRepository(connection).add([loss])
+        if gaps and not dry_run and (given_up := count_given_up(self._handle, gaps, info.filter)) is not None:
+            with self._handle.metadata.write() as connection:
+                LedgerRepository(connection).set_count(loss.entry_id, *given_up)
         return Moved(name, dry_run, moved.low + 1, info.behind, moved.behind(last_seq))
 
     def replay(
@@ -358,6 +363,16 @@ class Sinks:
             return JournalRepository(connection).may_have_deleted_after(seq)
 
     # --- inside ----------------------------------------------------------------------------------------
+
+    def _resolved(self, chosen: Selection | None) -> Selection | None:
+        """Make a text of a filter an exact name if a series has this name now; otherwise a glob stays one for good.
+
+        Decided once: a later series with the name of the glob must not end the delivery of the others.
+        """
+        if chosen is None or not chosen.has_glob:
+            return chosen
+        with self._handle.metadata.read() as connection:
+            return chosen.as_names(SeriesRepository(connection).has_name)
 
     def _with_warning(self, info: SinkInfo) -> SinkInfo:
         if info.filter is not None and not self.selects(info.filter):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -57,6 +56,8 @@ class SinkStatus:
     """When it last confirmed a batch."""
     points_per_s: float
     """Confirmed points per second, averaged over about half a minute."""
+    limit_bytes_per_s: int | None
+    """The limit of its rate at this time; None if it has none."""
     quarantined: int
     """Items that it refused, and that are kept."""
     failures: int
@@ -160,7 +161,7 @@ def read_status(connection: Connection, files: StoreFiles, schema: str, now_us: 
     total = LatestRepository(connection).totals()
     lost = LedgerRepository(connection).totals()
     infos = SinkRepository(connection).list(now_us, state.last_seq)
-    sinks = _sinks(connection, infos)
+    sinks = _sinks(connection, infos, now_us)
     sizes = sizes_of([*files.metadata_files(), *files.column_files(), files.reserve])
     kept = sizes_of(files.kept()) | sizes_of(files.backups.glob("*/*"), below=files.folder)
     return Status(
@@ -209,7 +210,7 @@ def read_status(connection: Connection, files: StoreFiles, schema: str, now_us: 
     )
 
 
-def _sinks(connection: Connection, infos: list[SinkInfo]) -> tuple[SinkStatus, ...]:
+def _sinks(connection: Connection, infos: list[SinkInfo], now_us: int) -> tuple[SinkStatus, ...]:
     journal, quarantined = JournalRepository(connection), QuarantineRepository(connection).counts()
     return tuple(
         SinkStatus(
@@ -222,6 +223,7 @@ def _sinks(connection: Connection, infos: list[SinkInfo]) -> tuple[SinkStatus, .
             oldest_unsent_us=journal.written_us(info.confirmed_seq + 1) if info.behind else None,
             confirmed_us=info.confirmed_us,
             points_per_s=info.points_per_s,
+            limit_bytes_per_s=None if info.rate is None else info.rate.at(now_us),
             quarantined=quarantined.get(info.name, 0),
             failures=info.failures,
             last_error=info.last_error,
@@ -290,12 +292,18 @@ def _of_sink(info: SinkInfo, sink: SinkStatus, files: StoreFiles, now_us: int) -
             return (
                 StatusWarning(
                     "sink-stopped",
-                    f"the delivery to the sink {info.name} ended by an error at {since}: {error}. "
-                    f"`{files.command('sinks resume')} {shlex.quote(info.name)}` lets it run again",
+                    f"the delivery to the sink {info.name} fails since {since} with an error that nobody expected: "
+                    f"{error}. It is tried again every minute, and nothing is skipped; the forwarder's log has the "
+                    "traceback",
                 ),
             )
     last_us = max(sink.confirmed_us or info.created_us, sink.oldest_unsent_us or 0)
-    if info.state == "running" and info.behind and now_us - last_us > STALLED_US:
+    if (
+        info.state == "running"
+        and info.behind
+        and now_us - last_us > STALLED_US
+        and sink.limit_bytes_per_s != 0
+    ):
         return (
             StatusWarning(
                 "sink-stalled",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -109,6 +110,7 @@ def test_the_kinds_and_their_options_are_listed(site: Command) -> None:
         (["https://host/", "--from", "now", "--option", "colour=red"], "no option 'colour'"),
         (["https://host/", "--from", "now", "--option", "format"], "KEY=VALUE"),
         (["https://host/", "--from", "now", "--rate", "fast"], "'fast' is not a rate"),
+        (["https://host/", "--from", "now", "--rate", "500kb"], "write 500kB/s for bytes per second"),
         (["https://host/", "--from", "now", "--max-backlog", "ever"], "ever"),
         (["host", "--from", "now"], "begins with none of"),
         (["file:relative", "--from", "now"], "begins with none of"),
@@ -250,7 +252,9 @@ def test_a_store_restored_from_a_copy_delivers_nothing_under_old_seqs_and_everyt
     assert site.json("reconcile", "stick")["missing"] == 0
 
 
-def test_refused_items_are_listed_sent_again_exported_and_dropped(site: Command, tmp_path: Path) -> None:
+def test_refused_items_are_listed_sent_again_exported_and_dropped(
+    site: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site("sinks", "add", "web", "https://host/in", "--from", "beginning", "--records")
     with opened(site) as store:
         point = Quarantined(
@@ -271,6 +275,8 @@ def test_refused_items_are_listed_sent_again_exported_and_dropped(site: Command,
     assert "3 items in quarantine" in site("quarantine", "list").stdout
     assert site.json("quarantine", "show", 3) == listed[2]
     assert "reason      too wide" in site("quarantine", "show", 1).stdout
+    monkeypatch.setenv("COLUMNS", "40")
+    assert "…" not in site("quarantine", "list").stdout  # nothing is cut in a pipe
     assert "3 in quarantine" in site("status").stdout
     assert site.json("quarantine", "export", tmp_path / "refused.ndjson") == {
         "path": str(tmp_path / "refused.ndjson"),
@@ -319,3 +325,39 @@ def test_run_delivers_until_sigterm_and_holds_the_sink_meanwhile(
     assert process.wait() == 0
     assert site.json("drain")[0]["delivered"] == 0
     assert site.json("sinks", "show", "stick")["sent_points"] == 11
+
+
+def test_an_unknown_command_of_a_group_is_refused_with_what_was_meant(site: Command) -> None:
+    for given, meant in (
+        (("sinks", "rm"), "there is no command sinks 'rm'; did you mean 'remove'?"),
+        (("sinks", "delete"), "did you mean 'remove'?"),
+        (("sinks", "ls"), "did you mean 'list'?"),
+        (("sinks", "pauze"), "did you mean 'pause'?"),
+        (("sinks", "frobnicate"), "--help lists the commands"),
+        (("quarantine", "rm"), "did you mean 'drop'?"),
+    ):
+        assert meant in site(*given, "x", code=2).stderr
+
+
+def test_status_says_of_each_sink_in_which_state_it_is_and_since_when(site: Command) -> None:
+    with opened(site) as store:
+        for state in ("failing", "halted", "forked", "stopped", "paused"):
+            store.sinks.add(state, "", start="now")
+            if state == "paused":
+                store.sinks.pause(state)
+            else:
+                store.sinks.delivery(state).failed(state, f"{state} by a test")
+        store.sinks.add("closed", "", start="beginning", rate="0")
+    shown = site("status")
+    lines = {line.split()[1]: line for line in shown.stdout.splitlines() if line.startswith("sink ")}
+    for name, words in (
+        ("failing", r"unreachable since .* UTC: it is tried again$"),
+        ("halted", r"halted since .* UTC: it rejects everything; see the warning$"),
+        ("forked", r"forked since .* UTC: nothing is sent; see the warning$"),
+        ("stopped", r"failing with an error since .* UTC; see the warning$"),
+        ("paused", r"paused since .* UTC: `sinks resume` ends that$"),
+        ("closed", r"10 behind, .*its rate is 0 now, so nothing is sent$"),
+    ):
+        assert re.search(words, lines[name]), lines[name]
+    for name in ("halted", "forked", "stopped"):
+        assert f"{name} by a test" in shown.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def with_facts(connection: Connection) -> None:
     RecordRepository(connection).add("old", "s", {})
     SeriesRepository(connection).register({("old", "m"): "number"})
     LatestRepository(connection).replace({("old", "m"): SUMMARY})
-    SinkRepository(connection).add(SINK._replace(name="old"), 0, 0)
+    LedgerRepository(connection).add([LOSS._replace(entry_id="old", dropped=None)])
+    SinkRepository(connection).add(replace(SINK, name="old"), 0, 0)
     SinkRepository(connection).failed("old", "failing", "no", 0)
     AttemptRepository(connection).put("old", ATTEMPT)
     QuarantineRepository(connection).add([REFUSED, REFUSED._replace(seq=8)], 0)
@@ -93,6 +95,7 @@ METADATA_WRITES: dict[str, Write] = {
     "latest.clear": lambda c: LatestRepository(c).clear(),
     "ledger.add": lambda c: LedgerRepository(c).add([LOSS]),
     "ledger.merge": lambda c: LedgerRepository(c).merge(LOSS),
+    "ledger.set_count": lambda c: LedgerRepository(c).set_count("old", 3, 0, 9),
     "sinks.confirm": lambda c: SinkRepository(c).confirm("old", 5, 1),
     "sinks.add": lambda c: SinkRepository(c).add(SINK, 5, 0),
     "sinks.change": lambda c: SinkRepository(c).change("old", {"hold": False}, 1),
@@ -247,6 +250,9 @@ def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
         "texts",
         "written_us",
         "may_have_deleted_after",
+        "before_newest",
+        "newest_times",
+        "exist",
         "created_us",
         "highest",
         "cursor",

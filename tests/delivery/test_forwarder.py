@@ -479,7 +479,9 @@ def test_a_limit_is_kept_and_can_be_changed_while_it_runs(store: Store) -> None:
     assert forwarder.drain()["memory"].is_empty
     store.sinks.change("memory", rate="0")
     write(store, 1, first=500)
-    assert forwarder.step()["memory"].progress is Progress.LIMITED
+    drained = forwarder.drain()["memory"]  # at once
+    assert drained.last.progress is Progress.LIMITED
+    assert "its rate is 0, so nothing is sent" in str(drained.last.error)
     forwarder.stop()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,8 +252,45 @@ def test_skip_gives_up_the_backlog_and_the_ledger_says_so(store: Store) -> None:
     store.sinks.skip("mine")
     assert store.sinks.show("mine").behind == 0
     store.sinks.skip("mine")
-    assert [(loss.reason, loss.dropped) for loss in store.losses()] == [("skipped", None)] * 2
-    assert "skipped seqs 1 to 20 for the sink mine" in store.losses()[1].why
+    assert [(loss.reason, loss.dropped) for loss in store.losses()] == [("skipped", 10), ("skipped", 15)]
+    first = store.losses()[1]
+    assert "skipped seqs 1 to 20 for the sink mine" in first.why
+    assert (first.first_us, first.last_us) == (BASE_S * 1_000_000, (BASE_S + 19) * 1_000_000)
+
+    fill(store, 5, series="b")
+    fill(store, 5, series="c")
+    store.sinks.change("mine", filter={"sensor_id": "b"})
+    store.sinks.skip("mine")
+    assert store.losses()[0].dropped == 5  # the others were not for it
+    fill(store, 1, series="d")
+    ended, begun = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store._handle.columns.alone("a test"):
+            begun.set()
+            ended.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    begun.wait(60)
+    store._handle.columns._settings = replace(store.settings, lease_timeout_s=0)
+    store.sinks.skip("mine")
+    ended.set()
+    holder.join()
+    assert store.losses()[0].dropped is None  # the columns were in use
+
+
+@ENGINE
+def test_a_text_of_a_filter_is_a_name_if_a_series_had_it_when_the_filter_was_set(store: Store) -> None:
+    fill(store, 1, series="temp[1]")
+    fill(store, 1, series="temp1")
+    info = store.sinks.add("mine", "", start="now", filter={"sensor_id": "temp[1]"})
+    assert info.as_dict()["filter"]["sensor_id"] == ["temp[1]"]
+    assert store.sinks.selects(info.filter) == 1
+    info = store.sinks.change("mine", filter={"sensor_id": "te*"})
+    fill(store, 1, series="te*")
+    now = store.sinks.show("mine")
+    assert (now.filter, store.sinks.selects(now.filter)) == (info.filter, 3)
 
 
 def test_replay_moves_the_cursor_back_and_says_what_is_gone(store: Store) -> None:

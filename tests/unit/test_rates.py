@@ -24,6 +24,23 @@ def test_rates_are_bytes_per_second() -> None:
     assert parse_bytes_per_s("0") == 0
 
 
+@pytest.mark.parametrize("text", ["500kb", "500 kb/s", "500kbps"])
+def test_a_small_b_is_refused_because_it_may_mean_bits(text: str) -> None:
+    with pytest.raises(
+        InvalidSettings, match=r"may mean bits or bytes; write 500 ?kB/s for bytes per second"
+    ):
+        parse_bytes_per_s(text)
+
+
+def test_a_rate_of_0_says_when_it_ends() -> None:
+    rate = Rate.of("0", ["08:00-18:00=100kB/s", "18:00-20:00=0"], "Europe/Berlin")
+    assert rate.zero(_us("2026-01-05T17:30Z")) == "0 until 2026-01-06 08:00 (Europe/Berlin)"
+    assert (
+        Rate.of(None, ["22:00-06:00=0"]).zero(_us("2026-01-05T23:59:59Z")) == "0 until 2026-01-06 06:00 (UTC)"
+    )
+    assert Rate.of("0").zero(0) == "0"
+
+
 @pytest.mark.parametrize("text", ["", "fast", "500", "500kbit/s", "-1kB/s", "1kB/min", "nan B/s", "1e9kB/s"])
 def test_other_rates_are_refused_with_the_form(text: str) -> None:
     with pytest.raises(InvalidSettings, match="write bytes per second, such as 500kB/s"):

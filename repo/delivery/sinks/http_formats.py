@@ -92,8 +92,8 @@ class JsonFormat(Format):
             refused = tuple(_refused(one, len(encoded.texts)) for one in receipt.get("refused", ()))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SinkUnreachable(
-                f"{address} answered without a receipt (a login page, a proxy?): {answer}; if it gives none, add the "
-                "sink with receipts=false"
+                f"{address} answered without a receipt (a login page, a proxy?): {answer}. If it never gives receipts, "
+                "set the option `receipts` of this sink to false"
             ) from error
         if found != key:
             raise SinkUnreachable(
