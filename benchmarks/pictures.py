@@ -19,6 +19,7 @@ _COLOURS = (
     "#4aa3a2",
     "#7a6a58",
     "#1f77ff",
+    "#e0a3c4",
 )
 _FONT = "font-family='sans-serif' font-size='12'"
 _WIDTH = 820
@@ -73,7 +74,7 @@ def curves(
     lines: Mapping[str, Sequence[tuple[float, float]]], *, title: str, across: str, upwards: str
 ) -> str:
     """Draw lines of (x, y), both above 0."""
-    left, right, top, bottom = 70, _WIDTH - 20, 96, 420
+    left, right, top, bottom = 70, _WIDTH - 50, 96, 420
     xs = [x for line in lines.values() for x, _ in line]
     ys = [y for line in lines.values() for _, y in line]
     low_x, high_x = log10(min(xs)), max(log10(max(xs)), log10(min(xs)) + 0.1)
