@@ -54,6 +54,11 @@ class Command:
         with Store(self.folder, Settings(background=False)) as store:
             store.points.insert_many(rows)
 
+    def create_columns(self) -> None:
+        """Flush, so that the columns exist: to create them takes longer than most commands."""
+        with Store(self.folder, Settings(background=False)) as store:
+            store.checkpoint()
+
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
@@ -88,15 +93,20 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
 @pytest.fixture
 def on_store(command: Command, engine: str, make_once: MakeOnce) -> Command:
     """The command, on an empty store; each engine in turn."""
-    make_once(f"empty-{engine}", command.folder, lambda: command("init", "--engine", engine))
+    make_once(f"empty-{engine}", command.folder, lambda: _create(command, engine))
     return command
 
 
 @pytest.fixture
 def on_duckdb(command: Command, make_once: MakeOnce) -> Command:
     """The command, on an empty store with DuckDB."""
-    make_once("empty-duckdb", command.folder, lambda: command("init", "--engine", "duckdb"))
+    make_once("empty-duckdb", command.folder, lambda: _create(command, "duckdb"))
     return command
+
+
+def _create(command: Command, engine: str) -> None:
+    command("init", "--engine", engine)
+    command.create_columns()
 
 
 @pytest.fixture

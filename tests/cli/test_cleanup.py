@@ -34,6 +34,7 @@ def fill_site(command: Command, engine: str) -> None:
             store.records.add(f"r{n}", f"gw-{n % 2}", {"n": n}, timestamp=now - n * DAY)
         for _ in range(5):
             store.records.mark_failed(["r1"])
+    command.create_columns()
 
 
 def left(site: Any) -> tuple[int, int]:

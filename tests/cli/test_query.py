@@ -29,6 +29,7 @@ def fill(command: Command, engine: str) -> None:
     rows += [("P-1", "state", T0, "OPEN"), ("P-1", "state", T0 + 3_600, "CLOSED")]
     command("init", "--engine", engine)
     command.write(*rows)
+    command.create_columns()
 
 
 def test_points_are_printed_in_order_of_time_with_all_fields(filled: Any) -> None:

@@ -264,10 +264,11 @@ def test_migrate_upgrades_both_databases_of_an_old_store(command: Any) -> None:
 
 
 @pytest.mark.slow_on("duckdb")
-def test_migrate_creates_no_database(on_store: Any) -> None:
-    before = sorted(path.name for path in on_store.folder.glob("timeseries*"))
-    assert [d["database"] for d in on_store.json("migrate")["databases"]] == ["metadata"]
-    assert sorted(path.name for path in on_store.folder.glob("timeseries*")) == before == []
+def test_migrate_creates_no_database(command: Any, engine: str) -> None:
+    command("init", "--engine", engine)
+    before = sorted(path.name for path in command.folder.glob("timeseries*"))
+    assert [d["database"] for d in command.json("migrate")["databases"]] == ["metadata"]
+    assert sorted(path.name for path in command.folder.glob("timeseries*")) == before == []
 
 
 def test_an_outdated_store_is_not_migrated_if_auto_migrate_is_off(

@@ -67,7 +67,9 @@ class StorageTemplates:
         """Put an empty storage where none is; `HOLDFAST_ENGINE` is set to the engine."""
         template = self._home / f"{engine}-{number}"
         if not template.exists():
-            DuckDBTimeSeriesStorage(str(template / "template.duckdb")).close()
+            storage = DuckDBTimeSeriesStorage(str(template / "template.duckdb"))
+            storage.query_latest("nobody")  # creates the columns
+            storage.close()
         path.parent.mkdir(parents=True, exist_ok=True)
         for file in template.iterdir():
             if file.suffix != ".lock":
