@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import isnan
 from typing import Any
 
@@ -161,10 +161,10 @@ def _rows(connection: Connection, span: Span) -> list[Entry] | None:
 def _columns(points: Incoming) -> list[Sequence[Any]]:
     """Return the points in the form in which the columns have them."""
     batch, size = points.batch, len(points)
-    codes, values = array("i", batch.codes), batch.values
+    values = batch.values
     return [
-        Coded([sensor for sensor, _ in batch.series], codes),
-        Coded([metric for _, metric in batch.series], codes),
+        _coded([sensor for sensor, _ in batch.series], batch.codes),
+        _coded([metric for _, metric in batch.series], batch.codes),
         batch.timestamps_us,
         [None if value != value else value for value in values] if any(map(isnan, values)) else values,
         list(map(batch.texts.get, range(size))),
@@ -172,3 +172,10 @@ def _columns(points: Incoming) -> list[Sequence[Any]]:
         list(map(batch.metadata.get, range(size))),
         points.seqs,
     ]
+
+
+def _coded(names: Sequence[str], codes: Iterable[int]) -> Coded:
+    """Return the names of rows, whose codes are places in `names`; a name may have several there."""
+    places: dict[str, int] = {}
+    of_code = [places.setdefault(name, len(places)) for name in names]
+    return Coded(list(places), array("i", map(of_code.__getitem__, codes)))

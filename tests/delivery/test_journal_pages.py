@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from repo.delivery.forwarder import Forwarder, Progress
 from repo.queries.seq_page import SeqPage
 from tests.conftest import Clock, OpenStore
 from tests.delivery.memory_sink import Destination, MemorySink
+from tests.delivery.sink_batches import batch_of
 
 Row = tuple[Any, ...]
 
@@ -182,6 +184,17 @@ def test_new_points_come_from_the_journal_and_everything_else_from_the_columns(s
     store.flush()  # as a read of the columns does
     store.points.insert_many(rows(100_000))
     assert page() == [100_000]
+
+
+def test_the_names_of_a_page_are_distinct_for_arrow_and_pandas(store: Store) -> None:
+    pytest.importorskip("pyarrow")
+    store.points.insert_many([("W-1", "flow", 1.0, 1.5), ("W-1", "p", 1.0, 2.5), ("W-2", "flow", 1.0, 3.5)])
+    found = JournalPages(store._handle.metadata).page(Span(1, 3))
+    assert found is not None
+    table = replace(batch_of([]), columns=found.columns).arrow()
+    for name, texts in (("sensor_id", ["W-1", "W-1", "W-2"]), ("metric_name", ["flow", "p", "flow"])):
+        assert table[name].to_pylist() == texts
+        assert table[name].chunk(0).dictionary.to_pylist() == list(dict.fromkeys(texts))
 
 
 def test_a_reader_in_the_middle_of_a_journal_row_goes_on_there(store: Store) -> None:

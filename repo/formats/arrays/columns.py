@@ -26,7 +26,10 @@ _KINDS = {"timestamp_us": "q", "value": "d", "quality": "i", "seq": "q"}
 
 
 class Coded(Sequence[str]):
-    """A column of texts that repeat: `codes` has the place of each row's text in `texts`."""
+    """A column of texts that repeat: `codes` has the place of each row's text in `texts`, which are distinct.
+
+    With equal texts, Arrow would group their rows apart, and pandas would reject them.
+    """
 
     __slots__ = ("codes", "texts")
 
