@@ -49,7 +49,7 @@ class Destination(ABC):
     """Its own bulk loader, in words."""
     most_points = 1_000_000
     """The loader gets at most so many."""
-    most_s = 240.0
+    most_s = 90.0
     """A delivery ends after so long."""
 
     def __init__(self, held: Standing, folder: Path, servers: Path, until_done: ExitStack) -> None:
@@ -96,7 +96,7 @@ class Destination(ABC):
 class _Postgresql(Destination):
     key = "deliver-postgresql"
     loader = "COPY of a file into the same table"
-    most_points = 10_000_000
+    most_points = 3_000_000
     missing = PostgreSQL.missing
 
     def _start(self, servers: Path) -> None:
@@ -130,7 +130,6 @@ class _Postgresql(Destination):
 class _Holdfast(Destination):
     key = "deliver-holdfast"
     loader = "import of a bundle of Parquet files"
-    most_points = 10_000_000
 
     def _start(self, servers: Path) -> None:  # noqa: ARG002  it is in this process
         def build(folder: Path) -> None:
@@ -138,6 +137,7 @@ class _Holdfast(Destination):
                 store.export(folder / "bundle", partition="day")
 
         self._bundle = self._held.built("bundle", build) / "bundle"
+        self.loaded = self._held.points
 
     def add(self, store: Store, name: str) -> None:
         receiving = self._until_done.enter_context(Store(self._folder / name))
