@@ -14,7 +14,7 @@ import json
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from math import inf
@@ -26,6 +26,7 @@ import pytest
 
 from repo.delivery.protocol import Batch, Lane, Outcome, RecordItem, Sink
 from repo.errors import SinkUnreachable, StoreForked
+from repo.formats.arrays.columns import Coded
 from repo.testing.batches import Batches, Point
 from repo.testing.crashes import Line, crashed_at, files_of, lines_of
 
@@ -242,13 +243,14 @@ class SinkContract:
     def test_columns_may_be_any_sequences(
         self, destination: Destination, sink: Sink, batches: Batches
     ) -> None:
-        """Lists, tuples and arrays."""
+        """Lists, tuples, arrays, and names that are coded, as DuckDB gives them."""
         points = _numbers(destination, 10)
         batch = batches.points(points)
         sensors, metrics, times_us, values, texts, qualities, metadata, seqs = batch.columns
         numbers = (array("q", times_us), array("d", values), array("i", qualities), array("q", seqs))
         texts, metadata = tuple(texts), tuple(metadata)
-        columns = (tuple(sensors), tuple(metrics), *numbers[:2], texts, numbers[2], metadata, numbers[3])
+        names = (_coded(sensors), tuple(metrics))
+        columns = (*names, *numbers[:2], texts, numbers[2], metadata, numbers[3])
         _open(sink, batches)
         _none_refused(sink.send(replace(batch, columns=columns)))
         _check_arrived(destination, points)
@@ -428,6 +430,11 @@ def _numbers(destination: Destination, count: int, first: int = 0) -> list[Any]:
         (f"W-{at % 5}", "flow" if at % 2 else "pressure", _START_US + at * destination.step_us, at / 8)
         for at in range(first, first + count)
     ]
+
+
+def _coded(names: Sequence[str]) -> Coded:
+    texts = sorted({"another", *names})
+    return Coded(texts, array("i", map(texts.index, names)))
 
 
 def _none_refused(refused: Outcome | dict[int, str]) -> None:
