@@ -15,6 +15,7 @@ from repo.commands.groups import SuggestingGroup
 from repo.commands.options import iso_second, series_names, zone_of
 from repo.commands.output import print_json, write_rows
 from repo.commands.session import Session
+from repo.commands.sink_states import WHAT_FOLLOWS
 from repo.errors import counted
 from repo.time_texts import parse_time
 from repo.times import to_datetime
@@ -377,7 +378,7 @@ def pause(session: Session, name: str) -> None:
 @global_options
 @click.pass_obj
 def resume(session: Session, name: str) -> None:
-    """Let a paused or stopped destination get its deliveries again.
+    """Let a paused, stopped or forked destination get its deliveries again.
 
     \b
     JSON: as `sinks show`
@@ -637,6 +638,8 @@ def _lines(info: SinkInfo, quarantined: int) -> list[tuple[str, str]]:
         ("target", info.target or "a sink of the application"),
         ("state", state),
     ]
+    if info.state in WHAT_FOLLOWS:
+        lines.append(("", WHAT_FOLLOWS[info.state]))
     if info.last_error:
         lines.append(("error", f"{info.last_error} ({counted(info.failures, 'failed attempt')})"))
     lines += [("option", f"{key} = {value}") for key, value in sorted(info.options.items())]

@@ -12,6 +12,7 @@ from repo.commands.global_options import global_options, store_argument
 from repo.commands.losses import lost
 from repo.commands.output import print_json
 from repo.commands.session import Session
+from repo.commands.sink_states import state_text
 from repo.commands.texts import size_text
 from repo.engines.registry import ENGINES
 from repo.errors import EngineMissing, SchemaOutdated, StoreBusy, counted
@@ -23,15 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["init", "status"]
 
 _SHOWN_SENDERS = 20
-
-_STATES = {
-    "paused": "paused{since}: `sinks resume` ends that",
-    "failing": "unreachable{since}: it is tried again",
-    "halted": "halted{since}: it rejects everything; see the warning",
-    "forked": "forked{since}: nothing is sent; see the warning",
-    "stopped": "failing with an error{since}; see the warning",
-}
-"""What the line of a sink says about its state."""
 
 
 @click.command()
@@ -220,7 +212,12 @@ def _lines(found: Status) -> list[tuple[str, str]]:
 def _sink(sink: SinkStatus) -> str:
     from repo.times import to_datetime
 
-    parts = [f"confirmed seq {sink.confirmed_seq:,}", f"{sink.behind:,} behind"]
+    parts = []
+    if sink.state != "running":  # first, because it matters most; a warning has the error of the other states
+        since = None if sink.since_us is None else f"{to_datetime(sink.since_us):%Y-%m-%d %H:%M:%S} UTC"
+        error = f" ({sink.last_error})" if sink.state == "failing" and sink.last_error else ""
+        parts.append(state_text(sink.state, since) + error)
+    parts += [f"confirmed seq {sink.confirmed_seq:,}", f"{sink.behind:,} behind"]
     if sink.behind and sink.oldest_unsent_us is not None:
         oldest = to_datetime(sink.oldest_unsent_us).strftime("%Y-%m-%d %H:%M:%S")
         parts.append(f"the oldest since {oldest} UTC")
@@ -230,9 +227,6 @@ def _sink(sink: SinkStatus) -> str:
         parts.append("its rate is 0 now, so nothing is sent")
     if sink.quarantined:
         parts.append(f"{sink.quarantined:,} in quarantine")
-    if sink.state != "running":
-        since = "" if sink.since_us is None else f" since {to_datetime(sink.since_us):%Y-%m-%d %H:%M:%S} UTC"
-        parts.append(_STATES[sink.state].format(since=since))
     return ", ".join(parts)
 
 

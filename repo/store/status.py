@@ -276,16 +276,16 @@ def _of_sink(info: SinkInfo, sink: SinkStatus, files: StoreFiles, now_us: int) -
             return (
                 StatusWarning(
                     "sink-refuses",
-                    f"the sink {info.name} has refused a batch since {since}: {error}. It is sent again until it is "
-                    "accepted; nothing is skipped",
+                    f"the sink {info.name} rejects everything since {since}: {error}. The same batch is tried again "
+                    "every minute; nothing is skipped",
                 ),
             )
         case "forked":
             return (
                 StatusWarning(
                     "sink-forked",
-                    f"nothing is sent to the sink {info.name} since {since}: {error}. "
-                    f"`{files.command('sinks rekey --help')}` says what to do",
+                    f"nothing is sent to the sink {info.name} since {since}: {error}"
+                    + ("" if "`holdfast " in error else f". See `{files.command('sinks rekey --help')}`"),
                 ),
             )
         case "stopped":

@@ -351,13 +351,37 @@ def test_status_says_of_each_sink_in_which_state_it_is_and_since_when(site: Comm
     shown = site("status")
     lines = {line.split()[1]: line for line in shown.stdout.splitlines() if line.startswith("sink ")}
     for name, words in (
-        ("failing", r"unreachable since .* UTC: it is tried again$"),
-        ("halted", r"halted since .* UTC: it rejects everything; see the warning$"),
-        ("forked", r"forked since .* UTC: nothing is sent; see the warning$"),
-        ("stopped", r"failing with an error since .* UTC; see the warning$"),
-        ("paused", r"paused since .* UTC: `sinks resume` ends that$"),
+        ("failing", r"unreachable since .* UTC: a running forwarder tries it again.*\(failing by a test\)"),
+        ("halted", r" halted since .* UTC: it rejects everything"),
+        ("forked", r" forked since .* UTC: nothing is sent until"),
+        ("stopped", r" stopped since .* UTC: the delivery ends with an error"),
+        ("paused", r" paused since .* UTC: `sinks resume` lets it go on"),
         ("closed", r"10 behind, .*its rate is 0 now, so nothing is sent$"),
     ):
         assert re.search(words, lines[name]), lines[name]
     for name in ("halted", "forked", "stopped"):
         assert f"{name} by a test" in shown.stderr
+    assert "the error says how" in site("sinks", "show", "forked").stdout
+
+
+def test_another_stick_stops_the_sink_and_the_message_has_both_ways_out(
+    site: Command, stick: Path, tmp_path: Path
+) -> None:
+    site("sinks", "add", "stick", f"file://{stick}", "--from", "beginning")
+    site("drain")
+    stick.rename(tmp_path / "first")
+    stick.mkdir()
+    (stick / "holdfast-folder.json").touch()
+    site.write(("PUMP-1", "flow", T0 + 60, 60.0))
+    [drained] = site.json("drain", code=3)
+    assert drained["progress"] == "forked"
+    for words in (
+        "another stick or disk is there",
+        "`holdfast sinks resume stick`",
+        "`sinks replay --from-seq 11`",
+    ):
+        assert words in drained["error"]
+    shutil.rmtree(stick)
+    (tmp_path / "first").rename(stick)
+    site("sinks", "resume", "stick")
+    assert site.json("drain")[0]["delivered"] == 1
