@@ -72,7 +72,6 @@ def test_help_loads_no_engine(arguments: str) -> None:
 @pytest.mark.parametrize("engine", ["sqlite"])
 def test_commands_on_a_store_of_the_current_schema_load_no_migrations(on_store: Any, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(HEADER.encode() + b"".join(lines(2)))
-    on_store("query", "s", "m")  # creates the columns
     ingest = ["ingest", str(tmp_path / "a.csv"), "--time-format", "unix"]
     script = f"""
 import sys

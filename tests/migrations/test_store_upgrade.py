@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from repo import Settings, Store
@@ -32,10 +33,22 @@ from tests.migrations.stores import DATA, DONE, POINTS, backups_of, cli, digest,
 pytestmark = pytest.mark.duckdb
 
 
-def test_a_legacy_store_is_backed_up_whole_and_then_upgraded(legacy: Path) -> None:
+def test_a_legacy_store_is_backed_up_whole_and_then_upgraded(
+    legacy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, files = contents(legacy), digest(legacy)
     reported: list[tuple[int, int]] = []
-    done = migrate_store(legacy, progress=lambda done, total: reported.append((done, total)))
+    opened: list[str] = []
+    connect = duckdb.connect
+
+    def noted(path: str, **given: Any) -> Any:
+        opened.append(path)
+        return connect(path, **given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(duckdb, "connect", noted)
+        done = migrate_store(legacy, progress=lambda done, total: reported.append((done, total)))
+    assert opened == [str(legacy / "timeseries.duckdb")] * 2, "to plan, and for all revisions"
     assert versions(done) == DONE
     assert [(s.database, s.revision) for s in done.steps] == [
         *(("timeseries", r) for r in REVISIONS), *(("metadata", r) for r in REVISIONS),
