@@ -35,6 +35,9 @@ MOST_SEQS = 65_536
 MOST_BYTES = MOST_SEQS * 28 + PAGE_CHARS
 """The most bytes of these rows. A point without texts takes up to 24."""
 
+MOST_SERIES = 50_000
+"""The most series whose newest times are kept, which takes about 15 MB. A store with more is read from the columns."""
+
 KEPT_US = 5_000_000
 """How long a row stays in the journal after it was written, if there are sinks, although it is in the columns."""
 
@@ -52,6 +55,7 @@ class JournalPages:
         self._newest: dict[_Pair, int] | None = None
         """The newest time of each series in all writes through `_through`; None if it is unknown."""
         self._through = 0
+        self._is_large = False
 
     def page(self, span: Span) -> SeqPage | None:
         """Return the points of a range of seqs; None if only the columns have them, or can say which they are.
@@ -60,6 +64,8 @@ class JournalPages:
         delivered: writes past it do not change the page. Call it for each new end, because a range that it has
         passed is left to the columns.
         """
+        if self._is_large:
+            return None
         newest, self._newest = self._newest, None  # an interrupt may come before it is up to date
         with self._metadata.read() as connection:
             rows = None if newest is None else _rows(connection, Span(self._through + 1, span.last))
@@ -68,7 +74,7 @@ class JournalPages:
                 assert state is not None
                 self._through = state.copied_through
                 rows = _rows(connection, Span(self._through + 1, span.last))
-                newest = None if rows is None else LatestRepository(connection).newest_times()
+                newest = None if rows is None else LatestRepository(connection).newest_times(MOST_SERIES + 1)
         if rows is None or newest is None:
             return None
         passed = self._through >= span.first
@@ -76,6 +82,9 @@ class JournalPages:
         for row in rows:
             incoming.add(row)
         newest.update(incoming.newest)
+        if len(newest) > MOST_SERIES:
+            self._is_large = True
+            return None
         self._newest, self._through = newest, max(self._through, span.last)
         points = None if passed else incoming.settled()
         return None if points is None else SeqPage(span, _columns(points), span.last)

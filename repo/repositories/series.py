@@ -173,7 +173,7 @@ _LATEST_OF_ONE = "SELECT {} FROM latest WHERE sensor_id = ? AND metric_name = ?"
     ", ".join(SeriesLatest.__table__.c.keys()[2:])
 )
 
-_NEWEST_TIMES = "SELECT sensor_id, metric_name, last_us FROM latest"
+_NEWEST_TIMES = "SELECT sensor_id, metric_name, last_us FROM latest LIMIT ?"
 
 
 class LatestRepository(_Summaries):
@@ -191,10 +191,10 @@ class LatestRepository(_Summaries):
                 found[pair] = Summary._make(row)
         return found
 
-    def newest_times(self) -> dict[tuple[str, str], int]:
-        """Return the newest time of each series that has points."""
+    def newest_times(self, most: int) -> dict[tuple[str, str], int]:
+        """Return the newest time of each series that has points, of at most `most` of them."""
         driver: Any = self._connection.connection.driver_connection
-        return {(s, m): us for s, m, us in driver.execute(_NEWEST_TIMES)}
+        return {(s, m): us for s, m, us in driver.execute(_NEWEST_TIMES, (most,))}
 
     def totals(self) -> SummaryTotals:
         """Return the number of points of all series, and their first and last time."""

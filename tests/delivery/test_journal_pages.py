@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repo import Store
+from repo.core import journal_pages
 from repo.core.journal_pages import KEPT_US, MOST_SEQS, JournalPages
 from repo.cursors import Span
 from repo.delivery.forwarder import Forwarder, Progress
@@ -206,6 +207,16 @@ def test_a_reader_in_the_middle_of_a_journal_row_goes_on_there(store: Store) -> 
         [("S-1", "flow", 6.0, 1.0), ("S-1", "flow", 3.0, 2.0), ("S-1", "flow", 9.0, 1.0)]
     )
     assert JournalPages(store._handle.metadata).page(Span(8, 9)) is None  # one was written before the range
+
+
+def test_a_store_of_very_many_series_is_read_from_the_columns(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_pages, "MOST_SERIES", 2)
+    pages = JournalPages(store._handle.metadata)
+    for sensor, has_page in (("S-1", True), ("S-2", True), ("S-3", False), ("S-3", False)):
+        last = store.points.insert(sensor, "flow", 1.0).last_seq or 0
+        assert (pages.page(Span(last, last)) is not None) is has_page
 
 
 @pytest.fixture
