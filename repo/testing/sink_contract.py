@@ -337,6 +337,22 @@ class SinkContract:
         held = sink.open("0" * 32, batches.epoch)
         assert held is None, f"another store has its own token; `open` returned {held!r}"
 
+    def test_an_exact_sink_knows_a_part_of_a_batch_that_is_stored(
+        self, destination: Destination, sink: Sink, batches: Batches
+    ) -> None:
+        """After a `SinkRefused`, the forwarder asks for the refused items of a stored batch in parts, by its tokens."""
+        if not sink.exact:
+            pytest.skip("this sink keeps no position")
+        points = _numbers(destination, 6)
+        _open(sink, batches)
+        batch = batches.points(points)
+        sink.send(batch)
+        for part in (batch.part(0, 3), batch.part(3, 6)):
+            outcome = sink.send(replace(part, attempt=2))
+            assert outcome.repeat, "a part of a stored batch, with its tokens, needs Outcome(repeat=True)"
+        batches.confirm(batch)
+        _check_arrived(destination, points)
+
     def test_a_crash_leaves_a_batch_stored_with_its_token_or_not_at_all(
         self, destination: Destination, sink: Sink, batches: Batches
     ) -> None:

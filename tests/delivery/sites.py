@@ -68,6 +68,7 @@ class Site(ABC):
     """What the sender sends last before the destination stores the batch."""
     keeps_every_value = False
     """Whether all values of a point that was overwritten stay."""
+    takes_records = False
     knows_seqs = False
     """Whether what arrives has its seq, so that the destination can leave out what arrives too late."""
 
@@ -78,6 +79,10 @@ class Site(ABC):
     def arrivals(self) -> list[Arrival]:
         """Every arrival, in order; empty if the server keeps only the last one."""
         return []
+
+    def records(self) -> dict[str, Any]:
+        """The data of each record, as it is there now."""
+        return {}
 
     def count(self) -> int | None:
         """How many points an exact destination has stored, overwritten ones included."""
@@ -110,15 +115,41 @@ class Site(ABC):
             self.proxy.delay_s = rng.choice((0.0, 0.001, 0.005))
 
 
-class HttpSite(Site):
-    """A receiver of NDJSON that gives receipts."""
+class LinesSite(Site):
+    """A destination of messages or lines of JSON, all of which it keeps."""
 
-    knows_seqs = True
+    takes_records = knows_seqs = True
+
+    @abstractmethod
+    def lines(self) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
+        """Every line that has arrived, in order, with the range that it came in."""
+
+    def arrivals(self) -> list[Arrival]:
+        return [
+            Arrival(
+                (line["sensor_id"], line["metric_name"], line["timestamp_us"]),
+                line["value"],
+                line["seq"],
+                where,
+            )
+            for line, where in self.lines()
+            if "seq" in line
+        ]
+
+    def values(self) -> dict[Identity, float]:
+        return {arrival.identity: arrival.value for arrival in self.arrivals()}
+
+    def records(self) -> dict[str, Any]:
+        return {line["record_id"]: line["data"] for line, _ in self.lines() if "record_id" in line}
+
+
+class HttpSite(LinesSite):
+    """A receiver of NDJSON that gives receipts."""
 
     def __init__(self, server: Scripted, proxy: Proxy) -> None:
         self.proxy, self.server = proxy, server
         self.target, self.options = f"{proxy.url}/points", {"timeout_s": 0.3}
-        self.found: list[Arrival] = []
+        self.found: list[tuple[dict[str, Any], tuple[str, ...]]] = []
         self.busy = 0
         server.answer = self._answer
 
@@ -128,16 +159,11 @@ class HttpSite(Site):
             return Reply(503, b"restarting")
         key = BatchKey.parse(asked.headers["idempotency-key"])
         where = tuple(map(str, key[:4]))
-        for line in map(json.loads, asked.body.splitlines()):
-            identity = line["sensor_id"], line["metric_name"], line["timestamp_us"]
-            self.found.append(Arrival(identity, line["value"], line["seq"], where))
+        self.found += [(json.loads(line), where) for line in asked.body.splitlines()]
         return receipt(asked)
 
-    def arrivals(self) -> list[Arrival]:
+    def lines(self) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
         return self.found
-
-    def values(self) -> dict[Identity, float]:
-        return {arrival.identity: arrival.value for arrival in self.found}
 
     def outage(self) -> None:
         self.busy = 2
@@ -182,52 +208,36 @@ class VictoriaSite(Site):
         self.server.start()
 
 
-class MqttSite(Site):
+class MqttSite(LinesSite):
     """Mosquitto, and a subscriber with a lasting session."""
-
-    knows_seqs = True
 
     def __init__(self, server: Mosquitto, proxy: Proxy, subscriber: Subscriber) -> None:
         self.proxy, self.server, self.subscriber = proxy, server, subscriber
         self.target, self.options = f"mqtt://127.0.0.1:{proxy.port}/holdfast", {"timeout_s": 0.3}
 
-    def arrivals(self) -> list[Arrival]:
-        found = []
-        for _, payload, properties in self.subscriber.settled():
-            where = tuple(dict(properties)["holdfast-batch"].split("."))
-            line = json.loads(payload)
-            identity = line["sensor_id"], line["metric_name"], line["timestamp_us"]
-            found.append(Arrival(identity, line["value"], line["seq"], where))
-        return found
-
-    def values(self) -> dict[Identity, float]:
-        return {arrival.identity: arrival.value for arrival in self.arrivals()}
+    def lines(self) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
+        return [
+            (json.loads(payload), tuple(dict(properties)["holdfast-batch"].split(".")))
+            for _, payload, properties in self.subscriber.settled()
+        ]
 
     def outage(self) -> None:
         self.server.stop()  # it writes what it has acknowledged to its disk only then
         self.server.start()
 
 
-class KafkaSite(Site):
+class KafkaSite(LinesSite):
     """A cluster of one broker, whose topic keeps every message."""
-
-    knows_seqs = True
 
     def __init__(self, server: MockKafka, proxy: Proxy) -> None:
         self.proxy, self.server = proxy, server
         self.target, self.options = f"kafka://127.0.0.1:{proxy.port}/points", {"timeout_s": 0.3}
 
-    def arrivals(self) -> list[Arrival]:
-        found = []
-        for _, value, headers in self.server.messages("points"):
-            line = json.loads(value)
-            identity = line["sensor_id"], line["metric_name"], line["timestamp_us"]
-            where = tuple(headers["holdfast-batch"].split("."))
-            found.append(Arrival(identity, line["value"], line["seq"], where))
-        return found
-
-    def values(self) -> dict[Identity, float]:
-        return {arrival.identity: arrival.value for arrival in self.arrivals()}
+    def lines(self) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
+        return [
+            (json.loads(value), tuple(headers["holdfast-batch"].split(".")))
+            for _, value, headers in self.server.messages("points")
+        ]
 
     def outage(self) -> None:
         self.server.freeze()
@@ -238,7 +248,7 @@ class KafkaSite(Site):
 class PostgresqlSite(Site):
     """A hub in a schema of its own."""
 
-    exact = True
+    exact = takes_records = True
     answers_to = b"COMMIT"
 
     def __init__(self, server: PostgresqlServer, proxy: Proxy) -> None:
@@ -260,11 +270,14 @@ class PostgresqlSite(Site):
         [(count,)] = self.server.ask(f"SELECT sum(points)::bigint FROM {self.schema}.positions")
         return int(count)
 
+    def records(self) -> dict[str, Any]:
+        return dict(self.server.ask(f"SELECT record_id, data FROM {self.schema}.records"))
+
 
 class HoldfastSite(Site):
     """Another store."""
 
-    exact = True
+    exact = takes_records = True
 
     def __init__(self, store: Store, receiver: Receiver, proxy: Proxy) -> None:
         self.proxy, self.store = proxy, store
@@ -276,6 +289,9 @@ class HoldfastSite(Site):
 
     def count(self) -> int:
         return sum(position.points for position in self.store.receiving.positions())
+
+    def records(self) -> dict[str, Any]:
+        return {record["record_id"]: record["data"] for record in self.store.records.pending(limit=100_000)}
 
 
 class FolderSite(Site):

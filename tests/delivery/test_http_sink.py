@@ -526,12 +526,20 @@ def test_influxdb_halts_for_a_wrong_database_policy_or_password(
 
 
 def test_victoria_metrics_stores_what_was_sent(tmp_path: Path) -> None:
+    """Also at the endpoint of InfluxDB 2, whose units of times have other names."""
+    formats: tuple[dict[str, str], ...] = (
+        {"format": "influx1"},
+        {"format": "influx2", "org": "o", "bucket": "b"},
+        {"format": "influx2", "org": "o", "bucket": "b", "precision": "ns"},
+    )
     with VictoriaMetrics(tmp_path) as database:
-        sink = ready(database.url, format="influx1")
-        assert (
-            sink.send(batch_of([("a,b", "m x", START_US + at * 1000, float(at)) for at in range(9)])).refused
-            == ()
-        )
-        sink.close()
-        found = database.points(9)
-    assert found == {("a,b", "m x", START_US // 1000 + at): float(at) for at in range(9)}
+        for number, options in enumerate(formats):
+            sink = ready(database.url, **options)
+            points = [(f"a,{number}", "m x", START_US + at * 1000, float(at)) for at in range(9)]
+            assert sink.send(batch_of(points)).refused == ()
+            sink.close()
+        found = database.points(27)
+    expected = {
+        (f"a,{number}", "m x", START_US // 1000 + at): float(at) for number in range(3) for at in range(9)
+    }
+    assert found == expected

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -65,13 +66,21 @@ class Campaign:
         self._chance = chance
         self._overwrites = overwrites
         self._written = 0
+        self._records: dict[str, Any] = {}
+        self._replaces = True
         self.hits: Counter[str] = Counter()
-        store.sinks.add(SINK, site.target, start="beginning", **site.options)
+        store.sinks.add(SINK, site.target, start="beginning", records=site.takes_records, **site.options)
 
     def write(self, count: int) -> None:
         """Write so many points."""
         insert(self._store, points_of(self._chance, self._written, count, overwrites=self._overwrites))
         self._written += count
+        if self._site.takes_records:
+            for _ in range(self._chance.randint(0, 4)):
+                number = self._chance.randrange(20) if self._replaces else len(self._records)
+                name, data = f"R-{number}", {"text": f"é {self._chance.random()}"}
+                self._store.records.add(name, "till", data)
+                self._records[name] = data
 
     def kill(self, step: str) -> bool:
         """Write, deliver, and kill the process at a step; returns whether that hit."""
@@ -91,7 +100,11 @@ class Campaign:
         return is_hit
 
     def kill_late(self) -> bool:
-        """Kill the process while a batch is on its way, and let it arrive beside what the next process sends."""
+        """Kill the process while a batch is on its way, and let it arrive beside what the next process sends.
+
+        Records have no seq, so only an exact destination knows which of two is the older.
+        """
+        self._replaces = self._site.exact
         self.write(self._chance.choice([30, 260]))
         assert self._site.proxy is not None
         is_hit = self._kill_on_its_way(LATE, 1)
@@ -104,6 +117,7 @@ class Campaign:
 
     def repeat(self) -> None:
         """Deliver, and repeat all that the process has sent."""
+        self._replaces = self._site.exact
         self.write(30)
         assert self._site.proxy is not None
         self._site.proxy.record()
@@ -117,6 +131,8 @@ class Campaign:
         assert Forwarder(self._store, SINK, batch_points=BATCH_POINTS).drain(60.0)[SINK].is_empty
         info = self._store.sinks.show(SINK)
         assert (info.behind, info.attempt, info.refused, info.state) == (0, None, 0, "running")
+        assert self._store.records.pending() == []
+        assert self._site.records() == self._records
         if self._site.exact:
             count = self._site.count()
             assert count is not None
