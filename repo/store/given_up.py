@@ -29,11 +29,20 @@ class GivenUp(NamedTuple):
 def count_given_up(handle: Handle, gaps: Sequence[Span], chosen: Selection | None) -> GivenUp | None:
     """Count the points of ranges of seqs that the filter of a sink selects; None if the columns cannot be read now."""
     in_gaps = or_(*(_c.seq.between(*gap) for gap in gaps))
-    query = select(func.count(), func.min(_c.timestamp_us), func.max(_c.timestamp_us)).where(in_gaps)
+    query = select(
+        func.count().label("points"),
+        func.min(_c.timestamp_us).label("first_us"),
+        func.max(_c.timestamp_us).label("last_us"),
+    ).where(in_gaps)
     try:
         with handle.reading("counting what a sink skips") as (connection, known):
-            if chosen is not None:
-                query = query.where(chosen.where(Point, known))
-            return GivenUp(*connection.execute(query).one())
+            pieces = (chosen or Selection()).pieces(known)
+            found = [connection.execute(query.where(piece.where(Point, known))).one() for piece in pieces]
     except (StoreBusy, EngineMissing, FlushFailed, StoreFull):
         return None
+    counts = [count for count in found if count.points]
+    return GivenUp(
+        sum(count.points for count in counts),
+        min((count.first_us for count in counts), default=None),
+        max((count.last_us for count in counts), default=None),
+    )

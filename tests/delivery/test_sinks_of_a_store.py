@@ -239,7 +239,9 @@ def test_a_removed_sink_or_another_identity_ends_a_delivery(store: Store) -> Non
 
 
 @ENGINE
-def test_skip_gives_up_the_backlog_and_the_ledger_says_so(store: Store) -> None:
+def test_skip_gives_up_the_backlog_and_the_ledger_says_so(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(store, 30)
     store.sinks.add("mine", "", start="beginning")
     store.sinks.delivery("mine").confirm(attempt(11, 15))
@@ -262,6 +264,18 @@ def test_skip_gives_up_the_backlog_and_the_ledger_says_so(store: Store) -> None:
     store.sinks.change("mine", filter={"sensor_id": "b"})
     store.sinks.skip("mine")
     assert store.losses()[0].dropped == 5  # the others were not for it
+    fill(store, 5, series="b2")
+    fill(store, 6, series="c2")
+    fill(store, 7, series="e2")
+    store.sinks.change("mine", filter={"sensor_id": "[bce]2"})
+    with monkeypatch.context() as patched:
+        patched.setattr("repo.queries.selection.MOST_NAMES", 2)
+        store.sinks.skip("mine")
+    assert store.losses()[0].dropped == 18  # however many series it gets
+    fill(store, 1, series="d2")
+    store.sinks.change("mine", filter={"sensor_id": "none*"})
+    store.sinks.skip("mine")
+    assert (store.losses()[0].dropped, store.losses()[0].first_us) == (0, None)
     fill(store, 1, series="d")
     ended, begun = threading.Event(), threading.Event()
 
