@@ -34,7 +34,6 @@ JOBS: dict[str, Job] = {
     "tables": tables.tables,
     "records": records.records,
     "carrying": carrying.carrying,
-    "deliveries": deliveries.deliveries,
     "compaction": compaction.compaction,
     "job-memory": memory.memory,
     "memory": process.memory,
@@ -44,6 +43,7 @@ JOBS: dict[str, Job] = {
     "others": others.others,
     "queues": others.queues,
     "growth": growth.growth,
+    "deliveries": deliveries.deliveries,  # last, as it takes longest
 }
 
 KEYS: dict[str, tuple[str, ...]] = {
