@@ -26,6 +26,9 @@ _SCAN = (
 )
 """Fills DuckDB's cache, which a setting limits and other reads share; it is not memory of the delivery."""
 
+_RETURNED_S = 5.0
+"""By then DuckDB has returned what the scan has freed."""
+
 
 class Delivered(NamedTuple):
     """What such a process has measured."""
@@ -77,6 +80,7 @@ def _main(folder: str, name: str, seconds: float) -> Delivered:
         is_own = name == DISCARDS
         forwarder = Forwarder(store, _Discards() if is_own else name, start="beginning" if is_own else None)
         store.sql(_SCAN)
+        time.sleep(_RETURNED_S)
         timer = Timer(seconds, forwarder.stop)
         timer.start()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
