@@ -34,6 +34,7 @@ _SECRET = re.compile(
     r"|^(?:apikey|accesstoken|sslpassword|access_?key|p)$",
     re.IGNORECASE,
 )
+_SERVER = re.compile(r"(?:\[[^\[\]]+\]|[^\[\]:]+)(?::([0-9]{1,5}))?")
 _USES_SECRETS = (
     "a target is stored and shown. Leave it out, and name its place as an option: `--secret password=env:NAME` or "
     "`--secret token=file:PATH` (in Python, `password='env:NAME'`)"
@@ -86,6 +87,18 @@ def parse_target(target: object) -> Target:
     if kind == "folder":
         if host not in (None, "", "localhost") or not parts.path.startswith("/"):
             raise InvalidSettings("the target names no absolute path; write it as file:///PATH")
+    elif kind == "kafka":
+        _check_servers(rest.partition("/")[0])
     elif not host or port == 0:
         raise InvalidSettings("the target names no host; write it as in https://HOST:PORT/PATH")
     return Target(kind, f"{scheme.lower()}{separator}{rest}")
+
+
+def _check_servers(servers: str) -> None:
+    for server in servers.split(","):
+        match = _SERVER.fullmatch(server)
+        if match is None or not 0 < int(match[1] or 9092) < 65_536:
+            raise InvalidSettings(
+                f"the target has {server[:80]!r} where a host and a port are expected; write it as in "
+                "kafka://HOST:PORT,HOST:PORT/TOPIC"
+            )

@@ -130,6 +130,9 @@ def test_what_is_wrong_about_a_new_sink_is_refused_and_adds_nothing(store: Store
         ("postgresql://me:hunter2@host/db", "a user or a password"),
         ("mqtt://me:hunter2@host", "a user or a password"),
         ("kafka://me:hunter2@one:9092,two:9092/topic", "a user or a password"),
+        ("kafka://one:9092,two:90920/topic", "'two:90920' where a host and a port"),
+        ("kafka://one:9092,,two/topic", "'' where a host and a port"),
+        ("kafka://one:x/topic", "'one:x' where a host and a port"),
         ("https://host/in?token=hunter2", "'token'"),
         ("https://host/in?x=1&api_key=hunter2", "'api_key'"),
         ("http://host/write?u=me&p=hunter2", "'p'"),
@@ -164,6 +167,7 @@ def test_a_target_with_a_secret_or_without_a_place_is_refused_and_not_shown(url:
         ("postgresql://me@host:5432/db?sslmode=verify-full", "postgresql"),
         ("mqtts://broker/site/{sensor_id}", "mqtt"),
         ("kafka://one:9092,two:9092/topic", "kafka"),
+        ("kafka://one,[::1]:9092/topic", "kafka"),
         ("file:///media/stick", "folder"),
     ],
 )
