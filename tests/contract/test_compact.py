@@ -119,6 +119,15 @@ class TestOnDuckDB:
         wanted = done.as_dict() | {"dry_run": True, "columns_after_bytes": planned.columns_before_bytes}
         assert planned.as_dict() == wanted
 
+    def test_a_slice_of_thousands_of_series_is_sorted(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(compaction, "SLICE_ROWS", 20_000)
+        store.points.insert_many(interleaved(0, 15_000, sensors=7_000))
+        before = sorted(as_stored(store))
+        assert store.compact().sorted_slices == 1
+        assert as_stored(store) == before
+
     def test_a_page_to_deliver_reads_one_slice_only(self, store: Store) -> None:
         store.points.insert_many(interleaved(0, 350))
         store.compact(until=300)
