@@ -193,8 +193,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             if isinstance(report, pytest.TestReport) and report.when == "teardown":
                 properties: dict[str, Any] = dict(report.user_properties)
                 took_s[report.nodeid.split("/")[1]] += properties.get("cpu_s", 0.0)
-    told = [f"{name} {seconds:.0f}/{BUDGET_S.get(name, 0)}" for name, seconds in sorted(took_s.items())]
-    terminalreporter.write_line(f"CPU seconds, of the budget: {', '.join(told)}")
+    reported = [f"{name} {seconds:.0f}/{BUDGET_S.get(name, 0)}" for name, seconds in sorted(took_s.items())]
+    terminalreporter.write_line(f"CPU seconds, of the budget: {', '.join(reported)}")
     if missing := left_out(terminalreporter.stats.get("skipped", ())):
         terminalreporter.write_line(missing)
 

@@ -235,7 +235,7 @@ def fault_of(index: int, outcome: Outcome) -> str | None:
         return None if outcome.message is None else f"refused: {outcome.message}"
     assert isinstance(wanted, Refused)
     if outcome.message is None:
-        return "nothing was written, but nobody was told"
+        return "nothing was written, but no error was raised"
     return (
         None
         if wanted.text in outcome.message

@@ -33,7 +33,7 @@ def test_exported_points_can_be_imported_from_any_path(make_storage: Any, tmp_pa
     assert other.import_from_parquet(tmp_path / name) == 3
     assert [row["value"] for row in other.query_time_range("S", "m", 0, 200)] == [1.0, 2.0, 3.0]
     assert storage.export_to_parquet(tmp_path / name) is True
-    assert other.import_from_parquet(tmp_path / name) == 10, "those that stood count, and do no harm"
+    assert other.import_from_parquet(tmp_path / name) == 10, "those that were stored count, and do no harm"
     assert other.import_from_parquet(tmp_path / name) == 10
     assert other.get_storage_stats()["total_records"] == 10
 

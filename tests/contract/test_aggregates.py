@@ -249,8 +249,8 @@ def test_a_gap_at_the_start_takes_the_last_reading_before_it(store: Store) -> No
     )
     asked: dict[str, Any] = {"every": "1m", "fill": "previous", "agg": ["avg", "last", "count", "stddev"]}
     rows = store.points.aggregate("*", None, 60, 240, **asked)
-    told = [(row["sensor_id"], row["avg"], row["last"], row["count"], row["stddev"]) for row in rows]
-    assert told == [
+    reported = [(row["sensor_id"], row["avg"], row["last"], row["count"], row["stddev"]) for row in rows]
+    assert reported == [
         ("a", 5.0, 5.0, 0, None),
         ("a", 7.0, 7.0, 1, None),
         ("a", 7.0, 7.0, 0, None),

@@ -86,12 +86,12 @@ def test_records_are_dropped_by_source_time_and_failures(store: Store) -> None:
 def test_the_ledger_records_dropped_points_and_records(store: Store) -> None:
     fill(store)
     store.cleanup(records=True, start=5, end=datetime(1970, 1, 1, 0, 0, 15, tzinfo=UTC))
-    told = {loss.what: loss for loss in ledger(store)}
-    assert (told["points"].dropped, told["records"].dropped) == (30, 10)
-    for loss in told.values():
+    reported = {loss.what: loss for loss in ledger(store)}
+    assert (reported["points"].dropped, reported["records"].dropped) == (30, 10)
+    for loss in reported.values():
         assert (loss.first_us, loss.last_us) == (5_000_000, 14_000_000)
-    assert told["records"].reason == "cleanup"
-    assert json.loads(told["records"].detail or "") == {"start_s": 5.0, "end_s": 15.0}
+    assert reported["records"].reason == "cleanup"
+    assert json.loads(reported["records"].detail or "") == {"start_s": 5.0, "end_s": 15.0}
     assert store.status().ledger_dropped == 40
 
 
@@ -212,9 +212,9 @@ def test_shrinking_returns_the_space_of_dropped_points_and_keeps_the_rest(store:
     store.records.clear("from")
     kept = list(store.points.range(None, None))
     before_files = store.size()  # measured right before, because any commit may grow the log by a page
-    told: list[tuple[int, int]] = []
-    shrunk = store.shrink(progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (5_000, 5_000)
+    reported: list[tuple[int, int]] = []
+    shrunk = store.shrink(progress=lambda done, total: reported.append((done, total)))
+    assert reported[-1] == (5_000, 5_000)
     after = store.size()
     assert (shrunk.columns_before_bytes, shrunk.metadata_before_bytes) == (
         before_files.columns_bytes,

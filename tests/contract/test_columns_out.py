@@ -322,10 +322,10 @@ def test_each_format_needs_only_its_own_package(
         templates.copy(engine, 1, tmp_path / f"store-{number}")
     done = run_python(SHAPES, tmp_path / "store", engine, *ONLY)
     assert done.returncode == 0, done.stderr
-    told = {only: set(made) for only, *made in (line.split("|") for line in done.stdout.splitlines())}
-    assert told.keys() == ONLY.keys()
+    reported = {only: set(made) for only, *made in (line.split("|") for line in done.stdout.splitlines())}
+    assert reported.keys() == ONLY.keys()
     for only, works in ONLY.items():
-        assert f"{works}=3" in told[only] if works else not told[only], told
+        assert f"{works}=3" in reported[only] if works else not reported[only], reported
 
 
 MOMENTS = st.integers(-9_214_560_000_000_000, 9_214_646_399_999_999)

@@ -88,7 +88,7 @@ for name, act in ACTS.items():
         opened()
     except BaseException as error:
         print("STUCK", name, repr(error))
-    print("told", name, said)
+    print("reported", name, said)
 store.close()
 """
 
@@ -113,7 +113,7 @@ def test_a_temporary_refusal_of_the_system_is_a_typed_error_and_then_everything_
         timeout=300,
         check=False,
     )
-    assert [line for line in done.stdout.splitlines() if not line.startswith("told")] == [], done.stderr[
+    assert [line for line in done.stdout.splitlines() if not line.startswith("reported")] == [], done.stderr[
         -2000:
     ]
     assert len(done.stdout.splitlines()) == 10, done.stderr[-2000:]

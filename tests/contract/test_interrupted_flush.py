@@ -49,7 +49,7 @@ def interrupt_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, af
     monkeypatch.setattr(owner, name, interrupted)
 
 
-def told(store: Store) -> dict[str, tuple[int, int | None]]:
+def reported(store: Store) -> dict[str, tuple[int, int | None]]:
     return {series.sensor_id: (series.points, series.last_us) for series in store.series.list()}
 
 
@@ -84,16 +84,16 @@ def test_an_interrupt_in_a_flush_leaves_counts_and_the_newest_point_right(
     store.points.insert("c", "m", 1.0, timestamp=1)
     assert len(store.points.range("a", "m").all()) == 3
     expected = {"a": (3, 3_000_000), "b": (1, 1_000_000), "c": (1, 1_000_000)}
-    assert told(store) == expected
+    assert reported(store) == expected
     assert [point["timestamp_us"] for point in store.points.latest("a", "m")] == [3_000_000]
     store.close()
     store = open_store()
     store._handle.columns.stays_open = True
     assert [point["value"] for point in store.points.range("b", "m").all()] == [5.0]
-    assert told(store) == expected
+    assert reported(store) == expected
     store.points.delete("a", "m")
     assert [point["sensor_id"] for point in store.points.range(None, "m").all()] == ["b", "c"]
-    assert {name: points for name, (points, _) in told(store).items()} == {"a": 0, "b": 1, "c": 1}
+    assert {name: points for name, (points, _) in reported(store).items()} == {"a": 0, "b": 1, "c": 1}
 
 
 def test_counts_that_are_wrong_in_the_file_are_corrected_when_it_is_opened(
@@ -118,7 +118,7 @@ def test_counts_that_are_wrong_in_the_file_are_corrected_when_it_is_opened(
     ]
     assert len(said) == 1
     assert said[0].startswith("the counts of 3 series")
-    assert told(store) == dict.fromkeys("abc", (5, 4_000_000))
+    assert reported(store) == dict.fromkeys("abc", (5, 4_000_000))
     store.points.delete("a", "m", start=2)
     assert [point["timestamp_us"] for point in store.points.latest("a", "m")] == [1_000_000]
     store.close()
@@ -179,11 +179,11 @@ def test_a_batch_that_does_not_fit_into_memory_is_applied_in_parts(
     store.points.insert_many([("a", "m", at, rng.random()) for at in range(20, 50)])
     store.points.insert_many([("b", "m", at, 1.0) for at in range(10)])
     assert len(store.points.range("a", "m").all()) == 50
-    assert told(store) == {"a": (50, 49_000_000), "b": (10, 9_000_000)}
+    assert reported(store) == {"a": (50, 49_000_000), "b": (10, 9_000_000)}
     monkeypatch.undo()
     store.close()
     store = open_store()
-    assert told(store) == {"a": (50, 49_000_000), "b": (10, 9_000_000)}
+    assert reported(store) == {"a": (50, 49_000_000), "b": (10, 9_000_000)}
     assert len(store.points.range("a", "m").all()) == 50
 
 

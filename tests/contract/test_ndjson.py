@@ -45,14 +45,14 @@ def test_an_export_can_be_imported_again(open_store: OpenStore, tmp_path: Path, 
     source, target = open_store("source"), open_store("target")
     points = fill(source)
     out = tmp_path / ("out" if partition else "out.ndjson.gz")
-    told = source.export_ndjson(out, partition=partition)
+    reported = source.export_ndjson(out, partition=partition)
     files = 3 if partition else 1
-    assert (told.points, told.files) == (len(points), files)
-    assert (told.first_us, told.last_us) == (
+    assert (reported.points, reported.files) == (len(points), files)
+    assert (reported.first_us, reported.last_us) == (
         min(point["timestamp_us"] for point in points),
         max(point["timestamp_us"] for point in points),
     )
-    assert (told.first_seq, told.last_seq) == (1, source.sinks.last_seq())
+    assert (reported.first_seq, reported.last_seq) == (1, source.sinks.last_seq())
     done = target.import_parquet(out)
     assert points_of(target) == points
     assert (done.read, done.stored, done.no_reading) == (len(points), len(points), 2)
@@ -189,9 +189,9 @@ def test_duplicates_other_kinds_and_what_cannot_be_stored_are_counted(store: Sto
         *(line(metric_name="text", value=5), line(metric_name="new", value="a"), line(1, metric_name="new")),
         *(line(metric_name="x" * 256), line(timestamp_us=2**62), line(3, metadata="no mapping")),
     )
-    told = store.import_parquet(file, dry_run=True)
+    reported = store.import_parquet(file, dry_run=True)
     done = store.import_parquet(file)
-    assert told == done
+    assert reported == done
     assert (done.read, done.stored, done.present, done.duplicates) == (10, 3, 1, 1)
     assert (done.refused, done.no_reading, done.verified) == (5, 1, 0)
     assert [problem.removeprefix(f"{file}: ") for problem in done.problems[:2]] == [
@@ -204,7 +204,7 @@ def test_duplicates_other_kinds_and_what_cannot_be_stored_are_counted(store: Sto
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "reported"),
     [
         ("nonsense", "line 2: is not JSON"),
         ("", "line 3: is not JSON"),
@@ -236,14 +236,14 @@ def test_duplicates_other_kinds_and_what_cannot_be_stored_are_counted(store: Sto
 )
 @pytest.mark.slow_on("duckdb")
 def test_a_single_invalid_line_makes_the_file_unusable(
-    unwritten: Store, tmp_path: Path, wrong: Any, told: str
+    unwritten: Store, tmp_path: Path, wrong: Any, reported: str
 ) -> None:
     good = write(tmp_path / "good.ndjson.gz", line())
     file = write(tmp_path / "bad.ndjson.gz", line(), wrong, line() if wrong else "nonsense")
     with pytest.raises(InvalidFile) as caught:
         unwritten.import_parquet([good, file])
     assert str(file) in str(caught.value)
-    assert told in str(caught.value)
+    assert reported in str(caught.value)
     assert unwritten.sinks.last_seq() == 0
 
 

@@ -142,10 +142,10 @@ def test_a_flipped_bit_in_a_manifest_is_found_or_changes_nothing(
         broken[chance.randrange(len(broken))] ^= 1 << chance.randrange(8)
         (bundle / "manifest.json").write_bytes(broken)
         try:
-            told = target.import_parquet(bundle, dry_run=True)
+            reported = target.import_parquet(bundle, dry_run=True)
         except (InvalidFile, StoreCorrupt):
             continue
-        assert told == expected
+        assert reported == expected
 
 
 def nothing_of_a_file(path: Path, case: str) -> None:

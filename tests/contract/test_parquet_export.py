@@ -165,9 +165,12 @@ def test_a_folder_has_one_file_per_day_and_a_manifest_with_checksums(store: Stor
         f"{home}/date={day}/points.parquet"
         for day in ("1969-12-31", "2024-05-01", "2024-05-02", "2024-05-03")
     ]
-    for file, told in zip(files, manifest["files"], strict=True):
-        assert hashlib.sha256(file.read_bytes()).hexdigest() == told["sha256"]
-        assert (pq.read_metadata(file).num_rows, file.stat().st_size) == (told["points"], told["bytes"])
+    for file, reported in zip(files, manifest["files"], strict=True):
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == reported["sha256"]
+        assert (pq.read_metadata(file).num_rows, file.stat().st_size) == (
+            reported["points"],
+            reported["bytes"],
+        )
     assert sorted(rows_of(*files), key=IDENTITY) == without_us(points)
     assert (done.points, done.files, manifest["points"]) == (len(points), 4, len(points))
     assert (manifest["first_seq"], manifest["last_seq"]) == (1, store.sinks.last_seq())
@@ -190,11 +193,11 @@ def test_a_finished_or_foreign_folder_is_left_alone(store: Store, tmp_path: Path
 
 
 def stop_after(points: int) -> Any:
-    def told(done: int, _total: int) -> None:
+    def reported(done: int, _total: int) -> None:
         if done >= points:
             raise Stopped
 
-    return told
+    return reported
 
 
 @pytest.mark.slow_on("sqlite")
@@ -343,10 +346,10 @@ def test_points_with_long_texts_are_read_fewer_at_a_time(
 ) -> None:
     monkeypatch.setattr(exporter, "ARROW_ROWS", 1_000)
     store.points.insert_many([("s", "m", n, n, 100, {"why": "x" * 4_000}) for n in range(200)])
-    told: list[int] = []
-    store.export_parquet(tmp_path / "a.parquet", progress=lambda done, _total: told.append(done))
-    assert told[-1] == 200
-    assert max(after - before for before, after in pairwise(told)) <= 10
+    reported: list[int] = []
+    store.export_parquet(tmp_path / "a.parquet", progress=lambda done, _total: reported.append(done))
+    assert reported[-1] == 200
+    assert max(after - before for before, after in pairwise(reported)) <= 10
 
 
 @pytest.mark.duckdb
@@ -454,8 +457,8 @@ def test_two_processes_do_not_write_one_file_at_once(store: Store, tmp_path: Pat
     first = spawn(EXPORT_AND_WAIT, store.path, file)
     assert first.stdout.readline() == "began\n"
     second = spawn(EXPORT_AND_WAIT, store.path, file)
-    _, told = second.communicate("\n", timeout=300)
-    assert "StoreBusy" in told
+    _, reported = second.communicate("\n", timeout=300)
+    assert "StoreBusy" in reported
     first.communicate("\n", timeout=300)
     assert first.returncode == 0
     assert pq.read_table(file).num_rows == len(points)

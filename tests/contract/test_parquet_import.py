@@ -104,10 +104,10 @@ def test_a_dry_run_reports_the_same_counts_and_stores_nothing(store: Store, tmp_
     )
     store.points.insert("s", "m", 3.0, timestamp=BEGIN_S + 1e-6)
     end = store.sinks.last_seq()
-    told = store.import_parquet(tmp_path / "a.parquet", dry_run=True)
+    reported = store.import_parquet(tmp_path / "a.parquet", dry_run=True)
     assert store.sinks.last_seq() == end
     done = store.import_parquet(tmp_path / "a.parquet")
-    assert told == done
+    assert reported == done
     assert (done.read, done.stored, done.present, done.duplicates, done.nulls, done.refused) == (
         6,
         2,
@@ -204,10 +204,10 @@ BAD_COLUMNS: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_missing_or_wrong_column_is_an_error_before_anything_changes(
     unwritten: Store, tmp_path: Path, case: str
 ) -> None:
-    columns, told = BAD_COLUMNS[case]
+    columns, reported = BAD_COLUMNS[case]
     good = write(tmp_path / "good.parquet")
     bad = write(tmp_path / "bad.parquet", **columns)
-    with pytest.raises(InvalidFile, match=rf"bad\.parquet.*{told}"):
+    with pytest.raises(InvalidFile, match=rf"bad\.parquet.*{reported}"):
         unwritten.import_parquet([good, bad])
     assert stored(unwritten) == []
     assert unwritten.sinks.last_seq() == 0

@@ -58,9 +58,9 @@ def test_a_later_page_costs_no_more_than_the_first(store: Store, source: str | N
     query, values = asked[-1]
     with engine.connect() as connection:
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", values).fetchall()
-    told = " ".join(row[3] for row in plan)
-    assert "rowid>?" in told, "the page begins at its place"
-    assert "TEMP B-TREE" not in told, "nothing is sorted"
+    reported = " ".join(row[3] for row in plan)
+    assert "rowid>?" in reported, "the page begins at its place"
+    assert "TEMP B-TREE" not in reported, "nothing is sorted"
 
 
 def test_records_that_failed_often_can_be_excluded(store: Store) -> None:

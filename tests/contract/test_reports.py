@@ -37,12 +37,12 @@ def test_the_command_prints_the_report_of_the_job(tmp_path: Path, engine: Any) -
         }
         shrunk = store.shrink(dry_run=True)
     for arguments, report in reports.items():
-        said, told = printed(path, *arguments), json.loads(json.dumps(report.as_dict()))
-        assert list(said)[: len(told)] == list(told), arguments
+        said, reported = printed(path, *arguments), json.loads(json.dumps(report.as_dict()))
+        assert list(said)[: len(reported)] == list(reported), arguments
         for varies in ("elapsed_s", "points_per_s", "bytes"):
             said.pop(varies, None)
-            told.pop(varies, None)
-        assert told.items() <= said.items(), arguments
+            reported.pop(varies, None)
+        assert reported.items() <= said.items(), arguments
         with pytest.raises(FrozenInstanceError):
             setattr(report, fields(report)[0].name, None)
     assert printed(path, "cleanup", "--shrink", "--dry-run")["shrunk"].keys() == shrunk.as_dict().keys()

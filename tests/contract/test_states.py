@@ -14,7 +14,7 @@ T0 = 1_714_521_600  # 2024-05-01T00:00:00Z
 HOUR = 3_600
 
 
-def told(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+def reported(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [(row["state"], row["seconds"], row["share"]) for row in rows]
 
 
@@ -37,7 +37,7 @@ def valve(store: Store) -> Store:
 def test_each_state_has_its_seconds_and_its_share_and_no_reading_is_no_state(valve: Store) -> None:
     rows = valve.points.states("v", "state", T0, T0 + 8 * HOUR)
     assert rows[0].keys() == {"sensor_id", "metric_name", "state", "seconds", "share"}
-    assert told(rows) == [
+    assert reported(rows) == [
         ("OPEN", 6.0 * HOUR, 0.75),
         ("SHUT", 1.0 * HOUR, 0.125),
         (None, 1.0 * HOUR, 0.125),
@@ -45,7 +45,7 @@ def test_each_state_has_its_seconds_and_its_share_and_no_reading_is_no_state(val
 
 
 def test_without_bounds_the_span_is_from_the_first_point_to_the_last(valve: Store) -> None:
-    assert told(valve.points.states("v", "state")) == [
+    assert reported(valve.points.states("v", "state")) == [
         ("OPEN", 2.0 * HOUR, 0.5),
         ("SHUT", 1.0 * HOUR, 0.25),
         (None, 1.0 * HOUR, 0.25),
@@ -54,20 +54,23 @@ def test_without_bounds_the_span_is_from_the_first_point_to_the_last(valve: Stor
 
 def test_the_state_before_start_counts_from_start_however_long_ago_it_came(store: Store) -> None:
     store.points.insert_many([("v", "state", 1, "OPEN"), ("v", "state", T0 + 100, "SHUT")])
-    assert told(store.points.states("v", "state", T0, T0 + 200)) == [("OPEN", 100, 0.5), ("SHUT", 100, 0.5)]
-    assert told(store.points.states("v", "state", T0, T0 + 50)) == [("OPEN", 50, 1.0)]
-    assert told(store.points.states("v", "state", T0 + 500, T0 + 600)) == [("SHUT", 100, 1.0)]
+    assert reported(store.points.states("v", "state", T0, T0 + 200)) == [
+        ("OPEN", 100, 0.5),
+        ("SHUT", 100, 0.5),
+    ]
+    assert reported(store.points.states("v", "state", T0, T0 + 50)) == [("OPEN", 50, 1.0)]
+    assert reported(store.points.states("v", "state", T0 + 500, T0 + 600)) == [("SHUT", 100, 1.0)]
 
 
 def test_before_the_first_point_and_after_one_without_a_reading_the_state_is_unknown(store: Store) -> None:
     store.points.insert_many([("v", "state", T0, "OPEN"), ("v", "state", T0 + 100, None)])
-    assert told(store.points.states("v", "state", T0 - 300, T0 + 100)) == [
+    assert reported(store.points.states("v", "state", T0 - 300, T0 + 100)) == [
         (None, 300, 0.75),
         ("OPEN", 100, 0.25),
     ]
-    assert told(store.points.states("v", "state", T0 + 200, T0 + 300)) == [(None, 100, 1.0)]
+    assert reported(store.points.states("v", "state", T0 + 200, T0 + 300)) == [(None, 100, 1.0)]
     store.points.insert("v", "state", "SHUT", timestamp=T0 + 1000)
-    assert told(store.points.states("v", "state", T0 + 200, T0 + 300)) == [(None, 100, 1.0)]
+    assert reported(store.points.states("v", "state", T0 + 200, T0 + 300)) == [(None, 100, 1.0)]
 
 
 def test_each_bucket_has_its_own_times_and_shares(valve: Store) -> None:
@@ -83,7 +86,7 @@ def test_each_bucket_has_its_own_times_and_shares(valve: Store) -> None:
 
 
 def test_numbers_are_states_if_their_series_is_named(valve: Store) -> None:
-    assert told(valve.points.states("v", "flow", T0, T0 + 4 * HOUR)) == [
+    assert reported(valve.points.states("v", "flow", T0, T0 + 4 * HOUR)) == [
         (1.0, 3.0 * HOUR, 0.75),
         (0.0, 1.0 * HOUR, 0.25),
     ]
@@ -97,7 +100,7 @@ def test_one_point_alone_and_an_unknown_series_have_no_rows(store: Store) -> Non
     store.points.insert("v", "state", "OPEN", timestamp=T0)
     assert store.points.states("v", "state") == []
     assert store.points.states("nobody", "state", 0, 10) == []
-    assert told(store.points.states("v", "state", None, T0 + 5)) == [("OPEN", 5, 1.0)]
+    assert reported(store.points.states("v", "state", None, T0 + 5)) == [("OPEN", 5, 1.0)]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def main(folder: str, engine: str) -> None:
         busy_timeout_s=5.0,
         lease_timeout_s=5.0,
     )
-    told: dict[str, list[str]] = {"bare": [], "unhealed": [], "typed": []}
+    reported: dict[str, list[str]] = {"bare": [], "unhealed": [], "typed": []}
     acknowledged: dict[int, float] = {}
 
     def tried(what: str, call: Callable[[], Any], wrong: str) -> Any:
@@ -52,7 +52,7 @@ def main(folder: str, engine: str) -> None:
             kind = "typed" if isinstance(error, HoldfastError) and wrong == "bare" else wrong
             if kind != "typed":
                 traceback.print_exc()
-            told[kind].append(f"{what}: {type(error).__name__}: {error}")
+            reported[kind].append(f"{what}: {type(error).__name__}: {error}")
 
     def work(store: Store, start: int, wrong: str) -> None:
         for at in range(start, start + 30, 10):
@@ -70,15 +70,15 @@ def main(folder: str, engine: str) -> None:
     for _ in range(3):
         store = store or tried("open", lambda: Store(folder, settings), "bare")
     if store is None:
-        told["unhealed"].append("it does not open")
+        reported["unhealed"].append("it does not open")
     else:
         work(store, 1000, "bare")
         end_refusals()
         work(store, 2000, "unhealed")
         found = tried("read", lambda: points(store), "unhealed")
-        told["lost"] = [str(at) for at in acknowledged if (found or {}).get(at) != acknowledged[at]]
+        reported["lost"] = [str(at) for at in acknowledged if (found or {}).get(at) != acknowledged[at]]
         tried("close", store.close, "unhealed")
-    print(json.dumps(told))
+    print(json.dumps(reported))
 
 
 if __name__ == "__main__":

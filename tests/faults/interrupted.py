@@ -218,8 +218,8 @@ class _Running:
             recover()
         except BaseException as error:
             interrupter.armed = False
-            told = "after an interrupt in it" if interrupter.raised else "without an interrupt in it"
-            raise _Wrong(f"{told} the call raised {error!r}") from error
+            reported = "after an interrupt in it" if interrupter.raised else "without an interrupt in it"
+            raise _Wrong(f"{reported} the call raised {error!r}") from error
         else:
             if interrupter.raised and not interrupter.lost:
                 raise _Wrong("the interrupt in it was swallowed")
@@ -260,12 +260,12 @@ class _Running:
             connection = reading.connection
             child.count_columns(counted, lambda query: [tuple(r) for r in connection.exec_driver_sql(query)])
         verdict = judge(counted, self._expected, self._program.seed, HEAD)
-        told = {(info.sensor_id, info.metric_name): info.points for info in store.series.list()}
+        reported = {(info.sensor_id, info.metric_name): info.points for info in store.series.list()}
         stored: dict[tuple[str, str], int] = {}
         for sensor, metric, *_ in counted.rows:
             stored[sensor, metric] = stored.get((sensor, metric), 0) + 1
-        if {pair: points for pair, points in told.items() if points} != stored:
-            verdict.problems.append(f"series.list says {told}, stored are {stored}")
+        if {pair: points for pair, points in reported.items() if points} != stored:
+            verdict.problems.append(f"series.list says {reported}, stored are {stored}")
         if verdict.problems:
             raise _Wrong("; ".join(verdict.problems[:4]))
         mine = self._expected[MAIN]

@@ -101,11 +101,11 @@ def _one_writer(
     wrong = [i for i in allowed.keys() | stored.keys() if stored.get(i) not in allowed.get(i, {None})]
     missing = [identity for identity in wrong if identity in state.points]
     verdict.lost += len(missing)
-    told = [f"{i}: {stored.get(i)} instead of {state.points.get(i)}" for i in sorted(wrong)[:3]]
+    reported = [f"{i}: {stored.get(i)} instead of {state.points.get(i)}" for i in sorted(wrong)[:3]]
     gone = sorted(state.records.keys() - records.keys())[:3]
     verdict.problems.append(
         f"writer {writer}, operations before {wanted.next_index} acknowledged: {len(missing)} acknowledged points are "
-        f"not as they were acknowledged, {len(wrong) - len(missing)} others came back or from nowhere; {told}; "
+        f"not as they were acknowledged, {len(wrong) - len(missing)} others came back or from nowhere; {reported}; "
         f"records missing {gone}, in all {len(records)} instead of {len(state.records)}"
     )
 

@@ -118,10 +118,10 @@ class Campaign:
         if verdict.problems:
             tally.wrong += 1
             self._chain = None
-            told = "\n    ".join(verdict.problems[:6])
+            problems = "\n    ".join(verdict.problems[:6])
             self.failures.append(
                 f"seed {self._seed}, round {number}, {self._engine}, {step} ({place.name if place else 'any'}), "
-                f"{chain.folder}:\n    {told}"
+                f"{chain.folder}:\n    {problems}"
             )
         elif self._chain is None or chain.rounds >= ROUNDS_A_CHAIN:
             self._chain = None

@@ -192,11 +192,11 @@ def main() -> int:
     started = time.monotonic()
     with Nursery() as nursery:
         soak = Soak(nursery, root, chosen.seed, chosen.engine)
-        told = 0
+        reported = 0
         for _ in until_hit(soak, chosen.hits, names):
-            for failure in soak.failures[told:]:
+            for failure in soak.failures[reported:]:
                 print(failure, flush=True)
-            told = len(soak.failures)
+            reported = len(soak.failures)
             done = sum(tally.hits for tally in soak.tallies.values())
             print(f"\r{done} interrupts, {len(soak.failures)} failed", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)

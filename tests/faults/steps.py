@@ -177,7 +177,7 @@ _STATEMENTS = {
     "compact: copy": re.compile(r"\s*CREATE TEMPORARY TABLE holdfast_sorted"),
     "compact: names": re.compile(r"\s*CREATE TEMPORARY TABLE holdfast_names"),
     "compact: delete": re.compile(r"\s*DELETE FROM time_series_data WHERE seq BETWEEN"),
-    "compact: append": re.compile(r"\s*INSERT INTO time_series_data\b.*list_extract", re.DOTALL),
+    "compact: append": re.compile(r"\s*INSERT INTO time_series_data\b.*holdfast_lists", re.DOTALL),
     "compact: slice": re.compile(r"\s*INSERT INTO slices"),
     "bulk": re.compile(r"\s*INSERT INTO (time_series_data|holdfast_incoming)\b.*OVER \(\) AS seq", re.DOTALL),
     "incoming": re.compile(r"\s*CREATE TEMPORARY TABLE"),

@@ -120,10 +120,12 @@ def test_points_and_records_are_deleted_with_no_byte_free(engine: str, tmp_path:
 def test_an_upgrade_without_space_is_refused_at_once_and_rolled_back_if_forced(tmp_path: Path) -> None:
     make_legacy_store(tmp_path / "legacy", 6_000, 1_000)
     notes = _play(["upgrade"], "duckdb", tmp_path, UPGRADE_DISK)
-    *told, without_any_room = notes.refused
-    assert all(re.search(r"may need [\d,]+ bytes in .*; nothing was changed", message) for message in told)
+    *reported, without_any_room = notes.refused
+    assert all(
+        re.search(r"may need [\d,]+ bytes in .*; nothing was changed", message) for message in reported
+    )
     assert "no space left" in without_any_room
     assert set(notes.while_full) == {"StoreFull", "ok"}
     assert {"None None", f"{HEAD} {HEAD}"} <= set(notes.moved)
     assert all(notes.read)
-    assert len(told) + 1 == len(notes.moved) == 4
+    assert len(reported) + 1 == len(notes.moved) == 4

@@ -54,8 +54,8 @@ def test_eight_processes_that_insert_at_full_speed_and_a_reader_all_make_progres
             reads.append(time.perf_counter() - started)
         ends = [(writer.communicate(timeout=300), writer.returncode) for writer in writers]
         assert [said[1][-2000:] for said, code in ends if code] == []
-        told = [said[0].split() for said, _ in ends]
-        for number, (count, worst, most) in enumerate(told):
+        reported = [said[0].split() for said, _ in ends]
+        for number, (count, worst, most) in enumerate(reported):
             print(f"w{number}: {count} inserts, worst {float(worst):.3f} s, 99 % within {float(most):.3f} s")
             assert int(count) > 0
             assert len(store.points.range(f"w{number}", "m").all()) == int(count)

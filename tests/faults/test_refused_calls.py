@@ -49,8 +49,11 @@ def refuse(folder: Path, engine: str, calls: str, error: str, nth: int) -> bool:
         timeout=300,
     )
     refused = [line for line in trace.read_text().splitlines() if "INJECTED" in line]
-    told = json.loads(done.stdout) if done.stdout else {"died": done.stderr[-2000:]}
-    assert not {kind: seen for kind, seen in told.items() if seen and kind != "typed"}, (refused, told)
+    reported = json.loads(done.stdout) if done.stdout else {"died": done.stderr[-2000:]}
+    assert not {kind: seen for kind, seen in reported.items() if seen and kind != "typed"}, (
+        refused,
+        reported,
+    )
     shutil.rmtree(folder)
     return bool(refused)
 

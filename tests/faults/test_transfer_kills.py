@@ -20,7 +20,7 @@ WORK = """
 import functools, importlib, sys
 from repo import Settings, Store
 
-def told(name, step):
+def reported(name, step):
     @functools.wraps(step)
     def telling(*given, **named):
         print("in", name, flush=True)
@@ -35,7 +35,7 @@ for place in sys.argv[4].split():
     home = importlib.import_module(module)
     for part in path:
         home = getattr(home, part)
-    setattr(home, name, told(name.strip("_"), getattr(home, name)))
+    setattr(home, name, reported(name.strip("_"), getattr(home, name)))
 
 with Store(sys.argv[2], Settings(background=False, bulk_rows=2_000)) as store:
     print("open", flush=True)
@@ -102,9 +102,9 @@ def killed(starter: Starter, what: str, store: Path, path: Path, after_s: float)
         assert process.poll() is None
     time.sleep(after_s)
     process.kill()
-    said, told = process.communicate()
+    said, reported = process.communicate()
     process.close()
-    assert not told, told
+    assert not reported, reported
     return [*said.splitlines(), "before the first step"][-1 if not said else -2]
 
 

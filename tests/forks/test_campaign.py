@@ -30,7 +30,7 @@ def worker(path: Path, engine: Any, name: str, results: Any) -> None:
                 store.points.range(name, "m").all()
         if rng.random() < 0.5:
             store.close()
-    except BaseException as caught:  # noqa: BLE001  told to the parent
+    except BaseException as caught:  # noqa: BLE001  reported to the parent
         error = f"{type(caught).__name__}: {caught}"
     results.put((name, acknowledged, error))
 
@@ -55,7 +55,7 @@ def campaign(path: Path, engine: Any, method: str, forks: int, seed: int) -> Non
                     held["store"].points.insert_many([(name, "m", done + k, 1.0) for k in range(20)])
                 done += 20
                 stop.wait(0.002)
-        except BaseException as error:  # noqa: BLE001  told below
+        except BaseException as error:  # noqa: BLE001  reported below
             errors.append(error)
         expected[name] = done
 

@@ -48,7 +48,7 @@ def running(*works: Callable[[], Any]) -> Iterator[None]:
         try:
             while not stop.is_set():
                 work()
-        except BaseException as error:  # noqa: BLE001  told below
+        except BaseException as error:  # noqa: BLE001  reported below
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=(work,)) for work in works]

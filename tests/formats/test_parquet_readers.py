@@ -46,17 +46,17 @@ def found(
     """Return everything that a reader returns, in a form that can be compared."""
     with opened(path, tool, time_format, zone, sensor) as (reader, plan):
         validation = reader.validate(plan)
-        told: list[Any] = [plan.ignored, validation.rows]
+        reported: list[Any] = [plan.ignored, validation.rows]
         for page in reader.pages(plan, validation):
-            told += [
+            reported += [
                 page.rows,
                 page.nulls,
                 page.duplicates(),
                 sorted(page.groups, key=lambda group: group.pair),
             ]
-            told.append(sorted(page.identities()))
-            told.append(pa.table(page.table()).to_pylist())
-        return told
+            reported.append(sorted(page.identities()))
+            reported.append(pa.table(page.table()).to_pylist())
+        return reported
 
 
 TIMES: dict[str, pa.Array] = {

@@ -165,15 +165,15 @@ def test_the_installed_library_migrates_and_compares_either_database(
         "opened = duckdb.open_engine(columns, memory_limit_bytes=64_000_000, threads=1, temp_folder=scratch)\n"
         "for name, engine in (('metadata', sqlite.open_engine(Path('m %d.db'))),\n"
         "    ('timeseries', opened), ('timeseries', sqlite.open_engine(Path('t%%.sqlite')))):\n"
-        "    told = [runner.upgrade(engine, name), runner.check(engine, name)]\n"
-        "    told += [runner.downgrade(engine, name, '0001'), runner.upgrade(engine, name)]\n"
-        "    print(*map(str, told), sep='; ')\n"
+        "    reported = [runner.upgrade(engine, name), runner.check(engine, name)]\n"
+        "    reported += [runner.downgrade(engine, name, '0001'), runner.upgrade(engine, name)]\n"
+        "    print(*map(str, reported), sep='; ')\n"
     )
     done = run(installed / "python", "-W", "error", "-c", program, folder=elsewhere)
-    told = (
+    reported = (
         f"(before=None, after='{HEAD}'); []; (before='{HEAD}', after='0001'); (before='0001', after='{HEAD}')"
     )
-    assert done.stdout.replace("Migrated", "").splitlines() == [told] * 3
+    assert done.stdout.replace("Migrated", "").splitlines() == [reported] * 3
 
 
 def test_the_source_distribution_holds_the_guide_and_the_environment(wheel: Path) -> None:

@@ -173,20 +173,20 @@ def expected(points: list[Point], asked: dict[str, Any]) -> list[dict[str, Any]]
         return [{"bucket": at, **row} for at, row in rows.items()]
     first = points[0][0] if low is None else low
     last = points[-1][0] if high is None else high - 1
-    told = {at: row for at, row in rows.items() if row["count"]}
+    reported = {at: row for at, row in rows.items() if row["count"]}
     before = [v for us, v in points if low is not None and us < low and v is not None and not math.isnan(v)]
-    starts = sorted(told)
+    starts = sorted(reported)
     filled = []
     for at in steps(first, last, every, zone):
-        row = told.get(at, empty)
+        row = reported.get(at, empty)
         place = bisect_right(starts, at)
-        if at not in told and fill == "previous":
-            row = told[starts[place - 1]] if place else summary(before[-1:]) if before else empty
-        if at not in told and fill == "linear" and 0 < place < len(starts):
+        if at not in reported and fill == "previous":
+            row = reported[starts[place - 1]] if place else summary(before[-1:]) if before else empty
+        if at not in reported and fill == "linear" and 0 < place < len(starts):
             xs = starts[place - 1 : place + 1]
             share = (at - xs[0]) / (xs[1] - xs[0])
-            row = {name: on_line(told[xs[0]][name], told[xs[1]][name], share) for name in NAMES}
-        filled.append({"bucket": at, **row, "count": told[at]["count"] if at in told else 0})
+            row = {name: on_line(reported[xs[0]][name], reported[xs[1]][name], share) for name in NAMES}
+        filled.append({"bucket": at, **row, "count": reported[at]["count"] if at in reported else 0})
     return filled
 
 

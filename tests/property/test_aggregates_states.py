@@ -64,9 +64,9 @@ def expected(points: list[tuple[int, str | None]], asked: dict[str, Any]) -> dic
     low = points[0][0] if asked["low"] is None else asked["low"]
     high = points[-1][0] if asked["high"] is None else asked["high"]
     minutes = pd.DataFrame({"at": pd.Series(range(low, high, 60), dtype="int64")})
-    told = pd.DataFrame({"at": [at for at, _ in points], "state": [s or "unknown" for _, s in points]})
-    told["at"] = told["at"].astype("int64")
-    joined = pd.merge_asof(minutes, told, on="at").fillna({"state": "unknown"})
+    reported = pd.DataFrame({"at": [at for at, _ in points], "state": [s or "unknown" for _, s in points]})
+    reported["at"] = reported["at"].astype("int64")
+    joined = pd.merge_asof(minutes, reported, on="at").fillna({"state": "unknown"})
     local = pd.to_datetime(joined["at"], unit="s", utc=True).dt.tz_convert(asked["zone"])
     every = asked["every"]
     if every is None:

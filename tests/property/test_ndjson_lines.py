@@ -107,5 +107,5 @@ def test_no_line_does_more_than_to_be_refused(value: Any, rubbish: bytes) -> Non
     ]
     for chunk in read_ndjson(io.StringIO("\n".join(lines), newline=""), Layout()):
         _, refusals = check_rows(chunk.rows, accept_bool=False, now_us=0, skip=True)
-        told = [str(one) for one in [*chunk.rejected, *chunk.rejections(refusals)]]
-        assert all(one.startswith("line ") for one in told)
+        reported = [str(one) for one in [*chunk.rejected, *chunk.rejections(refusals)]]
+        assert all(one.startswith("line ") for one in reported)

@@ -130,7 +130,7 @@ class Life(RuleBasedStateMachine):
         data = {"sensor_id": name, "metric_name": "n", "value": value, "timestamp": at}
         self.store.records.add(name, "gateway", data)
         if self.records.get(name) == data:
-            return  # it stood there, and its points with it
+            return  # it was there, and its points with it
         self.records[name] = data
         self.take(self.next_seq, name, "n", at, value)
         self.next_seq += 1

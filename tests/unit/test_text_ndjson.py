@@ -146,7 +146,7 @@ def test_only_the_given_marks_mean_a_missing_reading() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "column", "told"),
+    ("line", "column", "reported"),
     [
         ("nonsense", None, "is not JSON: Expecting value at column 1"),
         ('{"a": 1', None, "is not JSON"),
@@ -179,13 +179,13 @@ def test_only_the_given_marks_mean_a_missing_reading() -> None:
     ],
     ids=lambda case: str(case)[:24],
 )
-def test_an_invalid_line_is_rejected_alone(line: Any, column: str | None, told: str) -> None:
+def test_an_invalid_line_is_rejected_alone(line: Any, column: str | None, reported: str) -> None:
     chunk = whole(point(), line, point(value=2))
     assert [row[3] for row in chunk.rows] == [1.5, 2]
     assert chunk.lines == [1, 3]
     [one] = chunk.rejected
     assert (one.line, one.column) == (2, column)
-    assert told in one.reason
+    assert reported in one.reason
     assert len(one.text) <= 80
 
 

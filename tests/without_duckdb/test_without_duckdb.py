@@ -96,10 +96,10 @@ def test_a_store_made_there_is_on_sqlite_and_says_so_once(run: Run, tmp_path: Pa
     first, second = (run("-c", use, tmp_path / "store") for _ in range(2))
     assert first.stdout.split() == ["5", "sqlite", "1"]
     assert second.stdout.split() == ["5", "sqlite", "1"]
-    [told] = first.stderr.splitlines()
+    [reported] = first.stderr.splitlines()
     assert re.match(
         "WARNING holdfast.store Failed to initialize DuckDB, falling back to SQLite: duckdb is not installed",
-        told,
+        reported,
     )
     assert second.stderr == ""
 
@@ -150,9 +150,9 @@ def test_a_store_on_duckdb_can_be_written_to_and_its_metadata_can_be_read(run: R
         "store.close()\n",
         folder,
     )
-    newest, told, *answers = done.stdout.splitlines()
+    newest, reported, *answers = done.stdout.splitlines()
     assert newest == "77.0 3000000"
-    assert told == "duckdb 5 [10, 0]"
+    assert reported == "duckdb 5 [10, 0]"
     assert answers == ["missing True True"] * 9
     assert done.stderr.count("\n") == 1, "a warning at the opening, and nothing more"
     with Store(folder, Settings(background=False)) as store:
@@ -185,8 +185,8 @@ def test_processes_with_and_without_duckdb_write_to_one_store(beside: Any, tmp_p
             if at % 10 == 0:
                 assert len(store.points.range("without", None).all()) == at + 1
         store.points.delete("gone")
-        _, told = other.communicate(timeout=300)
-        assert (other.returncode, told.count("\n")) == (0, 1), told
+        _, reported = other.communicate(timeout=300)
+        assert (other.returncode, reported.count("\n")) == (0, 1), reported
         for sensor, values in (
             ("with", [float(at) for at in range(30)]),
             ("without", [float(at) for at in range(30)]),
@@ -222,8 +222,8 @@ def test_a_process_without_duckdb_goes_on_while_the_columns_move_to_it_and_away(
             assert len(store.points.range(None, None).all()) == 2 * at + 2
             store.demote() if store.status().engine == "duckdb" else store.promote()
         assert answers == ["2", "missing", "6", "missing"]
-        _, told = other.communicate(timeout=300)
-        assert (other.returncode, told) == (0, "")
+        _, reported = other.communicate(timeout=300)
+        assert (other.returncode, reported) == (0, "")
 
 
 def test_settings_that_ask_for_duckdb_do_not_keep_a_store_from_opening_there(
