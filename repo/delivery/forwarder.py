@@ -169,9 +169,8 @@ class Forwarder:
                 for thread in self._threads.values():  # the watcher may have added one
                     thread.ask()
                     thread.join()
-                if (
-                    not self._is_draining
-                ):  # in another thread, which is sending a batch and gives them up itself
+                # A `drain` in another thread may be sending a batch; it gives them up itself.
+                if not self._is_draining:
                     self._give_up_steps()
             self._watcher = self._stop = None
             self._threads = {}

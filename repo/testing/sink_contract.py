@@ -358,9 +358,9 @@ class SinkContract:
     ) -> None:
         """An exact sink stores points and token in one transaction.
 
-        `send` is left with an exception before each line of the sink's own module in turn, as a crash would leave it.
-        Then another sink is opened, and what the destination has is compared. A crash inside of a library or of the
-        destination itself cannot be tested like this.
+        An exception interrupts `send`, once before each line of the sink's own module, as a crash would. Then another
+        sink is opened, and points and token in the destination are compared. A crash inside a library or the
+        destination cannot be tested like this.
         """
         if not sink.exact:
             pytest.skip("this sink keeps no position")

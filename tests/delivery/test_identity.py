@@ -30,6 +30,20 @@ def fill(store: Store, points: int = 10) -> None:
     store.points.insert_many([("a", "m", float(at), float(at)) for at in range(points)])
 
 
+def upgraded(open_store: OpenStore) -> Store:
+    """Open a store on SQLite with five points, after an upgrade that made a backup."""
+    store = open_store()
+    fill(store, 5)
+    store.checkpoint()
+    path = store.path
+    store.close()
+    for database, file in (("metadata", "offline_buffer.db"), ("timeseries", "timeseries.sqlite")):
+        engine = sqlite.open_engine(path / file)
+        runner.downgrade(engine, database, "0003")  # type: ignore[arg-type]
+        engine.dispose()
+    return open_store()
+
+
 def forked(store: Store, name: str = "mine") -> None:
     """Let a destination find a fork, with a batch in hand."""
     if not store.sinks.list():
@@ -210,16 +224,8 @@ def test_what_is_written_after_a_restore_arrives_though_its_seqs_were_delivered_
         finally:
             forwarder.stop()
 
-    store = open_store()
-    fill(store, 5)
-    store.checkpoint()
+    store = upgraded(open_store)
     first_id, path = store.status().store_id, store.path
-    store.close()
-    for database, file in (("metadata", "offline_buffer.db"), ("timeseries", "timeseries.sqlite")):
-        engine = sqlite.open_engine(path / file)
-        runner.downgrade(engine, database, "0003")  # type: ignore[arg-type]
-        engine.dispose()
-    store = open_store()  # makes the backup
     store.sinks.add("stick", f"file://{stick}", start="beginning")
     fill(store, 8)
     assert delivered(store) == 8
@@ -236,16 +242,8 @@ def test_what_is_written_after_a_restore_arrives_though_its_seqs_were_delivered_
 @pytest.mark.parametrize("engine", ["sqlite"])
 def test_a_restore_keeps_the_id_that_a_rekey_gave_after_the_backup(open_store: OpenStore) -> None:
     """The id in the backup is that of the original, of which this store was a copy."""
-    store = open_store()
-    fill(store, 5)
-    store.checkpoint()
+    store = upgraded(open_store)
     copied_id, path = store.status().store_id, store.path
-    store.close()
-    for database, file in (("metadata", "offline_buffer.db"), ("timeseries", "timeseries.sqlite")):
-        engine = sqlite.open_engine(path / file)
-        runner.downgrade(engine, database, "0003")  # type: ignore[arg-type]
-        engine.dispose()
-    store = open_store()  # makes the backup
     own_id = store.sinks.rekey().store_id
     fill(store, 8)
     store.close()

@@ -160,9 +160,8 @@ class Life(RuleBasedStateMachine):
         done = self.store.compact(until=through)
         if self.engine == "duckdb":
             seqs = [row[7] for page in self.store.points.since(0).tuples() for row in page]
-            if (
-                min(seqs, default=done.through + 1) <= done.through
-            ):  # where no point is left, no slice is made
+            # Where no point is left, no slice is made.
+            if min(seqs, default=done.through + 1) <= done.through:
                 assert self.store._handle.flusher.order.is_sorted(1, done.through)
 
     @rule(log=st.sampled_from(["kept", "kept", "removed", "cut", "flipped", "zeroed"]), where=st.floats(0, 1))

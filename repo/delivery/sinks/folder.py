@@ -244,9 +244,8 @@ class FolderSink:
         """Return the writer of the files, and what makes a page of rows in an order for it."""
         if not self._is_parquet:
             return NdjsonWriter(), _points_of
-        if (
-            pyarrow_is_installed()
-        ):  # DuckDB opens an instance for each file, which takes longer than writing it
+        # DuckDB opens an instance for each file, which takes longer than writing it.
+        if pyarrow_is_installed():
             from repo.formats.files.parquet_pyarrow import PyArrowWriter
 
             return PyArrowWriter(), lambda columns, rows: arrow_table(columns).take(rows)
