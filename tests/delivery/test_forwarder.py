@@ -193,6 +193,7 @@ def test_sinks_that_are_added_paused_and_removed_are_followed(
         store.sinks.add("two", "http://two.example/", start="beginning", filter={"sensor_id": "A*"})
         write(store, 3, sensor="A-1")
         eventually(has("two", 3), "the second sink has what it selects")
+        eventually(has("one", 8), "the first sink has all of it, too")
         store.sinks.pause("one")
         eventually(lambda: not sinks["one"].is_open, "the pause has begun")
         write(store, 2, sensor="A-2")
