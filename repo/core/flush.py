@@ -126,8 +126,9 @@ class JournalWork:
     def apply(self, connection: Connection, known: Known) -> Applied:
         """Apply the delete and the points; see `Work`."""
         if len(self.points) < MERGED_FROM or not traits_of(connection).joins_objects:
-            rows = list(self.points.netted(keep=self.keep).rows())
-            return apply(connection, rows, self.deletion, known, keep=self.keep)
+            netted = self.points.netted(keep=self.keep)
+            rows = list(netted.rows())
+            return apply(connection, rows, self.deletion, known, keep=self.keep, returned=netted.returned)
         applied: list[Applied] = []
         undisturbed(lambda: applied.append(self._merged(connection, known)))  # see `MemoryTable`
         return applied[0]
@@ -145,7 +146,11 @@ class JournalWork:
             series[code]: Part(count, first_us, last_us, points.end_of(seq))
             for code, count, first_us, last_us, seq in groups
         }
-        arriving = Arriving(POINTS_NAME, table, points.select(POINTS_NAME), len(points), parts, unique=True)
+        arriving = Arriving(
+            *(POINTS_NAME, table, points.select(POINTS_NAME), len(points), parts),
+            unique=True,
+            returned=points.returned,
+        )
         return merge(connection, arriving, self.deletion, known, keep=self.keep)
 
     def loss(self, applied: Applied) -> tuple[str, str, str] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from repo.formats.arrays.memory import MemoryColumn, MemoryTable
@@ -23,15 +23,21 @@ class Incoming:
     def __init__(self) -> None:
         self.batch = Batch([], [], array("I"), array("q"), array("d"), {}, DEFAULT_QUALITY, {})
         self.seqs = array("q")
+        self.returned: Set[int] = frozenset()
+        """The seqs of points, after `netted`, that came after a different one of the same identity.
+
+        They are stored even if they equal the stored ones: the points between may have been delivered before this
+        flush, or before a power loss that undid another one. So the result is the same wherever flushes end.
+        """
         self._codes: dict[tuple[str, str], int] = {}
 
     def __len__(self) -> int:
         return len(self.seqs)
 
     @classmethod
-    def _of(cls, batch: Batch, seqs: array[int]) -> Incoming:
+    def _of(cls, batch: Batch, seqs: array[int], returned: Set[int]) -> Incoming:
         found = cls()
-        found.batch, found.seqs = batch, seqs
+        found.batch, found.seqs, found.returned = batch, seqs, returned
         found._codes = {pair: code for code, pair in enumerate(batch.series)}
         return found
 
@@ -64,17 +70,22 @@ class Incoming:
         if len(set(keys)) == len(keys):
             return self
         places: dict[tuple[int, int], int] = {}
+        returned: set[int] = set()
         for place, key in enumerate(keys):
             before = places.get(key)
             if before is None or not (keep or self._reading(before) == self._reading(place)):
                 places[key] = place
-        return self._only(sorted(places.values()))
+                if before is not None:
+                    returned.add(self.seqs[place])
+                    returned.discard(self.seqs[before])
+        return self._only(sorted(places.values()), returned)
 
     def halves(self) -> tuple[Incoming, Incoming]:
         """Return the earlier and the later points."""
         places = sorted(range(len(self)), key=self.batch.timestamps_us.__getitem__)
         half = len(places) // 2
-        return self._only(sorted(places[:half])), self._only(sorted(places[half:]))
+        earlier, later = sorted(places[:half]), sorted(places[half:])
+        return self._only(earlier, self.returned), self._only(later, self.returned)
 
     def rows(self) -> Iterator[Row]:
         """Yield the points as stored rows."""
@@ -131,8 +142,8 @@ class Incoming:
             batch.metadata.get(place),
         )
 
-    def _only(self, places: Sequence[int]) -> Incoming:
-        return self._of(self.batch.rows(places), array("q", map(self.seqs.__getitem__, places)))
+    def _only(self, places: Sequence[int], returned: Set[int]) -> Incoming:
+        return self._of(self.batch.rows(places), array("q", map(self.seqs.__getitem__, places)), returned)
 
 
 def _each(qualities: int | array[int], rows: int) -> array[int]:

@@ -118,11 +118,9 @@ class _Incoming:
             return None
         points = self._points
         writes = Counter(zip(points.batch.codes, points.batch.timestamps_us, strict=True))
-        most = max(writes.values(), default=0)
-        if most <= 1:
+        if max(writes.values(), default=0) <= 1:
             return points
-        # A value that returns at the third write keeps its first seq if only the last two are flushed together.
-        return None if most > 2 or self._keeps else points.netted(keep=False)
+        return None if self._keeps else points.netted(keep=False)
 
     def _add(self, batch: Batch, first_seq: int) -> None:
         skipped = self._span.first - first_seq

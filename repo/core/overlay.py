@@ -8,7 +8,7 @@ the rules are the same; stored points that a row might change are first copied i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -162,10 +162,10 @@ class OpenOverlay(OpenColumns):
                 traits.load(connection, _copied, [row[:3] for row in met])
             self._has_tail = self._hides = True
 
-    def apply(self, rows: Sequence[Row], known: Known, *, keep: bool) -> Known:
+    def apply(self, rows: Sequence[Row], known: Known, *, keep: bool, returned: Set[int]) -> Known:
         """Apply rows that are unique by identity; returns the summaries after them."""
         with self.flush_connection.begin():
-            applied = apply(self.flush_connection, rows, None, known, keep=keep)
+            applied = apply(self.flush_connection, rows, None, known, keep=keep, returned=returned)
         self._has_tail = True
         return applied.known
 
@@ -235,11 +235,12 @@ class Tail(Flusher):
         if work.deletion is not None:
             known = overlay.delete(work.deletion, known)
         if len(work.points):
-            rows = list(work.points.netted(keep=work.keep).rows())
+            netted = work.points.netted(keep=work.keep)
+            rows = list(netted.rows())
             late = [row for row in rows if _may_be_stored(row, known)]
             if late and overlay.has_file:
                 overlay.copy_stored(late)
-            known = overlay.apply(rows, known, keep=work.keep)
+            known = overlay.apply(rows, known, keep=work.keep, returned=netted.returned)
         self._file = replace(file, state=file.state._replace(watermark=work.through), known=known)
         return overlay
 

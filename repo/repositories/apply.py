@@ -7,7 +7,7 @@ rows or crashes if it does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -119,10 +119,12 @@ def apply(
     summaries: Mapping[tuple[str, str], Summary],
     *,
     keep: bool = False,
+    returned: Set[int] = frozenset(),
 ) -> Applied:
     """Apply one deletion (to every stored point) and then `rows` (unique by identity, seqs unique).
 
-    With `keep`, a stored point wins over a row of the same identity. `summaries` has the summaries of all series and
+    With `keep`, a stored point wins over a row of the same identity. Without, it stays if both are equal, unless the
+    row's seq is in `returned`: then another value came between the two. `summaries` has the summaries of all series and
     is not modified; the result has what they are once the transaction is committed.
     """
     traits = traits_of(connection)
@@ -131,7 +133,7 @@ def apply(
     groups = _grouped(rows)
     spans = _spans(rows, groups, known)
     if spans:
-        left = _compare(connection, traits, rows, spans, known, applied, keep=keep)
+        left = _compare(connection, traits, rows, spans, known, applied, keep=keep, returned=returned)
         if len(left) < len(rows):
             rows, groups = left, _grouped(left)
     for pair, group in groups.items():
@@ -324,14 +326,15 @@ def _compare(
     applied: Applied,
     *,
     keep: bool,
+    returned: Set[int],
 ) -> Sequence[Row]:
     """Load the rows, drop those equal to stored rows, and delete the stored rows that they overwrite."""
     _load(connection, traits, rows)
     stored = _stored(connection, traits, spans)
     if not stored:
         return rows
-    same = {seq for seq, _, equal in stored if equal or keep}
-    overwritten = [] if keep else [(seq, rowid) for seq, rowid, equal in stored if not equal]
+    same = {seq for seq, _, equal in stored if keep or (equal and seq not in returned)}
+    overwritten = [(seq, rowid) for seq, rowid, _ in stored if seq not in same]
     if same:
         rows = [row for row in rows if row[7] not in same]
         connection.execute(delete(incoming))

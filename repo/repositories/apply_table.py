@@ -6,7 +6,7 @@ reads or deletes points.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -55,6 +55,8 @@ class Arriving:
     """Every series in the rows."""
     unique: bool
     """Whether all identities are distinct. If not, the row with the highest seq counts."""
+    returned: Set[int] = frozenset()
+    """The seqs of rows that are stored even if they equal the stored points; see `apply`."""
 
 
 def merge(
@@ -67,8 +69,8 @@ def merge(
 ) -> Applied:
     """Apply one deletion (to every stored point), and then merge the arriving points.
 
-    An arriving point overwrites the stored one of its identity, unless both are equal or `keep` is set. `summaries` has
-    the summaries of all series and is not modified; the new ones are returned.
+    An arriving point overwrites the stored one of its identity, unless both are equal or `keep` is set; see `apply`.
+    `summaries` has the summaries of all series and is not modified; the new ones are returned.
     """
     applied = drop(connection, deletion, summaries)
     known, parts, rows = applied.known, arriving.parts, arriving.rows
@@ -83,7 +85,7 @@ def merge(
     if span is not None:
         if arriving.unique:
             _hold(connection, source, "timestamp_us BETWEEN {} AND {}".format(*span))
-        left_out, lost = _meet(connection, *span, keep=keep)
+        left_out, lost = _meet(connection, *span, keep=keep, returned=arriving.returned)
         for pair, count in lost.items():
             known[pair] = known[pair]._replace(points=known[pair].points - count)
         applied.overwritten = sum(lost.values())
@@ -181,7 +183,7 @@ def _keep_last(connection: Connection) -> int:
 
 
 def _meet(
-    connection: Connection, low: int, high: int, *, keep: bool
+    connection: Connection, low: int, high: int, *, keep: bool, returned: Set[int]
 ) -> tuple[int, dict[tuple[str, str], int]]:
     """Compare the held rows with the stored points, and delete those that are overwritten.
 
@@ -204,6 +206,10 @@ def _meet(
             "p.sensor_id = i.sensor_id AND p.metric_name = i.metric_name AND p.timestamp_us = i.timestamp_us "
             f"WHERE p.timestamp_us BETWEEN {first:d} AND {last:d} AND i.timestamp_us BETWEEN {first:d} AND {last:d}"
         )
+    if returned and not keep:
+        same_seqs = set(connection.exec_driver_sql(f"SELECT seq FROM {_MET} WHERE same").scalars())
+        if again := ", ".join(map(str, same_seqs & returned)):
+            connection.exec_driver_sql(f"UPDATE {_MET} SET same = false WHERE seq IN ({again})")
     met, left_out = connection.exec_driver_sql(
         f"SELECT count(*), count(*) FILTER (WHERE same) FROM {_MET}"
     ).one()
