@@ -27,6 +27,9 @@ _LONG_S = 1.0
 _VERY_LONG_S = 10.0
 """A side that takes longer for an answer is asked once: the answer that is compared is the one that is timed."""
 
+_RUN_S = 3.0
+"""A run ends after so long, even if questions are left."""
+
 Question = tuple[int, int]
 """The number of a series, and the start of the queried range."""
 
@@ -193,10 +196,13 @@ def _rate(ask: Ask, questions: Sequence[Question]) -> float:
     first_s = time.perf_counter() - started
     if first_s > _LONG_S:
         return 1 / first_s
-    started = time.perf_counter()
+    done, lasted_s, started = 0, 0.0, time.perf_counter()
     for question in questions[1:]:
         ask(question)
-    return (len(questions) - 1) / (time.perf_counter() - started)
+        done, lasted_s = done + 1, time.perf_counter() - started
+        if lasted_s > _RUN_S:
+            break
+    return done / lasted_s
 
 
 def require_same(what: str, ours: Any, theirs: Any, same: Callable[[Any, Any], bool] | None = None) -> None:

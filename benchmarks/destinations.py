@@ -49,7 +49,7 @@ class Destination(ABC):
     """Its own bulk loader, in words."""
     most_points = 1_000_000
     """The loader gets at most so many."""
-    most_s = 90.0
+    most_s = 20.0
     """A delivery ends after so long."""
 
     def __init__(self, held: Standing, folder: Path, servers: Path, until_done: ExitStack) -> None:
@@ -228,7 +228,6 @@ class _Mosquitto(Destination):
     key = "deliver-mqtt"
     loader = "mosquitto_pub of the lines of a file, QoS 1"
     most_points = 200_000
-    most_s = 30.0
 
     @classmethod
     def missing(cls) -> str | None:

@@ -39,6 +39,9 @@ class Plan:
     store_points: int
     """Points in the cached store that is queried."""
 
+    claimed_points: int
+    """Points in the databases of the legacy designs, which take up to a minute for an answer."""
+
     other_points: int
     """Points that other servers and libraries hold."""
 

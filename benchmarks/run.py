@@ -38,6 +38,7 @@ _QUICK = Plan(
     run_s=0.3,
     points=100_000,
     store_points=100_000,
+    claimed_points=100_000,
     other_points=20_000,
     carried_points=100_000,
     legacy_points=50_000,
@@ -54,22 +55,24 @@ LEVELS: dict[str, Plan] = {
         run_s=1.2,
         points=300_000,
         store_points=1_000_000,
+        claimed_points=300_000,
         carried_points=300_000,
         sustained_points=600_000,
         growth_points=(100_000, 300_000, 1_000_000),
     ),
     "full": replace(
         _QUICK,
-        rounds=5,
+        rounds=3,
         run_s=1.5,
-        points=1_000_000,
+        points=500_000,
         store_points=10_000_000,
-        other_points=1_000_000,
+        claimed_points=1_000_000,
+        other_points=200_000,
         carried_points=1_000_000,
-        legacy_points=5_000_000,
-        sustained_points=10_000_000,
+        legacy_points=2_000_000,
+        sustained_points=4_000_000,
         growth_points=(100_000, 1_000_000, 10_000_000, 100_000_000),
-        steady_s=90.0,
+        steady_s=60.0,
     ),
 }
 """The amounts: to see that everything runs; the core table within minutes; everything."""
@@ -190,6 +193,7 @@ def _options() -> argparse.Namespace:
     )
     add("--points", type=int, help="points in the cached stores that are queried")
     add("--batch-points", type=int, help="points per run of batches")
+    add("--claimed-points", type=int, help="points in the databases of the legacy designs")
     add("--other-points", type=int, help="points that servers and other libraries hold")
     add("--sustained-points", type=int, help="points of the sustained runs")
     add("--carried-points", type=int, help="points to export and import")
@@ -222,6 +226,7 @@ def _plans(options: argparse.Namespace) -> list[Plan]:
     given = {
         "store_points": options.points,
         "points": options.batch_points,
+        "claimed_points": options.claimed_points,
         "other_points": options.other_points,
         "sustained_points": options.sustained_points,
         "carried_points": options.carried_points,

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.asking import PRODUCT, QUERIES, asked
 from benchmarks.measure import Contest, Figure, Plan, Samples
@@ -17,7 +18,7 @@ from benchmarks.peers.base import Database
 from benchmarks.peers.legacy_duckdb import LegacyDuckDB
 from benchmarks.peers.legacy_sqlite import LegacySQLite, LegacySQLiteFiltered
 from benchmarks.peers.sqlite_tuned import TunedSQLite
-from benchmarks.standing import standing, total_bytes
+from benchmarks.standing import Standing, standing, total_bytes
 from repo import Store
 
 __all__ = ["KEYS", "claims"]
@@ -35,20 +36,26 @@ KEYS = (*(f"{_PREFIX}{key}" for key in _ASKED), f"{_PREFIX}size")
 
 
 def claims(plan: Plan) -> Iterator[Contest | Figure]:
-    """Compare a compacted store with three designs of other hands."""
-    held = standing(plan)
+    """Compare a compacted store with three designs of other hands; the legacy ones hold fewer points."""
+    yield from _against(standing(plan), [TunedSQLite])
+    yield from _against(standing(plan, plan.claimed_points), [LegacySQLite, LegacyDuckDB])
+
+
+def _against(held: Standing, designs: Sequence[type[Any]]) -> Iterator[Contest | Figure]:
     with ExitStack() as open_:
         folder = held.store(compacted=True)
-        peers = [held.peer(make, make.key) for make in (TunedSQLite, LegacySQLite, LegacyDuckDB)]
-        filtered = LegacySQLiteFiltered(held.folder / LegacySQLite.key / "peer", held.series)
-        for peer in (*peers, filtered):
+        peers = [held.peer(make, make.key) for make in designs]
+        filtered = [
+            LegacySQLiteFiltered(peer.path, held.series) for peer in peers if isinstance(peer, LegacySQLite)
+        ]
+        for peer in (*peers, *filtered):
             open_.callback(peer.close)
         yield from _sizes(folder, held.points, peers)
         store = open_.enter_context(Store(folder))
         for key in _ASKED:
             query = replace(QUERIES[key], key=f"{_PREFIX}{key}")
-            sides = [*peers, filtered] if key in _FILTERED else peers
-            yield asked(query, store, held, sides, most_rounds=min(_MOST_ROUNDS, max(1, plan.rounds - 1)))
+            sides = [*peers, *filtered] if key in _FILTERED else peers
+            yield asked(query, store, held, sides, most_rounds=_MOST_ROUNDS)
 
 
 def _sizes(folder: Path, points: int, peers: Sequence[Database]) -> Iterator[Figure]:

@@ -53,6 +53,8 @@ def _delivered(held: Standing, started: Callable[[], Destination]) -> Delivered:
     name = f"bench{next(_number)}"
     folder, there = held.store(compacted=True), started()
     with Store(folder) as store:
+        for left in store.sinks.list():  # by a run that was stopped
+            store.sinks.remove(left.name)
         there.add(store, name)
     return delivered(folder, name, there.most_s)
 
