@@ -1,8 +1,8 @@
 """The tables of the metadata database and of the time-series database, each declared once.
 
 The metadata database is always SQLite. The time-series database is DuckDB or, where that does not exist, SQLite. The
-same classes serve both; `ddl_if` marks the differences. Migrations create new stores, never `create_all`;
-`alembic check` verifies that both give the same schema.
+same classes serve both; `ddl_if` marks the differences. A new store has these tables (`repo.schema.creation`), and the
+revisions bring older stores to them; tests verify that both give the same schema.
 """
 
 from __future__ import annotations
@@ -10,7 +10,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, DateTime, Double, Index, Integer, LargeBinary, PrimaryKeyConstraint, String
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    String,
+    text,
+)
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 from sqlalchemy.types import TypeEngine
@@ -114,7 +124,7 @@ class BufferedRecord(MetadataBase):
     source: Mapped[str] = mapped_column(_Text, nullable=False)
     data: Mapped[str] = mapped_column(_Text, nullable=False)
     timestamp: Mapped[float] = mapped_column(_Number, nullable=False)
-    retry_count: Mapped[int | None] = mapped_column(Integer, server_default="0")
+    retry_count: Mapped[int | None] = mapped_column(Integer, server_default=text("0"))
     last_retry: Mapped[float | None] = mapped_column(_Number)
     created_at: Mapped[float] = mapped_column(_Number, nullable=False)
 
@@ -156,7 +166,7 @@ class StoreState(MetadataBase):
     file_id: Mapped[str | None] = mapped_column(_Text)
     generation: Mapped[int] = mapped_column(Integer, nullable=False)
     created_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
-    epoch: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default="1")
+    epoch: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default=text("1"))
     """Raised by each restore. The identity of a point towards receivers is (store_id, epoch, seq)."""
     former_store_id: Mapped[str | None] = mapped_column(_Text)
     """The id before a change that the column file may not have adopted yet; NULL once it has."""
@@ -199,22 +209,22 @@ class SinkCursor(MetadataBase):
     target: Mapped[str] = mapped_column(_Text, nullable=False, server_default="")
     options: Mapped[str] = mapped_column(_Text, nullable=False, server_default="{}")
     filter: Mapped[str | None] = mapped_column(_Text)
-    records: Mapped[int] = mapped_column(Integer, nullable=False, server_default="0")
+    records: Mapped[int] = mapped_column(Integer, nullable=False, server_default=text("0"))
     lanes: Mapped[str] = mapped_column(_Text, nullable=False, server_default="{}")
     rate: Mapped[str | None] = mapped_column(_Text)
-    hold: Mapped[int] = mapped_column(Integer, nullable=False, server_default="1")
+    hold: Mapped[int] = mapped_column(Integer, nullable=False, server_default=text("1"))
     max_backlog: Mapped[str | None] = mapped_column(_Text)
     state: Mapped[str] = mapped_column(_Text, nullable=False, server_default="running")
     since_us: Mapped[int | None] = mapped_column(_Integer64)
     last_error: Mapped[str | None] = mapped_column(_Text)
-    failures: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default="0")
+    failures: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default=text("0"))
     """Failed attempts since the last batch that was confirmed."""
     token: Mapped[str | None] = mapped_column(_Text)
-    sent_points: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default="0")
-    sent_records: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default="0")
-    sent_bytes: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default="0")
-    repeats: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default="0")
-    refused: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default="0")
+    sent_points: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default=text("0"))
+    sent_records: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default=text("0"))
+    sent_bytes: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default=text("0"))
+    repeats: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default=text("0"))
+    refused: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default=text("0"))
     confirmed_us: Mapped[int | None] = mapped_column(_Integer64)
     """When it last confirmed a batch."""
     points_per_s: Mapped[float | None] = mapped_column(_Number)

@@ -22,6 +22,7 @@ from repo.files import StoreFiles
 from repo.models import TimeSeriesState
 from repo.repositories.state import ColumnsStateRepository, State, StateRepository
 from repo.schema import version
+from repo.schema.creation import create_time_series, is_empty
 from repo.settings import Settings
 
 __all__ = [
@@ -73,14 +74,11 @@ class ActiveColumns:
         """Create the tables of a new column file that is open; raises `SchemaOutdated` for an outdated one."""
         with engine.execution_options(**READ).connect() as connection:
             found = version.version_of(connection, path)
-            standing = version.compare(found)
-            is_new = standing is version.Standing.UNVERSIONED and not inspect(connection).get_table_names()
-        if not is_new:
+            is_new = found is None and is_empty(connection)
+        if is_new:
+            create_time_series(engine, path)
+        else:
             self.refuse_schema(found, path)
-            return
-        from repo.schema import runner
-
-        runner.upgrade(engine, "timeseries", path=path)
 
     def refuse_schema(self, found: str | None, path: Path) -> None:
         """Raise `SchemaTooNew` or `SchemaOutdated` unless the schema is this program's."""

@@ -39,10 +39,12 @@ from repo.errors import (
 from repo.files import StoreFiles
 from repo.inuse import is_open_here, refuse_own
 from repo.lease import LEASE_FILE, leased
+from repo.models import MetadataBase
 from repo.repositories.pointers import PointerRepository
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import ColumnsStateRepository, Extent, State, StateRepository
 from repo.schema import backup, version
+from repo.schema.creation import create_tables, is_empty
 from repo.schema.databases import Target
 from repo.settings import Settings
 from repo.turnstile import Turnstile
@@ -221,16 +223,22 @@ class Opening:
         with self._leased("preparing the store") if columns else nullcontext(), metadata.alone():
             state = self._state(metadata)
             if state is None:
-                # If the metadata is at the head, the columns may still be outdated, with `auto_migrate` off.
                 with metadata.read() as connection:
-                    standing = version.compare(version.version_of(connection))
-                if standing is not version.Standing.HEAD or self._settings.auto_migrate:
+                    found = version.version_of(connection)
+                    is_new = found is None and not columns and is_empty(connection)
+                # If the metadata is at the head, the columns may still be outdated, with `auto_migrate` off.
+                is_head = version.compare(found) is version.Standing.HEAD
+                if not is_new and (not is_head or self._settings.auto_migrate):
                     self._migrate()
                 state = State(
                     uuid4().hex, 0, 0, 0, first_engine(self._files, self._settings), None, 1, self._clock()
                 )
                 with metadata.write() as connection:
+                    if is_new:
+                        create_tables(connection, MetadataBase)
                     StateRepository(connection).create(state)
+                if is_new:
+                    metadata.checkpoint()  # a store whose log is lost still has its tables and its id
         return self._identified(metadata, state, kept)
 
     def _identified(self, metadata: MetadataDatabase, state: State, kept: backup.Kept) -> State:

@@ -22,6 +22,9 @@ _DUCKDB = (
     "SELECT sequence_name FROM duckdb_sequences() ORDER BY ALL",
 )
 
+_UNLISTED = re.compile(r"AUTOINCREMENT|CHECK\b.*|COLLATE \w+|CONFLICT \w+|GENERATED\b.*", re.IGNORECASE)
+"""What the definition of a table in SQLite has that no pragma lists."""
+
 
 def structure_of(engine: Engine) -> dict[str, list[Any]]:
     """Return tables, columns, types, nullability, defaults, keys, constraints and indexes, by what was asked."""
@@ -46,8 +49,8 @@ def structure_of(engine: Engine) -> dict[str, list[Any]]:
             for index, *_ in indexes:
                 found[f"columns of {index}"] = ask(f"SELECT * FROM pragma_index_xinfo('{index}')")
         found["sql"] = [
-            (name, _plain(sql))
-            for name, sql in ask("SELECT name, sql FROM sqlite_master ORDER BY type, name")
+            (name, _plain(sql) if kind != "table" else sorted(_UNLISTED.findall(sql)))
+            for name, kind, sql in ask("SELECT name, type, sql FROM sqlite_master ORDER BY type, name")
         ]
         return found
 

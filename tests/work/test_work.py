@@ -22,8 +22,8 @@ pytestmark = [
 
 EXPECTED = {
     "duckdb": """
-    create                             |    10    54     8 |     0     0     0     1 |     0     5     0  <315
-    bulk table                         |    14    13     9 |    42    31    13     2 |    <2     4     7 <3454
+    create                             |     2    20     4 |     0     0     0     1 |     0     2     0  <257
+    bulk table                         |    14    13     9 |    20    18    10     2 |    <2     3     7 <3454
     100 inserts                        |     0   100   100 |     0     0     0     0 |     0     0     0  <508
     10 batches of 1,000                |     0    10    10 |     0     0     0     0 |     0     0     0  <291
     flush of 10,101                    |     3     2     3 |     3     8     2     0 |    <2     0     0  <584
@@ -58,11 +58,11 @@ EXPECTED = {
     first range of an hour             |     6     0     4 |     8     0     3     0 |  <148     2     0    <2
 """,
     "sqlite": """
-    create                             |    10    54     8 |     0     0     0     1 |     0     5     0  <315
-    bulk table                         |    12     6     6 |    28    35    11     0 |     0     3     0  <904
+    create                             |     2    20     4 |     0     0     0     1 |     0     2     0  <257
+    bulk table                         |    12     6     6 |    15    15     8     0 |     0     3     0  <904
     100 inserts                        |     0   100   100 |     0     0     0     0 |     0     0     0  <508
     10 batches of 1,000                |     0    10    10 |     0     0     0     0 |     0     0     0  <291
-    flush of 10,101                    |     4     8     5 |     2 40106     3     1 | <1876     1     0 <6190
+    flush of 10,101                    |     4     8     5 |     2 40106     3     1 | <1876     0     0 <6190
     flush of nothing                   |     1     0     1 |     0     0     0     0 |     0     0     0     0
     range of an hour                   |     1     0     1 |     1     0     1     0 |   <39     0     0     0
     range of a series, in pages        |     5     0     5 |     5     0     5     0 |  <107     0     0     0
