@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,11 @@ def drain(session: Session, sinks: tuple[str, ...], timeout: str | None) -> None
                 show(min(done, behind), behind)
 
             forwarder = Forwarder(store, list(sinks) or None, on_step=on_step)
-            with _stopping(forwarder.stop):
+            # The result repeats it, which comes at once without a timeout.
+            shown_once = (
+                session.without_log("holdfast.delivery.state") if timeout_s is None else nullcontext()
+            )
+            with _stopping(forwarder.stop), shown_once:
                 found = forwarder.drain(timeout_s)
             forwarder.stop()
         left = {info.name: info.behind for info in store.sinks.list()}

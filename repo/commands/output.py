@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -34,18 +35,24 @@ def write_rows(
     *,
     cuttable: Collection[str] = (),
     optional: Sequence[str] = (),
+    narrowest: Mapping[str, int] = MappingProxyType({}),
     hides_empty: bool = True,
     note: Callable[[str], object] = lambda _text: None,
 ) -> int:
     """Print rows in one of `FORMATS` as they arrive, and return their number.
 
     `columns` applies to tables and CSV; JSON has every key of a row. A table that does not fit cuts the texts of the
-    `cuttable` columns, then leaves `optional` columns out, in their order, and calls `note` with a message. With
-    `hides_empty`, it has no columns without a value.
+    `cuttable` columns, not below the width that `narrowest` has for one, then leaves `optional` columns out, in their
+    order, and calls `note` with a message. With `hides_empty`, it has no columns without a value.
     """
     if form == "table":
         count, left_out = write_table(
-            columns, rows, cuttable=cuttable, optional=optional, hides_empty=hides_empty
+            columns,
+            rows,
+            cuttable=cuttable,
+            optional=optional,
+            narrowest=narrowest,
+            hides_empty=hides_empty,
         )
         if left_out:
             note(f"no room for {', '.join(left_out)}; --json has all columns")

@@ -146,7 +146,7 @@ def drop(
     check_asking(session, dry_run=dry_run, yes=yes)
     with session.opened(read_only=dry_run) as store:
         chosen = _ids(store, ids, sink, everything)
-        if not dry_run:
+        if chosen and not dry_run:
             if not yes:
                 asked(f"Drop {counted(len(chosen), 'item')} for good?")
             store.quarantine.drop(chosen)

@@ -59,6 +59,16 @@ class Session:
         logger.addHandler(_Stderr(self, level))
         logger.setLevel(level)
 
+    @contextmanager
+    def without_log(self, name: str) -> Iterator[None]:
+        """Keep a part of the library's log, by the name of its logger, from stderr, unless details are wanted."""
+        logger = logging.getLogger(name)
+        logger.disabled = not self.verbose
+        try:
+            yield
+        finally:
+            logger.disabled = False
+
     def command(self, what: str) -> str:
         """Return a command line for this store that a user can paste, for messages."""
         store = f"--store {shlex.quote(str(self.folder))} " if self.is_named else ""

@@ -253,7 +253,10 @@ def list_(session: Session) -> None:
             for info in found
         ],
         cuttable=("target", "name"),
+        optional=("points/s", "kind", "confirmed"),
+        narrowest={"target": 24},
         hides_empty=False,
+        note=session.note,
     )
 
 
@@ -405,7 +408,7 @@ def skip(session: Session, name: str, to: int | None, dry_run: bool, yes: bool) 
     check_asking(session, dry_run=dry_run, yes=yes)
     with session.opened(read_only=dry_run) as store:
         meant = store.sinks.skip(name, to, dry_run=True)
-        if not dry_run and not yes:
+        if not dry_run and not yes and meant.behind != meant.behind_before:
             asked(f"Never deliver {counted(meant.behind_before - meant.behind, 'seq')} to {name}?")
         done = meant if dry_run else store.sinks.skip(name, to)
     _show_moved(session, done, "skipped")
@@ -444,7 +447,7 @@ def replay(
         begin = to_datetime(parse_time(start, now_us=system_clock(), zone=zone_of(tz)))
     with session.opened(read_only=dry_run) as store:
         meant = store.sinks.replay(name, begin, seq=seq, dry_run=True)
-        if not dry_run and not yes:
+        if not dry_run and not yes and meant.behind != meant.behind_before:
             _say_lost(session, meant)
             asked(f"Deliver {counted(meant.behind - meant.behind_before, 'seq')} to {name} again?")
         done = meant if dry_run else store.sinks.replay(name, begin, seq=seq)
@@ -470,7 +473,7 @@ def confirm(
     """
     check_asking(session, dry_run=dry_run, yes=yes)
     with session.opened(read_only=dry_run) as store:
-        store.sinks.show(name)
+        store.sinks.confirm(name, first_seq, last_seq, dry_run=True)
         what = f"everything up to seq {first_seq:,}"
         if last_seq is not None:
             what = f"the seqs {first_seq:,} to {last_seq:,}"

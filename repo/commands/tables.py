@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import isfinite, log10
+from types import MappingProxyType
 from typing import Any
 
 from repo.commands import terminal
@@ -43,13 +44,14 @@ def write_table(
     *,
     cuttable: Collection[str],
     optional: Sequence[str],
+    narrowest: Mapping[str, int] = MappingProxyType({}),
     hides_empty: bool = True,
 ) -> tuple[int, list[str]]:
     """Print rows as they arrive; returns their number and the names of the columns that were left out.
 
     With `hides_empty`, columns without any value are not shown. If a line is too long, texts of the `cuttable` columns
-    are cut. If it is still too long on a terminal, columns are left out: the `optional` ones, in this order. Fractions
-    have six significant digits on a terminal, and all their digits elsewhere.
+    are cut, to a width of 8 or what `narrowest` says. If it is still too long on a terminal, columns are left out: the
+    `optional` ones, in this order. Fractions have six significant digits on a terminal, and all their digits elsewhere.
     """
     rows = iter(rows)
     block = list(islice(rows, _BLOCK_ROWS))
@@ -58,7 +60,8 @@ def write_table(
     on_screen = terminal.is_terminal()
     shown_as = _short_cell if on_screen else cell
     named = [name for name in columns if not hides_empty or _has_values(name, block)]
-    shown = [_measured(name, block, shown_as, name in cuttable) for name in named]
+    least = {name: narrowest.get(name, _NARROWEST) for name in cuttable}
+    shown = [_measured(name, block, shown_as, least.get(name)) for name in named]
     left_out = _squeeze(shown, terminal.width(), optional if on_screen else ())
     mark = "…" if terminal.has_unicode() else ".."
     _write_line([column.name for column in shown], shown, mark)
@@ -75,17 +78,19 @@ def _has_values(name: str, block: Sequence[Row]) -> bool:
     return any(row.get(name) not in (None, "", {}) for row in block)
 
 
-def _measured(name: str, block: Sequence[Row], shown_as: Callable[[Any], str], is_cuttable: bool) -> _Column:
+def _measured(
+    name: str, block: Sequence[Row], shown_as: Callable[[Any], str], narrowest: int | None
+) -> _Column:
     values = [row.get(name) for row in block]
     widths = [_width(shown_as(value)) for value in values]
     width = max(_width(name), *widths)
     fixed = [
         size
         for value, size in zip(values, widths, strict=True)
-        if not is_cuttable or not isinstance(value, str | dict | list)
+        if narrowest is None or not isinstance(value, str | dict | list)
     ]
     is_right = not any(isinstance(value, str | dict | list) for value in values)
-    least = max([min(width, _NARROWEST), *fixed]) if is_cuttable else width
+    least = width if narrowest is None else max([min(width, narrowest), *fixed])
     return _Column(name, is_right, width, least)
 
 

@@ -49,6 +49,8 @@ from repo.store.store import Store
 __all__ = ["Worker"]
 
 log = logging.getLogger("holdfast.delivery")
+log_of_states = logging.getLogger("holdfast.delivery.state")
+"""What the state of the sink and its `last_error` say, too."""
 
 PROBE_S = 60.0
 """How often a sink that rejects everything is tried again."""
@@ -438,13 +440,15 @@ class Worker:
             self._trouble = text
             match state:
                 case "failing":
-                    log.warning("%s cannot be reached; the points stay in the store: %s", self.name, text)
+                    log_of_states.warning(
+                        "%s cannot be reached; the points stay in the store: %s", self.name, text
+                    )
                 case "stopped":
-                    log.error(
+                    log_of_states.error(
                         "the delivery to %s failed; it is tried again: %s", self.name, text, exc_info=error
                     )
                 case _:
-                    log.error("%s takes nothing for now; nothing is skipped: %s", self.name, text)
+                    log_of_states.error("%s takes nothing for now; nothing is skipped: %s", self.name, text)
         try:
             self._delivery.failed(state, text)
         except _STORE_ERRORS as failed:  # a full disk, for example, which deliveries may survive

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, select
 
-from repo.arguments import LARGEST, check_choice, check_count, check_flag, shown
+from repo.arguments import LARGEST, check_choice, check_count, check_flag
 from repo.core.handle import Handle
 from repo.cursors import Cursor
 from repo.errors import InvalidQuery
@@ -304,24 +304,37 @@ class Sinks:
             ranges = [(first, min(last, before)) for first, last in info.ranges if first <= before]
             moved = Cursor.of(min(info.confirmed_seq, before), ranges)
             if moved == info.cursor and before >= last_seq:
-                since = shown(start if seq is None else seq) if start_us is None else to_datetime(start_us)
-                raise InvalidQuery(f"nothing was written since {since}")
+                moment = start if start_us is None else to_datetime(start_us)
+                raise InvalidQuery(f"nothing was written since {moment if seq is None else f'seq {seq}'}")
             lost = [] if seq is not None else _lost_since(LedgerRepository(connection), start_us)
             if not dry_run:
                 SinkRepository(connection).move(name, moved, self._handle.clock())
         return Moved(name, dry_run, moved.low + 1, info.behind, moved.behind(last_seq), *_extent(lost))
 
-    def confirm(self, name: str, first_seq: int, last_seq: int | None = None) -> None:
+    def confirm(
+        self, name: str, first_seq: int, last_seq: int | None = None, *, dry_run: bool = False
+    ) -> None:
         """Confirm by hand that a destination has the seqs from `first_seq` to `last_seq`, both inclusive.
 
-        With one seq, that it has everything up to it. A confirmed seq never becomes unconfirmed by this.
+        With one seq, that it has everything up to it. A confirmed seq never becomes unconfirmed by this. Raises
+        `InvalidQuery` for seqs that nothing was written with yet: what gets them later would never be delivered.
         """
         _check_name(name)
         first_seq = check_count(first_seq, "first_seq", 0 if last_seq is None else -LARGEST)
         last_seq = None if last_seq is None else check_count(last_seq, "last_seq", first_seq)
-        with self._handle.metadata.write() as connection:
-            sinks, now_us = SinkRepository(connection), self._handle.clock()
+        dry_run = check_flag(dry_run, "dry_run")
+        with self._reading_or_writing(dry_run) as connection:
             cursor = self._known(connection, name).cursor
+            through = first_seq if last_seq is None else last_seq
+            written = JournalRepository(connection).last_seq()
+            if through > written:
+                raise InvalidQuery(
+                    f"nothing was written with seq {through} yet, the last one is {written}: what gets it later would "
+                    f"never be delivered to {name}; nothing was changed"
+                )
+            if dry_run:
+                return
+            sinks, now_us = SinkRepository(connection), self._handle.clock()
             if last_seq is None:
                 sinks.confirm(name, first_seq, now_us)
             else:

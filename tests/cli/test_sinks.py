@@ -182,7 +182,45 @@ def test_drain_delivers_everything_and_says_what_did_not_go(
     assert "there is no sink 'nobody'" in site("drain", "nobody", code=2).stderr
     # A destination that cannot be used is reported, also if there is nothing to deliver at the moment.
     site("sinks", "add", "idle", (stick / "missing").as_uri(), "--from", "now")
-    assert "there is no folder" in site("drain", "idle", code=1).stdout
+    unreachable = site("drain", "idle", code=1)
+    assert "there is no folder" in unreachable.stdout
+    assert "there is no folder" not in unreachable.stderr, "said once"
+    assert "there is no folder" in site("drain", "gone", "--timeout", "50ms", code=1).stderr, "said early"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (("sinks", "confirm", "web", 5, 3), "last_seq = 3"),
+        (("sinks", "confirm", "web", 11), "nothing was written with seq 11 yet, the last one is 10"),
+        (("sinks", "confirm", "web", 5, 11), "nothing was written with seq 11 yet"),
+        (("sinks", "confirm", "nobody", 5), "there is no sink 'nobody'"),
+        (("sinks", "skip", "nobody"), "there is no sink 'nobody'"),
+        (("sinks", "replay", "web", "--from-seq", 11), "nothing was written since seq 11"),
+        (("quarantine", "drop", 5), "no item 5"),
+        (("quarantine", "drop", "--sink", "nobody"), "there is no sink 'nobody'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_asked(
+    site: Command, wrong: tuple[object, ...], words: str
+) -> None:
+    site("sinks", "add", "web", "https://host/in", "--from", "now")
+    for given in ((), ("--dry-run",), ("-y",)):
+        refused = site(*wrong, *given, code=2)
+        assert words in refused.stderr
+        assert "?" not in refused.stderr
+    assert site.json("sinks", "show", "web")["confirmed_seq"] == 10
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [("sinks", "skip", "web"), ("quarantine", "drop", "--all"), ("quarantine", "drop", "--sink", "web")],
+)
+def test_where_nothing_would_change_nothing_is_asked(site: Command, idle: tuple[str, ...]) -> None:
+    site("sinks", "add", "web", "https://host/in", "--from", "now")
+    said = site(*idle)
+    assert said.stdout.startswith("0 ")
+    assert "?" not in said.stderr
 
 
 def test_reconcile_names_what_the_destination_lacks(site: Command, stick: Path) -> None:

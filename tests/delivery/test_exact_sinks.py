@@ -151,3 +151,30 @@ class TestFolder(ExactContract):
     @pytest.fixture
     def destination(self, tmp_path: Path) -> Destination:
         return Stick(tmp_path)
+
+
+class ParquetStick(Stick):
+    """The same with Parquet files."""
+
+    def sink(self) -> Sink:
+        return FolderSink(self.folder.as_uri(), name="stick", format="parquet")
+
+    def points(self) -> Iterable[Any]:
+        duckdb = pytest.importorskip("duckdb")
+        arrived = {}
+        for path in sorted(self.folder.glob("store=*/*/*/*.parquet")):
+            rows = duckdb.execute(
+                "SELECT sensor_id, metric_name, epoch_us(timestamp), value, value_text FROM read_parquet(?)",
+                [str(path)],
+            ).fetchall()
+            for *identity, value, text in rows:
+                arrived[tuple(identity)] = text if value is None else value
+        return [(*identity, value) for identity, value in arrived.items()]
+
+
+@pytest.mark.slow
+@pytest.mark.duckdb
+class TestParquetFolder(ExactContract):
+    @pytest.fixture
+    def destination(self, tmp_path: Path) -> Destination:
+        return ParquetStick(tmp_path)

@@ -14,6 +14,7 @@ from repo import Settings, Store
 from repo.delivery.sinks.folder import FolderSink
 from repo.errors import HoldfastError, InvalidSettings, SinkHalted, SinkUnreachable, StoreForked
 from repo.testing import Batches
+from repo.times import to_datetime
 
 START_US = 1_767_225_600_000_000
 
@@ -160,15 +161,62 @@ def test_names_settings_and_rights(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.duckdb
-@pytest.mark.parametrize("package", ["duckdb", "pyarrow"])
+@pytest.mark.parametrize("package", ["duckdb", "duckdb without a file system in memory", "pyarrow"])
 def test_parquet_files_are_the_same_points(
     folder: Path, tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if package == "duckdb":
-        monkeypatch.setitem(sys.modules, "pyarrow", None)
-    else:
+    if package == "pyarrow":
         pytest.importorskip("pyarrow")
+        monkeypatch.setattr("repo.delivery.sinks.folder.duckdb_is_installed", lambda: False)
+    else:
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+    if "without" in package:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
     sink, batches = FolderSink(folder.as_uri(), name="s", format="parquet"), Batches("s")
-    batches.deliver(sink, [*numbers(3), ("W-1", "state", START_US, "on", 5, '{"a":1}')])
-    assert files(folder) == ["0000000001_1_4.parquet"]
-    assert read(folder, tmp_path / "there") == [(0, 1.5), (1, 1.5), (2, 1.5)]
+    mixed = [
+        ("W-2", "flow", START_US + 5, -0.25),
+        ("W-1", "state", START_US, "on", 5, '{"a":1}'),
+        *numbers(3),
+        ("W-2", "flow", START_US + 4, None),
+    ]
+    batches.deliver(sink, mixed)
+    batches.deliver(sink, numbers(3_000, 3))
+    sink.close()
+    batches.deliver(sink, numbers(1, 5_000))
+    assert files(folder) == [
+        "0000000001_1_6.parquet",
+        "0000000002_7_3006.parquet",
+        "0000000003_3007_3007.parquet",
+    ]
+    with Store(tmp_path / "there", Settings(background=False)) as store:
+        store.import_parquet(folder, on_conflict="overwrite")
+        rows = list(store.points.range("*", "*", None, to_datetime(START_US + 6)))
+    fields = ("sensor_id", "metric_name", "value", "quality", "metadata")
+    found = [(*(one[field] for field in fields), one["timestamp_us"] - START_US) for one in rows]
+    assert sorted(found, key=lambda one: (*one[:2], one[-1])) == [
+        *(("W-1", "flow", 1.5, 100, None, at) for at in range(6)),
+        ("W-1", "state", "on", 5, {"a": 1}, 0),
+        ("W-2", "flow", None, 100, None, 4),
+        ("W-2", "flow", -0.25, 100, None, 5),
+    ]
+
+
+@pytest.mark.duckdb
+def test_parquet_files_need_neither_pyarrow_nor_an_instance_for_each(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def noting(*arguments: Any, **named: Any) -> Any:
+        opened.append(arguments)
+        return connect(*arguments, **named)
+
+    duckdb = pytest.importorskip("duckdb")
+    connect = duckdb.connect
+    monkeypatch.setattr(duckdb, "connect", noting)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    sink, batches = FolderSink(folder.as_uri(), name="s", format="parquet"), Batches("s")
+    for at in range(3):
+        batches.deliver(sink, numbers(2, 2 * at))
+    sink.close()
+    assert len(opened) == 1

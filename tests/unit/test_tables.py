@@ -139,3 +139,32 @@ def test_the_locale_and_no_color_are_respected(
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
     assert not terminal.has_unicode()
+
+
+def test_a_column_is_left_out_where_another_one_would_be_cut_to_nothing(
+    on_terminal: Callable[[Callable[[], Any]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    sink = {
+        "name": "central",
+        "kind": "postgresql",
+        "behind": 1234567,
+        "target": "postgresql://hub.plant-7.example/site",
+    }
+    notes: list[str] = []
+
+    def listed() -> int:
+        columns = ("name", "kind", "behind", "target")
+        return write_rows(
+            *("table", columns, [sink]),
+            cuttable=("target", "name"),
+            optional=("kind", "behind"),
+            narrowest={"target": 36},
+            note=notes.append,
+        )
+
+    header, line = on_terminal(listed).splitlines()
+    assert len(line) <= 60
+    assert header.split() == ["name", "behind", "target"]
+    assert "hub.plant" in line
+    assert notes == ["no room for kind; --json has all columns"]

@@ -16,13 +16,14 @@ empty file `holdfast-folder.json` marks a new folder.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 from uuid import uuid4
 
@@ -33,14 +34,15 @@ from repo.delivery.chain import Held, is_repeat
 from repo.delivery.protocol import Batch, Columns, Item, Outcome
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import HoldfastError, InvalidSettings, SinkHalted, SinkUnreachable, StoreBusy, StoreForked
-from repo.extras import pyarrow_is_installed
 from repo.formats.arrays.columns import taken
-from repo.formats.arrays.frames import arrow_table
 from repo.formats.files.formats import FileWriter, WrittenPage, WrittenPages
 from repo.formats.files.parquet import note_of
 from repo.formats.files.parquet_packages import writer_here
 from repo.formats.files.text_writer import NdjsonWriter
 from repo.store.sink_options import effective_options
+
+if TYPE_CHECKING:
+    from repo.formats.files.parquet_small import SmallFiles
 
 __all__ = ["FolderSink"]
 
@@ -80,6 +82,7 @@ class FolderSink:
         self._id: str | None = self._options["id"]
         self._home = self._position_file = self._folder
         self._position: _Position | None = None
+        self._files: SmallFiles | None = None
 
     @property
     def name(self) -> str:
@@ -144,6 +147,8 @@ class FolderSink:
     def close(self) -> None:
         """Forget the position; `open` reads it again."""
         self._position = None
+        if self._files is not None:
+            self._files.close()
 
     def _check_mark(self) -> None:
         """Read the mark, and complete an empty one."""
@@ -216,17 +221,35 @@ class FolderSink:
 
     def _write_file(self, batch: Batch, columns: Columns, number: int) -> int:
         """Write the points, and their checksum before the file appears under its name; return the bytes."""
-        series, rows = _by_series(columns)
-        writer, page_of = self._form()
-        pages = WrittenPages(series, len(rows), iter([page_of(columns, rows)]))
         name = f"{number:010}_{batch.first_seq}_{batch.last_seq}{self._ending}"
-        checksum = self._home / f"{name}.sha256"
         with durable.atomic_write(self._home / name) as descriptor:
-            facts = writer.write(
-                descriptor, pages, compression=self._compression, note=note_of(batch.store_id)
-            )
-            durable.put(checksum, f"{facts.sha256}  {name}\n".encode())
-        return facts.bytes
+            written, checksum = self._write_points(descriptor, columns, note_of(batch.store_id))
+            durable.put(self._home / f"{name}.sha256", f"{checksum}  {name}\n".encode())
+        return written
+
+    def _write_points(self, descriptor: int, columns: Columns, note: str) -> tuple[int, str]:
+        """Write the points to a file, ordered by series and time; return its bytes and its checksum."""
+        if self._is_parquet and duckdb_is_installed():
+            content = self._small_files().content(columns, compression="zstd", note=note)
+            with open(descriptor, "wb", closefd=False) as stream:
+                stream.write(content)
+            return len(content), hashlib.sha256(content).hexdigest()
+        series, rows = _by_series(columns)
+        writer: FileWriter
+        if self._is_parquet:
+            writer, compression = writer_here(_MEMORY_BYTES, duckdb=False), "zstd"
+        else:
+            writer, compression = NdjsonWriter(), "gzip"
+        pages = WrittenPages(series, len(rows), iter([_points_of(columns, rows)]))
+        facts = writer.write(descriptor, pages, compression=compression, note=note)
+        return facts.bytes, facts.sha256
+
+    def _small_files(self) -> SmallFiles:
+        if self._files is None:
+            from repo.formats.files.parquet_small import SmallFiles
+
+            self._files = SmallFiles(_MEMORY_BYTES)
+        return self._files
 
     @property
     def _is_parquet(self) -> bool:
@@ -235,21 +258,6 @@ class FolderSink:
     @property
     def _ending(self) -> str:
         return ".parquet" if self._is_parquet else ".ndjson.gz"
-
-    @property
-    def _compression(self) -> str:
-        return "zstd" if self._is_parquet else "gzip"
-
-    def _form(self) -> tuple[FileWriter, Callable[[Columns, Sequence[int]], WrittenPage]]:
-        """Return the writer of the files, and what makes a page of rows in an order for it."""
-        if not self._is_parquet:
-            return NdjsonWriter(), _points_of
-        # DuckDB opens an instance for each file, which takes longer than writing it.
-        if pyarrow_is_installed():
-            from repo.formats.files.parquet_pyarrow import PyArrowWriter
-
-            return PyArrowWriter(), lambda columns, rows: arrow_table(columns).take(rows)
-        return writer_here(_MEMORY_BYTES, duckdb=duckdb_is_installed()), _points_of
 
     def _remove_unfinished(self, files: int) -> None:
         """Remove what an attempt has left that did not reach the position."""

@@ -23,7 +23,7 @@ from repo.errors import InvalidFile, InvalidPoint
 from repo.fields import EXACT_INT
 from repo.formats.arrays.memory import KeptStream
 from repo.formats.arrays.scan import ScannedSeries, scan
-from repo.formats.arrays.streams import Chain, Page, take_page
+from repo.formats.arrays.streams import Chain, HasStream, Page, take_page
 from repo.formats.arrays.tables import Held
 from repo.formats.files.checksums import BadPage, Chunk, check_pages
 from repo.formats.files.formats import PAGE_BYTES, PAGE_ROWS, FileFacts, Group, Validation, WrittenPages
@@ -33,7 +33,15 @@ from repo.formats.files.parquet import ROW_GROUP_ROWS
 from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
 from repo.values import KIND_NUMBER, KIND_TEXT
 
-__all__ = ["DuckDBReader", "DuckDBWriter", "opened_duckdb"]
+__all__ = [
+    "MOMENT",
+    "DuckDBReader",
+    "DuckDBWriter",
+    "copy_options",
+    "disk_error",
+    "opened_duckdb",
+    "run_aside",
+]
 
 _MOST_GROUP_ROWS = 2_000_000
 """With larger row groups, each query of a page would read too many other rows; 1,048,576 is common."""
@@ -46,7 +54,7 @@ _TABLE = (
     "metadata VARCHAR, seq BIGINT"
 )
 
-_MOMENT = (
+MOMENT = (
     f"CASE WHEN timestamp_us = {2**63 - 1} THEN 'infinity'::TIMESTAMPTZ "
     "WHEN timestamp_us < -9223372022400000000 THEN '-infinity'::TIMESTAMPTZ "
     "ELSE make_timestamptz(timestamp_us) END"
@@ -72,24 +80,20 @@ class DuckDBWriter:
             _name(base, pages.series)
             chain = Chain(base.cursor().sql("FROM page"), arrow)
             file = sandbox_path(descriptor)
-            codec = "uncompressed" if compression == "none" else compression
-            quoted = note.replace("'", "''")
+            row_group_bytes = f"ROW_GROUP_SIZE_BYTES {self._memory_limit_bytes // 8}"
             try:
-                _run_aside(
+                run_aside(
                     base,
                     chain,
                     "COPY (SELECT getvariable('sensors')[series + 1]::VARCHAR AS sensor_id, "
-                    f"getvariable('metrics')[series + 1]::VARCHAR AS metric_name, {_MOMENT} AS timestamp, value, "
-                    f"value_text, quality, metadata, seq FROM points) TO '{file}' (FORMAT parquet, "
-                    f"COMPRESSION {codec}, PARQUET_VERSION v2, {_grouping(pages.points)}, "
-                    f"ROW_GROUP_SIZE_BYTES {self._memory_limit_bytes // 8}, USE_TMP_FILE false, "
-                    "WRITE_BLOOM_FILTER false, "
-                    f"KV_METADATA {{holdfast: '{quoted}'}})",
+                    f"getvariable('metrics')[series + 1]::VARCHAR AS metric_name, {MOMENT} AS timestamp, value, "
+                    f"value_text, quality, metadata, seq FROM points) TO '{file}' "
+                    f"({copy_options(pages.points, compression, note)}, {row_group_bytes})",
                 )
             except duckdb.Error as error:
                 if chain.error is not None:
                     raise chain.error from None
-                raise OSError(*_reason(error)) from error
+                raise disk_error(error) from error
             finally:
                 base.unregister("points")
                 chain.close()
@@ -113,6 +117,16 @@ def _name(base: Any, series: Sequence[tuple[str, str]]) -> None:
         base.execute(f"SET VARIABLE {kind}s = getvariable('{kind}s')::{kind}[]")
 
 
+def copy_options(points: int, compression: str, note: str) -> str:
+    """Return the options of COPY for a file of about so many points."""
+    codec = "uncompressed" if compression == "none" else compression
+    quoted = note.replace("'", "''")
+    return (
+        f"FORMAT parquet, COMPRESSION {codec}, PARQUET_VERSION v2, {_grouping(points)}, USE_TMP_FILE false, "
+        f"WRITE_BLOOM_FILTER false, KV_METADATA {{holdfast: '{quoted}'}}"
+    )
+
+
 def _grouping(points: int) -> str:
     """Return the options for row groups, and for dictionaries if at most every other value is new.
 
@@ -127,7 +141,7 @@ def _grouping(points: int) -> str:
     return f"ROW_GROUP_SIZE {rows}" + (f", DICTIONARY_SIZE_LIMIT {most}" if fits else "")
 
 
-def _run_aside(base: Any, points: Chain, sql: str) -> None:
+def run_aside(base: Any, points: HasStream, sql: str) -> None:
     """Run SQL on the `points` in a separate thread while this one waits.
 
     Python raises Ctrl-C only in the main thread. There it would be raised inside DuckDB's call for the next page, and
@@ -585,7 +599,7 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _reason(error: duckdb.Error) -> tuple[int, str]:
-    """Return the errno for an error that DuckDB reports only as text, and the text."""
+def disk_error(error: duckdb.Error) -> OSError:
+    """Return the error of the system for one that DuckDB reports only as text."""
     text = str(error)
-    return (errno.ENOSPC if "No space left on device" in text else errno.EIO), text
+    return OSError(errno.ENOSPC if "No space left on device" in text else errno.EIO, text)
