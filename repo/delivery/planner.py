@@ -139,13 +139,18 @@ class Planner:
             self._expected = (*self._expected, cursor.confirm(*found.span))
         return found
 
-    def again(self, sending: Sending) -> Sending:
-        """Return the same batch for one more try, with the points that its range has now."""
+    def again(self, sending: Sending, *, whole: bool) -> Sending:
+        """Return the same batch for one more try, with the points that its range has now.
+
+        If the filter was widened since it was cut, these may be far more points, and a part of the range is returned;
+        with `whole`, all of it.
+        """
         last_seq, cut = self._store.sinks.last_seq(), sending.cut
         attempt = sending.attempt._replace(tries=sending.attempt.tries + 1)
         if sending.lane is not Lane.RECORDS and (cut is None or last_seq != sending.last_seq):
-            cut = self._reader.again(sending.span, last_seq)
-            attempt = attempt._replace(points=cut.points, checksum=_checksum(cut))
+            most = None if whole else max(attempt.points, self._most_rows)
+            cut = self._reader.again(sending.span, last_seq, most)
+            attempt = attempt._replace(last_seq=cut.span.last, points=cut.points, checksum=_checksum(cut))
         return Sending(attempt, cut, last_seq, sending.records, sending.emptied)
 
     def _suspected(self, cursor: Cursor, last_seq: int, most_bytes: int) -> Sending | None:

@@ -106,19 +106,26 @@ class Reader:
         page.checked_seq = last_seq
         return found
 
-    def again(self, span: Span, last_seq: int) -> Cut:
-        """Read a whole range again, for a batch that was sent before; not through a page."""
+    def again(self, span: Span, last_seq: int, most: int | None = None) -> Cut:
+        """Read a range again, for a batch that was sent before; not through a page.
+
+        The range ends sooner if it has more than `most` points.
+        """
         pieces: list[Cut] = []
-        left = span
+        left, points = span, 0
         while left.seqs > 0:
             page = self._page(self._store.points.page(*left), last_seq)
-            pieces.append(page.cut(False, page.size or 1, -1))
+            rows = page.size if most is None else min(page.size, most - points)
+            if page.size and not rows:
+                break
+            pieces.append(page.cut(False, rows or 1, -1))
             self._overtake(pieces[-1], page)
+            points += rows
             left = Span(pieces[-1].span.last + 1, span.last)
         if len(pieces) == 1:
             return pieces[0]
         columns = [[value for piece in pieces for value in piece.columns[at]] for at in range(8)]
-        return Cut(span, columns, sum(piece.bytes for piece in pieces))
+        return Cut(Span(span.first, left.first - 1), columns, sum(piece.bytes for piece in pieces))
 
     def _next(self, work: Work, last_seq: int) -> _Page:
         """Read the next page of a gap: the newest points from the journal, if it has them all."""

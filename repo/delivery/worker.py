@@ -1,7 +1,8 @@
 """The delivery to one sink: records an attempt, sends it, and confirms it. Owns the order of these, never a thread.
 
 The attempt, a range of seqs and a new token, is committed before anything is sent. The range stays the same until the
-sink has answered, also across restarts, and its points are read again for each try, unless nothing was written since.
+sink has answered, also across restarts, unless the filter is widened: then it may end sooner. Its points are read again
+for each try, unless nothing was written since.
 So a batch that was stored without an answer is recognized by its token. Confirming a batch and recording the next one
 is one commit. After a crash or an interrupt at any point, the row of the attempt says what may have been sent.
 """
@@ -132,7 +133,7 @@ class Worker:
 
     def _forget(self) -> None:
         """Forget everything but what the store has committed, as a restart does."""
-        self._is_open = False
+        self._is_open = self._has_attempt = False
         self._sending: Sending | None = None
         self._answered: _Answered | None = None
         self._planner.forget()
@@ -273,6 +274,8 @@ class Worker:
             if exact:
                 _refuse_forks(info, held)
         self._is_open = True
+        # Then it recognizes the batch by its token, whatever points are sent, and all of its range is delivered.
+        self._has_attempt = exact and info.attempt is not None and held == info.attempt.token
         sending = self._sending
         if sending is None or sending.lane is not Lane.RECORDS or sending.records:
             return True
@@ -301,7 +304,7 @@ class Worker:
 
     def _again(self, sending: Sending) -> Sending:
         """Record that a batch is sent once more."""
-        again = self._planner.again(sending)
+        again = self._planner.again(sending, whole=self._has_attempt)
         self._delivery.begin(again.attempt)
         self._sending = again
         return again
@@ -466,7 +469,7 @@ class Worker:
         self._failures, self._trouble = 0, ""
 
     def _disconnect(self) -> None:
-        self._is_open = False
+        self._is_open = self._has_attempt = False
         if self._sink is not None:
             try:
                 self._sink.close()

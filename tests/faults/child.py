@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from repo.core import background, compaction
+from repo.core import background, compaction, flush
 from repo.engines.duckdb.backend import DuckDBBackend
 from repo.settings import Settings
 from repo.store.store import Store
@@ -47,6 +47,12 @@ __all__ = [
 SLICE_ROWS = 300
 """The points of a slice in a child."""
 
+KEPT_US = 300_000
+"""How long a child with a sink keeps the newest rows in the journal."""
+
+PRUNE_INTERVAL_S = 0.05
+"""How often such a child looks for rows that are old enough to be pruned."""
+
 LIFE_S = 280.0
 """A child that is not killed ends by itself after this time."""
 
@@ -64,6 +70,8 @@ class App:
     nth: int = 1
     prune_at_commit: bool = False
     """The negative control: prune the journal after a flush has committed, before any CHECKPOINT."""
+    sink: bool = False
+    """Whether the store has a destination, so that the newest rows stay in the journal after they were flushed."""
     rebuilds: str = ""
     """What is done to the columns in parallel: `moves` between the engines, `shrinks`, `compacts`, or nothing."""
 
@@ -122,7 +130,10 @@ def run_app(app: App, say: Callable[[str], None]) -> None:
     # Slices that a child fills in a moment; they are compacted in the background as well.
     compaction.SLICE_ROWS = SLICE_ROWS
     background.FIRST_COMPACTION_S = 0.0
+    vars(flush).update(KEPT_US=KEPT_US, PRUNE_INTERVAL_S=PRUNE_INTERVAL_S)
     store = Store(app.folder, Settings(**app.settings))
+    if app.sink and not store.sinks.list():
+        store.sinks.add("kept", "", start="now")
     say("READY")
     rng = Random(f"{app.seed}/app")
     threads = [

@@ -1,8 +1,9 @@
 """Kills: children that write to a store are SIGKILLed at named steps; another process counts after each kill.
 
-    python -m tests.faults.kills --engine duckdb --hits 20 [--seed N]
+    python -m tests.faults.kills --engine duckdb --hits 20 [--seed N] [--sinks all]
 
-A chain is one store that survives several kills. Each round starts an application on it (two writers,
+A chain is one store that survives several kills. About every second one has a destination, so that its newest rows
+stay in the journal after they were flushed. Each round starts an application on it (two writers,
 a flusher, a reader, and the store's own background thread; for the lease and beside a move, two of them), kills it at
 its step (`steps.py` says how a step is hit), lets a fresh process count, and judges. A failure names seed,
 round and step, and keeps the folder. Timing differs from run to run: a seed repeats the operations and the
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 from repo.schema.version import HEAD
 from tests.faults.child import App, Census, Counted
@@ -65,6 +66,8 @@ class Chain:
     folder: Path
     seed: str
     engine: str
+    sink: bool
+    """Whether it has a destination."""
     expected: dict[int, Expected] = field(
         default_factory=lambda: {writer: Expected(State(), 0) for writer in range(4)}
     )
@@ -94,6 +97,8 @@ class Campaign:
         """Operations that were acknowledged, over all rounds."""
         self.most_passed = MOST_PASSED
         """The last occurrence of a frequent step that a kill may wait for."""
+        self.sinks: Literal["all", "some", "none"] = "some"
+        """Which stores have a destination."""
 
     def round(self, step: str, *, damage: Damage | None = None, **app: Any) -> bool:
         """Kill once at `step`, count and judge; returns whether the kill hit its step."""
@@ -120,7 +125,8 @@ class Campaign:
             self._chain = None
             problems = "\n    ".join(verdict.problems[:6])
             self.failures.append(
-                f"seed {self._seed}, round {number}, {self._engine}, {step} ({place.name if place else 'any'}), "
+                f"seed {self._seed}, round {number}, {self._engine}{', a sink' * chain.sink}, {step} "
+                f"({place.name if place else 'any'}), "
                 f"{chain.folder}:\n    {problems}"
             )
         elif self._chain is None or chain.rounds >= ROUNDS_A_CHAIN:
@@ -156,7 +162,12 @@ class Campaign:
             number = next(self._numbers)
             folder = self._root / f"{self._engine}-{self._seed}-{number}"
             folder.mkdir(parents=True)
-            self._chain = Chain(folder, f"{self._seed}/{number}", self._engine, rebuilds=rebuilds)
+            has_sink = {
+                "all": True,
+                "some": Random(f"{self._seed}/{number}").random() < 0.5,
+                "none": False,
+            }[self.sinks]
+            self._chain = Chain(folder, f"{self._seed}/{number}", self._engine, has_sink, rebuilds=rebuilds)
         self._chain.rounds += 1
         return self._chain
 
@@ -171,7 +182,7 @@ class Campaign:
     ) -> bool:
         settings = settings_of(rng, chain.engine)
         app = App(chain.store, chain.seed, settings, self._writers(chain, (0, 1)), place, **options)
-        app.rebuilds = chain.rebuilds
+        app.sink, app.rebuilds = chain.sink, chain.rebuilds
         app.nth = rng.randint(1, MOST_CREATION_STATEMENTS) if step == CREATION else self._nth(place, rng)
         if step in (HAND_OVER, MOVES_BESIDE):
             return self._kill_one_of_two(chain, app, rng, request)
@@ -333,6 +344,9 @@ def main() -> int:
     parser.add_argument("--hits", type=int, default=20, help="hits of each step")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     parser.add_argument("--step", action="append", choices=tuple(STEPS), help="only this step (repeatable)")
+    parser.add_argument(
+        "--sinks", choices=("all", "some", "none"), default="some", help="which stores have one"
+    )
     chosen = parser.parse_args()
     steps = [step for step in chosen.step or STEPS if step not in DUCKDB_ALONE or chosen.engine == "duckdb"]
     root = Path(tempfile.mkdtemp(prefix="holdfast-kills-"))
@@ -340,6 +354,7 @@ def main() -> int:
     seen = 0
     with Nursery() as nursery:
         campaign = Campaign(nursery, root, chosen.seed, chosen.engine)
+        campaign.sinks = chosen.sinks
         for done, step in enumerate(until_hit(campaign, chosen.hits, steps), 1):
             if len(campaign.failures) > seen:
                 seen = len(campaign.failures)
