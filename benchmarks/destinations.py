@@ -236,7 +236,8 @@ class _Mosquitto(Destination):
         except ImportError:
             return "paho-mqtt is not installed"
         del paho
-        return None if binary("mosquitto") and binary("mosquitto_pub") else "mosquitto is not installed"
+        packages = {"mosquitto": "mosquitto", "mosquitto_pub": "mosquitto-clients"}
+        return next((f"{name} is not installed" for one, name in packages.items() if not binary(one)), None)
 
     def _start(self, servers: Path) -> None:
         server, self._port = Server(servers), free_port()
