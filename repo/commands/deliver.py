@@ -15,6 +15,7 @@ from repo.commands.exits import Exit
 from repo.commands.global_options import global_options
 from repo.commands.output import print_json
 from repo.commands.session import Session
+from repo.commands.sink_states import WHAT_FOLLOWS
 from repo.errors import InvalidSettings, counted
 
 if TYPE_CHECKING:
@@ -226,6 +227,8 @@ def _text(drained: Drained, behind: int) -> str:
         parts.append(f"{counted(behind, 'seq')} behind: {drained.last.progress.value}")
         if drained.last.error is not None:
             parts[-1] += f": {drained.last.error}"
+        elif drained.last.progress == "paused":
+            parts[-1] += f": {WHAT_FOLLOWS['paused']}"
     return "; ".join(parts)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, and_, false, true
 
-from repo.arguments import check_flag
+from repo.arguments import check_flag, shown
 from repo.engines.base import Traits
 from repo.errors import InvalidQuery
 from repo.models import Point
@@ -25,6 +25,7 @@ __all__ = [
     "SeriesScope",
     "Summary",
     "Time",
+    "check_selection",
     "chosen_names",
     "select_deleted",
     "select_points",
@@ -194,6 +195,13 @@ class Selection:
             end_us,
             *rest,
         )
+
+
+def check_selection(value: object, name: str) -> Selection:
+    """Return a selection; anything else raises `InvalidQuery`."""
+    if not isinstance(value, Selection):
+        raise InvalidQuery(f"{name} = {shown(value)}: a selection is expected")
+    return value
 
 
 def _names(names: Names, field: str) -> str | tuple[str, ...] | None:

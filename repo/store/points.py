@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from datetime import datetime, tzinfo
 from typing import Any, Literal
 
-from repo.arguments import LARGEST, check_choice, check_count, check_flag
+from repo.arguments import LARGEST, check_choice, check_count, check_flag, check_text
 from repo.core.bulk import Bulk
 from repo.core.changes import DeleteChange, PointsChange, Submission
 from repo.core.deleting import delete_points
@@ -24,7 +24,7 @@ from repo.queries.aggregate_sql import is_numeric
 from repo.queries.durations import States
 from repo.queries.pages import SeqPages, TimePages
 from repo.queries.rows import PointDict, dicts_of_rows
-from repo.queries.selection import Names, Selection, select_deleted
+from repo.queries.selection import Names, Selection, check_selection, select_deleted
 from repo.queries.seq_page import SeqPage, read_seq_page
 from repo.repositories.points import Written, next_points
 from repo.repositories.series import SeriesRepository
@@ -121,7 +121,7 @@ class PointWriter:
 
     def delete_selected(self, selection: Selection) -> Written:
         """Delete as `delete` does, by a selection that is already checked."""
-        return self._send(Submission((DeleteChange(selection),)))
+        return self._send(Submission((DeleteChange(check_selection(selection, "selection")),)))
 
     def _submission(self, rows: Iterable[Any], on_error: str, accept_bool: bool | None = None) -> Submission:
         check_choice(on_error, "on_error", ("raise", "skip"))
@@ -141,7 +141,7 @@ class Points(PointWriter):
 
     def delete_selected(self, selection: Selection) -> Written:
         """See `PointWriter`. On a full disk the points are deleted at once, in parts: see `repo.core.deleting`."""
-        return delete_points(self._handle, selection)
+        return delete_points(self._handle, check_selection(selection, "selection"))
 
     def __init__(self, handle: Handle, send: Callable[[Submission], Written]) -> None:
         super().__init__(handle, send)
@@ -358,6 +358,8 @@ class Points(PointWriter):
 
     def has(self, sensor_id: str, metric_name: str, timestamp_us: int) -> bool:
         """Return whether a point is stored; for forwarders. Takes the names and times of legacy points, too."""
+        sensor_id, metric_name = check_text(sensor_id, "sensor_id"), check_text(metric_name, "metric_name")
+        timestamp_us = check_count(timestamp_us, "timestamp_us", -LARGEST - 1)
         with self._handle.reading("delivery") as (connection, _):
             return point_sql.has(connection, sensor_id, metric_name, timestamp_us)
 

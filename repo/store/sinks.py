@@ -17,7 +17,7 @@ from repo.cursors import Cursor
 from repo.errors import InvalidQuery
 from repo.fields import name_of
 from repo.models import Point
-from repo.queries.selection import Selection
+from repo.queries.selection import Selection, check_selection
 from repo.repositories.attempts import AttemptRepository
 from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository, Loss
@@ -210,8 +210,9 @@ class Sinks:
 
     def selects(self, chosen: Selection | None) -> int:
         """Return how many of the present series the filter of a sink selects."""
+        selection = Selection() if chosen is None else check_selection(chosen, "chosen")
         with self._handle.metadata.read() as connection:
-            return len(SeriesRepository(connection).list(Selection() if chosen is None else chosen))
+            return len(SeriesRepository(connection).list(selection))
 
     def remove(self, name: str, *, dry_run: bool = False) -> Removed:
         """Remove a sink and its quarantine; a forwarder stops delivering to it. It holds nothing any more.
@@ -372,6 +373,7 @@ class Sinks:
 
     def may_have_deleted_after(self, seq: int) -> bool:
         """Return whether points may have been deleted by a change after `seq`; for forwarders."""
+        seq = check_count(seq, "seq", -LARGEST)
         with self._handle.metadata.read() as connection:
             return JournalRepository(connection).may_have_deleted_after(seq)
 

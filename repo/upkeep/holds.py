@@ -43,11 +43,12 @@ class Holds:
     """The holds of a store at one moment."""
 
     holds: tuple[Hold, ...]
+    last_seq: int = 0
 
     @property
     def sinks(self) -> tuple[str, ...]:
-        """The names of the sinks that hold."""
-        return tuple(hold.sink for hold in self.holds)
+        """The names of the sinks that hold something."""
+        return tuple(hold.sink for hold in self.holds if hold.through_seq < self.last_seq)
 
     def released(self, chosen: Selection) -> list[Selection]:
         """Return selections that together have the selected points that no sink holds; the chosen one without holds."""
@@ -128,7 +129,7 @@ def holds_of(handle: Handle) -> Holds:
             through_seq = max([through_seq, *(state.last_seq - count for count in most)])
             from_us = None if limits.age_us is None else now_us - limits.age_us
         found.append(Hold(sink.name, sink.cursor, through_seq, from_us, sink.max_backlog))
-    return Holds(tuple(found))
+    return Holds(tuple(found), state.last_seq)
 
 
 def _within(chosen: Selection, start_us: int | None, end_us: int | None) -> Selection | None:

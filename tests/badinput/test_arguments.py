@@ -31,6 +31,7 @@ from repo import (
 )
 from repo.delivery.forwarder import Backoff
 from repo.engines.sqlite import driver as sqlite
+from repo.queries.selection import Selection
 from repo.store.points import Points
 from repo.store.quarantine import Quarantine
 from repo.store.records import Records
@@ -92,7 +93,6 @@ INTERNAL = {
 """Parameters that take an object of the library's, or a connection or sink of the caller's own."""
 
 NO_API = {
-    "Points.delete_selected", "Points.has", "Sinks.may_have_deleted_after", "Sinks.selects", "Quarantine.show",
     "RecordRepository.put",
     "RecordRepository.skip_ids_through",
     "RecordRepository.extents", "RecordRepository.drop", "RecordRepository.texts", "RecordRepository.settle",
@@ -111,6 +111,15 @@ def connected(database: Path, tables: Any) -> Iterator[Any]:
             yield connection
     finally:
         engine.dispose()
+
+
+def refused_or(function: Function) -> Function:
+    """The function where its right argument is refused, too: the quarantine is empty."""
+
+    def call(item_id: int) -> object:
+        return None if type(item_id) is int and item_id == 1 else function(item_id)
+
+    return call
 
 
 def calls_of_store(store: Store, folder: Path) -> Calls:
@@ -173,6 +182,8 @@ def calls_of_store(store: Store, folder: Path) -> Calls:
         "Points.states": (store.points.states, {**series, **span}),
         "Points.after": (store.points.after, {"seq": 0}),
         "Points.since": (store.points.since, {"seq": 0}),
+        "Points.has": (store.points.has, {**series, "timestamp_us": 5}),
+        "Points.delete_selected": (store.points.delete_selected, {"selection": Selection("gone", "gone")}),
         "Points.page": (store.points.page, {"first_seq": 1, "last_seq": 5}),
         "Transaction.points.insert": (in_transaction("insert", "points"), {**series, "value": 1.0}),
         "Transaction.points.insert_many": (in_transaction("insert_many", "points"), {"rows": rows}),
@@ -208,6 +219,8 @@ def calls_of_store(store: Store, folder: Path) -> Calls:
             {"name": "sink", "filter": None, "records": False, "hold": True}
             | {"max_backlog": "1d", "rate": None, "lanes": True},
         ),
+        "Sinks.selects": (store.sinks.selects, {"chosen": None}),
+        "Sinks.may_have_deleted_after": (store.sinks.may_have_deleted_after, {"seq": 1}),
         "Sinks.delivery": (store.sinks.delivery, {"name": "sink"}),
         "Sinks.show": (store.sinks.show, {"name": "sink"}),
         "Sinks.pause": (store.sinks.pause, {"name": "sink"}),
@@ -218,6 +231,7 @@ def calls_of_store(store: Store, folder: Path) -> Calls:
         "Sinks.rekey": (store.sinks.rekey, {"restored": True}),
         "Quarantine.list": (store.quarantine.list, {}),
         "Quarantine.count": (store.quarantine.count, {"sink": "sink"}),
+        "Quarantine.show": (refused_or(store.quarantine.show), {"item_id": 1}),
         "Quarantine.export": (store.quarantine.export, {"path": folder / "refused.ndjson", "sink": "sink"}),
         "Quarantine.retry": (store.quarantine.retry, {"ids": []}),
         "Quarantine.drop": (store.quarantine.drop, {"ids": []}),

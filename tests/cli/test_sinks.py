@@ -178,6 +178,7 @@ def test_drain_delivers_everything_and_says_what_did_not_go(
     assert "unreachable since" in site("status").stdout
     site("sinks", "pause", "gone")
     assert site.json("drain", "gone", code=3)[0]["progress"] == "paused"
+    assert "paused: `sinks resume` lets it go on" in site("drain", "gone", code=3).stdout
     assert site.json("sinks", "resume", "gone")["state"] == "running"
     assert "there is no sink 'nobody'" in site("drain", "nobody", code=2).stderr
     # A destination that cannot be used is reported, also if there is nothing to deliver at the moment.

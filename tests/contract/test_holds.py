@@ -44,6 +44,7 @@ def test_a_cleanup_keeps_what_the_sink_that_is_furthest_behind_has_not_confirmed
     for name, hold, through in (("far", True, 6), ("near", True, 18), ("careless", False, 2)):
         store.sinks.add(name, "", start="beginning", hold=hold)
         store.sinks.confirm(name, through)
+    store.sinks.add("done", "", start="now", hold=True)
     meant = store.cleanup(end=clock() / 1e6 - 4.5 * DAY_S, dry_run=True)
     assert (meant.points, meant.held_points, meant.held_by) == (6, 4, ("far", "near"))
     done = store.cleanup(end=clock() / 1e6 - 4.5 * DAY_S)

@@ -211,13 +211,18 @@ class VictoriaSite(Site):
 class MqttSite(LinesSite):
     """Mosquitto, and a subscriber with a lasting session."""
 
-    def __init__(self, server: Mosquitto, proxy: Proxy, subscriber: Subscriber) -> None:
+    def __init__(self, server: Mosquitto, proxy: Proxy, subscriber: Subscriber, **options: Any) -> None:
         self.proxy, self.server, self.subscriber = proxy, server, subscriber
-        self.target, self.options = f"mqtt://127.0.0.1:{proxy.port}/holdfast", {"timeout_s": 0.3}
+        self.target = f"mqtt://127.0.0.1:{proxy.port}/holdfast"
+        self.options = {"timeout_s": 0.3, **options}
+        self._has_ranges = options.get("version") != "3.1.1"
 
     def lines(self) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
         return [
-            (json.loads(payload), tuple(dict(properties)["holdfast-batch"].split(".")))
+            (
+                json.loads(payload),
+                tuple(dict(properties)["holdfast-batch"].split(".")) if self._has_ranges else (),
+            )
             for _, payload, properties in self.subscriber.settled()
         ]
 
@@ -321,7 +326,15 @@ class FolderSite(Site):
         return lines
 
 
-NAMES = ("http", "influxdb", "victoria-metrics", "mqtt", "kafka", "postgresql", "holdfast", "folder")
+NAMES = (
+    *("http", "influxdb", "victoria-metrics", "mqtt", "mqtt-qos-2", "mqtt-3.1.1"),
+    *("kafka", "postgresql", "holdfast", "folder"),
+)
+_MQTT_OPTIONS: dict[str, dict[str, Any]] = {
+    "mqtt": {},
+    "mqtt-qos-2": {"qos": 2},
+    "mqtt-3.1.1": {"qos": 2, "version": "3.1.1"},
+}
 
 
 @contextmanager
@@ -342,9 +355,10 @@ def started(
             case "victoria-metrics":
                 metrics = enter(VictoriaMetrics(folder))
                 yield VictoriaSite(metrics, enter(Proxy(metrics.port)))
-            case "mqtt":
+            case "mqtt" | "mqtt-qos-2" | "mqtt-3.1.1":
                 broker = enter(Mosquitto(folder))
-                yield MqttSite(broker, enter(Proxy(broker.port)), enter(Subscriber(broker.port)))
+                subscriber = enter(Subscriber(broker.port))
+                yield MqttSite(broker, enter(Proxy(broker.port)), subscriber, **_MQTT_OPTIONS[name])
             case "kafka":
                 brokers = enter(MockKafka(folder))
                 yield KafkaSite(brokers, enter(Proxy(brokers.port, announced=True)))

@@ -18,6 +18,11 @@ _LONGEST_S = 1e6
 _REFUSED = frozenset({400, 413, 422})
 _AGAIN = frozenset({302, 303, 307, 408, 425, 429})
 _NEVER = frozenset({501, 505})
+_REMEDIES = {
+    401: "; check the token, or the user and the password, of the sink",
+    403: "; check what the token or the user of the sink may do there",
+    404: "; check the URL of the sink",
+}
 _ANSWER_BYTES = 1_048_576
 _REASON_CHARS = 200
 
@@ -110,7 +115,7 @@ def rejected(answer: Answer, address: str) -> SinkHalted | SinkRefused | SinkUnr
         return SinkRefused(said)
     if status in _AGAIN or (status >= 500 and status not in _NEVER):
         return SinkUnreachable(said, retry_after_s=answer.retry_after_s)
-    return SinkHalted(said)
+    return SinkHalted(said + _REMEDIES.get(status, ""))
 
 
 def checked_url(url: str) -> SplitResult:
