@@ -15,7 +15,7 @@ from repo.delivery.encodings.encoded import Encoded, Names, plain
 from repo.delivery.encodings.line_protocol import LineProtocol
 from repo.delivery.protocol import Batch, Item, Lane
 
-__all__ = ["Message", "Messages", "Packer"]
+__all__ = ["Message", "Messages", "Packer", "labels_of"]
 
 _MOST_BYTES = 120_000
 
@@ -35,6 +35,14 @@ class Messages:
     def size_bytes(self) -> int:
         """The bytes of all topics or keys and payloads."""
         return sum(len(place) + len(payload) for place, payload, _ in self.messages)
+
+
+def labels_of(batch: Batch) -> dict[str, str]:
+    """Return what each message of a batch carries beside its content: the range that it belongs to, and the lane."""
+    return {
+        "holdfast-batch": f"{batch.store_id}.{batch.epoch}.{batch.first_seq}.{batch.last_seq}",
+        "holdfast-lane": str(batch.lane),
+    }
 
 
 class Packer:

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from repo.arguments import check_text, shown
-from repo.delivery.encodings.messages import Message, Packer
+from repo.delivery.encodings.messages import Message, Packer, labels_of
 from repo.delivery.protocol import Batch, Item, Outcome
 from repo.delivery.secrets import Secret
 from repo.errors import InvalidSettings, SinkHalted, SinkUnreachable
@@ -109,14 +109,14 @@ class KafkaSink:
         if self._producer is None:
             self.open(batch.store_id, batch.epoch)
         made = self._packer.messages(batch)
-        key = f"{batch.store_id}.{batch.epoch}.{batch.first_seq}.{batch.last_seq}"
+        labels = labels_of(batch)
         # What could not be confirmed comes first. If it is this batch, unchanged, that is all.
         last, self._error = self._in_flight, None
         if last is not None:
             self._finish(last)
-        if last is None or last.is_other(key, made.messages):
-            last = _InFlight(key, made.messages)
-            self._produce(last, str(batch.lane))
+        if last is None or last.is_other(labels, made.messages):
+            last = _InFlight(labels, made.messages)
+            self._produce(last)
             self._finish(last)
         refused = [*made.refused, *last.refused]
         return Outcome(tuple(sorted(refused)), sent_bytes=made.size_bytes)
@@ -168,10 +168,10 @@ class KafkaSink:
         if self._error is None or error.code() in self._halting or error.fatal():
             self._error = error
 
-    def _produce(self, flight: _InFlight, lane: str) -> None:
+    def _produce(self, flight: _InFlight) -> None:
         self._in_flight = flight
         produce, topic, failed = self._producer.produce, self._topic, flight.note_failure
-        headers = [("holdfast-batch", flight.key.encode()), ("holdfast-lane", lane.encode())]
+        headers = [(name, text.encode()) for name, text in flight.labels.items()]
         for at, (place, payload, _) in enumerate(flight.messages):
             try:
                 try:
@@ -235,15 +235,15 @@ class KafkaSink:
 class _InFlight:
     """The messages of a batch that the producer has."""
 
-    def __init__(self, key: str, messages: Sequence[Message]) -> None:
-        self.key = key
+    def __init__(self, labels: Mapping[str, str], messages: Sequence[Message]) -> None:
+        self.labels = labels
         self.messages = messages
         self.failed: dict[int, Any] = {}
         self.refused: list[Item] = []
 
-    def is_other(self, key: str, messages: Sequence[Message]) -> bool:
+    def is_other(self, labels: Mapping[str, str], messages: Sequence[Message]) -> bool:
         """Return whether a batch is another one, or was produced only in part."""
-        return (self.key, self.messages) != (key, messages)
+        return (self.labels, self.messages) != (labels, messages)
 
     def note_failure(self, error: Any, message: Any) -> None:
         """Note the failure of a message; it is called for no other."""

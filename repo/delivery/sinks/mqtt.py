@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from repo.arguments import check_text, shown
-from repo.delivery.encodings.messages import Message, Packer
+from repo.delivery.encodings.messages import Message, Packer, labels_of
 from repo.delivery.protocol import Batch, Item, Outcome
 from repo.delivery.secrets import Secret
 from repo.delivery.sinks.tls import client_context, halted_by_tls
@@ -274,8 +274,7 @@ class MqttSink:
         from paho.mqtt.properties import Properties
 
         properties: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        key = f"{batch.store_id}.{batch.epoch}.{batch.first_seq}.{batch.last_seq}"
-        properties.UserProperty = [("holdfast-batch", key), ("holdfast-lane", str(batch.lane))]
+        properties.UserProperty = list(labels_of(batch).items())
         return _Packed(properties.pack())
 
     def _why_unsendable(self, message: Message) -> str:
