@@ -139,7 +139,8 @@ def print_conditions(plans: Sequence[Plan]) -> dict[str, Any]:
     for plan in plans:
         conditions[f"data, {plan.shape}"] = (
             f"seed {plan.seed}, {plan.rounds} rounds and a warm-up, {plan.run_s:g} s per run of single inserts, "
-            f"{plan.points:,} points per run of batches, {plan.store_points:,} points in the cached store"
+            f"{plan.points:,} points per run of batches, {plan.store_points:,} points in the cached store, "
+            f"{plan.claimed_points:,} in the legacy designs"
         )
     for name, text in conditions.items():
         print(f"{name + ':':20}{text}")
