@@ -240,12 +240,21 @@ class Planner:
         """Measure the link by a batch of points."""
         self._speed.note(0 if sending.cut is None else sending.cut.bytes, seconds)
 
-    def halve(self, sending: Sending, items: int) -> None:
-        """Send a batch of so many items, which was refused as a whole, in halves."""
+    def halve(self, sending: Sending, items: int) -> Sending:
+        """Send a batch of so many items, which was refused as a whole, in halves; returns the first of them.
+
+        It has the token of the batch.
+        """
+        half = items // 2
         if sending.records:
-            self._records = items // 2
-        else:
-            self._suspects, self._rows = (sending.lane, sending.span), items // 2
+            self._records = half
+            attempt = sending.attempt._replace(points=half)
+            return Sending(attempt, None, sending.last_seq, sending.records[:half])
+        assert sending.cut is not None
+        self._suspects, self._rows = (sending.lane, sending.span), half
+        cut = sending.cut.first(half)
+        attempt = sending.attempt._replace(last_seq=cut.span.last, points=cut.points, checksum=_checksum(cut))
+        return Sending(attempt, cut, sending.last_seq)
 
     def probe(self) -> None:
         """Make the next batch a small one."""

@@ -53,6 +53,11 @@ class Cut(NamedTuple):
         """Their number."""
         return len(self.columns[_SEQ])
 
+    def first(self, rows: int) -> Cut:
+        """Return its first rows, which are not all, with the range up to the last of them."""
+        span = Span(self.span.first, self.columns[_SEQ][rows - 1])
+        return Cut(span, [column[:rows] for column in self.columns], self.bytes * rows // self.points)
+
 
 class Reader:
     """Reads for one sink, in one thread. Keeps at most a page for each lane."""

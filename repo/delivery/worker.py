@@ -1,10 +1,10 @@
 """The delivery to one sink: records an attempt, sends it, and confirms it. Owns the order of these, never a thread.
 
 The attempt, a range of seqs and a new token, is committed before anything is sent. The range stays the same until the
-sink has answered, also across restarts, unless the filter is widened: then it may end sooner. Its points are read again
-for each try, unless nothing was written since.
-So a batch that was stored without an answer is recognized by its token. Confirming a batch and recording the next one
-is one commit. After a crash or an interrupt at any point, the row of the attempt says what may have been sent.
+sink has answered, also across restarts; it ends sooner if the sink refuses the batch as too large, or the filter was
+widened. Its points are read again for each try, unless nothing was written since. So a batch that was stored without an
+answer is recognized by its token. Confirming a batch and recording the next one is one commit. After a crash or an
+interrupt at any point, the row of the attempt says what may have been sent.
 """
 
 from __future__ import annotations
@@ -382,9 +382,12 @@ class Worker:
             if outcome is not None:
                 return self._stored(sink, batch, sending, outcome)
         if size > 1:
-            self._planner.halve(sending, size)
-            self._sending = None
-            self._delivery.drop_attempt()
+            half = self._planner.halve(sending, size)
+            if sink.exact:  # a late request with the same batch may still be stored: the token stays
+                self._sending = half
+            else:
+                self._sending = None
+                self._delivery.drop_attempt()
             return Step(Progress.SPLIT, 0.0, sending.lane, *sending.span, error=error)
         counts = not self._is_retry(sending)
         too_many = self._too_many(1, 1) if counts else None
