@@ -72,7 +72,8 @@ class Lists:
         columns = traits_of(connection).lists(connection, query.statement, shape)
         if columns is not None and query.names is not None:
             for at, names in enumerate(query.names):
-                columns[at] = list(map(names.__getitem__, columns[at]))
+                one = len(names) == 1
+                columns[at] = names * len(columns[at]) if one else list(map(names.__getitem__, columns[at]))
         return columns
 
     def size(self, page: list[Sequence[Any]]) -> int:

@@ -64,23 +64,23 @@ def _lists(connection: Connection, query: Query, shape: Shape) -> list[Sequence[
     columns = [arrays[name] for name in columns_in(query)]
     if 0 <= shape.most < len(columns[0]):
         return None
+    order = None
     if shape.sorted_by is not None:
         key = arrays[shape.sorted_by]
         if (key[1:] < key[:-1]).any():
             order = numpy.argsort(key, kind="stable")
-            columns = [column[order] for column in columns]
-    return [_values(numpy, column) for column in columns]
+    return [_values(numpy, column, order) for column in columns]
 
 
-def _values(numpy: Any, column: Any) -> Any:
-    """Return the values of an array; masked ones become None."""
+def _values(numpy: Any, column: Any, order: Any) -> Any:
+    """Return the values of an array, in this order of its rows; masked ones become None."""
     if isinstance(column, numpy.ma.MaskedArray):
         missing = numpy.ma.getmaskarray(column)
         if missing.all():
             return [None] * len(column)
         column = column.data.astype(object)
         column[missing] = None
-    return column.tolist()
+    return (column if order is None else column[order]).tolist()
 
 
 def _percentiles(value: Any, fractions: Sequence[float]) -> ColumnElement[Any]:
