@@ -40,7 +40,7 @@ EXPECTED = {
     status                             |    15     0     1 |     0     0     0     0 |     0     0     0     0
     list of series                     |     1     0     1 |     0     0     0     0 |     0     0     0     0
     3 pages to deliver                 |     3     0     3 |     3     0     0     0 |  <443     0     0     0
-    confirmation of a sink             |     7     2     1 |     0     0     0     0 |     0     0     0    <7
+    confirmation of a sink             |     8     2     1 |     0     0     0     0 |     0     0     0    <7
     record with points                 |     2     3     1 |     0     0     0     0 |     0     0     0   <40
     records pending                    |     1     0     1 |     0     0     0     0 |     0     0     0     0
     record sent                        |     0     1     1 |     0     0     0     0 |     0     0     0   <26
@@ -76,7 +76,7 @@ EXPECTED = {
     status                             |    15     0     1 |     0     0     0     0 |     0     0     0     0
     list of series                     |     1     0     1 |     0     0     0     0 |     0     0     0     0
     3 pages to deliver                 |     3     0     3 |     3     0     3     0 |  <577     0     0     0
-    confirmation of a sink             |     7     2     1 |     0     0     0     0 |     0     0     0    <7
+    confirmation of a sink             |     8     2     1 |     0     0     0     0 |     0     0     0    <7
     record with points                 |     2     3     1 |     0     0     0     0 |     0     0     0   <40
     records pending                    |     1     0     1 |     0     0     0     0 |     0     0     0     0
     record sent                        |     0     1     1 |     0     0     0     0 |     0     0     0   <26
