@@ -55,20 +55,20 @@ def test_a_record_counts_once(make_buffer: Any) -> None:
 def test_history_does_not_fill_a_buffer_and_is_trimmed_to_its_own_limit(
     make_buffer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("DUCKDB_MAX_SIZE_MB", "5")
+    monkeypatch.setenv("DUCKDB_MAX_SIZE_MB", "4")
     monkeypatch.setattr(trim, "CHECK_S", 0.0)
     buffer = make_buffer(max_buffer_size_mb=1)
     store = buffer._loan.store
-    count = 600_000 if store.status().engine == "duckdb" else 100_000
+    count = 450_000 if store.status().engine == "duckdb" else 100_000
     times = [float(at) for at in range(count)]
     values = [(at * 7919 % 104_729) / 7 for at in range(count)]
     store.points.insert_table(
         {"sensor_id": ["S"] * count, "metric_name": ["m"] * count, "timestamp": times, "value": values}
     )
     store.checkpoint()
-    assert store.size(inside=True).columns_used_bytes > 5 * 2**20
+    assert store.size(inside=True).columns_used_bytes > 4 * 2**20
     assert buffer.add_record("r", "s", {"n": 1}) is True
-    assert store.size(inside=True).columns_used_bytes < 5 * 2**20
+    assert store.size(inside=True).columns_used_bytes < 4 * 2**20
     losses = store.losses()
     assert {(loss.what, loss.reason) for loss in losses} == {("points", "size")}
     assert "columns exceeded" in losses[0].why
@@ -77,7 +77,7 @@ def test_history_does_not_fill_a_buffer_and_is_trimmed_to_its_own_limit(
     [oldest] = store.sql("SELECT min(timestamp_us) AS us FROM time_series_data")
     assert oldest["us"] == dropped * 1_000_000
     assert kept["count"] == count - dropped > count // 3
-    assert f"the columns exceeded DUCKDB_MAX_SIZE_MB = 5 MB, so the oldest {dropped:,} points" in caplog.text
+    assert f"the columns exceeded DUCKDB_MAX_SIZE_MB = 4 MB, so the oldest {dropped:,} points" in caplog.text
     assert buffer.add_record("s", "s", {"n": 1}) is True
     assert len(store.losses()) == len(losses), "a tenth of the limit is free"
 
