@@ -54,7 +54,7 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="holdfast-life-"))
         self.model: dict[Key, tuple[Any, int]] = {}
-        self.seqs: dict[Key, set[int]] = {}
+        self.seqs: dict[Key, int] = {}
         self.first_seqs: list[int] = []
         self.dropped: list[int] = []
         self.mirror: dict[Key, tuple[Any, int]] = {}
@@ -78,14 +78,8 @@ class Life(RuleBasedStateMachine):
 
     def take(self, seq: int, sensor: str, metric: str, at: int, value: Any, quality: int = 100) -> None:
         key = (sensor, metric, at)
-        if self.model.get(key) == (value, quality):
-            self.seqs[key].add(
-                seq
-            )  # it keeps the old one, unless another value came and went between two flushes
-        else:
-            # A value that came back before it was flushed may keep the seq that it had.
-            self.model[key] = (value, quality)
-            self.seqs.setdefault(key, set()).add(seq)
+        if self.model.get(key) != (value, quality):  # otherwise the point keeps its seq
+            self.model[key], self.seqs[key] = (value, quality), seq
 
     @rule(rows=st.lists(POINTS, max_size=12))
     def insert_many(self, rows: list[Any]) -> None:
@@ -116,7 +110,7 @@ class Life(RuleBasedStateMachine):
     def delete(self, sensor: Any, metric: Any, span: Span) -> None:
         assert self.store is not None
         start, end = span
-        written = self.store.points.delete(sensor, metric, start, end)
+        written = self.store.points.delete(sensor, metric, start, end, everything=True)
         assert written.last_seq == self.next_seq
         self.next_seq += 1
         for key in list(self.model):
@@ -250,7 +244,7 @@ class Life(RuleBasedStateMachine):
         }
         assert found.keys() == self.model.keys()
         for key, seq in found.items():
-            assert seq in self.seqs[key], key
+            assert seq == self.seqs[key], key
         for row in rows[:: max(1, len(rows) // 4)]:
             assert self.store.points.after(row["seq"]) == [
                 other for other in rows if other["seq"] > row["seq"]

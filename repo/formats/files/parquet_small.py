@@ -22,7 +22,7 @@ from repo.formats.files.parquet_duckdb import MOMENT, copy_options, disk_error, 
 __all__ = ["SmallFiles"]
 
 _MISSING = {"q": -(2**63), "d": float("nan")}
-"""Stands for a number that is missing; no point has it."""
+"""The number that is written where one is missing; no point has it."""
 
 _QUERY = (
     f"SELECT sensor_id::VARCHAR AS sensor_id, metric_name::VARCHAR AS metric_name, {MOMENT} AS timestamp, "
