@@ -355,7 +355,8 @@ def _cell(results: _Results, figure: Figure | None) -> str:
         return "-"
     if results.target(figure).unit == "% saved":
         ours, theirs = (side.median for side in figure.sides[:2])
-        return f"{figure.median:.0f} % smaller ({ours:.1f} and {theirs:.1f} bytes a point)"
+        size = f"{figure.median:.0f} % smaller" if ours <= theirs else f"{ours / theirs:.1f} × as large"
+        return f"{size} ({ours:.1f} and {theirs:.1f} bytes a point)"
     return f"{_number(figure.median)} ×" if figure.median >= 1 else f"*{_number(figure.median)} ×*"
 
 
