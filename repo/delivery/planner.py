@@ -241,9 +241,10 @@ class Planner:
         self._speed.note(0 if sending.cut is None else sending.cut.bytes, seconds)
 
     def halve(self, sending: Sending, items: int) -> Sending:
-        """Send a batch of so many items, which was refused as a whole, in halves; returns the first of them.
+        """Send a batch of at least two items, which was refused as a whole, in halves; returns the first of them.
 
-        It has the token of the batch.
+        The half keeps the token of the batch: an exact destination that stores the whole batch late then recognizes
+        the half as stored.
         """
         half = items // 2
         if sending.records:

@@ -318,7 +318,8 @@ class Sinks:
         """Confirm by hand that a destination has the seqs from `first_seq` to `last_seq`, both inclusive.
 
         With one seq, that it has everything up to it. A confirmed seq never becomes unconfirmed by this. Raises
-        `InvalidQuery` for seqs that nothing was written with yet: what gets them later would never be delivered.
+        `InvalidQuery` for seqs that nothing was written with yet: what gets them later would never be delivered. With
+        `dry_run`, it only checks, and changes nothing.
         """
         _check_name(name)
         first_seq = check_count(first_seq, "first_seq", 0 if last_seq is None else -LARGEST)
