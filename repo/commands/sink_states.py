@@ -7,7 +7,7 @@ __all__ = ["WHAT_FOLLOWS", "state_text"]
 WHAT_FOLLOWS = {
     "paused": "`sinks resume` lets it go on",
     "failing": "a running forwarder tries it again, and so does `drain`",
-    "halted": "it rejects everything, and is tried again every minute; nothing is skipped",
+    "halted": "nothing is delivered until the cause is fixed; tried every minute by a running forwarder",
     "forked": "nothing is sent until you end that; the error says how",
     "stopped": "the delivery ends with an error, and is tried again every minute; nothing is skipped",
 }

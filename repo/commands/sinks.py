@@ -341,7 +341,10 @@ def show(session: Session, name: str) -> None:
 @global_options
 @click.pass_obj
 def test_(session: Session, name: str) -> None:
-    """Connect to a destination, and say what was found; sends nothing.
+    """Connect to a destination, and say what was found; sends no points.
+
+    PostgreSQL, InfluxDB, brokers and Holdfast stores check the login, too. HTTP receivers of JSON do so only when they
+    get points.
 
     Exits 1 if it cannot be reached, 3 if it rejects the connection or does not fit to this store, 4 while a forwarder
     delivers to it.

@@ -1,10 +1,11 @@
-"""Probe: opens a sink, and says what was found. Sends nothing and records nothing."""
+"""Probe: opens a sink, and says what was found. Sends no points and records nothing."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Protocol, runtime_checkable
 
+from repo.delivery.protocol import Sink
 from repo.delivery.sinks.registry import sink_of
 from repo.errors import InvalidQuery, SinkHalted, SinkUnreachable, StoreForked
 from repo.repositories.sinks import SinkInfo
@@ -12,6 +13,15 @@ from repo.store.claims import Claim
 from repo.store.store import Store
 
 __all__ = ["Probe", "probe"]
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """A sink that knows more about the next delivery than `open` shows."""
+
+    def check(self) -> str:
+        """Return in words what else was found, or what cannot be known; raises as `Sink.send` does."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +56,7 @@ def probe(store: Store, name: str) -> Probe:
         epoch, store_id = store.sinks.identity()
         try:
             held = sink.open(store_id, epoch)
-            return _judged(info, held, exact=sink.exact)
+            return _checked(_judged(info, held, exact=sink.exact), sink)
         except StoreForked as error:
             return Probe(name, "forked", str(error), True)
         except (SinkUnreachable, OSError) as error:
@@ -57,6 +67,12 @@ def probe(store: Store, name: str) -> Probe:
             sink.close()
     finally:
         claim.close()
+
+
+def _checked(found: Probe, sink: Sink) -> Probe:
+    if found.outcome == "ok" and isinstance(sink, Checks) and (more := sink.check()):
+        return replace(found, found=f"{found.found}; {more}")
+    return found
 
 
 def _judged(info: SinkInfo, held: str | None, *, exact: bool) -> Probe:

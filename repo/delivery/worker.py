@@ -442,9 +442,11 @@ class Worker:
         text = str(error) or type(error).__name__
         if state == "stopped":
             text = f"{type(error).__name__}: {text}"
-        if text != self._trouble:
-            self._trouble = text
+        is_new, self._trouble = text != self._trouble, text
+        if is_new:
             match state:
+                case "failing" if isinstance(error, _STORE_ERRORS):
+                    log_of_states.warning("the delivery to %s waits for the store: %s", self.name, text)
                 case "failing":
                     log_of_states.warning(
                         "%s cannot be reached; the points stay in the store: %s", self.name, text
@@ -458,7 +460,8 @@ class Worker:
         try:
             self._delivery.failed(state, text)
         except _STORE_ERRORS as failed:  # a full disk, for example, which deliveries may survive
-            log.warning("`status` will not show why %s fails: %s", self.name, failed)
+            if is_new:
+                log.warning("`status` cannot show this, because it cannot be stored: %s", failed)
 
     def _worked(self, info: SinkInfo) -> None:
         """Record that the sink can be reached, though there was nothing to send."""

@@ -68,7 +68,13 @@ class Quarantine:
     def show(self, item_id: int) -> Quarantined:
         """Return one item."""
         with self._handle.metadata.read() as connection:
-            return _known(QuarantineRepository(connection), [check_count(item_id, "id", 0)])[0]
+            found = QuarantineRepository(connection).list(ids=[check_count(item_id, "id", 0)])
+        if not found:
+            command = self._handle.files.command("quarantine list")
+            raise InvalidQuery(
+                f"there is no item {item_id} in quarantine; `{command}` lists those that there are"
+            )
+        return found[0]
 
     def retry(self, ids: Ids) -> Retried:
         """Send items to their sinks again. Points go one by one; an item that is refused again stays, with the reason.

@@ -276,8 +276,8 @@ def _of_sink(info: SinkInfo, sink: SinkStatus, files: StoreFiles, now_us: int) -
             return (
                 StatusWarning(
                     "sink-refuses",
-                    f"the sink {info.name} rejects everything since {since}: {error}. The same batch is tried again "
-                    "every minute; nothing is skipped",
+                    f"nothing is delivered to the sink {info.name} since {since}: {error}. A running forwarder "
+                    "tries again every minute, and skips nothing",
                 ),
             )
         case "forked":

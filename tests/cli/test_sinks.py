@@ -313,6 +313,9 @@ def test_refused_items_are_listed_sent_again_exported_and_dropped(
     ]
     assert "3 items in quarantine" in site("quarantine", "list").stdout
     assert site.json("quarantine", "show", 3) == listed[2]
+    missing = site("quarantine", "show", 4, code=2).stderr
+    assert "no item 4 in quarantine; `holdfast" in missing
+    assert "quarantine list` lists those that there are" in missing
     assert "reason      too wide" in site("quarantine", "show", 1).stdout
     monkeypatch.setenv("COLUMNS", "40")
     assert "…" not in site("quarantine", "list").stdout  # nothing is cut in a pipe
@@ -391,7 +394,7 @@ def test_status_says_of_each_sink_in_which_state_it_is_and_since_when(site: Comm
     lines = {line.split()[1]: line for line in shown.stdout.splitlines() if line.startswith("sink ")}
     for name, words in (
         ("failing", r"unreachable since .* UTC: a running forwarder tries it again.*\(failing by a test\)"),
-        ("halted", r" halted since .* UTC: it rejects everything"),
+        ("halted", r" halted since .* UTC: nothing is delivered until the cause is fixed"),
         ("forked", r" forked since .* UTC: nothing is sent until"),
         ("stopped", r" stopped since .* UTC: the delivery ends with an error"),
         ("paused", r" paused since .* UTC: `sinks resume` lets it go on"),

@@ -118,6 +118,19 @@ def test_an_unplugged_medium_is_unreachable_and_another_one_halts(folder: Path, 
     assert len(files(folder)) == 2
 
 
+def test_a_check_notices_a_medium_that_cannot_be_written_to(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, batches = FolderSink(folder.as_uri(), name="s"), Batches("s")
+    sink.open(batches.store_id, 1)
+    assert sink.check() == ""
+    monkeypatch.setattr(
+        "os.access", lambda _path, mode: mode != os.W_OK
+    )  # a write-protected stick; root may write
+    with pytest.raises(SinkHalted, match="cannot be written to"):
+        sink.check()
+
+
 @pytest.mark.parametrize("content", ["x", "[]", "{}", '{"format":"other"}', '{"format":"holdfast-folder"}'])
 def test_a_damaged_or_foreign_file_halts_and_is_kept(folder: Path, content: str) -> None:
     sink, batches = FolderSink(folder.as_uri(), name="s"), Batches("s")

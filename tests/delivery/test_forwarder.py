@@ -602,7 +602,7 @@ def test_a_backlog_is_sent_after_a_restart_and_an_outage_though_nothing_new_is_w
 
 
 def test_a_full_disk_delays_a_delivery_and_loses_nothing(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The full disk itself is simulated: how SQLite reports one is tested with the faults of the store."""
     write(store, 20)
@@ -621,6 +621,10 @@ def test_a_full_disk_delays_a_delivery_and_loses_nothing(
     step = forwarder.step()["memory"]
     assert (step.progress, len(sink.sent)) == (Progress.BUSY, 1)
     assert store.sinks.show("memory").last_error == "no space left"
+    with monkeypatch.context() as patch:
+        patch.setattr(Delivery, "failed", fail)  # nor can the reason be stored
+        forwarder.step()
+    assert caplog.messages == ["the delivery to memory waits for the store: no space left"]
     full[0] = False
     assert forwarder.drain()["memory"].is_empty
     assert (len(sink.destination.points), sink.destination.repeated()) == (20, 0)

@@ -308,6 +308,31 @@ def test_a_partial_write_of_version_2_is_judged_by_its_message(server: Scripted)
     sink.close()
 
 
+def test_a_check_asks_a_database_by_an_empty_write_and_sends_other_receivers_nothing(
+    server: Scripted,
+) -> None:
+    sink = ready(server.url, token="s3cret-of-the-site")
+    assert "show only at the first delivery" in sink.check()
+    assert server.asked == []
+    sink.close()
+    sink = ready(server.url, format="influx2", org="o", bucket="b", token="s3cret-of-the-site")
+    for answer, error in (
+        (always(401), SinkHalted),
+        (always(404, b'{"message": "bucket not found"}'), SinkHalted),
+        (always(503), SinkUnreachable),
+        (always(200, b"<html>login</html>"), SinkUnreachable),
+    ):
+        server.answer = answer
+        with pytest.raises(error):
+            sink.check()
+    server.answer = always(400, b'{"message": "writing requires points"}')  # version 2.0
+    assert "answered an empty write with 400" in sink.check()
+    sink.close()
+    assert {(asked.body, asked.headers["authorization"]) for asked in server.asked} == {
+        (b"", "Token s3cret-of-the-site")
+    }
+
+
 def test_points_that_no_line_can_express_are_refused_without_a_request(server: Scripted) -> None:
     sink = ready(server.url, format="influx1", database="site")
     outcome = sink.send(batch_of([("W\\", "flow", 1, 1.0), ("W", "#flow", 1, 1.0)]))
@@ -514,13 +539,18 @@ def test_influxdb_halts_for_a_wrong_database_policy_or_password(
         sink = ready(influxdb.url, format="influx1", **options)
         with pytest.raises(SinkHalted, match=r"not found|required"):
             sink.send(BATCH)
+        with pytest.raises(SinkHalted, match=r"not found|required"):
+            sink.check()
         sink.close()
     with InfluxDB(tmp_path_factory.mktemp("auth"), auth=True) as guarded:
         sink = ready(guarded.url, format="influx1", database="site", user="admin", password="wrong")
-        with pytest.raises(SinkHalted, match="401"):
-            sink.send(BATCH)
+        for ask in (sink.check, lambda: sink.send(BATCH)):
+            with pytest.raises(SinkHalted, match="401"):
+                ask()
         sink.close()
         sink = ready(guarded.url, format="influx1", database="site", user="admin", password="s3cret")
+        assert "accepts the login" in sink.check()
+        assert guarded.points() == {}
         sink.send(BATCH)
         sink.close()
         assert len(guarded.points()) == 5
@@ -536,6 +566,7 @@ def test_victoria_metrics_stores_what_was_sent(tmp_path: Path) -> None:
     with VictoriaMetrics(tmp_path) as database:
         for number, options in enumerate(formats):
             sink = ready(database.url, **options)
+            assert "accepts the login" in sink.check()
             points = [(f"a,{number}", "m x", START_US + at * 1000, float(at)) for at in range(9)]
             assert sink.send(batch_of(points)).refused == ()
             sink.close()

@@ -199,9 +199,12 @@ def test_a_store_delivers_all_but_one_bad_point_and_waits_for_a_wrong_password(
 
 def test_what_an_administrator_must_mend_halts(server: PostgresqlServer, sink: PostgresqlSink) -> None:
     chain = Chain()
-    with pytest.raises(SinkHalted, match="password authentication failed"):
+    wrong = (
+        rf'^PostgreSQL at 127\.0\.0\.1:{server.port}: password authentication failed for user "admin"; check'
+    )
+    with pytest.raises(SinkHalted, match=wrong):
         made(server, password="wrong").open(chain.store_id, 1)
-    with pytest.raises(SinkHalted, match="does not exist"):
+    with pytest.raises(SinkHalted, match=r'database "nowhere" does not exist; create the database'):
         made(server, target=server.url.replace("/postgres", "/nowhere")).open(chain.store_id, 1)
     with pytest.raises(SinkHalted, match="SSL"):
         made(server, target=server.url + "?sslmode=require").open(chain.store_id, 1)
@@ -214,6 +217,15 @@ def test_what_an_administrator_must_mend_halts(server: PostgresqlServer, sink: P
         made(server, schema="other", **site).open(chain.store_id, 1)
     with pytest.raises(SinkHalted, match="may not use the schema"):
         made(server, **site).open(chain.store_id, 1)
+    for right in ("USAGE ON SCHEMA holdfast", "SELECT, INSERT ON holdfast.points, holdfast.holdfast_version"):
+        server.ask(f"GRANT {right} TO site")
+    with pytest.raises(SinkHalted, match="may not do all") as halted:
+        made(server, **site).open(chain.store_id, 1)
+    assert [grant.strip() for grant in str(halted.value).split("grants it:")[1].split(";")] == [
+        "GRANT UPDATE ON holdfast.points TO site",
+        "GRANT INSERT, SELECT, UPDATE ON holdfast.positions TO site",
+        "GRANT INSERT, SELECT, UPDATE ON holdfast.records TO site",
+    ]
     server.ask(DOCUMENTED_RIGHTS.read_text().partition("```sql\n")[2].partition("```")[0])
     granted, later = made(server, **site), Chain()
     granted.send(later.points([("S", "flow", MOMENT_US + 900 * DAY_US, 1.0)]))

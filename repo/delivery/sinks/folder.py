@@ -132,6 +132,15 @@ class FolderSink:
         self._position = position
         return Outcome(refused, sent_bytes=written)
 
+    def check(self) -> str:
+        """Raise `SinkHalted` if the folder cannot be written to; it can hold the token all the same."""
+        if not os.access(self._home, os.W_OK):
+            raise SinkHalted(
+                f"{self._folder} cannot be written to: it is read-only, or belongs to another user",
+                path=self._folder,
+            )
+        return ""
+
     def held(self, store_id: str) -> list[Held]:
         """Return the seqs that this sink has written, in every epoch."""
         ending = f"-{quote(self._name, safe='')}.json"

@@ -104,6 +104,17 @@ class HttpSink:
             tuple(sorted({*encoded.refused, *outcome.refused})), outcome.repeat, sent_bytes=len(body)
         )
 
+    def check(self) -> str:
+        """Ask a database whether it would take a batch, by an empty write; of other receivers, say what is unknown.
+
+        A database checks the login, its name and the rights before it looks at the lines. The health checks that it
+        also has need no login. A receiver of JSON may take anything for a batch, so it is sent nothing.
+        """
+        if not self._format.takes_empty:
+            return "its login and its path show only at the first delivery"
+        answer = self._connection.exchange("POST", self._target, self._packed(b""), self._headers)
+        return self._format.checked(answer, self._connection.address)
+
     def close(self) -> None:
         """Close the connection. Safe to call again."""
         self._connection.close()

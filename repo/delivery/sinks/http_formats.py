@@ -24,7 +24,7 @@ from repo.delivery.encodings import ndjson
 from repo.delivery.encodings.encoded import Encoded
 from repo.delivery.encodings.line_protocol import LineProtocol
 from repo.delivery.protocol import Batch, Item, Outcome
-from repo.delivery.sinks.connection import Answer
+from repo.delivery.sinks.connection import Answer, rejected
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable
 
 __all__ = ["Format", "format_of"]
@@ -41,9 +41,16 @@ class Format(ABC):
     """The path of the endpoint, if the URL has none."""
     token_scheme = "Bearer"  # noqa: S105  the scheme, no token
 
+    takes_empty = False
+    """Whether a body without items changes nothing, and is answered as a batch is."""
+
     def parameters(self) -> dict[str, str]:
         """Return what the query of the URL needs."""
         return {}
+
+    def checked(self, answer: Answer, address: str) -> str:
+        """Return what the answer to an empty body says; raises as `Sink.send` does."""
+        raise NotImplementedError
 
     @abstractmethod
     def encode(self, batch: Batch) -> Encoded:
@@ -114,6 +121,7 @@ class InfluxFormat(Format):
     """Line protocol, as an InfluxDB of one version takes it."""
 
     takes_records = False
+    takes_empty = True
     content_type = "text/plain; charset=utf-8"
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -137,18 +145,28 @@ class InfluxFormat(Format):
         if answer.status == 204:
             return Outcome()
         message, listed = _error_of(answer)
+        _refuse_misconfigured(answer, message, address)
         if answer.status == 201 and "partial write" in message:  # clusters of version 3
             raise SinkRefused(f"{address} stored a part of the batch: {answer}")
         if answer.is_success:
             raise SinkUnreachable(f"{address} did not answer 204, as InfluxDB does after a write: {answer}")
-        if any(words in message for words in _MISCONFIGURED):
-            raise SinkHalted(f"{address} answered {answer}; check the options database and retention_policy")
         if answer.status not in (400, 422) or "partial write" not in message:
             return None
         refused = self._refused(message, listed, encoded)
         if refused is None:
             raise SinkRefused(f"{address} stored a part of the batch: {answer}")
         return Outcome(refused)
+
+    def checked(self, answer: Answer, address: str) -> str:
+        if answer.status == 204:
+            return "it accepts the login, and writes to this database"
+        _refuse_misconfigured(answer, _error_of(answer)[0], address)
+        if answer.is_success:
+            raise SinkUnreachable(f"{address} did not answer 204, as InfluxDB does after a write: {answer}")
+        error = rejected(answer, address)
+        if isinstance(error, SinkRefused):  # some versions refuse an empty write, but only after the login
+            return f"it answered an empty write with {answer}"
+        raise error
 
     def _refused(self, message: str, listed: Any, encoded: Encoded) -> tuple[Item, ...] | None:
         """Return the items that a partial write rejected; None if the answer does not name all of them."""
@@ -177,6 +195,11 @@ _UNPARSABLE = re.compile(r"unable to parse '(.*?)': ([^\n]*?)(?= dropped=\d|\n|$
 _DROPPED = re.compile(r"dropped=(\d+)")
 _MOST_LISTED = 100
 """Some versions name no more lines than this."""
+
+
+def _refuse_misconfigured(answer: Answer, message: str, address: str) -> None:
+    if not answer.is_success and any(words in message for words in _MISCONFIGURED):
+        raise SinkHalted(f"{address} answered {answer}; check the options database and retention_policy")
 
 
 def _error_of(answer: Answer) -> tuple[str, Any]:

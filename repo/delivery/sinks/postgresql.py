@@ -10,6 +10,7 @@ The connection must keep its session between transactions: behind PgBouncer, use
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,21 @@ _MOVE_POSITION = """
     UPDATE positions SET token = %s, updated_at = now() WHERE store_id = %s AND epoch = %s AND sink = %s AND token = %s
 """
 _MAY_USE = "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %s"
+_LACKING_RIGHTS = """
+    SELECT format(
+        'GRANT %%s ON %%I.%%I TO %%I', string_agg(needed, ', ' ORDER BY needed), %(schema)s::text, name, current_user
+    )
+    FROM unnest(%(tables)s::text[], %(rights)s::text[]) AS one (name, needed)
+    WHERE NOT has_table_privilege(format('%%I.%%I', %(schema)s::text, name), needed) GROUP BY name ORDER BY name
+"""
+_RIGHTS = [
+    *(
+        (table, right)
+        for table in ("points", "positions", "records")
+        for right in ("SELECT", "INSERT", "UPDATE")
+    ),
+    (HUB_VERSION_TABLE, "SELECT"),
+]
 _HELD = "SELECT token FROM positions WHERE store_id = %s AND epoch = %s AND sink = %s"
 _RANGES = "SELECT epoch, ranges FROM positions WHERE store_id = %s AND sink = %s ORDER BY epoch"
 _COUNT = """
@@ -95,6 +111,15 @@ _NO_ANSWER = (
 )  # fmt: skip
 """Words of failures to connect that may pass by themselves. libpq gives no SQLSTATE for them."""
 
+_REMEDIES = (
+    ("password authentication failed", "check the user and the password of the sink"),
+    ("no password supplied", "the sink needs the secret `password`"),
+    ('role "', "check the user of the sink"),
+    ('database "', "create the database, or add the sink with another URL"),
+    ("pg_hba.conf", "the server must allow this host, user and database in that file"),
+)
+"""What mends a failure to connect, by words of its message."""
+
 _MERGED_BATCHES = 20
 """After a batch that has a point of before, so many more are merged. Adding alone takes PostgreSQL two thirds of the
 time, but must be repeated if a point is there already."""
@@ -104,6 +129,7 @@ _1970 = date(1970, 1, 1)
 _FIRST_DAY, _LAST_DAY = (date(2000, 1, 1) - _1970).days, (date(2100, 1, 1) - _1970).days
 """The days that have a partition of their month."""
 
+_PREFIX = re.compile(r"(connection failed: )?(connection to server .*? failed: )?(FATAL: +)?")
 _OLDEST = 140_000
 _PING_S = 2
 _FETCHED = 20_000
@@ -316,8 +342,10 @@ class PostgresqlSink:
             key: self._parameters[key] for key in ("host", "hostaddr", "port") if key in self._parameters
         }
         conninfo = self._psycopg.conninfo.make_conninfo(**asked, connect_timeout=_PING_S)
-        answers = pq.PGconn.ping(conninfo.encode()) == pq.Ping.OK
-        return SinkHalted(message) if answers else SinkUnreachable(message)
+        if pq.PGconn.ping(conninfo.encode()) != pq.Ping.OK:
+            return SinkUnreachable(message)
+        remedy = next((remedy for words, remedy in _REMEDIES if words in said), "")
+        return SinkHalted(f"{message}; {remedy}" if remedy else message)
 
     def _check_tables(self) -> None:
         """Create or upgrade the tables if necessary and allowed; raises `SinkHalted` if they cannot be used."""
@@ -329,8 +357,10 @@ class PostgresqlSink:
                 f"{self._place}: the role may not use the schema {self._schema!r}; {self._how()}"
             )
         missing = self._missing()
-        if not missing and self._revision() == HUB_HEAD:
-            return
+        if not missing:
+            self._check_rights()
+            if self._revision() == HUB_HEAD:
+                return
         if missing and len(missing) < len(_TABLES):
             raise SinkHalted(
                 f"{self._place}: the schema {self._schema!r} has no table {missing[0]}, but others of a hub; restore "
@@ -351,6 +381,16 @@ class PostgresqlSink:
             raise SinkHalted(
                 f"{self._place}: the tables were made by a newer version of this program; update the package here"
             ) from error
+
+    def _check_rights(self) -> None:
+        tables, rights = zip(*_RIGHTS, strict=True)
+        given = {"schema": self._schema, "tables": list(tables), "rights": list(rights)}
+        grants = [grant for (grant,) in self._connection.execute(_LACKING_RIGHTS, given)]
+        if grants:
+            raise SinkHalted(
+                f"{self._place}: the role may not do all that a delivery needs; the owner of the tables grants it: "
+                + "; ".join(grants)
+            )
 
     def _lacks(self, missing: Sequence[str]) -> str:
         return "has no tables of a hub" if missing else "has tables of an older version"
@@ -455,5 +495,6 @@ def _record_columns(records: Sequence[RecordItem]) -> Columns:
 
 
 def _line(error: BaseException) -> str:
+    """Return the first line of a message, without what `_place` says."""
     lines = str(error).strip().splitlines()
-    return lines[0].removeprefix("connection failed: ") if lines else type(error).__name__
+    return _PREFIX.sub("", lines[0]) if lines else type(error).__name__
