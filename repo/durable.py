@@ -72,8 +72,8 @@ def atomic_write(path: Path) -> Iterator[int]:
     a killed process is reused. Raises `StoreBusy` while another process writes the same file, `InvalidFile` if `path`
     is not a regular file.
     """
+    _check_replaceable(path)  # also a path without a name, such as "."
     part = path.with_name(f".{path.name}.part")
-    _check_replaceable(path)
     descriptor = _opened(part, path)
     try:
         yield descriptor

@@ -329,6 +329,7 @@ def test_refused_items_are_listed_sent_again_exported_and_dropped(
         2,
         3,
     ]
+    assert "is not a regular file" in site("quarantine", "export", ".", code=1).stderr
     assert site.json("quarantine", "retry", 1, 3) == {"points": 1, "records": 1, "replaced": 0}
     assert site.json("status")["records_pending"] == 2
     assert [one["retry"] for one in site.json("quarantine", "list")] == [True, False]
