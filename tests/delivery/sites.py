@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import signal
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -92,8 +93,8 @@ class Site(ABC):
         """Make the server itself fail for a moment, without losing what it has confirmed."""
         raise NotImplementedError
 
-    def trouble(self, rng: random.Random) -> None:
-        """Break the link in one of several ways."""
+    def trouble(self, rng: random.Random) -> bool:
+        """Break the link in one of several ways, or make it slower; returns whether it was broken."""
         assert self.proxy is not None
         kind = rng.randrange(6)
         if kind == 0:
@@ -113,6 +114,7 @@ class Site(ABC):
             self.proxy.mend()
         else:
             self.proxy.delay_s = rng.choice((0.0, 0.001, 0.005))
+        return kind < 5
 
 
 class LinesSite(Site):
@@ -275,6 +277,10 @@ class PostgresqlSite(Site):
         [(count,)] = self.server.ask(f"SELECT sum(points)::bigint FROM {self.schema}.positions")
         return int(count)
 
+    def outage(self) -> None:
+        self.server.stop(signal.SIGQUIT)  # as in a crash
+        self.server.start()
+
     def records(self) -> dict[str, Any]:
         return dict(self.server.ask(f"SELECT record_id, data FROM {self.schema}.records"))
 
@@ -285,7 +291,7 @@ class HoldfastSite(Site):
     exact = takes_records = True
 
     def __init__(self, store: Store, receiver: Receiver, proxy: Proxy) -> None:
-        self.proxy, self.store = proxy, store
+        self.proxy, self.store, self.receiver = proxy, store, receiver
         self.target = f"http+holdfast://127.0.0.1:{proxy.port}"
         self.options = {"timeout_s": 5}
 
@@ -294,6 +300,10 @@ class HoldfastSite(Site):
 
     def count(self) -> int:
         return sum(position.points for position in self.store.receiving.positions())
+
+    def outage(self) -> None:
+        self.receiver.stop()
+        self.receiver = Receiver(self.store, port=self.receiver.port).start()
 
     def records(self) -> dict[str, Any]:
         return {record["record_id"]: record["data"] for record in self.store.records.pending(limit=100_000)}
@@ -368,8 +378,10 @@ def started(
                 yield PostgresqlSite(hub, enter(Proxy(hub.port)))
             case "holdfast":
                 store = enter(Store(folder / "there", Settings(engine="sqlite", background=False)))
-                receiver = enter(Receiver(store))
-                yield HoldfastSite(store, receiver, enter(Proxy(receiver.port)))
+                receiver = Receiver(store).start()
+                there = HoldfastSite(store, receiver, enter(Proxy(receiver.port)))
+                stack.callback(lambda: there.receiver.stop())
+                yield there
             case _:
                 yield FolderSite(folder)
 

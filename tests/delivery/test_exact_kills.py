@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
-from benchmarks.servers import free_port
+from benchmarks.servers import binary, free_port
 from repo import Settings, Store, reconcile
 from tests.delivery.servers.postgresql import PASSWORD, PostgresqlServer
 
@@ -61,6 +62,17 @@ def finished(place: Path, url: str) -> str:
     return started("finish", str(place), url, "{}", "0").communicate()[0].strip()
 
 
+def read_by_psql(server: PostgresqlServer, query: str) -> list[list[str]]:
+    done = subprocess.run(
+        [binary("psql") or "psql", server.url, "-U", "admin", "-AtF,", "-c", query],
+        env={**os.environ, "PGPASSWORD": PASSWORD},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return [line.split(",") for line in done.stdout.splitlines()]
+
+
 def points(place: Path, fields: str = FIELDS) -> list[tuple[Any, ...]]:
     with Store(place, Settings(engine="sqlite", background=False)) as store:
         rows = store.sql(
@@ -84,10 +96,12 @@ def test_a_hub_of_20_stores_has_exact_totals(
             for life in range(3)
             for place in places
         ]
+        crashes = 0
         while not all(life.done() for life in lives):
             time.sleep(5)
             postgresql.stop(signal.SIGQUIT)  # as in a crash, with batches on their way
             postgresql.start()
+            crashes += 1
         for life in lives:
             life.result()
         assert {each.result() for each in [pool.submit(finished, p, postgresql.url) for p in places]} == {
@@ -106,8 +120,11 @@ def test_a_hub_of_20_stores_has_exact_totals(
         assert found == points(place, f"{FIELDS}, seq")
         assert len(found) > 100
         totals[store_id] = len(found)
-    by_store = postgresql.ask("SELECT store_id, count(*) FROM killed.points GROUP BY 1")
-    assert {store_id.hex: count for store_id, count in by_store} == totals
+    print(
+        f"{SITES} stores, {len(lives)} kills, {crashes} crashes of the server, {sum(totals.values()):,} points"
+    )
+    by_store = read_by_psql(postgresql, "SELECT store_id, count(*) FROM killed.points GROUP BY 1")
+    assert {UUID(store_id).hex: int(count) for store_id, count in by_store} == totals
 
 
 def test_a_receiving_store_equals_the_site_though_both_are_killed(tmp_path: Path) -> None:
