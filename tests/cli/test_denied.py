@@ -79,11 +79,14 @@ READABLE = {"the folder and its files are not to be written"}
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that every user may enter, as those of pytest are not, with migrations that every user may read.
 
-    The other user may be shut out of the checkout, too, as below the home of root.
+    The other user may be shut out of the checkout, too, as below the home of root. Readers write temporary files,
+    so `TMPDIR` becomes a folder that every user may write.
     """
     folders = [Path(folder).resolve() for folder in (tempfile.gettempdir(), "/tmp", "/var/tmp")]
-    open_to_all = [one for one in folders if all(each.stat().st_mode & 0o001 for each in (one, *one.parents))]
-    monkeypatch.setenv("TMPDIR", str(open_to_all[0]))
+    writable_by_all = [one for one in folders if _is_writable_by_all(one)]
+    if not writable_by_all:
+        pytest.skip(f"no temporary folder here can be written by every user: {', '.join(map(str, folders))}")
+    monkeypatch.setenv("TMPDIR", str(writable_by_all[0]))
     monkeypatch.setattr(tempfile, "tempdir", None)
     mask = os.umask(0o022)
     top = Path(tempfile.mkdtemp(prefix="holdfast-test-"))
@@ -98,6 +101,12 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     os.umask(mask)
     subprocess.run(["chmod", "-R", "u+rwX", top], check=False)
     shutil.rmtree(top)
+
+
+def _is_writable_by_all(folder: Path) -> bool:
+    if not folder.is_dir() or not folder.stat().st_mode & 0o002:
+        return False
+    return all(each.stat().st_mode & 0o001 for each in (folder, *folder.parents))
 
 
 @contextmanager
