@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -176,12 +176,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     item.stash[_begun_s] = time.process_time()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Add the CPU time that the test took, which other processes do not change much."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the CPU time that the test took, which other processes do not change much, and escape lone surrogates.
+
+    Logged names of files may have them, and pytest-xdist ends a process whose report it cannot encode.
+    """
     if call.when == "teardown":
         took_s = time.process_time() - item.stash.get(_begun_s, time.process_time())
         item.user_properties.append(("cpu_s", took_s))
+    report = yield
+    report.sections = [
+        (title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections
+    ]
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

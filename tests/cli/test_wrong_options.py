@@ -101,7 +101,7 @@ def tracebacks(engine: str, folder: Path, tries: Callable[[], list[str]]) -> lis
         result = CliRunner().invoke(holdfast, ["--store", "store", *line] if line[0] != "--store" else line)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             shown = " ".join(word[:30] for word in line)
-            found.append(f"{shown!r}: {type(result.exception).__name__}: {str(result.exception)[:90]}")
+            found.append(f"{shown!r}: {type(result.exception).__name__}: {str(result.exception)[:90]!a}")
     return found
 
 
