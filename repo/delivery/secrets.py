@@ -52,8 +52,9 @@ class Secret:
                 content = file.read(_MOST_BYTES + 1)
             text = content.decode()
         except OSError as error:
-            raise SinkHalted(
-                f"{path}, which holds the {self._name}, cannot be read: {error.strerror or error}", path=path
+            raise SinkHalted(  # absolute, because a service has another working directory than the shell
+                f"{path.absolute()}, which holds the {self._name}, cannot be read: {error.strerror or error}",
+                path=path,
             ) from error
         except ValueError as error:  # also a zero byte in the path
             raise SinkHalted(f"{path}, which holds the {self._name}, is not UTF-8", path=path) from error

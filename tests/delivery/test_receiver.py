@@ -140,7 +140,10 @@ def test_a_token_belongs_to_the_first_store_that_uses_it(store: Store) -> None:
         for token, words in ((None, "bearer token"), ("no such token at all", "bearer token")):
             with pytest.raises(SinkHalted, match=words):
                 made(token).open(second.store_id, 1)
-        with pytest.raises(SinkHalted, match="403 Forbidden: this token belongs to another store"):
+        with pytest.raises(
+            SinkHalted,
+            match=r"403 Forbidden: this token belongs to another store; give each store a token of its own$",
+        ):
             made(TOKEN).open(second.store_id, 1)
         large = bytes(9_000_000)  # is not read before the token is checked
         assert request(receiver, first.points(numbers(1)), large, Authorization="Bearer no such token") == 401

@@ -131,6 +131,7 @@ def test_a_secret_that_cannot_be_read_halts_and_says_what_to_do(
         f"file:{tmp_path}/empty": "not empty",
         f"file:{tmp_path}/large": "larger than",
         "file:a\0b": "cannot be read|not UTF-8",
+        "file:none": f"{Path.cwd()}/none, which holds the token",
     }
     for reference, words in cases.items():
         with pytest.raises(SinkHalted, match=words) as raised:

@@ -136,6 +136,8 @@ class HoldfastSink:
                 raise forked(address)
             case 413:
                 raise SinkRefused(f"{address} answered {answer}")
+            case 401 | 403 if is_receiver:  # it says what to check
+                raise SinkHalted(f"{address} answered {answer}")
             case 400 | 409 | 415 | 422:  # it never refuses what a batch contains in this way
                 raise SinkHalted(f"{address} answered {answer}")
             case _:
