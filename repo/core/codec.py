@@ -50,6 +50,8 @@ _SUMMED = struct.Struct("<IIi")
 _ONE_ROW = struct.Struct("<qd")
 _SUMMED_FROM = 8
 _BODY_FROM = _HEAD.size
+_WITHOUT_TEXTS = b"]]]"
+"""The end of a names part without texts and metadata."""
 _encode_names = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -78,12 +80,9 @@ def pack_point(point: CheckedPoint) -> bytes:
         names = _one_series_names(sensor_id, metric_name, kind)
     else:
         names = _names_of(point.batch())
-    return _block(
-        _ONE_QUALITY | _ONE_SERIES,
-        _SUMMED.pack(1, len(names), quality),
-        names,
-        _ONE_ROW.pack(timestamp_us, value),
-    )
+    # Like `_block`, without a list of parts: this is a part of the cost of each single insert.
+    summed = _SUMMED.pack(1, len(names), quality) + names + _ONE_ROW.pack(timestamp_us, value)
+    return _UNSUMMED.pack(_MAGIC, _ONE_QUALITY | _ONE_SERIES, crc32(summed)) + summed
 
 
 def _block(flags: int, *parts: bytes) -> bytes:
@@ -124,7 +123,15 @@ def _unpack_block(view: memoryview) -> tuple[int, Batch]:
     if len(view) < size or crc32(view[_SUMMED_FROM:size]) != checksum:
         raise StoreCorrupt("the checksum of a block of journal points does not match its bytes")
     position = _BODY_FROM + names_bytes
-    names = json.loads(bytes(view[_BODY_FROM:position]))
+    names = bytes(view[_BODY_FROM:position])
+    if one_series and one_quality and rows == 1 and names.endswith(_WITHOUT_TEXTS):
+        # A single insert wrote it, so there may be thousands of them.
+        pair, kind = _one_series(names)
+        us, value = _ONE_ROW.unpack_from(view, position)
+        one = array("I", (0,)), array("q", (us,)), array("d", (value,))
+        return size, Batch([pair], [kind], *one, {}, quality, {})
+    series, *by_row = json.loads(names)
+    texts, metadata = by_row or ({}, {})
 
     def take(typecode: str) -> array[int]:
         nonlocal position
@@ -140,10 +147,9 @@ def _unpack_block(view: memoryview) -> tuple[int, Batch]:
     values: array[float] = take("d")  # type: ignore[assignment]
     codes = array("I", bytes(4 * rows)) if one_series else take("I")
     qualities = quality if one_quality else take("i")
-    texts, metadata = (names[1], names[2]) if len(names) > 1 else ({}, {})
     return size, Batch(
-        series=[(sensor, metric) for sensor, metric, _ in names[0]],
-        kinds=[kind for _, _, kind in names[0]],
+        series=[(sensor, metric) for sensor, metric, _ in series],
+        kinds=[kind for _, _, kind in series],
         codes=codes,
         timestamps_us=timestamps_us,
         values=values,
@@ -151,6 +157,13 @@ def _unpack_block(view: memoryview) -> tuple[int, Batch]:
         qualities=qualities,
         metadata={int(row): text for row, text in metadata.items()},
     )
+
+
+@lru_cache(maxsize=1024)
+def _one_series(names: bytes) -> tuple[tuple[str, str], str | None]:
+    """Read a names part for one series. Cached, because it is most of the work of reading a single point."""
+    [[(sensor, metric, kind)]] = json.loads(names)
+    return (sensor, metric), kind
 
 
 def _to_bytes(column: array[int] | array[float]) -> bytes:

@@ -289,9 +289,10 @@ class Flusher:
         """
         entries: list[Entry] = []
         points = size = 0
+        most = self._most_points()
         with self._metadata.read() as connection:
             for entry in JournalRepository(connection).after(self.watermark, seq):
-                full = points + entry.seqs > self._most_points() or size + len(entry.payload) > BATCH_BYTES
+                full = points + entry.seqs > most or size + len(entry.payload) > BATCH_BYTES
                 if entries and full:
                     entries = in_whole_row_groups(entries)
                     break

@@ -45,7 +45,9 @@ class Incoming:
         """Append a batch whose seqs are consecutive."""
         mine, before, rows = self.batch, len(self), len(batch)
         codes = [self._code_of(pair) for pair in batch.series]
-        if codes == list(range(len(codes))):
+        if rows == 1:
+            mine.codes.append(codes[batch.codes[0]])
+        elif codes == list(range(len(codes))):
             mine.codes.extend(batch.codes)
         else:
             mine.codes.extend(map(codes.__getitem__, batch.codes))
@@ -56,9 +58,14 @@ class Incoming:
             mine.qualities.extend(_each(batch.qualities, rows))
         mine.timestamps_us.extend(batch.timestamps_us)
         mine.values.extend(batch.values)
-        mine.texts.update((before + row, text) for row, text in batch.texts.items())
-        mine.metadata.update((before + row, text) for row, text in batch.metadata.items())
-        self.seqs.extend(range(first_seq, first_seq + rows))
+        if batch.texts:
+            mine.texts.update((before + row, text) for row, text in batch.texts.items())
+        if batch.metadata:
+            mine.metadata.update((before + row, text) for row, text in batch.metadata.items())
+        if rows == 1:
+            self.seqs.append(first_seq)
+        else:
+            self.seqs.extend(range(first_seq, first_seq + rows))
 
     def netted(self, *, keep: bool) -> Incoming:
         """Return the points without all but one of each identity: the last one that changes anything.

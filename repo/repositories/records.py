@@ -42,6 +42,10 @@ DAY_US = 86_400_000_000
 _ROW_BYTES = 64
 """The bytes that a record takes besides its texts, including its index entries."""
 
+_encode = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=json_plain
+).encode
+
 # SQL text for the driver: every message runs these statements, and building them each time costs as much as a durable
 # commit.
 _INSERT = (
@@ -362,9 +366,7 @@ def data_text(data: Mapping[str, Any]) -> str:
     if not isinstance(data, Mapping):
         raise InvalidRecord(f"data: expected a mapping, not {type(data).__name__}")
     try:
-        text = json.dumps(
-            data, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=json_plain
-        )
+        text = _encode(data)
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRecord(f"data: cannot be written as JSON: {error}") from error
