@@ -67,6 +67,13 @@ _COMMANDS = {
 _ALIASES = {"recover": "import"}
 """Aliases, which the list of commands omits."""
 
+_MEANT = {
+    **dict.fromkeys(("check", "doctor", "fsck", "health", "verify"), "status --check"),
+    **dict.fromkeys(("deliver", "flush", "push", "send", "sync"), "drain"),
+    **dict.fromkeys(("delete", "prune", "vacuum"), "cleanup"),
+}
+"""What may be meant by commands of other programs. It is suggested, not accepted."""
+
 
 class _Commands(click.Group):
     """Imports a command when it is called, and turns errors into messages and exit codes."""
@@ -95,7 +102,9 @@ class _Commands(click.Group):
                 f"{name!r} is a path, not a command; write the command first: holdfast status {quote(name)}"
             )
         else:
-            reason = f"there is no command {name!r}; {suggestion(name, [*_COMMANDS, *_ALIASES])}"
+            meant = _MEANT.get(name)
+            hint = f"did you mean {meant!r}?" if meant else suggestion(name, [*_COMMANDS, *_ALIASES])
+            reason = f"there is no command {name!r}; {hint}"
         raise click.UsageError(reason, context)
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> Any:  # type: ignore[override]
