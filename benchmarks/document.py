@@ -271,7 +271,8 @@ def _deliveries(results: _Results) -> str:
     for key in dict.fromkeys(figure.key for figure in results.main if figure.key.startswith("deliver-")):
         figures = {figure.peer: figure for figure in results.main if figure.key == key}
         one, loader = next(iter(figures.values())), figures.get(f"{key}-loader")
-        if "added_mb" in one.details:
+        if "with_engine_mb" in one.details:
+            own_mb = one.details.get("own_mb")
             rows.append(
                 (
                     results.target(one).what,
@@ -279,10 +280,19 @@ def _deliveries(results: _Results) -> str:
                     f"{one.sides[0].median:,.0f}",
                     "-" if loader is None else f"{_number(loader.median)} × ({loader.sides[1].name})",
                     _cell(results, figures.get("tuned-sqlite")),
-                    f"+{one.details['added_mb']:.0f} MB",
+                    "-" if own_mb is None else f"+{own_mb:.0f} MB",
+                    f"+{one.details['with_engine_mb']:.0f} MB",
                 )
             )
-    heads = ("", "points", "points/s", "of its own loader", "of reading rows from SQLite", "memory")
+    heads = (
+        "",
+        "points",
+        "points/s",
+        "of its own loader",
+        "of reading rows from SQLite",
+        "memory",
+        "with DuckDB's",
+    )
     return _table(heads, rows) if rows else "Not measured yet."
 
 

@@ -96,13 +96,19 @@ def _contest(
 
     def judge(samples: dict[str, Samples]) -> list[Figure]:
         peers = {_ROWS: TunedSQLite.key} | ({loader: f"{key}-loader"} if load else {})
-        points, added_mb = min(run.points for run in runs), max(run.added_mb for run in runs)
+        points, own_mb = min(run.points for run in runs), max(run.own_mb for run in runs)
+        both_mb = max(run.with_engine_mb for run in runs)
         part = "" if points == held.points else f" of {held.points:,}"
-        note = f"{points:,}{part} points, {len(held.series)} series; +{added_mb:.0f} MB at the peak"
+        memory = f"+{own_mb:.0f} MB at the peak, +{both_mb:.0f} MB with DuckDB's"
+        note = f"{points:,}{part} points, {len(held.series)} series; {memory}"
         figures = []
         for name, peer_key in peers.items():
             figure = ratio(key, samples, PRODUCT, name, "points/s", note, peer_key)
-            figure.details = {"points": points, "added_mb": round(added_mb, 1)}
+            figure.details = {
+                "points": points,
+                "own_mb": round(own_mb, 1),
+                "with_engine_mb": round(both_mb, 1),
+            }
             figures.append(figure)
         return figures
 
