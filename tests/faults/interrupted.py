@@ -52,6 +52,10 @@ HANG_S = 300.0
 
 LONGEST_TIMER_S = 0.03
 
+FLUSHED_OPERATIONS = 20
+"""Another writer flushes after so many of its operations. On a busy machine, it would otherwise be ahead of all flushes
+by so much that a call that flushes takes longer than `HANG_S`."""
+
 _TRACED = ("journal COMMIT", "WAL checkpoint", "before CHECKPOINT", "CHECKPOINT")
 
 
@@ -416,6 +420,8 @@ class _Running:
                         perform(self._store, act)
                     expected.state.apply(act)
                     expected.next_index += 1
+                    if expected.next_index % FLUSHED_OPERATIONS == 0:
+                        self._store.flush()
                 time.sleep(rng.random() * 0.004)
         except BaseException as error:  # noqa: BLE001  KeyboardInterrupt above all
             traceback.print_exc()

@@ -25,7 +25,7 @@ from random import Random
 
 from repo.schema.version import HEAD
 from tests.faults.child import Census, Counted
-from tests.faults.interrupted import RANDOM, Beside, Program
+from tests.faults.interrupted import HANG_S, RANDOM, Beside, Program
 from tests.faults.judge import Expected, judge
 from tests.faults.kills import settings_of
 from tests.faults.nursery import Nursery
@@ -116,7 +116,7 @@ class Soak:
         child = self._nursery.start(program, folder / "program.request")
         beside = None
         try:
-            if child.wait_for("READY", "PROBLEM", "ERROR", timeout_s=60.0) is not None and program.beside:
+            if child.wait_for("READY", "PROBLEM", "ERROR", timeout_s=HANG_S) is not None and program.beside:
                 asked = Beside(program.folder, program.seed, program.settings)
                 beside = self._nursery.start(asked, folder / "beside.request")
             child.wait_for("DONE", "PROBLEM", "ERROR", timeout_s=PROGRAM_S)
@@ -143,7 +143,7 @@ class Soak:
         """Count in another process, after the program has ended."""
         expected: dict[int, Expected] = pickle.loads(program.folder.with_suffix(".expected").read_bytes())
         child = self._nursery.start(Census(program.folder, checkpoint=True), folder / "census.request")
-        answer = child.read_all(timeout_s=60.0)
+        answer = child.read_all(timeout_s=HANG_S)
         errors = child.errors.read_text()
         if not answer or errors:
             return f"the count afterwards failed or complained: {errors[-3000:]}"
