@@ -41,6 +41,18 @@ def test_a_changed_figure_changes_the_page(stored: Any) -> None:
     assert pages(changed)[PAGES[0]] != PAGES[0].read_text(encoding="utf-8")
 
 
+def test_a_target_that_is_met_leaves_the_table_of_missed_ones(stored: Any) -> None:
+    def missed(results: Any) -> str:
+        return pages(results)[PAGES[0]].split("<!-- figures: missed -->\n")[1].split("<!--")[0]
+
+    assert "| 1-minute averages of all series over 24 h | " in missed(stored)
+    better = json.loads(json.dumps(stored))
+    for figure in better["figures"]:
+        if figure["key"] == "buckets-all":
+            figure["values"] = [value * 2 for value in figure["values"]]
+    assert "1-minute averages of all series" not in missed(better)
+
+
 def test_the_results_name_no_folder_and_no_host(stored: Any) -> None:
     text = json.dumps(stored)
     assert os.uname().nodename not in text
