@@ -20,6 +20,8 @@ from pathlib import Path
 
 from repo import disk
 from repo.core import background, compaction
+from repo.delivery.forwarder import Backoff, Forwarder
+from repo.delivery.reconcile import reconcile
 from repo.engines.registry import ENGINES
 from repo.errors import HoldfastError, StoreFull
 from repo.files import RESERVE_FILE
@@ -235,6 +237,27 @@ def delete_on_a_full_disk(folder: Path, engine: str, notes: Notes) -> None:
         notes.read.append(reserve.stat().st_size >= store.status().bytes_by_file[reserve.name] > 500_000)
 
 
+def deliver_on_a_full_disk(folder: Path, engine: str, notes: Notes, stick: Path) -> None:
+    """Fill the disk to the last byte while a backlog is delivered to another disk, and make room after a while."""
+    stick.mkdir()
+    (stick / "holdfast-folder.json").touch()
+    with Store(folder / "store", Settings(engine=engine, background=False)) as store:  # type: ignore[arg-type]
+        store.points.insert_many([("A", "m", float(at), float(at)) for at in range(OLD_POINTS)])
+        store.sinks.add("stick", stick.as_uri(), start="beginning")
+        forwarder = Forwarder(
+            store, "stick", batch_points=100, backoff=Backoff(first_s=0.001, longest_s=0.001)
+        )
+        for number in range(60):
+            if number == 3:
+                _fill_up(folder)
+            step = forwarder.step()["stick"]
+            notes.while_full.append("ok" if step.error is None else type(step.error).__name__)
+        (folder / "rest").unlink()
+        drained = forwarder.drain()["stick"]
+        notes.read.append(drained.is_empty)
+        notes.dropped += [store.sinks.show("stick").sent_points, reconcile(store, "stick").missing]
+
+
 def _fill_up(folder: Path) -> None:
     with (folder / "rest").open("ab", buffering=0) as rest:
         while free := shutil.disk_usage(folder).free:
@@ -306,6 +329,8 @@ def main(act: str, folder: Path, engine: str, path: Path) -> None:
             compact_on_a_full_disk(folder, notes)
         case "delete":
             delete_on_a_full_disk(folder, engine, notes)
+        case "deliver":
+            deliver_on_a_full_disk(folder, engine, notes, path.with_name("stick"))
         case "upgrade":
             upgrade_on_a_full_disk(folder, notes, path.with_name("legacy"))
         case "count":

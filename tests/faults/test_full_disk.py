@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from repo.schema.version import HEAD
-from tests.faults.full_disk import SEED, Notes
+from tests.faults.full_disk import OLD_POINTS, SEED, Notes
 from tests.faults.judge import Expected, judge
 from tests.migrations.legacy_store import make_legacy_store
 
@@ -114,6 +114,15 @@ def test_points_and_records_are_deleted_with_no_byte_free(engine: str, tmp_path:
     notes = _play(["delete"], engine, tmp_path, "size=24m")
     assert notes.dropped == [16_000, 16_000, 120, 16_120, 8_000, 24_120]
     assert notes.read == [True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
+def test_a_delivery_waits_on_a_full_disk_and_each_point_arrives_once(engine: str, tmp_path: Path) -> None:
+    notes = _play(["deliver"], engine, tmp_path, "size=24m")
+    assert set(notes.while_full) == {"ok", "StoreFull"}
+    assert notes.read == [True], "all is delivered once there is room"
+    assert notes.dropped == [OLD_POINTS, 0]
 
 
 @pytest.mark.duckdb
