@@ -16,6 +16,7 @@ from repo import Settings, Store
 from repo.repositories.attempts import Attempt
 from repo.repositories.quarantine import Quarantined
 from tests.cli.conftest import Command, MakeOnce
+from tests.delivery.servers.scripted import Reply, Scripted
 from tests.starter import PipedProcess
 
 T0 = 1_714_521_600
@@ -264,6 +265,17 @@ def test_a_copy_that_delivers_is_noticed_and_goes_on_after_a_rekey(
     assert copy.json("drain")[0]["delivered"] == 11
     assert "nowhere" in site("sinks", "add", "far", f"file://{tmp_path}/nowhere", "--from", "now").stdout
     assert "unreachable" in site("sinks", "test", "far", code=1).stdout
+
+
+def test_a_test_of_a_sink_says_what_was_not_checked_and_a_wrong_login_where_it_can(site: Command) -> None:
+    with Scripted(lambda _: Reply(401, b"who is this?")) as server:
+        site("sinks", "add", "web", server.url, "--from", "now")
+        assert "ok: connected; it keeps no position" in (said := site("sinks", "test", "web").stdout)
+        assert "accepts the login and the path is known only after a delivery" in said
+        database = ("--option", "format=influx1", "--option", "database=site")
+        site("sinks", "add", "influx", server.url, "--from", "now", *database)
+        said = site("sinks", "test", "influx", code=3).stdout
+        assert re.search("influx: halted: .* answered 401 .*; check the token, or the user", said)
 
 
 def test_a_store_restored_from_a_copy_delivers_nothing_under_old_seqs_and_everything_after_a_rekey(

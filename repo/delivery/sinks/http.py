@@ -111,7 +111,7 @@ class HttpSink:
         also has need no login. A receiver of JSON may take anything for a batch, so it is sent nothing.
         """
         if not self._format.takes_empty:
-            return "its login and its path show only at the first delivery"
+            return "whether it accepts the login and the path is known only after a delivery"
         answer = self._connection.exchange("POST", self._target, self._packed(b""), self._headers)
         return self._format.checked(answer, self._connection.address)
 
