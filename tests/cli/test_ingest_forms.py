@@ -288,7 +288,7 @@ def test_the_format_can_be_given(on_duckdb: Command, tmp_path: Path) -> None:
             1,
             "is compressed Parquet; decompress it first",
         ),
-        ("a.ndjson", b'{"a":' * 30_000 + b"\n" + lines().encode(), 3, "is nested too deeply"),
+        ("a.ndjson", b'{"a":' * 100_000 + b"\n" + lines().encode(), 3, "is nested too deeply"),
     ],
     ids=lambda case: "" if isinstance(case, bytes) else None,
 )
