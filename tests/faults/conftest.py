@@ -11,15 +11,16 @@ import pytest
 
 from tests.faults.kills import Campaign
 from tests.faults.nursery import Nursery
+from tests.starter import Starter
 
 SOON = 2
 """Times that a step is reached in the kills that `make test` runs; the long campaigns go further."""
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def nursery(starter: Starter) -> Iterator[Nursery]:
     """One process that has imported the library and forks the children."""
-    with Nursery() as ready:
+    with Nursery(starter) as ready:
         yield ready
 
 

@@ -1,8 +1,9 @@
-"""The acts of the full-disk tests, run by processes on a tiny file system. Judges nothing.
+"""The acts of the full-disk tests, run by processes on a tiny disk. Judges nothing.
 
-    python -m tests.faults.full_disk "ACT ..." FOLDER ENGINE NOTES
+    python -m tests.faults.full_disk SIZE FOLDER ENGINE NOTES "ACT ..." ...
 
-An act writes its findings to NOTES, on another disk, before the process ends or is killed.
+Each "ACT ..." has a process of its own; all see the same disk, of SIZE, at FOLDER. An act writes its findings to NOTES,
+on another disk, before the process ends or is killed. Exits with `NO_TINY_DISK` where there can be none.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +32,8 @@ from repo.schema.version import HEAD
 from repo.settings import Settings
 from repo.store.store import Store
 from tests.faults.child import Census, Counted, perform, take_census
+from tests.faults.nursery import without_pandas
+from tests.faults.tiny_disk import mount_tiny_disk
 from tests.faults.workload import State, operation
 from tests.migrations.legacy_store import contents
 
@@ -37,6 +41,7 @@ SEED = "full disk"
 FILLER_BYTES = 6_000_000
 MOST_OPERATIONS = 5_000
 OLD_POINTS = 16_000
+NO_TINY_DISK = 77
 
 
 @dataclass(slots=True)
@@ -302,7 +307,7 @@ def _tried(act: Callable[[], object]) -> str:
     return "ok"
 
 
-def main(act: str, folder: Path, engine: str, path: Path) -> None:
+def act_out(act: str, folder: Path, engine: str, path: Path) -> None:
     """Run one act."""
     notes: Notes = pickle.loads(path.read_bytes()) if path.exists() else Notes()
     match act:
@@ -338,9 +343,33 @@ def main(act: str, folder: Path, engine: str, path: Path) -> None:
     notes.save(path)
 
 
+def main(size: str, folder: Path, engine: str, path: Path, processes: Sequence[str]) -> int:
+    """Mount the disk and run the processes one after another, until one fails."""
+    try:
+        mount_tiny_disk(folder, size)
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return NO_TINY_DISK
+    without_pandas()
+    for acts in processes:
+        child = os.fork()
+        if child == 0:
+            try:
+                for act in acts.split():
+                    act_out(act, folder, engine, path)
+            except BaseException:  # noqa: BLE001  the test reads it
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.waitstatus_to_exitcode(status) != (-signal.SIGKILL if "fill-and-die" in acts else 0):
+            return 1
+    return 0
+
+
 if __name__ == "__main__":
     # `-m` calls this module __main__; what is pickled must bear its name.
     from tests.faults import full_disk
 
-    for act in sys.argv[1].split():
-        full_disk.main(act, Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    size, folder, engine, path, *processes = sys.argv[1:]
+    sys.exit(full_disk.main(size, Path(folder), engine, Path(path), processes))

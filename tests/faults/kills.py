@@ -31,6 +31,7 @@ from tests.faults.judge import Expected, Verdict, judge
 from tests.faults.nursery import Child, Nursery
 from tests.faults.steps import COMPACTIONS, DUCKDB_ALONE, MOVES, MOVES_BESIDE, SHRINKS, STEPS, Place
 from tests.faults.workload import MOST_UNDER_WAY, State, operation
+from tests.starter import Starter
 
 __all__ = ["Campaign", "Chain", "Tally", "settings_of"]
 
@@ -240,7 +241,7 @@ class Campaign:
             return 1
         rare = ("move", "lease", "delete", "CHECKPOINT", "prune", "WAL checkpoint", "bulk", "compact")
         is_rare = any(word in place.name for word in rare)
-        return rng.randint(1, min(3, self.most_passed) if is_rare else self.most_passed)
+        return rng.randint(1, min(3, (self.most_passed + 1) // 2) if is_rare else self.most_passed)
 
     def _writers(self, chain: Chain, writers: Sequence[int]) -> dict[int, tuple[int, State]]:
         return {w: (chain.expected[w].next_index, chain.expected[w].state) for w in writers}
@@ -352,7 +353,7 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="holdfast-kills-"))
     started = time.monotonic()
     seen = 0
-    with Nursery() as nursery:
+    with Starter() as starter, Nursery(starter) as nursery:
         campaign = Campaign(nursery, root, chosen.seed, chosen.engine)
         campaign.sinks = chosen.sinks
         for done, step in enumerate(until_hit(campaign, chosen.hits, steps), 1):

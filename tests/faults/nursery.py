@@ -1,35 +1,32 @@
 """The nursery: a process that has imported the library and opened no file, and forks a child for each request.
 
-A child then costs milliseconds instead of a second, and forking is safe, with one thread and no open file.
-Manages processes and their pipes; knows nothing of what they do.
+A starter forks it, so it has everything imported; a child costs milliseconds instead of a second. Forking is safe, with
+one thread and no open file. Unlike the starter, it reaps a child only when it is asked to, so no process id is used
+again while a test may still kill it. Manages processes and their pipes; knows nothing of what they do.
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
-import gc
-import importlib.util
 import logging
 import os
 import pickle
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 import traceback
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tests.faults.child import Census, take_census
-from tests.starter import warm_up
+from tests.starter import Starter
 
-__all__ = ["Child", "Nursery"]
-
-ROOT = Path(__file__).resolve().parents[2]
+__all__ = ["Child", "Nursery", "without_pandas"]
 
 
 class Child:
@@ -97,16 +94,10 @@ class Child:
 class Nursery:
     """The side of the parent. Not thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, starter: Starter) -> None:
         self._door, theirs = socket.socketpair()
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.nursery", str(theirs.fileno())],
-            cwd=ROOT,
-            env=environment,
-            pass_fds=[theirs.fileno()],
-        )
-        theirs.close()
+        with theirs:
+            self._process = starter.start(["-m", "tests.faults.nursery"], streams=(theirs.fileno(), 1, 2))
 
     def start(self, asked: Any, request: Path) -> Child:
         """Fork a child that takes a census, or else runs what is `asked`; `request` is the file for the request.
@@ -129,13 +120,12 @@ class Nursery:
         self._process.wait(30)
 
 
-def _serve(door: socket.socket) -> None:
-    gc.disable()  # what is imported stays
-    for name in ("duckdb", "duckdb_engine", "repo.schema.runner"):
-        if importlib.util.find_spec(name) is not None:
-            importlib.import_module(name)
-    warm_up()
-    gc.enable()
+def _serve() -> None:
+    """Answer the other end of stdin, until it is closed."""
+    door = socket.socket(fileno=os.dup(0))
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    without_pandas()
     children: set[int] = set()
     while True:
         message, pipes, _, _ = socket.recv_fds(door, 4096, 1)
@@ -156,6 +146,17 @@ def _serve(door: socket.socket) -> None:
         children.add(child)
         os.close(pipes[0])
         door.sendall(b"%d" % child)
+
+
+class _NoPandas(MetaPathFinder):
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError("not needed here", name=name)
+
+
+def without_pandas() -> None:
+    """Have this process and its children find no pandas: PyArrow imports it for its first array, which takes 0.3 s."""
+    sys.meta_path.insert(0, _NoPandas())
 
 
 def _live(request: Path, pipe: int) -> None:
@@ -184,4 +185,4 @@ def _say(pipe: int, line: str) -> None:
 
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    _serve()

@@ -30,6 +30,7 @@ from tests.faults.judge import Expected, judge
 from tests.faults.kills import settings_of
 from tests.faults.nursery import Nursery
 from tests.faults.steps import DUCKDB_ALONE, MOVES, STEPS, Place
+from tests.starter import Starter
 
 __all__ = ["PLACES", "Soak", "places_of", "until_hit"]
 
@@ -190,7 +191,7 @@ def main() -> int:
         names = [name for name in names if name not in moves]
     root = Path(tempfile.mkdtemp(prefix="holdfast-soak-"))
     started = time.monotonic()
-    with Nursery() as nursery:
+    with Starter() as starter, Nursery(starter) as nursery:
         soak = Soak(nursery, root, chosen.seed, chosen.engine)
         reported = 0
         for _ in until_hit(soak, chosen.hits, names):

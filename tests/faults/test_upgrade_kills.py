@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.nursery import Nursery
-from tests.faults.upgrade_kills import MOMENTS, Fleet, UpgradeKills
+from tests.faults.upgrade_kills import MOMENTS, PROCESSES, Fleet, UpgradeKills
 from tests.migrations.legacy_store import add_pointers, make_legacy_store
 
 pytestmark = pytest.mark.duckdb
@@ -24,8 +24,8 @@ def kills(nursery: Nursery, folder: Path, seed: int, points: int, records: int) 
     return campaign
 
 
-def fleet(nursery: Nursery, folder: Path, seed: int, stores: int) -> Fleet:
-    rollout = Fleet(nursery, folder, seed)
+def fleet(nursery: Nursery, folder: Path, seed: int, stores: int, processes: int = PROCESSES) -> Fleet:
+    rollout = Fleet(nursery, folder, seed, processes)
     rollout.make(stores)
     rollout.upgrade()
     rollout.judge()
@@ -59,7 +59,7 @@ def test_a_hundred_kills_of_the_upgrade_of_a_large_store(nursery: Nursery, tmp_p
 def test_a_few_stores_are_upgraded_by_processes_that_are_killed(
     nursery: Nursery, tmp_path: Path, seed: int
 ) -> None:
-    assert fleet(nursery, tmp_path, seed, 4).failures == []
+    assert fleet(nursery, tmp_path, seed, 3, processes=2).failures == []
 
 
 @pytest.mark.slow

@@ -46,8 +46,9 @@ from tests.faults.upgrading import (
     reached,
 )
 from tests.migrations.legacy_store import Contents, add_pointers, contents, make_legacy_store, wrong_seqs
+from tests.starter import Starter
 
-__all__ = ["MOMENTS", "Fleet", "UpgradeKills"]
+__all__ = ["MOMENTS", "PROCESSES", "Fleet", "UpgradeKills"]
 
 MOMENTS = (
     BEGUN,
@@ -231,6 +232,7 @@ class Fleet:
     nursery: Nursery
     root: Path
     seed: int
+    processes: int = PROCESSES
     kills: int = 0
     made: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
@@ -266,7 +268,7 @@ class Fleet:
         left = dict.fromkeys(self._expected)
         numbers = iter(range(1_000_000))
         while left:
-            for slot in range(PROCESSES):
+            for slot in range(self.processes):
                 if slot not in children:
                     folders = list(left)
                     chance.shuffle(folders)
@@ -274,7 +276,7 @@ class Fleet:
                         Rollout(folders), self.root / f"{next(numbers)}.request"
                     )
             time.sleep(chance.expovariate(1 / 0.15))
-            slot = chance.randrange(PROCESSES)
+            slot = chance.randrange(self.processes)
             child = children.pop(slot)
             code = child.kill()
             self.kills += code == -9
@@ -322,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     root = Path(tempfile.mkdtemp(prefix="holdfast-upgrades-"))
     started = time.monotonic()
-    with Nursery() as nursery:
+    with Starter() as starter, Nursery(starter) as nursery:
         if chosen.what == "kills":
             made = make_legacy_store(root / "made", chosen.points, chosen.records)
             add_pointers(made, chosen.records)

@@ -22,7 +22,7 @@ from repo.engines.duckdb import driver as duckdb
 from repo.engines.sqlite import driver as sqlite
 from tests.assets.unpack import LEGACY, unpack
 from tests.migrations.legacy_store import make_legacy_store
-from tests.migrations.stores import POINTS
+from tests.migrations.stores import POINTS, without_settings
 from tests.starter import Starter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,23 +125,10 @@ def _logging_put_back() -> Iterator[None]:
 
 @pytest.fixture
 def alembic_process(starter: Starter) -> Alembic:
-    """Run `python -m alembic` from the project's root, or from another folder with its own modules."""
+    """Run `python -m alembic` from the project's root in a process of its own."""
 
-    def _run(
-        *arguments: str, cwd: Path = ROOT, ok: bool = True, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
-        if cwd == ROOT:
-            done = starter.run(["-m", "alembic", *arguments], env=clean | environment)
-        else:
-            done = subprocess.run(
-                [sys.executable, "-W", "error", "-m", "alembic", *arguments],
-                cwd=cwd,
-                env=clean | environment,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
+    def _run(*arguments: str, ok: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        done = starter.run(["-m", "alembic", *arguments], env=without_settings() | environment)
         assert (done.returncode == 0) is ok, done.stdout + done.stderr
         return done
 

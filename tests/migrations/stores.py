@@ -1,8 +1,10 @@
-"""Helpers for tests of whole stores: the command, and the contents of a folder."""
+"""Helpers for tests of whole stores: the commands, and the contents of a folder."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -43,6 +45,39 @@ def cli_process(starter: Starter, folder: Path, *arguments: str, code: int = 0, 
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout if "--json" in arguments else done.stdout + done.stderr
+
+
+def alembic_elsewhere(folder: Path, *commands: str) -> subprocess.CompletedProcess[str]:
+    """Run commands of Alembic, one after another, in a process in a folder that has its own modules.
+
+    After the output of each, stdout has a line `exit CODE`.
+    """
+    script = """
+import sys
+from alembic.config import main
+for command in sys.argv[1:]:
+    code = 0
+    try:
+        main(command.split(), "alembic")
+    except SystemExit as end:
+        code = end.code
+    except Exception as error:
+        code = type(error).__name__
+    print("exit", code, flush=True)
+"""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, *commands],
+        cwd=folder,
+        env=without_settings(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def without_settings() -> dict[str, str]:
+    """Return the environment without settings of Holdfast."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
 
 
 def versions(found: upgrade.Migration) -> list[tuple[str, str | None, str | None]]:

@@ -19,6 +19,7 @@ from repo.lease import Lease
 from repo.schema import runner
 from repo.schema.databases import find_targets
 from repo.schema.version import HEAD
+from tests.migrations.stores import alembic_elsewhere
 
 OpenEngine = Callable[[Path], Engine]
 Alembic = Callable[..., subprocess.CompletedProcess[str]]
@@ -146,7 +147,7 @@ def test_stamp_records_a_revision_in_both_databases_or_in_one_and_changes_nothin
 
 
 def test_a_checkout_works_in_any_folder_and_alembic_ini_can_name_the_databases(
-    tmp_path: Path, alembic: Alembic, alembic_process: Alembic
+    tmp_path: Path, alembic: Alembic
 ) -> None:
     root = tmp_path / "a b 100%"
     for folder in ("repo", "alembic"):
@@ -154,11 +155,11 @@ def test_a_checkout_works_in_any_folder_and_alembic_ini_can_name_the_databases(
     settings = (ROOT / "alembic.ini").read_text()
     named = f"[alembic]\npath = site\ntimeseries.url = sqlite:///{root}/t.sqlite\n"
     (root / "alembic.ini").write_text(settings.replace("[alembic]\n", named))
-    alembic_process("upgrade", "head", cwd=root)
+    shown = alembic_elsewhere(root, "upgrade head", "current", "check").stdout
+    assert shown.count("exit 0\n") == 3
     assert {"site", "t.sqlite"} <= set(os.listdir(root))
-    shown = alembic_process("current", cwd=root).stdout
     assert "metadata (site/offline_buffer.db):\n0004 (head)" in shown
-    assert "No new upgrade operations" in alembic_process("check", cwd=root).stdout
+    assert "No new upgrade operations" in shown
     elsewhere = ("-x", f"path={root / 'x y%'}", "-x", f"timeseries.url=duckdb:///{root / 'c%20d.duckdb'}")
     alembic(*elsewhere, "upgrade", "head")
     assert (root / "x y%" / "offline_buffer.db").exists()
@@ -208,7 +209,7 @@ def test_a_file_that_is_not_a_database_is_reported_in_one_line_with_an_error_cod
 
 
 def test_a_revision_that_fails_keeps_the_ones_before_it_and_leaves_no_log(
-    tmp_path: Path, alembic_process: Alembic
+    tmp_path: Path,
 ) -> None:
     for folder in ("repo", "alembic"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
@@ -217,14 +218,15 @@ def test_a_revision_that_fails_keeps_the_ones_before_it_and_leaves_no_log(
         f'"""Fails."""\nfrom alembic import op\nrevision, down_revision = "9998", "{HEAD}"\n'
         "def upgrade(database):\n    op.execute('DROP TABLE series')\n    op.execute('SELECT * FROM nowhere')\n"
     )
-    failed = alembic_process("upgrade", "head", cwd=tmp_path, ok=False)
-    assert "nowhere" in failed.stdout
+    failed = alembic_elsewhere(tmp_path, "upgrade head", "--raiseerr upgrade head")
+    first, _, raised = failed.stdout.partition("exit -1\n")
+    assert "nowhere" in first
     assert "Traceback" not in failed.stderr
+    assert raised.splitlines()[-1] == "exit CommandError"
     store = tmp_path / "data" / "buffer"
     assert not (store / "timeseries.duckdb.wal").exists()
     with duckdb.connect(store / "timeseries.duckdb", read_only=True) as columns:
         assert columns.execute("SELECT version_num FROM alembic_version").fetchall() == [(HEAD,)]
-    assert "Traceback" in alembic_process("--raiseerr", "upgrade", "head", cwd=tmp_path, ok=False).stderr
 
 
 @pytest.mark.parametrize("command", ["current", "check", "downgrade"])

@@ -71,17 +71,28 @@ def test_an_error_leaves_an_empty_file_where_it_can_be_created(
     assert runner.check(engine, "timeseries") == []
 
 
-def test_a_new_store_is_created_and_written_to_without_alembic(
+WATCHED = """
+import duckdb
+connect = duckdb.connect
+def watched(path, **given):
+    opened.append(path)
+    return connect(path, **given)
+duckdb.connect = watched
+"""
+
+
+def test_a_new_store_is_created_and_written_to_without_alembic_and_without_a_database_in_memory(
     engine: str, tmp_path: Path, run_python: RunPython
 ) -> None:
     script = (
+        f"opened = []{WATCHED if engine == 'duckdb' else ''}\n"
         "import sys; from repo import Settings, Store\n"
         "with Store(sys.argv[1], Settings(engine=sys.argv[2], background=False)) as store:\n"
         "    store.points.insert('s', 'm', 1.0); store.flush()\n"
-        "print('alembic' in sys.modules)"
+        "print('alembic' in sys.modules, {path for path in opened if not path.startswith(sys.argv[1])})"
     )
     done = run_python(script, tmp_path / "store", engine, fresh=True)
-    assert (done.stdout, done.stderr) == ("False\n", "")
+    assert (done.stdout, done.stderr) == ("False set()\n", "")
     with Store(tmp_path / "store", Settings(background=False)) as store:
         assert [row["value"] for row in store.points.range("s", "m")] == [1.0]
 

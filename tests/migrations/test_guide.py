@@ -49,7 +49,7 @@ def _add_last(models: str, cls: str, column: str) -> str:
 
 
 @pytest.mark.parametrize("engine", ["duckdb", pytest.param("sqlite", marks=pytest.mark.slow)])
-def test_the_example_runs_exactly_as_printed(engine: str, tmp_path: Path) -> None:
+def test_the_example_runs_exactly_as_printed(engine: str, tmp_path: Path, starter: Starter) -> None:
     for folder in ("repo", "alembic"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / "alembic.ini", tmp_path)
@@ -67,19 +67,18 @@ def test_the_example_runs_exactly_as_printed(engine: str, tmp_path: Path) -> Non
         return done.stdout
 
     upgrade, draft = DRAFTED.splitlines()
-    with Starter(root=tmp_path) as starter:
-        run(starter, upgrade)
+    run(starter, upgrade)  # with the models of the project, which are still those of the copy
     models = tmp_path / "repo" / "models.py"
     changed = _add_last(models.read_text(), "SinkCursor", NOTE)
     models.write_text(_add_last(changed, "TimeSeriesState", COMPACTED))
-    with Starter(root=tmp_path) as starter:
-        run(starter, draft)
+    with Starter(root=tmp_path) as changed_starter:
+        run(changed_starter, draft)
         written = tmp_path / "alembic" / "versions" / "0005_notes_of_sinks.py"
         drafted, finished = _operations(written.read_text()), _operations(REVISION)
         assert len(drafted) == 4
         assert drafted == finished
         written.write_text(REVISION)
-        said = [run(starter, line) for line in TRIED.splitlines()]
+        said = [run(changed_starter, line) for line in TRIED.splitlines()]
     assert "No new upgrade operations" in said[1]
     assert "ALTER TABLE sinks ADD COLUMN note TEXT" in said[-1]
     assert (

@@ -101,7 +101,7 @@ def test_revisions_have_one_numbering_and_the_configuration_works_from_elsewhere
 
     root = tmp_path / "a checkout"
     for name in ("alembic", "repo"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, root / name)
     shutil.copy(ROOT / "alembic.ini", root)
     environment = {**os.environ, "PYTHONPATH": str(root)}
 

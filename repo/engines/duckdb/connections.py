@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import duckdb
-from duckdb_engine import ConnectionWrapper, CursorWrapper
+
+from repo.engines.duckdb.borrowed import ConnectionWrapper, CursorWrapper
 
 __all__ = ["InstanceConnection"]
 

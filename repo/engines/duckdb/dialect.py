@@ -16,9 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-from duckdb_engine import ConnectionWrapper
-from duckdb_engine import Dialect as _EngineDialect
-from duckdb_engine import DuckDBIdentifierPreparer as _EnginePreparer
 from sqlalchemy import Connection, text, types
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.base import PGCompiler, PGIdentifierPreparer
@@ -26,6 +23,9 @@ from sqlalchemy.engine import reflection
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import NoSuchTableError
 
+from repo.engines.duckdb.borrowed import ConnectionWrapper
+from repo.engines.duckdb.borrowed import Dialect as _EngineDialect
+from repo.engines.duckdb.borrowed import DuckDBIdentifierPreparer as _EnginePreparer
 from repo.engines.duckdb.companions import LOG
 from repo.errors import StoreCorrupt
 from repo.inuse import is_open_here
@@ -156,6 +156,9 @@ class Dialect(_EngineDialect):
     def connect(self, *cargs: Any, **cparams: Any) -> Any:
         """Open the file inside the guard; raises `StoreCorrupt` or the driver's errors."""
         with guarded(str(cargs[0] if cargs else cparams.get("database", ""))):
+            if cparams.keys() <= {"database", "config"}:
+                return ConnectionWrapper(duckdb.connect(*cargs, **cparams))
+            # It opens a database in memory first, to know which settings are DuckDB's own.
             return super().connect(*cargs, **cparams)
 
     def _get_default_schema_name(self, _connection: Connection) -> str:
