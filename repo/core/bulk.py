@@ -35,7 +35,7 @@ from repo.errors import (
 )
 from repo.formats.arrays.memory import KeptStream
 from repo.formats.arrays.scan import SOURCE, Scan, batch_of, scan
-from repo.formats.arrays.tables import Chunk, Lists, Table, table_of
+from repo.formats.arrays.tables import Chunk, HeldPages, Lists, Table, table_of
 from repo.repositories.apply import Applied
 from repo.repositories.apply_table import Arriving, Part, merge
 from repo.repositories.journal import BULK, Entry
@@ -85,8 +85,7 @@ class Bulk:
             if choice not in choices:
                 raise InvalidQuery(f"{name} = {choice!r} is not {' or '.join(map(repr, choices))}")
         self._handle.metadata.refuse_after_fork()
-        # A connection cannot scan a stream that it feeds itself, so one connection spools and the other scans.
-        scratch, spool = self._opened_scratch(), self._opened_scratch()
+        scratch, spool = self._connections(given)
         try:
             table = table_of(given, CHUNK_ROWS, spool)
             load = _Load(self._handle, scratch, keep=on_conflict == "keep", skip=on_error == "skip")
@@ -98,7 +97,7 @@ class Bulk:
 
     def check(self, given: Any) -> tuple[Refusal, ...]:
         """Return the refusals of `insert` with `on_error="skip"`, and write nothing."""
-        scratch, spool = self._opened_scratch(), self._opened_scratch()
+        scratch, spool = self._connections(given)
         try:
             load = _Load(self._handle, scratch, keep=True, skip=True)
             return load.check(table_of(given, CHUNK_ROWS, spool))
@@ -109,7 +108,7 @@ class Bulk:
 
     def packed(self, given: Any, on_error: str, on_conflict: str) -> tuple[list[PointsChange], list[Refusal]]:
         """Check a table and pack it for the journal, for a transaction, which commits it with other writes."""
-        scratch, spool = self._opened_scratch(), self._opened_scratch()
+        scratch, spool = self._connections(given)
         try:
             load = _Load(self._handle, scratch, keep=on_conflict == "keep", skip=on_error == "skip")
             return load.packed(table_of(given, CHUNK_ROWS, spool))
@@ -124,6 +123,15 @@ class Bulk:
             if self._scratch is not None:
                 self._scratch.close()
                 self._scratch = None
+
+    def _connections(self, given: Any) -> tuple[Any, Any]:
+        """Return two connections that scan tables; None without DuckDB, and for pages, which have connections.
+
+        A connection cannot scan a stream that it feeds itself, so one spools and the other scans.
+        """
+        if isinstance(given, HeldPages):
+            return None, None
+        return self._opened_scratch(), self._opened_scratch()
 
     def _opened_scratch(self) -> Any:
         """Return a connection to an in-memory DuckDB, which scans tables; None without DuckDB."""

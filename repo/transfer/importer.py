@@ -26,7 +26,7 @@ from repo.formats.compression import packing_of
 from repo.formats.files.formats import FileReader, ReadPage, Validation
 from repo.formats.files.mapping import Reading, ReadPlan, plan_of
 from repo.formats.files.ndjson import opened_ndjson
-from repo.formats.files.parquet_packages import reader_here
+from repo.formats.files.parquet_packages import SharedInstance, reader_here
 from repo.formats.recognition import foreign_format, utf_16_or_32
 from repo.queries.counts import present
 from repo.repositories.series import SeriesRepository
@@ -51,6 +51,9 @@ _MOST_PROBLEMS = 20
 _UNITS = {1_000_000: "seconds", 1_000: "milliseconds", 1: "microseconds"}
 
 _USUAL = Reading()
+
+_MOST_TOGETHER = 8
+"""Files that are open at a time."""
 
 _MOST_PAGES = 16
 """Pages that become durable together, about four million points. A checkpoint per page would double the time."""
@@ -144,11 +147,11 @@ def import_parquet(
         raise InvalidQuery(f"on_conflict = {on_conflict!r}: 'keep' or 'overwrite'")
     sources = sources_of(listed(paths))
     with ExitStack() as readers:
-        if len(sources) == 1:
-            # Its reader stays open: for a small file, nothing takes longer than to open one again.
-            found = [_validate(handle.settings, sources[0], reading, readers)]
+        if len(sources) <= _MOST_TOGETHER:
+            # The readers stay open: for small files, nothing takes longer than to open them again.
+            found = _validate(handle.settings, sources, reading, readers)
         else:
-            found = [_validated(handle.settings, source, reading) for source in sources]
+            found = _validated(handle.settings, sources, reading)
         total = sum(one.points for one in found)
         with kept_open(handle.columns), closing(Bulk(handle)) as bulk:
             job = _Import(handle, bulk, on_conflict, total, progress, dry_run=dry_run)
@@ -175,7 +178,7 @@ def verify_parquet(
     reading: Reading = _USUAL,
 ) -> Verified:
     """Validate every file as an import does, without a store. Raises the same errors as `Store.import_parquet`."""
-    found = [_validated(settings, source, reading) for source in sources_of(paths)]
+    found = _validated(settings, sources_of(paths), reading)
     return Verified(
         files=len(found),
         points=sum(one.points for one in found),
@@ -185,14 +188,19 @@ def verify_parquet(
 
 
 @contextmanager
-def _opened(settings: Settings, source: Source, descriptor: int) -> Iterator[FileReader]:
-    limit = settings.duckdb_memory_limit_bytes
+def _opened(
+    settings: Settings, source: Source, descriptor: int, instance: SharedInstance
+) -> Iterator[FileReader]:
     head = os.pread(descriptor, HEAD_BYTES, 0)
-    is_ndjson = packing_of(head) is not None or form_of(head, source.path.name) == "ndjson"
-    if not is_ndjson and not is_parquet(head):
+    duckdb = duckdb_is_installed()
+    if packing_of(head) is not None or form_of(head, source.path.name) == "ndjson":
+        limit = settings.duckdb_memory_limit_bytes
+        with opened_ndjson(descriptor, source.path, limit, duckdb=duckdb) as lines:
+            yield lines
+        return
+    if not is_parquet(head):
         _refuse_other_formats(head, source.path)
-    opened = opened_ndjson if is_ndjson else reader_here
-    with opened(descriptor, source.path, limit, duckdb=duckdb_is_installed()) as reader:
+    with reader_here(descriptor, source.path, instance, duckdb=duckdb) as reader:
         yield reader
 
 
@@ -207,18 +215,39 @@ def _refuse_other_formats(head: bytes, path: Path) -> None:
         raise InvalidFile(f"{path} cannot be read as Parquet: it is {what}", path=path)
 
 
-def _validated(settings: Settings, source: Source, reading: Reading) -> _Validated:
-    """Validate a file, and close it."""
-    with ExitStack() as readers:
-        return replace(_validate(settings, source, reading, readers), reader=None)
+def _validated(settings: Settings, sources: Sequence[Source], reading: Reading) -> list[_Validated]:
+    """Validate files, and close them."""
+    found: list[_Validated] = []
+    for first in range(0, len(sources), _MOST_TOGETHER):
+        with ExitStack() as readers:
+            together = _validate(settings, sources[first : first + _MOST_TOGETHER], reading, readers)
+            found += [replace(one, reader=None) for one in together]
+    return found
 
 
-def _validate(settings: Settings, source: Source, reading: Reading, readers: ExitStack) -> _Validated:
-    """Read a whole file once, to check that it is undamaged and its columns are usable; `readers` closes it."""
-    descriptor = readers.enter_context(source.opened())
+def _validate(
+    settings: Settings, sources: Sequence[Source], reading: Reading, readers: ExitStack
+) -> list[_Validated]:
+    """Read whole files once, to check that they are undamaged and have usable columns; `readers` closes them."""
+    descriptors = [readers.enter_context(source.opened()) for source in sources]
+    instance = readers.enter_context(SharedInstance(descriptors, settings.duckdb_memory_limit_bytes))
+    return [
+        _validate_one(settings, source, descriptor, reading, instance, readers)
+        for source, descriptor in zip(sources, descriptors, strict=True)
+    ]
+
+
+def _validate_one(
+    settings: Settings,
+    source: Source,
+    descriptor: int,
+    reading: Reading,
+    instance: SharedInstance,
+    readers: ExitStack,
+) -> _Validated:
     size = os.fstat(descriptor).st_size
     verified = source.verify(descriptor)
-    reader = readers.enter_context(_opened(settings, source, descriptor))
+    reader = readers.enter_context(_opened(settings, source, descriptor, instance))
     plan = plan_of(reader.types(), reading, source.path)
     validation = reader.validate(plan)
     if source.points is not None and validation.rows != source.points:
@@ -265,8 +294,12 @@ class _Import:
         self._may_have_wrong_unit = _counts_small_units(file.plan)
         try:
             with file.source.opened() as descriptor, ExitStack() as again:  # refuses a file that has changed
+                settings = self._handle.settings
+                instance = again.enter_context(
+                    SharedInstance([descriptor], settings.duckdb_memory_limit_bytes)
+                )
                 reader = file.reader or again.enter_context(
-                    _opened(self._handle.settings, file.source, descriptor)
+                    _opened(settings, file.source, descriptor, instance)
                 )
                 pages = reader.pages(file.plan, file.validation)
                 while (first := next(pages, None)) is not None:

@@ -16,15 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from repo import InvalidFile, InvalidQuery, Store
+from repo.formats.files.parquet_packages import SharedInstance
 from repo.transfer import importer
-from tests.conftest import OpenStore, RunPython
+from tests.conftest import HAS_DUCKDB, OpenStore, RunPython
 from tests.contract.parquet_files import BEGIN_US, stored, write
 from tests.contract.test_parquet_export import BEGIN_S, DAY_S, Stopped, fill, points_of, stop_after
 
 pytestmark = pytest.mark.shared_stores
 
 
-@pytest.mark.parametrize("partition", [None, "day"])
+@pytest.mark.parametrize("partition", [None, pytest.param("day", marks=pytest.mark.slow_on("sqlite"))])
 def test_an_export_can_be_imported_again(open_store: OpenStore, tmp_path: Path, partition: Any) -> None:
     source, target = open_store("source"), open_store("target")
     points = fill(source)
@@ -53,22 +54,31 @@ def test_importing_again_changes_nothing_and_sends_nothing_again(
 
 
 @pytest.mark.slow_on("duckdb")
-def test_a_single_file_is_opened_by_one_reader_and_a_change_after_its_check_is_noticed(
+def test_few_files_are_opened_once_in_one_instance_and_a_change_after_their_check_is_noticed(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = write(tmp_path / "1.parquet"), write(tmp_path / "2.parquet", sensor_id=["t", "t"])
     opened: list[Any] = []
-    open_ = importer._opened
+    instances: list[Any] = []
+    open_, connect = importer._opened, SharedInstance.connection
 
     def counted(*given: Any) -> Any:
         opened.append(given)
         return open_(*given)
 
+    def connected(instance: SharedInstance) -> Any:
+        if instance not in instances:
+            instances.append(instance)
+        return connect(instance)
+
     monkeypatch.setattr(importer, "_opened", counted)
-    assert store.import_parquet(one).stored == 2
-    assert len(opened) == 1
-    assert store.import_parquet([one, two]).stored == 2
-    assert len(opened) == 5
+    monkeypatch.setattr(SharedInstance, "connection", connected)
+    assert store.import_parquet([one, two]).stored == 4
+    assert (len(opened), len(instances)) == (2, 1 if HAS_DUCKDB else 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(importer, "_MOST_TOGETHER", 1)
+        assert store.import_parquet([one, two], on_conflict="overwrite").stored == 4
+    assert (len(opened), len(instances)) == (6, 5 if HAS_DUCKDB else 0)
     check = importer._validate
 
     def check_and_change(*given: Any) -> Any:
@@ -340,8 +350,18 @@ def test_numbers_that_are_not_seconds_are_reported_with_advice(
 
 
 @pytest.mark.slow_on("sqlite")
-@pytest.mark.parametrize("kind", [pa.int64(), pa.uint32(), pa.float64(), pa.float32()])
-@pytest.mark.parametrize(("form", "us"), [("unix", 1_000_000), ("unix_ms", 1_000), ("unix_us", 1)])
+@pytest.mark.parametrize(
+    ("kind", "form", "us"),
+    [
+        (kind, *form)
+        for kinds, form in (
+            ((pa.int64(), pa.uint32(), pa.float64(), pa.float32()), ("unix", 1_000_000)),
+            ((pa.int64(), pa.float32()), ("unix_ms", 1_000)),
+            ((pa.uint32(), pa.float64()), ("unix_us", 1)),
+        )
+        for kind in kinds
+    ],
+)
 def test_numbers_have_the_unit_of_the_time_format(
     store: Store, tmp_path: Path, kind: pa.DataType, form: Any, us: int
 ) -> None:

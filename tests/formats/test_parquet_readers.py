@@ -17,7 +17,7 @@ from repo import InvalidFile
 from repo.formats.files.formats import FileReader, WrittenPages
 from repo.formats.files.mapping import Reading, ReadPlan, plan_of
 from repo.formats.files.parquet_duckdb import DuckDBWriter
-from repo.formats.files.parquet_packages import reader_here
+from repo.formats.files.parquet_packages import SharedInstance, reader_here
 from repo.formats.files.parquet_pyarrow import PyArrowWriter
 
 TOOLS = ("duckdb", "pyarrow")
@@ -31,7 +31,10 @@ def opened(
 ) -> Iterator[tuple[FileReader, ReadPlan]]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with reader_here(descriptor, path, LIMIT, duckdb=tool == "duckdb") as reader:
+        with (
+            SharedInstance([descriptor], LIMIT) as instance,
+            reader_here(descriptor, path, instance, duckdb=tool == "duckdb") as reader,
+        ):
             yield (
                 reader,
                 plan_of(reader.types(), Reading.of(time_format=time_format, zone=zone, sensor=sensor), path),

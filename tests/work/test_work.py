@@ -46,7 +46,7 @@ EXPECTED = {
     record sent                        |     0     1     1 |     0     0     0     0 |     0     0     0   <26
     export of a series                 |     6     3     6 |     7    10     2     0 |  <490     1     4   <15
     delete of an hour, applied         |     4     4     4 |     3     5     2     0 |  <513     0     0   <70
-    import of a series, an hour is new |     4     1     4 |    15     4     0     0 |  <160     2     0  <842
+    import of a series, an hour is new |     4     1     4 |    15     4     0     0 |  <160     1     0  <842
     checkpoint                         |     4     5     5 |     8    15     3     1 |  <407     0     2 <2197
     compact                            |     2     0     2 |    11     9     6     1 | <1339     0     2 <2267
     compact, nothing to do             |     2     0     2 |     1     0     1     0 |     0     0     0     0
@@ -82,7 +82,7 @@ EXPECTED = {
     record sent                        |     0     1     1 |     0     0     0     0 |     0     0     0   <26
     export of a series                 |     8     3     7 |     8    13     5     0 |  <218     2     4   <52
     delete of an hour, applied         |     5     4     5 |     3     4     2     0 |  <125     0     0  <503
-    import of a series, an hour is new |     4     1     4 |  6412     2     1     0 |  <116     2     0  <203
+    import of a series, an hour is new |     4     1     4 |  6412     2     1     0 |  <116     1     0  <203
     checkpoint                         |     5     5     6 |     3 13607     3     1 |  <775     0     0 <1175
     compact                            |     1     0     1 |     0     0     0     0 |     0     0     0     0
     compact, nothing to do             |     1     0     1 |     0     0     0     0 |     0     0     0     0

@@ -39,7 +39,6 @@ __all__ = [
     "DuckDBWriter",
     "copy_options",
     "disk_error",
-    "opened_duckdb",
     "run_aside",
 ]
 
@@ -177,13 +176,6 @@ def _arrow_pages(pages: WrittenPages, memory_limit_bytes: int) -> Generator[Page
 
 
 # --- reading --------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def opened_duckdb(descriptor: int, path: Path, memory_limit_bytes: int) -> Iterator[DuckDBReader]:
-    """Open a file for the block."""
-    with open_sandbox([descriptor], memory_limit_bytes=memory_limit_bytes) as base:
-        yield DuckDBReader(base, descriptor, path)
 
 
 class DuckDBReader:
