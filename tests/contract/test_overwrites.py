@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from math import inf, nan
 from pathlib import Path
 from typing import Any, Literal
@@ -274,8 +273,28 @@ def kinds_of(case: Case) -> list[str]:
 
 
 SERIES = {case.name: f"series of {case.name!r}" for case in CASES}
-GROUPS = [list(group) for _, group in groupby(sorted(CASES, key=kinds_of), kinds_of)]
-"""Cases whose steps are of the same kinds. They are taken together, a call for each step."""
+
+
+def grouped() -> list[list[Case]]:
+    """Return the cases in groups that are taken together, a call for each step.
+
+    The first case of a group has the most steps, and the others begin with the same kinds of steps. A group with
+    deletes has no case without one: what is flushed together with a delete is netted differently.
+    """
+    groups: list[list[Case]] = []
+    for case in sorted(CASES, key=lambda case: -len(case.steps)):
+        kinds = kinds_of(case)
+        for group in groups:
+            longest = kinds_of(group[0])
+            if longest[: len(kinds)] == kinds and ("delete" in kinds) == ("delete" in longest):
+                group.append(case)
+                break
+        else:
+            groups.append([case])
+    return groups
+
+
+GROUPS = grouped()
 
 
 class Drive:
@@ -302,6 +321,7 @@ class Drive:
     def take(self, group: Sequence[Case], number: int) -> None:
         """Run one step of the cases of a group, and assert that it went through the intended implementation."""
         points = self.store.points
+        group = [case for case in group if number < len(case.steps)]
         steps = [(case, case.steps[number]) for case in group]
         rows = [row for case, step in steps if isinstance(step, Write) for row in rows_of(case, step.points)]
         kind = steps[0][1].kind

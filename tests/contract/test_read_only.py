@@ -69,7 +69,7 @@ def test_a_reader_gets_the_answers_of_a_writer_and_changes_no_byte(
     chance = random.Random(seed + case)
     with open_store() as store:
         settings = store.settings
-        for _ in range(6 if case else 3):  # each query of a store that was never flushed applies all of them
+        for _ in range(6 if case else 2):  # each query of a store that was never flushed applies all of them
             _act(store, chance)
         if case:
             store.flush()

@@ -28,6 +28,7 @@ class Limited(MemorySink):
     ids=["killed", "timed out", "records"],
 )
 @pytest.mark.parametrize("before_step", [0, 1, 2, 99])
+@pytest.mark.slow_on("duckdb")  # what is sent again, and with which token, does not depend on the engine
 def test_a_batch_that_arrives_after_its_retry_was_too_large_is_no_fork(
     store: Store, before_step: int, records: bool, killed: bool
 ) -> None:

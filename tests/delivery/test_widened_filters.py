@@ -12,7 +12,13 @@ NO_WAIT = Backoff(first_s=0.000_1, longest_s=0.000_2)
 ROWS = 10
 
 
-@pytest.mark.parametrize("restarts", [True, False], ids=["restarted", "running"])
+@pytest.mark.parametrize(
+    "restarts",
+    [
+        pytest.param(True, id="restarted", marks=pytest.mark.slow_on("duckdb")),
+        pytest.param(False, id="running"),
+    ],
+)
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "at least once"])
 @pytest.mark.parametrize("fault", ["unreachable", "lost answer"])
 def test_a_batch_on_its_way_does_not_grow_when_the_filter_is_widened(

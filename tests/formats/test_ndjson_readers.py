@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from repo.formats.files import ndjson
+from repo.formats.files.formats import PAGE_BYTES
 from repo.formats.files.mapping import Reading, ReadPlan, plan_of
 from repo.formats.files.ndjson import NdjsonReader, opened_ndjson
 
@@ -64,8 +66,10 @@ def test_a_page_has_the_same_content_with_and_without_duckdb(tmp_path: Path) -> 
     assert found[0][2][5] == 2, "two more points at 0"
 
 
-def test_pages_of_long_lines_have_few_rows(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.ndjson", *[{"metadata": {"x": "y" * 40_000}}] * 1_200)
+def test_pages_of_long_lines_have_few_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ndjson, "_BATCH_CHARS", ndjson._BATCH_CHARS // 10)
+    monkeypatch.setattr(ndjson, "PAGE_BYTES", PAGE_BYTES // 10)
+    file = write(tmp_path / "a.ndjson", *[{"metadata": {"x": "y" * 4_000}}] * 1_200)
     for duckdb in (True, False):
         with opened(file, duckdb) as (reader, plan):
             sizes = [page.rows for page in reader.pages(plan, reader.validate(plan))]
