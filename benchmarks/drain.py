@@ -16,6 +16,7 @@ from threading import Timer
 from typing import NamedTuple
 
 from repo import Batch, Forwarder, Outcome, Settings, Store
+from repo.delivery.limits import AS_COLUMNS
 
 __all__ = ["DISCARDS", "Delivered", "delivered"]
 
@@ -71,6 +72,7 @@ class _Discards:
     name = DISCARDS
     exact = False
     takes_records = False
+    limits = AS_COLUMNS
 
     def open(self, _store_id: str, _epoch: int) -> str | None:
         """Nothing to connect to."""

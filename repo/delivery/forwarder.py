@@ -19,7 +19,6 @@ from repo.arguments import check_count, check_function, check_seconds, check_tex
 from repo.core.read_only import refuse_change
 from repo.core.stop import Stop
 from repo.core.undisturbed import undisturbed
-from repo.delivery.lanes import BATCH_ROWS
 from repo.delivery.protocol import Sink
 from repo.delivery.sinks.registry import sink_of
 from repo.delivery.steps import Backoff, Progress, Step
@@ -71,10 +70,11 @@ class Forwarder:
     A sink of your own (`repo.delivery.protocol.Sink`) needs no entry in the store. It is added under its name, as kind
     `own`, when it is new; `start` says where it begins: "now", "beginning", or a time.
 
-    A batch has at most `batch_points` points; a backlog of more than ten batches is sent in two lanes. `poll_s` is the
-    delay when everything is delivered. `on_step` is called after each step, with the name of the sink,
-    in the thread that made the step, and must return soon; what it raises ends the delivery, as an error of the sink
-    does. Thread-safe, except that `step` and `drain` are for one thread at a time. Stop it before you close the store.
+    A batch has at most `batch_points` points, by default as many as the kind of the sink takes. A backlog of more than
+    ten batches of that size, or of 10,000 points if that is less, is sent in two lanes. `poll_s` is the delay when
+    everything is delivered. `on_step` is called after each step, with the name of the sink, in the thread that made the
+    step, and must return soon; what it raises ends the delivery, as an error of the sink does. Thread-safe, except that
+    `step` and `drain` are for one thread at a time. Stop it before you close the store.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Forwarder:
         sinks: str | Sequence[str] | Sink | None = None,
         *,
         start: Any = None,
-        batch_points: int = BATCH_ROWS,
+        batch_points: int | None = None,
         poll_s: float = 0.5,
         backoff: Backoff | None = None,
         on_step: OnStep | None = None,
@@ -95,7 +95,9 @@ class Forwarder:
         if backoff is not None and not isinstance(backoff, Backoff):
             raise InvalidSettings(f"backoff = {shown(backoff)}: a Backoff is expected")
         self._store = store
-        self._batch_points = check_count(batch_points, "batch_points", error=InvalidSettings)
+        self._batch_points = (
+            None if batch_points is None else check_count(batch_points, "batch_points", error=InvalidSettings)
+        )
         self._poll_s = check_seconds(poll_s, "poll_s", error=InvalidSettings)
         self._backoff = backoff or Backoff()
         self._on_step: OnStep = (

@@ -11,7 +11,7 @@ from repo.delivery.protocol import Lane
 __all__ = ["BATCH_ROWS", "DEFAULT_SHARE", "SHORT_BATCHES", "Order", "Turns", "Work", "split"]
 
 BATCH_ROWS = 10_000
-"""The most points of a batch."""
+"""The seqs by which a backlog counts as short, whatever a batch of the sink may hold."""
 
 SHORT_BATCHES = 10
 """A backlog of up to this many batches is sent in one lane, oldest first."""

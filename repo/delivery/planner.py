@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from repo.cursors import Cursor, Span
 from repo.delivery.lanes import BATCH_ROWS, Turns, Work, split
+from repo.delivery.limits import AS_TEXT, BatchLimits
 from repo.delivery.protocol import Lane, RecordItem
-from repo.delivery.rate import Speed
+from repo.delivery.rate import Speed, batch_bytes
 from repo.delivery.reading import Cut, Reader
 from repo.repositories.attempts import Attempt
 from repo.repositories.sinks import SinkInfo
@@ -72,7 +73,7 @@ class Sending:
 
     @property
     def bytes(self) -> int:
-        """About how many it has as text."""
+        """About how many it has, in the form of the sink."""
         return sum(len(record.data) for record in self.records) + (self.cut.bytes if self.cut else 0)
 
 
@@ -84,12 +85,13 @@ class Planner:
         store: Store,
         delivery: Delivery,
         *,
-        batch_points: int = BATCH_ROWS,
+        batch_points: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._delivery = delivery
-        self._most_rows = batch_points
+        self._batch_points = batch_points
+        self._limits = AS_TEXT
         self._clock = clock
         self._speed = Speed()
         self._turns = Turns()
@@ -98,6 +100,12 @@ class Planner:
         self.is_draining = False
         """Whether the caller waits for everything to be confirmed, so that nothing is put off."""
         self.forget()
+
+    def limit(self, limits: BatchLimits) -> None:
+        """Plan batches for another sink, with at most `batch_points` points if the caller has set that."""
+        points = limits.points if self._batch_points is None else self._batch_points
+        self._limits = limits._replace(points=points)
+        self._rows = points
 
     def follow(self, info: SinkInfo) -> None:
         """Plan for a sink with other settings from now on."""
@@ -111,13 +119,15 @@ class Planner:
         self.was_retry = False
         """Whether the last batch was a point that an operator wanted to be sent again."""
         self._expected: tuple[Cursor, ...] = ()
-        self._rows = self._most_rows
+        self._rows = self._limits.points
         self._records = RECORDS
         self._reader.drop()
 
     # --- the next batch --------------------------------------------------------------------------------
 
-    def next(self, info: SinkInfo, cursor: Cursor, *, takes_records: bool, most_bytes: int) -> Sending | None:
+    def next(
+        self, info: SinkInfo, cursor: Cursor, *, takes_records: bool, bytes_per_s: int | None
+    ) -> Sending | None:
         """Return the next batch, with an attempt that is not recorded yet; None if nothing is left.
 
         `cursor` is the sink's, with the batch that it has answered. That one is confirmed in the store already if it
@@ -125,6 +135,7 @@ class Planner:
         """
         if info.cursor not in self._expected:  # moved by hand, perhaps over newer values of what is in a page
             self._reader.drop()
+        most_bytes = batch_bytes(self._limits.bytes, bytes_per_s)
         last_seq = self._store.sinks.last_seq()
         was_retry, self.was_retry = self.was_retry, False
         found = self._suspected(cursor, last_seq, most_bytes)
@@ -148,8 +159,8 @@ class Planner:
         last_seq, cut = self._store.sinks.last_seq(), sending.cut
         attempt = sending.attempt._replace(tries=sending.attempt.tries + 1)
         if sending.lane is not Lane.RECORDS and (cut is None or last_seq != sending.last_seq):
-            most = None if whole else max(attempt.points, self._most_rows)
-            cut = self._reader.again(sending.span, last_seq, most)
+            most = None if whole else max(attempt.points, self._limits.points)
+            cut = self._reader.again(sending.span, last_seq, most, self._limits.form)
             attempt = attempt._replace(last_seq=cut.span.last, points=cut.points, checksum=_checksum(cut))
         return Sending(attempt, cut, last_seq, sending.records, sending.emptied)
 
@@ -162,13 +173,13 @@ class Planner:
             if gap.last >= span.first:
                 part = Span(max(gap.first, span.first), gap.last)
                 return self._of_cut(lane, Work(part), last_seq, most_bytes)
-        self._suspects, self._rows = None, self._most_rows
+        self._suspects, self._rows = None, self._limits.points
         return None
 
     def _retried(self, last_seq: int) -> Sending | None:
         """Return the next point that an operator wants to be sent again; every other batch, beside new readings."""
         while (seq := self._delivery.next_retry()) is not None:
-            cut = self._reader.again(Span(seq, seq), last_seq)
+            cut = self._reader.again(Span(seq, seq), last_seq, form=self._limits.form)
             kept = None if cut.points else self._why_kept(seq)
             if kept is None:
                 self.was_retry = True
@@ -190,10 +201,12 @@ class Planner:
     def _by_turn(
         self, info: SinkInfo, cursor: Cursor, last_seq: int, takes_records: bool, most_bytes: int
     ) -> Sending | None:
-        works = split(cursor, last_seq, batch=self._most_rows, two=info.lanes.two, order=info.lanes.order)
+        batch = min(self._limits.points, BATCH_ROWS)
+        works = split(cursor, last_seq, batch=batch, two=info.lanes.two, order=info.lanes.order)
         records: list[RecordItem] = []
         if info.records and takes_records:
-            records = [RecordItem(*record) for record in self._delivery.records(self._records, most_bytes)]
+            most = min(most_bytes, AS_TEXT.bytes)
+            records = [RecordItem(*record) for record in self._delivery.records(self._records, most)]
         waiting = [*works, Lane.RECORDS] if records else list(works)
         if not waiting:
             return None
@@ -211,12 +224,13 @@ class Planner:
         return sending
 
     def _of_cut(self, lane: Lane, work: Work, last_seq: int, most_bytes: int) -> Sending:
-        cut = self._reader.cut(lane, work, last_seq, self._rows, most_bytes)
+        limits = self._limits._replace(points=self._rows, bytes=most_bytes)
+        cut = self._reader.cut(lane, work, last_seq, limits)
         for _ in range(_EMPTY_PAGES):
             rest = _rest(work, cut.span)
             if cut.points or rest.seqs < 1:
                 break
-            more = self._reader.cut(lane, Work(rest, work.from_end), last_seq, self._rows, most_bytes)
+            more = self._reader.cut(lane, Work(rest, work.from_end), last_seq, limits)
             both = Span(min(cut.span.first, more.span.first), max(cut.span.last, more.span.last))
             cut = more._replace(span=both)
         attempt = self._new_attempt(cut.span, cut.points, _checksum(cut), lane)
@@ -233,8 +247,8 @@ class Planner:
         self._turns.sent(sending.lane, sending.bytes, emptied=sending.emptied)
         if sending.records:
             self._records = min(RECORDS, 2 * self._records)
-        elif self._suspects is not None or self._rows < self._most_rows:
-            self._rows = min(self._most_rows, 2 * self._rows)
+        elif self._suspects is not None or self._rows < self._limits.points:
+            self._rows = min(self._limits.points, 2 * self._rows)
 
     def took(self, sending: Sending, seconds: float) -> None:
         """Measure the link by a batch of points."""
@@ -259,7 +273,7 @@ class Planner:
 
     def probe(self) -> None:
         """Make the next batch a small one."""
-        self._rows = min(self._most_rows, _PROBE_ROWS)
+        self._rows = min(self._limits.points, _PROBE_ROWS)
 
 
 def _rest(work: Work, span: Span) -> Span:

@@ -12,28 +12,26 @@ since.
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
 from repo.cursors import Span
-from repo.delivery.lanes import BATCH_ROWS, Work
+from repo.delivery.lanes import Work
+from repo.delivery.limits import AS_TEXT, BatchLimits, Form
 from repo.delivery.protocol import Columns, Lane
 from repo.formats.arrays.columns import taken
 from repo.queries.selection import Selection
 from repo.queries.seq_page import SeqPage
 from repo.store.store import Store
 
-__all__ = ["BATCH_BYTES", "Cut", "Reader"]
-
-BATCH_BYTES = 1_000_000
-"""About the most bytes of a batch, as text without compression. A single point may be larger."""
+__all__ = ["Cut", "Reader"]
 
 FRESH_S = 5.0
 """How long a page is used after something was written."""
 
-_ROW_BYTES = 70
-"""What a point takes besides its names and texts."""
+_ANY_BYTES = 2**63
 
 _TIME, _VALUE_TEXT, _METADATA, _SEQ = 2, 4, 6, 7
 
@@ -46,7 +44,7 @@ class Cut(NamedTuple):
     span: Span
     columns: Columns
     bytes: int
-    """About how many they are as text."""
+    """About how many they are in the form of the sink."""
 
     @property
     def points(self) -> int:
@@ -82,10 +80,8 @@ class Reader:
         """Forget all pages, so that the next batch is read from the store."""
         self._pages.clear()
 
-    def cut(
-        self, lane: Lane, work: Work, last_seq: int, rows: int = BATCH_ROWS, most_bytes: int = BATCH_BYTES
-    ) -> Cut:
-        """Return the next batch of a lane: at most `rows` points, of about `most_bytes`, and at least one point.
+    def cut(self, lane: Lane, work: Work, last_seq: int, limits: BatchLimits = AS_TEXT) -> Cut:
+        """Return the next batch of a lane: as much as `limits` allow, and at least one point.
 
         It has no points if there are none in the next part of the gap. `last_seq` is that of the store now.
         """
@@ -97,7 +93,7 @@ class Reader:
         ):
             self._pages.pop(lane, None)  # before the next one is read, for the memory
             page = self._pages[lane] = self._next(work, last_seq)
-        cut = page.cut(work.from_end, rows, most_bytes)
+        cut = page.cut(work.from_end, limits)
         if not page.left.seqs:
             del self._pages[lane]
         self._overtake(cut, page)
@@ -111,8 +107,8 @@ class Reader:
         page.checked_seq = last_seq
         return found
 
-    def again(self, span: Span, last_seq: int, most: int | None = None) -> Cut:
-        """Read a range again, for a batch that was sent before; not through a page.
+    def again(self, span: Span, last_seq: int, most: int | None = None, form: Form = Form.TEXT) -> Cut:
+        """Read a range again, for a batch that was sent before, whatever its bytes; not through a page.
 
         The range ends sooner if it has more than `most` points.
         """
@@ -123,7 +119,7 @@ class Reader:
             rows = page.size if most is None else min(page.size, most - points)
             if page.size and not rows:
                 break
-            pieces.append(page.cut(False, rows or 1, -1))
+            pieces.append(page.cut(False, BatchLimits(form, rows or 1, _ANY_BYTES)))
             self._overtake(pieces[-1], page)
             points += rows
             left = Span(pieces[-1].span.last + 1, span.last)
@@ -193,10 +189,10 @@ class _Page:
         self.checked_seq = self._last_seq = last_seq
         self._read_at_s = read_at_s
         self._has_texts = any(columns[at].count(None) < self.size for at in (_VALUE_TEXT, _METADATA))
-        self._row_bytes = _ROW_BYTES
+        self._name_bytes = 0
         if self.size:
             some = range(0, self.size, max(1, self.size // 100))
-            self._row_bytes += sum(len(columns[0][at]) + len(columns[1][at]) for at in some) // len(some)
+            self._name_bytes = sum(len(columns[0][at]) + len(columns[1][at]) for at in some) // len(some)
 
     def serves(self, work: Work, now_s: float, last_seq: int) -> bool:
         """Return whether the next batch of this work can be cut from the page."""
@@ -207,12 +203,12 @@ class _Page:
             return False
         return last_seq == self._last_seq or now_s - self._read_at_s < FRESH_S
 
-    def cut(self, from_end: bool, rows: int, most_bytes: int) -> Cut:
-        """Take rows, and the seqs from or to the next row; all of them if no row is left. -1 bytes is no limit."""
-        sizes = self._sizes(from_end, min(rows, self._end - self._begin))
+    def cut(self, from_end: bool, limits: BatchLimits) -> Cut:
+        """Take rows, and the seqs from or to the next row; all of them if no row is left."""
+        sizes = self._sizes(from_end, min(limits.points, self._end - self._begin), limits.form)
         count = len(sizes)
-        if most_bytes >= 0 and count and sizes[-1] > most_bytes:
-            count = max(1, sum(size <= most_bytes for size in sizes))
+        if count and sizes[-1] > limits.bytes:
+            count = max(1, bisect_right(sizes, limits.bytes))
         seqs, left = self.columns[_SEQ], self.left
         if from_end:
             begin, end = self._end - count, self._end
@@ -224,15 +220,16 @@ class _Page:
             self.left, self._begin = Span(span.last + 1, left.last), end
         return Cut(span, [column[begin:end] for column in self.columns], sizes[count - 1] if count else 0)
 
-    def _sizes(self, from_end: bool, count: int) -> Sequence[int]:
+    def _sizes(self, from_end: bool, count: int, form: Form) -> Sequence[int]:
         """Return the bytes of the next row, of the next two, and so on."""
-        step = self._row_bytes
+        step = form.point_bytes + (self._name_bytes if form.repeats_names else 0)
         if not self._has_texts:
             return range(step, step * count + 1, step)
         begin, end = (self._end - count, self._end) if from_end else (self._begin, self._begin + count)
         texts, metadata = (self.columns[at][begin:end] for at in (_VALUE_TEXT, _METADATA))
+        extra = form.text_bytes
         sizes = [
-            step + (0 if text is None else len(text)) + (0 if about is None else len(about))
+            step + (0 if text is None else extra + len(text)) + (0 if about is None else extra + len(about))
             for text, about in zip(texts, metadata, strict=True)
         ]
         return list(accumulate(reversed(sizes) if from_end else sizes))

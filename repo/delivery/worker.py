@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from repo.delivery.chain import REMEDIES
-from repo.delivery.lanes import BATCH_ROWS
+from repo.delivery.limits import limits_of
 from repo.delivery.planner import Planner, Sending
 from repo.delivery.protocol import Batch, Item, Lane, Outcome, Sink, Tokens
-from repo.delivery.rate import Bucket, batch_bytes
-from repo.delivery.reading import BATCH_BYTES
+from repo.delivery.rate import Bucket
 from repo.delivery.refusals import Refusals, check_rows, quarantined
 from repo.delivery.steps import Backoff, Progress, Step
 from repo.errors import (
@@ -111,7 +110,7 @@ class Worker:
         *,
         backoff: Backoff,
         poll_s: float,
-        batch_points: int = BATCH_ROWS,
+        batch_points: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
@@ -221,10 +220,7 @@ class Worker:
             assert self._sink is not None
             sink, sending = self._sink, self._sending
             committed = self._answered.sending.attempt.token if self._answered else info.token
-            if sending is None:
-                sending = self._next(info, sink, batch_bytes(BATCH_BYTES, limit))
-            else:
-                sending = self._again(sending)
+            sending = self._next(info, sink, limit) if sending is None else self._again(sending)
             if sending is None:
                 self.settle()
                 self._worked(info)
@@ -268,7 +264,9 @@ class Worker:
         """Open the sink; False if what it holds changed the state of the delivery."""
         with _errors_of_the_sink():
             if self._sink is None:
-                self._sink = self._make_sink(info)
+                made = self._make_sink(info)
+                self._planner.limit(limits_of(made))
+                self._sink = made
             held = self._sink.open(*self._identity)
             exact = self._sink.exact
             if exact:
@@ -287,7 +285,7 @@ class Worker:
         self._sending = None
         return False
 
-    def _next(self, info: SinkInfo, sink: Sink, most_bytes: int) -> Sending | None:
+    def _next(self, info: SinkInfo, sink: Sink, bytes_per_s: int | None) -> Sending | None:
         """Record the next batch, in the commit that confirms the last one; None if nothing is left."""
         cursor, answered = info.cursor, self._answered
         if answered is not None:
@@ -295,7 +293,7 @@ class Worker:
                 cursor = cursor.confirm(*answered.sending.span)
             if answered.records or self._planner.was_retry:
                 self.settle()  # or the planner would find them again
-        planned = self._planner.next(info, cursor, takes_records=sink.takes_records, most_bytes=most_bytes)
+        planned = self._planner.next(info, cursor, takes_records=sink.takes_records, bytes_per_s=bytes_per_s)
         if planned is None:
             return None
         self._delivery.begin(planned.attempt, *(self._answered.facts if self._answered else ()))

@@ -57,3 +57,42 @@ def test_a_batch_that_arrives_after_its_retry_was_too_large_is_no_fork(
     assert store.sinks.show("memory").behind == 0
     assert len(sink.destination.records if records else sink.destination.points) == 10
     assert store.records.pending() == []
+
+
+class Changing(MemorySink):
+    """Loses its first request for a while. Until `accepts`, it refuses every batch as a whole."""
+
+    accepts = False
+
+    def send(self, batch: Batch) -> Outcome:
+        if self.sent and not self.accepts:
+            self.sent.append(batch)
+            raise SinkRefused("422: not that")
+        return super().send(batch)
+
+
+def test_a_batch_that_arrives_after_its_parts_were_refused_stops_the_sink_and_loses_nothing(
+    store: Store,
+) -> None:
+    """The last item of the halves is in quarantine, so the sink goes on from the token before the whole batch."""
+    store.points.insert_many([("S-1", "flow", float(at), 1.0) for at in range(4)])
+    store.sinks.add("memory", "", start="beginning")
+    sink = Changing(faults=["unreachable"])
+    forwarder = Forwarder(store, sink, backoff=NO_WAIT)
+    forwarder.step()
+    [late] = sink.sent
+    while store.quarantine.count() == 0:
+        forwarder.step()
+    sink.accepts = True
+    sink._stored(late, forked=False)
+    assert forwarder.step()["memory"].progress is Progress.FORKED
+    assert store.sinks.show("memory").behind == 3  # nothing of it counts as delivered
+    forwarder.stop()
+
+    store.sinks.rekey(restored=True)
+    forwarder = Forwarder(store, sink, backoff=NO_WAIT)
+    assert forwarder.drain()["memory"].is_empty
+    forwarder.stop()
+    assert [row[-1] for batch in sink.destination.batches[1:] for row in batch.rows] == [2, 3, 4]
+    assert [item.seq for item in store.quarantine.list()] == [1]
+    assert len(sink.destination.points) == 4

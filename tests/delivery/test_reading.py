@@ -12,6 +12,7 @@ import pytest
 from repo import MissingExtra, SinkRefused, Store
 from repo.cursors import Cursor, Span
 from repo.delivery.lanes import Work
+from repo.delivery.limits import AS_TEXT
 from repo.delivery.protocol import Lane
 from repo.delivery.reading import FRESH_S, Cut, Reader
 from repo.queries.selection import Selection
@@ -37,13 +38,13 @@ def all_cuts(
     *,
     backwards: bool = False,
     first: int = 1,
-    **limits: int,
+    **limits: Any,
 ) -> list[Cut]:
     """Cut batches until no gap is left; the ranges must follow each other."""
     last = store.sinks.last_seq()
     cuts, cursor = [], Cursor(first - 1)
     while gaps := cursor.gaps(last):
-        cuts.append(reader.cut(lane, Work(gaps[0], backwards), last, **limits))
+        cuts.append(reader.cut(lane, Work(gaps[0], backwards), last, AS_TEXT._replace(**limits)))
         assert len(cuts) < 1_000
         span = cuts[-1].span
         assert (span.last == gaps[0].last) if backwards else (span.first == gaps[0].first)
@@ -73,14 +74,14 @@ def test_batches_cover_all_seqs_and_have_all_points(store: Store, seed: int) -> 
     expected = stored(store)
 
     for rows in (1, 7, 10_000):
-        cuts = all_cuts(store, Reader(store), rows=rows)
+        cuts = all_cuts(store, Reader(store), points=rows)
         assert [row for cut in cuts for row in rows_of(cut)] == expected
         assert all(cut.points <= rows for cut in cuts)
-        backwards = all_cuts(store, Reader(store), backwards=True, rows=rows)
+        backwards = all_cuts(store, Reader(store), backwards=True, points=rows)
         assert [row for cut in reversed(backwards) for row in rows_of(cut)] == expected
 
     chosen = Selection.of("S-*", ["state"])
-    cuts = all_cuts(store, Reader(store, chosen), rows=9)
+    cuts = all_cuts(store, Reader(store, chosen), points=9)
     assert [row for cut in cuts for row in rows_of(cut)] == [row for row in expected if row[1] == "state"]
 
     span = Span(40, store.sinks.last_seq() - 5)
@@ -103,13 +104,13 @@ def test_long_texts_make_smaller_batches_and_pages(store: Store) -> None:
     assert 0 < sum(map(len, backwards.columns[6])) <= PAGE_CHARS
     assert backwards.span == (backwards.columns[7][0], store.sinks.last_seq())
 
-    cuts = all_cuts(store, Reader(store), most_bytes=120_000)
+    cuts = all_cuts(store, Reader(store), bytes=120_000)
     assert max(cut.points for cut in cuts) == 2
     assert len(cuts) <= 82  # a page may end with one
     assert all(cut.bytes <= 120_000 for cut in cuts)
     # One point that is larger than a batch may be is a batch of its own.
-    assert {cut.points for cut in all_cuts(store, Reader(store), most_bytes=1_000)} == {1}
-    assert all_cuts(store, Reader(store), backwards=True, most_bytes=120_000)[0].span.last == 160
+    assert {cut.points for cut in all_cuts(store, Reader(store), bytes=1_000)} == {1}
+    assert all_cuts(store, Reader(store), backwards=True, bytes=120_000)[0].span.last == 160
 
 
 def test_batches_are_arrow_tables_where_pyarrow_is_installed(
@@ -157,7 +158,7 @@ def test_an_old_value_is_never_cut_after_a_newer_one(store: Store) -> None:
     now_s = [0.0]
     reader = Reader(store, clock=lambda: now_s[0])
     end = store.sinks.last_seq()
-    old = reader.cut(Lane.BACKFILL, Work(Span(1, end)), end, rows=10)
+    old = reader.cut(Lane.BACKFILL, Work(Span(1, end)), end, AS_TEXT._replace(points=10))
     assert [row[3] for row in rows_of(old)] == [1.0] * 10
 
     def live_then_back_fill(first_time: float, value: float) -> tuple[Cut, Cut]:
@@ -167,7 +168,7 @@ def test_an_old_value_is_never_cut_after_a_newer_one(store: Store) -> None:
         assert [row[3] for row in rows_of(live)] == [value]
         assert live.span.last == written.last_seq
         gap = Span(backfilled + 1, end)
-        return live, reader.cut(Lane.BACKFILL, Work(gap), last, rows=10)
+        return live, reader.cut(Lane.BACKFILL, Work(gap), last, AS_TEXT._replace(points=10))
 
     # Newer in time: the page is used on. Overwritten: the page is read again, without the old value.
     backfilled = old.span.last
@@ -182,9 +183,9 @@ def test_an_old_value_is_never_cut_after_a_newer_one(store: Store) -> None:
     backfilled = cut.span.last
     store.points.delete(start=60.0)
     last = store.sinks.last_seq()
-    cut = reader.cut(Lane.BACKFILL, Work(Span(backfilled + 1, end)), last, rows=20)
+    cut = reader.cut(Lane.BACKFILL, Work(Span(backfilled + 1, end)), last, AS_TEXT._replace(points=20))
     now_s[0] += FRESH_S
-    rest = reader.cut(Lane.BACKFILL, Work(Span(cut.span.last + 1, end)), last, rows=1_000)
+    rest = reader.cut(Lane.BACKFILL, Work(Span(cut.span.last + 1, end)), last, AS_TEXT._replace(points=1_000))
     assert max(*cut.columns[2], *rest.columns[2]) == 59_000_000
     assert rest.span.last == end
 

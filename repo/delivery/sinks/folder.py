@@ -31,6 +31,7 @@ from repo import durable
 from repo.arguments import check_text
 from repo.cursors import Cursor
 from repo.delivery.chain import Held, is_repeat
+from repo.delivery.limits import AS_COLUMNS, AS_TEXT, BatchLimits
 from repo.delivery.protocol import Batch, Columns, Item, Outcome
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import HoldfastError, InvalidSettings, SinkHalted, SinkUnreachable, StoreBusy, StoreForked
@@ -54,6 +55,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONGEST_NAME = 200
 _MOST_BYTES = 8_000_000
 _MEMORY_BYTES = 64_000_000
+_IN_PARQUET = AS_COLUMNS._replace(points=20_480)
+"""A file of twice as many takes a sixth less CPU time and 11 MB more memory."""
+
 _REJECTED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -88,6 +92,11 @@ class FolderSink:
     def name(self) -> str:
         """The name of the cursor in the store."""
         return self._name
+
+    @property
+    def limits(self) -> BatchLimits:
+        """What a batch may hold; DuckDB takes columns for a file, the other writers take rows."""
+        return _IN_PARQUET if self._is_parquet and duckdb_is_installed() else AS_TEXT
 
     def open(self, store_id: str, epoch: int) -> str | None:
         """Find the folder, and return the token of this store's position in it."""

@@ -12,6 +12,7 @@ from repo.arguments import check_text
 from repo.cursors import Cursor
 from repo.delivery.chain import Held, forked
 from repo.delivery.encodings.packed import FORMAT, pack_points, pack_records
+from repo.delivery.limits import AS_COLUMNS
 from repo.delivery.protocol import Batch, Item, Lane, Outcome
 from repo.delivery.secrets import Secret
 from repo.delivery.sinks.connection import Connection, checked_url, rejected
@@ -32,6 +33,7 @@ class HoldfastSink:
 
     exact = True
     takes_records = True
+    limits = AS_COLUMNS
 
     def __init__(self, target: str, *, name: str, **options: Any) -> None:
         self._name = check_text(name, "name", error=InvalidSettings)
