@@ -167,8 +167,8 @@ def test_drain_delivers_everything_and_says_what_did_not_go(
     site: Command, stick: Path, tmp_path: Path
 ) -> None:
     assert "there is nothing to deliver to" in site("drain").stderr
-    site("sinks", "add", "stick", f"file://{stick}", "--from", "beginning")
-    site("sinks", "add", "gone", f"file://{tmp_path}/nowhere", "--from", "beginning")
+    site("sinks", "add", "stick", stick.as_uri(), "--from", "beginning")
+    site("sinks", "add", "gone", (tmp_path / "nowhere").as_uri(), "--from", "beginning")
     assert site.json("drain", "stick") == [
         {"name": "stick", "delivered": 10, "refused": 0, "progress": "idle", "behind": 0, "error": None}
     ]
@@ -226,7 +226,7 @@ def test_where_nothing_would_change_nothing_is_asked(site: Command, idle: tuple[
 
 
 def test_reconcile_names_what_the_destination_lacks(site: Command, stick: Path) -> None:
-    site("sinks", "add", "stick", f"file://{stick}", "--from", "beginning")
+    site("sinks", "add", "stick", stick.as_uri(), "--from", "beginning")
     site("sinks", "add", "web", "https://host/in", "--from", "now")
     site("drain", "stick")
     assert "stick: 10 confirmed points compared, nothing is missing" in site("reconcile", "stick").stdout
@@ -246,7 +246,7 @@ def test_reconcile_names_what_the_destination_lacks(site: Command, stick: Path) 
 def test_a_copy_that_delivers_is_noticed_and_goes_on_after_a_rekey(
     site: Command, stick: Path, tmp_path: Path
 ) -> None:
-    site("sinks", "add", "stick", f"file://{stick}", "--from", "beginning")
+    site("sinks", "add", "stick", stick.as_uri(), "--from", "beginning")
     assert "ok: connected; it has nothing of this store yet" in site("sinks", "test", "stick").stdout
     copy = Command(tmp_path / "copy")
     shutil.copytree(site.folder, copy.folder)
@@ -263,7 +263,7 @@ def test_a_copy_that_delivers_is_noticed_and_goes_on_after_a_rekey(
     assert [one["code"] for one in copy.json("status")["warnings"]] == ["sink-forked"]
     copy("sinks", "rekey", "-y")
     assert copy.json("drain")[0]["delivered"] == 11
-    assert "nowhere" in site("sinks", "add", "far", f"file://{tmp_path}/nowhere", "--from", "now").stdout
+    assert "nowhere" in site("sinks", "add", "far", (tmp_path / "nowhere").as_uri(), "--from", "now").stdout
     assert "unreachable" in site("sinks", "test", "far", code=1).stdout
 
 
@@ -281,7 +281,7 @@ def test_a_test_of_a_sink_says_what_was_not_checked_and_a_wrong_login_where_it_c
 def test_a_store_restored_from_a_copy_delivers_nothing_under_old_seqs_and_everything_after_a_rekey(
     site: Command, stick: Path, tmp_path: Path
 ) -> None:
-    site("sinks", "add", "stick", f"file://{stick}", "--from", "beginning")
+    site("sinks", "add", "stick", stick.as_uri(), "--from", "beginning")
     site("drain")
     shutil.copytree(site.folder, tmp_path / "kept")
     site.write(("PUMP-1", "flow", T0 + 50, 50.0))
@@ -360,7 +360,7 @@ RUN = "from repo.commands import main; main()"
 def test_run_delivers_until_sigterm_and_holds_the_sink_meanwhile(
     site: Command, stick: Path, spawn: Callable[..., PipedProcess]
 ) -> None:
-    site("sinks", "add", "stick", f"file://{stick}", "--from", "beginning")
+    site("sinks", "add", "stick", stick.as_uri(), "--from", "beginning")
     assert "for --receive" in site("run", "--token", "env:T", code=2).stderr
     assert "HOST:PORT" in site("run", "--receive", "8080", code=2).stderr
     assert "env:NAME" in site("run", "--receive", "0.0.0.0:0", "--token", "hunter2", code=2).stderr
@@ -422,7 +422,7 @@ def test_status_says_of_each_sink_in_which_state_it_is_and_since_when(site: Comm
 def test_another_stick_stops_the_sink_and_the_message_has_both_ways_out(
     site: Command, stick: Path, tmp_path: Path
 ) -> None:
-    site("sinks", "add", "stick", f"file://{stick}", "--from", "beginning")
+    site("sinks", "add", "stick", stick.as_uri(), "--from", "beginning")
     site("drain")
     stick.rename(tmp_path / "first")
     stick.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -148,10 +149,11 @@ def test_times_of_other_programs_may_count_milliseconds(on_store: Command, tmp_p
     assert [row["timestamp_us"] - T0 * 10**6 for row in on_store.json("query", "a", "m")] == [0, 1000]
 
 
-@pytest.mark.parametrize("call", ["export {0}/a.parquet", "import {0}/a.parquet"])
-def test_import_without_a_store_creates_nothing(tmp_path: Path, call: str) -> None:
+@pytest.mark.parametrize("name", ["export", "import"])
+def test_import_without_a_store_creates_nothing(tmp_path: Path, name: str) -> None:
     nowhere = Command(tmp_path / "nowhere")
-    assert f"{nowhere.folder} init`" in nowhere(*call.format(tmp_path).split(), code=1).stderr
+    said = nowhere(name, tmp_path / "a.parquet", code=1).stderr
+    assert f"{shlex.quote(str(nowhere.folder))} init`" in said
     assert list(tmp_path.iterdir()) == []
 
 

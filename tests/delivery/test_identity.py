@@ -226,14 +226,14 @@ def test_what_is_written_after_a_restore_arrives_though_its_seqs_were_delivered_
 
     store = upgraded(open_store)
     first_id, path = store.status().store_id, store.path
-    store.sinks.add("stick", f"file://{stick}", start="beginning")
+    store.sinks.add("stick", stick.as_uri(), start="beginning")
     fill(store, 8)
     assert delivered(store) == 8
     store.close()
     restore_store(path)
     store = open_store()
     store.points.insert_many([("b", "m", float(at), 1.0) for at in range(4)])
-    store.sinks.add("stick", f"file://{stick}", start="beginning")
+    store.sinks.add("stick", stick.as_uri(), start="beginning")
     assert store.sinks.identity() == (2, first_id)
     assert delivered(store) == 9, "the seqs 6 to 8 were those of other points"
     assert reconcile(store, "stick").missing == 0
