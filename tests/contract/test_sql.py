@@ -64,7 +64,7 @@ def test_it_reads_the_metadata_beside_the_columns_and_leaves_nothing_behind(stor
     with pytest.raises(InvalidQuery):
         store.sql("SELECT * FROM records WHERE nothing = 1")
     with pytest.raises(InvalidQuery):  # fails at the first row
-        store.sql("SELECT CAST(1 AS INTEGER) + json_extract(data, '$[[') FROM records")
+        store.sql("SELECT json(source || '{') FROM records")
     for query in ("DELETE FROM records", "WITH x AS (DELETE FROM records RETURNING *) SELECT * FROM x"):
         with pytest.raises(InvalidQuery):
             store.sql(query)
