@@ -10,9 +10,15 @@ from typing import Any
 
 import pytest
 
-from repo import Settings, Store
+from repo import Settings, Store, forks
 
 FORKS = 200
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a fork wait for calls that take long on a busy machine."""
+    monkeypatch.setattr(forks, "WAIT_S", 60.0)
 
 
 def worker(path: Path, engine: Any, name: str, results: Any) -> None:
@@ -35,7 +41,7 @@ def worker(path: Path, engine: Any, name: str, results: Any) -> None:
     results.put((name, acknowledged, error))
 
 
-def campaign(path: Path, engine: Any, method: str, forks: int, seed: int) -> None:
+def campaign(path: Path, engine: Any, method: str, count: int, seed: int) -> None:
     """Start workers one after another, a few at a time, in the middle of writes; then compare."""
     rng = random.Random(seed)
     context: Any = multiprocessing.get_context(method)
@@ -74,7 +80,7 @@ def campaign(path: Path, engine: Any, method: str, forks: int, seed: int) -> Non
             expected[name] = acknowledged
 
     try:
-        for number in range(forks):
+        for number in range(count):
             process = context.Process(target=worker, args=(path, engine, f"worker {number}", results))
             process.start()
             running.append(process)
@@ -90,7 +96,7 @@ def campaign(path: Path, engine: Any, method: str, forks: int, seed: int) -> Non
             thread.join()
         held["store"].close()
     assert not errors
-    assert len(expected) == forks + 2
+    assert len(expected) == count + 2
     with Store(path, Settings(engine=engine, background=False)) as store:
         store.flush()
         found = {info.sensor_id: info.points for info in store.series.list()}
