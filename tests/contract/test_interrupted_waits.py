@@ -1,14 +1,16 @@
-"""Ctrl-C while the main thread shares a lock with another thread leaves no lock on which that thread waits forever."""
+"""Ctrl-C leaves no lock on which another thread waits forever, and no open statement that blocks a checkpoint."""
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType
 
 import pytest
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.pool import impl
 from sqlalchemy.util import queue
 
@@ -42,6 +44,37 @@ def test_an_interrupted_read_of_the_metadata_leaves_other_threads_free_to_read(o
         if not was_interrupted:
             assert nth > 2
             return
+
+
+@pytest.fixture
+def ctrl_c_in_the_next_read() -> Iterator[Callable[[], None]]:
+    """Return a function after which the next statement that reads points ends in an interrupt; nothing is collected."""
+    asked = []
+
+    def interrupt(_connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        if asked and "time_series_data" in statement:
+            asked.clear()
+            raise KeyboardInterrupt
+
+    event.listen(Engine, "after_cursor_execute", interrupt)
+    gc.disable()
+    yield lambda: asked.append(True)
+    gc.enable()
+    event.remove(Engine, "after_cursor_execute", interrupt)
+
+
+def test_an_interrupted_read_does_not_block_a_checkpoint(
+    open_store: OpenStore, ctrl_c_in_the_next_read: Callable[[], None]
+) -> None:
+    store = open_store()
+    store.points.insert_many([("a", "m", float(second), 1.0) for second in range(3_000)])
+    store.flush()
+    ctrl_c_in_the_next_read()
+    with pytest.raises(KeyboardInterrupt):
+        store.points.range("a", "m").all()
+    store.points.insert("a", "m", 2.0)
+    store.checkpoint()
+    assert store.points.aggregate("a", "m", agg="count")[0]["count"] == 3_001
 
 
 def test_a_thread_ends_even_if_the_request_to_end_was_interrupted() -> None:

@@ -164,7 +164,12 @@ def open_engine(
             raise
 
     @event.listens_for(engine, "handle_error")
-    def _replace_connection(context: ExceptionContext) -> None:
+    def _give_up(context: ExceptionContext) -> None:
+        # After an interrupt, SQLAlchemy closes the connection but not the cursor, which stays in a reference cycle. Its
+        # statement would keep the file open, and block checkpoints until the next garbage collection.
+        cursor = getattr(context.execution_context, "cursor", None)
+        if cursor is not None:
+            cursor.close()
         # If SQLite cannot open the log for writing, it opens it for reading, and the connection stays read-only.
         code = getattr(context.original_exception, "sqlite_errorcode", 0) & 0xFF
         if not read_only and code in _CONNECTION_ERRORS:
