@@ -246,8 +246,7 @@ class MetadataDatabase:
         for close in self._before_close:  # not under the lock, for which their owners may be waiting
             close()
         with self._lock:
-            if self._writer is not None:
-                self._writer.connection.close()
+            self._close_writer()
             self.engine.dispose()
             self._careful.dispose()
             self._turnstile.close()

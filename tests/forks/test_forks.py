@@ -63,6 +63,17 @@ def running(*works: Callable[[], Any]) -> Iterator[None]:
     assert not errors
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_fork_after_a_store_was_closed_warns_of_nothing(
+    open_store: OpenStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store()
+    store.points.insert("parent", "m", 1.0)
+    store.close()
+    assert in_child(lambda: 1) == 1
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("background", [False, True], ids=["without", "with a background thread"])
 def test_what_a_child_was_acknowledged_stays_when_the_parent_closes(
     open_store: OpenStore, background: bool
