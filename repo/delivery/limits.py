@@ -53,7 +53,10 @@ class BatchLimits(NamedTuple):
 
 AS_TEXT: Final = BatchLimits(Form.TEXT, 10_000, 1_000_000)
 AS_COLUMNS: Final = BatchLimits(Form.COLUMNS, 40_960, 2_200_000)
-"""A third of a page of the store. Larger batches take about as much CPU time; 10,000 points take a seventh more."""
+"""A third of a page of the store.
+
+Half a page takes as much CPU time, and 10,000 points take a seventh more.
+"""
 
 
 def limits_of(sink: Sink) -> BatchLimits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shlex
 import shutil
 import sqlite3
 import struct
@@ -59,7 +60,7 @@ def python(starter: Starter) -> Run:
 def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run lines of the shell in the reader's folder."""
     return subprocess.run(
-        ["sh", "-ec", f"PATH={folder / 'bin'}:$PATH\n{script}"],
+        ["sh", "-ec", f"PATH={shlex.quote(str(folder / 'bin'))}:$PATH\n{script}"],
         cwd=folder,
         stdin=subprocess.DEVNULL,
         capture_output=True,
