@@ -570,6 +570,11 @@ def test_victoria_metrics_stores_what_was_sent(tmp_path: Path) -> None:
             points = [(f"a,{number}", "m x", START_US + at * 1000, float(at)) for at in range(9)]
             assert sink.send(batch_of(points)).refused == ()
             sink.close()
+        sink = ready(database.url + "/wrong", format="influx1")
+        for ask in (sink.check, lambda: sink.send(batch_of(points))):
+            with pytest.raises(SinkHalted, match="check the path in the URL"):
+                ask()
+        sink.close()
         found = database.points(27)
     expected = {
         (f"a,{number}", "m x", START_US // 1000 + at): float(at) for number in range(3) for at in range(9)

@@ -189,8 +189,12 @@ class InfluxFormat(Format):
         )
 
 
-_MISCONFIGURED = ("database is required", "retention policy not found")
-"""InfluxDB 1 answers these with 400 and 500, as it does where a point or the server is at fault."""
+_MISCONFIGURED = {
+    "database is required": "the options database and retention_policy",
+    "retention policy not found": "the options database and retention_policy",
+    "unsupported path requested": "the path in the URL",
+}
+"""What to check. InfluxDB 1 answers these with 400 and 500, and VictoriaMetrics with 400, as for a wrong point."""
 _UNPARSABLE = re.compile(r"unable to parse '(.*?)': ([^\n]*?)(?= dropped=\d|\n|$)")
 _DROPPED = re.compile(r"dropped=(\d+)")
 _MOST_LISTED = 100
@@ -198,8 +202,11 @@ _MOST_LISTED = 100
 
 
 def _refuse_misconfigured(answer: Answer, message: str, address: str) -> None:
-    if not answer.is_success and any(words in message for words in _MISCONFIGURED):
-        raise SinkHalted(f"{address} answered {answer}; check the options database and retention_policy")
+    if answer.is_success:
+        return
+    for words, cause in _MISCONFIGURED.items():
+        if words in message:
+            raise SinkHalted(f"{address} answered {answer}; check {cause}")
 
 
 def _error_of(answer: Answer) -> tuple[str, Any]:
