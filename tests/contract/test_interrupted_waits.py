@@ -49,7 +49,7 @@ def test_an_interrupted_read_of_the_metadata_leaves_other_threads_free_to_read(o
 @pytest.fixture
 def ctrl_c_in_the_next_read() -> Iterator[Callable[[], None]]:
     """Return a function after which the next statement that reads points ends in an interrupt; nothing is collected."""
-    asked = []
+    asked: list[bool] = []
 
     def interrupt(_connection: Connection, _cursor: object, statement: str, *_: object) -> None:
         if asked and "time_series_data" in statement:
