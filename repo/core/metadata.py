@@ -246,7 +246,9 @@ class MetadataDatabase:
         for close in self._before_close:  # not under the lock, for which their owners may be waiting
             close()
         with self._lock:
-            self._close_writer()
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                writer.connection.close()
             self.engine.dispose()
             self._careful.dispose()
             self._turnstile.close()
