@@ -168,7 +168,7 @@ def open_engine(
         # After an interrupt, SQLAlchemy closes the connection but not the cursor, which stays in a reference cycle. Its
         # statement would keep the file open, and block checkpoints until the next garbage collection.
         cursor = getattr(context.execution_context, "cursor", None)
-        if cursor is not None:
+        if cursor is not None and not isinstance(context.original_exception, Exception):
             cursor.close()
         # If SQLite cannot open the log for writing, it opens it for reading, and the connection stays read-only.
         code = getattr(context.original_exception, "sqlite_errorcode", 0) & 0xFF
