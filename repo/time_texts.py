@@ -49,7 +49,8 @@ _UNITS = {
 }
 """Each unit in microseconds and in calendar months; the words may also end in s."""
 
-_UNIT_NAMES = "us, ms, s, m or min, h, d, w, mo (months), y"
+_FIXED_UNITS = "us, ms, s, m or min, h, d, w"
+_ALL_UNITS = f"{_FIXED_UNITS}, mo (months), y"
 _PART = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)([a-z]+)")
 _PARTS = re.compile(r"(?:[0-9.]+[a-z]+ ?)+")
 _OFFSET = re.compile(r"(now|today|yesterday|tomorrow)? ?([+-])([0-9.a-z ]+)")
@@ -86,23 +87,12 @@ def parse_span(text: str) -> Span:
 
     A day has 24 hours; months (mo) and years (y) are calendar months, in whole numbers. Raises InvalidQuery.
     """
-    given = text.strip()
-    us, months = Fraction(0), Fraction(0)
-    for number, (unit_us, unit_months) in _parts(given):
-        us += number * unit_us
-        months += number * unit_months
-    if us.denominator != 1 or months.denominator != 1 or us + months <= 0:
-        raise InvalidQuery(
-            f"the duration {given[:40]!r} is not a positive number of whole microseconds or months"
-        )
-    if us > MAX_TIMESTAMP_US - MIN_TIMESTAMP_US or months > _MOST_MONTHS:
-        raise InvalidQuery(f"the duration {given[:40]!r} exceeds the range of times (1678 to 2261)")
-    return Span(int(us), int(months))
+    return _span(text, _ALL_UNITS)
 
 
 def parse_duration_us(text: str) -> int:
     """Parse a length of time as `parse_span` does, but without months, into microseconds. Raises InvalidQuery."""
-    span = parse_span(text)
+    span = _span(text, _FIXED_UNITS)
     if span.months:
         raise InvalidQuery(
             f"{text[:40]!r} has months or years, whose length varies; write days (d) or weeks (w)"
@@ -146,18 +136,33 @@ def before_us(text: str, *, now_us: int, zone: tzinfo = UTC) -> int:
         raise InvalidQuery(f"{text[:40]!r} before now {fault}") from fault
 
 
-def _parts(given: str) -> Iterator[tuple[Fraction, tuple[int, int]]]:
+def _span(text: str, units: str) -> Span:
+    given = text.strip()
+    us, months = Fraction(0), Fraction(0)
+    for number, (unit_us, unit_months) in _parts(given, units):
+        us += number * unit_us
+        months += number * unit_months
+    if us.denominator != 1 or months.denominator != 1 or us + months <= 0:
+        raise InvalidQuery(
+            f"the duration {given[:40]!r} is not a positive number of whole microseconds or months"
+        )
+    if us > MAX_TIMESTAMP_US - MIN_TIMESTAMP_US or months > _MOST_MONTHS:
+        raise InvalidQuery(f"the duration {given[:40]!r} exceeds the range of times (1678 to 2261)")
+    return Span(int(us), int(months))
+
+
+def _parts(given: str, units: str) -> Iterator[tuple[Fraction, tuple[int, int]]]:
     for part in given.split() if _PARTS.fullmatch(given) else [""]:
         found = list(_PART.finditer(part))
         if "".join(match[0] for match in found) != part or not found:
             raise InvalidQuery(
-                f"{given[:40]!r} is not a duration; write numbers with units: {_UNIT_NAMES}, such as 1d12h"
+                f"{given[:40]!r} is not a duration; write numbers with units: {units}, such as 1d12h"
             )
         for match in found:
             unit = match[2] if match[2] in _UNITS else match[2].removesuffix("s")
             if unit not in _UNITS or (unit != match[2] and len(unit) < 3):
                 raise InvalidQuery(
-                    f"{given[:40]!r} is not a duration; {match[2][:10]!r} is not a unit; the units are {_UNIT_NAMES}"
+                    f"{given[:40]!r} is not a duration; {match[2][:10]!r} is not a unit; the units are {units}"
                 )
             yield Fraction(match[1]), _UNITS[unit]
 

@@ -11,7 +11,7 @@ import click
 
 from repo.clock import system_clock
 from repo.commands.global_options import global_options, store_argument
-from repo.commands.options import bounds, iso, iso_second, names_hint, names_of, series_names, zone_of
+from repo.commands.options import bounds, iso, iso_second, names_hint, names_of, naming, series_names, zone_of
 from repo.commands.output import print_json, write_rows
 from repo.commands.session import Session
 from repo.commands.texts import size_text
@@ -273,5 +273,7 @@ def _span(
         return bounds(start, end, None, zone_of(tz))
     if end is not None:
         raise click.UsageError("--older-than and --end cannot be combined")
-    low, _ = bounds(start, None, None, zone_of(tz))
-    return low, to_datetime(before_us(older_than, now_us=system_clock(), zone=zone_of(tz)))
+    zone = zone_of(tz)
+    low, _ = bounds(start, None, None, zone)
+    with naming("--older-than"):
+        return low, to_datetime(before_us(older_than, now_us=system_clock(), zone=zone))

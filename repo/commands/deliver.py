@@ -13,6 +13,7 @@ import click
 
 from repo.commands.exits import Exit
 from repo.commands.global_options import global_options
+from repo.commands.options import naming
 from repo.commands.output import print_json
 from repo.commands.session import Session
 from repo.commands.sink_states import WHAT_FOLLOWS
@@ -52,7 +53,8 @@ def drain(session: Session, sinks: tuple[str, ...], timeout: str | None) -> None
     from repo.delivery.forwarder import Forwarder
     from repo.time_texts import parse_duration_us
 
-    timeout_s = None if timeout is None else parse_duration_us(timeout) / 1e6
+    with naming("--timeout"):
+        timeout_s = None if timeout is None else parse_duration_us(timeout) / 1e6
     with session.opened() as store:
         _check_names(store, sinks)
         behind = sum(info.behind for info in store.sinks.list() if not sinks or info.name in sinks)

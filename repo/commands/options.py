@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, tzinfo
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import click
 from repo.clock import system_clock
 from repo.commands.output import FORMATS
 from repo.commands.terminal import is_terminal
-from repo.errors import InvalidQuery
+from repo.errors import InvalidQuery, InvalidSettings
 from repo.time_texts import before_us, parse_time
 from repo.times import Unfit, to_datetime, zone_named
 
@@ -27,6 +28,7 @@ __all__ = [
     "iso_second",
     "names_hint",
     "names_of",
+    "naming",
     "series_names",
     "zone_of",
 ]
@@ -35,6 +37,15 @@ __all__ = [
 format_option = click.option(
     "--format", "form", type=click.Choice(FORMATS), help="Output format; a table by default."
 )
+
+
+@contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Begin the message about a value that was typed with the name of its option."""
+    try:
+        yield
+    except (InvalidQuery, InvalidSettings) as error:
+        raise type(error)(f"{option}: {error}") from error
 
 
 def zone_of(name: str) -> tzinfo:
@@ -52,10 +63,13 @@ def bounds(
     if start is not None and since is not None:
         raise InvalidQuery("--start and --since cannot be combined")
     now_us = system_clock()
+    low: datetime | None
     if since is not None:
-        start_us = before_us(since, now_us=now_us, zone=zone)
-        return to_datetime(start_us), _time(end, now_us, zone)
-    return _time(start, now_us, zone), _time(end, now_us, zone)
+        with naming("--since"):
+            low = to_datetime(before_us(since, now_us=now_us, zone=zone))
+    else:
+        low = _time("--start", start, now_us, zone)
+    return low, _time("--end", end, now_us, zone)
 
 
 def names_of(given: tuple[str, ...], is_name: Callable[[str], bool]) -> str | list[str] | None:
@@ -114,5 +128,8 @@ def iso(time: datetime) -> str:
     return text[:-6] + "Z" if text.endswith("+00:00") else text
 
 
-def _time(text: str | None, now_us: int, zone: tzinfo) -> datetime | None:
-    return None if text is None else to_datetime(parse_time(text, now_us=now_us, zone=zone))
+def _time(option: str, text: str | None, now_us: int, zone: tzinfo) -> datetime | None:
+    if text is None:
+        return None
+    with naming(option):
+        return to_datetime(parse_time(text, now_us=now_us, zone=zone))

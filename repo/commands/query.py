@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repo.commands.global_options import global_options
-from repo.commands.options import bounds, format_option, iso, iso_second, names_hint, zone_of
+from repo.commands.options import bounds, format_option, iso, iso_second, names_hint, naming, zone_of
 from repo.commands.output import FORMATS, write_rows
 from repo.commands.session import Session
 from repo.errors import InvalidQuery, counted
+from repo.time_texts import parse_width
 from repo.times import to_us
 
 if TYPE_CHECKING:
@@ -104,6 +105,9 @@ def query(
     """
     zone = zone_of(tz)
     low, high = bounds(start, end, since, zone)
+    if every is not None:
+        with naming("--every"):
+            parse_width(every)
     names = [name.strip() for given in aggs for name in given.split(",") if name.strip()]
     if states and (names or fill or form == "plot"):
         raise InvalidQuery("--states cannot be combined with --agg, --fill or --format plot")

@@ -12,7 +12,7 @@ from repo.commands.asking import asked, asking_options, check_asking
 from repo.commands.exits import Exit
 from repo.commands.global_options import global_options, output_options
 from repo.commands.groups import SuggestingGroup
-from repo.commands.options import iso_second, series_names, zone_of
+from repo.commands.options import iso_second, naming, series_names, zone_of
 from repo.commands.output import print_json, write_rows
 from repo.commands.session import Session
 from repo.commands.sink_states import WHAT_FOLLOWS
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from repo import Store
+    from repo.rates import Rate
     from repo.repositories.sinks import SinkInfo
     from repo.store.sinks import Moved
 
@@ -141,7 +142,8 @@ def add(
     written after it; times are written as for `query`. 'now' leaves out what the store has. 'beginning' and times wait
     for the columns.
 
-    A cleanup keeps what a sink has not confirmed, up to its --max-backlog.
+    A cleanup keeps what a sink has not confirmed, up to its --max-backlog: of all series, also if
+    --sensor or --metric selects some.
 
     \b
     JSON: as `sinks show`
@@ -157,8 +159,9 @@ def add(
     now_us = system_clock()
     begin: str | datetime = start
     if start not in ("now", "beginning"):
+        zone = zone_of(given["tz"])
         try:
-            begin = to_datetime(parse_time(start, now_us=now_us, zone=zone_of(given["tz"])))
+            begin = to_datetime(parse_time(start, now_us=now_us, zone=zone))
         except InvalidQuery as error:
             raise InvalidQuery(f"--from: {error}, or beginning") from error
     with session.opened() as store:
@@ -447,7 +450,9 @@ def replay(
     if start is not None and start != "beginning":
         if start == "now":
             raise InvalidQuery("--from now: nothing would be delivered again; name a time, or beginning")
-        begin = to_datetime(parse_time(start, now_us=system_clock(), zone=zone_of(tz)))
+        zone = zone_of(tz)
+        with naming("--from"):
+            begin = to_datetime(parse_time(start, now_us=system_clock(), zone=zone))
     with session.opened(read_only=dry_run) as store:
         meant = store.sinks.replay(name, begin, seq=seq, dry_run=True)
         if not dry_run and not yes and meant.behind != meant.behind_before:
@@ -575,23 +580,41 @@ def remove(session: Session, name: str, dry_run: bool, yes: bool) -> None:
 
 def _settings(store: Store, given: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that are given, as arguments of `store.sinks.add`."""
-    from repo.rates import Rate
-
     settings: dict[str, Any] = {}
     if given["sensors"] or given["metrics"]:
         settings["filter"] = series_names(store, given["sensors"], given["metrics"])
     if given["rate"] is not None or given["windows"]:
-        settings["rate"] = Rate.of(given["rate"], given["windows"], given["tz"])
-    limits = {
-        "age": given["max_backlog"],
-        "points": given["max_backlog_points"],
-        "bytes": given["max_backlog_bytes"],
-    }
-    if limits := {key: value for key, value in limits.items() if value is not None}:
+        settings["rate"] = _rate(given)
+    if limits := _limits(given):
         settings["max_backlog"] = limits
     if given["share"] or given["newest_first"] or given["one_lane"]:
         settings["lanes"] = _lanes(given, {})
     return settings
+
+
+def _rate(given: dict[str, Any]) -> Rate:
+    from repo.rates import Rate, Window, parse_bytes_per_s
+
+    zone_of(given["tz"])
+    with naming("--rate"):
+        limit = None if given["rate"] is None else parse_bytes_per_s(given["rate"])
+    with naming("--window"):
+        windows = tuple(map(Window.parse, given["windows"]))
+    return Rate(limit, windows, given["tz"])
+
+
+def _limits(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the limits of the hold that are given."""
+    from repo.store.sink_settings import check_max_backlog
+
+    limits: dict[str, Any] = {}
+    for limit, option in (("age", ""), ("points", "-points"), ("bytes", "-bytes")):
+        value = given[f"max_backlog{option}".replace("-", "_")]
+        if value is not None:
+            with naming(f"--max-backlog{option}"):
+                check_max_backlog({limit: value})
+            limits[limit] = value
+    return limits
 
 
 def _lanes(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:

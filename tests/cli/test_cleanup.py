@@ -121,7 +121,7 @@ def test_cleanup_deletes_only_what_is_selected(
         (["--records"], "select what to delete"),
         (["--points", "--shrink", "-y"], "select what to delete"),
         (["--older-than", "7d", "--end", "now"], "--older-than and --end"),
-        (["--older-than", "soon"], "soon"),
+        (["--older-than", "30"], "--older-than: '30' is not a duration; write numbers with units"),
         (["--older-than", "7d", "--dry-run", "-y"], "--dry-run"),
         (["--sensor", "PUMP-1", "--records", "--source", "gw-1", "--json"], "add -y or --dry-run"),
         (["--sensor", "PUMP-1", "--records", "-y"], "delete all records"),

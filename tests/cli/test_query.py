@@ -221,11 +221,13 @@ def test_without_results_stdout_is_empty_and_stderr_says_so(filled: Any) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--start whenever", "'whenever' is not a time"),
+        ("--start whenever", "--start: 'whenever' is not a time"),
         ("--start 20240501", "could be a date or Unix seconds"),
         ("--start 1714521600000", "looks like milliseconds"),
-        ("--since 5", "is not a duration"),
+        ("--since 5", "--since: '5' is not a duration; write numbers with units"),
         ("--since 1h --start now", "cannot be combined"),
+        ("--end 5x", "--end: '5x' is not a time"),
+        ("--every 5", "--every: '5' is not a duration; write numbers with units"),
         ("--every 0s", "positive"),
         ("--agg mode", "there is no aggregate 'mode'"),
         ("--agg p101", "there is no aggregate 'p101'"),

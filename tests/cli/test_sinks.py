@@ -110,9 +110,7 @@ def test_the_kinds_and_their_options_are_listed(site: Command) -> None:
         (["https://host/", "--from", "now", "--option", "token=hunter2"], "a secret is not stored"),
         (["https://host/", "--from", "now", "--option", "colour=red"], "no option 'colour'"),
         (["https://host/", "--from", "now", "--option", "format"], "KEY=VALUE"),
-        (["https://host/", "--from", "now", "--rate", "fast"], "'fast' is not a rate"),
         (["https://host/", "--from", "now", "--rate", "500kb"], "write 500kB/s for bytes per second"),
-        (["https://host/", "--from", "now", "--max-backlog", "ever"], "ever"),
         (["host", "--from", "now"], "begins with none of"),
         (["file:relative", "--from", "now"], "begins with none of"),
     ],
@@ -124,6 +122,28 @@ def test_what_is_wrong_about_a_sink_is_said_and_adds_nothing(
     assert message in refused
     assert "hunter2" not in refused
     assert site.json("sinks", "list") == []
+
+
+@pytest.mark.parametrize(
+    ("option", "typed", "message"),
+    [
+        ("--rate", "fast", "'fast' is not a rate; write bytes per second, such as 500kB/s"),
+        ("--window", "8-18", "'8-18' is not a window; write its start, end and limit: 08:00-18:00=100kB/s"),
+        ("--window", "8:00-9:00=1", "'1' is not a rate; write bytes per second"),
+        (
+            "--max-backlog",
+            "30",
+            "'30' is not a duration; write numbers with units: us, ms, s, m or min, h, d, w, such",
+        ),
+        ("--max-backlog", "1mo", "'1mo' has months or years, whose length varies; write days"),
+        ("--max-backlog-bytes", "lots", "bytes = 'lots': a number of bytes such as 500MB is expected"),
+    ],
+)
+def test_a_wrong_amount_is_refused_with_its_option_and_the_forms(
+    site: Command, option: str, typed: str, message: str
+) -> None:
+    add = ("sinks", "add", "web", "https://host/", "--from", "now")
+    assert f"{option}: {message}" in site(*add, option, typed, code=2).stderr
 
 
 def test_what_loses_or_repeats_is_asked_first(site: Command) -> None:
@@ -148,6 +168,7 @@ def test_what_loses_or_repeats_is_asked_first(site: Command) -> None:
     assert site.json("sinks", "show", "web")["ranges"] == [[6, 7]]
     site("sinks", "confirm", "web", 8, stdin="y\n")
     assert site.json("sinks", "show", "web")["behind"] == 2
+    assert "--from: 'soon' is not" in site("sinks", "replay", "web", "--from", "soon", code=2).stderr
     moved = site("sinks", "replay", "web", "--from", "2024-05-01T00:00:06Z", stdin="y\n")
     assert "Deliver 2 seqs to web again?" in moved.stderr
     assert "web gets seq 7 next, and is 4 seqs behind" in moved.stdout
@@ -167,6 +188,7 @@ def test_drain_delivers_everything_and_says_what_did_not_go(
     site: Command, stick: Path, tmp_path: Path
 ) -> None:
     assert "there is nothing to deliver to" in site("drain").stderr
+    assert "--timeout: '5' is not a duration" in site("drain", "--timeout", 5, code=2).stderr
     site("sinks", "add", "stick", stick.as_uri(), "--from", "beginning")
     site("sinks", "add", "gone", (tmp_path / "nowhere").as_uri(), "--from", "beginning")
     assert site.json("drain", "stick") == [
@@ -351,7 +373,11 @@ def test_refused_items_are_listed_sent_again_exported_and_dropped(
     assert site.json("quarantine", "drop", "--sink", "web", "--dry-run")["dropped"] == 2
     assert "Drop 2 items for good?" in site("quarantine", "drop", "--all", stdin="y\n").stderr
     assert site.json("quarantine", "list") == []
-    assert "refused by the sink web and dropped from quarantine: too wide" in site("losses").stdout
+    listed = site("losses").stdout
+    assert (
+        "refused by the sink web and dropped from quarantine: too wide; the points are still stored" in listed
+    )
+    assert "lost nothing\n" in listed
 
 
 RUN = "from repo.commands import main; main()"
