@@ -1,7 +1,7 @@
 """The destinations of deliveries: how a sink is added for an empty one, and how its own loader fills it from a file.
 
 Servers run on loopback, as installed from the distribution; Kafka is the mock cluster of librdkafka. What holds little
-or takes long gets a part of the readings: `most_points` of the loader's, `most_s` of a delivery.
+or takes long gets a part of the readings: the loader `most_points`, a delivery what it manages in the time of the plan.
 """
 
 from __future__ import annotations
@@ -49,8 +49,6 @@ class Destination(ABC):
     """Its own bulk loader, in words."""
     most_points = 1_000_000
     """The loader gets at most so many."""
-    most_s = 20.0
-    """A delivery ends after so long."""
 
     def __init__(self, held: Standing, folder: Path, servers: Path, until_done: ExitStack) -> None:
         self._held = held

@@ -57,6 +57,9 @@ class Plan:
     growth_points: Sequence[int]
     """The sizes of the store at which the growth of costs is measured."""
 
+    delivery_s: float = 20.0
+    """A delivery ends after so long, even if its backlog does not."""
+
     steady_s: float
     cache: Path
     """The folder of stores that are reused by the next run of the benchmarks."""

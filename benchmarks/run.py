@@ -199,6 +199,11 @@ def _options() -> argparse.Namespace:
     add("--carried-points", type=int, help="points to export and import")
     add("--legacy-points", type=int, help="points in the legacy store to upgrade")
     add("--growth-points", type=int, nargs="+", help="sizes at which growth is measured")
+    add(
+        "--delivery-s",
+        type=float,
+        help="seconds after which a delivery ends, even if its backlog does not (20): 3600 lets most reach the end",
+    )
     add("--rounds", type=int, help="rounds that count, after a warm-up")
     add("--seed", type=int, default=TUNED_SEED, help="seed of the first pass")
     add("--shape", choices=SHAPES, default=SHAPES[0], help="shape of the first pass")
@@ -232,6 +237,7 @@ def _plans(options: argparse.Namespace) -> list[Plan]:
         "carried_points": options.carried_points,
         "legacy_points": options.legacy_points,
         "growth_points": options.growth_points,
+        "delivery_s": options.delivery_s,
         "rounds": options.rounds,
     }
     first = replace(first, **{name: value for name, value in given.items() if value is not None})

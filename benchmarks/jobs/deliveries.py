@@ -3,6 +3,7 @@
 Each delivery is compared with the bulk loader that the destination itself has, and with reading the same backlog row by
 row from SQLite. It runs in a process of its own, for its memory, and goes to an empty destination. The backlog is
 compacted, as it is after a long outage. What takes long is measured once.
+A delivery ends after the `delivery_s` of the plan.
 """
 
 from __future__ import annotations
@@ -45,18 +46,19 @@ def deliveries(plan: Plan) -> Iterator[Contest | Figure]:
             with ExitStack() as until_done:
                 make = partial(kind, held, folder / kind.key, plan.cache / "servers", until_done)
                 started = cache(make)  # when its contest is played, not when it is passed over
-                deliver, load = partial(_delivered, held, started), partial(_loaded, started)
+                deliver = partial(_delivered, held, started, plan.delivery_s)
+                load = partial(_loaded, started)
                 yield _contest(kind.key, held, deliver, rows, load, kind.loader)
 
 
-def _delivered(held: Standing, started: Callable[[], Destination]) -> Delivered:
+def _delivered(held: Standing, started: Callable[[], Destination], most_s: float) -> Delivered:
     name = f"bench{next(_number)}"
     folder, there = held.store(compacted=True), started()
     with Store(folder) as store:
         for left in store.sinks.list():  # by a run that was stopped
             store.sinks.remove(left.name)
         there.add(store, name)
-    return delivered(folder, name, there.most_s)
+    return delivered(folder, name, most_s)
 
 
 def _loaded(started: Callable[[], Destination]) -> float:
