@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from repo import Forwarder, Settings, Store
 from repo.delivery.keys import BatchKey
 from repo.delivery.protocol import Item, Lane, RecordItem, Sink
 from repo.delivery.sinks.http import HttpSink
@@ -331,6 +332,52 @@ def test_a_check_asks_a_database_by_an_empty_write_and_sends_other_receivers_not
     assert {(asked.body, asked.headers["authorization"]) for asked in server.asked} == {
         (b"", "Token s3cret-of-the-site")
     }
+
+
+def test_a_database_that_answers_a_write_without_points_alike_refuses_no_point(server: Scripted) -> None:
+    """A wrong path or name may get the status and the words of a wrong point."""
+    first = batch_of(POINTS[:1])
+    sink = ready(server.url, format="influx1", database="site")
+    server.answer = always(400, b"bad request")
+    with pytest.raises(SinkRefused):  # it may be a point: the forwarder splits the batch
+        sink.send(BATCH)
+    with pytest.raises(SinkHalted, match=r"400.*bad request; so it does without points: check the URL"):
+        sink.send(first)
+    assert [len(asked.body.splitlines()) for asked in server.asked] == [5, 1, 0]
+
+    server.answer = lambda asked: Reply(400, b"bad point" if asked.body else b"no points")
+    with pytest.raises(SinkRefused, match="bad point"):
+        sink.send(first)
+
+    server.answer = lambda asked: Reply(400 if asked.body else 204, b"")
+    for _ in range(2):
+        with pytest.raises(SinkRefused):
+            sink.send(first)
+    assert [len(asked.body.splitlines()) for asked in server.asked[5:]] == [1, 0, 1], "asked once"
+
+    server.answer = always(400, b"bad request")
+    with pytest.raises(SinkRefused):  # it has accepted something, so the answer says nothing about the URL
+        sink.send(first)
+    sink.open(STORE, 1)
+    with pytest.raises(SinkHalted):
+        sink.send(first)
+    sink.close()
+
+
+def test_nothing_goes_into_quarantine_at_a_wrong_target_and_all_is_delivered_at_the_right_one(
+    server: Scripted, tmp_path: Path
+) -> None:
+    server.answer = always(400, b"no such table")
+    with Store(tmp_path / "store", Settings(background=False, engine="sqlite")) as store:
+        store.points.insert_many([("W", "flow", 1e9 + at, 1.0) for at in range(40)])
+        store.sinks.add("there", server.url + "/x", start="beginning", format="influx1", database="d")
+        halted = Forwarder(store).drain()["there"]
+        assert (halted.delivered, halted.refused, halted.last.progress) == (0, 0, "halted")
+        assert store.sinks.show("there").state == "halted"
+        assert store.quarantine.count("there") == 0
+        server.answer = always(204)
+        done = Forwarder(store).drain()["there"]
+        assert (done.delivered, done.refused, done.is_empty) == (40, 0, True)
 
 
 def test_points_that_no_line_can_express_are_refused_without_a_request(server: Scripted) -> None:

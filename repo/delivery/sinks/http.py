@@ -7,6 +7,7 @@ number of the attempt in `Holdfast-Attempt`. The options are those of the kind `
 |---|---|
 | what the format calls a success | delivered |
 | 400, 413, 422 | the destination rejects an item: the batch is split |
+| the same to the first single item and to a write without points, from a database | halted until the cause is fixed |
 | 408, 425, 429, 5xx, 302, 303, 307 | tried again; `Retry-After` in seconds is respected |
 | any other, and a certificate that is not trusted | halted until the cause is fixed |
 
@@ -26,9 +27,9 @@ from repo.arguments import check_text, shown
 from repo.delivery.keys import BatchKey
 from repo.delivery.protocol import Batch, Outcome
 from repo.delivery.secrets import Secret
-from repo.delivery.sinks.connection import Connection, checked_url, rejected
+from repo.delivery.sinks.connection import Answer, Connection, checked_url, rejected
 from repo.delivery.sinks.http_formats import format_of
-from repo.errors import InvalidSettings, SinkHalted
+from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable
 from repo.formats.compression import packed
 from repo.store.sink_options import effective_options
 
@@ -59,6 +60,7 @@ class HttpSink:
         query = "&".join(text for text in (parts.query, urlencode(self._format.parameters())) if text)
         self._target = path + (f"?{query}" if query else "")
         self._headers: dict[str, str] = {}
+        self._accepts = False  # whether a write was accepted since `open`, if only one without points
         for option in options:
             header = option.removeprefix(_HEADER)
             if option.startswith(_HEADER) and not _HEADER_NAME.fullmatch(header):
@@ -77,6 +79,7 @@ class HttpSink:
     def open(self, store_id: str, epoch: int) -> None:  # noqa: ARG002  it keeps no position
         """Read secrets and certificates, and connect. The destination holds no token."""
         self.close()
+        self._accepts = False
         self._headers = self._new_headers()
         self._connection.open(self._options)
 
@@ -99,7 +102,8 @@ class HttpSink:
         answer = self._connection.exchange("POST", self._target, body, headers)
         outcome = self._format.outcome(answer, key, encoded, self._connection.address)
         if outcome is None:
-            raise rejected(answer, self._connection.address)
+            raise self._rejection(answer, len(batch))
+        self._accepts = True
         return Outcome(
             tuple(sorted({*encoded.refused, *outcome.refused})), outcome.repeat, sent_bytes=len(body)
         )
@@ -112,12 +116,30 @@ class HttpSink:
         """
         if not self._format.takes_empty:
             return "whether it accepts the login and the path is known only after a delivery"
-        answer = self._connection.exchange("POST", self._target, self._packed(b""), self._headers)
-        return self._format.checked(answer, self._connection.address)
+        return self._format.checked(self._write_nothing(), self._connection.address)
 
     def close(self) -> None:
         """Close the connection. Safe to call again."""
         self._connection.close()
+
+    def _rejection(self, answer: Answer, items: int) -> SinkHalted | SinkRefused | SinkUnreachable:
+        """Return what an answer that is no success means.
+
+        A database may answer a wrong path or a wrong name as it answers a wrong point. So before the first item is
+        refused, which puts it into quarantine, it is asked to write nothing: if the answer is the same, no point is the
+        reason.
+        """
+        error = rejected(answer, self._connection.address)
+        if items > 1 or self._accepts or not self._format.takes_empty or not isinstance(error, SinkRefused):
+            return error
+        empty = self._write_nothing()
+        self._accepts = empty.is_success
+        if (empty.status, empty.body) != (answer.status, answer.body):
+            return error
+        return SinkHalted(f"{error}; so it does without points: check the URL and the options of the sink")
+
+    def _write_nothing(self) -> Answer:
+        return self._connection.exchange("POST", self._target, self._packed(b""), self._headers)
 
     def _new_headers(self) -> dict[str, str]:
         headers = {"Content-Type": self._format.content_type, "Accept": "application/json"}
