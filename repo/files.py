@@ -163,6 +163,11 @@ class StoreFiles:
         places = {self.folder, *(file.parent for file in databases)}
         return all(os.access(path, os.W_OK) for path in (*places, *databases))
 
+    def folders(self) -> list[Path]:
+        """Return the folders of its files that exist; they may be on several disks."""
+        places = {self.folder, self.metadata.parent, *(path.parent for path in self.paths.values())}
+        return sorted(place for place in places if place.exists())
+
     def metadata_files(self) -> list[Path]:
         """Return the metadata database and its log; they may not exist."""
         return [self.metadata, METADATA.log_of(self.metadata)]

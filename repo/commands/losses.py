@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from repo import Status
     from repo.store.losses import LossEntry
 
-__all__ = ["losses", "lost"]
+__all__ = ["given_up", "losses", "lost"]
 
 _SHOWN_NAMES = 5
 
@@ -31,15 +31,17 @@ def losses(session: Session, limit: int | None) -> None:
     """List what was dropped: how much, when, why, and of which series and times.
 
     The loss ledger records every deletion and every loss, and this prints it, newest first. A deletion of points is
-    listed once it is applied; until then, it is counted below the list. Reads only SQLite, so it never waits for
-    another process.
+    listed once it is applied; until then, it is counted below the list. Points that an operator skipped for a sink or
+    dropped from its quarantine are listed, too, but not counted as lost: they are still stored. Reads only SQLite, so
+    it never waits for another process.
 
     \b
     JSON: [{"entry_id", "what": "points" or "records", "dropped": number, or null
     if unknown, "reason": a word, "why": the same in words, "first_us", "last_us":
     of what was dropped, "recorded_us", "sensor_id", "metric_name", "source":
     name, glob, list, or null for all, "start_us", "end_us": as selected,
-    "detail": JSON text}]
+    "detail": JSON text, "given_up": true if the points are still stored, and only
+    a sink does not get them}]
     """
     with session.opened(read_only=True) as store:
         entries = store.losses(limit)
@@ -52,6 +54,8 @@ def losses(session: Session, limit: int | None) -> None:
         for number, line in enumerate(_lines(entry)):
             session.say(f"{when if number == 0 else '':<22}{line}")
     session.say(f"lost {lost(status)}")
+    if status.given_up_entries:
+        session.say(f"given up for sinks, but still stored: {given_up(status)}")
     if status.deletions_waiting:
         session.note(
             f"{counted(status.deletions_waiting, 'deletion')} of points not applied yet; the next flush or read "
@@ -60,13 +64,27 @@ def losses(session: Session, limit: int | None) -> None:
 
 
 def lost(status: Status) -> str:
-    """Return how much the ledger counts: `12 points, in 1 entry`."""
-    if not status.ledger_entries:
+    """Return how much is gone: `12 points, in 1 entry`."""
+    entries = status.ledger_entries - status.given_up_entries
+    if not entries:
         return "nothing"
-    parts = [counted(status.lost_points, "point")] if status.lost_points or not status.lost_records else []
-    if status.lost_records:
-        parts.append(counted(status.lost_records, "record"))
-    return f"{' and '.join(parts)}, in {counted(status.ledger_entries, 'entry', 'entries')}"
+    return _amount(entries, status.lost_points, status.lost_records, status.lost_uncounted)
+
+
+def given_up(status: Status) -> str:
+    """Return how many points sinks do not get, though they are stored."""
+    return _amount(status.given_up_entries, status.given_up_points, 0, status.given_up_uncounted)
+
+
+def _amount(entries: int, points: int, records: int, uncounted: int) -> str:
+    parts = []
+    if points or not (records or uncounted):
+        parts.append(counted(points, "point"))
+    if records:
+        parts.append(counted(records, "record"))
+    if uncounted:
+        parts.append("an unknown number" + (" more" if parts else ""))
+    return f"{' and '.join(parts)}, in {counted(entries, 'entry', 'entries')}"
 
 
 def _lines(entry: LossEntry) -> list[str]:

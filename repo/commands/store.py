@@ -9,7 +9,7 @@ import click
 
 from repo.commands.exits import Exit
 from repo.commands.global_options import global_options, store_argument
-from repo.commands.losses import lost
+from repo.commands.losses import given_up, lost
 from repo.commands.output import print_json
 from repo.commands.session import Session
 from repo.commands.sink_states import state_text
@@ -99,7 +99,9 @@ def status(session: Session, check: bool, ignored: tuple[str, ...]) -> None:
     "flushed_seq", "pruned_seq", "journal_rows", "journal_seqs", "unflushed",
     "points_waiting", "deletions_waiting", "points", "series", "oldest_us",
     "newest_us", "records_pending", "ledger_entries", "ledger_dropped",
-    "lost_points", "lost_records", "sinks": [{"name", "kind", "state":
+    "lost_points", "lost_records", "lost_uncounted": entries whose number is
+    unknown, "given_up_points": stored, but not for a sink, "given_up_entries",
+    "given_up_uncounted", "sinks": [{"name", "kind", "state":
     running, paused, failing, halted, forked or stopped, "since_us",
     "confirmed_seq", "behind", "oldest_unsent_us": null if unknown, "confirmed_us",
     "points_per_s", "limit_bytes_per_s": null for none, "quarantined", "failures",
@@ -201,6 +203,8 @@ def _lines(found: Status) -> list[tuple[str, str]]:
     if len(found.senders) > _SHOWN_SENDERS:
         lines.append(("", f"and from {len(found.senders) - _SHOWN_SENDERS:,} more; --json has all"))
     lines.append(("lost", lost(found)))
+    if found.given_up_entries:
+        lines.append(("given up", f"{given_up(found)}; still stored, but not for a sink"))
     lines += [("file", f"{size_text(size):>10}  {name}") for name, size in found.bytes_by_file.items()]
     lines += [("kept", f"{size_text(size):>10}  {name}") for name, size in found.bytes_by_kept_file.items()]
     lines.append(("disk", f"{size_text(found.bytes_free_on_disk):>10}  free"))

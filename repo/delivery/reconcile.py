@@ -194,7 +194,7 @@ def _given_up(store: Store, name: str) -> list[Span]:
     """Return the ranges that `skip`, or a drop from the quarantine, gave up for a sink; ascending and disjoint."""
     found: list[tuple[int, int]] = []
     for loss in store.losses():
-        if loss.reason not in ("skipped", "quarantine") or loss.what != "points":
+        if not loss.given_up:
             continue
         facts = json.loads(loss.detail or "{}")
         if facts.get("sink") == name:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Integer, case, delete, func, insert, literal_column, select, update
+from sqlalchemy import Connection, Integer, and_, case, delete, func, insert, literal_column, select, update
 
 from repo.engines.registry import traits_of
 from repo.models import LedgerEntry, TimeSeriesLedgerEntry
 
 __all__ = ["ColumnsLedgerRepository", "LedgerRepository", "Loss", "LossTotals"]
+
+_GIVEN_UP = ("skipped", "quarantine")
+"""The reasons of entries for points that a sink never gets, and that the drop left in the store."""
 
 
 _ROWID = literal_column("rowid", Integer)
@@ -32,14 +35,25 @@ class Loss(NamedTuple):
     last_us: int | None
     recorded_us: int
 
+    @property
+    def given_up(self) -> bool:
+        """Whether the points stay in the store: only a sink does not get them."""
+        return self.what == "points" and self.reason in _GIVEN_UP
+
 
 class LossTotals(NamedTuple):
-    """How many entries the ledger has, what they count, and how many of them have no number."""
+    """What the ledger counts: entries, points and records that are gone, and points that were given up for a sink."""
 
     entries: int
+    """All of them."""
     points: int
     records: int
     uncounted: int
+    """How many entries say that something is gone, but not how much."""
+    given_up: int
+    """Points that are stored, counted once for each sink that does not get them."""
+    given_up_entries: int
+    given_up_uncounted: int
 
 
 class LedgerRepository:
@@ -109,15 +123,20 @@ class LedgerRepository:
     def totals(self) -> LossTotals:
         """Return the number of entries, and what they count."""
         table = LedgerEntry
-        dropped = func.coalesce(table.dropped, 0)
+        kept = and_(table.what == "points", table.reason.in_(_GIVEN_UP))
+        unknown = table.dropped.is_(None)
+
+        def total(of: Any, condition: Any) -> Any:
+            return func.coalesce(func.sum(case((condition, func.coalesce(of, 0)), else_=0)), 0)
+
         row = self._connection.execute(
             select(
                 func.count(),
-                *(
-                    func.coalesce(func.sum(case((table.what == what, dropped), else_=0)), 0)
-                    for what in ("points", "records")
-                ),
-                func.coalesce(func.sum(case((table.dropped.is_(None), 1), else_=0)), 0),
+                *(total(table.dropped, and_(table.what == what, ~kept)) for what in ("points", "records")),
+                total(1, and_(unknown, ~kept)),
+                total(table.dropped, kept),
+                total(1, kept),
+                total(1, and_(unknown, kept)),
             ).select_from(table)
         ).one()
         return LossTotals(*map(int, row))

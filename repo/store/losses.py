@@ -35,7 +35,7 @@ class LossEntry:
     what: str
     """`points` or `records`."""
     dropped: int | None
-    """How many; None if the number is unknown."""
+    """How many; None if the number is unknown. See `given_up`."""
     reason: str
     """A word for programs: delete, cleanup, age, retries, clear, ..."""
     why: str
@@ -52,6 +52,8 @@ class LossEntry:
     end_us: int | None = None
     detail: str | None = None
     """JSON: all that the ledger knows, such as the seqs that are missing."""
+    given_up: bool = False
+    """Whether the points stay in the store: an operator dropped them for a sink only."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain values; `holdfast --json losses` prints a list of them."""
@@ -78,6 +80,7 @@ def _entry(loss: Loss) -> LossEntry:
             "start_us": chosen.start_us,
             "end_us": chosen.end_us,
         }
+    same["given_up"] = loss.given_up
     facts = json.loads(loss.detail or "{}")
     if not isinstance(facts, dict):
         facts = {}
@@ -107,6 +110,7 @@ _WHY: dict[str, Callable[[dict[str, Any]], str]] = {
     ),
     "quarantine": lambda facts: (
         f"refused by the sink {facts.get('sink')} and dropped from quarantine: {facts.get('last_reason')}"
+        + ("; the points are still stored" if "seqs" in facts else "")
     ),
     "max-backlog": lambda facts: (
         f"the backlog of the sink {facts.get('sink')} exceeded its max_backlog, so a cleanup dropped "

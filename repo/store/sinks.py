@@ -127,8 +127,8 @@ class Sinks:
         - `filter`: `{"sensor_id": names, "metric_name": names}`, each a name, a glob or a list; None for all series. A
           text with glob characters is a name if a series has this name now; that does not change later.
         - `records`: whether it gets the pending records, too; one sink of a store may.
-        - `hold`: whether cleanup keeps what it has not confirmed, up to `max_backlog`: an age (`timedelta`, seconds,
-          "30d"), or `{"age": ..., "points": ..., "bytes": ...}`.
+        - `hold`: whether cleanup keeps what it has not confirmed, of all series whatever the filter selects, up to
+          `max_backlog`: an age (`timedelta`, seconds, "30d"), or `{"age": ..., "points": ..., "bytes": ...}`.
         - `rate`: bytes per second, as a number, "500kB/s", or a `repo.rates.Rate` with windows of the day.
         - `lanes`: True sends new readings before a long backlog; False sends everything in order;
           `{"share": 0.2, "order": "newest"}` gives the backlog's share of the bytes, and which part of it goes first.
@@ -486,7 +486,7 @@ def _lost_since(ledger: LedgerRepository, start_us: int | None) -> list[Loss]:
         loss
         for loss in ledger.list(None)
         if loss.what == "points"
-        and loss.reason not in ("skipped", "quarantine")
+        and not loss.given_up
         and loss.dropped != 0
         and (start_us is None or loss.last_us is None or loss.last_us >= start_us)
     ]

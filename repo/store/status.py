@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from sqlalchemy import Connection
 
 from repo.core.acknowledged import LOST_END
+from repo.core.reserve import ALMOST_FULL_BYTES
+from repo.disk import by_disk
 from repo.errors import counted
 from repo.files import StoreFiles
 from repo.lease import Holder, read_holder
@@ -101,7 +104,7 @@ class StatusWarning:
 
 
 WARNING_CODES = (
-    *("columns-missing", "columns-older", "metadata-lost-end", "records-held-back"),
+    *("columns-missing", "columns-older", "disk-almost-full", "metadata-lost-end", "records-held-back"),
     *("sink-forked", "sink-refuses", "sink-stalled", "sink-stopped"),
 )
 
@@ -134,8 +137,16 @@ class Status:
     records_pending: int
     ledger_entries: int
     ledger_dropped: int
+    """`lost_points` and `lost_records`."""
     lost_points: int
+    """How many are gone, where the ledger knows the number."""
     lost_records: int
+    lost_uncounted: int
+    """How many entries say that something may be gone, but not how much."""
+    given_up_points: int
+    """Points that an operator skipped for a sink or dropped from its quarantine; they are stored."""
+    given_up_entries: int
+    given_up_uncounted: int
     sinks: tuple[SinkStatus, ...]
     hold: HoldStatus | None
     senders: tuple[SenderStatus, ...]
@@ -187,6 +198,10 @@ def read_status(connection: Connection, files: StoreFiles, schema: str, now_us: 
         ledger_dropped=lost.points + lost.records,
         lost_points=lost.points,
         lost_records=lost.records,
+        lost_uncounted=lost.uncounted,
+        given_up_points=lost.given_up,
+        given_up_entries=lost.given_up_entries,
+        given_up_uncounted=lost.given_up_uncounted,
         sinks=sinks,
         hold=_hold(infos),
         senders=tuple(
@@ -200,6 +215,7 @@ def read_status(connection: Connection, files: StoreFiles, schema: str, now_us: 
         holder=read_holder(files.folder, files.prefix),
         warnings=(
             *_missing_columns(state, files),
+            *_almost_full(files),
             *_warnings(connection, files),
             *(
                 warning
@@ -248,6 +264,25 @@ def _missing_columns(state: State, files: StoreFiles) -> tuple[StatusWarning, ..
         "only there. Mount its disk or restore it now: the next flush or read creates an empty file"
     )
     return (StatusWarning("columns-missing", message),)
+
+
+def _almost_full(files: StoreFiles) -> tuple[StatusWarning, ...]:
+    """Warn of each disk that may soon be too full to write to; one that is mounted read-only is always full."""
+    room = {
+        folder: shutil.disk_usage(folder).free
+        for folder in by_disk((folder, 0) for folder in files.folders())
+        if not os.statvfs(folder).f_flag & os.ST_RDONLY
+    }
+    return tuple(
+        StatusWarning(
+            "disk-almost-full",
+            f"the disk of {folder} has {free_bytes:,} bytes free, and a flush may need {ALMOST_FULL_BYTES:,}; "
+            "writes are refused once it is full. Free some space there, or delete old points, which works on a full "
+            f"disk, too: `{files.command('cleanup --older-than 90d')}`",
+        )
+        for folder, free_bytes in room.items()
+        if free_bytes < ALMOST_FULL_BYTES
+    )
 
 
 def _warnings(connection: Connection, files: StoreFiles) -> tuple[StatusWarning, ...]:

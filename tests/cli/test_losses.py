@@ -22,3 +22,27 @@ def test_losses_are_listed_for_people_and_as_json(on_duckdb: Any) -> None:
     on_duckdb.write(("WELL-3", "pressure", T0 + 20, 1.0))
     on_duckdb("cleanup", "--all", "-y")
     assert len(on_duckdb.json("losses", "--limit", "1")) == 1
+
+
+def test_points_that_only_a_sink_does_not_get_are_not_lost(command: Any) -> None:
+    command("init")
+    command.write(*(("WELL-3", "pressure", T0 + n, 1.0) for n in range(30)))
+    command("sinks", "add", "far", "https://host/in", "--from", "beginning")
+    command("sinks", "skip", "far", "--to", 25, "-y")
+    said = command("losses").stdout.splitlines()
+    assert said[0].endswith(
+        "25 points: an operator skipped seqs 1 to 25 for the sink far; the points are still stored"
+    )
+    assert said[-2:] == ["lost nothing", "given up for sinks, but still stored: 25 points, in 1 entry"]
+    command("cleanup", "--end", T0 + 11, "--even-unsent", "-y")
+    assert command("losses").stdout.splitlines()[-2:] == [
+        "lost 11 points, in 1 entry",
+        "given up for sinks, but still stored: 25 points, in 1 entry",
+    ]
+    said = command("status").stdout.splitlines()
+    assert "lost        11 points, in 1 entry" in said
+    assert "given up    25 points, in 1 entry; still stored, but not for a sink" in said
+    assert [(one["dropped"], one["given_up"]) for one in command.json("losses")] == [(11, False), (25, True)]
+    found = command.json("status")
+    counts = ("ledger_entries", "ledger_dropped", "lost_points", "given_up_points", "given_up_entries")
+    assert [found[name] for name in counts] == [2, 11, 11, 25, 1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store
+from repo.core.reserve import ALMOST_FULL_BYTES
 from repo.engines.sqlite import driver as sqlite
 from repo.schema import runner
 
@@ -40,6 +43,10 @@ STATUS_KEYS = {
     "ledger_dropped",
     "lost_points",
     "lost_records",
+    "lost_uncounted",
+    "given_up_points",
+    "given_up_entries",
+    "given_up_uncounted",
     "sinks",
     "bytes_by_file",
     "bytes_total",
@@ -147,12 +154,30 @@ def test_status_check_exits_3_for_warnings_which_have_codes(on_duckdb: Any) -> N
     assert "warning: the column file was replaced by an older one; seqs 3 to 7 may be missing." in said
     assert f"`holdfast --store {shlex.quote(str(on_duckdb.folder))} losses`" in said
     assert "[columns-older]" in said
+    assert "lost        an unknown number, in 1 entry\n" in on_duckdb("status").stdout
     [warning] = on_duckdb.json("status", "--check", code=3)["warnings"]
     assert warning["code"] == "columns-older"
     assert on_duckdb.json("status", "--check", "--ignore", "columns-older")["warnings"] == []
     assert (
         "the codes are columns-missing, columns-older" in on_duckdb("status", "--ignore", "x", code=2).stderr
     )
+
+
+def test_status_check_warns_of_a_disk_that_is_almost_full(
+    command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("init")
+    usage = shutil.disk_usage(command.folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=ALMOST_FULL_BYTES))
+    command("status", "--check")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=188 * 1024))
+    said = command("status", "--check", code=3).stderr
+    assert f"the disk of {command.folder} has 192,512 bytes free, and a flush may need 16,777,216" in said
+    assert "cleanup --older-than 90d` [disk-almost-full]" in said
+    command("status", "--check", "--ignore", "disk-almost-full")
+    read_only = os.statvfs_result((*tuple(os.statvfs(command.folder))[:8], os.ST_RDONLY, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: read_only)
+    command("status", "--check")  # such a disk is always full
 
 
 def test_status_warns_if_the_column_file_is_missing(on_duckdb: Any) -> None:

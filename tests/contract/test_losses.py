@@ -62,6 +62,8 @@ def test_losses_without_a_number_name_what_may_be_missing(store: Store) -> None:
         ):
             ledger.add([Loss(str(number), "points", reason, detail, None, None, None, number)])
     other, columns, end = store.losses()
+    status = store.status()
+    assert (status.lost_points, status.lost_uncounted, status.given_up_entries) == (0, 3, 0)
     assert "record ids 3 to 4 may be missing" in end.why
     assert "seqs 1,200 to 2,000 may be missing" in columns.why
     assert (other.why, other.dropped) == ("reason-of-a-later-version", None)
