@@ -16,7 +16,7 @@ from repo.commands.global_options import global_options
 from repo.commands.options import naming
 from repo.commands.output import print_json
 from repo.commands.session import Session
-from repo.commands.sink_states import WHAT_FOLLOWS
+from repo.commands.sink_texts import WHAT_FOLLOWS
 from repo.errors import InvalidSettings, counted
 
 if TYPE_CHECKING:

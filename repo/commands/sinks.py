@@ -1,4 +1,4 @@
-"""`sinks`: the destinations of the store: adds, shows, tests and removes them, and moves what they have confirmed."""
+"""`sinks`: the destinations of the store: adds, changes, shows, tests, pauses and removes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from repo.commands.groups import SuggestingGroup
 from repo.commands.options import iso_second, naming, series_names, zone_of
 from repo.commands.output import print_json, write_rows
 from repo.commands.session import Session
-from repo.commands.sink_states import WHAT_FOLLOWS
+from repo.commands.sink_cursors import confirm, rekey, replay, skip
+from repo.commands.sink_texts import sink_lines
 from repo.errors import counted
 from repo.time_texts import parse_time
 from repo.times import to_datetime
@@ -26,15 +27,14 @@ if TYPE_CHECKING:
     from repo import Store
     from repo.rates import Rate
     from repo.repositories.sinks import SinkInfo
-    from repo.store.sinks import Moved
 
 __all__ = ["sinks"]
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-name_argument = click.argument("name", metavar="NAME")
+_name = click.argument("name", metavar="NAME")
 
-tz_option = click.option(
+_tz = click.option(
     "--tz", metavar="ZONE", default="UTC", show_default=True, help="Time zone of times and windows."
 )
 
@@ -45,6 +45,10 @@ def sinks() -> None:
 
     `holdfast run` and `holdfast drain` deliver to them, and so does `Forwarder(store).start()` in an application.
     """
+
+
+for _command in (skip, replay, confirm, rekey):
+    sinks.add_command(_command)
 
 
 def settings_options(function: Decorated) -> Decorated:
@@ -72,7 +76,7 @@ def settings_options(function: Decorated) -> Decorated:
             multiple=True,
             help="Another rate for a part of each day: '08:00-18:00=100kB/s'; 0 sends nothing.",
         ),
-        tz_option,
+        _tz,
         click.option(
             "--max-backlog", metavar="SPAN", help="Do not hold points that are older than this: 30d."
         ),
@@ -109,7 +113,7 @@ def settings_options(function: Decorated) -> Decorated:
 
 
 @sinks.command()
-@name_argument
+@_name
 @click.argument("url", metavar="URL")
 @click.option(
     "--from",
@@ -174,7 +178,7 @@ def add(
 
 
 @sinks.command()
-@name_argument
+@_name
 @click.option("--hold/--no-hold", default=None, help="Whether a cleanup keeps what it has not confirmed.")
 @click.option("--records/--no-records", default=None, help="Whether it gets the pending records.")
 @click.option("--all-series", is_flag=True, help="Every sensor and metric again.")
@@ -315,7 +319,7 @@ def kinds(session: Session, kind: str | None) -> None:
 
 
 @sinks.command()
-@name_argument
+@_name
 @global_options
 @click.pass_obj
 def show(session: Session, name: str) -> None:
@@ -340,7 +344,7 @@ def show(session: Session, name: str) -> None:
 
 
 @sinks.command("test")
-@name_argument
+@_name
 @global_options
 @click.pass_obj
 def test_(session: Session, name: str) -> None:
@@ -369,7 +373,7 @@ def test_(session: Session, name: str) -> None:
 
 
 @sinks.command()
-@name_argument
+@_name
 @global_options
 @click.pass_obj
 def pause(session: Session, name: str) -> None:
@@ -383,7 +387,7 @@ def pause(session: Session, name: str) -> None:
 
 
 @sinks.command()
-@name_argument
+@_name
 @global_options
 @click.pass_obj
 def resume(session: Session, name: str) -> None:
@@ -397,153 +401,7 @@ def resume(session: Session, name: str) -> None:
 
 
 @sinks.command()
-@name_argument
-@click.option("--to", metavar="SEQ", type=int, help="Skip up to this seq only.")
-@asking_options
-@global_options
-@click.pass_obj
-def skip(session: Session, name: str, to: int | None, dry_run: bool, yes: bool) -> None:
-    """Give up what a destination has not confirmed, and deliver only what is written from now on.
-
-    The points stay in the store, and the loss ledger gets an entry. `replay` delivers them after all.
-
-    \b
-    JSON (with -y or --dry-run): {"name", "dry_run", "first_seq": the seq that it
-    gets next, "behind_before", "behind", "lost", "lost_first_us", "lost_last_us"}
-    """
-    check_asking(session, dry_run=dry_run, yes=yes)
-    with session.opened(read_only=dry_run) as store:
-        meant = store.sinks.skip(name, to, dry_run=True)
-        if not dry_run and not yes and meant.behind != meant.behind_before:
-            asked(f"Never deliver {counted(meant.behind_before - meant.behind, 'seq')} to {name}?")
-        done = meant if dry_run else store.sinks.skip(name, to)
-    _show_moved(session, done, "skipped")
-
-
-@sinks.command()
-@name_argument
-@click.option("--from", "start", metavar="TIME", help="A time, or 'beginning' for everything.")
-@click.option("--from-seq", "seq", metavar="SEQ", type=int, help="A seq instead of a time.")
-@tz_option
-@asking_options
-@global_options
-@click.pass_obj
-def replay(
-    session: Session, name: str, start: str | None, seq: int | None, tz: str, dry_run: bool, yes: bool
-) -> None:
-    """Deliver again what was written since a time.
-
-    That is the first point with that time or a later one, and everything that was written after it. Receivers that know
-    the points drop them or store them once more. Points that were deleted since are gone; the command says how many.
-
-    \b
-    JSON (with -y or --dry-run): {"name", "dry_run", "first_seq": the seq that it
-    gets next, "behind_before", "behind", "lost": points of that time that were
-    dropped, null if unknown, "lost_first_us", "lost_last_us"}
-    """
-    from repo.errors import InvalidQuery
-
-    check_asking(session, dry_run=dry_run, yes=yes)
-    if (start is None) == (seq is None):
-        raise click.UsageError("either --from or --from-seq is needed: where to begin")
-    begin: str | datetime | None = start
-    if start is not None and start != "beginning":
-        if start == "now":
-            raise InvalidQuery("--from now: nothing would be delivered again; name a time, or beginning")
-        zone = zone_of(tz)
-        with naming("--from"):
-            begin = to_datetime(parse_time(start, now_us=system_clock(), zone=zone))
-    with session.opened(read_only=dry_run) as store:
-        meant = store.sinks.replay(name, begin, seq=seq, dry_run=True)
-        if not dry_run and not yes and meant.behind != meant.behind_before:
-            _say_lost(session, meant)
-            asked(f"Deliver {counted(meant.behind - meant.behind_before, 'seq')} to {name} again?")
-        done = meant if dry_run else store.sinks.replay(name, begin, seq=seq)
-    _show_moved(session, done, "replayed")
-
-
-@sinks.command()
-@name_argument
-@click.argument("first_seq", metavar="FIRST", type=int)
-@click.argument("last_seq", metavar="[LAST]", type=int, required=False)
-@asking_options
-@global_options
-@click.pass_obj
-def confirm(
-    session: Session, name: str, first_seq: int, last_seq: int | None, dry_run: bool, yes: bool
-) -> None:
-    """Confirm by hand that a destination has the seqs FIRST to LAST; with FIRST alone, everything up to it.
-
-    They are not delivered to it then.
-
-    \b
-    JSON (with -y or --dry-run): {"name", "dry_run", "first_seq", "last_seq"}
-    """
-    check_asking(session, dry_run=dry_run, yes=yes)
-    with session.opened(read_only=dry_run) as store:
-        store.sinks.confirm(name, first_seq, last_seq, dry_run=True)
-        what = f"everything up to seq {first_seq:,}"
-        if last_seq is not None:
-            what = f"the seqs {first_seq:,} to {last_seq:,}"
-        if not dry_run:
-            if not yes:
-                asked(f"Count {what} as delivered to {name}?")
-            store.sinks.confirm(name, first_seq, last_seq)
-    if session.as_json:
-        print_json({"name": name, "dry_run": dry_run, "first_seq": first_seq, "last_seq": last_seq})
-    else:
-        session.say(f"{name}: {what} {'would count' if dry_run else 'counts'} as delivered")
-
-
-@sinks.command()
-@click.option("--restored", is_flag=True, help="Keep the store's id and raise its epoch, after a restore.")
-@asking_options
-@global_options
-@click.pass_obj
-def rekey(session: Session, restored: bool, dry_run: bool, yes: bool) -> None:
-    """Make this store new to every destination, after a delivery stopped as forked.
-
-    A destination and a store that disagree on the last batch are not both what they were: one is a copy, or was put
-    back to an earlier state. Nothing is delivered then, because one reading could replace another.
-
-    \b
-    This store is a copy of another one, which goes on:
-      holdfast sinks rekey             a new id; waits for the columns
-    This store, or the destination, was restored from a copy:
-      holdfast sinks rekey --restored  the same id in the next epoch
-    Then `sinks replay` delivers again what the destination may lack.
-
-    What was confirmed stays confirmed. `migrate --restore` raises the epoch by itself.
-
-    \b
-    JSON (with -y or --dry-run): {"store_id", "former_store_id": the same if only
-    the epoch was raised, "epoch"}; with --dry-run as they are now
-    """
-    check_asking(session, dry_run=dry_run, yes=yes)
-    with session.opened(read_only=dry_run) as store:
-        if dry_run:
-            from repo.store.sinks import Rekeyed
-
-            epoch, store_id = store.sinks.identity()
-            done = Rekeyed(store_id, store_id, epoch)
-        else:
-            if not yes:
-                asked(
-                    "Raise the epoch of this store?"
-                    if restored
-                    else "Give this store a new id for its destinations?"
-                )
-            done = store.sinks.rekey(restored=restored)
-    if session.as_json:
-        print_json(done.as_dict())
-    elif dry_run:
-        session.say(f"the store has the id {done.store_id} and the epoch {done.epoch}; nothing was changed")
-    else:
-        session.say(f"the store has the id {done.store_id} and the epoch {done.epoch} now")
-
-
-@sinks.command()
-@name_argument
+@_name
 @asking_options
 @global_options
 @click.pass_obj
@@ -573,9 +431,6 @@ def remove(session: Session, name: str, dry_run: bool, yes: bool) -> None:
         session.say(
             f"{name} {'would be removed' if dry_run else 'was removed'}; {counted(done.behind, 'seq')} not delivered"
         )
-
-
-# --- parsing --------------------------------------------------------------------------------------------
 
 
 def _settings(store: Store, given: dict[str, Any]) -> dict[str, Any]:
@@ -649,100 +504,9 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-# --- printing -------------------------------------------------------------------------------------------
-
-
 def _show(session: Session, info: SinkInfo, quarantined: int = 0) -> None:
     if session.as_json:
         print_json(info.as_dict())
         return
-    for label, text in _lines(info, quarantined):
+    for label, text in sink_lines(info, quarantined):
         session.say(f"{label:<12}{text}")
-
-
-def _lines(info: SinkInfo, quarantined: int) -> list[tuple[str, str]]:
-    state = info.state if info.since_us is None else f"{info.state} since {iso_second(info.since_us)}"
-    lines = [
-        ("sink", f"{info.name} ({info.kind})"),
-        ("target", info.target or "a sink of the application"),
-        ("state", state),
-    ]
-    if info.state in WHAT_FOLLOWS:
-        lines.append(("", WHAT_FOLLOWS[info.state]))
-    if info.last_error:
-        lines.append(("error", f"{info.last_error} ({counted(info.failures, 'failed attempt')})"))
-    lines += [("option", f"{key} = {value}") for key, value in sorted(info.options.items())]
-    lines.append(("gets", _gets(info)))
-    if info.rate is not None:
-        lines.append(("rate", str(info.rate)))
-    order = f", {info.lanes.share:.0%} for a backlog, {info.lanes.order} first" if info.lanes.two else ""
-    lines.append(("lanes", ("two" if info.lanes.two else "one") + order))
-    lines.append(("hold", _hold(info)))
-    confirmed = "" if info.confirmed_us is None else f", last at {iso_second(info.confirmed_us)}"
-    lines.append(("confirmed", f"through seq {info.confirmed_seq:,}{confirmed}"))
-    lines += [("", f"and seqs {first:,} to {last:,}") for first, last in info.ranges]
-    lines.append(("behind", counted(info.behind, "seq")))
-    if info.attempt is not None:
-        lines.append(("sending", _attempt(info)))
-    sent = f"{counted(info.sent_points, 'point')}, {counted(info.sent_records, 'record')}"
-    lines.append(("sent", f"{sent}, {info.sent_bytes:,} bytes; {info.points_per_s:,.0f} points/s now"))
-    if info.refused or quarantined:
-        lines.append(("refused", f"{info.refused:,}, {quarantined:,} of them in quarantine"))
-    return lines
-
-
-def _gets(info: SinkInfo) -> str:
-    text = "all points"
-    if info.filter is not None:
-        names = (("sensor", info.filter.sensor_id), ("metric", info.filter.metric_name))
-        text = "points of " + ", ".join(
-            f"{what} {chosen if isinstance(chosen, str) else ', '.join(chosen)}"
-            for what, chosen in names
-            if chosen is not None
-        )
-    return text + (" and the records" if info.records else "")
-
-
-def _hold(info: SinkInfo) -> str:
-    if not info.hold:
-        return "none"
-    limits = info.max_backlog
-    if limits is None:
-        return "until confirmed"
-    parts = [
-        None if limits.age_us is None else f"{limits.age_us / 86_400_000_000:,.6g} days",
-        None if limits.points is None else counted(limits.points, "point"),
-        None if limits.bytes is None else f"{limits.bytes:,} bytes",
-    ]
-    return "until confirmed, at most " + ", ".join(part for part in parts if part)
-
-
-def _attempt(info: SinkInfo) -> str:
-    attempt = info.attempt
-    assert attempt is not None
-    what = f"seqs {attempt.first_seq:,} to {attempt.last_seq:,}" if attempt.last_seq else "records"
-    return f"{what} ({attempt.lane}), {counted(attempt.tries, 'try', 'tries')} since {iso_second(attempt.begun_us)}"
-
-
-def _show_moved(session: Session, moved: Moved, done: str) -> None:
-    if session.as_json:
-        print_json(moved.as_dict())
-        return
-    seqs = counted(abs(moved.behind_before - moved.behind), "seq")
-    session.say(
-        f"{seqs} {'would be ' if moved.dry_run else ''}{done}; {moved.name} gets seq {moved.first_seq:,} next, and is "
-        f"{counted(moved.behind, 'seq')} behind"
-    )
-    _say_lost(session, moved)
-
-
-def _say_lost(session: Session, moved: Moved) -> None:
-    if moved.lost == 0:
-        return
-    amount = "points" if moved.lost is None else counted(moved.lost, "point")
-    span = ""
-    if moved.lost_first_us is not None and moved.lost_last_us is not None:
-        span = f" of {iso_second(moved.lost_first_us)} to {iso_second(moved.lost_last_us)}"
-    session.note(
-        f"{amount}{span} cannot be delivered: they were dropped; `{session.command('losses')}` lists them"
-    )

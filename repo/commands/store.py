@@ -12,7 +12,7 @@ from repo.commands.global_options import global_options, store_argument
 from repo.commands.losses import given_up, lost
 from repo.commands.output import print_json
 from repo.commands.session import Session
-from repo.commands.sink_states import state_text
+from repo.commands.sink_texts import state_text
 from repo.commands.texts import size_text
 from repo.engines.registry import ENGINES
 from repo.errors import EngineMissing, SchemaOutdated, StoreBusy, counted
