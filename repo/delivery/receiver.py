@@ -21,28 +21,22 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import io
 import ipaddress
 import json
 import logging
 import re
-import socket
-import socketserver
 import ssl
 import threading
-import time
-import zlib
-from collections.abc import Iterable
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 from urllib.parse import unquote
 
 from repo.arguments import check_count, check_path, check_seconds, check_text
 from repo.core.changes import PositionChange
 from repo.delivery.encodings.packed import FORMAT, unpack_points, unpack_records
+from repo.delivery.http_server import Bounds, Handler, Refused, Server
 from repo.delivery.protocol import Lane
 from repo.errors import HoldfastError, InvalidSettings, StoreBusy, StoreForked, StoreFull
 from repo.store.receiving import Receiving, Taken
@@ -56,14 +50,8 @@ _HEX = re.compile("[0-9a-f]{32}")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _INTEGER = re.compile(r"-?\d{1,19}", re.ASCII)
 _LONGEST_S = 1e6
-_SLOWEST_BYTES_S = 1_000
-"""A body may arrive this slowly."""
-_RETRY_S = "5"
 _AT_A_TIME = 4
 """The batches that are unpacked and stored at a time, for the memory: the store has one writer anyway."""
-_DRAINED_BYTES = 134_217_728
-"""A rejected body up to this size is read and dropped: a sender that is still sending would not see the answer."""
-_PIECE_BYTES = 65_536
 
 
 class Receiver:
@@ -104,9 +92,11 @@ class Receiver:
             (host, port),
             digests,
             _context(certificate, key),
-            check_count(connections, "connections", error=InvalidSettings),
-            check_count(body_bytes, "body_bytes", error=InvalidSettings),
-            min(check_seconds(timeout_s, "timeout_s", 0.01, error=InvalidSettings), _LONGEST_S),
+            Bounds(
+                check_count(connections, "connections", error=InvalidSettings),
+                check_count(body_bytes, "body_bytes", error=InvalidSettings),
+                min(check_seconds(timeout_s, "timeout_s", 0.01, error=InvalidSettings), _LONGEST_S),
+            ),
         )
         self._host = host
         self._scheme = "https" if certificate is not None else "http"
@@ -124,7 +114,9 @@ class Receiver:
         return f"{self._scheme}+holdfast://{host}:{self.port}"
 
     def start(self) -> Self:
-        """Accept connections, in threads of its own."""
+        """Accept connections, in threads of its own. Raises `InvalidSettings` after `stop`."""
+        if self._server.is_ending:
+            raise InvalidSettings("this receiver was stopped, and its port is closed; make a new one")
         if self._thread is None:
             self._thread = threading.Thread(
                 target=self._server.serve_forever, args=(0.05,), name="holdfast-receiver", daemon=True
@@ -149,173 +141,37 @@ class Receiver:
         self.stop()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-
+class _Server(Server):
     def __init__(
         self,
         receiving: Receiving,
         address: tuple[str, int],
         digests: frozenset[bytes],
         context: ssl.SSLContext | None,
-        connections: int,
-        body_bytes: int,
-        timeout_s: float,
+        bounds: Bounds,
     ) -> None:
         self.receiving = receiving
         self.digests = digests
-        self.context = context
-        self.body_bytes = body_bytes
-        self.timeout_s = timeout_s
-        self.is_ending = False
         self.working = threading.BoundedSemaphore(_AT_A_TIME)
-        self._places = threading.BoundedSemaphore(connections)
-        self._mutex = threading.Lock()
-        self._open: dict[Any, socket.socket] = {}
-        if ":" in address[0]:
-            self.address_family = socket.AF_INET6
-        try:
-            super().__init__(address, _Handler)
-        except (OSError, UnicodeError) as error:
-            raise InvalidSettings(f"{address[0]}:{address[1]} cannot be listened on: {error}") from error
-
-    def server_bind(self) -> None:
-        """Bind without a name lookup for this machine, which can take seconds."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection in a thread, if there is room."""
-        if not self._places.acquire(blocking=False):
-            log.warning("%s was turned away: too many senders are connected", client_address[0])
-            if self.context is None:  # for TLS, a handshake would be needed first
-                with suppress(OSError):
-                    request.settimeout(1)
-                    request.sendall(
-                        b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n"
-                        b"Connection: close\r\n\r\n"
-                    )
-            self.shutdown_request(request)
-            return
-        with self._mutex:
-            self._open[request] = request
-        try:
-            super().process_request(request, client_address)
-        except RuntimeError:  # no thread could be started
-            self._release(request)
-            self.shutdown_request(request)
-            log.exception("%s was turned away", client_address[0])
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve a connection to its end."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._release(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002  as the library has it
-        """Log what ended a connection: nothing of an unfinished request was stored."""
-        log.info("the connection of %s ended", client_address[0], exc_info=True)
-
-    def secured(self, request: Any, connection: socket.socket) -> None:
-        """Note the TLS connection that has taken over the socket of a request."""
-        with self._mutex:
-            self._open[request] = connection
-
-    def finish(self) -> None:
-        """Close the port and all idle connections, and wait for the batches that are being stored."""
-        self.server_close()
-        self.is_ending = True
-        with self._mutex:
-            waiting = list(self._open.values())
-        for connection in waiting:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RD)
-        until = time.monotonic() + self.timeout_s
-        while self._open and time.monotonic() < until:
-            time.sleep(0.005)
-
-    def _release(self, request: Any) -> None:
-        with self._mutex:
-            self._open.pop(request, None)
-        self._places.release()
+        super().__init__(address, _Handler, context, bounds)
 
 
-class _Refused(Exception):
-    """An answer other than 200."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-class _TimedReader(io.RawIOBase):
-    """Reads a socket until a deadline, which no drip of single bytes extends."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self.deadline_s = 0.0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        left_s = self.deadline_s - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError("the request did not arrive in time")
-        self._connection.settimeout(left_s)
-        return self._connection.recv_into(target)
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: _Server
-    protocol_version = "HTTP/1.1"
-    server_version = "Holdfast"
-    sys_version = ""
-    disable_nagle_algorithm = True
 
-    def setup(self) -> None:
-        self.request.settimeout(self.server.timeout_s)
-        if self.server.context is not None:
-            plain = self.request
-            self.request = self.server.context.wrap_socket(plain, server_side=True)
-            self.server.secured(plain, self.request)
-        super().setup()
-        self.rfile.close()
-        self._timed = _TimedReader(self.connection)
-        self.rfile = cast("Any", io.BufferedReader(self._timed, 65_536))
-
-    def finish(self) -> None:
-        super().finish()
-        if self.server.context is not None:
-            with suppress(OSError):
-                self.request.close()
-
-    def handle_one_request(self) -> None:
-        """Wait for a request; one that does not arrive in time ends the connection."""
-        if self.server.is_ending:
-            self.close_connection = True
-            return
-        self._timed.deadline_s = time.monotonic() + self.server.timeout_s
-        super().handle_one_request()
-
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802  as the library calls it
         self._serve(self._take)
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802  as the library calls it
         self._serve(self._position)
 
-    def log_message(self, *_: Any) -> None:
-        """Log nothing: the answers have the outcome."""
-
-    def _serve(self, work: Any) -> None:
+    def _serve(self, work: Callable[[bytes], dict[str, Any]]) -> None:
+        body: bytes | None = None
         try:
-            body = self._body()
+            body = self.body(self._admit)
             with self.server.working:
-                content = work(self._unpacked(body))
-        except _Refused as refused:
+                content = work(self.unpacked(body))
+        except Refused as refused:
             if refused.status in (401, 403):
                 log.warning("%s: %s", self.client_address[0], refused)
             self._answer(refused.status, {"error": str(refused)})
@@ -324,77 +180,30 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(409, {"error": str(error)})
         except (StoreFull, StoreBusy) as error:
             self._answer(503, {"error": str(error)})
-        except HoldfastError as error:
+        except Exception as error:  # the sender must not take a fault of ours for a broken link
+            if body is None and not isinstance(error, HoldfastError):
+                raise  # the connection broke
             log.exception("a batch of %s could not be stored", self.client_address[0])
-            self._answer(500, {"error": str(error)})
+            self._answer(500, {"error": str(error) or type(error).__name__})
         else:
             self._answer(200, content)
 
-    def _body(self) -> bytes:
-        """Return the body as it was sent, if the sender may send one."""
-        length = self.headers.get("Content-Length", "0")
-        if not re.fullmatch(r"\d{1,18}", length, re.ASCII) or "Transfer-Encoding" in self.headers:
-            self.close_connection = True
-            raise _Refused(400, "a Content-Length is required")
-        size = int(length)
-        try:
-            self._sender_id = self._sender()
-            self._check_size(size)
-        except (_Refused, HoldfastError):
-            self._drop(size)
-            raise
-        self._timed.deadline_s = time.monotonic() + self.server.timeout_s + size / _SLOWEST_BYTES_S
-        body = self.rfile.read(size)
-        if len(body) < size:
-            self.close_connection = True
-            raise _Refused(400, "the body is incomplete")
-        return body
-
-    def _drop(self, size: int) -> None:
-        """Read a body of an accepted size without keeping it; otherwise close the connection after the answer."""
-        if size > _DRAINED_BYTES:
-            self.close_connection = True
-            return
-        self._timed.deadline_s = time.monotonic() + self.server.timeout_s
-        while size and (piece := self.rfile.read(min(size, _PIECE_BYTES))):
-            size -= len(piece)
-        self.close_connection = self.close_connection or size > 0
-
-    def _check_size(self, size: int) -> None:
-        if size > self.server.body_bytes:
-            raise _Refused(413, f"a body may have {self.server.body_bytes:,} bytes")
-
-    def _unpacked(self, body: bytes) -> bytes:
-        """Return a body without its compression, which may not expand beyond the limit."""
-        encoding = self.headers.get("Content-Encoding", "identity")
-        if encoding == "identity":
-            return body
-        if encoding != "gzip":
-            raise _Refused(415, f"the encoding {encoding[:40]!r} is not supported; gzip is")
-        inflate = zlib.decompressobj(zlib.MAX_WBITS | 16)
-        try:
-            plain = inflate.decompress(body, self.server.body_bytes)
-        except zlib.error as error:
-            raise _Refused(400, f"the body is no gzip: {error}") from error
-        if inflate.unconsumed_tail:
-            raise _Refused(413, f"a body may have {self.server.body_bytes:,} bytes when it is decompressed")
-        if not inflate.eof or inflate.unused_data:
-            raise _Refused(400, "the body is not one whole gzip stream")
-        return plain
+    def _admit(self) -> None:
+        self._sender_id = self._sender()
 
     def _take(self, body: bytes) -> dict[str, Any]:
         store_id, epoch, sink = self._sender_id
         try:
             lane = Lane(self._header("Lane"))
         except ValueError as error:
-            raise _Refused(400, str(error)) from error
+            raise Refused(400, str(error)) from error
         first, last = self._integer("First"), self._integer("Last")
         committed = self._token("Token") if "Holdfast-Token" in self.headers else None
         following, checksum = self._token("Next"), self._header("Sha256")
         if first > last or not _SHA256.fullmatch(checksum):
-            raise _Refused(400, "the range of seqs or the checksum is invalid")
+            raise Refused(400, "the range of seqs or the checksum is invalid")
         if hashlib.sha256(body).hexdigest() != checksum:
-            raise _Refused(503, "the body does not have its checksum; send it again")
+            raise Refused(503, "the body does not have its checksum; send it again")
         is_records = lane is Lane.RECORDS
         seqs = None if is_records else (first, last)
         position = PositionChange(store_id, epoch, sink, committed, following, seqs)
@@ -402,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             items: Any = unpack_records(body) if is_records else unpack_points(body)
         except ValueError as error:
-            raise _Refused(400, str(error)) from error
+            raise Refused(400, str(error)) from error
         taken: Taken = (receiving.take_records if is_records else receiving.take_points)(position, items)
         return {
             "token": following,
@@ -435,13 +244,13 @@ class _Handler(BaseHTTPRequestHandler):
         """Return store id, epoch and sink of the request, after checking that its token belongs to the store."""
         digest = self._authorized()
         if self._header("Format") != FORMAT:
-            raise _Refused(400, f"this receiver speaks {FORMAT}")
+            raise Refused(400, f"this receiver speaks {FORMAT}")
         store_id = self._token("Store")
         epoch, sink = self._integer("Epoch"), unquote(self._header("Sink"), errors="replace")
         if not sink or len(sink) > 255 or not sink.isprintable():
-            raise _Refused(400, "the name of the sink is invalid")
+            raise Refused(400, "the name of the sink is invalid")
         if digest is not None and self.server.receiving.owner_of(digest, store_id) != store_id:
-            raise _Refused(403, "this token belongs to another store; give each store a token of its own")
+            raise Refused(403, "this token belongs to another store; give each store a token of its own")
         return store_id, epoch, sink
 
     def _authorized(self) -> str | None:
@@ -452,42 +261,32 @@ class _Handler(BaseHTTPRequestHandler):
         digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
         known = [hmac.compare_digest(digest, other) for other in self.server.digests]
         if scheme.lower() != "bearer" or not any(known):
-            raise _Refused(401, "a bearer token that this receiver knows is required")
+            raise Refused(401, "a bearer token that this receiver knows is required")
         return digest.hex()
 
     def _header(self, name: str) -> str:
         value = self.headers.get(f"Holdfast-{name}")
         if value is None:
-            raise _Refused(400, f"the header Holdfast-{name} is missing")
+            raise Refused(400, f"the header Holdfast-{name} is missing")
         return str(value)
 
     def _integer(self, name: str) -> int:
         text = self._header(name)
         if not _INTEGER.fullmatch(text) or abs(int(text)) >= 2**63:
-            raise _Refused(400, f"the header Holdfast-{name} is no integer of 64 bits")
+            raise Refused(400, f"the header Holdfast-{name} is no integer of 64 bits")
         return int(text)
 
     def _token(self, name: str) -> str:
         text = self._header(name)
         if not _HEX.fullmatch(text):
-            raise _Refused(400, f"the header Holdfast-{name} is not 32 hexadecimal digits")
+            raise Refused(400, f"the header Holdfast-{name} is not 32 hexadecimal digits")
         return text
 
     def _answer(self, status: int, content: dict[str, Any]) -> None:
-        body = json.dumps({"format": FORMAT} | content).encode()
-        self.connection.settimeout(self.server.timeout_s)
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
+        headers = {"Content-Type": "application/json"}
         if status == 401:
-            self.send_header("WWW-Authenticate", "Bearer")
-        if status == 503:
-            self.send_header("Retry-After", _RETRY_S)
-        if self.close_connection or self.server.is_ending:
-            self.close_connection = True
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
+            headers["WWW-Authenticate"] = "Bearer"
+        self.answer(status, json.dumps({"format": FORMAT} | content).encode(), headers)
 
 
 def _digests(tokens: Iterable[str]) -> frozenset[bytes]:

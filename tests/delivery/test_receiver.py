@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
 from http.client import HTTPConnection
@@ -24,6 +25,7 @@ from repo.delivery.protocol import Batch
 from repo.delivery.receiver import Receiver
 from repo.delivery.sinks.holdfast import HoldfastSink
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable, StoreForked
+from repo.store.receiving import Receiving, Taken
 from repo.testing import Batches
 from tests.conftest import Templates
 from tests.delivery.servers.certificates import Certificates
@@ -176,6 +178,52 @@ def test_tls_encrypts_and_a_certificate_that_is_not_trusted_halts(
     assert count(store) == 3
     with pytest.raises(InvalidSettings, match="PEM"):
         Receiver(store, certificate=tmp_path / "store", key=key)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_a_stop_waits_for_the_batch_in_hand_and_its_answer(
+    store: Store, certificates: Certificates, monkeypatch: pytest.MonkeyPatch, tls: bool
+) -> None:
+    certificate, key = certificates if tls else (None, None)
+    has_arrived, go_on, take = threading.Event(), threading.Event(), Receiving.take_points
+
+    def slow(self: Receiving, *given: Any) -> Taken:
+        has_arrived.set()
+        go_on.wait(30)
+        return take(self, *given)
+
+    monkeypatch.setattr(Receiving, "take_points", slow)
+    with Receiver(store, certificate=certificate, key=key) as receiver, ThreadPoolExecutor(2) as pool:
+        trust = {"ca_file": str(certificate)} if tls else {}
+        sink = HoldfastSink(receiver.url, name="hub", **trust)
+        sending = pool.submit(sink.send, Batches("hub").points(numbers(3)))
+        assert has_arrived.wait(30)
+        stopping = pool.submit(receiver.stop)
+        with pytest.raises(OSError, match="refused"):  # noqa: PT012  until its port is closed
+            while True:
+                socket.create_connection(("127.0.0.1", receiver.port)).close()
+        time.sleep(0.05)
+        go_on.set()
+        assert not sending.result(30).repeat
+        stopping.result(30)
+        sink.close()
+    assert count(store) == 3
+    with pytest.raises(InvalidSettings, match="was stopped"):
+        receiver.start()
+
+
+def test_a_fault_of_the_receiver_is_logged_there_and_no_broken_link(
+    receiver: Receiver, sink: HoldfastSink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_given: Any) -> None:
+        raise ZeroDivisionError("nobody expected this")
+
+    monkeypatch.setattr(Receiving, "take_points", broken)
+    with pytest.raises(SinkUnreachable, match="500 Internal Server Error: nobody expected this"):
+        sink.send(Batches("hub").points(numbers(1)))
+    [logged] = [record for record in caplog.records if record.name == "holdfast.receiver"]
+    assert logged.levelname == "ERROR"
+    assert logged.exc_info is not None
 
 
 def request(receiver: Receiver, batch: Batch, body: bytes | None = None, **headers: str | None) -> int:
