@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from repo.cursors import Cursor, Span
 from repo.delivery.lanes import BATCH_ROWS, Turns, Work, split
-from repo.delivery.limits import AS_TEXT, BatchLimits
+from repo.delivery.limits import AS_COLUMNS, AS_TEXT, BatchLimits
 from repo.delivery.protocol import Lane, RecordItem
 from repo.delivery.rate import Speed, batch_bytes
 from repo.delivery.reading import Cut, Reader
@@ -49,7 +49,7 @@ class Sending:
 
     attempt: Attempt
     cut: Cut | None
-    """Its points, as they were at `last_seq`; None after a restart."""
+    """Its points, as they were at `last_seq`, or the first part of them; None after a restart."""
     last_seq: int
     records: Sequence[RecordItem] = ()
     """Empty for points, and after a restart."""
@@ -64,7 +64,24 @@ class Sending:
     @property
     def span(self) -> Span:
         """The range of seqs that it answers for; (0, 0) if it has records."""
-        return Span(self.attempt.first_seq, self.attempt.last_seq)
+        return Span(self.attempt.first_seq, self.cut.span.last if self.cut else self.attempt.last_seq)
+
+    @property
+    def part(self) -> Attempt:
+        """What its confirmation confirms of the attempt."""
+        return self.attempt._replace(last_seq=self.span.last)
+
+    @property
+    def rest(self) -> Sending | None:
+        """What is left of the attempt then, with the same token; None if it is sent whole."""
+        if self.span.last == self.attempt.last_seq:
+            return None
+        return Sending(self.attempt._replace(first_seq=self.span.last + 1), None, self.last_seq)
+
+    @property
+    def nothing(self) -> Sending:
+        """The same without its items."""
+        return Sending(self.part.without_items(), None, self.last_seq)
 
     @property
     def seqs(self) -> Sequence[int]:
@@ -150,19 +167,30 @@ class Planner:
             self._expected = (*self._expected, cursor.confirm(*found.span))
         return found
 
-    def again(self, sending: Sending, *, whole: bool) -> Sending:
+    def again(self, sending: Sending, *, stored: bool) -> Sending:
         """Return the same batch for one more try, with the points that its range has now.
 
-        If the filter was widened since it was cut, these may be far more points, and a part of the range is returned;
-        with `whole`, all of it.
+        If the filter was widened since it was cut, these may be far more points, and the batch ends sooner. Its attempt
+        then ends there, too, unless the destination has `stored` all of it.
         """
         last_seq, cut = self._store.sinks.last_seq(), sending.cut
         attempt = sending.attempt._replace(tries=sending.attempt.tries + 1)
-        if sending.lane is not Lane.RECORDS and (cut is None or last_seq != sending.last_seq):
-            most = None if whole else max(attempt.points, self._limits.points)
-            cut = self._reader.again(sending.span, last_seq, most, self._limits.form)
-            attempt = attempt._replace(last_seq=cut.span.last, points=cut.points, checksum=_checksum(cut))
+        if attempt.confirms_seqs:
+            if cut is None or last_seq != sending.last_seq:
+                cut = self._reader.again(
+                    Span(attempt.first_seq, attempt.last_seq), last_seq, self._roomy(attempt)
+                )
+            if not stored:
+                attempt = attempt._replace(last_seq=cut.span.last, points=cut.points, checksum=_checksum(cut))
         return Sending(attempt, cut, last_seq, sending.records, sending.emptied)
+
+    def _roomy(self, attempt: Attempt) -> BatchLimits:
+        """Return limits that a batch which was sent before does not exceed, unless the filter was widened.
+
+        Its bytes were counted roughly, perhaps under other limits.
+        """
+        most_bytes = 4 * max(self._limits.bytes, AS_COLUMNS.bytes)
+        return self._limits._replace(points=max(attempt.points, self._limits.points), bytes=most_bytes)
 
     def _suspected(self, cursor: Cursor, last_seq: int, most_bytes: int) -> Sending | None:
         """Return the next part of a batch that was refused as a whole."""
@@ -179,7 +207,7 @@ class Planner:
     def _retried(self, last_seq: int) -> Sending | None:
         """Return the next point that an operator wants to be sent again; every other batch, beside new readings."""
         while (seq := self._delivery.next_retry()) is not None:
-            cut = self._reader.again(Span(seq, seq), last_seq, form=self._limits.form)
+            cut = self._reader.again(Span(seq, seq), last_seq, self._limits)
             kept = None if cut.points else self._why_kept(seq)
             if kept is None:
                 self.was_retry = True
@@ -244,6 +272,8 @@ class Planner:
 
     def sent(self, sending: Sending) -> None:
         """Count a batch that the sink has stored."""
+        if not sending.attempt.confirms_seqs and not sending.records:
+            return  # it had nothing, so it says nothing about what the sink takes
         self._turns.sent(sending.lane, sending.bytes, emptied=sending.emptied)
         if sending.records:
             self._records = min(RECORDS, 2 * self._records)

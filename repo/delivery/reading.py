@@ -15,7 +15,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from repo.cursors import Span
 from repo.delivery.lanes import Work
@@ -31,7 +31,8 @@ __all__ = ["Cut", "Reader"]
 FRESH_S = 5.0
 """How long a page is used after something was written."""
 
-_ANY_BYTES = 2**63
+_WHOLE: Final = BatchLimits(Form.TEXT, 2**63, 2**63)
+"""Limits that no range reaches."""
 
 _TIME, _VALUE_TEXT, _METADATA, _SEQ = 2, 4, 6, 7
 
@@ -107,22 +108,24 @@ class Reader:
         page.checked_seq = last_seq
         return found
 
-    def again(self, span: Span, last_seq: int, most: int | None = None, form: Form = Form.TEXT) -> Cut:
-        """Read a range again, for a batch that was sent before, whatever its bytes; not through a page.
+    def again(self, span: Span, last_seq: int, limits: BatchLimits = _WHOLE) -> Cut:
+        """Read a range again, for a batch that was sent before; not through a page.
 
-        The range ends sooner if it has more than `most` points.
+        The range ends sooner if it has more than `limits` allow, but not before its first point.
         """
         pieces: list[Cut] = []
-        left, points = span, 0
+        left, points, size = span, limits.points, limits.bytes
         while left.seqs > 0:
             page = self._page(self._store.points.page(*left), last_seq)
-            rows = page.size if most is None else min(page.size, most - points)
-            if page.size and not rows:
+            if page.size and pieces and min(points, size) < 1:
                 break
-            pieces.append(page.cut(False, BatchLimits(form, rows or 1, _ANY_BYTES)))
-            self._overtake(pieces[-1], page)
-            points += rows
-            left = Span(pieces[-1].span.last + 1, span.last)
+            piece = page.cut(False, BatchLimits(limits.form, max(points, 1), max(size, 1)))
+            pieces.append(piece)
+            self._overtake(piece, page)
+            points, size = points - piece.points, size - piece.bytes
+            left = Span(piece.span.last + 1, span.last)
+            if page.left.seqs:
+                break
         if len(pieces) == 1:
             return pieces[0]
         columns = [[value for piece in pieces for value in piece.columns[at]] for at in range(8)]

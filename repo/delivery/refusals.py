@@ -1,15 +1,18 @@
-"""Refused items: what goes into quarantine, and when so many are refused that the items are not what is wrong."""
+"""Refused items: what goes into quarantine, and when so many are refused that the items are not what is wrong.
+
+An exact destination whose answer was lost is asked again for what it refused.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Any
 
-from repo.delivery.protocol import Batch, Item, Lane, Outcome
-from repo.errors import SinkHalted, counted
+from repo.delivery.protocol import Batch, Item, Lane, Outcome, Sink
+from repo.errors import SinkHalted, SinkRefused, counted
 from repo.repositories.quarantine import Quarantined
 
-__all__ = ["Refusals", "check_rows", "quarantined"]
+__all__ = ["Refusals", "check_rows", "named_again", "quarantined"]
 
 MOST_QUARANTINED = 10_000
 """The most items of a sink in quarantine."""
@@ -68,6 +71,30 @@ def check_rows(outcome: Outcome, batch: Batch) -> None:
     for item in outcome.refused:
         if not 0 <= item.row < len(batch):
             raise ValueError(f"row {item.row} was refused, of a batch of {counted(len(batch), 'item')}")
+
+
+def named_again(sink: Sink, batch: Batch, error: SinkRefused) -> Outcome:
+    """Ask an exact destination, which has a batch, for its refused items in parts, because it rejects the whole one.
+
+    It rejects what it has where its limits were lowered since. It knows the batch by its token, and stores no part.
+    """
+    if not len(batch):
+        return Outcome(repeat=True)
+    if len(batch) == 1:
+        raise SinkHalted(
+            f"{sink.name} has stored a batch whose answer was lost, and now rejects the same batch ({error}); raise "
+            "its limit again until the batch is confirmed"
+        )
+    refused: list[Item] = []
+    for begin, end in ((0, len(batch) // 2), (len(batch) // 2, len(batch))):
+        part = batch.part(begin, end)
+        try:
+            outcome = sink.send(part)
+            check_rows(outcome, part)
+        except SinkRefused as again:
+            outcome = named_again(sink, part, again)
+        refused += [item._replace(row=item.row + begin) for item in outcome.refused]
+    return Outcome(tuple(refused), repeat=True)
 
 
 def quarantined(batch: Batch, item: Item) -> Quarantined:

@@ -3,8 +3,8 @@
 The attempt, a range of seqs and a new token, is committed before anything is sent. The range stays the same until the
 sink has answered, also across restarts; it ends sooner if the sink refuses the batch as too large, or the filter was
 widened. Its points are read again for each try, unless nothing was written since. So a batch that was stored without an
-answer is recognized by its token. Confirming a batch and recording the next one is one commit. After a crash or an
-interrupt at any point, the row of the attempt says what may have been sent.
+answer is recognized by its token (`repo.delivery.chain`). Confirming a batch and recording the next one is one commit.
+After a crash or an interrupt at any point, the row of the attempt says what may have been sent.
 """
 
 from __future__ import annotations
@@ -13,47 +13,36 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from repo.delivery.chain import REMEDIES
+from repo.delivery.chain import refuse_forks
+from repo.delivery.health import STORE_ERRORS, Health
 from repo.delivery.limits import limits_of
 from repo.delivery.planner import Planner, Sending
 from repo.delivery.protocol import Batch, Item, Lane, Outcome, Sink, Tokens
 from repo.delivery.rate import Bucket
-from repo.delivery.refusals import Refusals, check_rows, quarantined
+from repo.delivery.refusals import Refusals, check_rows, named_again, quarantined
 from repo.delivery.steps import Backoff, Progress, Step
 from repo.errors import (
-    EngineMissing,
-    FlushFailed,
     HoldfastError,
     InvalidQuery,
-    InvalidSettings,
-    MissingExtra,
     SinkHalted,
     SinkRefused,
     SinkUnreachable,
-    StoreBusy,
     StoreForked,
-    StoreFull,
-    counted,
 )
 from repo.rates import Rate
 from repo.repositories.attempts import Attempt
 from repo.repositories.quarantine import Quarantined
-from repo.repositories.sinks import SinkInfo, SinkState, Totals
+from repo.repositories.sinks import SinkInfo, Totals
 from repo.store.deliveries import Identity
 from repo.store.store import Store
 
 __all__ = ["Worker"]
 
 log = logging.getLogger("holdfast.delivery")
-log_of_states = logging.getLogger("holdfast.delivery.state")
-"""What the state of the sink and its `last_error` say, too."""
-
-PROBE_S = 60.0
-"""How often a sink that rejects everything is tried again."""
 
 PAUSE_S = 1.0
 """How often a paused sink is looked at, and how long a limit is waited for at a time."""
@@ -65,9 +54,6 @@ _DAMAGED = (
     "the disk; then run `{1}`, and {0} gets again what it has not confirmed"
 )
 _REKEY = "sinks rekey --restored"
-
-_STORE_ERRORS = (StoreBusy, StoreFull, EngineMissing, FlushFailed)
-"""Errors of the store that may pass."""
 
 
 @dataclass(slots=True)
@@ -85,7 +71,7 @@ class _Answered:
         self,
     ) -> tuple[Attempt, Totals, Sequence[Quarantined], Sequence[tuple[str, str]], Sequence[int]]:
         """The arguments of the confirmation."""
-        return self.sending.attempt, self.totals, self.refused, self.records, self.sending.seqs
+        return self.sending.part, self.totals, self.refused, self.records, self.sending.seqs
 
 
 class _Failed(Exception):
@@ -117,7 +103,7 @@ class Worker:
         self._store = store
         self._delivery = store.sinks.delivery(name)
         self._make_sink = make_sink
-        self._backoff = backoff
+        self._health = Health(self._delivery, backoff)
         self._poll_s = poll_s
         self._clock = clock
         self._bucket = Bucket(clock())
@@ -126,13 +112,12 @@ class Worker:
         self._identity = ("", 0)
         self._sink: Sink | None = None
         self._refusals = Refusals(name)
-        self._failures = 0
-        self._trouble = ""
         self._forget()
 
     def _forget(self) -> None:
         """Forget everything but what the store has committed, as a restart does."""
-        self._is_open = self._has_attempt = False
+        self._is_open = False
+        self._held: str | None = None
         self._sending: Sending | None = None
         self._answered: _Answered | None = None
         self._planner.forget()
@@ -151,7 +136,7 @@ class Worker:
         """
         try:
             return self._step()
-        except _STORE_ERRORS as error:
+        except STORE_ERRORS as error:
             return self._busy(error)
         except SinkUnreachable as error:  # of the store: its identity was changed just now
             self._forget()
@@ -161,14 +146,22 @@ class Worker:
             raise
 
     def settle(self) -> None:
-        """Confirm the batch that the sink has answered, if there is one. Call it before waiting."""
+        """Confirm the batch that the sink has answered, if there is one. Call it before waiting.
+
+        It is not confirmed, and is sent again, if the store got another id or epoch since it was sent.
+        """
+        with suppress(SinkUnreachable):
+            self._settle()
+
+    def _settle(self) -> None:
+        """The same, but raises `SinkUnreachable` then."""
         answered = self._answered
         if answered is None:
             return
         attempt, totals, refused, records, sent = answered.facts
         try:
             self._delivery.confirm(attempt, refused, totals, records, sent)
-        except _STORE_ERRORS:
+        except STORE_ERRORS:
             raise
         except BaseException:  # also an interrupt: only the store knows what was committed
             self._forget()
@@ -210,7 +203,7 @@ class Worker:
         limit = None if info.rate is None else info.rate.at(self._store.now_us())
         wait_s = self._bucket.wait_s(self._clock(), limit)
         if wait_s > 0:
-            self.settle()
+            self._settle()
             return Step(
                 Progress.LIMITED, min(wait_s, PAUSE_S), error=None if limit else self._stopped_by(info.rate)
             )
@@ -222,8 +215,8 @@ class Worker:
             committed = self._answered.sending.attempt.token if self._answered else info.token
             sending = self._next(info, sink, limit) if sending is None else self._again(sending)
             if sending is None:
-                self.settle()
-                self._worked(info)
+                self._settle()
+                self._health.reached(info)
                 return Step(Progress.IDLE, self._poll_s)
             return self._sent(sink, sending, committed)
         except _Failed as failed:
@@ -246,7 +239,7 @@ class Worker:
         epoch, store_id = identity
         if settings != self._settings or (store_id, epoch) != self._identity:
             if self._answered is not None:
-                self.settle()
+                self._settle()
                 return False
             self._disconnect()
             self._forget()
@@ -270,10 +263,8 @@ class Worker:
             held = self._sink.open(*self._identity)
             exact = self._sink.exact
             if exact:
-                _refuse_forks(info, held)
-        self._is_open = True
-        # Then it recognizes the batch by its token, whatever points are sent, and all of its range is delivered.
-        self._has_attempt = exact and info.attempt is not None and held == info.attempt.token
+                refuse_forks(info, held)
+        self._is_open, self._held = True, held if exact else None
         sending = self._sending
         if sending is None or sending.lane is not Lane.RECORDS or sending.records:
             return True
@@ -289,10 +280,10 @@ class Worker:
         """Record the next batch, in the commit that confirms the last one; None if nothing is left."""
         cursor, answered = info.cursor, self._answered
         if answered is not None:
-            if answered.sending.lane is not Lane.RECORDS:
+            if answered.sending.attempt.confirms_seqs:
                 cursor = cursor.confirm(*answered.sending.span)
             if answered.records or self._planner.was_retry:
-                self.settle()  # or the planner would find them again
+                self._settle()  # or the planner would find them again
         planned = self._planner.next(info, cursor, takes_records=sink.takes_records, bytes_per_s=bytes_per_s)
         if planned is None:
             return None
@@ -302,7 +293,7 @@ class Worker:
 
     def _again(self, sending: Sending) -> Sending:
         """Record that a batch is sent once more."""
-        again = self._planner.again(sending, whole=self._has_attempt)
+        again = self._planner.again(sending, stored=self._held == sending.attempt.token)
         self._delivery.begin(again.attempt)
         self._sending = again
         return again
@@ -346,23 +337,28 @@ class Worker:
         if too_many is not None and not sink.exact:
             return self._failed(too_many)
         rows = {item.row for item in outcome.refused}
+        rest = sending.rest if outcome.repeat else None
         totals = Totals(
             points=0 if sending.records else len(batch) - len(rows),
             records=len(batch) - len(rows) if sending.records else 0,
             bytes=outcome.sent_bytes or (sending.bytes if len(batch) else 0),
-            repeats=int(outcome.repeat),
+            repeats=int(outcome.repeat and rest is None),
         )
         delivered = [(item.record_id, item.data) for at, item in enumerate(sending.records) if at not in rows]
-        self._sending, self._answered = None, _Answered(sending, totals, refused, delivered)
+        if rest is None:
+            self._sending, self._answered = None, _Answered(sending, totals, refused, delivered)
+        else:  # it has the rest, too, but did not say yet what it refused of it
+            self._delivery.confirm_part(sending.part, rest.attempt, refused, totals, sent=sending.seqs)
+            self._sending = rest
         if counts:
             self._refusals.add(len(batch), len(rows))
         self._bucket.take(totals.bytes)
         self._planner.sent(sending)
         if too_many is not None:  # an exact sink has stored the rest, and would not store these if sent again
-            self.settle()
+            self._settle()
             self._planner.probe()
             return self._failed(too_many)
-        self._note_success()
+        self._health.succeeded()
         return Step(
             *(Progress.DELIVERED, 0.0, sending.lane, *sending.span, len(batch) - len(rows), len(rows)),
             repeat=outcome.repeat,
@@ -371,17 +367,17 @@ class Worker:
     def _refused(self, sink: Sink, batch: Batch, sending: Sending, error: SinkRefused) -> Step:
         """Split a batch that was refused as a whole, or put its only item into quarantine."""
         size = len(batch)
-        if size == 0:
-            return self._failed(error)
         if sink.exact:
             with _errors_of_the_sink():
                 stored = sink.open(*self._identity) == batch.tokens.next
-                outcome = _named_again(sink, batch, error) if stored else None
+                outcome = named_again(sink, batch, error) if stored else None
             if outcome is not None:
                 return self._stored(sink, batch, sending, outcome)
+        if size == 0:
+            return self._failed(error)
         if size > 1:
             half = self._planner.halve(sending, size)
-            if sink.exact:  # a late request with the same batch may still be stored: the token stays
+            if sink.exact:  # the token stays: see `repo.delivery.chain`
                 self._sending = half
             else:
                 self._sending = None
@@ -392,14 +388,16 @@ class Worker:
         if too_many is not None:
             return self._failed(too_many)
         log.warning("%s refused an item, which is in quarantine now: %s", self.name, error)
-        if sink.exact:  # it has stored nothing, so it still holds the token of the last batch
-            sending.attempt = sending.attempt._replace(token=batch.tokens.committed)  # type: ignore[arg-type]
-        self._sending = None
-        self._answered = _Answered(sending, Totals(), [quarantined(batch, Item(0, str(error)))])
-        self.settle()
+        refused, nothing = [quarantined(batch, Item(0, str(error)))], sending.nothing
+        if sink.exact:
+            self._delivery.confirm_part(sending.part, nothing.attempt, refused, sent=sending.seqs)
+            self._sending = nothing
+        else:
+            self._sending, self._answered = None, _Answered(sending, Totals(), refused)
+            self._settle()
         if counts:
             self._refusals.add(1, 1)
-        self._note_success()
+        self._health.succeeded()
         return Step(Progress.DELIVERED, 0.0, sending.lane, *sending.span, 0, 1)
 
     def _too_many(self, items: int, refused: int) -> SinkHalted | None:
@@ -411,24 +409,10 @@ class Worker:
     def _failed(self, error: Exception) -> Step:
         """Record why the sink does not take the batch, which stays the next one."""
         self._disconnect()
-        self._failures += 1
-        state, progress, wait_s = _meaning(error)
-        if state == "failing":
-            wait_s = self._backoff.delay_s(self._failures)
-            after_s = error.retry_after_s if isinstance(error, SinkUnreachable) else None
-            if after_s is not None:
-                wait_s = max(wait_s, min(after_s, self._backoff.longest_s))
-        self._note(state, error)
-        return self._unsent(progress, wait_s, error)
+        return self._unsent(*self._health.failed(error), error)
 
     def _busy(self, error: HoldfastError) -> Step:
-        self._failures += 1
-        if isinstance(error, StoreBusy):
-            if self._failures == 1:
-                log.warning("the store is busy, so the delivery to %s waits: %s", self.name, error)
-        else:
-            self._note("failing", error)
-        return self._unsent(Progress.BUSY, self._backoff.delay_s(self._failures), error)
+        return self._unsent(Progress.BUSY, self._health.busy(error), error)
 
     def _unsent(self, progress: Progress, wait_s: float, error: Exception) -> Step:
         sending = self._sending
@@ -436,44 +420,8 @@ class Worker:
             return Step(progress, wait_s, error=error)
         return Step(progress, wait_s, sending.lane, *sending.span, error=error)
 
-    def _note(self, state: SinkState, error: Exception) -> None:
-        text = str(error) or type(error).__name__
-        if state == "stopped":
-            text = f"{type(error).__name__}: {text}"
-        is_new, self._trouble = text != self._trouble, text
-        if is_new:
-            match state:
-                case "failing" if isinstance(error, _STORE_ERRORS):
-                    log_of_states.warning("the delivery to %s waits for the store: %s", self.name, text)
-                case "failing":
-                    log_of_states.warning(
-                        "%s cannot be reached; the points stay in the store: %s", self.name, text
-                    )
-                case "stopped":
-                    log_of_states.error(
-                        "the delivery to %s failed; it is tried again: %s", self.name, text, exc_info=error
-                    )
-                case _:
-                    log_of_states.error("%s takes nothing for now; nothing is skipped: %s", self.name, text)
-        try:
-            self._delivery.failed(state, text)
-        except _STORE_ERRORS as failed:  # a full disk, for example, which deliveries may survive
-            if is_new:
-                log.warning("`status` cannot show this, because it cannot be stored: %s", failed)
-
-    def _worked(self, info: SinkInfo) -> None:
-        """Record that the sink can be reached, though there was nothing to send."""
-        if info.state != "running":
-            self._delivery.running()
-        self._note_success()
-
-    def _note_success(self) -> None:
-        if self._failures:
-            log.info("the delivery to %s works again after %s", self.name, counted(self._failures, "failure"))
-        self._failures, self._trouble = 0, ""
-
     def _disconnect(self) -> None:
-        self._is_open = self._has_attempt = False
+        self._is_open, self._held = False, None
         if self._sink is not None:
             try:
                 self._sink.close()
@@ -488,55 +436,5 @@ def _errors_of_the_sink(but: type[Exception] | tuple[()] = ()) -> Iterator[None]
         yield
     except but:
         raise
-    except Exception as error:  # a sink is anybody's code: `_meaning` says what becomes of each error
+    except Exception as error:  # a sink is anybody's code: `Health` says what becomes of each error
         raise _Failed(error) from error
-
-
-def _meaning(error: Exception) -> tuple[SinkState, Progress, float]:
-    """Return what an error of a sink says about its state, and the seconds until it is tried again."""
-    match error:
-        case StoreForked():
-            return "forked", Progress.FORKED, PAUSE_S
-        case SinkUnreachable() | OSError():
-            return "failing", Progress.UNREACHABLE, 0.0
-        case SinkHalted() | SinkRefused() | MissingExtra() | InvalidSettings():
-            return "halted", Progress.HALTED, PROBE_S
-        case _:
-            return "stopped", Progress.HALTED, PROBE_S
-
-
-def _named_again(sink: Sink, batch: Batch, error: SinkRefused) -> Outcome:
-    """Ask an exact destination, which has a batch, for its refused items in parts, because it rejects the whole one.
-
-    It rejects what it has where its limits were lowered since. It knows the batch by its token, and stores no part.
-    """
-    if len(batch) == 1:
-        raise SinkHalted(
-            f"{sink.name} has stored a batch whose answer was lost, and now rejects the same batch ({error}); raise "
-            "its limit again until the batch is confirmed"
-        )
-    refused: list[Item] = []
-    for begin, end in ((0, len(batch) // 2), (len(batch) // 2, len(batch))):
-        part = batch.part(begin, end)
-        try:
-            outcome = sink.send(part)
-            check_rows(outcome, part)
-        except SinkRefused as again:
-            outcome = _named_again(sink, part, again)
-        refused += [item._replace(row=item.row + begin) for item in outcome.refused]
-    return Outcome(tuple(refused), repeat=True)
-
-
-def _refuse_forks(info: SinkInfo, held: str | None) -> None:
-    """Raise `StoreForked` if an exact destination holds neither the last token nor the one on its way."""
-    if held == info.token or (info.attempt is not None and held == info.attempt.token):
-        return
-    if held is None and info.kind == "folder":
-        raise StoreForked(
-            f"the folder of {info.name}, {info.target}, has nothing of this store: another stick or disk is there, or "
-            "its files were deleted; nothing was written. Either put the former one back and run `holdfast sinks "
-            f"resume {shlex.quote(info.name)}`, or go on with this one under a new name: `holdfast sinks add`, and "
-            f"`sinks replay --from-seq {info.confirmed_seq + 1}` of it; then `sinks remove {shlex.quote(info.name)}`"
-        )
-    state = "has another batch of this store than the last one sent" if held else "has lost what it had"
-    raise StoreForked(f"the destination of {info.name} {state}; nothing was sent. {REMEDIES}")

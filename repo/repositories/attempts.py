@@ -21,7 +21,7 @@ class Attempt(NamedTuple):
     last_seq: int
     points: int
     checksum: str
-    """Of the packed columns, as they were when it was sent last; "" for records."""
+    """Of the seqs of its points, as they were when it was sent last; "" for records, and once it is emptied."""
     token: str
     """What an exact destination holds once it has stored this batch."""
     lane: str
@@ -30,6 +30,15 @@ class Attempt(NamedTuple):
     """When it was sent first, in µs since 1970 UTC."""
     is_damaged: bool = False
     """Whether the row has changed since it was written, so that nothing in it can be trusted."""
+
+    @property
+    def confirms_seqs(self) -> bool:
+        """Whether its range of seqs is confirmed with it; not that of records, nor that of an emptied attempt."""
+        return self.checksum != ""
+
+    def without_items(self) -> Attempt:
+        """Return the attempt without its items, which still moves its token: see `repo.delivery.chain`."""
+        return self._replace(points=0, checksum="")
 
 
 # SQL text for the driver: a delivery runs these for each batch, and building them takes longer than running them.

@@ -175,7 +175,7 @@ class _Row(NamedTuple):
 _ALL = f"SELECT {', '.join(_Row._fields)} FROM sinks"
 _RANGES = "SELECT first_seq, last_seq FROM sink_ranges WHERE sink = ? ORDER BY first_seq"
 _SENT = """
-    UPDATE sinks SET token = ?, sent_points = sent_points + ?, sent_records = sent_records + ?,
+    UPDATE sinks SET token = coalesce(?, token), sent_points = sent_points + ?, sent_records = sent_records + ?,
         sent_bytes = sent_bytes + ?, repeats = repeats + ?, refused = refused + ?, points_per_s = ?, confirmed_us = ?
     WHERE name = ?
 """
@@ -303,8 +303,8 @@ class SinkRepository:
 
     # --- deliveries ------------------------------------------------------------------------------------
 
-    def sent(self, name: str, token: str, totals: Totals, refused: int, now_us: int) -> None:
-        """Count a confirmed batch, whose token the destination holds now."""
+    def sent(self, name: str, token: str | None, totals: Totals, refused: int, now_us: int) -> None:
+        """Count a confirmed batch, whose token the destination holds now; None if it may hold the one of before."""
         rate, before_us = self._driver.execute(
             "SELECT points_per_s, confirmed_us FROM sinks WHERE name = ?", (name,)
         ).fetchone()

@@ -102,6 +102,24 @@ class Delivery:
         with self._changing() as connection:
             self._confirm(connection, attempt, refused, totals, records, sent)
 
+    def confirm_part(
+        self,
+        part: Attempt,
+        rest: Attempt,
+        refused: Sequence[Quarantined] = (),
+        totals: Totals = NOTHING,
+        records: Sequence[tuple[str, str]] = (),
+        sent: Sequence[int] = (),
+    ) -> None:
+        """Confirm a part of an attempt, and record its `rest`, which has the same token; see `repo.delivery.chain`.
+
+        Both are one commit. The sink keeps its token, because the rest is not confirmed. The other arguments are those
+        of `confirm`. Raises as `begin` does.
+        """
+        with self._changing() as connection:
+            self._confirm(connection, part, refused, totals, records, sent, moves_token=False)
+            AttemptRepository(connection).put(self.name, rest)
+
     def drop_attempt(self) -> None:
         """Remove the attempt, which the destination certainly does not have."""
         with self._changing() as connection:
@@ -167,20 +185,22 @@ class Delivery:
         totals: Totals,
         records: Sequence[tuple[str, str]],
         sent: Sequence[int],
+        *,
+        moves_token: bool = True,
     ) -> None:
         sinks, quarantine = SinkRepository(connection), QuarantineRepository(connection)
         now_us = self._handle.clock()
-        if attempt.lane != "records":
+        if attempt.confirms_seqs:
             cursor = sinks.cursor(self.name)
             assert cursor is not None
             sinks.move(self.name, cursor.confirm(attempt.first_seq, attempt.last_seq), now_us)
-        quarantine.settle(self.name, attempt.first_seq, attempt.last_seq, sent)
+            quarantine.settle(self.name, attempt.first_seq, attempt.last_seq, sent)
         quarantine.add([item._replace(sink=self.name) for item in refused], now_us)
         gone = [
             (one.record_id, one.data) for one in refused if one.record_id is not None and one.data is not None
         ]
         RecordRepository(connection).settle([*records, *gone])
-        sinks.sent(self.name, attempt.token, totals, len(refused), now_us)
+        sinks.sent(self.name, attempt.token if moves_token else None, totals, len(refused), now_us)
         sinks.running(self.name)
         AttemptRepository(connection).remove(self.name)
 

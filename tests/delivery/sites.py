@@ -39,12 +39,15 @@ __all__ = [
     "check_unordered",
     "expected",
     "insert",
+    "insert_refused",
     "points_of",
     "started",
 ]
 
 STEP_US = 1_000
 """Between two times: VictoriaMetrics keeps milliseconds."""
+
+_REFUSED = 13.5
 
 Identity = tuple[str, str, int]
 
@@ -91,6 +94,10 @@ class Site(ABC):
 
     def outage(self) -> None:
         """Make the server itself fail for a moment, without losing what it has confirmed."""
+        raise NotImplementedError
+
+    def judge(self, *, strictly: bool) -> None:
+        """Let the destination refuse what `insert_refused` writes, without saying which item it is, or take it."""
         raise NotImplementedError
 
     def trouble(self, rng: random.Random) -> bool:
@@ -281,6 +288,18 @@ class PostgresqlSite(Site):
         self.server.stop(signal.SIGQUIT)  # as in a crash
         self.server.start()
 
+    def judge(self, *, strictly: bool) -> None:
+        self.server.ask(
+            f"CREATE OR REPLACE FUNCTION {self.schema}.judge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"IF NEW.value = {_REFUSED} THEN RAISE EXCEPTION 'not that'; END IF; RETURN NEW; END $$"
+        )
+        self.server.ask(f"DROP TRIGGER IF EXISTS judge ON {self.schema}.points")
+        if strictly:
+            self.server.ask(
+                f"CREATE TRIGGER judge BEFORE INSERT ON {self.schema}.points FOR EACH ROW "
+                f"EXECUTE FUNCTION {self.schema}.judge()"
+            )
+
     def records(self) -> dict[str, Any]:
         return dict(self.server.ask(f"SELECT record_id, data FROM {self.schema}.records"))
 
@@ -304,6 +323,10 @@ class HoldfastSite(Site):
     def outage(self) -> None:
         self.receiver.stop()
         self.receiver = Receiver(self.store, port=self.receiver.port).start()
+
+    def judge(self, *, strictly: bool) -> None:
+        server = self.receiver._server  # a new receiver would end the connections
+        server.bounds = server.bounds._replace(body_bytes=2_000 if strictly else 8_388_608)
 
     def records(self) -> dict[str, Any]:
         return {record["record_id"]: record["data"] for record in self.store.records.pending(limit=100_000)}
@@ -404,6 +427,21 @@ def insert(store: Store, points: list[tuple[Any, ...]]) -> None:
         [
             {"sensor_id": sensor, "metric_name": metric, "timestamp_us": START_US + us, "value": value}
             for sensor, metric, us, value in points
+        ]
+    )
+
+
+def insert_refused(store: Store, us: int) -> None:
+    """Write a point that a destination refuses if it judges strictly: it is large, and its value is not wanted."""
+    store.points.insert_many(
+        [
+            {
+                "sensor_id": "W-bad",
+                "metric_name": "flow",
+                "timestamp_us": START_US + us * STEP_US,
+                "value": _REFUSED,
+                "metadata": {"text": random.Random(us).randbytes(3_000).hex()},
+            }
         ]
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -20,37 +21,57 @@ PLACES = 1_500
 """More than a delivery of two batches has."""
 
 
-def _interrupt(store: Store, places: list[int], *, exact: bool) -> int:
-    """Interrupt a delivery at each of these places, and deliver the rest; returns how many came in time."""
+KINDS = pytest.mark.parametrize(
+    ("exact", "refuses"),
+    [(True, False), (False, False), (True, True)],
+    ids=["exact", "at least once", "exact and refusing"],
+)
+
+
+def _interrupt(store: Store, places: list[int], *, exact: bool, refuses: bool) -> int:
+    """Interrupt a delivery at each of these places, and deliver the rest; returns how many came in time.
+
+    A sink that `refuses` does not say which point it does not want.
+    """
     destination, written, hits = Destination(), 0, 0
     store.sinks.add("memory", "", start="beginning")
+
+    def judge(row: tuple[Any, ...]) -> str | None:
+        return "not that" if refuses and row[3] == 2.0 else None
+
     for nth in places:
-        store.points.insert_many([("S", "flow", float(written + at), 1.0) for at in range(6)])
+        store.points.insert_many([("S", "flow", float(written + at), float(at)) for at in range(6)])
         written += 6
-        sender = Forwarder(store, MemorySink(destination, exact=exact), batch_points=4)
+        sink = MemorySink(destination, exact=exact, refuses=judge, by_item=False)
+        sender = Forwarder(store, sink, batch_points=4)
         hit = interrupted(FILES, nth, sender.drain)
         hits += hit
         assert sender.drain()["memory"].is_empty, nth
-        assert len(destination.points) == written, nth
+        assert len(destination.points) == written - store.quarantine.count(), nth
+        assert store.quarantine.count() == (written // 6 if refuses else 0), nth
         assert not exact or destination.repeated() == 0, nth
         info = store.sinks.show("memory")
         assert (info.behind, info.attempt, info.state) == (0, None, "running"), nth
     return hits
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_an_interrupt_loses_nothing(tmp_path: Path, templates: Templates, seed: int, exact: bool) -> None:
+@KINDS
+def test_an_interrupt_loses_nothing(
+    tmp_path: Path, templates: Templates, seed: int, exact: bool, refuses: bool
+) -> None:
     templates.copy("sqlite", 1, tmp_path / "store")
-    chance = Random(f"{seed}/{exact}")
+    chance = Random(f"{seed}/{exact}/{refuses}")
     with Store(tmp_path / "store", Settings(background=False)) as store:
-        assert _interrupt(store, [chance.randrange(1, 400) for _ in range(25)], exact=exact) >= 5
+        places = [chance.randrange(1, 400) for _ in range(12 if refuses else 25)]
+        assert _interrupt(store, places, exact=exact, refuses=refuses) >= len(places) // 5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("exact", [True, False])
+@KINDS
 def test_an_interrupt_at_hundreds_of_places_loses_nothing(
-    tmp_path: Path, templates: Templates, seed: int, exact: bool
+    tmp_path: Path, templates: Templates, seed: int, exact: bool, refuses: bool
 ) -> None:
     templates.copy("sqlite", 1, tmp_path / "store")
+    places = list(range(1 + seed % 4, PLACES, 12 if refuses else 4))
     with Store(tmp_path / "store", Settings(background=False)) as store:
-        assert _interrupt(store, list(range(1 + seed % 4, PLACES, 4)), exact=exact) >= 100
+        assert _interrupt(store, places, exact=exact, refuses=refuses) >= len(places) // 4

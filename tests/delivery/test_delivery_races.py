@@ -89,6 +89,21 @@ def test_a_rekey_beside_a_forwarder_is_no_fork(store: Store, monkeypatch: pytest
     assert len(destination.points) == 20
 
 
+def test_a_batch_that_was_answered_while_the_store_was_rekeyed_is_sent_once_more(store: Store) -> None:
+    write(store, 3)
+    destination = Destination()
+
+    def rekey(batch: Batch) -> None:
+        if batch.epoch == 1:
+            store.sinks.rekey(restored=True)
+
+    forwarder = Forwarder(store, MemorySink(destination, on_send=rekey), backoff=NO_WAIT)
+    assert forwarder.step()["memory"].items == 3
+    assert store.sinks.show("memory").behind == 3
+    assert forwarder.drain()["memory"].is_empty
+    assert [(batch.epoch, len(batch)) for batch in destination.batches] == [(1, 3), (2, 3)]
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_refused_points_that_are_sent_again_neither_delay_nor_halt_a_delivery(
     store: Store, monkeypatch: pytest.MonkeyPatch, exact: bool

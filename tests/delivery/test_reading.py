@@ -87,7 +87,15 @@ def test_batches_cover_all_seqs_and_have_all_points(store: Store, seed: int) -> 
     span = Span(40, store.sinks.last_seq() - 5)
     again = Reader(store).again(span, store.sinks.last_seq())
     assert again.span == span
-    assert rows_of(again) == [row for row in expected if span.first <= row[-1] <= span.last]
+    whole = rows_of(again)
+    assert whole == [row for row in expected if span.first <= row[-1] <= span.last]
+    left, parts = span, []
+    while left.seqs > 0:
+        part = Reader(store, chosen).again(left, store.sinks.last_seq(), AS_TEXT._replace(points=97))
+        assert part.points <= 97
+        parts += rows_of(part)
+        left = Span(part.span.last + 1, span.last)
+    assert parts == [row for row in whole if row[1] == "state"]
 
 
 def test_long_texts_make_smaller_batches_and_pages(store: Store) -> None:
@@ -108,6 +116,12 @@ def test_long_texts_make_smaller_batches_and_pages(store: Store) -> None:
     assert max(cut.points for cut in cuts) == 2
     assert len(cuts) <= 82  # a page may end with one
     assert all(cut.bytes <= 120_000 for cut in cuts)
+
+    span = Span(1, store.sinks.last_seq())
+    for limit in (120_000, PAGE_CHARS * 3 // 2):
+        again = Reader(store).again(span, span.last, AS_TEXT._replace(bytes=limit))
+        assert again.span == (1, again.columns[7][-1])
+        assert limit - 60_000 < again.bytes < limit + 60_000
     # One point that is larger than a batch may be is a batch of its own.
     assert {cut.points for cut in all_cuts(store, Reader(store), bytes=1_000)} == {1}
     assert all_cuts(store, Reader(store), backwards=True, bytes=120_000)[0].span.last == 160

@@ -23,26 +23,38 @@ from repo.delivery.sinks import folder
 from repo.repositories.attempts import AttemptRepository
 from repo.store.deliveries import Delivery
 
-__all__ = ["BATCH_POINTS", "HELD", "SENDING", "STEPS"]
+__all__ = ["ANSWER", "BATCH_POINTS", "HELD", "NOTHING", "REFUSALS", "SENDING", "STEPS"]
 
 BATCH_POINTS = 20
 
 SENDING = "while sending"
 ANSWER = "before the answer"
 
-HELD = (SENDING, ANSWER)
+NOTHING = ", nothing"
+"""The steps of a batch without items, which moves the token after a refusal, have this ending, too."""
+
+HELD = (SENDING, ANSWER, SENDING + NOTHING, ANSWER + NOTHING)
 """A part of the batch is on its way; the destination has stored it, and the answer is on its way."""
 
 STEPS = (
     "before the attempt",
     "after the attempt",
     "before sending",
-    *HELD,
+    SENDING,
+    ANSWER,
     "after sending",
     "before the confirmation",
     "between confirmation and attempt",
     "after the confirmation",
 )
+
+REFUSALS = (
+    "before the refusal",
+    "between the refusal and the rest",
+    "after the refusal",
+    *(step + NOTHING for step in ("before sending", SENDING, ANSWER, "after sending")),
+)
+"""The steps of an item that the destination refuses alone."""
 
 
 class Killer:
@@ -79,17 +91,21 @@ class Killer:
         """Wrap a sink's `send` with the steps before, while and after it."""
 
         def wrapped(batch: Any) -> Any:
-            self.reach("before sending")
-            now = [step for step in HELD if self.is_now(step)]
+            endings = ("",) if len(batch) else ("", NOTHING)
+            for ending in endings:
+                self.reach("before sending" + ending)
+            steps = [step + ending for step in (SENDING, ANSWER) for ending in endings]
+            now = self._step in steps and self.is_now(self._step)
             if now and isinstance(sink, folder.FolderSink):
-                _kill_in_folder(now[0])
+                _kill_in_folder(self._step)
             elif now:
                 print("SENDING", flush=True)
                 sys.stdin.readline()
             outcome = send(batch)
             if now:
                 raise SystemExit("SENT: nothing was kept back")
-            self.reach("after sending")
+            for ending in endings:
+                self.reach("after sending" + ending)
             return outcome
 
         return wrapped
@@ -117,20 +133,25 @@ def _kill_in_folder(step: str) -> None:
 
 def install(killer: Killer) -> None:
     """Put the steps around what a worker calls, for the rest of this process's life."""
-    begin, put = Delivery.begin, AttemptRepository.put
-    confirms = [False]
+    begin, confirm_part, put = Delivery.begin, Delivery.confirm_part, AttemptRepository.put
+    between = [""]
 
     def watched_put(self: AttemptRepository, *given: Any) -> None:
-        if confirms[0]:
-            killer.reach("between confirmation and attempt")
+        if between[0]:
+            killer.reach(between[0])
         put(self, *given)
 
     def watched_begin(self: Delivery, attempt: Any, confirm: Any = None, *more: Any) -> None:
-        confirms[0] = confirm is not None
+        between[0] = "" if confirm is None else "between confirmation and attempt"
         begin(self, attempt, confirm, *more)
+
+    def watched_part(self: Delivery, *given: Any, **named: Any) -> None:
+        between[0] = "between the refusal and the rest"
+        confirm_part(self, *given, **named)
 
     AttemptRepository.put = watched_put  # type: ignore[method-assign, assignment]
     Delivery.begin = killer.around(watched_begin, "before the attempt", "after the attempt")  # type: ignore[method-assign]
+    Delivery.confirm_part = killer.around(watched_part, "before the refusal", "after the refusal")  # type: ignore[method-assign]
     Delivery.confirm = killer.around(  # type: ignore[method-assign]
         Delivery.confirm, "before the confirmation", "after the confirmation"
     )

@@ -19,8 +19,18 @@ from repo import Settings, Store
 from repo.delivery.forwarder import Forwarder
 from tests.conftest import Templates
 from tests.delivery.servers.postgresql import PASSWORD, PostgresqlServer, why_no_postgresql
-from tests.delivery.sites import NAMES, Site, check, check_unordered, insert, points_of, started
-from tests.faults.delivering import BATCH_POINTS, HELD, SENDING, STEPS
+from tests.delivery.sites import (
+    NAMES,
+    Site,
+    check,
+    check_unordered,
+    expected,
+    insert,
+    insert_refused,
+    points_of,
+    started,
+)
+from tests.faults.delivering import ANSWER, BATCH_POINTS, HELD, NOTHING, REFUSALS, SENDING, STEPS
 from tests.starter import Starter
 
 SINK = "there"
@@ -115,14 +125,50 @@ class Campaign:
         self.hits[LATE] += is_hit
         return is_hit
 
+    def kill_refusing(self, step: str, *, late: bool = False) -> bool:
+        """Kill the process at a step of a refusal; returns whether that hit.
+
+        If it is `late`, the destination takes the item at first, and a request with it is on its way. It arrives after
+        the kill, when the destination takes the item again.
+        """
+        self._replaces = False
+        self._deliver()
+        before = self._chance.randrange(12)
+        for count in (before, 12 - before):
+            insert(self._store, points_of(self._chance, self._written, count, overwrites=False))
+            insert_refused(self._store, self._written + count)
+            self._written += count + 1
+        assert self._site.proxy is not None
+        if late and not self._kill_on_its_way(SENDING, 1):
+            return False
+        self._site.judge(strictly=True)
+        if step in HELD:
+            is_hit = self._kill_on_its_way(step, 1)
+            self._site.proxy.let_go()
+        else:
+            done = self._starter.run(self._command(step, 1))
+            assert done.returncode in (0, -9), done.stderr
+            is_hit = done.returncode == -9
+        if late:
+            self._site.judge(strictly=False)
+            successor = self._starter.start(self._command("", 0))
+            time.sleep(self._chance.choice([0.0, 0.01, 0.1]))
+            self._site.proxy.let_go(late=True)
+            assert successor.wait() == 0
+        self.hits[step] += is_hit
+        return is_hit
+
+    def _deliver(self) -> None:
+        done = self._starter.run(self._command("", 0))
+        assert done.returncode == 0, done.stderr
+
     def repeat(self) -> None:
         """Deliver, and repeat all that the process has sent."""
         self._replaces = self._site.exact
         self.write(30)
         assert self._site.proxy is not None
         self._site.proxy.record()
-        done = self._starter.run(self._command("", 0))
-        assert done.returncode == 0, done.stderr
+        self._deliver()
         assert self._site.proxy.repeat().count(b"HTTP/1.1 ") >= 1
         self.hits["repeat"] += 1
 
@@ -154,7 +200,7 @@ class Campaign:
             if child.stdout.readline() != "SENDING\n":
                 assert child.wait() == 0, child.stderr.read()
                 return False
-            if step == SENDING:
+            if step in (SENDING, SENDING + NOTHING):
                 proxy.hold_after(self._chance.randint(1, _HEAD_BYTES))
             elif step == LATE:
                 proxy.hold_after(
@@ -196,7 +242,7 @@ def test_each_step_can_be_the_last_one(
     starter: Starter, templates: Templates, tmp_path: Path, seed: int, name: str
 ) -> None:
     chance = Random(f"{seed}/{name}")
-    steps = STEPS if name == "holdfast" else HELD
+    steps = STEPS if name == "holdfast" else (SENDING, ANSWER)
     with campaign(starter, templates, tmp_path, name, "sqlite", chance, overwrites=bool(seed % 2)) as (
         kills,
         site,
@@ -265,6 +311,68 @@ def test_requests_of_killed_processes_arrive_late(
         check_unordered(site, store)
     print(f"{name}: {dict(kills.hits)}, {repeats} repeats recognized")
     assert kills.hits[LATE] >= 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["holdfast", "postgresql"])
+def test_many_kills_at_each_step_of_a_refusal(
+    starter: Starter,
+    templates: Templates,
+    tmp_path: Path,
+    seed: int,
+    name: str,
+    postgresql: Callable[[], PostgresqlServer],
+) -> None:
+    """What is refused alone is in quarantine and not at the destination. Everything else is there exactly once."""
+    chance = Random(f"{seed}/{name}/refusals")
+    with campaign(starter, templates, tmp_path, name, "sqlite", chance, postgresql, overwrites=False) as (
+        kills,
+        site,
+        store,
+    ):
+        for _ in range(HITS * 2):
+            for step in REFUSALS:
+                if kills.hits[step] < HITS:
+                    kills.kill_refusing(step)
+        assert Forwarder(store, SINK, batch_points=BATCH_POINTS).drain(60.0)[SINK].is_empty
+        info = store.sinks.show(SINK)
+        assert (info.behind, info.attempt, info.state) == (0, None, "running")
+        refused = {(item.sensor_id, item.metric_name, item.timestamp_us) for item in store.quarantine.list()}
+        there = site.values()
+        assert refused.isdisjoint(there)
+        assert there | dict.fromkeys(refused, 0.0) == expected(store) | dict.fromkeys(refused, 0.0)
+        assert site.count() == info.sent_points == len(there)
+    print(f"{name}: {dict(kills.hits)}, {len(refused)} refused")
+    assert all(kills.hits[step] == HITS for step in REFUSALS), kills.hits
+
+
+@pytest.mark.slow
+def test_batches_that_arrive_after_their_items_were_refused_are_no_forks(
+    starter: Starter, templates: Templates, tmp_path: Path, seed: int
+) -> None:
+    """A receiver refused an item, and then takes it again. PostgreSQL locks the position until a late batch ends."""
+    chance = Random(f"{seed}/late refusals")
+    steps = [step for step in REFUSALS if step not in HELD]
+    with campaign(starter, templates, tmp_path, "holdfast", "sqlite", chance, overwrites=False) as (
+        kills,
+        site,
+        store,
+    ):
+        for _ in range(HITS):
+            for step in steps:
+                kills.kill_refusing(step, late=True)
+        assert Forwarder(store, SINK, batch_points=BATCH_POINTS).drain(60.0)[SINK].is_empty
+        info = store.sinks.show(SINK)
+        assert (info.behind, info.attempt, info.state) == (0, None, "running")
+        refused = {(item.sensor_id, item.metric_name, item.timestamp_us) for item in store.quarantine.list()}
+        there, wanted = site.values(), expected(store)
+        both = len(refused & there.keys())
+        assert there.items() <= wanted.items()
+        assert wanted.keys() - there.keys() <= refused
+    print(
+        f"late: {dict(kills.hits)}, {len(refused)} refused, {both} of them arrived late, {info.repeats} repeats"
+    )
+    assert sum(kills.hits.values()) >= HITS
 
 
 @pytest.mark.parametrize("name", ["holdfast", "http", pytest.param("influxdb", marks=pytest.mark.slow)])
