@@ -24,7 +24,7 @@ test: $(STAMP)
 
 # Also the long tests. What needs a server that is not installed is skipped; the last line says so.
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -m "not bench"
+	$(BIN)/python -m pytest $(WORKERS) -m "not bench"
 
 # Install the servers that tests of deliveries start: Debian packages, with sudo unless you are root.
 servers:

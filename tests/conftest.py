@@ -62,6 +62,19 @@ WAITING = (
 )
 """Folders whose modules are few and long, and wait for processes."""
 
+LONGEST = (
+    "tests/faults/test_rewriting_kills.py",
+    "tests/faults/test_kills.py",
+    "tests/faults/test_interrupts.py",
+    "tests/faults/test_delivery_kills.py",
+    "tests/faults/test_transfer_kills.py",
+    "tests/faults/test_upgrade_kills.py",
+    "tests/delivery/test_outages.py",
+    "tests/forks/test_campaign.py",
+    "tests/migrations/test_pointers.py",
+)
+"""Modules whose slow tests take minutes, the longest first."""
+
 OTHER_PROCESSES = {"spawn", "run_python", "starter"}
 """The fixtures with which a test has another process open its store."""
 
@@ -110,10 +123,16 @@ def pytest_report_header() -> str | None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the modules, mark what is slow on its engine, and skip what needs DuckDB where there is none."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Mark what is slow on its engine and what needs DuckDB where there is none; order the modules that are chosen."""
+    _mark(items)
+    yield
     items[:] = _ordered(items)
+
+
+def _mark(items: list[pytest.Item]) -> None:
+    """Mark what is slow on its engine, and skip what needs DuckDB where there is none."""
     for item in items:
         parameters = getattr(item, "callspec", None)
         slow_on = item.get_closest_marker("slow_on")
@@ -134,19 +153,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _ordered(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Return the tests by modules, every third of which is one that waits, while there are any.
+    """Return the tests by modules: those with the longest slow tests, then those that wait, each before two others.
 
-    Together, they would leave the processors without work; last, they would keep one process busy after all others.
+    Together, those that wait would leave the processors without work. Last, a long one would keep one process busy
+    after all others have ended.
     """
     modules: defaultdict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         modules[item.nodeid.partition("::")[0]].append(item)
+    longest = [
+        name for name in LONGEST if any(item.get_closest_marker("slow") for item in modules.get(name, ()))
+    ]
+    rest = [name for name in modules if name not in longest]
     waiting = sorted(
-        (at, name) for name in modules for at, folder in enumerate(WAITING) if name.startswith(folder)
+        (at, name) for name in rest for at, folder in enumerate(WAITING) if name.startswith(folder)
     )
-    others = iter([name for name in modules if not name.startswith(WAITING)])
+    others = iter([name for name in rest if not name.startswith(WAITING)])
     order = [each for _, name in waiting for each in (name, *islice(others, 2))]
-    return [item for name in (*order, *others) for item in modules[name]]
+    return [item for name in (*longest, *order, *others) for item in modules[name]]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -221,7 +221,7 @@ def test_readers_that_wait_for_each_other_do_not_make_each_other_begin_again(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(300)
     assert found == [20] * 4
     for reader in readers:
         reader.close()

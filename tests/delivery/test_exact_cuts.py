@@ -41,7 +41,7 @@ def cut_off(store: Store, name: str, proxy: Proxy) -> list[Step]:
                     store.points.insert_many([("W-1", "flow", at, -at) for at in range(first % 500, 500, 50)])
 
     backoff = Backoff(first_s=0.001, longest_s=0.002)
-    drained = Forwarder(store, name, batch_points=50, backoff=backoff, on_step=cut).drain(timeout_s=120)
+    drained = Forwarder(store, name, batch_points=50, backoff=backoff, on_step=cut).drain(timeout_s=600)
     assert drained[name].is_empty, drained
     return steps
 

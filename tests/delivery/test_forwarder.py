@@ -45,7 +45,7 @@ def write(store: Store, count: int, *, first: int = 0, sensor: str = "S", value:
 
 
 def eventually(condition: Callable[[], object], what: str) -> None:
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline_s, f"gave up waiting until {what}"
         time.sleep(0.005)

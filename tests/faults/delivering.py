@@ -177,7 +177,7 @@ def main() -> None:
         forwarder = Forwarder(
             store, sink, batch_points=BATCH_POINTS, backoff=Backoff(first_s=0.01, longest_s=0.02)
         )
-        drained = forwarder.drain(60.0)[sink]
+        drained = forwarder.drain(600.0)[sink]
         if not drained.is_empty:
             raise SystemExit(repr(drained.last))
 

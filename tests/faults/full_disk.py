@@ -143,7 +143,7 @@ def go_on(folder: Path, store: Store, notes: Notes) -> None:
     (folder / "filler").unlink()
     for _ in range(20):
         notes.after += notes.write(store)
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + 300.0
     while store.status().unflushed and time.monotonic() < deadline:
         time.sleep(0.05)
     notes.unflushed = store.status().unflushed

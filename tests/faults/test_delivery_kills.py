@@ -174,7 +174,7 @@ class Campaign:
 
     def finish(self) -> int:
         """Deliver the rest; returns how many batches the sink recognized."""
-        assert Forwarder(self._store, SINK, batch_points=BATCH_POINTS).drain(60.0)[SINK].is_empty
+        assert Forwarder(self._store, SINK, batch_points=BATCH_POINTS).drain(600.0)[SINK].is_empty
         info = self._store.sinks.show(SINK)
         assert (info.behind, info.attempt, info.refused, info.state) == (0, None, 0, "running")
         assert self._store.records.pending() == []

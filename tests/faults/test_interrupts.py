@@ -10,7 +10,7 @@ from tests.faults.nursery import Nursery
 from tests.faults.soak import COMPANIES, Soak, places_of, until_hit
 from tests.faults.steps import MOVES, SHRINKS, STEPS
 
-LONG_HITS = 10
+LONG_HITS = 4
 
 _REBUILDING = {place.name for step in (*MOVES, *SHRINKS) for place in STEPS[step]}
 

@@ -1,4 +1,7 @@
-"""Whatever is killed, and when: what was acknowledged is stored exactly once. See `kills.py`."""
+"""Whatever is killed, and when: what was acknowledged is stored exactly once. See `kills.py`.
+
+The long campaigns of what rewrites the columns are in `test_rewriting_kills.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,7 @@ import pytest
 from tests.faults.kills import MOST_PASSED, Campaign, until_hit
 from tests.faults.steps import BULK, COMPACTIONS, DUCKDB_ALONE, MOVES, SHRINKS, STEPS
 
-LONG_HITS = 20
-LONG_HITS_SQLITE = 4
-LONG_HITS_MOVING = 50
-LONG_HITS_COMPACTING = 34
+LONG_HITS = {"duckdb": 8, "sqlite": 4}
 
 STEPS_OF_SQLITE = [step for step in STEPS if step not in DUCKDB_ALONE]
 AT_RANDOM = (
@@ -47,7 +47,8 @@ def test_a_kill_loses_and_doubles_nothing_on_sqlite(step: str, sqlite_campaign: 
 
 @pytest.mark.slow
 def test_many_kills_at_every_step_lose_and_double_nothing_on_duckdb(own_campaign: Campaign) -> None:
-    for _ in until_hit(own_campaign, LONG_HITS):
+    steps = [step for step in STEPS if step not in (*MOVES, *SHRINKS, *COMPACTIONS)]
+    for _ in until_hit(own_campaign, LONG_HITS["duckdb"], steps):
         pass
     print(f"\n{own_campaign.table()}")
     assert own_campaign.failures == []
@@ -57,31 +58,7 @@ def test_many_kills_at_every_step_lose_and_double_nothing_on_duckdb(own_campaign
 def test_many_kills_at_every_step_lose_and_double_nothing_on_sqlite(sqlite_campaign: Campaign) -> None:
     steps = [step for step in STEPS_OF_SQLITE if step not in MOVES]
     sqlite_campaign.most_passed = MOST_PASSED
-    for _ in until_hit(sqlite_campaign, LONG_HITS_SQLITE, steps):
+    for _ in until_hit(sqlite_campaign, LONG_HITS["sqlite"], steps):
         pass
     print(f"\n{sqlite_campaign.table()}")
     assert sqlite_campaign.failures == []
-
-
-@pytest.mark.slow
-def test_a_hundred_kills_in_shrinks_lose_and_double_nothing(own_campaign: Campaign) -> None:
-    for _ in until_hit(own_campaign, LONG_HITS_MOVING, SHRINKS):
-        pass
-    print(f"\n{own_campaign.table()}")
-    assert own_campaign.failures == []
-
-
-@pytest.mark.slow
-def test_a_hundred_kills_in_compactions_lose_and_double_nothing(own_campaign: Campaign) -> None:
-    for _ in until_hit(own_campaign, LONG_HITS_COMPACTING, COMPACTIONS):
-        pass
-    print(f"\n{own_campaign.table()}")
-    assert own_campaign.failures == []
-
-
-@pytest.mark.slow
-def test_a_hundred_kills_in_promotions_and_demotions_lose_and_double_nothing(own_campaign: Campaign) -> None:
-    for _ in until_hit(own_campaign, LONG_HITS_MOVING, MOVES):
-        pass
-    print(f"\n{own_campaign.table()}")
-    assert own_campaign.failures == []

@@ -73,7 +73,7 @@ STEPS = {
 
 DAYS, DAY_ROWS = 4, 5_000
 SHORT = 1
-LONG = 100
+LONG = 40
 
 
 @pytest.fixture
@@ -181,12 +181,12 @@ def test_a_killed_import_is_completed_by_another_one(
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_in_exports(source: Store, tmp_path: Path, starter: Starter, seed: int) -> None:
+def test_many_kills_in_exports(source: Store, tmp_path: Path, starter: Starter, seed: int) -> None:
     kills_in_exports(source, tmp_path, starter, seed, LONG)
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_in_imports(
+def test_many_kills_in_imports(
     source: Store, tmp_path: Path, engine: str, starter: Starter, templates: Templates, seed: int
 ) -> None:
     kills_in_imports(source, tmp_path, engine, starter, templates, seed, LONG)

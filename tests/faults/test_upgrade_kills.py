@@ -13,7 +13,8 @@ from tests.migrations.legacy_store import add_pointers, make_legacy_store
 pytestmark = pytest.mark.duckdb
 
 SHORT, LONG = 1, 100
-LONG_HITS = 10
+LONG_HITS = 5
+FLEET = 80
 
 
 def kills(nursery: Nursery, folder: Path, seed: int, points: int, records: int) -> UpgradeKills:
@@ -44,7 +45,7 @@ def test_a_killed_upgrade_is_at_a_complete_revision_and_can_be_completed(
 
 @pytest.mark.slow
 def test_a_hundred_kills_of_the_upgrade_of_a_large_store(nursery: Nursery, tmp_path: Path, seed: int) -> None:
-    campaign = kills(nursery, tmp_path, seed, 200_000, 2_000)
+    campaign = kills(nursery, tmp_path, seed, 60_000, 2_000)
     number = 0
     while number < LONG or (
         min(campaign.hits[moment] for moment in MOMENTS) < LONG_HITS and number < 3 * LONG
@@ -66,6 +67,6 @@ def test_a_few_stores_are_upgraded_by_processes_that_are_killed(
 def test_a_fleet_is_upgraded_by_processes_that_are_killed(
     nursery: Nursery, tmp_path: Path, seed: int
 ) -> None:
-    rollout = fleet(nursery, tmp_path, seed, 300)
+    rollout = fleet(nursery, tmp_path, seed, FLEET)
     print(f"{rollout.kills} kills, %d points, %d records" % rollout.rows())
     assert rollout.failures == []

@@ -64,8 +64,10 @@ MOMENTS = (
 their own in the files, so the process says which one it was killed in."""
 
 ROWS = ("points", "records", "sequence")
-TIMEOUT_S = 120.0
+TIMEOUT_S = 300.0
 PROCESSES = 4
+SHORTEST_PAUSE_S = 0.15
+"""The mean time between two kills of a fleet's processes, where they live long enough to complete a store."""
 
 
 def state_of(folder: Path, found: Contents) -> str:
@@ -262,11 +264,15 @@ class Fleet:
             self._expected[folder] = contents(folder)
 
     def upgrade(self) -> None:
-        """Run the processes until every store is at the head; each is killed repeatedly."""
+        """Run the processes until every store is at the head; each is killed repeatedly.
+
+        The kills become rarer while the killed processes have completed nothing, as on a busy machine.
+        """
         chance = Random(f"{self.seed}/upgrade")
         children: dict[int, Child] = {}
         left = dict.fromkeys(self._expected)
         numbers = iter(range(1_000_000))
+        pause_s = SHORTEST_PAUSE_S
         while left:
             for slot in range(self.processes):
                 if slot not in children:
@@ -275,7 +281,7 @@ class Fleet:
                     children[slot] = self.nursery.start(
                         Rollout(folders), self.root / f"{next(numbers)}.request"
                     )
-            time.sleep(chance.expovariate(1 / 0.15))
+            time.sleep(chance.expovariate(1 / pause_s))
             slot = chance.randrange(self.processes)
             child = children.pop(slot)
             code = child.kill()
@@ -286,6 +292,7 @@ class Fleet:
             if code not in (-9, 0) or "Traceback" in said:
                 self.failures.append(f"a process ended with {code}: {said[-2000:]}")
                 break
+            pause_s = max(SHORTEST_PAUSE_S, pause_s * (0.9 if child.lines else 1.1))
             for line in child.lines:
                 left.pop(self.root / line.removeprefix(f"{DONE} "), None)
         for child in children.values():

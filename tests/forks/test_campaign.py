@@ -12,7 +12,7 @@ import pytest
 
 from repo import Settings, Store, forks
 
-FORKS = 200
+WORKERS = {"fork": 200, "spawn": 50}
 
 
 @pytest.fixture(autouse=True)
@@ -111,8 +111,8 @@ def test_what_forked_workers_were_acknowledged_is_found(tmp_path: Path, engine: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", WORKERS)
 def test_what_many_workers_were_acknowledged_is_found(
     tmp_path: Path, engine: Any, method: str, seed: int
 ) -> None:
-    campaign(tmp_path / "store", engine, method, FORKS, seed)
+    campaign(tmp_path / "store", engine, method, WORKERS[method], seed)

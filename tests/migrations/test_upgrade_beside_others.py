@@ -180,10 +180,10 @@ def test_processes_that_open_an_old_store_at_once_upgrade_it_once(
 
 
 @pytest.mark.slow
-def test_fifty_times_two_processes_open_an_old_store_at_once(
+def test_twenty_times_two_processes_open_an_old_store_at_once(
     starter: Starter, made: Path, tmp_path: Path
 ) -> None:
-    opened_at_once(starter, made, tmp_path, 50)
+    opened_at_once(starter, made, tmp_path, 20)
 
 
 def test_busy_is_an_error_that_names_its_file(legacy: Path) -> None:

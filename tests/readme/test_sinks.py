@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def test_the_commands_of_the_page_add_sinks(starter: Starter, tmp_path: Path) ->
     starter.program(tmp_path / "bin" / "holdfast", ROOT / "cli.py")
     commands = "".join(re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
     refused = "holdfast sinks add incomplete http://influx.example --from now --option format=influx2 || echo refused"
-    script = f"PATH={tmp_path / 'bin'}:$PATH\nholdfast init >&2\n{commands}\n{refused} >&2\nholdfast --json sinks list"
+    path = shlex.quote(str(tmp_path / "bin"))
+    script = f"PATH={path}:$PATH\nholdfast init >&2\n{commands}\n{refused} >&2\nholdfast --json sinks list"
     done = subprocess.run(
         ["sh", "-ec", script.replace("sinks add", "--quiet sinks add")],
         cwd=tmp_path,
