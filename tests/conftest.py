@@ -8,12 +8,13 @@ import inspect
 import os
 import random
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ import pytest
 from sqlalchemy import Engine
 
 from repo import Settings, Store
-from tests.starter import PipedProcess, Starter
+from tests.starter import PipedProcess, Process, Starter, spent_us_of
+from tests.without_duckdb.environment import starting_there
 
 ROOT = Path(__file__).resolve().parents[1]
 HAS_DUCKDB = importlib.util.find_spec("duckdb") is not None
@@ -50,7 +52,7 @@ BUDGET_S = {
     "packaging": 1,
     "work": 1,
 }
-"""The CPU seconds that the tests of a folder may take in the processes of pytest, on a quiet machine."""
+"""The CPU seconds that the tests of a folder may take, with the processes that they start, on a quiet machine."""
 
 WAITING = (
     "tests/faults/",
@@ -75,12 +77,13 @@ LONGEST = (
 )
 """Modules whose slow tests take minutes, the longest first."""
 
-OTHER_PROCESSES = {"spawn", "run_python", "starter"}
+OTHER_PROCESSES = {"spawn", "run_python", "run_without_duckdb", "starter", "starter_without_duckdb"}
 """The fixtures with which a test has another process open its store."""
 
 SEED_VARIABLE = "HOLDFAST_TEST_SEED"
 STARTER_VARIABLE = "HOLDFAST_TEST_STARTER"
-"""The address of the starter that the processes of pytest-xdist share."""
+WITHOUT_DUCKDB_VARIABLE = "HOLDFAST_TEST_STARTER_WITHOUT_DUCKDB"
+"""The addresses of the starters that the processes of pytest-xdist share."""
 
 OpenStore = Callable[..., Store]
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
@@ -88,6 +91,7 @@ RunPython = Callable[..., subprocess.CompletedProcess[str]]
 hypothesis.settings.register_profile(
     "holdfast",
     deadline=None,
+    max_examples=50,
     print_blob=True,
     database=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
@@ -95,23 +99,36 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("holdfast")
 
 
-_shared_starter = pytest.StashKey[Starter]()
+_shared_starters = pytest.StashKey[ExitStack]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose one seed for all random tests, and start their starter; workers inherit both."""
+    """Choose one seed for all random tests, and start their starters; workers inherit all."""
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
-        config.stash[_shared_starter] = starter = Starter()
-        os.environ[STARTER_VARIABLE] = starter.address
+        config.stash[_shared_starters] = starters = ExitStack()
+        os.environ[STARTER_VARIABLE] = starters.enter_context(Starter()).address
+        os.environ[WITHOUT_DUCKDB_VARIABLE] = starters.enter_context(starting_there()).address
+    if hasattr(config, "workerinput") and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        config.args = _folders_from(config.workerinput)
     os.environ.setdefault(SEED_VARIABLE, str(random.SystemRandom().randrange(2**32)))
     if config.getoption("hypothesis_seed", None) is None:
         hypothesis.core.global_force_seed = int(os.environ[SEED_VARIABLE])  # type: ignore[assignment]
 
 
+def _folders_from(worker: dict[str, Any]) -> list[str]:
+    """Return the folders of tests, from another one for each process.
+
+    Where nothing is compiled yet, one process then compiles what the others read.
+    """
+    folders = sorted({str(module.parent) for module in ROOT.glob("tests/*/test_*.py")})
+    first = len(folders) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+    return folders[first:] + folders[:first]
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End the starter."""
-    if _shared_starter in config.stash:
-        config.stash[_shared_starter].__exit__()
+    """End the starters."""
+    if _shared_starters in config.stash:
+        config.stash[_shared_starters].close()
 
 
 def pytest_report_header() -> str | None:
@@ -168,7 +185,7 @@ def _ordered(items: list[pytest.Item]) -> list[pytest.Item]:
     waiting = sorted(
         (at, name) for name in rest for at, folder in enumerate(WAITING) if name.startswith(folder)
     )
-    others = iter([name for name in rest if not name.startswith(WAITING)])
+    others = iter(sorted(name for name in rest if not name.startswith(WAITING)))
     order = [each for _, name in waiting for each in (name, *islice(others, 2))]
     return [item for name in (*longest, *order, *others) for item in modules[name]]
 
@@ -194,22 +211,29 @@ def pytest_collection_finish() -> None:
 _begun_s = pytest.StashKey[float]()
 
 
+def _spent_s() -> float:
+    """Return the CPU time of this process, and of those that it started and that have ended."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return (sum(map(spent_us_of, usages)) + Process.spent_us) / 1e6
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Note the CPU time of this process before the test."""
-    item.stash[_begun_s] = time.process_time()
+    """Note the CPU time before the test."""
+    item.stash[_begun_s] = _spent_s()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the CPU time that the test took, which other processes do not change much, and escape lone surrogates.
+    """Add the CPU time that the test took, which other load does not change much, and escape lone surrogates.
 
     Logged names of files may have them, and pytest-xdist ends a process whose report it cannot encode.
     """
     if call.when == "teardown":
-        took_s = time.process_time() - item.stash.get(_begun_s, time.process_time())
+        now_s = _spent_s()
+        took_s = now_s - item.stash.get(_begun_s, now_s)
         item.user_properties.append(("cpu_s", took_s))
     report = yield
     report.sections = [
@@ -459,6 +483,13 @@ def starter() -> Iterator[Starter]:
         yield ready
 
 
+@pytest.fixture(scope="session")
+def starter_without_duckdb() -> Iterator[Starter]:
+    """Starts such processes in an environment in which DuckDB is not installed."""
+    with starting_there(shared=os.environ.get(WITHOUT_DUCKDB_VARIABLE)) as ready:
+        yield ready
+
+
 @pytest.fixture
 def run_python(starter: Starter) -> RunPython:
     """Run a script in a process of its own and return what it said; it is stopped after 300 s, when it hangs.
@@ -468,18 +499,33 @@ def run_python(starter: Starter) -> RunPython:
     """
 
     def run(script: str, *arguments: object, fresh: bool = False) -> subprocess.CompletedProcess[str]:
-        process = start_python(script, *arguments) if fresh else starter.open(["-c", script, *arguments])
-        try:
-            out, err = process.communicate(timeout=300)
-        except (subprocess.TimeoutExpired, TimeoutError):
-            process.kill()
-            out, err = process.communicate()
-            pytest.fail(f"the process hung\n{out}\n{err}")
-        if isinstance(process, PipedProcess):
-            process.close()
-        return subprocess.CompletedProcess(script, process.wait(), out, err)
+        if fresh:
+            return _completed(start_python(script, *arguments), script)
+        return _completed(starter.open(["-c", script, *arguments]), script)
 
     return run
+
+
+@pytest.fixture
+def run_without_duckdb(starter_without_duckdb: Starter) -> RunPython:
+    """Run a script like `run_python`, in an environment in which DuckDB is not installed."""
+    return lambda script, *arguments: _completed(
+        starter_without_duckdb.open(["-c", script, *arguments]), script
+    )
+
+
+def _completed(
+    process: subprocess.Popen[str] | PipedProcess, script: str
+) -> subprocess.CompletedProcess[str]:
+    try:
+        out, err = process.communicate(timeout=300)
+    except (subprocess.TimeoutExpired, TimeoutError):
+        process.kill()
+        out, err = process.communicate()
+        pytest.fail(f"the process hung\n{out}\n{err}")
+    if isinstance(process, PipedProcess):
+        process.close()
+    return subprocess.CompletedProcess(script, process.wait(), out, err)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import repo
-from tests.conftest import ENGINES
+from tests.conftest import ENGINES, RunPython
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path for path in [*(ROOT / "repo").rglob("*.py"), ROOT / "cli.py"] if path.exists())
@@ -76,7 +76,7 @@ def test_importing_the_library_is_light() -> None:
     assert not imported_by("from repo import Store, Settings, PointRepository") & heavy
 
 
-def test_using_an_open_store_needs_no_optional_package(tmp_path: Path) -> None:
+def test_using_an_open_store_needs_no_optional_package(tmp_path: Path, run_python: RunPython) -> None:
     use = f"""
 import sys
 for name in ("pyarrow", "numpy", "pandas", "polars", "pytz"):
@@ -90,4 +90,5 @@ for engine in {ENGINES!r}:
         assert store.sql("SELECT count(*) AS n FROM time_series_data") == [{{"n": 100}}]
         store.checkpoint()
 """
-    imported_by(use)
+    done = run_python(use)
+    assert (done.returncode, done.stderr) == (0, "")

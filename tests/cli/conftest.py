@@ -65,8 +65,10 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, request: pytest.F
     for name in [name for name in os.environ if name.startswith("HOLDFAST_") and "TEST" not in name]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "100")
-    if {"engine", "on_duckdb"}.isdisjoint(request.fixturenames):
-        monkeypatch.setenv("HOLDFAST_ENGINE", "sqlite")
+    if "on_duckdb" not in request.fixturenames:
+        of_the_test = getattr(request.node, "callspec", None)
+        engine = of_the_test.params.get("engine", "sqlite") if of_the_test else "sqlite"
+        monkeypatch.setenv("HOLDFAST_ENGINE", engine)
 
 
 @pytest.fixture

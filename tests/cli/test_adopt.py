@@ -21,10 +21,10 @@ from repo.errors import StoreBusy
 from repo.schema import adopt, runner
 from repo.schema.adopt import adopt_store
 from repo.schema.upgrade import migrate_store
+from repo.schema.version import HEAD
 from tests.cli.conftest import Command
 from tests.migrations.legacy_store import add_pointer, contents, make_legacy_store, original_of
 from tests.starter import Process, Starter
-from tests.without_duckdb.environment import make
 
 pytestmark = pytest.mark.duckdb
 
@@ -50,6 +50,19 @@ def old(made: Path, tmp_path: Path) -> Path:
     """A store of the legacy program, in a folder whose name is no plain word, with settings."""
     folder = Path(shutil.copytree(made, tmp_path / "an old 100% store"))
     (folder / "holdfast.toml").write_text("flush_interval_s = 0.5\n")
+    return folder
+
+
+@pytest.fixture
+def old_records(_records: Path, tmp_path: Path) -> Path:
+    """A store of the legacy program that has no points: it is adopted sooner."""
+    return Path(shutil.copytree(_records, tmp_path / "an old 100% store"))
+
+
+@pytest.fixture(scope="module")
+def _records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_legacy_store(tmp_path_factory.mktemp("records") / "store", 1, records=20)
+    (folder / "timeseries.duckdb").unlink()
     return folder
 
 
@@ -80,6 +93,12 @@ def see_that_it_is_whole(new: Path) -> None:
     assert len(pending) == 23
     for number, record in enumerate(pending[20:]):
         assert (record["data"], record["retry_count"]) == ({"value": number}, number)
+
+
+def see_that_the_records_are_there(new: Path) -> None:
+    with Store(new, QUIET) as store:
+        assert store.status().schema == HEAD
+        assert len(store.records.pending()) == 20
 
 
 def test_the_new_store_has_everything_and_the_old_folder_is_unchanged(
@@ -151,7 +170,7 @@ os._exit(0)
 
 
 def test_a_hot_rollback_journal_is_applied_only_to_the_copy(
-    command: Command, old: Path, new: Path, starter: Starter
+    command: Command, old_records: Path, new: Path, starter: Starter
 ) -> None:
     code = """
 import os, sqlite3, sys
@@ -162,12 +181,12 @@ records.execute("BEGIN")
 records.execute("UPDATE buffered_records SET source = source || hex(randomblob(9000))")
 os._exit(0)
 """
-    assert starter.run(["-c", code, old]).returncode == 0
-    assert (old / "offline_buffer.db-journal").exists()
-    before = listing(old)
-    command("adopt", old, new)
-    assert listing(old) == before
-    see_that_it_is_whole(new)
+    assert starter.run(["-c", code, old_records]).returncode == 0
+    assert (old_records / "offline_buffer.db-journal").exists()
+    before = listing(old_records)
+    command("adopt", old_records, new)
+    assert listing(old_records) == before
+    see_that_the_records_are_there(new)
 
 
 @pytest.mark.parametrize("given", ["option", "environment", "link"])
@@ -302,23 +321,23 @@ def test_unsuitable_folders_are_refused_and_nothing_is_created(
     )
 
 
-def test_an_empty_folder_is_accepted(command: Command, old: Path, new: Path) -> None:
+def test_an_empty_folder_is_accepted(command: Command, old_records: Path, new: Path) -> None:
     new.mkdir()
-    command("adopt", old, new)
-    see_that_it_is_whole(new)
+    command("adopt", old_records, new)
+    see_that_the_records_are_there(new)
 
 
 def test_a_disk_that_is_too_small_is_refused_with_the_bytes_unless_forced(
-    command: Command, old: Path, new: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, old_records: Path, new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = shutil.disk_usage(old)
+    usage = shutil.disk_usage(old_records)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000))
-    needed = command("adopt", old, new, code=1).stderr
+    needed = command("adopt", old_records, new, code=1).stderr
     assert "may need" in needed
     assert "1,000 are free" in needed
     assert remains(new) == []
-    command("adopt", "--force", old, new)
-    see_that_it_is_whole(new)
+    command("adopt", "--force", old_records, new)
+    see_that_the_records_are_there(new)
 
 
 HOLDERS = {
@@ -351,13 +370,13 @@ def test_a_program_that_has_the_old_store_open_keeps_it(
     see_that_it_is_whole(new)
 
 
-def test_a_store_that_this_process_has_open_keeps_its_locks(old: Path, new: Path) -> None:
-    connection = sqlite3.connect(old / "offline_buffer.db")
+def test_a_store_that_this_process_has_open_keeps_its_locks(old_records: Path, new: Path) -> None:
+    connection = sqlite3.connect(old_records / "offline_buffer.db")
     connection.execute("SELECT * FROM buffered_records").fetchone()
     with pytest.raises(StoreBusy):
-        adopt_store(old, new)
+        adopt_store(old_records, new)
     connection.close()
-    assert adopt_store(old, new).made
+    assert adopt_store(old_records, new).made
 
 
 def test_a_store_that_is_changed_while_it_is_copied_is_not_adopted(
@@ -394,13 +413,10 @@ def test_a_file_that_this_duckdb_would_destroy_is_refused_by_its_own_name(
 
 
 def test_without_duckdb_a_store_that_needs_it_is_refused_by_its_own_name(
-    old: Path, new: Path, tmp_path: Path
+    old: Path, new: Path, starter_without_duckdb: Starter
 ) -> None:
     before = listing(old)
-    done = subprocess.run(
-        [make(tmp_path / "without-duckdb"), "-m", "cli", "adopt", str(old), str(new)],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    done = starter_without_duckdb.run(["-m", "cli", "adopt", old, new])
     assert done.returncode == 1, done.stderr
     assert f"{old}/timeseries.duckdb needs DuckDB" in done.stderr
     assert listing(old) == before
@@ -450,14 +466,14 @@ def test_sixty_kills_at_random_moments(starter: Starter, old: Path, new: Path, s
 
 
 def test_two_processes_that_adopt_into_one_folder_create_one_store(
-    command: Command, old: Path, new: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, old_records: Path, new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = adopt._copy
 
     def second(*given: Any) -> None:
-        assert "another process is adopting" in command("adopt", old, new, code=4).stderr
+        assert "another process is adopting" in command("adopt", old_records, new, code=4).stderr
         whole(*given)
 
     monkeypatch.setattr(adopt, "_copy", second)
-    assert adopt_store(old, new).made
-    see_that_it_is_whole(new)
+    assert adopt_store(old_records, new).made
+    see_that_the_records_are_there(new)

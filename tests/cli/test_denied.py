@@ -128,8 +128,8 @@ def _as_nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-def _make(folder: Path) -> None:
-    with Store(folder, QUIET) as store:
+def _make(folder: Path, engine: Any = "sqlite") -> None:
+    with Store(folder, Settings(background=False, engine=engine)) as store:
         store.points.insert("s", "m", 1.0)
         store.flush()
     (folder / "holdfast.toml").write_text("background = false\n")
@@ -217,7 +217,7 @@ def test_denied_access_to_the_columns_is_reported(place: Path, engine: str, colu
 
 @pytest.mark.duckdb
 def test_denied_access_to_the_checkpoint_file_is_reported(place: Path) -> None:
-    _make(place / "store")
+    _make(place / "store", "duckdb")
     note = checkpoint.note_path(place / "store" / "timeseries.duckdb")
     note.touch()
     _give_away(place / "store")

@@ -60,18 +60,20 @@ def test_a_wide_file_is_ingested_by_its_columns(on_store: Any) -> None:
     ]
 
 
-def test_columns_of_a_wide_file_can_be_chosen_or_left_out(on_duckdb: Any) -> None:
-    assert on_duckdb.json("ingest", "-", *WIDE_OPTIONS, "--ignore", "Power", stdin=WIDE)["points"] == 2
-    assert on_duckdb.json("ingest", "-", *WIDE_OPTIONS, "--only", "Power", stdin=WIDE)["points"] == 2
-    assert [row["metric_name"] for row in on_duckdb.json("series")] == ["Power", "Voltage"]
+@pytest.mark.slow_on("duckdb")
+def test_columns_of_a_wide_file_can_be_chosen_or_left_out(on_store: Any) -> None:
+    assert on_store.json("ingest", "-", *WIDE_OPTIONS, "--ignore", "Power", stdin=WIDE)["points"] == 2
+    assert on_store.json("ingest", "-", *WIDE_OPTIONS, "--only", "Power", stdin=WIDE)["points"] == 2
+    assert [row["metric_name"] for row in on_store.json("series")] == ["Power", "Voltage"]
 
 
-def test_columns_may_have_other_names_and_local_times(on_duckdb: Any) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_columns_may_have_other_names_and_local_times(on_store: Any) -> None:
     text = "wer;was;wann;wert;güte\nP-1;Druck;2024-05-01 02:00;1,5;50\n"
     options = (
         "--sensor-column wer --metric-column was --time-column wann --value-column wert --quality-column güte"
     )
-    on_duckdb(
+    on_store(
         "ingest",
         "-",
         *options.split(),
@@ -83,30 +85,33 @@ def test_columns_may_have_other_names_and_local_times(on_duckdb: Any) -> None:
         "Europe/Oslo",
         stdin=text,
     )
-    (point,) = on_duckdb.json("query", "P-1", "Druck")
+    (point,) = on_store.json("query", "P-1", "Druck")
     assert (point["value"], point["quality"], point["timestamp"]) == (1.5, 50, "2024-05-01T00:00:00Z")
 
 
-def test_states_are_read_where_they_are_declared(on_duckdb: Any) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_states_are_read_where_they_are_declared(on_store: Any) -> None:
     text = "timestamp,valve\n2024-05-01,OPEN\n2024-05-02,SHUT\n"
-    assert on_duckdb.json("ingest", "-", "--sensor", "V-1", "--text", "valve", stdin=text)["points"] == 2
-    assert values(on_duckdb) == ["OPEN", "SHUT"]
+    assert on_store.json("ingest", "-", "--sensor", "V-1", "--text", "valve", stdin=text)["points"] == 2
+    assert values(on_store) == ["OPEN", "SHUT"]
 
 
-def test_gzip_is_recognized_whatever_the_file_name(on_duckdb: Any, tmp_path: Path) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_gzip_is_recognized_whatever_the_file_name(on_store: Any, tmp_path: Path) -> None:
     for name in ("a.csv.gz", "b.csv"):
         (tmp_path / name).write_bytes(gzip.compress(LONG.encode()))
-        assert on_duckdb.json("ingest", tmp_path / name, *BOTH_TIMES)["points"] == 3
-    assert on_duckdb.json("ingest", "-", *BOTH_TIMES, stdin=gzip.compress(LONG.encode()))["points"] == 3
-    assert len(values(on_duckdb)) == 3
+        assert on_store.json("ingest", tmp_path / name, *BOTH_TIMES)["points"] == 3
+    assert on_store.json("ingest", "-", *BOTH_TIMES, stdin=gzip.compress(LONG.encode()))["points"] == 3
+    assert len(values(on_store)) == 3
 
 
-def test_a_truncated_gzip_is_reported(on_duckdb: Any, tmp_path: Path) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_a_truncated_gzip_is_reported(on_store: Any, tmp_path: Path) -> None:
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(LONG.encode() * 5_000)[:-200])
-    result = on_duckdb("ingest", tmp_path / "cut.csv.gz", *BOTH_TIMES, code=1)
+    result = on_store("ingest", tmp_path / "cut.csv.gz", *BOTH_TIMES, code=1)
     assert "truncated or damaged gzip" in result.stderr
     (tmp_path / "no.csv.gz").write_text(LONG)
-    assert "is not gzip" in on_duckdb("ingest", tmp_path / "no.csv.gz", code=1).stderr
+    assert "is not gzip" in on_store("ingest", tmp_path / "no.csv.gz", code=1).stderr
 
 
 @pytest.mark.slow_on("duckdb")
@@ -121,11 +126,12 @@ def test_bad_rows_are_reported_by_line_and_good_rows_are_written(on_store: Any) 
     assert values(on_store) == [1.5, 5.5]
 
 
-def test_rejections_are_kept_in_a_file(on_duckdb: Any, tmp_path: Path) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_rejections_are_kept_in_a_file(on_store: Any, tmp_path: Path) -> None:
     good, bad, kept = tmp_path / "good.csv", tmp_path / "bad.csv", tmp_path / "errors.csv"
     good.write_text(LONG.replace("1714521600", "2024-05-01"))
     bad.write_bytes(BAD.encode() + b"P-\xff1,flow,2024-05-01T00:06:00Z,6\n" * 30)
-    result = on_duckdb("ingest", good, bad, "--errors", kept, code=3)
+    result = on_store("ingest", good, bad, "--errors", kept, code=3)
     assert f"{bad}, line 3" in result.stderr
     assert f"and 14 more; all are in {kept}" in result.stderr
     with kept.open() as stream:
@@ -138,7 +144,7 @@ def test_rejections_are_kept_in_a_file(on_duckdb: Any, tmp_path: Path) -> None:
         "reason": "fits no time format (iso)",
         "text": "yesterday",
     }
-    assert on_duckdb("-q", "ingest", bad, "--errors", kept, code=3).stderr == ""
+    assert on_store("-q", "ingest", bad, "--errors", kept, code=3).stderr == ""
 
 
 @pytest.mark.slow_on("duckdb")
@@ -153,11 +159,12 @@ def test_strict_writes_nothing_of_any_file_if_one_row_is_bad(on_store: Any, tmp_
 
 
 @pytest.mark.parametrize("source", ["file", "stdin"])
-def test_strict_writes_valid_files(on_duckdb: Any, tmp_path: Path, source: str) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_strict_writes_valid_files(on_store: Any, tmp_path: Path, source: str) -> None:
     (tmp_path / "good.csv").write_text(LONG)
     file = "-" if source == "stdin" else tmp_path / "good.csv"
-    assert on_duckdb.json("ingest", file, "--strict", *BOTH_TIMES, stdin=LONG)["points"] == 3
-    assert len(values(on_duckdb)) == 3
+    assert on_store.json("ingest", file, "--strict", *BOTH_TIMES, stdin=LONG)["points"] == 3
+    assert len(values(on_store)) == 3
 
 
 @pytest.mark.slow_on("duckdb")
@@ -210,56 +217,62 @@ def test_the_last_of_several_lines_with_one_time_wins(on_store: Any) -> None:
         (LONG, "--shape round", 2, "--shape"),
     ],
 )
+@pytest.mark.slow_on("duckdb")
 def test_an_invalid_file_or_layout_is_reported(
-    on_duckdb: Any, text: str, options: str, code: int, message: str
+    on_store: Any, text: str, options: str, code: int, message: str
 ) -> None:
-    assert message in on_duckdb("ingest", "-", *options.split(), stdin=text, code=code).stderr
+    assert message in on_store("ingest", "-", *options.split(), stdin=text, code=code).stderr
 
 
-def test_a_missing_file_is_reported_before_anything_is_written(on_duckdb: Any, tmp_path: Path) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_a_missing_file_is_reported_before_anything_is_written(on_store: Any, tmp_path: Path) -> None:
     (tmp_path / "good.csv").write_text(LONG)
-    result = on_duckdb("ingest", tmp_path / "good.csv", tmp_path / "gone.csv", *BOTH_TIMES, code=2)
+    result = on_store("ingest", tmp_path / "good.csv", tmp_path / "gone.csv", *BOTH_TIMES, code=2)
     assert "gone.csv" in result.stderr
-    assert on_duckdb.json("status")["last_seq"] == 0
+    assert on_store.json("status")["last_seq"] == 0
 
 
-def test_no_progress_is_drawn_if_stderr_is_not_a_terminal(on_duckdb: Any) -> None:
-    assert on_duckdb("ingest", "-", *BOTH_TIMES, stdin=LONG).stderr == ""
+@pytest.mark.slow_on("duckdb")
+def test_no_progress_is_drawn_if_stderr_is_not_a_terminal(on_store: Any) -> None:
+    assert on_store("ingest", "-", *BOTH_TIMES, stdin=LONG).stderr == ""
 
 
-def test_the_file_of_rejections_is_neither_the_input_nor_of_the_store(on_duckdb: Any, tmp_path: Path) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_the_file_of_rejections_is_neither_the_input_nor_of_the_store(on_store: Any, tmp_path: Path) -> None:
     given, link = tmp_path / "a.csv", tmp_path / "link.csv"
     given.write_text(BAD)
     link.symlink_to(given)
-    for errors in (given, link, on_duckdb.folder / "offline_buffer.db", on_duckdb.folder / "holdfast.toml"):
-        assert "give another name" in on_duckdb("ingest", given, "--errors", errors, code=2).stderr
+    for errors in (given, link, on_store.folder / "offline_buffer.db", on_store.folder / "holdfast.toml"):
+        assert "give another name" in on_store("ingest", given, "--errors", errors, code=2).stderr
     assert given.read_text() == BAD
-    assert on_duckdb.json("status")["last_seq"] == 0
+    assert on_store.json("status")["last_seq"] == 0
 
 
-def test_seconds_that_are_read_as_milliseconds_are_reported(on_duckdb: Any) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_seconds_that_are_read_as_milliseconds_are_reported(on_store: Any) -> None:
     text = "timestamp,p\n1767225600,1\n1767225660,2\n"
-    result = on_duckdb("ingest", "-", "--sensor", "S", "--time-format", "unix_ms", stdin=text)
+    result = on_store("ingest", "-", "--sensor", "S", "--time-format", "unix_ms", stdin=text)
     assert "standard input, 2 lines of unix_ms: times are in January 1970" in result.stderr
     assert "2 points" in result.stdout
-    assert on_duckdb("ingest", "-", "--sensor", "S", "--time-format", "unix", stdin=text).stderr == ""
+    assert on_store("ingest", "-", "--sensor", "S", "--time-format", "unix", stdin=text).stderr == ""
 
 
 TWICE = "time,p\n2026-10-25 01:30,1\n2026-10-25 02:00,2\n2026-10-25 02:00,3\n2026-10-25 03:00,4\n"
 
 
-def test_the_hour_that_occurs_twice_is_read_completely_or_counted_as_overwritten(on_duckdb: Any) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_the_hour_that_occurs_twice_is_read_completely_or_counted_as_overwritten(on_store: Any) -> None:
     options = ["--sensor", "S", "--time-column", "time", "--zone", "Europe/Oslo", "--ambiguous"]
-    result = on_duckdb("ingest", "-", *options, "earlier", stdin=TWICE)
+    result = on_store("ingest", "-", *options, "earlier", stdin=TWICE)
     assert "3 points" in result.stdout
     assert "1 overwritten by a later one" in result.stdout
-    said = on_duckdb.json("ingest", "-", *options, "infer", stdin=TWICE)
+    said = on_store.json("ingest", "-", *options, "infer", stdin=TWICE)
     assert (said["points"], said["overwritten"]) == (4, 0)
-    assert [(point["timestamp"], point["value"]) for point in on_duckdb.json("query", "S", "p")] == [
+    assert [(point["timestamp"], point["value"]) for point in on_store.json("query", "S", "p")] == [
         ("2026-10-24T23:30:00Z", 1.0),
         ("2026-10-25T00:00:00Z", 2.0),
         ("2026-10-25T01:00:00Z", 3.0),
         ("2026-10-25T02:00:00Z", 4.0),
     ]
-    once = on_duckdb("ingest", "-", *options, "infer", stdin=TWICE.replace("2026-10-25 02:00,3\n", ""))
+    once = on_store("ingest", "-", *options, "infer", stdin=TWICE.replace("2026-10-25 02:00,3\n", ""))
     assert "the file has only one pass of that hour" in once.stderr

@@ -78,13 +78,14 @@ def test_files_of_every_format_are_ingested_together(on_store: Command, tmp_path
     assert series == {(sensor, 2) for sensor in ("C", "T", "N1", "N2", "Z", "N3", "Q", "I")}
 
 
-def test_files_of_other_programs_are_read_by_their_own_column_names(on_duckdb: Command) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_files_of_other_programs_are_read_by_their_own_column_names(on_store: Command) -> None:
     text = '{"dev":"P-1","ts":1714521600500,"Druck":1.5,"q":7,"note":"x"}\n{"dev":"P-1","ts":1714521601000,"T":null}\n'
     options = ["--sensor-column", "dev", "--time-column", "ts", "--time-format", "unix_ms"]
     options += ["--quality-column", "q", "--ignore", "note"]
-    said = on_duckdb.json("ingest", "-", *options, stdin=text)
+    said = on_store.json("ingest", "-", *options, stdin=text)
     assert (said["points"], said["no_reading"]) == (1, 1)
-    [point] = on_duckdb.json("query", "P-1", "Druck")
+    [point] = on_store.json("query", "P-1", "Druck")
     assert (point["value"], point["quality"], point["timestamp"]) == (1.5, 7, "2024-05-01T00:00:00.500000Z")
 
 
@@ -197,16 +198,17 @@ def test_the_kind_of_a_series_is_that_of_its_first_reading(on_store: Command, tm
     )
 
 
-def test_columns_of_parquet_can_be_named(on_duckdb: Command, tmp_path: Path) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_columns_of_parquet_can_be_named(on_store: Command, tmp_path: Path) -> None:
     file = parquet(
         tmp_path / "a.parquet", tag=["X", "Y"], at=[T0 * 10**6, T0 * 10**6], sensor_id=None, timestamp=None
     )
     options = ("--sensor-column", "tag", "--time-column", "at")
-    assert "outside the years" in on_duckdb("ingest", file, *options, code=3).stderr
-    assert on_duckdb.json("ingest", file, *options, "--time-format", "unix_us")["points"] == 2
+    assert "outside the years" in on_store("ingest", file, *options, code=3).stderr
+    assert on_store.json("ingest", file, *options, "--time-format", "unix_us")["points"] == 2
     file = parquet(tmp_path / "b.parquet", tag=["X", "Y"], at=[T0, T0 + 0.5], sensor_id=None, timestamp=None)
-    assert on_duckdb.json("ingest", file, *options)["points"] == 2
-    assert [row["sensor_id"] for row in on_duckdb.json("series")] == ["X", "Y"]
+    assert on_store.json("ingest", file, *options)["points"] == 2
+    assert [row["sensor_id"] for row in on_store.json("series")] == ["X", "Y"]
 
 
 @pytest.mark.parametrize(
@@ -218,36 +220,39 @@ def test_columns_of_parquet_can_be_named(on_duckdb: Command, tmp_path: Path) -> 
         ["--ambiguous", "infer"],
     ],
 )
+@pytest.mark.slow_on("duckdb")
 def test_options_that_parquet_does_not_support_are_refused_before_anything_is_written(
-    on_duckdb: Command, tmp_path: Path, option: list[str]
+    on_store: Command, tmp_path: Path, option: list[str]
 ) -> None:
     (tmp_path / "a.ndjson").write_text(lines())
     file = parquet(tmp_path / "b.parquet")
-    assert "b.parquet is Parquet" in on_duckdb("ingest", tmp_path / "a.ndjson", file, *option, code=2).stderr
-    assert on_duckdb.json("status")["last_seq"] == 0
+    assert "b.parquet is Parquet" in on_store("ingest", tmp_path / "a.ndjson", file, *option, code=2).stderr
+    assert on_store.json("status")["last_seq"] == 0
 
 
+@pytest.mark.slow_on("duckdb")
 def test_seconds_in_parquet_that_are_read_as_milliseconds_are_reported(
-    on_duckdb: Command, tmp_path: Path
+    on_store: Command, tmp_path: Path
 ) -> None:
     file = parquet(tmp_path / "a.parquet")
     for command in ("ingest", "import"):
-        assert "in January 1970" in on_duckdb(command, file, "--time-format", "unix_ms").stderr
-        assert "1970" not in on_duckdb(command, file).stderr
+        assert "in January 1970" in on_store(command, file, "--time-format", "unix_ms").stderr
+        assert "1970" not in on_store(command, file).stderr
 
 
-def test_the_format_can_be_given(on_duckdb: Command, tmp_path: Path) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_the_format_can_be_given(on_store: Command, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(lines())
     (tmp_path / "b.txt").write_text("{x" + CSV)
-    assert on_duckdb.json("ingest", tmp_path / "a.csv", "--format", "ndjson")["points"] == 2
-    assert "has JSON objects" in on_duckdb("ingest", tmp_path / "a.csv", code=1).stderr
-    assert "no column" in on_duckdb("ingest", tmp_path / "b.txt", "--format", "csv", code=1).stderr
+    assert on_store.json("ingest", tmp_path / "a.csv", "--format", "ndjson")["points"] == 2
+    assert "has JSON objects" in on_store("ingest", tmp_path / "a.csv", code=1).stderr
+    assert "no column" in on_store("ingest", tmp_path / "b.txt", "--format", "csv", code=1).stderr
     assert (
         "cannot be read as Parquet"
-        in on_duckdb("ingest", tmp_path / "a.csv", "--format", "parquet", code=1).stderr
+        in on_store("ingest", tmp_path / "a.csv", "--format", "parquet", code=1).stderr
     )
     file = parquet(tmp_path / "c.parquet")
-    assert "is Parquet, not csv" in on_duckdb("ingest", file, "--format", "csv", code=1).stderr
+    assert "is Parquet, not csv" in on_store("ingest", file, "--format", "csv", code=1).stderr
 
 
 @pytest.mark.parametrize(
@@ -292,43 +297,48 @@ def test_the_format_can_be_given(on_duckdb: Command, tmp_path: Path) -> None:
     ],
     ids=lambda case: "" if isinstance(case, bytes) else None,
 )
+@pytest.mark.slow_on("duckdb")
 def test_a_file_of_another_format_is_reported_with_its_format(
-    on_duckdb: Command, tmp_path: Path, name: str, content: bytes, code: int, message: str
+    on_store: Command, tmp_path: Path, name: str, content: bytes, code: int, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    result = on_duckdb("ingest", tmp_path / name, code=code)
+    result = on_store("ingest", tmp_path / name, code=code)
     assert message in result.stderr
     assert (name in result.stderr) or code == 3
 
 
-def test_utf_16_is_read_if_requested(on_duckdb: Command, tmp_path: Path) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_utf_16_is_read_if_requested(on_store: Command, tmp_path: Path) -> None:
     (tmp_path / "a.ndjson").write_text(lines(), encoding="utf-16")
-    assert on_duckdb.json("ingest", tmp_path / "a.ndjson", "--encoding", "utf-16")["points"] == 2
+    assert on_store.json("ingest", tmp_path / "a.ndjson", "--encoding", "utf-16")["points"] == 2
 
 
 @pytest.mark.parametrize("option", [[], ["--format", "parquet"]])
-def test_standard_input_cannot_be_parquet(on_duckdb: Command, tmp_path: Path, option: list[str]) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_standard_input_cannot_be_parquet(on_store: Command, tmp_path: Path, option: list[str]) -> None:
     content = parquet(tmp_path / "a.parquet").read_bytes()
-    result = on_duckdb("ingest", "-", *option, stdin=content, code=1)
+    result = on_store("ingest", "-", *option, stdin=content, code=1)
     assert "standard input cannot be Parquet, which is read from its end" in result.stderr
 
 
 @pytest.mark.parametrize("pack", ["gzip", "zstd"])
-def test_standard_input_may_be_compressed_and_read_twice(on_duckdb: Command, pack: str) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_standard_input_may_be_compressed_and_read_twice(on_store: Command, pack: str) -> None:
     content = lines(count=3).encode()
     packed = gzip.compress(content) if pack == "gzip" else pytest.importorskip("zstandard").compress(content)
-    assert on_duckdb.json("ingest", "-", stdin=packed)["points"] == 3
-    assert on_duckdb.json("ingest", "-", "--strict", stdin=packed)["points"] == 3
+    assert on_store.json("ingest", "-", stdin=packed)["points"] == 3
+    assert on_store.json("ingest", "-", "--strict", stdin=packed)["points"] == 3
 
 
 @pytest.mark.parametrize("option", [[], ["--strict"]])
-def test_a_pipe_is_read_once(on_duckdb: Command, tmp_path: Path, option: list[str]) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_a_pipe_is_read_once(on_store: Command, tmp_path: Path, option: list[str]) -> None:
     """As the shell gives it for `<(...)`."""
     os.mkfifo(tmp_path / "pipe")
     content = gzip.compress(lines(count=15_000).encode())
     writing = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(content))
     writing.start()
-    assert on_duckdb.json("ingest", tmp_path / "pipe", *option)["points"] == 15_000
+    assert on_store.json("ingest", tmp_path / "pipe", *option)["points"] == 15_000
     writing.join()
 
 
@@ -355,10 +365,11 @@ def test_an_export_is_read_by_ingest_as_well(on_store: Command, tmp_path: Path) 
     ],
 )
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+@pytest.mark.slow_on("duckdb")
 def test_import_names_the_format_of_a_file_that_it_does_not_read(
-    on_duckdb: Command, tmp_path: Path, name: str, content: bytes, message: str
+    on_store: Command, tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     assert (
-        f"{name} cannot be read as Parquet: {message}" in on_duckdb("import", tmp_path / name, code=1).stderr
+        f"{name} cannot be read as Parquet: {message}" in on_store("import", tmp_path / name, code=1).stderr
     )

@@ -7,7 +7,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.cli.conftest import Command
+
+pytestmark = pytest.mark.slow_on("duckdb")
 
 GUIDE = Path(__file__).parents[2] / "docs" / "ingest.md"
 COMMANDS = re.findall(r"^\| [^|]+ \| `holdfast ingest (\S+) (.*)` \|$", GUIDE.read_text(), flags=re.MULTILINE)
@@ -123,16 +127,16 @@ FILES: dict[str, tuple[str | bytes, list[tuple[str, str, str, Any]]]] = {
 }  # fmt: skip
 
 
-def test_every_command_of_the_guide_reads_the_file_of_its_program(on_duckdb: Command, tmp_path: Path) -> None:
+def test_every_command_of_the_guide_reads_the_file_of_its_program(on_store: Command, tmp_path: Path) -> None:
     assert sorted(FILES) == sorted(name for name, _ in COMMANDS)
     for name, options in COMMANDS:
         content, wanted = FILES[name]
         (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
-        said = on_duckdb.json("ingest", tmp_path / name, *shlex.split(options))
+        said = on_store.json("ingest", tmp_path / name, *shlex.split(options))
         assert said["points"] == len(wanted), name
         assert said["overwritten"] == 0, name
     keys = ("sensor_id", "metric_name", "timestamp", "value")
     found = sorted(
-        (tuple(point[key] for key in keys) for point in on_duckdb.json("query", "*", "*")), key=repr
+        (tuple(point[key] for key in keys) for point in on_store.json("query", "*", "*")), key=repr
     )
     assert found == sorted((row for _, wanted in FILES.values() for row in wanted), key=repr)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 T0 = 1_714_521_600
 
+pytestmark = pytest.mark.slow_on("duckdb")
 
-def test_losses_are_listed_for_people_and_as_json(on_duckdb: Any) -> None:
-    assert on_duckdb("losses").stdout == "lost nothing\n"
-    on_duckdb.write(*(("WELL-3", "pressure", T0 + n, 1.0) for n in range(12)))
-    on_duckdb("cleanup", "--sensor", "WELL-*", "--end", T0 + 11, "-y")
-    said = on_duckdb("losses").stdout.splitlines()
+
+def test_losses_are_listed_for_people_and_as_json(on_store: Any) -> None:
+    assert on_store("losses").stdout == "lost nothing\n"
+    on_store.write(*(("WELL-3", "pressure", T0 + n, 1.0) for n in range(12)))
+    on_store("cleanup", "--sensor", "WELL-*", "--end", T0 + 11, "-y")
+    said = on_store("losses").stdout.splitlines()
     assert said[0].endswith("Z  11 points: deleted by cleanup")
     assert said[1].strip() == "sensor WELL-*"
     assert said[2].strip() == "2024-05-01T00:00:00Z to 2024-05-01T00:00:10Z"
     assert said[3] == "lost 11 points, in 1 entry"
-    assert "11 points, in 1 entry" in on_duckdb("status").stdout
-    [entry] = on_duckdb.json("losses")
+    assert "11 points, in 1 entry" in on_store("status").stdout
+    [entry] = on_store.json("losses")
     assert (entry["dropped"], entry["sensor_id"], entry["reason"]) == (11, "WELL-*", "cleanup")
-    on_duckdb.write(("WELL-3", "pressure", T0 + 20, 1.0))
-    on_duckdb("cleanup", "--all", "-y")
-    assert len(on_duckdb.json("losses", "--limit", "1")) == 1
+    on_store.write(("WELL-3", "pressure", T0 + 20, 1.0))
+    on_store("cleanup", "--all", "-y")
+    assert len(on_store.json("losses", "--limit", "1")) == 1
 
 
 def test_points_that_only_a_sink_does_not_get_are_not_lost(command: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import signal
 import sqlite3
 import subprocess
@@ -19,9 +18,15 @@ from click.testing import CliRunner
 
 from repo import Settings, Store
 from repo.commands import holdfast
+from tests.starter import Starter
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = "sensor_id,metric_name,timestamp,value\n"
+WITH_SMALL_FILES = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+runpy.run_path("cli.py", run_name="__main__")
+"""
 HEAVY = ("sqlalchemy", "duckdb", "alembic", "numpy", "pandas", "pyarrow", "plotext", "sqlite3")
 
 
@@ -118,9 +123,10 @@ def test_python_cli_py_is_the_command(tmp_path: Path) -> None:
     assert out.startswith(b"created a store in")
 
 
-def test_a_closed_pipe_ends_the_command_quietly(on_duckdb: Any) -> None:
-    on_duckdb.write(*(("s", "m", 1_714_521_600 + n, float(n)) for n in range(8_000)))
-    process = start("--store", on_duckdb.folder, "query", "s", "m", "--format", "csv")
+@pytest.mark.slow_on("duckdb")
+def test_a_closed_pipe_ends_the_command_quietly(on_store: Any) -> None:
+    on_store.write(*(("s", "m", 1_714_521_600 + n, float(n)) for n in range(8_000)))
+    process = start("--store", on_store.folder, "query", "s", "m", "--format", "csv")
     assert process.stdout is not None
     assert process.stdout.readline().startswith(b"sensor_id,")
     process.stdout.close()
@@ -129,76 +135,63 @@ def test_a_closed_pipe_ends_the_command_quietly(on_duckdb: Any) -> None:
     assert (process.returncode, err) == (141, b"")
 
 
-def test_ctrl_c_ends_ingest_quietly_and_keeps_acknowledged_points(on_duckdb: Any) -> None:
-    process = start(
-        "--store",
-        on_duckdb.folder,
-        "ingest",
-        "-",
-        "--time-format",
-        "unix",
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    assert process.stdin is not None
-    process.stdin.write(HEADER.encode() + b"".join(lines(30_000)))
+@pytest.mark.slow_on("duckdb")
+def test_ctrl_c_ends_ingest_quietly_and_keeps_acknowledged_points(on_store: Any, starter: Starter) -> None:
+    process = starter.open(["cli.py", "--store", on_store.folder, "ingest", "-", "--time-format", "unix"])
+    process.stdin.write(HEADER + b"".join(lines(30_000)).decode())
     process.stdin.flush()
     deadline = time.monotonic() + 300
-    while points_in_journal(on_duckdb.folder) == 0 and time.monotonic() < deadline:
+    while points_in_journal(on_store.folder) == 0 and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     assert process.wait(300) == 130
-    out, err = process.communicate()
-    assert (out, err) == (b"", b"")
-    stored = points_in_journal(on_duckdb.folder)
+    assert process.communicate() == ("", "")
+    process.close()
+    stored = points_in_journal(on_store.folder)
     assert 10_000 <= stored <= 30_000
-    assert len(on_duckdb.json("query", "s", "m")) == stored
+    assert len(on_store.json("query", "s", "m")) == stored
 
 
+@pytest.mark.slow_on("duckdb")
 def test_on_a_full_disk_ingest_reports_the_acknowledged_points_and_can_be_repeated(
-    on_duckdb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    on_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starter: Starter
 ) -> None:
     file = tmp_path / "many.csv"
     file.write_bytes(HEADER.encode() + b"".join(lines(20_000)))
 
-    def limit_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
     ingest = ("ingest", file, "--time-format", "unix")
-    process = start("--store", on_duckdb.folder, *ingest, preexec_fn=limit_files)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 1, err
-    reported = re.search(r"this import acknowledged ([\d,]+) points", err.decode())
-    assert reported is not None, err
+    done = starter.run(["-c", WITH_SMALL_FILES, "--store", on_store.folder, *ingest])
+    assert done.returncode == 1, done.stderr
+    reported = re.search(r"this import acknowledged ([\d,]+) points", done.stderr)
+    assert reported is not None, done.stderr
     acknowledged = int(reported[1].replace(",", ""))
     assert 0 < acknowledged < 20_000
-    assert points_in_journal(on_duckdb.folder) >= acknowledged
+    assert points_in_journal(on_store.folder) >= acknowledged
     monkeypatch.setenv("HOLDFAST_QUIET", "1")
-    assert on_duckdb(*ingest).output == ""
+    assert on_store(*ingest).output == ""
     monkeypatch.delenv("HOLDFAST_QUIET")
-    assert on_duckdb.json("query", "s", "m", "--agg", "count,sum")[0]["count"] == 20_000
+    assert on_store.json("query", "s", "m", "--agg", "count,sum")[0]["count"] == 20_000
 
 
 @pytest.mark.duckdb
 @pytest.mark.parametrize("delay_s", [0.02, pytest.param(0.15, marks=pytest.mark.slow)])
 def test_ctrl_c_ends_an_export_quietly_and_leaves_no_partial_file(
-    on_duckdb: Any, tmp_path: Path, delay_s: float
+    on_duckdb: Any, tmp_path: Path, delay_s: float, starter: Starter
 ) -> None:
     numpy = pytest.importorskip("numpy")
-    times = 1_714_521_600_000_000 + numpy.arange(1_000_000) * 1000
+    times = 1_714_521_600_000_000 + numpy.arange(500_000) * 1000
     with Store(on_duckdb.folder, Settings(background=False)) as store:
         store.points.insert_table(
             {"sensor_id": "s", "metric_name": "m", "timestamp_us": times, "value": times * 0.37}
         )
     part = tmp_path / ".out.parquet.part"
-    process = start(
-        *("--store", on_duckdb.folder, "export", tmp_path / "out.parquet"),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    process = starter.open(["cli.py", "--store", on_duckdb.folder, "export", tmp_path / "out.parquet"])
     deadline = time.monotonic() + 300
     while not part.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(delay_s)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
-    assert (process.returncode, err.decode().replace("export\n", "")) == (130, ""), err.decode()
+    process.close()
+    assert (process.returncode, err.replace("export\n", "")) == (130, ""), err
     assert sorted(os.listdir(tmp_path)) == ["store"]

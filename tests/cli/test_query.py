@@ -240,17 +240,19 @@ def test_without_results_stdout_is_empty_and_stderr_says_so(filled: Any) -> None
         ("--format xml", "--format"),
     ],
 )
-def test_an_invalid_argument_is_a_usage_error(on_duckdb: Any, options: str, message: str) -> None:
-    result = on_duckdb("query", "s", "m", *options.split(), code=2)
+@pytest.mark.slow_on("duckdb")
+def test_an_invalid_argument_is_a_usage_error(on_store: Any, options: str, message: str) -> None:
+    result = on_store("query", "s", "m", *options.split(), code=2)
     assert message in result.stderr
     assert result.stdout == ""
 
 
-def test_days_can_be_those_of_a_utc_offset(on_duckdb: Any) -> None:
-    on_duckdb.write(("s", "m", T0, 1.0))
-    [row] = on_duckdb.json("query", "s", "m", "--every", "1d", "--tz", "-07:00")
+@pytest.mark.slow_on("duckdb")
+def test_days_can_be_those_of_a_utc_offset(on_store: Any) -> None:
+    on_store.write(("s", "m", T0, 1.0))
+    [row] = on_store.json("query", "s", "m", "--every", "1d", "--tz", "-07:00")
     assert row["bucket"] == "2024-04-30T00:00:00-07:00"
-    assert "no time zone 'Mars'" in on_duckdb("query", "s", "m", "--tz", "Mars", code=2).stderr
+    assert "no time zone 'Mars'" in on_store("query", "s", "m", "--tz", "Mars", code=2).stderr
 
 
 @pytest.mark.slow_on("duckdb")
@@ -296,18 +298,19 @@ def test_series_lists_what_matches_a_sensor_or_a_metric(filled: Any) -> None:
     assert "2024-05-01T00:00:00Z" in filled("series", "P-2").stdout
 
 
-def test_control_characters_in_old_names_never_reach_the_terminal(on_duckdb: Any) -> None:
-    on_duckdb.write(("s", "m", T0, 1.0))
-    on_duckdb("query", "s", "m")
-    database = sqlite3.connect(on_duckdb.folder / "offline_buffer.db")
+@pytest.mark.slow_on("duckdb")
+def test_control_characters_in_old_names_never_reach_the_terminal(on_store: Any) -> None:
+    on_store.write(("s", "m", T0, 1.0))
+    on_store("query", "s", "m")
+    database = sqlite3.connect(on_store.folder / "offline_buffer.db")
     bad = "evil\x1b[2J\x9b\u202e\nname"
     database.execute("UPDATE series SET sensor_id = ?", (bad,))
     database.execute("UPDATE latest SET sensor_id = ?", (bad,))
     database.commit()
     database.close()
-    for result in (on_duckdb("series"), on_duckdb("latest"), on_duckdb("--json", "series")):
+    for result in (on_store("series"), on_store("latest"), on_store("--json", "series")):
         assert "evil" in result.stdout
         assert not {"\x1b", "\x9b", "\u202e"} & set(result.stdout)
-    assert on_duckdb.json("series")[0]["sensor_id"] == bad
-    assert "evil\\x1b[2J" in on_duckdb("series").stdout
-    assert len(on_duckdb("series").stdout.splitlines()) == 2
+    assert on_store.json("series")[0]["sensor_id"] == bad
+    assert "evil\\x1b[2J" in on_store("series").stdout
+    assert len(on_store("series").stdout.splitlines()) == 2

@@ -49,7 +49,7 @@ def old(command: Any, made: Path) -> Any:
 @pytest.fixture
 def parquet(tmp_path: Path) -> Path:
     """A file of points, of another store."""
-    with Store(tmp_path / "other", Settings(background=False)) as store:
+    with Store(tmp_path / "other", Settings(background=False, engine="sqlite")) as store:
         store.points.insert("s", "m", 1.0, timestamp=1.7e9)
         store.export_parquet(tmp_path / "points.parquet")
     return tmp_path / "points.parquet"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 T0 = 1_714_521_600
 QUERY = (
     "SELECT sensor_id, count(*) AS n, max(value) AS top FROM time_series_data GROUP BY sensor_id ORDER BY 1"
@@ -34,11 +36,12 @@ def test_a_select_is_printed_in_every_format_and_includes_points_in_the_journal(
     assert empty[0].split() == ["sensor_id", "unit"], "columns without a value are shown, too"
 
 
-def test_values_are_bound(on_duckdb: Any) -> None:
-    on_duckdb.write(("it's", "m", T0, 1.5), ("5", "m", T0, 2.5))
+@pytest.mark.slow_on("duckdb")
+def test_values_are_bound(on_store: Any) -> None:
+    on_store.write(("it's", "m", T0, 1.5), ("5", "m", T0, 2.5))
     query = "SELECT value FROM time_series_data WHERE sensor_id = $s AND value > $low"
-    assert on_duckdb.json("sql", query, "-p", "s", "it's", "-p", "low", "1") == [{"value": 1.5}]
-    assert on_duckdb.json("sql", query, "-p", "s", "5", "-p", "low", "1") == [{"value": 2.5}]
+    assert on_store.json("sql", query, "-p", "s", "it's", "-p", "low", "1") == [{"value": 1.5}]
+    assert on_store.json("sql", query, "-p", "s", "5", "-p", "low", "1") == [{"value": 2.5}]
 
 
 def test_types_that_json_does_not_have_are_texts_and_numbers(on_duckdb: Any) -> None:

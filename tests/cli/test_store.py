@@ -138,28 +138,29 @@ def test_status_shows_points_and_backlog(on_store: Any) -> None:
     assert "sink collector-of-the-site  confirmed seq 4, " in said
 
 
-def test_status_check_exits_3_for_warnings_which_have_codes(on_duckdb: Any) -> None:
-    on_duckdb("status", "--check")
-    noted = "WAL-reset bug" in on_duckdb("status", "--check").stderr
+@pytest.mark.slow_on("duckdb")
+def test_status_check_exits_3_for_warnings_which_have_codes(on_store: Any) -> None:
+    on_store("status", "--check")
+    noted = "WAL-reset bug" in on_store("status", "--check").stderr
     assert noted is sqlite.has_wal_reset_bug()
-    assert on_duckdb("status").stderr == ""
-    connection = sqlite3.connect(on_duckdb.folder / "offline_buffer.db")
+    assert on_store("status").stderr == ""
+    connection = sqlite3.connect(on_store.folder / "offline_buffer.db")
     connection.execute(
         "INSERT INTO loss_ledger (entry_id, what, reason, detail, recorded_us) VALUES "
         "('x', 'points', 'columns-older-than-journal', '{\"first_seq\": 3, \"last_seq\": 7}', 0)"
     )
     connection.commit()
     connection.close()
-    said = on_duckdb("status", "--check", code=3).stderr
+    said = on_store("status", "--check", code=3).stderr
     assert "warning: the column file was replaced by an older one; seqs 3 to 7 may be missing." in said
-    assert f"`holdfast --store {shlex.quote(str(on_duckdb.folder))} losses`" in said
+    assert f"`holdfast --store {shlex.quote(str(on_store.folder))} losses`" in said
     assert "[columns-older]" in said
-    assert "lost        an unknown number, in 1 entry\n" in on_duckdb("status").stdout
-    [warning] = on_duckdb.json("status", "--check", code=3)["warnings"]
+    assert "lost        an unknown number, in 1 entry\n" in on_store("status").stdout
+    [warning] = on_store.json("status", "--check", code=3)["warnings"]
     assert warning["code"] == "columns-older"
-    assert on_duckdb.json("status", "--check", "--ignore", "columns-older")["warnings"] == []
+    assert on_store.json("status", "--check", "--ignore", "columns-older")["warnings"] == []
     assert (
-        "the codes are columns-missing, columns-older" in on_duckdb("status", "--ignore", "x", code=2).stderr
+        "the codes are columns-missing, columns-older" in on_store("status", "--ignore", "x", code=2).stderr
     )
 
 
@@ -191,14 +192,16 @@ def test_status_warns_if_the_column_file_is_missing(on_duckdb: Any) -> None:
     assert "[columns-missing]" in said
 
 
-def test_json_is_accepted_before_and_after_the_command(on_duckdb: Any) -> None:
-    assert on_duckdb("--json", "series").stdout == on_duckdb("series", "--json").stdout == "[]\n"
+@pytest.mark.slow_on("duckdb")
+def test_json_is_accepted_before_and_after_the_command(on_store: Any) -> None:
+    assert on_store("--json", "series").stdout == on_store("series", "--json").stdout == "[]\n"
 
 
+@pytest.mark.slow_on("duckdb")
 def test_the_store_may_be_named_by_the_environment(
-    on_duckdb: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    on_store: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("HOLDFAST_STORE", str(on_duckdb.folder))
+    monkeypatch.setenv("HOLDFAST_STORE", str(on_store.folder))
     monkeypatch.setenv("HOLDFAST_JSON", "1")
     from click.testing import CliRunner
 
@@ -206,12 +209,13 @@ def test_the_store_may_be_named_by_the_environment(
 
     said = CliRunner().invoke(holdfast, ["status"])
     assert said.exit_code == 0
-    assert str(on_duckdb.folder) in said.stdout
+    assert str(on_store.folder) in said.stdout
 
 
-def test_a_setting_out_of_range_is_a_usage_error(on_duckdb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow_on("duckdb")
+def test_a_setting_out_of_range_is_a_usage_error(on_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOLDFAST_BUSY_TIMEOUT_S", "1")
-    assert "busy_timeout_s" in on_duckdb("status", code=2).stderr
+    assert "busy_timeout_s" in on_store("status", code=2).stderr
 
 
 # --- while another process holds the columns ------------------------------------------------------------
@@ -230,12 +234,13 @@ def test_commands_that_need_only_sqlite_work_while_another_process_holds_the_col
 
 
 @pytest.mark.parametrize("call", ["query s m", "latest s m --limit 2", "migrate", "migrate --check"])
+@pytest.mark.slow_on("duckdb")
 def test_commands_that_need_the_columns_are_busy_and_name_the_holder(
-    on_duckdb: Any, held: Callable[[], int], call: str
+    on_store: Any, held: Callable[[], int], call: str
 ) -> None:
-    on_duckdb.write(("s", "m", T0, 1.5))
+    on_store.write(("s", "m", T0, 1.5))
     pid = held()
-    result = on_duckdb(*call.split(), code=4)
+    result = on_store(*call.split(), code=4)
     assert f"process {pid}" in result.stderr
     assert "holding on for a test" in result.stderr
 
@@ -306,6 +311,7 @@ def test_an_outdated_store_is_not_migrated_if_auto_migrate_is_off(
 
 
 @pytest.mark.parametrize("call", ["status", "query s m", "migrate", "migrate --check", "init"])
-def test_a_store_of_a_newer_program_is_refused_and_unchanged(on_duckdb: Any, call: str) -> None:
-    set_version(on_duckdb.folder, "9999")
-    assert "update the package" in on_duckdb(*call.split(), code=5).stderr
+@pytest.mark.slow_on("duckdb")
+def test_a_store_of_a_newer_program_is_refused_and_unchanged(on_store: Any, call: str) -> None:
+    set_version(on_store.folder, "9999")
+    assert "update the package" in on_store(*call.split(), code=5).stderr

@@ -24,6 +24,8 @@ from repo import (
 from tests.assets.unpack import LEGACY, unpack
 from tests.compat.conftest import MakeStorage
 
+pytestmark = pytest.mark.slow_on("sqlite")
+
 
 def fill(storage: DuckDBTimeSeriesStorage, *values: Any, sensor: str = "S", metric: str = "m") -> None:
     rows = [

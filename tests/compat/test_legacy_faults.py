@@ -23,6 +23,8 @@ from repo import (
 )
 from repo.compat import trim
 
+pytestmark = pytest.mark.slow_on("sqlite")
+
 THREE = {"well_name": "W-1", "pressure": 10.5, "temperature": 80, "flow_rate": 3.25, "note": "ø"}
 
 

@@ -16,6 +16,8 @@ from repo import InvalidPoint, InvalidRecord, OfflineBufferManager, Store, Store
 from repo.engines.registry import ENGINES, LEGACY
 from repo.repositories.ledger import LedgerRepository, Loss
 
+pytestmark = pytest.mark.slow_on("duckdb")  # records are in SQLite, whatever the engine of the columns
+
 READING = {"sensor_id": "S-1", "metric_name": "pressure", "value": 2500.5, "quality": 90}
 
 
@@ -110,6 +112,7 @@ def test_time_series_data_is_recognized_by_its_fields(
     assert buffer._is_time_series_data(data) is expected
 
 
+@pytest.mark.slow_on  # on none
 def test_stats_have_the_documented_keys(buffer: OfflineBufferManager, engine: str) -> None:
     empty = buffer.get_buffer_stats()
     assert (empty["total_records"], empty["by_source"], empty["oldest_record_age_seconds"]) == (0, {}, 0.0)

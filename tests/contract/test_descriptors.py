@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import RunPython
 
 PROGRAM = """
 import os, resource, sys, threading, traceback
@@ -103,16 +101,9 @@ store.close()
     ],
 )
 def test_a_temporary_refusal_of_the_system_is_a_typed_error_and_then_everything_works(
-    engine: str, taken: str, tmp_path: Path
+    engine: str, taken: str, tmp_path: Path, run_python: RunPython
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "store"), engine, taken],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_python(PROGRAM, tmp_path / "store", engine, taken)
     assert [line for line in done.stdout.splitlines() if not line.startswith("reported")] == [], done.stderr[
         -2000:
     ]

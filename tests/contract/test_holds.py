@@ -16,6 +16,8 @@ from tests.conftest import Clock, OpenStore
 
 DAY_S = 86_400.0
 
+pytestmark = pytest.mark.slow_on("duckdb")  # the model of holds runs on both engines
+
 
 def attempt(first: int, last: int) -> Attempt:
     return Attempt(first, last, last - first + 1, "c", "t", "live", 1, 5)

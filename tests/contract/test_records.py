@@ -14,6 +14,8 @@ from repo.engines.sqlite import driver as sqlite
 from repo.repositories.ledger import LedgerRepository, Loss
 from repo.schema import runner
 
+pytestmark = pytest.mark.slow_on("duckdb")  # records are in SQLite, whatever the engine of the columns
+
 
 def ledger(store: Store) -> list[Loss]:
     with store._handle.metadata.read() as connection:

@@ -15,6 +15,8 @@ import pytest
 
 from repo import InvalidPoint, InvalidQuery, InvalidRecord, Store, TransactionRule, Written
 
+pytestmark = pytest.mark.slow_on("duckdb")  # a write ends in the journal, whatever the engine of the columns
+
 
 def count(store: Store) -> int:
     return int(store.sql("SELECT count(*) AS n FROM time_series_data")[0]["n"])

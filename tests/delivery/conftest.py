@@ -30,6 +30,7 @@ def postgresql() -> Iterator[PostgresqlServer]:
 def store(tmp_path: Path, engine: Any, templates: Templates) -> Iterator[Store]:
     templates.copy(engine, 1, tmp_path / "store")
     with Store(tmp_path / "store", Settings(engine=engine, background=False)) as opened:
+        opened._handle.columns.stays_open = True  # as with a background thread
         yield opened
 
 

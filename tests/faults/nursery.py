@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.faults.child import Census, take_census
-from tests.starter import Starter
+from tests.starter import Process, Starter, spent_us_of
 
 __all__ = ["Child", "Nursery", "without_pandas"]
 
@@ -68,7 +68,9 @@ class Child:
         os.close(self._pipe)
         self._ended = True
         self._door.sendall(b"reap %d" % self.pid)
-        return int(self._door.recv(64))
+        code, spent_us = map(int, self._door.recv(64).split())
+        Process.spent_us += spent_us
+        return code
 
     def read_all(self, timeout_s: float) -> bytes:
         """Return its output until it ends; kills it after `timeout_s`."""
@@ -117,7 +119,9 @@ class Nursery:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._door.close()
+        counted_us = Process.spent_us
         self._process.wait(30)
+        Process.spent_us = counted_us  # its children were counted when they ended
 
 
 def _serve() -> None:
@@ -135,9 +139,9 @@ def _serve() -> None:
                     os.kill(child, signal.SIGKILL)
             return
         if message.startswith(b"reap "):
-            _, status = os.waitpid(child := int(message[5:]), 0)
+            _, status, usage = os.wait4(child := int(message[5:]), 0)
             children.discard(child)
-            door.sendall(b"%d" % os.waitstatus_to_exitcode(status))
+            door.sendall(b"%d %d" % (os.waitstatus_to_exitcode(status), spent_us_of(usage)))
             continue
         child = os.fork()
         if child == 0:

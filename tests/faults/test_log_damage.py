@@ -59,10 +59,11 @@ def _cut(store: Path, size: int) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        removed,
         truncated,
-        bit_flipped,
-        *(pytest.param(damage, marks=pytest.mark.slow) for damage in (emptied, garbled)),
+        *(
+            pytest.param(damage, marks=pytest.mark.slow)
+            for damage in (removed, emptied, bit_flipped, garbled)
+        ),
     ],
 )
 def test_a_log_that_is_damaged_after_a_kill_loses_nothing(damage: Damage, own_campaign: Campaign) -> None:

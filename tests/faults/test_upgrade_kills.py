@@ -57,6 +57,7 @@ def test_a_hundred_kills_of_the_upgrade_of_a_large_store(nursery: Nursery, tmp_p
     assert min(campaign.hits[moment] for moment in MOMENTS) >= LONG_HITS
 
 
+@pytest.mark.slow
 def test_a_few_stores_are_upgraded_by_processes_that_are_killed(
     nursery: Nursery, tmp_path: Path, seed: int
 ) -> None:

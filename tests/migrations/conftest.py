@@ -19,8 +19,12 @@ from alembic.util import messaging
 from sqlalchemy import Engine
 
 from repo.engines.duckdb import driver as duckdb
+from repo.engines.registry import companions_of
 from repo.engines.sqlite import driver as sqlite
+from repo.schema import runner
+from repo.schema.upgrade import migrate_store
 from tests.assets.unpack import LEGACY, unpack
+from tests.conftest import close_engine
 from tests.migrations.legacy_store import make_legacy_store
 from tests.migrations.stores import POINTS, without_settings
 from tests.starter import Starter
@@ -37,17 +41,51 @@ def open_engine() -> Iterator[OpenEngine]:
     opened: list[Engine] = []
 
     def _open(path: Path) -> Engine:
+        engine = _engine_on(path)
         if path.suffix == ".duckdb":
-            engine = duckdb.open_engine(
-                path, memory_limit_bytes=64_000_000, threads=2, temp_folder=path.with_suffix(".tmp")
-            )
             opened.append(engine)
-            return engine
-        return sqlite.open_engine(path)
+        return engine
 
     yield _open
     for engine in opened:
         duckdb.close_engine(engine)
+
+
+def _engine_on(path: Path) -> Engine:
+    if path.suffix != ".duckdb":
+        return sqlite.open_engine(path)
+    scratch = path.with_suffix(".tmp")
+    return duckdb.open_engine(path, memory_limit_bytes=64_000_000, threads=2, temp_folder=scratch)
+
+
+@pytest.fixture(scope="session")
+def _migrated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a file at the head by its name, made by all revisions the first time."""
+    home = tmp_path_factory.mktemp("at-head")
+
+    def made(name: str) -> Path:
+        file = home / name
+        if not file.exists():
+            engine = _engine_on(file)
+            runner.upgrade(engine, "metadata" if file.suffix == ".db" else "timeseries")
+            close_engine(engine)
+        return file
+
+    return made
+
+
+@pytest.fixture
+def open_at_head(_migrated: Callable[[str], Path], open_engine: OpenEngine) -> OpenEngine:
+    """Open new files that are at the head: copies, because to run all revisions takes longer than most tests."""
+
+    def _open(path: Path) -> Engine:
+        made = _migrated(path.name)
+        for file in (made, *companions_of(made)):
+            if file.exists():
+                shutil.copyfile(file, path.with_name(file.name))
+        return open_engine(path)
+
+    return _open
 
 
 @pytest.fixture(params=["metadata", "timeseries.duckdb", "timeseries.sqlite"])
@@ -135,7 +173,7 @@ def alembic_process(starter: Starter) -> Alembic:
     return _run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of the legacy program, for tests that copy it."""
     return make_legacy_store(tmp_path_factory.mktemp("legacy") / "store", POINTS)
@@ -145,3 +183,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def legacy(made: Path, tmp_path: Path) -> Path:
     """A store of the legacy program, in a folder whose name is no plain word."""
     return Path(shutil.copytree(made, tmp_path / "it's a 100% store"))
+
+
+@pytest.fixture(scope="session")
+def migrated_once(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that was migrated, with the backup from before, for tests that copy it."""
+    folder = Path(shutil.copytree(made, tmp_path_factory.mktemp("migrated") / "store"))
+    migrate_store(folder)
+    return folder
+
+
+@pytest.fixture
+def migrated(migrated_once: Path, tmp_path: Path) -> Path:
+    """A store that was migrated, with the backup from before."""
+    return Path(shutil.copytree(migrated_once, tmp_path / "it's a migrated 100% store"))

@@ -40,24 +40,23 @@ DUCKDB_CHANGES = [
 
 @pytest.mark.parametrize(("statements", "words"), CHANGES)
 def test_an_extra_or_missing_column_index_or_table_is_reported(
-    statements: list[str], words: list[str], timeseries_file: Path, open_engine: OpenEngine
+    statements: list[str], words: list[str], timeseries_file: Path, open_at_head: OpenEngine
 ) -> None:
-    _assert_reported(open_engine(timeseries_file), statements, words)
+    _assert_reported(open_at_head(timeseries_file), statements, words)
 
 
 @pytest.mark.parametrize(("statements", "words"), DUCKDB_CHANGES)
 def test_a_changed_column_of_duckdb_is_reported(
-    statements: list[str], words: list[str], tmp_path: Path, open_engine: OpenEngine
+    statements: list[str], words: list[str], tmp_path: Path, open_at_head: OpenEngine
 ) -> None:
-    _assert_reported(open_engine(tmp_path / "timeseries.duckdb"), statements, words)
+    _assert_reported(open_at_head(tmp_path / "timeseries.duckdb"), statements, words)
 
 
-def test_the_index_on_seq_is_wanted_on_sqlite_alone(timeseries_file: Path, open_engine: OpenEngine) -> None:
-    engine = open_engine(timeseries_file)
+def test_the_index_on_seq_is_wanted_on_sqlite_alone(timeseries_file: Path, open_at_head: OpenEngine) -> None:
+    engine = open_at_head(timeseries_file)
     if timeseries_file.suffix == ".sqlite":
         _assert_reported(engine, ["DROP INDEX idx_seq"], ["add_index", "'idx_seq'"])
     else:
-        runner.upgrade(engine, "timeseries")
         assert runner.check(engine, "timeseries") == []
 
 
@@ -78,22 +77,21 @@ METADATA_CHANGES = [
 
 @pytest.mark.parametrize(("statements", "words"), METADATA_CHANGES)
 def test_a_difference_in_the_metadata_is_reported(
-    statements: list[str], words: list[str], tmp_path: Path, open_engine: OpenEngine
+    statements: list[str], words: list[str], tmp_path: Path, open_at_head: OpenEngine
 ) -> None:
-    _assert_reported(open_engine(tmp_path / "offline_buffer.db"), statements, words, "metadata")
+    _assert_reported(open_at_head(tmp_path / "offline_buffer.db"), statements, words, "metadata")
 
 
 def test_a_changed_index_is_dropped_and_created_again(
-    database_file: Path, open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+    database_file: Path, open_at_head: OpenEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = open_engine(database_file)
+    engine = open_at_head(database_file)
     database: runner.Database = "metadata" if database_file.suffix == ".db" else "timeseries"
     base = MetadataBase if database == "metadata" else TimeSeriesBase
     wanted = _copied(base.metadata)
     monkeypatch.setattr(base, "metadata", wanted)
     ledger = wanted.tables["loss_ledger"]
     index = Index("idx_reason", ledger.c.reason)
-    runner.upgrade(engine, database)
     [difference] = runner.check(engine, database)
     assert difference.startswith("add_index")
     with engine.begin() as connection:
@@ -109,10 +107,9 @@ def test_a_changed_index_is_dropped_and_created_again(
 
 
 def test_what_is_generated_for_duckdb_makes_the_difference_go_away(
-    tmp_path: Path, open_engine: OpenEngine
+    tmp_path: Path, open_at_head: OpenEngine
 ) -> None:
-    engine = open_engine(tmp_path / "timeseries.duckdb")
-    runner.upgrade(engine, "timeseries")
+    engine = open_at_head(tmp_path / "timeseries.duckdb")
     wanted = _copied(TimeSeriesBase.metadata)
     for table in wanted.tables.values():
         for index in [index for index in table.indexes if index._ddl_if is not None]:
@@ -160,7 +157,6 @@ def _copied(models: MetaData) -> MetaData:
 def _assert_reported(
     engine: Engine, statements: list[str], words: list[str], database: runner.Database = "timeseries"
 ) -> None:
-    runner.upgrade(engine, database)
     with engine.begin() as connection:
         for statement in statements:
             connection.execute(text(statement))

@@ -81,6 +81,7 @@ duckdb.connect = watched
 """
 
 
+@pytest.mark.slow_on("sqlite")
 def test_a_new_store_is_created_and_written_to_without_alembic_and_without_a_database_in_memory(
     engine: str, tmp_path: Path, run_python: RunPython
 ) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from sqlalchemy import Engine, MetaData, Table, bindparam, create_engine, inspec
 
 import repo.engines.duckdb.dialect
 from repo.errors import StoreCorrupt
+from tests.starter import Starter
 
 OpenEngine = Callable[[Path], Engine]
 OLD_LOG = bytes.fromhex("64000165000164000165001d") + b"timeseries"
@@ -149,7 +148,7 @@ def test_the_torn_start_of_a_new_log_holds_nothing_and_does_not_stop_the_opening
 
 
 def test_the_guard_does_not_drop_the_lock_of_a_file_that_is_open(
-    tmp_path: Path, open_engine: OpenEngine
+    tmp_path: Path, open_engine: OpenEngine, starter: Starter
 ) -> None:
     path = tmp_path / "timeseries.duckdb"
     with open_engine(path).begin() as connection:
@@ -158,15 +157,11 @@ def test_the_guard_does_not_drop_the_lock_of_a_file_that_is_open(
     with repo.engines.duckdb.dialect.guarded(str(path)):
         pass
     other = f"import duckdb; duckdb.connect({str(path)!r})"
-    child = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, timeout=300)
-    assert "Could not set lock on file" in child.stderr
+    assert "Could not set lock on file" in starter.run(["-c", other]).stderr
     # Its log is a file of its own, and is locked too.
     taken = (
         "import fcntl, sys; f = open(sys.argv[1], 'rb+')\n"
         "try: fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
         "except OSError: print('locked')"
     )
-    held = subprocess.run(
-        [sys.executable, "-c", taken, f"{path}.wal"], capture_output=True, text=True, timeout=60
-    )
-    assert held.stdout == "locked\n"
+    assert starter.run(["-c", taken, f"{path}.wal"]).stdout == "locked\n"

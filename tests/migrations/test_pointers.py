@@ -8,7 +8,6 @@ import logging
 import random
 import shutil
 import sqlite3
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from repo.repositories.pointers import PointerRepository
 from repo.repositories.records import data_text
 from repo.schema import legacy_records, upgrade
 from repo.schema.upgrade import migrate_store
+from tests.conftest import RunPython
 from tests.migrations.legacy_store import (
     add_each_pointer,
     add_pointer,
@@ -36,11 +36,9 @@ from tests.migrations.legacy_store import (
     original_of,
 )
 from tests.starter import Process, Starter
-from tests.without_duckdb.environment import make
 
 pytestmark = pytest.mark.duckdb
 
-ROOT = Path(__file__).resolve().parents[2]
 MARKER = "SELECT value FROM buffer_metadata WHERE key = 'holdfast.pointers'"
 POINTERS = 'SELECT record_id, data FROM buffered_records WHERE data LIKE \'{"storage": "duckdb"%\''
 QUIET = Settings(background=False)
@@ -348,7 +346,9 @@ def test_alembic_alone_leaves_the_note_and_taking_the_revision_back_removes_it(
     assert asked(legacy, MARKER) == []
 
 
-def test_without_duckdb_the_records_wait_and_are_restored_where_it_is(legacy: Path, tmp_path: Path) -> None:
+def test_without_duckdb_the_records_wait_and_are_restored_where_it_is(
+    legacy: Path, run_without_duckdb: RunPython
+) -> None:
     add_pointer(legacy, "a", (1, original_of("a", "gw", {"value": 1})))
     script = """
 import sys
@@ -359,11 +359,8 @@ print(*buffer._loan.store.status().warnings, file=sys.stderr)
 buffer.add_record("new", "gw", {"note": 1})
 buffer.shutdown()
 """
-    python = make(tmp_path / "without-duckdb")
     for found in ("REC-0 REC-1 REC-2 REC-3 REC-4 6", "REC-0 REC-1 REC-2 REC-3 REC-4 new 7"):
-        done = subprocess.run(
-            [python, "-c", script, str(legacy)], cwd=ROOT, capture_output=True, text=True, check=True
-        )
+        done = run_without_duckdb(script, legacy)
         assert done.stdout.strip() == found
         assert "1 pending record of the legacy program held back" in done.stderr
     assert asked(legacy, MARKER) == [("1",)]
@@ -441,6 +438,7 @@ def begun_process(starter: Starter, folder: Path) -> Process:
     return process
 
 
+@pytest.mark.slow  # the kills of upgrades in tests/faults have pointers, too
 def test_a_kill_in_the_middle_of_an_upgrade_costs_no_record_its_data(
     starter: Starter, made: Path, tmp_path: Path, seed: int
 ) -> None:

@@ -6,10 +6,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,19 +23,6 @@ from tests.migrations.stores import POINTS, backups_of, cli, cli_process, digest
 from tests.starter import Starter
 
 pytestmark = pytest.mark.duckdb
-
-
-@pytest.fixture(scope="module")
-def migrated_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that was migrated, with the backup from before."""
-    folder = make_legacy_store(tmp_path_factory.mktemp("migrated") / "store", POINTS)
-    migrate_store(folder)
-    return folder
-
-
-@pytest.fixture
-def migrated(migrated_once: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(migrated_once, tmp_path / "it's a 100% store"))
 
 
 def _backup(folder: Path) -> Path:
@@ -101,24 +87,18 @@ def test_a_store_whose_metadata_is_damaged_can_be_restored(migrated: Path, left:
     assert (found["points"][0], len(found["records"]), found["metadata"]) == (POINTS, 200, None)
 
 
-def test_files_that_the_legacy_program_has_open_are_not_replaced(migrated: Path) -> None:
+def test_files_that_the_legacy_program_has_open_are_not_replaced(migrated: Path, spawn: Any) -> None:
     script = (
         "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
     )
     columns = migrated / "timeseries.duckdb"
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(columns)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as program:
-        assert program.stdout is not None
-        assert program.stdout.readline() == "open\n"
-        before = columns.stat().st_ino
-        with pytest.raises(StoreBusy, match=r"timeseries\.duckdb is open in a running program"):
-            restore_store(migrated)
-        assert columns.stat().st_ino == before
-        program.communicate("")
+    program = spawn(script, columns)
+    assert program.stdout.readline() == "open\n"
+    before = columns.stat().st_ino
+    with pytest.raises(StoreBusy, match=r"timeseries\.duckdb is open in a running program"):
+        restore_store(migrated)
+    assert columns.stat().st_ino == before
+    program.communicate()
     restore_store(migrated)
 
 
@@ -177,12 +157,11 @@ def test_restore_returns_everything_to_its_earlier_state(legacy: Path) -> None:
     assert contents(legacy) == before
 
 
-def test_a_store_that_another_process_has_open_is_not_restored(starter: Starter, legacy: Path) -> None:
-    migrate_store(legacy)
-    with Store(legacy, Settings(background=False)) as store:
+def test_a_store_that_another_process_has_open_is_not_restored(starter: Starter, migrated: Path) -> None:
+    with Store(migrated, Settings(background=False)) as store:
         store.status()
         refused = cli_process(
-            starter, legacy, "migrate", "--restore", "-y", code=4, HOLDFAST_LEASE_TIMEOUT_S="0.2"
+            starter, migrated, "migrate", "--restore", "-y", code=4, HOLDFAST_LEASE_TIMEOUT_S="0.2"
         )
         assert "is open in another process" in refused
         store.points.insert("s", "m", 1.0)
@@ -190,10 +169,9 @@ def test_a_store_that_another_process_has_open_is_not_restored(starter: Starter,
 
 
 def test_an_interrupted_restore_is_completed_by_the_next_opening(
-    legacy: Path, monkeypatch: pytest.MonkeyPatch
+    migrated: Path, legacy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(legacy)
-    migrate_store(legacy)
     places: list[Path] = []
     replace = Path.replace
 
@@ -207,14 +185,14 @@ def test_an_interrupted_restore_is_completed_by_the_next_opening(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", cut)
         with pytest.raises(KeyboardInterrupt):
-            restore_store(legacy)
+            restore_store(migrated)
     [half] = places
-    assert half == legacy / "timeseries.duckdb"
+    assert half == migrated / "timeseries.duckdb"
     with pytest.raises(SchemaOutdated):
-        Store(legacy, Settings(auto_migrate=False))
-    assert contents(legacy) == before
-    Store(legacy).close()
-    assert contents(legacy)["points"] == before["points"]
+        Store(migrated, Settings(auto_migrate=False))
+    assert contents(migrated) == before
+    Store(migrated).close()
+    assert contents(migrated)["points"] == before["points"]
 
 
 def test_without_a_backup_nothing_is_restored(legacy: Path) -> None:
@@ -226,6 +204,7 @@ def test_without_a_backup_nothing_is_restored(legacy: Path) -> None:
 
 
 def test_the_setting_limits_how_many_backups_are_kept(legacy: Path, tmp_path: Path) -> None:
+    (legacy / "timeseries.duckdb").unlink()  # the records alone are upgraded sooner
     without = Path(shutil.copytree(legacy, tmp_path / "without"))
     (without / "holdfast.toml").write_text("migration_backups = 0\n")
     migrate_store(without)

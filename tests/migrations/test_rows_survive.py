@@ -178,12 +178,11 @@ LOSSES = [
 
 @pytest.mark.parametrize(("database", "statement", "named"), LOSSES)
 def test_a_downgrade_that_would_lose_something_is_refused_and_changes_nothing(
-    database: runner.Database, statement: str, named: str, tmp_path: Path, open_engine: OpenEngine
+    database: runner.Database, statement: str, named: str, tmp_path: Path, open_at_head: OpenEngine
 ) -> None:
     files = ["offline_buffer.db"] if database == "metadata" else ["timeseries.duckdb", "timeseries.sqlite"]
     for file in files:
-        engine = open_engine(tmp_path / file)
-        runner.upgrade(engine, database)
+        engine = open_at_head(tmp_path / file)
         with engine.begin() as connection:
             connection.execute(text(statement))
         with pytest.raises(HoldfastError, match=rf"no place for {named}.* \(1 in \w+\)"):
@@ -193,11 +192,10 @@ def test_a_downgrade_that_would_lose_something_is_refused_and_changes_nothing(
 
 
 def test_a_downgrade_below_the_legacy_schema_is_refused_and_changes_nothing(
-    database_file: Path, open_engine: OpenEngine
+    database_file: Path, open_at_head: OpenEngine
 ) -> None:
     database: runner.Database = "metadata" if database_file.suffix == ".db" else "timeseries"
-    engine = open_engine(database_file)
-    runner.upgrade(engine, database)
+    engine = open_at_head(database_file)
     with pytest.raises(HoldfastError, match="cannot go below revision 0001"):
         runner.downgrade(engine, database, "base")
     assert runner.current(engine) == HEAD

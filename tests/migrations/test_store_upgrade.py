@@ -85,14 +85,13 @@ def test_opening_upgrades_in_the_same_way_and_only_once(legacy: Path) -> None:
     assert backups_of(legacy) == [backup]
 
 
-def test_latest_and_series_of_an_upgraded_store_are_there_at_once(legacy: Path) -> None:
-    migrate_store(legacy)
-    with Store(legacy, Settings(background=False)) as store:
+def test_latest_and_series_of_an_upgraded_store_are_there_at_once(migrated: Path) -> None:
+    with Store(migrated, Settings(background=False)) as store:
         assert store.status().points == POINTS
         assert sum(info.points for info in store.series.list()) == POINTS
         [latest] = store.points.latest("SENSOR-7", "temperature")
         assert latest["timestamp_us"] == 1_700_000_147_000_000
-    with Store(legacy, Settings(background=False)) as store:
+    with Store(migrated, Settings(background=False)) as store:
         assert store.status().points == POINTS
 
 

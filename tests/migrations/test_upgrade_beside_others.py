@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,19 +52,15 @@ c.close()
 
 @pytest.mark.parametrize("mode", ["idle", "writing"])
 def test_a_running_program_that_has_the_records_open_keeps_them_and_the_migration_is_busy(
-    legacy: Path, mode: str
+    legacy: Path, mode: str, spawn: Any
 ) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", RECORDS_APP, str(legacy / "offline_buffer.db"), mode],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as other:  # fmt: skip
-        assert other.stdout is not None
-        other.stdout.readline()
-        refused = cli(legacy, "migrate", code=4, HOLDFAST_LEASE_TIMEOUT_S="0.3")
-        assert "is open in another process" in refused
-        with pytest.raises(StoreBusy):
-            Store(legacy, Settings(lease_timeout_s=0.1))
-        other.communicate("go on\n")
+    other = spawn(RECORDS_APP, legacy / "offline_buffer.db", mode)
+    other.stdout.readline()
+    refused = cli(legacy, "migrate", code=4, HOLDFAST_LEASE_TIMEOUT_S="0.3")
+    assert "is open in another process" in refused
+    with pytest.raises(StoreBusy):
+        Store(legacy, Settings(lease_timeout_s=0.1))
+    other.communicate("go on\n")
     assert backups_of(legacy) == []
     found = contents(legacy)
     assert (found["columns"], found["metadata"], len(found["records"])) == (None, None, 199)
@@ -73,17 +68,15 @@ def test_a_running_program_that_has_the_records_open_keeps_them_and_the_migratio
     assert len(contents(legacy)["records"]) == 199
 
 
-def test_a_running_program_that_has_the_columns_open_makes_the_migration_busy(legacy: Path) -> None:
+def test_a_running_program_that_has_the_columns_open_makes_the_migration_busy(
+    legacy: Path, spawn: Any
+) -> None:
     code = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(legacy / "timeseries.duckdb")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as other:  # fmt: skip
-        assert other.stdout is not None
-        other.stdout.readline()
-        assert "does not use Holdfast" in cli(legacy, "migrate", code=4)
-        assert backups_of(legacy) == []
-        other.communicate()
+    other = spawn(code, legacy / "timeseries.duckdb")
+    other.stdout.readline()
+    assert "does not use Holdfast" in cli(legacy, "migrate", code=4)
+    assert backups_of(legacy) == []
+    other.communicate()
     assert versions(migrate_store(legacy)) == DONE
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -12,11 +13,11 @@ import venv
 import zipfile
 from email import message_from_bytes
 from importlib.metadata import distribution
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
 from build import ProjectBuilder
-from build.env import DefaultIsolatedEnv
 from packaging.requirements import Requirement
 
 from repo.schema.version import HEAD
@@ -44,26 +45,24 @@ def run(*arguments: str | Path, folder: Path, check: bool = True) -> subprocess.
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, made from the source distribution as `python -m build` does, but in one environment for both."""
+    """The wheel, made from the source distribution as `python -m build` does, but in this environment.
+
+    To make one for the building takes longer than all else; the slow tests without DuckDB do that.
+    """
     out = tmp_path_factory.mktemp("dist")
-    with DefaultIsolatedEnv() as environment:
-        checkout = ProjectBuilder.from_isolated_env(environment, ROOT)
-        environment.install(checkout.build_system_requires)
-        environment.install(checkout.get_requires_for_build("sdist"))
-        source = Path(checkout.build("sdist", out))
-        unpacked = tmp_path_factory.mktemp("source")
-        with tarfile.open(source) as archive:
-            archive.extractall(unpacked, filter="data")
-        alone = ProjectBuilder.from_isolated_env(environment, next(unpacked.iterdir()))
-        environment.install(alone.get_requires_for_build("wheel"))
-        return Path(alone.build("wheel", out))
+    source = Path(ProjectBuilder(ROOT).build("sdist", out))
+    unpacked = tmp_path_factory.mktemp("source")
+    with tarfile.open(source) as archive:
+        archive.extractall(unpacked, filter="data")
+    return Path(ProjectBuilder(next(unpacked.iterdir())).build("wheel", out))
 
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` folder of a new environment with nothing but the wheel and what it depends on.
 
-    The dependencies are links to this environment's, with their compiled modules: to install them takes ten seconds.
+    The dependencies are links to this environment's, because to install them takes ten seconds.
+    All modules are compiled.
     """
     home = tmp_path_factory.mktemp("environment")
     venv.create(home, with_pip=False)
@@ -75,7 +74,19 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (Path(paths["purelib"]) / entry.name).symlink_to(entry)
     install = ("--python", home / "bin" / "python", "install", "--quiet", "--no-compile", "--no-deps", wheel)
     run(sys.executable, "-m", "pip", *install, folder=home)
+    _take_compiled(Path(paths["purelib"]))
     return home / "bin"
+
+
+def _take_compiled(site: Path) -> None:
+    """Put the compiled modules of this checkout beside the installed ones, whose text is the same."""
+    for source in (ROOT / "repo").rglob("*.py"):
+        installed, compiled = site / source.relative_to(ROOT), Path(cache_from_source(source))
+        if compiled.exists() and installed.read_bytes() == source.read_bytes():
+            shutil.copystat(source, installed)  # its time is in the compiled module
+            here = Path(cache_from_source(installed))
+            here.parent.mkdir(exist_ok=True)
+            shutil.copyfile(compiled, here)
 
 
 def _needed(wanted: list[str]) -> set[Path]:

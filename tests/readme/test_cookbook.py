@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -133,25 +134,13 @@ def test_the_service_of_fastapi_writes_reads_and_refuses(python: Run) -> None:
 
 def test_the_collector_stops_cleanly_on_sigterm(starter: Starter, tmp_path: Path) -> None:
     script = COLLECT.replace("time.sleep(10)", 'print("written", flush=True); time.sleep(10)')
-    process = subprocess.Popen(
-        [*starter_python(), "-c", script],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
+    process = starter.open(["-c", script], cwd=tmp_path)
     assert process.stdout.readline() == "written\n"
-    process.terminate()
+    process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
+    process.close()
     assert process.returncode == 0, err
     assert len(stored(tmp_path / "data" / "edge")) == 1
-
-
-def starter_python() -> list[str]:
-    import sys
-
-    return [sys.executable, "-W", "error"]
 
 
 def test_the_modbus_loop_stores_what_answers_and_marks_what_does_not(python: Run, tmp_path: Path) -> None:

@@ -11,10 +11,15 @@ from __future__ import annotations
 import shutil
 import sys
 import sysconfig
+import tempfile
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["make"]
+from tests.starter import Starter
+
+__all__ = ["make", "starting_there"]
 
 LEFT_OUT = ("duckdb", "_duckdb", "duckdb_engine", "adbc_driver_duckdb")
 
@@ -33,6 +38,19 @@ def make(folder: Path) -> Path:
         if name not in LEFT_OUT:
             (theirs / entry.name).symlink_to(entry)
     return folder / "bin" / "python"
+
+
+@contextmanager
+def starting_there(*, shared: str | None = None) -> Iterator[Starter]:
+    """Start processes in such an environment, through a server of its own, or one that another process started."""
+    if shared is not None:
+        yield Starter(shared=shared)
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="without-duckdb-") as home,
+        Starter(make(Path(home, "environment"))) as ready,
+    ):
+        yield ready
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import pytest
 
 from repo import Settings, Store
 from tests.starter import PipedProcess, Starter
-from tests.without_duckdb.environment import make
 
 pytestmark = pytest.mark.duckdb  # it takes both environments
 
@@ -40,25 +39,12 @@ QUIET, BUSY = (
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment without DuckDB."""
-    return make(tmp_path_factory.mktemp("environment") / "without-duckdb")
-
-
-@pytest.fixture(scope="module")
-def starter_there(python: Path) -> Iterator[Starter]:
-    """Starts processes in that environment."""
-    with Starter(python) as ready:
-        yield ready
-
-
 @pytest.fixture
-def run(starter_there: Starter) -> Run:
-    """Run something in that environment, to its end."""
+def run(starter_without_duckdb: Starter) -> Run:
+    """Run something in an environment without DuckDB, to its end."""
 
     def run_(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = starter_there.run(arguments)
+        done = starter_without_duckdb.run(arguments)
         assert done.returncode == code, done.stdout + done.stderr
         return done
 
@@ -66,12 +52,12 @@ def run(starter_there: Starter) -> Run:
 
 
 @pytest.fixture
-def beside(starter_there: Starter) -> Iterator[Callable[..., PipedProcess]]:
-    """Start scripts in that environment that live beside the test."""
+def beside(starter_without_duckdb: Starter) -> Iterator[Callable[..., PipedProcess]]:
+    """Start scripts in such an environment that live beside the test."""
     started: list[PipedProcess] = []
 
     def start(script: str, *arguments: object) -> PipedProcess:
-        started.append(starter_there.open(["-c", script, *arguments]))
+        started.append(starter_without_duckdb.open(["-c", script, *arguments]))
         return started[-1]
 
     yield start
