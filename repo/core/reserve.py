@@ -13,17 +13,13 @@ from repo import ownership
 from repo.files import StoreFiles
 from repo.inuse import note_own
 
-__all__ = ["ALMOST_FULL_BYTES", "Reserve", "size_of"]
+__all__ = ["Reserve", "size_of"]
 
 log = logging.getLogger("holdfast.reserve")
 
 RESERVE_BYTES = 8_388_608
 """The largest reserve. A delete is applied in parts that fit into it; measured, DuckDB's checkpoint of one part needs
 2.4 MB."""
-
-ALMOST_FULL_BYTES = 2 * RESERVE_BYTES
-"""A disk with less room is almost full: a delete gives the reserve up, and the status warns. A flush of the usual batch
-and its checkpoint need about as much."""
 
 _LEAST_BYTES = 131_072
 """Enough to open a store, which needs 32 KiB of shared memory, and to delete records."""
@@ -69,7 +65,7 @@ class Reserve:
         has room.
         """
         had = 0 if self._read_only else size_of(self._path)
-        if self._free() >= ALMOST_FULL_BYTES:
+        if self._free() >= 2 * RESERVE_BYTES:
             yield
             return
         if had:

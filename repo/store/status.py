@@ -10,8 +10,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from repo.core.acknowledged import LOST_END
-from repo.core.reserve import ALMOST_FULL_BYTES
-from repo.disk import by_disk
+from repo.disk import FLUSH_BYTES, by_disk
 from repo.errors import counted
 from repo.files import StoreFiles
 from repo.lease import Holder, read_holder
@@ -276,12 +275,12 @@ def _almost_full(files: StoreFiles) -> tuple[StatusWarning, ...]:
     return tuple(
         StatusWarning(
             "disk-almost-full",
-            f"the disk of {folder} has {free_bytes:,} bytes free, and a flush may need {ALMOST_FULL_BYTES:,}; "
+            f"the disk of {folder} has {free_bytes:,} bytes free, and a flush may need {FLUSH_BYTES:,}; "
             "writes are refused once it is full. Free some space there, or delete old points, which works on a full "
             f"disk, too: `{files.command('cleanup --older-than 90d')}`",
         )
         for folder, free_bytes in room.items()
-        if free_bytes < ALMOST_FULL_BYTES
+        if free_bytes < FLUSH_BYTES
     )
 
 

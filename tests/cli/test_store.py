@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store
-from repo.core.reserve import ALMOST_FULL_BYTES
+from repo.disk import FLUSH_BYTES
 from repo.engines.sqlite import driver as sqlite
 from repo.schema import runner
 
@@ -169,11 +169,11 @@ def test_status_check_warns_of_a_disk_that_is_almost_full(
 ) -> None:
     command("init")
     usage = shutil.disk_usage(command.folder)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=ALMOST_FULL_BYTES))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=FLUSH_BYTES))
     command("status", "--check")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=188 * 1024))
     said = command("status", "--check", code=3).stderr
-    assert f"the disk of {command.folder} has 192,512 bytes free, and a flush may need 16,777,216" in said
+    assert f"the disk of {command.folder} has 192,512 bytes free, and a flush may need 50,000,000" in said
     assert "cleanup --older-than 90d` [disk-almost-full]" in said
     command("status", "--check", "--ignore", "disk-almost-full")
     read_only = os.statvfs_result((*tuple(os.statvfs(command.folder))[:8], os.ST_RDONLY, 255))
