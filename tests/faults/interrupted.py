@@ -165,12 +165,12 @@ class _Running:
         self._turns = {writer: threading.Lock() for writer in program.writers}
         self._errors: list[str] = []
         self._interrupter = _Interrupter()
+        steps.watch(self._interrupter, trace_sqlite=True)  # before the store opens its connections
         self._store = self._open()
         self._number = 0
         self._doing = ""
 
     def run(self) -> None:
-        steps.watch(self._interrupter, trace_sqlite=True)
         for writer in self._program.writers:
             threading.Thread(
                 target=self._write_on, args=(writer,), name=f"writer-{writer}", daemon=True

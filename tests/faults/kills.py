@@ -239,7 +239,17 @@ class Campaign:
         """Choose the occurrence to stop at; rare places are reached only a few times a second."""
         if place is None:
             return 1
-        rare = ("move", "shrink", "lease", "delete", "CHECKPOINT", "prune", "WAL checkpoint", "bulk", "compact")
+        rare = (
+            "move",
+            "shrink",
+            "lease",
+            "delete",
+            "CHECKPOINT",
+            "prune",
+            "WAL checkpoint",
+            "bulk",
+            "compact",
+        )
         is_rare = any(word in place.name for word in rare)
         return rng.randint(1, min(3, (self.most_passed + 1) // 2) if is_rare else self.most_passed)
 
