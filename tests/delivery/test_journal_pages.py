@@ -122,7 +122,7 @@ def loading_store(open_store: OpenStore) -> Store:
     return store
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(script=st.lists(_steps, min_size=3, max_size=14))
 def test_a_page_of_the_journal_is_the_page_of_the_columns(
     loading_store: Store, script: list[tuple[str, Any]]

@@ -19,6 +19,8 @@ from tests.migrations.legacy_store import make_legacy_store
 from tests.starter import Starter
 
 DISK = "8m"
+SMALL_DISK = "6656k"
+"""It is full after some fifty operations."""
 UPGRADE_DISK = "32m"
 
 
@@ -54,7 +56,7 @@ def _nothing_is_lost(notes: Notes) -> None:
 
 @pytest.mark.parametrize("engine", ["duckdb", pytest.param("sqlite", marks=pytest.mark.slow)])
 def test_a_full_disk_refuses_writes_and_works_again_with_space(engine: str, play: Play) -> None:
-    notes = play("fill-and-go-on count", engine=engine)
+    notes = play("fill-and-go-on count", engine=engine, size=SMALL_DISK)
     assert notes.acknowledged > 20
     assert set(notes.refused) == {"StoreFull"}
     assert set(notes.while_full) <= {"StoreFull", "ok"}
