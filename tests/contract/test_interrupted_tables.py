@@ -162,6 +162,7 @@ class StreamOnly:
         return self._reader.__arrow_c_stream__(requested_schema)
 
 
+@pytest.mark.slow_on("sqlite")
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("form", [lambda reader: reader, StreamOnly], ids=["a reader", "a stream"])
 @pytest.mark.parametrize("batch", [0, 5], ids=["at its beginning", "later"])

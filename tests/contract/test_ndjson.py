@@ -18,7 +18,10 @@ from repo.values import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
 from tests.conftest import HAS_DUCKDB, OpenStore, RunPython
 from tests.contract.test_parquet_export import BEGIN_S, Stopped, fill, points_of, stop_after
 
-pytestmark = pytest.mark.shared_stores
+pytestmark = [
+    pytest.mark.shared_stores,
+    pytest.mark.slow_on("duckdb"),
+]  # lines are read and written in Python
 
 T0_US = BEGIN_S * 1_000_000
 
@@ -39,6 +42,7 @@ def line(at: int = 0, **changed: Any) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not ...}
 
 
+@pytest.mark.slow_on  # on none
 @pytest.mark.fresh_stores
 @pytest.mark.parametrize("partition", [None, "day"])
 def test_an_export_can_be_imported_again(open_store: OpenStore, tmp_path: Path, partition: Any) -> None:
@@ -74,6 +78,7 @@ def test_a_line_is_as_documented(store: Store, tmp_path: Path) -> None:
     assert json.loads(fourth) == line(1_000_000, metric_name="t", value=None, quality=100, seq=4)
 
 
+@pytest.mark.slow_on  # on none
 def test_every_value_keeps_its_bits(open_store: OpenStore, tmp_path: Path) -> None:
     source, target = open_store("source"), open_store("target")
     numbers = [

@@ -22,7 +22,7 @@ from repo.lease import read_holder
 from repo.transfer import exporter
 from tests.conftest import OpenStore, RunPython
 
-pytestmark = pytest.mark.shared_stores
+pytestmark = [pytest.mark.shared_stores, pytest.mark.slow_on("sqlite")]  # DuckDB writes all files
 
 DAY_S = 86_400
 BEGIN_S = 1_714_521_600
@@ -74,6 +74,7 @@ def without_us(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in point.items() if name != "timestamp_us"} for point in points]
 
 
+@pytest.mark.slow_on  # on none
 def test_a_file_holds_every_point_as_it_is_stored(store: Store, tmp_path: Path) -> None:
     points = fill(store)
     done = store.export_parquet(tmp_path / "all.parquet")
@@ -409,6 +410,7 @@ def test_no_optional_package_is_needed(store: Store, tmp_path: Path, run_python:
     assert rows_of(tmp_path / "a.parquet") == without_us(points)
 
 
+@pytest.mark.slow_on  # on none
 @pytest.mark.parametrize("engine", ["sqlite"])
 def test_without_duckdb_pyarrow_writes_the_same_file(
     store: Store, tmp_path: Path, run_without_duckdb: RunPython
@@ -424,6 +426,7 @@ def test_without_duckdb_pyarrow_writes_the_same_file(
     assert one.schema.metadata[b"holdfast"] == other.schema.metadata[b"holdfast"]
 
 
+@pytest.mark.slow_on  # on none
 @pytest.mark.parametrize("engine", ["sqlite"])
 def test_without_both_the_extra_is_named(store: Store, tmp_path: Path, run_without_duckdb: RunPython) -> None:
     fill(store, days=1)
