@@ -34,25 +34,28 @@ HAS_DUCKDB = importlib.util.find_spec("duckdb") is not None
 ENGINES = ("duckdb", "sqlite") if HAS_DUCKDB else ("sqlite",)
 COLUMN_FILES = {"duckdb": "timeseries.duckdb", "sqlite": "timeseries.sqlite"}
 BUDGET_S = {
-    "contract": 140,
-    "migrations": 62,
-    "cli": 48,
-    "compat": 17,
-    "delivery": 25,
-    "faults": 12,
+    "contract": 160,
+    "migrations": 86,
+    "cli": 58,
+    "faults": 55,
+    "delivery": 41,
+    "compat": 19,
     "property": 10,
     "formats": 10,
+    "packaging": 9,
     "unit": 7,
     "forks": 7,
+    "readme": 7,
     "badinput": 5,
-    "without_duckdb": 2,
-    "architecture": 2,
-    "readme": 2,
+    "without_duckdb": 4,
+    "architecture": 3,
     "demo": 1,
-    "packaging": 1,
     "work": 1,
 }
-"""The CPU seconds that the tests of a folder may take, with the processes that they start, on a quiet machine."""
+"""The CPU seconds that the tests of a folder may take, with the processes that they start.
+
+As measured beside other work; alone, the same tests take about a fifth less.
+"""
 
 WAITING = (
     "tests/faults/",
