@@ -18,7 +18,7 @@ from tests.conftest import OpenStore
 
 PACKAGE = str(Path(repo.__file__).parent)
 
-MOST = {"insert": 99, "range": 99, "latest": 99, "aggregate": 99}
+MOST = {"insert": 21, "range": 48, "latest": 6, "aggregate": 68}
 """The most moves of a call that was made before."""
 
 
