@@ -70,7 +70,7 @@ def _lists(connection: Connection, query: Query, shape: Shape) -> list[Sequence[
 
 def _arrays_or_rows(most: int, cursor: Any) -> dict[str, Any] | list[Row]:
     """Return the columns as arrays or, if values are lists, which would come as arrays, at most `most` + 1 rows."""
-    found: Any
+    found: dict[str, Any] | list[Row]
     if any(str(kind).endswith("[]") for _, kind, *_ in cursor.description):
         found = cursor.fetchall() if most < 0 else cursor.fetchmany(most + 1)
     else:
