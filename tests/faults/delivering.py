@@ -23,7 +23,7 @@ from repo.delivery.sinks import folder
 from repo.repositories.attempts import AttemptRepository
 from repo.store.deliveries import Delivery
 
-__all__ = ["ANSWER", "BATCH_POINTS", "HELD", "NOTHING", "REFUSALS", "SENDING", "STEPS"]
+__all__ = ["ANSWER", "BATCH_POINTS", "HELD", "NOTHING", "REFUSALS", "SENDING", "SENT", "STEPS"]
 
 BATCH_POINTS = 20
 
@@ -32,6 +32,9 @@ ANSWER = "before the answer"
 
 NOTHING = ", nothing"
 """The steps of a batch without items, which moves the token after a refusal, have this ending, too."""
+
+SENT = "SENT: nothing was kept back"
+"""What the process ends with if its parent, or the sink, found nothing to keep back."""
 
 HELD = (SENDING, ANSWER, SENDING + NOTHING, ANSWER + NOTHING)
 """A part of the batch is on its way; the destination has stored it, and the answer is on its way."""
@@ -103,7 +106,7 @@ class Killer:
                 sys.stdin.readline()
             outcome = send(batch)
             if now:
-                raise SystemExit("SENT: nothing was kept back")
+                raise SystemExit(SENT)
             for ending in endings:
                 self.reach("after sending" + ending)
             return outcome
