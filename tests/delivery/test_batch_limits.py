@@ -93,5 +93,5 @@ def test_the_sinks_that_take_columns_have_larger_batches(tmp_path: Path) -> None
     assert HoldfastSink("http+holdfast://there:1", name="a").limits == AS_COLUMNS
     assert FolderSink(folder, name="a").limits == AS_TEXT
     parquet = FolderSink(folder, name="a", format="parquet")
-    assert parquet.limits == (AS_COLUMNS._replace(points=20_480) if duckdb_is_installed() else AS_TEXT)
+    assert parquet.limits == (AS_COLUMNS._replace(points=12_288) if duckdb_is_installed() else AS_TEXT)
     assert not hasattr(HttpSink("http://there:1/", name="a"), "limits")
