@@ -28,6 +28,12 @@ class BareConnection:
         self.driver: Any = self.connection.connection.driver_connection
         self.is_discarded = False
 
+    def close(self) -> None:
+        """Close the connection, on which nothing is begun; SQLAlchemy logs nothing, as it does of a discarded one."""
+        self.is_discarded = True
+        self.connection.detach()
+        self.connection.close()
+
     def discard(self) -> None:
         """Close the connection, whatever its state."""
         self.is_discarded = True
@@ -64,7 +70,7 @@ class Readers:
         else:
             reader.driver.rollback()
         if self._is_closed or len(self._idle) >= _KEPT:
-            reader.discard()
+            reader.close()
         else:
             self._idle.append(reader)
 
@@ -75,7 +81,7 @@ class Readers:
                 idle = self._idle.pop()
             except IndexError:
                 return
-            idle.discard()
+            idle.close()
 
     def close(self) -> None:
         """Close the idle connections, and the others as soon as they are given back."""
