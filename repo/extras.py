@@ -14,24 +14,19 @@ from urllib.parse import unquote, urlsplit
 
 from repo.errors import MissingExtra
 
-__all__ = ["FEW_ROWS", "install_command", "missing_extra", "numpy_for", "pyarrow_is_installed"]
+__all__ = ["install_command", "missing_extra", "numpy_for", "pyarrow_is_installed"]
 
 _NAME = "holdfast-edge"
 
 _MANY_ROWS, _MANY_IN_ALL = 20_000, 100_000
 """From this many rows on, at once or in the life of the process, NumPy is worth its import (0.1 s, once)."""
 
-FEW_ROWS = 64
-"""Fewer rows than this are converted faster without it."""
-
 _rows_without = 0
 
 
 def numpy_for(rows: int) -> Any | None:
-    """Return NumPy to convert so many rows; None if it is not installed, or not worth it."""
+    """Return NumPy to convert so many rows; None if it is not installed, or not imported yet and not worth that."""
     global _rows_without
-    if rows < FEW_ROWS:
-        return None
     if "numpy" not in sys.modules:
         _rows_without += rows
         if rows < _MANY_ROWS and _rows_without < _MANY_IN_ALL:

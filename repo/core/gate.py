@@ -1,15 +1,13 @@
 """The gate: a fair lock that one thread holds exclusively or many threads share, in the order of their requests.
 
 A ticket represents one use. The gate's only state is which tickets wait and which are inside, so `leave` can be
-repeated and restores order after any interrupt. Those inside are referenced weakly: if an interrupt keeps a use from
-ending, its ticket no longer counts once it is dropped.
+repeated and restores order after any interrupt.
 """
 
 from __future__ import annotations
 
 import _thread
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -62,13 +60,11 @@ class Patience:
 class Ticket:
     """One use by one thread."""
 
-    __slots__ = ("__weakref__", "_waker", "alone", "mark", "thread")
+    __slots__ = ("_waker", "alone", "thread")
 
     def __init__(self) -> None:
         self.alone = False
         self.thread = _thread.get_ident()
-        self.mark: weakref.ref[Ticket] | None = None
-        """What the gate has of it while it is inside."""
         self._waker = _thread.allocate_lock()
         self._waker.acquire()
 
@@ -90,29 +86,20 @@ class Gate:
         # `with` acquires and releases it without a gap for an interrupt; a Condition has such a gap.
         self._mutex = _thread.allocate_lock()
         self._queue: deque[Ticket] = deque()
-        self._inside: set[weakref.ref[Ticket]] = set()
-
-    def join(self, ticket: Ticket) -> bool:
-        """Share the gate at once, if that needs no waiting; if not, `enter` waits. Call `leave` in any case."""
-        with self._mutex:
-            ticket.alone = False
-            if self._queue or not self._may_enter(ticket):
-                return False
-            self._let_in(ticket)
-            return True
+        self._inside: set[Ticket] = set()
 
     def enter(self, ticket: Ticket, patience: Patience, *, alone: bool) -> bool:
         """Wait until the ticket is inside; False at the deadline. Call `leave` in any case, also after an exception."""
         with self._mutex:
             ticket.alone = alone
             if not alone and self._is_nested(ticket):
-                self._let_in(ticket)
+                self._inside.add(ticket)
                 return True
             self._queue.append(ticket)
         while True:
             with self._mutex:
                 self._admit()
-                if ticket.mark in self._inside:
+                if ticket in self._inside:
                     return True
             left_s = patience.left_s
             if left_s <= 0:
@@ -126,7 +113,7 @@ class Gate:
             if self._inside or self._queue or not condition():
                 return False
             ticket.alone = True
-            self._let_in(ticket)
+            self._inside.add(ticket)
             return True
 
     def step_down(self, ticket: Ticket) -> None:
@@ -138,11 +125,11 @@ class Gate:
     def leave(self, ticket: Ticket, stay: Callable[[], bool] = lambda: False) -> bool:
         """Remove the ticket. If it is the last one inside and `stay` returns True, it stays, exclusively: True."""
         with self._mutex:
-            if ticket.mark in self._inside:
+            if ticket in self._inside:
                 if len(self._inside) == 1 and stay():
                     ticket.alone = True
                     return True
-                self._inside.discard(ticket.mark)
+                self._inside.discard(ticket)
             while ticket in self._queue:
                 self._queue.remove(ticket)
             self._admit()
@@ -160,28 +147,22 @@ class Gate:
     def _admit(self) -> None:
         while self._queue:
             first = self._queue[0]
-            if first.mark not in self._inside:
+            if first not in self._inside:
                 if not self._may_enter(first):
                     return
-                # Before it leaves the queue, so that an interrupt in between loses nothing.
-                self._let_in(first)
+                self._inside.add(
+                    first
+                )  # before it leaves the queue, so that an interrupt in between loses nothing
             self._queue.popleft()
             first.wake()
 
     def _may_enter(self, ticket: Ticket) -> bool:
         if not self._inside:
             return True
-        if ticket.alone or any(inside.alone for inside in self._present()):
+        if ticket.alone or any(inside.alone for inside in self._inside):
             return False
         return not self._closes()
 
     def _is_nested(self, ticket: Ticket) -> bool:
         """Return whether its thread already shares the gate. Otherwise it could wait for itself forever."""
-        return any(inside.thread == ticket.thread and not inside.alone for inside in self._present())
-
-    def _let_in(self, ticket: Ticket) -> None:
-        ticket.mark = weakref.ref(ticket, self._inside.discard)
-        self._inside.add(ticket.mark)
-
-    def _present(self) -> list[Ticket]:
-        return [ticket for mark in tuple(self._inside) if (ticket := mark()) is not None]
+        return any(inside.thread == ticket.thread and not inside.alone for inside in self._inside)

@@ -70,7 +70,8 @@ class Template:
         if found is None:
             found = self._compiled[type(dialect)] = _compiled(self._query, dialect)
         sql, names, own = found
-        return Statement(sql, tuple(map({**own, **values}.__getitem__, names)), self._columns)
+        values = {**own, **values}
+        return Statement(sql, tuple(values[name] for name in names), self._columns)
 
 
 def compiled(query: Select[Any], dialect: Dialect) -> Statement:

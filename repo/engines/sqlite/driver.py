@@ -17,7 +17,6 @@ from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine,
 from sqlalchemy.exc import DBAPIError
 
 from repo import durable, forks, ownership
-from repo.engines.bare import BareConnection
 from repo.engines.base import STORED
 from repo.engines.sqlite.companions import COMPANIONS, LOG, SHARED_MEMORY
 from repo.engines.sqlite.pool import IdlePool
@@ -36,6 +35,7 @@ from repo.inuse import note_own
 
 __all__ = [
     "Attempt",
+    "BareConnection",
     "DriverError",
     "DriverWarning",
     "WalCheckpoint",
@@ -255,6 +255,22 @@ class Attempt:
 
     ending: bool = False
     committed: bool = False
+
+
+class BareConnection:
+    """A connection for `bare_transaction`, with its driver's connection, which takes SQLAlchemy long to find."""
+
+    __slots__ = ("connection", "driver")
+
+    def __init__(self, engine: Engine) -> None:
+        self.connection = engine.connect().execution_options(bare_transactions=True)
+        self.driver: Any = self.connection.connection.driver_connection
+
+    def discard(self) -> None:
+        """Close the connection, whatever its state."""
+        self.driver.close()
+        self.connection.invalidate()
+        self.connection.close()
 
 
 def bare_transaction(bare: BareConnection, attempt: Attempt, work: Callable[[Connection], object]) -> None:
