@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from repo import StoreBusy, StoreClosed
+from repo import Settings, Store, StoreBusy, StoreClosed
 from repo.clock import system_clock
 from repo.lease import Lease
 
@@ -314,3 +316,34 @@ def test_a_process_that_ends_without_closing_loses_nothing(
     assert done.returncode == 0, done.stderr
     assert len(open_store().points.range("a", "m").all()) == 2
     assert os.path.exists(tmp_path / "store" / "lease.lock")
+
+
+def test_a_process_that_ends_with_the_columns_open_makes_no_other_one_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lose the lease before DuckDB's lock, as the kernel takes them one after the other."""
+    pytest.importorskip("duckdb")
+    from repo.engines.duckdb import driver
+
+    monkeypatch.setattr(driver, "_ENDING_S", 60.0)
+    with Store(tmp_path / "s", Settings(engine="duckdb", background=False)) as store:
+        store.points.insert("a", "m", 1.0, timestamp=1.0)
+        store.flush()
+    holds = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", holds, str(tmp_path / "s" / "timeseries.duckdb")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert other.stdin is not None
+    assert other.stdout is not None
+    other.stdout.readline()
+    ending = threading.Timer(0.05, other.kill)
+    ending.start()
+    try:
+        with Store(tmp_path / "s") as store:
+            assert [row["value"] for row in store.points.range("a", "m")] == [1.0]
+    finally:
+        ending.join()
+        other.kill()
+        other.communicate()

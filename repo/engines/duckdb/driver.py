@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -65,6 +66,12 @@ _DAMAGE = (
     "replaying WAL",
 )
 
+_ENDING_S = 1.0
+"""How long the opening of a file waits for DuckDB's lock. The caller has the lease, but the kernel takes the locks of a
+process that ends one after the other, so the former holder may lose the lease before it loses DuckDB's lock."""
+
+_POLL_S = 0.005
+
 
 def open_engine(
     path: Path, *, memory_limit_bytes: int, threads: int, temp_folder: Path, compress: bool = True
@@ -116,7 +123,7 @@ def _engine_on(path: Path, connected: Callable[[], Any], *statements: str) -> En
     file = forks.opening(path)
     base: Any = None
     try:
-        base = connected()
+        base = _once_unlocked(connected)
         for statement in (
             *statements,
             "SET enable_external_access = false",
@@ -157,6 +164,21 @@ def _engine_on(path: Path, connected: Callable[[], Any], *statements: str) -> En
         driver.only_reads = connection.get_execution_options().get("only_reads", False)
 
     return engine
+
+
+def _once_unlocked(connected: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + _ENDING_S
+    while True:
+        try:
+            return connected()
+        except duckdb.IOException as error:
+            if not _is_locked(error) or time.monotonic() >= deadline:
+                raise
+        time.sleep(_POLL_S)
+
+
+def _is_locked(error: object) -> bool:
+    return isinstance(error, duckdb.IOException) and "Could not set lock" in str(error)
 
 
 def _close_quietly(base: Any) -> None:
@@ -311,7 +333,7 @@ def typed_error(error: BaseException, path: Path) -> HoldfastError:
         return error
     original = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     text = str(original)
-    if isinstance(original, duckdb.IOException) and "Could not set lock" in text:
+    if _is_locked(original):
         return StoreBusy(
             f"{path} is open in a program that does not use Holdfast ({text}); stop that program", path=path
         )
