@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import inspect
+import logging
 import os
 import random
 import re
@@ -222,8 +223,11 @@ def _spent_s() -> float:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Note the CPU time before the test."""
+    """Note the CPU time before the test, and end what a command of a former test has set in this process: its log."""
     item.stash[_begun_s] = _spent_s()
+    log = logging.getLogger("holdfast")
+    log.setLevel(logging.NOTSET)
+    log.handlers[:] = [handler for handler in log.handlers if isinstance(handler, logging.NullHandler)]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
