@@ -17,6 +17,7 @@ import pytest
 
 from repo import Settings, Store
 from repo.delivery.forwarder import Forwarder
+from repo.repositories.sinks import SinkInfo
 from tests.conftest import Templates
 from tests.delivery.servers.postgresql import PASSWORD, PostgresqlServer, why_no_postgresql
 from tests.delivery.sites import (
@@ -323,6 +324,14 @@ def test_requests_of_killed_processes_arrive_late(
     assert kills.hits[LATE] >= 12
 
 
+def drained(store: Store) -> tuple[SinkInfo, set[tuple[Any, ...]]]:
+    """Deliver what is left, and return the sink, and which points are in quarantine."""
+    assert Forwarder(store, SINK, batch_points=BATCH_POINTS).drain(60.0)[SINK].is_empty
+    info = store.sinks.show(SINK)
+    assert (info.behind, info.attempt, info.state) == (0, None, "running")
+    return info, {(item.sensor_id, item.metric_name, item.timestamp_us) for item in store.quarantine.list()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["holdfast", "postgresql"])
 def test_many_kills_at_each_step_of_a_refusal(
@@ -344,10 +353,7 @@ def test_many_kills_at_each_step_of_a_refusal(
             for step in REFUSALS:
                 if kills.hits[step] < HITS:
                     kills.kill_refusing(step)
-        assert Forwarder(store, SINK, batch_points=BATCH_POINTS).drain(60.0)[SINK].is_empty
-        info = store.sinks.show(SINK)
-        assert (info.behind, info.attempt, info.state) == (0, None, "running")
-        refused = {(item.sensor_id, item.metric_name, item.timestamp_us) for item in store.quarantine.list()}
+        info, refused = drained(store)
         there = site.values()
         assert refused.isdisjoint(there)
         assert there | dict.fromkeys(refused, 0.0) == expected(store) | dict.fromkeys(refused, 0.0)
@@ -371,10 +377,7 @@ def test_batches_that_arrive_after_their_items_were_refused_are_no_forks(
         for _ in range(HITS):
             for step in steps:
                 kills.kill_refusing(step, late=True)
-        assert Forwarder(store, SINK, batch_points=BATCH_POINTS).drain(60.0)[SINK].is_empty
-        info = store.sinks.show(SINK)
-        assert (info.behind, info.attempt, info.state) == (0, None, "running")
-        refused = {(item.sensor_id, item.metric_name, item.timestamp_us) for item in store.quarantine.list()}
+        info, refused = drained(store)
         there, wanted = site.values(), expected(store)
         both = len(refused & there.keys())
         assert there.items() <= wanted.items()
