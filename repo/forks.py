@@ -57,12 +57,18 @@ class OpenFile:
     The owner of the file keeps a reference to this object. If an interrupt drops it, the file no longer counts as open.
     """
 
-    __slots__ = ("__weakref__", "connection", "mark", "path")
+    __slots__ = ("__weakref__", "_pid", "connection", "mark", "path")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.connection: weakref.ref[Any] | None = None
         self.mark = weakref.ref(self, _open.discard)
+        self._pid = os.getpid()
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether the parent opened it, so that this process must not close it."""
+        return self._pid != os.getpid()
 
 
 class _Here(threading.local):
@@ -269,14 +275,26 @@ def _after_in_child() -> None:
         identity = _identity(file.path)
         if identity is not None:
             _inherited.add(identity)
-        # Never closed here: that would release the parent's locks.
-        _abandoned.append(None if file.connection is None else file.connection())
+        if file.connection is not None:
+            _keep(file.connection())
     _lock, _here = threading.RLock(), _Here()
     _open.clear()
     _forking.clear()
     _owners.clear()
     for owner, renew in list(_renewed.items()):
         renew(owner)
+
+
+def _keep(connection: object) -> None:
+    """Keep an inherited connection open, by a reference that lasts longer than the interpreter.
+
+    Closing it would release the parent's locks on SQLite, and wait for the parent's threads on DuckDB, which crashes.
+    """
+    _abandoned.append(connection)
+    with contextlib.suppress(ImportError):  # some interpreters are built without it
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 _lock = threading.RLock()

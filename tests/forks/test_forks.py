@@ -14,7 +14,7 @@ import pytest
 
 from repo import Settings, Store, StoreClosed, forks
 from repo.repositories.apply import apply
-from tests.conftest import OpenStore, RunPython
+from tests.conftest import OpenStore, RunPython, Templates
 from tests.forks.children import in_child, started, until
 
 
@@ -172,6 +172,35 @@ def test_a_fork_from_inside_a_call_is_refused_the_store_in_the_child_and_harms_n
     store.points.insert("a", "m", 2.0, timestamp=2)
     assert count(store, "a") == 2
     assert in_child(opened_in_child(store, insert("a", 3))) == 1, "the next fork is as any other"
+
+
+INSIDE = """
+import ctypes, os, sys
+from repo import Settings, Store, StoreClosed
+
+store = Store(sys.argv[1], Settings(engine="duckdb", background=False))
+store.points.insert("a", "m", 1.0, timestamp=1)
+with store._handle.columns.alone("a call that a signal handler interrupts"):
+    child = os.fork()
+if child:
+    assert len(store.points.range("a", "m").all()) == 1
+    store.close()
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+store.close()
+try:
+    store.points.range("a", "m").all()
+except StoreClosed:
+    ctypes.pythonapi.Py_Exit(7)  # as an interpreter ends, which the processes of the starter do not
+"""
+
+
+@pytest.mark.duckdb
+def test_a_child_that_leaves_the_call_it_was_forked_in_ends_as_any_process(
+    tmp_path: Path, templates: Templates, run_python: RunPython
+) -> None:
+    templates.copy("duckdb", 1, tmp_path / "store")
+    done = run_python(INSIDE, tmp_path / "store")
+    assert (done.returncode, done.stdout) == (7, ""), done.stderr
 
 
 @pytest.mark.slow_on("sqlite")

@@ -124,6 +124,7 @@ def _engine_on(path: Path, connected: Callable[[], Any], *statements: str) -> En
     base: Any = None
     try:
         base = _once_unlocked(connected)
+        file.connection = weakref.ref(base)
         for statement in (
             *statements,
             "SET enable_external_access = false",
@@ -236,7 +237,12 @@ def _config(memory_limit_bytes: int, threads: int, temp_folder: Path) -> dict[st
 
 
 def close_engine(engine: Engine) -> None:
-    """Close the file without a checkpoint. The log stays next to it and is replayed at the next opening."""
+    """Close the file without a checkpoint. The log stays next to it and is replayed at the next opening.
+
+    Does nothing in a child of a fork: closing waits for the threads of the instance, which only the parent has.
+    """
+    if _bases[id(engine.pool)][0].is_inherited:
+        return
     file, base, descriptor, cursors = _bases.pop(id(engine.pool))
     try:
         engine.dispose()
