@@ -90,5 +90,11 @@ def _hold(info: SinkInfo) -> str:
 def _attempt(info: SinkInfo) -> str:
     attempt = info.attempt
     assert attempt is not None
-    what = f"seqs {attempt.first_seq:,} to {attempt.last_seq:,}" if attempt.last_seq else "records"
-    return f"{what} ({attempt.lane}), {counted(attempt.tries, 'try', 'tries')} since {iso_second(attempt.begun_us)}"
+    if not attempt.points and not attempt.confirms_seqs:
+        what = f"a batch without items, after a refused one ({attempt.lane})"
+    elif attempt.lane == "records":
+        what = counted(attempt.points, "record")
+    else:
+        seqs = f"seqs {attempt.first_seq:,} to {attempt.last_seq:,}"
+        what = f"{counted(attempt.points, 'point')}, {seqs} ({attempt.lane})"
+    return f"{what}, {counted(attempt.tries, 'try', 'tries')} since {iso_second(attempt.begun_us)}"

@@ -156,7 +156,8 @@ class Forwarder:
     def stop(self) -> None:
         """Finish the batches in hand, and stop. Waits end at once; the timeout of a sink limits that for an answer.
 
-        Safe to call again. The next `start` continues where it ended.
+        A batch that the store is too busy to confirm is sent again later. Safe to call again. The next `start`
+        continues where it ended.
         """
         with self._lock:
             self._waits.ask()
@@ -192,8 +193,9 @@ class Forwarder:
         """Make one step for each sink, in order of their names, without waiting; returns the steps by name.
 
         The sinks stay connected, and closed to other forwarders, until `stop`. A delivered batch is confirmed on
-        return. Raises what no sink and no waiting can help: a closed or damaged store, an error of `on_step`. An
-        interrupt leaves everything as committed.
+        return. If the store is busy or full then, the step is `busy`, with the items and the error, and the next one
+        confirms the batch; after `stop` or a restart, it is sent again instead. Raises what no sink and no waiting can
+        help: a closed or damaged store, an error of `on_step`. An interrupt leaves everything as committed.
         """
         return {name: self._one_step(each) for name, each in self._stepped().items()}
 
@@ -223,12 +225,13 @@ class Forwarder:
         each.worker.drain()
         while True:
             step = each.worker.step()
+            if step.wait_s:
+                step = each.worker.settle(step)
             self._on_step(each.worker.name, step)
             delivered, refused = delivered + step.items, refused + step.refused
             if step.progress in _DONE or step.progress in _STUCK:
                 break
             if step.wait_s:
-                each.worker.settle()
                 left_s = (deadline_s or 0.0) - time.monotonic()
                 if left_s <= 0 and (step.progress is not Progress.LIMITED or step.error is not None):
                     break
@@ -237,12 +240,10 @@ class Forwarder:
                 self._waits.wait(step.wait_s if deadline_s is None else min(step.wait_s, left_s))
             if self._waits.is_asked():
                 break
-        each.worker.settle()
-        return Drained(delivered, refused, step)
+        return Drained(delivered, refused, each.worker.settle(step))
 
     def _one_step(self, each: _Claimed) -> Step:
-        step = each.worker.step()
-        each.worker.settle()
+        step = each.worker.settle(each.worker.step())
         self._on_step(each.worker.name, step)
         return step
 
@@ -407,7 +408,7 @@ class _SinkThread:
                 try:
                     step = worker.step()
                     if step.wait_s or stop.is_asked():
-                        worker.settle()
+                        step = worker.settle(step)
                     self._on_step(worker.name, step)
                     wait_s, troubled = step.wait_s, False
                 except (InvalidQuery, StoreClosed) as error:

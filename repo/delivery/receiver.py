@@ -61,7 +61,7 @@ class Receiver:
     an address of loopback is accepted. `certificate` and `key` are PEM files for TLS; without them a token can be read
     by anyone on the way. At most `connections` senders are connected at a time; others are asked to come back. A body
     has at most `body_bytes`, also after decompression, and a request must arrive within `timeout_s`, longer only for
-    a long body. Raises `InvalidSettings`, for an address that cannot be listened on, too.
+    a long body. Raises `InvalidSettings`, for an address that cannot be listened on, too. Thread-safe.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class Receiver:
         self._host = host
         self._scheme = "https" if certificate is not None else "http"
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
 
     @property
     def port(self) -> int:
@@ -115,22 +116,25 @@ class Receiver:
 
     def start(self) -> Self:
         """Accept connections, in threads of its own. Raises `InvalidSettings` after `stop`."""
-        if self._server.is_ending:
-            raise InvalidSettings("this receiver was stopped, and its port is closed; make a new one")
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._server.serve_forever, args=(0.05,), name="holdfast-receiver", daemon=True
-            )
-            self._thread.start()
+        with self._lock:
+            if self._server.is_ending:
+                raise InvalidSettings("this receiver was stopped, and its port is closed; make a new one")
+            if self._thread is None:
+                thread = threading.Thread(
+                    target=self._server.serve_forever, args=(0.05,), name="holdfast-receiver", daemon=True
+                )
+                thread.start()
+                self._thread = thread
         return self
 
     def stop(self) -> None:
         """Stop, after the batches that are being stored. Safe to call again; it cannot be started again."""
-        if self._thread is not None:
-            self._server.shutdown()
-            self._thread.join()
-            self._thread = None
-        self._server.finish()
+        with self._lock:
+            if self._thread is not None:
+                self._server.shutdown()
+                self._thread.join()
+                self._thread = None
+            self._server.finish()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -221,11 +225,7 @@ class _Handler(Handler):
 
     def _position(self, _body: bytes) -> dict[str, Any]:
         store_id, epoch, sink = self._sender_id
-        positions = [
-            position
-            for position in self.server.receiving.positions()
-            if (position.store_id, position.sink) == (store_id, sink)
-        ]
+        positions = self.server.receiving.positions_of(store_id, sink)
         current = next((position for position in positions if position.epoch == epoch), None)
         return {
             "token": None if current is None else current.token,

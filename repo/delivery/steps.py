@@ -33,7 +33,7 @@ class Progress(StrEnum):
     FORKED = "forked"
     """The sink and the store do not fit together; see `StoreForked`."""
     BUSY = "busy"
-    """The store could not be read or written."""
+    """The store could not be read or written. With `items`, the sink has stored a batch that the next step confirms."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from repo.delivery.chain import refuse_forks
@@ -145,16 +145,22 @@ class Worker:
             self._forget()
             raise
 
-    def settle(self) -> None:
-        """Confirm the batch that the sink has answered, if there is one. Call it before waiting.
+    def settle(self, step: Step) -> Step:
+        """Confirm the batch that the sink has answered, if there is one; returns the step. Call it before waiting.
 
-        It is not confirmed, and is sent again, if the store got another id or epoch since it was sent.
+        If the store cannot be written for now, the step is busy instead, and the next one confirms the batch. It is not
+        confirmed, and is sent again, if the store got another id or epoch since it was sent.
         """
-        with suppress(SinkUnreachable):
-            self._settle()
+        if step.progress is not Progress.BUSY:
+            try:
+                with suppress(SinkUnreachable):
+                    self._settle()
+            except STORE_ERRORS as error:
+                return replace(step, progress=Progress.BUSY, wait_s=self._health.busy(error), error=error)
+        return step
 
     def _settle(self) -> None:
-        """The same, but raises `SinkUnreachable` then."""
+        """Confirm it; raises `SinkUnreachable` if the store got another id or epoch."""
         answered = self._answered
         if answered is None:
             return
@@ -179,9 +185,13 @@ class Worker:
         return False
 
     def close(self) -> None:
-        """Confirm what was answered, and disconnect. The next step connects again."""
+        """Confirm what was answered, or else forget it, and disconnect. The next step connects again."""
         try:
-            self.settle()
+            with suppress(SinkUnreachable):
+                self._settle()
+        except STORE_ERRORS as error:
+            log.warning("the last batch to %s is not confirmed, so it is sent again: %s", self.name, error)
+            self._forget()  # another forwarder may deliver from now on
         finally:
             self._disconnect()
 
@@ -190,7 +200,8 @@ class Worker:
     def _step(self) -> Step:
         info, identity = self._delivery.position_and_identity()
         if info.state in ("paused", "forked"):
-            self.close()
+            self._settle()
+            self._disconnect()
             self._forget()
             if info.state == "paused":
                 return Step(Progress.PAUSED, PAUSE_S)

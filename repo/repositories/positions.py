@@ -32,6 +32,7 @@ class Position(NamedTuple):
 # SQL text for the driver: a receiver runs these for each batch, and building them takes longer than running them.
 _ALL = "SELECT store_id, epoch, sink, token, low, ranges, points, updated_us FROM positions"
 _GET = f"{_ALL} WHERE store_id = ? AND epoch = ? AND sink = ?"
+_OF_SINK = f"{_ALL} WHERE store_id = ? AND sink = ? ORDER BY epoch"
 _PUT = "INSERT OR REPLACE INTO positions VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -54,6 +55,10 @@ class PositionRepository:
         key, taken = (position.store_id, position.epoch, position.sink), position.taken
         facts = (position.token, taken.low, json.dumps(taken.ranges), position.points, position.updated_us)
         self._driver.execute(_PUT, (*key, *facts))
+
+    def of_sink(self, store_id: str, sink: str) -> list[Position]:
+        """Return the positions of a sink in every epoch of its store, sorted by epoch."""
+        return [_position(*row) for row in self._driver.execute(_OF_SINK, (store_id, sink))]
 
     def list(self) -> list[Position]:
         """Return all positions, sorted by store, epoch and sink."""

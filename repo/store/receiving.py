@@ -77,6 +77,11 @@ class Receiving:
         with self._handle.metadata.read() as connection:
             return PositionRepository(connection).get(store_id, epoch, sink)
 
+    def positions_of(self, store_id: str, sink: str) -> list[Position]:
+        """Return what was taken from a sink in each epoch of its store. Reads no position of another store."""
+        with self._handle.metadata.read() as connection:
+            return PositionRepository(connection).of_sink(store_id, sink)
+
     def positions(self) -> list[Position]:
         """Return what was taken from each sink of each store, in every epoch."""
         with self._handle.metadata.read() as connection:

@@ -49,6 +49,29 @@ def stick(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("attempt", "shown"),
+    [
+        (Attempt(3, 9, 5, "c", "t", "live", 1, T0 * 1_000_000), "5 points, seqs 3 to 9 (live), 1 try since"),
+        (Attempt(3, 9, 0, "c", "t", "backfill", 2, 0), "0 points, seqs 3 to 9 (backfill), 2 tries since"),
+        (Attempt(0, 0, 1, "", "t", "records", 1, 0), "1 record, 1 try since"),
+        (
+            Attempt(4, 4, 1, "c", "t", "live", 1, 0).without_items(),
+            "a batch without items, after a refused one (live), 1 try since",
+        ),
+        (
+            Attempt(0, 0, 1, "", "t", "records", 1, 0).without_items(),
+            "a batch without items, after a refused one (records), 1 try since",
+        ),
+    ],
+)
+def test_a_batch_on_its_way_is_shown_with_what_it_has(site: Command, attempt: Attempt, shown: str) -> None:
+    with opened(site) as store:
+        store.sinks.add("web", "https://host/in", start="beginning")
+        store.sinks.delivery("web").begin(attempt)
+    assert f"sending     {shown} " in site("sinks", "show", "web").stdout
+
+
 def test_a_sink_is_added_shown_listed_and_changed(site: Command) -> None:
     added = site.json(
         *("sinks", "add", "web", "https://host/in", "--from", "2024-05-01T00:00:04Z", "--sensor", "PUMP-*"),

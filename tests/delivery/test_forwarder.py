@@ -630,6 +630,77 @@ def test_a_full_disk_delays_a_delivery_and_loses_nothing(
     assert (len(sink.destination.points), sink.destination.repeated()) == (20, 0)
 
 
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the store be busy at so many confirmations; how SQLite says so is tested with its lock."""
+    left = [0]
+    confirm = Delivery.confirm
+
+    def fail(self: Delivery, *args: Any) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise StoreBusy("process 1 has been writing for 10 s")
+        confirm(self, *args)
+
+    monkeypatch.setattr(Delivery, "confirm", fail)
+    return left
+
+
+def test_a_store_that_is_busy_at_the_confirmation_delays_a_step(store: Store, busy: list[int]) -> None:
+    write(store, 20)
+    sink = MemorySink()
+    forwarder = Forwarder(store, sink, batch_points=10, backoff=NO_WAIT)
+    busy[0] = 1
+    step = forwarder.step()["memory"]
+    assert (step.progress, step.items, type(step.error)) == (Progress.BUSY, 10, StoreBusy)
+    assert step.wait_s > 0
+    assert store.sinks.show("memory").behind == 20
+    busy[0] = 0
+    assert forwarder.step()["memory"].items == 10
+    assert store.sinks.show("memory").behind == 0, "the first batch is confirmed with the second"
+    assert (len(sink.sent), sink.destination.repeated()) == (2, 0)
+    forwarder.stop()
+
+
+def test_a_drain_waits_for_a_busy_store_as_for_a_sink(store: Store, busy: list[int]) -> None:
+    write(store, 20)
+    sink = MemorySink()
+    forwarder = Forwarder(store, sink, batch_points=10, backoff=NO_WAIT)
+    busy[0] = 1_000
+    drained = forwarder.drain()["memory"]
+    assert (drained.is_empty, drained.delivered, drained.last.progress) == (False, 20, Progress.BUSY)
+    assert store.sinks.show("memory").behind == 10
+    busy[0] = 3
+    assert forwarder.drain(60.0)["memory"].is_empty
+    assert (len(sink.destination.points), sink.destination.repeated()) == (20, 0)
+
+
+def test_a_batch_that_a_busy_store_does_not_confirm_before_the_stop_is_sent_again(
+    store: Store, busy: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    write(store, 10)
+    sink = MemorySink()
+    forwarder = Forwarder(store, sink, backoff=NO_WAIT)
+    busy[0] = 2
+    forwarder.step()
+    forwarder.stop()
+    assert "the last batch to memory is not confirmed, so it is sent again" in caplog.text
+    step = forwarder.step()["memory"]
+    assert (step.items, step.repeat) == (10, True)
+    assert store.sinks.show("memory").behind == 0
+    forwarder.stop()
+
+
+def test_a_busy_store_is_no_fault_of_a_background_delivery(
+    store: Store, busy: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    write(store, 10)
+    busy[0] = 2
+    with Forwarder(store, MemorySink(), backoff=NO_WAIT, poll_s=0.02):
+        eventually(lambda: not store.sinks.show("memory").behind, "the batch is confirmed")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 def test_a_child_of_a_fork_has_no_forwarder_and_the_parent_keeps_its_own(store: Store) -> None:
     write(store, 5)
     sink = MemorySink()

@@ -302,6 +302,48 @@ def test_a_damaged_body_never_stops_the_receiver(store: Store, receiver: Receive
     assert request(receiver, batch) == 200
 
 
+def test_threads_may_start_and_stop_it_at_the_same_time(store: Store) -> None:
+    """Each stop waits until it has ended; a start that comes too late says so."""
+
+    def stopped(receiver: Receiver) -> bool:
+        receiver.stop()
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.1", receiver.port))
+        return True
+
+    def started(receiver: Receiver) -> bool:
+        with suppress(InvalidSettings):
+            receiver.start()
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            receiver = Receiver(store).start()
+            assert all(pool.map(stopped, [receiver] * 8))
+        for _ in range(5):
+            receiver = Receiver(store)
+            calls = [pool.submit(work, receiver) for work in (started, stopped) * 4]
+            assert all(call.result(60) for call in calls)
+    assert not [thread for thread in threading.enumerate() if thread.name == "holdfast-receiver"]
+
+
+def test_a_sender_asks_for_its_own_position_among_those_of_all_others(
+    store: Store, sink: HoldfastSink
+) -> None:
+    """The others are damaged, so it is seen if one of them is read."""
+    mine = Batches("hub")
+    batch = mine.points(numbers(3))
+    sink.send(batch)
+    assert sink.open(mine.store_id, 2) is None
+    sink.send(Batches("hub", store_id=mine.store_id, epoch=2).points(numbers(1)))
+    with store._handle.metadata.write() as connection:
+        for other in (uuid4().hex, "0" * 32, "f" * 32):
+            values = (other, 1, "hub", "0" * 32, 0, "damaged", 0, 0)
+            connection.exec_driver_sql("INSERT INTO positions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+    assert sink.open(mine.store_id, 1) == batch.tokens.next
+    assert [held.epoch for held in sink.held("")] == [1, 2]
+
+
 def test_slow_and_many_senders_cannot_block_it(store: Store) -> None:
     with Receiver(store, connections=2, timeout_s=0.5) as receiver:
         slow = socket.create_connection(("127.0.0.1", receiver.port))
