@@ -19,6 +19,7 @@ from repo.delivery.limits import AS_COLUMNS, AS_TEXT, BatchLimits
 from repo.delivery.protocol import Lane, RecordItem
 from repo.delivery.rate import Speed, batch_bytes
 from repo.delivery.reading import Cut, Reader
+from repo.delivery.refusals import MOST_DOUBTED
 from repo.repositories.attempts import Attempt
 from repo.repositories.sinks import SinkInfo
 from repo.store.deliveries import Delivery
@@ -143,25 +144,28 @@ class Planner:
     # --- the next batch --------------------------------------------------------------------------------
 
     def next(
-        self, info: SinkInfo, cursor: Cursor, *, takes_records: bool, bytes_per_s: int | None
+        self,
+        info: SinkInfo,
+        cursor: Cursor,
+        *,
+        takes_records: bool,
+        bytes_per_s: int | None,
+        doubted: Sequence[Sending] = (),
     ) -> Sending | None:
         """Return the next batch, with an attempt that is not recorded yet; None if nothing is left.
 
         `cursor` is the sink's, with the batch that it has answered. That one is confirmed in the store already if it
-        had records or was a retry, or what it had would be found once more.
+        had records or was a retry, or what it had would be found once more. If any single items are `doubted` (see
+        `repo.delivery.refusals`), the next batch is another one.
         """
         if info.cursor not in self._expected:  # moved by hand, perhaps over newer values of what is in a page
             self._reader.drop()
         most_bytes = batch_bytes(self._limits.bytes, bytes_per_s)
         last_seq = self._store.sinks.last_seq()
-        was_retry, self.was_retry = self.was_retry, False
-        found = self._suspected(cursor, last_seq, most_bytes)
-        if found is None and not was_retry:
-            found = self._retried(last_seq)
-        if found is None:
-            found = self._by_turn(info, cursor, last_seq, takes_records, most_bytes)
-        if found is None and was_retry:
-            found = self._retried(last_seq)
+        if doubted:
+            found = self._another(info, cursor, last_seq, takes_records, doubted)
+        else:
+            found = self._regular(info, cursor, last_seq, takes_records, most_bytes)
         self._expected = (info.cursor, cursor)
         if found is not None and found.lane is not Lane.RECORDS:
             self._expected = (*self._expected, cursor.confirm(*found.span))
@@ -191,6 +195,47 @@ class Planner:
         """
         most_bytes = 4 * max(self._limits.bytes, AS_COLUMNS.bytes)
         return self._limits._replace(points=max(attempt.points, self._limits.points), bytes=most_bytes)
+
+    def _regular(
+        self, info: SinkInfo, cursor: Cursor, last_seq: int, takes_records: bool, most_bytes: int
+    ) -> Sending | None:
+        was_retry, self.was_retry = self.was_retry, False
+        found = self._suspected(cursor, last_seq, most_bytes)
+        if found is None and not was_retry:
+            found = self._retried(last_seq)
+        if found is None:
+            found = self._by_turn(info, cursor, last_seq, takes_records, most_bytes)
+        if found is None and was_retry:
+            found = self._retried(last_seq)
+        return found
+
+    def _another(
+        self,
+        info: SinkInfo,
+        cursor: Cursor,
+        last_seq: int,
+        takes_records: bool,
+        doubted: Sequence[Sending],
+    ) -> Sending | None:
+        """Return a single item that is not doubted yet: a point, from farther on in the backlog each time."""
+        for sending in doubted:
+            if sending.attempt.confirms_seqs:
+                cursor = cursor.confirm(*sending.span)
+        gaps = cursor.gaps(last_seq)
+        if gaps:
+            begin = doubted[0].span.first
+            begin += (last_seq - begin) * len(doubted) // (MOST_DOUBTED - 1)
+            rest = [Span(max(gap.first, begin), gap.last) for gap in gaps if gap.last >= begin]
+            self._rows = 1
+            return self._of_cut(Lane.LIVE, Work((rest or gaps)[0]), last_seq, AS_TEXT.bytes)
+        if not info.records or not takes_records:
+            return None
+        known = {record.record_id for sending in doubted for record in sending.records}
+        for record in self._delivery.records(len(known) + 1, AS_TEXT.bytes):
+            if record.record_id not in known:
+                attempt = self._new_attempt(Span(0, 0), 1, "", Lane.RECORDS)
+                return Sending(attempt, None, last_seq, [RecordItem(*record)])
+        return None
 
     def _suspected(self, cursor: Cursor, last_seq: int, most_bytes: int) -> Sending | None:
         """Return the next part of a batch that was refused as a whole."""

@@ -138,7 +138,8 @@ class Sink(Protocol):
     - `SinkHalted`: the destination rejects everything for now, whatever the batch contains: wrong credentials, a
       missing table or topic, a certificate. Nothing is skipped; the same batch is tried again every minute.
     - `SinkRefused`: the destination stored nothing of the batch because of its content, and does not say which item is
-      wrong. The batch is split until the item is found. A sink that knows the items returns them in its outcome.
+      wrong. The batch is split until the item is found. A sink that knows the items returns them in its outcome. If the
+      sink is not exact, and has accepted nothing yet, see `repo.delivery.refusals`.
     - `StoreForked`: see `Tokens`. Delivery to this sink stops.
 
     Any other exception is a fault of the sink: `status` shows it, and the same batch is tried again every minute.

@@ -19,7 +19,7 @@ class Progress(StrEnum):
     DELIVERED = "delivered"
     """A batch was answered, and is confirmed with the next step, or by `settle`."""
     SPLIT = "split"
-    """The sink refused a batch of several items, which is sent in halves."""
+    """The sink refused a batch of several items, which is sent in halves, or its first item: another one is tried."""
     IDLE = "idle"
     """Everything is delivered and confirmed."""
     LIMITED = "limited"

@@ -23,7 +23,14 @@ from repo.delivery.limits import limits_of
 from repo.delivery.planner import Planner, Sending
 from repo.delivery.protocol import Batch, Item, Lane, Outcome, Sink, Tokens
 from repo.delivery.rate import Bucket
-from repo.delivery.refusals import Refusals, check_rows, named_again, quarantined
+from repo.delivery.refusals import (
+    MOST_DOUBTED,
+    Refusals,
+    check_rows,
+    named_again,
+    quarantined,
+    refuses_everything,
+)
 from repo.delivery.steps import Backoff, Progress, Step
 from repo.errors import (
     HoldfastError,
@@ -74,6 +81,12 @@ class _Answered:
         return self.sending.part, self.totals, self.refused, self.records, self.sending.seqs
 
 
+def _has_accepted(info: SinkInfo, answered: _Answered | None) -> bool:
+    """Return whether a sink has ever stored an item."""
+    totals = Totals() if answered is None else answered.totals
+    return any((info.sent_points, info.sent_records, totals.points, totals.records))
+
+
 class _Failed(Exception):
     """A sink raised an error."""
 
@@ -112,6 +125,7 @@ class Worker:
         self._identity = ("", 0)
         self._sink: Sink | None = None
         self._refusals = Refusals(name)
+        self._has_accepted = False
         self._forget()
 
     def _forget(self) -> None:
@@ -120,6 +134,8 @@ class Worker:
         self._held: str | None = None
         self._sending: Sending | None = None
         self._answered: _Answered | None = None
+        self._doubted: list[_Answered] = []
+        """Single items that were refused before anything was accepted; none is confirmed."""
         self._planner.forget()
 
     # --- what the owner calls --------------------------------------------------------------------------
@@ -211,6 +227,10 @@ class Worker:
             return self._failed(SinkHalted(_DAMAGED.format(self.name, self._store.files.command(_REKEY))))
         if not self._follow(info, identity):
             return self._step()
+        self._has_accepted = _has_accepted(info, self._answered)
+        if self._doubted and self._has_accepted:
+            self._settle()
+            return self._quarantine(self._doubted.pop(0))
         limit = None if info.rate is None else info.rate.at(self._store.now_us())
         wait_s = self._bucket.wait_s(self._clock(), limit)
         if wait_s > 0:
@@ -227,6 +247,8 @@ class Worker:
             sending = self._next(info, sink, limit) if sending is None else self._again(sending)
             if sending is None:
                 self._settle()
+                if self._doubted:
+                    return self._refuses_everything()
                 self._health.reached(info)
                 return Step(Progress.IDLE, self._poll_s)
             return self._sent(sink, sending, committed)
@@ -295,7 +317,10 @@ class Worker:
                 cursor = cursor.confirm(*answered.sending.span)
             if answered.records or self._planner.was_retry:
                 self._settle()  # or the planner would find them again
-        planned = self._planner.next(info, cursor, takes_records=sink.takes_records, bytes_per_s=bytes_per_s)
+        doubted = [answered.sending for answered in self._doubted]
+        planned = self._planner.next(
+            info, cursor, takes_records=sink.takes_records, bytes_per_s=bytes_per_s, doubted=doubted
+        )
         if planned is None:
             return None
         self._delivery.begin(planned.attempt, *(self._answered.facts if self._answered else ()))
@@ -398,13 +423,36 @@ class Worker:
         too_many = self._too_many(1, 1) if counts else None
         if too_many is not None:
             return self._failed(too_many)
-        log.warning("%s refused an item, which is in quarantine now: %s", self.name, error)
-        refused, nothing = [quarantined(batch, Item(0, str(error)))], sending.nothing
-        if sink.exact:
-            self._delivery.confirm_part(sending.part, nothing.attempt, refused, sent=sending.seqs)
+        answered = _Answered(sending, Totals(), [quarantined(batch, Item(0, str(error)))])
+        if counts and not sink.exact and not self._has_accepted:
+            return self._doubt(answered, error)
+        return self._quarantine(answered, exact=sink.exact, counts=counts)
+
+    def _doubt(self, answered: _Answered, error: SinkRefused) -> Step:
+        """Keep an item that may be refused only because everything is: see `repo.delivery.refusals`."""
+        self._delivery.drop_attempt()
+        self._sending = None
+        self._doubted.append(answered)
+        if len(self._doubted) == MOST_DOUBTED:
+            return self._refuses_everything()
+        return Step(Progress.SPLIT, 0.0, answered.sending.lane, *answered.sending.span, error=error)
+
+    def _refuses_everything(self) -> Step:
+        [last] = self._doubted[-1].refused
+        error = refuses_everything(self.name, len(self._doubted), last)
+        self._doubted = []
+        return self._failed(error)
+
+    def _quarantine(self, answered: _Answered, *, exact: bool = False, counts: bool = True) -> Step:
+        """Confirm a batch whose only item was refused."""
+        sending, [item] = answered.sending, answered.refused
+        log.warning("%s refused an item, which is in quarantine now: %s", self.name, item.reason)
+        if exact:
+            nothing = sending.nothing
+            self._delivery.confirm_part(sending.part, nothing.attempt, answered.refused, sent=sending.seqs)
             self._sending = nothing
         else:
-            self._sending, self._answered = None, _Answered(sending, Totals(), refused)
+            self._sending, self._answered = None, answered
             self._settle()
         if counts:
             self._refusals.add(1, 1)

@@ -111,6 +111,7 @@ def test_refused_points_that_are_sent_again_neither_delay_nor_halt_a_delivery(
     monkeypatch.setattr(refusals, "MOST_REFUSED", 20)
     monkeypatch.setattr(refusals, "MOST_QUARANTINED", 20)
     write(store, 20, value=-20.0)
+    write(store, 1, first=50)  # or a sink that keeps no position would be halted
     sink = MemorySink(exact=exact, by_item=exact, refuses=lambda row: "negative" if row[3] < 0 else None)
     forwarder = Forwarder(store, sink, backoff=NO_WAIT)
     steps(forwarder)
@@ -120,7 +121,7 @@ def test_refused_points_that_are_sent_again_neither_delay_nor_halt_a_delivery(
     write(store, 5, first=100)
     for _ in range(2):
         forwarder.step()
-    assert len(sink.destination.points) == 5, "new readings do not wait for twenty batches"
+    assert len(sink.destination.points) == 6, "new readings do not wait for twenty batches"
     made = steps(forwarder)
     assert made[-1].progress is Progress.IDLE, made
     assert sum(step.refused for step in made) >= 18

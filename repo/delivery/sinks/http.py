@@ -25,7 +25,7 @@ from urllib.parse import quote, urlencode
 
 from repo.arguments import check_text, shown
 from repo.delivery.keys import BatchKey
-from repo.delivery.protocol import Batch, Outcome
+from repo.delivery.protocol import Batch, Item, Outcome
 from repo.delivery.secrets import Secret
 from repo.delivery.sinks.connection import Answer, Connection, checked_url, rejected
 from repo.delivery.sinks.http_formats import format_of
@@ -102,7 +102,10 @@ class HttpSink:
         answer = self._connection.exchange("POST", self._target, body, headers)
         outcome = self._format.outcome(answer, key, encoded, self._connection.address)
         if outcome is None:
-            raise self._rejection(answer, len(batch))
+            error = self._rejection(answer, len(batch))
+            if len(batch) > 1 or not self._accepts or not isinstance(error, SinkRefused):
+                raise error
+            outcome = Outcome((Item(0, str(error)),))  # it is this item, and not all that is sent there
         self._accepts = True
         return Outcome(
             tuple(sorted({*encoded.refused, *outcome.refused})), outcome.repeat, sent_bytes=len(body)
@@ -125,9 +128,8 @@ class HttpSink:
     def _rejection(self, answer: Answer, items: int) -> SinkHalted | SinkRefused | SinkUnreachable:
         """Return what an answer that is no success means.
 
-        A database may answer a wrong path or a wrong name as it answers a wrong point. So before the first item is
-        refused, which puts it into quarantine, it is asked to write nothing: if the answer is the same, no point is the
-        reason.
+        A database may answer a wrong path or a wrong name as it answers a wrong point. So when the first item is
+        refused, it is asked to write nothing: if the answer is the same, no point is the reason.
         """
         error = rejected(answer, self._connection.address)
         if items > 1 or self._accepts or not self._format.takes_empty or not isinstance(error, SinkRefused):
