@@ -1,12 +1,13 @@
-"""Extras: finds optional packages, and names the command that installs one, however this distribution was installed."""
+"""Extras: imports optional packages, and names the command that installs one, however Holdfast was installed."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from repo.errors import MissingExtra
 
-__all__ = ["install_command", "missing_extra", "numpy_for", "pyarrow_is_installed"]
+__all__ = ["imported", "install_command", "missing_extra", "numpy_for"]
 
 _NAME = "holdfast-edge"
 
@@ -38,9 +39,23 @@ def numpy_for(rows: int) -> Any | None:
     return numpy
 
 
-def pyarrow_is_installed() -> bool:
-    """Return whether pyarrow can be imported, without importing it."""
-    return importlib.util.find_spec("pyarrow") is not None
+def imported(package: str) -> Any:
+    """Import an optional package while other threads may use a store. Raises `ImportError` if it is not installed.
+
+    pyarrow, which pandas imports too, has a class that is both a sequence and a mapping. While Python makes it, other
+    threads that ask are answered that tuples and lists are mappings (python/cpython#116093). Python keeps to the
+    answer, and then DuckDB raises `std::bad_cast` for every statement with parameters. So the right answers are cached
+    before, after NumPy, whose import drops them; and wrong ones about other classes are dropped afterwards.
+    """
+    if package in sys.modules:
+        return import_module(package)
+    with suppress(ImportError):
+        import_module("numpy")
+    _ = isinstance((), Mapping), isinstance([], Mapping)
+    try:
+        return import_module(package)
+    finally:
+        Mapping._abc_caches_clear()  # type: ignore[attr-defined]
 
 
 def missing_extra(what: str, extra: str, otherwise: str = "") -> MissingExtra:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -95,3 +98,37 @@ def test_numpy_is_imported_once_many_rows_were_converted(run_python: RunPython) 
         "from repo.extras import numpy_for\nprint([numpy_for(10_000) is not None for _ in range(11)])"
     )
     assert done.stdout.split() == f"{[False] * 9 + [True] * 2}".split(), done.stderr
+
+
+_HALF_MADE = """
+import abc
+from collections.abc import Mapping, Sequence
+
+# A moment in `ABCMeta.__new__`, at which other threads may run.
+half_made = type.__new__(abc.ABCMeta, "HalfMade", (Sequence, Mapping), {})
+seen = [isinstance(sequence, Mapping) for sequence in ((), [])]
+Other = type("Other", (tuple,), {})
+is_other_a_mapping = isinstance(Other(), Mapping)
+abc._abc_init(half_made)
+"""
+
+
+def test_a_tuple_is_no_mapping_while_a_class_that_is_both_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    assert isinstance([], Sequence)
+    for module, load in (("holdfast_plain", __import__), ("holdfast_guarded", extras.imported)):
+        (tmp_path / f"{module}.py").write_text(_HALF_MADE)
+        Mapping._abc_caches_clear()  # type: ignore[attr-defined]
+        loaded = load(module)
+        remembered = isinstance((), Mapping), isinstance(loaded.Other(), Mapping)
+        Mapping._abc_caches_clear()  # type: ignore[attr-defined]
+        assert loaded.is_other_a_mapping
+        if module == "holdfast_plain":  # what the guard is for; a Python without it needs none
+            assert loaded.seen == [True, True]
+            assert remembered == (True, True)
+        else:
+            assert loaded.seen == [False, False]
+            assert remembered == (False, False)
+        sys.modules.pop(module)

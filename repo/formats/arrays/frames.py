@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 from typing import Any
 
 from sqlalchemy import Connection
@@ -18,7 +17,7 @@ from sqlalchemy import Connection
 from repo.engines.base import Shape
 from repo.engines.registry import traits_of
 from repo.engines.statements import Statement
-from repo.extras import missing_extra
+from repo.extras import imported, missing_extra
 from repo.formats.arrays.columns import Coded
 from repo.queries.point_sql import Query
 
@@ -341,7 +340,7 @@ class _ArrowStream:
 
 def _needed(package: str, extra: str) -> Any:
     try:
-        return import_module(package)
+        return imported(package)
     except ImportError as error:
         raise missing_extra(f"this needs {package}, which is not installed", extra) from error
 

@@ -5,14 +5,13 @@ Distinguishes Arrow tables, frames and dicts of arrays; never inspects a value.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from repo.errors import InvalidPoint, Refusal
-from repo.extras import missing_extra
+from repo.extras import imported, missing_extra
 from repo.formats.arrays.memory import KeptStream
 from repo.formats.arrays.scan import Scan
 from repo.times import to_datetime
@@ -175,8 +174,8 @@ def _of_mapping(given: Mapping[Any, Any], chunk_rows: int) -> Table:
     columns = {
         name: [column] * rows if isinstance(column, str) else column for name, column in columns.items()
     }
-    if _installed("pyarrow"):
-        table = _arrow_of(columns)
+    if pa := _pyarrow():
+        table = _arrow_of(pa, columns)
         if table is not None:
             return _of_arrow(table, chunk_rows)
     elif all(getattr(getattr(c, "dtype", None), "kind", "O") in "iufU" for c in columns.values()):
@@ -197,10 +196,8 @@ def _length(name: str, column: Any) -> int:
         raise _refused(name, f"is of type {type(column).__name__}; an array or a list is required") from error
 
 
-def _arrow_of(columns: Mapping[str, Any]) -> Any:
+def _arrow_of(pa: Any, columns: Mapping[str, Any]) -> Any:
     """Return the columns as an Arrow table, or None if one has mixed types that Arrow does not accept."""
-    import pyarrow as pa
-
     if any(map(_is_too_deep, columns.values())):
         return None
     try:
@@ -266,9 +263,7 @@ def _listed(column: Any) -> list[Any]:
 def _of_pandas(frame: Any, chunk_rows: int) -> Table:
     if not set(COLUMNS).isdisjoint(name for name in frame.index.names if name is not None):
         frame = frame.reset_index()
-    if _installed("pyarrow"):
-        import pyarrow as pa
-
+    if pa := _pyarrow():
         names = _checked_names(frame.columns)
         try:
             if any(_is_too_deep(frame[name]) for name in names):
@@ -299,9 +294,7 @@ def _pandas_list(column: Any) -> list[Any]:
 
 
 def _of_stream(given: Any, chunk_rows: int, spool: Any) -> Table:
-    if _installed("pyarrow"):
-        import pyarrow as pa
-
+    if pa := _pyarrow():
         reader = pa.RecordBatchReader.from_stream(given)
         return Table(_checked_names(reader.schema.names), _regrouped(reader, chunk_rows), repeatable=False)
     if spool is None:
@@ -421,5 +414,8 @@ def _refused(field: str, reason: str) -> InvalidPoint:
     return InvalidPoint([Refusal(None, field, reason)])
 
 
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+def _pyarrow() -> Any | None:
+    try:
+        return imported("pyarrow")
+    except ImportError:
+        return None

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from repo.errors import MissingExtra
-from repo.extras import missing_extra, pyarrow_is_installed
+from repo.extras import imported, missing_extra
 from repo.formats.files.formats import FileReader, FileWriter
 
 __all__ = ["SharedInstance", "reader_here", "writer_here"]
@@ -81,5 +81,7 @@ def reader_here(
 
 
 def _need_pyarrow() -> None:
-    if not pyarrow_is_installed():
-        raise missing_extra("Parquet needs DuckDB or pyarrow, and neither is installed", "arrow")
+    try:
+        imported("pyarrow")
+    except ImportError as error:
+        raise missing_extra("Parquet needs DuckDB or pyarrow, and neither is installed", "arrow") from error
