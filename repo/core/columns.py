@@ -223,7 +223,8 @@ class Columns:
         ticket = Ticket()
         try:
             self._gate.enter(ticket, Patience(float("inf")), alone=True)
-            undisturbed(self._release)
+            if self._open is not None or self._lease.held:
+                undisturbed(self._release)
             self._lease.close()
         finally:
             self._gate.leave(ticket)
