@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,24 @@ def test_a_month_has_its_partition_whatever_the_clock_of_a_device_says(
     server.ask("DROP TABLE holdfast.points_2026_02")
     sink.send(chain.points([("S-2", "flow", 20_485 * DAY_US, 1.0)]))
     assert len(stored(server, chain)) == len(days)
+
+
+def test_sites_that_need_a_new_month_at_the_same_moment_share_its_partition(
+    server: PostgresqlServer, sink: PostgresqlSink
+) -> None:
+    chain = Chain()
+    sink.open(chain.store_id, 1)
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    moment_us = MOMENT_US + 400 * DAY_US
+    with ThreadPoolExecutor(1) as pool, server.connect(autocommit=False) as other:
+        other.execute("SELECT holdfast.make_partition(%s)", (moment_us,))  # not committed yet
+        sending = pool.submit(sink.send, chain.points([("S-1", "flow", moment_us, 1.5)]))
+        while server.ask(waiting) == [(0,)]:
+            assert not sending.done()
+            time.sleep(0.01)
+        other.commit()
+        assert not sending.result().refused
+    assert stored(server, chain, "seq") == [(1,)]
 
 
 def test_items_that_postgresql_cannot_hold_are_named_and_others_lead_to_a_bisection(

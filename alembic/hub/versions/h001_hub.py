@@ -53,7 +53,8 @@ CREATE TABLE points_late PARTITION OF points FOR VALUES FROM (4102444800000000) 
 """
 
 # It runs as its owner, so that the role of a site needs no right to create tables. ATTACH, unlike CREATE TABLE ...
-# PARTITION OF, does not wait for those who read and write the table.
+# PARTITION OF, does not wait for those who read and write the table. Another site may make the partition while this one
+# waits for the lock: `to_regclass` would then answer from a cache that says that there is none.
 MAKE_PARTITION = """
 CREATE FUNCTION make_partition(moment_us bigint) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT AS $function$
@@ -67,7 +68,7 @@ BEGIN
         RETURN;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtextextended('holdfast hub ' || home, 0));
-    IF to_regclass(format('%I.%I', home, partition)) IS NOT NULL THEN
+    IF EXISTS (SELECT FROM pg_tables WHERE schemaname = home AND tablename = partition) THEN
         RETURN;
     END IF;
     EXECUTE format('CREATE TABLE %I.%I (LIKE %I.points INCLUDING ALL)', home, partition, home);
