@@ -213,11 +213,13 @@ def change(
         settings = _settings(store, given)
         if two_lanes or given["share"] or given["newest_first"] or given["one_lane"]:
             settings["lanes"] = _lanes(given, before.lanes._asdict() | ({"two": True} if two_lanes else {}))
-        for wanted, key in ((all_series, "filter"), (no_rate, "rate"), (no_max_backlog, "max_backlog")):
+        for wanted, key, option, others in (
+            (all_series, "filter", "--all-series", "--sensor and --metric"),
+            (no_rate, "rate", "--no-rate", "--rate and --window"),
+            (no_max_backlog, "max_backlog", "--no-max-backlog", "the other --max-backlog options"),
+        ):
             if wanted and key in settings:
-                raise click.UsageError(
-                    f"--{'no-' if key != 'filter' else 'all-'}... contradicts another option"
-                )
+                raise click.UsageError(f"{option} contradicts {others}")
             if wanted:
                 settings[key] = None
         for key, value in (("hold", hold), ("records", records)):

@@ -50,6 +50,21 @@ def stick(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        ("--all-series", "--metric", "flow"),
+        ("--no-rate", "--window", "08:00-18:00=0"),
+        ("--no-max-backlog", "--max-backlog", "3d"),
+    ],
+)
+def test_an_option_that_contradicts_another_one_is_named(site: Command, given: tuple[str, ...]) -> None:
+    site("sinks", "add", "web", "https://host/in", "--from", "now")
+    refused = site("sinks", "change", "web", *given, code=2).stderr
+    assert f"{given[0]} contradicts" in refused
+    assert given[1] in refused
+
+
+@pytest.mark.parametrize(
     ("attempt", "shown"),
     [
         (Attempt(3, 9, 5, "c", "t", "live", 1, T0 * 1_000_000), "5 points, seqs 3 to 9 (live), 1 try since"),

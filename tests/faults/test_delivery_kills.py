@@ -18,7 +18,7 @@ import pytest
 from repo import Settings, Store
 from repo.delivery.forwarder import Forwarder
 from repo.repositories.sinks import SinkInfo
-from tests.conftest import Templates
+from tests.conftest import ENGINES, Templates
 from tests.delivery.servers.postgresql import PASSWORD, PostgresqlServer, why_no_postgresql
 from tests.delivery.sites import (
     NAMES,
@@ -333,6 +333,7 @@ def drained(store: Store) -> tuple[SinkInfo, set[tuple[Any, ...]]]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["holdfast", "postgresql"])
 def test_many_kills_at_each_step_of_a_refusal(
     starter: Starter,
@@ -340,11 +341,12 @@ def test_many_kills_at_each_step_of_a_refusal(
     tmp_path: Path,
     seed: int,
     name: str,
+    engine: str,
     postgresql: Callable[[], PostgresqlServer],
 ) -> None:
     """What is refused alone is in quarantine and not at the destination. Everything else is there exactly once."""
     chance = Random(f"{seed}/{name}/refusals")
-    with campaign(starter, templates, tmp_path, name, "sqlite", chance, postgresql, overwrites=False) as (
+    with campaign(starter, templates, tmp_path, name, engine, chance, postgresql, overwrites=False) as (
         kills,
         site,
         store,
@@ -358,18 +360,19 @@ def test_many_kills_at_each_step_of_a_refusal(
         assert refused.isdisjoint(there)
         assert there | dict.fromkeys(refused, 0.0) == expected(store) | dict.fromkeys(refused, 0.0)
         assert site.count() == info.sent_points == len(there)
-    print(f"{name}: {dict(kills.hits)}, {len(refused)} refused")
+    print(f"{name}, {engine}: {dict(kills.hits)}, {len(refused)} refused")
     assert all(kills.hits[step] == HITS for step in REFUSALS), kills.hits
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
 def test_batches_that_arrive_after_their_items_were_refused_are_no_forks(
-    starter: Starter, templates: Templates, tmp_path: Path, seed: int
+    starter: Starter, templates: Templates, tmp_path: Path, seed: int, engine: str
 ) -> None:
     """A receiver refused an item, and then takes it again. PostgreSQL locks the position until a late batch ends."""
     chance = Random(f"{seed}/late refusals")
     steps = [step for step in REFUSALS if step not in HELD]
-    with campaign(starter, templates, tmp_path, "holdfast", "sqlite", chance, overwrites=False) as (
+    with campaign(starter, templates, tmp_path, "holdfast", engine, chance, overwrites=False) as (
         kills,
         site,
         store,
