@@ -41,7 +41,7 @@ def asked(question: str) -> None:
         if sys.stdin.isatty():
             raise
         raise click.UsageError(
-            "nothing was changed, because nobody confirmed it; add -y to go on without confirmation"
+            "nothing was changed, because nobody confirmed it; add -y to continue without confirmation"
         ) from no_answer
     if not is_confirmed:
         raise click.Abort

@@ -170,8 +170,8 @@ def _drop(session: Session, store: Store, scope: dict[str, Any], *, dry_run: boo
         return dropped
     if dropped.points is None:
         session.note(
-            "another process has the columns open: the deletion is recorded, and is applied when that process "
-            f"releases them; `{session.command('status')}` counts the points then"
+            "another process has the columns open: the deletion is recorded, and will be applied when that process "
+            f"releases them; `{session.command('status')}` then shows the new count"
         )
     if dropped.points is not None or dropped.records:
         session.say(f"deleted {_summary(dropped)}")

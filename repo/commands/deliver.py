@@ -34,16 +34,17 @@ _REJECTING = ("halted", "forked")
 @click.option(
     "--timeout",
     metavar="SPAN",
-    help="Keep trying for this long (5m) if a sink is unreachable; at once otherwise.",
+    help="Keep trying for this long (5m) if a sink is unreachable; by default, give up at once.",
 )
 @global_options
 @click.pass_obj
 def drain(session: Session, sinks: tuple[str, ...], timeout: str | None) -> None:
     """Deliver everything that waits, and exit: to all destinations, or to the named ones.
 
-    For a timer, or before a device is switched off. Exits 0 if everything was delivered, 1 if a destination could not
-    be reached, its rate is 0 now, or the time was up, 3 if one refused something, rejects everything or is paused, 4 if
-    another process delivers to it. Nothing is lost by an interrupt; the next delivery continues.
+    Run it from a timer, or before a device is switched off. Exits 0 if everything was delivered; 1 if a
+    destination could not be reached, its rate is 0 now, or the time was up; 3 if a destination refused
+    something, rejects everything or is paused; 4 if another process delivers to it. An interrupt loses
+    nothing; the next delivery continues.
 
     \b
     JSON: [{"name", "delivered": points and records, "refused": put into
@@ -67,7 +68,7 @@ def drain(session: Session, sinks: tuple[str, ...], timeout: str | None) -> None
                 show(min(done, behind), behind)
 
             forwarder = Forwarder(store, list(sinks) or None, on_step=on_step)
-            # The result repeats it, which comes at once without a timeout.
+            # The result, which comes at once without a timeout, says the same.
             shown_once = (
                 session.without_log("holdfast.delivery.state") if timeout_s is None else nullcontext()
             )
@@ -118,9 +119,9 @@ def run(
 ) -> None:
     """Deliver to the destinations until SIGTERM or Ctrl-C: to all, or to the named ones.
 
-    For a store that no application delivers for; an application does so with `Forwarder(store).start()`. Sinks that are
-    added, changed, paused or removed while it runs are followed. At SIGTERM, the batch in hand is finished.
-    `status` and `sinks list` show how it goes. The log is on stderr.
+    Use it if no application delivers for the store with `Forwarder(store).start()`. It notices sinks that are
+    added, changed, paused or removed while it runs. At SIGTERM, it finishes the batch in hand. `status` and
+    `sinks list` show the progress. The log is on stderr.
 
     With --receive, the store takes what the sinks https+holdfast://HOST:PORT of other stores send, each point exactly
     once. That needs a --token for each sender, unless only this machine can connect (127.0.0.1), and --certificate and
@@ -167,8 +168,9 @@ def run(
 def reconcile(session: Session, sink: str) -> None:
     """Compare what SINK confirmed with what its destination holds.
 
-    Exits 3 if something is missing, and names it by ranges of seqs; `sinks replay SINK --from-seq FIRST` delivers it
-    again. Sinks of the kinds http, mqtt and kafka keep no position: count the points at the destination.
+    Exits 3 if points are missing, and prints the ranges of their seqs; `sinks replay SINK --from-seq FIRST`
+    delivers them again. Sinks of the kinds http, mqtt and kafka keep no position: count the points at the
+    destination.
 
     \b
     JSON: {"sink", "store_id", "epoch", "checked": points, "missing": points,
@@ -224,7 +226,7 @@ def _plain(name: str, drained: Drained, behind: int) -> dict[str, Any]:
 def _text(drained: Drained, behind: int) -> str:
     parts = [f"{counted(drained.delivered, 'item')} delivered"]
     if drained.refused:
-        parts.append(f"{drained.refused:,} refused, which are in quarantine")
+        parts.append(f"{drained.refused:,} refused and put into quarantine")
     if not drained.is_empty:
         parts.append(f"{counted(behind, 'seq')} behind: {drained.last.progress.value}")
         if drained.last.error is not None:

@@ -1,4 +1,4 @@
-"""`quarantine`: what destinations refused for good: lists, sends again, exports and drops it."""
+"""`quarantine`: lists, retries, exports and drops the items that destinations refused."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ sink_option = click.option("--sink", metavar="NAME", help="The items of this sin
 def quarantine() -> None:
     """Handle the points and records that destinations refused.
 
-    A destination that refuses an item gets the others, and the item waits here with the reason. Points also stay in the
-    store; records are only here.
+    If a destination refuses an item, the item waits here with the reason, and the others are delivered.
+    Points also stay in the store; records are only here.
     """
 
 
@@ -111,9 +111,9 @@ def show(session: Session, item_id: int) -> None:
 def retry(session: Session, ids: tuple[int, ...], sink: str | None, everything: bool) -> None:
     """Send items again, after the cause was fixed.
 
-    Points are sent one by one by the next delivery, and leave the quarantine once they are accepted; so does one that
-    was overwritten since. One that the store no longer has, or that the filter of the sink no longer selects, stays.
-    Records are pending again at once.
+    The next delivery sends the points one by one; a point leaves the quarantine once it is accepted, or if it
+    was overwritten in the meantime. It stays if the store no longer has it, or the filter of the sink no
+    longer selects it. Records are pending again at once.
 
     \b
     JSON: {"points": to be sent again, "records": pending again, "replaced":
@@ -126,7 +126,7 @@ def retry(session: Session, ids: tuple[int, ...], sink: str | None, everything: 
         return
     session.say(
         f"{counted(done.points, 'point')} to be sent again, {counted(done.records, 'record')} pending again"
-        + (f", {counted(done.replaced, 'record')} dropped for newer ones" if done.replaced else "")
+        + (f", {counted(done.replaced, 'record')} dropped in favour of newer ones" if done.replaced else "")
     )
 
 
@@ -162,7 +162,7 @@ def drop(
 @global_options
 @click.pass_obj
 def export(session: Session, target: Path, sink: str | None) -> None:
-    """Write items to FILE as NDJSON: one object a line, as in `quarantine list --json`. A file that exists is replaced.
+    """Write items to FILE as NDJSON: one object a line, as in `quarantine list --json`. An existing file is replaced.
 
     \b
     JSON: {"path", "items": written}

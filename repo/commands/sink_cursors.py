@@ -1,4 +1,4 @@
-"""`sinks skip`, `replay`, `confirm` and `rekey`: move by hand what a sink has confirmed, and end a fork."""
+"""`sinks skip`, `replay`, `confirm` and `rekey`: change by hand what a sink has confirmed, and end a fork."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _name = click.argument("name", metavar="NAME")
 def skip(session: Session, name: str, to: int | None, dry_run: bool, yes: bool) -> None:
     """Give up what a destination has not confirmed, and deliver only what is written from now on.
 
-    The points stay in the store, and the loss ledger gets an entry. `replay` delivers them after all.
+    The points stay in the store, and the loss ledger gets an entry. `replay` can still deliver them.
 
     \b
     JSON (with -y or --dry-run): {"name", "dry_run", "first_seq": the seq that it
@@ -63,8 +63,9 @@ def replay(
 ) -> None:
     """Deliver again what was written since a time.
 
-    That is the first point with that time or a later one, and everything that was written after it. Receivers that know
-    the points drop them or store them once more. Points that were deleted since are gone; the command says how many.
+    The delivery begins with the first point with that time or a later one, and continues with everything that
+    was written after it. Receivers that have the points already drop them or store them once more. Points
+    that have been deleted are gone; the command says how many.
 
     \b
     JSON (with -y or --dry-run): {"name", "dry_run", "first_seq": the seq that it
@@ -75,7 +76,7 @@ def replay(
 
     check_asking(session, dry_run=dry_run, yes=yes)
     if (start is None) == (seq is None):
-        raise click.UsageError("either --from or --from-seq is needed: where to begin")
+        raise click.UsageError("say where to begin: either --from or --from-seq is needed")
     begin: str | datetime | None = start
     if start is not None and start != "beginning":
         if start == "now":
@@ -104,7 +105,7 @@ def confirm(
 ) -> None:
     """Confirm by hand that a destination has the seqs FIRST to LAST; with FIRST alone, everything up to it.
 
-    They are not delivered to it then.
+    These seqs are not delivered any more.
 
     \b
     JSON (with -y or --dry-run): {"name", "dry_run", "first_seq", "last_seq"}
@@ -131,17 +132,17 @@ def confirm(
 @global_options
 @click.pass_obj
 def rekey(session: Session, restored: bool, dry_run: bool, yes: bool) -> None:
-    """Make this store new to every destination, after a delivery stopped as forked.
+    """Give this store a new identity at every destination, after a delivery stopped as forked.
 
-    A destination and a store that disagree on the last batch are not both what they were: one is a copy, or was put
-    back to an earlier state. Nothing is delivered then, because one reading could replace another.
+    If a destination and a store disagree on the last batch, one of them is a copy, or was put back to an
+    earlier state. Nothing is delivered then, because one reading could replace another.
 
     \b
-    This store is a copy of another one, which goes on:
+    This store is a copy of another one, which is still in use:
       holdfast sinks rekey             a new id; waits for the columns
     This store, or the destination, was restored from a copy:
       holdfast sinks rekey --restored  the same id in the next epoch
-    Then `sinks replay` delivers again what the destination may lack.
+    Afterwards, `sinks replay` delivers again what the destination may lack.
 
     What was confirmed stays confirmed. `migrate --restore` raises the epoch by itself.
 

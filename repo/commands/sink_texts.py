@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 __all__ = ["WHAT_FOLLOWS", "sink_lines", "state_text"]
 
 WHAT_FOLLOWS = {
-    "paused": "`sinks resume` lets it go on",
-    "failing": "a running forwarder tries it again, and so does `drain`",
-    "halted": "nothing is delivered until the cause is fixed; tried every minute by a running forwarder",
-    "forked": "nothing is sent until you end that; the error says how",
-    "stopped": "the delivery ends with an error, and is tried again every minute; nothing is skipped",
+    "paused": "`sinks resume` ends the pause",
+    "failing": "a running forwarder tries again, and so does `drain`",
+    "halted": "nothing is delivered until the cause is fixed; a running forwarder tries every minute",
+    "forked": "nothing is sent until you resolve the fork; the error says how",
+    "stopped": "an error ended the delivery; a running forwarder tries again every minute and skips nothing",
 }
 """What happens next in a state, or what ends it; a running sink has none."""
 

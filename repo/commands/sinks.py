@@ -68,7 +68,9 @@ def settings_options(function: Decorated) -> Decorated:
             multiple=True,
             help="Only this metric; may be a quoted glob.",
         ),
-        click.option("--rate", metavar="RATE", help="Most bytes per second: 500kB/s, 1.5MB/s."),
+        click.option(
+            "--rate", metavar="RATE", help="Send at most this many bytes per second: 500kB/s, 1.5MB/s."
+        ),
         click.option(
             "--window",
             "windows",
@@ -77,21 +79,19 @@ def settings_options(function: Decorated) -> Decorated:
             help="Another rate for a part of each day: '08:00-18:00=100kB/s'; 0 sends nothing.",
         ),
         _tz,
-        click.option(
-            "--max-backlog", metavar="SPAN", help="Do not hold points that are older than this: 30d."
-        ),
+        click.option("--max-backlog", metavar="SPAN", help="Do not hold points older than this: 30d."),
         click.option(
             "--max-backlog-points",
             metavar="COUNT",
             type=click.IntRange(min=1),
-            help="Hold about this many at most.",
+            help="Hold at most about this many points.",
         ),
-        click.option("--max-backlog-bytes", metavar="SIZE", help="Hold about this much at most: 2GB."),
+        click.option("--max-backlog-bytes", metavar="SIZE", help="Hold at most about this much: 2GB."),
         click.option(
             "--share",
             metavar="PERCENT",
             type=click.IntRange(1, 99),
-            help="Part of the bytes that a backlog gets while new readings come (20).",
+            help="Share of the bytes that a backlog gets while there are new readings (20).",
         ),
         click.option("--newest-first", is_flag=True, help="Send the newest part of a backlog first."),
         click.option(
@@ -119,9 +119,11 @@ def settings_options(function: Decorated) -> Decorated:
     "--from",
     "start",
     metavar="TIME",
-    help="Deliver what was written since: a time, 'now', or 'beginning' for everything.  [required]",
+    help="Where to begin: a time, 'now', or 'beginning' for everything.  [required]",
 )
-@click.option("--records", is_flag=True, help="The pending records, too. One sink of a store may get them.")
+@click.option(
+    "--records", is_flag=True, help="Deliver pending records, too. Only one sink of a store may get them."
+)
 @click.option("--no-hold", is_flag=True, help="Let a cleanup delete what this sink has not confirmed.")
 @settings_options
 @global_options
@@ -139,15 +141,15 @@ def add(
       mqtts://HOST/TOPIC           MQTT; mqtt:// without TLS
       kafka+ssl://HOST:PORT/TOPIC  Kafka; kafka:// without TLS
       file:///PATH                 files in a folder, such as on a stick
-    `sinks kinds KIND` lists the options of one. A URL never contains a password or
+    `sinks kinds KIND` lists the options of a kind. A URL never contains a password or
     a token: the store keeps and shows it. Name the place of a secret with --secret.
 
-    --from says what is delivered. A time is the first point with that time or a later one, and everything that was
-    written after it; times are written as for `query`. 'now' leaves out what the store has. 'beginning' and times wait
-    for the columns.
+    --from says where the deliveries begin. A time means the first point with that time or a later one, and
+    everything that was written after that point; times are written as for `query`. 'now' leaves out what is
+    in the store. 'beginning' and times have to wait for the columns.
 
-    A cleanup keeps what a sink has not confirmed, up to its --max-backlog: of all series, also if
-    --sensor or --metric selects some.
+    A cleanup keeps what a sink has not confirmed, up to its --max-backlog. It keeps the points of all series,
+    even if --sensor or --metric selects only some.
 
     \b
     JSON: as `sinks show`
@@ -157,7 +159,7 @@ def add(
 
     if start is None:
         raise click.UsageError(
-            "Missing option '--from': what the sink gets of what the store has: 'beginning' for everything, 'now' for "
+            "Missing option '--from': how much of the stored data the sink gets: 'beginning' for everything, 'now' for "
             "nothing, or a time"
         )
     now_us = system_clock()
@@ -179,12 +181,14 @@ def add(
 
 @sinks.command()
 @_name
-@click.option("--hold/--no-hold", default=None, help="Whether a cleanup keeps what it has not confirmed.")
-@click.option("--records/--no-records", default=None, help="Whether it gets the pending records.")
-@click.option("--all-series", is_flag=True, help="Every sensor and metric again.")
-@click.option("--no-rate", is_flag=True, help="No limit of bytes per second.")
-@click.option("--no-max-backlog", is_flag=True, help="No limit of the hold.")
-@click.option("--two-lanes", is_flag=True, help="New readings before a backlog again.")
+@click.option(
+    "--hold/--no-hold", default=None, help="Whether a cleanup keeps what this sink has not confirmed."
+)
+@click.option("--records/--no-records", default=None, help="Whether the sink gets the pending records.")
+@click.option("--all-series", is_flag=True, help="Deliver every sensor and metric again.")
+@click.option("--no-rate", is_flag=True, help="Remove the limit of bytes per second.")
+@click.option("--no-max-backlog", is_flag=True, help="Remove the limits of the hold.")
+@click.option("--two-lanes", is_flag=True, help="Send new readings before a backlog again.")
 @settings_options
 @global_options
 @click.pass_obj
@@ -200,10 +204,10 @@ def change(
     two_lanes: bool,
     **given: Any,
 ) -> None:
-    """Change settings of a destination; what is not given stays.
+    """Change settings of a destination; the others stay as they are.
 
-    A running forwarder follows within a batch. `--option KEY=` removes an option. Another URL is another sink: remove
-    this one, and add it.
+    A running forwarder uses the changes from the next batch on. `--option KEY=` removes an option. The URL
+    cannot be changed: remove the sink, and add one with the new URL.
 
     \b
     JSON: as `sinks show`
@@ -309,7 +313,7 @@ def kinds(session: Session, kind: str | None) -> None:
     elif kind is None:
         for name in known:
             session.say(f"{name:<12}{', '.join(f'{scheme}://' for scheme in found[name]['schemes'])}")
-        session.say("`holdfast sinks kinds KIND` lists the options of one")
+        session.say("`holdfast sinks kinds KIND` lists the options of a kind")
     else:
         for key, one in OPTIONS.get(kind, {}).items():
             what = {"choice": " | ".join(one.choices), "flag": "true | false"}.get(one.type, one.type)
@@ -350,13 +354,13 @@ def show(session: Session, name: str) -> None:
 @global_options
 @click.pass_obj
 def test_(session: Session, name: str) -> None:
-    """Connect to a destination, and say what was found; sends no points.
+    """Connect to a destination and report what was found; send no points.
 
     PostgreSQL, InfluxDB, brokers and Holdfast stores check the login, too. HTTP receivers of JSON do so only when they
     get points.
 
-    Exits 1 if it cannot be reached, 3 if it rejects the connection or does not fit to this store, 4 while a forwarder
-    delivers to it.
+    Exits 1 if the destination cannot be reached, 3 if it rejects the connection or does not match this store,
+    4 while a forwarder delivers to it.
 
     \b
     JSON: {"name", "outcome": ok, unreachable, halted or forked, "exact": whether
@@ -379,7 +383,7 @@ def test_(session: Session, name: str) -> None:
 @global_options
 @click.pass_obj
 def pause(session: Session, name: str) -> None:
-    """Let a destination get nothing until `resume`. The batch in hand is finished, and the hold stays.
+    """Stop the deliveries to a destination until `resume`. The batch in hand is finished, and the hold stays.
 
     \b
     JSON: as `sinks show`
@@ -393,7 +397,7 @@ def pause(session: Session, name: str) -> None:
 @global_options
 @click.pass_obj
 def resume(session: Session, name: str) -> None:
-    """Let a paused, stopped or forked destination get its deliveries again.
+    """Resume the deliveries to a paused, stopped or forked destination.
 
     \b
     JSON: as `sinks show`
@@ -408,10 +412,10 @@ def resume(session: Session, name: str) -> None:
 @global_options
 @click.pass_obj
 def remove(session: Session, name: str, dry_run: bool, yes: bool) -> None:
-    """Remove a destination. It holds nothing any more.
+    """Remove a destination, and its hold.
 
-    The points stay in the store, also those that it refused. Records that it refused are dropped, and the loss ledger
-    counts them; export them first (`quarantine export`).
+    The points stay in the store, including those that the destination refused. Records that it refused are
+    dropped, and the loss ledger counts them; export them first (`quarantine export`).
 
     \b
     JSON (with -y or --dry-run): {"name", "dry_run", "behind", "quarantined_points",
@@ -423,7 +427,7 @@ def remove(session: Session, name: str, dry_run: bool, yes: bool) -> None:
         if not dry_run and not yes:
             if meant.quarantined_records:
                 session.note(
-                    f"{counted(meant.quarantined_records, 'refused record')} in quarantine are dropped with it"
+                    f"{counted(meant.quarantined_records, 'refused record')} in quarantine will be dropped with it"
                 )
             asked(f"Remove {name}, which is {counted(meant.behind, 'seq')} behind?")
         done = meant if dry_run else store.sinks.remove(name)
@@ -497,11 +501,13 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
             key = key.strip()
             if not separator or not key:
                 shown = "KEY=VALUE" if flag == "--option" else "KEY=env:NAME or KEY=file:PATH"
-                raise click.UsageError(f"{flag} is {shown}")
+                raise click.UsageError(f"write {flag} as {shown}")
             if flag == "--secret" and not is_reference(value):  # the value is not shown: it may be the secret
                 raise click.UsageError(f"--secret {key}: name its place, {key}=env:NAME or {key}=file:PATH")
             if key in options or key in SINK_SETTINGS or key == "start":
-                raise click.UsageError(f"{flag} {key}: given twice, or an option of its own; see --help")
+                raise click.UsageError(
+                    f"{flag} {key}: it is given twice, or it has its own option; see --help"
+                )
             options[key] = value or None
     return options
 

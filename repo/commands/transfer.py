@@ -79,7 +79,9 @@ def export(
     low, high = bounds(start, end, since, zone_of(tz))
     to_stdout = str(path) == "-"
     if to_stdout and (by_day or form == "parquet"):
-        raise click.UsageError("- is for CSV and NDJSON in one piece; name a file or a folder")
+        raise click.UsageError(
+            "standard output (-) takes only CSV and NDJSON, without --by-day; name a file or a folder"
+        )
     if to_stdout and session.as_json:
         raise click.UsageError("--json prints the report, and - prints the points; name a file")
     with session.opened(read_only=True) as store, session.progress("export") as show:

@@ -239,7 +239,7 @@ def test_drain_delivers_everything_and_says_what_did_not_go(
     assert "unreachable since" in site("status").stdout
     site("sinks", "pause", "gone")
     assert site.json("drain", "gone", code=3)[0]["progress"] == "paused"
-    assert "paused: `sinks resume` lets it go on" in site("drain", "gone", code=3).stdout
+    assert "paused: `sinks resume` ends the pause" in site("drain", "gone", code=3).stdout
     assert site.json("sinks", "resume", "gone")["state"] == "running"
     assert "there is no sink 'nobody'" in site("drain", "nobody", code=2).stderr
     # A destination that cannot be used is reported, also if there is nothing to deliver at the moment.
@@ -470,11 +470,11 @@ def test_status_says_of_each_sink_in_which_state_it_is_and_since_when(site: Comm
     shown = site("status")
     lines = {line.split()[1]: line for line in shown.stdout.splitlines() if line.startswith("sink ")}
     for name, words in (
-        ("failing", r"unreachable since .* UTC: a running forwarder tries it again.*\(failing by a test\)"),
+        ("failing", r"unreachable since .* UTC: a running forwarder tries again.*\(failing by a test\)"),
         ("halted", r" halted since .* UTC: nothing is delivered until the cause is fixed"),
         ("forked", r" forked since .* UTC: nothing is sent until"),
-        ("stopped", r" stopped since .* UTC: the delivery ends with an error"),
-        ("paused", r" paused since .* UTC: `sinks resume` lets it go on"),
+        ("stopped", r" stopped since .* UTC: an error ended the delivery"),
+        ("paused", r" paused since .* UTC: `sinks resume` ends the pause"),
         ("closed", r"10 behind, .*its rate is 0 now, so nothing is sent$"),
     ):
         assert re.search(words, lines[name]), lines[name]
