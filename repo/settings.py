@@ -37,7 +37,7 @@ _OTHER_VARIABLES = (
     *("latest_", "losses_", "migrate_", "promote_", "query_", "series_", "sql_", "status_"),
     *("drain_", "quarantine_", "reconcile_", "run_", "sinks_"),
 )
-"""How the names of variables begin that are no settings: options of the command, and URLs for Alembic."""
+"""The beginnings of variable names that are not settings: options of the command, and URLs for Alembic."""
 
 log = logging.getLogger("holdfast.settings")
 

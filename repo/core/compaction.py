@@ -110,7 +110,7 @@ class Compaction:
                 if not opened.backend.is_out_of_memory(error) or self._rows <= self._least_rows:
                     raise
                 self._rows //= 2
-                log.info("a slice does not fit into the memory limit of DuckDB, and a smaller one is tried")
+                log.info("a slice does not fit into the memory limit of DuckDB; trying a smaller one")
                 return self.step(self._handle.columns.reopen(), through)
         self._rows = SLICE_ROWS
         self._position = piece.slice.last_seq + 1

@@ -72,7 +72,7 @@ class Reserve:
             try:
                 os.truncate(self._path, 0)
             except OSError as error:
-                log.warning("the reserve %s could not be given up: %s", self._path, error)
+                log.warning("the reserve %s could not be released: %s", self._path, error)
         try:
             yield
         finally:
@@ -105,7 +105,7 @@ class Reserve:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            log.info("the reserve %s could not be made: %s", self._path, error)
+            log.info("the reserve %s could not be created: %s", self._path, error)
 
 
 def size_of(path: Path) -> int:

@@ -30,7 +30,7 @@ class ScratchFolder:
 
     def __init__(self) -> None:
         place = Path(tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp")  # noqa: S108  for the message
-        with system_typed(place, "a reader needs a temporary folder: name one with space in TMPDIR"):
+        with system_typed(place, "a reader needs a temporary folder; set TMPDIR to one with free space"):
             self._make()
 
     def _make(self) -> None:

@@ -60,7 +60,7 @@ def is_repeat(held: str | None, tokens: Tokens, destination: str) -> bool:
 
 
 def forked(destination: str) -> StoreForked:
-    """Return the error for a destination whose token is none that this store knows."""
+    """Return the error for a destination whose token this store does not know."""
     return StoreForked(
         f"{destination} and this store do not agree on which batch was the last; nothing was stored there. {_REMEDIES}"
     )
@@ -74,7 +74,7 @@ def refuse_forks(info: SinkInfo, held: str | None) -> None:
         raise StoreForked(
             f"the folder of {info.name}, {info.target}, has nothing of this store: another stick or disk is there, or "
             "its files were deleted; nothing was written. Either put the former one back and run `holdfast sinks "
-            f"resume {shlex.quote(info.name)}`, or go on with this one under a new name: `holdfast sinks add`, and "
+            f"resume {shlex.quote(info.name)}`, or continue with this one under a new name: `holdfast sinks add`, and "
             f"`sinks replay --from-seq {info.confirmed_seq + 1}` of it; then `sinks remove {shlex.quote(info.name)}`"
         )
     state = "has another batch of this store than the last one sent" if held else "has lost what it had"

@@ -290,7 +290,9 @@ class Forwarder:
         else:
             raise InvalidSettings(f"sinks = {shown(sinks)}: a name, a list of names, or a sink is expected")
         if start is not None:
-            raise InvalidSettings("start is for a sink of your own; `store.sinks.add` has it for the others")
+            raise InvalidSettings(
+                "start is only for a sink of your own; pass it to `store.sinks.add` for others"
+            )
         for name in names or ():
             self._store.sinks.show(name)  # raises for an unknown one
         return names
@@ -334,7 +336,7 @@ class Forwarder:
             except StoreClosed:
                 return
             except HoldfastError as error:
-                log.warning("the sinks of the store cannot be read, which is tried again: %s", error)
+                log.warning("the sinks of the store cannot be read; trying again: %s", error)
                 continue
             for name, thread in list(self._threads.items()):
                 if thread.has_ended():
@@ -416,7 +418,9 @@ class _SinkThread:
                     return
                 except Exception as error:
                     if not troubled:
-                        log.error("the delivery to %s failed and is tried again", worker.name, exc_info=error)
+                        log.error(
+                            "the delivery to %s failed and will be retried", worker.name, exc_info=error
+                        )
                     wait_s, troubled = CHECK_S, True
                 if wait_s:
                     stop.wait(wait_s)
@@ -425,7 +429,7 @@ class _SinkThread:
                 self._each.close()
             except HoldfastError as error:
                 log.warning(
-                    "the last batch to %s is not confirmed, so it is sent again: %s", worker.name, error
+                    "the last batch to %s is not confirmed, so it will be sent again: %s", worker.name, error
                 )
 
 

@@ -75,7 +75,7 @@ class Server(ThreadingHTTPServer):
         try:
             super().__init__(address, handler)
         except (OSError, UnicodeError) as error:
-            raise InvalidSettings(f"{address[0]}:{address[1]} cannot be listened on: {error}") from error
+            raise InvalidSettings(f"cannot listen on {address[0]}:{address[1]}: {error}") from error
 
     def server_bind(self) -> None:
         """Bind without a name lookup for this machine, which can take seconds."""
@@ -232,9 +232,9 @@ class Handler(BaseHTTPRequestHandler):
         try:
             plain = inflate.decompress(body, limit)
         except zlib.error as error:
-            raise Refused(400, f"the body is no gzip: {error}") from error
+            raise Refused(400, f"the body is not gzip: {error}") from error
         if inflate.unconsumed_tail:
-            raise Refused(413, f"a body may have {limit:,} bytes when it is decompressed")
+            raise Refused(413, f"a body may have at most {limit:,} bytes after decompression")
         if not inflate.eof or inflate.unused_data:
             raise Refused(400, "the body is not one whole gzip stream")
         return plain
@@ -256,7 +256,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _check_size(self, size: int) -> None:
         if size > self.server.bounds.body_bytes:
-            raise Refused(413, f"a body may have {self.server.bounds.body_bytes:,} bytes")
+            raise Refused(413, f"a body may have at most {self.server.bounds.body_bytes:,} bytes")
 
     def _drop(self, size: int) -> None:
         """Read a body of an accepted size without keeping it; otherwise close the connection after the answer."""

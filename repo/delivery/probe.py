@@ -48,7 +48,9 @@ def probe(store: Store, name: str) -> Probe:
     """
     info = store.sinks.show(name)
     if info.kind == "own":
-        raise InvalidQuery(f"the sink {name!r} is implemented by a program, which alone can connect to it")
+        raise InvalidQuery(
+            f"the sink {name!r} is implemented by a program, and only that program can connect to it"
+        )
     claim = Claim(store.files, store.now_us, name)
     claim.take()
     try:

@@ -10,7 +10,7 @@ Every answer is a JSON object with `"format": "holdfast-2"`:
 | answer | meaning |
 |---|---|
 | 200 `{"token": NEXT, "refused": [[ROW, REASON], ...], "repeat": BOOLEAN}` | all but the refused rows is durable |
-| 400 `{"error": REASON}`, as all below | the request is no batch of this format |
+| 400 `{"error": REASON}`, as all below | the request is not a batch of this format |
 | 401, 403 | the bearer token is missing or unknown; it belongs to another store |
 | 409 | the batch does not follow the last one: one of both stores is a copy, or was rolled back |
 | 413, 415 | the body is too large; its compression is unknown |
@@ -207,7 +207,7 @@ class _Handler(Handler):
         if first > last or not _SHA256.fullmatch(checksum):
             raise Refused(400, "the range of seqs or the checksum is invalid")
         if hashlib.sha256(body).hexdigest() != checksum:
-            raise Refused(503, "the body does not have its checksum; send it again")
+            raise Refused(503, "the body does not match its checksum; send it again")
         is_records = lane is Lane.RECORDS
         seqs = None if is_records else (first, last)
         position = PositionChange(store_id, epoch, sink, committed, following, seqs)
@@ -273,7 +273,7 @@ class _Handler(Handler):
     def _integer(self, name: str) -> int:
         text = self._header(name)
         if not _INTEGER.fullmatch(text) or abs(int(text)) >= 2**63:
-            raise Refused(400, f"the header Holdfast-{name} is no integer of 64 bits")
+            raise Refused(400, f"the header Holdfast-{name} is not a 64-bit integer")
         return int(text)
 
     def _token(self, name: str) -> str:

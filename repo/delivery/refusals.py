@@ -56,11 +56,11 @@ class Refusals:
         if refused + self._refused > MOST_REFUSED:
             return SinkHalted(
                 f"{self._sink} refuses more than {MOST_REFUSED:,} of {WINDOW_ITEMS:,} items, so nothing more is put "
-                "into quarantine. Look at the reasons with `holdfast quarantine list`, and fix the destination"
+                "into quarantine. `holdfast quarantine list` shows the reasons; fix the destination"
             )
         if held + refused > MOST_QUARANTINED:
             return SinkHalted(
-                f"the quarantine of {self._sink} is full ({MOST_QUARANTINED:,} items). Look at it with `holdfast "
+                f"the quarantine of {self._sink} is full ({MOST_QUARANTINED:,} items). List it with `holdfast "
                 "quarantine list`, then send the items again with `retry`, or give them up with `drop`"
             )
         return None

@@ -485,7 +485,7 @@ class Worker:
             try:
                 self._sink.close()
             except Exception as error:  # noqa: BLE001  it is opened again, which reports what lasts
-                log.debug("%s did not close: %s", self.name, error)
+                log.debug("%s could not be closed: %s", self.name, error)
 
 
 @contextmanager

@@ -31,8 +31,8 @@ HANDED_OUT = text(
     f"NOT (EXISTS (SELECT 1 FROM buffer_metadata WHERE key = '{MARKER}') "
     f"AND substr(data, 1, {len(POINTER_START)}) = '{POINTER_START}')"
 )
-"""The condition on `buffered_records` that the row is no pointer, or none is noted. It is text, because each message
-is read through it."""
+"""The condition on `buffered_records` that the row is not a pointer, or that no pointers are noted. It is text,
+because each message is read through it."""
 
 
 class PointerRepository:

@@ -217,7 +217,7 @@ def _files(old: str | os.PathLike[str], columns: str | os.PathLike[str] | None) 
     if standing and named != files.duckdb:
         raise InvalidSettings(
             f"{files.folder} has its points in {standing[0]}, not in {named}; omit --timeseries and "
-            "DUCKDB_STORAGE_PATH, or move away the file that is not its own",
+            "DUCKDB_STORAGE_PATH, or move away the file that does not belong to it",
             path=named,
         )
     return files.with_columns(LEGACY.name, named)

@@ -123,7 +123,7 @@ def make(
     try:
         with _typed(
             place,
-            "the databases are unchanged. Fix the cause, or go on without a backup: "
+            "the databases are unchanged. Fix the cause, or continue without a backup: "
             f"`{files.command('migrate --no-backup')}`",
         ):
             place.mkdir(parents=True, exist_ok=True)
@@ -247,7 +247,7 @@ def kept_by_restores(files: StoreFiles) -> Kept:
         return Kept()
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         log.warning(
-            "%s cannot be read (%s). If a backup was restored since the store was opened last, run `%s` before it "
+            "%s cannot be read (%s). If a backup was restored after the store was last opened, run `%s` before it "
             "delivers to sinks, then remove the file",
             *(files.backups / _EPOCH, error, files.command("sinks rekey --restored")),
         )

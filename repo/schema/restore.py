@@ -111,7 +111,7 @@ def _identity_of(files: StoreFiles) -> Kept:
             found = connection.execute(select(StoreState.epoch, StoreState.store_id)).first()
             return Kept(1) if found is None else Kept(int(found.epoch), str(found.store_id))
     except (SQLAlchemyError, sqlite.DriverError) as error:
-        log.info("the epoch of %s is unknown and taken for 1: %s", files.metadata, error)
+        log.info("the epoch of %s is unknown, and 1 is assumed: %s", files.metadata, error)
         return Kept(1)
     finally:
         engine.dispose()

@@ -221,4 +221,4 @@ class Delivery:
         return Identity(state.epoch, state.store_id)
 
     def _removed(self) -> InvalidQuery:
-        return InvalidQuery(f"there is no sink {self.name!r}; store.sinks.list() has those that there are")
+        return InvalidQuery(f"there is no sink {self.name!r}; store.sinks.list() lists the existing ones")

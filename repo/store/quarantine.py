@@ -72,7 +72,7 @@ class Quarantine:
         if not found:
             command = self._handle.files.command("quarantine list")
             raise InvalidQuery(
-                f"there is no item {item_id} in quarantine; `{command}` lists those that there are"
+                f"there is no item {item_id} in quarantine; `{command}` lists the existing ones"
             )
         return found[0]
 

@@ -106,7 +106,7 @@ def _quality_of(given: object, source: str) -> int | None:
         source,
         "quality",
         given,
-        f"is no integer and none of good, uncertain, bad; it is stored as {UNCERTAIN}",
+        f"is neither an integer nor one of good, uncertain, bad; it is stored as {UNCERTAIN}",
     )
     return UNCERTAIN
 

@@ -66,7 +66,7 @@ class Receiving:
             except (InvalidRecord, InvalidPoint) as error:
                 refused.append((row, str(error)))
             except (ValueError, TypeError, OverflowError, RecursionError) as error:
-                refused.append((row, f"it is no record: {error}"))
+                refused.append((row, f"it is not a record: {error}"))
             else:
                 changes.append(RecordChange(record))
         self._handle.writer.commit(Submission(changes, position=position))

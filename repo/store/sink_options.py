@@ -153,7 +153,9 @@ def check_options(kind: str, options: Mapping[str, object], *, stored: bool) -> 
     """
     known = OPTIONS.get(kind)
     if known is None:
-        raise InvalidSettings(f"{shown(kind)} is no kind of sink; the kinds are {', '.join(sorted(OPTIONS))}")
+        raise InvalidSettings(
+            f"{shown(kind)} is not a kind of sink; the kinds are {', '.join(sorted(OPTIONS))}"
+        )
     checked = {}
     for name, value in options.items():
         option = known.get(name) if isinstance(name, str) else None

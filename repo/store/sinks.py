@@ -288,7 +288,7 @@ class Sinks:
         """
         dry_run = check_flag(dry_run, "dry_run")
         if (start is None) == (seq is None):
-            raise InvalidQuery("either start or seq is needed: where to begin")
+            raise InvalidQuery("say where to begin: either start or seq is needed")
         self.show(name)  # before the columns are read
         start_us = None
         if seq is not None:
@@ -331,7 +331,7 @@ class Sinks:
             written = JournalRepository(connection).last_seq()
             if through > written:
                 raise InvalidQuery(
-                    f"nothing was written with seq {through} yet, the last one is {written}: what gets it later would "
+                    f"seq {through} is not in use yet, the last one is {written}: a point that gets it later would "
                     f"never be delivered to {name}; nothing was changed"
                 )
             if dry_run:
@@ -401,7 +401,7 @@ class Sinks:
         found = SinkRepository(connection).get(name, self._handle.clock(), last_seq)
         if found is None:
             raise InvalidQuery(
-                f"there is no sink {name!r}; `{self._handle.files.command('sinks list')}` lists those that there are"
+                f"there is no sink {name!r}; `{self._handle.files.command('sinks list')}` lists the existing ones"
             )
         return found
 

@@ -310,7 +310,7 @@ def _of_sink(info: SinkInfo, sink: SinkStatus, files: StoreFiles, now_us: int) -
             return (
                 StatusWarning(
                     "sink-refuses",
-                    f"nothing is delivered to the sink {info.name} since {since}: {error}. A running forwarder "
+                    f"nothing has been delivered to the sink {info.name} since {since}: {error}. A running forwarder "
                     "tries again every minute, and skips nothing",
                 ),
             )
@@ -318,7 +318,7 @@ def _of_sink(info: SinkInfo, sink: SinkStatus, files: StoreFiles, now_us: int) -
             return (
                 StatusWarning(
                     "sink-forked",
-                    f"nothing is sent to the sink {info.name} since {since}: {error}"
+                    f"nothing has been sent to the sink {info.name} since {since}: {error}"
                     + ("" if "`holdfast " in error else f". See `{files.command('sinks rekey --help')}`"),
                 ),
             )
@@ -326,9 +326,8 @@ def _of_sink(info: SinkInfo, sink: SinkStatus, files: StoreFiles, now_us: int) -
             return (
                 StatusWarning(
                     "sink-stopped",
-                    f"the delivery to the sink {info.name} fails since {since} with an error that nobody expected: "
-                    f"{error}. It is tried again every minute, and nothing is skipped; the forwarder's log has the "
-                    "traceback",
+                    f"the delivery to the sink {info.name} has failed since {since} with an unexpected error: {error}. "
+                    "A running forwarder tries again every minute, and skips nothing; its log has the traceback",
                 ),
             )
     last_us = max(sink.confirmed_us or info.created_us, sink.oldest_unsent_us or 0)

@@ -57,14 +57,14 @@ def parse_target(target: object) -> Target:
     url = check_text(target, "target", error=InvalidSettings)
     if not url or len(url) > _MOST_CHARS or not url.isprintable() or " " in url:
         raise InvalidSettings(
-            f"the target is no URL: one without spaces or control characters, of at most {_MOST_CHARS:,} characters, "
-            "is expected"
+            f"the target is not a URL: write one of at most {_MOST_CHARS:,} characters, without spaces or control "
+            "characters"
         )
     scheme, separator, rest = url.partition("://")
     kind = KINDS.get(scheme.lower()) if separator else None
     if kind is None:
         raise InvalidSettings(
-            f"the target begins with none of {', '.join(f'{known}://' for known in KINDS)}"
+            f"the target must begin with one of {', '.join(f'{known}://' for known in KINDS)}"
             " (a folder is file:///PATH)"
         )
     try:
@@ -72,7 +72,7 @@ def parse_target(target: object) -> Target:
         host, port, query = parts.hostname, parts.port, parse_qsl(parts.query, keep_blank_values=True)
     except ValueError as error:
         if kind != "kafka":  # whose hosts are a list
-            raise InvalidSettings(f"the target is no URL with a host and a port: {error}") from error
+            raise InvalidSettings(f"the target is not a URL with a host and a port: {error}") from error
         host, port, query = rest.partition("/")[0], None, []
     user, at, _ = rest.partition("/")[0].rpartition("@")
     if at and (":" in user or kind != "postgresql"):

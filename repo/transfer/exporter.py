@@ -95,7 +95,7 @@ def export(
             handle, target, selection, _Form(writer, ".parquet", compression or "zstd"), partition, progress
         )
     if partition is not None and (form != "ndjson" or compression not in (None, "gzip")):
-        raise InvalidQuery("a folder of days has Parquet or gzipped NDJSON")
+        raise InvalidQuery("a folder of days contains Parquet or gzipped NDJSON")
     if announced is not None and compression not in (None, announced):
         raise InvalidQuery(f"{name} ends as {announced} files do, but compression is {compression}")
     packing = announced or compression or ("none" if partition is None else "gzip")

@@ -175,7 +175,7 @@ class Input:
         form = self._form or form_of(head, self.name)
         if form == "csv" and self._form is None and head.lstrip(_BEFORE_TEXT).startswith(b'{"'):
             raise InvalidFile(
-                f"{self.name} has JSON objects in spite of its name; set its format (--format ndjson)",
+                f"{self.name} has JSON objects despite its name; set its format (--format ndjson)",
                 path=self.path,
             )
         return form

@@ -58,8 +58,8 @@ class Source:
             except OSError as error:
                 if self.inside is not None and error.errno in (errno.ELOOP, errno.ENOTDIR):
                     raise InvalidFile(
-                        f"{self.path} is, or is behind, a symbolic link, which is not followed inside a folder; put "
-                        "the file there, or give its path",
+                        f"{self.path} is a symbolic link, or below one, and links inside a folder are not followed; "
+                        "put the file there, or give its path",
                         path=self.path,
                     ) from error
                 raise file_error(error, self.path, "read") from error

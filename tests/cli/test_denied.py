@@ -236,7 +236,7 @@ def test_denied_access_to_backups_is_reported_with_the_next_step(place: Path) ->
     before = digest(folder)
     with (
         _as_nobody(),
-        pytest.raises(StoreDenied, match=r"unchanged\. Fix the cause, or go on without a backup"),
+        pytest.raises(StoreDenied, match=r"unchanged\. Fix the cause, or continue without a backup"),
     ):
         migrate_store(folder)
     assert digest(folder) == before

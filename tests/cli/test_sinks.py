@@ -149,8 +149,8 @@ def test_the_kinds_and_their_options_are_listed(site: Command) -> None:
         (["https://host/", "--from", "now", "--option", "colour=red"], "no option 'colour'"),
         (["https://host/", "--from", "now", "--option", "format"], "KEY=VALUE"),
         (["https://host/", "--from", "now", "--rate", "500kb"], "write 500kB/s for bytes per second"),
-        (["host", "--from", "now"], "begins with none of"),
-        (["file:relative", "--from", "now"], "begins with none of"),
+        (["host", "--from", "now"], "must begin with one of"),
+        (["file:relative", "--from", "now"], "must begin with one of"),
     ],
 )
 def test_what_is_wrong_about_a_sink_is_said_and_adds_nothing(
@@ -254,8 +254,8 @@ def test_drain_delivers_everything_and_says_what_did_not_go(
     ("wrong", "words"),
     [
         (("sinks", "confirm", "web", 5, 3), "last_seq = 3"),
-        (("sinks", "confirm", "web", 11), "nothing was written with seq 11 yet, the last one is 10"),
-        (("sinks", "confirm", "web", 5, 11), "nothing was written with seq 11 yet"),
+        (("sinks", "confirm", "web", 11), "seq 11 is not in use yet, the last one is 10"),
+        (("sinks", "confirm", "web", 5, 11), "seq 11 is not in use yet"),
         (("sinks", "confirm", "nobody", 5), "there is no sink 'nobody'"),
         (("sinks", "skip", "nobody"), "there is no sink 'nobody'"),
         (("sinks", "replay", "web", "--from-seq", 11), "nothing was written since seq 11"),
@@ -387,7 +387,7 @@ def test_refused_items_are_listed_sent_again_exported_and_dropped(
     assert site.json("quarantine", "show", 3) == listed[2]
     missing = site("quarantine", "show", 4, code=2).stderr
     assert "no item 4 in quarantine; `holdfast" in missing
-    assert "quarantine list` lists those that there are" in missing
+    assert "quarantine list` lists the existing ones" in missing
     assert "reason      too wide" in site("quarantine", "show", 1).stdout
     monkeypatch.setenv("COLUMNS", "40")
     assert "…" not in site("quarantine", "list").stdout  # nothing is cut in a pipe

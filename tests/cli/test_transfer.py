@@ -234,7 +234,7 @@ def test_an_export_that_matches_nothing_says_so(on_store: Command, tmp_path: Pat
         (["a.json"], "the format of .json is not known"),
         (["a.parquet", "--format", "ndjson"], "a.parquet would be ndjson"),
         (["a.ndjson.gz", "--compression", "none"], "ends as gzip files do"),
-        (["a", "--by-day", "--format", "csv"], "a folder of days has"),
+        (["a", "--by-day", "--format", "csv"], "a folder of days contains"),
         (["a.parquet.gz"], "Parquet is compressed inside"),
     ],
 )

@@ -206,7 +206,7 @@ BAD_ROWS: dict[str, tuple[Columns, str]] = {
     "too large a quality": ({"quality": [1, 2**31, 3]}, "quality"),
     "a quality with a fraction": ({"quality": [1.0, 1.5, 3.0]}, "quality"),
     "metadata that is no object": ({"metadata": [None, "[1]", None]}, "metadata"),
-    "metadata that is no JSON": ({"metadata": [None, "{", None]}, "metadata"),
+    "metadata that is not JSON": ({"metadata": [None, "{", None]}, "metadata"),
     "a number and a text": ({"value_text": [None, "OPEN", None]}, "value"),
 }
 

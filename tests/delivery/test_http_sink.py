@@ -341,7 +341,9 @@ def test_a_database_that_answers_a_write_without_points_alike_refuses_no_point(s
     server.answer = always(400, b"bad request")
     with pytest.raises(SinkRefused):  # it may be a point: the forwarder splits the batch
         sink.send(BATCH)
-    with pytest.raises(SinkHalted, match=r"400.*bad request; so it does without points: check the URL"):
+    with pytest.raises(
+        SinkHalted, match=r"400.*bad request; a write without points gets the same answer: check"
+    ):
         sink.send(first)
     assert [len(asked.body.splitlines()) for asked in server.asked] == [5, 1, 0]
 
@@ -471,9 +473,9 @@ def test_tls_checks_the_certificate_and_halts_if_it_is_not_trusted(
             ready(server.url.replace("127.0.0.1", "localhost"), **trusted)
         (tmp_path / "junk.pem").write_text("junk")
         for options, words in (
-            ({"ca_file": f"{tmp_path}/junk.pem"}, "no certificates in PEM"),
+            ({"ca_file": f"{tmp_path}/junk.pem"}, "contains no PEM certificates"),
             ({"ca_file": f"{tmp_path}/none.pem"}, "cannot be read"),
-            ({"cert_file": f"{tmp_path}/junk.pem", **trusted}, "no certificate in PEM"),
+            ({"cert_file": f"{tmp_path}/junk.pem", **trusted}, "not a PEM certificate"),
             ({"key_file": f"{certificates.key}", **trusted}, "needs the option cert_file"),
         ):
             with pytest.raises(SinkHalted, match=words):

@@ -413,13 +413,13 @@ def test_wrong_settings_are_refused(store: Store, tmp_path: Path) -> None:
         ({"tokens": 5}, "a list"),
         ({"key": tmp_path / "key.pem"}, "needs its certificate"),
         ({"host": "no such host"}, "needs tokens"),
-        ({"host": "no such host", "tokens": [TOKEN]}, "cannot be listened on"),
-        ({"host": "192.0.2.1", "tokens": [TOKEN]}, "cannot be listened on"),
+        ({"host": "no such host", "tokens": [TOKEN]}, "cannot listen on"),
+        ({"host": "192.0.2.1", "tokens": [TOKEN]}, "cannot listen on"),
         ({"timeout_s": 0}, "at least"),
     ):
         with pytest.raises(InvalidSettings, match=words):
             Receiver(store, **arguments)
-    with Receiver(store) as receiver, pytest.raises(InvalidSettings, match="cannot be listened on"):
+    with Receiver(store) as receiver, pytest.raises(InvalidSettings, match="cannot listen on"):
         Receiver(store, port=receiver.port)
     relaxed = Store(tmp_path / "relaxed", Settings(engine="sqlite", durability="normal", background=False))
     with relaxed, pytest.raises(InvalidSettings, match="durability"):

@@ -34,7 +34,7 @@ def pack_points(columns: Columns) -> bytes:
 
 
 def unpack_points(body: bytes) -> dict[str, list[Any]]:
-    """Return the points as columns for `check_columns`, unchecked; raises `ValueError` if the body is no such form."""
+    """Return the points as columns for `check_columns`, unchecked; raises `ValueError` if the body has another form."""
     columns: dict[str, list[Any]] = {
         name: [] for name in ("sensor_id", "metric_name", "timestamp_us", "value", "quality", "metadata")
     }
@@ -42,7 +42,7 @@ def unpack_points(body: bytes) -> dict[str, list[Any]]:
         for block in unpack(body):
             _add_block(block, columns)
     except (StoreCorrupt, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise ValueError(f"the body is no packed points: {error}") from error
+        raise ValueError(f"the body is not packed points: {error}") from error
     if columns["metadata"].count(None) == len(columns["metadata"]):
         del columns["metadata"]  # or each missing one would be checked
     return columns
@@ -54,15 +54,15 @@ def pack_records(records: Sequence[RecordItem]) -> bytes:
 
 
 def unpack_records(body: bytes) -> list[list[Any]]:
-    """Return the records, unchecked; raises `ValueError` if the body is no such list."""
+    """Return the records, unchecked; raises `ValueError` if the body is not such a list."""
     try:
         records = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"the body is no JSON: {error}") from error
+        raise ValueError(f"the body is not JSON: {error}") from error
     if not isinstance(records, list) or not all(
         isinstance(item, list) and len(item) == 4 for item in records
     ):
-        raise ValueError("the body is no list of records")
+        raise ValueError("the body is not a list of records")
     return records
 
 

@@ -108,7 +108,7 @@ class Connection:
 
 
 def rejected(answer: Answer, address: str) -> SinkHalted | SinkRefused | SinkUnreachable:
-    """Return the error for an answer that is no success: whether to split the batch, to try again, or to halt."""
+    """Return the error for an answer other than success: whether to split the batch, to try again, or to halt."""
     said = f"{address} answered {answer}"
     status = answer.status
     if status in _REFUSED:

@@ -176,10 +176,10 @@ class FolderSink:
         except FileNotFoundError as error:
             if not self._folder.is_dir():
                 raise SinkUnreachable(
-                    f"there is no folder {self._folder}: the medium is not there, or the target of the sink is wrong"
+                    f"there is no folder {self._folder}: the medium is not mounted, or the target of the sink is wrong"
                 ) from error
             raise SinkUnreachable(
-                f"{mark} does not exist: the medium is not there, or it is new; to deliver to this folder, create an "
+                f"{mark} does not exist: the medium is not mounted, or it is new; to deliver to this folder, create an "
                 "empty file of that name in it"
             ) from error
         if not content.strip():
@@ -215,7 +215,7 @@ class FolderSink:
         except (ValueError, RecursionError) as error:
             raise SinkHalted(f"{path} is damaged: {error}", path=path) from error
         if not isinstance(parsed, dict) or parsed.get("format") != FORMAT:
-            raise SinkHalted(f"{path} is no file of a {FORMAT}", path=path)
+            raise SinkHalted(f"{path} is not a file of a {FORMAT}", path=path)
         if parsed.get("version") != 1:
             raise SinkHalted(
                 f"{path} was written by a newer version of this program; update the package", path=path

@@ -28,7 +28,7 @@ class HoldfastSink:
     """Delivers to `http+holdfast://host:port` or `https+holdfast://host:port`. For one thread.
 
     The options are those of the kind `holdfast` in `repo.store.sink_options`. An answer counts only if it has the token
-    of the batch, so the login page of a captive portal is no receipt.
+    of the batch, so the login page of a captive portal is not a receipt.
     """
 
     exact = True
@@ -97,7 +97,9 @@ class HoldfastSink:
             body = gzip.compress(body, _GZIP_LEVEL, mtime=0)
         receipt = self._asked("POST", body, headers)
         if receipt.get("token") != following:
-            raise SinkUnreachable(f"{self._connection.address} confirmed another batch; it is sent again")
+            raise SinkUnreachable(
+                f"{self._connection.address} confirmed another batch; the batch is sent again"
+            )
         return Outcome(_items(receipt.get("refused"), len(batch)), receipt.get("repeat") is True, len(body))
 
     def held(self, store_id: str) -> list[Held]:  # noqa: ARG002  the receiver knows which store asks

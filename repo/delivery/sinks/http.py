@@ -64,7 +64,7 @@ class HttpSink:
         for option in options:
             header = option.removeprefix(_HEADER)
             if option.startswith(_HEADER) and not _HEADER_NAME.fullmatch(header):
-                raise InvalidSettings(f"{shown(header)} is no name of a header")
+                raise InvalidSettings(f"{shown(header)} is not the name of a header")
 
     @property
     def name(self) -> str:
@@ -126,7 +126,7 @@ class HttpSink:
         self._connection.close()
 
     def _rejection(self, answer: Answer, items: int) -> SinkHalted | SinkRefused | SinkUnreachable:
-        """Return what an answer that is no success means.
+        """Return what an answer other than success means.
 
         A database may answer a wrong path or a wrong name as it answers a wrong point. So when the first item is
         refused, it is asked to write nothing: if the answer is the same, no point is the reason.
@@ -138,7 +138,9 @@ class HttpSink:
         self._accepts = empty.is_success
         if (empty.status, empty.body) != (answer.status, answer.body):
             return error
-        return SinkHalted(f"{error}; so it does without points: check the URL and the options of the sink")
+        return SinkHalted(
+            f"{error}; a write without points gets the same answer: check the URL and the options of the sink"
+        )
 
     def _write_nothing(self) -> Answer:
         return self._connection.exchange("POST", self._target, self._packed(b""), self._headers)

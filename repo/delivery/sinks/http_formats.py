@@ -113,7 +113,7 @@ class JsonFormat(Format):
 def _refused(entry: Any, size: int) -> Item:
     row, reason, *more = entry
     if type(row) is not int or not 0 <= row < size:
-        raise ValueError(f"{row!r} is no row of the batch")
+        raise ValueError(f"{row!r} is not a row of the batch")
     return Item(row, str(reason)[:_REASON_CHARS], more == [True])
 
 

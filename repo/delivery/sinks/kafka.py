@@ -63,7 +63,9 @@ class KafkaSink:
         scheme, _, rest = check_text(target, "target", error=InvalidSettings).partition("://")
         self._servers, _, topic = rest.partition("/")
         if scheme not in _SCHEMES or not self._servers or set(rest) & set("@?# "):
-            raise InvalidSettings(f"{shown(target)} is no target such as kafka://host:9092,host:9092/topic")
+            raise InvalidSettings(
+                f"{shown(target)} is not a target such as kafka://host:9092,host:9092/topic"
+            )
         if not topic or not _TOPIC.fullmatch(topic):
             raise InvalidSettings(
                 f"{shown(target)} names no topic of letters, digits, '.', '_' and '-': kafka://host:9092/topic"

@@ -64,10 +64,10 @@ class MqttSink:
             parts = urlsplit(check_text(target, "target", error=InvalidSettings))
             self._port = parts.port or _PORTS.get(parts.scheme, 0)
         except ValueError as error:
-            raise InvalidSettings(f"{shown(target)} is no URL: {error}") from error
+            raise InvalidSettings(f"{shown(target)} is not a URL: {error}") from error
         if parts.scheme not in _PORTS or not parts.hostname or parts.query:
             raise InvalidSettings(
-                f"{shown(target)} is no target such as mqtt://host:1883/topic or mqtts://host"
+                f"{shown(target)} is not a target such as mqtt://host:1883/topic or mqtts://host"
             )
         self._host = parts.hostname
         self._uses_tls = parts.scheme == "mqtts"
@@ -77,8 +77,8 @@ class MqttSink:
         _check_template(self._options["records_topic"], "records_topic", ("source", "store_id"))
         above = unquote(parts.path.strip("/"))
         if _WILDCARDS & set(above) or "#" in target:
-            raise InvalidSettings(f"{shown(target)}: a topic to publish to has no + or #")
-        # Braces of the target are no fields.
+            raise InvalidSettings(f"{shown(target)}: a topic to publish to must not contain + or #")
+        # Braces in the target are not fields.
         self._above = (above or "holdfast").replace("{", "{{").replace("}", "}}") + "/"
         self._store_id = ""
         self._packer = Packer(self._options, self._topic, self._records_topic)
@@ -338,4 +338,6 @@ def _check_template(template: str, option: str, fields: tuple[str, ...]) -> None
                 f"{option} = {shown(template)}: the fields are {', '.join(f'{{{name}}}' for name in fields)}"
             )
         if _WILDCARDS & set(literal):
-            raise InvalidSettings(f"{option} = {shown(template)}: a topic to publish to has no + or #")
+            raise InvalidSettings(
+                f"{option} = {shown(template)}: a topic to publish to must not contain + or #"
+            )

@@ -44,7 +44,9 @@ def sink_of(name: str, kind: str, target: str, options: Mapping[str, object]) ->
     is not installed. `own` sinks, whose class is the caller's, are in no registry.
     """
     if kind not in SINKS:
-        raise InvalidSettings(f"{shown(kind)} is no kind of sink; the kinds are {', '.join(sorted(SINKS))}")
+        raise InvalidSettings(
+            f"{shown(kind)} is not a kind of sink; the kinds are {', '.join(sorted(SINKS))}"
+        )
     checked = check_options(kind, options, stored=True)
     module, _, attribute = SINKS[kind].partition(":")
     sink: Sink = getattr(import_module(module), attribute)(target, name=name, **checked)

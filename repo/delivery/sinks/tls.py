@@ -26,13 +26,13 @@ def client_context(options: Mapping[str, Any]) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except ssl.SSLError as error:
-        raise SinkHalted(f"{ca_file} holds no certificates in PEM: {_reason(error)}", path=ca_file) from error
+        raise SinkHalted(f"{ca_file} contains no PEM certificates: {_reason(error)}", path=ca_file) from error
     if cert_file is not None:
         try:
             context.load_cert_chain(cert_file, key_file, password=_no_password)
         except ssl.SSLError as error:
             raise SinkHalted(
-                f"{cert_file} and {key_file or 'its key'} are no certificate in PEM with its key: {_reason(error)}",
+                f"{cert_file} and {key_file or 'its key'} are not a PEM certificate with its key: {_reason(error)}",
                 path=cert_file,
             ) from error
     return context
@@ -60,7 +60,7 @@ def _check_readable(path: Path) -> None:
     except OSError as error:
         raise SinkHalted(f"{path} cannot be read: {error.strerror or error}", path=path) from error
     except ValueError as error:
-        raise SinkHalted(f"{str(path)!r} is no path: {error}") from error
+        raise SinkHalted(f"{str(path)!r} is not a path: {error}") from error
 
 
 def _reason(error: ssl.SSLError) -> str:

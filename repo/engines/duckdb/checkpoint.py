@@ -179,7 +179,7 @@ def forget(path: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        log.warning("the note of a checkpoint of %s could not be withdrawn: %s", path, error)
+        log.warning("the note of a checkpoint of %s could not be removed: %s", path, error)
 
 
 def mend(path: Path, note: Note, error: BaseException) -> bool:

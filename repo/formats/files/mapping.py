@@ -73,9 +73,9 @@ class Reading:
     metric: str | None = None
     """The metric of every row, instead of a column."""
     metrics: Mapping[str, str] | None = None
-    """For a wide file: the column of each metric to read. None reads every column that is no field."""
+    """For a wide file: the column of each metric to read. None reads every column that is not a field."""
     ignored: tuple[str, ...] = ()
-    """For a wide file: columns that are no metrics."""
+    """For a wide file: columns that are not metrics."""
 
     @classmethod
     def of(
