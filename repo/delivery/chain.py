@@ -3,12 +3,12 @@
 Each attempt has two tokens: that of the last confirmed batch, and its own. The destination stores the second one in the
 transaction of the batch, and compares first (`is_repeat`).
 
-A request may be stored late: after its sender was killed or gave up waiting. So several requests of an attempt may be
-on their way at once. The destination stores the one that comes first. The others are repeats then; after the next
-attempt they are forks, but nobody waits for those answers. Therefore what is sent with a token only ever shrinks: the
-whole batch; after a refusal its first half; then a single item; at last nothing. A destination with the token has
-stored one of these requests, so it has at least what was sent last. Only that is confirmed. What was left out gets
-another attempt.
+A request may be stored late: after its sender was killed or gave up waiting. So several requests of an
+attempt may be on their way at once. The destination stores the one that comes first. The others are then
+repeats; after the next attempt they look like forks, but nobody waits for those answers. Therefore the
+content that is sent with a token only ever shrinks: the whole batch; after a refusal its first half; then a
+single item; finally nothing. A destination with the token has stored one of these requests, so it has at
+least what was sent last. Only that is confirmed. What was left out gets another attempt.
 
 An item that is refused alone goes into quarantine in the commit that empties the attempt, which keeps its token
 (`Attempt.without_items`). Then a batch without items moves the destination to that token, unless a late request has
@@ -16,9 +16,9 @@ done so. Its confirmation confirms no seq. Whenever the sender is killed, the st
 destination one of its two tokens. If a late request was stored, the destination has the item although it is in
 quarantine, and gets the rest of that request once more. It recognizes points by their seqs and records by their ids.
 
-A destination with the token of an attempt has the whole range of the attempt. A wider filter may select so many more
-points of it that they are not sent at once. Then parts of the range are sent, only to learn which items were refused.
-They are confirmed one by one, and the rest of the range keeps the token.
+A destination with the token of an attempt has the whole range of the attempt. If the filter was widened
+since, the range may have too many points to be sent at once. Then parts of the range are sent, only to learn
+which items were refused. They are confirmed one by one, and the rest of the range keeps the token.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ __all__ = ["Backoff", "Drained", "Forwarder", "Progress", "Step"]
 log = logging.getLogger("holdfast.delivery")
 
 CHECK_S = 1.0
-"""How often a running forwarder looks for sinks that were added or removed."""
+"""How often a running forwarder checks for sinks that were added or removed."""
 
 OWN = "own"
 """The kind of sinks whose class is the caller's."""
@@ -45,7 +45,7 @@ OnStep = Callable[[str, Step], object]
 
 
 class Drained(NamedTuple):
-    """What became of one sink when it was drained."""
+    """The result of draining one sink."""
 
     delivered: int
     """The points and records that the sink has stored."""
@@ -63,9 +63,10 @@ class Drained(NamedTuple):
 class Forwarder:
     """Delivers to the sinks of a store: to all of them, to the named ones, or to a sink of your own.
 
-    `start` delivers in the background, with one thread for each sink, until `stop`; sinks that are added, paused,
-    changed or removed in the store are followed. `step` and `drain` deliver in the calling thread instead. Only one
-    forwarder, in all processes, delivers to a sink at a time: others get `StoreBusy`, which names the process.
+    `start` delivers in the background, with one thread for each sink, until `stop`; it notices sinks that are
+    added, paused, changed or removed in the store. `step` and `drain` deliver in the calling thread instead.
+    Only one forwarder, in all processes, delivers to a sink at a time: others get `StoreBusy`, which names
+    the process.
 
     A sink of your own (`repo.delivery.protocol.Sink`) needs no entry in the store. It is added under its name, as kind
     `own`, when it is new; `start` says where it begins: "now", "beginning", or a time.
@@ -154,10 +155,10 @@ class Forwarder:
         self._watcher.start()
 
     def stop(self) -> None:
-        """Finish the batches in hand, and stop. Waits end at once; the timeout of a sink limits that for an answer.
+        """Finish the batches in hand, and stop.
 
-        A batch that the store is too busy to confirm is sent again later. Safe to call again. The next `start`
-        continues where it ended.
+        Other waits end at once; the timeout of a sink limits how long an answer may take. A batch that the store is too
+        busy to confirm is sent again later. Safe to call again. The next `start` continues where it ended.
         """
         with self._lock:
             self._waits.ask()
@@ -194,18 +195,18 @@ class Forwarder:
 
         The sinks stay connected, and closed to other forwarders, until `stop`. A delivered batch is confirmed on
         return. If the store is busy or full then, the step is `busy`, with the items and the error, and the next one
-        confirms the batch; after `stop` or a restart, it is sent again instead. Raises what no sink and no waiting can
-        help: a closed or damaged store, an error of `on_step`. An interrupt leaves everything as committed.
+        confirms the batch; after `stop` or a restart, it is sent again instead. Raises only errors that waiting cannot
+        cure: a closed or damaged store, an error of `on_step`. An interrupt leaves everything as committed.
         """
         return {name: self._one_step(each) for name, each in self._stepped().items()}
 
     def drain(self, timeout_s: float | None = None) -> dict[str, Drained]:
         """Deliver until nothing is left, sink by sink, in the calling thread; returns what became of each.
 
-        A sink that cannot be reached, or whose rate is 0 now, is given up at once or, with `timeout_s`, tried again for
-        that long, in which all sinks share; one that rejects everything is given up at once. What was written in
-        between is delivered, too. `stop`, from another thread, ends it after the batch in hand. On return the sinks are
-        disconnected and free for other forwarders.
+        A sink that cannot be reached, or whose rate is 0 now, is given up at once or, with `timeout_s`, tried
+        again until that time is over, which all sinks share. A sink that rejects everything is given up at
+        once. What was written in between is delivered, too. `stop`, from another thread, ends it after the
+        batch in hand. On return the sinks are disconnected and free for other forwarders.
         """
         self._waits = Stop()
         deadline_s = None

@@ -26,13 +26,13 @@ __all__ = ["STORE_ERRORS", "Health"]
 
 log = logging.getLogger("holdfast.delivery")
 log_of_states = logging.getLogger("holdfast.delivery.state")
-"""What the state of the sink and its `last_error` say, too."""
+"""Logs what the state of the sink and its `last_error` say, too."""
 
 PROBE_S = 60.0
 """How often a sink that rejects everything is tried again."""
 
 FORKED_S = 1.0
-"""How often a forked sink is looked at: an operator may have ended the fork."""
+"""How often a forked sink is checked: an operator may have ended the fork."""
 
 STORE_ERRORS = (StoreBusy, StoreFull, EngineMissing, FlushFailed)
 """Errors of the store that may pass."""

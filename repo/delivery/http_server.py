@@ -24,7 +24,7 @@ __all__ = ["Bounds", "Handler", "Refused", "Server"]
 log = logging.getLogger("holdfast.receiver")
 
 _SLOWEST_BYTES_S = 1_000
-"""A body may arrive this slowly."""
+"""The slowest rate at which a body may arrive."""
 _RETRY_S = "5"
 _DRAINED_BYTES = 134_217_728
 """A rejected body up to this size is read and dropped: a sender that is still sending would not see the answer."""
@@ -35,11 +35,11 @@ class Bounds(NamedTuple):
     """What a server admits."""
 
     connections: int
-    """At a time; others are asked to come back."""
+    """Connections at a time; other clients are asked to come back."""
     body_bytes: int
-    """Of a body, also after decompression."""
+    """The largest body, also after decompression."""
     timeout_s: float
-    """Within which a request must arrive; longer only for a long body."""
+    """The time within which a request must arrive; a long body may take longer."""
 
 
 class Refused(Exception):
@@ -129,7 +129,7 @@ class Server(ThreadingHTTPServer):
             waiting = list(self._open.values())
         for connection in waiting:
             with suppress(OSError):
-                # That of a TLS connection would also end its encryption, and an answer would leave as plain text.
+                # On a TLS connection this would also end the encryption, and an answer would leave as plain text.
                 socket.socket.shutdown(connection, socket.SHUT_RD)
         until = time.monotonic() + self.bounds.timeout_s
         while self._open and time.monotonic() < until:
@@ -142,7 +142,7 @@ class Server(ThreadingHTTPServer):
 
 
 class _TimedReader(io.RawIOBase):
-    """Reads a socket until a deadline, which no drip of single bytes extends."""
+    """Reads a socket until a deadline, which a trickle of single bytes does not extend."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection

@@ -35,7 +35,7 @@ HUB_VERSION_TABLE = "holdfast_version"
 """Where Alembic keeps the revision of the hub, so that the schema may have tables of other programs."""
 
 _Name = String(collation="C")
-"""Compared by bytes, which is faster than by the rules of a language, and does not change with the operating system."""
+"""Compared by bytes: this is faster than by the rules of a language, and does not depend on the operating system."""
 
 
 class HubBase(DeclarativeBase):

@@ -4,8 +4,8 @@ A key is `holdfast-2.STORE_ID.EPOCH.FIRST.LAST.COUNT.SHA256`. FIRST and LAST are
 covers, both inclusive; they are 0 for records. COUNT is the number of items, which may be smaller than the
 range. SHA256 is the checksum of the content as it was encoded, before any compression.
 
-The same batch that is sent again has the same key, unless points of its range were overwritten in between. Then the
-range is the same and COUNT and SHA256 differ.
+A batch that is sent again has the same key, unless points of its range were overwritten in between. Then the
+range is the same, but COUNT and SHA256 differ.
 """
 
 from __future__ import annotations

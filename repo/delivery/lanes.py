@@ -11,13 +11,13 @@ from repo.delivery.protocol import Lane
 __all__ = ["BATCH_ROWS", "DEFAULT_SHARE", "SHORT_BATCHES", "Order", "Turns", "Work", "split"]
 
 BATCH_ROWS = 10_000
-"""The seqs by which a backlog counts as short, whatever a batch of the sink may hold."""
+"""A backlog of up to this many seqs is short, whatever a batch of the sink may hold."""
 
 SHORT_BATCHES = 10
 """A backlog of up to this many batches is sent in one lane, oldest first."""
 
 DEFAULT_SHARE = 0.2
-"""The part of the bytes that back-fill may send while the live lane has more than the link takes."""
+"""The share of the bytes that back-fill may send while the live lane has more than the link can carry."""
 
 _LEAST_SHARE = 0.01
 

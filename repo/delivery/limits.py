@@ -28,17 +28,17 @@ class Form(StrEnum):
 
     @property
     def point_bytes(self) -> int:
-        """About what a point takes besides its texts."""
+        """About how many bytes a point takes, without its texts."""
         return 70 if self is Form.TEXT else 52
 
     @property
     def text_bytes(self) -> int:
-        """What a text or metadata takes besides its characters; a column has it as a Python object."""
+        """How many bytes a text or metadata takes besides its characters; a column holds it as a Python object."""
         return 0 if self is Form.TEXT else 49
 
     @property
     def repeats_names(self) -> bool:
-        """Whether each point has its names again."""
+        """Whether each point repeats its names."""
         return self is Form.TEXT
 
 
@@ -48,7 +48,7 @@ class BatchLimits(NamedTuple):
     form: Form
     points: int
     bytes: int
-    """About so many, counted in the form and without compression. A single point may be larger."""
+    """The approximate size, counted in the form and without compression. A single point may be larger."""
 
 
 AS_TEXT: Final = BatchLimits(Form.TEXT, 10_000, 1_000_000)

@@ -23,7 +23,7 @@ __all__ = ["ConnectionMonitor"]
 log = logging.getLogger("holdfast.monitor")
 
 _LONGEST_S = 1e6
-"""Python's sockets and events count no longer timeouts."""
+"""Python's sockets and events do not accept longer timeouts."""
 
 _PORTS = {"http": 80, "https": 443, "mqtt": 1883, "mqtts": 8883, "kafka": 9092, "postgresql": 5432, "": 80}
 
@@ -96,7 +96,7 @@ class ConnectionMonitor:
     def add_callback(self, callback: Callback) -> None:
         """Call `callback(is_online)` after each change, in the thread of the check, with no lock held.
 
-        An error that it raises is logged; the other callbacks and the monitoring go on.
+        An error that it raises is logged; the other callbacks and the monitoring continue.
         """
         check_function(callback, "callback", error=InvalidSettings)
         with self._lock:
@@ -126,7 +126,7 @@ class ConnectionMonitor:
         for callback in callbacks:
             try:
                 callback(reached)
-            except Exception:  # the caller's own code, which may raise anything; the monitoring must go on
+            except Exception:  # the caller's own code, which may raise anything; the monitoring must continue
                 log.exception("a callback of the connection monitor failed")
         return reached
 

@@ -1,6 +1,6 @@
 """The next batch to one sink: a part of a refused one, a point to send again, or what the lane whose turn it is has.
 
-It reads the store, and commits and sends nothing. What it remembers makes the next batch a better one; if it forgets
+It reads the store, but commits and sends nothing. What it remembers makes the next batch a better one; if it forgets
 all of that, the batches are still right.
 """
 
@@ -28,14 +28,15 @@ from repo.store.store import Store
 __all__ = ["Planner", "Sending"]
 
 RECORDS = 1_000
-"""The most records of a batch."""
+"""The maximum number of records in a batch."""
 
 EMPTY_S = 10.0
-"""How often a range without points is confirmed at the end of the backlog: a sink whose filter leaves much out would
-otherwise do so, and an exact one be asked, with every poll."""
+"""How often a range without points is confirmed at the end of the backlog. Otherwise a sink whose filter leaves out
+much would do so at every poll, and each time send an exact destination an empty batch."""
 
 _PROBE_ROWS = 100
-"""The rows of a batch to an exact sink that refused too many items: those that it refuses go into quarantine, too."""
+"""The rows of a batch to an exact sink that refused too many items: the items that it refuses go into quarantine,
+too."""
 
 _EMPTY_PAGES = 8
 """How many pages without points of the sink are read for one batch."""
@@ -55,7 +56,7 @@ class Sending:
     records: Sequence[RecordItem] = ()
     """Empty for points, and after a restart."""
     emptied: bool = False
-    """Whether its lane had nothing else when it was cut."""
+    """Whether its lane had nothing else when the batch was cut."""
 
     @property
     def lane(self) -> Lane:
@@ -116,7 +117,7 @@ class Planner:
         self._reader = Reader(store)
         self._empty_s = -EMPTY_S
         self.is_draining = False
-        """Whether the caller waits for everything to be confirmed, so that nothing is put off."""
+        """Whether the caller waits for everything to be confirmed, so nothing may be deferred."""
         self.forget()
 
     def limit(self, limits: BatchLimits) -> None:
@@ -132,7 +133,7 @@ class Planner:
         self.forget()
 
     def forget(self) -> None:
-        """Forget everything but the speed and the turns, as a restart does."""
+        """Forget everything except the speed and the turns, as a restart does."""
         self._suspects: tuple[Lane, Span] | None = None
         self.was_retry = False
         """Whether the last batch was a point that an operator wanted to be sent again."""
@@ -250,7 +251,8 @@ class Planner:
         return None
 
     def _retried(self, last_seq: int) -> Sending | None:
-        """Return the next point that an operator wants to be sent again; every other batch, beside new readings."""
+        """Return the next point that an operator wants to be sent again. Every second batch is one, between new
+        readings."""
         while (seq := self._delivery.next_retry()) is not None:
             cut = self._reader.again(Span(seq, seq), last_seq, self._limits)
             kept = None if cut.points else self._why_kept(seq)
@@ -347,7 +349,7 @@ class Planner:
         return Sending(attempt, cut, sending.last_seq)
 
     def probe(self) -> None:
-        """Make the next batch a small one."""
+        """Make the next batch small."""
         self._rows = min(self._limits.points, _PROBE_ROWS)
 
 

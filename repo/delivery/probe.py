@@ -1,4 +1,4 @@
-"""Probe: opens a sink, and says what was found. Sends no points and records nothing."""
+"""Probe: opens a sink and reports what was found. Sends no points and records nothing."""
 
 from __future__ import annotations
 

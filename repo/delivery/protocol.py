@@ -142,7 +142,8 @@ class Sink(Protocol):
       sink is not exact, and has accepted nothing yet, see `repo.delivery.refusals`.
     - `StoreForked`: see `Tokens`. Delivery to this sink stops.
 
-    Any other exception is a fault of the sink: `status` shows it, and the same batch is tried again every minute.
+    Any other exception is a bug in the sink: `status` shows it, and the same batch is tried again every
+    minute.
     """
 
     @property

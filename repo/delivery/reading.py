@@ -2,11 +2,11 @@
 
 The newest points come from the journal if it has them all, so that no other process has to hand the columns over.
 
-A page is read in a transaction of its own. Neither lease nor snapshot is held between pages, so a point may be
-overwritten while its old value is still in a page. That is harmless as long as the old value is sent before the new
-one. Therefore a page is dropped once a batch with newer writes was cut from another page, unless all points of that
-batch are later in time; when something is deleted; and also some seconds after it was read, if something was written
-since.
+A page is read in a transaction of its own. Neither lease nor snapshot is held between pages, so a point may
+be overwritten while its old value is still in a page. This is harmless if the old value is sent before the
+new one. Therefore a page is dropped once a batch with newer writes was cut from another page, unless all
+points of that batch are later in time; when something is deleted; and also some seconds after it was read, if
+something was written since.
 """
 
 from __future__ import annotations

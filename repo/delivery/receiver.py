@@ -60,8 +60,8 @@ class Receiver:
     `tokens` are the bearer tokens that senders may use. The first store that uses a token owns it. Without tokens, only
     an address of loopback is accepted. `certificate` and `key` are PEM files for TLS; without them a token can be read
     by anyone on the way. At most `connections` senders are connected at a time; others are asked to come back. A body
-    has at most `body_bytes`, also after decompression, and a request must arrive within `timeout_s`, longer only for
-    a long body. Raises `InvalidSettings`, for an address that cannot be listened on, too. Thread-safe.
+    has at most `body_bytes`, also after decompression, and a request must arrive within `timeout_s`, longer only for a
+    long body. Raises `InvalidSettings`, also if it cannot listen on the address. Thread-safe.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class _Handler(Handler):
             self._answer(409, {"error": str(error)})
         except (StoreFull, StoreBusy) as error:
             self._answer(503, {"error": str(error)})
-        except Exception as error:  # the sender must not take a fault of ours for a broken link
+        except Exception as error:  # the sender must not mistake our bug for a broken link
             if body is None and not isinstance(error, HoldfastError):
                 raise  # the connection broke
             log.exception("a batch of %s could not be stored", self.client_address[0])

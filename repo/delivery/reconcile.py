@@ -1,10 +1,10 @@
 """Reconcile: compares what a store believes to be delivered with what an exact destination holds. Changes nothing.
 
 Compared are the points that are in the store now, that the sink's filter selects, and whose seqs the sink has
-confirmed. Seqs from before the first batch are none of the sink's; those in quarantine were refused; those that `skip`
-or a drop from the quarantine gave up are in the loss ledger. PostgreSQL is asked for the seqs of its points, so what
-was deleted there is noticed. A receiving store and a folder are asked for the ranges that they have taken. What their
-users delete later is not missing.
+confirmed. Seqs from before the first batch do not belong to the sink. Points in quarantine were refused;
+points that were given up with `skip` or dropped from the quarantine are in the loss ledger. PostgreSQL is
+asked for the seqs of its points, so deletions there are noticed. A receiving store and a folder are asked for
+the ranges that they have taken, so points that their users delete later do not count as missing.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ class Reconciled:
 def reconcile(store: Store, name: str, sink: Sink | None = None) -> Reconciled:
     """Compare the confirmed points of a sink with what its destination holds.
 
-    `sink` is needed for a sink of your own (kind "own"), which must have `held`. Reads the columns page by page, and
-    gives way to others between pages. What is delivered during the comparison is not compared. Raises `InvalidQuery`
-    for an unknown sink, and for one that keeps no position; what `Sink.open` raises; and what reading raises.
+    `sink` is needed for a sink of your own (kind "own"), which must have `held`. Reads the columns page by
+    page, and gives way to others between pages. Points that are delivered during the comparison are not
+    compared. Raises `InvalidQuery` for an unknown sink, and for one that keeps no position; what `Sink.open`
+    raises; and what reading raises.
     """
     info = store.sinks.show(check_text(name, "name"))
     opened: Any = sink_of(info.name, info.kind, info.target, info.options) if sink is None else sink

@@ -1,4 +1,4 @@
-"""Refused items: what goes into quarantine, and when so many are refused that the items are not what is wrong.
+"""Refused items: which go into quarantine, and when there are so many that the items cannot be the cause.
 
 An exact destination whose answer was lost is asked again for what it refused.
 
@@ -19,10 +19,10 @@ from repo.repositories.quarantine import Quarantined
 __all__ = ["MOST_DOUBTED", "Refusals", "check_rows", "named_again", "quarantined", "refuses_everything"]
 
 MOST_QUARANTINED = 10_000
-"""The most items of a sink in quarantine."""
+"""The maximum number of items of a sink in quarantine."""
 
 WINDOW_ITEMS, MOST_REFUSED = 100_000, 1_000
-"""A sink that refuses more than 1,000 of the last 100,000 items is halted: it is not the items that are wrong."""
+"""A sink that refuses more than 1,000 of the last 100,000 items is halted: the items are probably not the cause."""
 
 MOST_DOUBTED = 8
 """So many items are sent alone before a sink that has accepted nothing yet is halted."""
@@ -66,7 +66,7 @@ class Refusals:
         return None
 
     def _forget(self, items: int) -> None:
-        """Forget the oldest batches, until those that are left have at most so many items."""
+        """Forget the oldest batches, until the remaining ones have at most this many items."""
         while self._recent and self._sent > items:
             sent, refused = self._recent.popleft()
             self._sent -= sent
@@ -92,7 +92,8 @@ def check_rows(outcome: Outcome, batch: Batch) -> None:
 def named_again(sink: Sink, batch: Batch, error: SinkRefused) -> Outcome:
     """Ask an exact destination, which has a batch, for its refused items in parts, because it rejects the whole one.
 
-    It rejects what it has where its limits were lowered since. It knows the batch by its token, and stores no part.
+    It may reject a batch that it has if its limits have been lowered. It recognizes the parts by the token,
+    and stores none of them.
     """
     if not len(batch):
         return Outcome(repeat=True)

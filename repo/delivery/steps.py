@@ -31,7 +31,7 @@ class Progress(StrEnum):
     HALTED = "halted"
     """The sink rejects everything for now; the same range is tried again every minute."""
     FORKED = "forked"
-    """The sink and the store do not fit together; see `StoreForked`."""
+    """The sink and the store do not match; see `StoreForked`."""
     BUSY = "busy"
     """The store could not be read or written. With `items`, the sink has stored a batch that the next step confirms."""
 

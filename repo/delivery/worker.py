@@ -52,7 +52,7 @@ __all__ = ["Worker"]
 log = logging.getLogger("holdfast.delivery")
 
 PAUSE_S = 1.0
-"""How often a paused sink is looked at, and how long a limit is waited for at a time."""
+"""How often a paused sink is checked, and the longest single wait for a limit."""
 
 _NO_COLUMNS: Sequence[Sequence[Any]] = ((),) * 8
 
@@ -129,7 +129,7 @@ class Worker:
         self._forget()
 
     def _forget(self) -> None:
-        """Forget everything but what the store has committed, as a restart does."""
+        """Forget everything except what the store has committed, as a restart does."""
         self._is_open = False
         self._held: str | None = None
         self._sending: Sending | None = None
@@ -141,7 +141,7 @@ class Worker:
     # --- what the owner calls --------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Put nothing off from now on: the caller waits until everything is confirmed."""
+        """Defer nothing from now on: the caller waits until everything is confirmed."""
         self._planner.is_draining = True
 
     def step(self) -> Step:
@@ -301,8 +301,9 @@ class Worker:
         sending = self._sending
         if sending is None or sending.lane is not Lane.RECORDS or sending.records:
             return True
-        # Records of before a restart. They may have been replaced since, so they are sent as a new batch. An exact
-        # destination may still be storing the old one, so it first gets the old token again, without records.
+        # These records were read before a restart. They may have been replaced since, so they are sent as a
+        # new batch. An exact destination may still be storing the old one, so it first gets the old token
+        # again, without records.
         if exact:
             return True
         self._delivery.drop_attempt()
@@ -466,7 +467,7 @@ class Worker:
     # --- failures --------------------------------------------------------------------------------------
 
     def _failed(self, error: Exception) -> Step:
-        """Record why the sink does not take the batch, which stays the next one."""
+        """Record why the sink does not take the batch, which will be tried again."""
         self._disconnect()
         return self._unsent(*self._health.failed(error), error)
 
@@ -490,7 +491,7 @@ class Worker:
 
 @contextmanager
 def _errors_of_the_sink(but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
-    """Tell the errors of a sink from those of the store."""
+    """Distinguish the errors of a sink from those of the store."""
     try:
         yield
     except but:

@@ -28,7 +28,7 @@ class Encoded:
 
 
 class Names(dict[tuple[str, str], str]):
-    """The encoded names of series, made once each. Forgets them when there are too many."""
+    """A cache of the encoded names of series. It is emptied when it grows too large."""
 
     _MOST = 100_000
 
@@ -48,7 +48,7 @@ class Names(dict[tuple[str, str], str]):
 
 
 def plain(column: Sequence[Any]) -> Sequence[Any]:
-    """Return a column as Python's own numbers and texts; arrays of other libraries would print differently."""
+    """Return a column as Python numbers and texts; the values of other libraries' arrays would print differently."""
     if isinstance(column, (list, tuple)):
         return column
     tolist = getattr(column, "tolist", None)

@@ -21,7 +21,8 @@ _MOST_BYTES = 120_000
 
 
 Message = tuple[str, bytes, Sequence[int]]
-"""One message: its topic or key, its payload, and its items as rows of the batch. A plain tuple, for there are many."""
+"""One message: its topic or key, its payload, and its items as rows of the batch. A plain tuple, because there are
+many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Messages:
 
 
 def labels_of(batch: Batch) -> dict[str, str]:
-    """Return what each message of a batch carries beside its content: the range that it belongs to, and the lane."""
+    """Return the metadata of each message of a batch: the range that it belongs to, and the lane."""
     return {
         "holdfast-batch": f"{batch.store_id}.{batch.epoch}.{batch.first_seq}.{batch.last_seq}",
         "holdfast-lane": str(batch.lane),

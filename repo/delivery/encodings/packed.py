@@ -74,7 +74,7 @@ def _block(columns: Columns) -> Batch:
     textual = {codes[row] for row in text_rows}
     return Batch(
         series=list(code_of),
-        # Only said, not relied on: the receiver decides the kinds by the values.
+        # For information only: the receiver decides the kinds by the values.
         kinds=[KIND_TEXT if code in textual else KIND_NUMBER for code in range(len(code_of))],
         codes=codes,
         timestamps_us=array("q", times),
@@ -133,7 +133,7 @@ def _row(row: int, rows: int) -> int:
 
 
 def _parsed(text: Any) -> Any:
-    """Return metadata as a dict; what is no JSON stays as it is, so that its point is refused."""
+    """Return metadata as a dict; text that is not JSON stays as it is, so its point is refused."""
     try:
         return json.loads(text)
     except (ValueError, TypeError, RecursionError):

@@ -14,7 +14,7 @@ from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachabl
 __all__ = ["Answer", "Connection", "checked_url", "rejected"]
 
 _LONGEST_S = 1e6
-"""Python's sockets count no longer timeouts."""
+"""Python's sockets do not accept longer timeouts."""
 _REFUSED = frozenset({400, 413, 422})
 _AGAIN = frozenset({302, 303, 307, 408, 425, 429})
 _NEVER = frozenset({501, 505})

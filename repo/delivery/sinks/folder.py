@@ -4,10 +4,10 @@
     FOLDER/positions/STORE-EPOCH-SINK.json                          the position of one sink of one store
     FOLDER/store=STORE/epoch=EPOCH/sink=SINK/NUMBER_FIRST_LAST.ndjson.gz (or .parquet), with NAME.sha256
 
-A batch is written to a new file, which is synced and renamed; then the position is replaced, which makes the batch
-count. A file whose number is above that of the position is left from an attempt without an end, and is removed.
-`holdfast import --overwrite FOLDER` reads the files in the order of their numbers. Files that were imported may be
-removed; the position must stay.
+A batch is written to a new file, which is synced and renamed; then the position is replaced, which makes the
+batch count. A file whose number is above that of the position is left over from an unfinished attempt, and is
+removed. `holdfast import --overwrite FOLDER` reads the files in the order of their numbers. Files that were
+imported may be removed; the position must stay.
 
 The sink never creates FOLDER or its mark, because an unplugged stick must not fill the disk below its mount point. An
 empty file `holdfast-folder.json` marks a new folder.
@@ -72,8 +72,9 @@ class _Position(NamedTuple):
 class FolderSink:
     """Delivers to `file:///path/of/a/folder`. For one thread; each sink of each store has its own files.
 
-    The options are those of the kind `folder` in `repo.store.sink_options`. A folder or a mark that is missing is an
-    unplugged medium: `SinkUnreachable`, as is a full one. A folder with another id than before halts.
+    The options are those of the kind `folder` in `repo.store.sink_options`. A missing folder or mark means an
+    unplugged medium, and raises `SinkUnreachable`, as does a full one. A folder with another id than before
+    raises `SinkHalted`.
     """
 
     exact = True
@@ -142,7 +143,7 @@ class FolderSink:
         return Outcome(refused, sent_bytes=written)
 
     def check(self) -> str:
-        """Raise `SinkHalted` if the folder cannot be written to; it can hold the token all the same."""
+        """Raise `SinkHalted` if the folder cannot be written to; it may still hold the token."""
         if not os.access(self._home, os.W_OK):
             raise SinkHalted(
                 f"{self._folder} cannot be written to: it is read-only, or belongs to another user",
@@ -278,7 +279,7 @@ class FolderSink:
         return ".parquet" if self._is_parquet else ".ndjson.gz"
 
     def _remove_unfinished(self, files: int) -> None:
-        """Remove what an attempt has left that did not reach the position."""
+        """Remove the files of an attempt that did not reach the position."""
         for entry in os.scandir(self._home):
             number = entry.name.lstrip(".").partition("_")[0]
             if number.isascii() and number.isdigit() and int(number) > files:
@@ -286,7 +287,7 @@ class FolderSink:
 
     @contextmanager
     def _typed(self) -> Iterator[None]:
-        """Translate errors of the file system, as the protocol of a sink wants them."""
+        """Translate errors of the file system to those that the protocol of a sink expects."""
         try:
             yield
         except OSError as error:

@@ -112,7 +112,7 @@ class HttpSink:
         )
 
     def check(self) -> str:
-        """Ask a database whether it would take a batch, by an empty write; of other receivers, say what is unknown.
+        """Check with an empty write whether a database would take a batch; for other receivers, say what is unknown.
 
         A database checks the login, its name and the rights before it looks at the lines. The health checks that it
         also has need no login. A receiver of JSON may take anything for a batch, so it is sent nothing.
@@ -128,8 +128,8 @@ class HttpSink:
     def _rejection(self, answer: Answer, items: int) -> SinkHalted | SinkRefused | SinkUnreachable:
         """Return what an answer other than success means.
 
-        A database may answer a wrong path or a wrong name as it answers a wrong point. So when the first item is
-        refused, it is asked to write nothing: if the answer is the same, no point is the reason.
+        A database may answer a wrong path or a wrong name as it answers a bad point. So when the first item is refused,
+        the sink sends a write without points. If the answer is the same, the point is not the cause.
         """
         error = rejected(answer, self._connection.address)
         if items > 1 or self._accepts or not self._format.takes_empty or not isinstance(error, SinkRefused):

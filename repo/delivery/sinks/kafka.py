@@ -112,7 +112,7 @@ class KafkaSink:
             self.open(batch.store_id, batch.epoch)
         made = self._packer.messages(batch)
         labels = labels_of(batch)
-        # What could not be confirmed comes first. If it is this batch, unchanged, that is all.
+        # Unconfirmed messages come first. If they are this batch, unchanged, nothing else has to be produced.
         last, self._error = self._in_flight, None
         if last is not None:
             self._finish(last)

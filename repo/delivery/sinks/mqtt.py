@@ -154,7 +154,7 @@ class MqttSink:
         self._drop()
 
     def _drop(self) -> None:
-        """Close the connection without a word."""
+        """Close the connection without logging out."""
         client, self._client = self._client, None
         if client is not None:
             sock = client.socket()

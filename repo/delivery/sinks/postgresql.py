@@ -118,11 +118,11 @@ _REMEDIES = (
     ('database "', "create the database, or add the sink with another URL"),
     ("pg_hba.conf", "the server must allow this host, user and database in that file"),
 )
-"""What mends a failure to connect, by words of its message."""
+"""The remedy for a failure to connect, by words of its message."""
 
 _MERGED_BATCHES = 20
-"""After a batch that has a point of before, so many more are merged. Adding alone takes PostgreSQL two thirds of the
-time, but must be repeated if a point is there already."""
+"""After a batch with a point that was there already, this many more batches are merged. Adding alone takes PostgreSQL
+two thirds of the time, but must be repeated if a point is there already."""
 
 _DAY_US = 86_400_000_000
 _1970 = date(1970, 1, 1)
@@ -433,7 +433,7 @@ class PostgresqlSink:
 
     @contextmanager
     def _typed(self) -> Iterator[None]:
-        """Translate errors of the driver, as the protocol of a sink wants them."""
+        """Translate errors of the driver to those that the protocol of a sink expects."""
         try:
             yield
         except (SinkHalted, SinkUnreachable, StoreForked):

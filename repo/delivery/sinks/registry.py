@@ -27,7 +27,7 @@ SINKS: Final[dict[str, str]] = {
 
 
 def check_sink(name: str, target: str, options: Mapping[str, object]) -> None:
-    """Check what a sink is to be made of, also what only its class knows, such as an option that a format needs.
+    """Check the arguments of a sink, including rules that only its class knows, such as an option that a format needs.
 
     Raises `InvalidSettings`. Connects to nothing, and reads no secret. A package that is missing here may be installed
     where the sink is used.
