@@ -24,7 +24,7 @@ RENEWAL_INTERVAL_S = 60.0
 
 
 FIRST_COMPACTION_S = 5.0
-"""A program that opens the store for a moment is not slowed."""
+"""The delay before the first compaction, so that a program that opens the store briefly is not slowed down."""
 
 COMPACTION_PAUSE = 3.0
 """How long slices wait for each other, as a multiple of the time that the last one took: others come first."""

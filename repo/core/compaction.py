@@ -35,17 +35,18 @@ SLICE_ROWS = 8 * ROW_GROUP_ROWS
 """The points of a slice. Measured, they are sorted and written in less than a second."""
 
 _SMALLEST_SHARE = 8
-"""A slice of large texts has down to this share of the points: one row group. A smaller one would not help queries."""
+"""A slice with large texts may shrink to this fraction of the points: one row group. A smaller one would not help
+queries."""
 
 _ROW_BYTES = 64
 """The memory that sorting takes for a point, without its texts."""
 
 _COPIES_OF_TEXTS = 2
-"""Texts take time, too: they are copied, compressed and written."""
+"""Sorting copies, compresses and writes texts, which takes memory and time, too."""
 
 _MOST_SORT_BYTES = 128_000_000
-"""More would make a step longer than about a second. Up to that, a quarter more than DuckDB's memory limit is sorted,
-because what does not fit is spilled."""
+"""The largest amount to sort: more would make a step longer than about a second. Below that, up to a quarter more than
+DuckDB's memory limit is sorted, because what does not fit is spilled."""
 
 _DISK_BYTES_A_ROW = 100
 """The bytes that a step may add to the disk for a point, without its texts. 32 were measured: the sorted point, its

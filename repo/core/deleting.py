@@ -29,7 +29,7 @@ _PART_RECORDS = 50
 """The records that one commit deletes on a full disk. A record is usually smaller than a page of 4 KiB."""
 
 _MOST_SEEKS = 1_000
-"""Up to this many series are sought one by one; more are found by a scan of all points."""
+"""Up to this many series are looked up one by one; more are found by a scan of all points."""
 
 _LEAST_ROWS = 1_000
 _ROOM_SHARE = 4
@@ -40,9 +40,9 @@ def delete_points(handle: Handle, selection: Selection) -> Written:
     """Delete the selected points, durably, and return the seqs of the delete.
 
     Normally this is one journal row, which the next flush applies. If the disk has too little room for its log, the
-    reserve is given up, and the points are deleted in parts, the oldest first, each of which is applied and
-    checkpointed, so that the next one can use its room. `StoreFull` then means that the room was too small: the parts
-    before it are deleted, and a repeated call continues.
+    reserve is released, and the points are deleted in parts, the oldest first. Each part is applied and checkpointed,
+    so the next one can use its room. `StoreFull` then means that the room was too small: the parts before it are
+    deleted, and a repeated call continues.
     """
     reserve = Reserve(handle.files)
     if _fits(handle, selection, reserve.room()):
@@ -57,7 +57,7 @@ def delete_points(handle: Handle, selection: Selection) -> Written:
 def delete_records(handle: Handle, drops: Sequence[RecordDrop]) -> DroppedRecords:
     """Delete the unsent records in these scopes, and note them in the loss ledger; in one commit if there is room.
 
-    On a full disk the reserve is given up, and they are deleted in several commits, the oldest first. An error then
+    On a full disk the reserve is released, and they are deleted in several commits, the oldest first. An error then
     leaves the earlier ones done.
     """
     fallen = DroppedRecords()

@@ -51,10 +51,10 @@ BATCH_BYTES = 8_388_608
 """The largest size in bytes of the journal rows that one transaction applies, unless a single row is larger."""
 
 MOST_ROWS = 65_536
-"""The most points that one transaction applies as rows, each of which takes about 300 bytes."""
+"""The maximum number of points that one transaction applies as rows, each of which takes about 300 bytes."""
 
 LEAST_OF_ROW_GROUP = 61_440
-"""The least points in the last row group of a transaction that is cut short, if it has several."""
+"""The minimum number of points in the last row group of a transaction that is cut short, if it has several."""
 
 MERGED_FROM = 5_000
 """From this number on points are merged as columns, if the engine can; fewer are applied faster as rows."""
@@ -316,7 +316,7 @@ class Flusher:
         return work
 
     def _most_points(self) -> int:
-        """Return the most points of one transaction."""
+        """Return the maximum number of points of one transaction."""
         most = self._settings.flush_batch_points
         return most if self._columns.backend.takes_tables else min(most, MOST_ROWS)
 

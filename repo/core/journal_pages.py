@@ -30,13 +30,14 @@ from repo.values import Batch
 __all__ = ["JournalPages"]
 
 MOST_SEQS = 65_536
-"""The most seqs of a page, and of the rows that stay in the journal for pages."""
+"""The maximum number of seqs in a page, and in the rows that stay in the journal for pages."""
 
 MOST_BYTES = MOST_SEQS * 28 + PAGE_CHARS
-"""The most bytes of these rows. A point without texts takes up to 24."""
+"""The maximum size of these rows. A point without texts takes up to 24 bytes."""
 
 MOST_SERIES = 50_000
-"""The most series whose newest times are kept, which takes about 15 MB. A store with more is read from the columns."""
+"""The maximum number of series whose newest times are kept, in about 15 MB. A store with more is read from the
+columns."""
 
 KEPT_US = 5_000_000
 """How long a row stays in the journal after it was written, if there are sinks, although it is in the columns."""

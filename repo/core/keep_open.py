@@ -47,7 +47,7 @@ def kept_open(columns: Columns) -> Iterator[None]:
 class Watch:
     """A thread that closes open columns when another process waits for them, or they were idle for long.
 
-    It ends when `stop` is asked, which does not close the columns.
+    It ends on a request to `stop`, which does not close the columns.
     """
 
     def __init__(self, columns: Columns) -> None:

@@ -34,13 +34,14 @@ TAIL_BYTES = 16_777_216
 """The longest journal tail in bytes that is read, in about 0.1 s; past it the columns are flushed first."""
 
 FEW = 500
-"""The most series of a small store: loading so many takes as long as loading 20 one by one, about a millisecond."""
+"""A store with up to this many series is small: loading them all takes about a millisecond, as long as loading 20 one
+by one."""
 
 MOST_SINGLE = 50
-"""The most series of a batch that are loaded one by one."""
+"""The maximum number of series in a batch that are loaded one by one."""
 
 MOST_READY = 10_000
-"""The most series that one call keeps as dicts for the next call."""
+"""The maximum number of series that one call keeps as dicts for the next call."""
 
 _Pair = tuple[str, str]
 _Row = tuple[Any, ...]

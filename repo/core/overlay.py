@@ -209,7 +209,8 @@ class Tail(Flusher):
     def through(
         self, opened: OpenColumns, seq: int, _stop: Callable[[], bool] = lambda: False
     ) -> OpenColumns:
-        """Apply the whole tail. The columns are not handed over before, which would lose what was applied."""
+        """Apply the whole tail. The columns are not handed over before the end, because that would lose what was
+        applied."""
         return super().through(opened, seq)
 
     def make_durable(self, opened: OpenColumns, *, keep_newest: bool = False) -> int:  # noqa: ARG002
@@ -221,7 +222,7 @@ class Tail(Flusher):
         return opened
 
     def _most_points(self) -> int:
-        """Return the most points of one transaction, which applies them as rows."""
+        """Return the maximum number of points of one transaction, which applies them as rows."""
         return min(self._settings.flush_batch_points, MOST_ROWS)
 
     def _void(self, dead: object) -> None:

@@ -1,4 +1,4 @@
-"""The reserve: a file without content that is given up on a full disk, so that deleting has room to work in."""
+"""The reserve: a placeholder file whose space is released on a full disk, so that deleting has room to work in."""
 
 from __future__ import annotations
 
@@ -28,18 +28,17 @@ _SHARE = 2
 """The reserve of a small store is half of its size, because deleting needs less there."""
 
 _SPARE = 4
-"""The reserve is made only where the disk has this many times its size free, so that it never fills a disk."""
+"""The reserve is created only if the disk has this many times its size free, so it never fills a disk."""
 
 _LEFT_SHARE = 8
-"""This share of the reserve is left free after it was used, so that the store can be read and written at all."""
+"""This share of the reserve is left free after its use, so that the store can still be read and written."""
 
 _CHUNK = bytes(65_536)
 
 
 class Reserve:
-    """The reserve of one store. It is a safeguard, so no call fails if it cannot be made.
-
-    Processes that use it at the same time do no harm: it holds nothing, and the next opening makes it again.
+    """The reserve of one store. It is a safeguard, so no call fails if it cannot be created. Processes may use it at
+    the same time: it holds nothing, and the next opening creates it again.
     """
 
     def __init__(self, files: StoreFiles, *, read_only: bool = False) -> None:
@@ -59,7 +58,7 @@ class Reserve:
 
     @contextmanager
     def given_up(self) -> Iterator[None]:
-        """Give the reserve up for the block, if the disk is almost full, and then make it again.
+        """Release the reserve for the block, if the disk is almost full, and then create it again.
 
         The new reserve is smaller if the block has used some of the room; `renew` makes it complete again when the disk
         has room.

@@ -18,7 +18,7 @@ __all__ = ["ScratchFolder"]
 _PREFIX = "holdfast-"
 
 _LOCK = "owner.lock"
-"""Its `flock` is held as long as the process that made the folder lives."""
+"""The process that made the folder holds its `flock` until it ends."""
 
 
 class ScratchFolder:

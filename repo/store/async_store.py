@@ -238,7 +238,7 @@ class AsyncStore:
         return self._shown
 
     async def open(self) -> Self:
-        """Open the store, if it is not open; a closed one may be opened again."""
+        """Open the store unless it is open; a closed store may be opened again."""
         async with self._opening:
             if self._store is None:
                 calls = AsyncCalls(self._workers)
@@ -246,7 +246,7 @@ class AsyncStore:
                 try:
                     store = await asyncio.wrap_future(opening)
                 except asyncio.CancelledError:
-                    # A store that is opened for nobody is closed, in the thread, because the event loop may end first.
+                    # If nobody takes the opened store, the thread closes it, because the event loop may end first.
                     opening.add_done_callback(_close_opened)
                     raise
                 self._calls, self._store = calls, store

@@ -48,7 +48,7 @@ class Claim:
             ) from busy
 
     def close(self, *, forget: bool = False) -> None:
-        """Give it up; with `forget`, remove its files, if it is held. Safe to call again."""
+        """Release the claim; with `forget`, remove its files, if it is held. Safe to call again."""
         if forget and self.held:
             self._lease.remove()
         self._lease.close()
@@ -71,5 +71,5 @@ def forget_claim(files: StoreFiles, now_us: Callable[[], int], sink: str) -> Non
 
 
 def _prefix(files: StoreFiles, sink: str) -> str:
-    """Return how the names of both files begin. The name of a sink may have characters that no file may have."""
+    """Return the prefix of both file names. A sink's name may have characters that file names cannot have."""
     return f"{files.prefix}sink-{hashlib.sha256(sink.encode()).hexdigest()[:16]}-"

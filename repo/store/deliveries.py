@@ -54,7 +54,7 @@ class Delivery:
         return self.position_and_identity()[0]
 
     def position_and_identity(self) -> tuple[SinkInfo, Identity]:
-        """Return `position` and `epoch_and_id` of the same moment, so that the token is one of this identity."""
+        """Return `position` and `epoch_and_id` of the same moment, so that the token belongs to this identity."""
         with self._handle.metadata.read() as connection:
             found = SinkRepository(connection).get(
                 self.name, self._handle.clock(), JournalRepository(connection).last_seq()
@@ -131,7 +131,7 @@ class Delivery:
             SinkRepository(connection).failed(self.name, state, error, self._handle.clock())
 
     def running(self) -> None:
-        """End a failure. A paused or forked sink stays so."""
+        """End a failure. A paused or forked sink keeps its state."""
         with self._changing(same_identity=False) as connection:
             SinkRepository(connection).running(self.name)
 
@@ -150,7 +150,7 @@ class Delivery:
             return QuarantineRepository(connection).point(self.name, seq)
 
     def keep_retry(self, seq: int, reason: str) -> None:
-        """Let a point stay in quarantine instead of sending it again; the reason comes before that of the refusal."""
+        """Keep a point in quarantine instead of sending it again; this reason is put before that of the refusal."""
         with self._changing() as connection:
             quarantine = QuarantineRepository(connection)
             item = quarantine.point(self.name, seq)

@@ -44,14 +44,14 @@ class LossEntry:
     """The time of the first dropped point or record."""
     last_us: int | None
     recorded_us: int
-    """When the loss was recorded; for records, when the last of a day's equal drops was."""
+    """When the loss was recorded; equal drops of records on one day are one entry, with the time of the last."""
     sensor_id: Chosen = None
     metric_name: Chosen = None
     source: Chosen = None
     start_us: int | None = None
     end_us: int | None = None
     detail: str | None = None
-    """JSON: all that the ledger knows, such as the seqs that are missing."""
+    """JSON: everything that the ledger knows, such as the seqs that are missing."""
     given_up: bool = False
     """Whether the points stay in the store: an operator dropped them for a sink only."""
 

@@ -31,9 +31,9 @@ class Retried:
     """What `retry` did."""
 
     points: int
-    """Points that the sink is sent again, each alone. Those that it accepts, and those that were overwritten since,
-    leave the quarantine. Those that the store no longer has, or that the filter of the sink no longer selects, stay in
-    it, with that reason."""
+    """Points that are sent to the sink again, each alone. Those that the sink accepts, and those that were overwritten
+    since, leave the quarantine. Those that the store no longer has, or that the filter of the sink no longer selects,
+    stay in it, with that reason."""
     records: int
     """Records that are pending again."""
     replaced: int
@@ -78,10 +78,9 @@ class Quarantine:
 
     def retry(self, ids: Ids) -> Retried:
         """Send items to their sinks again. Points go one by one; an item that is refused again stays, with the reason.
-
-        A point that was overwritten since is not sent: its new value was. A point that was deleted since, also by a
-        cleanup, cannot be sent, and stays in quarantine, as does one that the sink's filter no longer selects. Records
-        become pending again.
+        A point that was overwritten is not sent, because its new value is delivered anyway. A point that was deleted,
+        by a cleanup for example, cannot be sent and stays in quarantine, as does one that the sink's filter no longer
+        selects. Records become pending again.
         """
         with self._handle.metadata.write() as connection:
             repository, records = QuarantineRepository(connection), RecordRepository(connection)

@@ -1,4 +1,4 @@
-"""Opening a store for reading only, and its refusal of everything else. Nothing on the disk is created or changed."""
+"""Opens a store for reading only, and refuses everything else. Nothing on the disk is created or changed."""
 
 from __future__ import annotations
 

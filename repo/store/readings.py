@@ -25,7 +25,8 @@ GOOD, UNCERTAIN, BAD = 100, 64, 0
 
 _WORDS = {"good": GOOD, "uncertain": UNCERTAIN, "bad": BAD}
 _WORD = re.compile(r"\s*((?i:good|uncertain|bad))(?![a-z])")
-"""The status codes of OPC UA continue it, with an upper-case letter: `GoodClamped`, `Bad_NoCommunication`."""
+"""In the status codes of OPC UA more follows, beginning with an upper-case letter: `GoodClamped`,
+`Bad_NoCommunication`."""
 
 _MOST_SAID = 1_000
 _said: set[tuple[str, str]] = set()

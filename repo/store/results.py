@@ -142,7 +142,7 @@ class Result:
         return point_dicts(columns, self._series, with_seq=self._with_seq)
 
     def _lists(self, rows: int) -> Iterator[Columns]:
-        # A page is larger than asked for if more points than that share one timestamp.
+        # A page is larger than requested if more points than that share one timestamp.
         rows = _page_rows(rows)
         for page in self._pages(LISTS, rows):
             yield from _parts(page, rows)

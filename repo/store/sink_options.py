@@ -1,6 +1,7 @@
 """The options of each kind of sink: names, types, limits, defaults, and which of them are secrets. Opens nothing.
 
-They are here, below the sinks, because a sink is checked when it is added to the store, and no secret may be stored.
+They are here, in a layer below the sinks, because a sink is checked when it is added to the store, and no secret may be
+stored.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def is_reference(value: object) -> bool:
 
 
 def check_options(kind: str, options: Mapping[str, object], *, stored: bool) -> dict[str, OptionValue]:
-    """Return the options with the types that the kind of sink expects; texts as of the command are converted.
+    """Return the options with the types that the kind of sink expects; texts from the command line are converted.
 
     With `stored`, a secret must be a reference (`env:NAME` or `file:PATH`). Raises `InvalidSettings`, which never
     shows the value of a secret.

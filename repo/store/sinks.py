@@ -215,9 +215,8 @@ class Sinks:
             return len(SeriesRepository(connection).list(selection))
 
     def remove(self, name: str, *, dry_run: bool = False) -> Removed:
-        """Remove a sink and its quarantine; a forwarder stops delivering to it. It holds nothing any more.
-
-        Its points stay in the store. The records that it refused are dropped, and counted in the loss ledger.
+        """Remove a sink, its hold and its quarantine; a forwarder stops delivering to it. Its points stay in the store.
+        The records that it refused are dropped, and counted in the loss ledger.
         """
         dry_run = check_flag(dry_run, "dry_run")
         with self._reading_or_writing(dry_run) as connection:
@@ -238,11 +237,11 @@ class Sinks:
     # --- running ---------------------------------------------------------------------------------------
 
     def pause(self, name: str) -> SinkInfo:
-        """Let a sink deliver nothing until `resume`; the batch in hand is finished. Its hold stays."""
+        """Stop deliveries to a sink until `resume`; the batch in hand is finished. Its hold stays."""
         return self._set_state(name, "paused")
 
     def resume(self, name: str) -> SinkInfo:
-        """Let a paused, stopped or forked sink deliver again.
+        """Resume deliveries to a paused, stopped or forked sink.
 
         A running forwarder that waits after an error makes its next attempt when that wait ends, within a minute.
         """
@@ -283,8 +282,9 @@ class Sinks:
     ) -> Moved:
         """Send again everything from `start` on: "beginning", or a time as in `add`; or from a `seq` on.
 
-        Receivers that know the points drop them, or store the same again. The report says what of that time was dropped
-        before, and cannot be sent. Times read the columns. Raises `InvalidQuery` if nothing was written since.
+        Receivers that have the points already drop them, or store the same values again. The report says which points
+        of that time were dropped before, and cannot be sent. Times read the columns. Raises `InvalidQuery` if nothing
+        was written since.
         """
         dry_run = check_flag(dry_run, "dry_run")
         if (start is None) == (seq is None):
@@ -317,9 +317,9 @@ class Sinks:
     ) -> None:
         """Confirm by hand that a destination has the seqs from `first_seq` to `last_seq`, both inclusive.
 
-        With one seq, that it has everything up to it. A confirmed seq never becomes unconfirmed by this. Raises
-        `InvalidQuery` for seqs that nothing was written with yet: what gets them later would never be delivered. With
-        `dry_run`, it only checks, and changes nothing.
+        With one seq, everything up to it is confirmed. Confirmed seqs stay confirmed. Raises `InvalidQuery` for seqs
+        that are not in use yet: a point that gets one later would never be delivered. With `dry_run`, it only checks,
+        and changes nothing.
         """
         _check_name(name)
         first_seq = check_count(first_seq, "first_seq", 0 if last_seq is None else -LARGEST)
@@ -345,7 +345,7 @@ class Sinks:
     def rekey(self, *, restored: bool = False) -> Rekeyed:
         """Make the store new to every receiver, after `StoreForked`; what was not confirmed is delivered again.
 
-        A copy of another store needs a new id: both would otherwise be one store to their receivers. The id is in both
+        A copy of another store needs a new id: receivers would otherwise take both for one store. The id is in both
         databases, so this waits for the columns, and raises `StoreBusy` and `EngineMissing` with nothing changed. After
         a crash, the store has either id, and the next opening of the columns completes the change.
 

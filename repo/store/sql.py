@@ -1,4 +1,4 @@
-"""SQL: runs one SELECT on the columns, beside which it may read tables of the metadata."""
+"""SQL: runs one SELECT on the columns, which may also read tables of the metadata."""
 
 from __future__ import annotations
 

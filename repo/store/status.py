@@ -53,7 +53,7 @@ class SinkStatus:
     behind: int
     """How many seqs are not confirmed."""
     oldest_unsent_us: int | None
-    """When the oldest of them was written; None if there is none, or the journal no longer knows."""
+    """When the oldest of them was written; None if there is none, or its row is no longer in the journal."""
     confirmed_us: int | None
     """When it last confirmed a batch."""
     points_per_s: float
@@ -82,7 +82,7 @@ class SenderStatus:
 
 @dataclass(frozen=True, slots=True)
 class HoldStatus:
-    """What cleanup keeps for a sink: of several that hold, the one that has confirmed the least."""
+    """What cleanup keeps for a sink; if several hold data back, for the one that has confirmed the least."""
 
     sink: str
     seqs: int

@@ -83,13 +83,13 @@ class Store:
     that is mounted read-only. Queries, `latest`, `status` and exports see everything that was acknowledged, including
     the points that wait in the journal. These are read again each time the columns are opened, that is after another
     process used them, or after `lease_idle_s`. Nothing is created or changed, so an outdated store raises
-    `SchemaOutdated`; what would write raises `StoreReadOnly`. A process that writes to the store hands the columns over
-    as to any other process, and so does this one.
+    `SchemaOutdated`, and every write raises `StoreReadOnly`. This process and those that write to the store hand the
+    columns over to each other as usual.
 
     Before a fork (`os.fork`, `multiprocessing`) this process closes the files of all its stores. The fork waits up to
     three seconds for running calls, and calls of other threads wait for the fork. The handle keeps working in the
     parent. In the child it raises `StoreClosed`: open the store again there. If a call did not end in time, or the fork
-    came from inside a call (a callback), opening that store in the child raises `StoreClosed`, too; the start method
+    was made inside a call (in a callback), opening that store in the child raises `StoreClosed`, too; the start method
     "spawn" always works.
     """
 
@@ -491,12 +491,12 @@ class Store:
         stays delivered.
 
         Points that a sink with a hold has not confirmed are kept, within the limits of its `max_backlog`, unless
-        `even_unsent` is set; the report says how many. That is about all series, also if the sink gets only some.
+        `even_unsent` is set; the report says how many. This applies to all series, even if the sink gets only some.
 
         On return the records are gone, and the delete of the points is durable. If another process holds the columns,
         the delete is applied later, and `points` in the report is None. Records are dropped before points: an error at
         the second step leaves the first one done. `shrink` returns the space to the disk. On a full disk the reserve is
-        given up, and both are deleted in parts, the oldest first, so an error leaves some of them deleted.
+        released, and both are deleted in parts, the oldest first, so an error leaves some of them deleted.
         """
         from repo.upkeep.cleanup import CleanupScope, cleanup
 
@@ -528,7 +528,7 @@ class Store:
 
         With `compact_background`, the background thread does the same for a slice once a million seqs lie after it; so
         this method serves stores without that thread, and large loads. On SQLite there is nothing to do. `progress`
-        receives the points done and the total. `dry_run` changes nothing, but for applying the journal.
+        receives the points done and the total. `dry_run` changes nothing, except that it applies the journal.
 
         Raises `StoreFull`, before a slice is changed, if the disk may have too little room for it; `EngineMissing`,
         `StoreBusy`, or the engine's typed error.
