@@ -37,8 +37,10 @@ _CHUNK = bytes(65_536)
 
 
 class Reserve:
-    """The reserve of one store. It is a safeguard, so no call fails if it cannot be created. Processes may use it at
-    the same time: it holds nothing, and the next opening creates it again.
+    """The reserve of one store.
+
+    It is a safeguard, so no call fails if it cannot be created. Processes may use it at the same time: it holds
+    nothing, and the next opening creates it again.
     """
 
     def __init__(self, files: StoreFiles, *, read_only: bool = False) -> None:

@@ -70,10 +70,12 @@ def _started(pool: ThreadPoolExecutor, call: Callable[[], T]) -> Future[T]:
 
 
 async def _settled(start: Future[Any], outcome: Future[T]) -> T:
-    """Wait for a write that begins with `start`. The outcome is always known. If the task is cancelled before the write
-    began, nothing is written. If the write has begun, this waits until it is durable or has failed, usually a few
-    milliseconds, and only then raises CancelledError. Its attribute `written` is the result of the write, or None if
-    nothing was written, and a note says so.
+    """Wait for a write that begins with `start`.
+
+    The outcome is always known. If the task is cancelled before the write began, nothing is written. If the write has
+    begun, this waits until it is durable or has failed, usually a few milliseconds, and only then raises
+    CancelledError. Its attribute `written` is the result of the write, or None if nothing was written, and a note says
+    so.
     """
     waiting = asyncio.wrap_future(outcome)
     try:

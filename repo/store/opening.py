@@ -129,8 +129,9 @@ class Opening:
                 )
 
     def _is_unowned(self, engine: str, columns: Path) -> bool:
-        """Return whether the file belongs to no store yet, so no journal can be missing. The file then comes from the
-        legacy program, and may be partly upgraded.
+        """Return whether the file belongs to no store yet, so no journal can be missing.
+
+        The file then comes from the legacy program, and may be partly upgraded.
         """
         lock = self._files.folder / f"{self._files.prefix}{LEASE_FILE}"
         with (

@@ -77,10 +77,12 @@ class Quarantine:
         return found[0]
 
     def retry(self, ids: Ids) -> Retried:
-        """Send items to their sinks again. Points go one by one; an item that is refused again stays, with the reason.
-        A point that was overwritten is not sent, because its new value is delivered anyway. A point that was deleted,
-        by a cleanup for example, cannot be sent and stays in quarantine, as does one that the sink's filter no longer
-        selects. Records become pending again.
+        """Send items to their sinks again.
+
+        Points go one by one; an item that is refused again stays, with the reason. A point that was overwritten is not
+        sent, because its new value is delivered anyway. A point that was deleted, by a cleanup for example, cannot be
+        sent and stays in quarantine, as does one that the sink's filter no longer selects. Records become pending
+        again.
         """
         with self._handle.metadata.write() as connection:
             repository, records = QuarantineRepository(connection), RecordRepository(connection)

@@ -215,8 +215,9 @@ class Sinks:
             return len(SeriesRepository(connection).list(selection))
 
     def remove(self, name: str, *, dry_run: bool = False) -> Removed:
-        """Remove a sink, its hold and its quarantine; a forwarder stops delivering to it. Its points stay in the store.
-        The records that it refused are dropped, and counted in the loss ledger.
+        """Remove a sink, its hold and its quarantine; a forwarder stops delivering to it.
+
+        Its points stay in the store. The records that it refused are dropped, and counted in the loss ledger.
         """
         dry_run = check_flag(dry_run, "dry_run")
         with self._reading_or_writing(dry_run) as connection:
