@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 __all__ = ["MOST_RANGES", "Cursor", "Span"]
 
 MOST_RANGES = 16
-"""The most confirmed ranges above the low mark."""
+"""The maximum number of confirmed ranges above the low mark."""
 
 
 class Span(NamedTuple):

@@ -1,7 +1,7 @@
 """Compression: reads and writes gzip, zstd or uncompressed files as plain bytes. Never interprets the bytes.
 
 The first bytes determine the compression, so a compressed file may have any name. A name that ends in .gz or .zst is an
-error if the file is not compressed that way. Memory holds one window and the bytes asked for, whatever the ratio.
+error if the file is not compressed that way. Memory holds one window and the requested bytes, whatever the ratio.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recognition: says what a file is that is not what was expected, from its first bytes. Never opens a file."""
+"""Recognition: identifies a file of an unexpected format by its first bytes. Never opens a file."""
 
 from __future__ import annotations
 

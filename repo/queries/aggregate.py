@@ -106,7 +106,7 @@ def check_width(every: Every) -> Width | None:
 def check_zone(tz: str | tzinfo) -> tzinfo:
     """Return a time zone, given by its name or as a `tzinfo`; raises `InvalidQuery`."""
     if isinstance(tz, tzinfo):
-        name = getattr(tz, "zone", None)  # of pytz, whose zones give wrong offsets outside of its own methods
+        name = getattr(tz, "zone", None)  # pytz's zones give wrong offsets outside of its own methods
         return check_zone(name) if isinstance(name, str) else tz
     try:
         return zone_named(tz)

@@ -35,7 +35,7 @@ class BucketKey(NamedTuple):
     """SQL for the bucket that contains a time."""
 
     group: ColumnElement[int]
-    """What to group by. DuckDB groups by the place of a bucket, a small number, twice as fast as by its start."""
+    """What to group by. DuckDB groups by a bucket's place, a small number, twice as fast as by its start."""
 
     number: ColumnElement[int]
     """The number of the bucket, computed from the group."""

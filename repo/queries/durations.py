@@ -22,7 +22,7 @@ from repo.time_texts import Width
 __all__ = ["States"]
 
 _MOST_POINTS = 500_000
-"""The most points that one query sorts; more are read by several queries, a few series each."""
+"""The maximum number of points that one query sorts; more are read by several queries, a few series each."""
 
 Pair = tuple[str, str]
 State = float | str | None

@@ -15,7 +15,7 @@ __all__ = ["MOST_ROWS", "Fill", "check_fill", "fill_gaps", "refuse_too_many"]
 Fill = Literal["none", "null", "previous", "linear"]
 
 MOST_ROWS = 10_000_000
-"""The most rows that filling may produce (about 3 GB as dicts)."""
+"""The maximum number of rows that filling may produce (about 3 GB as dicts)."""
 
 Pair = tuple[str, str]
 Span = tuple[int, int]

@@ -130,7 +130,7 @@ class TimePages:
         expected = points * span_us // max(1, last_us + 1 - first_us)
         page = form.fetch(connection, query, Shape(expected, self._rows if span_us > 1 else -1))
         if page is None:
-            # The next piece ends before the first row that does not fit, so that only one read is in vain.
+            # The next piece ends before the first row that does not fit, so only one read is wasted.
             edge_us = point_sql.time_at(connection, piece, known, self._rows, newest_first=self._newest_first)
             self._width_us = max(1, end_us - 1 - edge_us if self._newest_first else edge_us - start_us)
             return None

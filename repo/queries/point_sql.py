@@ -24,7 +24,7 @@ _c = _points.c
 _READING = (_c.timestamp_us, _c.value, _c.value_text, _c.quality, _c.metadata)
 
 MOST_NUMBERED = 1_000
-"""The most names that a query numbers; with more, finding them in the list costs more than fetching the texts."""
+"""The maximum number of names that a query numbers; with more, finding them in the list costs more than the texts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ Names = str | Sequence[str] | None
 text, and each item of a list, is exact."""
 
 MOST_NAMES = 20_000
-"""The most names in one statement: SQLite takes at most 32,766 parameters."""
+"""The maximum number of names in one statement: SQLite takes at most 32,766 parameters."""
 
 Time = float | datetime | None
 
@@ -325,7 +325,7 @@ class SeriesScope:
     def __init__(self, traits: Traits, known: Known, pairs: Iterable[Pair]) -> None:
         self.pairs = list(pairs)
         sensors, metrics = ({pair[at] for pair in self.pairs} for at in (0, 1))
-        # Without a look at each known series: there may be 100,000, and one may be asked for.
+        # Without checking each known series: there may be 100,000 of them, of which one is requested.
         of_sensor, of_metric = (known if isinstance(known, Summaries) else Summaries.copied(known)).names()
         own = len(self.pairs)
         by_metric = sum(map(of_sensor.__getitem__, sensors)) > own

@@ -19,7 +19,7 @@ PAGE_SEQS = 122_880
 many take 10 MB."""
 
 PAGE_CHARS = 4_000_000
-"""The most characters of texts and metadata in a page of several points; each takes one to four bytes."""
+"""The maximum number of characters of texts and metadata in a page of several points; each takes one to four bytes."""
 
 _STEP = 4
 """How much wider the next piece is, after one without points."""

@@ -21,7 +21,7 @@ _UNNAMED = ", ".join(f'"{column.name}"' for column in _c if column.name not in (
 _NAMED = f"sensor_id, metric_name, {_UNNAMED}"
 
 _MOST_PAIRS = 100_000
-"""The most combinations of a sensor and a metric that a query numbers."""
+"""The maximum number of combinations of a sensor and a metric that a query numbers."""
 
 _PLAIN_BYTES = 40
 """The memory that a point takes in columns, without its texts."""

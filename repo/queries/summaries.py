@@ -1,4 +1,4 @@
-"""The summaries of many series, few of which are looked at: until then each stays the row that it was read as."""
+"""The summaries of many series. Few of them are used, so each stays a plain row until then."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ widen the span to read."""
 MOST_SPANS = 8
 
 MOST_NAMED = 20
-"""The most series that the search for new first and last points names one by one."""
+"""The maximum number of series that the search for new first and last points names one by one."""
 
 _FIRST_WINDOW_US = 3_600_000_000
 _WINDOW_GROWTH = 16

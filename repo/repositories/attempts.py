@@ -21,7 +21,8 @@ class Attempt(NamedTuple):
     last_seq: int
     points: int
     checksum: str
-    """Of the seqs of its points, as they were when it was sent last; "" for records, and once it is emptied."""
+    """The checksum of the seqs of its points, as of the last time it was sent; "" for records, and once it is
+    emptied."""
     token: str
     """What an exact destination holds once it has stored this batch."""
     lane: str
@@ -33,7 +34,7 @@ class Attempt(NamedTuple):
 
     @property
     def confirms_seqs(self) -> bool:
-        """Whether its range of seqs is confirmed with it; not that of records, nor that of an emptied attempt."""
+        """Whether its range of seqs is confirmed with it; False for records and for an emptied attempt."""
         return self.checksum != ""
 
     def without_items(self) -> Attempt:

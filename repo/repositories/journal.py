@@ -26,8 +26,8 @@ BULK = "bulk"
 its own load finds it above the watermark, the load died."""
 
 VOID = "void"
-"""Kind that such a row, or a delete that must not be applied, is changed to: its seqs belong to nothing. It stays as
-the record of that."""
+"""Kind that such a row, or a delete that must not be applied, is changed to: its seqs belong to nothing. The row stays
+to record that."""
 
 
 _LOST = b"lost"

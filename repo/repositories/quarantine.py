@@ -101,7 +101,7 @@ class QuarantineRepository:
         return {sink: int(count) for sink, count in self._connection.execute(query)}
 
     def mark_retry(self, ids: Sequence[int]) -> int:
-        """Let points wait to be sent again; returns how many."""
+        """Mark points to be sent again; returns how many."""
         marked = 0
         for part in _chunks(ids):
             marked += self._connection.execute(

@@ -33,10 +33,10 @@ __all__ = [
 
 SinkState = Literal["running", "paused", "failing", "halted", "forked", "stopped"]
 """`running` also if no forwarder runs; `failing`: unreachable; `halted`: the destination rejects everything for now;
-`forked`: see `StoreForked`; `stopped`: an error that nobody expected."""
+`forked`: see `StoreForked`; `stopped`: an unexpected error."""
 
 KEPT_STATES = ("paused", "forked")
-"""The states that only an operator ends."""
+"""The states that only an operator can end."""
 
 RATE_SPAN_S = 30.0
 """Over how many seconds `points_per_s` is averaged: older batches count less and less."""
@@ -48,9 +48,9 @@ class Lanes(NamedTuple):
     two: bool = True
     """Whether the newest readings go before a long backlog, which is sent beside them."""
     share: float = 0.2
-    """The part of the bytes that the backlog gets."""
+    """The share of the bytes that the backlog gets."""
     order: Literal["oldest", "newest"] = "oldest"
-    """Which part of the backlog is sent first."""
+    """Which end of the backlog is sent first."""
 
 
 class MaxBacklog(NamedTuple):
@@ -304,7 +304,8 @@ class SinkRepository:
     # --- deliveries ------------------------------------------------------------------------------------
 
     def sent(self, name: str, token: str | None, totals: Totals, refused: int, now_us: int) -> None:
-        """Count a confirmed batch, whose token the destination holds now; None if it may hold the one of before."""
+        """Count a confirmed batch, whose token the destination now holds; None if it may still hold the previous
+        one."""
         rate, before_us = self._driver.execute(
             "SELECT points_per_s, confirmed_us FROM sinks WHERE name = ?", (name,)
         ).fetchone()
@@ -312,11 +313,11 @@ class SinkRepository:
         self._driver.execute(_SENT, (token, *totals, refused, rate, now_us, name))
 
     def running(self, name: str) -> None:
-        """End a failure; a state that only an operator ends stays."""
+        """End a failure; a state that only an operator can end stays."""
         self._driver.execute(_RUNNING, (name,))
 
     def failed(self, name: str, state: SinkState, reason: str, now_us: int) -> None:
-        """Record a failed attempt; the same state keeps the time at which it began, and a pause stays one."""
+        """Record a failed attempt; an unchanged state keeps its start time, and a paused sink stays paused."""
         table = SinkCursor
         same = table.state.in_((state, "paused"))
         self._connection.execute(
@@ -421,7 +422,7 @@ def _listed(names: str | Iterable[str] | None) -> Any:
 
 
 def _faded(rate: float | None, since_us: int | None, now_us: int | None) -> float:
-    """Return a rate that nothing was added to since a time: batches of long ago count less and less."""
+    """Return a rate after a time without new batches: the longer ago a batch was, the less it counts."""
     if rate is None or since_us is None:
         return 0.0
     if now_us is None:

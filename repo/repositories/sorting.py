@@ -22,13 +22,14 @@ _points: Any = Point.__table__
 _KEY = ("sensor_id", "metric_name")
 
 _PROBE_SEQS = 4_096
-"""Points that arrived interleaved are out of order within so many seqs, so that few need to be read."""
+"""Points that arrived interleaved are out of order within this many seqs, so only a few have to be read."""
 
 _NAMES = "holdfast_names"
 _SORTED = "holdfast_sorted"
 _LISTS = "holdfast_lists"
 _NUMBER = "holdfast_series"
-"""The column with the number of the series. No column of a user should have such a name, as those of the lists."""
+"""The column with the number of the series. No user should have a column with such a name, nor with those of the
+lists."""
 
 # The columns of the table, with those that a user added.
 _COLUMNS = """

@@ -214,7 +214,7 @@ class Kept(NamedTuple):
     """What a restore keeps of the identity of a store."""
 
     epoch: int = 0
-    """The least epoch, which each restore raises; 0 if there was none."""
+    """The minimum epoch, which each restore raises; 0 if there was none."""
     store_id: str | None = None
     """The id that it had before the last restore, if that was known; a backup may be older than a `rekey`."""
 

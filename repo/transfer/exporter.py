@@ -40,12 +40,12 @@ Progress = Callable[[int, int], object]
 """Called with the number of points read so far, and the approximate total."""
 
 ARROW_ROWS = 524_288
-"""The most rows in a page of columns. Pages aim at three quarters of it: 15 MB, and about 150 ms under the lease. With
-three times as many, readings with jitter take 6 % less space in the file, but regular readings 50 % more, as fewer
-series then share their times."""
+"""The maximum number of rows in a page of columns. Pages aim at three quarters of it: 15 MB, and about 150 ms under the
+lease. With three times as many, readings with jitter take 6 % less space in the file, but regular readings 50 % more,
+as fewer series then share their times."""
 
 PLAIN_ROWS = 65_536
-"""The most rows in a page of Python objects: 25 MB."""
+"""The maximum number of rows in a page of Python objects: 25 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +256,7 @@ def _sum_line(sha256: str, name: str) -> str:
 def _ahead(pages: Generator[WrittenPage]) -> Generator[WrittenPage]:
     """Yield pages, reading the next one in a thread."""
     with closing(pages), ThreadPoolExecutor(1, "holdfast-page") as beside:
-        beside.submit(int).result()  # a thread whose start Ctrl-C interrupts would not be joined
+        beside.submit(int).result()  # if Ctrl-C interrupts the start of a thread, nobody joins it
         coming = beside.submit(next, pages, None)
         while (page := coming.result()) is not None:
             coming = beside.submit(next, pages, None)

@@ -254,7 +254,7 @@ class _Passes:
         return IngestedFile(given.name, acknowledged - overwritten, overwritten, rejected, no_reading)
 
     def _warn(self, given: Input, times: TimeReader) -> None:
-        """Warn of times that were read as asked, but may well be wrong."""
+        """Warn of times that were read as requested, but may well be wrong."""
         single = times.single_passes()
         if single:
             log.warning(

@@ -14,7 +14,7 @@ __all__ = ["Repeats"]
 
 _REMEMBERED = 1_000_000
 _OTHER_WEIGHT = 8
-"""A time out of order takes as much memory as so many in order."""
+"""A time out of order takes as much memory as this many in order."""
 
 
 class Repeats:

@@ -34,9 +34,9 @@ class Cleaned:
     points: int | None = 0
     """None if the columns were unavailable. The delete is durable; the ledger counts its points when it is applied."""
     unsent_points: int | None = 0
-    """How many of the points were not confirmed by every sink; None if there is no sink, or it is not known."""
+    """How many of the points were not confirmed by every sink; None if there is no sink, or if it is unknown."""
     records: int = 0
-    """All of them unsent, as a sent record is removed at once."""
+    """The records. All of them are unsent, because a sent record is removed at once."""
     held_points: int | None = 0
     """Selected points that are kept, because sinks that hold have not confirmed them; None if it is unknown."""
     held_by: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class CleanupScope:
     why: Mapping[str, Any]
     """The caller's arguments that select the records; for the ledger."""
     even_unsent: bool = False
-    """Whether points are deleted that a sink holds."""
+    """Whether points that a sink holds are deleted, too."""
 
     @classmethod
     def of(

@@ -32,7 +32,7 @@ class Compacted:
     """Slices whose points were sorted."""
     sorted_points: int
     noted_slices: int
-    """Slices whose points came in sorted, which is only noted."""
+    """Slices whose points arrived in order, which is only recorded."""
     noted_points: int
     skipped_slices: int
     """Slices that stay as they are, because their texts are too large to be sorted within DuckDB's memory limit."""

@@ -19,7 +19,7 @@ __all__ = ["Sums", "copy_tables", "sums_of"]
 PAGE_ROWS = 65_536
 
 PAGES_A_TRANSACTION = 16
-"""A million rows: DuckDB writes so many directly into its file, not into its log first."""
+"""A million rows: DuckDB writes this many directly into its file, not into its log first."""
 
 Sums = dict[str, tuple[int, int]]
 """By table: the number of rows, and a checksum that does not depend on their order."""

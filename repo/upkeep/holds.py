@@ -1,7 +1,7 @@
 """Holds: which points a cleanup keeps, because a sink that holds has not confirmed them. Deletes nothing.
 
 A sink holds the points above its low mark, of all series. The limits of its hold (`max_backlog`) release some of them.
-Whatever a store does to stay below a limit of its bytes goes before every hold.
+Keeping a store below its limit in bytes takes precedence over every hold.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rekey: makes the store new to every receiver, under another id, or under its id in the next epoch.
 
-The id is in both databases. The metadata get the new one first, and remember the old one until the column file has the
-new one durably, so a crash in between leaves a store that opens, and whose next opening completes the change.
+The id is in both databases. The metadata gets the new one first, and remembers the old one until the column file has
+the new one durably. A crash in between leaves a store that can be opened; the next opening completes the change.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ _points: Any = Point.__table__
 
 
 def most_bytes(to: str, opened: OpenColumns, known: Mapping[tuple[str, str], Summary]) -> int:
-    """Return the most bytes that a new file of the engine `to` may take."""
+    """Return the maximum size in bytes of a new file of the engine `to`."""
     engine = engine_named(to)
     needed_bytes = disk.HEADROOM_BYTES + 2 * _text_bytes(opened.flush_connection)
     for pair, summary in known.items():

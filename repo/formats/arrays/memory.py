@@ -3,8 +3,8 @@
 The layout of the structs is fixed by https://arrow.apache.org/docs/format/CDataInterface.html. The structs and the
 arrays belong to the table here, so it has to exist for as long as anybody reads a stream of it.
 
-A reader calls back into Python. So read it outside of the main thread: there, a signal handler, like that of Ctrl-C,
-may be run in such a call, and its exception would be lost.
+A reader calls back into Python. So read it outside of the main thread: in the main thread, a signal handler such as
+that of Ctrl-C may run inside such a call, and its exception would be lost.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Scan(NamedTuple):
 
 
 _MOST_NAMES = 1_000
-"""The most sensors and metrics that `batch_of` numbers."""
+"""The maximum number of sensors and metrics that `batch_of` numbers."""
 
 
 def batch_of(connection: Any, source: Any, place: str | None, found: Scan) -> Batch | None:

@@ -28,7 +28,7 @@ Lists = dict[str, Sequence[Any]]
 
 _NESTING = (list, tuple, set, Mapping)
 _DEEPEST = 100
-"""The most levels of lists and dicts in a value that pyarrow is given; it has no limit but the stack's."""
+"""The maximum depth of lists and dicts in a value passed to pyarrow, whose only limit is the stack."""
 
 
 class Chunk:

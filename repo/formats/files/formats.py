@@ -25,7 +25,7 @@ __all__ = [
 
 PAGE_ROWS = 245_760
 PAGE_BYTES = 24_000_000
-"""The most rows, and approximately the most bytes, of a page that is read. Several copies of it may exist at a time."""
+"""The maximum rows, and the approximate maximum bytes, of a page that is read. Several copies may exist at a time."""
 
 WrittenPage = Page | Sequence[Sequence[Any]] | Any
 """Rows with the columns of the table `time_series_data`; or Arrow batches in which `series`, the place in a list of

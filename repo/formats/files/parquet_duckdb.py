@@ -147,7 +147,7 @@ def run_aside(base: Any, points: HasStream, sql: str) -> None:
     be lost.
     """
     with ThreadPoolExecutor(1, "holdfast-copy") as beside:
-        beside.submit(int).result()  # a thread whose start Ctrl-C interrupts would not be joined
+        beside.submit(int).result()  # if Ctrl-C interrupts the start of a thread, nobody joins it
         try:
             beside.submit(base.register, "points", points).result()
             beside.submit(base.execute, sql).result()

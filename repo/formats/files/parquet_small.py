@@ -1,4 +1,4 @@
-"""Small Parquet files by DuckDB, from columns in memory, in an instance that stays open: opening one takes far longer.
+"""Small Parquet files by DuckDB, from columns in memory. The instance stays open, because opening it takes far longer.
 
 DuckDB writes into a file in memory, whose descriptor is all that it can access.
 """

@@ -51,7 +51,7 @@ class Cells:
         return self._careful_number(cell.strip())
 
     def number_or_text(self, cell: str) -> float | str | None:
-        """Return a number, or a state if the cell is none."""
+        """Return a number, or a state if the cell is not a number."""
         try:
             return self.number(cell)
         except _NoNumber:

@@ -14,7 +14,7 @@ from repo.times import Unfit, local_choices
 __all__ = ["RepeatedHours"]
 
 _SURE = 3
-"""So many steps in one direction outweigh as many single readings out of order."""
+"""This many steps in one direction outweigh as many single readings out of order."""
 
 
 class RepeatedHours:

@@ -75,7 +75,7 @@ class TimeReader:
         self._readers = [(name == "iso", self._reader(name)) for name in formats]
         self._listed = ", ".join(formats)
         self.suspects: Counter[str] = Counter()
-        """The times in January 1970, by the format that read them: most likely the format has a too small unit."""
+        """The times in January 1970, by the format that read them: most likely the unit of the format is too small."""
         self._last: tuple[str | None, int] = (None, 0)
 
     def us(self, text: str, series: Hashable = None) -> int:
@@ -117,7 +117,7 @@ class TimeReader:
         raise fault or Unfit(f"fits no time format ({self._listed}){_advice(text)}")
 
     def _begin(self, text: str) -> Clock | None:
-        """Return the begin of an interval; None if the text is none."""
+        """Return the begin of an interval; None if the text is not one."""
         found = _INTERVAL.fullmatch(text)
         if found is None:
             return None
