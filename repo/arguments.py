@@ -110,7 +110,7 @@ def check_number(
     what: str = "a number",
     error: type[HoldfastError] = InvalidQuery,
 ) -> float:
-    """Return a real number as a float, at least `least`; infinity is one, NaN is none."""
+    """Return a real number as a float, at least `least`; infinity is accepted, NaN is not."""
     if not isinstance(value, Real) or _is_bool(value) or _is_span(value):
         raise error(f"{name} = {shown(value)}: {what} is expected")
     try:
@@ -153,7 +153,7 @@ def check_path(value: object, name: str, *, error: type[HoldfastError] = Invalid
 
 
 def check_function(value: Any, name: str, *, error: type[HoldfastError] = InvalidQuery) -> Callable[..., Any]:
-    """Return a function of the caller's; what it raises when it is called is passed on."""
+    """Return a function of the caller; exceptions that it raises when called pass through."""
     if not callable(value):
         raise error(f"{name} = {shown(value)}: a function is expected")
     checked: Callable[..., Any] = value

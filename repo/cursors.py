@@ -60,7 +60,7 @@ class Cursor(NamedTuple):
         return type(self)(low, tuple(sorted(kept)))
 
     def joins(self, first: int, last: int) -> bool:
-        """Return whether confirming this range makes no further one: it touches the low mark or another range."""
+        """Return whether confirming this range adds no new one, because it touches the low mark or another range."""
         return len(self.confirm(first, last).ranges) <= len(self.ranges)
 
     def gaps(self, through: int) -> list[Span]:

@@ -14,8 +14,8 @@ HEADROOM_BYTES = 16_000_000
 """Space reserved for journal growth during the job, and for the minimum size of a new file."""
 
 NEW_FILE_BYTES = 3_000_000
-"""Space for the least size of a new column file, 1.9 MB as measured, and for some growth of the journal. The reserve of
-a store has room for it, so that a store that was emptied on a full disk can be shrunk."""
+"""Space for the minimum size of a new column file, 1.9 MB as measured, and for some growth of the journal. The reserve
+of a store has room for it, so that a store that was emptied on a full disk can be shrunk."""
 
 FLUSH_BYTES = 50_000_000
 """Space that a flush of the usual largest batch takes at its peak: measured, 1 to 30 MB with DuckDB and 22 to 48 MB

@@ -161,7 +161,7 @@ class SinkRefused(HoldfastError):
 class SinkHalted(HoldfastError):
     """A destination rejects everything for now: credentials, certificate, missing table or topic, schema.
 
-    Nothing is skipped. The forwarder tries again every minute and goes on once the cause is fixed.
+    Nothing is skipped. The forwarder tries again every minute and continues once the cause is fixed.
     """
 
 

@@ -26,7 +26,7 @@ _rows_without = 0
 
 
 def numpy_for(rows: int) -> Any | None:
-    """Return NumPy to convert so many rows; None if it is not installed, or not imported yet and not worth that."""
+    """Return NumPy for converting this many rows; None if it is not installed, or not imported yet and not worth it."""
     global _rows_without
     if "numpy" not in sys.modules:
         _rows_without += rows
@@ -59,7 +59,7 @@ def imported(package: str) -> Any:
 
 
 def missing_extra(what: str, extra: str, otherwise: str = "") -> MissingExtra:
-    """Return the error for a package of the extra that is not installed; `otherwise` is the way to do without."""
+    """Return the error for a package of the extra that is not installed; `otherwise` is how to do without it."""
     return MissingExtra(f"{what}: {install_command(extra)}{otherwise and f'; {otherwise}'}")
 
 

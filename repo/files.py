@@ -129,7 +129,8 @@ class StoreFiles:
 
     @property
     def reserve(self) -> Path:
-        """The file that is given up on a full disk; see `repo.core.reserve`. Backups and restores leave it alone."""
+        """The file whose space is released on a full disk; see `repo.core.reserve`. Backups and restores leave it
+        alone."""
         return self.folder / f"{self.prefix}{RESERVE_FILE}"
 
     @property

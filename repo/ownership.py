@@ -44,7 +44,7 @@ def make_like(new: Path, old: Path) -> None:
 def _change_owner(path: Path, like: os.stat_result) -> None:
     """Change the owner of what root owns, but neither follow a link nor change a file that has other names.
 
-    The owner of the folder could have put a link there, to get a file of root's that lies elsewhere.
+    The owner of the folder could have put a link there to take over a file of root elsewhere.
     """
     found = path.lstat()
     is_folder = stat.S_ISDIR(found.st_mode)

@@ -92,7 +92,7 @@ class Rate(NamedTuple):
         return ", ".join(parts) + (f" ({self.zone})" if self.windows else "")
 
     def resumes_us(self, now_us: int) -> int | None:
-        """Return when the limit, 0 at this time, ends to be 0; None if it never does. Exact to a minute."""
+        """Return when the limit, which is 0 at this time, stops being 0; None if it never does. Exact to a minute."""
         begin_us = now_us - now_us % _MINUTE_US
         local = to_datetime(now_us).astimezone(zone_named(self.zone))
         minute = local.hour * 60 + local.minute
@@ -103,7 +103,7 @@ class Rate(NamedTuple):
         return None
 
     def zero(self, now_us: int) -> str:
-        """Return in words how long the limit, 0 at this time, stays so."""
+        """Return in words how long the limit, which is 0 at this time, stays 0."""
         resumes_us = self.resumes_us(now_us)
         if resumes_us is None:
             return "0"

@@ -196,7 +196,7 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 
 def _warn_of_unknown(environment: Mapping[str, str]) -> None:
-    """Log each variable that looks like a setting and is none, once in a process."""
+    """Log each variable that looks like a setting but is not one, once per process."""
     for variable in environment:
         if (
             not isinstance(variable, str)

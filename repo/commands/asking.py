@@ -26,7 +26,7 @@ def asking_options(function: Decorated) -> Decorated:
 
 
 def check_asking(session: Session, *, dry_run: bool, yes: bool) -> None:
-    """Refuse options that contradict each other, and a question that --json could not ask."""
+    """Refuse options that contradict each other, and questions that --json cannot ask."""
     if dry_run and yes:
         raise click.UsageError("--dry-run and -y cannot be combined")
     if session.as_json and not dry_run and not yes:

@@ -86,7 +86,7 @@ class Capacity:
             self._refused_s = self._measured_s
 
     def _checkpoint_and_measure_inside(self) -> int:
-        """Free what can be freed without a loss; returns the free bytes that are known only from inside the columns."""
+        """Free what can be freed without a loss; returns the free bytes that only opening the columns reveals."""
         try:
             self._store().checkpoint()
             inside = self._store().size(inside=True)

@@ -107,7 +107,7 @@ def _is_rewritten(store: Store) -> bool:
     """Rewrite the columns, if possible; returns whether it was.
 
     DuckDB frees the space of deleted points only where all points of a row group were deleted. Without this, a trim
-    would go on to delete points whose space is not freed either.
+    would continue to delete points whose space is not freed either.
     """
     try:
         store.shrink()
@@ -125,7 +125,7 @@ def _is_rewritten(store: Store) -> bool:
 
 
 def _oldest_dropped(store: Store, points: int, share: float) -> int:
-    """Delete this share of the points, the oldest ones, and return how many fell."""
+    """Delete this share of the points, the oldest ones, and return how many."""
     [row] = store.sql(_TIME_OF, [min(points - 1, max(1, round(points * share)))])
     firsts = (info.first_us for info in store.series.list())
     first_us = min(us for us in firsts if us is not None)

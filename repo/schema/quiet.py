@@ -1,4 +1,5 @@
-"""Keeps Alembic's own log out of the application's. Apart, because it has to be in force before Alembic is imported."""
+"""Keeps Alembic's own log out of the application's. It is a separate module because it must act before Alembic is
+imported."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Upgrading a store: brings its existing databases to the head, under its lease. Never creates a database.
 
-The command and the opening of a store both use it. Nothing is changed before it is known that no other process has the
-store open and that the disk has enough space, and before both databases are backed up. A kill leaves each database at a
+The command and the opening of a store both use it. Nothing is changed until it is certain that no other process has the
+store open and that the disk has enough space, and until both databases are backed up. A kill leaves each database at a
 whole revision; the next run continues there and keeps the backup made before the first change.
 """
 

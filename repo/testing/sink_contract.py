@@ -115,7 +115,7 @@ class SinkContract:
     def test_it_opens_and_closes_again_and_again(
         self, destination: Destination, sink: Sink, batches: Batches
     ) -> None:
-        """`close` is safe without `open` and twice; each new opening goes on where the last one ended."""
+        """`close` is safe without `open` and twice; each new opening continues where the last one ended."""
         sink.close()
         points = _numbers(destination, 9)
         for first in (0, 3, 6):
