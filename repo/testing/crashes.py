@@ -18,7 +18,7 @@ class Line(NamedTuple):
 
 
 class _Crash(BaseException):
-    """Ends a call, as the end of its process would. Nothing catches it."""
+    """Ends a call, as the end of its process would. No code of a sink expects it."""
 
 
 def files_of(thing: object) -> set[str]:
