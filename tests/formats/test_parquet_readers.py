@@ -16,7 +16,7 @@ import pytest
 from repo import InvalidFile
 from repo.formats.files.formats import FileReader, WrittenPages
 from repo.formats.files.mapping import Reading, ReadPlan, plan_of
-from repo.formats.files.parquet_duckdb import DuckDBWriter
+from repo.formats.files.parquet_duckdb_writer import DuckDBWriter
 from repo.formats.files.parquet_packages import SharedInstance, reader_here
 from repo.formats.files.parquet_pyarrow import PyArrowWriter
 

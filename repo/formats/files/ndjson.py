@@ -31,8 +31,6 @@ __all__ = ["ENDING", "NdjsonReader", "opened_ndjson"]
 
 ENDING = ".ndjson.gz"
 
-_LEVEL = 6
-_WRITTEN_LINES = 1_000
 _BATCH_ROWS = 8_192
 _BATCH_CHARS = 1_048_576
 """The rows that exist as Python objects at a time when they are passed to DuckDB: 5 MB."""
@@ -81,7 +79,7 @@ class NdjsonReader:
             yield from self._duckdb_pages(self._open_base())
 
     def _duckdb_pages(self, base: Any) -> Iterator[ReadPage]:
-        from repo.formats.files.parquet_duckdb import DuckDBPage
+        from repo.formats.files.duckdb_page import DuckDBPage
 
         batches = self._batches(_BATCH_ROWS, _BATCH_CHARS)
         while first := next(batches, None):

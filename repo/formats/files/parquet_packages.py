@@ -18,7 +18,7 @@ __all__ = ["SharedInstance", "reader_here", "writer_here"]
 def writer_here(memory_limit_bytes: int, *, duckdb: bool) -> FileWriter:
     """Return the writer of the installed package; `duckdb` is whether DuckDB is. `MissingExtra` if none is."""
     if duckdb:
-        from repo.formats.files.parquet_duckdb import DuckDBWriter
+        from repo.formats.files.parquet_duckdb_writer import DuckDBWriter
 
         return DuckDBWriter(memory_limit_bytes)
     try:

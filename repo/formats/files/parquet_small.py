@@ -17,7 +17,7 @@ import duckdb
 from repo.engines.duckdb.driver import open_sandbox, sandbox_path
 from repo.formats.arrays.columns import Coded
 from repo.formats.arrays.memory import MemoryColumn, MemoryTable
-from repo.formats.files.parquet_duckdb import MOMENT, copy_options, disk_error, run_aside
+from repo.formats.files.parquet_duckdb_writer import MOMENT, copy_options, disk_error, run_aside
 
 __all__ = ["SmallFiles"]
 
