@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from repo import forks
 from repo.core.acknowledged import AcknowledgedMark
+from repo.core.turnstile import Turnstile
 from repo.engines.base import READ
 from repo.engines.registry import METADATA
 from repo.engines.sqlite import driver as sqlite
@@ -23,7 +24,6 @@ from repo.errors import HoldfastError, StoreClosed
 from repo.files import StoreFiles
 from repo.repositories.state import StateRepository
 from repo.settings import Settings
-from repo.turnstile import Turnstile
 
 __all__ = ["MetadataDatabase"]
 

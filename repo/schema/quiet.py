@@ -1,5 +1,7 @@
-"""Keeps Alembic's own log out of the application's. It is a separate module because it must act before Alembic is
-imported."""
+"""Keeps Alembic's own log out of the application's.
+
+A module of its own, because it has to be in force before Alembic is imported.
+"""
 
 from __future__ import annotations
 

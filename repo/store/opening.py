@@ -23,6 +23,7 @@ from repo.core.columns import Columns
 from repo.core.flush import Flusher
 from repo.core.handle import Handle
 from repo.core.metadata import MetadataDatabase
+from repo.core.turnstile import Turnstile
 from repo.core.writer import Writer
 from repo.engines.base import READ
 from repo.engines.registry import ENGINES, LEGACY, METADATA
@@ -47,7 +48,6 @@ from repo.schema import backup, version
 from repo.schema.creation import create_tables, is_empty
 from repo.schema.databases import Target
 from repo.settings import Settings
-from repo.turnstile import Turnstile
 
 __all__ = ["Opening"]
 
