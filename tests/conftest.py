@@ -272,7 +272,7 @@ def left_out(skipped: Sequence[Any]) -> str:
     if not missing:
         return ""
     listed = ", ".join(f"{name} ({count})" for name, count in sorted(missing.items()))
-    return f"NOT PROVED HERE, tests skipped for want of: {listed}; `make servers` installs the servers"
+    return f"NOT PROVED HERE, tests skipped for lack of: {listed}; `make servers` installs the servers"
 
 
 class Clock:
@@ -303,7 +303,7 @@ def clock() -> Clock:
 
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
-    """Each engine in turn."""
+    """Each engine."""
     return str(request.param)
 
 

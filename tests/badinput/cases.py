@@ -1,7 +1,7 @@
 """The matrix of bad and odd input: for each field and fault what is given, and what each door makes of it.
 
-Data only. A case says what Python's doors get and what is expected of them, and likewise the text of a CSV
-cell; a door that a fault cannot come through has no expectation, and its cell in the grid stays empty.
+Data only. A case says what Python's doors get and what is expected of them, and the same for the text of a CSV cell; a
+door that a fault cannot come through has no expectation, and its cell in the grid stays empty.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
 
 @pytest.fixture
 def on_store(command: Command, engine: str, make_once: MakeOnce) -> Command:
-    """The command, on an empty store; each engine in turn."""
+    """The command, on an empty store; once for each engine."""
     make_once(f"empty-{engine}", command.folder, lambda: _create(command, engine))
     return command
 

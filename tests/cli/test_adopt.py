@@ -272,7 +272,7 @@ def test_a_store_that_has_only_records_is_adopted(command: Command, new: Path, t
 
 def test_a_whole_legacy_store_is_adopted_record_by_record(command: Command, new: Path) -> None:
     if not LEGACY_STORE.exists():
-        pytest.skip(f"the legacy store is not at hand: {LEGACY_STORE}")
+        pytest.skip(f"the legacy store is missing: {LEGACY_STORE}")
     given = json.loads((LEGACY_STORE / "expected.json").read_text())
     before = listing(LEGACY_STORE)
     report = command.json("adopt", LEGACY_STORE, new)

@@ -153,7 +153,7 @@ def test_json_is_printed_for_programs(site: Any) -> None:
 
 
 @pytest.mark.slow_on("duckdb")
-def test_space_goes_back_to_the_disk_when_asked(on_store: Any) -> None:
+def test_space_returns_to_the_disk_on_request(on_store: Any) -> None:
     on_store.write(*(("s", "m", second, second * 1.1) for second in range(40_000)))
     on_store("status")
     output = on_store("cleanup", "--all", "-y", "--shrink")

@@ -184,7 +184,7 @@ def test_a_wrong_amount_is_refused_with_its_option_and_the_forms(
     assert f"{option}: {message}" in site(*add, option, typed, code=2).stderr
 
 
-def test_what_loses_or_repeats_is_asked_first(site: Command) -> None:
+def test_commands_that_lose_or_repeat_deliveries_ask_first(site: Command) -> None:
     site("sinks", "add", "web", "https://host/in", "--from", "beginning")
     questions = [
         (("sinks", "skip", "web"), "Never deliver 10 seqs to web?"),
@@ -263,9 +263,7 @@ def test_drain_delivers_everything_and_says_what_did_not_go(
         (("quarantine", "drop", "--sink", "nobody"), "there is no sink 'nobody'"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_asked(
-    site: Command, wrong: tuple[object, ...], words: str
-) -> None:
+def test_commands_validate_before_they_ask(site: Command, wrong: tuple[object, ...], words: str) -> None:
     site("sinks", "add", "web", "https://host/in", "--from", "now")
     for given in ((), ("--dry-run",), ("-y",)):
         refused = site(*wrong, *given, code=2)
@@ -278,7 +276,7 @@ def test_what_is_wrong_is_said_before_anything_is_asked(
     "idle",
     [("sinks", "skip", "web"), ("quarantine", "drop", "--all"), ("quarantine", "drop", "--sink", "web")],
 )
-def test_where_nothing_would_change_nothing_is_asked(site: Command, idle: tuple[str, ...]) -> None:
+def test_commands_do_not_ask_if_nothing_would_change(site: Command, idle: tuple[str, ...]) -> None:
     site("sinks", "add", "web", "https://host/in", "--from", "now")
     said = site(*idle)
     assert said.stdout.startswith("0 ")
@@ -303,7 +301,7 @@ def test_reconcile_names_what_the_destination_lacks(site: Command, stick: Path) 
     assert "keeps no position" in site("reconcile", "web", code=2).stderr
 
 
-def test_a_copy_that_delivers_is_noticed_and_goes_on_after_a_rekey(
+def test_a_copy_that_delivers_is_noticed_and_continues_after_a_rekey(
     site: Command, stick: Path, tmp_path: Path
 ) -> None:
     site("sinks", "add", "stick", stick.as_uri(), "--from", "beginning")
@@ -421,7 +419,7 @@ def test_refused_items_are_listed_sent_again_exported_and_dropped(
 RUN = "from repo.commands import main; main()"
 
 
-def test_run_delivers_until_sigterm_and_holds_the_sink_meanwhile(
+def test_run_delivers_until_sigterm_and_claims_the_sink_until_then(
     site: Command, stick: Path, spawn: Callable[..., PipedProcess]
 ) -> None:
     site("sinks", "add", "stick", stick.as_uri(), "--from", "beginning")

@@ -304,7 +304,7 @@ def test_every_odd_value_survives_shrinking_bit_for_bit(store: Store) -> None:
 
 
 @pytest.mark.slow_on("duckdb")
-def test_writing_goes_on_while_the_columns_shrink(store: Store) -> None:
+def test_writing_continues_while_the_columns_shrink(store: Store) -> None:
     store.points.insert_many([("s", "m", second, float(second)) for second in range(1_000)])
     stop = threading.Event()
     written: list[int] = []

@@ -324,7 +324,7 @@ class TestOnDuckDB:
         filled.points.insert("s1", "m", 2.0, timestamp=1_000)
         assert filled.compact().sorted_slices
 
-    def test_readers_and_writers_go_on_beside_it(
+    def test_readers_and_writers_continue_beside_it(
         self, filled: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Every read sees all points exactly once, whatever slice is being sorted."""

@@ -76,7 +76,7 @@ def test_a_table_in_a_transaction_is_written_with_the_rest_or_not_at_all(store: 
 
 
 @pytest.mark.slow_on("sqlite")
-def test_bools_are_taken_where_they_are_asked_for(store: Store, tmp_path: Any) -> None:
+def test_bools_are_accepted_with_accept_bool(store: Store, tmp_path: Any) -> None:
     with pytest.raises(InvalidPoint, match="accept_bool"):
         store.points.insert("s", "on", True)
     store.points.insert("s", "on", True, 1, accept_bool=True)

@@ -381,9 +381,7 @@ def test_another_process_continues_on_the_other_engine(open_store: Any, spawn: A
     assert other.returncode == 0, complaints
 
 
-def test_files_of_an_engine_that_is_not_active_are_no_targets_of_migrations(
-    open_store: Any, engine: str
-) -> None:
+def test_migrations_leave_out_files_of_an_engine_that_is_not_active(open_store: Any, engine: str) -> None:
     from repo.schema.databases import find_targets
 
     store = open_store()

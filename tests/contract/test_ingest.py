@@ -82,7 +82,7 @@ def test_the_options_of_the_command_are_keyword_arguments(store: Store, tmp_path
     [5, [5], "a\0b", "x" * 5000, io.StringIO("timestamp,p\n")],
     ids=["a number", "a list of a number", "a name with NUL", "a long name", "a stream"],
 )
-def test_what_is_no_file_is_a_typed_error(unwritten: Store, files: Any) -> None:
+def test_anything_but_a_file_is_a_typed_error(unwritten: Store, files: Any) -> None:
     with pytest.raises(InvalidFile):
         unwritten.ingest(files)
 

@@ -58,7 +58,7 @@ def read_plc(shared_store: Store) -> Store:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("read", READS)
-def test_a_name_that_a_series_has_is_no_glob(read_plc: Store, read: str, name: str) -> None:
+def test_a_name_that_a_series_has_is_not_a_glob(read_plc: Store, read: str, name: str) -> None:
     assert READS[read](read_plc, name) == {name}
 
 

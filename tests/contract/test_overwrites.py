@@ -103,7 +103,7 @@ CASES = [
     Case("a batch overwrites one that gave way", (), (keep(P(1.0)), over(P(2.0))), ((P(2.0), 1),)),
     Case("an equal batch after one that gave way", (), (keep(P(1.0)), over(P(1.0))), ((P(1.0), 0),)),
     Case(
-        "overwriting and giving way in turn",
+        "alternately overwriting and giving way",
         (),
         (keep(P(1.0)), over(P(2.0)), keep(P(3.0)), over(P(4.0)), keep(P(5.0))),
         ((P(4.0), 3),),
@@ -262,7 +262,7 @@ ROADS = {
     "merge, in one flush": Road(merged=True),
     "merge, a flush for each": Road(flush_each=True, merged=True),
     "merge, all by tables": Road({"bulk_rows": 1}, straight="all"),
-    "merge, rows and tables in turn": Road({"bulk_rows": 1}, straight="every second"),
+    "merge, rows and tables alternately": Road({"bulk_rows": 1}, straight="every second"),
     "_lay_over, asked after each": Road(latest="after each step"),
     "_lay_over, asked at the end": Road(latest="at the end"),
 }

@@ -304,7 +304,7 @@ def test_points_on_the_callers_connection_behave_like_those_of_a_store(columns: 
         assert [row["value"] for row in PointRepository(connection).range(None, None)] == [1.0, "OPEN"]
 
 
-def test_a_name_that_a_series_has_is_no_glob_to_a_repository(columns: Engine) -> None:
+def test_a_name_that_a_series_has_is_not_a_glob_to_a_repository(columns: Engine) -> None:
     with columns.begin() as connection:
         PointRepository(connection).insert_many([("a[1]", "m", 1, 1.0), ("a1", "m", 1, 2.0)])
     with columns.begin() as connection:

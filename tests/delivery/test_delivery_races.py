@@ -26,7 +26,7 @@ def store(tmp_path: Path, templates: Templates) -> Iterator[Store]:
 
 
 def test_records_of_a_killed_process_may_still_arrive_after_its_restart(store: Store) -> None:
-    """A receiver goes on with a request whose sender was killed: it may store it after it was asked for its token."""
+    """A receiver continues with a request whose sender was killed: it may store it after it was asked for its token."""
     store.sinks.add("memory", "", start="beginning", records=True)
     store.records.add("R-1", "till", {"n": 1})
     destination = Destination()
@@ -50,7 +50,7 @@ def test_records_of_a_killed_process_may_still_arrive_after_its_restart(store: S
     assert not store.records.pending()
 
 
-def test_a_rekey_beside_a_forwarder_is_no_fork(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rekey_beside_a_forwarder_is_not_a_fork(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever it comes: while the forwarder reads where it is, or after the destination was asked for its token."""
     write(store, 10)
     destination = Destination()
@@ -89,7 +89,7 @@ def test_a_rekey_beside_a_forwarder_is_no_fork(store: Store, monkeypatch: pytest
     assert len(destination.points) == 20
 
 
-def test_a_batch_that_was_answered_while_the_store_was_rekeyed_is_sent_once_more(store: Store) -> None:
+def test_a_batch_that_was_answered_while_the_store_was_rekeyed_is_sent_again(store: Store) -> None:
     write(store, 3)
     destination = Destination()
 
@@ -187,7 +187,7 @@ def test_a_refused_point_leaves_the_quarantine_when_a_replay_delivers_it(store: 
 def test_what_the_limit_of_a_backlog_drops_is_not_sent_any_more(
     tmp_path: Path, templates: Templates, engine: str
 ) -> None:
-    """The forwarder has read it already, and goes on; the ledger counts what it had not confirmed."""
+    """The forwarder has read it already, and continues; the ledger counts what it had not confirmed."""
     templates.copy(engine, 1, tmp_path / "store")
     with Store(tmp_path / "store", Settings(background=False)) as store:
         destination = Destination()

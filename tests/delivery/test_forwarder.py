@@ -503,7 +503,7 @@ def test_a_filter_confirms_what_it_leaves_out(store: Store) -> None:
     forwarder.stop()
 
 
-def test_an_exact_sink_is_not_asked_with_every_poll_about_what_the_filter_leaves_out(store: Store) -> None:
+def test_an_exact_sink_is_not_asked_at_every_poll_about_what_the_filter_leaves_out(store: Store) -> None:
     store.sinks.add("memory", "", start="beginning", filter={"sensor_id": "A*"})
     sink = MemorySink()
     forwarder = Forwarder(store, sink)

@@ -113,7 +113,7 @@ def test_a_receipt_may_refuse_items(server: Scripted) -> None:
         b"[" * 5000,
     ],
 )
-def test_an_answer_200_that_is_no_receipt_does_not_confirm(server: Scripted, page: bytes) -> None:
+def test_an_answer_200_without_a_receipt_does_not_confirm(server: Scripted, page: bytes) -> None:
     sink = ready(server.url)
     server.answer = lambda asked: Reply(
         200, page.replace(b"KEY", json.dumps(asked.headers["idempotency-key"]).encode())

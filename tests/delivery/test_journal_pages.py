@@ -198,7 +198,7 @@ def test_the_names_of_a_page_are_distinct_for_arrow_and_pandas(store: Store) -> 
         assert table[name].chunk(0).dictionary.to_pylist() == list(dict.fromkeys(texts))
 
 
-def test_a_reader_in_the_middle_of_a_journal_row_goes_on_there(store: Store) -> None:
+def test_a_reader_in_the_middle_of_a_journal_row_continues_there(store: Store) -> None:
     store.points.insert_many([("S-1", "flow", float(at), 1.0) for at in range(6)])
     page = JournalPages(store._handle.metadata).page(Span(3, 6))
     assert page is not None

@@ -28,7 +28,7 @@ def test_a_long_backlog_leaves_a_gap_behind_the_live_lane() -> None:
     }
     assert split(Cursor(0), 1_000_000, two=False) == {Lane.LIVE: Work(Span(1, 1_000_000))}
 
-    # The live lane goes on where it ended, and leaves no second gap for a few readings.
+    # The live lane continues where it ended, and leaves no second gap for a few readings.
     cursor = Cursor(0).confirm(*lanes[Lane.LIVE].gap)
     assert split(cursor, 1_000_000) == {Lane.BACKFILL: Work(Span(1, 1_000_000 - BATCH_ROWS))}
     assert split(cursor, 1_000_200)[Lane.LIVE] == Work(Span(1_000_001, 1_000_200))

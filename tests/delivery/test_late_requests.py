@@ -35,7 +35,7 @@ class Limited(MemorySink):
 )
 @pytest.mark.parametrize("before_step", [0, 1, 2, 99])
 @pytest.mark.slow_on("duckdb")  # what is sent again, and with which token, does not depend on the engine
-def test_a_batch_that_arrives_after_its_retry_was_too_large_is_no_fork(
+def test_a_batch_that_arrives_after_its_retry_was_too_large_is_not_a_fork(
     store: Store, before_step: int, records: bool, killed: bool
 ) -> None:
     for at in range(10):
@@ -92,7 +92,7 @@ def _has_bad(batch: Batch) -> bool:
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "running"])
 @pytest.mark.parametrize("before_step", [0, 1, 2, 3, 4, 5, 6, 99])
 @pytest.mark.slow_on("duckdb")  # what is sent again, and with which token, does not depend on the engine
-def test_a_batch_that_arrives_after_its_parts_were_refused_is_no_fork(
+def test_a_batch_that_arrives_after_its_parts_were_refused_is_not_a_fork(
     store: Store, before_step: int, records: bool, killed: bool
 ) -> None:
     """Step 2 puts the bad item into quarantine, and step 3 sends nothing, with the token of the whole batch."""

@@ -14,7 +14,7 @@ from tests.delivery.servers.proxy import Proxy
 
 
 @pytest.mark.parametrize("is_stored", [True, False])
-def test_a_receiver_that_accepts_less_than_before_is_no_fork(
+def test_a_receiver_that_accepts_less_than_before_is_not_a_fork(
     tmp_path: Path, templates: Templates, is_stored: bool
 ) -> None:
     """Between a batch, whose answer was lost, and its repeat; and between batches."""

@@ -8,7 +8,7 @@ from tests.conftest import ROOT, left_out
 from tests.delivery.servers.install import PACKAGES, why_missing
 
 
-def test_the_summary_names_what_was_skipped_for_want_of_a_server() -> None:
+def test_the_summary_names_what_was_skipped_for_lack_of_a_server() -> None:
     def skipped(why: object) -> SimpleNamespace:
         return SimpleNamespace(longrepr=why)
 
@@ -18,7 +18,7 @@ def test_the_summary_names_what_was_skipped_for_want_of_a_server() -> None:
     others = [skipped(("f", 1, "Skipped: needs DuckDB, which is not installed here")), skipped("x")]
     others += [skipped(("f", 1, "Skipped: only as root"))]
     assert left_out([*reports, *others]) == (
-        "NOT PROVED HERE, tests skipped for want of: confluent-kafka (1), influxd (1), mosquitto (2), postgres (1), "
+        "NOT PROVED HERE, tests skipped for lack of: confluent-kafka (1), influxd (1), mosquitto (2), postgres (1), "
         "victoria-metrics (1); `make servers` installs the servers"
     )
     assert left_out(others) == ""

@@ -199,7 +199,7 @@ class Campaign:
         return ["-m", "tests.faults.delivering", self._store.path, SINK, step, number]
 
     def _kill_on_its_way(self, step: str, number: int, *, after_s: float = 0.0) -> bool:
-        """Kill the process `after_s` the proxy keeps something back; the proxy goes on doing so.
+        """Kill the process `after_s` the proxy keeps something back; the proxy continues to do so.
 
         In that time, the process sends the rest of a batch, as a rule.
         """
@@ -366,7 +366,7 @@ def test_many_kills_at_each_step_of_a_refusal(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-def test_batches_that_arrive_after_their_items_were_refused_are_no_forks(
+def test_batches_that_arrive_after_their_items_were_refused_are_not_forks(
     starter: Starter, templates: Templates, tmp_path: Path, seed: int, engine: str
 ) -> None:
     """A receiver refused an item, and then takes it again. PostgreSQL locks the position until a late batch ends."""

@@ -27,7 +27,7 @@ def _within(timeout_s: float, true: Callable[[], bool]) -> bool:
     return true()
 
 
-def test_the_background_flush_goes_on_after_an_error_of_any_kind(
+def test_the_background_flush_continues_after_an_error_of_any_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raised: list[int] = []

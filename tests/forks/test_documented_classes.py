@@ -91,7 +91,7 @@ def test_a_storage_works_in_a_child_while_threads_of_the_parent_write(tmp_path: 
 
 
 @pytest.mark.parametrize("closed_first", ["parent", "child"])
-def test_whoever_closes_first_the_other_goes_on(tmp_path: Path, closed_first: str) -> None:
+def test_whichever_closes_first_the_other_continues(tmp_path: Path, closed_first: str) -> None:
     storage = DuckDBTimeSeriesStorage(tmp_path / "t.duckdb")
     storage.insert_data_point("a", "m", 1.0, timestamp=1)
 

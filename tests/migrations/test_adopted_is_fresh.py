@@ -38,7 +38,7 @@ def _whole_store(folder: Path) -> None:
     """Copy the large store that lies beside some checkouts."""
     source = Path(__file__).resolve().parents[3] / "shared" / "data" / "legacy_store"
     if not source.exists():
-        pytest.skip(f"the legacy store is not at hand: {source}")
+        pytest.skip(f"the legacy store is missing: {source}")
     folder.mkdir()
     for name in ("offline_buffer.db", "timeseries.duckdb"):
         shutil.copyfile(source / name, folder / name)

@@ -140,7 +140,7 @@ def test_a_file_that_this_duckdb_would_destroy_is_refused_with_a_recipe_and_ever
 @pytest.mark.parametrize("way", ["migrate", "open"])
 def test_every_record_of_a_whole_legacy_store_comes_back_as_it_was_given(tmp_path: Path, way: str) -> None:
     if not STORE.exists():
-        pytest.skip(f"the legacy store is not at hand: {STORE}")
+        pytest.skip(f"the legacy store is missing: {STORE}")
     folder = tmp_path / "store"
     folder.mkdir()
     for name in ("offline_buffer.db", "timeseries.duckdb"):

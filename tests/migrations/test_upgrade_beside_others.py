@@ -80,7 +80,7 @@ def test_a_running_program_that_has_the_columns_open_makes_the_migration_busy(
     assert versions(migrate_store(legacy)) == DONE
 
 
-def test_a_running_writer_of_this_program_goes_on_while_migrate_finds_nothing_to_do(
+def test_a_running_writer_of_this_program_continues_while_migrate_finds_nothing_to_do(
     starter: Starter, legacy: Path
 ) -> None:
     with Store(legacy) as store:

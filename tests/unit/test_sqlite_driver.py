@@ -32,7 +32,7 @@ def test_a_connection_that_is_closed_in_a_transaction_with_an_open_statement_rel
 
 
 def test_a_connection_that_can_only_read_is_replaced_after_the_first_write_that_fails(tmp_path: Path) -> None:
-    """As where SQLite could not open the log for writing, for want of a descriptor, and opened it for reading."""
+    """As if SQLite had no descriptor left to open the log for writing, and opened it for reading."""
     engine = sqlite.open_engine(tmp_path / "file.db")
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE t (a INTEGER)")

@@ -248,7 +248,7 @@ def test_a_byte_order_mark_is_ignored() -> None:
         assert whole(f"\ufeff{header}\n2.5,2024-01-01\n", sensor="S").rows[0][1] == "Temp, C"
 
 
-def test_blanks_around_cells_are_no_part_of_names_and_states() -> None:
+def test_blanks_around_cells_are_not_part_of_names_and_states() -> None:
     text = "sensor_id, metric_name, timestamp, value\nA, p, 2024-01-01, 1\nA ,p , 2024-01-02 ,2\n"
     text += '"A", "p", "2024-01-03", 3\n'
     assert {row[:2] for row in whole(text).rows} == {("A", "p")}
@@ -524,7 +524,7 @@ def test_numbers_and_states_may_share_a_column() -> None:
         ("1.2345", {"thousands": ".", "decimal": ",", "delimiter": ";"}, None),
     ],
 )
-def test_thousands_may_be_separated_where_asked_for(
+def test_thousands_may_be_separated_if_the_sign_is_set(
     cell: str, layout: dict[str, Any], value: float | None
 ) -> None:
     mark = layout.get("delimiter", ",")
@@ -539,7 +539,7 @@ def test_a_cell_with_an_undecodable_byte_is_rejected_for_that() -> None:
     )  # fmt: skip
 
 
-def test_empty_lines_for_the_hour_that_the_clock_skips_are_no_fault() -> None:
+def test_empty_lines_for_the_hour_that_the_clock_skips_are_not_errors() -> None:
     text = "timestamp,p,q\n2026-03-29 02:15,,\n2026-03-29 02:30,1,\n2026-03-29 03:15,2,\n"
     chunk = whole(text, sensor="S", zone="Europe/Berlin")
     assert [row[3] for row in chunk.rows] == [2.0]

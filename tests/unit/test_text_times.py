@@ -123,7 +123,7 @@ def test_an_offset_in_the_text_beats_the_zone() -> None:
     "text",
     ["1777012961840", "1777012961840000", "17770129618", "177701296184011.5", "20240101-0640", "2024010112"],
 )
-def test_a_run_of_digits_is_no_iso_date_with_a_time(text: str) -> None:
+def test_a_run_of_digits_is_not_an_iso_date_with_a_time(text: str) -> None:
     with pytest.raises(Unfit, match="fits no time format"):
         us_of(text)
     assert us_of("1777012961840", "iso", "unix_ms") == instant_us("2026-04-24T06:42:41.840+00:00")

@@ -171,7 +171,7 @@ def test_none_and_nan_are_no_reading_and_set_no_kind(given: Any) -> None:
     assert batch.kinds == [None, "text", "number"]
 
 
-def test_a_bool_is_stored_only_if_asked_for() -> None:
+def test_a_bool_is_stored_only_with_accept_bool() -> None:
     assert "bool" in reason_against(True)
     assert value_of(True, accept_bool=True) == 1.0
 

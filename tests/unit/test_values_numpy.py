@@ -122,7 +122,7 @@ def test_numpy_seconds_are_exact(given: Any, us: int) -> None:
         (np.array([1.0]), "ndarray"),
     ],
 )
-def test_what_is_no_time_is_refused(given: Any, reason: str) -> None:
+def test_anything_but_a_time_is_refused(given: Any, reason: str) -> None:
     with pytest.raises(InvalidPoint, match=f"timestamp: .*{reason}"):
         both_roads(timestamp=given)
 

@@ -184,7 +184,7 @@ def test_processes_with_and_without_duckdb_write_to_one_store(beside: Any, tmp_p
         assert store.status().unflushed == 0
 
 
-def test_a_process_without_duckdb_goes_on_while_the_columns_move_to_it_and_away(
+def test_a_process_without_duckdb_continues_while_the_columns_move_to_it_and_away(
     beside: Any, tmp_path: Path
 ) -> None:
     with Store(tmp_path / "store", Settings(background=False, engine="sqlite")) as store:
