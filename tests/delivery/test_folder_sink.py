@@ -138,7 +138,7 @@ def test_a_damaged_or_foreign_file_halts_and_is_kept(folder: Path, content: str)
     (position,) = (folder / "positions").iterdir()
     for path in (position, folder / "holdfast-folder.json"):
         path.write_text(content)
-        with pytest.raises(SinkHalted, match=r"damaged|no file of|newer version"):
+        with pytest.raises(SinkHalted, match=r"damaged|not a file of|newer version"):
             sink.open(batches.store_id, 1)
         assert path.read_text() == content
 

@@ -139,7 +139,7 @@ def test_what_is_wrong_about_a_new_sink_is_refused_and_adds_nothing(store: Store
         ("https://host/in#hunter2", "after #"),
         ("https://", "no host"),
         ("https://host:99999/", "port"),
-        ("https://[::1/", "no URL"),
+        ("https://[::1/", "not a URL"),
         ("host/in", "must begin with one of"),
         ("ftp://host/in", "must begin with one of"),
         ("file://other/folder", "file:///PATH"),
