@@ -201,7 +201,7 @@ def test_points_are_deleted_later_while_another_process_has_the_columns(
     held()
     assert "process" in site("cleanup", "--older-than", "7d", "--dry-run", code=4).stderr
     output = site("cleanup", "--older-than", "7d", "-y")
-    assert "is applied when that process releases them" in output.stderr
+    assert "will be applied when that process releases them" in output.stderr
     assert output.stderr.count("warning: ") == 1  # one warning, not one for each step
     assert "deleted" not in output.stdout
     assert site.json("cleanup", "--sensor", "PUMP-1", "-y")["points"] is None
