@@ -25,11 +25,11 @@ def asking_options(function: Decorated) -> Decorated:
     return function
 
 
-def check_asking(session: Session, *, dry_run: bool, yes: bool) -> None:
+def check_asking(session: Session, *, dry_run: bool, yes: bool, asks: bool = True) -> None:
     """Refuse options that contradict each other, and questions that --json cannot ask."""
     if dry_run and yes:
         raise click.UsageError("--dry-run and -y cannot be combined")
-    if session.as_json and not dry_run and not yes:
+    if session.as_json and asks and not dry_run and not yes:
         raise click.UsageError("--json does not ask for confirmation; add -y or --dry-run")
 
 

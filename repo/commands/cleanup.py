@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repo.clock import system_clock
+from repo.commands.asking import asked, check_asking
 from repo.commands.global_options import global_options, store_argument
 from repo.commands.options import bounds, iso, iso_second, names_hint, names_of, naming, series_names, zone_of
 from repo.commands.output import print_json, write_rows
@@ -113,10 +113,7 @@ def cleanup(
         if points or records or not shrink:
             raise click.UsageError("select what to delete: --older-than 90d, --sensor NAME, ..., or --all")
         of_points = of_records = False
-    if dry_run and yes:
-        raise click.UsageError("--dry-run and -y cannot be combined")
-    if session.as_json and (of_points or of_records) and not dry_run and not yes:
-        raise click.UsageError("--json does not ask for confirmation; add -y or --dry-run")
+    check_asking(session, dry_run=dry_run, yes=yes, asks=of_points or of_records)
     scope: dict[str, Any] = {
         "points": of_points,
         "records": of_records,
@@ -155,16 +152,7 @@ def _drop(session: Session, store: Store, scope: dict[str, Any], *, dry_run: boo
         nothing = _hint_if_empty(session, store, selected, scope)
         if nothing or dry_run:
             return selected
-        try:
-            is_confirmed = click.confirm("Delete this permanently?", err=True)
-        except click.Abort as no_answer:
-            if sys.stdin.isatty():
-                raise
-            raise click.UsageError(
-                "nothing was deleted, because nobody confirmed it; add -y to delete without confirmation"
-            ) from no_answer
-        if not is_confirmed:
-            raise click.Abort
+        asked("Delete this permanently?")
     dropped = store.cleanup(**scope)
     if session.as_json:
         return dropped
