@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from repo.arguments import LARGEST, check_fields, check_path, shown
 from repo.errors import InvalidSettings, system_error
 
-__all__ = ["CONFIG_FILE", "ENVIRONMENT_PREFIX", "Settings"]
+__all__ = ["BOOLEANS", "CONFIG_FILE", "ENVIRONMENT_PREFIX", "Settings"]
 
 CONFIG_FILE = "holdfast.toml"
 
@@ -41,7 +41,7 @@ _OTHER_VARIABLES = (
 
 log = logging.getLogger("holdfast.settings")
 
-_BOOLEANS = {
+BOOLEANS = {
     "1": True,
     "true": True,
     "yes": True,
@@ -51,6 +51,7 @@ _BOOLEANS = {
     "no": False,
     "off": False,
 }
+"""The texts that an environment variable may have for True and False."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +252,6 @@ def _typed(name: str, value: Any, origin: str) -> Any:
 def _parsed(name: str, text: str, origin: str) -> Any:
     kind = type(getattr(Settings(), name))
     try:
-        return _BOOLEANS[text.lower()] if kind is bool else kind(text)
+        return BOOLEANS[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InvalidSettings(f"{origin} = {shown(text)} is not a valid {kind.__name__}") from error

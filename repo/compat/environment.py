@@ -9,21 +9,11 @@ from functools import wraps
 from typing import Any, ParamSpec
 
 from repo.errors import InvalidSettings
+from repo.settings import BOOLEANS
 
 __all__ = ["filled_from_environment", "from_environment"]
 
 P = ParamSpec("P")
-
-_TRUTHS = {
-    "1": True,
-    "true": True,
-    "yes": True,
-    "on": True,
-    "0": False,
-    "false": False,
-    "no": False,
-    "off": False,
-}
 
 
 def filled_from_environment(
@@ -56,6 +46,6 @@ def from_environment(variable: str, read: Callable[[str], Any]) -> Any:
     if not text:
         return None
     try:
-        return _TRUTHS[text.lower()] if read is bool else read(text)
+        return BOOLEANS[text.lower()] if read is bool else read(text)
     except (ValueError, KeyError) as error:
         raise InvalidSettings(f"{variable} = {text!r} is not a valid {read.__name__}") from error
