@@ -66,6 +66,31 @@ def test_an_interrupt_loses_nothing(
         assert _interrupt(store, places, exact=exact, refuses=refuses) >= len(places) // 5
 
 
+def test_an_interrupt_among_the_first_refusals_loses_nothing(
+    tmp_path: Path, templates: Templates, seed: int
+) -> None:
+    """A sink that keeps no position has accepted nothing yet, so what it refuses is only in memory for a while."""
+    templates.copy("sqlite", 1, tmp_path / "store")
+    chance, hits = Random(f"{seed}/first"), 0
+    with Store(tmp_path / "store", Settings(background=False)) as store:
+        for nth in [chance.randrange(100, 1_000) for _ in range(6)]:
+            store.sinks.add("memory", "", start="now")
+            store.points.insert_many([("S", "flow", float(at), float(nth + at)) for at in range(6)])
+            sink = MemorySink(
+                exact=False,
+                by_item=False,
+                refuses=lambda row, nth=nth: "not that" if row[3] - nth < 2 else None,  # type: ignore[misc]
+            )
+            sender = Forwarder(store, sink, batch_points=4)
+            hits += interrupted(FILES, nth, sender.drain)
+            assert sender.drain()["memory"].is_empty, nth
+            assert (len(sink.destination.points), store.quarantine.count()) == (4, 2), nth
+            info = store.sinks.show("memory")
+            assert (info.behind, info.attempt, info.refused, info.state) == (0, None, 2, "running"), nth
+            store.sinks.remove("memory")
+    assert hits >= 2
+
+
 @pytest.mark.slow
 @KINDS
 def test_an_interrupt_at_hundreds_of_places_loses_nothing(
