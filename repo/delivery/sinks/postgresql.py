@@ -10,9 +10,7 @@ The connection must keep its session between transactions: behind PgBouncer, use
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, timedelta
 from typing import Any
@@ -22,23 +20,13 @@ from repo.arguments import check_flag, check_seconds, check_text
 from repo.cursors import Cursor
 from repo.delivery.chain import Held, is_repeat
 from repo.delivery.encodings.copy_text import encode
-from repo.delivery.hub import HUB_HEAD, HUB_SCHEMA, HUB_VERSION_TABLE, create_schema, enter_schema
+from repo.delivery.hub import HUB_SCHEMA, enter_schema
 from repo.delivery.protocol import Batch, Columns, Lane, Outcome, RecordItem, Tokens
-from repo.delivery.secrets import Secret
-from repo.errors import (
-    HoldfastError,
-    InvalidSettings,
-    SchemaTooNew,
-    SinkHalted,
-    SinkRefused,
-    SinkUnreachable,
-    StoreForked,
-)
-from repo.extras import missing_extra
+from repo.delivery.sinks.postgresql_server import Server
+from repo.delivery.sinks.postgresql_tables import check_tables
+from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable, StoreForked
 
 __all__ = ["PostgresqlSink"]
-
-_TABLES = ("points", "records", "positions", HUB_VERSION_TABLE)
 
 _MAKE_POINTS = """
     CREATE TEMPORARY TABLE arriving (
@@ -57,22 +45,6 @@ _BEGIN_POSITION = """
 _MOVE_POSITION = """
     UPDATE positions SET token = %s, updated_at = now() WHERE store_id = %s AND epoch = %s AND sink = %s AND token = %s
 """
-_MAY_USE = "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %s"
-_LACKING_RIGHTS = """
-    SELECT format(
-        'GRANT %%s ON %%I.%%I TO %%I', string_agg(needed, ', ' ORDER BY needed), %(schema)s::text, name, current_user
-    )
-    FROM unnest(%(tables)s::text[], %(rights)s::text[]) AS one (name, needed)
-    WHERE NOT has_table_privilege(format('%%I.%%I', %(schema)s::text, name), needed) GROUP BY name ORDER BY name
-"""
-_RIGHTS = [
-    *(
-        (table, right)
-        for table in ("points", "positions", "records")
-        for right in ("SELECT", "INSERT", "UPDATE")
-    ),
-    (HUB_VERSION_TABLE, "SELECT"),
-]
 _HELD = "SELECT token FROM positions WHERE store_id = %s AND epoch = %s AND sink = %s"
 _RANGES = "SELECT epoch, ranges FROM positions WHERE store_id = %s AND sink = %s ORDER BY epoch"
 _COUNT = """
@@ -99,27 +71,6 @@ _TAKE_RECORDS = """
         source = excluded.source, data = excluded.data, timestamp_us = excluded.timestamp_us
 """
 
-_AGAIN = ("08", "40", "53", "55", "57", "58")
-"""Starts of SQLSTATEs of what may pass by itself: connections, deadlocks, resources, locks, shutdowns, the system."""
-
-_CONTENT = ("22", "23", "54", "P0001")
-"""Starts of SQLSTATEs of what lies in the data; P0001 is what a trigger raises."""
-
-_NO_ANSWER = (
-    "refused", "timeout", "timed out", "unexpectedly", "reset", "aborted", "broken pipe", "unreachable", "no route",
-    "host name", "no such file", "the database system is", "too many", "remaining connection slots", "shutdown", "eof",
-)  # fmt: skip
-"""Words of failures to connect that may pass by themselves. libpq gives no SQLSTATE for them."""
-
-_REMEDIES = (
-    ("password authentication failed", "check the user and the password of the sink"),
-    ("no password supplied", "the sink needs the secret `password`"),
-    ('role "', "check the user of the sink"),
-    ('database "', "create the database, or add the sink with another URL"),
-    ("pg_hba.conf", "the server must allow this host, user and database in that file"),
-)
-"""The remedy for a failure to connect, by words of its message."""
-
 _MERGED_BATCHES = 20
 """After a batch with a point that was there already, this many more batches are merged. Adding alone takes PostgreSQL
 two thirds of the time, but must be repeated if a point is there already."""
@@ -129,9 +80,6 @@ _1970 = date(1970, 1, 1)
 _FIRST_DAY, _LAST_DAY = (date(2000, 1, 1) - _1970).days, (date(2100, 1, 1) - _1970).days
 """The days that have a partition of their month."""
 
-_PREFIX = re.compile(r"(connection failed: )?(connection to server .*? failed: )?(FATAL: +)?")
-_OLDEST = 140_000
-_PING_S = 2
 _FETCHED = 20_000
 _NOTHING = -(2**63)
 
@@ -165,30 +113,8 @@ class PostgresqlSink:
         target = check_text(target, "target", error=InvalidSettings)
         self._schema = check_text(schema, "schema", error=InvalidSettings)
         self._create = check_flag(create, "create", error=InvalidSettings)
-        self._timeout_s = max(
-            2, round(min(check_seconds(timeout_s, "timeout_s", error=InvalidSettings), 1e6))
-        )
-        try:
-            import psycopg
-        except ImportError as error:
-            raise missing_extra("delivering to PostgreSQL needs the package psycopg", "postgresql") from error
-        self._psycopg = psycopg
-        try:
-            self._parameters = psycopg.conninfo.conninfo_to_dict(target)
-        except psycopg.Error as error:
-            raise InvalidSettings(
-                f"{target!r} is not the URL of a PostgreSQL database: {_line(error)}"
-            ) from error
-        ports = self._parameters.get("port", "5432")
-        if not all(port.isascii() and port.isdigit() and int(port) < 65_536 for port in ports.split(",")):
-            raise InvalidSettings(f"{target!r} is not the URL of a PostgreSQL database: the port {ports!r}")
-        if self._parameters.get("password"):
-            raise InvalidSettings(
-                "the URL of a sink must not contain a password; pass it as the secret `password`"
-            )
-        given = {"user": user, "password": password}
-        self._secrets = {key: Secret(key, value) for key, value in given.items() if value is not None}
-        self._place = f"PostgreSQL at {self._parameters.get('host', 'localhost')}:{ports}"
+        timeout = max(2, round(min(check_seconds(timeout_s, "timeout_s", error=InvalidSettings), 1e6)))
+        self._server = Server(target, name=self._name, user=user, password=password, timeout_s=timeout)
         self._connection: Any = None
         self._months: set[date] = set()
         self._merging = 0
@@ -202,9 +128,9 @@ class PostgresqlSink:
         """Connect, create missing tables, and return the token of this store's position."""
         self.close()
         with self._typed():
-            self._connection = connection = self._connected()
+            self._connection = connection = self._server.connect()
             connection.execute(enter_schema(self._schema))
-            self._check_tables()
+            check_tables(self._server, connection, self._schema, create=self._create)
             connection.execute(_MAKE_POINTS)
             connection.execute(_MAKE_RECORDS)
             return _token(connection, (UUID(store_id), epoch, self._name))
@@ -213,7 +139,7 @@ class PostgresqlSink:
         """Store a batch, the position and the token in one transaction."""
         if self._connection is None:
             self.open(batch.store_id, batch.epoch)
-        errors = self._psycopg.errors
+        errors = self._server.errors
         with self._typed():
             try:
                 return self._stored(batch)
@@ -287,10 +213,10 @@ class PostgresqlSink:
             cursor.execute(_MOVE_POSITION, (following, *key, committed))
         if cursor.rowcount:
             return True
-        if is_repeat(_token(cursor, key), tokens, self._place):
+        if is_repeat(_token(cursor, key), tokens, self._server.place):
             return False
         raise SinkUnreachable(
-            f"{self._place}: another process moved the position of this store at the same time"
+            f"{self._server.place}: another process moved the position of this store at the same time"
         )
 
     def _make_partitions(self, times_us: Sequence[int]) -> None:
@@ -307,182 +233,20 @@ class PostgresqlSink:
                 self._connection.execute("SELECT make_partition(%s)", (day * _DAY_US,))
                 self._months.add(month)
 
-    # --- connecting ----------------------------------------------------------------------------------------
-
-    def _connected(self, *, autocommit: bool = True) -> Any:
-        """Return a new connection, which notices within about `timeout_s` that the link is dead."""
-        seconds = self._timeout_s
-        given: dict[str, Any] = {
-            "connect_timeout": seconds,
-            "keepalives_idle": max(1, seconds // 2),
-            "keepalives_interval": max(1, seconds // 6),
-            "keepalives_count": 3,
-            "tcp_user_timeout": seconds * 1000,
-            "application_name": f"holdfast {self._name}"[:63],
-        }
-        revealed = {key: secret.reveal() for key, secret in self._secrets.items()}
-        parameters = given | self._parameters | revealed | {"client_encoding": "utf8"}
-        try:
-            connection = _patient(self._psycopg, 2 * seconds).connect(**parameters, autocommit=autocommit)
-        except self._psycopg.OperationalError as error:
-            raise self._no_connection(error) from error
-        connection.execute("SELECT set_config('lock_timeout', %s, false)", (str(seconds * 1000),))
-        if connection.execute("SHOW synchronous_commit").fetchone() == ("off",):
-            connection.execute("SET synchronous_commit TO on")  # a commit must survive a crash of the server
-        return connection
-
-    def _no_connection(self, error: Exception) -> HoldfastError:
-        """Return the error for a failure to connect: halted if the server answers, but rejects this sink."""
-        message = f"{self._place}: {_line(error)}"
-        said = str(error).lower()
-        if any(words in said for words in _NO_ANSWER):
-            return SinkUnreachable(message)
-        pq = self._psycopg.pq
-        asked = {
-            key: self._parameters[key] for key in ("host", "hostaddr", "port") if key in self._parameters
-        }
-        conninfo = self._psycopg.conninfo.make_conninfo(**asked, connect_timeout=_PING_S)
-        if pq.PGconn.ping(conninfo.encode()) != pq.Ping.OK:
-            return SinkUnreachable(message)
-        remedy = next((remedy for words, remedy in _REMEDIES if words in said), "")
-        return SinkHalted(f"{message}; {remedy}" if remedy else message)
-
-    def _check_tables(self) -> None:
-        """Create or upgrade the tables if necessary and allowed; raises `SinkHalted` if they cannot be used."""
-        if self._connection.info.server_version < _OLDEST:
-            raise SinkHalted(f"{self._place}: a hub needs PostgreSQL 14 or later")
-        usable = self._connection.execute(_MAY_USE, (self._schema,)).fetchone()
-        if usable == (False,):
-            raise SinkHalted(
-                f"{self._place}: the role may not use the schema {self._schema!r}; {self._how()}"
-            )
-        missing = self._missing()
-        if not missing:
-            self._check_rights()
-            if self._revision() == HUB_HEAD:
-                return
-        if missing and len(missing) < len(_TABLES):
-            raise SinkHalted(
-                f"{self._place}: the schema {self._schema!r} has no table {missing[0]}, but others of a hub; restore "
-                "the table, or name another schema in the option `schema`"
-            )
-        if not self._create:
-            raise SinkHalted(
-                f"{self._place}: the schema {self._schema!r} {self._lacks(missing)}; {self._how()}"
-            )
-        try:
-            self._upgrade()
-        except self._psycopg.errors.InsufficientPrivilege as error:
-            raise SinkHalted(
-                f"{self._place}: the schema {self._schema!r} {self._lacks(missing)}, and the role may not create them "
-                f"({_line(error)}); {self._how()}"
-            ) from error
-        except SchemaTooNew as error:
-            raise SinkHalted(
-                f"{self._place}: the tables were made by a newer version of this program; update the package here"
-            ) from error
-
-    def _check_rights(self) -> None:
-        tables, rights = zip(*_RIGHTS, strict=True)
-        given = {"schema": self._schema, "tables": list(tables), "rights": list(rights)}
-        grants = [grant for (grant,) in self._connection.execute(_LACKING_RIGHTS, given)]
-        if grants:
-            raise SinkHalted(
-                f"{self._place}: the role may not do all that a delivery needs; the owner of the tables grants it: "
-                + "; ".join(grants)
-            )
-
-    def _lacks(self, missing: Sequence[str]) -> str:
-        return "has no tables of a hub" if missing else "has tables of an older version"
-
-    def _how(self) -> str:
-        return "docs/formats.md has the commands with which their owner creates and upgrades them, and grants rights"
-
-    def _missing(self) -> list[str]:
-        found = self._connection.execute(
-            "SELECT tablename FROM pg_tables WHERE schemaname = %s AND tablename = ANY (%s)",
-            (self._schema, list(_TABLES)),
-        ).fetchall()
-        return [table for table in _TABLES if (table,) not in found]
-
-    def _revision(self) -> str | None:
-        found = self._connection.execute(f"SELECT version_num FROM {HUB_VERSION_TABLE}").fetchone()
-        return None if found is None else found[0]
-
-    def _upgrade(self) -> None:
-        """Create or upgrade the tables on a connection of its own; sinks that do so at the same time wait."""
-        from sqlalchemy import create_engine
-        from sqlalchemy.exc import DBAPIError
-        from sqlalchemy.pool import NullPool
-
-        from repo.schema.runner import upgrade_hub
-
-        engine = create_engine(
-            "postgresql+psycopg://", creator=lambda: self._connected(autocommit=False), poolclass=NullPool
-        )
-        try:
-            with engine.begin() as connection:
-                connection.exec_driver_sql(
-                    "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"holdfast hub {self._schema}",)
-                )
-                connection.exec_driver_sql(create_schema(self._schema))
-                connection.exec_driver_sql(enter_schema(self._schema))
-                upgrade_hub(connection)
-        except DBAPIError as wrapped:
-            raise wrapped.orig or wrapped from wrapped
-
     @contextmanager
     def _typed(self) -> Iterator[None]:
-        """Translate errors of the driver to those that the protocol of a sink expects."""
+        """Translate errors of the driver, and disconnect unless the batch was refused for its content."""
         try:
             yield
         except (SinkHalted, SinkUnreachable, StoreForked):
             self.close()
             raise
-        except self._psycopg.Error as error:
-            message = f"{self._place}: {_line(error)}"
-            state = error.sqlstate or ""
+        except self._server.error as error:
             is_lost = self._connection is None or self._connection.closed
-            if state.startswith(_CONTENT) and not is_lost:
-                raise SinkRefused(message) from error
-            self.close()
-            if (
-                is_lost
-                or state.startswith(_AGAIN)
-                or (not state and isinstance(error, self._psycopg.OperationalError))
-            ):
-                raise SinkUnreachable(message) from error
-            raise SinkHalted(message) from error
-
-
-def _patient(psycopg: Any, seconds: float) -> Any:
-    """Return the class of connections that break if nothing at all arrives or leaves for so long.
-
-    TCP notices a dead peer. It does not notice a proxy that answers for one, or a server that is frozen.
-    """
-
-    class Patient(psycopg.Connection):  # type: ignore[misc]
-        def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
-            return super().wait(self._watched(gen), *arguments, **options)
-
-        def _watched(self, gen: Any) -> Generator[Any, Any, Any]:
-            """Pass on what `gen` waits for; while nothing is ready, it is resumed at intervals."""
-            until_s = time.monotonic() + seconds
-            try:
-                wanted = next(gen)
-                while True:
-                    ready = yield wanted
-                    now_s = time.monotonic()
-                    if ready:
-                        until_s = now_s + seconds
-                    elif now_s > until_s:
-                        self.pgconn.finish()
-                        raise psycopg.OperationalError(f"no answer in {seconds:g} s")
-                    wanted = gen.send(ready)
-            except StopIteration as done:
-                return done.value
-
-    return Patient
+            typed = self._server.typed(error, is_lost=is_lost)
+            if not isinstance(typed, SinkRefused):
+                self.close()
+            raise typed from error
 
 
 def _token(connection: Any, key: _Key) -> str | None:
@@ -492,9 +256,3 @@ def _token(connection: Any, key: _Key) -> str | None:
 
 def _record_columns(records: Sequence[RecordItem]) -> Columns:
     return list(zip(*records, strict=True)) if records else ((), (), (), ())
-
-
-def _line(error: BaseException) -> str:
-    """Return the first line of a message, without what `_place` says."""
-    lines = str(error).strip().splitlines()
-    return _PREFIX.sub("", lines[0]) if lines else type(error).__name__
