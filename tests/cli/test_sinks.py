@@ -122,7 +122,7 @@ def test_a_sink_is_added_shown_listed_and_changed(site: Command) -> None:
     assert (changed["rate"], changed["hold"], changed["filter"]) == (None, False, None)
     assert changed["options"] == {"token": "env:TOKEN"}
     assert changed["lanes"] == {"two": True, "share": 0.3, "order": "newest"}
-    assert changed["max_backlog"] == added["max_backlog"], "what is not given stays"
+    assert changed["max_backlog"] == added["max_backlog"], "the others stay as they are"
     assert site.json("sinks", "change", "web", "--one-lane")["lanes"]["two"] is False
     assert "web   http  running       6" in site("sinks", "list").stdout
     assert "gets nothing yet" in site("sinks", "change", "web", "--metric", "nothing").stderr

@@ -249,7 +249,7 @@ def test_a_closed_store_ends_the_delivery(store: Store) -> None:
     [
         ({"sinks": 7}, "a name, a list of names, or a sink is expected"),
         ({"sinks": [7]}, "sinks = 7"),
-        ({"start": "now"}, "start is for a sink of your own"),
+        ({"start": "now"}, "start is only for a sink of your own"),
         ({"batch_points": 0}, "batch_points = 0: at least 1"),
         ({"poll_s": -1}, "poll_s"),
         ({"backoff": 3}, "a Backoff is expected"),

@@ -77,7 +77,7 @@ def test_settings_are_kept_and_can_be_changed(store: Store, caplog: pytest.LogCa
     assert (changed.rate, changed.hold, changed.filter) == (None, False, None)
     assert changed.max_backlog == MaxBacklog(60_000_000)
     assert not changed.lanes.two
-    assert changed.records, "what is not given stays"
+    assert changed.records, "the others stay as they are"
     with pytest.raises(InvalidQuery, match="'mine' gets the records already"):
         store.sinks.add("other", "", start="now", records=True)
     store.sinks.add("other", "", start="now")
