@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from repo.delivery.chain import refuse_forks
 from repo.delivery.protocol import Sink
 from repo.delivery.sinks.registry import sink_of
 from repo.errors import InvalidQuery, SinkHalted, SinkUnreachable, StoreForked
@@ -83,13 +84,5 @@ def _judged(info: SinkInfo, held: str | None, *, exact: bool) -> Probe:
     if held == info.token:
         state = "it has the last batch" if held else "it has nothing of this store yet"
         return Probe(info.name, "ok", f"connected; {state}", True)
-    if info.attempt is not None and held == info.attempt.token:
-        return Probe(info.name, "ok", "connected; it has the batch that was sent and not answered", True)
-    state = "another batch than the last one" if held else "nothing of what was delivered"
-    return Probe(
-        info.name,
-        "forked",
-        f"it has {state}: this store or the destination is a copy, or was restored. `holdfast sinks rekey --help` says "
-        "what to do",
-        True,
-    )
+    refuse_forks(info, held)
+    return Probe(info.name, "ok", "connected; it has the batch that was sent and not answered", True)

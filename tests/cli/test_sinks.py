@@ -323,6 +323,11 @@ def test_a_copy_that_delivers_is_noticed_and_continues_after_a_rekey(
     assert copy.json("drain")[0]["delivered"] == 11
     assert "nowhere" in site("sinks", "add", "far", (tmp_path / "nowhere").as_uri(), "--from", "now").stdout
     assert "unreachable" in site("sinks", "test", "far", code=1).stdout
+    for path in stick.iterdir():  # another stick
+        shutil.rmtree(path) if path.is_dir() else path.write_text("")
+    assert "put the former one back and run `holdfast sinks resume stick`" in (
+        site("sinks", "test", "stick", code=3).stdout
+    )
 
 
 def test_a_test_of_a_sink_says_what_was_not_checked_and_a_wrong_login_where_it_can(site: Command) -> None:

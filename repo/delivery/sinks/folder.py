@@ -188,7 +188,7 @@ class FolderSink:
             durable.put(mark, content + b"\n")
         found = self._parsed(content, mark).get("folder")
         if not isinstance(found, str):
-            raise SinkHalted(f"{mark} is damaged: it has no id", path=mark)
+            raise SinkHalted(f"{mark} is damaged: it has no id (`folder`)", path=mark)
         if self._id is not None and found != self._id:
             raise SinkHalted(
                 f"{self._folder} is another folder than before: its id is {found}, not {self._id}; insert the medium "
