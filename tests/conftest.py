@@ -70,13 +70,19 @@ WAITING = (
 
 LONGEST = (
     "tests/faults/test_rewriting_kills.py",
-    "tests/faults/test_kills.py",
     "tests/faults/test_interrupts.py",
+    "tests/cli/test_wrong_options.py",
     "tests/faults/test_delivery_kills.py",
-    "tests/faults/test_transfer_kills.py",
+    "tests/faults/test_refused_calls.py",
+    "tests/delivery/test_delivery_model.py",
     "tests/faults/test_upgrade_kills.py",
+    "tests/faults/test_transfer_kills.py",
+    "tests/delivery/test_journal_pages.py",
+    "tests/faults/test_kills.py",
     "tests/delivery/test_outages.py",
+    "tests/cli/test_adopt.py",
     "tests/forks/test_campaign.py",
+    "tests/delivery/test_exact_kills.py",
     "tests/migrations/test_pointers.py",
 )
 """Modules whose slow tests take minutes, the longest first."""

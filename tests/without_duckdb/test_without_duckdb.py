@@ -239,8 +239,9 @@ def test_the_command_works_there(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_part_of_the_contract_suite_passes_there(run: Run) -> None:
+def test_a_part_of_the_contract_suite_passes_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """`make test-sqlite` runs all of it."""
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)  # they are for these tests
     done = run("-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow and not bench", "-x", *PART)
     assert re.search(r"^\d\d passed in ", done.stdout, re.MULTILINE), done.stdout[-500:]
 
