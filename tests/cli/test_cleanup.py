@@ -1,4 +1,4 @@
-"""`cleanup`: it says what is meant, asks, drops that and no more, and gives space back."""
+"""`cleanup`: it shows the selection, asks, deletes exactly that, and returns the space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`compact`: it says what it sorted, and what there was not to do."""
+"""`compact`: it says what it sorted, or that there was nothing to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owners and modes: what root does in a store of another user locks that user out of nothing."""
+"""Owners and modes: what root does in a store of another user never locks that user out."""
 
 from __future__ import annotations
 

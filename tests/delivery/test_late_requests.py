@@ -1,4 +1,4 @@
-"""A request that an exact destination handles late, after a smaller part was sent instead, is no fork."""
+"""A request that an exact destination handles late, after a smaller part was sent instead, is not a fork."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo as a user runs it, from a folder of its own, and the parts that its word depends on."""
+"""The demo as a user runs it, from a folder of its own, and the parts that its result depends on."""
 
 from __future__ import annotations
 
