@@ -28,6 +28,7 @@ __all__ = [
     "Shape",
     "Traits",
     "begun",
+    "causes_of",
     "columns_in",
     "columns_of",
     "dicts_of",
@@ -155,6 +156,19 @@ def typed_errors(*backends: Backend) -> Iterator[None]:
             if isinstance(original, backend.errors):
                 raise backend.typed_error(error) from error
         raise
+
+
+_MOST_CAUSES = 20
+
+
+def causes_of(error: BaseException) -> Iterator[BaseException | None]:
+    """Yield the error and its causes, at most 20: those that SQLAlchemy wraps as the driver raised them."""
+    seen: BaseException | None = error
+    for _ in range(_MOST_CAUSES):
+        if seen is None:
+            return
+        yield seen.orig if isinstance(seen, DBAPIError) else seen
+        seen = seen.__cause__
 
 
 class Shape(NamedTuple):

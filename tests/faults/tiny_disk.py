@@ -1,4 +1,4 @@
-"""A tiny disk: a tmpfs of a few megabytes that only this process and its children see. Needs Linux, but no privileges."""
+"""A tiny disk: a tmpfs of a few megabytes that only this process and its children see. Needs Linux, no privileges."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from repo import durable, forks
-from repo.engines.base import STORED
+from repo.engines.base import STORED, causes_of
 from repo.engines.duckdb.companions import COMPANIONS, LOG
 from repo.engines.duckdb.connections import InstanceConnection
 from repo.engines.duckdb.dialect import Dialect, guarded
@@ -297,36 +297,21 @@ def is_log_damage(error: BaseException) -> bool:
     return isinstance(cause, duckdb.Error) and "replaying WAL" in str(cause)
 
 
-_MOST_CAUSES = 20
-
-
 def is_fatal(error: BaseException) -> bool:
     """Return whether the error, or a cause of it, invalidated the instance: statements fail until it is reopened.
 
     Accepts errors of the driver, wrapped by SQLAlchemy or not, and typed errors that were raised from them.
     """
-    seen: BaseException | None = error
-    for _ in range(_MOST_CAUSES):
-        if seen is None:
-            return False
-        original = seen.orig if isinstance(seen, DBAPIError) else seen
-        if isinstance(original, (duckdb.FatalException, duckdb.InternalException)):
-            return True
-        if isinstance(original, duckdb.Error) and "has been invalidated" in str(original):
-            return True
-        seen = seen.__cause__
-    return False
+    return any(
+        isinstance(cause, (duckdb.FatalException, duckdb.InternalException))
+        or (isinstance(cause, duckdb.Error) and "has been invalidated" in str(cause))
+        for cause in causes_of(error)
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether the error, or a cause of it, is that a statement exceeded the memory limit."""
-    seen: BaseException | None = error
-    while seen is not None:
-        original = seen.orig if isinstance(seen, DBAPIError) else seen
-        if isinstance(original, duckdb.OutOfMemoryException):
-            return True
-        seen = seen.__cause__
-    return False
+    return any(isinstance(cause, duckdb.OutOfMemoryException) for cause in causes_of(error))
 
 
 def typed_error(error: BaseException, path: Path) -> HoldfastError:

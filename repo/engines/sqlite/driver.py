@@ -17,7 +17,7 @@ from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine,
 from sqlalchemy.exc import DBAPIError
 
 from repo import durable, forks, ownership
-from repo.engines.base import STORED
+from repo.engines.base import STORED, causes_of
 from repo.engines.sqlite.companions import COMPANIONS, LOG, SHARED_MEMORY
 from repo.engines.sqlite.pool import IdlePool
 from repo.engines.statements import COMPILED
@@ -481,7 +481,7 @@ def only_reading(action: int, *_: object) -> int:
     return sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY
 
 
-_MOST_CAUSES = 20
+_FATAL = ("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CANTOPEN")
 
 
 def is_fatal(error: BaseException) -> bool:
@@ -489,16 +489,8 @@ def is_fatal(error: BaseException) -> bool:
 
     Accepts errors of the driver, wrapped by SQLAlchemy or not, and typed errors that were raised from them.
     """
-    seen: BaseException | None = error
-    for _ in range(_MOST_CAUSES):
-        if seen is None:
-            return False
-        original = seen.orig if isinstance(seen, DBAPIError) else seen
-        name = getattr(original, "sqlite_errorname", "") or ""
-        if name.startswith(("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CANTOPEN")):
-            return True
-        seen = seen.__cause__
-    return False
+    names = (getattr(cause, "sqlite_errorname", "") or "" for cause in causes_of(error))
+    return any(name.startswith(_FATAL) for name in names)
 
 
 def typed_error(error: BaseException, path: Path) -> HoldfastError:
