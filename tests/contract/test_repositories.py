@@ -237,6 +237,7 @@ def test_every_write_method_of_every_repository_is_among_the_cases() -> None:
         "totals",
         "backlog",
         "last_seq",
+        "of_sink",
         "last_entry",
         "get",
         "has",
