@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,46 @@ def test_an_attempt_without_an_end_leaves_nothing_and_a_repeat_writes_nothing(
             sink.send(batch)
     assert len(files(folder)) == 2  # the file is there, and does not count
     assert sink.open(batches.store_id, 1) == batches.token
-    assert len(files(folder)) == 1
-    sink.send(batch)
-    assert sink.send(batch).repeat
-    assert len(files(folder)) == 2
+    shorter = replace(batch, last_seq=3).part(0, 1)
+    sink.send(shorter)
+    assert sink.send(shorter).repeat
+    assert files(folder) == ["0000000001_1_2.ndjson.gz", "0000000002_3_3.ndjson.gz"]
     with pytest.raises(StoreForked):
         sink.send(Batches("s", store_id=batches.store_id).points(numbers(1)))
-    assert len(read(folder, tmp_path / "there")) == 4
+    assert len(read(folder, tmp_path / "there")) == 3
+
+
+def test_a_position_that_is_lost_or_put_back_costs_no_file(folder: Path) -> None:
+    """What was delivered may be nowhere else, so only what an interrupt has left is removed."""
+    sink, batches = FolderSink(folder.as_uri(), name="s"), Batches("s")
+    batches.deliver(sink, numbers(1))
+    (position,) = (folder / "positions").iterdir()
+    first = position.read_bytes()
+    for at in (1, 2):
+        batches.deliver(sink, numbers(1, at))
+    last = position.read_bytes()
+    everything = files(folder)
+    assert len(everything) == 3
+
+    position.unlink()
+    assert sink.open(batches.store_id, 1) is None
+    with pytest.raises(StoreForked):
+        sink.send(batches.points(numbers(1, 3)))
+    assert files(folder) == everything
+
+    position.write_bytes(first)
+    sink.open(batches.store_id, 1)
+    with pytest.raises(StoreForked):
+        sink.send(batches.points(numbers(1, 3)))
+    for wrong in (b'"files": 1', b'"files": 0', b'"files": -3'):
+        position.write_bytes(last.replace(b'"files": 3', wrong))
+        with pytest.raises(SinkHalted, match=r"older than the files|damaged"):
+            sink.send(batches.points(numbers(1, 3)))
+        assert files(folder) == everything
+
+    position.write_bytes(last)
+    batches.deliver(sink, numbers(1, 3))
+    assert len(files(folder)) == 4
 
 
 def _no_space(*_: Any) -> None:
@@ -138,7 +172,7 @@ def test_a_damaged_or_foreign_file_halts_and_is_kept(folder: Path, content: str)
     (position,) = (folder / "positions").iterdir()
     for path in (position, folder / "holdfast-folder.json"):
         path.write_text(content)
-        with pytest.raises(SinkHalted, match=r"damaged|not a file of|newer version"):
+        with pytest.raises(SinkHalted, match=r"damaged.*(copy|new id)|not a file of|newer version"):
             sink.open(batches.store_id, 1)
         assert path.read_text() == content
 

@@ -4,10 +4,10 @@
     FOLDER/positions/STORE-EPOCH-SINK.json                          the position of one sink of one store
     FOLDER/store=STORE/epoch=EPOCH/sink=SINK/NUMBER_FIRST_LAST.ndjson.gz (or .parquet), with NAME.sha256
 
-A batch is written to a new file, which is synced and renamed; then the position is replaced, which makes the
-batch count. A file whose number is above that of the position is left over from an unfinished attempt, and is
-removed. `holdfast import --overwrite FOLDER` reads the files in the order of their numbers. Files that were
-imported may be removed; the position must stay.
+A batch is written to a new file, which is synced and renamed; then the position is replaced, which makes the batch
+count. A file with the number after that of the position is left over from an unfinished attempt, and is removed before
+the next one is written. `holdfast import --overwrite FOLDER` reads the files in the order of their numbers. Files that
+were imported may be removed; the position must stay.
 
 The sink never creates FOLDER or its mark, because an unplugged stick must not fill the disk below its mount point. An
 empty file `holdfast-folder.json` marks a new folder.
@@ -87,6 +87,7 @@ class FolderSink:
         self._id: str | None = self._options["id"]
         self._home = self._position_file = self._folder
         self._position: _Position | None = None
+        self._may_have_unfinished = True
         self._files: SmallFiles | None = None
 
     @property
@@ -114,7 +115,6 @@ class FolderSink:
             self._position_file.parent.mkdir(exist_ok=True)
             for folder in (self._home.parent, self._home.parent.parent, self._folder):
                 durable.sync(folder)
-            self._remove_unfinished(position.files)
         self._position = position
         return position.token
 
@@ -131,6 +131,9 @@ class FolderSink:
             kept, refused = _without_surrogates(batch.columns)
             if is_repeat(position.token, batch.tokens, str(self._folder)):
                 return Outcome(refused, repeat=True)
+            if self._may_have_unfinished:  # only now is it certain that the position is the last one
+                self._remove_unfinished(position.files)
+                self._may_have_unfinished = False
             written = 0
             if len(kept[0]):
                 position = position._replace(files=position.files + 1, points=position.points + len(kept[0]))
@@ -165,7 +168,7 @@ class FolderSink:
 
     def close(self) -> None:
         """Forget the position; `open` reads it again."""
-        self._position = None
+        self._position, self._may_have_unfinished = None, True
         if self._files is not None:
             self._files.close()
 
@@ -188,7 +191,7 @@ class FolderSink:
             durable.put(mark, content + b"\n")
         found = self._parsed(content, mark).get("folder")
         if not isinstance(found, str):
-            raise SinkHalted(f"{mark} is damaged: it has no id (`folder`)", path=mark)
+            raise _damaged(mark, "it has no id (`folder`)")
         if self._id is not None and found != self._id:
             raise SinkHalted(
                 f"{self._folder} is another folder than before: its id is {found}, not {self._id}; insert the medium "
@@ -206,15 +209,17 @@ class FolderSink:
             taken = Cursor.of(
                 int(content["low"]), [(int(first), int(last)) for first, last in content["ranges"]]
             )
-            return _Position(str(content["token"]), int(content["files"]), int(content["points"]), taken)
+            return _Position(
+                str(content["token"]), _count(content["files"]), _count(content["points"]), taken
+            )
         except (LookupError, TypeError, ValueError) as error:
-            raise SinkHalted(f"{path} is damaged: {error}", path=path) from error
+            raise _damaged(path, error) from error
 
     def _parsed(self, content: bytes, path: Path) -> dict[str, Any]:
         try:
             parsed = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise SinkHalted(f"{path} is damaged: {error}", path=path) from error
+            raise _damaged(path, error) from error
         if not isinstance(parsed, dict) or parsed.get("format") != FORMAT:
             raise SinkHalted(f"{path} is not a file of a {FORMAT}", path=path)
         if parsed.get("version") != 1:
@@ -279,11 +284,24 @@ class FolderSink:
         return ".parquet" if self._is_parquet else ".ndjson.gz"
 
     def _remove_unfinished(self, files: int) -> None:
-        """Remove the files of an attempt that did not reach the position."""
-        for entry in os.scandir(self._home):
-            number = entry.name.lstrip(".").partition("_")[0]
-            if number.isascii() and number.isdigit() and int(number) > files:
-                os.unlink(entry.path)
+        """Remove the files of an attempt that did not reach the position, which have the next number.
+
+        Files with higher ones were delivered, and may be nowhere else.
+        """
+        later: list[tuple[int, str]] = []
+        with os.scandir(self._home) as entries:
+            for entry in entries:
+                number = entry.name.lstrip(".").partition("_")[0]
+                if number.isascii() and number.isdigit() and int(number) > files:
+                    later.append((int(number), entry.path))
+        if any(number > files + 1 for number, _ in later):
+            raise SinkHalted(
+                f"{self._position_file} is older than the files in {self._home}, so nothing is written or removed; put "
+                "the last one back, or import these files and then remove them",
+                path=self._position_file,
+            )
+        for _, path in later:
+            os.unlink(path)
 
     @contextmanager
     def _typed(self) -> Iterator[None]:
@@ -303,6 +321,22 @@ class FolderSink:
             raise
         except HoldfastError as error:  # MissingExtra, or a file in the way
             raise SinkHalted(str(error), path=self._folder) from error
+
+
+def _count(stored: Any) -> int:
+    count = int(stored)
+    if count < 0:
+        raise ValueError(f"{count} is no count")
+    return count
+
+
+def _damaged(path: Path, why: object) -> SinkHalted:
+    remedy = (
+        "empty it, and the folder gets a new id"
+        if path.name == MARK
+        else "put it back from a copy, or add a sink of another name for this folder"
+    )
+    return SinkHalted(f"{path} is damaged: {why}; {remedy}", path=path)
 
 
 def _folder_of(target: str) -> Path:
