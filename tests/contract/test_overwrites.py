@@ -430,15 +430,15 @@ def differing(found: dict[str, P], expected: dict[str, P]) -> dict[str, tuple[P 
 def combinations() -> Iterator[Any]:
     """Each road on each engine, as far as there is one.
 
-    `netted` and `_lay_over` work on rows of the journal, whatever the engine: on DuckDB they are slow tests. So are
-    two roads whose steps other roads take, too: `apply` with a flush for each batch, and `merge` of tables alone.
+    `netted` and `_lay_over` work on rows of the journal, whatever the engine: on DuckDB they are slow tests. So are,
+    on both, two roads whose steps other roads take, too: `apply` with a flush for each batch, and `merge` of tables.
     """
     for name, road in ROADS.items():
         for engine in ("duckdb", "sqlite"):
             if (road.straight or road.merged) and engine == "sqlite":
                 continue  # it takes rows only
-            is_slow = engine == "duckdb" and name.startswith(
-                ("netted", "_lay_over", "apply, a flush", "merge, all")
+            is_slow = name.startswith(("apply, a flush", "merge, all")) or (
+                engine == "duckdb" and name.startswith(("netted", "_lay_over"))
             )
             yield pytest.param(
                 engine, name, id=f"{engine}-{name}", marks=[pytest.mark.slow] if is_slow else []

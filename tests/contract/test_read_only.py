@@ -62,7 +62,9 @@ def _act(store: Store, chance: random.Random) -> None:
         store.points.insert_table(rows, on_conflict="keep" if kind == "keep" else "overwrite")
 
 
-@pytest.mark.parametrize("case", [0, pytest.param(1, marks=ON_DUCKDB), 2, pytest.param(3, marks=ON_DUCKDB)])
+@pytest.mark.parametrize(
+    "case", [0, pytest.param(1, marks=ON_DUCKDB), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_a_reader_gets_the_answers_of_a_writer_and_changes_no_byte(
     case: int, open_store: OpenStore, tmp_path: Path, seed: int
 ) -> None:

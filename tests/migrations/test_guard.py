@@ -76,12 +76,29 @@ def _put(kind: str, columns: Path) -> None:
 
 
 @pytest.fixture(
-    scope="module", params=[f"{shape}, {kind}" for shape in ("legacy", "present") for kind in FILES]
+    scope="module",
+    params=[
+        pytest.param(f"{shape}, {kind}", marks=[] if kind == FILES[0] else [pytest.mark.slow])
+        for shape in ("legacy", "present")
+        for kind in FILES
+    ],
 )
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A legacy store or one of this program with such a file; one for all entries: none of them may change it."""
+    """A legacy store or one of this program with such a file; one for all entries: none of them may change it.
+
+    All entries ask one guard, so that with one kind of file they are fast, and some entries with each other kind.
+    """
     shape, kind = request.param.split(", ")
-    top = tmp_path_factory.mktemp("guard")
+    return _made(shape, kind, tmp_path_factory.mktemp("guard"))
+
+
+@pytest.fixture(scope="module", params=FILES[1:])
+def other_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A store of this program with another kind of such a file."""
+    return _made("present", request.param, tmp_path_factory.mktemp("guard"))
+
+
+def _made(shape: str, kind: str, top: Path) -> Place:
     folder, alone = top / "store", top / "alone"
     alone.mkdir()
     if shape == "present":
@@ -241,6 +258,11 @@ def test_what_needs_the_columns_is_refused_with_the_recipe_and_touches_nothing(
     for words in OUTDATED if only_looks else RECIPE:
         assert words in ran.said
     assert {home: _digests(home) for home in place.before} == place.before
+
+
+@pytest.mark.parametrize("entry", ["query s m", "upgrade head", "a flush", "an engine"])
+def test_each_kind_of_file_is_refused(other_file: Place, entry: str) -> None:
+    test_what_needs_the_columns_is_refused_with_the_recipe_and_touches_nothing(other_file, entry)
 
 
 @pytest.mark.parametrize("line", LOOKS)
