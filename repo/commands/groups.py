@@ -31,7 +31,7 @@ class SuggestingGroup(click.Group):
         "resend": ("retry", "replay"),
         "stop": ("pause",),
     }
-    """The commands of ours that may be meant by names of other programs. They are suggested, not accepted."""
+    """The commands that may be meant by names from other programs. They are suggested, not accepted."""
 
     def resolve_command(
         self, context: click.Context, arguments: list[str]

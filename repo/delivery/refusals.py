@@ -25,7 +25,7 @@ WINDOW_ITEMS, MOST_REFUSED = 100_000, 1_000
 """A sink that refuses more than 1,000 of the last 100,000 items is halted: the items are probably not the cause."""
 
 MOST_DOUBTED = 8
-"""So many items are sent alone before a sink that has accepted nothing yet is halted."""
+"""This many items are sent alone before a sink that has accepted nothing yet is halted."""
 
 
 class Refusals:
@@ -46,7 +46,7 @@ class Refusals:
         self._forget(WINDOW_ITEMS)
 
     def too_many(self, items: int, refused: int, held: int) -> SinkHalted | None:
-        """Return the error to halt with if so many are too many; None otherwise.
+        """Return the error to halt with if too many items were refused; None otherwise.
 
         `refused` of the `items` of a batch were refused just now, and `held` items of the sink are in quarantine.
         """
@@ -74,7 +74,7 @@ class Refusals:
 
 
 def refuses_everything(sink: str, doubted: int, last: Quarantined) -> SinkHalted:
-    """Return the error for a sink that has accepted nothing, and refused so many items."""
+    """Return the error for a sink that has accepted nothing, and has refused that many items."""
     sent = "that was sent alone" if doubted == 1 else "that were sent alone"
     return SinkHalted(
         f"{sink} has accepted nothing yet, and refuses {counted(doubted, 'item')} {sent}, so nothing is put into "

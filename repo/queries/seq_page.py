@@ -50,7 +50,7 @@ def read_seq_page(
 ) -> SeqPage:
     """Read the first points of a range, or with `backwards` the last ones; `known` are the names of all series.
 
-    `fetch` runs a query of about so many rows, and returns its columns. The page covers about `PAGE_SEQS` seqs, fewer
+    `fetch` runs a query of about that many rows, and returns its columns. The page covers about `PAGE_SEQS` seqs, fewer
     where texts are long, and more where there are no points. It may be empty.
     """
     most = PAGE_SEQS if traits_of(connection).arrow is not None else PAGE_SEQS // 2

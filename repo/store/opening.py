@@ -135,7 +135,7 @@ class Opening:
         """
         lock = self._files.folder / f"{self._files.prefix}{LEASE_FILE}"
         with (
-            # Without a lock file, no process of ours has the columns open, and none is made where no store is.
+            # Without a lock file, no Holdfast process has the columns open. None is created where there is no store.
             self._leased("checking a file of the legacy program") if lock.exists() else nullcontext(),
             Target("timeseries", engine, columns, self._files).opened() as opened,
             opened.execution_options(**READ).connect() as connection,

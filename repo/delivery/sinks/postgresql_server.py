@@ -138,7 +138,7 @@ class Server:
 
 
 def _patient(psycopg: Any, seconds: float) -> Any:
-    """Return the class of connections that break if nothing at all arrives or leaves for so long.
+    """Return the class of connections that break if nothing at all arrives or leaves for this long.
 
     TCP notices a dead peer. It does not notice a proxy that answers for one, or a server that is frozen.
     """

@@ -94,7 +94,7 @@ def _name(base: Any, series: Sequence[tuple[str, str]]) -> None:
 
 
 def copy_options(points: int, compression: str, note: str) -> str:
-    """Return the options of COPY for a file of about so many points."""
+    """Return the options of COPY for a file of about this many points."""
     codec = "uncompressed" if compression == "none" else compression
     quoted = note.replace("'", "''")
     return (
