@@ -211,8 +211,8 @@ class AsyncStore:
     Calls of `points.insert`, `insert_many`, `delete` and `records.add` are written in the order in which their awaits
     begin. If the task of a write is cancelled, also by a timeout, the write is either durable or not done at all: the
     CancelledError is raised once that is known, and its attribute `written` is the result of the write, or None if
-    nothing was written; a note says the same. A table is such a write only up to its chunks, see `Points.insert_table`.
-    A cancelled read ends at once for its task.
+    nothing was written; a note says the same. For a table this applies to each chunk, not to the whole table; see
+    `Points.insert_table`. A cancelled read ends at once for its task.
 
     Raises what `Store` raises, and `StoreClosed` before it is opened and after it is closed. `close` waits for the
     calls that run. After a fork, open another one in the child.
