@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,10 +11,11 @@ from repo.commands.asking import asked, asking_options, check_asking
 from repo.commands.exits import Exit
 from repo.commands.global_options import global_options, output_options
 from repo.commands.groups import SuggestingGroup
-from repo.commands.options import iso_second, naming, series_names, zone_of
+from repo.commands.options import iso_second, zone_of
 from repo.commands.output import print_json, write_rows
 from repo.commands.session import Session
 from repo.commands.sink_cursors import confirm, rekey, replay, skip
+from repo.commands.sink_settings import lanes_of, options_of, settings_of, settings_options
 from repo.commands.sink_texts import sink_lines
 from repo.errors import counted
 from repo.time_texts import parse_time
@@ -24,19 +24,11 @@ from repo.times import to_datetime
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from repo import Store
-    from repo.rates import Rate
     from repo.repositories.sinks import SinkInfo
 
 __all__ = ["sinks"]
 
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
-
 _name = click.argument("name", metavar="NAME")
-
-_tz = click.option(
-    "--tz", metavar="ZONE", default="UTC", show_default=True, help="Time zone of times and windows."
-)
 
 
 @click.group(cls=SuggestingGroup, no_args_is_help=True)
@@ -49,67 +41,6 @@ def sinks() -> None:
 
 for _command in (skip, replay, confirm, rekey):
     sinks.add_command(_command)
-
-
-def settings_options(function: Decorated) -> Decorated:
-    """Add the settings that `add` and `change` have."""
-    for option in (
-        click.option(
-            "--sensor",
-            "sensors",
-            metavar="NAME",
-            multiple=True,
-            help="Only this sensor; may be a quoted glob.",
-        ),
-        click.option(
-            "--metric",
-            "metrics",
-            metavar="NAME",
-            multiple=True,
-            help="Only this metric; may be a quoted glob.",
-        ),
-        click.option(
-            "--rate", metavar="RATE", help="Send at most this many bytes per second: 500kB/s, 1.5MB/s."
-        ),
-        click.option(
-            "--window",
-            "windows",
-            metavar="WINDOW",
-            multiple=True,
-            help="Another rate for a part of each day: '08:00-18:00=100kB/s'; 0 sends nothing.",
-        ),
-        _tz,
-        click.option("--max-backlog", metavar="SPAN", help="Do not hold points older than this: 30d."),
-        click.option(
-            "--max-backlog-points",
-            metavar="COUNT",
-            type=click.IntRange(min=1),
-            help="Hold at most about this many points.",
-        ),
-        click.option("--max-backlog-bytes", metavar="SIZE", help="Hold at most about this much: 2GB."),
-        click.option(
-            "--share",
-            metavar="PERCENT",
-            type=click.IntRange(1, 99),
-            help="Share of the bytes that a backlog gets while there are new readings (20).",
-        ),
-        click.option("--newest-first", is_flag=True, help="Send the newest part of a backlog first."),
-        click.option(
-            "--one-lane", is_flag=True, help="Send everything in order: a backlog before new readings."
-        ),
-        click.option(
-            "--option", "options", metavar="KEY=VALUE", multiple=True, help="An option of the kind of sink."
-        ),
-        click.option(
-            "--secret",
-            "secrets",
-            metavar="KEY=PLACE",
-            multiple=True,
-            help="Where a secret is: token=env:NAME or password=file:PATH.",
-        ),
-    )[::-1]:
-        function = option(function)
-    return function
 
 
 @sinks.command()
@@ -171,7 +102,7 @@ def add(
         except InvalidQuery as error:
             raise InvalidQuery(f"--from: {error}, or beginning") from error
     with session.opened() as store:
-        settings, options = _settings(store, given), _options(given)
+        settings, options = settings_of(store, given), options_of(given)
         check_sink(name, url, options)
         info = store.sinks.add(
             name, url, start=begin, records=records, hold=not no_hold, **settings, **options
@@ -214,9 +145,9 @@ def change(
     """
     with session.opened() as store:
         before = store.sinks.show(name)
-        settings = _settings(store, given)
+        settings = settings_of(store, given)
         if two_lanes or given["share"] or given["newest_first"] or given["one_lane"]:
-            settings["lanes"] = _lanes(given, before.lanes._asdict() | ({"two": True} if two_lanes else {}))
+            settings["lanes"] = lanes_of(given, before.lanes._asdict() | ({"two": True} if two_lanes else {}))
         for wanted, key, option, others in (
             (all_series, "filter", "--all-series", "--sensor and --metric"),
             (no_rate, "rate", "--no-rate", "--rate and --window"),
@@ -229,7 +160,7 @@ def change(
         for key, value in (("hold", hold), ("records", records)):
             if value is not None:
                 settings[key] = value
-        info = store.sinks.change(name, **settings, **_options(given))
+        info = store.sinks.change(name, **settings, **options_of(given))
     _show(session, info)
 
 
@@ -437,79 +368,6 @@ def remove(session: Session, name: str, dry_run: bool, yes: bool) -> None:
         session.say(
             f"{name} {'would be removed' if dry_run else 'was removed'}; {counted(done.behind, 'seq')} not delivered"
         )
-
-
-def _settings(store: Store, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that are given, as arguments of `store.sinks.add`."""
-    settings: dict[str, Any] = {}
-    if given["sensors"] or given["metrics"]:
-        settings["filter"] = series_names(store, given["sensors"], given["metrics"])
-    if given["rate"] is not None or given["windows"]:
-        settings["rate"] = _rate(given)
-    if limits := _limits(given):
-        settings["max_backlog"] = limits
-    if given["share"] or given["newest_first"] or given["one_lane"]:
-        settings["lanes"] = _lanes(given, {})
-    return settings
-
-
-def _rate(given: dict[str, Any]) -> Rate:
-    from repo.rates import Rate, Window, parse_bytes_per_s
-
-    zone_of(given["tz"])
-    with naming("--rate"):
-        limit = None if given["rate"] is None else parse_bytes_per_s(given["rate"])
-    with naming("--window"):
-        windows = tuple(map(Window.parse, given["windows"]))
-    return Rate(limit, windows, given["tz"])
-
-
-def _limits(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the limits of the hold that are given."""
-    from repo.store.sink_settings import check_max_backlog
-
-    limits: dict[str, Any] = {}
-    for limit, option in (("age", ""), ("points", "-points"), ("bytes", "-bytes")):
-        value = given[f"max_backlog{option}".replace("-", "_")]
-        if value is not None:
-            with naming(f"--max-backlog{option}"):
-                check_max_backlog({limit: value})
-            limits[limit] = value
-    return limits
-
-
-def _lanes(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    lanes = dict(before)
-    if given["one_lane"]:
-        lanes["two"] = False
-    if given["share"]:
-        lanes["share"] = given["share"] / 100
-    if given["newest_first"]:
-        lanes["order"] = "newest"
-    return lanes
-
-
-def _options(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of the kind of sink; one without a value is None."""
-    from repo.store.sink_options import is_reference
-    from repo.store.sink_settings import SINK_SETTINGS
-
-    options: dict[str, Any] = {}
-    for flag, texts in (("--option", given["options"]), ("--secret", given["secrets"])):
-        for text in texts:
-            key, separator, value = text.partition("=")
-            key = key.strip()
-            if not separator or not key:
-                shown = "KEY=VALUE" if flag == "--option" else "KEY=env:NAME or KEY=file:PATH"
-                raise click.UsageError(f"write {flag} as {shown}")
-            if flag == "--secret" and not is_reference(value):  # the value is not shown: it may be the secret
-                raise click.UsageError(f"--secret {key}: name its place, {key}=env:NAME or {key}=file:PATH")
-            if key in options or key in SINK_SETTINGS or key == "start":
-                raise click.UsageError(
-                    f"{flag} {key}: it is given twice, or it has its own option; see --help"
-                )
-            options[key] = value or None
-    return options
 
 
 def _show(session: Session, info: SinkInfo, quarantined: int = 0) -> None:
