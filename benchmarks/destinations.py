@@ -13,12 +13,11 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count, islice
 from pathlib import Path
-from threading import Thread
 from typing import Any, Literal
 
+from benchmarks.discarding import Discarding
 from benchmarks.peers.postgresql import PostgreSQL
 from benchmarks.peers.victoria_metrics import VictoriaMetrics
 from benchmarks.servers import Server, binary, free_port
@@ -194,12 +193,7 @@ class _Http(Destination):
     loader = "lines of a file, 10,000 in a request"
 
     def _start(self, servers: Path) -> None:  # noqa: ARG002  it is in this process
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _Discarding)
-        server.daemon_threads = True
-        self._until_done.callback(server.server_close)
-        self._until_done.callback(server.shutdown)
-        Thread(target=server.serve_forever, daemon=True).start()
-        self._port = server.server_address[1]
+        self._port = self._until_done.enter_context(Discarding.running()).port
         self._lines = self.file("points.ndjson", _json_line)
 
     def add(self, store: Store, name: str) -> None:
@@ -207,19 +201,6 @@ class _Http(Destination):
 
     def load(self) -> None:
         _post_lines(self._lines, self._port, "/peer")
-
-
-class _Discarding(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(204)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        """Log nothing."""
 
 
 class _Mosquitto(Destination):

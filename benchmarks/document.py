@@ -272,6 +272,20 @@ def _sides(key: str) -> Callable[[_Results], str]:
     return block
 
 
+def _beside(results: _Results) -> str:
+    """Return the times of reads as median / 99th percentile / longest, alone and beside a forwarder."""
+    figures = [figure for figure in results.main if figure.key.startswith("beside-")]
+    if not figures:
+        return "Not measured yet."
+    places = dict.fromkeys(side.name.rpartition(", ")[0] for side in figures[0].sides)
+    rows = []
+    for figure in figures:
+        times = [f"{side.median:,.1f}" for side in figure.sides]
+        triples = [" / ".join(times[at : at + 3]) for at in range(0, len(times), 3)]
+        rows.append((results.target(figure).what.partition(",")[0], *triples))
+    return f"{_table(('', *places), rows)}\n\n{figures[0].note}."
+
+
 def _growth(results: _Results) -> str:
     pieces = []
     for unit in ("points", "series", "days"):
@@ -375,6 +389,7 @@ _BLOCKS: dict[str, Callable[[_Results], str]] = {
     "others": _others,
     "memory": _sides("job-memory"),
     "latency": _sides("compact-latency"),
+    "beside": _beside,
     "growth": _growth,
     "deliveries": _deliveries,
     "unseen": _unseen,

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.data import Shape
 
-__all__ = ["Contest", "Figure", "Job", "Plan", "Samples", "Side", "ratio", "timed"]
+__all__ = ["Contest", "Figure", "Job", "Plan", "Samples", "Side", "latencies", "ratio", "timed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +218,15 @@ def timed(work: Callable[[], object], units: int) -> float:
     started = time.perf_counter()
     work()
     return units / (time.perf_counter() - started)
+
+
+def latencies(label: str, values_ms: Sequence[float]) -> list[Samples]:
+    """Return the median, the 99th percentile and the longest of some times."""
+    return [
+        Samples(f"{label}, median", [median(values_ms)]),
+        Samples(f"{label}, 99th percentile", [quantiles(values_ms, n=100, method="inclusive")[-1]]),
+        Samples(f"{label}, longest", [max(values_ms)]),
+    ]
 
 
 Job = Callable[[Plan], Iterator[Contest | Figure]]

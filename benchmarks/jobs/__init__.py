@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.jobs import (
     batches,
+    beside,
     carrying,
     claims,
     compaction,
@@ -43,6 +44,7 @@ JOBS: dict[str, Job] = {
     "others": others.others,
     "queues": others.queues,
     "growth": growth.growth,
+    "beside": beside.beside,
     "deliveries": deliveries.deliveries,  # last, as it takes longest
 }
 
@@ -58,6 +60,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "records": ("add-record", "mark-sent"),
     "carrying": carrying.KEYS,
     "deliveries": deliveries.KEYS,
+    "beside": beside.KEYS,
     "compaction": compaction.KEYS,
     "job-memory": memory.KEYS,
     "memory": ("memory",),

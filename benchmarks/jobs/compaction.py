@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 from benchmarks.asking import PRODUCT
 from benchmarks.data import START_US, Shape, Source
-from benchmarks.measure import Contest, Figure, Plan, Samples
+from benchmarks.measure import Contest, Figure, Plan, Samples, latencies
 from benchmarks.peers.arrow import arrow_of
 from benchmarks.standing import standing, total_bytes
 from repo import Settings, Store
@@ -77,18 +77,10 @@ def _beside(plan: Plan) -> Iterator[Figure]:
             thread.join()
             until = 2 * time.perf_counter() - started
             latencies_ms["without"] += _inserted(store, seconds, lambda end=until: time.perf_counter() < end)
-    sides = []
-    p99 = {}
-    for name, values in latencies_ms.items():
-        p99[name] = quantiles(values, n=100)[-1]
-        label = "beside a compaction" if name == "beside" else "without one"
-        sides += [
-            Samples(f"{label}, median", [median(values)]),
-            Samples(f"{label}, 99th percentile", [p99[name]]),
-            Samples(f"{label}, longest", [max(values)]),
-        ]
+    beside = latencies("beside a compaction", latencies_ms["beside"])
+    sides = [*latencies("without one", latencies_ms["without"]), *beside]
     note = f"{len(latencies_ms['beside']):,} durable inserts beside compactions of {3 * _ROWS:,} points"
-    yield Figure("compact-latency", [p99["beside"]], sides, "ms", note)
+    yield Figure("compact-latency", beside[1].values, sides, "ms", note)
 
 
 def _inserted(store: Store, seconds: Iterator[int], going_on: Any) -> list[float]:
