@@ -29,7 +29,8 @@ def deliver(job: str, place: str, url: str, options: str, seed: str) -> None:
             store.sinks.add("hub", url, start="beginning", **given)
         forwarder = Forwarder(store, batch_points=100, poll_s=0.01, backoff=backoff)
         if job == "finish":
-            print(forwarder.drain(timeout_s=600)["hub"].last.progress.value)
+            last = forwarder.drain(timeout_s=600)["hub"].last
+            print(last.progress.value if last.error is None else f"{last.progress.value}: {last.error}")
             return
         forwarder.start()
         print("ready", flush=True)

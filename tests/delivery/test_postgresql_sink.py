@@ -295,6 +295,23 @@ def test_a_lost_connection_is_unreachable_and_the_token_says_what_arrived(
     assert [row[2] for row in stored(server, chain)] == [1, 2, 3, 4]
 
 
+def test_an_internal_error_of_the_server_is_tried_again(server: PostgresqlServer) -> None:
+    chain, sink = Chain(), made(server, schema="internal")
+    first = chain.points(chain.numbers(1))
+    sink.send(first)
+    chain.confirm(first)
+    server.ask(
+        "CREATE FUNCTION internal.fail() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'tuple concurrently deleted' USING ERRCODE = 'XX000'; END $$; "
+        "CREATE TRIGGER fail BEFORE UPDATE ON internal.positions EXECUTE FUNCTION internal.fail()"
+    )
+    with pytest.raises(SinkUnreachable, match="tuple concurrently deleted"):
+        sink.send(chain.points(chain.numbers(1)))
+    server.ask("DROP TRIGGER fail ON internal.positions")
+    assert sink.send(chain.points(chain.numbers(1))).repeat is False
+    sink.close()
+
+
 @pytest.mark.slow
 def test_a_link_that_hangs_half_open_is_unreachable(server: PostgresqlServer) -> None:
     chain = Chain()

@@ -13,8 +13,11 @@ from repo.extras import missing_extra
 
 __all__ = ["Server", "line_of"]
 
-_AGAIN = ("08", "40", "53", "55", "57", "58")
-"""Starts of SQLSTATEs of what may pass by itself: connections, deadlocks, resources, locks, shutdowns, the system."""
+_AGAIN = ("08", "40", "53", "55", "57", "58", "XX")
+"""Starts of SQLSTATEs of what may pass by itself: connections, deadlocks, resources, locks, shutdowns, the system.
+
+XX are internal errors of the server. After a crash, for example, a session may meet the removal of an old one's tables.
+"""
 
 _CONTENT = ("22", "23", "54", "P0001")
 """Starts of SQLSTATEs of what lies in the data; P0001 is what a trigger raises."""
@@ -22,6 +25,7 @@ _CONTENT = ("22", "23", "54", "P0001")
 _NO_ANSWER = (
     "refused", "timeout", "timed out", "unexpectedly", "reset", "aborted", "broken pipe", "unreachable", "no route",
     "host name", "no such file", "the database system is", "too many", "remaining connection slots", "shutdown", "eof",
+    "terminating connection",
 )  # fmt: skip
 """Words of failures to connect that may pass by themselves. libpq gives no SQLSTATE for them."""
 
