@@ -204,9 +204,10 @@ class Forwarder:
         """Deliver until nothing is left, sink by sink, in the calling thread; returns what became of each.
 
         A sink that cannot be reached, or whose rate is 0 now, is given up at once or, with `timeout_s`, tried
-        again until that time is over, which all sinks share. A sink that rejects everything is given up at
-        once. What was written in between is delivered, too. `stop`, from another thread, ends it after the
-        batch in hand. On return the sinks are disconnected and free for other forwarders.
+        again until that time is over, which all sinks share; so is a store that is busy or full. A sink that
+        rejects everything is given up at once. What was written in between is delivered, too. `stop`, from
+        another thread, ends it after the batch in hand. On return the sinks are disconnected and free for
+        other forwarders.
         """
         self._waits = Stop()
         deadline_s = None
