@@ -345,15 +345,15 @@ def test_many_kills_at_each_step_of_a_refusal(
     postgresql: Callable[[], PostgresqlServer],
 ) -> None:
     """What is refused alone is in quarantine and not at the destination. Everything else is there exactly once."""
-    chance = Random(f"{seed}/{name}/refusals")
+    chance, most = Random(f"{seed}/{name}/refusals"), HITS if engine == "sqlite" else HITS // 2
     with campaign(starter, templates, tmp_path, name, engine, chance, postgresql, overwrites=False) as (
         kills,
         site,
         store,
     ):
-        for _ in range(HITS * 2):
+        for _ in range(most * 2):
             for step in REFUSALS:
-                if kills.hits[step] < HITS:
+                if kills.hits[step] < most:
                     kills.kill_refusing(step)
         info, refused = drained(store)
         there = site.values()
@@ -361,7 +361,7 @@ def test_many_kills_at_each_step_of_a_refusal(
         assert there | dict.fromkeys(refused, 0.0) == expected(store) | dict.fromkeys(refused, 0.0)
         assert site.count() == info.sent_points == len(there)
     print(f"{name}, {engine}: {dict(kills.hits)}, {len(refused)} refused")
-    assert all(kills.hits[step] == HITS for step in REFUSALS), kills.hits
+    assert all(kills.hits[step] == most for step in REFUSALS), kills.hits
 
 
 @pytest.mark.slow
@@ -377,7 +377,7 @@ def test_batches_that_arrive_after_their_items_were_refused_are_not_forks(
         site,
         store,
     ):
-        for _ in range(HITS):
+        for _ in range(HITS if engine == "sqlite" else HITS // 2):
             for step in steps:
                 kills.kill_refusing(step, late=True)
         info, refused = drained(store)
@@ -388,7 +388,7 @@ def test_batches_that_arrive_after_their_items_were_refused_are_not_forks(
     print(
         f"late: {dict(kills.hits)}, {len(refused)} refused, {both} of them arrived late, {info.repeats} repeats"
     )
-    assert sum(kills.hits.values()) >= HITS
+    assert sum(kills.hits.values()) >= HITS // 2
     assert both, "a late batch brought an item that is in quarantine"
 
 
