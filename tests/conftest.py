@@ -35,23 +35,23 @@ HAS_DUCKDB = importlib.util.find_spec("duckdb") is not None
 ENGINES = ("duckdb", "sqlite") if HAS_DUCKDB else ("sqlite",)
 COLUMN_FILES = {"duckdb": "timeseries.duckdb", "sqlite": "timeseries.sqlite"}
 BUDGET_S = {
-    "contract": 160,
+    "contract": 165,
     "migrations": 86,
     "cli": 58,
     "faults": 55,
     "delivery": 41,
     "compat": 19,
+    "forks": 13,
     "property": 10,
     "formats": 10,
     "packaging": 9,
+    "demo": 9,
     "unit": 7,
-    "forks": 7,
     "readme": 7,
     "badinput": 5,
+    "work": 5,
     "without_duckdb": 4,
     "architecture": 3,
-    "demo": 1,
-    "work": 1,
 }
 """The CPU seconds that the tests of a folder may take, with the processes that they start.
 
