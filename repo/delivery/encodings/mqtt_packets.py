@@ -70,7 +70,7 @@ class Answers:
         self._left = b""
 
     def of(self, received: bytes) -> Iterator[Answer]:
-        """Yield the answers that are complete now; raises `ValueError` for what is no answer."""
+        """Yield the answers that are complete now; raises `ValueError` for anything else."""
         data = self._left + received
         at = 0
         while (head := _head(data, at)) is not None:

@@ -36,7 +36,7 @@ _LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class ConnectionLost(Exception):
-    """The connection is of no use any more. `reason` is the code that the broker gave for it, if it gave one."""
+    """The connection can no longer be used. `reason` is the code that the broker gave for it, if it gave one."""
 
     def __init__(self, said: str, *, reason: int | None = None) -> None:
         super().__init__(said)
