@@ -70,5 +70,8 @@ def _read_at(held: Standing, plan: Plan, place: str) -> dict[str, list[float]]:
         done = subprocess.run(reads, cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=True)
         if bool(server.requests) != (place != "alone"):
             raise RuntimeError(f"{place}: the server got {server.requests} requests")
+        with Store(folder) as store:
+            if any(sink.confirmed_seq >= held.points for sink in store.sinks.list()):
+                print(f"  {place}: the backlog of {held.points:,} points ended too soon", flush=True)
         read_ms: dict[str, list[float]] = json.loads(done.stdout)
         return read_ms
