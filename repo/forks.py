@@ -12,12 +12,14 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
+from types import CodeType
 from typing import Any, ParamSpec, TypeVar
 
 from repo import lease  # noqa: F401  its hook must run after ours: from then on no lock file can be opened
@@ -256,9 +258,21 @@ def _after_in_parent() -> None:
     _forking.discard(threading.get_ident())
     if _here.interrupted:
         _here.interrupted = False
-        timer = threading.Timer(0.01, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
-        timer.daemon = True
-        timer.start()
+        threading.Thread(target=_interrupt, args=(threading.get_ident(),), daemon=True).start()
+
+
+def _interrupt(thread: int) -> None:
+    """Interrupt a thread once it has left `_after_in_parent`, where Python would discard the interrupt."""
+    while any(code is _after_in_parent.__code__ for code in _running(thread)):
+        time.sleep(_POLL_S)
+    signal.pthread_kill(thread, signal.SIGINT)
+
+
+def _running(thread: int) -> Iterator[CodeType]:
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        yield frame.f_code
+        frame = frame.f_back
 
 
 def _release() -> None:

@@ -532,10 +532,14 @@ def _completed(
 ) -> subprocess.CompletedProcess[str]:
     try:
         out, err = process.communicate(timeout=300)
-    except (subprocess.TimeoutExpired, TimeoutError):
+    except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
         pytest.fail(f"the process hung\n{out}\n{err}")
+    except TimeoutError as late:
+        assert isinstance(process, PipedProcess)
+        process.close()
+        pytest.fail(f"the process hung\n{late}")
     if isinstance(process, PipedProcess):
         process.close()
     return subprocess.CompletedProcess(script, process.wait(), out, err)

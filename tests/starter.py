@@ -139,7 +139,10 @@ class PipedProcess:
         return self.returncode
 
     def communicate(self, given: str = "", timeout: float = TIMEOUT_S) -> tuple[str, str]:
-        """Write to its stdin, wait for its end, and return the rest of what it wrote; raises `TimeoutError`."""
+        """Write to its stdin, wait for its end, and return the rest of what it wrote.
+
+        If it does not end in time, it is killed, and a `TimeoutError` says what it wrote.
+        """
         with contextlib.suppress(BrokenPipeError):  # it has ended by itself
             self.stdin.write(given)
             self.stdin.flush()
@@ -153,9 +156,18 @@ class PipedProcess:
         ]
         for reader in readers:
             reader.start()
-        self.wait(timeout)
+        try:
+            self.wait(timeout)
+        except TimeoutError as late:
+            self.kill()
+            raise TimeoutError("\n".join(self._joined(readers, said, 10))) from late
+        return self._joined(readers, said, timeout)
+
+    def _joined(
+        self, readers: Sequence[threading.Thread], said: Mapping[IO[str], str], timeout: float
+    ) -> tuple[str, str]:
         for reader in readers:
-            reader.join(timeout)
+            reader.join(timeout)  # a child of its own may keep the pipes open
         return said.get(self.stdout, ""), said.get(self.stderr, "")
 
     def send_signal(self, number: int) -> None:
