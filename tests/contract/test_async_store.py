@@ -203,13 +203,19 @@ def test_a_timeout_carries_the_outcome_of_the_write(path: Path) -> None:
         blocked = threading.Lock()
         blocked.acquire()
 
+        loop = asyncio.get_running_loop()
+
         def slowly(sync: Any) -> int:
+            loop.call_soon_threadsafe(end)
             with blocked:
                 return int(sync.records.mark_sent("none"))
 
-        asyncio.get_running_loop().call_later(0.05, blocked.release)
+        def end() -> None:
+            limit.reschedule(loop.time())
+            loop.call_later(0.05, blocked.release)
+
         with pytest.raises(TimeoutError) as late:
-            async with asyncio.timeout(0.01):
+            async with asyncio.timeout(None) as limit:
                 await store.run(slowly)
         assert late.value.__cause__ is not None
         assert late.value.__cause__.written == 0  # type: ignore[attr-defined]
