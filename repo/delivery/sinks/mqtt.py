@@ -10,8 +10,6 @@ if it rejects a message. With version 3.1.1 a broker may acknowledge a message t
 
 The destination keeps no position: it gets each batch at least once, also with QoS 2, and cannot notice that a store is
 a copy of another one.
-
-paho-mqtt connects and logs in and out. The messages go through `mqtt_publishing`, over the socket of its client.
 """
 
 from __future__ import annotations
@@ -21,15 +19,13 @@ import time
 from collections.abc import Sequence
 from hashlib import sha256
 from string import Formatter
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from repo.arguments import check_text, shown
 from repo.delivery.encodings.messages import Message, Packer, labels_of
-from repo.delivery.encodings.mqtt_packets import FAILURE, Publications
 from repo.delivery.protocol import Batch, Item, Outcome
 from repo.delivery.secrets import Secret
-from repo.delivery.sinks.mqtt_publishing import MOST_MESSAGES, NO_MESSAGES, ConnectionLost, Publishing
 from repo.delivery.sinks.tls import client_context, halted_by_tls
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable
 from repo.extras import missing_extra
@@ -40,16 +36,15 @@ __all__ = ["MqttSink"]
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _SPECIAL = re.compile(r"[/+#%]|^\$")
 _WILDCARDS = frozenset("+#")
+_FAILURE = 0x80
+"""Reason codes from here on are failures."""
 _BUSY = frozenset({0x80, 0x88, 0x89, 0x97, 0x9F})
 """Reason codes of a refused connection that may pass by itself: unspecified, unavailable, busy, quota, rate."""
 _QUOTA = 0x97
-_LARGEST = 268_435_455
-"""The bytes of a packet, by the standard."""
-_SUSPECTS = 50
-"""Messages that are sent one by one where a connection was lost: a broker that closes it because of one of them loses
-its last answers, which say so, if it has not read everything."""
 _WINDOW, _WINDOW_UNTOLD = 1000, 20
 """Messages on their way at a time. A broker of version 5 says how many it accepts; older ones may accept only 20."""
+_MOST_IDS = 65_000
+"""An unacknowledged message has an id of 16 bits."""
 
 
 class MqttSink:
@@ -89,11 +84,10 @@ class MqttSink:
         self._packer = Packer(self._options, self._topic, self._records_topic)
         self._client: Any = None
         self._window = 1
-        self._most_bytes = _LARGEST
+        self._most_bytes: int | None = None
+        self._answered: dict[int, int] = {}
         self._refusal: tuple[int, str] | None = None
         self._lost: str | None = None
-        self._publishing: Publishing | None = None
-        self._suspects = NO_MESSAGES
 
     @property
     def name(self) -> str:
@@ -123,15 +117,13 @@ class MqttSink:
             ) from error
         limit = time.monotonic() + self._options["timeout_s"]
         while not client.is_connected():
-            self._turn(limit)
-        # From here on, the client only logs out: what it would do with a message is `Publishing`'s.
-        self._publishing = Publishing(
-            client.socket(), window=self._window, timeout_s=self._options["timeout_s"]
-        )
+            self._turn(limit, "did not answer")
 
     def send(self, batch: Batch) -> Outcome:
         """Publish a batch, and return once every message is acknowledged."""
-        if not self._is_connected():
+        if self._client is not None:
+            self._client.loop(0)
+        if self._client is None or not self._client.is_connected():
             self.open(batch.store_id, batch.epoch)
         made = self._packer.messages(batch)
         refused = list(made.refused)
@@ -142,10 +134,10 @@ class MqttSink:
             else:
                 sendable.append(message)
         answers: dict[int, int] = {}
-        for first in range(0, len(sendable), MOST_MESSAGES):
-            part = self._published(sendable[first : first + MOST_MESSAGES], batch)
+        for first in range(0, len(sendable), _MOST_IDS):
+            part = self._published(sendable[first : first + _MOST_IDS], self._properties(batch))
             answers |= {first + at: code for at, code in part.items()}
-        denied = {at: code for at, code in answers.items() if code >= FAILURE}
+        denied = {at: code for at, code in answers.items() if code >= _FAILURE}
         if denied:
             self._judge(sendable, denied)
         for at, code in denied.items():
@@ -163,7 +155,7 @@ class MqttSink:
 
     def _drop(self) -> None:
         """Close the connection without logging out."""
-        client, self._client, self._publishing = self._client, None, None
+        client, self._client = self._client, None
         if client is not None:
             sock = client.socket()
             if sock is not None:
@@ -182,6 +174,7 @@ class MqttSink:
             reconnect_on_failure=False,
         )
         client.connect_timeout = self._options["timeout_s"]
+        client.max_inflight_messages_set(0)  # `_published` keeps to the broker's limit
         user, password = self._options["user"], self._options["password"]
         if user is not None:
             known = Secret("password", password).reveal() if password is not None else None
@@ -190,20 +183,24 @@ class MqttSink:
             client.tls_set_context(client_context(self._options))
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
+        client.on_publish = self._on_publish
         return client
 
     def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             self._refusal = reason.value, str(reason)
         most = self._options["inflight"] or (_WINDOW if self._is_5 else _WINDOW_UNTOLD)
-        self._window = min(most, getattr(properties, "ReceiveMaximum", MOST_MESSAGES))
-        self._most_bytes = getattr(properties, "MaximumPacketSize", _LARGEST)
+        self._window = min(most, getattr(properties, "ReceiveMaximum", _MOST_IDS))
+        self._most_bytes = getattr(properties, "MaximumPacketSize", None)
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         self._lost = str(reason)
 
-    def _turn(self, limit: float) -> None:
-        """Let the client log in; raises if the broker refuses it, the link is gone or the time is over."""
+    def _on_publish(self, _client: Any, _data: Any, mid: int, reason: Any, _properties: Any) -> None:
+        self._answered[mid] = reason.value
+
+    def _turn(self, limit: float, otherwise: str) -> None:
+        """Let the client send and receive; raises if the link is gone or the time is over."""
         code = self._client.loop(max(0.0, min(1.0, limit - time.monotonic())))
         if self._refusal is not None:
             number, words = self._refusal
@@ -214,62 +211,71 @@ class MqttSink:
             more = "; try the option version=3.1.1" if number == 0x84 and self._is_5 else ""
             raise SinkHalted(f"{said}; check user, password and client_id{more}")
         if code or self._lost is not None:
-            self._drop()
-            raise SinkUnreachable(f"{self._address} closed the connection: {self._lost or 'the link broke'}")
+            self._gone()
         if time.monotonic() >= limit:
             self._drop()
-            raise SinkUnreachable(f"{self._address} did not answer within {self._options['timeout_s']:g} s")
+            raise SinkUnreachable(f"{self._address} {otherwise} within {self._options['timeout_s']:g} s")
 
-    def _is_connected(self) -> bool:
-        """Return whether there is a connection, which the broker has not closed since the last batch."""
-        if self._publishing is None:
-            return False
-        try:
-            self._publishing.check()
-        except ConnectionLost:
-            self._drop()
-        return self._publishing is not None
-
-    def _published(self, messages: Sequence[Message], batch: Batch) -> dict[int, int]:
+    def _published(self, messages: Sequence[Message], properties: Any) -> dict[int, int]:
         """Publish messages in order, and return the reason code of each, by its position."""
-        assert self._publishing is not None
-        qos, retain = int(self._options["qos"]), self._options["retain"]
-        packets = Publications(qos=qos, retain=retain, properties=self._properties(batch))
+        positions: dict[int, int] = {}
         codes: dict[int, int] = {}
+        self._answered = codes
         try:
-            self._publishing.publish(messages, packets, codes, one_by_one=self._suspects)
-        except TimeoutError as error:
-            self._drop()
-            raise SinkUnreachable(
-                f"{self._address} acknowledged nothing within {self._options['timeout_s']:g} s"
-            ) from error
-        except ConnectionLost as error:
-            self._drop()
+            self._publish(messages, properties, positions, codes)
+        except SinkUnreachable as error:
             # Some brokers also close the connection when they reject a message.
-            denied = [code for code in codes.values() if code >= FAILURE]
-            if denied:
-                said = f"{self._address} answered {self._words(denied[0])} to a message"
-                raise SinkRefused(said) from error
-            if self._is_5:
-                self._suspects = range(len(codes), len(codes) + _SUSPECTS)
-            why = str(error) if error.reason is None else _reason("DISCONNECT", error.reason)
-            raise SinkUnreachable(f"{self._address} closed the connection: {why}") from error
-        except BaseException:  # also an interrupt: a part of a packet may be on its way
-            self._drop()
-            raise
-        self._suspects = NO_MESSAGES
-        return codes
+            denied = [code for code in codes.values() if code >= _FAILURE]
+            if denied and len(codes) < len(messages):
+                raise SinkRefused(
+                    f"{self._address} answered {self._words(denied[0])} to a message"
+                ) from error
+            if not denied:
+                raise
+        return {positions[mid]: code for mid, code in codes.items() if mid in positions}
 
-    def _properties(self, batch: Batch) -> bytes:
+    def _publish(
+        self, messages: Sequence[Message], properties: Any, positions: dict[int, int], codes: dict[int, int]
+    ) -> None:
+        """Publish messages in order, and note their ids in `positions`, until `codes` has an answer to each."""
+        client, qos, retain = self._client, int(self._options["qos"]), self._options["retain"]
+        limit = time.monotonic() + self._options["timeout_s"]
+        for at, (place, payload, _) in enumerate(messages):
+            while at - len(codes) >= self._window:
+                limit = self._advanced(codes, limit)
+            if self._is_5:  # read why a broker closes the connection before a write fails and hides it
+                client.loop(0)
+            info = client.publish(place, payload, qos, retain, properties)
+            positions[info.mid] = at
+            if info.rc:
+                self._turn(limit, "took no message")
+                self._gone()
+        while len(codes) < len(messages):
+            limit = self._advanced(codes, limit)
+
+    def _advanced(self, codes: dict[int, int], limit: float) -> float:
+        """Let the client receive answers; returns when to give up if no other one comes."""
+        before = len(codes)
+        self._turn(limit, "acknowledged nothing")
+        return limit if len(codes) == before else time.monotonic() + float(self._options["timeout_s"])
+
+    def _gone(self) -> NoReturn:
+        lost = self._lost or "the link broke"
+        self._drop()
+        hint = ""
+        if self._is_5 and self._options["qos"] == "2":  # paho-mqtt hides the broker's reason then
+            hint = "; if it always does, it may deny a topic: qos=1 shows which"
+        raise SinkUnreachable(f"{self._address} closed the connection: {lost}{hint}")
+
+    def _properties(self, batch: Batch) -> Any:
         if not self._is_5:
-            return b""
+            return None
         from paho.mqtt.packettypes import PacketTypes
         from paho.mqtt.properties import Properties
 
         properties: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         properties.UserProperty = list(labels_of(batch).items())
-        packed: bytes = properties.pack()
-        return packed
+        return _Packed(properties.pack())
 
     def _why_unsendable(self, message: Message) -> str:
         place, payload, _ = message
@@ -277,7 +283,7 @@ class MqttSink:
         if size > 65_535:
             return "the topic is longer than 65,535 bytes"
         # The rest of a packet: the header, the lengths, and the properties.
-        if size + len(payload) + 300 > self._most_bytes:
+        if self._most_bytes is not None and size + len(payload) + 300 > self._most_bytes:
             return f"the message is larger than the {self._most_bytes:,} bytes that the broker accepts"
         return ""
 
@@ -291,7 +297,11 @@ class MqttSink:
             raise SinkHalted(f"{said} to every message; check what the user may publish to")
 
     def _words(self, code: int) -> str:
-        return _reason("PUBACK" if self._options["qos"] == "1" else "PUBREC", code)
+        from paho.mqtt.packettypes import PacketTypes
+        from paho.mqtt.reasoncodes import ReasonCode
+
+        packet = PacketTypes.PUBACK if self._options["qos"] == "1" else PacketTypes.PUBCOMP
+        return f"{ReasonCode(packet, identifier=code)} ({code})"
 
     def _topic(self, sensor: str, metric: str) -> str:
         template: str = self._above + self._options["topic"]
@@ -302,15 +312,14 @@ class MqttSink:
         return template.format(source=_level(source), store_id=self._store_id)
 
 
-def _reason(packet: str, code: int) -> str:
-    """Return the words of a reason code of this packet, with its number."""
-    from paho.mqtt.packettypes import PacketTypes
-    from paho.mqtt.reasoncodes import ReasonCode
+class _Packed:
+    """Properties that are encoded once for all messages of a batch."""
 
-    try:
-        return f"{ReasonCode(getattr(PacketTypes, packet), identifier=code)} ({code})"
-    except (KeyError, ValueError):  # the standard has no such code for this packet
-        return f"reason {code}"
+    def __init__(self, packed: bytes) -> None:
+        self._packed = packed
+
+    def pack(self) -> bytes:
+        return self._packed
 
 
 def _level(name: str) -> str:
