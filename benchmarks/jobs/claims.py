@@ -50,6 +50,7 @@ def _against(held: Standing, designs: Sequence[type[Any]]) -> Iterator[Contest |
         ]
         for peer in (*peers, *filtered):
             open_.callback(peer.close)
+        Store(folder).close()  # it has its reserve from now on, which counts
         yield from _sizes(folder, held.points, peers)
         store = open_.enter_context(Store(folder))
         for key in _ASKED:

@@ -216,5 +216,9 @@ def _reads(counted: Counted, stored: dict[Identity, Content], verdict: Verdict) 
     for identity in stored:
         pair = identity[:2]
         newest[pair] = max(newest.get(pair, identity), identity)
-    if dict(map(content, counted.latest)) != {identity: raw[identity] for identity in newest.values()}:
-        verdict.problems.append("latest, asked first of all, differs from what is stored")
+    latest, expected = dict(map(content, counted.latest)), {one: raw[one] for one in newest.values()}
+    if latest != expected:
+        differing = sorted(latest.items() ^ expected.items(), key=repr)
+        verdict.problems.append(
+            f"latest, asked first of all, differs from what is stored: {differing[:4]}, {len(differing)} in all"
+        )
