@@ -1,8 +1,7 @@
 """A process that uses a store as an application does: `python -m benchmarks.reads STORE SECONDS PLACE`.
 
 Ten times a second it writes 100 points, and reads three times, at even intervals. Prints the milliseconds of each read
-as JSON. PLACE is
-`in-process` if the process also delivers the store to its sinks.
+as JSON. PLACE is `in-process` if the process also delivers the store to its sinks.
 """
 
 from __future__ import annotations

@@ -42,10 +42,11 @@ def numpy_for(rows: int) -> Any | None:
 def imported(package: str) -> Any:
     """Import an optional package while other threads may use a store. Raises `ImportError` if it is not installed.
 
-    pyarrow, which pandas imports too, has a class that is both a sequence and a mapping. While Python makes it, other
-    threads that ask are answered that tuples and lists are mappings (python/cpython#116093). Python keeps to the
-    answer, and then DuckDB raises `std::bad_cast` for every statement with parameters. So the right answers are cached
-    before, after NumPy, whose import drops them; and wrong ones about other classes are dropped afterwards.
+    pyarrow, which pandas imports too, has a class that is both a sequence and a mapping. While Python creates it, a
+    tuple or a list is an instance of `Mapping` in other threads (python/cpython#116093). Python caches that answer, and
+    from then on DuckDB raises `std::bad_cast` for every statement with parameters. So the right answers are cached
+    before the import, but after that of NumPy, which drops them. Wrong answers about other classes are dropped
+    afterwards.
     """
     if package in sys.modules:
         return import_module(package)

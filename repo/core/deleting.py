@@ -50,7 +50,7 @@ def delete_points(handle: Handle, selection: Selection) -> Written:
             return _committed(handle, selection)
         except StoreFull as full:
             log.info("the reserve is used to delete points on a full disk: %s", full)
-    with reserve.given_up():
+    with reserve.released():
         return _in_parts(handle, selection, reserve)
 
 
@@ -72,7 +72,7 @@ def delete_records(handle: Handle, drops: Sequence[RecordDrop]) -> DroppedRecord
         handle.metadata.checkpoint_if_due()
         return fallen
     fallen = DroppedRecords()
-    with Reserve(handle.files).given_up():
+    with Reserve(handle.files).released():
         for scope, reason, why in drops:
             while True:
                 with handle.metadata.write() as connection:

@@ -59,7 +59,7 @@ class Reserve:
             note_own(self._path)
 
     @contextmanager
-    def given_up(self) -> Iterator[None]:
+    def released(self) -> Iterator[None]:
         """Release the reserve for the block, if the disk is almost full, and then create it again.
 
         The new reserve is smaller if the block has used some of the room; `renew` makes it complete again when the disk

@@ -635,7 +635,7 @@ class Store:
         try:
             self._open_files(opening, create)
         except StoreFull as full:
-            with reserve.given_up():
+            with reserve.released():
                 log.info("the reserve is used to open the store on a full disk: %s", full)
                 self._open_files(opening, create)
         reserve.renew()

@@ -123,7 +123,7 @@ def cleanup(handle: Handle, scope: CleanupScope, *, dry_run: bool) -> Cleaned:
     """See `Store.cleanup`."""
     holds = Holds(()) if scope.even_unsent or scope.points is None else holds_of(handle)
     parts = [] if scope.points is None else holds.released(scope.points)
-    with Reserve(handle.files, read_only=handle.columns.read_only).given_up():
+    with Reserve(handle.files, read_only=handle.columns.read_only).released():
         if dry_run:
             return _counted(handle, scope, parts, holds)[0]
         return _dropped(handle, scope, parts, holds)

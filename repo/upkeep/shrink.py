@@ -62,7 +62,7 @@ def shrink(
     progress: Callable[[int, int], object],
 ) -> Shrunk:
     """See `Store.shrink`."""
-    with Reserve(handle.files, read_only=handle.columns.read_only).given_up():
+    with Reserve(handle.files, read_only=handle.columns.read_only).released():
         return _shrunk(handle, dry_run=dry_run, progress=progress)
 
 

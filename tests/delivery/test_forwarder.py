@@ -44,6 +44,13 @@ def write(store: Store, count: int, *, first: int = 0, sensor: str = "S", value:
     store.points.insert_many([(sensor, "flow", float(first + at), value + at) for at in range(count)])
 
 
+def two_batches(store: Store) -> tuple[MemorySink, Forwarder]:
+    """Write 20 points, and return a sink in memory with its forwarder, which sends 10 at a time."""
+    write(store, 20)
+    sink = MemorySink()
+    return sink, Forwarder(store, sink, batch_points=10, backoff=NO_WAIT)
+
+
 def eventually(condition: Callable[[], object], what: str) -> None:
     deadline_s = time.monotonic() + 300
     while not condition():
@@ -605,9 +612,7 @@ def test_a_full_disk_delays_a_delivery_and_loses_nothing(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The full disk itself is simulated: how SQLite reports one is tested with the faults of the store."""
-    write(store, 20)
-    sink = MemorySink()
-    forwarder = Forwarder(store, sink, batch_points=10, backoff=NO_WAIT)
+    sink, forwarder = two_batches(store)
     forwarder.step()
     full = [True]
     begin = Delivery.begin
@@ -647,9 +652,7 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_store_that_is_busy_at_the_confirmation_delays_a_step(store: Store, busy: list[int]) -> None:
-    write(store, 20)
-    sink = MemorySink()
-    forwarder = Forwarder(store, sink, batch_points=10, backoff=NO_WAIT)
+    sink, forwarder = two_batches(store)
     busy[0] = 1
     step = forwarder.step()["memory"]
     assert (step.progress, step.items, type(step.error)) == (Progress.BUSY, 10, StoreBusy)
@@ -663,9 +666,7 @@ def test_a_store_that_is_busy_at_the_confirmation_delays_a_step(store: Store, bu
 
 
 def test_a_drain_waits_for_a_busy_store_as_for_a_sink(store: Store, busy: list[int]) -> None:
-    write(store, 20)
-    sink = MemorySink()
-    forwarder = Forwarder(store, sink, batch_points=10, backoff=NO_WAIT)
+    sink, forwarder = two_batches(store)
     busy[0] = 1_000
     drained = forwarder.drain()["memory"]
     assert (drained.is_empty, drained.delivered, drained.last.progress) == (False, 20, Progress.BUSY)

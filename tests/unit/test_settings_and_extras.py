@@ -114,14 +114,14 @@ abc._abc_init(half_made)
 """
 
 
-def test_a_tuple_is_no_mapping_while_a_class_that_is_both_is_imported(
+def test_a_tuple_is_not_a_mapping_while_a_class_that_is_both_is_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     assert isinstance([], Sequence)  # remembered, so a list is mistaken, too
 
     def answers(module: str, load: Callable[[str], Any]) -> tuple[list[bool], list[bool]]:
-        """Import such a class; return what was answered meanwhile, and what is afterwards."""
+        """Import such a class; return the answers that its module got during the import, and those after it."""
         (tmp_path / f"{module}.py").write_text(_HALF_MADE)
         Mapping._abc_caches_clear()  # type: ignore[attr-defined]
         loaded = load(module)

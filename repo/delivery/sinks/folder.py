@@ -326,7 +326,7 @@ class FolderSink:
 def _count(stored: Any) -> int:
     count = int(stored)
     if count < 0:
-        raise ValueError(f"{count} is no count")
+        raise ValueError(f"{count} is not a count")
     return count
 
 

@@ -16,7 +16,7 @@ __all__ = ["Server", "line_of"]
 _AGAIN = ("08", "40", "53", "55", "57", "58", "XX")
 """Starts of SQLSTATEs of what may pass by itself: connections, deadlocks, resources, locks, shutdowns, the system.
 
-XX are internal errors of the server. After a crash, for example, a session may meet the removal of an old one's tables.
+XX are internal errors of the server. Like status 500 of an HTTP server, they say nothing about the batch.
 """
 
 _CONTENT = ("22", "23", "54", "P0001")
