@@ -10,22 +10,22 @@ import hashlib
 import time
 import uuid
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from repo.cursors import Cursor, Span
+from repo.delivery.doubts import Doubts
 from repo.delivery.lanes import BATCH_ROWS, Turns, Work, split
 from repo.delivery.limits import AS_COLUMNS, AS_TEXT, BatchLimits
 from repo.delivery.protocol import Lane, RecordItem
 from repo.delivery.rate import Speed, batch_bytes
 from repo.delivery.reading import Cut, Reader
-from repo.delivery.refusals import MOST_DOUBTED
+from repo.delivery.sending import Sending
 from repo.repositories.attempts import Attempt
 from repo.repositories.sinks import SinkInfo
 from repo.store.deliveries import Delivery
 from repo.store.store import Store
 
-__all__ = ["Planner", "Sending"]
+__all__ = ["Planner"]
 
 RECORDS = 1_000
 """The maximum number of records in a batch."""
@@ -43,57 +43,6 @@ _EMPTY_PAGES = 8
 
 _GONE = "it is no longer stored, so it cannot be sent again"
 _FILTERED = "the filter of the sink no longer selects its series, so it is not sent again"
-
-
-@dataclass(slots=True)
-class Sending:
-    """A batch whose attempt is recorded, or is about to be, and that is not confirmed yet."""
-
-    attempt: Attempt
-    cut: Cut | None
-    """Its points, as they were at `last_seq`, or the first part of them; None after a restart."""
-    last_seq: int
-    records: Sequence[RecordItem] = ()
-    """Empty for points, and after a restart."""
-    emptied: bool = False
-    """Whether its lane had nothing else when the batch was cut."""
-
-    @property
-    def lane(self) -> Lane:
-        """Its lane."""
-        return Lane(self.attempt.lane)
-
-    @property
-    def span(self) -> Span:
-        """The range of seqs that it answers for; (0, 0) if it has records."""
-        return Span(self.attempt.first_seq, self.cut.span.last if self.cut else self.attempt.last_seq)
-
-    @property
-    def part(self) -> Attempt:
-        """What its confirmation confirms of the attempt."""
-        return self.attempt._replace(last_seq=self.span.last)
-
-    @property
-    def rest(self) -> Sending | None:
-        """What is left of the attempt then, with the same token; None if it is sent whole."""
-        if self.span.last == self.attempt.last_seq:
-            return None
-        return Sending(self.attempt._replace(first_seq=self.span.last + 1), None, self.last_seq)
-
-    @property
-    def nothing(self) -> Sending:
-        """The same without its items."""
-        return Sending(self.part.without_items(), None, self.last_seq)
-
-    @property
-    def seqs(self) -> Sequence[int]:
-        """Those of its points."""
-        return self.cut.columns[-1] if self.cut else ()
-
-    @property
-    def bytes(self) -> int:
-        """About how many it has, in the form of the sink."""
-        return sum(len(record.data) for record in self.records) + (self.cut.bytes if self.cut else 0)
 
 
 class Planner:
@@ -151,20 +100,20 @@ class Planner:
         *,
         takes_records: bool,
         bytes_per_s: int | None,
-        doubted: Sequence[Sending] = (),
+        doubts: Doubts,
     ) -> Sending | None:
         """Return the next batch, with an attempt that is not recorded yet; None if nothing is left.
 
         `cursor` is the sink's, with the batch that it has answered. That one is confirmed in the store already if it
-        had records or was a retry, or what it had would be found once more. If any single items are `doubted` (see
-        `repo.delivery.refusals`), the next batch is another one.
+        had records or was a retry, or what it had would be found once more. While items are in doubt
+        (`repo.delivery.doubts`), the next batch is another item, alone.
         """
         if info.cursor not in self._expected:  # moved by hand, perhaps over newer values of what is in a page
             self._reader.drop()
         most_bytes = batch_bytes(self._limits.bytes, bytes_per_s)
         last_seq = self._store.sinks.last_seq()
-        if doubted:
-            found = self._another(info, cursor, last_seq, takes_records, doubted)
+        if doubts:
+            found = self._alone(info, cursor, last_seq, takes_records, doubts)
         else:
             found = self._regular(info, cursor, last_seq, takes_records, most_bytes)
         self._expected = (info.cursor, cursor)
@@ -210,28 +159,17 @@ class Planner:
             found = self._retried(last_seq)
         return found
 
-    def _another(
-        self,
-        info: SinkInfo,
-        cursor: Cursor,
-        last_seq: int,
-        takes_records: bool,
-        doubted: Sequence[Sending],
+    def _alone(
+        self, info: SinkInfo, cursor: Cursor, last_seq: int, takes_records: bool, doubts: Doubts
     ) -> Sending | None:
-        """Return a single item that is not doubted yet: a point, from farther on in the backlog each time."""
-        for sending in doubted:
-            if sending.attempt.confirms_seqs:
-                cursor = cursor.confirm(*sending.span)
-        gaps = cursor.gaps(last_seq)
-        if gaps:
-            begin = doubted[0].span.first
-            begin += (last_seq - begin) * len(doubted) // (MOST_DOUBTED - 1)
-            rest = [Span(max(gap.first, begin), gap.last) for gap in gaps if gap.last >= begin]
+        """Return a single item that is not in doubt."""
+        gap = doubts.gap(cursor, last_seq)
+        if gap is not None:
             self._rows = 1
-            return self._of_cut(Lane.LIVE, Work((rest or gaps)[0]), last_seq, AS_TEXT.bytes)
+            return self._of_cut(Lane.LIVE, Work(gap), last_seq, AS_TEXT.bytes)
         if not info.records or not takes_records:
             return None
-        known = {record.record_id for sending in doubted for record in sending.records}
+        known = doubts.record_ids
         for record in self._delivery.records(len(known) + 1, AS_TEXT.bytes):
             if record.record_id not in known:
                 attempt = self._new_attempt(Span(0, 0), 1, "", Lane.RECORDS)

@@ -1,10 +1,6 @@
 """Refused items: which go into quarantine, and when there are so many that the items cannot be the cause.
 
 An exact destination whose answer was lost is asked again for what it refused.
-
-A destination that keeps no position, has accepted nothing yet and refuses an item may refuse everything: it may be the
-wrong path of a server. So its first refusals are in doubt: other items are sent alone, from the whole backlog. Once one
-is accepted, the items in doubt go into quarantine. Otherwise the sink is halted, and they stay in the backlog.
 """
 
 from __future__ import annotations
@@ -16,16 +12,13 @@ from repo.delivery.protocol import Batch, Item, Lane, Outcome, Sink
 from repo.errors import SinkHalted, SinkRefused, counted
 from repo.repositories.quarantine import Quarantined
 
-__all__ = ["MOST_DOUBTED", "Refusals", "check_rows", "named_again", "quarantined", "refuses_everything"]
+__all__ = ["Refusals", "check_rows", "named_again", "quarantined"]
 
 MOST_QUARANTINED = 10_000
 """The maximum number of items of a sink in quarantine."""
 
 WINDOW_ITEMS, MOST_REFUSED = 100_000, 1_000
 """A sink that refuses more than 1,000 of the last 100,000 items is halted: the items are probably not the cause."""
-
-MOST_DOUBTED = 8
-"""This many items are sent alone before a sink that has accepted nothing yet is halted."""
 
 
 class Refusals:
@@ -71,15 +64,6 @@ class Refusals:
             sent, refused = self._recent.popleft()
             self._sent -= sent
             self._refused -= refused
-
-
-def refuses_everything(sink: str, doubted: int, last: Quarantined) -> SinkHalted:
-    """Return the error for a sink that has accepted nothing, and has refused that many items."""
-    sent = "that was sent alone" if doubted == 1 else "that were sent alone"
-    return SinkHalted(
-        f"{sink} has accepted nothing yet, and refuses {counted(doubted, 'item')} {sent}, so nothing is put into "
-        f"quarantine; check the URL and the options of the sink. Its last reason: {last.reason}"
-    )
 
 
 def check_rows(outcome: Outcome, batch: Batch) -> None:

@@ -14,23 +14,18 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from repo.delivery.chain import refuse_forks
+from repo.delivery.doubts import Doubts, has_accepted
 from repo.delivery.health import STORE_ERRORS, Health
 from repo.delivery.limits import limits_of
-from repo.delivery.planner import Planner, Sending
+from repo.delivery.planner import Planner
 from repo.delivery.protocol import Batch, Item, Lane, Outcome, Sink, Tokens
 from repo.delivery.rate import Bucket
-from repo.delivery.refusals import (
-    MOST_DOUBTED,
-    Refusals,
-    check_rows,
-    named_again,
-    quarantined,
-    refuses_everything,
-)
+from repo.delivery.refusals import Refusals, check_rows, named_again, quarantined
+from repo.delivery.sending import Answered, Sending
 from repo.delivery.steps import Backoff, Progress, Step
 from repo.errors import (
     HoldfastError,
@@ -41,8 +36,6 @@ from repo.errors import (
     StoreForked,
 )
 from repo.rates import Rate
-from repo.repositories.attempts import Attempt
-from repo.repositories.quarantine import Quarantined
 from repo.repositories.sinks import SinkInfo, Totals
 from repo.store.deliveries import Identity
 from repo.store.store import Store
@@ -61,30 +54,6 @@ _DAMAGED = (
     "the disk; then run `{1}`, and {0} gets again what it has not confirmed"
 )
 _REKEY = "sinks rekey --restored"
-
-
-@dataclass(slots=True)
-class _Answered:
-    """A batch that the sink has stored, but that is not confirmed in the store."""
-
-    sending: Sending
-    totals: Totals
-    refused: Sequence[Quarantined] = ()
-    records: Sequence[tuple[str, str]] = ()
-    """The ids and data of the records that it has stored."""
-
-    @property
-    def facts(
-        self,
-    ) -> tuple[Attempt, Totals, Sequence[Quarantined], Sequence[tuple[str, str]], Sequence[int]]:
-        """The arguments of the confirmation."""
-        return self.sending.part, self.totals, self.refused, self.records, self.sending.seqs
-
-
-def _has_accepted(info: SinkInfo, answered: _Answered | None) -> bool:
-    """Return whether a sink has ever stored an item."""
-    totals = Totals() if answered is None else answered.totals
-    return any((info.sent_points, info.sent_records, totals.points, totals.records))
 
 
 class _Failed(Exception):
@@ -133,9 +102,8 @@ class Worker:
         self._is_open = False
         self._held: str | None = None
         self._sending: Sending | None = None
-        self._answered: _Answered | None = None
-        self._doubted: list[_Answered] = []
-        """Single items that were refused before anything was accepted; none is confirmed."""
+        self._answered: Answered | None = None
+        self._doubts = Doubts(self.name)
         self._planner.forget()
 
     # --- what the owner calls --------------------------------------------------------------------------
@@ -227,10 +195,10 @@ class Worker:
             return self._failed(SinkHalted(_DAMAGED.format(self.name, self._store.files.command(_REKEY))))
         if not self._follow(info, identity):
             return self._step()
-        self._has_accepted = _has_accepted(info, self._answered)
-        if self._doubted and self._has_accepted:
+        self._has_accepted = has_accepted(info, self._answered)
+        if self._doubts and self._has_accepted:
             self._settle()
-            return self._quarantine(self._doubted.pop(0))
+            return self._quarantine(self._doubts.take())
         limit = None if info.rate is None else info.rate.at(self._store.now_us())
         wait_s = self._bucket.wait_s(self._clock(), limit)
         if wait_s > 0:
@@ -247,8 +215,8 @@ class Worker:
             sending = self._next(info, sink, limit) if sending is None else self._again(sending)
             if sending is None:
                 self._settle()
-                if self._doubted:
-                    return self._refuses_everything()
+                if self._doubts:
+                    return self._failed(self._doubts.halt())
                 self._health.reached(info)
                 return Step(Progress.IDLE, self._poll_s)
             return self._sent(sink, sending, committed)
@@ -318,9 +286,8 @@ class Worker:
                 cursor = cursor.confirm(*answered.sending.span)
             if answered.records or self._planner.was_retry:
                 self._settle()  # or the planner would find them again
-        doubted = [answered.sending for answered in self._doubted]
         planned = self._planner.next(
-            info, cursor, takes_records=sink.takes_records, bytes_per_s=bytes_per_s, doubted=doubted
+            info, cursor, takes_records=sink.takes_records, bytes_per_s=bytes_per_s, doubts=self._doubts
         )
         if planned is None:
             return None
@@ -383,7 +350,7 @@ class Worker:
         )
         delivered = [(item.record_id, item.data) for at, item in enumerate(sending.records) if at not in rows]
         if rest is None:
-            self._sending, self._answered = None, _Answered(sending, totals, refused, delivered)
+            self._sending, self._answered = None, Answered(sending, totals, refused, delivered)
         else:  # it has the rest, too, but did not say yet what it refused of it
             self._delivery.confirm_part(sending.part, rest.attempt, refused, totals, sent=sending.seqs)
             self._sending = rest
@@ -424,27 +391,21 @@ class Worker:
         too_many = self._too_many(1, 1) if counts else None
         if too_many is not None:
             return self._failed(too_many)
-        answered = _Answered(sending, Totals(), [quarantined(batch, Item(0, str(error)))])
+        answered = Answered(sending, Totals(), [quarantined(batch, Item(0, str(error)))])
         if counts and not sink.exact and not self._has_accepted:
             return self._doubt(answered, error)
         return self._quarantine(answered, exact=sink.exact, counts=counts)
 
-    def _doubt(self, answered: _Answered, error: SinkRefused) -> Step:
-        """Keep an item that may be refused only because everything is: see `repo.delivery.refusals`."""
+    def _doubt(self, answered: Answered, error: SinkRefused) -> Step:
+        """Keep an item that may be refused only because everything is."""
         self._delivery.drop_attempt()
         self._sending = None
-        self._doubted.append(answered)
-        if len(self._doubted) == MOST_DOUBTED:
-            return self._refuses_everything()
+        self._doubts.add(answered)
+        if self._doubts.are_enough:
+            return self._failed(self._doubts.halt())
         return Step(Progress.SPLIT, 0.0, answered.sending.lane, *answered.sending.span, error=error)
 
-    def _refuses_everything(self) -> Step:
-        [last] = self._doubted[-1].refused
-        error = refuses_everything(self.name, len(self._doubted), last)
-        self._doubted = []
-        return self._failed(error)
-
-    def _quarantine(self, answered: _Answered, *, exact: bool = False, counts: bool = True) -> Step:
+    def _quarantine(self, answered: Answered, *, exact: bool = False, counts: bool = True) -> Step:
         """Confirm a batch whose only item was refused."""
         sending, [item] = answered.sending, answered.refused
         log.warning("%s refused an item, which is in quarantine now: %s", self.name, item.reason)

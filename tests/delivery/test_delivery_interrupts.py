@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store
-from repo.delivery import forwarder, planner, reading, worker
+from repo.delivery import doubts, forwarder, planner, reading, sending, worker
 from repo.delivery.forwarder import Forwarder
 from repo.store import claims, deliveries
 from tests.conftest import Templates
 from tests.delivery.memory_sink import Destination, MemorySink
 from tests.interrupts import interrupted
 
-FILES = {str(module.__file__) for module in (forwarder, worker, planner, reading, claims, deliveries)}
+FILES = {
+    str(module.__file__)
+    for module in (forwarder, worker, planner, doubts, sending, reading, claims, deliveries)
+}
 PLACES = 1_500
 """More than a delivery of two batches has."""
 
