@@ -10,7 +10,6 @@ import json
 import logging
 import threading
 import time
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -432,19 +431,7 @@ def _last_of_each(batch: Batch) -> Batch:
     last = {identity: row for row, identity in enumerate(zip(batch.codes, batch.timestamps_us, strict=True))}
     if len(last) == len(batch):
         return batch
-    rows = sorted(last.values())
-    return Batch(
-        batch.series,
-        batch.kinds,
-        array("I", map(batch.codes.__getitem__, rows)),
-        array("q", map(batch.timestamps_us.__getitem__, rows)),
-        array("d", map(batch.values.__getitem__, rows)),
-        {at: batch.texts[row] for at, row in enumerate(rows) if row in batch.texts},
-        batch.qualities
-        if isinstance(batch.qualities, int)
-        else array("i", map(batch.qualities.__getitem__, rows)),
-        {at: batch.metadata[row] for at, row in enumerate(rows) if row in batch.metadata},
-    )
+    return batch.rows(sorted(last.values()))
 
 
 class NoTime:

@@ -43,7 +43,7 @@ class Receiving:
         self._handle = handle
 
     def take_points(self, position: PositionChange, columns: Mapping[str, Sequence[Any]]) -> Taken:
-        """Take points, given as columns for `repo.values.check_columns`. A later batch overwrites earlier values."""
+        """Take points, as columns for `repo.values.check_columns`. A later batch overwrites earlier values."""
         batch, refusals = check_columns(columns, accept_bool=False, skip=True, kinds_of=self._handle.kinds_of)
         changes = (PointsChange.of(batch),) if len(batch) else ()
         skippable = batch if len(batch) else None
