@@ -260,6 +260,9 @@ class _Running:
 
     def _judge(self) -> None:
         counted, store = Counted(), self._store
+        # Points of an interrupted `submit` may still be in the queue. If the writer's thread committed them between two
+        # of the counts below, these would differ.
+        store.points.submit([]).result()
         child.count_as_found(counted, store.path)
         child.count_through(counted, store, checkpoint=self._rng.random() < 0.3)
         child.count_metadata(counted, store.path)
