@@ -93,7 +93,7 @@ class _Preparer(_EnginePreparer):
 
 
 class _Compiler(PGCompiler):
-    """Divides integers as integers. duckdb-engine's rounds a quotient of floats, which large ones do not survive."""
+    """Divides integers as integers. duckdb-engine rounds a quotient of floats, which is wrong for large integers."""
 
     def visit_floordiv_binary(self, binary: Any, operator: Any, **kw: Any) -> str:  # noqa: ARG002
         """Return the SQL of `a // b`."""
@@ -158,11 +158,11 @@ class Dialect(_EngineDialect):
         with guarded(str(cargs[0] if cargs else cparams.get("database", ""))):
             if cparams.keys() <= {"database", "config"}:
                 return ConnectionWrapper(duckdb.connect(*cargs, **cparams))
-            # It opens a database in memory first, to know which settings are DuckDB's own.
+            # duckdb-engine first opens an in-memory database to find out which settings are DuckDB's own.
             return super().connect(*cargs, **cparams)
 
     def _get_default_schema_name(self, _connection: Connection) -> str:
-        return "main"  # not asked for at each opening
+        return "main"  # saves a query at each opening
 
     def get_table_names(self, connection: Connection, schema: str | None = None, **_: Any) -> list[str]:
         """List the tables of the current database, without those of attached databases."""

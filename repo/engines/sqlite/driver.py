@@ -258,7 +258,7 @@ class Attempt:
 
 
 class BareConnection:
-    """A connection for `bare_transaction`, with its driver's connection, which takes SQLAlchemy long to find."""
+    """A connection for `bare_transaction`, with the driver's connection, which SQLAlchemy is slow to look up."""
 
     __slots__ = ("connection", "driver")
 
@@ -291,8 +291,7 @@ def bare_transaction(bare: BareConnection, attempt: Attempt, work: Callable[[Con
         driver.rollback()
         raise
     except BaseException:  # an interrupt, or an error of `work`, which is the caller's and may be any
-        # The commit itself cannot be interrupted: unless it raised an error, it
-        # has ended the transaction.
+        # The commit itself cannot be interrupted: unless it raised an error, it has ended the transaction.
         attempt.committed = attempt.ending and not driver.in_transaction
         driver.rollback()
         raise
@@ -318,7 +317,7 @@ def checkpoint_wal(engine: Engine) -> WalCheckpoint:
     """Copy the WAL into the file while no commit is possible.
 
     A second connection holds the write lock, which prevents the WAL-reset bug of older SQLite versions. Waits for other
-    writers as long as the engine's busy timeout.
+    writers for up to the engine's busy timeout.
     """
     with engine.connect() as guard, guard.begin() as held:
         checkpointed = _checkpoint(engine, "PASSIVE")
@@ -335,7 +334,7 @@ def vacuum(engine: Engine) -> None:
     """Rewrite the file without its free pages, through the WAL, and truncate the WAL to almost nothing.
 
     Needs space for two copies of the content: one in SQLite's temporary folder, one in the WAL. Waits for other writers
-    as long as the engine's busy timeout. Readers of a snapshot are not disturbed, but keep the WAL long until the next
+    for up to the engine's busy timeout. Open readers are not disturbed, but the WAL then stays long until the next
     checkpoint.
     """
     with engine.connect() as worker, replaced_after_error(worker):
@@ -356,7 +355,7 @@ def vacuum(engine: Engine) -> None:
 
 
 def temp_folder() -> Path:
-    """Return the folder of SQLite's temporary files: the first writable folder of its list."""
+    """Return the folder of SQLite's temporary files: the first writable folder on its list."""
     named = (os.environ.get(name) for name in ("SQLITE_TMPDIR", "TMPDIR"))
     fixed = ("/var/tmp", "/usr/tmp", "/tmp")  # noqa: S108  SQLite's own list; nothing is written here
     places = [Path(place) for place in (*named, *fixed) if place]
@@ -364,7 +363,7 @@ def temp_folder() -> Path:
 
 
 def used_bytes(connection: Connection) -> int:
-    """Return the size of the file without its free pages, including the content of the WAL."""
+    """Return the size of the file with the content of its WAL, but without its free pages."""
     pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
     return int(pages * connection.exec_driver_sql("PRAGMA page_size").scalar_one()) - free_bytes(connection)
 
@@ -372,7 +371,7 @@ def used_bytes(connection: Connection) -> int:
 def copy_to(path: Path, target: Path, progress: Callable[[int], object]) -> None:
     """Copy a database, including the content of its WAL, to a new file, durably; raises the driver's errors.
 
-    `progress` receives the bytes of each piece. Others can read and write during the copy.
+    `progress` is called with the bytes of each piece. Other connections can read and write during the copy.
     """
     source = sqlite3.connect(_uri(path, "mode=rw"), uri=True, factory=_Connection, check_same_thread=False)
     target.touch(exist_ok=False)
@@ -398,14 +397,17 @@ def copy_to(path: Path, target: Path, progress: Callable[[int], object]) -> None
 def needs_copy(path: Path) -> bool:
     """Return whether SQLite cannot read the file where it is, because it cannot create its shared memory there.
 
-    That is so for a file with a log but without a `-shm`, such as one from a backup, in a folder that this process may
+    This is the case for a file with a log but no `-shm`, such as one from a backup, in a folder that this process may
     not write to.
     """
     return log_bytes(path) > 0 and not _shared_memory(path).exists() and not os.access(path.parent, os.W_OK)
 
 
 def copy_with_log(path: Path, folder: Path) -> Path:
-    """Copy the file and its log into a folder, and return the copy; raises `StoreBusy` if a program opens the file."""
+    """Copy the file and its log into a folder, and return the copy.
+
+    Raises `StoreBusy` if another program opens the file during the copy.
+    """
     copy = folder / f"copy-{path.name}"
     with system_typed(folder, f"{path} has to be copied to be read; name a folder with more space in TMPDIR"):
         for suffix in ("", LOG):
@@ -422,7 +424,7 @@ def _shared_memory(path: Path) -> Path:
 def wait_until_unused(path: Path, timeout_s: float) -> None:
     """Return once no other connection has the file open; raises `StoreBusy` at the deadline.
 
-    In WAL mode this includes idle connections. Others can open the file again right afterwards.
+    In WAL mode this includes idle connections. Another process may open the file again right after that.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -477,7 +479,7 @@ def free_bytes(connection: Connection) -> int:
 
 
 def only_reading(action: int, *_: object) -> int:
-    """Authorize only reading; for `set_authorizer`."""
+    """Allow only reads; for `set_authorizer`."""
     return sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY
 
 
@@ -545,7 +547,7 @@ def _reading_mode(path: Path) -> str:
         return "mode=rw"  # `ro` would leave an empty log behind
     if path.with_name(path.name + LOG).exists():  # a process may have the file open
         return "mode=ro"
-    # Without a log, SQLite would have to create one. Nobody has the file open, so it does not change.
+    # Without a log, SQLite would have to create one. No process has the file open, so it does not change.
     return "mode=ro&immutable=1"
 
 
