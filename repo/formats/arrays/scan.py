@@ -1,7 +1,7 @@
 """Scan: checks a chunk of a table through DuckDB, to find out whether its columns need a row-by-row check.
 
-This is the fast path of `insert_table`, as `repo.values` has one for rows. It only detects that something is unusual;
-the rows then go through `repo.values`, which alone decides and words a refusal.
+This is the fast path of `insert_table`, as `repo.values` has one for rows. It only detects that something is
+unusual; the rows then go through `repo.values`, which alone decides and words a refusal.
 """
 
 from __future__ import annotations
