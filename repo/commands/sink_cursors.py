@@ -19,7 +19,7 @@ from repo.times import to_datetime
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from repo.store.sinks import Moved
+    from repo.store.sink_cursors import Moved
 
 __all__ = ["confirm", "rekey", "replay", "skip"]
 
