@@ -29,7 +29,7 @@ __all__ = ["holdfast", "main"]
 # Name: module, and the first line of its help, so that listing the commands imports none of them.
 _COMMANDS = {
     "init": ("store", "Create a store, or confirm that it exists."),
-    "status": ("store", "Show what the store holds, its backlog, its files and who has it open."),
+    "status": ("store", "Show what the store holds, its backlog, its files and its warnings."),
     "losses": ("losses", "List what was dropped: how much, when, why, and of which series and times."),
     "migrate": ("migrate", "Upgrade the store's schema to this program's version."),
     "adopt": ("adopt", "Create the store NEW from a copy of the store OLD."),
@@ -68,9 +68,16 @@ _ALIASES = {"recover": "import"}
 """Aliases, which the list of commands omits."""
 
 _MEANT = {
-    **dict.fromkeys(("check", "doctor", "fsck", "health", "verify"), "status --check"),
+    **dict.fromkeys(("check", "doctor", "fsck", "health", "repair", "verify"), "status --check"),
+    **dict.fromkeys(("info", "list", "show", "stats"), "status"),
     **dict.fromkeys(("deliver", "flush", "push", "send", "sync"), "drain"),
     **dict.fromkeys(("delete", "prune", "vacuum"), "cleanup"),
+    **dict.fromkeys(("insert", "load", "write"), "ingest"),
+    **dict.fromkeys(("backup", "dump"), "export"),
+    **dict.fromkeys(("restore", "rollback"), "migrate --restore"),
+    "upgrade": "migrate",
+    "help": "--help",
+    "version": "--version",
 }
 """What may be meant by commands of other programs. It is suggested, not accepted."""
 

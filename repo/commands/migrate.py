@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from repo.commands.asking import asked
 from repo.commands.exits import Exit
 from repo.commands.global_options import global_options, store_argument
 from repo.commands.output import print_json
@@ -141,10 +142,8 @@ def _restore(session: Session, *, yes: bool) -> None:
         backups = list_backups(files)
         if backups:
             when = to_datetime(backups[0].made_us).strftime("%Y-%m-%d %H:%M:%S UTC")
-            click.confirm(
-                f"Restore {backups[0].folder}, made {when}? Everything written to the store since then will be lost",
-                abort=True,
-                err=True,
+            asked(
+                f"Restore {backups[0].folder}, made {when}? Everything written to the store since then will be lost"
             )
     with session.progress("restoring") as progress:
         done = restore_store(files, progress=progress)

@@ -88,11 +88,12 @@ def init(session: Session, engine: str | None) -> None:
 @global_options
 @click.pass_obj
 def status(session: Session, check: bool, ignored: tuple[str, ...]) -> None:
-    """Show what the store holds, its backlog, its files and who has it open.
+    """Show what the store holds, its backlog, its files and its warnings.
 
-    Reads only SQLite, so it never waits for another process. Counts and times of points are those of the last flush;
-    points that the journal still holds are counted as waiting. It never upgrades a store: if the schema is outdated, it
-    shows the revisions and the command to run, and exits 5.
+    If another process holds the columns, it names that process and says what it does. It reads only SQLite, so it never
+    waits for another process. Counts and times of points are those of the last flush; points that the journal still
+    holds are counted as waiting. It never upgrades a store: if the schema is outdated, it shows the revisions and the
+    command to run, and exits 5.
 
     \b
     JSON: {"path", "store_id", "engine", "generation", "schema", "last_seq",
@@ -175,16 +176,13 @@ def _show_outdated(session: Session, outdated: SchemaOutdated) -> None:
 
 def _lines(found: Status) -> list[tuple[str, str]]:
     """Return the labelled lines that describe the store."""
-    from repo.times import to_datetime
-
     lines = [
         ("store", found.path),
         ("", f"{found.engine}, schema {found.schema}, id {found.store_id}"),
         ("points", _points(found)),
     ]
     if found.oldest_us is not None and found.newest_us is not None:
-        span = [to_datetime(us).strftime("%Y-%m-%d %H:%M:%S") for us in (found.oldest_us, found.newest_us)]
-        lines.append(("", f"{span[0]} to {span[1]} UTC"))
+        lines.append(("", f"{_second(found.oldest_us)} to {_second(found.newest_us)} UTC"))
     deletions = f"; {counted(found.deletions_waiting, 'deletion')} waiting to be applied"
     lines += [
         ("journal", counted(found.journal_rows, "row") + (deletions if found.deletions_waiting else "")),
@@ -192,12 +190,10 @@ def _lines(found: Status) -> list[tuple[str, str]]:
     ]
     lines += [(f"sink {s.name}", _sink(s)) for s in found.sinks]
     if found.hold is not None:
-        since = to_datetime(found.hold.since_us).strftime("%Y-%m-%d %H:%M:%S")
-        lines.append(
-            ("hold", f"{counted(found.hold.seqs, 'seq')} kept for {found.hold.sink} since {since} UTC")
-        )
+        kept = f"{counted(found.hold.seqs, 'seq')} kept for {found.hold.sink}"
+        lines.append(("hold", f"{kept} since {_second(found.hold.since_us)} UTC"))
     for sender in found.senders[:_SHOWN_SENDERS]:
-        at = to_datetime(sender.updated_us).strftime("%Y-%m-%d %H:%M:%S")
+        at = _second(sender.updated_us)
         sent = f"{counted(sender.points, 'point')} from store {sender.store_id}, the last at {at} UTC"
         lines.append((f"from {sender.sink}", sent))
     if len(found.senders) > _SHOWN_SENDERS:
@@ -213,18 +209,22 @@ def _lines(found: Status) -> list[tuple[str, str]]:
     return lines
 
 
-def _sink(sink: SinkStatus) -> str:
+def _second(us: int) -> str:
+    """Return a time in UTC, in whole seconds, for a summary."""
     from repo.times import to_datetime
 
+    return to_datetime(us).replace(tzinfo=None).isoformat(" ", "seconds")
+
+
+def _sink(sink: SinkStatus) -> str:
     parts = []
     if sink.state != "running":  # first, because it matters most; a warning has the error of the other states
-        since = None if sink.since_us is None else f"{to_datetime(sink.since_us):%Y-%m-%d %H:%M:%S} UTC"
+        since = None if sink.since_us is None else f"{_second(sink.since_us)} UTC"
         error = f" ({sink.last_error})" if sink.state == "failing" and sink.last_error else ""
         parts.append(state_text(sink.state, since) + error)
     parts += [f"confirmed seq {sink.confirmed_seq:,}", f"{sink.behind:,} behind"]
     if sink.behind and sink.oldest_unsent_us is not None:
-        oldest = to_datetime(sink.oldest_unsent_us).strftime("%Y-%m-%d %H:%M:%S")
-        parts.append(f"the oldest since {oldest} UTC")
+        parts.append(f"the oldest since {_second(sink.oldest_unsent_us)} UTC")
     if sink.points_per_s >= 1:
         parts.append(f"{sink.points_per_s:,.0f} points/s")
     if sink.limit_bytes_per_s == 0:

@@ -47,6 +47,8 @@ def test_contradicting_global_options_are_refused(on_store: Any) -> None:
 def test_typos_get_a_suggestion(on_store: Any) -> None:
     assert "did you mean 'status'?" in call("staus", code=2).stderr
     assert "did you mean 'status --check'?" in call("verify", code=2).stderr
+    assert "did you mean 'status --check'?" in call("repair", code=2).stderr
+    assert "did you mean '--version'?" in call("version", code=2).stderr
     assert "holdfast status './a store'" in call("./a store", code=2).stderr
     assert "--since" in call("query", "s", "m", "--sinse", "1h", code=2).stderr
     on_store.write(("WELL-3", "pressure", T0, 1.0))

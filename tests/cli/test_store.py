@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store
+from repo.commands.store import _second
 from repo.disk import FLUSH_BYTES
 from repo.engines.sqlite import driver as sqlite
 from repo.schema import runner
@@ -315,3 +316,7 @@ def test_an_outdated_store_is_not_migrated_if_auto_migrate_is_off(
 def test_a_store_of_a_newer_program_is_refused_and_unchanged(on_store: Any, call: str) -> None:
     set_version(on_store.folder, "9999")
     assert "update the package" in on_store(*call.split(), code=5).stderr
+
+
+def test_times_of_the_first_centuries_have_four_digits_in_their_year() -> None:
+    assert _second(-62_135_510_400_000_000) == "0001-01-02 00:00:00"

@@ -148,6 +148,7 @@ def test_restore_returns_everything_to_its_earlier_state(legacy: Path) -> None:
         store.flush()
     refused = cli(legacy, "migrate", "--restore", code=1, stdin="n\n")
     assert "will be lost" in refused
+    assert "add -y" in cli(legacy, "migrate", "--restore", code=2, stdin="")
     assert "no revision  (timeseries" in cli(legacy, "migrate", "--restore", stdin="y\n")
     assert contents(legacy) == before
     with Store(legacy, Settings(background=False)) as store:
