@@ -15,19 +15,24 @@ from urllib.parse import unquote, urlsplit
 
 from repo.errors import MissingExtra
 
-__all__ = ["imported", "install_command", "missing_extra", "numpy_for"]
+__all__ = ["FEW_ROWS", "imported", "install_command", "missing_extra", "numpy_for"]
 
 _NAME = "holdfast-edge"
 
 _MANY_ROWS, _MANY_IN_ALL = 20_000, 100_000
 """From this many rows on, at once or in the life of the process, NumPy is worth its import (0.1 s, once)."""
 
+FEW_ROWS = 64
+"""Fewer rows than this are converted faster without it."""
+
 _rows_without = 0
 
 
 def numpy_for(rows: int) -> Any | None:
-    """Return NumPy for converting this many rows; None if it is not installed, or not imported yet and not worth it."""
+    """Return NumPy for converting this many rows; None if it is not installed, or not worth it."""
     global _rows_without
+    if rows < FEW_ROWS:
+        return None
     if "numpy" not in sys.modules:
         _rows_without += rows
         if rows < _MANY_ROWS and _rows_without < _MANY_IN_ALL:

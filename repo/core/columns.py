@@ -10,8 +10,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import ClassVar, NoReturn
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import ClassVar, Generic, NoReturn, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -21,6 +22,7 @@ from repo.clock import Clock
 from repo.core.active import ActiveColumns
 from repo.core.gate import Gate, Patience, Ticket
 from repo.core.undisturbed import undisturbed
+from repo.engines.bare import BareConnection, Readers
 from repo.engines.base import READ, Backend
 from repo.engines.interrupts import is_interrupt
 from repo.errors import SchemaOutdated, StoreBusy, StoreClosed, system_error
@@ -28,16 +30,18 @@ from repo.files import StoreFiles
 from repo.lease import Lease
 from repo.settings import Settings
 
-__all__ = ["Columns", "OpenColumns"]
+__all__ = ["Columns", "OpenColumns", "SharedUse"]
 
 log = logging.getLogger("holdfast.columns")
 
 SLICE_S = 0.05
 """How long a busy holder keeps the lease while others wait; a hand-over costs 30-80 ms."""
 
+Held = TypeVar("Held")
+
 
 class OpenColumns:
-    """The database while this process has it open, with a dedicated connection for flush."""
+    """The database while this process has it open, with a connection for flush, and others for readers."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -49,20 +53,99 @@ class OpenColumns:
         except DBAPIError as error:
             backend.close(self.engine)
             raise backend.typed_error(error) from error
+        self._idle = Readers(self.engine, backend.errors)
 
     def _open(self) -> Engine:
         return self.backend.open()
 
-    def reading(self) -> AbstractContextManager[Connection]:
-        """Open a connection for reading, in a transaction of its own."""
-        return self.readers.begin()
+    def take_reader(self) -> BareConnection:
+        """Return a connection for one reader. It needs no transaction, because nothing is written while it reads."""
+        return self._idle.take()
+
+    def give_back(self, reader: BareConnection) -> None:
+        """End what a reader has begun, and keep its connection for the next one; see `Readers.give_back`."""
+        self._idle.give_back(reader)
+
+    def discard(self, reader: BareConnection) -> None:
+        """Close the connection of a reader that failed, with whatever it has begun."""
+        self._idle.discard(reader)
 
     def close(self) -> None:
-        """Close the connection and the file."""
+        """Close the connections and the file."""
+        with ExitStack() as rest:
+            rest.callback(self.backend.close, self.engine)
+            rest.callback(self.flush_connection.close)
+            self._idle.close()
+
+
+class SharedUse(Generic[Held]):
+    """The block of `Columns.shared`. No generator, because an interrupt could split one."""
+
+    __slots__ = ("_columns", "_doing", "_opened", "_prepare", "_reader", "_ready", "_ticket", "_use")
+
+    def __init__(
+        self,
+        columns: Columns,
+        doing: str,
+        ready: Callable[[], Held | None],
+        prepare: Callable[[OpenColumns], Held | None],
+    ) -> None:
+        self._columns = columns
+        self._doing = doing
+        self._ready = ready
+        self._prepare = prepare
+        self._use = forks.Use()
+        self._ticket = Ticket()
+        self._opened: OpenColumns | None = None
+        self._reader: BareConnection | None = None
+
+    def __enter__(self) -> tuple[Connection, Held]:
+        """Begin to share the columns, and return a connection for reading, with what `ready` returned."""
+        self._use.__enter__()
         try:
-            self.flush_connection.close()
+            self._opened, held = self._columns._enter_shared(
+                self._ticket, self._doing, self._ready, self._prepare
+            )
+            self._reader = reader = self._opened.take_reader()
+        except BaseException as error:  # including an interrupt: nobody may stay inside
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return reader.connection, held
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        """End it. Raises the typed error for one of the engine."""
+        try:
+            if error is None:
+                self._give_back()
+            else:
+                self._discard(error)
         finally:
-            self.backend.close(self.engine)
+            try:
+                self._columns._leave(self._ticket)
+            except BaseException:  # an interrupt that comes just here
+                self._columns._leave(self._ticket)
+                raise
+            finally:
+                self._use.__exit__()
+
+    def _give_back(self) -> None:
+        assert self._opened is not None
+        assert self._reader is not None
+        reader, self._reader = self._reader, None
+        try:
+            self._opened.give_back(reader)
+        except BaseException as error:
+            self._columns._raise_other(error)
+            raise
+
+    def _discard(self, error: BaseException) -> None:
+        try:
+            self._columns._raise_other(error)
+        finally:
+            if self._opened is not None and self._reader is not None:
+                self._opened.discard(self._reader)
 
 
 class Columns:
@@ -130,33 +213,18 @@ class Columns:
         """Return whether another thread waits for the columns, or, with `by_processes`, another process."""
         return self._gate.is_awaited() or (by_processes and self._gate.asking(self._lease.wanted))
 
-    @contextmanager
-    @forks.as_use
     def shared(
-        self, doing: str, ready: Callable[[], bool], prepare: Callable[[OpenColumns], bool]
-    ) -> Iterator[Connection]:
-        """Open a connection for reading, shared with other readers, in a transaction of its own.
+        self,
+        doing: str,
+        ready: Callable[[], Held | None],
+        prepare: Callable[[OpenColumns], Held | None],
+    ) -> SharedUse[Held]:
+        """Open a connection for reading, shared with other readers; the block gets it with what `ready` returns.
 
-        If `ready` returns False, `prepare` is called with exclusive use, repeatedly, with turns for others in between,
-        until it returns True. Fetch everything inside the block, because a checkpoint waits for it. May be nested.
+        If `ready` returns None, `prepare` is called with exclusive use, repeatedly, with turns for others in between,
+        until it returns something. Fetch everything inside the block, because a checkpoint waits for it. May be nested.
         """
-        ticket = Ticket()
-        try:
-            self._enter_shared(ticket, doing, ready, prepare)
-            assert self._open is not None
-            with self._open.reading() as connection:
-                yield connection
-        except BaseException as error:
-            to_raise = self._to_raise(error)
-            if to_raise is error:
-                raise
-            raise to_raise from error
-        finally:
-            try:
-                self._leave(ticket)
-            except BaseException:  # an interrupt that comes just here
-                self._leave(ticket)
-                raise
+        return SharedUse(self, doing, ready, prepare)
 
     @contextmanager
     @forks.as_use
@@ -172,10 +240,8 @@ class Columns:
             self._enter(ticket, doing, patience, alone=True)
             yield self._opened(doing, patience)
         except BaseException as error:
-            to_raise = self._to_raise(error, alone=True)
-            if to_raise is error:
-                raise
-            raise to_raise from error
+            self._raise_other(error, alone=True)
+            raise
         finally:
             try:
                 self._leave(ticket)
@@ -238,19 +304,25 @@ class Columns:
         self,
         ticket: Ticket,
         doing: str,
-        ready: Callable[[], bool],
-        prepare: Callable[[OpenColumns], bool],
-    ) -> None:
+        ready: Callable[[], Held | None],
+        prepare: Callable[[OpenColumns], Held | None],
+    ) -> tuple[OpenColumns, Held]:
+        """Share the gate, with the file open and prepared; returns it, and what `ready` or `prepare` returned."""
         patience = self._patience()
         while True:
-            self._enter(ticket, doing, patience, alone=False)
-            if self._open is not None and not self._doubtful and ready():
-                return
+            if not self._gate.join(ticket):
+                self._enter(ticket, doing, patience, alone=False)
+            if self._open is not None and not self._doubtful and (held := ready()) is not None:
+                return self._open, held
             self._gate.leave(ticket)
             self._enter(ticket, doing, patience, alone=True)
-            if prepare(self._opened(doing, patience)) or ready():
+            held = prepare(self._opened(doing, patience))
+            if held is None:
+                held = ready()
+            if held is not None:
                 self._gate.step_down(ticket)
-                return
+                assert self._open is not None
+                return self._open, held
             self._leave(ticket)
             patience.renew()
 
@@ -286,21 +358,22 @@ class Columns:
             return False
         return self._lease.wanted()
 
-    def _to_raise(self, error: BaseException, *, alone: bool = False) -> BaseException:
-        """Return the exception to raise for an error during use, and mark the file as doubtful if necessary."""
+    def _raise_other(self, error: BaseException, *, alone: bool = False) -> None:
+        """Raise the exception for an error during use, unless it is this one. May mark the file as doubtful."""
         if not isinstance(error, Exception):
             self._doubtful = True
-            return error
+            return
         backend = self._backend
         if backend is None:
-            return error
+            return
         is_bare = _is_of_engine(backend, error)
         if backend.is_fatal(error) or (alone and is_bare):
             self._doubtful = True
         if is_interrupt(error):
             self._doubtful = True
-            return KeyboardInterrupt()
-        return backend.typed_error(error) if is_bare else error
+            raise KeyboardInterrupt from error
+        if is_bare:
+            raise backend.typed_error(error) from error
 
     # --- opening and closing, always with exclusive use -----------------------------------------------
 

@@ -210,6 +210,11 @@ class Flusher:
         """Return whether the open file has everything that was in the journal when its last seq was `seq`."""
         return self.watermark >= self._goal(seq)
 
+    def known_through(self, seq: int) -> Known | None:
+        """Return the summaries of the open file, as `known`, if it has `reached` this seq; None if not."""
+        file = self._file
+        return None if file is None or file.state.watermark < self._goal(seq) else file.known
+
     def through(self, opened: OpenColumns, seq: int, stop: Callable[[], bool] = lambda: False) -> OpenColumns:
         """Flush until the columns are complete through `seq`; raises `FlushFailed` or a typed error.
 

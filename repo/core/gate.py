@@ -1,13 +1,15 @@
 """The gate: a fair lock that one thread holds exclusively or many threads share, in the order of their requests.
 
 A ticket represents one use. The gate's only state is which tickets wait and which are inside, so `leave` can be
-repeated and restores order after any interrupt.
+repeated and restores order after any interrupt. Those inside are referenced weakly: if an interrupt keeps a use from
+ending, its ticket no longer counts once it is dropped.
 """
 
 from __future__ import annotations
 
 import _thread
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -60,11 +62,13 @@ class Patience:
 class Ticket:
     """One use by one thread."""
 
-    __slots__ = ("_waker", "alone", "thread")
+    __slots__ = ("__weakref__", "_waker", "alone", "mark", "thread")
 
     def __init__(self) -> None:
         self.alone = False
         self.thread = _thread.get_ident()
+        self.mark: weakref.ref[Ticket] | None = None
+        """What the gate has of it while it is inside."""
         self._waker = _thread.allocate_lock()
         self._waker.acquire()
 
@@ -86,20 +90,29 @@ class Gate:
         # `with` acquires and releases it without a gap for an interrupt; a Condition has such a gap.
         self._mutex = _thread.allocate_lock()
         self._queue: deque[Ticket] = deque()
-        self._inside: set[Ticket] = set()
+        self._inside: set[weakref.ref[Ticket]] = set()
+
+    def join(self, ticket: Ticket) -> bool:
+        """Share the gate at once, if that needs no waiting; if not, `enter` waits. Call `leave` in any case."""
+        with self._mutex:
+            ticket.alone = False
+            if self._queue or not self._may_enter(ticket):
+                return False
+            self._let_in(ticket)
+            return True
 
     def enter(self, ticket: Ticket, patience: Patience, *, alone: bool) -> bool:
         """Wait until the ticket is inside; False at the deadline. Call `leave` in any case, also after an exception."""
         with self._mutex:
             ticket.alone = alone
             if not alone and self._is_nested(ticket):
-                self._inside.add(ticket)
+                self._let_in(ticket)
                 return True
             self._queue.append(ticket)
         while True:
             with self._mutex:
                 self._admit()
-                if ticket in self._inside:
+                if ticket.mark in self._inside:
                     return True
             left_s = patience.left_s
             if left_s <= 0:
@@ -113,7 +126,7 @@ class Gate:
             if self._inside or self._queue or not condition():
                 return False
             ticket.alone = True
-            self._inside.add(ticket)
+            self._let_in(ticket)
             return True
 
     def step_down(self, ticket: Ticket) -> None:
@@ -125,11 +138,11 @@ class Gate:
     def leave(self, ticket: Ticket, stay: Callable[[], bool] = lambda: False) -> bool:
         """Remove the ticket. If it is the last one inside and `stay` returns True, it stays, exclusively: True."""
         with self._mutex:
-            if ticket in self._inside:
+            if ticket.mark in self._inside:
                 if len(self._inside) == 1 and stay():
                     ticket.alone = True
                     return True
-                self._inside.discard(ticket)
+                self._inside.discard(ticket.mark)
             while ticket in self._queue:
                 self._queue.remove(ticket)
             self._admit()
@@ -147,22 +160,28 @@ class Gate:
     def _admit(self) -> None:
         while self._queue:
             first = self._queue[0]
-            if first not in self._inside:
+            if first.mark not in self._inside:
                 if not self._may_enter(first):
                     return
-                self._inside.add(
-                    first
-                )  # before it leaves the queue, so that an interrupt in between loses nothing
+                # Before it leaves the queue, so that an interrupt in between loses nothing.
+                self._let_in(first)
             self._queue.popleft()
             first.wake()
 
     def _may_enter(self, ticket: Ticket) -> bool:
         if not self._inside:
             return True
-        if ticket.alone or any(inside.alone for inside in self._inside):
+        if ticket.alone or any(inside.alone for inside in self._present()):
             return False
         return not self._closes()
 
     def _is_nested(self, ticket: Ticket) -> bool:
         """Return whether its thread already shares the gate. Otherwise it could wait for itself forever."""
-        return any(inside.thread == ticket.thread and not inside.alone for inside in self._inside)
+        return any(inside.thread == ticket.thread and not inside.alone for inside in self._present())
+
+    def _let_in(self, ticket: Ticket) -> None:
+        ticket.mark = weakref.ref(ticket, self._inside.discard)
+        self._inside.add(ticket.mark)
+
+    def _present(self) -> list[Ticket]:
+        return [ticket for mark in tuple(self._inside) if (ticket := mark()) is not None]

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from sqlalchemy import Connection
 
 from repo.clock import Clock
 from repo.core.active import ActiveColumns
-from repo.core.columns import Columns, OpenColumns
+from repo.core.columns import Columns, OpenColumns, SharedUse
 from repo.core.flush import Flusher
 from repo.core.metadata import MetadataDatabase
 from repo.core.writer import Writer
 from repo.errors import system_error
 from repo.files import StoreFiles
-from repo.queries.selection import Names, Selection, Summary, Time, select_points
+from repo.queries.selection import Known, Names, Selection, Time, select_points
 from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.points import Written
@@ -35,11 +33,8 @@ PROCESS_TURN_S = 0.5
 """The same for other processes; handing over closes and reopens the columns, which takes 30-80 ms."""
 
 
-class Reading(NamedTuple):
-    """A connection to the columns, and the summaries of the series that have points in them."""
-
-    connection: Connection
-    known: Mapping[tuple[str, str], Summary]
+Reading = tuple[Connection, Known]
+"""A connection to the columns, and the summaries of the series that have points in them."""
 
 
 @dataclass(slots=True)
@@ -79,18 +74,18 @@ class Handle:
         with self.metadata.read() as connection:
             return JournalRepository(connection).last_seq()
 
-    @contextmanager
-    def reading(self, doing: str) -> Iterator[Reading]:
-        """Open a transaction on the columns that sees every write acknowledged before.
+    def reading(self, doing: str) -> SharedUse[Known]:
+        """Open the columns for reading: a `Reading` that sees every write acknowledged before.
 
         It first flushes, or waits for another thread or process that flushes; flushes give way to other callers. There
         is no deadline while a flush makes progress.
         """
         target = self.journal_end()
-        with self.columns.shared(
-            doing, lambda: self.flusher.reached(target), lambda opened: self.flush_slice(opened, target)[1]
-        ) as connection:
-            yield Reading(connection, self.flusher.known)
+
+        def prepare(opened: OpenColumns) -> Known | None:
+            return self.flusher.known if self.flush_slice(opened, target)[1] else None
+
+        return self.columns.shared(doing, lambda: self.flusher.known_through(target), prepare)
 
     def flush(self, doing: str = "flush") -> int:
         """Apply everything acknowledged so far, and return the watermark. Gives way to other threads and processes."""

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
 from typing import Literal
 
 from sqlalchemy import Connection, Engine
@@ -17,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from repo import forks
 from repo.core.acknowledged import AcknowledgedMark
 from repo.core.turnstile import Turnstile
+from repo.engines.bare import BareConnection, Readers
 from repo.engines.base import READ
 from repo.engines.registry import METADATA
 from repo.engines.sqlite import driver as sqlite
@@ -29,6 +32,8 @@ __all__ = ["MetadataDatabase"]
 
 log = logging.getLogger("holdfast.metadata")
 
+_ERRORS = (SQLAlchemyError, sqlite.DriverError)
+
 _CHECKPOINT_AGAIN_S = 0.05
 """The shortest time between checkpoints: one that a reader blocked is repeated, but not at every commit."""
 
@@ -38,6 +43,44 @@ _CHECKPOINT_CHECK_S = 0.002
 _KEPT_SHARE = 15 / 16
 """The share of a full WAL that stays allocated after a checkpoint. Syncing a commit that overwrites a part of the file
 takes half as long as one that extends it. It is less than the whole, because only growth shows that the WAL is full."""
+
+
+class Snapshot:
+    """The block of `MetadataDatabase.read`. No generator, because an interrupt could split one."""
+
+    __slots__ = ("_path", "_reader", "_readers", "_use")
+
+    def __init__(self, readers: Readers, path: Path) -> None:
+        self._readers = readers
+        self._path = path
+        self._reader: BareConnection | None = None
+        self._use = forks.Use()
+
+    def __enter__(self) -> Connection:
+        """Begin a transaction that only reads, and return its connection."""
+        self._use.__enter__()
+        try:
+            self._reader = reader = self._readers.take()
+            reader.driver.execute("BEGIN")
+        except BaseException as error:  # including an interrupt: nothing may stay open
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return reader.connection
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        """End the transaction; after an error, close the connection. Raises typed errors for the driver's."""
+        reader, self._reader = self._reader, None
+        try:
+            if reader is not None:
+                (self._readers.give_back if error is None else self._readers.discard)(reader)
+        except _ERRORS as failed:
+            raise sqlite.typed_error(failed, self._path) from failed
+        finally:
+            self._use.__exit__()
+        if isinstance(error, _ERRORS):
+            raise sqlite.typed_error(error, self._path) from error
 
 
 class MetadataDatabase:
@@ -56,11 +99,12 @@ class MetadataDatabase:
         # Identities, cursors and policies always commit with full durability, whatever the journal's setting is.
         self._careful = self.engine if settings.durability == "full" else self._open("full")
         self._reader = self.engine.execution_options(**READ)
+        self._readers = Readers(self.engine, (sqlite.DriverError,))
         self._lock = threading.RLock()
         self._turnstile = Turnstile(files)
         self.mark = AcknowledgedMark(files)
         self._busy_timeout_s = settings.busy_timeout_s
-        self._writer: sqlite.BareConnection | None = None
+        self._writer: BareConnection | None = None
         self._writer_known = True
         """Whether the last transaction on the writer's connection ended normally, so its state is known."""
         self.is_prepared = False
@@ -69,7 +113,7 @@ class MetadataDatabase:
         self._checkpoint_not_before_s = 0.0
         self._pid = os.getpid()
         self._closed = False
-        forks.add_owner(self, MetadataDatabase._release_writer)
+        forks.add_owner(self, MetadataDatabase._release_idle)
 
     def _open(self, durability: Literal["full", "normal"]) -> Engine:
         return sqlite.open_engine(
@@ -99,7 +143,7 @@ class MetadataDatabase:
                 self._writer_known = False
                 sqlite.bare_transaction(self._writer, attempt or sqlite.Attempt(), work)
                 self._writer_known = True
-            except (SQLAlchemyError, sqlite.DriverError) as error:
+            except _ERRORS as error:
                 raise sqlite.typed_error(error, self.path) from error
             finally:
                 if self._turnstile.place >= 0 and not self._turnstile.kept:
@@ -108,7 +152,7 @@ class MetadataDatabase:
     def _replace_writer(self) -> None:
         """Open the writer's connection, after closing one whose last transaction was interrupted."""
         self._close_writer()
-        self._writer = sqlite.BareConnection(self.engine)
+        self._writer = BareConnection(self.engine)
 
     def _close_writer(self) -> None:
         """Close the writer's connection, whatever its state."""
@@ -149,16 +193,10 @@ class MetadataDatabase:
                 if self._turnstile.place >= 0:
                     fcntl.flock(self._turnstile.place, fcntl.LOCK_UN)
 
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self) -> Snapshot:
         """Open a snapshot for reading. Keep it short: the WAL cannot be checkpointed past it."""
         self._usable()
-        with forks.Use():
-            try:
-                with self._reader.begin() as connection, sqlite.replaced_after_error(connection):
-                    yield connection
-            except (SQLAlchemyError, sqlite.DriverError) as error:
-                raise sqlite.typed_error(error, self.path) from error
+        return Snapshot(self._readers, self.path)
 
     def open_reader(self, before_close: Callable[[], None]) -> Connection:
         """Open a long-lived connection for reading, for one thread at a time; its owner closes it.
@@ -249,12 +287,14 @@ class MetadataDatabase:
             writer, self._writer = self._writer, None
             if writer is not None:
                 writer.connection.close()
+            self._readers.close()
             self.engine.dispose()
             self._careful.dispose()
             self._turnstile.close()
 
-    def _release_writer(self) -> None:
-        """Close the writer's connection unless a thread is using it; the next write opens another."""
+    def _release_idle(self) -> None:
+        """Close the connections that no thread is using; the next calls open others."""
+        self._readers.close_idle()
         if not self._lock.acquire(blocking=False):
             return
         try:
@@ -266,7 +306,7 @@ class MetadataDatabase:
     def _typed(self) -> Iterator[None]:
         try:
             yield
-        except (SQLAlchemyError, sqlite.DriverError) as error:
+        except _ERRORS as error:
             raise sqlite.typed_error(error, self.path) from error
 
     def refuse_after_fork(self) -> None:

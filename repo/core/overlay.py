@@ -8,8 +8,7 @@ the rules are the same; stored points that a row might change are first copied i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +34,7 @@ from repo.core.columns import OpenColumns
 from repo.core.flush import MOST_ROWS, Flusher, JournalWork
 from repo.core.reconcile import FileState, Known, is_what_was_flushed, refuse_foreign
 from repo.core.scratch import ScratchFolder
+from repo.engines.bare import BareConnection
 from repo.engines.base import STORED, Backend
 from repo.engines.registry import traits_of
 from repo.errors import StoreReadOnly
@@ -117,18 +117,18 @@ class OpenOverlay(OpenColumns):
     def _open(self) -> Engine:
         return self.backend.open_overlay(self._folder.path, attach=self.has_file)
 
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """Open a connection that sees the points of the file and of the tail as one table."""
-        with self.readers.connect() as connection:
+    def take_reader(self) -> BareConnection:
+        """Return a connection that sees the points of the file and of the tail as one table."""
+        reader = super().take_reader()
+        try:
             if self.has_file:
-                with connection.begin():
-                    connection.exec_driver_sql(f"DROP VIEW IF EXISTS temp.{_points.name}")
-                    connection.exec_driver_sql(
-                        f"CREATE TEMPORARY VIEW {_points.name} AS {self._view(connection)}"
-                    )
-            with connection.begin():
-                yield connection
+                view = self._view(reader.connection)
+                reader.driver.execute(f"DROP VIEW IF EXISTS temp.{_points.name}")
+                reader.driver.execute(f"CREATE TEMPORARY VIEW {_points.name} AS {view}")
+        except BaseException:  # including an interrupt: nobody else has it
+            self.discard(reader)
+            raise
+        return reader
 
     def close(self) -> None:
         """Close both databases, and remove the temporary one."""
@@ -187,8 +187,11 @@ class OpenOverlay(OpenColumns):
             for piece in deletion.pieces(known):
                 connection.execute(delete(_points).where(piece.where(Point, known)))
         self._hides = True
-        with self.reading() as reader:
-            changed, gone = corrections(reader)
+        reader = self.take_reader()
+        try:
+            changed, gone = corrections(reader.connection)
+        finally:
+            self.discard(reader)
         with connection.begin():
             SummaryRepository(connection).replace(changed, gone)
         return {pair: summary for pair, summary in (dict(known) | changed).items() if pair not in gone}

@@ -100,9 +100,7 @@ class Reconciler:
                 latest = LatestRepository(connection)
                 latest.clear()
                 latest.replace(known)
-                SeriesRepository(connection).register(
-                    {pair: _kind_of(summary) for pair, summary in known.items()}
-                )
+                SeriesRepository(connection).register({pair: summary.kind for pair, summary in known.items()})
                 LedgerRepository(connection).add(losses)
                 StateRepository(connection).set(copied_through=state.watermark, **own)
         if not is_verified:
@@ -287,9 +285,3 @@ def is_what_was_flushed(connection: Connection, state: ColumnsState, facts: Stat
             break
     entries = JournalRepository(connection).after(copied, state.watermark)
     return copied == state.flushed_from and digest_of(entries) == state.flush_digest
-
-
-def _kind_of(summary: Summary) -> str | None:
-    if summary.last_value_text is not None:
-        return "text"
-    return None if summary.last_value is None else "number"

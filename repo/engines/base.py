@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from operator import itemgetter
+from operator import itemgetter, methodcaller
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, FromClause, Select
+from sqlalchemy import ColumnElement, Connection, Engine, FromClause, Select
 from sqlalchemy.exc import DBAPIError
 
 from repo.engines.statements import Statement
@@ -27,11 +27,11 @@ __all__ = [
     "Row",
     "Shape",
     "Traits",
-    "begun",
     "causes_of",
     "columns_in",
     "columns_of",
     "dicts_of",
+    "fetched",
     "lists_of_query",
     "lists_of_rows",
     "rows_of_query",
@@ -54,6 +54,9 @@ Row = Sequence[Any]
 
 Query = Statement | Select[Any]
 """A query, compiled or not."""
+
+Fetched = TypeVar("Fetched")
+_ALL = methodcaller("fetchall")
 
 
 class Backend(Protocol):
@@ -271,11 +274,23 @@ class Traits:
     deletes rows of a table after it appended to it."""
 
 
-def begun(connection: Connection, query: Query) -> CursorResult[Any]:
-    """Run a query, and return the result, whose `cursor` is the driver's. SQLAlchemy's own rows double the time."""
+def fetched(connection: Connection, query: Query, fetch: Callable[[Any], Fetched]) -> Fetched:
+    """Run a query, and return what `fetch` takes from the driver's cursor. SQLAlchemy's own rows double the time.
+
+    A connection that only reads (`READ`) is asked through the driver, without SQLAlchemy, which would begin a
+    transaction. Its user closes it after an error, and translates errors of the driver.
+    """
+    if isinstance(query, Statement) and connection.get_execution_options().get("only_reads"):
+        driver: Any = connection.connection.driver_connection
+        # The cursor is in no variable: in the traceback of an interrupt, it would keep its statement open on SQLite.
+        return fetch(driver.execute(query.sql, query.parameters))
     if isinstance(query, Statement):
-        return connection.exec_driver_sql(query.sql, query.parameters)
-    return connection.execute(query)
+        result = connection.exec_driver_sql(query.sql, query.parameters)
+    else:
+        result = connection.execute(query)
+    found = fetch(result.cursor)
+    result.close()
+    return found
 
 
 def columns_in(query: Query) -> Sequence[str]:
@@ -285,11 +300,8 @@ def columns_in(query: Query) -> Sequence[str]:
 
 def rows_of_query(connection: Connection, query: Query, most: int) -> list[Row]:
     """Run a query and return at most `most` rows; see `Traits.rows`."""
-    result = begun(connection, query)
-    cursor: Any = result.cursor
     # Without LIMIT, which makes DuckDB scan with one thread.
-    rows: list[Row] = cursor.fetchall() if most < 0 else cursor.fetchmany(most)
-    result.close()
+    rows: list[Row] = fetched(connection, query, _ALL if most < 0 else methodcaller("fetchmany", most))
     return rows
 
 

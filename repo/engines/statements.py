@@ -70,8 +70,7 @@ class Template:
         if found is None:
             found = self._compiled[type(dialect)] = _compiled(self._query, dialect)
         sql, names, own = found
-        values = {**own, **values}
-        return Statement(sql, tuple(values[name] for name in names), self._columns)
+        return Statement(sql, tuple(map({**own, **values}.__getitem__, names)), self._columns)
 
 
 def compiled(query: Select[Any], dialect: Dialect) -> Statement:

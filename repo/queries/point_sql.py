@@ -22,6 +22,7 @@ Pairs = Iterable[tuple[str, str]]
 _points: Any = Point.__table__
 _c = _points.c
 _READING = (_c.timestamp_us, _c.value, _c.value_text, _c.quality, _c.metadata)
+_IS_OF_ONE = (_c.sensor_id == bindparam("sensor_id"), _c.metric_name == bindparam("metric_name"))
 
 MOST_NUMBERED = 1_000
 """The maximum number of names that a query numbers; with more, finding them in the list costs more than the texts."""
@@ -106,14 +107,18 @@ def _size_in_seq() -> Template:
 
 @cache
 def _of_one(from_start: bool, to_end: bool) -> Template:
-    query = select(*_READING).where(
-        _c.sensor_id == bindparam("sensor_id"), _c.metric_name == bindparam("metric_name")
-    )
+    query = select(*_READING).where(*_IS_OF_ONE)
     if from_start:
         query = query.where(_c.timestamp_us >= bindparam("start_us"))
     if to_end:
         query = query.where(_c.timestamp_us < bindparam("end_us"))
     return Template(query)
+
+
+@cache
+def _newest_of_one() -> Template:
+    query = select(_points).where(*_IS_OF_ONE)
+    return Template(query.order_by(_c.timestamp_us.desc()).limit(bindparam("limit")))
 
 
 @cache
@@ -152,15 +157,15 @@ def _name_columns(names: tuple[list[str], list[str]] | None) -> list[ColumnEleme
 
 
 def newest(connection: Connection, selection: Selection, known: Pairs, limit: int) -> Sequence[Any]:
-    """Return the newest `limit` rows of each selected series, newest first within a series."""
-    where, dialect = selection.where(Point, known), connection.dialect
-    if selection.exact:
-        query = select(_points).where(where).order_by(_c.timestamp_us.desc()).limit(limit)
-        return traits_of(connection).rows(connection, compiled(query, dialect), -1)
+    """Return the newest `limit` rows of each selected series, whenever they are from, newest first within a series."""
+    exact, dialect = selection.exact, connection.dialect
+    if exact is not None:
+        statement = _newest_of_one().filled(dialect, sensor_id=exact[0], metric_name=exact[1], limit=limit)
+        return traits_of(connection).rows(connection, statement, -1)
     rank = func.row_number().over(
         partition_by=(_c.sensor_id, _c.metric_name), order_by=_c.timestamp_us.desc()
     )
-    ranked = select(_points, rank.label("rank")).where(where).subquery()
+    ranked = select(_points, rank.label("rank")).where(selection.where(Point, known)).subquery()
     query = (
         select(*(ranked.c[column.name] for column in _c))
         .where(ranked.c.rank <= limit)

@@ -53,6 +53,13 @@ class Selection:
     """For a delete: why, in one word for the loss ledger; None if the application asked for it."""
     through_seq: int | None = None
     """Only points with a seq up to this one; None for all. For deletes that keep what a sink has not confirmed."""
+    exact: tuple[str, str] | None = field(init=False, compare=False, repr=False)
+    """The one selected series, if the names alone determine it."""
+
+    def __post_init__(self) -> None:
+        sensor, metric = _only(self.sensor_id), _only(self.metric_name)
+        # The way of a frozen dataclass to set a field.
+        object.__setattr__(self, "exact", None if sensor is None or metric is None else (sensor, metric))
 
     @classmethod
     def of(
@@ -79,12 +86,6 @@ class Selection:
         )
         through = "" if self.through_seq is None else f" up to seq {self.through_seq}"
         return f"{' '.join(names)}{span}{through}"
-
-    @property
-    def exact(self) -> tuple[str, str] | None:
-        """The one selected series, if the names alone determine it."""
-        sensor, metric = _only(self.sensor_id), _only(self.metric_name)
-        return None if sensor is None or metric is None else (sensor, metric)
 
     @property
     def has_glob(self) -> bool:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
+from repo.values import KIND_NUMBER, KIND_TEXT
+
 __all__ = ["Summaries", "Summary"]
 
 _Pair = tuple[str, str]
@@ -22,6 +24,13 @@ class Summary(NamedTuple):
     last_quality: int | None
     last_metadata: str | None
     last_seq: int
+
+    @property
+    def kind(self) -> str | None:
+        """The kind of the series, by its newest point; None if that has no reading."""
+        if self.last_value_text is not None:
+            return KIND_TEXT
+        return None if self.last_value is None else KIND_NUMBER
 
 
 class Summaries(MutableMapping[_Pair, Summary]):

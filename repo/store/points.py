@@ -24,12 +24,11 @@ from repo.queries.aggregate_sql import is_numeric
 from repo.queries.durations import States
 from repo.queries.pages import SeqPages, TimePages
 from repo.queries.rows import PointDict, dicts_of_rows
-from repo.queries.selection import Names, Selection, check_selection, select_deleted
+from repo.queries.selection import Known, Names, Selection, check_selection, select_deleted
 from repo.queries.seq_page import SeqPage, read_seq_page
 from repo.repositories.points import Written, next_points
-from repo.repositories.series import SeriesRepository
 from repo.store.results import Result
-from repo.values import check_point
+from repo.values import KIND_TEXT, check_point
 
 __all__ = ["PointWriter", "Points"]
 
@@ -215,8 +214,8 @@ class Points(PointWriter):
         `limit` is the largest number of points of all series together: the oldest ones, or with `newest_first`, which
         reverses the order, the newest. Only about as many are read. `latest` has a limit for each series.
         """
-        selection = self._handle.select(sensor_id, metric_name, start, end)
         newest_first = check_flag(newest_first, "newest_first")
+        selection = self._handle.select(sensor_id, metric_name, start, end)
         return Result(
             lambda: self._handle.reading("range query"),
             lambda rows: TimePages(selection, rows, newest_first=newest_first),
@@ -281,8 +280,8 @@ class Points(PointWriter):
         question = Aggregates.of(
             self._handle.select(sensor_id, metric_name, start, end), agg, every, tz, fill
         )
-        self._refuse_numbers_of_texts(question)
         with self._handle.reading("aggregate query") as (connection, known):
+            self._refuse_numbers_of_texts(question, known)
             answer = question.ask(connection, known)
         return question.dicts(*answer)
 
@@ -367,14 +366,15 @@ class Points(PointWriter):
         """Return a reader of pages of the newest points that never waits for the columns; for forwarders."""
         return JournalPages(self._handle.metadata)
 
-    def _refuse_numbers_of_texts(self, question: Aggregates) -> None:
+    def _refuse_numbers_of_texts(self, question: Aggregates, known: Known) -> None:
         exact = question.selection.exact
         wanted = [name for name in question.names if is_numeric(name)]
         if exact is None or not (wanted or question.fill == "linear"):
             return
-        with self._handle.metadata.read() as connection:
-            kind = SeriesRepository(connection).kinds([exact]).get(exact)
-        if kind != "text":
+        kind = known[exact].kind if exact in known else None
+        if kind is None:  # no points, or the newest one has no reading
+            kind = self._handle.kinds_of([exact]).get(exact)
+        if kind != KIND_TEXT:
             return
         series = f"the series {exact[0]!r} {exact[1]!r} has text readings, which have no"
         if wanted:

@@ -151,7 +151,6 @@ class Result:
         return form.join(list(self._pages(form, BATCH_ROWS)))
 
     def _pages(self, form: PageForm[Page], rows: int) -> Iterator[Page]:
-        rows = _page_rows(rows)
         pages: ResultPages | None = None
         left = self._limit
         if left is not None:

@@ -172,6 +172,20 @@ def test_text_series_have_first_last_and_count_only(store: Store) -> None:
     assert (flow["avg"], flow["last"], state["avg"], state["last"]) == (1.0, 1.0, None, "SHUT")
 
 
+def test_numbers_of_texts_are_refused_even_if_the_newest_point_or_every_point_has_no_reading(
+    store: Store,
+) -> None:
+    store.points.insert_many([("a", "state", 1, "on"), ("a", "state", 2, None), ("b", "state", 1, "on")])
+    store.points.delete("b", "state")
+    for sensor in "ab":
+        with pytest.raises(InvalidQuery, match="has text readings"):
+            store.points.aggregate(sensor, "state")
+    store.points.insert_many([("a", "state", 3, "off"), ("c", "m", 1, 2.0), ("c", "m", 2, None)])
+    with pytest.raises(InvalidQuery, match="has text readings"):
+        store.points.aggregate("a", "state")
+    assert store.points.aggregate("c", "m")[0]["avg"] == 2.0
+
+
 def test_the_deviation_is_that_of_a_sample_and_keeps_its_digits(store: Store) -> None:
     store.points.insert_many([("a", "m", at, 1e9 + at) for at in range(5)] + [("one", "m", 1, 5.0)])
     a, one = store.points.aggregate(None, "m", agg="stddev")

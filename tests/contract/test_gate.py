@@ -166,3 +166,31 @@ def test_a_job_that_needs_the_columns_alone_gives_way_while_it_flushes(
     waiting.join()
     assert entered_at[0] < 500
     assert len(store.points.range("a", "m").all()) == 500
+
+
+def test_a_use_that_an_interrupt_kept_from_ending_no_longer_counts() -> None:
+    gate = gate_module.Gate(lambda: False)
+    cut_off, next_one = gate_module.Ticket(), gate_module.Ticket()
+    assert gate.join(cut_off)
+    assert not gate.enter_idle(next_one, lambda: True)
+    del cut_off
+    assert gate.enter_idle(next_one, lambda: True)
+
+
+def test_a_reader_does_not_pass_one_that_waits_for_exclusive_use() -> None:
+    gate = gate_module.Gate(lambda: False)
+    reader, waiting, late = (gate_module.Ticket() for _ in range(3))
+    assert gate.join(reader)
+    thread = threading.Thread(
+        target=gate.enter, args=(waiting, gate_module.Patience(60.0)), kwargs={"alone": True}
+    )
+    thread.start()
+    while not gate.is_awaited():
+        time.sleep(0.001)
+    assert not gate.join(late)
+    gate.leave(late)
+    gate.leave(reader)
+    thread.join()
+    assert not gate.join(late)
+    gate.leave(waiting)
+    assert gate.join(late)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
-from repo import InvalidQuery, Store
+from repo import InvalidQuery, Store, extras
 from repo.queries.pages import Lists, TimePages
 
 pytestmark = pytest.mark.shared_stores
@@ -41,6 +43,7 @@ def test_a_point_comes_back_as_it_was_written(store: Store) -> None:
 
 def test_answers_are_the_same_with_and_without_numpy(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numpy")
+    monkeypatch.setattr(extras, "FEW_ROWS", 0)
     store.points.insert_many(
         [
             (s, "p", T0 + t, None if t % 3 == 0 else t / 7, t % 5, {"t": t} if t == 4 else None)
@@ -350,3 +353,27 @@ def test_a_page_with_too_many_points_is_read_in_vain_only_once(store: Store, new
                 found += page[1]
     assert found == [-1.0, *(float(at) for at in range(2_000)), -2.0][:: -1 if newest_first else 1]
     assert form.in_vain <= 2
+
+
+def test_a_read_opens_no_connection_if_another_one_preceded_it(store: Store) -> None:
+    store.points.insert_many([("a", "m", T0, 1.0), ("b", "m", T0, 2.0)])
+
+    def read() -> None:
+        points = store.points
+        assert len(points.range("a", "m").all()) == 1
+        assert len(points.range(None, None).all()) == 2
+        assert len(points.latest("a", "m", limit=2)) == 1
+        assert points.aggregate("a", "m", agg=["avg", "max"], every="1m")[0]["max"] == 1.0
+
+    opened: list[object] = []
+
+    def note(connection: object, _record: object) -> None:
+        opened.append(connection)
+
+    read()
+    event.listen(Pool, "connect", note)
+    try:
+        read()
+    finally:
+        event.remove(Pool, "connect", note)
+    assert opened == []

@@ -266,8 +266,7 @@ class _Running:
         child.count_as_found(counted, store.path)
         child.count_through(counted, store, checkpoint=self._rng.random() < 0.3)
         child.count_metadata(counted, store.path)
-        with store._handle.reading("a count of everything") as reading:
-            connection = reading.connection
+        with store._handle.reading("a count of everything") as (connection, _):
             child.count_columns(counted, lambda query: [tuple(r) for r in connection.exec_driver_sql(query)])
         verdict = judge(counted, self._expected, self._program.seed, HEAD)
         reported = {(info.sensor_id, info.metric_name): info.points for info in store.series.list()}

@@ -3,8 +3,8 @@
 The code under test is unchanged. The stops come from outside, in the child only: from SQLAlchemy's events
 around each statement, from SQLite's own trace of statements, and from wrappers around public functions
 (`DefaultDialect.do_commit` of SQLAlchemy; `bare_transaction`, `checkpoint_wal` and `truncate_wal` of
-`repo.engines.sqlite.driver`; `append` of the journal; `acquire` and `release` of the lease; what a promotion calls, and
-`Path.replace`). At the chosen step the child reports it on its pipe and then
+`repo.engines.sqlite.driver`; `fetched` of `repo.engines.base`; `append` of the journal; `acquire` and `release` of the
+lease; what a promotion calls, and `Path.replace`). At the chosen step the child reports it on its pipe and then
 - waits there until it is killed (a stop), or
 - goes on, and is killed while the engine is at it (a race: COMMIT, CHECKPOINT, WAL checkpoint, query). Whether the
   kill came in time is known: the child says when it has passed the step, so a late kill is not counted.
@@ -28,6 +28,8 @@ from sqlalchemy.pool import Pool
 from repo import durable
 from repo.core.columns import OpenColumns
 from repo.core.compaction import Compaction, Piece
+from repo.engines import base
+from repo.engines.bare import BareConnection
 from repo.engines.duckdb.backend import DuckDBBackend
 from repo.engines.sqlite import driver as sqlite
 from repo.engines.sqlite.backend import SQLiteBackend
@@ -191,7 +193,6 @@ _STATEMENTS = {
     "prune": re.compile(r"\s*DELETE FROM journal"),
     "move: switch": re.compile(r"\s*UPDATE store_state SET engine="),
     "CHECKPOINT": re.compile(r"\s*CHECKPOINT"),
-    "query": re.compile(r"\s*SELECT\b.*\btime_series_data\b", re.DOTALL),
 }
 _COMMITS = {
     "compact: slice": "compact",
@@ -200,7 +201,7 @@ _COMMITS = {
     "move: switch": "move: switch",
 }
 READER = "reader"
-"""The thread whose SELECTs are queries; flush reads the same table."""
+"""The thread whose queries are a step; flush reads the same table."""
 
 
 class Stopper(Protocol):
@@ -260,6 +261,7 @@ def watch(stopper: Stopper, *, trace_sqlite: bool) -> None:
     exception.
     """
     _watch_statements(stopper)
+    _watch_queries(stopper)
     _watch_commits(stopper)
     _watch_journal(stopper)
     _watch_wal_checkpoints(stopper)
@@ -278,7 +280,7 @@ def _watch_statements(stopper: Stopper) -> None:
     def name_of(statement: str) -> str | None:
         for name, pattern in _STATEMENTS.items():
             if pattern.match(statement):
-                return name if name != "query" or threading.current_thread().name == READER else None
+                return name
         return None
 
     @event.listens_for(Engine, "before_cursor_execute")
@@ -301,6 +303,21 @@ def _watch_statements(stopper: Stopper) -> None:
                 stopper.passed("compact: CHECKPOINT")
                 stopper.reach("compact: durable")
             stopper.reach(f"after {name}")
+
+
+def _watch_queries(stopper: Stopper) -> None:
+    original = base.fetched
+
+    def fetched(connection: Connection, query: base.Query, fetch: Callable[[Any], Any]) -> Any:
+        if threading.current_thread().name != READER:
+            return original(connection, query, fetch)
+        stopper.reach("query")
+        found = original(connection, query, fetch)
+        stopper.passed("query")
+        stopper.reach("after query")
+        return found
+
+    base.fetched = fetched
 
 
 def _watch_commits(stopper: Stopper) -> None:
@@ -331,7 +348,7 @@ def _watch_journal(stopper: Stopper) -> None:
     JournalRepository.append = watched_append  # type: ignore[method-assign]
 
     def bare_transaction(
-        bare: sqlite.BareConnection, attempt: sqlite.Attempt, work: Callable[[Connection], object]
+        bare: BareConnection, attempt: sqlite.Attempt, work: Callable[[Connection], object]
     ) -> None:
         def watched(connection: Connection) -> None:
             work(connection)

@@ -159,8 +159,9 @@ def _engine_on(path: Path, connected: Callable[[], Any], *statements: str) -> En
     )
     _bases[id(engine.pool)] = (file, base, descriptor, cursors)
 
+    @event.listens_for(engine, "engine_connect")
     @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
+    def _note(connection: Connection) -> None:
         driver: Any = connection.connection.driver_connection
         driver.only_reads = connection.get_execution_options().get("only_reads", False)
 

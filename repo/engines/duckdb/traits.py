@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, FromClause, func
 
-from repo.engines.base import Query, Row, Shape, Traits, begun, columns_in, lists_of_rows, rows_of_query
+from repo.engines import base
+from repo.engines.base import Query, Row, Shape, Traits, columns_in, rows_of_query
 from repo.engines.duckdb import driver
 from repo.engines.duckdb.backend import checkpoint_file
 from repo.engines.statements import Statement
@@ -42,25 +45,18 @@ def _arrow(connection: Connection, query: Statement) -> Any:
 
 
 def _arrays(connection: Connection, query: Statement) -> dict[str, Any]:
-    result = connection.exec_driver_sql(query.sql, query.parameters)
-    cursor: Any = result.cursor
-    arrays: dict[str, Any] = cursor.fetchnumpy()
-    result.close()
+    arrays: dict[str, Any] = base.fetched(connection, query, methodcaller("fetchnumpy"))
     return arrays
 
 
 def _lists(connection: Connection, query: Query, shape: Shape) -> list[Sequence[Any]] | None:
     """Return columns through NumPy, which takes half the time; see `Traits.lists`."""
     numpy = numpy_for(shape.expected)
-    result = begun(connection, query)
-    cursor: Any = result.cursor
-    has_lists = any(str(kind).endswith("[]") for _, kind, *_ in cursor.description)  # would come as arrays
-    if numpy is None or has_lists:
-        rows = cursor.fetchall() if shape.most < 0 else cursor.fetchmany(shape.most + 1)
-        result.close()
-        return lists_of_rows(rows, query, shape)
-    arrays = cursor.fetchnumpy()
-    result.close()
+    if numpy is None:
+        return base.lists_of_query(connection, query, shape)
+    arrays = base.fetched(connection, query, partial(_arrays_or_rows, shape.most))
+    if isinstance(arrays, list):
+        return base.lists_of_rows(arrays, query, shape)
     columns = [arrays[name] for name in columns_in(query)]
     if 0 <= shape.most < len(columns[0]):
         return None
@@ -70,6 +66,16 @@ def _lists(connection: Connection, query: Query, shape: Shape) -> list[Sequence[
         if (key[1:] < key[:-1]).any():
             order = numpy.argsort(key, kind="stable")
     return [_values(numpy, column, order) for column in columns]
+
+
+def _arrays_or_rows(most: int, cursor: Any) -> dict[str, Any] | list[Row]:
+    """Return the columns as arrays or, if values are lists, which would come as arrays, at most `most` + 1 rows."""
+    found: dict[str, Any] | list[Row]
+    if any(str(kind).endswith("[]") for _, kind, *_ in cursor.description):
+        found = cursor.fetchall() if most < 0 else cursor.fetchmany(most + 1)
+    else:
+        found = cursor.fetchnumpy()
+    return found
 
 
 def _values(numpy: Any, column: Any, order: Any) -> Any:

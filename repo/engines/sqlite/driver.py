@@ -17,6 +17,7 @@ from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine,
 from sqlalchemy.exc import DBAPIError
 
 from repo import durable, forks, ownership
+from repo.engines.bare import BareConnection
 from repo.engines.base import STORED, causes_of
 from repo.engines.sqlite.companions import COMPANIONS, LOG, SHARED_MEMORY
 from repo.engines.sqlite.pool import IdlePool
@@ -35,7 +36,6 @@ from repo.inuse import note_own
 
 __all__ = [
     "Attempt",
-    "BareConnection",
     "DriverError",
     "DriverWarning",
     "WalCheckpoint",
@@ -255,22 +255,6 @@ class Attempt:
 
     ending: bool = False
     committed: bool = False
-
-
-class BareConnection:
-    """A connection for `bare_transaction`, with the driver's connection, which SQLAlchemy is slow to look up."""
-
-    __slots__ = ("connection", "driver")
-
-    def __init__(self, engine: Engine) -> None:
-        self.connection = engine.connect().execution_options(bare_transactions=True)
-        self.driver: Any = self.connection.connection.driver_connection
-
-    def discard(self) -> None:
-        """Close the connection, whatever its state."""
-        self.driver.close()
-        self.connection.invalidate()
-        self.connection.close()
 
 
 def bare_transaction(bare: BareConnection, attempt: Attempt, work: Callable[[Connection], object]) -> None:

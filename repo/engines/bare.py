@@ -1,0 +1,97 @@
+"""Connections that stay open between uses, because SQLAlchemy takes long to hand one out and to find its driver's one.
+
+Handing one out, and beginning and ending its transaction, takes SQLAlchemy longer than a short query.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import Engine
+
+from repo.engines.base import READ
+
+__all__ = ["BareConnection", "Readers"]
+
+_KEPT = 5
+"""How many idle readers stay open."""
+
+
+class BareConnection:
+    """A connection, and its driver's, whose transactions its user begins and ends through the driver."""
+
+    __slots__ = ("connection", "driver")
+
+    def __init__(self, engine: Engine) -> None:
+        self.connection = engine.connect().execution_options(bare_transactions=True)
+        self.driver: Any = self.connection.connection.driver_connection
+
+    def close(self) -> None:
+        """Close the connection, on which nothing is begun; SQLAlchemy logs nothing, as it does of a discarded one."""
+        self.connection.detach()
+        self.connection.close()
+
+    def discard(self) -> None:
+        """Close the connection, whatever its state."""
+        self.driver.close()
+        self.connection.invalidate()
+        self.connection.close()
+
+
+class Readers:
+    """Connections of one engine that only read (`READ`). The user of one begins a transaction if it needs a snapshot.
+
+    `errors` are those of the driver. Thread-safe. It takes no lock, so an interrupt cannot leave one locked.
+    """
+
+    def __init__(self, engine: Engine, errors: tuple[type[Exception], ...]) -> None:
+        self._engine = engine.execution_options(**READ)
+        self._errors = errors
+        self._idle: deque[BareConnection] = deque()  # appending and popping are atomic
+        self._is_closed = False
+
+    def take(self) -> BareConnection:
+        """Return a connection for one thread, which passes it to `give_back` or, after an error, to `discard`."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return BareConnection(self._engine)
+
+    def give_back(self, reader: BareConnection) -> None:
+        """End what was begun on a connection, and keep it for the next use. If that fails, it is closed.
+
+        Afterwards the caller must not use it, even after an exception: another thread may have it.
+        """
+        try:
+            if reader.connection.in_transaction():
+                reader.connection.rollback()
+            else:
+                reader.driver.rollback()
+        except BaseException:  # including an interrupt: its state is unknown
+            self.discard(reader)
+            raise
+        if self._is_closed or len(self._idle) >= _KEPT:
+            reader.close()
+        else:
+            self._idle.append(reader)
+
+    def discard(self, reader: BareConnection) -> None:
+        """Close a connection, whatever its state."""
+        with suppress(*self._errors):  # after a fatal error DuckDB closes it, but raises
+            reader.discard()
+
+    def close_idle(self) -> None:
+        """Close the connections that nobody uses; others are opened when they are needed."""
+        while True:
+            try:
+                idle = self._idle.pop()
+            except IndexError:
+                return
+            idle.close()
+
+    def close(self) -> None:
+        """Close the idle connections, and the others as soon as they are given back."""
+        self._is_closed = True
+        self.close_idle()
