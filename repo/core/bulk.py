@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from sqlalchemy import Connection
 
+from repo.batch import Batch
 from repo.core.changes import BulkChange, PointsChange, Submission, without_other_kinds
 from repo.core.handle import Handle
 from repo.core.kinds import is_empty_series
@@ -40,7 +41,7 @@ from repo.repositories.apply_table import Arriving, Part, merge
 from repo.repositories.journal import BULK, Entry
 from repo.repositories.points import Written
 from repo.repositories.series import SeriesRepository
-from repo.values import Batch, check_columns
+from repo.values import check_columns
 
 __all__ = ["Bulk"]
 

@@ -10,9 +10,10 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
+from repo.batch import Batch
+from repo.fields import DEFAULT_QUALITY
 from repo.formats.arrays.memory import MemoryColumn, MemoryTable
 from repo.queries.rows import Row, rows_of
-from repo.values import DEFAULT_QUALITY, Batch
 
 __all__ = ["Incoming"]
 

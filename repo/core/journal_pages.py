@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from repo.batch import Batch
 from repo.core.codec import unpack
 from repo.core.incoming import Incoming
 from repo.core.metadata import MetadataDatabase
@@ -25,7 +26,6 @@ from repo.queries.seq_page import PAGE_CHARS, SeqPage
 from repo.repositories.journal import DELETE, KEEP, POINTS, VOID, Entry, JournalRepository
 from repo.repositories.series import LatestRepository
 from repo.repositories.state import StateRepository
-from repo.values import Batch
 
 __all__ = ["JournalPages"]
 

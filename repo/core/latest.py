@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from repo import forks
+from repo.batch import Batch
 from repo.core.codec import unpack
 from repo.core.metadata import MetadataDatabase
 from repo.engines.sqlite import driver as sqlite
@@ -26,7 +27,6 @@ from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, VOID, JournalR
 from repo.repositories.ledger import LedgerRepository
 from repo.repositories.series import LatestRepository
 from repo.repositories.state import StateRepository
-from repo.values import Batch
 
 __all__ = ["Newest"]
 

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Connection, RootTransaction, func, select
 
 from repo.arguments import LARGEST, check_choice, check_count, check_flag
+from repo.batch import Batch
 from repo.clock import Clock, system_clock
 from repo.engines.registry import traits_of
 from repo.errors import Refusal, TransactionRule
@@ -23,7 +24,7 @@ from repo.queries.rows import PointDict, Row, dicts_of_rows, point_dicts, rows_o
 from repo.queries.selection import Names, Selection, Summary, Time, select_deleted, select_points
 from repo.repositories.apply import apply
 from repo.repositories.series import SummaryRepository
-from repo.values import Batch, check_point, check_rows
+from repo.values import check_point, check_rows
 
 __all__ = [
     "PointRepository",

@@ -13,13 +13,12 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, delete, false, f
 from repo.arguments import LARGEST, check_count, check_flag, check_text, shown
 from repo.clock import Clock, system_clock
 from repo.errors import InvalidRecord
-from repo.fields import json_plain
+from repo.fields import check_name, json_plain
 from repo.models import BufferedRecord
 from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.pointers import HANDED_OUT
 from repo.repositories.state import StateRepository
 from repo.times import to_us
-from repo.values import check_name
 
 __all__ = [
     "DroppedRecords",

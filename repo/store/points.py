@@ -8,6 +8,7 @@ from datetime import datetime, tzinfo
 from typing import Any, Literal
 
 from repo.arguments import LARGEST, check_choice, check_count, check_flag, check_text
+from repo.batch import KIND_TEXT
 from repo.core.bulk import Bulk
 from repo.core.changes import DeleteChange, PointsChange, Submission
 from repo.core.deleting import delete_points
@@ -28,7 +29,7 @@ from repo.queries.selection import Known, Names, Selection, check_selection, sel
 from repo.queries.seq_page import SeqPage, read_seq_page
 from repo.repositories.points import Written, next_points
 from repo.store.results import Result
-from repo.values import KIND_TEXT, check_point
+from repo.values import check_point
 
 __all__ = ["PointWriter", "Points"]
 

@@ -16,6 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
+from repo.batch import KIND_NUMBER, KIND_TEXT
 from repo.core.bulk import Bulk
 from repo.core.handle import Handle
 from repo.core.keep_open import kept_open
@@ -34,7 +35,6 @@ from repo.settings import Settings
 from repo.times import SUSPECT_BEFORE_US
 from repo.transfer.inputs import HEAD_BYTES, form_of, is_parquet
 from repo.transfer.sources import Source, listed, sources_of
-from repo.values import KIND_NUMBER, KIND_TEXT
 
 __all__ = ["SUSPECT_TIMES", "Imported", "Progress", "Verified", "import_parquet", "verify_parquet"]
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from operator import itemgetter
 from typing import Any, BinaryIO
 
+from repo.batch import KIND_NUMBER, KIND_TEXT
 from repo.core.changes import PointsChange, Submission
 from repo.core.handle import Handle
 from repo.errors import (
@@ -40,7 +41,7 @@ from repo.times import UNIX_EXPONENTS
 from repo.transfer.importer import SUSPECT_TIMES, import_parquet
 from repo.transfer.inputs import Input
 from repo.transfer.repeats import Repeats
-from repo.values import KIND_NUMBER, KIND_TEXT, check_rows
+from repo.values import check_rows
 
 __all__ = ["Files", "Ingested", "IngestedFile", "ingest"]
 

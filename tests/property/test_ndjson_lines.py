@@ -15,8 +15,8 @@ from repo.formats.lines import Objects
 from repo.formats.ndjson_lines import lines_of, stored_row
 from repo.formats.text.layout import Layout
 from repo.formats.text.ndjson import read_ndjson
-from repo.times import Unfit
-from repo.values import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, check_rows
+from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
+from repo.values import check_rows
 
 plain = st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"))
 names = st.text(plain, min_size=1, max_size=20)

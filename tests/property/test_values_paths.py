@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repo import values
-from repo.times import EXACT_FLOAT_S
-from repo.values import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Batch, check_rows, to_datetime, to_us
+from repo.batch import Batch
+from repo.times import EXACT_FLOAT_S, MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, to_datetime, to_us
+from repo.values import check_rows
 
 NOW_US = 1_700_000_000_123_456
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
+from repo.batch import Batch
 from repo.transfer.repeats import Repeats
-from repo.values import Batch, check_rows
+from repo.values import check_rows
 
 
 def batch(*times: int, sensor: str = "S") -> Batch:

@@ -12,16 +12,8 @@ import pytest
 
 from repo.errors import InvalidPoint, InvalidQuery
 from repo.time_texts import Width, before_us, parse_duration_us, parse_time, parse_width
-from repo.times import local_us
-from repo.values import (
-    MAX_TIMESTAMP_US,
-    MIN_TIMESTAMP_US,
-    bound_us,
-    check_point,
-    check_rows,
-    to_datetime,
-    to_us,
-)
+from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, bound_us, local_us, to_datetime, to_us
+from repo.values import check_point, check_rows
 
 NOW_US = 1_700_000_000_123_456
 BERLIN = ZoneInfo("Europe/Berlin")

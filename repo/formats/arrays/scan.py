@@ -11,12 +11,12 @@ from array import array
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from repo.batch import KIND_TEXT, Batch
 from repo.engines.interrupts import is_interrupt
 from repo.errors import InvalidPoint, Refusal
 from repo.fields import DEFAULT_QUALITY, EXACT_INT, QUALITY_RANGE, metadata_json, name_of, text_of
 from repo.formats.arrays.columns import read_columns
 from repo.times import EXACT_FLOAT_S, MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
-from repo.values import KIND_TEXT, Batch
 
 __all__ = ["SOURCE", "Scan", "ScannedSeries", "batch_of", "scan"]
 
