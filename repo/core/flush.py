@@ -10,10 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
+from dataclasses import replace
 
-from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from repo import forks
@@ -21,18 +19,16 @@ from repo.clock import Clock
 from repo.core.active import ActiveColumns
 from repo.core.codec import unpack
 from repo.core.columns import Columns, OpenColumns
-from repo.core.incoming import Incoming
 from repo.core.journal_pages import KEPT_US, MOST_BYTES, MOST_SEQS
 from repo.core.metadata import MetadataDatabase
 from repo.core.reconcile import FileState, Known, Reconciler, digest_of, read_order, read_state
-from repo.core.undisturbed import undisturbed
+from repo.core.work import JournalWork, Work
 from repo.engines.interrupts import is_interrupt
-from repo.engines.registry import traits_of
 from repo.errors import FlushFailed, HoldfastError
 from repo.queries.order import UNSORTED, Order
 from repo.queries.selection import Selection, Summary
-from repo.repositories.apply import Applied, apply
-from repo.repositories.apply_table import ROW_GROUP_ROWS, Arriving, Part, merge, survey
+from repo.repositories.apply import Applied
+from repo.repositories.apply_table import ROW_GROUP_ROWS
 from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, Entry, JournalRepository
 from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
 from repo.repositories.series import LatestRepository
@@ -40,12 +36,9 @@ from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import ColumnsStateRepository, StateRepository
 from repo.settings import Settings
 
-__all__ = ["Flusher", "JournalWork", "Work", "in_whole_row_groups"]
+__all__ = ["Flusher", "in_whole_row_groups"]
 
 log = logging.getLogger("holdfast.flush")
-
-POINTS_NAME = "holdfast_points"
-"""The name under which the points of a flush are registered with DuckDB."""
 
 BATCH_BYTES = 8_388_608
 """The largest size in bytes of the journal rows that one transaction applies, unless a single row is larger."""
@@ -56,108 +49,8 @@ MOST_ROWS = 65_536
 LEAST_OF_ROW_GROUP = 61_440
 """The minimum number of points in the last row group of a transaction that is cut short, if it has several."""
 
-MERGED_FROM = 5_000
-"""From this number on points are merged as columns, if the engine can; fewer are applied faster as rows."""
-
 PRUNE_INTERVAL_S = 1.0
 """The shortest time between two searches for rows that are old enough to be pruned."""
-
-
-class Work(Protocol):
-    """The content of one transaction: journal rows through a seq, with their digest."""
-
-    @property
-    def through(self) -> int:
-        """The last seq of these journal rows."""
-
-    @property
-    def digest(self) -> int:
-        """Their `digest_of`."""
-
-    @property
-    def journalled(self) -> bool:
-        """Whether the journal rows contain the points. If not, nothing may refer to them before they are durable."""
-
-    @property
-    def is_part(self) -> bool:
-        """Whether another part of the same journal rows follows; the watermark then does not move yet."""
-
-    @property
-    def copies(self) -> bool:
-        """Whether the touched summaries are copied to the metadata afterwards."""
-
-    def apply(self, connection: Connection, known: Known) -> Applied:
-        """Apply the work in the connection's transaction; `known` holds the summaries before it."""
-
-    def loss(self, applied: Applied) -> tuple[str, str, str] | None:
-        """Return the ledger entry for what was dropped: id, reason, detail; None if nothing was dropped."""
-
-
-@dataclass(slots=True)
-class JournalWork:
-    """At most one delete, which comes first, and the points that follow it."""
-
-    journalled: ClassVar[bool] = True
-    through: int
-    digest: int
-    deletion: Selection | None = None
-    deletion_seq: int = 0
-    keep: bool = False
-    points: Incoming = field(default_factory=Incoming)
-    is_part: bool = False
-    copies: bool = True
-
-    @property
-    def size(self) -> int:
-        """The number of parts into which it can be split."""
-        return len(self.points) + (self.deletion is not None)
-
-    def halves(self) -> list[JournalWork]:
-        """Split it in two: the delete and the points, or else the earlier and the later points."""
-        if self.deletion is not None:
-            first = replace(self, points=Incoming(), is_part=True, copies=False)
-            return [first, replace(self, deletion=None, copies=False)]
-        earlier, later = self.points.halves()
-        return [
-            replace(self, points=earlier, is_part=True, copies=False),
-            replace(self, points=later, copies=False),
-        ]
-
-    def apply(self, connection: Connection, known: Known) -> Applied:
-        """Apply the delete and the points; see `Work`."""
-        if len(self.points) < MERGED_FROM or not traits_of(connection).joins_objects:
-            netted = self.points.netted(keep=self.keep)
-            rows = list(netted.rows())
-            return apply(connection, rows, self.deletion, known, keep=self.keep, returned=netted.returned)
-        applied: list[Applied] = []
-        undisturbed(lambda: applied.append(self._merged(connection, known)))  # see `MemoryTable`
-        return applied[0]
-
-    def _merged(self, connection: Connection, known: Known) -> Applied:
-        points = self.points
-        table = points.table()
-        groups, unique = survey(connection, POINTS_NAME, table)
-        if not unique:
-            points = points.netted(keep=self.keep)
-            table = points.table()
-            groups, _ = survey(connection, POINTS_NAME, table)
-        series = points.batch.series
-        parts = {
-            series[code]: Part(count, first_us, last_us, points.end_of(seq))
-            for code, count, first_us, last_us, seq in groups
-        }
-        arriving = Arriving(
-            *(POINTS_NAME, table, points.select(POINTS_NAME), len(points), parts),
-            unique=True,
-            returned=points.returned,
-        )
-        return merge(connection, arriving, self.deletion, known, keep=self.keep)
-
-    def loss(self, applied: Applied) -> tuple[str, str, str] | None:
-        """Return the ledger entry for what the delete dropped; see `Work`."""
-        if self.deletion is None or not applied.dropped.count:
-            return None
-        return str(self.deletion_seq), "delete", self.deletion.to_json().decode()
 
 
 class Flusher:

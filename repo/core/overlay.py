@@ -31,9 +31,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateTable
 
 from repo.core.columns import OpenColumns
-from repo.core.flush import MOST_ROWS, Flusher, JournalWork
+from repo.core.flush import MOST_ROWS, Flusher
 from repo.core.reconcile import FileState, Known, is_what_was_flushed, refuse_foreign
 from repo.core.scratch import ScratchFolder
+from repo.core.work import JournalWork
 from repo.engines.bare import BareConnection
 from repo.engines.base import STORED, Backend
 from repo.engines.registry import traits_of

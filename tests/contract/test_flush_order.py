@@ -183,7 +183,7 @@ def test_a_flush_of_a_long_backlog_fills_row_groups_of_duckdb() -> None:
 def test_late_points_that_meet_no_stored_point_are_added(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("repo.core.flush.MERGED_FROM", 1)
+    monkeypatch.setattr("repo.core.work.MERGED_FROM", 1)
     store, day = open_store(), 86_400
     for late in ([0, 10, 5 * day], [5], [1, day, 3 * day, 5 * day - 1], [2, 5 * day, 6 * day]):
         store.points.insert_many([("a", "m", at, 1.0) for at in late])

@@ -119,7 +119,7 @@ def test_a_read_during_a_long_flush_waits_for_it_past_its_deadline(
     store, other = open_store(flush_batch_points=10), open_store(lease_timeout_s=1.0, flush_batch_points=10)
     for start in range(0, 80, 10):
         store.points.insert_many([("a", "m", start + at, 1.0) for at in range(10)])
-    monkeypatch.setattr("repo.core.flush.apply", apply_slowly)
+    monkeypatch.setattr("repo.core.work.apply", apply_slowly)
     thread = threading.Thread(target=store.flush)
     thread.start()
     while not store._handle.columns.is_open and thread.is_alive():

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from repo import Store
-from repo.core import flush, reconcile
+from repo.core import flush, reconcile, work
 from repo.queries.rows import Row
 from repo.repositories import apply
 from repo.repositories.journal import JournalRepository
@@ -25,7 +25,7 @@ from tests.conftest import ENGINES, OpenStore
 pytestmark = pytest.mark.closes_columns
 
 PLACES: dict[str, tuple[Any, str]] = {
-    "before anything is applied": (flush, "apply"),
+    "before anything is applied": (work, "apply"),
     "before the summaries are written": (SummaryRepository, "replace"),
     "before the watermark is moved": (ColumnsStateRepository, "set_watermark"),
     "after the commit, before it is read back": (flush, "read_state"),
@@ -175,7 +175,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_applied_in_parts(
             raise duckdb.OutOfMemoryException("Out of Memory Error: for the test")
         return applied(connection, rows, *args, **options)
 
-    monkeypatch.setattr(flush, "apply", with_little_memory)
+    monkeypatch.setattr(work, "apply", with_little_memory)
     store.points.insert_many([("a", "m", at, rng.random()) for at in range(20, 50)])
     store.points.insert_many([("b", "m", at, 1.0) for at in range(10)])
     assert len(store.points.range("a", "m").all()) == 50
@@ -196,7 +196,7 @@ def test_an_interrupt_that_duckdb_raises_as_its_own_error_is_not_swallowed(
     store.flush()
     store.points.insert("a", "m", 2.0, timestamp=2)
     backend = store._handle.columns.backend
-    owner, name = (flush, "apply") if place == "commit" else (type(backend), "checkpoint")
+    owner, name = (work, "apply") if place == "commit" else (type(backend), "checkpoint")
     original = getattr(owner, name)
 
     def interrupted(*_arguments: Any, **_options: Any) -> Any:

@@ -409,7 +409,7 @@ def drive(
 ) -> Iterator[Drive]:
     """A store with the points that the cases start with."""
     if ROADS[road].merged:
-        monkeypatch.setattr("repo.core.flush.MERGED_FROM", 1)
+        monkeypatch.setattr("repo.core.work.MERGED_FROM", 1)
     templates.copy(engine, 1, tmp_path / "store")
     options: dict[str, Any] = {"engine": engine, "durability": "normal", **ROADS[road].settings}
     with Store(tmp_path / "store", Settings(background=False, **options)) as store:

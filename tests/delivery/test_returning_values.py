@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from repo import Settings, Store
-from repo.core import flush
+from repo.core import work
 from repo.delivery.forwarder import Forwarder
 from tests.conftest import OpenStore, Templates
 from tests.delivery.memory_sink import Destination, MemorySink
@@ -33,7 +33,7 @@ def test_a_value_that_returns_after_a_delivery_from_the_journal_arrives(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, merged: bool
 ) -> None:
     if merged:
-        monkeypatch.setattr(flush, "MERGED_FROM", 1)
+        monkeypatch.setattr(work, "MERGED_FROM", 1)
     store, destination = open_store(flush_batch_points=2), Destination()
     deliver(store, destination)
     write(store, 1.0)

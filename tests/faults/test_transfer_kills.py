@@ -66,7 +66,7 @@ STEPS = {
         "repo.engines.duckdb.backend:DuckDBBackend:checkpoint",
         "repo.core.flush:Flusher:_copy",
         "repo.core.flush:Flusher:_prune",
-        "repo.core.flush:apply",
+        "repo.core.work:apply",
     ),
 }
 """The functions that a process reports, so that the place of its death is known."""

@@ -237,7 +237,7 @@ def test_a_long_flush_lets_a_fork_pass(open_store: OpenStore, monkeypatch: pytes
         time.sleep(0.2)
         return apply(*args, **options)
 
-    monkeypatch.setattr("repo.core.flush.apply", apply_slowly)
+    monkeypatch.setattr("repo.core.work.apply", apply_slowly)
     store = open_store(flush_batch_points=10)
     for start in range(0, 80, 10):
         store.points.insert_many([("a", "m", at, 1.0) for at in range(start, start + 10)])
