@@ -10,16 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from repo.arguments import check_flag, check_number, check_seconds, check_text, shown
 from repo.compat.environment import filled_from_environment
 from repo.compat.shared import borrow
 from repo.compat.trim import Trim
 from repo.errors import InvalidQuery, InvalidSettings, StoreFull
-from repo.fields import number_in
 from repo.files import StoreFiles, check_store_path
+from repo.inputs.arguments import check_flag, check_number, check_seconds, check_text, shown
+from repo.inputs.fields import number_in
+from repo.inputs.times import bound_us, to_datetime
+from repo.inputs.values import rows_listed
 from repo.queries.selection import select_deleted
-from repo.times import bound_us, to_datetime
-from repo.values import rows_listed
 
 __all__ = ["DEFAULT_MAX_SIZE_MB", "MAX_SIZE_MB", "MB", "DuckDBTimeSeriesStorage"]
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from repo.arguments import check_path
 from repo.engines.registry import ENGINES, LEGACY, METADATA, engine_named
 from repo.errors import InvalidSettings, system_typed
-from repo.lease import LEASE_FILE, TURN_FILE
+from repo.inputs.arguments import check_path
+from repo.processes.lease import LEASE_FILE, TURN_FILE
 from repo.settings import CONFIG_FILE
 
 __all__ = [

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from repo import forks
-from repo.arguments import check_flag, check_number, check_seconds, check_text
 from repo.compat.capacity import Capacity
 from repo.compat.environment import filled_from_environment, from_environment
 from repo.compat.shared import borrow
@@ -21,6 +19,8 @@ from repo.duckdb_storage import DEFAULT_MAX_SIZE_MB, MAX_SIZE_MB, MB, DuckDBTime
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import HoldfastError, InvalidRecord, InvalidSettings, counted
 from repo.files import METADATA_FILE, StoreFiles, check_store_path, place_columns
+from repo.inputs.arguments import check_flag, check_number, check_seconds, check_text
+from repo.processes import forks
 from repo.repositories.records import data_text
 from repo.store.store import Store
 

@@ -11,8 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from repo.arguments import LARGEST, check_fields, check_path, shown
 from repo.errors import InvalidSettings, system_error
+from repo.inputs.arguments import LARGEST, check_fields, check_path, shown
 
 __all__ = ["BOOLEANS", "CONFIG_FILE", "ENVIRONMENT_PREFIX", "Settings"]
 

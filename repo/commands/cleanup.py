@@ -16,8 +16,8 @@ from repo.commands.output import print_json, write_rows
 from repo.commands.session import Session
 from repo.commands.texts import size_text
 from repo.errors import HoldfastError, counted
-from repo.time_texts import before_us
-from repo.times import to_datetime
+from repo.inputs.time_texts import before_us
+from repo.inputs.times import to_datetime
 
 if TYPE_CHECKING:
     from repo import Store

@@ -52,7 +52,7 @@ def drain(session: Session, sinks: tuple[str, ...], timeout: str | None) -> None
     forked, paused, limited or busy, "behind": seqs, "error": text or null}]
     """
     from repo.delivery.forwarder import Forwarder
-    from repo.time_texts import parse_duration_us
+    from repo.inputs.time_texts import parse_duration_us
 
     with naming("--timeout"):
         timeout_s = None if timeout is None else parse_duration_us(timeout) / 1e6

@@ -11,7 +11,7 @@ from repo.commands.options import iso
 from repo.commands.output import print_json
 from repo.commands.session import Session
 from repo.errors import counted
-from repo.times import to_datetime
+from repo.inputs.times import to_datetime
 
 if TYPE_CHECKING:
     from repo import Status

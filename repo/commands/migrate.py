@@ -131,9 +131,9 @@ def _at(revision: str | None) -> str:
 
 
 def _restore(session: Session, *, yes: bool) -> None:
+    from repo.inputs.times import to_datetime
     from repo.schema.backup import list_backups
     from repo.schema.restore import restore_store
-    from repo.times import to_datetime
 
     if session.as_json and not yes:
         raise click.UsageError("--json does not ask for confirmation; add -y")

@@ -14,8 +14,8 @@ from repo.clock import system_clock
 from repo.commands.output import FORMATS
 from repo.commands.terminal import is_terminal
 from repo.errors import InvalidQuery, InvalidSettings
-from repo.time_texts import before_us, parse_time
-from repo.times import Unfit, to_datetime, zone_named
+from repo.inputs.time_texts import before_us, parse_time
+from repo.inputs.times import Unfit, to_datetime, zone_named
 
 if TYPE_CHECKING:
     from repo import Store

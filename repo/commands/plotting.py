@@ -10,7 +10,7 @@ from repo.commands import terminal
 from repo.commands.texts import printable
 from repo.errors import InvalidQuery
 from repo.extras import missing_extra
-from repo.times import to_datetime
+from repo.inputs.times import to_datetime
 
 __all__ = ["MOST_LINES", "draw", "plot_columns"]
 

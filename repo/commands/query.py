@@ -15,8 +15,8 @@ from repo.commands.options import bounds, format_option, iso, iso_second, names_
 from repo.commands.output import FORMATS, write_rows
 from repo.commands.session import Session
 from repo.errors import InvalidQuery, counted
-from repo.time_texts import parse_width
-from repo.times import to_us
+from repo.inputs.time_texts import parse_width
+from repo.inputs.times import to_us
 
 if TYPE_CHECKING:
     from repo import Store

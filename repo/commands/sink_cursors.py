@@ -13,8 +13,8 @@ from repo.commands.options import iso_second, naming, zone_of
 from repo.commands.output import print_json
 from repo.commands.session import Session
 from repo.errors import counted
-from repo.time_texts import parse_time
-from repo.times import to_datetime
+from repo.inputs.time_texts import parse_time
+from repo.inputs.times import to_datetime
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -11,7 +11,7 @@ from repo.commands.options import naming, series_names, zone_of
 
 if TYPE_CHECKING:
     from repo import Store
-    from repo.rates import Rate
+    from repo.inputs.rates import Rate
 
 __all__ = ["lanes_of", "options_of", "settings_of", "settings_options"]
 
@@ -98,7 +98,7 @@ def settings_of(store: Store, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rate(given: dict[str, Any]) -> Rate:
-    from repo.rates import Rate, Window, parse_bytes_per_s
+    from repo.inputs.rates import Rate, Window, parse_bytes_per_s
 
     zone_of(given["tz"])
     with naming("--rate"):

@@ -18,8 +18,8 @@ from repo.commands.sink_cursors import confirm, rekey, replay, skip
 from repo.commands.sink_settings import lanes_of, options_of, settings_of, settings_options
 from repo.commands.sink_texts import sink_lines
 from repo.errors import counted
-from repo.time_texts import parse_time
-from repo.times import to_datetime
+from repo.inputs.time_texts import parse_time
+from repo.inputs.times import to_datetime
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -157,7 +157,7 @@ def _refuse_unknown(ignored: tuple[str, ...]) -> None:
 def _show_outdated(session: Session, outdated: SchemaOutdated) -> None:
     """Print the revisions of both databases, without waiting for columns that another process holds."""
     from repo.commands.migrate import show
-    from repo.lease import read_holder
+    from repo.processes.lease import read_holder
     from repo.schema.upgrade import migrate_store
     from repo.schema.version import HEAD
 
@@ -211,7 +211,7 @@ def _lines(found: Status) -> list[tuple[str, str]]:
 
 def _second(us: int) -> str:
     """Return a time in UTC, in whole seconds, for a summary."""
-    from repo.times import to_datetime
+    from repo.inputs.times import to_datetime
 
     return to_datetime(us).replace(tzinfo=None).isoformat(" ", "seconds")
 

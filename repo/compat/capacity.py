@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from repo import forks
 from repo.errors import EngineMissing, StoreBusy
+from repo.processes import forks
 from repo.store.store import Store
 from repo.upkeep.usage import Size
 

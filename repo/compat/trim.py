@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from repo import forks
 from repo.errors import EngineMissing, HoldfastError, StoreBusy, counted
+from repo.processes import forks
 from repo.queries.selection import Selection
 from repo.store.store import Store
 

@@ -18,10 +18,10 @@ from zlib import crc32
 
 from sqlalchemy import Connection
 
-from repo import ownership
+from repo.disk import ownership
 from repo.errors import system_error
 from repo.files import StoreFiles
-from repo.inuse import note_own
+from repo.processes.inuse import note_own
 from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.records import RecordRepository

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from sqlalchemy import Engine, inspect
 
-from repo import durable
 from repo.clock import Clock
 from repo.core.metadata import MetadataDatabase
+from repo.disk import durable
 from repo.engines.base import READ, Backend, typed_errors
 from repo.engines.registry import ENGINES, companions_of, engine_named, first_usable
 from repo.errors import SchemaOutdated, system_typed

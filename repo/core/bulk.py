@@ -17,7 +17,6 @@ from uuid import uuid4
 
 from sqlalchemy import Connection
 
-from repo.batch import Batch
 from repo.core.changes import BulkChange, PointsChange, Submission, without_other_kinds
 from repo.core.handle import Handle
 from repo.core.kinds import is_empty_series
@@ -36,12 +35,13 @@ from repo.errors import (
 from repo.formats.arrays.memory import KeptStream
 from repo.formats.arrays.scan import SOURCE, Scan, batch_of, scan
 from repo.formats.arrays.tables import Chunk, HeldPages, Lists, Table, table_of
+from repo.inputs.batch import Batch
+from repo.inputs.values import check_columns
 from repo.repositories.apply import Applied
 from repo.repositories.apply_table import Arriving, Part, merge
 from repo.repositories.journal import BULK, Entry
 from repo.repositories.points import Written
 from repo.repositories.series import SeriesRepository
-from repo.values import check_columns
 
 __all__ = ["Bulk"]
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any, Self
 
-from repo.batch import Batch, CheckedPoint
 from repo.core.codec import BLOCK_BYTES, BLOCK_POINTS, pack, pack_point
 from repo.errors import Refusal
+from repo.inputs.batch import Batch, CheckedPoint
+from repo.inputs.values import KindsOf, check_rows
 from repo.queries.selection import Selection
 from repo.repositories.points import Written
 from repo.repositories.records import NewRecord
-from repo.values import KindsOf, check_rows
 
 __all__ = [
     "BulkChange",

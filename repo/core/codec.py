@@ -29,8 +29,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from zlib import crc32
 
-from repo.batch import Batch, CheckedPoint
 from repo.errors import StoreCorrupt
+from repo.inputs.batch import Batch, CheckedPoint
 
 __all__ = ["BLOCK_BYTES", "BLOCK_POINTS", "pack", "pack_point", "unpack"]
 

@@ -17,7 +17,6 @@ from typing import ClassVar, Generic, NoReturn, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from repo import forks
 from repo.clock import Clock
 from repo.core.active import ActiveColumns
 from repo.core.gate import Gate, Patience, Ticket
@@ -27,7 +26,8 @@ from repo.engines.base import READ, Backend
 from repo.engines.interrupts import is_interrupt
 from repo.errors import SchemaOutdated, StoreBusy, StoreClosed, system_error
 from repo.files import StoreFiles
-from repo.lease import Lease
+from repo.processes import forks
+from repo.processes.lease import Lease
 from repo.settings import Settings
 
 __all__ = ["Columns", "OpenColumns", "SharedUse"]

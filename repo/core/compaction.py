@@ -13,10 +13,10 @@ from typing import ClassVar, Literal
 
 from sqlalchemy import Connection
 
-from repo import disk
 from repo.core.columns import OpenColumns
 from repo.core.handle import Handle
 from repo.core.reconcile import Known
+from repo.disk import space
 from repo.engines.registry import engine_named
 from repo.errors import FlushFailed, HoldfastError
 from repo.queries.order import Order, Slice, Span
@@ -207,7 +207,7 @@ class Compaction:
         handle, path = self._handle, opened.backend.path
         if piece.action == "sort":
             wanted = piece.weight.rows * _DISK_BYTES_A_ROW + piece.weight.text_bytes * _DISK_COPIES_OF_TEXTS
-            disk.refuse_full_disk([(path.parent, wanted + disk.HEADROOM_BYTES)], f"compacting {path}")
+            space.refuse_full_disk([(path.parent, wanted + space.HEADROOM_BYTES)], f"compacting {path}")
         opened = handle.flusher.commit(opened, _SliceWork(piece, self._go_on))
         if piece.slice not in handle.flusher.read_order(opened).slices:
             raise FlushFailed(

@@ -14,7 +14,6 @@ from dataclasses import replace
 
 from sqlalchemy.exc import DBAPIError
 
-from repo import forks
 from repo.clock import Clock
 from repo.core.active import ActiveColumns
 from repo.core.codec import unpack
@@ -25,6 +24,7 @@ from repo.core.reconcile import FileState, Known, Reconciler, digest_of, read_or
 from repo.core.work import JournalWork, Work
 from repo.engines.interrupts import is_interrupt
 from repo.errors import FlushFailed, HoldfastError
+from repo.processes import forks
 from repo.queries.order import UNSORTED, Order
 from repo.queries.selection import Selection, Summary
 from repo.repositories.apply import Applied

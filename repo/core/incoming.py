@@ -10,9 +10,9 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
-from repo.batch import Batch
-from repo.fields import DEFAULT_QUALITY
 from repo.formats.arrays.memory import MemoryColumn, MemoryTable
+from repo.inputs.batch import Batch
+from repo.inputs.fields import DEFAULT_QUALITY
 from repo.queries.rows import Row, rows_of
 
 __all__ = ["Incoming"]

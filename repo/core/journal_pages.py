@@ -16,12 +16,12 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from repo.batch import Batch
 from repo.core.codec import unpack
 from repo.core.incoming import Incoming
 from repo.core.metadata import MetadataDatabase
 from repo.cursors import Span
 from repo.formats.arrays.columns import Coded
+from repo.inputs.batch import Batch
 from repo.queries.seq_page import PAGE_CHARS, SeqPage
 from repo.repositories.journal import DELETE, KEEP, POINTS, VOID, Entry, JournalRepository
 from repo.repositories.series import LatestRepository

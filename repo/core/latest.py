@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from repo import forks
-from repo.batch import Batch
 from repo.core.codec import unpack
 from repo.core.metadata import MetadataDatabase
 from repo.engines.sqlite import driver as sqlite
+from repo.inputs.batch import Batch
+from repo.processes import forks
 from repo.queries.rows import PointDict, dicts_of_rows, parsed_metadata
 from repo.queries.selection import Selection, Summary
 from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, VOID, JournalRepository

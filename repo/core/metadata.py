@@ -16,7 +16,6 @@ from typing import Literal
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from repo import forks
 from repo.core.acknowledged import AcknowledgedMark
 from repo.core.turnstile import Turnstile
 from repo.engines.bare import BareConnection, Readers
@@ -25,6 +24,7 @@ from repo.engines.registry import METADATA
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import HoldfastError, StoreClosed
 from repo.files import StoreFiles
+from repo.processes import forks
 from repo.repositories.state import StateRepository
 from repo.settings import Settings
 

@@ -21,7 +21,7 @@ from repo.engines.base import Backend
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import StoreReadOnly
 from repo.files import StoreFiles
-from repo.lease import LEASE_FILE, TURN_FILE
+from repo.processes.lease import LEASE_FILE, TURN_FILE
 from repo.settings import Settings
 
 __all__ = ["ReadOnlyColumns", "ReadOnlyMetadata", "refuse_change"]

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from repo import ownership
+from repo.disk import ownership
 from repo.files import StoreFiles
-from repo.inuse import note_own
+from repo.processes.inuse import note_own
 
 __all__ = ["Reserve", "size_of"]
 

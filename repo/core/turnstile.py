@@ -8,10 +8,10 @@ import time
 import weakref
 from pathlib import Path
 
-from repo import ownership
+from repo.disk import ownership
 from repo.errors import StoreBusy, StoreUnsupported, system_typed
 from repo.files import WRITE_FILE, WRITE_TURN_FILE, StoreFiles
-from repo.inuse import note_own
+from repo.processes.inuse import note_own
 
 __all__ = ["Turnstile"]
 

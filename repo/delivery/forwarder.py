@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
-from repo.arguments import check_count, check_function, check_seconds, check_text, shown
 from repo.core.read_only import refuse_change
 from repo.core.stop import Stop
 from repo.core.undisturbed import undisturbed
@@ -24,6 +23,7 @@ from repo.delivery.sinks.registry import sink_of
 from repo.delivery.steps import Backoff, Progress, Step
 from repo.delivery.worker import Worker
 from repo.errors import HoldfastError, InvalidQuery, InvalidSettings, StoreBusy, StoreClosed
+from repo.inputs.arguments import check_count, check_function, check_seconds, check_text, shown
 from repo.repositories.sinks import SinkInfo
 from repo.store.claims import Claim
 from repo.store.store import Store

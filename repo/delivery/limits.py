@@ -9,8 +9,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from repo.arguments import check_count, shown
 from repo.errors import InvalidSettings
+from repo.inputs.arguments import check_count, shown
 
 if TYPE_CHECKING:
     from repo.delivery.protocol import Sink

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from repo.arguments import check_function, check_seconds, check_text, shown
 from repo.compat.environment import filled_from_environment, from_environment
 from repo.errors import InvalidSettings, counted
+from repo.inputs.arguments import check_function, check_seconds, check_text, shown
 
 __all__ = ["ConnectionMonitor"]
 

@@ -33,12 +33,12 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote
 
-from repo.arguments import check_count, check_path, check_seconds, check_text
 from repo.core.changes import PositionChange
 from repo.delivery.encodings.packed import FORMAT, unpack_points, unpack_records
 from repo.delivery.http_server import Bounds, Handler, Refused, Server
 from repo.delivery.protocol import Lane
 from repo.errors import HoldfastError, InvalidSettings, StoreBusy, StoreForked, StoreFull
+from repo.inputs.arguments import check_count, check_path, check_seconds, check_text
 from repo.store.receiving import Receiving, Taken
 from repo.store.store import Store
 

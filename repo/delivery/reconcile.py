@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from repo.arguments import check_text
 from repo.cursors import Cursor, Span
 from repo.delivery.chain import Held
 from repo.delivery.protocol import Sink
 from repo.delivery.reading import Reader
 from repo.delivery.sinks.registry import sink_of
 from repo.errors import InvalidQuery
+from repo.inputs.arguments import check_text
 from repo.repositories.sinks import SinkInfo
 from repo.store.store import Store
 

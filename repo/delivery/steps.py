@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from repo.arguments import check_fields
 from repo.delivery.protocol import Lane
 from repo.errors import InvalidSettings, counted
+from repo.inputs.arguments import check_fields
 
 __all__ = ["Backoff", "Progress", "Step"]
 

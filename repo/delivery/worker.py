@@ -35,7 +35,7 @@ from repo.errors import (
     SinkUnreachable,
     StoreForked,
 )
-from repo.rates import Rate
+from repo.inputs.rates import Rate
 from repo.repositories.sinks import SinkInfo, Totals
 from repo.store.deliveries import Identity
 from repo.store.store import Store

@@ -13,8 +13,8 @@ from decimal import Decimal
 from typing import Any, NoReturn, TextIO
 
 from repo.errors import InvalidFile
-from repo.fields import described
-from repo.times import Unfit
+from repo.inputs.fields import described
+from repo.inputs.times import Unfit
 
 __all__ = ["MAX_LINE_CHARS", "Lines", "LongLine", "Objects", "undecodable"]
 

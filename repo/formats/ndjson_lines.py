@@ -24,8 +24,8 @@ from functools import lru_cache
 from math import inf, isfinite
 from typing import Any
 
-from repo.fields import DEFAULT_QUALITY, QUALITY_RANGE, described, metadata_json
-from repo.times import Unfit
+from repo.inputs.fields import DEFAULT_QUALITY, QUALITY_RANGE, described, metadata_json
+from repo.inputs.times import Unfit
 
 __all__ = ["INFINITE", "StoredRow", "lines_of", "stored_row"]
 

@@ -10,15 +10,15 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from repo.arguments import check_seconds, shown
 from repo.errors import InvalidQuery
+from repo.inputs.arguments import check_seconds, shown
+from repo.inputs.time_texts import Width, parse_width
+from repo.inputs.times import MAX_TIMESTAMP_US, Unfit, zone_named
 from repo.queries.aggregate_sql import aggregate, check_aggregates
 from repo.queries.buckets import AggregateColumns, Buckets
 from repo.queries.gaps import Fill, check_fill, fill_gaps, refuse_too_many
 from repo.queries.lookback import before
 from repo.queries.selection import Known, Selection
-from repo.time_texts import Width, parse_width
-from repo.times import MAX_TIMESTAMP_US, Unfit, zone_named
 
 __all__ = ["Aggregates", "Every", "check_width", "check_zone", "make_buckets", "spans_of"]
 

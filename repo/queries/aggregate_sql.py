@@ -26,12 +26,12 @@ from sqlalchemy import (
     true,
 )
 
-from repo.arguments import shown
 from repo.engines.base import Shape
 from repo.engines.registry import traits_of
 from repo.engines.sqlite.functions import between
 from repo.engines.statements import Statement, Template
 from repo.errors import InvalidQuery
+from repo.inputs.arguments import shown
 from repo.models import Point
 from repo.queries.buckets import AggregateColumns, BucketKey, Buckets
 from repo.queries.selection import Known, Selection, SeriesScope

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, ColumnElement, bindparam, case, literal_column
 
-from repo.time_texts import Width
-from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, to_datetime, to_datetimes
+from repo.inputs.time_texts import Width
+from repo.inputs.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, to_datetime, to_datetimes
 
 __all__ = ["AggregateColumns", "BucketKey", "Buckets"]
 

@@ -11,13 +11,13 @@ from typing import Any
 from sqlalchemy import Connection, func, or_, select
 
 from repo.engines.registry import traits_of
+from repo.inputs.time_texts import Width
 from repo.models import Point
 from repo.queries.aggregate import Every, check_width, check_zone, make_buckets, spans_of
 from repo.queries.buckets import Buckets
 from repo.queries.gaps import refuse_too_many
 from repo.queries.lookback import before
 from repo.queries.selection import Known, Selection, SeriesScope
-from repo.time_texts import Width
 
 __all__ = ["States"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Literal, get_args
 
-from repo.arguments import shown
 from repo.errors import InvalidQuery
+from repo.inputs.arguments import shown
 from repo.queries.buckets import AggregateColumns, Buckets
 
 __all__ = ["MOST_ROWS", "Fill", "check_fill", "fill_gaps", "refuse_too_many"]

@@ -12,8 +12,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from repo.arguments import check_text, shown
 from repo.errors import InvalidQuery
+from repo.inputs.arguments import check_text, shown
 
 __all__ = ["check_parameters"]
 

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
-from repo.batch import Batch
 from repo.engines.base import columns_of
-from repo.times import to_datetimes
+from repo.inputs.batch import Batch
+from repo.inputs.times import to_datetimes
 
 __all__ = [
     "PointDict",

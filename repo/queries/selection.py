@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, and_, false, true
 
-from repo.arguments import check_flag, shown
 from repo.engines.base import Traits
 from repo.errors import InvalidQuery
+from repo.inputs.arguments import check_flag, shown
+from repo.inputs.times import bound_us, to_datetime
 from repo.models import Point
 from repo.queries.summaries import Summaries, Summary
-from repo.times import bound_us, to_datetime
 
 __all__ = [
     "Known",

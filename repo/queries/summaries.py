@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
-from repo.batch import KIND_NUMBER, KIND_TEXT
+from repo.inputs.batch import KIND_NUMBER, KIND_TEXT
 
 __all__ = ["Summaries", "Summary"]
 

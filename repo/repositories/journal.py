@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, case, delete, func, select, update
 
-from repo.arguments import LARGEST
+from repo.inputs.arguments import LARGEST
 from repo.models import JournalRow, StoreState
 
 __all__ = ["BULK", "DELETE", "KEEP", "POINTS", "VOID", "Entry", "JournalRepository"]

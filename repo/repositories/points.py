@@ -10,11 +10,12 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, RootTransaction, func, select
 
-from repo.arguments import LARGEST, check_choice, check_count, check_flag
-from repo.batch import Batch
 from repo.clock import Clock, system_clock
 from repo.engines.registry import traits_of
 from repo.errors import Refusal, TransactionRule
+from repo.inputs.arguments import LARGEST, check_choice, check_count, check_flag
+from repo.inputs.batch import Batch
+from repo.inputs.values import check_point, check_rows
 from repo.models import Point
 from repo.queries import point_sql
 from repo.queries.aggregate import Aggregates, Every
@@ -24,7 +25,6 @@ from repo.queries.rows import PointDict, Row, dicts_of_rows, point_dicts, rows_o
 from repo.queries.selection import Names, Selection, Summary, Time, select_deleted, select_points
 from repo.repositories.apply import apply
 from repo.repositories.series import SummaryRepository
-from repo.values import check_point, check_rows
 
 __all__ = [
     "PointRepository",

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, false, func, select, true
 
-from repo.arguments import LARGEST, check_count, check_flag, check_text, shown
 from repo.clock import Clock, system_clock
 from repo.errors import InvalidRecord
-from repo.fields import check_name, json_plain
+from repo.inputs.arguments import LARGEST, check_count, check_flag, check_text, shown
+from repo.inputs.fields import check_name, json_plain
+from repo.inputs.times import to_us
 from repo.models import BufferedRecord
 from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.pointers import HANDED_OUT
 from repo.repositories.state import StateRepository
-from repo.times import to_us
 
 __all__ = [
     "DroppedRecords",

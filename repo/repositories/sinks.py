@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import Connection, case, delete, exists, func, insert, select, update
 
 from repo.cursors import Cursor
+from repo.inputs.rates import Rate
 from repo.models import AttemptRow, SinkCursor, SinkRange
 from repo.queries.selection import Selection
-from repo.rates import Rate
 from repo.repositories.attempts import Attempt, AttemptRepository
 
 __all__ = [

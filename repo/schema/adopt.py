@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from repo import durable, inuse
 from repo.clock import system_clock
-from repo.disk import HEADROOM_BYTES, refuse_full_disk
+from repo.disk import durable
+from repo.disk.space import HEADROOM_BYTES, refuse_full_disk
 from repo.engines.base import READ
 from repo.engines.registry import ENGINES, LEGACY, METADATA, traits_of
 from repo.errors import (
@@ -35,7 +35,8 @@ from repo.errors import (
     system_typed,
 )
 from repo.files import METADATA_FILE, StoreFiles
-from repo.lease import read_holder
+from repo.processes import inuse
+from repo.processes.lease import read_holder
 from repo.schema import backup as backups
 from repo.schema.counting import rows_of
 from repo.schema.databases import DATABASES, backend_of, in_store, opened, typed

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from repo import durable, ownership
+from repo.disk import durable, ownership
 from repo.engines.registry import ENGINES, companions_of, engine_named
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import StoreCorrupt, system_error, system_typed

@@ -16,8 +16,8 @@ from repo.engines.registry import ENGINES, METADATA, engine_named, first_usable
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import HoldfastError, StoreMissing
 from repo.files import StoreFiles
-from repo.lease import Lease
 from repo.models import StoreState
+from repo.processes.lease import Lease
 from repo.schema.version import version_of
 from repo.settings import Settings
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 from sqlalchemy import Connection
 
 from repo.clock import Clock
-from repo.disk import HEADROOM_BYTES, Wanted, by_disk
+from repo.disk.space import HEADROOM_BYTES, Wanted, by_disk
 from repo.engines.base import READ, Backend
 from repo.engines.registry import engine_named
 from repo.engines.sqlite import driver as sqlite

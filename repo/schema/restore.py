@@ -20,16 +20,16 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from repo import inuse
 from repo.clock import Clock, system_clock
-from repo.disk import refuse_full_disk
+from repo.disk.space import refuse_full_disk
 from repo.engines.base import READ
 from repo.engines.registry import ENGINES, METADATA
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import StoreBusy, StoreCorrupt, StoreMissing
 from repo.files import StoreFiles
-from repo.lease import leased
 from repo.models import StoreState
+from repo.processes import inuse
+from repo.processes.lease import leased
 from repo.schema import backup as backups
 from repo.schema.backup import Backup, Kept
 from repo.schema.databases import in_pieces

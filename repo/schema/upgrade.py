@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from repo.clock import Clock, system_clock
-from repo.disk import refuse_full_disk
+from repo.disk.space import refuse_full_disk
 from repo.engines.base import READ, typed_errors
 from repo.engines.registry import ENGINES, engine_named
 from repo.engines.sqlite import driver as sqlite
 from repo.engines.sqlite.backend import SQLiteBackend
 from repo.errors import HoldfastError, InvalidSettings, StoreMissing, counted, denied
 from repo.files import StoreFiles
-from repo.lease import leased
+from repo.processes.lease import leased
 from repo.repositories.pointers import PointerRepository
 from repo.schema import backup as backups
 from repo.schema import runner

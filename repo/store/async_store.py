@@ -11,9 +11,9 @@ from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
-from repo.arguments import check_count, shown
 from repo.core.changes import Submission
 from repo.errors import InvalidSettings, StoreClosed
+from repo.inputs.arguments import check_count, shown
 from repo.queries.rows import PointDict
 from repo.repositories.points import Written
 from repo.settings import Settings

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from repo.errors import StoreBusy
 from repo.files import StoreFiles
-from repo.lease import Lease
+from repo.processes.lease import Lease
 
 __all__ = ["Claim", "forget_claim"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from repo.arguments import check_count
 from repo.core.acknowledged import LOST_END
 from repo.errors import counted
+from repo.inputs.arguments import check_count
 from repo.queries.selection import Selection
 from repo.repositories.ledger import LedgerRepository, Loss
 

@@ -15,7 +15,6 @@ from uuid import uuid4
 from sqlalchemy import inspect
 from sqlalchemy.exc import SQLAlchemyError
 
-from repo import forks
 from repo.clock import Clock
 from repo.core.acknowledged import account_for_lost_end
 from repo.core.active import ActiveColumns, first_engine, refuse_unless_allowed
@@ -38,9 +37,10 @@ from repo.errors import (
     system_typed,
 )
 from repo.files import StoreFiles
-from repo.inuse import is_open_here, refuse_own
-from repo.lease import LEASE_FILE, leased
 from repo.models import MetadataBase
+from repo.processes import forks
+from repo.processes.inuse import is_open_here, refuse_own
+from repo.processes.lease import LEASE_FILE, leased
 from repo.repositories.pointers import PointerRepository
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import ColumnsStateRepository, Extent, State, StateRepository

@@ -7,8 +7,6 @@ from concurrent.futures import Future
 from datetime import datetime, tzinfo
 from typing import Any, Literal
 
-from repo.arguments import LARGEST, check_choice, check_count, check_flag, check_text
-from repo.batch import KIND_TEXT
 from repo.core.bulk import Bulk
 from repo.core.changes import DeleteChange, PointsChange, Submission
 from repo.core.deleting import delete_points
@@ -19,6 +17,9 @@ from repo.cursors import Span
 from repo.engines.interrupts import KeyboardInterrupts
 from repo.errors import InvalidQuery
 from repo.formats.arrays.columns import fetch_columns
+from repo.inputs.arguments import LARGEST, check_choice, check_count, check_flag, check_text
+from repo.inputs.batch import KIND_TEXT
+from repo.inputs.values import check_point
 from repo.queries import point_sql
 from repo.queries.aggregate import Aggregates, Every
 from repo.queries.aggregate_sql import is_numeric
@@ -29,7 +30,6 @@ from repo.queries.selection import Known, Names, Selection, check_selection, sel
 from repo.queries.seq_page import SeqPage, read_seq_page
 from repo.repositories.points import Written, next_points
 from repo.store.results import Result
-from repo.values import check_point
 
 __all__ = ["PointWriter", "Points"]
 

@@ -8,16 +8,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repo.arguments import check_count, check_path, check_text, shown
 from repo.core.handle import Handle
 from repo.cursors import Span
-from repo.durable import atomic_write
+from repo.disk.durable import atomic_write
 from repo.errors import InvalidQuery, file_typed
+from repo.inputs.arguments import check_count, check_path, check_text, shown
+from repo.inputs.times import to_datetime
 from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.quarantine import Quarantined, QuarantineRepository
 from repo.repositories.records import NewRecord, RecordRepository
 from repo.repositories.state import StateRepository
-from repo.times import to_datetime
 
 __all__ = ["Quarantine", "Retried", "drop_losses", "plain_item"]
 

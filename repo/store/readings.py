@@ -10,8 +10,8 @@ from datetime import UTC
 from numbers import Real
 from typing import Any
 
-from repo.fields import QUALITY_RANGE, is_missing, number_in
-from repo.times import Unfit, is_time, iso_datetime, moment_us, to_us
+from repo.inputs.fields import QUALITY_RANGE, is_missing, number_in
+from repo.inputs.times import Unfit, is_time, iso_datetime, moment_us, to_us
 
 __all__ = ["BAD", "GOOD", "UNCERTAIN", "readings_of"]
 

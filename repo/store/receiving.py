@@ -10,10 +10,10 @@ from typing import Any
 from repo.core.changes import Change, PointsChange, PositionChange, RecordChange, Submission
 from repo.core.handle import Handle
 from repo.errors import InvalidPoint, InvalidRecord, InvalidSettings
+from repo.inputs.times import to_datetime
+from repo.inputs.values import check_columns
 from repo.repositories.positions import Position, PositionRepository, SenderRepository
 from repo.repositories.records import NewRecord
-from repo.times import to_datetime
-from repo.values import check_columns
 
 __all__ = ["Receiving", "Taken"]
 
@@ -43,7 +43,7 @@ class Receiving:
         self._handle = handle
 
     def take_points(self, position: PositionChange, columns: Mapping[str, Sequence[Any]]) -> Taken:
-        """Take points, as columns for `repo.values.check_columns`. A later batch overwrites earlier values."""
+        """Take points, as columns for `repo.inputs.values.check_columns`. A later batch overwrites earlier values."""
         batch, refusals = check_columns(columns, accept_bool=False, skip=True, kinds_of=self._handle.kinds_of)
         changes = (PointsChange.of(batch),) if len(batch) else ()
         skippable = batch if len(batch) else None

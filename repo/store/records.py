@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from repo.arguments import LARGEST, check_count, check_flag, check_seconds, check_text
 from repo.core.changes import Change, PointsChange, RecordChange, SettleChange, Submission
 from repo.core.deleting import RecordDrop, delete_records
 from repo.core.handle import Handle
+from repo.inputs.arguments import LARGEST, check_count, check_flag, check_seconds, check_text
+from repo.inputs.times import to_us
+from repo.inputs.values import check_rows
 from repo.repositories.points import Written
 from repo.repositories.records import (
     NewRecord,
@@ -21,8 +23,6 @@ from repo.repositories.records import (
     listed_ids,
 )
 from repo.store.readings import readings_of
-from repo.times import to_us
-from repo.values import check_rows
 
 __all__ = ["RecordWriter", "Records"]
 

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from itertools import repeat
 from typing import Any, TypeVar
 
-from repo.arguments import check_count
 from repo.core.handle import Reading
 from repo.formats.arrays import frames
+from repo.inputs.arguments import check_count
 from repo.queries.pages import LISTS, PageForm, ResultPages
 from repo.queries.rows import PointDict, point_dicts
 

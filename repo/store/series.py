@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from repo.arguments import check_text
 from repo.core.handle import Handle
 from repo.errors import InvalidQuery
-from repo.fields import json_plain
+from repo.inputs.arguments import check_text
+from repo.inputs.fields import json_plain
 from repo.queries.selection import Names
 from repo.repositories.series import SeriesInfo, SeriesRepository
 

@@ -10,11 +10,12 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, func, or_, select
 
-from repo.arguments import LARGEST, check_choice, check_count
 from repo.core.handle import Handle
 from repo.cursors import Cursor, Span
 from repo.errors import EngineMissing, FlushFailed, InvalidQuery, StoreBusy, StoreFull
-from repo.fields import name_of
+from repo.inputs.arguments import LARGEST, check_choice, check_count
+from repo.inputs.fields import name_of
+from repo.inputs.times import Unfit, bound_us, to_datetime
 from repo.models import Point
 from repo.queries.selection import Selection
 from repo.repositories.attempts import AttemptRepository
@@ -22,7 +23,6 @@ from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.sinks import SinkInfo, SinkRepository
 from repo.repositories.state import StateRepository
-from repo.times import Unfit, bound_us, to_datetime
 
 __all__ = [
     "Moved",

@@ -11,8 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
-from repo.arguments import LARGEST, check_choice, check_count, check_flag, check_seconds, check_text, shown
 from repo.errors import InvalidSettings
+from repo.inputs.arguments import (
+    LARGEST,
+    check_choice,
+    check_count,
+    check_flag,
+    check_seconds,
+    check_text,
+    shown,
+)
 
 __all__ = ["OPTIONS", "Option", "OptionValue", "check_options", "effective_options", "is_reference"]
 

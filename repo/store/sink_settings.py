@@ -7,12 +7,20 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final
 
-from repo.arguments import LARGEST, check_choice, check_count, check_flag, check_number, check_seconds, shown
 from repo.errors import InvalidQuery, InvalidSettings
+from repo.inputs.arguments import (
+    LARGEST,
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    check_seconds,
+    shown,
+)
+from repo.inputs.rates import Rate
+from repo.inputs.time_texts import parse_duration_us
 from repo.queries.selection import Selection
-from repo.rates import Rate
 from repo.repositories.sinks import Lanes, MaxBacklog
-from repo.time_texts import parse_duration_us
 
 __all__ = ["SINK_SETTINGS", "check_filter", "check_lanes", "check_max_backlog", "check_rate"]
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from repo.arguments import LARGEST, check_count, check_flag
 from repo.core.handle import Handle
 from repo.errors import InvalidQuery
+from repo.inputs.arguments import LARGEST, check_count, check_flag
 from repo.queries.selection import Selection, check_selection
 from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository
@@ -101,7 +101,7 @@ class Sinks:
         - `records`: whether it gets the pending records, too; one sink of a store may.
         - `hold`: whether cleanup keeps what it has not confirmed, of all series whatever the filter selects, up to
           `max_backlog`: an age (`timedelta`, seconds, "30d"), or `{"age": ..., "points": ..., "bytes": ...}`.
-        - `rate`: bytes per second, as a number, "500kB/s", or a `repo.rates.Rate` with windows of the day.
+        - `rate`: bytes per second, as a number, "500kB/s", or a `repo.inputs.rates.Rate` with windows of the day.
         - `lanes`: True sends new readings before a long backlog; False sends everything in order;
           `{"share": 0.2, "order": "newest"}` gives the backlog's share of the bytes, and which part of it goes first.
         - `options`: those of the kind. A secret is `env:NAME` or `file:PATH`, never the value.

@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Float, Integer, Table, select
 
-from repo.arguments import check_text
 from repo.core.handle import Handle
 from repo.engines.base import BesideTable
 from repo.errors import InvalidQuery
+from repo.inputs.arguments import check_text
 from repo.models import BufferedRecord, LedgerEntry, Series, SinkCursor
 from repo.queries.parameters import check_parameters
 

@@ -10,10 +10,11 @@ from typing import Any
 from sqlalchemy import Connection
 
 from repo.core.acknowledged import LOST_END
-from repo.disk import FLUSH_BYTES, by_disk
+from repo.disk.space import FLUSH_BYTES, by_disk
 from repo.errors import counted
 from repo.files import StoreFiles
-from repo.lease import Holder, read_holder
+from repo.inputs.times import to_datetime
+from repo.processes.lease import Holder, read_holder
 from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository
 from repo.repositories.pointers import PointerRepository
@@ -24,7 +25,6 @@ from repo.repositories.series import LatestRepository, SeriesRepository
 from repo.repositories.sinks import SinkInfo, SinkRepository
 from repo.repositories.state import State, StateRepository
 from repo.store.losses import COLUMNS_OLDER, read_losses
-from repo.times import to_datetime
 from repo.upkeep.usage import sizes_of
 
 __all__ = [

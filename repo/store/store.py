@@ -12,16 +12,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
-from repo import forks
-from repo.arguments import (
-    LARGEST,
-    check_choice,
-    check_count,
-    check_flag,
-    check_function,
-    check_path,
-    shown,
-)
 from repo.clock import Clock, system_clock
 from repo.core.background import BackgroundThread, stop_all
 from repo.core.metadata import MetadataDatabase
@@ -30,6 +20,17 @@ from repo.core.reserve import Reserve
 from repo.engines.interrupts import KeyboardInterrupts
 from repo.errors import EngineMissing, InvalidSettings, StoreFull
 from repo.files import StoreFiles, check_store_path
+from repo.inputs.arguments import (
+    LARGEST,
+    check_choice,
+    check_count,
+    check_flag,
+    check_function,
+    check_path,
+    shown,
+)
+from repo.inputs.times import UNIX_EXPONENTS
+from repo.processes import forks
 from repo.queries.selection import Names
 from repo.schema import version
 from repo.settings import Settings
@@ -42,7 +43,6 @@ from repo.store.series import SeriesApi
 from repo.store.sinks import Sinks
 from repo.store.status import Status, read_status
 from repo.store.transaction import Transaction
-from repo.times import UNIX_EXPONENTS
 
 if TYPE_CHECKING:
     from repo.formats.text.layout import Rejected

@@ -9,8 +9,8 @@ import re
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from repo.arguments import check_text
 from repo.errors import InvalidSettings
+from repo.inputs.arguments import check_text
 
 __all__ = ["KINDS", "Target", "parse_target"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from repo.arguments import check_choice
 from repo.core.bulk import Bulk
 from repo.core.changes import Change, PointsChange, Submission
 from repo.core.handle import Handle
 from repo.errors import Refusal, TransactionRule
+from repo.inputs.arguments import check_choice
 from repo.repositories.points import Written
 from repo.store.points import PointWriter
 from repo.store.records import RecordWriter

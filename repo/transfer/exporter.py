@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 
 from repo.core.handle import Handle
 from repo.core.keep_open import kept_open
-from repo.durable import atomic_write, put
+from repo.disk.durable import atomic_write, put
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import InvalidFile, InvalidQuery, file_typed
 from repo.formats.arrays.streams import Page, take_page

@@ -16,7 +16,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from repo.batch import KIND_NUMBER, KIND_TEXT
 from repo.core.bulk import Bulk
 from repo.core.handle import Handle
 from repo.core.keep_open import kept_open
@@ -29,10 +28,11 @@ from repo.formats.files.mapping import Reading, ReadPlan, plan_of
 from repo.formats.files.ndjson import opened_ndjson
 from repo.formats.files.parquet_packages import SharedInstance, reader_here
 from repo.formats.recognition import foreign_format, utf_16_or_32
+from repo.inputs.batch import KIND_NUMBER, KIND_TEXT
+from repo.inputs.times import SUSPECT_BEFORE_US
 from repo.queries.counts import present
 from repo.repositories.series import SeriesRepository
 from repo.settings import Settings
-from repo.times import SUSPECT_BEFORE_US
 from repo.transfer.inputs import HEAD_BYTES, form_of, is_parquet
 from repo.transfer.sources import Source, listed, sources_of
 

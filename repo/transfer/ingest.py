@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from operator import itemgetter
 from typing import Any, BinaryIO
 
-from repo.batch import KIND_NUMBER, KIND_TEXT
 from repo.core.changes import PointsChange, Submission
 from repo.core.handle import Handle
 from repo.errors import (
@@ -27,7 +26,6 @@ from repo.errors import (
     StoreBusy,
     counted,
 )
-from repo.fields import described
 from repo.formats.compression import plain_name
 from repo.formats.files.mapping import Reading
 from repo.formats.text.columns import is_position
@@ -35,13 +33,15 @@ from repo.formats.text.csv import read_csv
 from repo.formats.text.layout import Layout, ReadingChunk, Rejected, layout_of, time_reader
 from repo.formats.text.ndjson import read_ndjson
 from repo.formats.text.times import TimeReader
+from repo.inputs.batch import KIND_NUMBER, KIND_TEXT
+from repo.inputs.fields import described
+from repo.inputs.times import UNIX_EXPONENTS
+from repo.inputs.values import check_rows
 from repo.repositories.points import Written
 from repo.repositories.series import SeriesRepository
-from repo.times import UNIX_EXPONENTS
 from repo.transfer.importer import SUSPECT_TIMES, import_parquet
 from repo.transfer.inputs import Input
 from repo.transfer.repeats import Repeats
-from repo.values import check_rows
 
 __all__ = ["Files", "Ingested", "IngestedFile", "ingest"]
 

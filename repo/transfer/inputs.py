@@ -11,11 +11,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal, TextIO, get_args
 
-from repo.arguments import check_path, check_text, shown
 from repo.errors import InvalidFile, InvalidSettings
 from repo.formats.compression import packing_of, plain_name, unpacked
 from repo.formats.recognition import foreign_format, is_wide_encoding, utf_16_or_32
-from repo.inuse import refuse_own
+from repo.inputs.arguments import check_path, check_text, shown
+from repo.processes.inuse import refuse_own
 
 __all__ = ["HEAD_BYTES", "NAMES", "Form", "Input", "form_of", "is_parquet"]
 

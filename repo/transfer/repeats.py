@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 
-from repo.batch import Batch
+from repo.inputs.batch import Batch
 
 __all__ = ["Repeats"]
 

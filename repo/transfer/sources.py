@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from repo.arguments import check_path, shown
-from repo.durable import digest
+from repo.disk.durable import digest
 from repo.errors import InvalidFile, StoreCorrupt, file_error
 from repo.formats.files.bundle import BUNDLE, DRAFT, MANIFEST, VERSION
-from repo.inuse import refuse_own
+from repo.inputs.arguments import check_path, shown
+from repo.processes.inuse import refuse_own
 
 __all__ = ["Source", "listed", "sources_of"]
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from repo.arguments import LARGEST, check_count
 from repo.core.deleting import delete_points, delete_records
 from repo.core.handle import Handle
 from repo.core.reserve import Reserve
 from repo.errors import EngineMissing, HoldfastError, InvalidQuery, StoreBusy
+from repo.inputs.arguments import LARGEST, check_count
 from repo.queries.counts import SeriesExtent, extents
 from repo.queries.selection import MOST_NAMES, Names, Selection, Time, chosen_names
 from repo.repositories.records import RecordExtent, RecordRepository, RecordScope

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from repo import durable, ownership
 from repo.core.active import building_path, remove, set_aside
 from repo.core.handle import Handle
-from repo.disk import refuse_full_disk
+from repo.disk import durable, ownership
+from repo.disk.space import refuse_full_disk
 from repo.engines.base import typed_errors
 from repo.engines.registry import engine_named
 from repo.errors import HoldfastError, system_typed

@@ -12,8 +12,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
 
-from repo import disk, durable
 from repo.core.columns import OpenColumns
+from repo.disk import durable, space
 from repo.engines.base import READ, Backend
 from repo.engines.registry import engine_named, traits_of
 from repo.errors import FlushFailed, HoldfastError, system_typed
@@ -36,7 +36,7 @@ _points: Any = Point.__table__
 def most_bytes(to: str, opened: OpenColumns, known: Mapping[tuple[str, str], Summary]) -> int:
     """Return the maximum size in bytes of a new file of the engine `to`."""
     engine = engine_named(to)
-    needed_bytes = disk.HEADROOM_BYTES + 2 * _text_bytes(opened.flush_connection)
+    needed_bytes = space.HEADROOM_BYTES + 2 * _text_bytes(opened.flush_connection)
     for pair, summary in known.items():
         names_bytes = engine.names_a_point * sum(len(name.encode()) for name in pair)
         needed_bytes += summary.points * (engine.bytes_a_point + names_bytes)

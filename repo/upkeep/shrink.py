@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from repo import disk, durable
 from repo.core.active import building_path, remove
 from repo.core.columns import OpenColumns
 from repo.core.handle import Handle
 from repo.core.reserve import Reserve
-from repo.disk import Wanted
+from repo.disk import durable, space
+from repo.disk.space import Wanted
 from repo.engines.base import typed_errors
 from repo.engines.registry import ENGINES
 from repo.engines.sqlite import driver as sqlite
@@ -87,13 +87,13 @@ def _shrunk(
             handle.files.metadata: _needed_for_metadata(handle),
         }
         # The files are rewritten one after the other.
-        needed_bytes = max(sum(disk.by_disk(wanted).values()) for wanted in needs.values())
+        needed_bytes = max(sum(space.by_disk(wanted).values()) for wanted in needs.values())
         if dry_run:
             return Shrunk(
                 *(columns_before, columns_before, metadata_before, metadata_before, needed_bytes, free_bytes)
             )
         for file, wanted in needs.items():
-            disk.refuse_full_disk(
+            space.refuse_full_disk(
                 wanted, f"rewriting {file}", "the file is unchanged. Free some space and try again"
             )
         target = handle.active.backend_of(opened.backend.name, building_path(path))
@@ -145,7 +145,7 @@ def _needed_for_columns(handle: Handle, opened: OpenColumns) -> list[Wanted]:
     file_bytes = opened.backend.path.stat().st_size
     with opened.flush_connection.begin():
         free = opened.backend.free_bytes(opened.flush_connection)
-    used_bytes = (file_bytes - free) * 3 // 2 + disk.NEW_FILE_BYTES
+    used_bytes = (file_bytes - free) * 3 // 2 + space.NEW_FILE_BYTES
     most = most_bytes(opened.backend.name, opened, handle.flusher.known)
     return [(opened.backend.path.parent, min(used_bytes, most))]
 
@@ -155,7 +155,7 @@ def _needed_for_metadata(handle: Handle) -> list[Wanted]:
     with handle.metadata.read() as connection:
         used_bytes = sqlite.used_bytes(connection)
     return [
-        (handle.files.metadata.parent, used_bytes + disk.NEW_FILE_BYTES),
+        (handle.files.metadata.parent, used_bytes + space.NEW_FILE_BYTES),
         (sqlite.temp_folder(), used_bytes),
     ]
 

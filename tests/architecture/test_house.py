@@ -49,7 +49,7 @@ def test_a_module_says_in_its_first_line_what_it_owns(path: Path) -> None:
 
 def test_only_one_module_syncs_and_renames_files() -> None:
     found = {path for path in MODULES if re.search(r"\bos\.(fsync|rename|replace)\(", path.read_text())}
-    assert [str(path.relative_to(ROOT)) for path in found] == ["repo/durable.py"]
+    assert [str(path.relative_to(ROOT)) for path in found] == ["repo/disk/durable.py"]
 
 
 def test_the_public_names_are_these() -> None:

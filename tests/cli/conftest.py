@@ -22,7 +22,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from repo.clock import system_clock
-from repo.lease import Lease
+from repo.processes.lease import Lease
 lease = Lease(Path(sys.argv[1]), system_clock)
 lease.acquire(5, "holding on for a test")
 print("held", flush=True)

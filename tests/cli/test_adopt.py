@@ -347,7 +347,7 @@ HOLDERS = {
     "c.execute('BEGIN IMMEDIATE')",
     "points": "import duckdb; c = duckdb.connect(F + '/timeseries.duckdb')",
     "reading points": "import duckdb; c = duckdb.connect(F + '/timeseries.duckdb', read_only=True)",
-    "lease": "from pathlib import Path; from repo.lease import Lease; c = Lease(Path(F), lambda: 0); "
+    "lease": "from pathlib import Path; from repo.processes.lease import Lease; c = Lease(Path(F), lambda: 0); "
     "c.acquire(5, 'a test')",
 }
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from repo import OfflineBufferManager, Settings, Store, disk
+from repo import OfflineBufferManager, Settings, Store
+from repo.disk import space
 from tests.cli.conftest import Command, MakeOnce
 
 DAY = 86_400
@@ -168,7 +169,7 @@ def test_space_returns_to_the_disk_on_request(on_store: Any) -> None:
 def test_the_deletion_is_reported_even_if_there_is_no_space_to_shrink(
     site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "NEW_FILE_BYTES", 2**62)
+    monkeypatch.setattr(space, "NEW_FILE_BYTES", 2**62)
     output = site("--json", "cleanup", "--sensor", "PUMP-1", "-y", "--shrink", code=1)
     done = json.loads(output.stdout)
     assert (done["points"], done["shrunk"]) == (10, None)

@@ -14,7 +14,7 @@ import pytest
 
 from repo import Settings, Store
 from repo.commands.store import _second
-from repo.disk import FLUSH_BYTES
+from repo.disk.space import FLUSH_BYTES
 from repo.engines.sqlite import driver as sqlite
 from repo.schema import runner
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repo import HoldfastError, InvalidQuery, Settings, Store, StoreBusy, StoreFull, disk
+from repo import HoldfastError, InvalidQuery, Settings, Store, StoreBusy, StoreFull
+from repo.disk import space
 from repo.repositories.ledger import LedgerRepository, Loss
 from tests.conftest import Templates
 from tests.contract.test_processes import HOLD, ask_and_end
@@ -332,7 +333,7 @@ def test_a_disk_without_room_for_the_new_file_is_reported_before_anything_change
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store)
-    monkeypatch.setattr(disk, "NEW_FILE_BYTES", 2**62)
+    monkeypatch.setattr(space, "NEW_FILE_BYTES", 2**62)
     with pytest.raises(StoreFull, match="the file is unchanged"):
         store.shrink()
     assert counts(store) == {"s0": 1000, "s1": 1000, "s2": 1000}
@@ -347,8 +348,8 @@ def test_a_disk_without_room_for_the_vacuum_of_the_metadata_is_reported_before_i
     fill(store)
     store.records.add("r", "from", {"text": "x" * 1_000_000})
     store.checkpoint()
-    monkeypatch.setattr(disk, "NEW_FILE_BYTES", 0)
-    monkeypatch.setattr(disk, "HEADROOM_BYTES", 0)
+    monkeypatch.setattr(space, "NEW_FILE_BYTES", 0)
+    monkeypatch.setattr(space, "HEADROOM_BYTES", 0)
     needed_bytes = store.shrink(dry_run=True).needed_bytes
     assert needed_bytes > 2_000_000
     usage = shutil.disk_usage(store.path)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from repo import InvalidQuery, Settings, Store
 from repo.extras import FEW_ROWS
+from repo.inputs.times import to_datetime, to_datetimes
 from repo.queries import point_sql
-from repo.times import to_datetime, to_datetimes
 from tests.conftest import RunPython, Templates
 
 pytestmark = pytest.mark.shared_stores

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from repo import lease as lease_module
 from repo.errors import StoreBusy
-from repo.lease import Lease
+from repo.processes import lease as lease_module
+from repo.processes.lease import Lease
 from tests.interrupts import interrupted
 
 
@@ -30,7 +30,7 @@ def run(script: str, folder: Path) -> str:
 FORK = """
 import os, sys, threading, time
 from pathlib import Path
-from repo.lease import Lease
+from repo.processes.lease import Lease
 holder, waiter, third = (Lease(Path(sys.argv[1]), lambda: 0) for _ in range(3))
 holder.acquire(1.0, "a test")
 thread = threading.Thread(target=waiter.acquire, args=(20.0, "a test"))
@@ -60,7 +60,7 @@ def test_the_child_of_a_fork_does_not_keep_the_lease_that_a_thread_waited_for(tm
 NO_DESCRIPTORS = """
 import os, resource, sys
 from pathlib import Path
-from repo.lease import Lease
+from repo.processes.lease import Lease
 from repo.errors import HoldfastError
 lease = Lease(Path(sys.argv[1]), lambda: 0)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
@@ -91,7 +91,7 @@ def test_a_process_without_descriptors_gets_an_error_and_can_take_the_lease_late
 NO_THREADS = """
 import resource, sys, threading
 from pathlib import Path
-from repo.lease import Lease
+from repo.processes.lease import Lease
 from repo.errors import HoldfastError
 holder, waiter, third = (Lease(Path(sys.argv[1]), lambda: 0) for _ in range(3))
 holder.acquire(1.0, "a test")

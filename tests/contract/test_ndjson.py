@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from repo import InvalidFile, InvalidQuery, Store, StoreCorrupt
-from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
+from repo.inputs.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
 from tests.conftest import HAS_DUCKDB, OpenStore, RunPython
 from tests.contract.test_parquet_export import BEGIN_S, Stopped, fill, points_of, stop_after
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from repo import InvalidFile, InvalidQuery, Store
-from repo.lease import read_holder
+from repo.processes.lease import read_holder
 from repo.transfer import exporter
 from tests.conftest import OpenStore, RunPython
 

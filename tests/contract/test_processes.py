@@ -16,7 +16,7 @@ import pytest
 
 from repo import Settings, Store, StoreBusy, StoreClosed
 from repo.clock import system_clock
-from repo.lease import Lease
+from repo.processes.lease import Lease
 
 pytestmark = pytest.mark.closes_columns
 

@@ -14,8 +14,8 @@ import pytest
 from repo import Settings, Store
 from repo.delivery.sinks.folder import FolderSink
 from repo.errors import HoldfastError, InvalidSettings, SinkHalted, SinkUnreachable, StoreForked
+from repo.inputs.times import to_datetime
 from repo.testing import Batches
-from repo.times import to_datetime
 
 START_US = 1_767_225_600_000_000
 

@@ -16,10 +16,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from repo import Settings, Store, durable
+from repo import Settings, Store
 from repo.delivery import worker
 from repo.delivery.forwarder import Backoff, Forwarder
 from repo.delivery.sinks import folder
+from repo.disk import durable
 from repo.repositories.attempts import AttemptRepository
 from repo.store.deliveries import Delivery
 

@@ -20,10 +20,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from repo import disk
 from repo.core import background, compaction
 from repo.delivery.forwarder import Backoff, Forwarder
 from repo.delivery.reconcile import reconcile
+from repo.disk import space
 from repo.engines.registry import ENGINES
 from repo.errors import HoldfastError, StoreFull
 from repo.files import RESERVE_FILE
@@ -159,7 +159,7 @@ def move_on_a_full_disk(folder: Path, engine: str, notes: Notes) -> None:
     store.checkpoint()
     move = store.demote if engine == "duckdb" else store.promote
     notes.while_full.append(_tried(move))
-    disk.HEADROOM_BYTES = 0
+    space.HEADROOM_BYTES = 0
     for name, record in ENGINES.items():
         ENGINES[name] = replace(record, bytes_a_point=0, names_a_point=0)
     for left_bytes in (150_000, 90_000, 50_000, 20_000):
@@ -186,7 +186,7 @@ def compact_on_a_full_disk(folder: Path, notes: Notes) -> None:
         notes.write(store)
     store.checkpoint()
     notes.while_full.append(_tried(store.compact))
-    disk.HEADROOM_BYTES = compaction._DISK_BYTES_A_ROW = compaction._DISK_COPIES_OF_TEXTS = 0
+    space.HEADROOM_BYTES = compaction._DISK_BYTES_A_ROW = compaction._DISK_COPIES_OF_TEXTS = 0
     compaction.SLICE_ROWS = 500
     for left_bytes in (100_000, 20_000):
         with (folder / "rest").open("ab", buffering=0) as rest:

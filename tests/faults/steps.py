@@ -25,15 +25,15 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import Pool
 
-from repo import durable
 from repo.core.columns import OpenColumns
 from repo.core.compaction import Compaction, Piece
+from repo.disk import durable
 from repo.engines import base
 from repo.engines.bare import BareConnection
 from repo.engines.duckdb.backend import DuckDBBackend
 from repo.engines.sqlite import driver as sqlite
 from repo.engines.sqlite.backend import SQLiteBackend
-from repo.lease import Lease
+from repo.processes.lease import Lease
 from repo.repositories.journal import JournalRepository
 from repo.upkeep import convert as converting
 from repo.upkeep import copying, rewrite

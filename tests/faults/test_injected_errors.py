@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from repo.core.flush import Flusher
 from repo.errors import HoldfastError
-from repo.lease import Lease
+from repo.processes.lease import Lease
 from repo.settings import Settings
 from repo.store.store import Store
 

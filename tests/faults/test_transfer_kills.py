@@ -54,7 +54,7 @@ STEPS = {
         "repo.transfer.exporter:_Export:_write",
         "repo.formats.files.bundle:Drafting:add",
         "repo.formats.files.bundle:Drafting:finish",
-        "repo.durable:sync",
+        "repo.disk.durable:sync",
         "repo.transfer.exporter:put",
     ),
     "import": (

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from repo import Settings, Store, forks
+from repo import Settings, Store
+from repo.processes import forks
 
 WORKERS = {"fork": 200, "spawn": 50}
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from repo import Settings, Store, StoreClosed, forks
+from repo import Settings, Store, StoreClosed
+from repo.processes import forks
 from repo.repositories.apply import apply
 from tests.conftest import OpenStore, RunPython, Templates
 from tests.forks.children import in_child, started, until
@@ -285,7 +286,7 @@ def test_forks_while_other_threads_open_close_and_fork(open_store: OpenStore) ->
 INTERRUPTED = """
 import os, signal, sys, threading, time
 from repo import Settings, Store, StoreClosed
-from repo import forks
+from repo.processes import forks
 
 folder, engine = sys.argv[1:]
 store = Store(folder, Settings(engine=engine))

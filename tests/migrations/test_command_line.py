@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Engine, inspect, text
 
 from repo.errors import HoldfastError
-from repo.lease import Lease
+from repo.processes.lease import Lease
 from repo.schema import runner
 from repo.schema.databases import find_targets
 from repo.schema.version import HEAD

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from repo import Settings, Store, durable
+from repo import Settings, Store
+from repo.disk import durable
 from repo.errors import SchemaOutdated, StoreBusy, StoreCorrupt, StoreFull, StoreMissing
 from repo.files import StoreFiles
 from repo.schema import backup as backups

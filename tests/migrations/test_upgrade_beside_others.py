@@ -16,7 +16,7 @@ from repo import Settings, Store
 from repo.errors import (
     StoreBusy,
 )
-from repo.lease import Lease
+from repo.processes.lease import Lease
 from repo.schema.upgrade import migrate_store
 from repo.schema.version import HEAD
 from tests.migrations.legacy_store import contents

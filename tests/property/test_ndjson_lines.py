@@ -10,13 +10,13 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from repo.fields import metadata_json, text_of
 from repo.formats.lines import Objects
 from repo.formats.ndjson_lines import lines_of, stored_row
 from repo.formats.text.layout import Layout
 from repo.formats.text.ndjson import read_ndjson
-from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
-from repo.values import check_rows
+from repo.inputs.fields import metadata_json, text_of
+from repo.inputs.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
+from repo.inputs.values import check_rows
 
 plain = st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"))
 names = st.text(plain, min_size=1, max_size=20)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from repo.core.bulk import _plain
 from repo.formats.arrays.scan import SOURCE, batch_of, scan
 from repo.formats.arrays.tables import table_of
+from repo.inputs.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
+from repo.inputs.values import check_columns
 from repo.queries.rows import rows_of
-from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
-from repo.values import check_columns
 
 pytestmark = pytest.mark.duckdb
 

@@ -11,10 +11,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repo import values
-from repo.batch import Batch
-from repo.times import EXACT_FLOAT_S, MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, to_datetime, to_us
-from repo.values import check_rows
+from repo.inputs import values
+from repo.inputs.batch import Batch
+from repo.inputs.times import EXACT_FLOAT_S, MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, to_datetime, to_us
+from repo.inputs.values import check_rows
 
 NOW_US = 1_700_000_000_123_456
 

@@ -8,7 +8,7 @@ import pytest
 
 from repo.core.codec import pack, pack_point, unpack
 from repo.errors import StoreCorrupt
-from repo.values import check_point
+from repo.inputs.values import check_point
 
 POINTS: dict[str, dict[str, Any]] = {
     "a number": {"value": 1.5},

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from repo import InvalidFile, StoreBusy, StoreFull
-from repo.durable import atomic_write, copy, digest, put, rename_all, replace
+from repo.disk.durable import atomic_write, copy, digest, put, rename_all, replace
 from repo.errors import file_typed
 
 

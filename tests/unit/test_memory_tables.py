@@ -11,7 +11,7 @@ import pytest
 
 from repo.core.incoming import Incoming
 from repo.formats.arrays.memory import BATCH_ROWS, MemoryColumn, MemoryTable
-from repo.values import check_rows
+from repo.inputs.values import check_rows
 
 duckdb = pytest.importorskip("duckdb")
 

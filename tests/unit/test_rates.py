@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from repo.delivery.rate import BURST_S, Bucket, Speed, batch_bytes
 from repo.errors import InvalidSettings
-from repo.rates import Rate, parse_bytes_per_s
-from repo.time_texts import parse_time
+from repo.inputs.rates import Rate, parse_bytes_per_s
+from repo.inputs.time_texts import parse_time
 
 
 def _us(text: str) -> int:

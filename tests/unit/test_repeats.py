@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from repo.batch import Batch
+from repo.inputs.batch import Batch
+from repo.inputs.values import check_rows
 from repo.transfer.repeats import Repeats
-from repo.values import check_rows
 
 
 def batch(*times: int, sensor: str = "S") -> Batch:

@@ -80,8 +80,8 @@ def test_a_checkout_that_is_not_installed_is_named_by_its_folder(monkeypatch: py
 
 
 def test_without_time_zones_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("repo.times.ZoneInfo", _no_zone)
-    monkeypatch.setattr("repo.times.available_timezones", set)
+    monkeypatch.setattr("repo.inputs.times.ZoneInfo", _no_zone)
+    monkeypatch.setattr("repo.inputs.times.available_timezones", set)
     with pytest.raises(InvalidQuery, match="pip install tzdata"):
         check_zone("Europe/Oslo")
     assert str(check_zone("UTC")) == "UTC"

@@ -15,7 +15,7 @@ import pytest
 from repo.errors import InvalidFile, InvalidSettings
 from repo.formats.text.csv import read_csv
 from repo.formats.text.layout import Layout, ReadingChunk, Rejected
-from repo.values import check_rows
+from repo.inputs.values import check_rows
 
 LONG = "sensor_id,metric_name,timestamp,value\n"
 WIDE = "timestamp,pressure,flow\n"

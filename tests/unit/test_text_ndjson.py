@@ -13,7 +13,7 @@ import pytest
 from repo.errors import InvalidFile, InvalidSettings
 from repo.formats.text.layout import Layout, ReadingChunk
 from repo.formats.text.ndjson import read_ndjson
-from repo.values import check_rows
+from repo.inputs.values import check_rows
 
 DAY = 1_704_067_200  # 2024-01-01
 

@@ -11,7 +11,7 @@ import pytest
 
 from repo.errors import InvalidSettings
 from repo.formats.text.times import TimeReader
-from repo.times import Unfit
+from repo.inputs.times import Unfit
 
 
 def us_of(text: str, *formats: str, zone: str = "UTC", ambiguous: Any = "refuse") -> int:

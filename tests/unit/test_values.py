@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from repo.batch import Batch
 from repo.errors import InvalidPoint, Refusal
-from repo.fields import MAX_METADATA_BYTES, MAX_TEXT_BYTES, check_name, metadata_json
-from repo.values import check_point, check_rows
+from repo.inputs.batch import Batch
+from repo.inputs.fields import MAX_METADATA_BYTES, MAX_TEXT_BYTES, check_name, metadata_json
+from repo.inputs.values import check_point, check_rows
 
 NOW_US = 1_700_000_000_123_456
 GOOD = ("S-1", "pressure", 1.5, 2.5)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from repo.batch import Batch
 from repo.errors import InvalidPoint
-from repo.values import check_point, check_rows
+from repo.inputs.batch import Batch
+from repo.inputs.values import check_point, check_rows
 
 np = pytest.importorskip("numpy")
 

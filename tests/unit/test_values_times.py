@@ -11,9 +11,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from repo.errors import InvalidPoint, InvalidQuery
-from repo.time_texts import Width, before_us, parse_duration_us, parse_time, parse_width
-from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, bound_us, local_us, to_datetime, to_us
-from repo.values import check_point, check_rows
+from repo.inputs.time_texts import Width, before_us, parse_duration_us, parse_time, parse_width
+from repo.inputs.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, bound_us, local_us, to_datetime, to_us
+from repo.inputs.values import check_point, check_rows
 
 NOW_US = 1_700_000_000_123_456
 BERLIN = ZoneInfo("Europe/Berlin")

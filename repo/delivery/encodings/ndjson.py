@@ -19,7 +19,7 @@ from typing import Any
 
 from repo.delivery.encodings.encoded import Encoded, Names, plain
 from repo.delivery.protocol import Batch, Columns, Lane, RecordItem
-from repo.fields import metadata_json
+from repo.inputs.fields import metadata_json
 
 __all__ = ["array_of", "encode", "lines_of_points", "lines_of_records"]
 

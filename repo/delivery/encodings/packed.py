@@ -14,11 +14,11 @@ from itertools import count
 from math import isfinite, nan
 from typing import Any, Final
 
-from repo.batch import KIND_NUMBER, KIND_TEXT, Batch
 from repo.core.codec import BLOCK_POINTS, pack, unpack
 from repo.delivery.protocol import Columns, RecordItem
 from repo.errors import StoreCorrupt
-from repo.fields import DEFAULT_QUALITY
+from repo.inputs.batch import KIND_NUMBER, KIND_TEXT, Batch
+from repo.inputs.fields import DEFAULT_QUALITY
 
 __all__ = ["FORMAT", "pack_points", "pack_records", "unpack_points", "unpack_records"]
 

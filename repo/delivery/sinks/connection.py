@@ -7,9 +7,9 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from repo.arguments import check_text, shown
 from repo.delivery.sinks.tls import client_context, halted_by_tls
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable
+from repo.inputs.arguments import check_text, shown
 
 __all__ = ["Answer", "Connection", "checked_url", "rejected"]
 

@@ -27,12 +27,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 from uuid import uuid4
 
-from repo import durable
-from repo.arguments import check_text
 from repo.cursors import Cursor
 from repo.delivery.chain import Held, is_repeat
 from repo.delivery.limits import AS_COLUMNS, AS_TEXT, BatchLimits
 from repo.delivery.protocol import Batch, Columns, Item, Outcome
+from repo.disk import durable
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import HoldfastError, InvalidSettings, SinkHalted, SinkUnreachable, StoreBusy, StoreForked
 from repo.formats.arrays.columns import taken
@@ -40,6 +39,7 @@ from repo.formats.files.formats import FileWriter, WrittenPage, WrittenPages
 from repo.formats.files.parquet import note_of
 from repo.formats.files.parquet_packages import writer_here
 from repo.formats.files.text_writer import NdjsonWriter
+from repo.inputs.arguments import check_text
 from repo.store.sink_options import effective_options
 
 if TYPE_CHECKING:

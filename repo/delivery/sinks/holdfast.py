@@ -8,7 +8,6 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
 
-from repo.arguments import check_text
 from repo.cursors import Cursor
 from repo.delivery.chain import Held, forked
 from repo.delivery.encodings.packed import FORMAT, pack_points, pack_records
@@ -17,6 +16,7 @@ from repo.delivery.protocol import Batch, Item, Lane, Outcome
 from repo.delivery.secrets import Secret
 from repo.delivery.sinks.connection import Connection, checked_url, rejected
 from repo.errors import HoldfastError, InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable
+from repo.inputs.arguments import check_text
 from repo.store.sink_options import effective_options
 
 __all__ = ["HoldfastSink"]

@@ -23,7 +23,6 @@ from io import BytesIO
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from repo.arguments import check_text, shown
 from repo.delivery.keys import BatchKey
 from repo.delivery.protocol import Batch, Item, Outcome
 from repo.delivery.secrets import Secret
@@ -31,6 +30,7 @@ from repo.delivery.sinks.connection import Answer, Connection, checked_url, reje
 from repo.delivery.sinks.http_formats import format_of
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable
 from repo.formats.compression import packed
+from repo.inputs.arguments import check_text, shown
 from repo.store.sink_options import effective_options
 
 __all__ = ["HttpSink"]

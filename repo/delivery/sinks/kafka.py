@@ -19,12 +19,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from repo.arguments import check_text, shown
 from repo.delivery.encodings.messages import Message, Packer, labels_of
 from repo.delivery.protocol import Batch, Item, Outcome
 from repo.delivery.secrets import Secret
 from repo.errors import InvalidSettings, SinkHalted, SinkUnreachable
 from repo.extras import missing_extra
+from repo.inputs.arguments import check_text, shown
 from repo.store.sink_options import PREFIXES, effective_options
 
 __all__ = ["KafkaSink"]

@@ -22,13 +22,13 @@ from string import Formatter
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
-from repo.arguments import check_text, shown
 from repo.delivery.encodings.messages import Message, Packer, labels_of
 from repo.delivery.protocol import Batch, Item, Outcome
 from repo.delivery.secrets import Secret
 from repo.delivery.sinks.tls import client_context, halted_by_tls
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable
 from repo.extras import missing_extra
+from repo.inputs.arguments import check_text, shown
 from repo.store.sink_options import effective_options
 
 __all__ = ["MqttSink"]

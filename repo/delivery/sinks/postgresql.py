@@ -16,7 +16,6 @@ from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
 
-from repo.arguments import check_flag, check_seconds, check_text
 from repo.cursors import Cursor
 from repo.delivery.chain import Held, is_repeat
 from repo.delivery.encodings.copy_text import encode
@@ -25,6 +24,7 @@ from repo.delivery.protocol import Batch, Columns, Lane, Outcome, RecordItem, To
 from repo.delivery.sinks.postgresql_server import Server
 from repo.delivery.sinks.postgresql_tables import check_tables
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable, StoreForked
+from repo.inputs.arguments import check_flag, check_seconds, check_text
 
 __all__ = ["PostgresqlSink"]
 

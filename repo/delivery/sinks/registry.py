@@ -7,9 +7,9 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Final
 
-from repo.arguments import shown
 from repo.delivery.protocol import Sink
 from repo.errors import InvalidSettings, MissingExtra
+from repo.inputs.arguments import shown
 from repo.store.sink_options import check_options
 from repo.store.targets import parse_target
 

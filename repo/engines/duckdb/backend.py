@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from repo import durable
 from repo.clock import Clock
+from repo.disk import durable
 from repo.engines.base import ONE_SELECT, BesideTable, Params, dicts_of
 from repo.errors import (
     HoldfastError,

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
-from repo import durable, ownership
+from repo.disk import durable, ownership
 from repo.engines.duckdb.companions import NOTE
 from repo.errors import system_error
 

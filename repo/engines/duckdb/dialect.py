@@ -28,7 +28,7 @@ from repo.engines.duckdb.borrowed import Dialect as _EngineDialect
 from repo.engines.duckdb.borrowed import DuckDBIdentifierPreparer as _EnginePreparer
 from repo.engines.duckdb.companions import LOG
 from repo.errors import StoreCorrupt
-from repo.inuse import is_open_here
+from repo.processes.inuse import is_open_here
 
 __all__ = ["ConnectionWrapper", "Dialect", "guarded"]
 

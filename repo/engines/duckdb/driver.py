@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from repo import durable, forks
+from repo.disk import durable
 from repo.engines.base import STORED, causes_of
 from repo.engines.duckdb.companions import COMPANIONS, LOG
 from repo.engines.duckdb.connections import InstanceConnection
@@ -31,7 +31,8 @@ from repo.errors import (
     system_error,
     system_typed,
 )
-from repo.inuse import note_own
+from repo.processes import forks
+from repo.processes.inuse import note_own
 
 __all__ = [
     "DriverError",

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from repo import durable, forks, ownership
+from repo.disk import durable, ownership
 from repo.engines.bare import BareConnection
 from repo.engines.base import STORED, causes_of
 from repo.engines.sqlite.companions import COMPANIONS, LOG, SHARED_MEMORY
@@ -32,7 +32,8 @@ from repo.errors import (
     system_error,
     system_typed,
 )
-from repo.inuse import note_own
+from repo.processes import forks
+from repo.processes.inuse import note_own
 
 __all__ = [
     "Attempt",

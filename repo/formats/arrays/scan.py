@@ -1,7 +1,7 @@
 """Scan: checks a chunk of a table through DuckDB, to find out whether its columns need a row-by-row check.
 
-This is the fast path of `insert_table`, as `repo.values` has one for rows. It only detects that something is
-unusual; the rows then go through `repo.values`, which alone decides and words a refusal.
+This is the fast path of `insert_table`, as `repo.inputs.values` has one for rows. It only detects that something is
+unusual; the rows then go through `repo.inputs.values`, which alone decides and words a refusal.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from array import array
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from repo.batch import KIND_TEXT, Batch
 from repo.engines.interrupts import is_interrupt
 from repo.errors import InvalidPoint, Refusal
-from repo.fields import DEFAULT_QUALITY, EXACT_INT, QUALITY_RANGE, metadata_json, name_of, text_of
 from repo.formats.arrays.columns import read_columns
-from repo.times import EXACT_FLOAT_S, MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
+from repo.inputs.batch import KIND_TEXT, Batch
+from repo.inputs.fields import DEFAULT_QUALITY, EXACT_INT, QUALITY_RANGE, metadata_json, name_of, text_of
+from repo.inputs.times import EXACT_FLOAT_S, MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
 
 __all__ = ["SOURCE", "Scan", "ScannedSeries", "batch_of", "scan"]
 

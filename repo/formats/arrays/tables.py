@@ -14,7 +14,7 @@ from repo.errors import InvalidPoint, Refusal
 from repo.extras import imported, missing_extra
 from repo.formats.arrays.memory import KeptStream
 from repo.formats.arrays.scan import Scan
-from repo.times import to_datetime
+from repo.inputs.times import to_datetime
 
 __all__ = ["COLUMNS", "Chunk", "Held", "HeldPages", "Table", "table_of"]
 

@@ -24,7 +24,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from repo import durable
+from repo.disk import durable
 from repo.errors import InvalidFile, StoreBusy, file_typed
 from repo.formats.files.formats import FileFacts
 

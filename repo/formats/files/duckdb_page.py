@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from repo.batch import KIND_NUMBER, KIND_TEXT
 from repo.formats.arrays.memory import KeptStream
 from repo.formats.arrays.scan import ScannedSeries, scan
 from repo.formats.arrays.tables import Held
 from repo.formats.files.formats import Group
-from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
+from repo.inputs.batch import KIND_NUMBER, KIND_TEXT
+from repo.inputs.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
 
 __all__ = ["DuckDBPage"]
 

@@ -7,7 +7,7 @@ from datetime import UTC, tzinfo
 from itertools import pairwise
 from typing import NamedTuple
 
-from repo.times import (
+from repo.inputs.times import (
     MAX_TIMESTAMP_US,
     MIN_TIMESTAMP_US,
     Unfit,

@@ -8,10 +8,10 @@ from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import NamedTuple
 
-from repo.arguments import shown
 from repo.errors import InvalidFile, InvalidQuery
-from repo.fields import name_of
-from repo.times import UNIX_EXPONENTS, Unfit, zone_named
+from repo.inputs.arguments import shown
+from repo.inputs.fields import name_of
+from repo.inputs.times import UNIX_EXPONENTS, Unfit, zone_named
 
 __all__ = ["FIELDS", "NO_QUALITY", "ColumnType", "ReadPlan", "Reading", "WideColumn", "plan_of"]
 

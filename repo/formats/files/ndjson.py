@@ -25,7 +25,7 @@ from repo.formats.files.formats import (
 from repo.formats.files.mapping import ColumnType, ReadPlan
 from repo.formats.lines import Objects
 from repo.formats.ndjson_lines import StoredRow, stored_row
-from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
+from repo.inputs.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, Unfit
 
 __all__ = ["ENDING", "NdjsonReader", "opened_ndjson"]
 

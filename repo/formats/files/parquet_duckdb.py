@@ -17,7 +17,6 @@ import duckdb
 
 from repo.engines.duckdb.driver import sandbox_path
 from repo.errors import InvalidFile, InvalidPoint
-from repo.fields import EXACT_INT
 from repo.formats.files.checksums import BadPage, Chunk, check_pages
 from repo.formats.files.duckdb_page import DuckDBPage
 from repo.formats.files.formats import PAGE_BYTES, PAGE_ROWS, Validation
@@ -34,6 +33,7 @@ from repo.formats.files.parquet_sql import (
     selected,
     time_sql,
 )
+from repo.inputs.fields import EXACT_INT
 
 __all__ = ["DuckDBReader"]
 

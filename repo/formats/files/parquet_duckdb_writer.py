@@ -14,7 +14,7 @@ from typing import Any
 
 import duckdb
 
-from repo.durable import digest
+from repo.disk.durable import digest
 from repo.engines.duckdb.driver import open_sandbox, sandbox_path
 from repo.formats.arrays.streams import Chain, HasStream, Page, take_page
 from repo.formats.files.formats import PAGE_ROWS, FileFacts, WrittenPages

@@ -13,9 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from repo.durable import digest
+from repo.disk.durable import digest
 from repo.errors import InvalidFile
-from repo.fields import EXACT_INT
 from repo.formats.arrays.streams import Page
 from repo.formats.files.formats import (
     PAGE_BYTES,
@@ -29,7 +28,8 @@ from repo.formats.files.formats import (
 from repo.formats.files.local_times import UNREADABLE, spans_of, text_times
 from repo.formats.files.mapping import NO_QUALITY, ColumnType, ReadPlan
 from repo.formats.files.parquet import ROW_GROUP_ROWS
-from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
+from repo.inputs.fields import EXACT_INT
+from repo.inputs.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
 
 __all__ = ["SCHEMA", "PyArrowReader", "PyArrowWriter", "opened_pyarrow"]
 

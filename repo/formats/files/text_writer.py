@@ -15,12 +15,12 @@ from itertools import islice
 from math import isfinite
 from typing import Any, BinaryIO
 
-from repo.durable import digest
+from repo.disk.durable import digest
 from repo.formats.arrays.streams import Page
 from repo.formats.compression import packed
 from repo.formats.files.formats import Bounds, FileFacts, WrittenPages
 from repo.formats.ndjson_lines import lines_of
-from repo.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, to_datetime
+from repo.inputs.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, to_datetime
 
 __all__ = ["CsvWriter", "NdjsonWriter", "TextWriter"]
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from math import isinf, isnan
 
-from repo.fields import EXACT_INT
 from repo.formats.text.layout import Layout
-from repo.times import Unfit
+from repo.inputs.fields import EXACT_INT
+from repo.inputs.times import Unfit
 
 __all__ = ["ON_OFF", "Cells", "numbers_among"]
 

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from repo.errors import InvalidFile, InvalidSettings
-from repo.fields import name_of
 from repo.formats.lines import undecodable
 from repo.formats.text.layout import SHOWN_CHARS, Layout
 from repo.formats.text.records import CsvRecords
-from repo.times import Unfit
+from repo.inputs.fields import name_of
+from repo.inputs.times import Unfit
 
 __all__ = ["Columns", "first_columns", "is_position", "later_columns"]
 

@@ -25,7 +25,7 @@ from repo.formats.text.layout import (
 )
 from repo.formats.text.records import CsvRecords
 from repo.formats.text.times import TimeReader
-from repo.times import NoSuchTime, Unfit
+from repo.inputs.times import NoSuchTime, Unfit
 
 __all__ = ["read_csv"]
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from repo.arguments import shown
 from repo.errors import InvalidSettings, Refusal
-from repo.fields import described, name_of
 from repo.formats.lines import undecodable
 from repo.formats.text.times import Ambiguous, TimeReader
-from repo.times import EXACT_FLOAT_S, Unfit, to_datetime
+from repo.inputs.arguments import shown
+from repo.inputs.fields import described, name_of
+from repo.inputs.times import EXACT_FLOAT_S, Unfit, to_datetime
 
 __all__ = [
     "CHUNK_CHARS",

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from math import isfinite
 from typing import Any, TextIO
 
-from repo.fields import described
 from repo.formats.lines import Objects
 from repo.formats.ndjson_lines import INFINITE
 from repo.formats.text.cells import ON_OFF, numbers_among
@@ -28,7 +27,8 @@ from repo.formats.text.layout import (
     time_reader,
 )
 from repo.formats.text.times import TimeReader, refuse_rounded
-from repo.times import Unfit, checked_us
+from repo.inputs.fields import described
+from repo.inputs.times import Unfit, checked_us
 
 __all__ = ["read_ndjson"]
 

@@ -15,7 +15,7 @@ from datetime import date, datetime
 from functools import lru_cache
 
 from repo.errors import InvalidSettings
-from repo.times import Unfit
+from repo.inputs.times import Unfit
 
 __all__ = ["Clock", "pattern_reader"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from datetime import datetime, tzinfo
 
-from repo.times import Unfit, local_choices
+from repo.inputs.times import Unfit, local_choices
 
 __all__ = ["RepeatedHours"]
 

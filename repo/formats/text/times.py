@@ -17,7 +17,7 @@ from typing import Literal, get_args
 from repo.errors import InvalidSettings
 from repo.formats.text.patterns import Clock, pattern_reader
 from repo.formats.text.repeated_hours import RepeatedHours
-from repo.times import (
+from repo.inputs.times import (
     MAX_TIMESTAMP_US,
     MIN_TIMESTAMP_US,
     SUSPECT_BEFORE_US,

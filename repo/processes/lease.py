@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from repo import ownership
+from repo.disk import ownership
 from repo.errors import HoldfastError, StoreBusy, StoreUnsupported, system_error, system_typed
-from repo.inuse import note_own
+from repo.processes.inuse import note_own
 
 __all__ = ["LEASE_FILE", "TURN_FILE", "Holder", "Lease", "leased", "read_holder"]
 

@@ -16,7 +16,7 @@ from operator import index
 from typing import Any, Final, SupportsIndex
 
 from repo.errors import InvalidPoint, Refusal
-from repo.times import Unfit, is_time, moment_us, to_datetime
+from repo.inputs.times import Unfit, is_time, moment_us, to_datetime
 
 __all__ = [
     "DEFAULT_QUALITY",

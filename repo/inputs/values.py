@@ -18,9 +18,9 @@ from math import isfinite, nan
 from operator import add, attrgetter, eq, itemgetter, ne
 from typing import Any, Final
 
-from repo.batch import KIND_NUMBER, KIND_TEXT, Batch, CheckedPoint
 from repo.errors import InvalidPoint, Refusal
-from repo.fields import (
+from repo.inputs.batch import KIND_NUMBER, KIND_TEXT, Batch, CheckedPoint
+from repo.inputs.fields import (
     DEFAULT_QUALITY,
     QUALITY_RANGE,
     described,
@@ -30,7 +30,7 @@ from repo.fields import (
     quality_of,
     text_of,
 )
-from repo.times import (
+from repo.inputs.times import (
     EXACT_FLOAT_S,
     MAX_TIMESTAMP_US,
     MIN_TIMESTAMP_US,

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from repo.errors import InvalidQuery
-from repo.times import (
+from repo.inputs.times import (
     MAX_TIMESTAMP_US,
     MIN_TIMESTAMP_US,
     Unfit,

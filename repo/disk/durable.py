@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from repo import ownership
+from repo.disk import ownership
 from repo.errors import InvalidFile, StoreBusy
 
 __all__ = ["atomic_write", "copy", "digest", "put", "rename_all", "replace", "sync"]

@@ -22,8 +22,8 @@ from pathlib import Path
 from types import CodeType
 from typing import Any, ParamSpec, TypeVar
 
-from repo import lease  # noqa: F401  its hook must run after ours: from then on no lock file can be opened
 from repo.errors import StoreClosed
+from repo.processes import lease  # noqa: F401  its hook must run after ours: from then on no lock file can be opened
 
 __all__ = [
     "OpenFile",

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
 from repo.errors import InvalidSettings
-from repo.times import Unfit, to_datetime, zone_named
+from repo.inputs.times import Unfit, to_datetime, zone_named
 
 __all__ = ["Rate", "Window", "parse_bytes_per_s"]
 

@@ -1,0 +1,1 @@
+"""What callers pass, checked and converted: arguments, points, times, rates. Reads no store and no clock."""
