@@ -170,7 +170,7 @@ def rekey(session: Session, restored: bool, dry_run: bool, yes: bool) -> None:
     elif dry_run:
         session.say(f"the store has the id {done.store_id} and the epoch {done.epoch}; nothing was changed")
     else:
-        session.say(f"the store has the id {done.store_id} and the epoch {done.epoch} now")
+        session.say(f"the store now has the id {done.store_id} and the epoch {done.epoch}")
 
 
 def _show_moved(session: Session, moved: Moved, done: str) -> None:

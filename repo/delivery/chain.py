@@ -5,7 +5,7 @@ transaction of the batch, and compares first (`is_repeat`).
 
 A request may be stored late: after its sender was killed or gave up waiting. So several requests of an
 attempt may be on their way at once. The destination stores the one that comes first. The others are then
-repeats; after the next attempt they look like forks, but nobody waits for those answers. Therefore the
+repeats; after the next attempt they look like forks, but nothing waits for those answers. Therefore the
 content that is sent with a token only ever shrinks: the whole batch; after a refusal its first half; then a
 single item; finally nothing. A destination with the token has stored one of these requests, so it has at
 least what was sent last. Only that is confirmed. What was left out gets another attempt.
@@ -37,7 +37,7 @@ __all__ = ["Held", "forked", "is_repeat", "refuse_forks"]
 _REMEDIES: Final = (
     "If this store is a copy of another one, run `holdfast --store FOLDER sinks rekey` on it. If a copy of it has "
     "delivered in its name, run that on the copy, and `sinks rekey --restored` on this one. If this store or the "
-    "destination was put back to an earlier state, or the sink was removed and added again, run `sinks rekey "
+    "destination was restored, or the sink was removed and added again, run `sinks rekey "
     "--restored` on this one, and `sinks replay` for what the destination lacks"
 )
 """What an operator does about a fork, by its cause, which no program can know."""
@@ -73,7 +73,7 @@ def refuse_forks(info: SinkInfo, held: str | None) -> None:
     if held is None and info.kind == "folder":
         raise StoreForked(
             f"the folder of {info.name}, {info.target}, has nothing of this store: another stick or disk is there, or "
-            "its files were deleted; nothing was written. Either put the former one back and run `holdfast sinks "
+            "its files were deleted; nothing was written. Either put the original one back and run `holdfast sinks "
             f"resume {shlex.quote(info.name)}`, or continue with this one under a new name: `holdfast sinks add`, and "
             f"`sinks replay --from-seq {info.confirmed_seq + 1}` of it; then `sinks remove {shlex.quote(info.name)}`"
         )

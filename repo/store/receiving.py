@@ -38,7 +38,7 @@ class Receiving:
     def __init__(self, handle: Handle) -> None:
         if handle.settings.durability != "full":
             raise InvalidSettings(
-                "a store that receives confirms what must survive a loss of power; set durability to full"
+                "a receiver confirms only what survives a power loss; set durability to full"
             )
         self._handle = handle
 

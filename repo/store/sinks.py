@@ -326,7 +326,7 @@ class Sinks:
 def _refuse_records(sinks: SinkRepository, name: str) -> None:
     other = next((sink.name for sink in sinks.list() if sink.records and sink.name != name), None)
     if other is not None:
-        raise InvalidQuery(f"the sink {other!r} gets the records already, and one sink of a store may")
+        raise InvalidQuery(f"the sink {other!r} already gets the records, and only one sink of a store may")
 
 
 _CHECKS: dict[str, Any] = {

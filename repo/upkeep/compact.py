@@ -10,6 +10,7 @@ from typing import Any
 from repo.core.compaction import LARGEST_SPAN, Compaction, Piece, is_sorted_by_key
 from repo.core.handle import Handle
 from repo.core.keep_open import kept_open
+from repo.errors import counted
 from repo.repositories import sorting
 from repo.upkeep.usage import sizes_of
 
@@ -69,7 +70,7 @@ def compact(
     slices = {action: len(found) for action, found in chosen.items()}
     points = {action: sum(one.weight.rows for one in found) for action, found in chosen.items()}
     if slices["sort"] and not dry_run:
-        log.info("%d points in %d slices were sorted", points["sort"], slices["sort"])
+        log.info("sorted %s in %s", counted(points["sort"], "point"), counted(slices["sort"], "slice"))
     return Compacted(
         dry_run=dry_run,
         engine=engine,

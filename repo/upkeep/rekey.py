@@ -42,7 +42,9 @@ def new_epoch(handle: Handle) -> Rekeyed:
         assert facts is not None
         repository.set(epoch=facts.epoch + 1)
         SinkRepository(connection).forget_tokens()
-    log.warning("the store %s is in epoch %d now: new to every receiver", handle.files.path, facts.epoch + 1)
+    log.warning(
+        "the store %s is now in epoch %d, and new to every receiver", handle.files.path, facts.epoch + 1
+    )
     return Rekeyed(facts.store_id, facts.store_id, facts.epoch + 1)
 
 
@@ -69,5 +71,5 @@ def new_store_id(handle: Handle) -> Rekeyed:
     with handle.metadata.write() as connection:
         StateRepository(connection).set(former_store_id=None)
     handle.metadata.note_acknowledged()
-    log.warning("the store %s had the id %s and has %s now", handle.files.path, facts.store_id, store_id)
+    log.warning("the id of the store %s was %s, and is now %s", handle.files.path, facts.store_id, store_id)
     return Rekeyed(store_id, facts.store_id, facts.epoch)

@@ -325,7 +325,7 @@ def test_a_copy_that_delivers_is_noticed_and_continues_after_a_rekey(
     assert "unreachable" in site("sinks", "test", "far", code=1).stdout
     for path in stick.iterdir():  # another stick
         shutil.rmtree(path) if path.is_dir() else path.write_text("")
-    assert "put the former one back and run `holdfast sinks resume stick`" in (
+    assert "put the original one back and run `holdfast sinks resume stick`" in (
         site("sinks", "test", "stick", code=3).stdout
     )
 

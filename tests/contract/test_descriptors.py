@@ -26,7 +26,7 @@ def opened():
     Store(folder, settings).close()
 
 def submit():
-    store.points.submit([("a", "m", 3, 3.0)]).result(10)
+    store.points.submit([("a", "m", 3, 3.0)]).result(300)
 
 ACTS = {
     "submit": submit, "insert": lambda: store.points.insert("a", "m", 1.0, timestamp=1),

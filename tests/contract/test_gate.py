@@ -28,7 +28,7 @@ FILES = tuple(str(module.__file__) for module in (columns_module, gate_module, u
 @pytest.mark.slow_on("duckdb")
 @pytest.mark.parametrize("use", ["read", "flush"])
 def test_an_interrupt_anywhere_in_the_gate_leaves_it_usable(use: str, open_store: Any) -> None:
-    store, other = open_store(lease_timeout_s=5.0), open_store(lease_timeout_s=5.0)
+    store, other = open_store(lease_timeout_s=60.0), open_store(lease_timeout_s=60.0)
     store.points.insert("a", "m", 1.0, timestamp=1)
     columns = store._handle.columns
 

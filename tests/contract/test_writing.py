@@ -334,7 +334,7 @@ def test_with_skip_a_row_of_another_kind_is_refused_with_its_place_and_the_rest_
     rows = [("", "m", 1, 1.0), ("a", "m", 1, 1.0), ("valve", "state", 2, 7.0), ("valve", "state", 3, None)]
     for written in (
         store.points.insert_many(rows, on_error="skip"),
-        store.points.submit(rows, on_error="skip").result(10),
+        store.points.submit(rows, on_error="skip").result(300),
     ):
         assert (written.accepted, [refusal.row for refusal in written.refusals]) == (2, [0, 2])
     with pytest.raises(InvalidPoint, match="holds text values"):

@@ -172,7 +172,7 @@ def test_stop_waits_for_the_batch_in_hand_and_for_nothing_else(store: Store) -> 
     eventually(lambda: store.sinks.show("memory").state == "halted", "it is halted")
     began_s = time.monotonic()
     forwarder.stop()
-    assert time.monotonic() - began_s < 10
+    assert time.monotonic() - began_s < 50, "the sink itself is tried again after a minute"
     assert store.sinks.show("memory").attempt is not None
 
 

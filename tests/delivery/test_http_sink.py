@@ -6,7 +6,6 @@ import json
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from repo.delivery.protocol import Item, Lane, RecordItem, Sink
 from repo.delivery.sinks.http import HttpSink
 from repo.delivery.sinks.registry import sink_of
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable
+from tests.delivery.impatience import PATIENT_S, impatient
 from tests.delivery.servers.certificates import Certificates
 from tests.delivery.servers.influxdb import InfluxDB
 from tests.delivery.servers.scripted import Asked, Reply, Scripted, receipt
@@ -36,7 +36,7 @@ def server() -> Iterator[Scripted]:
 
 
 def ready(url: str, **options: Any) -> HttpSink:
-    sink = HttpSink(url, name="there", **{"timeout_s": 5, **options})
+    sink = HttpSink(url, name="there", **{"timeout_s": PATIENT_S, **options})
     sink.open(STORE, 1)
     return sink
 
@@ -416,19 +416,22 @@ def test_a_connection_that_was_closed_while_idle_is_opened_again(server: Scripte
 
 
 def test_a_receipt_that_comes_late_or_twice_confirms_no_other_batch(server: Scripted) -> None:
-    waits = [0.6, 0.0]
+    gave_up = threading.Event()
 
     def answer(asked: Asked) -> Reply:
-        time.sleep(waits.pop(0))
+        gave_up.wait(300)
         reply = receipt(asked)
         # The same answer once more, as of a proxy that has gone mad.
         extra = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(reply.body)
         return Reply(200, reply.body, {}, extra + reply.body)
 
     server.answer = answer
-    sink = ready(server.url, timeout_s=0.3)
-    with pytest.raises(SinkUnreachable, match="timed out"):
-        sink.send(BATCH)
+    sink = ready(server.url)
+    with impatient(sink, 0.3):
+        sink.open(STORE, 1)
+        with pytest.raises(SinkUnreachable, match="timed out"):
+            sink.send(BATCH)
+    gave_up.set()
     sink.open(STORE, 1)
     sink.send(BATCH)
     other = batch_of(POINTS, 6)

@@ -11,6 +11,7 @@ import pytest
 from repo.delivery.protocol import Item, Lane, RecordItem
 from repo.delivery.sinks.registry import sink_of
 from repo.errors import InvalidSettings, SinkHalted, SinkUnreachable
+from tests.delivery.impatience import PATIENT_S, impatient
 from tests.delivery.servers.kafka import MockKafka
 from tests.delivery.servers.process import free_port
 from tests.delivery.sink_batches import START_US, STORE, batch_of
@@ -29,7 +30,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MockKafka]:
 
 
 def made(cluster: MockKafka, topic: str, **options: Any) -> KafkaSink:
-    return KafkaSink(f"kafka://{cluster.servers}/{topic}", name="there", **{"timeout_s": 5, **options})
+    return KafkaSink(
+        f"kafka://{cluster.servers}/{topic}", name="there", **{"timeout_s": PATIENT_S, **options}
+    )
 
 
 def test_a_series_has_one_key_and_keeps_its_order_and_each_message_names_its_batch(
@@ -54,15 +57,16 @@ def test_a_series_has_one_key_and_keeps_its_order_and_each_message_names_its_bat
 
 
 def test_what_an_outage_leaves_open_arrives_once_and_in_order(cluster: MockKafka) -> None:
-    sink = made(cluster, "outage", timeout_s=4.0, format="ndjson")
+    sink = made(cluster, "outage", format="ndjson")
     sink.send(batch_of(POINTS[:10]))
     cluster.freeze()
     second, third = batch_of(POINTS[10:20], 11), batch_of(POINTS[20:], 21)
     try:
-        with pytest.raises(SinkUnreachable, match=r"confirmed nothing within 4 s"):
-            sink.send(second)
-        with pytest.raises(SinkUnreachable):
-            sink.open(STORE, 1)
+        with impatient(sink, 0.5):
+            with pytest.raises(SinkUnreachable, match=r"confirmed nothing within 0\.5 s"):
+                sink.send(second)
+            with pytest.raises(SinkUnreachable):
+                sink.open(STORE, 1)
     finally:
         cluster.thaw()
     sink.open(STORE, 1)
@@ -77,11 +81,11 @@ def test_what_an_outage_leaves_open_arrives_once_and_in_order(cluster: MockKafka
 
 
 def test_a_batch_that_does_not_fit_into_the_producer_is_not_taken_for_delivered(cluster: MockKafka) -> None:
-    sink = made(cluster, "narrow", timeout_s=1.0, **{"librdkafka.queue.buffering.max.messages": 10})
+    sink = made(cluster, "narrow", **{"librdkafka.queue.buffering.max.messages": 10})
     sink.open(STORE, 1)
     cluster.freeze()
     try:
-        with pytest.raises(SinkUnreachable):
+        with impatient(sink, 0.5), pytest.raises(SinkUnreachable):
             sink.send(batch_of(POINTS))
     finally:
         cluster.thaw()

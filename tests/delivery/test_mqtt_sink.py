@@ -16,6 +16,7 @@ from repo.delivery.sinks import mqtt
 from repo.delivery.sinks.registry import sink_of
 from repo.errors import InvalidSettings, SinkHalted, SinkUnreachable
 from repo.testing import Batches
+from tests.delivery.impatience import PATIENT_S, impatient
 from tests.delivery.servers.certificates import Certificates
 from tests.delivery.servers.mosquitto import Mosquitto, Subscriber, password_file
 from tests.delivery.servers.process import free_port
@@ -43,7 +44,7 @@ def subscriber(broker: Mosquitto) -> Iterator[Subscriber]:
 
 
 def ready(port: int, **options: Any) -> MqttSink:
-    sink = MqttSink(f"mqtt://127.0.0.1:{port}/holdfast", name="there", **{"timeout_s": 5, **options})
+    sink = MqttSink(f"mqtt://127.0.0.1:{port}/holdfast", name="there", **{"timeout_s": PATIENT_S, **options})
     sink.open(STORE, 1)
     return sink
 
@@ -110,13 +111,14 @@ def test_names_become_levels_of_a_topic_and_records_have_their_own(
 def test_a_batch_is_confirmed_only_when_all_is_acknowledged(tmp_path: Path) -> None:
     for options in ({"qos": 1}, {"qos": 2, "version": "3.1.1"}):
         with Mosquitto(tmp_path) as broker:
-            sink = ready(broker.port, timeout_s=0.3, **options)
+            sink = ready(broker.port, **options)
             sink.send(batch_of(POINTS))
             broker.freeze()
-            with pytest.raises(SinkUnreachable, match=r"acknowledged nothing within 0.3 s"):
-                sink.send(batch_of(POINTS, 7))
-            with pytest.raises(SinkUnreachable, match=r"did not answer within|timed out"):
-                sink.send(batch_of(POINTS, 7))
+            with impatient(sink, 0.3):
+                with pytest.raises(SinkUnreachable, match=r"acknowledged nothing within 0\.3 s"):
+                    sink.send(batch_of(POINTS, 7))
+                with pytest.raises(SinkUnreachable, match=r"did not answer within|timed out"):
+                    sink.send(batch_of(POINTS, 7))
             broker.thaw()
             sink.send(batch_of(POINTS, 7))
             broker.stop()

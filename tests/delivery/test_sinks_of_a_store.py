@@ -78,10 +78,10 @@ def test_settings_are_kept_and_can_be_changed(store: Store, caplog: pytest.LogCa
     assert changed.max_backlog == MaxBacklog(60_000_000)
     assert not changed.lanes.two
     assert changed.records, "the others stay as they are"
-    with pytest.raises(InvalidQuery, match="'mine' gets the records already"):
+    with pytest.raises(InvalidQuery, match="'mine' already gets the records"):
         store.sinks.add("other", "", start="now", records=True)
     store.sinks.add("other", "", start="now")
-    with pytest.raises(InvalidQuery, match="'mine' gets the records already"):
+    with pytest.raises(InvalidQuery, match="'mine' already gets the records"):
         store.sinks.change("other", records=True)
     assert store.sinks.selects(changed.filter) == 1
 

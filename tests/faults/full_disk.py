@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -39,7 +40,10 @@ from tests.migrations.legacy_store import contents
 
 SEED = "full disk"
 FILLER_BYTES = 6_000_000
-MOST_OPERATIONS = 5_000
+OPERATIONS_A_STEP = 10
+STEP_BYTES = 32_768
+"""What another program adds to the disk now and then. Alone, a store might never fill it where flushes, which free the
+journal, keep up with slow writes."""
 OLD_POINTS = 16_000
 NO_TINY_DISK = 77
 
@@ -115,8 +119,11 @@ def fill(folder: Path, engine: str, notes: Notes) -> Store:
     """Write until the disk is full, and then try every operation for a while."""
     (folder / "filler").write_bytes(bytes(FILLER_BYTES))
     store = open_store(folder, engine)
-    while len(notes.refused) < 3 and notes.next_index < MOST_OPERATIONS:
+    while len(notes.refused) < 3:
         notes.write(store)
+        if notes.next_index % OPERATIONS_A_STEP == 0:
+            with suppress(OSError), (folder / "filler").open("ab", buffering=0) as filler:
+                filler.write(bytes(STEP_BYTES))
     # The last free blocks are taken, too, so that not even a small write succeeds by chance.
     with (folder / "rest").open("wb", buffering=0) as rest:
         try:

@@ -58,7 +58,7 @@ class MockKafka(Server):
             starts = [TopicPartition(topic, one, 0) for one, end in ends.items() if end]
             consumer.assign(starts)
             missing = sum(ends.values())
-            limit = time.monotonic() + 60
+            limit = time.monotonic() + 300
             while missing:
                 assert time.monotonic() < limit, f"{missing} messages did not come"
                 for message in consumer.consume(missing, timeout=1):

@@ -33,7 +33,7 @@ class VictoriaMetrics(Server):
 
     def points(self, least: int = 1) -> dict[tuple[str, str, int], float]:
         """Return the value by (sensor, metric, ms), once there are so many points: they take a second to appear."""
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + 300
         while len(found := self._points()) < least and time.monotonic() < limit:
             time.sleep(0.1)
         return found
