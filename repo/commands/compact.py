@@ -37,7 +37,7 @@ def compact(session: Session, dry_run: bool) -> None:
 
     \b
     JSON: {"dry_run", "engine", "sorted_by_key": true on SQLite, "through": seq,
-    "sorted_slices", "sorted_points", "noted_slices", "noted_points": came in
+    "sorted_slices", "sorted_points", "noted_slices", "noted_points": arrived
     sorted, "skipped_slices", "skipped_points": texts too large to be sorted
     within the memory limit, "columns_before_bytes", "columns_after_bytes"}
     """
@@ -56,7 +56,7 @@ def _lines(done: Compacted) -> list[str]:
         f"{counted(points, 'point')} in {counted(slices, 'slice')} {what}"
         for slices, points, what in (
             (done.sorted_slices, done.sorted_points, f"{would}sorted"),
-            (done.noted_slices, done.noted_points, "came in sorted"),
+            (done.noted_slices, done.noted_points, "arrived sorted"),
             (
                 done.skipped_slices,
                 done.skipped_points,

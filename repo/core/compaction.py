@@ -69,7 +69,7 @@ class Piece:
 
     slice: Slice
     action: Literal["sort", "note", "skip"]
-    """Sort them; note that they came in sorted; or skip them, as they are too large to be sorted."""
+    """Sort them; note that they arrived sorted; or skip them, as they are too large to be sorted."""
     weight: Weight
     replaced: tuple[Slice, ...]
     """The slices that it overlaps."""

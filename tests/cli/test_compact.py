@@ -29,7 +29,7 @@ def test_points_that_came_in_sorted_are_named(on_duckdb: Any) -> None:
     found = on_duckdb.json("compact")
     assert (found["noted_slices"], found["noted_points"], found["sorted_slices"]) == (1, 6, 0)
     on_duckdb.write(*(("s0", "m", at, 1.0) for at in range(20, 24)))
-    assert on_duckdb("compact").stdout == "4 points in 1 slice came in sorted\n"
+    assert on_duckdb("compact").stdout == "4 points in 1 slice arrived sorted\n"
 
 
 def test_on_sqlite_there_is_nothing_to_do(command: Any) -> None:

@@ -273,8 +273,8 @@ def test_exported_and_deleted_data_is_in_the_other_store_after_the_import(folder
     done = shell(COMPACTING, folder)
     assert (done.returncode, done.stderr) == (0, "")
     planned, compacted = done.stdout.splitlines()
-    assert re.search("2 points in 1 slice came in sorted|SQLite keeps the points sorted", planned)
-    assert re.search("2 points in 1 slice came in sorted|SQLite keeps the points sorted", compacted)
+    assert re.search("2 points in 1 slice arrived sorted|SQLite keeps the points sorted", planned)
+    assert re.search("2 points in 1 slice arrived sorted|SQLite keeps the points sorted", compacted)
 
 
 def test_the_first_screen_names_the_two_commands() -> None:
