@@ -184,14 +184,19 @@ def test_ctrl_c_ends_an_export_quietly_and_leaves_no_partial_file(
         store.points.insert_table(
             {"sensor_id": "s", "metric_name": "m", "timestamp_us": times, "value": times * 0.37}
         )
-    part = tmp_path / ".out.parquet.part"
-    process = starter.open(["cli.py", "--store", on_duckdb.folder, "export", tmp_path / "out.parquet"])
-    deadline = time.monotonic() + 300
-    while not part.exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    time.sleep(delay_s)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
-    process.close()
+    part, out = tmp_path / ".out.parquet.part", tmp_path / "out.parquet"
+    while True:
+        process = starter.open(["cli.py", "--store", on_duckdb.folder, "export", out])
+        deadline = time.monotonic() + 300
+        while not (part.exists() or out.exists()) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=300)
+        process.close()
+        if not out.exists():
+            break
+        for path in tmp_path.glob("out.parquet*"):  # it was complete before this process had its turn
+            path.unlink()
     assert (process.returncode, err.replace("export\n", "")) == (130, ""), err
     assert sorted(os.listdir(tmp_path)) == ["store"]

