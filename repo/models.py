@@ -167,7 +167,7 @@ class StoreState(MetadataBase):
     generation: Mapped[int] = mapped_column(Integer, nullable=False)
     created_us: Mapped[int] = mapped_column(_Integer64, nullable=False)
     epoch: Mapped[int] = mapped_column(_Integer64, nullable=False, server_default=text("1"))
-    """Raised by each restore. The identity of a point towards receivers is (store_id, epoch, seq)."""
+    """Raised by each restore. To receivers, (store_id, epoch, seq) identifies a point."""
     former_store_id: Mapped[str | None] = mapped_column(_Text)
     """The id before a change that the column file may not have adopted yet; NULL once it has."""
 

@@ -162,7 +162,7 @@ def drop(
 @global_options
 @click.pass_obj
 def export(session: Session, target: Path, sink: str | None) -> None:
-    """Write items to FILE as NDJSON: one object a line, as in `quarantine list --json`. An existing file is replaced.
+    """Write items to FILE as NDJSON: one object per line, as in `quarantine list --json`. An existing file is replaced.
 
     \b
     JSON: {"path", "items": written}

@@ -24,7 +24,7 @@ NOTHING = Totals()
 
 
 class Identity(NamedTuple):
-    """What identifies this store's seqs towards receivers."""
+    """What identifies the seqs of this store to receivers."""
 
     epoch: int
     store_id: str

@@ -116,7 +116,7 @@ class Quarantine:
             return repository.remove([item.id for item in items if item.id is not None])
 
     def export(self, path: str | os.PathLike[str], sink: str | None = None) -> int:
-        """Write items of a sink, or of all, to a file, one JSON object a line; returns how many.
+        """Write items of a sink, or of all, to a file, one JSON object per line; returns how many.
 
         The file is replaced atomically. Raises `InvalidFile`, and `StoreFull` on a full disk.
         """
@@ -155,7 +155,7 @@ def plain_item(item: Quarantined) -> dict[str, Any]:
 
 
 def drop_losses(state: StateRepository, items: Sequence[Quarantined], now_us: int) -> list[Loss]:
-    """Return the entries of the ledger for items that are dropped from the quarantine: one a sink and kind."""
+    """Return the entries of the ledger for items that are dropped from the quarantine: one for each sink and kind."""
     facts = state.get()
     assert facts is not None
     groups: dict[tuple[str, str], list[Quarantined]] = {}

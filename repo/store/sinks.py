@@ -98,7 +98,7 @@ class Sinks:
           or after it, and everything that was written later. "beginning" and times read the columns.
         - `filter`: `{"sensor_id": names, "metric_name": names}`, each a name, a glob or a list; None for all series. A
           text with glob characters is a name if a series has this name now; that does not change later.
-        - `records`: whether it gets the pending records, too; one sink of a store may.
+        - `records`: whether it gets the pending records, too; only one sink of a store may.
         - `hold`: whether cleanup keeps what it has not confirmed, of all series whatever the filter selects, up to
           `max_backlog`: an age (`timedelta`, seconds, "30d"), or `{"age": ..., "points": ..., "bytes": ...}`.
         - `rate`: bytes per second, as a number, "500kB/s", or a `repo.inputs.rates.Rate` with windows of the day.
@@ -223,8 +223,8 @@ class Sinks:
     def skip(self, name: str, to: int | None = None, *, dry_run: bool = False) -> Moved:
         """Give up what a sink has not confirmed: everything that is written, or the seqs up to `to`.
 
-        The loss ledger gets an entry with the number of points and their times; without, if the columns cannot be read
-        now. The points stay in the store.
+        The loss ledger gets an entry with the number of points and their times, or without them if the columns cannot
+        be read now. The points stay in the store.
         """
         return skip(self._handle, name, to, dry_run=check_flag(dry_run, "dry_run"))
 
@@ -265,7 +265,7 @@ class Sinks:
         return new_epoch(self._handle) if check_flag(restored, "restored") else new_store_id(self._handle)
 
     def identity(self) -> Identity:
-        """Return the epoch and the id of the store, which with a seq identify a point towards receivers."""
+        """Return the epoch and the id of the store, which together with a seq identify a point to receivers."""
         with self._handle.metadata.read() as connection:
             state = StateRepository(connection).get()
         assert state is not None
