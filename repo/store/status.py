@@ -276,8 +276,8 @@ def _almost_full(files: StoreFiles) -> tuple[StatusWarning, ...]:
         StatusWarning(
             "disk-almost-full",
             f"the disk of {folder} has {free_bytes:,} bytes free, and a flush may need {FLUSH_BYTES:,}; "
-            "writes are refused once it is full. Free some space there, or delete old points, which works on a full "
-            f"disk, too: `{files.command('cleanup --older-than 90d')}`",
+            "writes are refused once it is full. Free some space there, or delete old points now: "
+            f"`{files.command('cleanup --older-than 90d')}`",
         )
         for folder, free_bytes in room.items()
         if free_bytes < FLUSH_BYTES
