@@ -20,6 +20,7 @@ __all__ = ["AggregateColumns", "BucketKey", "Buckets"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  (wall-clock times are meant)
 _MICROSECOND = timedelta(microseconds=1)
+_DAY = timedelta(days=1)
 _HOUR_US = 3_600_000_000
 _DAY_US = 24 * _HOUR_US
 _WEEK_US = 7 * _DAY_US
@@ -240,11 +241,17 @@ class Buckets:
         """The zone's offsets within the span, as (valid from, offset), both in µs."""
         # One day earlier, to include a change within the first bucket.
         low = self.start_us - _DAY_US
-        offset = self._offset(low)
-        found = [(low, offset)]
-        while self.zone is not UTC and low < self.end_us:
-            high = min(low + _DAY_US, self.end_us)
-            old, offset = offset, self._offset(high)
+        found = [(low, self._offset(low))]
+        if self.zone is UTC:
+            return found
+        moment = to_datetime(low)
+        offset = moment.astimezone(self.zone).utcoffset()
+        while low < self.end_us:
+            high = low + _DAY_US
+            moment += _DAY  # not converted from `high`: three centuries have 100,000 days
+            if high > self.end_us:
+                high, moment = self.end_us, to_datetime(self.end_us)
+            old, offset = offset, moment.astimezone(self.zone).utcoffset()
             if offset != old:
                 changed = self._change(low, high)
                 found.append((changed, self._offset(changed)))

@@ -73,7 +73,7 @@ def same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
                 # Compared in UTC: a local time that occurs twice or never equals no time of another zone.
                 assert left[name].timestamp() == value.timestamp(), (name, left, right)
             elif isinstance(value, float):
-                assert left[name] == pytest.approx(value, rel=1e-9, abs=1e-9), (name, left, right)
+                assert math.isclose(left[name], value, rel_tol=1e-9, abs_tol=1e-9), (name, left, right)
             else:
                 assert left[name] == value, (name, left, right)
 

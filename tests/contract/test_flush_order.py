@@ -25,7 +25,7 @@ from repo.queries.selection import Selection
 from repo.repositories.apply import apply
 from repo.repositories.journal import Entry
 from repo.repositories.series import SummaryRepository
-from repo.schema import runner
+from repo.schema.creation import create_time_series
 from tests.conftest import ROOT, OpenStore, close_engine
 
 
@@ -41,7 +41,7 @@ def columns(tmp_path: Path, engine: str) -> Iterator[Engine]:
         )
     else:
         opened = sqlite.open_engine(path)
-    runner.upgrade(opened, "timeseries")
+    create_time_series(opened, path)
     yield opened
     close_engine(opened)
 
