@@ -91,7 +91,7 @@ def run(database: str, connection: Connection) -> None:
 
 def run_all(connections: dict[str, Connection], paths: dict[str, Path]) -> None:
     """Run the command on each database, and checkpoint its changes, even if the command fails halfway."""
-    before = versions(connections) if command_name() in WRITING else {}
+    before = config.attributes.get("before") or (versions(connections) if command_name() in WRITING else {})
     try:
         with ExitStack() as both:
             if command_name() in BOTH_OR_NONE:

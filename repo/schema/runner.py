@@ -206,7 +206,15 @@ def _migrate(
         if run is command.upgrade and to == "head" and before == HEAD:
             return Migrated(before, before)
         with quiet_alembic():
-            run(config(command=run.__name__, connections={database: connection}, counts=counts), to)
+            run(
+                config(
+                    command=run.__name__,
+                    connections={database: connection},
+                    before={database: before},
+                    counts=counts,
+                ),
+                to,
+            )
         return Migrated(before, version_of(connection))
 
 

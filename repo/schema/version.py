@@ -29,14 +29,15 @@ class Standing(StrEnum):
     """The revision is unknown here, so a newer program wrote it."""
 
 
-def version_of(connection: Connection, path: Path | None = None) -> str | None:
+def version_of(connection: Connection, path: Path | None = None, *, is_versioned: bool = False) -> str | None:
     """Return the revision of the database, or None if no migration has run on it.
 
-    Reads in the connection's transaction. Raises `StoreCorrupt` if the database has more than one revision, since the
+    With `is_versioned`, the caller has read a revision there before, and the look for its table is left out. Reads in
+    the connection's transaction. Raises `StoreCorrupt` if the database has more than one revision, since the
     history is linear; the message then names the file `path`.
     """
     # Checked first: in DuckDB an error would abort the caller's transaction.
-    if not inspect(connection).has_table("alembic_version"):
+    if not is_versioned and not inspect(connection).has_table("alembic_version"):
         return None
     found = connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all()
     if len(found) > 1:

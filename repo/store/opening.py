@@ -62,6 +62,8 @@ class Opening:
         self._files = files
         self._settings = settings
         self._clock = clock
+        self._was_at_head = False
+        """Whether the metadata were, when the schema was looked at; no file of the store was open here then."""
 
     def find(self, create: bool) -> None:
         """Check that a store exists or may be created."""
@@ -163,6 +165,7 @@ class Opening:
             standing = version.compare(found)
         if standing is version.Standing.TOO_NEW:
             raise version.too_new(found, database)
+        self._was_at_head = standing is version.Standing.HEAD
         if noted and self._settings.auto_migrate:
             self._restore_records()
         if standing is version.Standing.HEAD or is_new:
@@ -284,7 +287,7 @@ class Opening:
     def _state(self, metadata: MetadataDatabase) -> State | None:
         """Return the state of a store that is completely created, or None; raises `SchemaTooNew`."""
         with metadata.read() as connection:
-            found = version.version_of(connection)
+            found = version.version_of(connection, is_versioned=self._was_at_head)
             standing = version.compare(found)
             if standing is version.Standing.TOO_NEW:
                 raise version.too_new(found, metadata.path)
