@@ -29,10 +29,11 @@ import time
 import traceback
 import types
 from collections.abc import Mapping, Sequence
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
 
-__all__ = ["PipedProcess", "Process", "Starter", "spent_us_of"]
+__all__ = ["PipedProcess", "Process", "Starter", "spent_us_of", "without_pandas"]
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 300.0
@@ -70,6 +71,17 @@ The first lines are for both the shell and Python: the path of an interpreter in
 def spent_us_of(usage: resource.struct_rusage) -> int:
     """Return the CPU time of a process that has ended, or of several."""
     return round((usage.ru_utime + usage.ru_stime) * 1e6)
+
+
+class _NoPandas(MetaPathFinder):
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError("not needed here", name=name)
+
+
+def without_pandas() -> None:
+    """Have this process and its children find no pandas: PyArrow imports it for its first array, which takes 0.3 s."""
+    sys.meta_path.insert(0, _NoPandas())
 
 
 class Process:

@@ -66,7 +66,7 @@ def test_thousands_of_overwrites_of_random_keys_leave_each_key_once(
     model: dict[int, tuple[float, int]] = {}
     seq = 0
     with columns.connect() as connection:
-        for number in range(16):
+        for number in range(10):
             deletion = None
             if deletes and rng.random() < 0.5:
                 start, sensor = rng.randrange(9000), rng.randrange(5)
@@ -123,7 +123,7 @@ def test_a_flush_of_many_kinds_of_work_is_right_at_any_size_of_its_transactions(
     rng = random.Random(seed)
     model: dict[int, float] = {}
     stores: list[Store] = [open_store(f"s{size}", flush_batch_points=size) for size in (1, 20, 65_536)]
-    for _ in range(6):
+    for _ in range(4):
         times = rng.choice([8, 150])  # with few of them, values return
         rows = [(rng.randrange(times), float(rng.randrange(4))) for _ in range(rng.choice([1, 10, 40]))]
         start = rng.randrange(150)

@@ -32,7 +32,9 @@ import os, signal, sys, threading, time
 from pathlib import Path
 import pyarrow as pa
 from repo import Settings, Store
+from tests.starter import without_pandas
 
+without_pandas()
 folder, what, rows, rounds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 inside = False
 

@@ -33,10 +33,10 @@ from repo.schema.version import HEAD
 from repo.settings import Settings
 from repo.store.store import Store
 from tests.faults.child import Census, Counted, perform, take_census
-from tests.faults.nursery import without_pandas
 from tests.faults.tiny_disk import mount_tiny_disk
 from tests.faults.workload import State, operation
 from tests.migrations.legacy_store import contents
+from tests.starter import without_pandas
 
 SEED = "full disk"
 FILLER_BYTES = 6_000_000

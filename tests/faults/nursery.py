@@ -18,15 +18,14 @@ import socket
 import sys
 import time
 import traceback
-from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tests.faults.child import Census, take_census
-from tests.starter import Process, Starter, spent_us_of
+from tests.starter import Process, Starter, spent_us_of, without_pandas
 
-__all__ = ["Child", "Nursery", "without_pandas"]
+__all__ = ["Child", "Nursery"]
 
 
 class Child:
@@ -150,17 +149,6 @@ def _serve() -> None:
         children.add(child)
         os.close(pipes[0])
         door.sendall(b"%d" % child)
-
-
-class _NoPandas(MetaPathFinder):
-    def find_spec(self, name: str, *_: object) -> None:
-        if name == "pandas":
-            raise ModuleNotFoundError("not needed here", name=name)
-
-
-def without_pandas() -> None:
-    """Have this process and its children find no pandas: PyArrow imports it for its first array, which takes 0.3 s."""
-    sys.meta_path.insert(0, _NoPandas())
 
 
 def _live(request: Path, pipe: int) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.starter import without_pandas
 from tests.work.counting import Counting, Work
 
 START = 1_714_521_600
@@ -122,4 +123,5 @@ def _add_record(store: Any, late: int) -> None:
 
 
 if __name__ == "__main__":
+    without_pandas()
     main(sys.argv[1], Path(sys.argv[2]))
