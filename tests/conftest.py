@@ -215,7 +215,7 @@ def pytest_collection_finish() -> None:
     """Keep the modules and the collected tests, some 600,000 objects, out of each collection of garbage."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
+    gc.set_threshold(30_000, 10, 100)
 
 
 _begun_s = pytest.StashKey[float]()

@@ -349,7 +349,7 @@ def _serve(address: str, root: str) -> list[str] | None:
     if Path(root) == ROOT:  # the models of a copy may be ahead of its migrations
         warm_up()
     gc.enable()
-    gc.set_threshold(100_000, 20, 100)  # as in the processes of pytest
+    gc.set_threshold(30_000, 10, 100)  # as in the processes of pytest
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
