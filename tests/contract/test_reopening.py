@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import ClauseElement
+from sqlalchemy import ClauseElement, Engine, event
 from sqlalchemy.schema import DDLElement
 from sqlalchemy.sql.compiler import Compiled
 
@@ -38,6 +38,22 @@ def restore_metadata(folder: Path, backup: Path) -> None:
 
 def values(store: Store, sensor: str = "a") -> list[Any]:
     return [row["value"] for row in store.points.range(sensor, "m")]
+
+
+def test_opening_a_store_looks_once_for_the_table_of_its_schema(tmp_path: Path) -> None:
+    Store(tmp_path / "store").close()
+    looks: list[str] = []
+
+    def heard(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "table_info" in statement and "alembic_version" in statement:
+            looks.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", heard)
+    try:
+        Store(tmp_path / "store").close()
+    finally:
+        event.remove(Engine, "before_cursor_execute", heard)
+    assert len(looks) == 1
 
 
 def test_a_store_keeps_everything_over_close_and_open(open_store: Any) -> None:
