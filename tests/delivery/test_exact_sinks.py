@@ -133,12 +133,22 @@ class Stick(Destination):
 
     def points(self) -> Iterable[Any]:
         arrived = {}
-        for path in sorted(self.folder.glob("store=*/*/*/*.ndjson.gz")):
+        for path in self.delivered(".ndjson.gz"):
             for line in gzip.decompress(path.read_bytes()).splitlines():
                 point = json.loads(line)
                 value = INFINITE.get(point["value"], point["value"])
                 arrived[point["sensor_id"], point["metric_name"], point["timestamp_us"]] = value
         return [(*identity, value) for identity, value in arrived.items()]
+
+    def delivered(self, ending: str) -> list[Path]:
+        """Return the files that a position counts. A crash may leave another one, which the next batch replaces."""
+        found = []
+        for path in sorted(self.folder.glob("positions/*.json")):
+            position = json.loads(path.read_bytes())
+            home = f"store={position['store']}/epoch={position['epoch']:06}/sink={position['sink']}"
+            files = sorted(self.folder.glob(f"{home}/*{ending}"))
+            found += [file for file in files if int(file.name.partition("_")[0]) <= position["files"]]
+        return found
 
     def cut(self) -> None:
         self.folder.rename(self.home / "elsewhere")
@@ -162,7 +172,7 @@ class ParquetStick(Stick):
     def points(self) -> Iterable[Any]:
         duckdb = pytest.importorskip("duckdb")
         arrived = {}
-        for path in sorted(self.folder.glob("store=*/*/*/*.parquet")):
+        for path in self.delivered(".parquet"):
             rows = duckdb.execute(
                 "SELECT sensor_id, metric_name, epoch_us(timestamp), value, value_text FROM read_parquet(?)",
                 [str(path)],
