@@ -7,7 +7,6 @@ file that is being built has a separate name, which is never opened as a store's
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 
 from sqlalchemy import Engine, inspect
@@ -31,7 +30,6 @@ __all__ = [
     "first_engine",
     "refuse_unless_allowed",
     "remove",
-    "set_aside",
 ]
 
 log = logging.getLogger("holdfast.store")
@@ -100,9 +98,35 @@ class ActiveColumns:
 
         The caller holds the lease.
         """
-        set_aside([self._files.columns(name) for name in ENGINES if name != active], generation)
+        for name in ENGINES:
+            if name != active:
+                self.set_aside(name, generation)
         for name in ENGINES:
             remove(building_path(self._files.columns(name)))
+
+    def set_aside(self, engine: str, generation: int) -> None:
+        """Rename the column file of an inactive engine, if there is one, with its log.
+
+        The caller holds the lease, under which it has read the active engine.
+        """
+        path = self._files.columns(engine)
+        if path.exists():
+            self.confirm()
+            log.info("%s is no longer the active column file; kept as %s", path, _set_aside(path, generation))
+
+    def confirm(self) -> State:
+        """Commit the facts as they are, and return them, before a file that they do not name is renamed or removed.
+
+        If a process is killed while it commits a move, or if the sync of that commit fails, SQLite's log may have the
+        whole commit although no process sees it. Once all processes have closed the database or died, SQLite would
+        recover it, and the store would look for the new file. The next commit, this one, overwrites it.
+        """
+        with self._metadata.write() as connection:
+            repository = StateRepository(connection)
+            repository.rewrite()
+            state = repository.get()
+        assert state is not None
+        return state
 
     def _moved_since(self, facts: State) -> str | None:
         """Return the engine that holds the columns if they moved after `facts` were recorded; under the lease.
@@ -130,29 +154,20 @@ class ActiveColumns:
         return None
 
 
-def set_aside(paths: Iterable[Path], generation: int) -> list[Path]:
-    """Rename column files of inactive engines and their logs; returns the new names.
-
-    The caller holds the lease, under which it has read the active engine.
-    """
-    renamed = []
-    for path in paths:
-        if not path.exists():
-            continue
-        name = f"{path.name}.inactive-{generation}"
-        number = 1
-        while path.with_name(name).exists():
-            number += 1
-            name = f"{path.name}.inactive-{generation}-{number}"
-        # The file itself comes last: as long as it has its name, its log must be found.
-        with system_typed(path):
-            durable.rename_all(
-                (old, old.with_name(name + old.name.removeprefix(path.name)))
-                for old in (*companions_of(path), path)
-            )
-        log.info("%s is no longer the active column file; kept as %s", path, name)
-        renamed.append(path.with_name(name))
-    return renamed
+def _set_aside(path: Path, generation: int) -> Path:
+    """Rename a column file and its companions; returns its new name."""
+    name = f"{path.name}.inactive-{generation}"
+    number = 1
+    while path.with_name(name).exists():
+        number += 1
+        name = f"{path.name}.inactive-{generation}-{number}"
+    # The file itself comes last: as long as it has its name, its log must be found.
+    with system_typed(path):
+        durable.rename_all(
+            (old, old.with_name(name + old.name.removeprefix(path.name)))
+            for old in (*companions_of(path), path)
+        )
+    return path.with_name(name)
 
 
 def building_path(path: Path) -> Path:

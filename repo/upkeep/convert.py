@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from repo.core.active import building_path, remove, set_aside
+from repo.core.active import building_path, remove
 from repo.core.handle import Handle
 from repo.disk import durable, ownership
 from repo.disk.space import refuse_full_disk
@@ -81,7 +82,7 @@ def convert(
         try:
             with typed_errors(opened.backend, target):
                 built(opened, target, state, handle.active.bring_to_head, lambda done: progress(done, points))
-            set_aside([path], facts.generation)
+            handle.active.set_aside(to, facts.generation)
             with system_typed(path, "the columns were not moved; try again"):
                 ownership.make_like(target.path, opened.backend.path)
                 durable.replace(target.path, path)
@@ -99,8 +100,7 @@ def _switch(handle: Handle, path: Path, to: str, state: ColumnsState) -> None:
         with handle.metadata.write() as connection:
             StateRepository(connection).set(engine=to, file_id=state.file_id, generation=state.generation)
     except HoldfastError:
-        with handle.metadata.read() as connection:
-            facts = StateRepository(connection).get()
-        if facts is not None and facts.generation != state.generation:
-            remove(path)
+        with suppress(HoldfastError):  # the next opening sets the file aside
+            if handle.active.confirm().generation != state.generation:
+                remove(path)
         raise
