@@ -86,11 +86,6 @@ class StateRepository:
         """Change some facts."""
         self._connection.execute(update(StoreState).where(StoreState.id == 1).values(**facts))
 
-    def rewrite(self) -> None:
-        """Write the facts again as they are. In two steps: SQLite writes nothing for an update that changes nothing."""
-        for step in (1, -1):
-            self.set(copied_through=StoreState.copied_through + step)
-
 
 class ColumnsStateRepository:
     """Facts of the time-series database."""

@@ -117,7 +117,6 @@ METADATA_WRITES: dict[str, Write] = {
     "senders.bind": lambda c: SenderRepository(c).bind("0f", "i", 0),
     "records.settle": lambda c: RecordRepository(c).settle([("old", "{}")]),
     "state.set": lambda c: StateRepository(c).set(copied_through=5),
-    "state.rewrite": lambda c: StateRepository(c).rewrite(),
 }
 DRIVEN = {
     *("ledger.add", "journal.append", "journal.append_lost", "series.register", "series.change_kind"),
