@@ -285,5 +285,6 @@ for _what in (
     *("unique_constraints", "check_constraints", "table_comment", "table_options"),
 ):
     setattr(Dialect, f"get_multi_{_what}", getattr(DefaultDialect, f"get_multi_{_what}"))
+Dialect.has_multi_table = DefaultDialect.has_multi_table  # type: ignore[method-assign]  # it asks `has_table`
 
 registry.register("duckdb.holdfast", __name__, "Dialect")
