@@ -74,6 +74,8 @@ class App:
     """Whether the store has a destination, so that the newest rows stay in the journal after they were flushed."""
     rebuilds: str = ""
     """What is done to the columns in parallel: `moves` between the engines, `shrinks`, `compacts`, or nothing."""
+    only_writes: bool = False
+    """Whether nothing else uses the columns, so that tables are loaded into them: a load waits only briefly for them."""
 
     def live(self, say: Callable[[str], None]) -> None:
         """Run until killed."""
@@ -140,8 +142,9 @@ def run_app(app: App, say: Callable[[str], None]) -> None:
         threading.Thread(target=_guard, args=(say, _write, store, app, writer, say), name=f"writer-{writer}")
         for writer in app.writers
     ]
-    threads.append(threading.Thread(target=_guard, args=(say, _flush, store, rng, say), name="flusher"))
-    threads.append(threading.Thread(target=_guard, args=(say, _read, store, app, rng), name=steps.READER))
+    if not app.only_writes:
+        threads.append(threading.Thread(target=_guard, args=(say, _flush, store, rng, say), name="flusher"))
+        threads.append(threading.Thread(target=_guard, args=(say, _read, store, app, rng), name=steps.READER))
     if app.rebuilds:
         rebuild = {"moves": _move, "shrinks": _shrink, "compacts": _compact}[app.rebuilds]
         threads.append(

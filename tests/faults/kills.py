@@ -29,7 +29,7 @@ from repo.schema.version import HEAD
 from tests.faults.child import App, Census, Counted
 from tests.faults.judge import Expected, Verdict, judge
 from tests.faults.nursery import Child, Nursery
-from tests.faults.steps import COMPACTIONS, DUCKDB_ALONE, MOVES, MOVES_BESIDE, SHRINKS, STEPS, Place
+from tests.faults.steps import BULK, COMPACTIONS, DUCKDB_ALONE, MOVES, MOVES_BESIDE, SHRINKS, STEPS, Place
 from tests.faults.workload import MOST_UNDER_WAY, State, operation
 from tests.starter import Starter
 
@@ -182,8 +182,10 @@ class Campaign:
         options: dict[str, Any],
     ) -> bool:
         settings = settings_of(rng, chain.engine)
-        app = App(chain.store, chain.seed, settings, self._writers(chain, (0, 1)), place, **options)
-        app.sink, app.rebuilds = chain.sink, chain.rebuilds
+        loads = step == BULK  # it waits only briefly for others
+        writers = self._writers(chain, (0,) if loads else (0, 1))
+        app = App(chain.store, chain.seed, settings, writers, place, **options)
+        app.sink, app.rebuilds, app.only_writes = chain.sink, chain.rebuilds, loads
         app.nth = rng.randint(1, MOST_CREATION_STATEMENTS) if step == CREATION else self._nth(place, rng)
         if step in (HAND_OVER, MOVES_BESIDE):
             return self._kill_one_of_two(chain, app, rng, request)
