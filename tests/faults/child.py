@@ -75,7 +75,7 @@ class App:
     rebuilds: str = ""
     """What is done to the columns in parallel: `moves` between the engines, `shrinks`, `compacts`, or nothing."""
     only_writes: bool = False
-    """Whether nothing else uses the columns, so that tables are loaded into them: a load waits only briefly for them."""
+    """Whether nothing else uses the columns, so that tables go straight to them: a load waits only briefly."""
 
     def live(self, say: Callable[[str], None]) -> None:
         """Run until killed."""
