@@ -203,7 +203,7 @@ def test_names_settings_and_rights(folder: Path, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         folder.chmod(0o500)
         with pytest.raises(HoldfastError):
-            FolderSink(folder.as_uri(), name="t").open(batches.store_id, 1)
+            FolderSink(folder.as_uri(), name="t").open("f" * 32, 1)
         folder.chmod(0o700)
 
 

@@ -252,7 +252,7 @@ def test_what_an_administrator_must_mend_halts(server: PostgresqlServer, sink: P
     granted.close()
     assert len(stored(server, later)) == 1
     for change, back, words in (
-        ("RENAME TO elsewhere", "ALTER TABLE holdfast.elsewhere RENAME TO points", "has no table points"),
+        ("RENAME TO elsewhere", "ALTER TABLE holdfast.elsewhere RENAME TO points", "lacks points"),
         (
             "RENAME COLUMN quality TO q",
             "ALTER TABLE holdfast.points RENAME COLUMN q TO quality",

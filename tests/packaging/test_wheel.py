@@ -15,6 +15,7 @@ from email import message_from_bytes
 from importlib.metadata import distribution
 from importlib.util import cache_from_source
 from pathlib import Path
+from typing import Any
 
 import pytest
 from build import ProjectBuilder
@@ -53,7 +54,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Path(ProjectBuilder(ROOT).build("sdist", out))
     unpacked = tmp_path_factory.mktemp("source")
     with tarfile.open(source) as archive:
-        archive.extractall(unpacked, filter="data")
+        # Python 3.11.3 and older have no filters.
+        filters: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(unpacked, **filters)
     return Path(ProjectBuilder(next(unpacked.iterdir())).build("wheel", out))
 
 
