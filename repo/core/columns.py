@@ -136,7 +136,7 @@ class SharedUse(Generic[Held]):
         reader, self._reader = self._reader, None
         try:
             self._opened.give_back(reader)
-        except BaseException as error:
+        except BaseException as error:  # including an interrupt: the file may have to be reopened
             self._columns._raise_other(error)
             raise
 
