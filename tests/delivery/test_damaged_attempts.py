@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_damaged_attempt_halts_the_sink_until_it_is_rekeyed(tmp_path: Path, te
         whole = store.sinks.show("memory").attempt
         assert whole is not None
         for column, damage in DAMAGE.items():
-            with sqlite3.connect(store.files.metadata) as raw:
+            with closing(sqlite3.connect(store.files.metadata)) as raw, raw:
                 [kept] = raw.execute("SELECT * FROM attempts").fetchall()
                 raw.execute(f"UPDATE attempts SET {column} = {damage}")
             sink = MemorySink(destination)
@@ -51,10 +52,9 @@ def test_a_damaged_attempt_halts_the_sink_until_it_is_rekeyed(tmp_path: Path, te
             info = store.sinks.show("memory")
             assert (info.state, info.confirmed_seq, sink.sent) == ("halted", 0, []), column
             if column != "last_seq":
-                with sqlite3.connect(store.files.metadata) as raw:
+                with closing(sqlite3.connect(store.files.metadata)) as raw, raw:
                     raw.execute(f"REPLACE INTO attempts VALUES ({', '.join('?' * len(kept))})", kept)
                 assert store.sinks.show("memory").attempt == whole
-            raw.close()
     with Store(tmp_path / "store", Settings(background=False)) as store:
         assert store.points.insert("W", "flow", 1.0).first_seq == 41, "no damaged number raises the seqs"
         store.sinks.rekey(restored=True)
