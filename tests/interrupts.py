@@ -7,6 +7,7 @@ counts not: no context manager of Python's could be safe there, and the place la
 from __future__ import annotations
 
 import dis
+import gc
 import sys
 from collections.abc import Callable, Collection
 from types import FrameType
@@ -46,6 +47,8 @@ def interrupted(files: Collection[str], nth: int, call: Callable[[], object]) ->
                 reached()
         return trace
 
+    was_enabled = gc.isenabled()
+    gc.disable()  # it could run finalizers of other tests here, in which Python swallows an interrupt
     sys.settrace(trace)
     try:
         call()
@@ -53,5 +56,7 @@ def interrupted(files: Collection[str], nth: int, call: Callable[[], object]) ->
         return True
     finally:
         sys.settrace(None)
+        if was_enabled:
+            gc.enable()
     assert places < nth, "the interrupt was swallowed"
     return False
