@@ -73,8 +73,10 @@ class Snapshot:
         """End the transaction; after an error, close the connection. Raises typed errors for the driver's."""
         reader, self._reader = self._reader, None
         try:
-            if reader is not None:
-                (self._readers.give_back if error is None else self._readers.discard)(reader)
+            if reader is not None and error is None:
+                self._readers.give_back(reader)
+            elif reader is not None:
+                self._readers.discard(reader)
         except _ERRORS as failed:
             raise sqlite.typed_error(failed, self._path) from failed
         finally:

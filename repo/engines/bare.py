@@ -1,6 +1,7 @@
-"""Connections that stay open between uses, because SQLAlchemy takes long to hand one out and to find its driver's one.
+"""Connections that stay open between uses, with direct access to the driver's connection.
 
-Handing one out, and beginning and ending its transaction, takes SQLAlchemy longer than a short query.
+With SQLAlchemy alone, checking out a connection, and beginning and ending its transaction, take longer than a short
+query.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _KEPT = 5
 
 
 class BareConnection:
-    """A connection, and its driver's, whose transactions its user begins and ends through the driver."""
+    """SQLAlchemy's connection and the driver's below it, through which its user begins and ends transactions."""
 
     __slots__ = ("connection", "driver")
 
@@ -29,7 +30,7 @@ class BareConnection:
         self.driver: Any = self.connection.connection.driver_connection
 
     def close(self) -> None:
-        """Close the connection, on which nothing is begun; SQLAlchemy logs nothing, as it does of a discarded one."""
+        """Close the connection, which has no open transaction. Unlike `discard`, this logs nothing."""
         self.connection.detach()
         self.connection.close()
 

@@ -58,7 +58,7 @@ class Selection:
 
     def __post_init__(self) -> None:
         sensor, metric = _only(self.sensor_id), _only(self.metric_name)
-        # The way of a frozen dataclass to set a field.
+        # A frozen dataclass can set a field only like this.
         object.__setattr__(self, "exact", None if sensor is None or metric is None else (sensor, metric))
 
     @classmethod

@@ -32,7 +32,7 @@ class Standing(StrEnum):
 def version_of(connection: Connection, path: Path | None = None, *, is_versioned: bool = False) -> str | None:
     """Return the revision of the database, or None if no migration has run on it.
 
-    With `is_versioned`, the caller has read a revision there before, and the look for its table is left out. Reads in
+    With `is_versioned`, the caller has read a revision there before, so the check for its table is skipped. Reads in
     the connection's transaction. Raises `StoreCorrupt` if the database has more than one revision, since the
     history is linear; the message then names the file `path`.
     """

@@ -63,7 +63,7 @@ class Opening:
         self._settings = settings
         self._clock = clock
         self._was_at_head = False
-        """Whether the metadata were, when the schema was looked at; no file of the store was open here then."""
+        """Whether the metadata had this program's schema when `upgrade` read it."""
 
     def find(self, create: bool) -> None:
         """Check that a store exists or may be created."""

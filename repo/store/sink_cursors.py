@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -168,7 +169,7 @@ def known_sink(handle: Handle, connection: Connection, name: str) -> SinkInfo:
     return found
 
 
-def reading_or_writing(handle: Handle, dry_run: bool) -> Any:
+def reading_or_writing(handle: Handle, dry_run: bool) -> AbstractContextManager[Connection]:
     """Begin a transaction, which writes unless it is a dry run."""
     return handle.metadata.read() if dry_run else handle.metadata.write()
 

@@ -252,7 +252,7 @@ def test_what_an_administrator_must_mend_halts(server: PostgresqlServer, sink: P
     granted.close()
     assert len(stored(server, later)) == 1
     for change, back, words in (
-        ("RENAME TO elsewhere", "ALTER TABLE holdfast.elsewhere RENAME TO points", "lacks points"),
+        ("RENAME TO elsewhere", "ALTER TABLE holdfast.elsewhere RENAME TO points", "lacks the table points"),
         (
             "RENAME COLUMN quality TO q",
             "ALTER TABLE holdfast.points RENAME COLUMN q TO quality",
@@ -280,7 +280,8 @@ def test_a_lost_connection_is_unreachable_and_the_token_says_what_arrived(
     second = chain.points(chain.numbers(2))
     with pytest.raises(SinkUnreachable):
         sink.send(second)
-    with pytest.raises(SinkUnreachable):  # refused or, by a process that the server began last, closed
+    # Refused, or closed by a process that the server started just before it died.
+    with pytest.raises(SinkUnreachable):
         sink.open(chain.store_id, 1)
     server.start()
     assert sink.open(chain.store_id, 1) == first.tokens.next

@@ -19,7 +19,7 @@ from tests.conftest import OpenStore
 PACKAGE = str(Path(repo.__file__).parent)
 
 MOST = {"insert": 21, "range": 48, "latest": 6, "aggregate": 68}
-"""The most moves of a call that was made before."""
+"""The maximum number of moves of each call, after the same call was made a few times."""
 
 
 def moves(call: Callable[[], object]) -> list[str]:

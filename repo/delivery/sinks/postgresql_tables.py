@@ -47,8 +47,8 @@ def check_tables(server: Server, connection: Any, schema: str, *, create: bool) 
             return
     if missing and len(missing) < len(_TABLES):
         raise SinkHalted(
-            f"{server.place}: the schema {schema!r} has tables of a hub, but lacks {missing[0]}; restore "
-            "the table, or name another schema in the option `schema`"
+            f"{server.place}: the schema {schema!r} has tables of a hub, but lacks the table {missing[0]}; restore "
+            "it, or name another schema in the option `schema`"
         )
     if not create:
         raise SinkHalted(f"{server.place}: the schema {schema!r} {_lacks(missing)}; {_HOW}")
