@@ -43,7 +43,7 @@ def demo(session: Session, seconds: float, rate: float, seed: int | None, keep: 
     from tempfile import TemporaryDirectory
 
     from repo.demo.report import event_line, heading, plot, table
-    from repo.demo.story import Story
+    from repo.demo.scenario import Scenario
 
     def say(text: str) -> None:
         if not session.as_json:
@@ -52,7 +52,7 @@ def demo(session: Session, seconds: float, rate: float, seed: int | None, keep: 
     if seed is None:
         seed = random.randrange(10_000)  # noqa: S311  printed, so that a run can be repeated
     with TemporaryDirectory(prefix="holdfast-demo-") as temporary:
-        story = Story(
+        scenario = Scenario(
             keep or Path(temporary),
             seconds=seconds,
             rate=rate,
@@ -60,7 +60,7 @@ def demo(session: Session, seconds: float, rate: float, seed: int | None, keep: 
             on_event=lambda at_s, what: say(event_line(at_s, what)),
         )
         say(heading(seed, rate))
-        result = story.play()
+        result = scenario.run()
     if session.as_json:
         print_json(result.as_dict())
     say(table(result))

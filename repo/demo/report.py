@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from repo.demo.chart import chart
-from repo.demo.story import DemoResult
+from repo.demo.result import DemoResult
 
 __all__ = ["WIDTH", "event_line", "heading", "plot", "table"]
 

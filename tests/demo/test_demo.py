@@ -18,8 +18,9 @@ from repo import Settings, Store
 from repo.commands import holdfast
 from repo.demo.chart import chart
 from repo.demo.report import WIDTH, event_line, heading, plot, table
+from repo.demo.result import Check, DemoResult, Figures
+from repo.demo.scenario import Scenario
 from repo.demo.site import STEP_US, WELLS, ticks
-from repo.demo.story import Check, DemoResult, Figures, Story
 from repo.errors import InvalidSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,7 +132,7 @@ def test_the_site_says_the_same_for_the_same_seed_and_has_what_sites_have() -> N
 def test_the_demo_refuses_a_folder_in_use_and_sizes_beyond_sense(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(InvalidSettings, match="not empty"):
-        Story(tmp_path)
+        Scenario(tmp_path)
     for seconds, rate in (
         (0, 100),
         (1, 10),
@@ -141,7 +142,7 @@ def test_the_demo_refuses_a_folder_in_use_and_sizes_beyond_sense(tmp_path: Path)
         (1, float("inf")),
     ):
         with pytest.raises(InvalidSettings, match="points"):
-            Story(tmp_path / "new", seconds=seconds, rate=rate)
+            Scenario(tmp_path / "new", seconds=seconds, rate=rate)
     done = CliRunner().invoke(holdfast, ["demo", "--keep", str(tmp_path)])
     assert done.exit_code == 2
     assert "not empty" in done.stderr
