@@ -18,6 +18,7 @@ from repo.core.metadata import MetadataDatabase
 from repo.core.overlay import OpenOverlay
 from repo.core.scratch import ScratchFolder
 from repo.engines.base import Backend
+from repo.engines.sqlite import copies
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import StoreReadOnly
 from repo.files import StoreFiles
@@ -51,9 +52,9 @@ class ReadOnlyMetadata(MetadataDatabase):
 
     def _open(self, _durability: Literal["full", "normal"]) -> Engine:
         path = self.path
-        if sqlite.needs_copy(path):
+        if copies.needs_copy(path):
             self._copied = ScratchFolder()
-            path = sqlite.copy_with_log(path, self._copied.path)
+            path = copies.copy_with_log(path, self._copied.path)
         return sqlite.open_engine(path, busy_timeout_s=self._settings.busy_timeout_s, read_only=True)
 
     def close(self) -> None:

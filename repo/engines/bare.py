@@ -11,10 +11,11 @@ from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from repo.engines.base import READ
 
-__all__ = ["BareConnection", "Readers"]
+__all__ = ["BareConnection", "Readers", "close_all"]
 
 _KEPT = 5
 """How many idle readers stay open."""
@@ -85,14 +86,19 @@ class Readers:
 
     def close_idle(self) -> None:
         """Close the connections that nobody uses; others are opened when they are needed."""
-        while True:
-            try:
-                idle = self._idle.pop()
-            except IndexError:
-                return
-            idle.close()
+        close_all(self._idle)
 
     def close(self) -> None:
         """Close the idle connections, and the others as soon as they are given back."""
         self._is_closed = True
         self.close_idle()
+
+
+def close_all(idle: deque[BareConnection] | deque[ConnectionPoolEntry]) -> None:
+    """Close the connections in `idle` and remove them; other threads may add and take some during the call."""
+    while True:
+        try:
+            connection = idle.pop()
+        except IndexError:
+            return
+        connection.close()

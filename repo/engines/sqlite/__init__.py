@@ -1,1 +1,1 @@
-"""SQLite: its driver, and functions that it lacks."""
+"""SQLite: its driver, its connection pool, copies of its files, and the functions that it lacks."""

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from repo.engines.base import ONE_SELECT, BesideTable, Params, dicts_of
+from repo.engines.sqlite import copies
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import HoldfastError, InvalidQuery
 from repo.settings import Settings
@@ -50,8 +51,8 @@ class SQLiteBackend:
     def open_overlay(self, scratch: Path, *, attach: bool) -> Engine:
         """Open a database in `scratch`, with the file attached."""
         stored = self.path if attach else None
-        if attach and sqlite.needs_copy(self.path):
-            stored = sqlite.copy_with_log(self.path, scratch)
+        if attach and copies.needs_copy(self.path):
+            stored = copies.copy_with_log(self.path, scratch)
         try:
             return sqlite.open_overlay(
                 scratch / self.path.name, stored, busy_timeout_s=self._settings.busy_timeout_s

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import time
 import weakref
@@ -16,10 +15,10 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from repo.disk import durable, ownership
+from repo.disk import ownership
 from repo.engines.bare import BareConnection
 from repo.engines.base import STORED, causes_of
-from repo.engines.sqlite.companions import COMPANIONS, LOG, SHARED_MEMORY
+from repo.engines.sqlite.companions import COMPANIONS, LOG
 from repo.engines.sqlite.pool import IdlePool
 from repo.engines.statements import COMPILED
 from repo.errors import (
@@ -39,10 +38,10 @@ __all__ = [
     "Attempt",
     "DriverError",
     "DriverWarning",
+    "RegisteredConnection",
     "WalCheckpoint",
     "bare_transaction",
     "checkpoint_wal",
-    "copy_to",
     "free_bytes",
     "has_wal_reset_bug",
     "is_begun",
@@ -50,10 +49,14 @@ __all__ = [
     "log_bytes",
     "only_reading",
     "open_engine",
+    "open_overlay",
     "replaced_after_error",
     "require_version",
+    "temp_folder",
     "truncate_wal",
     "typed_error",
+    "uri_of",
+    "used_bytes",
     "vacuum",
     "wait_until_unused",
 ]
@@ -126,7 +129,7 @@ def open_engine(
     """
     require_version()
     note_own(path, COMPANIONS)
-    uri = _uri(path, _reading_mode(path) if read_only else "mode=rwc")
+    uri = uri_of(path, _reading_mode(path) if read_only else "mode=rwc")
     if not read_only:
         with system_typed(path):
             ownership.create(path)
@@ -137,7 +140,7 @@ def open_engine(
             "timeout": busy_timeout_s,
             "isolation_level": None,
             "check_same_thread": False,
-            "factory": _Connection,
+            "factory": RegisteredConnection,
         },
         execution_options={"compiled_cache": COMPILED},
     )
@@ -191,7 +194,7 @@ def open_overlay(scratch: Path, stored: Path | None, *, busy_timeout_s: float) -
     The attached file is only read: it stays unchanged, and so does its log.
     """
     engine = open_engine(scratch, durability="normal", busy_timeout_s=busy_timeout_s)
-    attached = None if stored is None else (stored, _uri(stored, _reading_mode(stored)))
+    attached = None if stored is None else (stored, uri_of(stored, _reading_mode(stored)))
 
     @event.listens_for(engine, "connect")
     def _attach(connection: sqlite3.Connection, _record: object) -> None:
@@ -210,7 +213,7 @@ def open_overlay(scratch: Path, stored: Path | None, *, busy_timeout_s: float) -
     return engine
 
 
-class _Connection(sqlite3.Connection):
+class RegisteredConnection(sqlite3.Connection):
     """A connection that is registered as an open file of this process until it is closed: see `forks`."""
 
     _pid = -1
@@ -229,6 +232,7 @@ class _Connection(sqlite3.Connection):
         self._file.connection = weakref.ref(self)
 
     def close(self) -> None:
+        """Close the connection, rolling back an open transaction. Safe to call again."""
         try:
             # A statement that an interrupt left open would keep the connection alive, with its transaction and lock.
             if not self._is_closed and self.in_transaction:
@@ -353,59 +357,6 @@ def used_bytes(connection: Connection) -> int:
     return int(pages * connection.exec_driver_sql("PRAGMA page_size").scalar_one()) - free_bytes(connection)
 
 
-def copy_to(path: Path, target: Path, progress: Callable[[int], object]) -> None:
-    """Copy a database, including the content of its WAL, to a new file, durably; raises the driver's errors.
-
-    `progress` is called with the bytes of each piece. Other connections can read and write during the copy.
-    """
-    source = sqlite3.connect(_uri(path, "mode=rw"), uri=True, factory=_Connection, check_same_thread=False)
-    target.touch(exist_ok=False)
-    ownership.make_like(target, path)
-    copy = sqlite3.connect(target, factory=_Connection, check_same_thread=False)
-    left = None
-
-    def report(_status: int, remaining: int, total: int) -> None:
-        nonlocal left
-        progress(max(0, (total if left is None else left) - remaining) * page_bytes)
-        left = remaining
-
-    try:
-        [(page_bytes,)] = source.execute("PRAGMA page_size").fetchall()
-        source.backup(copy, pages=1_000, progress=report)
-        copy.execute("PRAGMA journal_mode = DELETE")  # so that the file is complete without a log
-    finally:
-        copy.close()
-        source.close()
-    durable.sync(target)
-
-
-def needs_copy(path: Path) -> bool:
-    """Return whether SQLite cannot read the file where it is, because it cannot create its shared memory there.
-
-    This is the case for a file with a log but no `-shm`, such as one from a backup, in a folder that this process may
-    not write to.
-    """
-    return log_bytes(path) > 0 and not _shared_memory(path).exists() and not os.access(path.parent, os.W_OK)
-
-
-def copy_with_log(path: Path, folder: Path) -> Path:
-    """Copy the file and its log into a folder, and return the copy.
-
-    Raises `StoreBusy` if another program opens the file during the copy.
-    """
-    copy = folder / f"copy-{path.name}"
-    with system_typed(folder, f"{path} has to be copied to be read; name a folder with more space in TMPDIR"):
-        for suffix in ("", LOG):
-            shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
-    if _shared_memory(path).exists():
-        raise StoreBusy(f"another program opened {path} while it was copied; try again", path=path)
-    return copy
-
-
-def _shared_memory(path: Path) -> Path:
-    return path.with_name(path.name + SHARED_MEMORY)
-
-
 def wait_until_unused(path: Path, timeout_s: float) -> None:
     """Return once no other connection has the file open; raises `StoreBusy` at the deadline.
 
@@ -414,11 +365,11 @@ def wait_until_unused(path: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         connection = sqlite3.connect(
-            _uri(path, "mode=rw"),
+            uri_of(path, "mode=rw"),
             uri=True,
             timeout=0.0,
             isolation_level=None,
-            factory=_Connection,
+            factory=RegisteredConnection,
         )
         try:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -518,7 +469,7 @@ def _checkpoint(engine: Engine, mode: str) -> WalCheckpoint:
     return WalCheckpoint(log, done)
 
 
-def _uri(path: Path, mode: str) -> str:
+def uri_of(path: Path, mode: str) -> str:
     """Return a SQLite URI. With a URI and a mode, SQLite takes the path literally."""
     text = os.path.realpath(path)
     return f"file:{text.replace('%', '%25').replace('?', '%3f').replace('#', '%23')}?{mode}"

@@ -11,6 +11,8 @@ from typing import Any
 
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
+from repo.engines.bare import close_all
+
 __all__ = ["IdlePool"]
 
 KEPT = 5
@@ -30,12 +32,7 @@ class IdlePool(Pool):
 
     def dispose(self) -> None:
         """Close the idle connections. Those in use are kept or closed when they are returned."""
-        while True:
-            try:
-                idle = self._idle.pop()
-            except IndexError:
-                return
-            idle.close()
+        close_all(self._idle)
 
     def recreate(self) -> IdlePool:
         """Return an empty pool with the same settings."""

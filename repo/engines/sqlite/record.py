@@ -32,9 +32,9 @@ def _traits() -> Traits:
 
 
 def _copy(path: Path, target: Path, progress: Callable[[int], object]) -> None:
-    from repo.engines.sqlite import driver
+    from repo.engines.sqlite import copies
 
-    driver.copy_to(path, target, progress)
+    copies.copy_to(path, target, progress)
 
 
 def _wait_until_unused(path: Path, timeout_s: float, is_needless: Callable[[Connection], bool]) -> None:
