@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 __all__ = ["MOST_RANGES", "Cursor", "Span"]
 
 MOST_RANGES = 16
-"""The maximum number of confirmed ranges above the low mark."""
+"""Deliveries add no range to a cursor that has this many above its low mark."""
 
 
 class Span(NamedTuple):
@@ -44,7 +44,7 @@ class Cursor(NamedTuple):
     def confirm(self, first: int, last: int) -> Self:
         """Return the cursor with the seqs from `first` to `last` confirmed, too. It never loses a confirmed seq.
 
-        The result may have more than `MOST_RANGES`; see `joins`.
+        The result may have more than `MOST_RANGES`.
         """
         low, ranges = self
         kept: list[Span] = []
@@ -58,10 +58,6 @@ class Cursor(NamedTuple):
         elif first <= last:
             kept.append(Span(first, last))
         return type(self)(low, tuple(sorted(kept)))
-
-    def joins(self, first: int, last: int) -> bool:
-        """Return whether confirming this range adds no new one, because it touches the low mark or another range."""
-        return len(self.confirm(first, last).ranges) <= len(self.ranges)
 
     def gaps(self, through: int) -> list[Span]:
         """Return the unconfirmed ranges up to `through`, in ascending order."""

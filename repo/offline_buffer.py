@@ -130,7 +130,7 @@ class OfflineBufferManager:
         self._stop = Stop()
         self._cleaner: threading.Thread | None = None
         self._start_cleaner()
-        forks.after_fork(self, OfflineBufferManager._begin_anew)
+        forks.after_fork(self, OfflineBufferManager._reset_in_child)
 
     def add_record(
         self, record_id: str, source: str, data: Mapping[str, Any], timestamp: float | None = None
@@ -245,7 +245,7 @@ class OfflineBufferManager:
                 )
                 self._cleaner.start()
 
-    def _begin_anew(self) -> None:
+    def _reset_in_child(self) -> None:
         """Forget the parent's thread after a fork; the first use in the child starts a new one."""
         self._starting, self._stop, self._cleaner = threading.Lock(), Stop(), None
 

@@ -22,7 +22,7 @@ from repo.errors import counted
 if TYPE_CHECKING:
     from repo.formats.text.layout import Rejected
     from repo.transfer.ingest import Ingested
-    from repo.transfer.inputs import Input
+    from repo.transfer.ingest_input import Input
 
 __all__ = ["ingest"]
 
@@ -181,7 +181,7 @@ def ingest(
     of this run, "rejected", "no_reading", "elapsed_s", "points_per_s", "files":
     [{"file", "points", "overwritten", "rejected", "no_reading"}]}
     """
-    from repo.transfer.inputs import Input
+    from repo.transfer.ingest_input import Input
 
     if errors_file is not None:
         _check_errors_file(session, errors_file, files)

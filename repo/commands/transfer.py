@@ -171,7 +171,7 @@ def import_(
     "duplicates", "nulls", "refused", "no_reading", "problems": [text]}; with
     --verify {"files", "verified", "points", "bytes"}
     """
-    reading: dict[str, Any] = {
+    options: dict[str, Any] = {
         "columns": _mapping(columns),
         "time_format": time_format,
         "zone": zone,
@@ -180,13 +180,13 @@ def import_(
         "only": only or None,
     }
     if verify:
-        _verify(session, paths, reading)
+        _verify(session, paths, options)
         return
     with session.opened(read_only=dry_run) as store, session.progress("import") as show:
         done = store.import_parquet(
             paths,
             on_conflict="keep" if keep_existing else "overwrite",
-            **reading,
+            **options,
             dry_run=dry_run,
             progress=show,
         )
@@ -200,13 +200,13 @@ def import_(
         raise click.exceptions.Exit(Exit.PROBLEMS)
 
 
-def _verify(session: Session, paths: tuple[Path, ...], reading: dict[str, Any]) -> None:
-    from repo.formats.files.mapping import Reading
+def _verify(session: Session, paths: tuple[Path, ...], options: dict[str, Any]) -> None:
+    from repo.formats.files.mapping import ReadOptions
     from repo.settings import Settings
     from repo.transfer.importer import verify_parquet
 
     settings = Settings.load(session.files().folder)
-    found = verify_parquet(paths, settings, Reading.of(**reading))
+    found = verify_parquet(paths, settings, ReadOptions.of(**options))
     if session.as_json:
         print_json(found.as_dict())
         return

@@ -44,7 +44,7 @@ class Capacity:
         self._left = self._bytes_left = 0.0
         self._measured_s = self._refused_s = float("-inf")
         self._hidden_bytes = 0
-        forks.after_fork(self, Capacity._begin_anew)
+        forks.after_fork(self, Capacity._reset_in_child)
 
     @contextmanager
     def place(self, size_bytes: int, count: int = 1) -> Iterator[bool]:
@@ -65,7 +65,7 @@ class Capacity:
                 with self._lock:
                     self._in_flight -= count
 
-    def _begin_anew(self) -> None:
+    def _reset_in_child(self) -> None:
         """In the child of a fork, forget the parent's threads, which may have held the lock."""
         self._lock = threading.Lock()
         self._in_flight = 0

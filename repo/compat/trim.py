@@ -49,7 +49,7 @@ class Trim:
         self._checked_s = float("-inf")
         self._is_over = False
         self._failing = ""
-        forks.after_fork(self, Trim._begin_anew)
+        forks.after_fork(self, Trim._reset_in_child)
 
     def apply(self) -> bool:
         """Delete the oldest points if the columns exceed their limit; returns whether they still exceed it.
@@ -97,7 +97,7 @@ class Trim:
             )
         return used >= self._max_bytes
 
-    def _begin_anew(self) -> None:
+    def _reset_in_child(self) -> None:
         """Forget the parent's threads in the child of a fork: one may have held the lock."""
         self._lock = threading.Lock()
         self._checked_s = float("-inf")

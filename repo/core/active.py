@@ -80,10 +80,10 @@ class ActiveColumns:
 
     def refuse_schema(self, found: str | None, path: Path) -> None:
         """Raise `SchemaTooNew` or `SchemaOutdated` unless the schema is this program's."""
-        standing = version.compare(found)
-        if standing is version.Standing.TOO_NEW:
+        status = version.compare(found)
+        if status is version.VersionStatus.TOO_NEW:
             raise version.too_new(found, path)
-        if standing is not version.Standing.HEAD:
+        if status is not version.VersionStatus.HEAD:
             refuse_unless_allowed(found, path, self._files, self._settings)
             raise SchemaOutdated(f"{path} has the schema {found or 'of the legacy program'}", path=path)
 

@@ -407,9 +407,7 @@ class Columns:
             opened = self._open_file(backend)
             try:
                 self._on_open(opened)
-            except (
-                BaseException
-            ):  # no exception, including an interrupt, may leave an open file without an owner
+            except BaseException:  # including an interrupt: no open file may be left without an owner
                 opened.close()
                 raise
         except Exception as error:  # noqa: BLE001  it is raised, typed

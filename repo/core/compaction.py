@@ -16,10 +16,11 @@ from sqlalchemy import Connection
 from repo.core.columns import OpenColumns
 from repo.core.handle import Handle
 from repo.core.reconcile import Known
+from repo.cursors import Span
 from repo.disk import space
 from repo.engines.registry import engine_named
 from repo.errors import FlushFailed, HoldfastError
-from repo.queries.order import Order, Slice, Span
+from repo.queries.order import Order, Slice
 from repo.queries.summaries import Summaries
 from repo.repositories import sorting
 from repo.repositories.apply import Applied

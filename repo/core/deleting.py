@@ -12,8 +12,8 @@ from repo.core.handle import Handle
 from repo.core.reserve import Reserve, size_of
 from repo.engines.registry import engine_named
 from repo.errors import EngineMissing, StoreBusy, StoreFull
+from repo.queries.export_spans import span_of, span_reader
 from repo.queries.selection import Selection, Summary
-from repo.queries.slices import slices_on, span_of
 from repo.repositories.points import Written
 from repo.repositories.records import DroppedRecords, RecordRepository, RecordScope
 from repo.repositories.series import LatestRepository
@@ -151,7 +151,7 @@ def _parts(handle: Handle, selection: Selection, reserve: Reserve) -> Iterator[S
     while at_us < end_us:
         most = max(_LEAST_ROWS, reserve.room() // _ROOM_SHARE // row_bytes)
         with handle.reading("deleting on a full disk") as (connection, _):
-            reader = slices_on(connection, chosen)
+            reader = span_reader(connection, chosen)
             width_us = min(width_us, end_us - at_us)
             while (
                 count := reader.count(span_of(selection, at_us, at_us + width_us))

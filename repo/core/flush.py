@@ -36,7 +36,7 @@ from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import ColumnsStateRepository, StateRepository
 from repo.settings import Settings
 
-__all__ = ["Flusher", "in_whole_row_groups"]
+__all__ = ["Flusher", "cut_to_row_groups"]
 
 log = logging.getLogger("holdfast.flush")
 
@@ -192,7 +192,7 @@ class Flusher:
             for entry in JournalRepository(connection).after(self.watermark, seq):
                 full = points + entry.seqs > most or size + len(entry.payload) > BATCH_BYTES
                 if entries and full:
-                    entries = in_whole_row_groups(entries)
+                    entries = cut_to_row_groups(entries)
                     break
                 if entries and (entry.kind == DELETE or _differ(entry, entries[-1])):
                     break
@@ -424,7 +424,7 @@ def _differ(entry: Entry, last: Entry) -> bool:
     return (entry.kind == KEEP) != (last.kind == KEEP)
 
 
-def in_whole_row_groups(entries: list[Entry]) -> list[Entry]:
+def cut_to_row_groups(entries: list[Entry]) -> list[Entry]:
     """Leave out the last rows if their points would begin a row group of DuckDB and hardly fill it.
 
     It would be compressed again with every checkpoint until it is full.

@@ -28,7 +28,7 @@ from repo.processes import forks
 from repo.repositories.state import StateRepository
 from repo.settings import Settings
 
-__all__ = ["MetadataDatabase"]
+__all__ = ["MetadataDatabase", "Snapshot"]
 
 log = logging.getLogger("holdfast.metadata")
 

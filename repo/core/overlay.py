@@ -44,9 +44,9 @@ from repo.queries.order import UNSORTED
 from repo.queries.rows import Row
 from repo.queries.selection import Selection
 from repo.repositories.apply import apply, incoming
-from repo.repositories.counting import corrections
 from repo.repositories.series import SummaryRepository
 from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
+from repo.repositories.verification import corrections
 
 __all__ = ["OpenOverlay", "Tail"]
 

@@ -24,13 +24,13 @@ from repo.core.metadata import MetadataDatabase
 from repo.errors import StoreCorrupt, StoreForked
 from repo.queries.order import Order
 from repo.queries.selection import Selection, Summary
-from repo.repositories.counting import VerificationRepository, corrections
 from repo.repositories.journal import DELETE, Entry, JournalRepository
 from repo.repositories.ledger import ColumnsLedgerRepository, LedgerRepository, Loss
 from repo.repositories.series import LatestRepository, SeriesRepository, SummaryRepository
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.slices import SliceRepository
 from repo.repositories.state import ColumnsState, ColumnsStateRepository, State, StateRepository
+from repo.repositories.verification import VerificationRepository, corrections
 
 __all__ = [
     "FileState",

@@ -17,7 +17,7 @@ from repo.core.codec import BLOCK_BYTES, BLOCK_POINTS
 from repo.core.inbox import Inbox
 from repo.core.kinds import is_empty_series
 from repo.core.metadata import MetadataDatabase
-from repo.core.taken import forked, move_position
+from repo.core.positions import forked, move_position
 from repo.engines.sqlite.driver import Attempt
 from repo.errors import HoldfastError, InvalidPoint, Refusal
 from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, JournalRepository

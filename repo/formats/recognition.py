@@ -1,10 +1,41 @@
-"""Recognition: identifies a file of an unexpected format by its first bytes. Never opens a file."""
+"""Recognition: identifies the format of a file by its first bytes and its name. Never opens a file."""
 
 from __future__ import annotations
 
 import codecs
+from typing import Literal
 
-__all__ = ["foreign_format", "is_wide_encoding", "utf_16_or_32"]
+from repo.formats.compression import plain_name
+
+__all__ = [
+    "BEFORE_TEXT",
+    "HEAD_BYTES",
+    "NAMES",
+    "Form",
+    "foreign_format",
+    "form_of",
+    "is_parquet",
+    "is_wide_encoding",
+    "utf_16_or_32",
+]
+
+Form = Literal["csv", "ndjson", "parquet"]
+"""The formats that are read."""
+
+HEAD_BYTES = 64
+"""The bytes at the start of a file that suffice to identify its format."""
+
+BEFORE_TEXT = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"
+"""What may precede the first character of a text: byte order marks, the zero bytes of UTF-16, and white space."""
+
+NAMES: dict[Form, tuple[str, ...]] = {
+    "csv": (".csv", ".tsv"),
+    "ndjson": (".ndjson", ".jsonl"),
+    "parquet": (".parquet", ".parq", ".pq"),
+}
+"""The suffixes of file names by format."""
+
+_PARQUET_MAGIC = b"PAR1"
 
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"PK\x05\x06", "an empty zip archive"),
@@ -33,10 +64,26 @@ _MARKS: tuple[tuple[bytes, str], ...] = (
 )
 
 
+def is_parquet(head: bytes) -> bool:
+    """Return whether a file with this beginning is Parquet."""
+    return head.startswith(_PARQUET_MAGIC)
+
+
+def form_of(head: bytes, name: str) -> Form:
+    """Return the format of a file with this name and beginning (decompressed); CSV if neither determines it."""
+    if is_parquet(head):
+        return "parquet"
+    plain = plain_name(name)
+    for form, endings in NAMES.items():
+        if plain.endswith(endings):
+            return form
+    return "ndjson" if head.lstrip(BEFORE_TEXT)[:1] in (b"{", b"[") else "csv"
+
+
 def foreign_format(head: bytes) -> str | None:
     """Return what a file with this beginning is, and what to do, as the end of a sentence; None if it may be text.
 
-    64 bytes suffice. Compressions and formats that this library reads are not foreign.
+    `HEAD_BYTES` suffice. Compressions and formats that this library reads are not foreign.
     """
     if head.startswith(b"PK\x03\x04"):
         inside = head[30:]

@@ -22,7 +22,15 @@ from repo.inputs.times import (
     to_datetime,
 )
 
-__all__ = ["Span", "Width", "before_us", "parse_duration_us", "parse_span", "parse_time", "parse_width"]
+__all__ = [
+    "Duration",
+    "Width",
+    "before_us",
+    "parse_duration",
+    "parse_duration_us",
+    "parse_time",
+    "parse_width",
+]
 
 _SECOND_US = 1_000_000
 _MINUTE_US = 60 * _SECOND_US
@@ -68,7 +76,7 @@ _TIME_FORMS = (
 )
 
 
-class Span(NamedTuple):
+class Duration(NamedTuple):
     """A length of time: `us` microseconds and `months` calendar months; at least one is not 0."""
 
     us: int
@@ -82,35 +90,35 @@ class Width(NamedTuple):
     months: int
 
 
-def parse_span(text: str) -> Span:
+def parse_duration(text: str) -> Duration:
     """Parse a length of time such as `15m`, `1d12h`, `1.5h`, `5min`, `3mo` or `1y`; always positive.
 
     A day has 24 hours; months (mo) and years (y) are calendar months, in whole numbers. Raises InvalidQuery.
     """
-    return _span(text, _ALL_UNITS)
+    return _duration(text, _ALL_UNITS)
 
 
 def parse_duration_us(text: str) -> int:
-    """Parse a length of time as `parse_span` does, but without months, into microseconds. Raises InvalidQuery."""
-    span = _span(text, _FIXED_UNITS)
-    if span.months:
+    """Parse a length of time as `parse_duration` does, but without months, into microseconds. Raises InvalidQuery."""
+    duration = _duration(text, _FIXED_UNITS)
+    if duration.months:
         raise InvalidQuery(
             f"{text[:40]!r} has months or years, whose length varies; write days (d) or weeks (w)"
         )
-    return span.us
+    return duration.us
 
 
 def parse_width(text: str) -> Width:
-    """Parse the width of buckets: a length of time as for `parse_span`, either with or without months.
+    """Parse the width of buckets: a length of time as for `parse_duration`, either with or without months.
 
     Raises InvalidQuery.
     """
-    span = parse_span(text)
-    if span.us and span.months:
+    duration = parse_duration(text)
+    if duration.us and duration.months:
         raise InvalidQuery(
             f"a bucket of {text[:40]!r} would have months and shorter units; use either: 1mo, or 30d12h"
         )
-    return Width(*span)
+    return Width(*duration)
 
 
 def parse_time(text: str, *, now_us: int, zone: tzinfo = UTC) -> int:
@@ -131,12 +139,12 @@ def parse_time(text: str, *, now_us: int, zone: tzinfo = UTC) -> int:
 def before_us(text: str, *, now_us: int, zone: tzinfo = UTC) -> int:
     """Return the time that lies a typed length of time before now; months are those of `zone`. Raises InvalidQuery."""
     try:
-        return _moved_us(now_us, parse_span(text.strip().removeprefix("-")), -1, zone)
+        return _moved_us(now_us, parse_duration(text.strip().removeprefix("-")), -1, zone)
     except Unfit as fault:
         raise InvalidQuery(f"{text[:40]!r} before now {fault}") from fault
 
 
-def _span(text: str, units: str) -> Span:
+def _duration(text: str, units: str) -> Duration:
     given = text.strip()
     us, months = Fraction(0), Fraction(0)
     for number, (unit_us, unit_months) in _parts(given, units):
@@ -148,7 +156,7 @@ def _span(text: str, units: str) -> Span:
         )
     if us > MAX_TIMESTAMP_US - MIN_TIMESTAMP_US or months > _MOST_MONTHS:
         raise InvalidQuery(f"the duration {given[:40]!r} exceeds the range of times (1678 to 2261)")
-    return Span(int(us), int(months))
+    return Duration(int(us), int(months))
 
 
 def _parts(given: str, units: str) -> Iterator[tuple[Fraction, tuple[int, int]]]:
@@ -175,7 +183,7 @@ def _typed_us(given: str, now_us: int, zone: tzinfo) -> int:
     offset = _OFFSET.fullmatch(given)
     if offset and not _UNIX_SECONDS.fullmatch(given):
         base_us = now_us if offset[1] in (None, "now") else _day_us(offset[1], None, now_us, zone)
-        return _moved_us(base_us, parse_span(offset[3]), 1 if offset[2] == "+" else -1, zone)
+        return _moved_us(base_us, parse_duration(offset[3]), 1 if offset[2] == "+" else -1, zone)
     if day := _DAY.fullmatch(given):
         return _day_us(day[1] or "today", day[2] or day[3], now_us, zone)
     if month := _MONTH.fullmatch(given):
@@ -214,13 +222,13 @@ def _local_us(day: date, zone: tzinfo) -> int:
     return moment_us(datetime.combine(day, time(), zone))
 
 
-def _moved_us(base_us: int, span: Span, sign: int, zone: tzinfo) -> int:
+def _moved_us(base_us: int, duration: Duration, sign: int, zone: tzinfo) -> int:
     """Return a time moved by calendar months in the zone, to the last day of a shorter month, and by microseconds."""
-    if span.months:
+    if duration.months:
         local = to_datetime(base_us).astimezone(zone)
-        year, month0 = divmod(local.year * 12 + local.month - 1 + sign * span.months, 12)
+        year, month0 = divmod(local.year * 12 + local.month - 1 + sign * duration.months, 12)
         if not 1 <= year <= 9999:
             raise Unfit("is outside the years 1678 to 2261")
         day = min(local.day, monthrange(year, month0 + 1)[1])
         base_us = moment_us(local.replace(year=year, month=month0 + 1, day=day))
-    return checked_us(base_us + sign * span.us)
+    return checked_us(base_us + sign * duration.us)

@@ -6,14 +6,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-__all__ = ["UNSORTED", "Order", "Slice", "Span"]
+from repo.cursors import Span
 
-
-class Span(NamedTuple):
-    """The seqs from `first` to `last`, both inclusive."""
-
-    first: int
-    last: int
+__all__ = ["UNSORTED", "Order", "Slice"]
 
 
 class Slice(NamedTuple):

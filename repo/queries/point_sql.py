@@ -15,7 +15,7 @@ from repo.engines.statements import Statement, Template, compiled
 from repo.models import Point
 from repo.queries.selection import Selection
 
-__all__ = ["Query", "first_seq", "has", "in_seq", "in_time", "newest", "size_in_seq"]
+__all__ = ["Query", "first_seq", "has", "in_seq", "in_time", "newest", "size_in_seq", "time_at"]
 
 Pairs = Iterable[tuple[str, str]]
 

@@ -20,7 +20,7 @@ from repo.queries.selection import Selection, Summary
 from repo.repositories.apply import GAP_US, MOST_SPANS, Applied, drop, incoming
 from repo.repositories.series import SummaryRepository
 
-__all__ = ["ROW_GROUP_ROWS", "Arriving", "Part", "in_whole_row_groups", "merge", "survey"]
+__all__ = ["ROW_GROUP_ROWS", "Arriving", "Part", "merge", "single_threaded", "survey"]
 
 ROW_GROUP_ROWS = 122_880
 """Rows per row group of DuckDB. A transaction that fills one writes it straight to the file."""
@@ -93,7 +93,7 @@ def merge(
             source = f"(SELECT * FROM {source} WHERE seq NOT IN (SELECT seq FROM {_MET} WHERE same))"
     if left_out or not arriving.unique:
         parts = _parts_of(connection, source)
-    with in_whole_row_groups(connection) if rows >= ROW_GROUP_ROWS else nullcontext():
+    with single_threaded(connection) if rows >= ROW_GROUP_ROWS else nullcontext():
         added = connection.exec_driver_sql(
             f"INSERT INTO {_points} ({_COLUMNS}) SELECT {_COLUMNS} FROM {source}"
         ).scalar_one()
@@ -135,7 +135,7 @@ def survey(
 
 
 @contextmanager
-def in_whole_row_groups(connection: Connection) -> Iterator[None]:
+def single_threaded(connection: Connection) -> Iterator[None]:
     """Append with one thread. With several, DuckDB 2.0 writes pieces that the next checkpoint compresses again.
 
     That doubled the time of a load of 10 million points. After an error the connection is closed, with its settings.

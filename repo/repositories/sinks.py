@@ -131,7 +131,7 @@ class SinkInfo(NewSink):
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain values; the documented form of `holdfast --json sinks show`."""
         plain = {name: value for name, value in asdict(self).items() if name != "token"}
-        plain["filter"] = None if self.filter is None else names_of(self.filter)
+        plain["filter"] = None if self.filter is None else _plain_filter(self.filter)
         plain["rate"] = None if self.rate is None else {**self.rate._asdict(), "text": str(self.rate)}
         for name in ("max_backlog", "lanes", "attempt"):
             value = getattr(self, name)
@@ -348,7 +348,7 @@ class SinkRepository:
         self._connection.execute(update(SinkCursor).where(SinkCursor.name == name).values(**values))
 
 
-def names_of(chosen: Selection) -> dict[str, Any]:
+def _plain_filter(chosen: Selection) -> dict[str, Any]:
     """Return the series that a filter selects as plain values."""
     plain = chosen.as_dict()
     return {name: plain[name] for name in ("sensor_id", "metric_name")}
@@ -362,7 +362,9 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
             case "options":
                 columns[name] = json.dumps(value, ensure_ascii=False)
             case "filter":
-                columns[name] = None if value is None else json.dumps(names_of(value), ensure_ascii=False)
+                columns[name] = (
+                    None if value is None else json.dumps(_plain_filter(value), ensure_ascii=False)
+                )
             case "records" | "hold":
                 columns[name] = int(value)
             case "max_backlog":

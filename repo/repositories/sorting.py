@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
+from repo.cursors import Span
 from repo.errors import FlushFailed
 from repo.models import Point
-from repo.queries.order import Span
-from repo.repositories.apply_table import in_whole_row_groups
+from repo.repositories.apply_table import single_threaded
 
 __all__ = ["Weight", "count", "first_seq", "is_sorted", "rewrite", "weigh"]
 
@@ -123,7 +123,7 @@ def rewrite(connection: Connection, span: Span, weight: Weight, step: Callable[[
     step()
     names = ", ".join(name for name, _ in weight.columns)
     values = ", ".join(name if filled else "NULL" for name, filled in weight.columns)
-    with in_whole_row_groups(connection):
+    with single_threaded(connection):
         # The product with one row keeps the order, which a join with the names need not do. As constants of the
         # statement, long lists would be copied again and again: 4 s for 100,000 series.
         [(appended,)] = connection.exec_driver_sql(

@@ -37,9 +37,9 @@ from repo.errors import (
 from repo.files import METADATA_FILE, StoreFiles
 from repo.processes import inuse
 from repo.processes.lease import read_holder
-from repo.schema import backup as backups
 from repo.schema.counting import rows_of
 from repo.schema.databases import DATABASES, backend_of, in_store, opened, typed
+from repo.schema.restore_files import is_restoring
 from repo.schema.upgrade import Migration, migrate_store
 from repo.schema.version import HEAD
 from repo.settings import CONFIG_FILE, Settings
@@ -212,12 +212,12 @@ def _files(old: str | os.PathLike[str], columns: str | os.PathLike[str] | None) 
     if columns is None:
         return files
     named = Path(os.path.realpath(columns))
-    standing = [files.columns(engine) for engine in ENGINES if files.columns(engine).exists()]
+    existing = [files.columns(engine) for engine in ENGINES if files.columns(engine).exists()]
     if not named.is_file():
         raise StoreMissing(f"there is no time-series file {named}", path=named)
-    if standing and named != files.duckdb:
+    if existing and named != files.duckdb:
         raise InvalidSettings(
-            f"{files.folder} has its points in {standing[0]}, not in {named}; omit --timeseries and "
+            f"{files.folder} has its points in {existing[0]}, not in {named}; omit --timeseries and "
             "DUCKDB_STORAGE_PATH, or move away the file that does not belong to it",
             path=named,
         )
@@ -250,7 +250,7 @@ def _refuse_places(files: StoreFiles, sources: list[_File], target: Path) -> Non
         )
     if not target.parent.is_dir():
         raise InvalidSettings(f"there is no folder {target.parent}; create it first", path=target.parent)
-    if backups.is_restoring(files):
+    if is_restoring(files):
         raise StoreBusy(
             f"a restore of {files.folder} is incomplete; `{files.command('migrate --restore -y')}` completes it",
             path=files.folder,

@@ -6,8 +6,6 @@ The caller holds the lease, has closed the databases and checkpointed DuckDB. Ne
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,38 +13,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import UUID
 
 from repo.disk import durable, ownership
-from repo.engines.registry import ENGINES, companions_of, engine_named
+from repo.engines.registry import ENGINES, engine_named
 from repo.engines.sqlite import driver as sqlite
-from repo.errors import StoreCorrupt, system_error, system_typed
+from repo.errors import StoreCorrupt, system_typed
 from repo.files import StoreFiles
 from repo.schema.databases import DATABASES
 
-__all__ = [
-    "Backup",
-    "Kept",
-    "Saved",
-    "begin_restore",
-    "discard_unfinished",
-    "finish_restore",
-    "is_restoring",
-    "keep",
-    "kept_by_restores",
-    "list_backups",
-    "make",
-    "prepare_restore",
-    "restored_file",
-]
-
-log = logging.getLogger("holdfast.migrating")
+__all__ = ["UNFINISHED", "Backup", "Saved", "keep", "list_backups", "make", "read_backup", "typed_at"]
 
 _MANIFEST = "manifest.json"
-_UNFINISHED = ".part"
-_RESTORING = "restoring"
-_EPOCH = "epoch"
-_PREPARED = ".restoring"
+UNFINISHED = ".part"
+"""The suffix of a folder or a file that is not complete."""
 
 
 class Saved(NamedTuple):
@@ -94,7 +73,7 @@ class Backup:
 def list_backups(files: StoreFiles) -> list[Backup]:
     """Return the backups of a store, newest first."""
     manifests = files.backups.glob(f"*/{_MANIFEST}")
-    found = [_read(manifest) for manifest in manifests if manifest.parent.suffix != _UNFINISHED]
+    found = [read_backup(manifest.parent) for manifest in manifests if manifest.parent.suffix != UNFINISHED]
     return sorted(found, key=lambda backup: (backup.made_us, backup.folder.name), reverse=True)
 
 
@@ -112,16 +91,16 @@ def make(
 
     `progress` receives the bytes of each piece. Raises `StoreFull` and typed errors, and then leaves nothing behind.
     """
-    now_us = max([now_us, *(standing.made_us + 1 for standing in list_backups(files))])
+    now_us = max([now_us, *(existing.made_us + 1 for existing in list_backups(files))])
     stamp = datetime.fromtimestamp(now_us // 1_000_000, UTC).strftime("%Y%m%dT%H%M%SZ")
     place = files.backups
     final, number = place / stamp, 1
     while final.exists():
         number += 1
         final = place / f"{stamp}-{number}"
-    part = final.with_name(final.name + _UNFINISHED)
+    part = final.with_name(final.name + UNFINISHED)
     try:
-        with _typed(
+        with typed_at(
             place,
             "the databases are unchanged. Fix the cause, or continue without a backup: "
             f"`{files.command('migrate --no-backup')}`",
@@ -152,209 +131,27 @@ def make(
     return backup
 
 
-def discard_unfinished(files: StoreFiles) -> None:
-    """Remove what an interrupted backup left, and what a restore left that was interrupted before it began."""
-    for part in files.backups.glob(f"*{_UNFINISHED}"):
-        if part.is_dir():
-            shutil.rmtree(part)
-        else:  # a partly written marker of a restore
-            part.unlink()
-    if not is_restoring(files):
-        for target in (files.metadata, *(files.columns(engine) for engine in ENGINES)):
-            _discard_prepared(target)
-
-
 def keep(files: StoreFiles, count: int) -> list[Path]:
     """Remove all backups except the newest `count`; returns the removed folders."""
     old = [backup.folder for backup in list_backups(files)[count:]]
     for folder in old:
         # Renamed first, so that a crash does not leave a partial backup under its name.
-        part = folder.with_name(folder.name + _UNFINISHED)
+        part = folder.with_name(folder.name + UNFINISHED)
         durable.replace(folder, part)
         shutil.rmtree(part)
     return old
 
 
-def is_restoring(files: StoreFiles) -> bool:
-    """Return whether a restore is in progress or was interrupted; raises a typed error if that cannot be read."""
-    try:
-        os.stat(files.backups / _RESTORING)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise system_error(
-            error, files.backups, "it is unknown whether a restore was interrupted; nothing was changed"
-        ) from error
-    return True
-
-
-def restored_file(files: StoreFiles, saved: Saved) -> Path:
-    """Return the file that a database of a backup replaces."""
-    return files.metadata if saved.database == "metadata" else files.columns(saved.engine)
-
-
-def prepare_restore(files: StoreFiles, backup: Backup, progress: Callable[[int], object]) -> None:
-    """Copy the backup's files durably next to those that they will replace, and compare them with its manifest.
-
-    Nothing is replaced yet. Raises `StoreCorrupt` for a damaged or missing file, `StoreFull` and typed errors, and
-    then leaves nothing behind.
-    """
-    for saved in backup.saved:
-        _refuse_damaged(backup, saved)
-    try:
-        for saved in backup.saved:
-            _prepare(files, backup, saved, progress)
-    except BaseException:  # an interrupt, too, leaves no copies next to the store's files
-        for saved in backup.saved:
-            _discard_prepared(restored_file(files, saved))
-        raise
-
-
-class Kept(NamedTuple):
-    """What a restore keeps of the identity of a store."""
-
-    epoch: int = 0
-    """The minimum epoch, which each restore raises; 0 if there was none."""
-    store_id: str | None = None
-    """The id that it had before the last restore, if that was known; a backup may be older than a `rekey`."""
-
-
-def begin_restore(files: StoreFiles, backup: Backup, before: Kept) -> None:
-    """Note durably that this prepared backup is to be restored. From then on a kill only delays the restore.
-
-    `before` is the identity of the store now. Its epoch after the restore is above that, and above those of all earlier
-    restores.
-    """
-    with _typed(files.backups, "the databases are unchanged; free some space and try again"):
-        earlier = kept_by_restores(files)
-        after = max(before.epoch, earlier.epoch) + 1
-        note = {"epoch": after, "store_id": before.store_id or earlier.store_id}
-        durable.put(files.backups / _EPOCH, json.dumps(note).encode())
-        ownership.give(files.backups / _EPOCH)
-        durable.put(files.backups / _RESTORING, json.dumps({"folder": backup.folder.name}).encode())
-
-
-def kept_by_restores(files: StoreFiles) -> Kept:
-    """Return the identity of the store that restores keep.
-
-    It is in a file of its own, because a restored database may be of a revision that has no epoch.
-    """
-    try:
-        note = json.loads((files.backups / _EPOCH).read_text())
-        store_id = note.get("store_id")
-        return Kept(int(note["epoch"]), None if store_id is None else UUID(store_id).hex)
-    except (FileNotFoundError, NotADirectoryError):
-        return Kept()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        log.warning(
-            "%s cannot be read (%s). If a backup was restored after the store was last opened, run `%s` before it "
-            "delivers to sinks, then remove the file",
-            *(files.backups / _EPOCH, error, files.command("sinks rekey --restored")),
-        )
-        return Kept()
-
-
-def finish_restore(files: StoreFiles, now_us: int) -> Backup:
-    """Restore the noted backup. This can be repeated after a kill at any point.
-
-    Databases that did not exist when it was made are renamed, because nothing else has their content.
-    """
-    backup = _noted(files)
-    with _typed(
-        files.backups,
-        f"the restore is incomplete; fix the cause, then `{files.command('migrate --restore -y')}` completes it",
-    ):
-        targets = set()
-        for saved in backup.saved:
-            target = restored_file(files, saved)
-            targets.add(target)
-            part = _prepared(target)
-            if not part.exists():  # it was restored before the kill; repeating that is harmless
-                _refuse_damaged(backup, saved)
-                _prepare(files, backup, saved, lambda _piece: None)
-            for companion in companions_of(target):
-                companion.unlink(missing_ok=True)
-            durable.replace(part, target)
-        for path in {files.metadata, *(files.columns(engine) for engine in ENGINES)} - targets:
-            _set_aside(path, now_us)
-        (files.backups / _RESTORING).unlink()
-        durable.sync(files.backups)
-    return backup
-
-
-def _noted(files: StoreFiles) -> Backup:
-    marker = files.backups / _RESTORING
-    try:
-        folder = files.backups / str(json.loads(marker.read_text())["folder"])
-        if not folder.is_dir():
-            raise FileNotFoundError(f"there is no {folder}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreCorrupt(
-            f"{marker} does not name the backup to restore ({error}); remove {marker} and start the restore again: "
-            f"`{files.command('migrate --restore')}`",
-            path=marker,
-        ) from error
-    return _read(folder / _MANIFEST)
-
-
-def _prepared(target: Path) -> Path:
-    return target.with_name(target.name + _PREPARED)
-
-
-def _discard_prepared(target: Path) -> None:
-    for suffix in ("", _UNFINISHED):
-        path = _prepared(target)
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-
-
-def _prepare(files: StoreFiles, backup: Backup, saved: Saved, progress: Callable[[int], object]) -> None:
-    target = restored_file(files, saved)
-    whole = _prepared(target)
-    part = whole.with_name(whole.name + _UNFINISHED)
-    _discard_prepared(target)
-    with _typed(target.parent, f"{backup.folder} was not restored. Fix the cause and try again"):
-        found = durable.copy(backup.folder / saved.name, part, progress)
-        if saved.sha256 not in (None, found):
-            raise _damaged(backup, saved, f"its SHA-256 is {found}, not {saved.sha256}")
-        durable.replace(part, whole)
-
-
-def _refuse_damaged(backup: Backup, saved: Saved) -> None:
-    source = backup.folder / saved.name
-    if not source.is_file():
-        raise _damaged(backup, saved, "it is missing")
-    size_bytes = source.stat().st_size
-    if size_bytes != saved.size_bytes:
-        raise _damaged(backup, saved, f"it has {size_bytes:,} bytes, not {saved.size_bytes:,}")
-
-
-def _damaged(backup: Backup, saved: Saved, why: str) -> StoreCorrupt:
-    source = backup.folder / saved.name
-    return StoreCorrupt(
-        f"{source} has changed since the backup was made ({why}) and was not restored; move {backup.folder} away "
-        "to restore the previous backup, if there is one",
-        path=source,
-    )
-
-
-def _set_aside(path: Path, now_us: int) -> None:
-    if not path.exists():
-        return
-    aside = f"{path.name}.inactive-{now_us}"
-    durable.rename_all(
-        (old, old.with_name(aside + old.name.removeprefix(path.name))) for old in (*companions_of(path), path)
-    )
-    log.warning("%s is not in the backup, and is kept as %s", path, aside)
-
-
-def _read(manifest: Path) -> Backup:
+def read_backup(folder: Path) -> Backup:
+    """Return the backup in a folder; raises `StoreCorrupt` if its manifest cannot be read."""
+    manifest = folder / _MANIFEST
     try:
         manifest_content = json.loads(manifest.read_text())
         saved = _named(manifest_content["databases"])
-        return Backup(manifest.parent, int(manifest_content["made_us"]), saved, manifest_content.get("goal"))
+        return Backup(folder, int(manifest_content["made_us"]), saved, manifest_content.get("goal"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreCorrupt(
-            f"{manifest} cannot be read ({error}); move {manifest.parent} away to continue without that backup",
+            f"{manifest} cannot be read ({error}); move {folder} away to continue without that backup",
             path=manifest,
         ) from error
 
@@ -375,8 +172,8 @@ def _sha256(path: Path) -> str:
 
 
 @contextmanager
-def _typed(place: Path, then: str) -> Iterator[None]:
-    """Translate errors of the system, as `system_typed` does, and of SQLite."""
+def typed_at(place: Path, then: str) -> Iterator[None]:
+    """Translate errors raised in the block: of the system, as `system_typed` does, and of SQLite."""
     try:
         with system_typed(place, then):
             yield

@@ -27,7 +27,7 @@ from repo.schema import runner
 from repo.schema.backup import Backup
 from repo.schema.counting import rows_of
 from repo.schema.databases import DATABASES, Target, backend_of, in_store, opened, typed
-from repo.schema.version import HEAD, REVISIONS, Standing, compare, too_new, version_of
+from repo.schema.version import HEAD, REVISIONS, VersionStatus, compare, too_new, version_of
 from repo.settings import Settings
 
 __all__ = ["DatabaseVersion", "Found", "Migration", "PlannedStep", "Planner", "UpgradePlan"]
@@ -195,12 +195,12 @@ class Planner:
 
     def plan(self, *, backup: bool, without_columns: bool) -> UpgradePlan:
         """Plan the upgrade to the target revision; raises whatever prevents it, before anything is changed."""
-        found = self._look(without_columns)
+        found = self._found(without_columns)
         self._refuse_damage(found)
         due = [one for one in found if one.steps]
-        standing = backups.list_backups(self._files) if due else []
+        existing = backups.list_backups(self._files) if due else []
         # From an interrupted run. The current state is between two schemas and not worth a backup.
-        begun = standing[0] if standing and standing[0].began({f.database: f.before for f in found}) else None
+        begun = existing[0] if existing and existing[0].began({f.database: f.before for f in found}) else None
         backs_up = backup and begun is None and self._settings.migration_backups > 0
         backs_up = backs_up and any(not one.is_new for one in due)
         wanted = self._wanted(found, backs_up) if due else []
@@ -215,21 +215,21 @@ class Planner:
         )
         return UpgradePlan(found, begun, backs_up, wanted, report)
 
-    def _look(self, without_columns: bool) -> list[Found]:
+    def _found(self, without_columns: bool) -> list[Found]:
         found = []
         for database in DATABASES:
             target = in_store(database, self._files)
             if not target.path.exists():
                 continue
             try:
-                found.append(self._looked_at(target))
+                found.append(self._inspected(target))
             except EngineMissing as missing:
                 if not without_columns:
                     raise
                 log.warning("the columns keep their schema version: %s", missing)
         return found
 
-    def _looked_at(self, target: Target) -> Found:
+    def _inspected(self, target: Target) -> Found:
         backend = backend_of(target, self._settings, self._clock)
         with (
             opened(target, backend, self._settings, read_only=True) as engine,
@@ -255,7 +255,7 @@ class Planner:
     ) -> tuple[Found, dict[str, int], list[runner.MigrationStep]]:
         """Read the revision of a database and, below the target, the number of rows of its tables and its steps."""
         before = version_of(connection, target.path)
-        if compare(before) is Standing.TOO_NEW:
+        if compare(before) is VersionStatus.TOO_NEW:
             raise too_new(before, target.path)
         rows = {} if before == self._to else rows_of(connection)
         if rows and before is None:

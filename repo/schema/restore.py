@@ -30,9 +30,10 @@ from repo.files import StoreFiles
 from repo.models import StoreState
 from repo.processes import inuse
 from repo.processes.lease import leased
-from repo.schema import backup as backups
-from repo.schema.backup import Backup, Kept
+from repo.schema import restore_files
+from repo.schema.backup import Backup, list_backups
 from repo.schema.databases import in_pieces
+from repo.schema.restore_files import Kept
 from repo.settings import Settings
 
 __all__ = ["Restoration", "finish_leased", "finish_restore", "restore_store"]
@@ -75,28 +76,28 @@ def restore_store(
     with leased(
         files.folder, settings.lease_timeout_s, system_clock, "restoring a backup", prefix=files.prefix
     ):
-        if not backups.is_restoring(files):
-            standing = backups.list_backups(files)
-            if not standing:
+        if not restore_files.is_restoring(files):
+            existing = list_backups(files)
+            if not existing:
                 raise StoreMissing(f"there is no backup of the store in {files.folder}", path=files.folder)
-            _refuse_full_disk(files, standing[0])
+            _refuse_full_disk(files, existing[0])
             _refuse_open(files, settings)
-            backups.prepare_restore(files, standing[0], in_pieces(standing[0].size_bytes, progress))
-            backups.begin_restore(files, standing[0], _identity_of(files))
+            restore_files.prepare_restore(files, existing[0], in_pieces(existing[0].size_bytes, progress))
+            restore_files.begin_restore(files, existing[0], _identity_of(files))
         return Restoration(str(files.path), finish_leased(files, system_clock))
 
 
 def finish_restore(files: StoreFiles, settings: Settings, clock: Clock) -> None:
     """Complete an interrupted restore, if there is one."""
-    if backups.is_restoring(files):
+    if restore_files.is_restoring(files):
         with leased(files.folder, settings.lease_timeout_s, clock, "restoring a backup", prefix=files.prefix):
-            if backups.is_restoring(files):
+            if restore_files.is_restoring(files):
                 finish_leased(files, clock)
 
 
 def finish_leased(files: StoreFiles, clock: Clock) -> Backup:
     """Complete a restore that has begun; the caller holds the lease."""
-    restored = backups.finish_restore(files, clock())
+    restored = restore_files.replace_files(files, clock())
     log.warning("the backup %s was restored; everything written after it is lost", restored.folder)
     return restored
 
@@ -134,5 +135,5 @@ def _refuse_open(files: StoreFiles, settings: Settings) -> None:
 
 def _refuse_full_disk(files: StoreFiles, backup: Backup) -> None:
     """Raise `StoreFull` unless each disk has space for the copies; the old files stay until they are complete."""
-    wanted = [(backups.restored_file(files, saved).parent, saved.size_bytes) for saved in backup.saved]
+    wanted = [(restore_files.restored_file(files, saved).parent, saved.size_bytes) for saved in backup.saved]
     refuse_full_disk(wanted, f"restoring {backup.folder}")

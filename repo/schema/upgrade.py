@@ -29,6 +29,7 @@ from repo.schema.databases import in_pieces, opened, typed
 from repo.schema.legacy_records import Restored, restore_records
 from repo.schema.plan import DatabaseVersion, Found, Migration, PlannedStep, Planner, UpgradePlan
 from repo.schema.restore import finish_leased
+from repo.schema.restore_files import discard_unfinished, is_restoring
 from repo.schema.version import HEAD, REVISIONS
 from repo.settings import Settings
 
@@ -99,7 +100,7 @@ def run(
 
     With `without_columns`, columns whose engine is missing are skipped; they are upgraded once it is installed.
     """
-    if backups.is_restoring(files):
+    if is_restoring(files):
         finish_leased(files, clock)
     return _Run(files, settings, clock, to).go(check, backup, force, without_columns, progress)
 
@@ -148,7 +149,7 @@ class _Run:
         _refuse_read_only(plan.due)
         if any(one.database == "metadata" and not one.is_new for one in plan.due):
             sqlite.wait_until_unused(self._files.metadata, self._settings.lease_timeout_s)
-        backups.discard_unfinished(self._files)
+        discard_unfinished(self._files)
         if not force:
             refuse_full_disk(
                 plan.wanted,

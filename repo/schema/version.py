@@ -9,7 +9,7 @@ from sqlalchemy import Connection, inspect, text
 
 from repo.errors import SchemaTooNew, StoreCorrupt
 
-__all__ = ["HEAD", "REVISIONS", "Standing", "compare", "too_new", "version_of"]
+__all__ = ["HEAD", "REVISIONS", "VersionStatus", "compare", "too_new", "version_of"]
 
 REVISIONS = ("0001", "0002", "0003", "0004")
 """Every revision, oldest first; a test holds it equal to the migration scripts."""
@@ -17,7 +17,7 @@ REVISIONS = ("0001", "0002", "0003", "0004")
 HEAD = REVISIONS[-1]
 
 
-class Standing(StrEnum):
+class VersionStatus(StrEnum):
     """How the version of a database compares with `HEAD`."""
 
     UNVERSIONED = "unversioned"
@@ -49,13 +49,13 @@ def version_of(connection: Connection, path: Path | None = None, *, is_versioned
     return str(found[0]) if found else None
 
 
-def compare(found: str | None) -> Standing:
+def compare(found: str | None) -> VersionStatus:
     """Compare a version read by `version_of` with this program's."""
     if found is None:
-        return Standing.UNVERSIONED
+        return VersionStatus.UNVERSIONED
     if found not in REVISIONS:
-        return Standing.TOO_NEW
-    return Standing.HEAD if found == HEAD else Standing.OUTDATED
+        return VersionStatus.TOO_NEW
+    return VersionStatus.HEAD if found == HEAD else VersionStatus.OUTDATED
 
 
 def too_new(found: str | None, path: Path) -> SchemaTooNew:

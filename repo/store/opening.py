@@ -44,9 +44,10 @@ from repo.processes.lease import LEASE_FILE, leased
 from repo.repositories.pointers import PointerRepository
 from repo.repositories.sinks import SinkRepository
 from repo.repositories.state import ColumnsStateRepository, Extent, State, StateRepository
-from repo.schema import backup, version
+from repo.schema import version
 from repo.schema.creation import create_tables, is_empty
 from repo.schema.databases import Target
+from repo.schema.restore_files import Kept, is_restoring, kept_by_restores
 from repo.settings import Settings
 
 __all__ = ["Opening"]
@@ -69,7 +70,7 @@ class Opening:
         """Check that a store exists or may be created."""
         self._refuse_foreign()
         forks.refuse_inherited(self._files.metadata, *map(self._files.columns, ENGINES))
-        if backup.is_restoring(self._files):
+        if is_restoring(self._files):
             from repo.schema.restore import finish_restore
 
             finish_restore(self._files, self._settings, self._clock)
@@ -158,17 +159,17 @@ class Opening:
         if not database.exists():
             return
         found, is_new, noted = self._found()
-        standing = version.compare(found)
-        if not is_new and standing is not version.Standing.HEAD:
+        status = version.compare(found)
+        if not is_new and status is not version.VersionStatus.HEAD:
             with self._writers_kept_out():  # another process may be creating the store right now
                 found, is_new, noted = self._found()
-            standing = version.compare(found)
-        if standing is version.Standing.TOO_NEW:
+            status = version.compare(found)
+        if status is version.VersionStatus.TOO_NEW:
             raise version.too_new(found, database)
-        self._was_at_head = standing is version.Standing.HEAD
+        self._was_at_head = status is version.VersionStatus.HEAD
         if noted and self._settings.auto_migrate:
             self._restore_records()
-        if standing is version.Standing.HEAD or is_new:
+        if status is version.VersionStatus.HEAD or is_new:
             return
         refuse_unless_allowed(found, database, self._files, self._settings)
         with self._leased("migrating the store"):
@@ -213,7 +214,7 @@ class Opening:
 
         If several processes open a new store at once, one of them creates it and the others wait.
         """
-        kept = backup.kept_by_restores(self._files)
+        kept = kept_by_restores(self._files)
         if sqlite.is_begun(metadata.path):
             acknowledged = metadata.mark.read()  # first: others may be writing to the store
             state = self._state(metadata)
@@ -230,7 +231,7 @@ class Opening:
                     found = version.version_of(connection)
                     is_new = found is None and not columns and is_empty(connection)
                 # If the metadata is at the head, the columns may still be outdated, with `auto_migrate` off.
-                is_head = version.compare(found) is version.Standing.HEAD
+                is_head = version.compare(found) is version.VersionStatus.HEAD
                 if not is_new and (not is_head or self._settings.auto_migrate):
                     self._migrate()
                 state = State(
@@ -244,7 +245,7 @@ class Opening:
                     metadata.checkpoint()  # a store whose log is lost still has its tables and its id
         return self._identified(metadata, state, kept)
 
-    def _identified(self, metadata: MetadataDatabase, state: State, kept: backup.Kept) -> State:
+    def _identified(self, metadata: MetadataDatabase, state: State, kept: Kept) -> State:
         """Give a store that was restored its next epoch, and the id that it had before, as after a rekey."""
         if state.epoch >= kept.epoch:
             return state
@@ -288,10 +289,10 @@ class Opening:
         """Return the state of a store that is completely created, or None; raises `SchemaTooNew`."""
         with metadata.read() as connection:
             found = version.version_of(connection, is_versioned=self._was_at_head)
-            standing = version.compare(found)
-            if standing is version.Standing.TOO_NEW:
+            status = version.compare(found)
+            if status is version.VersionStatus.TOO_NEW:
                 raise version.too_new(found, metadata.path)
-            return StateRepository(connection).get() if standing is version.Standing.HEAD else None
+            return StateRepository(connection).get() if status is version.VersionStatus.HEAD else None
 
     def build_handle(self, metadata: MetadataDatabase) -> Handle:
         """Build the handle. The columns stay closed until they are needed."""

@@ -14,7 +14,8 @@ from repo.core.writer import Writer
 from repo.errors import StoreMissing, StoreReadOnly
 from repo.files import StoreFiles
 from repo.repositories.state import StateRepository
-from repo.schema import backup, version
+from repo.schema import version
+from repo.schema.restore_files import is_restoring
 from repo.settings import Settings
 
 __all__ = ["open_read_only"]
@@ -27,7 +28,7 @@ def open_read_only(files: StoreFiles, settings: Settings, clock: Clock) -> Handl
     repaired first.
     """
     settings = replace(settings, auto_migrate=False, background=False)
-    if backup.is_restoring(files):
+    if is_restoring(files):
         raise StoreReadOnly(
             f"a restore of {files.path} was interrupted; open the store once where it can be written, which completes "
             "it",

@@ -29,7 +29,7 @@ class Taken:
 class Receiving:
     """Takes batches with their position, both in one durable commit. Thread-safe. Used by `repo.delivery.receiver`.
 
-    A batch is taken only if it follows the last one of its sink (see `repo.core.taken`); otherwise `StoreForked` is
+    A batch is taken only if it follows the last one of its sink (see `repo.core.positions`); otherwise `StoreForked` is
     raised. Items that cannot be stored, such as a text for a series of numbers, are refused, and the rest is taken. For
     a repeat nothing is written, but the refused items are named again. Raises `StoreBusy`, `StoreFull` and other errors
     of a write; nothing was written.

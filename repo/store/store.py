@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from repo.transfer.exporter import Exported
     from repo.transfer.importer import Imported
     from repo.transfer.ingest import Files, Ingested
-    from repo.transfer.inputs import Input
+    from repo.transfer.ingest_input import Input
     from repo.upkeep.cleanup import Cleaned
     from repo.upkeep.compact import Compacted
     from repo.upkeep.convert import Converted
@@ -342,14 +342,14 @@ class Store:
         next to it. Rows that cannot be stored are counted and skipped. A later error or a kill leaves some of the
         points stored; importing again completes the import. `dry_run` only counts.
         """
-        from repo.formats.files.mapping import Reading
+        from repo.formats.files.mapping import ReadOptions
         from repo.transfer.importer import import_parquet
 
         return import_parquet(
             self._handle,
             paths,
             on_conflict=check_choice(on_conflict, "on_conflict", ("keep", "overwrite")),
-            reading=Reading.of(
+            options=ReadOptions.of(
                 columns,
                 check_choice(time_format, "time_format", tuple(UNIX_EXPONENTS)),
                 zone,

@@ -28,11 +28,11 @@ from repo.formats.files.ndjson import ENDING
 from repo.formats.files.parquet import COMPRESSIONS, note_of
 from repo.formats.files.parquet_packages import writer_here
 from repo.formats.files.text_writer import CsvWriter, NdjsonWriter, TextWriter
+from repo.formats.recognition import NAMES, Form
+from repo.queries.export_spans import SpanReader, span_of, span_reader
 from repo.queries.selection import Selection, Summary
-from repo.queries.slices import SliceReader, slices_on, span_of
 from repo.repositories.series import SummaryRepository
 from repo.repositories.state import StateRepository
-from repo.transfer.inputs import NAMES, Form
 
 __all__ = ["Exported", "Progress", "export"]
 
@@ -168,7 +168,7 @@ class _Export:
         self._selection = selection
         self._form = form
         self._note = note
-        self._slices = _Slices(handle, selection, progress, columnar=form.writer.columnar)
+        self._slices = _ExportPages(handle, selection, progress, columnar=form.writer.columnar)
 
     def one_file(self, path: Path) -> Exported:
         """Write all points into one file, and its checksum into another."""
@@ -263,7 +263,7 @@ def _ahead(pages: Generator[WrittenPage]) -> Generator[WrittenPage]:
             yield page
 
 
-class _Slices:
+class _ExportPages:
     """Iterates over the selected points in pages. The time span of a page depends on the density of the points.
 
     The series are those that have points when this object is created.
@@ -329,7 +329,7 @@ class _Slices:
             yield found
             self._advance(count)
 
-    def _fitting(self, reader: SliceReader, at_us: int, end_us: int) -> tuple[Selection, int]:
+    def _fitting(self, reader: SpanReader, at_us: int, end_us: int) -> tuple[Selection, int]:
         """Return a span that starts at `at_us` and has at most one page of points, and their weight.
 
         The points of one microsecond stay together, however many there are.
@@ -346,15 +346,15 @@ class _Slices:
         self._width_us = max(1, min(wanted_us, width_us * 8))
         return piece, weight
 
-    def _taken(self, reader: SliceReader, piece: Selection) -> WrittenPage:
+    def _taken(self, reader: SpanReader, piece: Selection) -> WrittenPage:
         if self._columnar and reader.columns:
             return take_page(reader.columns(piece))
         return reader.rows(piece)
 
     @contextmanager
-    def _reading(self) -> Iterator[SliceReader]:
+    def _reading(self) -> Iterator[SpanReader]:
         with self._handle.reading("export") as (connection, _):
-            yield slices_on(connection, self.series, self._handle.flusher.order)
+            yield span_reader(connection, self.series, self._handle.flusher.order)
 
     def _advance(self, points: int) -> None:
         self._read += points

@@ -24,16 +24,15 @@ from repo.errors import HoldfastError, InvalidFile, InvalidQuery, Refusal, Store
 from repo.formats.arrays.tables import Held, HeldPages
 from repo.formats.compression import packing_of
 from repo.formats.files.formats import FileReader, ReadPage, Validation
-from repo.formats.files.mapping import Reading, ReadPlan, plan_of
+from repo.formats.files.mapping import ReadOptions, ReadPlan, plan_of
 from repo.formats.files.ndjson import opened_ndjson
 from repo.formats.files.parquet_packages import SharedInstance, reader_here
-from repo.formats.recognition import foreign_format, utf_16_or_32
+from repo.formats.recognition import HEAD_BYTES, foreign_format, form_of, is_parquet, utf_16_or_32
 from repo.inputs.batch import KIND_NUMBER, KIND_TEXT
 from repo.inputs.times import SUSPECT_BEFORE_US
 from repo.queries.counts import present
 from repo.repositories.series import SeriesRepository
 from repo.settings import Settings
-from repo.transfer.inputs import HEAD_BYTES, form_of, is_parquet
 from repo.transfer.sources import Source, listed, sources_of
 
 __all__ = ["SUSPECT_TIMES", "Imported", "Progress", "Verified", "import_parquet", "verify_parquet"]
@@ -50,7 +49,7 @@ SUSPECT_TIMES = (
 _MOST_PROBLEMS = 20
 _UNITS = {1_000_000: "seconds", 1_000: "milliseconds", 1: "microseconds"}
 
-_USUAL = Reading()
+_USUAL = ReadOptions()
 
 _MOST_TOGETHER = 8
 """Files that are open at a time."""
@@ -138,7 +137,7 @@ def import_parquet(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     on_conflict: Literal["keep", "overwrite"],
-    reading: Reading,
+    options: ReadOptions,
     dry_run: bool,
     progress: Progress,
 ) -> Imported:
@@ -149,9 +148,9 @@ def import_parquet(
     with ExitStack() as readers:
         if len(sources) <= _MOST_TOGETHER:
             # The readers stay open: for small files, nothing takes longer than to open them again.
-            found = _validate(handle.settings, sources, reading, readers)
+            found = _validate(handle.settings, sources, options, readers)
         else:
-            found = _validated(handle.settings, sources, reading)
+            found = _validated(handle.settings, sources, options)
         total = sum(one.points for one in found)
         with kept_open(handle.columns), closing(Bulk(handle)) as bulk:
             job = _Import(handle, bulk, on_conflict, total, progress, dry_run=dry_run)
@@ -175,10 +174,10 @@ def import_parquet(
 def verify_parquet(
     paths: Sequence[Path],
     settings: Settings,
-    reading: Reading = _USUAL,
+    options: ReadOptions = _USUAL,
 ) -> Verified:
     """Validate every file as an import does, without a store. Raises the same errors as `Store.import_parquet`."""
-    found = _validated(settings, sources_of(paths), reading)
+    found = _validated(settings, sources_of(paths), options)
     return Verified(
         files=len(found),
         points=sum(one.points for one in found),
@@ -215,24 +214,24 @@ def _refuse_other_formats(head: bytes, path: Path) -> None:
         raise InvalidFile(f"{path} cannot be read as Parquet: it is {what}", path=path)
 
 
-def _validated(settings: Settings, sources: Sequence[Source], reading: Reading) -> list[_Validated]:
+def _validated(settings: Settings, sources: Sequence[Source], options: ReadOptions) -> list[_Validated]:
     """Validate files, and close them."""
     found: list[_Validated] = []
     for first in range(0, len(sources), _MOST_TOGETHER):
         with ExitStack() as readers:
-            together = _validate(settings, sources[first : first + _MOST_TOGETHER], reading, readers)
+            together = _validate(settings, sources[first : first + _MOST_TOGETHER], options, readers)
             found += [replace(one, reader=None) for one in together]
     return found
 
 
 def _validate(
-    settings: Settings, sources: Sequence[Source], reading: Reading, readers: ExitStack
+    settings: Settings, sources: Sequence[Source], options: ReadOptions, readers: ExitStack
 ) -> list[_Validated]:
     """Read whole files once, to check that they are undamaged and have usable columns; `readers` closes them."""
     descriptors = [readers.enter_context(source.opened()) for source in sources]
     instance = readers.enter_context(SharedInstance(descriptors, settings.duckdb_memory_limit_bytes))
     return [
-        _validate_one(settings, source, descriptor, reading, instance, readers)
+        _validate_one(settings, source, descriptor, options, instance, readers)
         for source, descriptor in zip(sources, descriptors, strict=True)
     ]
 
@@ -241,14 +240,14 @@ def _validate_one(
     settings: Settings,
     source: Source,
     descriptor: int,
-    reading: Reading,
+    options: ReadOptions,
     instance: SharedInstance,
     readers: ExitStack,
 ) -> _Validated:
     size = os.fstat(descriptor).st_size
     verified = source.verify(descriptor)
     reader = readers.enter_context(_opened(settings, source, descriptor, instance))
-    plan = plan_of(reader.types(), reading, source.path)
+    plan = plan_of(reader.types(), options, source.path)
     validation = reader.validate(plan)
     if source.points is not None and validation.rows != source.points:
         raise StoreCorrupt(

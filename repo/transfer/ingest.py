@@ -27,7 +27,7 @@ from repo.errors import (
     counted,
 )
 from repo.formats.compression import plain_name
-from repo.formats.files.mapping import Reading
+from repo.formats.files.mapping import ReadOptions
 from repo.formats.text.columns import is_position
 from repo.formats.text.csv import read_csv
 from repo.formats.text.layout import Layout, ReadingChunk, Rejected, layout_of, time_reader
@@ -40,7 +40,7 @@ from repo.inputs.values import check_rows
 from repo.repositories.points import Written
 from repo.repositories.series import SeriesRepository
 from repo.transfer.importer import SUSPECT_TIMES, import_parquet
-from repo.transfer.inputs import Input
+from repo.transfer.ingest_input import Input
 from repo.transfer.repeats import Repeats
 
 __all__ = ["Files", "Ingested", "IngestedFile", "ingest"]
@@ -167,7 +167,7 @@ def _input_of(file: Any, form: str, encoding: str, stack: ExitStack) -> Input:
 def _run(passes: _Passes, inputs: Sequence[Input], *, strict: bool) -> list[IngestedFile]:
     for given in inputs:
         if given.detect() == "parquet":
-            passes.reading_of(given)
+            passes.read_options(given)
     if strict:
         checked = [passes.run(given, check_only=True) for given in inputs]
         if any(file.rejected for file in checked):
@@ -275,7 +275,7 @@ class _Passes:
             self._handle,
             [given.path],
             on_conflict="overwrite",
-            reading=self.reading_of(given),
+            options=self.read_options(given),
             dry_run=check_only,
             progress=lambda rows, _total: self._progress(given, rows),
         )
@@ -289,7 +289,7 @@ class _Passes:
         self._overwritten += overwritten
         return IngestedFile(given.name, acknowledged - overwritten, overwritten, rejected, done.no_reading)
 
-    def reading_of(self, given: Input) -> Reading:
+    def read_options(self, given: Input) -> ReadOptions:
         """Return how to read Parquet by the layout; raises `InvalidSettings` for options that apply to text only."""
         layout, usual = self._layout, Layout()
         for option, is_given in (
@@ -317,7 +317,7 @@ class _Passes:
         metrics: dict[str, str] | None = None
         if layout.metrics is not None or layout.columns:
             metrics = {name: name for name in layout.metrics or ()} | dict(layout.columns)
-        return Reading.of(
+        return ReadOptions.of(
             columns,
             _counted(layout.time_formats),
             layout.zone,

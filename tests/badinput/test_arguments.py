@@ -37,7 +37,7 @@ from repo.store.quarantine import Quarantine
 from repo.store.records import Records
 from repo.store.series import SeriesApi
 from repo.store.sinks import Sinks
-from repo.transfer.inputs import Input
+from repo.transfer.ingest_input import Input
 from tests.badinput.wrong_values import WRONG
 
 TRIED = 1

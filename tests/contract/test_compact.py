@@ -16,7 +16,8 @@ import pytest
 
 from repo import AsyncStore, HoldfastError, InvalidQuery, Settings, Store, StoreFull, StoreReadOnly
 from repo.core import background, compaction
-from repo.queries.order import Order, Slice, Span
+from repo.cursors import Span
+from repo.queries.order import Order, Slice
 from repo.repositories import sorting
 
 ROWS = 100

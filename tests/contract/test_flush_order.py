@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, select
 
 from repo import Store
-from repo.core.flush import in_whole_row_groups
+from repo.core.flush import cut_to_row_groups
 from repo.engines.sqlite import driver as sqlite
 from repo.models import Point
 from repo.queries.rows import Row
@@ -171,7 +171,7 @@ def test_a_flush_of_a_long_backlog_fills_row_groups_of_duckdb() -> None:
         for size in sizes:
             seq += size
             entries.append(Entry(seq, size, "points", b""))
-        return [entry.seqs for entry in in_whole_row_groups(entries)]
+        return [entry.seqs for entry in cut_to_row_groups(entries)]
 
     assert taken(*[10_000] * 24) == [10_000] * 24
     assert taken(*[61_440] * 4) == [61_440] * 4

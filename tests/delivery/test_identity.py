@@ -15,9 +15,9 @@ from repo.delivery.reconcile import reconcile
 from repo.engines.sqlite import driver as sqlite
 from repo.files import StoreFiles
 from repo.repositories.attempts import Attempt
-from repo.schema import backup as backups
 from repo.schema import restore, runner
 from repo.schema.restore import restore_store
+from repo.schema.restore_files import kept_by_restores
 from repo.schema.upgrade import migrate_store
 from tests.conftest import OpenStore
 from tests.migrations.legacy_store import make_legacy_store
@@ -196,7 +196,7 @@ def test_each_restore_of_a_backup_raises_the_epoch_also_one_that_was_killed(
         patch.setattr(restore, "finish_leased", dying)
         with pytest.raises(KeyboardInterrupt):
             restore_store(folder)
-    assert backups.kept_by_restores(StoreFiles.of(folder)).epoch == 3
+    assert kept_by_restores(StoreFiles.of(folder)).epoch == 3
     with Store(folder, ON_SQLITE) as store:  # completes the restore
         assert store.sinks.list() == []
         store.sinks.add("mine", "", start="beginning")

@@ -14,7 +14,7 @@ import pytest
 
 from repo.formats.files import ndjson
 from repo.formats.files.formats import PAGE_BYTES
-from repo.formats.files.mapping import Reading, ReadPlan, plan_of
+from repo.formats.files.mapping import ReadOptions, ReadPlan, plan_of
 from repo.formats.files.ndjson import NdjsonReader, opened_ndjson
 
 pytestmark = pytest.mark.duckdb
@@ -25,7 +25,7 @@ def opened(path: Path, duckdb: bool) -> Iterator[tuple[NdjsonReader, ReadPlan]]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with opened_ndjson(descriptor, path, 128_000_000, duckdb=duckdb) as reader:
-            yield reader, plan_of(reader.types(), Reading(), path)
+            yield reader, plan_of(reader.types(), ReadOptions(), path)
     finally:
         os.close(descriptor)
 

@@ -15,7 +15,7 @@ import pytest
 
 from repo import InvalidFile
 from repo.formats.files.formats import FileReader, WrittenPages
-from repo.formats.files.mapping import Reading, ReadPlan, plan_of
+from repo.formats.files.mapping import ReadOptions, ReadPlan, plan_of
 from repo.formats.files.parquet_duckdb_writer import DuckDBWriter
 from repo.formats.files.parquet_packages import SharedInstance, reader_here
 from repo.formats.files.parquet_pyarrow import PyArrowWriter
@@ -37,7 +37,9 @@ def opened(
         ):
             yield (
                 reader,
-                plan_of(reader.types(), Reading.of(time_format=time_format, zone=zone, sensor=sensor), path),
+                plan_of(
+                    reader.types(), ReadOptions.of(time_format=time_format, zone=zone, sensor=sensor), path
+                ),
             )
     finally:
         os.close(descriptor)

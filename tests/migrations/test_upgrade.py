@@ -19,7 +19,7 @@ from repo.engines.sqlite import driver as sqlite
 from repo.errors import HoldfastError, SchemaOutdated, SchemaTooNew, StoreCorrupt
 from repo.models import MetadataBase, TimeSeriesBase
 from repo.schema import runner
-from repo.schema.version import HEAD, REVISIONS, Standing, compare, version_of
+from repo.schema.version import HEAD, REVISIONS, VersionStatus, compare, version_of
 
 OpenEngine = Callable[[Path], Engine]
 
@@ -129,7 +129,7 @@ def test_a_database_of_a_newer_program_is_refused_and_unchanged(
 def test_versions_are_compared_with_the_head(database_file: Path, open_engine: OpenEngine) -> None:
     engine, database = open_engine(database_file), _database(database_file)
     assert [compare(found) for found in (None, "0001", HEAD, "9999")] == [
-        Standing.UNVERSIONED, Standing.OUTDATED, Standing.HEAD, Standing.TOO_NEW,
+        VersionStatus.UNVERSIONED, VersionStatus.OUTDATED, VersionStatus.HEAD, VersionStatus.TOO_NEW,
     ]  # fmt: skip
     runner.upgrade(engine, database, "0001")
     with pytest.raises(SchemaOutdated):

@@ -13,7 +13,7 @@ import pytest
 
 from repo.errors import InvalidFile, MissingExtra
 from repo.formats.compression import MOST_WINDOW_BYTES, plain_name, unpacked
-from repo.transfer.inputs import form_of
+from repo.formats.recognition import form_of
 
 zstandard = pytest.importorskip("zstandard")
 

@@ -32,7 +32,6 @@ def test_a_cursor_has_the_seqs_that_were_confirmed_and_its_shortest_form(
 
     confirmed = cursor.confirm(*span)
     assert _seqs(confirmed) == expected | set(range(span[0], span[1] + 1))
-    assert cursor.joins(*span) == (len(confirmed.ranges) <= len(cursor.ranges))
     assert cursor.has(*span) == (set(range(span[0], span[1] + 1)) <= expected)
 
     before = confirmed.low
@@ -56,7 +55,5 @@ def test_confirming_an_empty_range_changes_nothing() -> None:
 def test_a_range_that_fills_the_last_gap_moves_the_low_mark() -> None:
     cursor = Cursor(10).confirm(20, 30).confirm(40, 50)
     assert tuple(cursor) == (10, ((20, 30), (40, 50)))
-    assert not cursor.joins(60, 70)
-    assert cursor.joins(31, 35)
     assert tuple(cursor.confirm(31, 39)) == (10, ((20, 50),))
     assert tuple(cursor.confirm(11, 39)) == (50, ())

@@ -41,7 +41,7 @@ _FAILURE = 0x80
 _BUSY = frozenset({0x80, 0x88, 0x89, 0x97, 0x9F})
 """Reason codes of a refused connection that may pass by itself: unspecified, unavailable, busy, quota, rate."""
 _QUOTA = 0x97
-_WINDOW, _WINDOW_UNTOLD = 1000, 20
+_WINDOW, _WINDOW_IF_UNKNOWN = 1000, 20
 """Messages on their way at a time. A broker of version 5 says how many it accepts; older ones may accept only 20."""
 _MOST_IDS = 65_000
 """An unacknowledged message has an id of 16 bits."""
@@ -189,7 +189,7 @@ class MqttSink:
     def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             self._refusal = reason.value, str(reason)
-        most = self._options["inflight"] or (_WINDOW if self._is_5 else _WINDOW_UNTOLD)
+        most = self._options["inflight"] or (_WINDOW if self._is_5 else _WINDOW_IF_UNKNOWN)
         self._window = min(most, getattr(properties, "ReceiveMaximum", _MOST_IDS))
         self._most_bytes = getattr(properties, "MaximumPacketSize", None)
 

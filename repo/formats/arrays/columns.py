@@ -73,9 +73,7 @@ def fetch_columns(connection: Connection, query: Query, expected: int) -> list[S
     kinds = ["i" if name in names else _KINDS.get(name, _TEXT) for name in statement.columns]
     try:
         columns = read_columns(arrow(connection, statement), kinds)
-    except (
-        OSError
-    ):  # an error of the stream has only a message; reading the rows raises the driver's own error
+    except OSError:  # of the stream, with only a message; reading the rows raises the driver's own error
         return LISTS.fetch(connection, query, Shape(expected)) or []
     return [
         Coded(names[name], column) if name in names else column

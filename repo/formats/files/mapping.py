@@ -13,7 +13,7 @@ from repo.inputs.arguments import shown
 from repo.inputs.fields import name_of
 from repo.inputs.times import UNIX_EXPONENTS, Unfit, zone_named
 
-__all__ = ["FIELDS", "NO_QUALITY", "ColumnType", "ReadPlan", "Reading", "WideColumn", "plan_of"]
+__all__ = ["FIELDS", "NO_QUALITY", "ColumnType", "ReadOptions", "ReadPlan", "WideColumn", "plan_of"]
 
 FIELDS = {
     "sensor_id": ("text",),
@@ -59,7 +59,7 @@ class ColumnType:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ReadOptions:
     """How to read files: which column is which field, and what their times mean. `of` checks a caller's arguments."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class Reading:
         metric: str | None = None,
         only: Mapping[str, str] | str | Sequence[str] | None = None,
         ignored: Sequence[str] = (),
-    ) -> Reading:
+    ) -> ReadOptions:
         """Check the arguments of a caller; raises `InvalidQuery`."""
         mapping = _checked(columns, time_format)
         metrics = _metrics(only)
@@ -181,12 +181,12 @@ def _checked(columns: Mapping[str, str] | None, time_format: str) -> dict[str, s
     return mapping
 
 
-def plan_of(types: Mapping[str, ColumnType], reading: Reading, path: Path) -> ReadPlan:
+def plan_of(types: Mapping[str, ColumnType], options: ReadOptions, path: Path) -> ReadPlan:
     """Assign the columns of a file to the fields; `InvalidFile`, naming it, for a missing column or a wrong type.
 
     A file without columns for metric and value is wide: its other columns are metrics.
     """
-    mapping = reading.columns
+    mapping = options.columns
     columns = {name: name for name in FIELDS if name in types} | dict(mapping)
     if "timestamp_us" in mapping or ("timestamp_us" in columns and "timestamp" not in mapping):
         columns.pop("timestamp", None)
@@ -194,10 +194,10 @@ def plan_of(types: Mapping[str, ColumnType], reading: Reading, path: Path) -> Re
         columns.pop("timestamp_us", None)
         if "timestamp" not in columns and (time := _time_column(types)) is not None:
             columns["timestamp"] = time
-    for field_name, given in (("sensor_id", reading.sensor), ("metric_name", reading.metric)):
+    for field_name, given in (("sensor_id", options.sensor), ("metric_name", options.metric)):
         if given is not None:
             columns.pop(field_name, None)
-    wide = _wide(types, reading, columns)
+    wide = _wide(types, options, columns)
     if wide:
         for field_name in ("metric_name", "value", "value_text"):
             columns.pop(field_name, None)
@@ -205,7 +205,7 @@ def plan_of(types: Mapping[str, ColumnType], reading: Reading, path: Path) -> Re
     missing += [one.column for one in wide if one.column not in types]
     missing += [
         field_name
-        for field_name, given in (("sensor_id", reading.sensor), ("metric_name", reading.metric or wide))
+        for field_name, given in (("sensor_id", options.sensor), ("metric_name", options.metric or wide))
         if field_name not in columns and not given
     ]
     if not columns.keys() & {"timestamp", "timestamp_us"}:
@@ -237,9 +237,9 @@ def plan_of(types: Mapping[str, ColumnType], reading: Reading, path: Path) -> Re
         columns["value_text"], found["value_text"] = columns.pop("value"), found.pop("value")
     known = {*columns.values(), *FIELDS, *_OURS, *(one.column for one in wide)}
     ignored = tuple(name for name in types if name not in known)
-    us_per_count = 10 ** (6 + UNIX_EXPONENTS[reading.time_format])
+    us_per_count = 10 ** (6 + UNIX_EXPONENTS[options.time_format])
     return ReadPlan(
-        columns, found, ignored, us_per_count, reading.zone, reading.sensor, reading.metric, tuple(wide)
+        columns, found, ignored, us_per_count, options.zone, options.sensor, options.metric, tuple(wide)
     )
 
 
@@ -252,14 +252,16 @@ def _time_column(types: Mapping[str, ColumnType]) -> str | None:
     return next((name for name in usual if name in times or not times), None)
 
 
-def _wide(types: Mapping[str, ColumnType], reading: Reading, columns: Mapping[str, str]) -> list[WideColumn]:
+def _wide(
+    types: Mapping[str, ColumnType], options: ReadOptions, columns: Mapping[str, str]
+) -> list[WideColumn]:
     """Return the metrics of a wide file; none if the file is long, or has texts and they are not named."""
     other = ColumnType("other", "missing")
-    if reading.metrics is not None:
-        return [WideColumn(metric, name, types.get(name, other)) for metric, name in reading.metrics.items()]
-    if reading.metric is not None or columns.keys() & {"metric_name", "value", "value_text"}:
+    if options.metrics is not None:
+        return [WideColumn(metric, name, types.get(name, other)) for metric, name in options.metrics.items()]
+    if options.metric is not None or columns.keys() & {"metric_name", "value", "value_text"}:
         return []
-    used = {*columns.values(), *FIELDS, *_OURS, *reading.ignored}
+    used = {*columns.values(), *FIELDS, *_OURS, *options.ignored}
     others = {name: kind for name, kind in types.items() if name not in used}
     if any(kind.family == "text" for kind in others.values()):
         return []  # it may name the sensor or the metric of a long file

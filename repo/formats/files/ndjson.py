@@ -84,13 +84,13 @@ class NdjsonReader:
         batches = self._batches(_BATCH_ROWS, _BATCH_CHARS)
         while first := next(batches, None):
             # First, because two tables do not fit into memory.
-            base.execute("DROP TABLE IF EXISTS landed")
-            base.execute(f"CREATE TABLE landed ({_COLUMNS})")
+            base.execute("DROP TABLE IF EXISTS parsed")
+            base.execute(f"CREATE TABLE parsed ({_COLUMNS})")
             for batch in chain([first], islice(batches, PAGE_ROWS // _BATCH_ROWS - 1)):
-                appender = base.appender("landed")
+                appender = base.appender("parsed")
                 appender.append_rows(batch)
                 appender.flush()
-            page = DuckDBPage(base, "FROM landed", in_place=True)
+            page = DuckDBPage(base, "FROM parsed", in_place=True)
             yield page
             page.drop()
 

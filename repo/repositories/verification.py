@@ -1,4 +1,4 @@
-"""Counting: whether the summaries match the stored points, and what they should be. Never commits."""
+"""Verification: whether the summaries match the stored points, and what they should be. Never commits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs: the files and streams to ingest. Owns their format, opening, decompression and rereading; parses no line."""
+"""A file or a stream to ingest: opens, decompresses and rereads it, and finds out its format. Parses no line."""
 
 from __future__ import annotations
 
@@ -9,45 +9,24 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, TextIO, get_args
+from typing import BinaryIO, TextIO, get_args
 
 from repo.errors import InvalidFile, InvalidSettings
-from repo.formats.compression import packing_of, plain_name, unpacked
-from repo.formats.recognition import foreign_format, is_wide_encoding, utf_16_or_32
+from repo.formats.compression import packing_of, unpacked
+from repo.formats.recognition import (
+    BEFORE_TEXT,
+    HEAD_BYTES,
+    Form,
+    foreign_format,
+    form_of,
+    is_parquet,
+    is_wide_encoding,
+    utf_16_or_32,
+)
 from repo.inputs.arguments import check_path, check_text, shown
 from repo.processes.inuse import refuse_own
 
-__all__ = ["HEAD_BYTES", "NAMES", "Form", "Input", "form_of", "is_parquet"]
-
-Form = Literal["csv", "ndjson", "parquet"]
-
-HEAD_BYTES = 64
-"""The bytes at the start of a file that suffice to detect its format."""
-
-_PARQUET_MAGIC = b"PAR1"
-_BEFORE_TEXT = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"  # byte order marks, the zero bytes of UTF-16, and white space
-NAMES: dict[Form, tuple[str, ...]] = {
-    "csv": (".csv", ".tsv"),
-    "ndjson": (".ndjson", ".jsonl"),
-    "parquet": (".parquet", ".parq", ".pq"),
-}
-"""The suffixes of file names by format."""
-
-
-def is_parquet(head: bytes) -> bool:
-    """Return whether a file with this beginning is Parquet."""
-    return head.startswith(_PARQUET_MAGIC)
-
-
-def form_of(head: bytes, name: str) -> Form:
-    """Return the format of a file with this name and beginning (decompressed); CSV if neither determines it."""
-    if is_parquet(head):
-        return "parquet"
-    plain = plain_name(name)
-    for form, endings in NAMES.items():
-        if plain.endswith(endings):
-            return form
-    return "ndjson" if head.lstrip(_BEFORE_TEXT)[:1] in (b"{", b"[") else "csv"
+__all__ = ["Input"]
 
 
 class Input:
@@ -173,7 +152,7 @@ class Input:
                 path=self.path,
             )
         form = self._form or form_of(head, self.name)
-        if form == "csv" and self._form is None and head.lstrip(_BEFORE_TEXT).startswith(b'{"'):
+        if form == "csv" and self._form is None and head.lstrip(BEFORE_TEXT).startswith(b'{"'):
             raise InvalidFile(
                 f"{self.name} has JSON objects despite its name; set its format (--format ndjson)",
                 path=self.path,

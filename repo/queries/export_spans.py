@@ -1,4 +1,4 @@
-"""Slices: the points of a span in order of series, then time, as exports write them. Reads only."""
+"""Spans of time as exports write them: the points of each in order of series, then time. Reads only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from repo.queries.order import UNSORTED, Order
 from repo.queries.point_sql import MOST_NUMBERED
 from repo.queries.selection import Selection
 
-__all__ = ["SliceReader", "slices_on", "span_of"]
+__all__ = ["SpanReader", "span_of", "span_reader"]
 
 _c: Any = Point.__table__.c
 _UNNAMED = ", ".join(f'"{column.name}"' for column in _c if column.name not in ("sensor_id", "metric_name"))
@@ -28,7 +28,7 @@ _PLAIN_BYTES = 40
 
 
 @dataclass(frozen=True, slots=True)
-class SliceReader:
+class SpanReader:
     """Functions by which one engine reads spans of selected series, all on one connection."""
 
     count: Callable[[Selection], int]
@@ -46,9 +46,9 @@ class SliceReader:
     None if the engine has no columns."""
 
 
-def slices_on(
+def span_reader(
     connection: Connection, series: Sequence[tuple[str, str]], order: Order = UNSORTED
-) -> SliceReader:
+) -> SpanReader:
     """Return the reader for the engine of this connection. `series` are the series to read, in this order.
 
     `order` is that of the points in the file, which need not be sorted again where they are.
@@ -58,7 +58,7 @@ def slices_on(
     return _sought(connection, series)
 
 
-def _scanned(connection: Connection, series: Sequence[tuple[str, str]], order: Order) -> SliceReader:
+def _scanned(connection: Connection, series: Sequence[tuple[str, str]], order: Order) -> SpanReader:
     """Read by scans, which skip data outside the span."""
     driver: Any = connection.connection.driver_connection
     number = _number_of(series)
@@ -97,7 +97,7 @@ def _scanned(connection: Connection, series: Sequence[tuple[str, str]], order: O
         texts = (func.coalesce(func.sum(func.strlen(text)), 0) for text in (_c.value_text, _c.metadata))
         return int(one(func.greatest(func.count(), sum(texts) // _PLAIN_BYTES), selection))
 
-    return SliceReader(
+    return SpanReader(
         count=lambda selection: int(one(func.count(_c.timestamp_us), selection)),
         weight=weight,
         last_seq=lambda selection: one(func.max(_c.seq), selection),
@@ -124,7 +124,7 @@ def _number_of(series: Sequence[tuple[str, str]]) -> tuple[str, list[Any]] | Non
     return sql, [table, sensors, metrics]
 
 
-def _sought(connection: Connection, series: Sequence[tuple[str, str]]) -> SliceReader:
+def _sought(connection: Connection, series: Sequence[tuple[str, str]]) -> SpanReader:
     """Seek by the key, one series after the other, because other plans would read the whole table for each span."""
     driver: Any = connection.connection.driver_connection
 
@@ -146,7 +146,7 @@ def _sought(connection: Connection, series: Sequence[tuple[str, str]]) -> SliceR
     def last_seq(selection: Selection) -> int | None:
         return max((seq for (seq,) in each("max(seq)", selection) if seq is not None), default=None)
 
-    return SliceReader(count=count, weight=count, last_seq=last_seq, first=first, rows=rows, columns=None)
+    return SpanReader(count=count, weight=count, last_seq=last_seq, first=first, rows=rows, columns=None)
 
 
 def _within(selection: Selection) -> str:
