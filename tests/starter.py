@@ -233,7 +233,7 @@ class Starter:
             server.settimeout(TIMEOUT_S)
             try:
                 server.connect(self.address)
-            except (FileNotFoundError, ConnectionRefusedError):
+            except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):  # the last: many ask at once
                 server.close()
                 assert self._server is None or self._server.poll() is None, "the server has ended"
                 assert time.monotonic() < deadline, "the server does not answer"
@@ -374,12 +374,12 @@ def _serve(address: str, root: str) -> list[str] | None:
             if door.fileno() in ready:
                 client, _ = door.accept()
                 head, streams, _, _ = socket.recv_fds(client, 12, 3)
-                if not head:  # it only wanted to know whether the server is ready
+                asked = _asked(client, head)
+                if asked is None:
                     client.close()
+                    for stream in streams:
+                        os.close(stream)
                     continue
-                asked = b""
-                while len(asked) < int(head):
-                    asked += client.recv(int(head) - len(asked))
                 pid = os.fork()
                 if pid == 0:
                     signal.set_wakeup_fd(-1)
@@ -393,6 +393,17 @@ def _serve(address: str, root: str) -> list[str] | None:
                     os.close(stream)
                 _answer(client, pid)
                 asking[pid] = client
+
+
+def _asked(client: socket.socket, head: bytes) -> bytes | None:
+    """Return what a client asks for; None if it only wanted to know whether the server is ready, or was killed."""
+    asked = b""
+    while len(head) == 12 and len(asked) < int(head):
+        piece = client.recv(int(head) - len(asked))
+        if not piece:
+            return None
+        asked += piece
+    return asked or None
 
 
 def _answer(client: socket.socket, *numbers: int) -> None:

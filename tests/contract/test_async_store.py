@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +47,12 @@ def no_commits(store: AsyncStore) -> Iterator[None]:
     """Let no write be committed in the block."""
     with store.sync._handle.writer._leading:
         yield
+
+
+async def begun(store: AsyncStore, points: int) -> None:
+    """Wait until so many points are queued to be committed."""
+    while store.sync._handle.writer._inbox._points < points:
+        await asyncio.sleep(0.001)
 
 
 def values(points: Any) -> list[Any]:
@@ -115,7 +120,7 @@ def test_many_tasks_share_commits_and_are_written_in_the_order_of_their_calls(pa
     async def body(store: AsyncStore) -> None:
         with no_commits(store):
             tasks = [asyncio.ensure_future(store.points.insert("s", "m", float(n), 7)) for n in range(300)]
-            await asyncio.sleep(0.05)
+            await begun(store, 300)
         written = await asyncio.gather(*tasks)
         seqs = [one.first_seq for one in written]
         assert None not in seqs
@@ -151,7 +156,7 @@ def test_a_write_cancelled_after_it_began_is_durable_and_says_so(path: Path) -> 
     async def body(store: AsyncStore) -> None:
         with no_commits(store):
             write = asyncio.ensure_future(store.points.insert("s", "m", 1.0, 1))
-            await asyncio.sleep(0.05)
+            await begun(store, 1)
             write.cancel()
             await asyncio.sleep(0.02)
             write.cancel()  # impatience changes nothing
@@ -187,7 +192,7 @@ def test_a_write_that_failed_while_it_was_cancelled_says_so(path: Path) -> None:
         await store.points.insert("s", "m", 1.0, 1)
         with no_commits(store):
             write = asyncio.ensure_future(store.points.insert("s", "m", "a text", 2))
-            await asyncio.sleep(0.05)
+            await begun(store, 1)
             write.cancel()
             await asyncio.sleep(0.01)
         with pytest.raises(asyncio.CancelledError) as cancelled:
@@ -271,14 +276,15 @@ def test_it_is_opened_and_closed_once_and_refuses_in_between(path: Path) -> None
 def test_an_opening_that_is_cancelled_leaves_no_open_store(
     path: Path, monkeypatch: pytest.MonkeyPatch, *, waits: bool
 ) -> None:
-    closed = threading.Event()
+    began, may_open, closed = (threading.Event() for _ in range(3))
 
     async def body() -> None:
         from repo.store import async_store
 
         class Slow(Store):
             def __init__(self, *arguments: Any, **options: Any) -> None:
-                time.sleep(0.05)
+                began.set()
+                assert may_open.wait(300)
                 super().__init__(*arguments, **options)
 
             def close(self) -> None:
@@ -286,10 +292,16 @@ def test_an_opening_that_is_cancelled_leaves_no_open_store(
                 closed.set()
 
         monkeypatch.setattr(async_store, "Store", Slow)
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(AsyncStore(path, Settings(background=False)).open(), 0.01)
+        opening = asyncio.ensure_future(AsyncStore(path, Settings(background=False)).open())
+        while not began.is_set():
+            await asyncio.sleep(0.001)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
         if waits:
-            assert await asyncio.to_thread(closed.wait, 30)
+            may_open.set()
+            assert await asyncio.to_thread(closed.wait, 300)
 
     asyncio.run(body())
-    assert closed.wait(30)
+    may_open.set()
+    assert closed.wait(300)

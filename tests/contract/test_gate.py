@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,7 +87,7 @@ def test_a_read_does_not_block_another_read(open_store: Any) -> None:
 def test_readers_that_overlap_let_another_process_have_its_turn(open_store: Any) -> None:
     store, other = (
         open_store(background=True),
-        open_store(lease_timeout_s=20.0),
+        open_store(lease_timeout_s=300.0),
     )  # flock also works between handles of one process
     store.points.insert("a", "m", 1.0, timestamp=1)
     store.flush()
@@ -112,26 +113,44 @@ def test_readers_that_overlap_let_another_process_have_its_turn(open_store: Any)
 def test_a_read_during_a_long_flush_waits_for_it_past_its_deadline(
     open_store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    is_reading = threading.Event()
+    """Time goes on with the batches of the flush alone, and each lasts until the read has looked for progress."""
+    now_s, looks, has_read = 0.0, 0, threading.Event()
+    timeout_s, batch_s, batches = 0.4, 0.15, 8
+    monkeypatch.setattr(gate_module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr(handle_module, "PROCESS_TURN_S", 1e6)  # the flush does not give way
+    store, other = open_store(flush_batch_points=10), open_store(lease_timeout_s=timeout_s)
+    look = other._handle.columns._progress
+
+    def look_and_count() -> object:
+        nonlocal looks
+        looks += 1
+        return look()
 
     def apply_slowly(*args: Any, **options: Any) -> Any:
-        is_reading.wait(300)
-        time.sleep(0.25)
+        nonlocal now_s
+        while not (store._handle.columns.is_awaited(by_processes=True) or has_read.is_set()):
+            time.sleep(0.001)
+        looked = looks
+        now_s += batch_s
+        while looks == looked and not has_read.is_set():
+            time.sleep(0.001)
         return apply(*args, **options)
 
-    store, other = open_store(flush_batch_points=10), open_store(lease_timeout_s=1.0, flush_batch_points=10)
-    for start in range(0, 80, 10):
+    other._handle.columns.watch(look_and_count)
+    for start in range(0, batches * 10, 10):
         store.points.insert_many([("a", "m", start + at, 1.0) for at in range(10)])
     monkeypatch.setattr("repo.core.work.apply", apply_slowly)
     thread = threading.Thread(target=store.flush)
     thread.start()
     while not store._handle.columns.is_open and thread.is_alive():
         time.sleep(0.001)
-    started_s = time.monotonic()
-    is_reading.set()
-    assert len(other.points.range("a", "m", 0, 10).all()) == 10
-    assert time.monotonic() - started_s > 1.0
-    thread.join()
+    try:
+        assert len(other.points.range("a", "m", 0, 10).all()) == 10
+    finally:
+        has_read.set()
+        thread.join()
+    assert now_s == pytest.approx(batches * batch_s)
+    assert now_s > timeout_s
     assert store.status().unflushed == 0
 
 

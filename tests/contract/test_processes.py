@@ -25,7 +25,7 @@ OPEN = """
 import sys, time
 from repo import Settings, Store
 folder, engine = sys.argv[1:3]
-store = Store(folder, Settings(background=BACKGROUND, engine=engine, lease_timeout_s=20))
+store = Store(folder, Settings(background=BACKGROUND, engine=engine, lease_timeout_s=300))
 """
 QUIET, BUSY = OPEN.replace("BACKGROUND", "False"), OPEN.replace("BACKGROUND", "True")
 
@@ -78,7 +78,7 @@ def ask(process: Any, line: str) -> str:
 def test_two_processes_take_turns_on_the_columns(
     open_store: Any, spawn: Callable[..., Any], engine: str, body: str
 ) -> None:
-    store = open_store(background=body is BUSY)
+    store = open_store(background=body is BUSY, lease_timeout_s=300)
     other = spawn(ECHO.replace("BODY", body), store.path, engine)
     for at in range(0, 6, 2):
         store.points.insert("a", "m", float(at), timestamp=at)
@@ -138,7 +138,7 @@ def test_a_call_that_gave_up_waiting_does_not_keep_the_lease_from_others(
 def test_a_killed_holder_leaves_the_lease_to_the_next_waiting_process(
     open_store: Any, spawn: Callable[..., Any], engine: str
 ) -> None:
-    store = open_store(lease_timeout_s=20)
+    store = open_store(lease_timeout_s=300)
     store.points.insert("a", "m", 1.0, timestamp=1)
     holder = spawn(HOLD, store.path, engine)
     assert holder.stdout.readline() == "held\n"
@@ -161,8 +161,8 @@ def test_an_idle_holder_gives_way_at_once(open_store: Any, spawn: Callable[..., 
 def test_an_idle_holder_releases_the_lease_and_takes_it_again_for_its_checkpoint(open_store: Any) -> None:
     store = open_store(background=True, flush_interval_s=0.05, lease_idle_s=0.2, checkpoint_interval_s=0.6)
     store.points.insert("a", "m", 1.0, timestamp=1)
-    assert len(store.points.range("a", "m").all()) == 1
-    assert store.status().holder is not None
+    # On a busy machine, it may have been idle for long before the next call looks.
+    _until(lambda: len(store.points.range("a", "m").all()) == 1 and store.status().holder is not None)
     _until(lambda: store.status().holder is None)
     _until(lambda: store.status().journal_rows == 0)
     _until(lambda: store.status().holder is None)
@@ -264,6 +264,7 @@ def test_a_forked_child_is_refused_and_the_parent_continues(
 
 
 def test_close_is_quick_and_may_be_called_twice(open_store: Any) -> None:
+    before = set(threading.enumerate())  # a thread of an earlier test may still be ending
     for background in (False, True):
         store = open_store(f"b{background}", background=background)
         store.points.insert_many([("a", "m", at, 1.0) for at in range(10_000)])
@@ -274,7 +275,8 @@ def test_close_is_quick_and_may_be_called_twice(open_store: Any) -> None:
         store.close()
         assert time.process_time() - started_s < 20.0
         assert future.result(timeout=0).accepted == 1, "what was submitted is written first"
-        assert not [t.name for t in threading.enumerate() if t.name.startswith("holdfast")]
+        left = set(threading.enumerate()) - before
+        assert not [t.name for t in left if t.name.startswith("holdfast")]
 
 
 def test_a_closed_store_refuses_everything(open_store: Any) -> None:
