@@ -233,12 +233,13 @@ def test_clearing_returns_the_count_and_is_recorded_in_the_ledger(buffer: Offlin
 def test_the_thread_cleans_up_and_ends_at_shutdown(make_buffer: Any) -> None:
     buffer = make_buffer(cleanup_interval=0.05)
     buffer.add_record("old", "s", {"n": 1}, timestamp=time.time() - 700_000)
+    thread = buffer._cleaner
     until = time.monotonic() + 300
     while buffer.get_pending_records() and time.monotonic() < until:
         time.sleep(0.01)
     assert buffer.get_pending_records() == []
     buffer.shutdown()
-    assert not [t for t in threading.enumerate() if t.name.startswith("holdfast-cleanup")]
+    assert not thread.is_alive()
 
 
 def test_a_dropped_buffer_stops_its_thread_and_closes_its_store(tmp_path: Path, engine: str) -> None:

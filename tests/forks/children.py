@@ -13,6 +13,9 @@ from typing import Any
 HANG_S = 300.0
 """When a child counts as hung."""
 
+PATIENT: dict[str, Any] = {"lease_timeout_s": HANG_S, "busy_timeout_s": HANG_S}
+"""Settings of stores that several processes use."""
+
 
 def in_child(work: Callable[[], Any]) -> Any:
     """Fork, run `work` in the child, and return its result here, or the exception that it raised.

@@ -11,15 +11,9 @@ from typing import Any
 import pytest
 
 from repo import Settings, Store
-from repo.processes import forks
+from tests.forks.children import PATIENT
 
 WORKERS = {"fork": 200, "spawn": 50}
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a fork wait for calls that take long on a busy machine."""
-    monkeypatch.setattr(forks, "WAIT_S", 60.0)
 
 
 def worker(path: Path, engine: Any, name: str, results: Any) -> None:
@@ -27,8 +21,9 @@ def worker(path: Path, engine: Any, name: str, results: Any) -> None:
     acknowledged, error = 0, None
     rng = random.Random(name)
     try:
+        background = rng.random() < 0.5
         store = Store(
-            path, Settings(engine=engine, background=rng.random() < 0.5, wal_checkpoint_bytes=65_536)
+            path, Settings(engine=engine, background=background, wal_checkpoint_bytes=65_536, **PATIENT)
         )
         for at in range(rng.randrange(1, 30)):
             store.points.insert_many([(name, "m", 10 * at + k, 1.0) for k in range(10)])
@@ -48,7 +43,7 @@ def campaign(path: Path, engine: Any, method: str, count: int, seed: int) -> Non
     context: Any = multiprocessing.get_context(method)
     results = context.SimpleQueue()
     expected: dict[str, int] = {}
-    settings = Settings(engine=engine, wal_checkpoint_bytes=65_536)
+    settings = Settings(engine=engine, wal_checkpoint_bytes=65_536, **PATIENT)
     stop = threading.Event()
     held = {"store": Store(path, settings)}
     lock = threading.Lock()
@@ -74,7 +69,7 @@ def campaign(path: Path, engine: Any, method: str, count: int, seed: int) -> Non
     def reap(most: int) -> None:
         while len(running) > most:
             process = running.pop(0)
-            process.join(120)
+            process.join(300)
             assert process.exitcode == 0, process.exitcode
             name, acknowledged, error = results.get()
             assert error is None, (name, error)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from repo import DuckDBTimeSeriesStorage, OfflineBufferManager, StoreClosed
-from tests.forks.children import in_child
+from tests.forks.children import HANG_S, in_child
 
 buffer: OfflineBufferManager
 
@@ -29,7 +29,7 @@ def test_a_buffer_of_the_module_works_in_a_pool(tmp_path: Path, engine: str) -> 
         done = pool.map_async(add, range(60), chunksize=1)
         for number in range(60, 80):
             assert add(number)[1]
-        answers = done.get(60)
+        answers = done.get(HANG_S)
         pool.close()
         pool.join()
     assert all(granted for _, granted in answers)

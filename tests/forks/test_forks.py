@@ -16,14 +16,14 @@ from repo import Settings, Store, StoreClosed
 from repo.processes import forks
 from repo.repositories.apply import apply
 from tests.conftest import OpenStore, RunPython, Templates
-from tests.forks.children import in_child, started, until
+from tests.forks.children import PATIENT, in_child, started, until
 
 
 def opened_in_child(store: Store, work: Callable[[Store], Any]) -> Callable[[], Any]:
     """Return what opens the store once more and runs `work` on it."""
 
     def run() -> Any:
-        settings = Settings(background=False, engine=store.settings.engine, lease_timeout_s=20)
+        settings = Settings(background=False, engine=store.settings.engine, **PATIENT)
         with Store(store.path, settings) as own:
             return work(own)
 
@@ -72,14 +72,14 @@ def test_a_fork_after_a_store_was_closed_warns_of_nothing(
     store.points.insert("parent", "m", 1.0)
     store.close()
     assert in_child(lambda: 1) == 1
-    assert caplog.messages == []
+    assert [message for message in caplog.messages if str(store.path) in message] == []
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["without", "with a background thread"])
 def test_what_a_child_was_acknowledged_stays_when_the_parent_closes(
     open_store: OpenStore, background: bool
 ) -> None:
-    store = open_store(background=background)
+    store = open_store(background=background, **PATIENT)
     store.points.insert("parent", "m", 1.0, timestamp=1)
     store.points.range("parent", "m").all()
     store.points.latest("parent", "m")
@@ -105,7 +105,7 @@ def test_what_a_child_was_acknowledged_stays_when_the_parent_closes(
 
 
 def test_parent_and_child_write_at_the_same_time(open_store: OpenStore) -> None:
-    store = open_store(background=True, wal_checkpoint_bytes=65_536)
+    store = open_store(background=True, wal_checkpoint_bytes=65_536, **PATIENT)
 
     def write(series: str) -> Callable[[Store], int]:
         def work(own: Store) -> int:
@@ -125,10 +125,9 @@ def test_parent_and_child_write_at_the_same_time(open_store: OpenStore) -> None:
 
 @pytest.mark.slow_on("sqlite")
 def test_threads_that_write_and_read_without_a_pause_do_not_keep_a_process_from_forking(
-    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+    open_store: OpenStore,
 ) -> None:
-    monkeypatch.setattr(forks, "WAIT_S", 60.0)  # calls take long on a busy machine, but not for ever
-    store = open_store(background=True)
+    store = open_store(background=True, **PATIENT)
     for series in "ab":
         store.points.insert(series, "m", 1.0, timestamp=0)
     rows = [("a", "m", at, 1.0) for at in range(200)]
@@ -149,7 +148,7 @@ def test_threads_that_write_and_read_without_a_pause_do_not_keep_a_process_from_
 
 
 def test_the_newest_points_are_right_in_the_parent_after_a_child_wrote(open_store: OpenStore) -> None:
-    store = open_store(background=True)
+    store = open_store(background=True, **PATIENT)
     for at in range(5):
         store.points.insert("a", "m", 1.0, timestamp=2 * at)
         assert store.points.latest("a", "m")[0]["timestamp_us"] == 2_000_000 * at
@@ -234,27 +233,33 @@ def test_a_thread_that_does_not_come_to_an_end_holds_a_fork_up_for_a_bounded_tim
 
 
 def test_a_long_flush_lets_a_fork_pass(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def apply_slowly(*args: Any, **options: Any) -> Any:
-        time.sleep(0.2)
+    applied: list[int] = []
+
+    def apply_and_note(*args: Any, **options: Any) -> Any:
+        if not applied:
+            until(forks.is_awaited)
+        applied.append(1)
         return apply(*args, **options)
 
-    monkeypatch.setattr("repo.core.work.apply", apply_slowly)
+    def work(own: Store) -> int:
+        own.points.insert("child", "m", 1.0, timestamp=0)
+        return len(applied)  # as it was at the fork
+
+    monkeypatch.setattr("repo.core.work.apply", apply_and_note)
     store = open_store(flush_batch_points=10)
     for start in range(0, 80, 10):
         store.points.insert_many([("a", "m", at, 1.0) for at in range(start, start + 10)])
     flush = threading.Thread(target=store.flush)
     flush.start()
     until(lambda: store._handle.columns.is_open)
-    wait = started(opened_in_child(store, insert("child")))
-    flushed_before = not flush.is_alive()
-    assert wait() == 1
+    assert in_child(opened_in_child(store, work)) == 1
     flush.join(300)
-    assert not flushed_before
+    assert len(applied) == 8
     assert (count(store, "a"), count(store, "child")) == (80, 1)
 
 
 def test_a_child_of_a_child_opens_the_store(open_store: OpenStore) -> None:
-    store = open_store(background=True)
+    store = open_store(background=True, **PATIENT)
     store.points.insert("a", "m", 1.0, timestamp=1)
 
     def work(own: Store) -> int:
@@ -270,11 +275,12 @@ def test_a_child_of_a_child_opens_the_store(open_store: OpenStore) -> None:
 
 @pytest.mark.slow_on("sqlite")
 def test_forks_while_other_threads_open_close_and_fork(open_store: OpenStore) -> None:
-    store = open_store(background=True)
+    store = open_store(background=True, **PATIENT)
     store.points.insert("a", "m", 1.0, timestamp=1)
 
     def open_and_close() -> None:
-        with Store(store.path, Settings(background=False, engine=store.settings.engine)) as own:
+        settings = Settings(background=False, engine=store.settings.engine, **PATIENT)
+        with Store(store.path, settings) as own:
             own.points.insert("b", "m", 1.0)
 
     with running(open_and_close, open_and_close, lambda: in_child(lambda: None)):
@@ -289,6 +295,7 @@ from repo import Settings, Store, StoreClosed
 from repo.processes import forks
 
 folder, engine = sys.argv[1:]
+forks.WAIT_S = 300.0  # the interrupt comes in this time
 store = Store(folder, Settings(engine=engine))
 store.points.insert("a", "m", 1.0, timestamp=1)
 inside, leave, main = threading.Event(), threading.Event(), threading.get_ident()
@@ -325,7 +332,7 @@ came = False
 try:
     if os.fork() == 0:
         os._exit(child(2))
-    time.sleep(20)
+    time.sleep(300)
 except KeyboardInterrupt:
     came = True
 refused = os.waitstatus_to_exitcode(os.wait()[1]) == 7
@@ -349,7 +356,7 @@ def test_an_interrupt_while_a_fork_waits_comes_after_it_and_leaves_nothing_behin
 
 
 def test_a_store_that_nobody_uses_is_closed_and_opened_again_within_a_moment(open_store: OpenStore) -> None:
-    store = open_store(background=True)
+    store = open_store(background=True, **PATIENT)
     store.points.insert("a", "m", 1.0, timestamp=1)
     took_s = []
     for _ in range(5):
