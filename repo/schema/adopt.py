@@ -165,17 +165,7 @@ def _adopt(
         _copy(files, sources, folder, lambda done: report_part(done, copied_bytes, 0))
         before = _rows(folder)
         planned = migrate_store(folder, check=True, backup=False)
-        if all(one.before == HEAD for one in planned.databases):
-            raise InvalidSettings(
-                f"{files.folder} is already at {HEAD}, so there is nothing to adopt: use it where it is, or move it",
-                path=files.folder,
-            )
-        if planned.records_waiting and not planned.restores:
-            raise StoreMissing(
-                f"{files.folder} has {counted(planned.records_waiting, 'record')} stored only as a pointer, and no "
-                "time-series file with the data; name that file with --timeseries",
-                path=files.folder,
-            )
+        _refuse_unfit(files, planned)
         made = Adoption(
             files.folder,
             target,
@@ -367,6 +357,21 @@ def _stamp(path: Path) -> tuple[str, int, int, int]:
 
 
 # --- checks of the copy ------------------------------------------------------------------------------------
+
+
+def _refuse_unfit(files: StoreFiles, planned: Migration) -> None:
+    """Refuse a store that needs no upgrade, and one whose records are in a file that was not named."""
+    if all(one.before == HEAD for one in planned.databases):
+        raise InvalidSettings(
+            f"{files.folder} is already at {HEAD}, so there is nothing to adopt: use it where it is, or move it",
+            path=files.folder,
+        )
+    if planned.records_waiting and not planned.restores:
+        raise StoreMissing(
+            f"{files.folder} has {counted(planned.records_waiting, 'record')} stored only as a pointer, and no "
+            "time-series file with the data; name that file with --timeseries",
+            path=files.folder,
+        )
 
 
 def _rows(folder: Path) -> dict[str, int]:

@@ -51,22 +51,33 @@ def copy_tables(
     sums: Sums = {}
     keeps_order = traits_of(source).name == traits_of(target).name
     for table in _TABLES:
-        rows = total = 0
         if table is Slice.__table__ and not keeps_order:
             sums[table.name] = (0, 0)
-            continue
-        with source.begin():
-            pages = _pages(source, table, ordered=True)
-            for first in pages:
-                with target.begin():
-                    for page in chain([first], islice(pages, PAGES_A_TRANSACTION - 1)):
-                        _load(target, table, page)
-                        rows, total = _added(rows, total, page)
-                        if table is _points:
-                            progress(rows)
-                committed()
-        sums[table.name] = (rows, total)
+        else:
+            report = progress if table is _points else lambda _rows: None
+            sums[table.name] = _copy(source, target, table, report, committed)
     return sums
+
+
+def _copy(
+    source: Connection,
+    target: Connection,
+    table: Table,
+    progress: Callable[[int], object],
+    committed: Callable[[], object],
+) -> tuple[int, int]:
+    """Copy one table, and return its sums."""
+    rows = total = 0
+    with source.begin():
+        pages = _pages(source, table, ordered=True)
+        for first in pages:
+            with target.begin():
+                for page in chain([first], islice(pages, PAGES_A_TRANSACTION - 1)):
+                    _load(target, table, page)
+                    rows, total = _added(rows, total, page)
+                    progress(rows)
+            committed()
+    return rows, total
 
 
 def sums_of(connection: Connection) -> Sums:

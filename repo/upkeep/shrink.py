@@ -81,9 +81,8 @@ def _shrunk(
         opened = handle.flusher.through(opened, goal)
         refuse_foreign_objects(opened)
         handle.flusher.make_durable(opened)
-        path = opened.backend.path
         needs = {
-            path: _needed_for_columns(handle, opened),
+            opened.backend.path: _needed_for_columns(handle, opened),
             handle.files.metadata: _needed_for_metadata(handle),
         }
         # The files are rewritten one after the other.
@@ -96,18 +95,7 @@ def _shrunk(
             space.refuse_full_disk(
                 wanted, f"rewriting {file}", "the file is unchanged. Free some space and try again"
             )
-        target = handle.active.backend_of(opened.backend.name, building_path(path))
-        remove(target.path)
-        points = handle.flusher.points
-        try:
-            with opened.flush_connection.begin():
-                state = ColumnsStateRepository(opened.flush_connection).get()
-            assert state is not None
-            with typed_errors(opened.backend, target):
-                built(opened, target, state, handle.active.bring_to_head, lambda done: progress(done, points))
-            handle.columns.reopen(lambda: _put(target.path, path))
-        finally:
-            remove(target.path)
+        _rewrite_columns(handle, opened, progress)
     handle.metadata.vacuum()
     shrunk = Shrunk(
         columns_before,
@@ -119,6 +107,23 @@ def _shrunk(
     )
     log.info("%d bytes were returned to the disk", shrunk.freed_bytes)
     return shrunk
+
+
+def _rewrite_columns(handle: Handle, opened: OpenColumns, progress: Callable[[int, int], object]) -> None:
+    """Replace the column file with a copy of itself, with the columns alone."""
+    path = opened.backend.path
+    target = handle.active.backend_of(opened.backend.name, building_path(path))
+    remove(target.path)
+    points = handle.flusher.points
+    try:
+        with opened.flush_connection.begin():
+            state = ColumnsStateRepository(opened.flush_connection).get()
+        assert state is not None
+        with typed_errors(opened.backend, target):
+            built(opened, target, state, handle.active.bring_to_head, lambda done: progress(done, points))
+        handle.columns.reopen(lambda: _put(target.path, path))
+    finally:
+        remove(target.path)
 
 
 def _put(new: Path, path: Path) -> None:

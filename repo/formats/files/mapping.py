@@ -186,6 +186,26 @@ def plan_of(types: Mapping[str, ColumnType], options: ReadOptions, path: Path) -
 
     A file without columns for metric and value is wide: its other columns are metrics.
     """
+    columns, wide = _assigned(types, options)
+    _refuse_missing(types, options, columns, wide, path)
+    found = {field_name: types[column] for field_name, column in columns.items()}
+    _refuse_other_types(found, columns, wide, path)
+    if "value" in found and found["value"].family == "text":
+        if "value_text" in found and found["value_text"].family == "text":
+            raise InvalidFile(f"{path}: both value and value_text are text", path=path)
+        columns["value_text"], found["value_text"] = columns.pop("value"), found.pop("value")
+    known = {*columns.values(), *FIELDS, *_OURS, *(one.column for one in wide)}
+    ignored = tuple(name for name in types if name not in known)
+    us_per_count = 10 ** (6 + UNIX_EXPONENTS[options.time_format])
+    return ReadPlan(
+        columns, found, ignored, us_per_count, options.zone, options.sensor, options.metric, tuple(wide)
+    )
+
+
+def _assigned(
+    types: Mapping[str, ColumnType], options: ReadOptions
+) -> tuple[dict[str, str], list[WideColumn]]:
+    """Return the column of each field, which the file may lack, and the metrics of a wide file."""
     mapping = options.columns
     columns = {name: name for name in FIELDS if name in types} | dict(mapping)
     if "timestamp_us" in mapping or ("timestamp_us" in columns and "timestamp" not in mapping):
@@ -201,6 +221,16 @@ def plan_of(types: Mapping[str, ColumnType], options: ReadOptions, path: Path) -
     if wide:
         for field_name in ("metric_name", "value", "value_text"):
             columns.pop(field_name, None)
+    return columns, wide
+
+
+def _refuse_missing(
+    types: Mapping[str, ColumnType],
+    options: ReadOptions,
+    columns: Mapping[str, str],
+    wide: Sequence[WideColumn],
+    path: Path,
+) -> None:
     missing = [column for column in columns.values() if column not in types]
     missing += [one.column for one in wide if one.column not in types]
     missing += [
@@ -218,12 +248,16 @@ def plan_of(types: Mapping[str, ColumnType], options: ReadOptions, path: Path) -
             f"fields with `columns` (--column FIELD=COLUMN){_advice(missing, wide)}",
             path=path,
         )
+
+
+def _refuse_other_types(
+    found: Mapping[str, ColumnType], columns: Mapping[str, str], wide: Sequence[WideColumn], path: Path
+) -> None:
     for one in wide:
         if one.kind.family not in (*_READINGS, "null"):
             raise InvalidFile(
                 f"{path}: the column {one.column!r} is {one.kind.name}, not numbers or text", path=path
             )
-    found = {field_name: types[column] for field_name, column in columns.items()}
     for field_name, kind in found.items():
         if kind.family not in FIELDS[field_name]:
             expected = " or ".join(_TYPE_NAMES[family] for family in FIELDS[field_name] if family != "null")
@@ -231,16 +265,6 @@ def plan_of(types: Mapping[str, ColumnType], options: ReadOptions, path: Path) -
                 f"{path}: the column {columns[field_name]!r} is {kind.name}; {field_name} must be {expected}",
                 path=path,
             )
-    if "value" in found and found["value"].family == "text":
-        if "value_text" in found and found["value_text"].family == "text":
-            raise InvalidFile(f"{path}: both value and value_text are text", path=path)
-        columns["value_text"], found["value_text"] = columns.pop("value"), found.pop("value")
-    known = {*columns.values(), *FIELDS, *_OURS, *(one.column for one in wide)}
-    ignored = tuple(name for name in types if name not in known)
-    us_per_count = 10 ** (6 + UNIX_EXPONENTS[options.time_format])
-    return ReadPlan(
-        columns, found, ignored, us_per_count, options.zone, options.sensor, options.metric, tuple(wide)
-    )
 
 
 def _time_column(types: Mapping[str, ColumnType]) -> str | None:

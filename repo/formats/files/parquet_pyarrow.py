@@ -171,12 +171,12 @@ class PyArrowReader:
             for one in plan.wide
             if one.kind.family == "decimal" or (one.kind.family == "integer" and "64" in one.kind.name)
         }
-        if large:
-            with self._naming():
-                for batch in self._file.iter_batches(_BATCH_ROWS, columns=list(large), use_threads=False):
-                    for column in [name for name in large if kinds[name] == "number"]:
-                        if _is_large(batch[column]):
-                            kinds[column] = large[column]
+        if not large:
+            return kinds
+        with self._naming():
+            for batch in self._file.iter_batches(_BATCH_ROWS, columns=list(large), use_threads=False):
+                found = [name for name in large if kinds[name] == "number" and _is_large(batch[name])]
+                kinds.update({name: large[name] for name in found})
         return kinds
 
     def _batches(self, plan: ReadPlan) -> Iterator[pa.RecordBatch]:
