@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from repo import Store
     from repo.delivery.forwarder import Drained
     from repo.delivery.receiver import Receiver
+    from repo.delivery.steps import Step
 
 __all__ = ["drain", "reconcile", "run"]
 
@@ -62,7 +63,7 @@ def drain(session: Session, sinks: tuple[str, ...], timeout: str | None) -> None
         with session.progress("delivering") as show:
             done = 0
 
-            def on_step(_name: str, step: Any) -> None:
+            def on_step(_name: str, step: Step) -> None:
                 nonlocal done
                 done += step.items
                 show(min(done, behind), behind)
@@ -259,7 +260,7 @@ def _receiver(
 
 
 @contextmanager
-def _stopping(stop: Any) -> Iterator[None]:
+def _stopping(stop: Callable[[], object]) -> Iterator[None]:
     """Call `stop` at SIGTERM and at the first Ctrl-C; the second one interrupts. Only the main thread can do that."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self, cast
+from typing import NamedTuple, Self, cast
 
 from repo.core.read_only import refuse_change
 from repo.core.stop import Stop
@@ -26,6 +26,7 @@ from repo.errors import HoldfastError, InvalidQuery, InvalidSettings, StoreBusy,
 from repo.inputs.arguments import check_count, check_function, check_seconds, check_text, shown
 from repo.repositories.sinks import SinkInfo
 from repo.store.claims import Claim
+from repo.store.sink_cursors import Start
 from repo.store.store import Store
 
 __all__ = ["Backoff", "Drained", "Forwarder", "Progress", "Step"]
@@ -83,7 +84,7 @@ class Forwarder:
         store: Store,
         sinks: str | Sequence[str] | Sink | None = None,
         *,
-        start: Any = None,
+        start: Start | None = None,
         batch_points: int | None = None,
         poll_s: float = 0.5,
         backoff: Backoff | None = None,
@@ -275,7 +276,7 @@ class Forwarder:
 
     # --- which sinks -----------------------------------------------------------------------------------
 
-    def _checked_names(self, sinks: object, start: Any) -> tuple[str, ...] | None:
+    def _checked_names(self, sinks: object, start: Start | None) -> tuple[str, ...] | None:
         names: tuple[str, ...] | None = None
         if sinks is None:
             pass

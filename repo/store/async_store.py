@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import wraps
@@ -28,6 +28,7 @@ from repo.store.store import Store
 from repo.store.transaction import Transaction
 
 if TYPE_CHECKING:
+    from repo.store.status import Status
     from repo.upkeep.compact import Compacted
 
 __all__ = ["AsyncPoints", "AsyncRecords", "AsyncResult", "AsyncSeries", "AsyncStore"]
@@ -334,12 +335,12 @@ class AsyncStore:
         store = self.sync
         return await self._open_calls().write(lambda: call(store))
 
-    async def sql(self, query: str, params: Any = ()) -> list[dict[str, Any]]:
+    async def sql(self, query: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
         """Run one SELECT; see `Store.sql`."""
         store = self.sync
         return await self._open_calls().read(lambda: store.sql(query, params))
 
-    async def status(self) -> Any:
+    async def status(self) -> Status:
         """Return the status; see `Store.status`."""
         return await self._open_calls().read(self.sync.status)
 

@@ -29,6 +29,13 @@ _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kmgt]?)b?", re.ASCII | re
 SINK_SETTINGS: Final = ("filter", "hold", "lanes", "max_backlog", "rate", "records")
 """Their names; the options of a kind have others."""
 
+RateArgument = Rate | float | str
+"""What `check_rate` accepts, besides None."""
+LanesArgument = Lanes | bool | Mapping[str, Any]
+"""What `check_lanes` accepts."""
+BacklogArgument = MaxBacklog | timedelta | float | str | Mapping[str, Any]
+"""What `check_max_backlog` accepts, besides None."""
+
 
 def check_filter(given: object) -> Selection | None:
     """Return the series that `{"sensor_id": names, "metric_name": names}` selects; None for all.

@@ -17,7 +17,7 @@ from repo.repositories.journal import JournalRepository
 from repo.repositories.ledger import LedgerRepository
 from repo.repositories.quarantine import QuarantineRepository
 from repo.repositories.series import SeriesRepository
-from repo.repositories.sinks import NewSink, SinkInfo, SinkRepository
+from repo.repositories.sinks import NewSink, SinkInfo, SinkRepository, SinkState
 from repo.repositories.state import StateRepository
 from repo.store.claims import forget_claim
 from repo.store.deliveries import Delivery, Identity
@@ -34,7 +34,15 @@ from repo.store.sink_cursors import (
     skip,
 )
 from repo.store.sink_options import check_options
-from repo.store.sink_settings import check_filter, check_lanes, check_max_backlog, check_rate
+from repo.store.sink_settings import (
+    BacklogArgument,
+    LanesArgument,
+    RateArgument,
+    check_filter,
+    check_lanes,
+    check_max_backlog,
+    check_rate,
+)
 from repo.store.targets import Target, parse_target
 from repo.upkeep.rekey import Rekeyed, new_epoch, new_store_id
 
@@ -42,7 +50,7 @@ __all__ = ["Rekeyed", "Removed", "Sinks"]
 
 log = logging.getLogger("holdfast.delivery")
 
-_KEPT: Final = object()
+_KEPT: Final[Any] = object()
 """The default of `change`: the setting stays as it is."""
 
 
@@ -85,9 +93,9 @@ class Sinks:
         filter: Mapping[str, Any] | None = None,  # noqa: A002
         records: bool = False,
         hold: bool = True,
-        max_backlog: Any = None,
-        rate: Any = None,
-        lanes: Any = True,
+        max_backlog: BacklogArgument | None = None,
+        rate: RateArgument | None = None,
+        lanes: LanesArgument = True,
         **options: object,
     ) -> SinkInfo:
         """Add a destination, and return it; a forwarder delivers to it.
@@ -138,12 +146,12 @@ class Sinks:
         name: str,
         /,
         *,
-        filter: Any = _KEPT,  # noqa: A002
-        records: Any = _KEPT,
-        hold: Any = _KEPT,
-        max_backlog: Any = _KEPT,
-        rate: Any = _KEPT,
-        lanes: Any = _KEPT,
+        filter: Mapping[str, Any] | None = _KEPT,  # noqa: A002
+        records: bool = _KEPT,
+        hold: bool = _KEPT,
+        max_backlog: BacklogArgument | None = _KEPT,
+        rate: RateArgument | None = _KEPT,
+        lanes: LanesArgument = _KEPT,
         **options: object,
     ) -> SinkInfo:
         """Change settings of a sink, and return it. The arguments are those of `add`; None removes an option.
@@ -151,8 +159,8 @@ class Sinks:
         A running forwarder uses the new rate, filter and lanes from the next batch on, and new options when it opens
         the sink again. Raises as `add` does; nothing was changed then.
         """
-        given = {"filter": filter, "records": records, "hold": hold, "max_backlog": max_backlog}
-        given |= {"rate": rate, "lanes": lanes}
+        given: dict[str, object] = {"filter": filter, "records": records, "hold": hold}
+        given |= {"max_backlog": max_backlog, "rate": rate, "lanes": lanes}
         changes = {setting: _CHECKS[setting](value) for setting, value in given.items() if value is not _KEPT}
         if "filter" in changes:
             changes["filter"] = self._resolved(changes["filter"])
@@ -303,7 +311,7 @@ class Sinks:
             log.warning("the sink %s gets nothing yet: its filter selects none of the series", info.name)
         return info
 
-    def _set_state(self, name: str, state: Any) -> SinkInfo:
+    def _set_state(self, name: str, state: SinkState) -> SinkInfo:
         with self._handle.metadata.write() as connection:
             if known_sink(self._handle, connection, name).state != state:
                 SinkRepository(connection).set_state(name, state, self._handle.clock())

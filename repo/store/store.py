@@ -399,12 +399,13 @@ class Store:
     ) -> Ingested:
         """Write the readings of CSV, NDJSON and Parquet files, in the given order, and report on each file.
 
-        `files` are paths and binary streams, or `Input` for one with its own options; `format` and `encoding` apply
-        to the others. Of points with the same sensor, metric and time the last one wins, and replaces a stored one.
-        Readings that cannot be stored are rejected, and the rest is written; with `strict` every file is checked first,
-        and nothing is written if a reading is rejected. All points are durable on return. After an error, the points
-        acknowledged before it stay, and a note on the exception has their number; ingesting the same files again is
-        harmless. `on_rejected` is called with each rejection, `progress` with the number of readings so far.
+        `files` are paths and binary streams, or a `repo.transfer.ingest_input.Input` for one with its own options;
+        `format` and `encoding` apply to the others. Of points with the same sensor, metric and time the last one wins,
+        and replaces a stored one. Readings that cannot be stored are rejected, and the rest is written; with `strict`
+        every file is checked first, and nothing is written if a reading is rejected. All points are durable on return.
+        After an error, the points acknowledged before it stay, and a note on the exception has their number; ingesting
+        the same files again is harmless. `on_rejected` is called with each rejection, `progress` with the number of
+        readings so far.
 
         The options are those of `holdfast ingest`, and `docs/ingest.md` has examples:
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from sqlalchemy import Connection, func, select
 
 from repo.core.handle import Handle
 from repo.cursors import Cursor
 from repo.models import Point
-from repo.queries.selection import Selection
+from repo.queries.selection import Known, Selection
 from repo.repositories.ledger import LedgerRepository, Loss
 from repo.repositories.series import LatestRepository
 from repo.repositories.sinks import MaxBacklog, SinkRepository
@@ -68,7 +67,7 @@ class Holds:
                 parts.append(replace(part, through_seq=min(holding)) if holding else part)
         return parts
 
-    def undelivered(self, connection: Connection, parts: Sequence[Selection], known: Any) -> dict[str, int]:
+    def undelivered(self, connection: Connection, parts: Sequence[Selection], known: Known) -> dict[str, int]:
         """Count the points of `released` parts that a sink has not confirmed, by sinks whose limit releases them."""
         found = {}
         for hold in self.holds:

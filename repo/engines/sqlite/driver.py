@@ -488,7 +488,7 @@ def _reading_mode(path: Path) -> str:
 
 
 def _path_of(database: str) -> str:
-    """Return the path in a URI of `_uri`, or the path itself."""
+    """Return the path in a URI of `uri_of`, or the path itself."""
     if not database.startswith("file:"):
         return database
     path = database.removeprefix("file:").partition("?")[0]
