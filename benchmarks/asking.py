@@ -12,9 +12,9 @@ from math import isclose
 from random import Random
 from typing import Any
 
+from benchmarks.cached import CachedReadings
 from benchmarks.measure import Contest, Samples, Side, ratio
 from benchmarks.peers.base import Database
-from benchmarks.standing import Standing
 from repo import Store
 
 __all__ = ["PRODUCT", "QUERIES", "Query", "asked", "require_same"]
@@ -115,7 +115,7 @@ QUERIES = {
 def asked(
     query: Query,
     store: Store,
-    standing: Standing,
+    held: CachedReadings,
     peers: Sequence[Database],
     *,
     others: Mapping[str, Callable[[int, int, int], Any]] | None = None,
@@ -127,20 +127,20 @@ def asked(
     `others` are further sides, whose answers are not compared. Raises `RuntimeError` if a peer's answer is not `same`.
     """
     questions: list[Question] = []
-    draw = Random(standing.seed)
-    latest_start = max(standing.first_us, standing.last_us - query.width_us)
+    draw = Random(held.seed)
+    latest_start = max(held.first_us, held.last_us - query.width_us)
 
     def prepare() -> None:
         # Whole seconds, so that the times mean the same as floats and as integers.
         seconds = [
-            draw.randint(standing.first_us // 10**6, latest_start // 10**6) for _ in range(query.count + 1)
+            draw.randint(held.first_us // 10**6, latest_start // 10**6) for _ in range(query.count + 1)
         ]
-        questions[:] = [(draw.randrange(len(standing.series)), second * 10**6) for second in seconds]
+        questions[:] = [(draw.randrange(len(held.series)), second * 10**6) for second in seconds]
 
     def of_store(question: Question) -> Any:
         number, start_us = question
         end_us = start_us + query.width_us
-        return query.ours(store, *standing.series[number], start_us / 1e6, end_us / 1e6)
+        return query.ours(store, *held.series[number], start_us / 1e6, end_us / 1e6)
 
     def of(theirs: Callable[[int, int, int], Any]) -> Ask:
         return lambda question: theirs(question[0], question[1], question[1] + query.width_us)
@@ -166,9 +166,7 @@ def asked(
         return Side(name, lambda: once.get(name) or _rate(ask, questions))
 
     def judge(samples: dict[str, Samples]) -> list[Any]:
-        note = (
-            f"{standing.points:,} points, {len(standing.series)} series; up to {query.count} queries per run"
-        )
+        note = f"{held.points:,} points, {len(held.series)} series; up to {query.count} queries per run"
         if once:
             note += f"; asked once: {', '.join(once)}"
         return [ratio(query.key, samples, PRODUCT, peer.name, "queries/s", note, peer.key) for peer in peers]

@@ -14,7 +14,7 @@ from benchmarks.peers.arrow import arrow_of
 from benchmarks.peers.base import Database
 from repo import Settings, Store
 
-__all__ = ["SPAN_S", "Standing", "standing", "total_bytes"]
+__all__ = ["SPAN_S", "CachedReadings", "cached_readings", "total_bytes"]
 
 SPAN_S = 100_000
 """The time span of the readings: a little more than a day, for any number of points; 10 million are 1 Hz."""
@@ -23,7 +23,7 @@ _CHUNK = 500_000
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class CachedReadings:
     """The readings of the cached databases; `folder` has a subfolder for each database."""
 
     folder: Path
@@ -83,14 +83,14 @@ class Standing:
         return make(self.built(key, build) / "peer", self.series)
 
 
-def standing(plan: Plan, points: int | None = None, shape: Shape | None = None) -> Standing:
+def cached_readings(plan: Plan, points: int | None = None, shape: Shape | None = None) -> CachedReadings:
     """Return the cached readings of a plan, and count them on first use."""
     count, shape = points or plan.store_points, shape or plan.shape
     folder = plan.cache / f"standing-{shape}-{plan.seed}-{count}"
     facts = folder / "facts.json"
     if not facts.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        found = Standing(folder, shape, plan.seed, count, [], 0, 0)
+        found = CachedReadings(folder, shape, plan.seed, count, [], 0, 0)
         first_us, last_us = 2 * START_US, 0
         for piece in found.readings():
             first_us, last_us = min(first_us, *piece.times_us), max(last_us, *piece.times_us)
@@ -98,7 +98,7 @@ def standing(plan: Plan, points: int | None = None, shape: Shape | None = None) 
         facts.write_text(json.dumps({"series": series, "first_us": first_us, "last_us": last_us}))
     read = json.loads(facts.read_text())
     series = [(sensor, metric) for sensor, metric in read["series"]]
-    return Standing(folder, shape, plan.seed, count, series, read["first_us"], read["last_us"])
+    return CachedReadings(folder, shape, plan.seed, count, series, read["first_us"], read["last_us"])
 
 
 def total_bytes(folder: Path) -> int:

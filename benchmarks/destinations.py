@@ -17,11 +17,11 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.cached import CachedReadings
 from benchmarks.discarding import Discarding
 from benchmarks.peers.postgresql import PostgreSQL
 from benchmarks.peers.victoria_metrics import VictoriaMetrics
 from benchmarks.servers import Server, binary, free_port
-from benchmarks.standing import Standing
 from repo import Store
 from repo.delivery.receiver import Receiver
 from repo.delivery.sinks.postgresql import PostgresqlSink
@@ -49,7 +49,7 @@ class Destination(ABC):
     most_points = 1_000_000
     """The loader gets at most so many."""
 
-    def __init__(self, held: Standing, folder: Path, servers: Path, until_done: ExitStack) -> None:
+    def __init__(self, held: CachedReadings, folder: Path, servers: Path, until_done: ExitStack) -> None:
         self._held = held
         self._folder = folder
         self._until_done = until_done

@@ -355,11 +355,11 @@ def _serve(address: str, root: str) -> list[str] | None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(woken)
     asking: dict[int, socket.socket] = {}
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
-        door.bind(address)
-        door.listen(16)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(address)
+        listener.listen(16)
         while True:
-            ready, _, _ = select.select([door.fileno(), wake, 0], [], [])
+            ready, _, _ = select.select([listener.fileno(), wake, 0], [], [])
             if 0 in ready:
                 for pid in asking:
                     os.kill(pid, signal.SIGKILL)
@@ -371,8 +371,8 @@ def _serve(address: str, root: str) -> list[str] | None:
                     if ended:
                         _answer(asking[pid], os.waitstatus_to_exitcode(status), spent_us_of(usage))
                         asking.pop(pid).close()
-            if door.fileno() in ready:
-                client, _ = door.accept()
+            if listener.fileno() in ready:
+                client, _ = listener.accept()
                 head, streams, _, _ = socket.recv_fds(client, 12, 3)
                 asked = _asked(client, head)
                 if asked is None:

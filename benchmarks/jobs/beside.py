@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks.cached import CachedReadings, cached_readings
 from benchmarks.discarding import Discarding
 from benchmarks.measure import Contest, Figure, Plan, latencies
 from benchmarks.reads import ASKED, IN_PROCESS
-from benchmarks.standing import Standing, standing
 from repo import Store
 
 __all__ = ["KEYS", "beside"]
@@ -35,7 +35,7 @@ _ANSWER_S = 60.0
 
 def beside(plan: Plan) -> Iterator[Contest | Figure]:
     """Measure the reads of a process that writes 1,000 points per second."""
-    held = standing(plan)
+    held = cached_readings(plan)
     found = {place: _read_at(held, plan, place) for place in _PLACES}
     for name, key in zip(ASKED, KEYS, strict=True):
         sides = [side for place, label in _PLACES.items() for side in latencies(label, found[place][name])]
@@ -45,7 +45,7 @@ def beside(plan: Plan) -> Iterator[Contest | Figure]:
         yield Figure(key, sides[-2].values, sides, "ms", note)
 
 
-def _read_at(held: Standing, plan: Plan, place: str) -> dict[str, list[float]]:
+def _read_at(held: CachedReadings, plan: Plan, place: str) -> dict[str, list[float]]:
     """Return the milliseconds of each kind of read, on a copy of the store."""
     with ExitStack() as open_:
         folder = open_.enter_context(plan.scratch()) / "store"

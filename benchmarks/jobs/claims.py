@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.asking import PRODUCT, QUERIES, asked
+from benchmarks.cached import CachedReadings, cached_readings, total_bytes
 from benchmarks.measure import Contest, Figure, Plan, Samples
 from benchmarks.peers.base import Database
 from benchmarks.peers.legacy_duckdb import LegacyDuckDB
 from benchmarks.peers.legacy_sqlite import LegacySQLite, LegacySQLiteFiltered
 from benchmarks.peers.sqlite_tuned import TunedSQLite
-from benchmarks.standing import Standing, standing, total_bytes
 from repo import Store
 
 __all__ = ["KEYS", "claims"]
@@ -37,11 +37,11 @@ KEYS = (*(f"{_PREFIX}{key}" for key in _ASKED), f"{_PREFIX}size")
 
 def claims(plan: Plan) -> Iterator[Contest | Figure]:
     """Compare a compacted store with three designs of other hands; the legacy ones hold fewer points."""
-    yield from _against(standing(plan), [TunedSQLite])
-    yield from _against(standing(plan, plan.claimed_points), [LegacySQLite, LegacyDuckDB])
+    yield from _against(cached_readings(plan), [TunedSQLite])
+    yield from _against(cached_readings(plan, plan.claimed_points), [LegacySQLite, LegacyDuckDB])
 
 
-def _against(held: Standing, designs: Sequence[type[Any]]) -> Iterator[Contest | Figure]:
+def _against(held: CachedReadings, designs: Sequence[type[Any]]) -> Iterator[Contest | Figure]:
     with ExitStack() as open_:
         folder = held.store(compacted=True)
         peers = [held.peer(make, make.key) for make in designs]

@@ -11,10 +11,10 @@ from statistics import median
 from typing import Any
 
 from benchmarks.asking import PRODUCT
+from benchmarks.cached import cached_readings, total_bytes
 from benchmarks.data import START_US, Shape, Source
 from benchmarks.measure import Contest, Figure, Plan, Samples, latencies
 from benchmarks.peers.arrow import arrow_of
-from benchmarks.standing import standing, total_bytes
 from repo import Settings, Store
 
 __all__ = ["KEYS", "compaction"]
@@ -94,7 +94,7 @@ def _inserted(store: Store, seconds: Iterator[int], going_on: Any) -> list[float
 
 def _bytes(plan: Plan, key: str, shape: Shape) -> Figure:
     """Measure the size of a store; the figure is what the columns of the compacted one use."""
-    held = standing(plan, shape=shape)
+    held = cached_readings(plan, shape=shape)
     sides = []
     for name, compacted in (("compacted", True), ("as it arrived", False)):
         folder = held.store(compacted=compacted)

@@ -16,11 +16,11 @@ from itertools import count, islice
 from typing import Any
 
 from benchmarks.asking import PRODUCT
+from benchmarks.cached import CachedReadings, cached_readings
 from benchmarks.destinations import DESTINATIONS, Destination
 from benchmarks.drain import DISCARDS, Delivered, delivered
 from benchmarks.measure import Contest, Figure, Plan, Samples, Side, ratio, timed
 from benchmarks.peers.sqlite_tuned import TunedSQLite
-from benchmarks.standing import Standing, standing
 from repo import Store
 
 __all__ = ["KEYS", "deliveries"]
@@ -34,7 +34,7 @@ _number = count()
 
 def deliveries(plan: Plan) -> Iterator[Contest | Figure]:
     """Measure a sink that forgets the columns, and each destination that is installed here."""
-    held = standing(plan)
+    held = cached_readings(plan)
     with ExitStack() as open_:
         folder = open_.enter_context(plan.scratch())
         rows = partial(_row_by_row, held)
@@ -51,7 +51,7 @@ def deliveries(plan: Plan) -> Iterator[Contest | Figure]:
                 yield _contest(kind.key, held, deliver, rows, load, kind.loader)
 
 
-def _delivered(held: Standing, started: Callable[[], Destination], most_s: float) -> Delivered:
+def _delivered(held: CachedReadings, started: Callable[[], Destination], most_s: float) -> Delivered:
     name = f"bench{next(_number)}"
     folder, there = held.store(compacted=True), started()
     with Store(folder) as store:
@@ -66,11 +66,11 @@ def _loaded(started: Callable[[], Destination]) -> float:
     return timed(there.load, there.loaded)
 
 
-def _discarded(held: Standing) -> Delivered:
+def _discarded(held: CachedReadings) -> Delivered:
     return delivered(held.store(compacted=True), DISCARDS, 300)
 
 
-def _row_by_row(held: Standing) -> float:
+def _row_by_row(held: CachedReadings) -> float:
     sqlite: Any = held.peer(TunedSQLite, TunedSQLite.key)
     try:
         pages = islice(sqlite.drain(_PAGE_ROWS), _PAGES)
@@ -83,7 +83,7 @@ def _row_by_row(held: Standing) -> float:
 
 def _contest(
     key: str,
-    held: Standing,
+    held: CachedReadings,
     deliver: Callable[[], Delivered],
     rows: Callable[[], float],
     load: Callable[[], float] | None = None,

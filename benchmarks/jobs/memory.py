@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.acts import ACTS
+from benchmarks.cached import cached_readings
 from benchmarks.jobs.carrying import MEMORY_LIMIT_BYTES
 from benchmarks.measure import Contest, Figure, Plan, Samples
-from benchmarks.standing import standing
 
 __all__ = ["KEYS", "memory"]
 
@@ -24,7 +24,7 @@ _LAUNCHER = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).retur
 
 def memory(plan: Plan) -> Iterator[Contest | Figure]:
     """Do each job once on a store that nothing has compacted; the figure is the largest peak."""
-    held = standing(plan)
+    held = cached_readings(plan)
     with plan.scratch() as folder:
         shutil.copytree(held.store(compacted=False), folder / "store")
         file = folder / "points.parquet"

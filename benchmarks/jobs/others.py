@@ -10,6 +10,7 @@ from math import isclose
 from typing import Any
 
 from benchmarks.asking import PRODUCT, QUERIES, asked
+from benchmarks.cached import cached_readings, total_bytes
 from benchmarks.data import START_US, Source
 from benchmarks.measure import Contest, Figure, Plan, Samples, Side, ratio, timed
 from benchmarks.peers.arrow import arrow_of
@@ -18,7 +19,6 @@ from benchmarks.peers.persist_queue import PersistQueue
 from benchmarks.peers.postgresql import PostgreSQL
 from benchmarks.peers.tinyflux_file import TinyFluxFile
 from benchmarks.peers.victoria_metrics import VictoriaMetrics
-from benchmarks.standing import standing, total_bytes
 from repo import Store
 
 __all__ = ["KEYS", "QUEUE_KEYS", "others", "queues"]
@@ -37,7 +37,7 @@ QUEUE_KEYS = ("queue-put", "queue-take")
 
 def others(plan: Plan) -> Iterator[Contest | Figure]:
     """Measure batches of 1,000 readings, and queries on what was loaded before."""
-    held = standing(plan, plan.other_points)
+    held = cached_readings(plan, plan.other_points)
     with ExitStack() as open_:
         peers = []
         for make in _PEERS:

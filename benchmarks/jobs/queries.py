@@ -9,10 +9,10 @@ from itertools import islice
 from typing import Any
 
 from benchmarks.asking import PRODUCT, QUERIES, asked
+from benchmarks.cached import cached_readings
 from benchmarks.measure import Contest, Figure, Plan, Side, ratio
 from benchmarks.peers.duckdb_sorted import DuckDBSorted
 from benchmarks.peers.sqlite_tuned import TunedSQLite
-from benchmarks.standing import standing
 from repo import Store
 
 __all__ = ["KEYS", "queries"]
@@ -26,7 +26,7 @@ _TUPLES = "tuned SQLite, to plain tuples"
 
 def queries(plan: Plan) -> Iterator[Contest | Figure]:
     """Measure ranges, aggregates, latest values and drains."""
-    held = standing(plan)
+    held = cached_readings(plan)
     with ExitStack() as open_:
         store = open_.enter_context(Store(held.store(compacted=True)))
         sqlite: Any = held.peer(TunedSQLite, TunedSQLite.key)

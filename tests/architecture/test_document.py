@@ -1,4 +1,4 @@
-"""The description of the architecture names every room and every file that exists, and none that does not."""
+"""The description of the architecture names every subpackage and every file that exists, and none that does not."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
 PICTURE = TEXT.split("```")[1]
-ROOMS = {path.parent.name for path in (ROOT / "repo").glob("*/__init__.py")}
+SUBPACKAGES = {path.parent.name for path in (ROOT / "repo").glob("*/__init__.py")}
 
 
 def test_each_room_that_exists_has_one_paragraph_and_each_paragraph_is_about_one() -> None:
     described = re.findall(r"^\*\*`(.+)/`\*\*", TEXT, re.MULTILINE)
-    assert sorted(described) == sorted(["alembic", *(f"repo/{room}" for room in ROOMS)])
+    assert sorted(described) == sorted(["alembic", *(f"repo/{name}" for name in SUBPACKAGES)])
 
 
 def test_the_picture_has_each_room_and_each_base_module() -> None:
     modules = {path.stem for path in (ROOT / "repo").glob("*.py")} - {"__init__"}
     drawn = set(re.findall(r"[a-z_]+", PICTURE))
-    assert not (ROOMS | modules) - drawn
+    assert not (SUBPACKAGES | modules) - drawn
     in_the_text = set(re.findall(r"`(?:repo/)?([a-z_]+)\.py`", TEXT))
     assert not modules - in_the_text
 
@@ -33,7 +33,7 @@ def test_each_file_and_folder_that_is_named_exists() -> None:
 
 def test_each_room_that_is_named_exists() -> None:
     bare = set(re.findall(r"`([a-z_]+)`", TEXT)) - {"repo", "holdfast", "flush_interval_s"}
-    assert bare <= ROOMS
+    assert bare <= SUBPACKAGES
 
 
 def test_the_readme_links_to_it() -> None:

@@ -1,4 +1,4 @@
-"""The house: who may import whom, what each module owns, what is public, and what importing costs.
+"""Imports: who may import whom, what each module owns, what is public, and what importing costs.
 
 A module has one responsibility. It is split where a second one begins, never to meet a number of lines; one with
 a single importer and under 80 lines has to justify itself.

@@ -1,7 +1,7 @@
-"""The matrix of bad and odd input: for each field and fault what is given, and what each door makes of it.
+"""The matrix of bad and odd input: for each field and fault what is given, and what each entry point makes of it.
 
-Data only. A case says what Python's doors get and what is expected of them, and the same for the text of a CSV cell; a
-door that a fault cannot come through has no expectation, and its cell in the grid stays empty.
+Data only. A case says what the entry points of Python get and what is expected of them, and the same for the text of a
+CSV cell; a fault that an entry point cannot receive has no expectation, and its cell in the grid stays empty.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Expectation = Stored | Refused | NoPoint | None
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the grid. `expect` is for the doors of Python, or for those in `doors`; `csv` for a CSV cell."""
+    """One row of the grid. `expect` is for Python's entry points, or for those in `entries`; `csv` for a CSV cell."""
 
     field: str
     fault: str
@@ -46,7 +46,7 @@ class Case:
     cell: str | None = None
     csv: Expectation = None
     wide: Expectation | Literal["as long"] = "as long"
-    doors: tuple[str, ...] | None = None
+    entries: tuple[str, ...] | None = None
 
 
 _UNDECODABLE = Refused("invalid in this encoding")
@@ -142,27 +142,35 @@ _TIMES = [
     Case("timestamp", "impossible day", None, None, "2023-02-29", _NO_TIME),
 ]  # fmt: skip
 
-_US_DOORS = ("dict", "dict among others")
+_US_ENTRIES = ("dict", "dict among others")
 _MICROSECONDS = [
-    Case("timestamp_us", "None", None, Stored(NOW_US), doors=_US_DOORS),
-    Case("timestamp_us", "bool", True, Refused("type bool"), doors=_US_DOORS),
-    Case("timestamp_us", "float", 1.0, Refused("type float"), doors=_US_DOORS),
-    Case("timestamp_us", "NaN", math.nan, Refused("type float"), doors=_US_DOORS),
-    Case("timestamp_us", "Decimal", Decimal(1), Refused("type Decimal"), doors=_US_DOORS),
-    Case("timestamp_us", "numeric text", "1", Refused("type str"), doors=_US_DOORS),
-    Case("timestamp_us", "bytes", b"1", Refused("type bytes"), doors=_US_DOORS),
-    Case("timestamp_us", "huge int", 10**400, Refused("outside the years"), doors=_US_DOORS),
+    Case("timestamp_us", "None", None, Stored(NOW_US), entries=_US_ENTRIES),
+    Case("timestamp_us", "bool", True, Refused("type bool"), entries=_US_ENTRIES),
+    Case("timestamp_us", "float", 1.0, Refused("type float"), entries=_US_ENTRIES),
+    Case("timestamp_us", "NaN", math.nan, Refused("type float"), entries=_US_ENTRIES),
+    Case("timestamp_us", "Decimal", Decimal(1), Refused("type Decimal"), entries=_US_ENTRIES),
+    Case("timestamp_us", "numeric text", "1", Refused("type str"), entries=_US_ENTRIES),
+    Case("timestamp_us", "bytes", b"1", Refused("type bytes"), entries=_US_ENTRIES),
+    Case("timestamp_us", "huge int", 10**400, Refused("outside the years"), entries=_US_ENTRIES),
     Case(
         "timestamp_us",
         "nanoseconds",
         1_700_000_000_000_000_000,
         Refused("looks like nanoseconds"),
-        doors=_US_DOORS,
+        entries=_US_ENTRIES,
     ),
-    Case("timestamp_us", "2**53+1", 2**53 + 1, Stored(2**53 + 1), doors=_US_DOORS),
-    Case("timestamp_us", "year 2262", 9_214_646_400_000_000, Refused("outside the years"), doors=_US_DOORS),
-    Case("timestamp_us", "naive datetime", datetime(2024, 1, 1), Refused("type datetime"), doors=_US_DOORS),  # noqa: DTZ001
-    Case("timestamp_us", "before 1970", -1, Stored(-1), doors=_US_DOORS),
+    Case("timestamp_us", "2**53+1", 2**53 + 1, Stored(2**53 + 1), entries=_US_ENTRIES),
+    Case(
+        "timestamp_us", "year 2262", 9_214_646_400_000_000, Refused("outside the years"), entries=_US_ENTRIES
+    ),
+    Case(
+        "timestamp_us",
+        "naive datetime",
+        datetime(2024, 1, 1),  # noqa: DTZ001
+        Refused("type datetime"),
+        entries=_US_ENTRIES,
+    ),
+    Case("timestamp_us", "before 1970", -1, Stored(-1), entries=_US_ENTRIES),
 ]
 
 _NO_NUMBER = Refused("is not a number")

@@ -1,6 +1,6 @@
-"""Every field, through every door, with every fault: stored as promised, or refused with nothing written.
+"""Every field, through every entry point, with every fault: stored as promised, or refused with nothing written.
 
-`pytest tests/badinput -s` prints the grid. The cells are data (`cases.py`); a door is one function here.
+`pytest tests/badinput -s` prints the grid. The cells are data (`cases.py`); an entry point is one function here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Row = make_dataclass(
 
 
 class Turned(Exception):
-    """A door refused what was brought, with this message; or had nothing to bring in."""
+    """An entry point refused what was given, with this message; or had nothing to bring in."""
 
 
 def positions(fields: Fields) -> tuple[Any, ...]:
@@ -108,7 +108,7 @@ def by_command(store: Store, fields: Fields) -> None:
         raise Turned(done.stderr)
 
 
-DOORS: dict[str, Callable[[Store, Fields], None]] = {
+ENTRIES: dict[str, Callable[[Store, Fields], None]] = {
     "insert": by_insert,
     "tuple": by_tuple,
     "tuple among others": by_tuple_among_others,
@@ -123,25 +123,25 @@ DOORS: dict[str, Callable[[Store, Fields], None]] = {
 }
 
 
-def expectation(case: Case, door: str) -> Expectation:
-    if door == "command":  # its arguments are names; the file beside them is the CSV doors' matter
+def expectation(case: Case, entry: str) -> Expectation:
+    if entry == "command":  # its arguments are names; the file beside them is the matter of the CSV entries
         led = (
             case.field in ("sensor_id", "metric_name")
             and isinstance(case.given, str)
             and case.csv is not None
         )
         return case.expect if led else None
-    if door.startswith("CSV"):
-        return case.csv if door == "CSV long" or case.wide == "as long" else case.wide
-    return case.expect if case.doors is None or door in case.doors else None
+    if entry.startswith("CSV"):
+        return case.csv if entry == "CSV long" or case.wide == "as long" else case.wide
+    return case.expect if case.entries is None or entry in case.entries else None
 
 
-CELLS = [(case, door) for case in CASES for door in DOORS if expectation(case, door) is not None]
+CELLS = [(case, entry) for case in CASES for entry in ENTRIES if expectation(case, entry) is not None]
 
 
 @dataclass
 class Outcome:
-    """What happened at a door: the refusal's message or None, and the points that are in the store for it."""
+    """What happened at an entry point: the refusal's message or None, and the points that are in the store for it."""
 
     message: str | None
     seqs_used: int
@@ -154,8 +154,8 @@ def mark(index: int) -> str:
 
 def brought(index: int) -> Fields:
     """The fields of a cell: all good but one, and marked so that its point is found again."""
-    case, door = CELLS[index]
-    through_csv = door.startswith(("CSV", "command"))
+    case, entry = CELLS[index]
+    through_csv = entry.startswith(("CSV", "command"))
     fields: Fields = {
         "sensor_id": mark(index) if case.field != "sensor_id" else None,
         "metric_name": mark(index) if case.field == "sensor_id" else "m",
@@ -184,7 +184,7 @@ def opened(folder: Path, engine: Any) -> Iterator[tuple[Store, Callable[[], int]
 
 @pytest.fixture(scope="module", params=["duckdb", pytest.param("sqlite", marks=pytest.mark.slow)])
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
-    """Bring every cell to its door of one store, then read the whole store once.
+    """Bring every cell to its entry point of one store, then read the whole store once.
 
     The commands have a store on SQLite: each opens and closes the columns, and their engine sees no argument.
     """
@@ -193,19 +193,22 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder: Path = tmp_path_factory.mktemp(request.param)
     messages: list[str | None] = []
     used: list[int] = []
-    with opened(folder / "doors", request.param) as doors, opened(folder / "commands", "sqlite") as commands:
-        for index, (_, door) in enumerate(CELLS):
-            store, last_seq = commands if door == "command" else doors
+    with (
+        opened(folder / "entries", request.param) as entries,
+        opened(folder / "commands", "sqlite") as commands,
+    ):
+        for index, (_, entry) in enumerate(CELLS):
+            store, last_seq = commands if entry == "command" else entries
             before = last_seq()
             try:
-                DOORS[door](store, brought(index))
+                ENTRIES[entry](store, brought(index))
             except (InvalidPoint, InvalidFile, Turned) as refusal:
                 messages.append(str(refusal))
             else:
                 messages.append(None)
             used.append(last_seq() - before)
         found: dict[str, list[dict[str, Any]]] = {}
-        for store, last_seq in (doors, commands):
+        for store, last_seq in (entries, commands):
             assert last_seq() == store.status().last_seq
             for point in store.points.range(None, None):
                 for name in (point["sensor_id"], point["metric_name"]):
@@ -216,8 +219,8 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def fault_of(index: int, outcome: Outcome) -> str | None:
     """What is wrong with the outcome of a cell; None if it is as promised."""
-    case, door = CELLS[index]
-    wanted = expectation(case, door)
+    case, entry = CELLS[index]
+    wanted = expectation(case, entry)
     if isinstance(wanted, Stored):
         if outcome.message is not None:
             return f"refused: {outcome.message}"
@@ -244,12 +247,12 @@ def fault_of(index: int, outcome: Outcome) -> str | None:
 
 
 def grid(marks: dict[tuple[int, str], str]) -> str:
-    """The matrix as text: S stored, R refused, - no point, ! not as promised, a dot where no door leads."""
+    """The matrix as text: S stored, R refused, - no point, ! not as promised, a dot where the fault cannot be given."""
     width = max(len(f"{case.field}: {case.fault}") for case in CASES)
-    lines = [f"{'':{width}}  " + "  ".join(f"{number:x}" for number in range(len(DOORS)))]
-    lines += [f"{'':{width}}  {number:x} {door}" for number, door in enumerate(DOORS)]
+    lines = [f"{'':{width}}  " + "  ".join(f"{number:x}" for number in range(len(ENTRIES)))]
+    lines += [f"{'':{width}}  {number:x} {entry}" for number, entry in enumerate(ENTRIES)]
     for row, case in enumerate(CASES):
-        cells = "  ".join(marks.get((row, door), "·") for door in DOORS)
+        cells = "  ".join(marks.get((row, entry), "·") for entry in ENTRIES)
         lines.append(f"{case.field + ': ' + case.fault:{width}}  {cells}")
     return "\n".join(lines)
 
@@ -259,12 +262,12 @@ def test_the_matrix_is_as_promised_and_printed(outcomes: list[Outcome]) -> None:
     row_of = {id(case): row for row, case in enumerate(CASES)}
     marks, faults = {}, []
     for index, outcome in enumerate(outcomes):
-        case, door = CELLS[index]
+        case, entry = CELLS[index]
         fault = fault_of(index, outcome)
-        marks[row_of[id(case)], door] = letters[type(expectation(case, door))] if fault is None else "!"
+        marks[row_of[id(case)], entry] = letters[type(expectation(case, entry))] if fault is None else "!"
         if fault is not None:
-            faults.append(f"{case.field}, {case.fault}, by {door}: {fault}")
-    empty = len(CASES) * len(DOORS) - len(CELLS)
+            faults.append(f"{case.field}, {case.fault}, by {entry}: {fault}")
+    empty = len(CASES) * len(ENTRIES) - len(CELLS)
     picture = (
         f"{grid(marks)}\n{len(CELLS)} cells, {len(faults)} not as promised, {empty} empty (·: no such way in)"
     )
@@ -276,21 +279,21 @@ def test_what_is_refused_names_its_field_and_what_is_good_beside_it_is_not_writt
     outcomes: list[Outcome],
 ) -> None:
     for index, outcome in enumerate(outcomes):
-        case, door = CELLS[index]
-        if isinstance(expectation(case, door), Refused) and not door.startswith(("CSV", "command")):
+        case, entry = CELLS[index]
+        if isinstance(expectation(case, entry), Refused) and not entry.startswith(("CSV", "command")):
             assert outcome.message is not None
             assert f"{case.field}: " in outcome.message
-            if "among others" in door:
+            if "among others" in entry:
                 assert "row " in outcome.message
 
 
 def test_only_ways_that_cannot_be_are_empty_in_the_matrix() -> None:
     """CSV has neither metadata nor Python's types; timestamp_us is a key of dicts; some faults are CSV's own."""
-    python_doors = {door for door in DOORS if not door.startswith(("CSV", "command"))}
+    python_entries = {entry for entry in ENTRIES if not entry.startswith(("CSV", "command"))}
     for case in CASES:
-        led = {door for door in DOORS if expectation(case, door) is not None}
+        led = {entry for entry in ENTRIES if expectation(case, entry) is not None}
         if case.expect is not None:
-            assert python_doors <= led or case.field == "timestamp_us", case
+            assert python_entries <= led or case.field == "timestamp_us", case
         if case.cell is not None:
             assert "CSV long" in led, case
             assert "CSV wide" in led or (case.field, case.fault) in {

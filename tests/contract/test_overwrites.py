@@ -244,7 +244,7 @@ CASES = [
 
 
 @dataclass(frozen=True)
-class Road:
+class Route:
     """How the steps of a case reach the implementation under test."""
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -255,16 +255,16 @@ class Road:
     latest: Literal["after each step", "at the end"] | None = None
 
 
-ROADS = {
-    "netted, in one flush": Road(),
-    "apply, in batches of one flush": Road({"flush_batch_points": 1}),
-    "apply, a flush for each": Road(flush_each=True),
-    "merge, in one flush": Road(merged=True),
-    "merge, a flush for each": Road(flush_each=True, merged=True),
-    "merge, all by tables": Road({"bulk_rows": 1}, straight="all"),
-    "merge, rows and tables alternately": Road({"bulk_rows": 1}, straight="every second"),
-    "_lay_over, asked after each": Road(latest="after each step"),
-    "_lay_over, asked at the end": Road(latest="at the end"),
+ROUTES = {
+    "netted, in one flush": Route(),
+    "apply, in batches of one flush": Route({"flush_batch_points": 1}),
+    "apply, a flush for each": Route(flush_each=True),
+    "merge, in one flush": Route(merged=True),
+    "merge, a flush for each": Route(flush_each=True, merged=True),
+    "merge, all by tables": Route({"bulk_rows": 1}, straight="all"),
+    "merge, rows and tables alternately": Route({"bulk_rows": 1}, straight="every second"),
+    "_lay_over, asked after each": Route(latest="after each step"),
+    "_lay_over, asked at the end": Route(latest="at the end"),
 }
 
 
@@ -300,9 +300,9 @@ GROUPS = grouped()
 class Drive:
     """A store in which the cases run through one implementation; each case has its own series."""
 
-    def __init__(self, store: Store, road: Road) -> None:
+    def __init__(self, store: Store, route: Route) -> None:
         self.store = store
-        self.road = road
+        self.route = route
         self.waiting = 0
         """How many seqs of the group that is driven are not flushed."""
         self.seqs: dict[tuple[str, int], range] = {}
@@ -329,12 +329,12 @@ class Drive:
             for case, step in steps:
                 assert isinstance(step, Delete)
                 self.went(False, [case], number, points.delete(SERIES[case.name], "m", step.start, step.end))
-        elif kind == "keep" or self.road.straight == "all" or (self.road.straight and number % 2):
+        elif kind == "keep" or self.route.straight == "all" or (self.route.straight and number % 2):
             written = points.insert_table(
                 table_of(rows), on_conflict="keep" if kind == "keep" else "overwrite"
             )
             assert written.accepted == len(rows)
-            self.went(self.road.straight is not None, group, number, written)
+            self.went(self.route.straight is not None, group, number, written)
         else:
             written = points.insert_many(rows)
             assert written.accepted == len(rows)
@@ -405,19 +405,19 @@ def newest_of(group: Iterable[Case]) -> dict[str, P]:
 
 @pytest.fixture
 def drive(
-    tmp_path: Path, engine: str, road: str, templates: Templates, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, engine: str, route: str, templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Drive]:
     """A store with the points that the cases start with."""
-    if ROADS[road].merged:
+    if ROUTES[route].merged:
         monkeypatch.setattr("repo.core.work.MERGED_FROM", 1)
     templates.copy(engine, 1, tmp_path / "store")
-    options: dict[str, Any] = {"engine": engine, "durability": "normal", **ROADS[road].settings}
+    options: dict[str, Any] = {"engine": engine, "durability": "normal", **ROUTES[route].settings}
     with Store(tmp_path / "store", Settings(background=False, **options)) as store:
-        if ROADS[road].latest != "at the end":  # there another store reads, which takes the columns
+        if ROUTES[route].latest != "at the end":  # there another store reads, which takes the columns
             store._handle.columns.stays_open = (
                 True  # keeps them open between calls, as a background thread does
             )
-        drive = Drive(store, ROADS[road])
+        drive = Drive(store, ROUTES[route])
         drive.store_first()
         yield drive
 
@@ -428,14 +428,14 @@ def differing(found: dict[str, P], expected: dict[str, P]) -> dict[str, tuple[P 
 
 
 def combinations() -> Iterator[Any]:
-    """Each road on each engine, as far as there is one.
+    """Each route on each engine, as far as there is one.
 
     `netted` and `_lay_over` work on rows of the journal, whatever the engine: on DuckDB they are slow tests. So are,
     on both, two roads whose steps other roads take, too: `apply` with a flush for each batch, and `merge` of tables.
     """
-    for name, road in ROADS.items():
+    for name, route in ROUTES.items():
         for engine in ("duckdb", "sqlite"):
-            if (road.straight or road.merged) and engine == "sqlite":
+            if (route.straight or route.merged) and engine == "sqlite":
                 continue  # it takes rows only
             is_slow = name.startswith(("apply, a flush", "merge, all")) or (
                 engine == "duckdb" and name.startswith(("netted", "_lay_over"))
@@ -445,13 +445,13 @@ def combinations() -> Iterator[Any]:
             )
 
 
-@pytest.mark.parametrize(("engine", "road"), list(combinations()))
+@pytest.mark.parametrize(("engine", "route"), list(combinations()))
 def test_of_several_points_of_one_identity_the_right_one_counts(drive: Drive) -> None:
-    store, latest = drive.store, drive.road.latest
+    store, latest = drive.store, drive.route.latest
     for group in GROUPS:
         for number in range(len(group[0].steps)):
             drive.take(group, number)
-            if drive.road.flush_each:
+            if drive.route.flush_each:
                 drive.flush()
             elif latest == "after each step":
                 drive.newest(group)

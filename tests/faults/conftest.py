@@ -1,4 +1,4 @@
-"""The nursery, the seed, and campaigns of kills, for the fault tests."""
+"""The fork server, the seed, and campaigns of kills, for the fault tests."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.fork_server import ForkServer
 from tests.faults.kills import Campaign
-from tests.faults.nursery import Nursery
 from tests.starter import Starter
 
 SOON = 2
@@ -18,9 +18,9 @@ SOON = 2
 
 
 @pytest.fixture(scope="session")
-def nursery(starter: Starter) -> Iterator[Nursery]:
+def fork_server(starter: Starter) -> Iterator[ForkServer]:
     """One process that has imported the library and forks the children."""
-    with Nursery(starter) as ready:
+    with ForkServer(starter) as ready:
         yield ready
 
 
@@ -32,11 +32,11 @@ def seed() -> int:
 
 @pytest.fixture(scope="module")
 def duckdb_campaign(
-    nursery: Nursery, seed: int, tmp_path_factory: pytest.TempPathFactory
+    fork_server: ForkServer, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Campaign]:
     """Kills of stores on DuckDB, each soon."""
     pytest.importorskip("duckdb")
-    campaign = Campaign(nursery, tmp_path_factory.mktemp("kills"), seed, "duckdb")
+    campaign = Campaign(fork_server, tmp_path_factory.mktemp("kills"), seed, "duckdb")
     campaign.most_passed = SOON
     yield campaign
     campaign.close()
@@ -44,19 +44,19 @@ def duckdb_campaign(
 
 @pytest.fixture(scope="module")
 def sqlite_campaign(
-    nursery: Nursery, seed: int, tmp_path_factory: pytest.TempPathFactory
+    fork_server: ForkServer, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Campaign]:
     """Kills of stores on the fallback, each soon."""
-    campaign = Campaign(nursery, tmp_path_factory.mktemp("kills"), seed, "sqlite")
+    campaign = Campaign(fork_server, tmp_path_factory.mktemp("kills"), seed, "sqlite")
     campaign.most_passed = SOON
     yield campaign
     campaign.close()
 
 
 @pytest.fixture
-def own_campaign(nursery: Nursery, seed: int, tmp_path: Path) -> Iterator[Campaign]:
+def own_campaign(fork_server: ForkServer, seed: int, tmp_path: Path) -> Iterator[Campaign]:
     """Kills of stores on DuckDB that no other test continues."""
     pytest.importorskip("duckdb")
-    campaign = Campaign(nursery, tmp_path, seed, "duckdb")
+    campaign = Campaign(fork_server, tmp_path, seed, "duckdb")
     yield campaign
     campaign.close()

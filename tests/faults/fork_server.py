@@ -1,4 +1,4 @@
-"""The nursery: a process that has imported the library and opened no file, and forks a child for each request.
+"""The fork server: a process that has imported the library and opened no file, and forks a child for each request.
 
 A starter forks it, so it has everything imported; a child costs milliseconds instead of a second. Forking is safe, with
 one thread and no open file. Unlike the starter, it reaps a child only when it is asked to, so no process id is used
@@ -25,18 +25,18 @@ from typing import Any, Self
 from tests.faults.child import Census, take_census
 from tests.starter import Process, Starter, spent_us_of, without_pandas
 
-__all__ = ["Child", "Nursery"]
+__all__ = ["Child", "ForkServer"]
 
 
 class Child:
     """A forked process, and what it has written to its pipe."""
 
-    def __init__(self, pid: int, pipe: int, errors: Path, door: socket.socket) -> None:
+    def __init__(self, pid: int, pipe: int, errors: Path, control: socket.socket) -> None:
         self.pid = pid
         self.errors = errors
         self.lines: list[str] = []
         self._pipe = pipe
-        self._door = door
+        self._control = control
         self._rest = b""
         self._ended = False
 
@@ -56,7 +56,7 @@ class Child:
     def kill(self) -> int:
         """SIGKILL it, read its remaining output, and return its exit code (-9: it was still alive)."""
         if not self._ended:
-            # Its pid cannot have been reused, because the nursery has not reaped it yet.
+            # Its pid cannot have been reused, because the fork server has not reaped it yet.
             os.kill(self.pid, signal.SIGKILL)
         return self.end()
 
@@ -66,8 +66,8 @@ class Child:
             pass
         os.close(self._pipe)
         self._ended = True
-        self._door.sendall(b"reap %d" % self.pid)
-        code, spent_us = map(int, self._door.recv(64).split())
+        self._control.sendall(b"reap %d" % self.pid)
+        code, spent_us = map(int, self._control.recv(64).split())
         Process.spent_us += spent_us
         return code
 
@@ -92,13 +92,13 @@ class Child:
         return bool(piece)
 
 
-class Nursery:
+class ForkServer:
     """The side of the parent. Not thread-safe."""
 
     def __init__(self, starter: Starter) -> None:
-        self._door, theirs = socket.socketpair()
+        self._control, theirs = socket.socketpair()
         with theirs:
-            self._process = starter.start(["-m", "tests.faults.nursery"], streams=(theirs.fileno(), 1, 2))
+            self._process = starter.start(["-m", "tests.faults.fork_server"], streams=(theirs.fileno(), 1, 2))
 
     def start(self, asked: Any, request: Path) -> Child:
         """Fork a child that takes a census, or else runs what is `asked`; `request` is the file for the request.
@@ -107,9 +107,9 @@ class Nursery:
         """
         request.write_bytes(pickle.dumps(asked))
         ours, theirs = os.pipe()
-        socket.send_fds(self._door, [os.fsencode(request)], [theirs])
+        socket.send_fds(self._control, [os.fsencode(request)], [theirs])
         os.close(theirs)
-        return Child(int(self._door.recv(64)), ours, request.with_suffix(".stderr"), self._door)
+        return Child(int(self._control.recv(64)), ours, request.with_suffix(".stderr"), self._control)
 
     def __enter__(self) -> Self:
         return self
@@ -117,7 +117,7 @@ class Nursery:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._door.close()
+        self._control.close()
         counted_us = Process.spent_us
         self._process.wait(30)
         Process.spent_us = counted_us  # its children were counted when they ended
@@ -125,13 +125,13 @@ class Nursery:
 
 def _serve() -> None:
     """Answer the other end of stdin, until it is closed."""
-    door = socket.socket(fileno=os.dup(0))
+    control = socket.socket(fileno=os.dup(0))
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     without_pandas()
     children: set[int] = set()
     while True:
-        message, pipes, _, _ = socket.recv_fds(door, 4096, 1)
+        message, pipes, _, _ = socket.recv_fds(control, 4096, 1)
         if not message:
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
@@ -140,15 +140,15 @@ def _serve() -> None:
         if message.startswith(b"reap "):
             _, status, usage = os.wait4(child := int(message[5:]), 0)
             children.discard(child)
-            door.sendall(b"%d %d" % (os.waitstatus_to_exitcode(status), spent_us_of(usage)))
+            control.sendall(b"%d %d" % (os.waitstatus_to_exitcode(status), spent_us_of(usage)))
             continue
         child = os.fork()
         if child == 0:
-            door.close()
+            control.close()
             _live(Path(os.fsdecode(message)), pipes[0])
         children.add(child)
         os.close(pipes[0])
-        door.sendall(b"%d" % child)
+        control.sendall(b"%d" % child)
 
 
 def _live(request: Path, pipe: int) -> None:

@@ -27,8 +27,8 @@ from typing import Any, Literal
 
 from repo.schema.version import HEAD
 from tests.faults.child import App, Census, Counted
+from tests.faults.fork_server import Child, ForkServer
 from tests.faults.judge import Expected, Verdict, judge
-from tests.faults.nursery import Child, Nursery
 from tests.faults.steps import BULK, COMPACTIONS, DUCKDB_ALONE, MOVES, MOVES_BESIDE, SHRINKS, STEPS, Place
 from tests.faults.workload import MOST_UNDER_WAY, State, operation
 from tests.starter import Starter
@@ -85,8 +85,8 @@ class Chain:
 class Campaign:
     """Rounds of kills, on chains of stores in one folder."""
 
-    def __init__(self, nursery: Nursery, root: Path, seed: int, engine: str) -> None:
-        self._nursery = nursery
+    def __init__(self, fork_server: ForkServer, root: Path, seed: int, engine: str) -> None:
+        self._fork_server = fork_server
         self._root = root
         self._seed = seed
         self._engine = engine
@@ -189,7 +189,7 @@ class Campaign:
         app.nth = rng.randint(1, MOST_CREATION_STATEMENTS) if step == CREATION else self._nth(place, rng)
         if step in (HAND_OVER, MOVES_BESIDE):
             return self._kill_one_of_two(chain, app, rng, request)
-        child = self._nursery.start(app, request)
+        child = self._fork_server.start(app, request)
         try:
             if place is None:
                 _expect(child, "READY")
@@ -216,8 +216,8 @@ class Campaign:
         """Kill one of two processes that holds or wants the lease; the other must get it, continue, and die later."""
         other = App(chain.store, chain.seed, app.settings, self._writers(chain, (2, 3)))
         children = [
-            self._nursery.start(other, request.with_suffix(".other")),
-            self._nursery.start(app, request),
+            self._fork_server.start(other, request.with_suffix(".other")),
+            self._fork_server.start(app, request),
         ]
         survivor, victim = children
         codes: dict[int, int] = {}
@@ -281,7 +281,7 @@ class Campaign:
     def _judged(self, chain: Chain, step: str, rng: Random, request: Path, *, damaged: bool) -> Verdict:
         # SQLite can be read raw after the kill, but during creation there may be nothing yet.
         census = Census(chain.store, rng.random() < 0.5, create=self._engine if step == CREATION else None)
-        child = self._nursery.start(census, request.with_suffix(".census"))
+        child = self._fork_server.start(census, request.with_suffix(".census"))
         answer = child.read_all(timeout_s=STEP_TIMEOUT_S)
         errors = child.errors.read_text()
         if not answer or (errors and not damaged):
@@ -365,8 +365,8 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="holdfast-kills-"))
     started = time.monotonic()
     seen = 0
-    with Starter() as starter, Nursery(starter) as nursery:
-        campaign = Campaign(nursery, root, chosen.seed, chosen.engine)
+    with Starter() as starter, ForkServer(starter) as fork_server:
+        campaign = Campaign(fork_server, root, chosen.seed, chosen.engine)
         campaign.sinks = chosen.sinks
         for done, step in enumerate(until_hit(campaign, chosen.hits, steps), 1):
             if len(campaign.failures) > seen:

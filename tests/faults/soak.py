@@ -25,10 +25,10 @@ from random import Random
 
 from repo.schema.version import HEAD
 from tests.faults.child import Census, Counted
+from tests.faults.fork_server import ForkServer
 from tests.faults.interrupted import HANG_S, RANDOM, Beside, Program
 from tests.faults.judge import Expected, judge
 from tests.faults.kills import settings_of
-from tests.faults.nursery import Nursery
 from tests.faults.steps import DUCKDB_ALONE, MOVES, STEPS, Place
 from tests.starter import Starter
 
@@ -70,8 +70,8 @@ RELEASES = {"lease released", "before release"}
 class Soak:
     """Programs that are interrupted, each on its own store in one folder."""
 
-    def __init__(self, nursery: Nursery, root: Path, seed: int, engine: str) -> None:
-        self._nursery = nursery
+    def __init__(self, fork_server: ForkServer, root: Path, seed: int, engine: str) -> None:
+        self._fork_server = fork_server
         self._root = root
         self._seed = seed
         self._engine = engine
@@ -114,12 +114,12 @@ class Soak:
         return "\n".join([*lines, _line("all", total)])
 
     def _play(self, program: Program, folder: Path) -> str | None:
-        child = self._nursery.start(program, folder / "program.request")
+        child = self._fork_server.start(program, folder / "program.request")
         beside = None
         try:
             if child.wait_for("READY", "PROBLEM", "ERROR", timeout_s=HANG_S) is not None and program.beside:
                 asked = Beside(program.folder, program.seed, program.settings)
-                beside = self._nursery.start(asked, folder / "beside.request")
+                beside = self._fork_server.start(asked, folder / "beside.request")
             child.wait_for("DONE", "PROBLEM", "ERROR", timeout_s=PROGRAM_S)
         finally:
             child.kill()
@@ -143,7 +143,7 @@ class Soak:
     def _counted(self, program: Program, folder: Path) -> str | None:
         """Count in another process, after the program has ended."""
         expected: dict[int, Expected] = pickle.loads(program.folder.with_suffix(".expected").read_bytes())
-        child = self._nursery.start(Census(program.folder, checkpoint=True), folder / "census.request")
+        child = self._fork_server.start(Census(program.folder, checkpoint=True), folder / "census.request")
         answer = child.read_all(timeout_s=HANG_S)
         errors = child.errors.read_text()
         if not answer or errors:
@@ -191,8 +191,8 @@ def main() -> int:
         names = [name for name in names if name not in moves]
     root = Path(tempfile.mkdtemp(prefix="holdfast-soak-"))
     started = time.monotonic()
-    with Starter() as starter, Nursery(starter) as nursery:
-        soak = Soak(nursery, root, chosen.seed, chosen.engine)
+    with Starter() as starter, ForkServer(starter) as fork_server:
+        soak = Soak(fork_server, root, chosen.seed, chosen.engine)
         reported = 0
         for _ in until_hit(soak, chosen.hits, names):
             for failure in soak.failures[reported:]:

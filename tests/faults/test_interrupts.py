@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.nursery import Nursery
+from tests.faults.fork_server import ForkServer
 from tests.faults.soak import COMPANIES, Soak, places_of, until_hit
 from tests.faults.steps import MOVES, SHRINKS, STEPS
 
@@ -16,9 +16,9 @@ _REBUILDING = {place.name for step in (*MOVES, *SHRINKS) for place in STEPS[step
 
 
 @pytest.fixture
-def soak(nursery: Nursery, seed: int, tmp_path: Path, engine: str) -> Soak:
+def soak(fork_server: ForkServer, seed: int, tmp_path: Path, engine: str) -> Soak:
     """Programs on stores of one engine."""
-    return Soak(nursery, tmp_path, seed, engine)
+    return Soak(fork_server, tmp_path, seed, engine)
 
 
 @pytest.mark.slow

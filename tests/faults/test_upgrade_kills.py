@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.nursery import Nursery
+from tests.faults.fork_server import ForkServer
 from tests.faults.upgrade_kills import MOMENTS, PROCESSES, Fleet, UpgradeKills
 from tests.migrations.legacy_store import add_pointers, make_legacy_store
 
@@ -17,16 +17,16 @@ LONG_HITS = 5
 FLEET = 80
 
 
-def kills(nursery: Nursery, folder: Path, seed: int, points: int, records: int) -> UpgradeKills:
+def kills(fork_server: ForkServer, folder: Path, seed: int, points: int, records: int) -> UpgradeKills:
     made = make_legacy_store(folder / "made", points)
     add_pointers(made, records)
-    campaign = UpgradeKills(nursery, folder, made, seed)
+    campaign = UpgradeKills(fork_server, folder, made, seed)
     campaign.prepare()
     return campaign
 
 
-def fleet(nursery: Nursery, folder: Path, seed: int, stores: int, processes: int = PROCESSES) -> Fleet:
-    rollout = Fleet(nursery, folder, seed, processes)
+def fleet(fork_server: ForkServer, folder: Path, seed: int, stores: int, processes: int = PROCESSES) -> Fleet:
+    rollout = Fleet(fork_server, folder, seed, processes)
     rollout.make(stores)
     rollout.upgrade()
     rollout.judge()
@@ -34,9 +34,9 @@ def fleet(nursery: Nursery, folder: Path, seed: int, stores: int, processes: int
 
 
 def test_a_killed_upgrade_is_at_a_complete_revision_and_can_be_completed(
-    nursery: Nursery, tmp_path: Path, seed: int
+    fork_server: ForkServer, tmp_path: Path, seed: int
 ) -> None:
-    campaign = kills(nursery, tmp_path, seed, 3_000, 500)
+    campaign = kills(fork_server, tmp_path, seed, 3_000, 500)
     for number in range(SHORT):
         campaign.round(number)
     assert campaign.failures == []
@@ -44,8 +44,10 @@ def test_a_killed_upgrade_is_at_a_complete_revision_and_can_be_completed(
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_of_the_upgrade_of_a_large_store(nursery: Nursery, tmp_path: Path, seed: int) -> None:
-    campaign = kills(nursery, tmp_path, seed, 60_000, 2_000)
+def test_a_hundred_kills_of_the_upgrade_of_a_large_store(
+    fork_server: ForkServer, tmp_path: Path, seed: int
+) -> None:
+    campaign = kills(fork_server, tmp_path, seed, 60_000, 2_000)
     number = 0
     while number < LONG or (
         min(campaign.hits[moment] for moment in MOMENTS) < LONG_HITS and number < 3 * LONG
@@ -59,15 +61,15 @@ def test_a_hundred_kills_of_the_upgrade_of_a_large_store(nursery: Nursery, tmp_p
 
 @pytest.mark.slow
 def test_a_few_stores_are_upgraded_by_processes_that_are_killed(
-    nursery: Nursery, tmp_path: Path, seed: int
+    fork_server: ForkServer, tmp_path: Path, seed: int
 ) -> None:
-    assert fleet(nursery, tmp_path, seed, 3, processes=2).failures == []
+    assert fleet(fork_server, tmp_path, seed, 3, processes=2).failures == []
 
 
 @pytest.mark.slow
 def test_a_fleet_is_upgraded_by_processes_that_are_killed(
-    nursery: Nursery, tmp_path: Path, seed: int
+    fork_server: ForkServer, tmp_path: Path, seed: int
 ) -> None:
-    rollout = fleet(nursery, tmp_path, seed, FLEET)
+    rollout = fleet(fork_server, tmp_path, seed, FLEET)
     print(f"{rollout.kills} kills, %d points, %d records" % rollout.rows())
     assert rollout.failures == []

@@ -33,7 +33,7 @@ from repo.schema.version import HEAD, REVISIONS
 from repo.settings import Settings
 from repo.store.store import Store
 from tests.faults import upgrading
-from tests.faults.nursery import Child, Nursery
+from tests.faults.fork_server import Child, ForkServer
 from tests.faults.upgrading import (
     BACKED_UP,
     BACKING_UP,
@@ -102,7 +102,7 @@ def restored(found: Contents) -> list[tuple[Any, ...]]:
 class UpgradeKills:
     """Killed upgrades of copies of one legacy store."""
 
-    nursery: Nursery
+    fork_server: ForkServer
     root: Path
     made: Path
     seed: int
@@ -164,7 +164,7 @@ class UpgradeKills:
         return Path(shutil.copytree(self.made, self.root / name))
 
     def _start(self, copy: Path, *, opens: bool) -> Child:
-        return self.nursery.start(Upgrade(copy, opens), copy.with_suffix(".request"))
+        return self.fork_server.start(Upgrade(copy, opens), copy.with_suffix(".request"))
 
     def _kill(self, copy: Path, chance: Random, *, aimed: bool) -> str:
         """Kill an upgrade, and return what it said last."""
@@ -231,7 +231,7 @@ class UpgradeKills:
 class Fleet:
     """Many stores, upgraded by processes that are killed and restarted."""
 
-    nursery: Nursery
+    fork_server: ForkServer
     root: Path
     seed: int
     processes: int = PROCESSES
@@ -278,7 +278,7 @@ class Fleet:
                 if slot not in children:
                     folders = list(left)
                     chance.shuffle(folders)
-                    children[slot] = self.nursery.start(
+                    children[slot] = self.fork_server.start(
                         Rollout(folders), self.root / f"{next(numbers)}.request"
                     )
             time.sleep(chance.expovariate(1 / pause_s))
@@ -331,11 +331,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     root = Path(tempfile.mkdtemp(prefix="holdfast-upgrades-"))
     started = time.monotonic()
-    with Starter() as starter, Nursery(starter) as nursery:
+    with Starter() as starter, ForkServer(starter) as fork_server:
         if chosen.what == "kills":
             made = make_legacy_store(root / "made", chosen.points, chosen.records)
             add_pointers(made, chosen.records)
-            campaign = UpgradeKills(nursery, root, made, chosen.seed)
+            campaign = UpgradeKills(fork_server, root, made, chosen.seed)
             campaign.prepare()
             number = 0
             while number < chosen.kills or (
@@ -347,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\n{campaign.table()}")
             failures = campaign.failures
         else:
-            fleet = Fleet(nursery, root, chosen.seed)
+            fleet = Fleet(fork_server, root, chosen.seed)
             fleet.make(chosen.stores)
             begun = time.monotonic()
             fleet.upgrade()
@@ -368,6 +368,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Pickled objects refer to `upgrading`, which the nursery imports.
+    # Pickled objects refer to `upgrading`, which the fork server imports.
     assert upgrading.__name__ == "tests.faults.upgrading"
     sys.exit(main())
