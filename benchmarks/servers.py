@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 __all__ = ["Http", "Server", "binary", "free_port"]
 
 _UNPRIVILEGED = ("postgres", "nobody")
-_DEADLINE_S = 30.0
+_DEADLINE_S = 300.0
 
 
 def binary(*names: str) -> str | None:

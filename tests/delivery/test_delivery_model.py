@@ -100,7 +100,7 @@ def _run(store: Store, script: list[tuple[str, Any]], lanes: Any, *, exact: bool
                 except Interrupted:
                     restart()
     sink.faults = iter(())
-    drained = forwarder.drain(10.0)["memory"]
+    drained = forwarder.drain(300.0)["memory"]
     forwarder.stop()
     assert drained.is_empty, drained
     info = store.sinks.show("memory")

@@ -20,6 +20,7 @@ from repo.delivery.sinks.holdfast import HoldfastSink
 from repo.delivery.sinks.postgresql import PostgresqlSink
 from repo.testing import Batches, Destination, SinkContract
 from tests.conftest import Templates
+from tests.delivery.impatience import PATIENT_S
 from tests.delivery.servers.postgresql import PASSWORD, PostgresqlServer
 from tests.delivery.servers.proxy import Proxy
 
@@ -51,7 +52,7 @@ class Hub(Reached):
     def sink(self) -> Sink:
         target = f"postgresql://127.0.0.1:{self.proxy.port}/postgres"
         options: dict[str, Any] = {"user": "admin", "password": PASSWORD, "schema": self.schema}
-        return PostgresqlSink(target, name="hub", timeout_s=5, **options)
+        return PostgresqlSink(target, name="hub", timeout_s=PATIENT_S, **options)
 
     def points(self) -> Iterable[Any]:
         value = "coalesce(to_jsonb(value_text), 'null') AS text"
@@ -94,7 +95,7 @@ class ReceivingStore(Reached):
         store.points.insert("W", "state", "text", timestamp=1)
 
     def sink(self) -> Sink:
-        return HoldfastSink(f"http+holdfast://127.0.0.1:{self.proxy.port}", name="there", timeout_s=5)
+        return HoldfastSink(f"http+holdfast://127.0.0.1:{self.proxy.port}", name="there", timeout_s=PATIENT_S)
 
     def points(self) -> Iterable[Any]:
         return [

@@ -21,6 +21,7 @@ from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachabl
 from tests.delivery.impatience import PATIENT_S, impatient
 from tests.delivery.servers.certificates import Certificates
 from tests.delivery.servers.influxdb import InfluxDB
+from tests.delivery.servers.process import closed_port
 from tests.delivery.servers.scripted import Asked, Reply, Scripted, receipt
 from tests.delivery.servers.victoria_metrics import VictoriaMetrics
 from tests.delivery.sink_batches import START_US, STORE, batch_of
@@ -393,12 +394,11 @@ def test_points_that_no_line_can_express_are_refused_without_a_request(server: S
 
 
 def test_a_link_that_is_down_is_unreachable() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        port = gone.getsockname()[1]
-    with pytest.raises(SinkUnreachable, match="did not answer"):
-        ready(f"http://127.0.0.1:{port}")
-    with pytest.raises(SinkUnreachable, match="did not answer"):
-        HttpSink(f"http://127.0.0.1:{port}", name="there").send(BATCH)
+    with closed_port() as port:
+        with pytest.raises(SinkUnreachable, match="did not answer"):
+            ready(f"http://127.0.0.1:{port}")
+        with pytest.raises(SinkUnreachable, match="did not answer"):
+            HttpSink(f"http://127.0.0.1:{port}", name="there").send(BATCH)
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         sink = ready(f"http://127.0.0.1:{deaf.getsockname()[1]}", timeout_s=0.2)
         with pytest.raises(SinkUnreachable, match="timed out"):
@@ -416,9 +416,10 @@ def test_a_connection_that_was_closed_while_idle_is_opened_again(server: Scripte
 
 
 def test_a_receipt_that_comes_late_or_twice_confirms_no_other_batch(server: Scripted) -> None:
-    gave_up = threading.Event()
+    came, gave_up = threading.Event(), threading.Event()
 
     def answer(asked: Asked) -> Reply:
+        came.set()
         gave_up.wait(300)
         reply = receipt(asked)
         # The same answer once more, as of a proxy that has gone mad.
@@ -431,6 +432,7 @@ def test_a_receipt_that_comes_late_or_twice_confirms_no_other_batch(server: Scri
         sink.open(STORE, 1)
         with pytest.raises(SinkUnreachable, match="timed out"):
             sink.send(BATCH)
+    assert came.wait(300)
     gave_up.set()
     sink.open(STORE, 1)
     sink.send(BATCH)

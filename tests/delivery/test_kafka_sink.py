@@ -13,7 +13,7 @@ from repo.delivery.sinks.registry import sink_of
 from repo.errors import InvalidSettings, SinkHalted, SinkUnreachable
 from tests.delivery.impatience import PATIENT_S, impatient
 from tests.delivery.servers.kafka import MockKafka
-from tests.delivery.servers.process import free_port
+from tests.delivery.servers.process import closed_port
 from tests.delivery.sink_batches import START_US, STORE, batch_of
 
 pytest.importorskip("confluent_kafka", reason="confluent-kafka is not installed")
@@ -121,11 +121,12 @@ def test_points_that_line_protocol_cannot_express_are_refused(cluster: MockKafka
 def test_brokers_that_are_absent_are_unreachable_and_wrong_settings_halt(
     cluster: MockKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    absent = KafkaSink(f"kafka://127.0.0.1:{free_port()}/t", name="there", timeout_s=0.5)
-    with pytest.raises(SinkUnreachable):
-        absent.open(STORE, 1)
-    absent.close()
-    absent.close()
+    with closed_port() as port:
+        absent = KafkaSink(f"kafka://127.0.0.1:{port}/t", name="there", timeout_s=0.5)
+        with pytest.raises(SinkUnreachable):
+            absent.open(STORE, 1)
+        absent.close()
+        absent.close()
     monkeypatch.setenv("SITE_PASSWORD", "s3cret")
     target = f"kafka+ssl://{cluster.servers}/t"
     login = {"user": "me", "password": "env:SITE_PASSWORD", "timeout_s": 5}

@@ -236,7 +236,7 @@ def test_whenever_lost_requests_arrive_nothing_is_missing_or_forked(
     for late in sink.late:
         sink.arrive(late)
     forwarder.stop()
-    assert forwarder.drain(10.0)["memory"].is_empty
+    assert forwarder.drain(300.0)["memory"].is_empty
     info = store.sinks.show("memory")
     assert (info.state, info.behind, info.attempt, store.records.pending()) == ("running", 0, None, [])
     refused = {item.seq for item in store.quarantine.list()}

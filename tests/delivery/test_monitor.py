@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
 import pytest
 
 from repo import ConnectionMonitor, InvalidSettings
+from tests.delivery.servers.process import closed_port
 
 
 @pytest.fixture
@@ -24,13 +25,21 @@ def address(server: socket.socket) -> str:
     return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def closed_port() -> str:
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        return address(server)
+@pytest.fixture
+def closed() -> Iterator[str]:
+    with closed_port() as port:
+        yield f"127.0.0.1:{port}"
 
 
-def test_the_link_is_online_if_any_target_accepts_a_connection(listener: socket.socket) -> None:
-    monitor = ConnectionMonitor(check_hosts=[closed_port(), address(listener)], timeout=5)
+@pytest.fixture
+def monitoring() -> Callable[[], list[threading.Thread]]:
+    """Return the threads of the monitors that this test has started."""
+    before = set(threading.enumerate())
+    return lambda: [t for t in threading.enumerate() if t.name == "holdfast-monitor" and t not in before]
+
+
+def test_the_link_is_online_if_any_target_accepts_a_connection(listener: socket.socket, closed: str) -> None:
+    monitor = ConnectionMonitor(check_hosts=[closed, address(listener)], timeout=60)
     assert monitor.is_online
     assert monitor.get_status()["last_check_time"] is None
     assert monitor.check_connection()
@@ -44,7 +53,7 @@ def test_the_link_is_online_if_any_target_accepts_a_connection(listener: socket.
 def test_callbacks_hear_of_changes_only_and_may_use_the_monitor(
     listener: socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monitor = ConnectionMonitor(check_hosts=[address(listener)], timeout=5)
+    monitor = ConnectionMonitor(check_hosts=[address(listener)], timeout=60)
     heard: list[tuple[bool, int]] = []
 
     def fails(_online: bool) -> None:
@@ -67,8 +76,10 @@ def test_callbacks_hear_of_changes_only_and_may_use_the_monitor(
     assert not monitor.is_online
 
 
-def test_a_thread_checks_until_it_is_stopped(listener: socket.socket) -> None:
-    monitor = ConnectionMonitor(check_interval=0.001, timeout=5, check_hosts=[address(listener)])
+def test_a_thread_checks_until_it_is_stopped(
+    listener: socket.socket, monitoring: Callable[[], list[threading.Thread]]
+) -> None:
+    monitor = ConnectionMonitor(check_interval=0.001, timeout=60, check_hosts=[address(listener)])
     offline = threading.Event()
 
     def stops_when_offline(online: bool) -> None:
@@ -79,9 +90,11 @@ def test_a_thread_checks_until_it_is_stopped(listener: socket.socket) -> None:
     monitor.add_callback(stops_when_offline)
     monitor.start_monitoring()
     monitor.start_monitoring()
-    assert [t.name for t in threading.enumerate()].count("holdfast-monitor") == 1
+    [thread] = monitoring()
     listener.close()
-    assert offline.wait(60)
+    assert offline.wait(300)
+    thread.join(300)
+    assert monitoring() == []
     monitor.stop_monitoring()
     monitor.start_monitoring()
     monitor.stop_monitoring()
@@ -89,17 +102,20 @@ def test_a_thread_checks_until_it_is_stopped(listener: socket.socket) -> None:
 
 
 def test_arguments_that_are_omitted_come_from_the_environment(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    listener: socket.socket,
+    closed: str,
+    monitoring: Callable[[], list[threading.Thread]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CONNECTION_CHECK_INTERVAL", "7")
-    monkeypatch.setenv("CONNECTION_CHECK_HOSTS", f" {closed_port()}, {address(listener)} ")
+    monkeypatch.setenv("CONNECTION_CHECK_HOSTS", f" {closed}, {address(listener)} ")
     monkeypatch.setenv("CONNECTION_MONITOR_ENABLED", "false")
     monitor = ConnectionMonitor()
     assert monitor.get_status()["check_interval"] == 7
     assert ConnectionMonitor(check_interval=9).get_status()["check_interval"] == 9
     assert monitor.check_connection()
     monitor.start_monitoring()
-    assert "holdfast-monitor" not in [t.name for t in threading.enumerate()]
+    assert monitoring() == []
     monkeypatch.delenv("CONNECTION_CHECK_HOSTS")
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", address(listener))
     assert ConnectionMonitor().check_connection()

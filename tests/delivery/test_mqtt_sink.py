@@ -19,7 +19,7 @@ from repo.testing import Batches
 from tests.delivery.impatience import PATIENT_S, impatient
 from tests.delivery.servers.certificates import Certificates
 from tests.delivery.servers.mosquitto import Mosquitto, Subscriber, password_file
-from tests.delivery.servers.process import free_port
+from tests.delivery.servers.process import closed_port
 from tests.delivery.sink_batches import START_US, STORE, batch_of
 
 pytest.importorskip("paho.mqtt.client", reason="paho-mqtt is not installed")
@@ -181,8 +181,8 @@ def test_tls_checks_the_certificate(certificates: Certificates, tmp_path: Path) 
 
 
 def test_a_broker_that_is_absent_or_silent_is_unreachable() -> None:
-    with pytest.raises(SinkUnreachable, match="did not answer"):
-        ready(free_port())
+    with closed_port() as port, pytest.raises(SinkUnreachable, match="did not answer"):
+        ready(port)
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         with pytest.raises(SinkUnreachable, match=r"did not answer within 0\.2 s"):
             ready(deaf.getsockname()[1], timeout_s=0.2)

@@ -190,7 +190,7 @@ def test_a_stop_waits_for_the_batch_in_hand_and_its_answer(
 
     def slow(self: Receiving, *given: Any) -> Taken:
         has_arrived.set()
-        go_on.wait(30)
+        go_on.wait(300)
         return take(self, *given)
 
     monkeypatch.setattr(Receiving, "take_points", slow)
@@ -198,15 +198,15 @@ def test_a_stop_waits_for_the_batch_in_hand_and_its_answer(
         trust = {"ca_file": str(certificate)} if tls else {}
         sink = HoldfastSink(receiver.url, name="hub", **trust)
         sending = pool.submit(sink.send, Batches("hub").points(numbers(3)))
-        assert has_arrived.wait(30)
+        assert has_arrived.wait(300)
         stopping = pool.submit(receiver.stop)
         with pytest.raises(OSError, match="refused"):  # noqa: PT012  until its port is closed
             while True:
                 socket.create_connection(("127.0.0.1", receiver.port)).close()
         time.sleep(0.05)
         go_on.set()
-        assert not sending.result(30).repeat
-        stopping.result(30)
+        assert not sending.result(300).repeat
+        stopping.result(300)
         sink.close()
     assert count(store) == 3
     with pytest.raises(InvalidSettings, match="was stopped"):
@@ -324,7 +324,7 @@ def test_threads_may_start_and_stop_it_at_the_same_time(store: Store) -> None:
         for _ in range(5):
             receiver = Receiver(store)
             calls = [pool.submit(work, receiver) for work in (started, stopped) * 4]
-            assert all(call.result(60) for call in calls)
+            assert all(call.result(300) for call in calls)
     assert not [thread for thread in threading.enumerate() if thread.name == "holdfast-receiver"]
 
 
@@ -392,7 +392,7 @@ def test_only_an_answer_of_a_receiver_is_a_receipt(answering: Callable[..., str]
     ):
         url = answering(status, body).replace("http:", "http+holdfast:")
         sink = HoldfastSink(url, name="hub")
-        sink._connection.open({"timeout_s": 5})
+        sink._connection.open({"timeout_s": PATIENT_S})
         with pytest.raises(error, match=words):
             sink.send(batches.points(numbers(1)))
         sink.close()
@@ -403,7 +403,7 @@ def test_refused_rows_that_make_no_sense_are_left_out(answering: Callable[..., s
     refused = b'[[1,"cold"],[2,"x"],[-1,"x"],[true,"x"],["0","x"],[0],5,null]'
     body = b'{"format":"holdfast-2","token":"%s","refused":%s}' % (batch.tokens.next.encode(), refused)
     sink = HoldfastSink(answering(200, body).replace("http:", "http+holdfast:"), name="hub")
-    sink._connection.open({"timeout_s": 5})
+    sink._connection.open({"timeout_s": PATIENT_S})
     assert sink.send(batch).refused == ((1, "cold", False),)
     sink.close()
 

@@ -28,7 +28,7 @@ def write(store: Store, count: int, sensor: str = "W-1", value: Any = 1.5) -> No
 
 
 def drained(store: Store, name: str) -> Any:
-    return Forwarder(store, name, batch_points=50).drain(timeout_s=60)
+    return Forwarder(store, name, batch_points=50).drain(timeout_s=300)
 
 
 def test_points_that_were_deleted_in_the_hub_are_named_and_refused_or_skipped_ones_are_not(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from repo.delivery.sinks.http import HttpSink
 from repo.delivery.sinks.kafka import KafkaSink
 from repo.delivery.sinks.mqtt import MqttSink
 from repo.testing import Destination, SinkContract
+from tests.delivery.impatience import PATIENT_S, impatient
 from tests.delivery.servers.influxdb import InfluxDB
 from tests.delivery.servers.kafka import MockKafka
 from tests.delivery.servers.mosquitto import Mosquitto, Subscriber
@@ -44,7 +46,7 @@ class JsonReceiver(Reached):
         server.answer = self._keep
 
     def sink(self) -> Sink:
-        return HttpSink(self.proxy.url, name="there", timeout_s=5)
+        return HttpSink(self.proxy.url, name="there", timeout_s=PATIENT_S)
 
     def _keep(self, asked: Asked) -> Reply:
         lines = [json.loads(line) for line in asked.body.splitlines()]
@@ -81,7 +83,9 @@ class Influx(Reached):
         server.write('typed,sensor_id=W value="text" 4', database)
 
     def sink(self) -> Sink:
-        return HttpSink(self.proxy.url, name="there", timeout_s=5, format="influx1", database=self.database)
+        return HttpSink(
+            self.proxy.url, name="there", timeout_s=PATIENT_S, format="influx1", database=self.database
+        )
 
     def points(self) -> Iterable[Any]:
         found = self.server.points(self.database)
@@ -114,7 +118,7 @@ class Broker(Reached):
 
     def sink(self) -> Sink:
         target = f"mqtt://127.0.0.1:{self.proxy.port}/holdfast"
-        return MqttSink(target, name="there", timeout_s=5, **self.options)
+        return MqttSink(target, name="there", timeout_s=PATIENT_S, **self.options)
 
     def _lines(self) -> Iterable[dict[str, Any]]:
         payloads = [payload for _, payload, _ in self.subscriber.settled()]
@@ -161,16 +165,22 @@ class Topic(Destination):
     def __init__(self, cluster: MockKafka, topic: str) -> None:
         self.cluster = cluster
         self.topic = topic
+        self.made: list[KafkaSink] = []
+        self.until_mended = ExitStack()
 
     def sink(self) -> Sink:
-        limits = {"librdkafka.message.max.bytes": 15_000, "timeout_s": 2}
-        return KafkaSink(f"kafka://{self.cluster.servers}/{self.topic}", name="there", **limits)
+        limits = {"librdkafka.message.max.bytes": 15_000, "timeout_s": PATIENT_S}
+        self.made.append(KafkaSink(f"kafka://{self.cluster.servers}/{self.topic}", name="there", **limits))
+        return self.made[-1]
 
     def cut(self) -> None:
         self.cluster.freeze()
+        self.until_mended.callback(self.cluster.thaw)
+        for sink in self.made:
+            self.until_mended.enter_context(impatient(sink, 0.5))
 
     def mend(self) -> None:
-        self.cluster.thaw()
+        self.until_mended.close()
 
     def _lines(self) -> Iterable[dict[str, Any]]:
         return [json.loads(value) for _, value, _ in self.cluster.messages(self.topic)]

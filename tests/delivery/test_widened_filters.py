@@ -46,7 +46,7 @@ def test_a_batch_on_its_way_does_not_grow_when_the_filter_is_widened(
         delivering.stop()
         sink = MemorySink(destination, exact=exact)
         delivering = forwarder()
-    assert delivering.drain(10)["memory"].is_empty
+    assert delivering.drain(300)["memory"].is_empty
     delivering.stop()
 
     has_it = exact and fault == "lost answer"
@@ -90,7 +90,7 @@ def test_a_destination_that_has_a_batch_names_what_it_refused_of_it_part_by_part
             forwarder.step()
         forwarder.stop()
         forwarder = Forwarder(store, sink, batch_points=ROWS, backoff=NO_WAIT)
-    assert forwarder.drain(10)["memory"].is_empty
+    assert forwarder.drain(300)["memory"].is_empty
     assert max(len(batch) for batch in sink.sent) <= ROWS
     assert [[row[-1] for row in batch.rows] for batch in destination.batches] == [[1, 2, 98], [99]]
     assert [(item.seq, item.reason) for item in store.quarantine.list()] == [(98, "too high")]

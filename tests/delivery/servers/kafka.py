@@ -17,7 +17,7 @@ HOLDER = """
 import sys, time
 from confluent_kafka import Producer
 holder = Producer({"bootstrap.servers": "mock", "test.mock.num.brokers": 1, "log_level": 0})
-for broker in holder.list_topics(timeout=30).brokers.values():
+for broker in holder.list_topics(timeout=300).brokers.values():
     print(broker.host, broker.port, flush=True)
 time.sleep(1e6)
 """
@@ -50,9 +50,9 @@ class MockKafka(Server):
         )
         found: list[tuple[str, bytes, dict[str, str]]] = []
         try:
-            partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
+            partitions = consumer.list_topics(topic, timeout=300).topics[topic].partitions
             ends = {
-                one: consumer.get_watermark_offsets(TopicPartition(topic, one), timeout=30)[1]
+                one: consumer.get_watermark_offsets(TopicPartition(topic, one), timeout=300)[1]
                 for one in partitions
             }
             starts = [TopicPartition(topic, one, 0) for one, end in ends.items() if end]

@@ -79,7 +79,7 @@ class Subscriber:
             self.messages.append((message.topic, message.payload, known))
             self._changed.notify_all()
 
-    def wait(self, enough: Callable[[], bool], timeout_s: float = 60) -> None:
+    def wait(self, enough: Callable[[], bool], timeout_s: float = 300) -> None:
         """Wait until `enough` of what has arrived."""
         with self._changed:
             assert self._changed.wait_for(enough, timeout_s), f"only {len(self.messages)} messages arrived"
@@ -95,7 +95,7 @@ class Subscriber:
 
     def __enter__(self) -> Self:
         self._client.loop_start()
-        assert self._subscribed.wait(30)
+        assert self._subscribed.wait(300)
         return self
 
     def __exit__(self, *_: object) -> None:

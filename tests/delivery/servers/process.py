@@ -7,8 +7,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -17,10 +17,10 @@ import pytest
 from benchmarks.servers import binary
 from tests.delivery.servers.install import why_missing
 
-__all__ = ["Server", "free_port", "program"]
+__all__ = ["Server", "closed_port", "free_port", "program"]
 
-START_S = 60.0
-"""The longest wait for a server, on a busy machine."""
+START_S = 300.0
+"""The longest wait for a server to start or to end, on a busy machine."""
 
 
 def program(name: str, server: str | None = None) -> str:
@@ -36,6 +36,14 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
+
+
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """A port of loopback that refuses connections, and that no other process gets, until the block ends."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield int(reserved.getsockname()[1])
 
 
 class Server:
@@ -107,7 +115,7 @@ class Server:
             self._process.send_signal(signal.SIGCONT)
             self._process.send_signal(number)
             try:
-                self._process.wait(30)
+                self._process.wait(START_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()

@@ -116,15 +116,14 @@ class Proxy:
             self._is_recording, self._recorded = True, bytearray()
 
     def repeat(self) -> bytes:
-        """Send what was recorded once more, over a connection of its own, and return the answers."""
+        """Send the requests of HTTP that were recorded once more, over one connection, and return the answers."""
         with self._lock:
             self._is_recording, content = False, bytes(self._recorded)
-        answers = b""
-        with socket.create_connection(("127.0.0.1", self.target_port), timeout=5) as connection:
+        requests, answers = content.count(b" HTTP/1.1\r\n"), b""
+        with socket.create_connection(("127.0.0.1", self.target_port), timeout=300) as connection:
             connection.sendall(content)
-            connection.settimeout(0.3)
             with suppress(OSError):
-                while piece := connection.recv(65_536):
+                while answers.count(b"HTTP/1.1 ") < requests and (piece := connection.recv(65_536)):
                     answers += piece
         return answers
 
@@ -165,7 +164,7 @@ class Proxy:
                 _close((client,), reset=True)
                 continue
             try:
-                server = socket.create_connection(("127.0.0.1", self.target_port), timeout=5)
+                server = socket.create_connection(("127.0.0.1", self.target_port), timeout=60)
             except OSError:
                 _close((client,), reset=True)
                 continue
@@ -247,12 +246,13 @@ class Proxy:
         let_go = self._let_go
         self.held.set()
         while not let_go.wait(0.005):
-            if select.select([source], [], [], 0)[0]:
-                with suppress(OSError):
-                    if piece := source.recv(65_536):
-                        content += piece
-                        continue
-                let_go.wait()
+            with suppress(OSError, ValueError):  # another thread may close the connection here
+                if not select.select([source], [], [], 0)[0]:
+                    continue
+                if piece := source.recv(65_536):
+                    content += piece
+                    continue
+            let_go.wait()
         return content
 
     def _is_last(self, size: int) -> bool:
