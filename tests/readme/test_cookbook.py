@@ -89,16 +89,16 @@ import sys, threading, types
 class Client:
     def __init__(self, version, **options):
         assert options["manual_ack"] and not options["clean_session"]
-        self.acked, self.all_acked = [], threading.Event()
+        self.acked, self.all_acked, self.disconnected = [], threading.Event(), threading.Event()
     def connect(self, host): pass
     def subscribe(self, topic, qos): assert qos == 1
     def ack(self, mid, qos):
         self.acked.append(mid)
-        if len(self.acked) == 4: self.all_acked.set()
+        if len(self.acked) == len(PAYLOADS): self.all_acked.set()
+    def disconnect(self): self.disconnected.set()
     def loop_forever(self):
         self.on_connect(self, None, None, 0, None)
-        payloads = [b'{"t": 1, "v": 1.5}', b'{"t": 2, "v": 2.5}', b"no json", b'{"t": 3, "v": [1]}']
-        for mid, payload in enumerate(payloads):
+        for mid, payload in enumerate(PAYLOADS):
             self.on_message(self, None, types.SimpleNamespace(topic="site/s/m", payload=payload, mid=mid, qos=1))
         assert self.all_acked.wait(60)
         print(sorted(self.acked))
@@ -108,6 +108,20 @@ for name in ("paho", "paho.mqtt", "paho.mqtt.client"):
 module = sys.modules["paho.mqtt.client"]
 sys.modules["paho.mqtt"].client = module
 module.Client, module.CallbackAPIVersion = Client, types.SimpleNamespace(VERSION2=2)
+PAYLOADS = [b'{"t": 1, "v": 1.5}', b'{"t": 2, "v": 2.5}', b"no json", b'{"t": 3, "v": [1]}', b'{"t": 4, "v": "on"}']
+"""
+
+A_FILE_THAT_MAY_NOT_GROW = """
+import resource
+
+def loop_forever(self):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    self.on_message(self, None, types.SimpleNamespace(topic="site/s/m", payload=PAYLOADS[0], mid=0, qos=1))
+    assert self.disconnected.wait(60)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print(self.acked)
+
+Client.loop_forever = loop_forever
 """
 
 
@@ -156,8 +170,19 @@ def test_the_modbus_loop_stores_what_answers_and_marks_what_does_not(python: Run
 def test_messages_of_mqtt_are_acknowledged_when_they_are_durable(python: Run, tmp_path: Path) -> None:
     done = python(MQTT_STAND_IN + MQTT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "[0, 1, 2, 3]\n"
+    assert done.stdout == "[0, 1, 2, 3, 4]\n"
+    assert done.stderr.count("site/s/m was refused, and is not sent again") == 3
     assert stored(tmp_path / "data" / "mqtt") == [("m", 1.5, 100), ("m", 2.5, 100)]
+
+
+def test_a_message_of_mqtt_that_cannot_be_stored_stays_at_the_broker_and_ends_the_connection(
+    python: Run, tmp_path: Path
+) -> None:
+    done = python(MQTT_STAND_IN + A_FILE_THAT_MAY_NOT_GROW + MQTT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
+    assert "site/s/m stays at the broker: " in done.stderr
+    assert stored(tmp_path / "data" / "mqtt") == []
 
 
 def test_the_unit_and_the_image_name_what_exists(tmp_path: Path) -> None:
