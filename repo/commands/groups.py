@@ -43,3 +43,15 @@ class SuggestingGroup(click.Group):
         meant = [other for other in self.synonyms.get(name, ()) if other in known]
         hint = f"did you mean {meant[0]!r}?" if meant else suggestion(name, known)
         raise click.UsageError(f"there is no command {context.info_name} {name!r}; {hint}", context)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with the first sentence of each, which Click would cut after a line."""
+        commands = {name: self.get_command(context, name) for name in self.list_commands(context)}
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, command.get_short_help_str(limit=200))
+                    for name, command in commands.items()
+                    if command
+                ]
+            )

@@ -131,7 +131,7 @@ class Result:
 
     def to_pandas(self) -> Any:
         """Return a `pandas.DataFrame`; names are categories, `quality` a nullable Int32. Needs no pyarrow."""
-        return frames.to_pandas(self.to_numpy())
+        return frames.to_pandas(self.to_numpy)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """Stream the points to an Arrow consumer (pyarrow, polars, pandas, DuckDB), a page at a time."""

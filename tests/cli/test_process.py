@@ -110,6 +110,12 @@ def test_the_list_of_commands_has_the_first_line_of_each_help() -> None:
         )
 
 
+def test_the_lists_of_subcommands_have_whole_sentences() -> None:
+    for group in ("sinks", "quarantine"):
+        listed = CliRunner().invoke(holdfast, [group, "--help"], terminal_width=80).stdout
+        assert "..." not in listed.split("Commands:\n")[1]
+
+
 def test_an_unknown_command_is_a_usage_error() -> None:
     assert CliRunner().invoke(holdfast, ["explode"]).exit_code == 2
     assert CliRunner().invoke(holdfast, ["-q", "-v", "status"]).exit_code == 2

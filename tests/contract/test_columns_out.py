@@ -297,8 +297,7 @@ def shapes(only, folder):
                     made.add(f"{shape}={len(found['value']) if hasattr(found, '__getitem__') else ''}")
                 except MissingExtra as error:
                     package = {"to_polars": "polars", "to_pandas": "pandas", "to_numpy": "numpy"}.get(shape, "arrow")
-                    if shape != "to_pandas":
-                        assert f"[{package}]'" in str(error), error
+                    assert f"[{package}]'" in str(error), error
     print(only, *sorted(made), sep="|", flush=True)
 
 assert not {"pyarrow", "numpy", "pandas", "polars"} & set(sys.modules)

@@ -9,7 +9,7 @@ and `seq` (int64) in reads for delivery.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -314,9 +314,10 @@ def arrow_table(columns: Sequence[Sequence[Any]]) -> Any:
     return ArrowPages(with_seq=True).table(columns)
 
 
-def to_pandas(arrays: Arrays) -> Any:
-    """Return joined `NumpyPages` as a frame: names as categories, nullable Int32 for the quality."""
+def to_pandas(read: Callable[[], Arrays]) -> Any:
+    """Return the joined `NumpyPages` that `read` returns as a frame: names as categories, nullable Int32 qualities."""
     pd, np = _needed("pandas", "pandas"), _needed("numpy", "pandas")
+    arrays = read()
     quality = arrays["quality"]
     columns: Arrays = {name: pd.Series(column) for name, column in arrays.items() if name in ("value", "seq")}
     columns["timestamp"] = pd.Series(pd.DatetimeIndex(arrays["timestamp"]).tz_localize("UTC"))
