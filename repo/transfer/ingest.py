@@ -250,6 +250,8 @@ class _Passes:
                 self._progress(given, taken)
         if not again:
             self._warn(given, times)
+            if not (taken or rejected or no_reading) and (layout.metrics is not None or layout.columns):
+                log.warning("%s: no line has a metric that --only or --column chose", given.name)
         self._settle(0)
         acknowledged, overwritten = self._acknowledged - acknowledged, self._overwritten - overwritten
         return IngestedFile(given.name, acknowledged - overwritten, overwritten, rejected, no_reading)

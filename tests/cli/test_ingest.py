@@ -141,7 +141,7 @@ def test_rejections_are_kept_in_a_file(on_store: Any, tmp_path: Path) -> None:
         "file": str(bad),
         "line": "3",
         "column": "timestamp",
-        "reason": "fits no time format (iso)",
+        "reason": "fits no time format (iso); give its pattern, such as --time-format '%d.%m.%Y %H:%M'",
         "text": "yesterday",
     }
     assert on_store("-q", "ingest", bad, "--errors", kept, code=3).stderr == ""

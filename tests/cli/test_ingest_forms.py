@@ -56,6 +56,20 @@ def values(command: Command, sensor: str = "*", metric: str = "*") -> list[Any]:
     return [point["value"] for point in command.json("query", sensor, metric)]
 
 
+@pytest.mark.parametrize("chosen", [("--only", "data.temp"), ("--column", "temp=data.temp")])
+def test_a_choice_of_metrics_that_no_line_has_is_warned_of(
+    on_store: Command, chosen: tuple[str, str]
+) -> None:
+    line = json.dumps({"sensor_id": "N", "timestamp": T0, "data": {"temp": 21.5}})
+    done = on_store("ingest", "-", "--format", "ndjson", *chosen, stdin=line)
+    assert (done.exit_code, done.stdout.split(" in ")[0]) == (0, "0 points")
+    assert "no line has a metric that --only or --column chose" in done.stderr
+    found = on_store(
+        "ingest", "-", *chosen, stdin=line.replace('"data"', '"data.temp"').replace('{"temp": 21.5}', "21")
+    )
+    assert "no line has" not in found.stderr
+
+
 def test_files_of_every_format_are_ingested_together(on_store: Command, tmp_path: Path) -> None:
     zstandard = pytest.importorskip("zstandard")
     files = {

@@ -139,7 +139,8 @@ def test_numbers_are_read_as_other_programs_write_them(cell: str, value: float) 
         ("-1e400", "too large"),
         ("9007199254740993", "would round"),
         ('"1,5"', "is not a number; if it has a decimal comma, set the decimal sign (--decimal ,)"),
-        ("1'234.5", "is not a number; if it has separators of thousands, set them (--thousands)"),
+        ("1'234.5", 'is not a number; if it has separators of thousands, set them (--thousands "\'")'),
+        ("1.234.567", "if it has separators of thousands, set them (--thousands . --decimal ,)"),
         ("1\x00", "not a number"),
         ("\ud800", "not a number"),
         ("=1+1", "not a number"),
@@ -152,6 +153,12 @@ def test_a_cell_without_a_number_is_rejected_with_line_column_and_reason(cell: s
     assert (line, column) == (2, "flow")
     assert reason in why
     assert len(whole(text, sensor="S").rows) == 3
+
+
+def test_a_mark_that_has_the_separator_of_thousands_may_mean_no_reading() -> None:
+    text = "timestamp;level\n2024-01-01;n.v.\n"
+    ((_, _, why),) = rejected(text, sensor="S", delimiter=";", decimal=",", thousands=".")
+    assert "if it means no reading, name it (--missing)" in why
 
 
 def test_a_decimal_comma_excludes_the_point() -> None:

@@ -160,6 +160,11 @@ def test_only_the_given_marks_mean_a_missing_reading() -> None:
         (point(metric_name=["m"]), "metric_name", "is a list, not a text"),
         (point(value=...), "value", "is missing"),
         (point(value=[1]), "value", "is a list; expected a number or a text"),
+        (
+            point(value={"bar": 1}),
+            "value",
+            "is a nested object; flatten the lines first, with jq for example",
+        ),
         (point(timestamp=...), "timestamp", "is missing"),
         (point(timestamp=True), "timestamp", "is a bool; expected a text or a number"),
         (point(timestamp="yesterday"), "timestamp", "fits no time format (iso)"),

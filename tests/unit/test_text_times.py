@@ -63,7 +63,12 @@ def test_a_time_is_parsed_by_the_first_matching_format(
         (
             "1704067200",
             ("iso",),
-            "fits no time format (iso); if it counts seconds since 1970, add the format unix",
+            "fits no time format (iso); if it counts seconds since 1970, add the format unix (--time-format unix)",
+        ),
+        (
+            "01.02.2024",
+            ("iso",),
+            "fits no time format (iso); give its pattern, such as --time-format '%d.%m.%Y %H:%M'",
         ),
         ("nan", ("unix",), "not a time"),
         ("inf", ("unix",), "not a time"),

@@ -15,6 +15,9 @@ __all__ = ["ON_OFF", "Cells", "numbers_among"]
 ON_OFF = {"on": 1.0, "true": 1.0, "yes": 1.0, "off": 0.0, "false": 0.0, "no": 0.0}
 """Switches as numbers, in lower case."""
 
+_NO_NUMBER = (
+    "if it means no reading, name it (--missing); if the metric holds states, declare it as text (--text)"
+)
 _MISSING = ("", "NA", "NaN", "null")
 _DIGITS = re.compile(r"[+-]?[0-9]+")
 _WITH_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
@@ -91,9 +94,11 @@ class Cells:
         """Return what a cell that is not a number may need."""
         if not self._decimal_comma and _WITH_COMMA.fullmatch(cell):
             return "if it has a decimal comma, set the decimal sign (--decimal ,)"
-        if self._thousands is None and _GROUPED.fullmatch(cell):
-            return "if it has separators of thousands, set them (--thousands)"
-        return "if it means no reading, name it (--missing); if the metric holds states, declare it as text (--text)"
+        grouped = _GROUPED.fullmatch(cell) if self._thousands is None else None
+        if grouped:
+            separator = {".": ". --decimal ,", ",": ","}.get(grouped[1], f'"{grouped[1]}"')
+            return f"if it has separators of thousands, set them (--thousands {separator})"
+        return _NO_NUMBER
 
     def _plain_text(self, cell: str) -> str:
         """Return a number with a decimal point and without thousands separators."""
@@ -103,8 +108,7 @@ class Cells:
             if self._thousands in cell:
                 if not self._grouped.fullmatch(cell):
                     raise _NoNumber(
-                        f"is not a number whose thousands are separated by {self._thousands!r}; if "
-                        "the metric holds states, declare it as text (--text)"
+                        f"is not a number whose thousands are separated by {self._thousands!r}; {_NO_NUMBER}"
                     )
                 cell = cell.replace(self._thousands, "")
         if not self._decimal_comma:

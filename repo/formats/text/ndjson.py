@@ -177,7 +177,9 @@ class _NdjsonLines:
                 return None
             switch = ON_OFF.get(value.lower()) if self._layout.on_off else None
             return INFINITE.get(value, value) if switch is None else switch
-        if kind is dict or kind is list:
+        if kind is dict:
+            raise Unfit("is a nested object; flatten the lines first, with jq for example")
+        if kind is list:
             raise Unfit(f"is {described(value)}; expected a number or a text")
         if kind is float and not isfinite(value):  # JSON has no infinity
             raise Unfit("is too large for a 64-bit float")

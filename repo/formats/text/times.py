@@ -114,7 +114,16 @@ class TimeReader:
             begin = None if is_number or fault else self._begin(text)
             if begin is not None:
                 return begin
-        raise fault or Unfit(f"fits no time format ({self._listed}){_advice(text)}")
+        raise fault or Unfit(f"fits no time format ({self._listed}){self._advice(text)}")
+
+    def _advice(self, text: str) -> str:
+        """Return what a text in an unknown format may need."""
+        unit = _DIGITS.get(len(text)) if text.isascii() and text.isdecimal() else None
+        if unit is not None:
+            return f"; if it counts {unit[0]} since 1970, add the format {unit[1]} (--time-format {unit[1]})"
+        if text and self._listed == "iso":
+            return "; give its pattern, such as --time-format '%d.%m.%Y %H:%M'"
+        return ""
 
     def _begin(self, text: str) -> Clock | None:
         """Return the begin of an interval; None if the text is not one."""
@@ -163,12 +172,6 @@ class TimeReader:
         if 0 <= us < SUSPECT_BEFORE_US and name != "unix":
             self.suspects[name] += 1
         return us, True
-
-
-def _advice(text: str) -> str:
-    """Return what a text in an unknown format may be."""
-    unit = _DIGITS.get(len(text)) if text.isascii() and text.isdecimal() else None
-    return "" if unit is None else f"; if it counts {unit[0]} since 1970, add the format {unit[1]}"
 
 
 def _offset_us(zone: tzinfo, quarter: int) -> int | None:
