@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,9 @@ def test_a_file_of_another_program_is_refused_and_nothing_is_made_beside_it(
     for create in (True, False):
         with pytest.raises(InvalidFile, match=r"notes\.txt is a file of another program"):
             Store(text, create=create)
-        with pytest.raises(InvalidFile, match=rf"app\.db is an SQLite database.*folder: {database.parent}"):
+        with pytest.raises(
+            InvalidFile, match=rf"app\.db is an SQLite database.*folder: {re.escape(str(database.parent))}"
+        ):
             Store(database, create=create)
     with pytest.raises(InvalidFile, match="a file of another program"):
         DuckDBTimeSeriesStorage(text)

@@ -410,6 +410,7 @@ def drive(
     """A store with the points that the cases start with."""
     if ROUTES[route].merged:
         monkeypatch.setattr("repo.core.work.MERGED_FROM", 1)
+    monkeypatch.setattr("repo.core.bulk.FLUSH_S", 1e6)  # a slow machine goes straight, too
     templates.copy(engine, 1, tmp_path / "store")
     options: dict[str, Any] = {"engine": engine, "durability": "normal", **ROUTES[route].settings}
     with Store(tmp_path / "store", Settings(background=False, **options)) as store:

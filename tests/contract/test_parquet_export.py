@@ -363,6 +363,14 @@ def test_values_that_repeat_have_a_dictionary_and_times_have_none(store: Store, 
     assert "DELTA_BINARY_PACKED" in encodings["timestamp"]
 
 
+READ = """
+import sys
+from repo import Settings, Store
+with Store(sys.argv[1], Settings(background=False, lease_timeout_s=300)) as store:
+    print(len(store.points.range(None, None).all()))
+"""
+
+
 @pytest.mark.closes_columns
 def test_the_columns_stay_open_between_pages_until_another_process_waits(
     open_store: OpenStore, tmp_path: Path, run_python: RunPython, monkeypatch: pytest.MonkeyPatch
@@ -378,8 +386,7 @@ def test_the_columns_stay_open_between_pages_until_another_process_waits(
         holder = read_holder(store.path)
         since.append(None if holder is None or holder.pid != os.getpid() else holder.since_us)
         if done and not others:
-            script = "import sys; from repo import Store\nprint(len(Store(sys.argv[1]).points.range(None, None).all()))"
-            others.append(run_python(script, store.path).stdout)
+            others.append(run_python(READ, store.path).stdout)
 
     store.export_parquet(tmp_path / "a.parquet", progress=look)
     assert others == [f"{len(points)}\n"]

@@ -364,18 +364,26 @@ def test_an_interrupt_while_another_writes_leaves_the_store_usable(store: Store)
     database = store.path / "offline_buffer.db"
     other = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
+    ended = threading.Event()
+
+    def disturb() -> None:
+        while not (store._handle.writer._leading.locked() or ended.is_set()):
+            time.sleep(0.001)
+        if not ended.wait(0.1):  # the insert waits for the other transaction
+            signal.raise_signal(signal.SIGINT)
+        ended.wait(0.4)
+        other.execute("ROLLBACK")
+
+    disturbing = threading.Thread(target=disturb)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored in the background
-    timers = [
-        threading.Timer(0.3, signal.raise_signal, (signal.SIGINT,)),
-        threading.Timer(0.7, other.execute, ("ROLLBACK",)),
-    ]
-    for timer in timers:
-        timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        store.points.insert("a", "m", 1.0, timestamp=1)
-    for timer in timers:
-        timer.join()
-    signal.signal(signal.SIGINT, before)
+    disturbing.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            store.points.insert("a", "m", 1.0, timestamp=1)
+    finally:
+        ended.set()
+        disturbing.join()
+        signal.signal(signal.SIGINT, before)
     other.close()
     store.points.insert("a", "m", 2.0, timestamp=2)
     assert {0.0, 2.0} <= {row["value"] for row in store.points.range("a", "m")}

@@ -5,6 +5,7 @@ A move is a call of a function in another file of the package than the one that 
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,11 +35,15 @@ def moves(call: Callable[[], object]) -> list[str]:
         if not files or files[-1] != file:
             files.append(file)
 
+    was_enabled = gc.isenabled()
+    gc.disable()  # it could run finalizers of other tests here, which are calls, too
     sys.setprofile(note)
     try:
         call()
     finally:
         sys.setprofile(None)
+        if was_enabled:
+            gc.enable()
     return files
 
 
