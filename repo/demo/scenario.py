@@ -24,9 +24,9 @@ from repo.errors import DemoFailed, InvalidSettings
 
 __all__ = ["Scenario"]
 
-WRITER_DIES_AT = 0.4
+WRITER_DIES_AT, WRITER_DIES_BEFORE = 0.4, 0.7
 LINK_RETURNS_AT = 0.75
-"""Fractions of all points that are acknowledged at that time."""
+"""Fractions of all points that are acknowledged at that time. On a slow machine, the writer waits to be killed."""
 
 SENDER_DIES_AFTER = 3
 """Batches that the receiver has stored."""
@@ -117,12 +117,13 @@ class Scenario:
         self._prepare(heard.ready["receiver"]["url"])
         self._report("the link is down: the receiver's port refuses connections")
 
-        writer = self._start_writer("writer", 0)
+        end, _ = _length(self._seed, math.ceil(WRITER_DIES_BEFORE * self._points))
+        writer = self._start_writer("writer", 0, end, "--until-killed")
         sender = self._start_sender("sender", "--hold-after", str(SENDER_DIES_AFTER))
         self._report(f"the writer writes {self._rate:,.0f} points/s; the sender cannot connect")
 
         writer_kill = self._kill_writer(writer)
-        writer = self._start_writer("second writer", heard.tick)
+        writer = self._start_writer("second writer", heard.tick, self._end)
         self._report("a second writer continues")
 
         outage = self._end_outage(receiver)
@@ -271,11 +272,10 @@ class Scenario:
         self._children.append(child)
         return child
 
-    def _start_writer(self, name: str, first: int) -> Child:
-        options = {"--seed": self._seed, "--rate": self._rate, "--first": first, "--end": self._end}
-        child = self._start(
-            name, "writer", str(self._store_path), *(str(part) for pair in options.items() for part in pair)
-        )
+    def _start_writer(self, name: str, first: int, end: int, *more: str) -> Child:
+        options = {"--seed": self._seed, "--rate": self._rate, "--first": first, "--end": end}
+        given = (str(part) for pair in options.items() for part in pair)
+        child = self._start(name, "writer", str(self._store_path), *given, *more)
         self._until(f"the {name} is ready", lambda: name in self._heard.ready)
         return child
 

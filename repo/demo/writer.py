@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import threading
 import time
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ PAUSE_S = 0.01
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write ticks `--first` to `--end` (excluded) at `--rate` points a second.
 
+    With `--until-killed`, it waits after the last one, as if it had more to write.
+
     `acknowledged` is announced after `insert_many` has returned, never before: the tick that comes next, and
     the points of this call.
     """
@@ -27,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--first", type=int, required=True)
     parser.add_argument("--end", type=int, required=True)
+    parser.add_argument("--until-killed", action="store_true")
     options = parser.parse_args(arguments)
     obey({})
     with Store(options.store) as store:
@@ -45,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 written += len(due)
                 due = []
             time.sleep(PAUSE_S)
+        if options.until_killed:
+            threading.Event().wait()
         announce("finished")
 
 

@@ -71,7 +71,7 @@ def test_a_dry_run_asks_nothing_and_drops_nothing(site: Any) -> None:
     assert "selected 6 points, 20" in output.stdout
     assert re.search(
         r"(0 bytes|[\d.]+ KiB) inside the files free; "
-        r"shrinking may need [\d.]+ [KM]iB of disk space; [\d,.]+ [GT]iB free",
+        r"shrinking may need [\d.]+ [KM]iB of disk space; [\d,.]+ [KMGTP]iB free",
         output.stdout,
     )
     assert left(site) == (20, 6)

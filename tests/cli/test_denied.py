@@ -162,7 +162,8 @@ def test_denied_access_to_a_store_names_the_cause_and_exits_with_1(
         lines = ["query s m", "migrate --check", "ingest -"]
         if denial in READABLE:
             assert " 1.0 " in command(*lines.pop(0).split()).stdout
-            assert Store(folder, QUIET, read_only=True).points.latest("s", "m")[0]["value"] == 1.0
+            with Store(folder, QUIET, read_only=True) as store:
+                assert store.points.latest("s", "m")[0]["value"] == 1.0
         for line in lines:
             message = command(*line.split(), code=1, stdin="sensor_id,metric_name,timestamp,value\n").stderr
             assert "check its owner and mode" in message
@@ -190,7 +191,8 @@ os._exit(0)
         (folder / "offline_buffer.db-shm").unlink()
     with Store(place / "other", Settings(background=False, engine=engine)):  # type: ignore[arg-type]
         pass
-    _readable(Store(place / "other", read_only=True))  # imports what the user may not read
+    with Store(place / "other", read_only=True) as other:
+        _readable(other)  # imports what the user may not read
     _give_away(folder)
     _seal(folder)
     before = digest(folder)

@@ -47,7 +47,7 @@ def lines(count: int) -> Iterator[bytes]:
 
 
 def points_in_journal(folder: Path) -> int:
-    connection = sqlite3.connect(folder / "offline_buffer.db")
+    connection = sqlite3.connect(folder / "offline_buffer.db", timeout=300)
     try:
         return int(
             connection.execute(
@@ -204,5 +204,6 @@ def test_ctrl_c_ends_an_export_quietly_and_leaves_no_partial_file(
             break
         for path in tmp_path.glob("out.parquet*"):  # it was complete before this process had its turn
             path.unlink()
+        delay_s /= 2
     assert (process.returncode, err.replace("export\n", "")) == (130, ""), err
     assert sorted(os.listdir(tmp_path)) == ["store"]

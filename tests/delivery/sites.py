@@ -32,6 +32,7 @@ from tests.delivery.sink_batches import START_US
 
 __all__ = [
     "NAMES",
+    "TROUBLES",
     "Arrival",
     "Identity",
     "Site",
@@ -43,6 +44,9 @@ __all__ = [
     "points_of",
     "started",
 ]
+
+TROUBLES = 6
+"""The ways in which a link has trouble."""
 
 STEP_US = 1_000
 """Between two times: VictoriaMetrics keeps milliseconds."""
@@ -100,10 +104,9 @@ class Site(ABC):
         """Let the destination refuse what `insert_refused` writes, without saying which item it is, or take it."""
         raise NotImplementedError
 
-    def trouble(self, rng: random.Random) -> bool:
-        """Break the link in one of several ways, or make it slower; returns whether it was broken."""
+    def trouble(self, kind: int, rng: random.Random) -> bool:
+        """Break the link in one of `TROUBLES` ways, or make it slower (the last); returns whether it was broken."""
         assert self.proxy is not None
-        kind = rng.randrange(6)
         if kind == 0:
             self.proxy.cut()
             time.sleep(rng.random() * 0.1)
@@ -121,7 +124,7 @@ class Site(ABC):
             self.proxy.mend()
         else:
             self.proxy.delay_s = rng.choice((0.0, 0.001, 0.005))
-        return kind < 5
+        return kind < TROUBLES - 1
 
 
 class LinesSite(Site):

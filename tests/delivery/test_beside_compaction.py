@@ -24,13 +24,15 @@ def test_each_point_arrives_once_and_in_order(
     monkeypatch.setattr(compaction, "SLICE_ROWS", 100)
     monkeypatch.setattr(seq_page, "PAGE_SEQS", 130)
     templates.copy("duckdb", 1, tmp_path / "store")
-    chance, destination, done = Random(seed), Destination(), threading.Event()
+    chance, destination = Random(seed), Destination()
+    begun, done = threading.Event(), threading.Event()
     failures: list[BaseException] = []
     with Store(tmp_path / "store", Settings(background=False)) as store:
 
         def compact() -> None:
             try:
                 while not done.is_set():
+                    begun.set()
                     compacted.append(store.compact().sorted_slices)
             except BaseException as error:  # noqa: BLE001  raised again below
                 failures.append(error)
@@ -48,6 +50,7 @@ def test_each_point_arrives_once_and_in_order(
         store.points.insert_many(rows)
         thread = threading.Thread(target=compact)
         thread.start()
+        assert begun.wait(300)
         try:
             sink = MemorySink(destination, on_send=write)
             assert Forwarder(store, sink, batch_points=50).drain()["memory"].is_empty

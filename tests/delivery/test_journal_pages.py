@@ -139,7 +139,8 @@ def test_many_pages_of_the_journal_are_the_pages_of_the_columns(
     _run(loading_store, script)
 
 
-def test_new_points_come_from_the_journal_and_everything_else_from_the_columns(store: Store) -> None:
+def test_new_points_come_from_the_journal_and_everything_else_from_the_columns(open_store: OpenStore) -> None:
+    store = open_store()  # its clock stands still
     store.sinks.add("any", "https://127.0.0.1:9/", start="now")  # so that the journal keeps its newest rows
 
     def rows(*at: int, value: float = 1.0) -> list[Row]:
@@ -231,11 +232,11 @@ def held(store: Store) -> Iterator[Callable[[], Any]]:
         def run() -> None:
             with store._handle.columns.alone("a test"):
                 begun.set()
-                ended.wait(60)
+                ended.wait(300)
 
         threads.append(threading.Thread(target=run))
         threads[0].start()
-        begun.wait(60)
+        assert begun.wait(300)
 
     yield hold
     ended.set()

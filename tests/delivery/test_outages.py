@@ -11,9 +11,10 @@ import pytest
 from repo import Settings, Store
 from repo.delivery.forwarder import Backoff, Forwarder
 from tests.delivery.servers.postgresql import PASSWORD
-from tests.delivery.sites import Site, check, insert, points_of, started
+from tests.delivery.sites import TROUBLES, Site, check, insert, points_of, started
 
 BATCH_POINTS = 100
+OUTAGE = -1
 QUICK = Backoff(first_s=0.01, longest_s=0.05)
 
 
@@ -33,7 +34,7 @@ def endured(
     insert(store, points_of(rng, 0, points // 2))
     store.sinks.add("there", site.target, start="beginning", **site.options)
     forwarder = Forwarder(store, "there", batch_points=BATCH_POINTS, poll_s=0.02, backoff=QUICK)
-    events = ["trouble"] * troubles + ["outage"] * outages
+    events = [at % TROUBLES for at in range(troubles)] + [OUTAGE] * outages
     rng.shuffle(events)
     written, cuts = points // 2, 0
     with forwarder:
@@ -41,10 +42,10 @@ def endured(
             until = points // 2 + (points - points // 2) * number // len(events)
             insert(store, points_of(rng, written, until - written))
             written = until
-            if event == "trouble":
-                cuts += site.trouble(rng)
-            else:
+            if event == OUTAGE:
                 site.outage()
+            else:
+                cuts += site.trouble(event, rng)
             time.sleep(rng.random() * 0.05)
         if site.proxy is not None:
             site.proxy.mend()
