@@ -323,7 +323,8 @@ def take_census(census: Census) -> Counted:
     counted = Counted()
     if not census.create:
         count_as_found(counted, census.folder)
-    options: dict[str, Any] = {"flush_interval_s": 60.0, "lease_timeout_s": 30.0, "lease_idle_s": 30.0}
+    waits: dict[str, Any] = {"lease_timeout_s": 120.0, "busy_timeout_s": 120.0}
+    options: dict[str, Any] = waits | {"flush_interval_s": 60.0, "lease_idle_s": 30.0}
     settings = Settings(**options, engine=census.create or "auto")  # type: ignore[arg-type]
     with Store(census.folder, settings, create=census.create is not None) as store:
         count_through(counted, store, checkpoint=census.checkpoint)

@@ -119,7 +119,7 @@ class ForkServer:
     ) -> None:
         self._control.close()
         counted_us = Process.spent_us
-        self._process.wait(30)
+        self._process.wait()
         Process.spent_us = counted_us  # its children were counted when they ended
 
 

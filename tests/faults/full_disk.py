@@ -110,7 +110,7 @@ def open_store(folder: Path, engine: str) -> Store:
         checkpoint_interval_s=0.2,
         checkpoint_log_bytes=100_000,
         wal_checkpoint_bytes=200_000,
-        lease_timeout_s=10.0,
+        lease_timeout_s=120.0,
     )
     return Store(folder / "store", settings)
 

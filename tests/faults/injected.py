@@ -5,6 +5,7 @@ Prints one JSON object: errors that are not ours, what still failed afterwards, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -22,7 +23,8 @@ from repo import HoldfastError, Settings, Store
 def end_refusals() -> None:
     """End strace, which traces from another process; from then on no call is refused."""
     while (tracer := _tracer()) != 0:
-        os.kill(tracer, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(tracer, signal.SIGTERM)
         time.sleep(0.01)
 
 

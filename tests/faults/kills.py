@@ -306,7 +306,8 @@ def settings_of(rng: Random, engine: str) -> dict[str, Any]:
         "flush_interval_s": rng.choice((0.02, 0.1)),
         "flush_batch_points": rng.choice((150, 65_536)),
         "bulk_rows": 1,
-        "lease_timeout_s": 30.0,
+        "lease_timeout_s": 120.0,  # more than a busy machine needs, and less than `STEP_TIMEOUT_S`
+        "busy_timeout_s": 120.0,
         "lease_idle_s": rng.choice((0.0, 1.0)),
         "checkpoint_log_bytes": rng.choice((10_000, 200_000)),
         "checkpoint_interval_s": rng.choice((0.1, 1.0)),

@@ -326,7 +326,7 @@ def test_requests_of_killed_processes_arrive_late(
 
 def drained(store: Store) -> tuple[SinkInfo, set[tuple[Any, ...]]]:
     """Deliver what is left, and return the sink, and which points are in quarantine."""
-    assert Forwarder(store, SINK, batch_points=BATCH_POINTS).drain(60.0)[SINK].is_empty
+    assert Forwarder(store, SINK, batch_points=BATCH_POINTS).drain(600.0)[SINK].is_empty
     info = store.sinks.show(SINK)
     assert (info.behind, info.attempt, info.state) == (0, None, "running")
     return info, {(item.sensor_id, item.metric_name, item.timestamp_us) for item in store.quarantine.list()}

@@ -76,7 +76,7 @@ def reader(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 def read(process: subprocess.Popen[str]) -> int:
     """Let the process read and die; returns how many points it found."""
-    found, _ = process.communicate("read\n", timeout=60)
+    found, _ = process.communicate("read\n", timeout=300)
     return int(found)
 
 
@@ -91,7 +91,7 @@ def move(folder: Path, fault: str) -> str:
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     return done.stdout.strip()

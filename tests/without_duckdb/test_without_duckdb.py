@@ -33,7 +33,7 @@ OPEN = (
 )
 QUIET, BUSY = (
     OPEN.replace("BACKGROUND", "background=False"),
-    OPEN.replace("BACKGROUND", "flush_interval_s=0.05"),
+    OPEN.replace("BACKGROUND", "flush_interval_s=0.05, lease_timeout_s=300"),
 )
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -150,7 +150,7 @@ def test_a_store_on_duckdb_can_be_written_to_and_its_metadata_can_be_read(run: R
 
 def test_processes_with_and_without_duckdb_write_to_one_store(beside: Any, tmp_path: Path) -> None:
     folder = tmp_path / "store"
-    with Store(folder, Settings(flush_interval_s=0.05)) as store:
+    with Store(folder, Settings(flush_interval_s=0.05, lease_timeout_s=300)) as store:
         other = beside(
             BUSY + "for line in sys.stdin:\n"
             "    at = int(line)\n"
@@ -187,7 +187,8 @@ def test_processes_with_and_without_duckdb_write_to_one_store(beside: Any, tmp_p
 def test_a_process_without_duckdb_continues_while_the_columns_move_to_it_and_away(
     beside: Any, tmp_path: Path
 ) -> None:
-    with Store(tmp_path / "store", Settings(background=False, engine="sqlite")) as store:
+    settings = Settings(background=False, engine="sqlite", lease_timeout_s=300)
+    with Store(tmp_path / "store", settings) as store:
         other = beside(
             BUSY + "for line in sys.stdin:\n"
             "    at = int(line)\n"
