@@ -125,7 +125,9 @@ class MetadataDatabase:
             log_limit_bytes=int(self._checkpoint_bytes * _KEPT_SHARE),
         )
 
-    def journal(self, work: Callable[[Connection], object], attempt: sqlite.Attempt | None = None) -> None:
+    def journal(
+        self, work: Callable[[Connection], object], attempt: sqlite.CommitOutcome | None = None
+    ) -> None:
         """Run `work` in a transaction that appends to the journal, and commit it with the configured durability.
 
         Only the writer may call it, because it takes all commits of this connection for its own. No exception,
@@ -143,7 +145,7 @@ class MetadataDatabase:
                     self._replace_writer()
                 assert self._writer is not None
                 self._writer_known = False
-                sqlite.bare_transaction(self._writer, attempt or sqlite.Attempt(), work)
+                sqlite.bare_transaction(self._writer, attempt or sqlite.CommitOutcome(), work)
                 self._writer_known = True
             except _ERRORS as error:
                 raise sqlite.typed_error(error, self.path) from error

@@ -66,7 +66,9 @@ class ReadOnlyMetadata(MetadataDatabase):
         if self._copied is not None:
             self._copied.cleanup()
 
-    def journal(self, _work: Callable[[Connection], object], _attempt: sqlite.Attempt | None = None) -> None:
+    def journal(
+        self, _work: Callable[[Connection], object], _attempt: sqlite.CommitOutcome | None = None
+    ) -> None:
         """Raise `StoreReadOnly`."""
         refuse_change(self._files)
 

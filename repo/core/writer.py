@@ -18,7 +18,7 @@ from repo.core.inbox import Inbox
 from repo.core.kinds import is_empty_series
 from repo.core.metadata import MetadataDatabase
 from repo.core.positions import forked, move_position
-from repo.engines.sqlite.driver import Attempt
+from repo.engines.sqlite.driver import CommitOutcome
 from repo.errors import HoldfastError, InvalidPoint, Refusal
 from repo.repositories.journal import BULK, DELETE, KEEP, POINTS, JournalRepository
 from repo.repositories.points import Written
@@ -60,7 +60,7 @@ class _CommitGroup:
     """The parties of one commit; `attempt` and `failed` hold its outcome."""
 
     parties: Sequence[_Party]
-    attempt: Attempt = field(default_factory=Attempt)
+    attempt: CommitOutcome = field(default_factory=CommitOutcome)
     failed: bool = False
 
 
@@ -118,7 +118,7 @@ class Writer:
         if not (self._last_party > 1 or self._queue or self._leading.locked()):
             with self._leading:
                 if not self._queue:  # nobody waits, so nobody has to be woken
-                    self._commit(submissions, Attempt())
+                    self._commit(submissions, CommitOutcome())
                     led = True
         if led or self._commit_in_group(submissions):
             self._metadata.checkpoint_if_due()
@@ -204,7 +204,7 @@ class Writer:
         while len(self._queue) < self._last_party and time.perf_counter() < until:
             time.sleep(_PAUSE_S)
 
-    def _commit(self, submissions: Sequence[Submission], attempt: Attempt) -> bool:
+    def _commit(self, submissions: Sequence[Submission], attempt: CommitOutcome) -> bool:
         """Commit submissions in one transaction, and return whether it succeeded; if not, each has its error."""
         registered: dict[_Pair, str] = {}
         tail, self._tail = self._tail, None

@@ -31,7 +31,7 @@ from repo.delivery.protocol import Tokens
 from repo.errors import StoreForked
 from repo.repositories.sinks import SinkInfo
 
-__all__ = ["Held", "forked", "is_repeat", "refuse_forks"]
+__all__ = ["HeldSeqs", "forked", "is_repeat", "refuse_forks"]
 
 
 _REMEDIES: Final = (
@@ -43,7 +43,7 @@ _REMEDIES: Final = (
 """What an operator does about a fork, by its cause, which no program can know."""
 
 
-class Held(NamedTuple):
+class HeldSeqs(NamedTuple):
     """What a destination has taken from one sink of one store in one epoch."""
 
     epoch: int

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 
 from repo.errors import HoldfastError, InvalidSettings
 
-__all__ = ["Bounds", "Handler", "Refused", "Server"]
+__all__ = ["Handler", "HttpServer", "Refused", "ServerLimits"]
 
 log = logging.getLogger("holdfast.receiver")
 
@@ -31,7 +31,7 @@ _DRAINED_BYTES = 134_217_728
 _PIECE_BYTES = 65_536
 
 
-class Bounds(NamedTuple):
+class ServerLimits(NamedTuple):
     """What a server admits."""
 
     connections: int
@@ -50,7 +50,7 @@ class Refused(Exception):
         self.status = status
 
 
-class Server(ThreadingHTTPServer):
+class HttpServer(ThreadingHTTPServer):
     """Listens on an address; raises `InvalidSettings` if it cannot."""
 
     daemon_threads = True
@@ -62,7 +62,7 @@ class Server(ThreadingHTTPServer):
         address: tuple[str, int],
         handler: type[Handler],
         context: ssl.SSLContext | None,
-        bounds: Bounds,
+        bounds: ServerLimits,
     ) -> None:
         self.context = context
         self.bounds = bounds
@@ -162,7 +162,7 @@ class _TimedReader(io.RawIOBase):
 class Handler(BaseHTTPRequestHandler):
     """Serves a connection; a subclass has `do_GET` and `do_POST`, which call `body` and `answer`."""
 
-    server: Server
+    server: HttpServer
     protocol_version = "HTTP/1.1"
     server_version = "Holdfast"
     sys_version = ""

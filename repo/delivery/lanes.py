@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from repo.cursors import MOST_RANGES, Cursor, Span
 from repo.delivery.protocol import Lane
 
-__all__ = ["BATCH_ROWS", "DEFAULT_SHARE", "SHORT_BATCHES", "Order", "Turns", "Work", "split"]
+__all__ = ["BATCH_ROWS", "DEFAULT_SHARE", "SHORT_BATCHES", "LaneWork", "Order", "Turns", "split"]
 
 BATCH_ROWS = 10_000
 """A backlog of up to this many seqs is short, whatever a batch of the sink may hold."""
@@ -24,7 +24,7 @@ _LEAST_SHARE = 0.01
 Order = Literal["oldest", "newest"]
 
 
-class Work(NamedTuple):
+class LaneWork(NamedTuple):
     """A gap of a lane. The next batch is cut from its start or, with `from_end`, from its end."""
 
     gap: Span
@@ -33,7 +33,7 @@ class Work(NamedTuple):
 
 def split(
     cursor: Cursor, through: int, *, batch: int = BATCH_ROWS, two: bool = True, order: Order = "oldest"
-) -> dict[Lane, Work]:
+) -> dict[Lane, LaneWork]:
     """Return the gap that each lane sends next; lanes without work are left out.
 
     The live lane sends the newest gap. If that is long, it begins with its newest `batch` seqs, which leaves a gap to
@@ -44,17 +44,17 @@ def split(
     if not gaps:
         return {}
     if not two or sum(gap.seqs for gap in gaps) <= short:
-        return {Lane.LIVE: Work(gaps[0])}
-    lanes: dict[Lane, Work] = {}
+        return {Lane.LIVE: LaneWork(gaps[0])}
+    lanes: dict[Lane, LaneWork] = {}
     if gaps[-1].last == through:
         newest = gaps.pop()
         if newest.seqs > short and len(cursor.ranges) < MOST_RANGES:
             begin = through - batch
             gaps.append(Span(newest.first, begin))
             newest = Span(begin + 1, through)
-        lanes[Lane.LIVE] = Work(newest)
+        lanes[Lane.LIVE] = LaneWork(newest)
     if gaps:
-        lanes[Lane.BACKFILL] = Work(gaps[0]) if order == "oldest" else Work(gaps[-1], from_end=True)
+        lanes[Lane.BACKFILL] = LaneWork(gaps[0]) if order == "oldest" else LaneWork(gaps[-1], from_end=True)
     return lanes
 
 

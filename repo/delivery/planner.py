@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from repo.cursors import Cursor, Span
 from repo.delivery.doubts import Doubts
-from repo.delivery.lanes import BATCH_ROWS, Turns, Work, split
+from repo.delivery.lanes import BATCH_ROWS, LaneWork, Turns, split
 from repo.delivery.limits import AS_COLUMNS, AS_TEXT, BatchLimits
 from repo.delivery.protocol import Lane, RecordItem
 from repo.delivery.rate import Speed, batch_bytes
@@ -166,7 +166,7 @@ class Planner:
         gap = doubts.gap(cursor, last_seq)
         if gap is not None:
             self._rows = 1
-            return self._of_cut(Lane.LIVE, Work(gap), last_seq, AS_TEXT.bytes)
+            return self._of_cut(Lane.LIVE, LaneWork(gap), last_seq, AS_TEXT.bytes)
         if not info.records or not takes_records:
             return None
         known = doubts.record_ids
@@ -184,7 +184,7 @@ class Planner:
         for gap in cursor.gaps(span.last):
             if gap.last >= span.first:
                 part = Span(max(gap.first, span.first), gap.last)
-                return self._of_cut(lane, Work(part), last_seq, most_bytes)
+                return self._of_cut(lane, LaneWork(part), last_seq, most_bytes)
         self._suspects, self._rows = None, self._limits.points
         return None
 
@@ -236,14 +236,14 @@ class Planner:
             self._empty_s = self._clock()
         return sending
 
-    def _of_cut(self, lane: Lane, work: Work, last_seq: int, most_bytes: int) -> Sending:
+    def _of_cut(self, lane: Lane, work: LaneWork, last_seq: int, most_bytes: int) -> Sending:
         limits = self._limits._replace(points=self._rows, bytes=most_bytes)
         cut = self._reader.cut(lane, work, last_seq, limits)
         for _ in range(_EMPTY_PAGES):
             rest = _rest(work, cut.span)
             if cut.points or rest.seqs < 1:
                 break
-            more = self._reader.cut(lane, Work(rest, work.from_end), last_seq, limits)
+            more = self._reader.cut(lane, LaneWork(rest, work.from_end), last_seq, limits)
             both = Span(min(cut.span.first, more.span.first), max(cut.span.last, more.span.last))
             cut = more._replace(span=both)
         attempt = self._new_attempt(cut.span, cut.points, _checksum(cut), lane)
@@ -291,7 +291,7 @@ class Planner:
         self._rows = min(self._limits.points, _PROBE_ROWS)
 
 
-def _rest(work: Work, span: Span) -> Span:
+def _rest(work: LaneWork, span: Span) -> Span:
     if work.from_end:
         return Span(work.gap.first, span.first - 1)
     return Span(span.last + 1, work.gap.last)

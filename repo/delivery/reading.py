@@ -18,7 +18,7 @@ from itertools import accumulate
 from typing import Final, NamedTuple
 
 from repo.cursors import Span
-from repo.delivery.lanes import Work
+from repo.delivery.lanes import LaneWork
 from repo.delivery.limits import AS_TEXT, BatchLimits, Form
 from repo.delivery.protocol import Columns, Lane
 from repo.formats.arrays.columns import taken
@@ -81,7 +81,7 @@ class Reader:
         """Forget all pages, so that the next batch is read from the store."""
         self._pages.clear()
 
-    def cut(self, lane: Lane, work: Work, last_seq: int, limits: BatchLimits = AS_TEXT) -> Cut:
+    def cut(self, lane: Lane, work: LaneWork, last_seq: int, limits: BatchLimits = AS_TEXT) -> Cut:
         """Return the next batch of a lane: as much as `limits` allow, and at least one point.
 
         It has no points if there are none in the next part of the gap. `last_seq` is that of the store now.
@@ -131,7 +131,7 @@ class Reader:
         columns = [[value for piece in pieces for value in piece.columns[at]] for at in range(8)]
         return Cut(Span(span.first, left.first - 1), columns, sum(piece.bytes for piece in pieces))
 
-    def _next(self, work: Work, last_seq: int) -> _Page:
+    def _next(self, work: LaneWork, last_seq: int) -> _Page:
         """Read the next page of a gap: the newest points from the journal, if it has them all."""
         gap = work.gap
         if work.from_end:
@@ -197,7 +197,7 @@ class _Page:
             some = range(0, self.size, max(1, self.size // 100))
             self._name_bytes = sum(len(columns[0][at]) + len(columns[1][at]) for at in some) // len(some)
 
-    def serves(self, work: Work, now_s: float, last_seq: int) -> bool:
+    def serves(self, work: LaneWork, now_s: float, last_seq: int) -> bool:
         """Return whether the next batch of this work can be cut from the page."""
         gap, left = work.gap, self.left
         if not left.seqs or left.first < gap.first or left.last > gap.last:

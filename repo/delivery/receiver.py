@@ -35,7 +35,7 @@ from urllib.parse import unquote
 
 from repo.core.changes import PositionChange
 from repo.delivery.encodings.packed import FORMAT, unpack_points, unpack_records
-from repo.delivery.http_server import Bounds, Handler, Refused, Server
+from repo.delivery.http_server import Handler, HttpServer, Refused, ServerLimits
 from repo.delivery.protocol import Lane
 from repo.errors import HoldfastError, InvalidSettings, StoreBusy, StoreForked, StoreFull
 from repo.inputs.arguments import check_count, check_path, check_seconds, check_text
@@ -92,7 +92,7 @@ class Receiver:
             (host, port),
             digests,
             _context(certificate, key),
-            Bounds(
+            ServerLimits(
                 check_count(connections, "connections", error=InvalidSettings),
                 check_count(body_bytes, "body_bytes", error=InvalidSettings),
                 min(check_seconds(timeout_s, "timeout_s", 0.01, error=InvalidSettings), _LONGEST_S),
@@ -145,14 +145,14 @@ class Receiver:
         self.stop()
 
 
-class _Server(Server):
+class _Server(HttpServer):
     def __init__(
         self,
         receiving: Receiving,
         address: tuple[str, int],
         digests: frozenset[bytes],
         context: ssl.SSLContext | None,
-        bounds: Bounds,
+        bounds: ServerLimits,
     ) -> None:
         self.receiving = receiving
         self.digests = digests

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from repo.cursors import Cursor, Span
-from repo.delivery.chain import Held
+from repo.delivery.chain import HeldSeqs
 from repo.delivery.protocol import Sink
 from repo.delivery.reading import Reader
 from repo.delivery.sinks.registry import sink_of
@@ -34,7 +34,7 @@ _MOST_RANGES = 1_000
 class Reconcilable(Sink, Protocol):
     """An exact sink that can say what its destination holds. It is open when it is asked."""
 
-    def held(self, store_id: str) -> list[Held]:
+    def held(self, store_id: str) -> list[HeldSeqs]:
         """Return what was taken from this sink of the store, in every epoch."""
         ...
 
@@ -136,7 +136,7 @@ class _Comparison:
         facts = (checked, missing, tuple(ranges), refused, given_up, info.behind)
         return Reconciled(info.name, self._store_id, self._epoch, *facts)
 
-    def _held_of(self, seqs: Sequence[int], window: Span, epochs: Sequence[Held]) -> set[int]:
+    def _held_of(self, seqs: Sequence[int], window: Span, epochs: Sequence[HeldSeqs]) -> set[int]:
         """Return those of the seqs that the destination holds."""
         if self._stream is None:
             spans = list(_taken(window, epochs))
@@ -168,7 +168,7 @@ def _windows(spans: Iterable[Span]) -> Iterator[Span]:
             yield Span(begin, min(begin + _WINDOW - 1, last))
 
 
-def _in_epochs(window: Span, epochs: Sequence[Held]) -> Iterator[tuple[int, Span]]:
+def _in_epochs(window: Span, epochs: Sequence[HeldSeqs]) -> Iterator[tuple[int, Span]]:
     """Yield the parts of a window with the epoch in which they were written: seqs repeat after a restore.
 
     An epoch began where its first batch did. What was sent again from before that, by a replay, is of it, too.
@@ -182,7 +182,7 @@ def _in_epochs(window: Span, epochs: Sequence[Held]) -> Iterator[tuple[int, Span
             before = first
 
 
-def _taken(window: Span, epochs: Sequence[Held]) -> Iterator[Span]:
+def _taken(window: Span, epochs: Sequence[HeldSeqs]) -> Iterator[Span]:
     """Yield the ranges of a window that were taken."""
     by_epoch = {held.epoch: held.taken for held in epochs}
     for epoch, part in _in_epochs(window, epochs):

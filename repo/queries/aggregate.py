@@ -22,7 +22,7 @@ from repo.queries.selection import Known, Selection
 
 __all__ = ["Aggregates", "Every", "check_width", "check_zone", "make_buckets", "spans_of"]
 
-Span = tuple[int, int]
+TimeSpan = tuple[int, int]
 
 Every = str | float | timedelta | None
 """The width of buckets: a text such as `10m`, seconds, or a duration; None for no buckets."""
@@ -114,7 +114,7 @@ def check_zone(tz: str | tzinfo) -> tzinfo:
         raise InvalidQuery(f"tz: {fault}") from fault
 
 
-def spans_of(selection: Selection, known: Known, *, beyond: bool) -> dict[tuple[str, str], Span]:
+def spans_of(selection: Selection, known: Known, *, beyond: bool) -> dict[tuple[str, str], TimeSpan]:
     """Return the first and last requested time of each selected series.
 
     An open side of the selection ends with the series' points. Without `beyond`, every side does.
@@ -131,7 +131,7 @@ def spans_of(selection: Selection, known: Known, *, beyond: bool) -> dict[tuple[
     return spans
 
 
-def make_buckets(width: Width | None, zone: tzinfo, spans: dict[tuple[str, str], Span]) -> Buckets | None:
+def make_buckets(width: Width | None, zone: tzinfo, spans: dict[tuple[str, str], TimeSpan]) -> Buckets | None:
     """Return the buckets that cover these spans; None without a width."""
     if width is None:
         return None

@@ -18,7 +18,7 @@ MOST_ROWS = 10_000_000
 """The maximum number of rows that filling may produce (about 3 GB as dicts)."""
 
 Pair = tuple[str, str]
-Span = tuple[int, int]
+TimeSpan = tuple[int, int]
 
 
 def check_fill(fill: str | None, every: object) -> Fill | None:
@@ -32,7 +32,7 @@ def check_fill(fill: str | None, every: object) -> Fill | None:
     return fill  # type: ignore[return-value]
 
 
-def refuse_too_many(buckets: Buckets, spans: Mapping[Pair, Span]) -> None:
+def refuse_too_many(buckets: Buckets, spans: Mapping[Pair, TimeSpan]) -> None:
     """Raise `InvalidQuery` if these buckets would produce more than `MOST_ROWS` rows."""
     rows = sum(buckets.most(low, high) for low, high in spans.values())
     if rows > MOST_ROWS:
@@ -45,7 +45,7 @@ def refuse_too_many(buckets: Buckets, spans: Mapping[Pair, Span]) -> None:
 def fill_gaps(
     found: AggregateColumns,
     buckets: Buckets,
-    spans: Mapping[Pair, Span],
+    spans: Mapping[Pair, TimeSpan],
     fill: Fill,
     leading: Mapping[Pair, Any],
 ) -> AggregateColumns:
@@ -56,7 +56,7 @@ def fill_gaps(
     """
     rows = _rows_by_series(found)
     filled = AggregateColumns([], [], [], {name: [] for name in found.values})
-    cached: dict[Span, tuple[list[int], list[int]]] = {}
+    cached: dict[TimeSpan, tuple[list[int], list[int]]] = {}
     for pair in sorted(spans):
         span = spans[pair]
         if span not in cached:

@@ -30,7 +30,7 @@ from repo.schema.databases import DATABASES, Target, backend_of, in_store, opene
 from repo.schema.version import HEAD, REVISIONS, VersionStatus, compare, too_new, version_of
 from repo.settings import Settings
 
-__all__ = ["DatabaseVersion", "Found", "Migration", "PlannedStep", "Planner", "UpgradePlan"]
+__all__ = ["DatabaseVersion", "Found", "Migration", "PlannedStep", "UpgradePlan", "UpgradePlanner"]
 
 log = logging.getLogger("holdfast.migrating")
 
@@ -184,7 +184,7 @@ class UpgradePlan:
         return total + (self.columns_bytes if self.restores_records else 0)
 
 
-class Planner:
+class UpgradePlanner:
     """Inspects the databases of one store, which no process has open; the caller holds the lease."""
 
     def __init__(self, files: StoreFiles, settings: Settings, clock: Clock, to: str) -> None:

@@ -27,7 +27,7 @@ from repo.schema import runner
 from repo.schema.backup import Backup
 from repo.schema.databases import in_pieces, opened, typed
 from repo.schema.legacy_records import Restored, restore_records
-from repo.schema.plan import DatabaseVersion, Found, Migration, PlannedStep, Planner, UpgradePlan
+from repo.schema.plan import DatabaseVersion, Found, Migration, PlannedStep, UpgradePlan, UpgradePlanner
 from repo.schema.restore import finish_leased
 from repo.schema.restore_files import discard_unfinished, is_restoring
 from repo.schema.version import HEAD, REVISIONS
@@ -115,7 +115,7 @@ class _Run:
     def go(
         self, check: bool, backup: bool, force: bool, without_columns: bool, progress: Progress
     ) -> Migration:
-        planner = Planner(self._files, self._settings, self._clock, self._to)
+        planner = UpgradePlanner(self._files, self._settings, self._clock, self._to)
         plan = planner.plan(backup=backup, without_columns=without_columns)
         if check or not (plan.due or plan.restores_records):
             return plan.report

@@ -43,7 +43,7 @@ from repo.store.sink_settings import (
     check_max_backlog,
     check_rate,
 )
-from repo.store.targets import Target, parse_target
+from repo.store.targets import SinkTarget, parse_target
 from repo.upkeep.rekey import Rekeyed, new_epoch, new_store_id
 
 __all__ = ["Rekeyed", "Removed", "Sinks"]
@@ -119,7 +119,7 @@ class Sinks:
         Nothing was added then.
         """
         check_sink_name(name)
-        where = Target("own", "") if isinstance(target, str) and not target else parse_target(target)
+        where = SinkTarget("own", "") if isinstance(target, str) and not target else parse_target(target)
         sink = NewSink(
             name,
             where.kind,

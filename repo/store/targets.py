@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 from repo.errors import InvalidSettings
 from repo.inputs.arguments import check_text
 
-__all__ = ["KINDS", "Target", "parse_target"]
+__all__ = ["KINDS", "SinkTarget", "parse_target"]
 
 KINDS: Final = {
     "http": "http",
@@ -41,14 +41,14 @@ _USES_SECRETS = (
 )
 
 
-class Target(NamedTuple):
+class SinkTarget(NamedTuple):
     """A checked target: the kind of its sink, and its URL."""
 
     kind: str
     url: str
 
 
-def parse_target(target: object) -> Target:
+def parse_target(target: object) -> SinkTarget:
     """Check the URL of a destination, and return it with its kind.
 
     Raises `InvalidSettings` for an unknown scheme, a URL without a host (or, for `file`, without an absolute path), and
@@ -91,7 +91,7 @@ def parse_target(target: object) -> Target:
         _check_servers(rest.partition("/")[0])
     elif not host or port == 0:
         raise InvalidSettings("the target names no host; write it as in https://HOST:PORT/PATH")
-    return Target(kind, f"{scheme.lower()}{separator}{rest}")
+    return SinkTarget(kind, f"{scheme.lower()}{separator}{rest}")
 
 
 def _check_servers(servers: str) -> None:

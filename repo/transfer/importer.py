@@ -21,7 +21,7 @@ from repo.core.handle import Handle
 from repo.core.keep_open import kept_open
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import HoldfastError, InvalidFile, InvalidQuery, Refusal, StoreCorrupt, counted
-from repo.formats.arrays.tables import Held, HeldPages
+from repo.formats.arrays.tables import HeldPage, HeldPages
 from repo.formats.compression import packing_of
 from repo.formats.files.formats import FileReader, ReadPage, Validation
 from repo.formats.files.mapping import ReadOptions, ReadPlan, plan_of
@@ -319,7 +319,7 @@ class _Import:
         if first is None:
             return
         table: Any = first.table()
-        if isinstance(table, Held):
+        if isinstance(table, HeldPage):
             held = HeldPages(page.table() for page in chain([first], chosen))
             refusals += self._sent(held)
         else:

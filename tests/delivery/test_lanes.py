@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repo.cursors import MOST_RANGES, Cursor, Span
-from repo.delivery.lanes import BATCH_ROWS, SHORT_BATCHES, Order, Turns, Work, split
+from repo.delivery.lanes import BATCH_ROWS, SHORT_BATCHES, LaneWork, Order, Turns, split
 from repo.delivery.protocol import Lane
 
 BATCH = 1_000_000
@@ -15,7 +15,7 @@ BATCH = 1_000_000
 
 def test_a_short_backlog_is_one_lane_oldest_first() -> None:
     cursor = Cursor(100).confirm(50_000, 60_000)
-    assert split(cursor, 90_000) == {Lane.LIVE: Work(Span(101, 49_999))}
+    assert split(cursor, 90_000) == {Lane.LIVE: LaneWork(Span(101, 49_999))}
     assert split(Cursor(100), 100) == {}
     assert split(Cursor(100), 50) == {}
 
@@ -23,23 +23,23 @@ def test_a_short_backlog_is_one_lane_oldest_first() -> None:
 def test_a_long_backlog_leaves_a_gap_behind_the_live_lane() -> None:
     lanes = split(Cursor(0), 1_000_000)
     assert lanes == {
-        Lane.LIVE: Work(Span(1_000_000 - BATCH_ROWS + 1, 1_000_000)),
-        Lane.BACKFILL: Work(Span(1, 1_000_000 - BATCH_ROWS)),
+        Lane.LIVE: LaneWork(Span(1_000_000 - BATCH_ROWS + 1, 1_000_000)),
+        Lane.BACKFILL: LaneWork(Span(1, 1_000_000 - BATCH_ROWS)),
     }
-    assert split(Cursor(0), 1_000_000, two=False) == {Lane.LIVE: Work(Span(1, 1_000_000))}
+    assert split(Cursor(0), 1_000_000, two=False) == {Lane.LIVE: LaneWork(Span(1, 1_000_000))}
 
     # The live lane continues where it ended, and leaves no second gap for a few readings.
     cursor = Cursor(0).confirm(*lanes[Lane.LIVE].gap)
-    assert split(cursor, 1_000_000) == {Lane.BACKFILL: Work(Span(1, 1_000_000 - BATCH_ROWS))}
-    assert split(cursor, 1_000_200)[Lane.LIVE] == Work(Span(1_000_001, 1_000_200))
+    assert split(cursor, 1_000_000) == {Lane.BACKFILL: LaneWork(Span(1, 1_000_000 - BATCH_ROWS))}
+    assert split(cursor, 1_000_200)[Lane.LIVE] == LaneWork(Span(1_000_001, 1_000_200))
 
 
 def test_back_fill_sends_the_newest_gap_from_its_end_if_that_is_wanted() -> None:
     cursor = Cursor(0).confirm(300_000, 310_000).confirm(800_000, 900_000)
     assert split(cursor, 900_000, order="newest") == {
-        Lane.BACKFILL: Work(Span(310_001, 799_999), from_end=True)
+        Lane.BACKFILL: LaneWork(Span(310_001, 799_999), from_end=True)
     }
-    assert split(cursor, 900_000)[Lane.BACKFILL] == Work(Span(1, 299_999))
+    assert split(cursor, 900_000)[Lane.BACKFILL] == LaneWork(Span(1, 299_999))
 
 
 def test_with_the_most_ranges_no_new_gap_is_left() -> None:
@@ -48,8 +48,8 @@ def test_with_the_most_ranges_no_new_gap_is_left() -> None:
         cursor = cursor.confirm(at * 1_000_000, at * 1_000_000 + 10)
     end = MOST_RANGES * 1_000_000 + 10
     lanes = split(cursor, end + 5_000_000)
-    assert lanes[Lane.LIVE] == Work(Span(end + 1, end + 5_000_000))
-    assert lanes[Lane.BACKFILL] == Work(Span(1, 999_999))
+    assert lanes[Lane.LIVE] == LaneWork(Span(end + 1, end + 5_000_000))
+    assert lanes[Lane.BACKFILL] == LaneWork(Span(1, 999_999))
 
 
 @given(

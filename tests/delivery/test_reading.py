@@ -11,7 +11,7 @@ import pytest
 
 from repo import MissingExtra, SinkRefused, Store
 from repo.cursors import Cursor, Span
-from repo.delivery.lanes import Work
+from repo.delivery.lanes import LaneWork
 from repo.delivery.limits import AS_TEXT
 from repo.delivery.protocol import Lane
 from repo.delivery.reading import FRESH_S, Cut, Reader
@@ -44,7 +44,7 @@ def all_cuts(
     last = store.sinks.last_seq()
     cuts, cursor = [], Cursor(first - 1)
     while gaps := cursor.gaps(last):
-        cuts.append(reader.cut(lane, Work(gaps[0], backwards), last, AS_TEXT._replace(**limits)))
+        cuts.append(reader.cut(lane, LaneWork(gaps[0], backwards), last, AS_TEXT._replace(**limits)))
         assert len(cuts) < 1_000
         span = cuts[-1].span
         assert (span.last == gaps[0].last) if backwards else (span.first == gaps[0].first)
@@ -141,7 +141,7 @@ def test_batches_are_arrow_tables_where_pyarrow_is_installed(
     )
     last = store.sinks.last_seq()
     for selection in (None, Selection.of("S-1", None)):
-        cut = Reader(store, selection).cut(Lane.LIVE, Work(Span(1, last)), last)
+        cut = Reader(store, selection).cut(Lane.LIVE, LaneWork(Span(1, last)), last)
         table = replace(batch_of([]), columns=cut.columns).arrow()
         expected = store.points.since(0).to_arrow()
         if selection is not None:
@@ -172,17 +172,17 @@ def test_an_old_value_is_never_cut_after_a_newer_one(store: Store) -> None:
     now_s = [0.0]
     reader = Reader(store, clock=lambda: now_s[0])
     end = store.sinks.last_seq()
-    old = reader.cut(Lane.BACKFILL, Work(Span(1, end)), end, AS_TEXT._replace(points=10))
+    old = reader.cut(Lane.BACKFILL, LaneWork(Span(1, end)), end, AS_TEXT._replace(points=10))
     assert [row[3] for row in rows_of(old)] == [1.0] * 10
 
     def live_then_back_fill(first_time: float, value: float) -> tuple[Cut, Cut]:
         before, written = store.sinks.last_seq(), store.points.insert("S", "flow", value, first_time)
         last = store.sinks.last_seq()
-        live = reader.cut(Lane.LIVE, Work(Span(before + 1, last)), last)
+        live = reader.cut(Lane.LIVE, LaneWork(Span(before + 1, last)), last)
         assert [row[3] for row in rows_of(live)] == [value]
         assert live.span.last == written.last_seq
         gap = Span(backfilled + 1, end)
-        return live, reader.cut(Lane.BACKFILL, Work(gap), last, AS_TEXT._replace(points=10))
+        return live, reader.cut(Lane.BACKFILL, LaneWork(gap), last, AS_TEXT._replace(points=10))
 
     # Newer in time: the page is used on. Overwritten: the page is read again, without the old value.
     backfilled = old.span.last
@@ -197,9 +197,11 @@ def test_an_old_value_is_never_cut_after_a_newer_one(store: Store) -> None:
     backfilled = cut.span.last
     store.points.delete(start=60.0)
     last = store.sinks.last_seq()
-    cut = reader.cut(Lane.BACKFILL, Work(Span(backfilled + 1, end)), last, AS_TEXT._replace(points=20))
+    cut = reader.cut(Lane.BACKFILL, LaneWork(Span(backfilled + 1, end)), last, AS_TEXT._replace(points=20))
     now_s[0] += FRESH_S
-    rest = reader.cut(Lane.BACKFILL, Work(Span(cut.span.last + 1, end)), last, AS_TEXT._replace(points=1_000))
+    rest = reader.cut(
+        Lane.BACKFILL, LaneWork(Span(cut.span.last + 1, end)), last, AS_TEXT._replace(points=1_000)
+    )
     assert max(*cut.columns[2], *rest.columns[2]) == 59_000_000
     assert rest.span.last == end
 

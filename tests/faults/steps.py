@@ -348,7 +348,7 @@ def _watch_journal(stopper: Stopper) -> None:
     JournalRepository.append = watched_append  # type: ignore[method-assign]
 
     def bare_transaction(
-        bare: BareConnection, attempt: sqlite.Attempt, work: Callable[[Connection], object]
+        bare: BareConnection, attempt: sqlite.CommitOutcome, work: Callable[[Connection], object]
     ) -> None:
         def watched(connection: Connection) -> None:
             work(connection)

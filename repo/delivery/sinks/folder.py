@@ -28,7 +28,7 @@ from urllib.parse import quote, unquote, urlsplit
 from uuid import uuid4
 
 from repo.cursors import Cursor
-from repo.delivery.chain import Held, is_repeat
+from repo.delivery.chain import HeldSeqs, is_repeat
 from repo.delivery.limits import AS_COLUMNS, AS_TEXT, BatchLimits
 from repo.delivery.protocol import Batch, Columns, Item, Outcome
 from repo.disk import durable
@@ -154,7 +154,7 @@ class FolderSink:
             )
         return ""
 
-    def held(self, store_id: str) -> list[Held]:
+    def held(self, store_id: str) -> list[HeldSeqs]:
         """Return the seqs that this sink has written, in every epoch."""
         ending = f"-{quote(self._name, safe='')}.json"
         found = []
@@ -163,7 +163,7 @@ class FolderSink:
             for path in sorted((self._folder / "positions").glob(f"{store_id}-*.json")):
                 epoch = path.name.removeprefix(f"{store_id}-").removesuffix(ending)
                 if path.name.endswith(ending) and epoch.isascii() and epoch.isdigit():
-                    found.append(Held(int(epoch), self._read_position(path).taken))
+                    found.append(HeldSeqs(int(epoch), self._read_position(path).taken))
         return found
 
     def close(self) -> None:

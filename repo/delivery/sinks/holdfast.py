@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from repo.cursors import Cursor
-from repo.delivery.chain import Held, forked
+from repo.delivery.chain import HeldSeqs, forked
 from repo.delivery.encodings.packed import FORMAT, pack_points, pack_records
 from repo.delivery.limits import AS_COLUMNS
 from repo.delivery.protocol import Batch, Item, Lane, Outcome
@@ -102,11 +102,11 @@ class HoldfastSink:
             )
         return Outcome(_items(receipt.get("refused"), len(batch)), receipt.get("repeat") is True, len(body))
 
-    def held(self, store_id: str) -> list[Held]:  # noqa: ARG002  the receiver knows which store asks
+    def held(self, store_id: str) -> list[HeldSeqs]:  # noqa: ARG002  the receiver knows which store asks
         """Return the seqs that the receiver has taken from this sink, in every epoch."""
         try:
             return [
-                Held(int(held["epoch"]), Cursor.of(int(held["low"]), held["ranges"]))
+                HeldSeqs(int(held["epoch"]), Cursor.of(int(held["low"]), held["ranges"]))
                 for held in self._position()["epochs"]
             ]
         except (LookupError, TypeError, ValueError) as error:

@@ -17,11 +17,11 @@ from typing import Any
 from uuid import UUID
 
 from repo.cursors import Cursor
-from repo.delivery.chain import Held, is_repeat
+from repo.delivery.chain import HeldSeqs, is_repeat
 from repo.delivery.encodings.copy_text import encode
 from repo.delivery.hub import HUB_SCHEMA, enter_schema
 from repo.delivery.protocol import Batch, Columns, Lane, Outcome, RecordItem, Tokens
-from repo.delivery.sinks.postgresql_server import Server
+from repo.delivery.sinks.postgresql_server import PostgresqlServer
 from repo.delivery.sinks.postgresql_tables import check_tables
 from repo.errors import InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable, StoreForked
 from repo.inputs.arguments import check_flag, check_seconds, check_text
@@ -114,7 +114,9 @@ class PostgresqlSink:
         self._schema = check_text(schema, "schema", error=InvalidSettings)
         self._create = check_flag(create, "create", error=InvalidSettings)
         timeout = max(2, round(min(check_seconds(timeout_s, "timeout_s", error=InvalidSettings), 1e6)))
-        self._server = Server(target, name=self._name, user=user, password=password, timeout_s=timeout)
+        self._server = PostgresqlServer(
+            target, name=self._name, user=user, password=password, timeout_s=timeout
+        )
         self._connection: Any = None
         self._months: set[date] = set()
         self._merging = 0
@@ -153,12 +155,12 @@ class PostgresqlSink:
                 self._merging = _MERGED_BATCHES
             return self._stored(batch)
 
-    def held(self, store_id: str) -> list[Held]:
+    def held(self, store_id: str) -> list[HeldSeqs]:
         """Return the ranges of seqs of this sink's batches, in every epoch."""
         with self._typed():
             rows = self._connection.execute(_RANGES, (UUID(store_id), self._name)).fetchall()
         return [
-            Held(epoch, Cursor.of(_NOTHING, [(span.lower, span.upper - 1) for span in ranges]))
+            HeldSeqs(epoch, Cursor.of(_NOTHING, [(span.lower, span.upper - 1) for span in ranges]))
             for epoch, ranges in rows
         ]
 

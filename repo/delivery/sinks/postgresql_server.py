@@ -11,7 +11,7 @@ from repo.delivery.secrets import Secret
 from repo.errors import HoldfastError, InvalidSettings, SinkHalted, SinkRefused, SinkUnreachable
 from repo.extras import missing_extra
 
-__all__ = ["Server", "line_of"]
+__all__ = ["PostgresqlServer", "line_of"]
 
 _AGAIN = ("08", "40", "53", "55", "57", "58", "XX")
 """Starts of SQLSTATEs of what may pass by itself: connections, deadlocks, resources, locks, shutdowns, the system.
@@ -42,7 +42,7 @@ _PREFIX = re.compile(r"(connection failed: )?(connection to server .*? failed: )
 _PING_S = 2
 
 
-class Server:
+class PostgresqlServer:
     """A server that `target` names, a URL without a password. `name` is that of the sink; see `PostgresqlSink`."""
 
     def __init__(
@@ -172,6 +172,6 @@ def _patient(psycopg: Any, seconds: float) -> Any:
 
 
 def line_of(error: BaseException) -> str:
-    """Return the first line of a message, without what `Server.place` says."""
+    """Return the first line of a message, without what `PostgresqlServer.place` says."""
     lines = str(error).strip().splitlines()
     return _PREFIX.sub("", lines[0]) if lines else type(error).__name__

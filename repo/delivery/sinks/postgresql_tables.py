@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from repo.delivery.hub import HUB_HEAD, HUB_VERSION_TABLE, create_schema, enter_schema
-from repo.delivery.sinks.postgresql_server import Server, line_of
+from repo.delivery.sinks.postgresql_server import PostgresqlServer, line_of
 from repo.errors import SchemaTooNew, SinkHalted
 
 __all__ = ["check_tables"]
@@ -33,7 +33,7 @@ _OLDEST = 140_000
 _HOW = "docs/formats.md has the commands with which their owner creates and upgrades them, and grants rights"
 
 
-def check_tables(server: Server, connection: Any, schema: str, *, create: bool) -> None:
+def check_tables(server: PostgresqlServer, connection: Any, schema: str, *, create: bool) -> None:
     """Create or upgrade the tables if necessary and allowed; raises `SinkHalted` if they cannot be used."""
     if connection.info.server_version < _OLDEST:
         raise SinkHalted(f"{server.place}: a hub needs PostgreSQL 14 or later")
@@ -65,7 +65,7 @@ def check_tables(server: Server, connection: Any, schema: str, *, create: bool) 
         ) from error
 
 
-def _check_rights(server: Server, connection: Any, schema: str) -> None:
+def _check_rights(server: PostgresqlServer, connection: Any, schema: str) -> None:
     tables, rights = zip(*_RIGHTS, strict=True)
     given = {"schema": schema, "tables": list(tables), "rights": list(rights)}
     grants = [grant for (grant,) in connection.execute(_LACKING_RIGHTS, given)]
@@ -93,7 +93,7 @@ def _revision(connection: Any) -> str | None:
     return None if found is None else found[0]
 
 
-def _upgrade(server: Server, schema: str) -> None:
+def _upgrade(server: PostgresqlServer, schema: str) -> None:
     """Create or upgrade the tables on a connection of its own; sinks that do so at the same time wait."""
     from sqlalchemy import create_engine
     from sqlalchemy.exc import DBAPIError

@@ -35,7 +35,7 @@ from repo.processes import forks
 from repo.processes.inuse import note_own
 
 __all__ = [
-    "Attempt",
+    "CommitOutcome",
     "DriverError",
     "DriverWarning",
     "RegisteredConnection",
@@ -255,14 +255,16 @@ def _close_idle(engine: Engine) -> None:
 
 
 @dataclass(slots=True)
-class Attempt:
+class CommitOutcome:
     """One transaction of `bare_transaction`; `committed` matches the file after any exit."""
 
     ending: bool = False
     committed: bool = False
 
 
-def bare_transaction(bare: BareConnection, attempt: Attempt, work: Callable[[Connection], object]) -> None:
+def bare_transaction(
+    bare: BareConnection, attempt: CommitOutcome, work: Callable[[Connection], object]
+) -> None:
     """Run `work` in an IMMEDIATE transaction through the driver.
 
     SQLAlchemy's begin and commit would add a quarter to the time of a durable commit. Any exception, including Ctrl-C

@@ -16,7 +16,7 @@ from repo.formats.arrays.memory import KeptStream
 from repo.formats.arrays.scan import Scan
 from repo.inputs.times import to_datetime
 
-__all__ = ["COLUMNS", "Chunk", "Held", "HeldPages", "Table", "table_of"]
+__all__ = ["COLUMNS", "Chunk", "HeldPage", "HeldPages", "Table", "table_of"]
 
 COLUMNS = (
     *("sensor_id", "metric_name", "timestamp", "timestamp_us"),
@@ -77,7 +77,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldPage:
     """A table of an internal DuckDB connection, which is scanned in place. `name` needs no quotes."""
 
     connection: Any
@@ -96,7 +96,7 @@ class Held:
 class HeldPages:
     """Consecutive pages with the columns of a stored point except seq; each is valid until the next one."""
 
-    pages: Iterator[Held]
+    pages: Iterator[HeldPage]
 
 
 def table_of(given: Any, chunk_rows: int, spool: Any) -> Table:
@@ -313,7 +313,7 @@ def _of_stream(given: Any, chunk_rows: int, spool: Any) -> Table:
     return _repeated(cut(0, 0).columns, rows, chunk_rows, cut, home=spool)
 
 
-def _of_held(pages: Iterable[Held]) -> Table:
+def _of_held(pages: Iterable[HeldPage]) -> Table:
     """A table of consecutive pages; each page is a chunk."""
 
     def chunks() -> Iterator[Chunk]:
@@ -324,11 +324,11 @@ def _of_held(pages: Iterable[Held]) -> Table:
             else:
                 rows = page.scan.rows
 
-            def cut(start: int, count: int, page: Held = page, rows: int = rows) -> Any:
+            def cut(start: int, count: int, page: HeldPage = page, rows: int = rows) -> Any:
                 part = "" if (start, count) == (0, rows) else f" LIMIT {count:d} OFFSET {start:d}"
                 return page.connection.sql(f"SELECT * FROM {page.name}{part}")
 
-            def show(piece: Any, page: Held = page) -> Any:
+            def show(piece: Any, page: HeldPage = page) -> Any:
                 return _StreamOnly(piece) if page.kept is None else page.kept
 
             yield Chunk(cut, 0, rows, show, connection, page.scan)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from zlib import crc32
 
-__all__ = ["BadPage", "Chunk", "check_pages"]
+__all__ = ["BadPage", "ColumnChunk", "check_pages"]
 
 _HEAD_BYTES = 4_096
 _MOST_HEAD_BYTES = 16_777_216
@@ -27,7 +27,7 @@ class BadPage(ValueError):
     """A page or its header is damaged; the text says where."""
 
 
-class Chunk(NamedTuple):
+class ColumnChunk(NamedTuple):
     """The pages of one column in one row group."""
 
     column: str
@@ -37,7 +37,7 @@ class Chunk(NamedTuple):
     """The bytes of all pages with their headers."""
 
 
-def check_pages(descriptor: int, chunks: Iterator[Chunk]) -> int:
+def check_pages(descriptor: int, chunks: Iterator[ColumnChunk]) -> int:
     """Check every page that has a checksum, and return their number; raises `BadPage` for one that does not match."""
     checked = 0
     for chunk in chunks:
@@ -63,7 +63,7 @@ def _sum_of(descriptor: int, at: int, size: int) -> int:
     return found
 
 
-def _header(descriptor: int, at: int, chunk: Chunk) -> tuple[int, int, int | None]:
+def _header(descriptor: int, at: int, chunk: ColumnChunk) -> tuple[int, int, int | None]:
     """Return the length of the header at an offset, the size of its page, and the page's checksum, if it has one."""
     room = _HEAD_BYTES
     while True:

@@ -7,7 +7,7 @@ from typing import Any
 
 from repo.formats.arrays.memory import KeptStream
 from repo.formats.arrays.scan import ScannedSeries, scan
-from repo.formats.arrays.tables import Held
+from repo.formats.arrays.tables import HeldPage
 from repo.formats.files.formats import Group
 from repo.inputs.batch import KIND_NUMBER, KIND_TEXT
 from repo.inputs.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
@@ -95,7 +95,7 @@ class DuckDBPage:
 
     def table(self) -> Any:
         """See `ReadPage`."""
-        return Held(self._base, "page", self._scan, self._kept)
+        return HeldPage(self._base, "page", self._scan, self._kept)
 
     def duplicates(self) -> int:
         """See `ReadPage`."""

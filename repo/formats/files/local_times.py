@@ -17,7 +17,7 @@ from repo.inputs.times import (
     to_datetime,
 )
 
-__all__ = ["UNREADABLE", "Span", "spans_of", "text_times"]
+__all__ = ["UNREADABLE", "OffsetSpan", "spans_of", "text_times"]
 
 UNREADABLE = 2**63 - 1
 """Represents a time that cannot be read; a store refuses it."""
@@ -28,26 +28,29 @@ _STEP_US = 43_200_000_000
 _DAY_US = 86_400_000_000
 
 
-class Span(NamedTuple):
+class OffsetSpan(NamedTuple):
     """Local times up to `end_us`, exclusive, and their offset from UTC; None if they occur twice or never."""
 
     end_us: int
     offset_us: int | None
 
 
-def spans_of(zone: tzinfo, first_us: int, last_us: int) -> list[Span]:
+def spans_of(zone: tzinfo, first_us: int, last_us: int) -> list[OffsetSpan]:
     """Return the spans of local time that begin with `first_us` and reach beyond `last_us`, in order."""
     first_us = min(max(first_us, MIN_TIMESTAMP_US), MAX_TIMESTAMP_US) - _DAY_US
     last_us = min(max(last_us, MIN_TIMESTAMP_US), MAX_TIMESTAMP_US) + _DAY_US
     steps = [*range(first_us, last_us, _STEP_US), last_us]
     offsets = [_offset(zone, us) for us in steps]
-    spans: list[Span] = []
+    spans: list[OffsetSpan] = []
     for (low, high), (before, after) in zip(pairwise(steps), pairwise(offsets), strict=True):
         if before == after:
             continue
         change = _change(zone, low, high, before)
-        spans += [Span(change + min(before, after), before), Span(change + max(before, after), None)]
-    return [*spans, Span(UNREADABLE, offsets[-1])]
+        spans += [
+            OffsetSpan(change + min(before, after), before),
+            OffsetSpan(change + max(before, after), None),
+        ]
+    return [*spans, OffsetSpan(UNREADABLE, offsets[-1])]
 
 
 def _change(zone: tzinfo, low: int, high: int, before: int) -> int:

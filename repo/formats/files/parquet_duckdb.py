@@ -17,7 +17,7 @@ import duckdb
 
 from repo.engines.duckdb.driver import sandbox_path
 from repo.errors import InvalidFile, InvalidPoint
-from repo.formats.files.checksums import BadPage, Chunk, check_pages
+from repo.formats.files.checksums import BadPage, ColumnChunk, check_pages
 from repo.formats.files.duckdb_page import DuckDBPage
 from repo.formats.files.formats import PAGE_BYTES, PAGE_ROWS, Validation
 from repo.formats.files.local_times import UNREADABLE, spans_of, text_times
@@ -123,7 +123,7 @@ class DuckDBReader:
                 yield current
                 current.drop()
 
-    def _chunks(self, plan: ReadPlan) -> Iterator[Chunk]:
+    def _chunks(self, plan: ReadPlan) -> Iterator[ColumnChunk]:
         found = self._base.execute(
             "SELECT path_in_schema, dictionary_page_offset, data_page_offset, total_compressed_size "
             f"FROM parquet_metadata('{self._file}')"
@@ -131,7 +131,7 @@ class DuckDBReader:
         wanted = set(plan.read_columns())
         for name, dictionary, data, size in found:
             if name in wanted and data is not None and size is not None:
-                yield Chunk(name, min(dictionary or data, data), size)
+                yield ColumnChunk(name, min(dictionary or data, data), size)
 
     def _selects(self, plan: ReadPlan) -> list[list[tuple[str, str]]]:
         """Return the blocks that are read one after the other from each span of rows.

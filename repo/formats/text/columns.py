@@ -20,7 +20,7 @@ from repo.formats.text.records import CsvRecords
 from repo.inputs.fields import name_of
 from repo.inputs.times import Unfit
 
-__all__ = ["Columns", "first_columns", "is_position", "later_columns"]
+__all__ = ["CsvColumns", "first_columns", "is_position", "later_columns"]
 
 _POSITION = re.compile(r"#([1-9][0-9]{0,5})")
 _SEARCHED_LINES = 100
@@ -33,7 +33,7 @@ _REMEDIES = {
 
 
 @dataclass(slots=True)
-class Columns:
+class CsvColumns:
     """The positions of the fields in a line; None for fields that the file lacks."""
 
     names: list[str]
@@ -73,7 +73,7 @@ class Columns:
         return {self.names[index] for index in needed if index is not None} - {""}
 
 
-def first_columns(records: CsvRecords, layout: Layout) -> tuple[Columns, list[str] | None]:
+def first_columns(records: CsvRecords, layout: Layout) -> tuple[CsvColumns, list[str] | None]:
     """Read the header of a file; return its columns, and the first line of data if that had to be read.
 
     Raises `InvalidFile` for a file without a usable header.
@@ -101,7 +101,9 @@ def first_columns(records: CsvRecords, layout: Layout) -> tuple[Columns, list[st
     return columns, None
 
 
-def later_columns(records: CsvRecords, layout: Layout, row: Sequence[str], before: Columns) -> Columns | None:
+def later_columns(
+    records: CsvRecords, layout: Layout, row: Sequence[str], before: CsvColumns
+) -> CsvColumns | None:
     """Return the columns if a line, which gave no point, is another header or belongs to one; None if it is data.
 
     A line that begins like one above the first header belongs to the next one.
@@ -201,9 +203,9 @@ class _Header:
                     f"the header {wrong}; set the encoding of the file, such as cp1252 or latin-1 (--encoding)"
                 )
 
-    def columns(self, layout: Layout) -> Columns:
+    def columns(self, layout: Layout) -> CsvColumns:
         """Return the positions of the layout's fields; raises `InvalidFile`."""
-        columns = Columns(
+        columns = CsvColumns(
             self._columns,
             times=[self._index(name, "time") for name in layout.time_columns],
             sensor=None if layout.sensor is not None else self._index(layout.sensor_column, "sensor"),
@@ -224,7 +226,7 @@ class _Header:
     def unusable(self, message: str) -> InvalidFile:
         return InvalidFile(message, path=self._path)
 
-    def _cells(self, layout: Layout, columns: Columns) -> list[tuple[int, str, bool]]:
+    def _cells(self, layout: Layout, columns: CsvColumns) -> list[tuple[int, str, bool]]:
         chosen = [(self._index(column, "metric"), metric) for metric, column in layout.columns]
         if layout.metrics is not None:
             chosen += [(index, self._metric_at(index)) for index in self._indexes(layout.metrics)]
@@ -244,7 +246,7 @@ class _Header:
             raise self.unusable(f"the text metric {name!r} is none of the metrics {_listed(metrics)}")
         return cells
 
-    def _others(self, layout: Layout, columns: Columns) -> Iterator[int]:
+    def _others(self, layout: Layout, columns: CsvColumns) -> Iterator[int]:
         """Yield the columns that have a name and no other use."""
         used = {*columns.times, columns.sensor, columns.quality}
         used.update(

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from repo.errors import counted
 from repo.formats.text.cells import Cells
-from repo.formats.text.columns import Columns, first_columns, later_columns
+from repo.formats.text.columns import CsvColumns, first_columns, later_columns
 from repo.formats.text.layout import (
     CHUNK_CHARS,
     CHUNK_READINGS,
@@ -99,7 +99,7 @@ _Head = tuple[str | None, object, tuple[int | None, ...]]
 class _CsvLines:
     """Converts the cells of a line and adds them to a chunk."""
 
-    def __init__(self, layout: Layout, columns: Columns, times: TimeReader) -> None:
+    def __init__(self, layout: Layout, columns: CsvColumns, times: TimeReader) -> None:
         self._layout, self.columns, self._times = layout, columns, times
         self.width, self.least, self.most = columns.width, columns.least, columns.most
         self._time = columns.times[0] if len(columns.times) == 1 else None
