@@ -23,7 +23,7 @@ from repo.errors import InvalidFile, InvalidQuery, file_typed
 from repo.formats.arrays.streams import Page, take_page
 from repo.formats.compression import packing_named, plain_name
 from repo.formats.files.bundle import DAY_US, FIRST_DAY, LAST_DAY, combined, day_path, drafting
-from repo.formats.files.formats import FileFacts, FileWriter, WrittenPage, WrittenPages
+from repo.formats.files.interfaces import FileFacts, FileWriter, WrittenPage, WrittenPages
 from repo.formats.files.ndjson import ENDING
 from repo.formats.files.parquet import COMPRESSIONS, note_of
 from repo.formats.files.parquet_packages import writer_here

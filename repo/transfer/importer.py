@@ -23,7 +23,7 @@ from repo.engines.registry import duckdb_is_installed
 from repo.errors import HoldfastError, InvalidFile, InvalidQuery, Refusal, StoreCorrupt, counted
 from repo.formats.arrays.tables import HeldPage, HeldPages
 from repo.formats.compression import packing_of
-from repo.formats.files.formats import FileReader, ReadPage, Validation
+from repo.formats.files.interfaces import FileReader, ReadPage, Validation
 from repo.formats.files.mapping import ReadOptions, ReadPlan, plan_of
 from repo.formats.files.ndjson import opened_ndjson
 from repo.formats.files.parquet_packages import SharedInstance, reader_here

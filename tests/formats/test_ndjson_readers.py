@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from repo.formats.files import ndjson
-from repo.formats.files.formats import PAGE_BYTES
+from repo.formats.files.interfaces import PAGE_BYTES
 from repo.formats.files.mapping import ReadOptions, ReadPlan, plan_of
 from repo.formats.files.ndjson import NdjsonReader, opened_ndjson
 

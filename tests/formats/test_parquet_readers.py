@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from repo import InvalidFile
-from repo.formats.files.formats import FileReader, WrittenPages
+from repo.formats.files.interfaces import FileReader, WrittenPages
 from repo.formats.files.mapping import ReadOptions, ReadPlan, plan_of
 from repo.formats.files.parquet_duckdb_writer import DuckDBWriter
 from repo.formats.files.parquet_packages import SharedInstance, reader_here

@@ -35,7 +35,7 @@ from repo.disk import durable
 from repo.engines.registry import duckdb_is_installed
 from repo.errors import HoldfastError, InvalidSettings, SinkHalted, SinkUnreachable, StoreBusy, StoreForked
 from repo.formats.arrays.columns import taken
-from repo.formats.files.formats import FileWriter, WrittenPage, WrittenPages
+from repo.formats.files.interfaces import FileWriter, WrittenPage, WrittenPages
 from repo.formats.files.parquet import note_of
 from repo.formats.files.parquet_packages import writer_here
 from repo.formats.files.text_writer import NdjsonWriter

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 from repo.disk import durable
 from repo.errors import InvalidFile, StoreBusy, file_typed
-from repo.formats.files.formats import FileFacts
+from repo.formats.files.interfaces import FileFacts
 
 __all__ = [
     "BUNDLE",

@@ -8,7 +8,7 @@ from typing import Any
 from repo.formats.arrays.memory import KeptStream
 from repo.formats.arrays.scan import ScannedSeries, scan
 from repo.formats.arrays.tables import HeldPage
-from repo.formats.files.formats import Group
+from repo.formats.files.interfaces import Group
 from repo.inputs.batch import KIND_NUMBER, KIND_TEXT
 from repo.inputs.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from repo.errors import InvalidFile
 from repo.formats.compression import unpacked
-from repo.formats.files.formats import (
+from repo.formats.files.interfaces import (
     PAGE_BYTES,
     PAGE_ROWS,
     Group,

@@ -19,7 +19,7 @@ from repo.engines.duckdb.driver import sandbox_path
 from repo.errors import InvalidFile, InvalidPoint
 from repo.formats.files.checksums import BadPage, ColumnChunk, check_pages
 from repo.formats.files.duckdb_page import DuckDBPage
-from repo.formats.files.formats import PAGE_BYTES, PAGE_ROWS, Validation
+from repo.formats.files.interfaces import PAGE_BYTES, PAGE_ROWS, Validation
 from repo.formats.files.local_times import UNREADABLE, spans_of, text_times
 from repo.formats.files.mapping import ColumnType, ReadPlan, WideColumn
 from repo.formats.files.parquet import ROW_GROUP_ROWS

@@ -17,7 +17,7 @@ import duckdb
 from repo.disk.durable import digest
 from repo.engines.duckdb.driver import open_sandbox, sandbox_path
 from repo.formats.arrays.streams import Chain, HasStream, Page, take_page
-from repo.formats.files.formats import PAGE_ROWS, FileFacts, WrittenPages
+from repo.formats.files.interfaces import PAGE_ROWS, FileFacts, WrittenPages
 from repo.formats.files.parquet import ROW_GROUP_ROWS
 
 __all__ = ["MOMENT", "DuckDBWriter", "copy_options", "disk_error", "run_aside"]

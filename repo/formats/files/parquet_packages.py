@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from repo.errors import MissingExtra
 from repo.extras import imported, missing_extra
-from repo.formats.files.formats import FileReader, FileWriter
+from repo.formats.files.interfaces import FileReader, FileWriter
 
 __all__ = ["SharedInstance", "reader_here", "writer_here"]
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from repo.disk.durable import digest
 from repo.errors import InvalidFile
 from repo.formats.arrays.streams import Page
-from repo.formats.files.formats import (
+from repo.formats.files.interfaces import (
     PAGE_BYTES,
     PAGE_ROWS,
     Bounds,

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from repo.disk.durable import digest
 from repo.formats.arrays.streams import Page
 from repo.formats.compression import packed
-from repo.formats.files.formats import Bounds, FileFacts, WrittenPages
+from repo.formats.files.interfaces import Bounds, FileFacts, WrittenPages
 from repo.formats.ndjson_lines import lines_of
 from repo.inputs.times import MAX_TIMESTAMP_US, MIN_TIMESTAMP_US, to_datetime
 

@@ -1,4 +1,4 @@
-"""File formats: the interfaces of writers and readers, the same for all formats. Opens nothing."""
+"""Interfaces of the writers and readers of files, the same for all formats, and what they exchange. Opens nothing."""
 
 from __future__ import annotations
 
