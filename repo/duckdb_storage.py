@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repo.compat.environment import filled_from_environment
-from repo.compat.shared import borrow
+from repo.compat.shared import acquire
 from repo.compat.trim import Trim
 from repo.errors import InvalidQuery, InvalidSettings, StoreFull
 from repo.files import StoreFiles, check_store_path
@@ -77,10 +77,10 @@ class DuckDBTimeSeriesStorage:
         self.max_size_mb = max_size_mb
         self.enable_compression = enable_compression
         files = StoreFiles.beside(file)
-        self._loan = loan = borrow(files, compress=enable_compression)
-        self._trim = Trim(lambda: loan.store, max_size_mb * MB, "max_size_mb")
+        self._reference = reference = acquire(files, compress=enable_compression)
+        self._trim = Trim(lambda: reference.store, max_size_mb * MB, "max_size_mb")
         if not any(path.exists() for path in files.column_files()):
-            self._loan.store.flush()
+            self._reference.store.flush()
 
     def insert_data_point(
         self,
@@ -96,7 +96,7 @@ class DuckDBTimeSeriesStorage:
         Overwrites a point of the same sensor, metric and time. Raises `InvalidPoint` or `StoreFull`; nothing was
         written.
         """
-        store = self._loan.store
+        store = self._reference.store
         self._refuse_if_full()
         store.points.insert(sensor_id, metric_name, _taken(value), timestamp, quality, metadata)
         return True
@@ -108,7 +108,7 @@ class DuckDBTimeSeriesStorage:
         quality[, metadata]]). Bad points are skipped; the log has their number and the first reason. Raises
         `StoreFull`.
         """
-        store = self._loan.store
+        store = self._reference.store
         rows = [_with_number(row) for row in rows_listed(data_points)]
         self._refuse_if_full()
         written = store.points.insert_many(rows, on_error="skip")
@@ -131,7 +131,7 @@ class DuckDBTimeSeriesStorage:
         the list has one dict, `sensor_id, metric_name, value, start_timestamp, end_timestamp, count, aggregation`,
         whose times are those of the first and last point; it is empty if there are no points. Raises `InvalidQuery`.
         """
-        store = self._loan.store
+        store = self._reference.store
         start_us, end_us = bound_us(start_time, "start_time"), bound_us(end_time, "end_time")
         if aggregation is not None:
             return self._aggregate(sensor_id, metric_name, start_us, end_us, aggregation)
@@ -148,7 +148,7 @@ class DuckDBTimeSeriesStorage:
         Each has `timestamp, metric_name, value, quality, metadata`.
         """
         metrics = None if metric_name is None else [metric_name]
-        found = self._loan.store.points.latest([sensor_id], metrics, limit)
+        found = self._reference.store.points.latest([sensor_id], metrics, limit)
         found.sort(key=lambda row: row["timestamp_us"], reverse=True)
         return [{"metric_name": row["metric_name"], **_plain(row)} for row in found[:limit]]
 
@@ -156,7 +156,7 @@ class DuckDBTimeSeriesStorage:
         """Return `total_records` (points), `unique_sensors, unique_metrics, time_range` (`start, end` as Unix
         seconds or None, `duration_seconds`), `storage_size_mb, max_size_mb, usage_percent`.
         """
-        store = self._loan.store
+        store = self._reference.store
         store.flush()
         series = [info for info in store.series.list() if info.points]
         first_us = min((info.first_us for info in series if info.first_us is not None), default=None)
@@ -184,7 +184,7 @@ class DuckDBTimeSeriesStorage:
         The loss ledger records the number. If the columns are busy, this raises `StoreBusy`: the delete is durable
         nevertheless, but its count is not known yet.
         """
-        store = self._loan.store
+        store = self._reference.store
         max_age_seconds = check_seconds(max_age_seconds, "max_age_seconds", -math.inf)
         cutoff = to_datetime(store.now_us() - round(max_age_seconds * 1e6))
         old = select_deleted(None if sensor_id is None else [sensor_id], None, None, cutoff, everything=False)
@@ -207,7 +207,7 @@ class DuckDBTimeSeriesStorage:
         None means no bound, or all sensors. The file appears complete or not at all. Raises what
         `Store.export_parquet` raises.
         """
-        done = self._loan.store.export_parquet(
+        done = self._reference.store.export_parquet(
             output_path,
             sensor_id=None if sensor_id is None else [sensor_id],
             start=None if start_time is None else to_datetime(bound_us(start_time, "start_time")),
@@ -224,12 +224,12 @@ class DuckDBTimeSeriesStorage:
         That includes points that were stored before, which stay unchanged; importing again changes nothing. Raises
         what `Store.import_parquet` raises.
         """
-        found = self._loan.store.import_parquet(input_path)
+        found = self._reference.store.import_parquet(input_path)
         return found.read - found.nulls - found.refused
 
     def close(self) -> None:
         """Release the store; other objects in this process can continue to use it. Safe to call again."""
-        self._loan.give_back()
+        self._reference.release()
 
     def _aggregate(
         self, sensor_id: str, metric_name: str, start_us: int, end_us: int, aggregation: str
@@ -239,7 +239,7 @@ class DuckDBTimeSeriesStorage:
             raise InvalidQuery(f"aggregation = {shown(aggregation)} is not one of {', '.join(_AGGREGATIONS)}")
         sensor_id, metric_name = check_text(sensor_id, "sensor_id"), check_text(metric_name, "metric_name")
         query = _AGGREGATE.format(aggregation=_AGGREGATIONS[function])
-        [row] = self._loan.store.sql(query, (sensor_id, metric_name, start_us, end_us))
+        [row] = self._reference.store.sql(query, (sensor_id, metric_name, start_us, end_us))
         if not row["count"]:
             return []
         if row["texts"] and function != "count":

@@ -12,7 +12,7 @@ from typing import Any
 
 from repo.compat.capacity import Capacity
 from repo.compat.environment import filled_from_environment, from_environment
-from repo.compat.shared import borrow
+from repo.compat.shared import acquire
 from repo.compat.trim import Trim
 from repo.core.stop import Stop
 from repo.duckdb_storage import DEFAULT_MAX_SIZE_MB, MAX_SIZE_MB, MB, DuckDBTimeSeriesStorage
@@ -103,7 +103,7 @@ class OfflineBufferManager:
         if use_duckdb and (elsewhere := from_environment("DUCKDB_STORAGE_PATH", str)) is not None:
             place_columns(folder, Path(elsewhere))
         files = StoreFiles.of(folder)
-        self._loan = borrow(
+        self._reference = acquire(
             files,
             engine=None if use_duckdb else "sqlite",
             # The log counts towards the limit, so a small buffer needs a small log.
@@ -114,18 +114,18 @@ class OfflineBufferManager:
             if self.use_duckdb:
                 self.duckdb_storage = DuckDBTimeSeriesStorage(files.duckdb)
             self._join_the_others()
-        except BaseException:  # nobody else can give the loan back
-            self._loan.give_back()
+        except BaseException:  # nobody else can release the reference
+            self._reference.release()
             raise
-        loan = self._loan  # a closure over `self` would keep this object from being collected
+        reference = self._reference  # a closure over `self` would keep this object from being collected
         self._capacity = Capacity(
-            lambda: loan.store,
+            lambda: reference.store,
             lambda size: size.metadata_bytes - size.metadata_free_bytes,
             max_bytes=max_buffer_size_mb * MB,
-            count=lambda: loan.store.records.count(),
+            count=lambda: reference.store.records.count(),
             max_count=max_buffer_size,
         )
-        self._trim = Trim(lambda: loan.store, _columns_limit_mb() * MB, MAX_SIZE_MB)
+        self._trim = Trim(lambda: reference.store, _columns_limit_mb() * MB, MAX_SIZE_MB)
         self._starting = threading.Lock()
         self._stop = Stop()
         self._cleaner: threading.Thread | None = None
@@ -146,7 +146,7 @@ class OfflineBufferManager:
             if not granted and not records.has(record_id):
                 return False
             if self._shared_by_both_kinds and records.has(record_id):
-                self._loan.shared.moved[record_id] = self._kind
+                self._reference.shared.moved[record_id] = self._kind
             records.add(record_id, source, data, timestamp)
         self._trim.apply()
         return True
@@ -219,7 +219,7 @@ class OfflineBufferManager:
             self._cleaner.join()
         if self.duckdb_storage is not None:
             self.duckdb_storage.close()
-        self._loan.give_back()
+        self._reference.release()
 
     def _is_time_series_data(self, data: Mapping[str, Any]) -> bool:
         """Return whether a record's data has any of the fields of a reading."""
@@ -229,7 +229,7 @@ class OfflineBufferManager:
 
     @property
     def _store(self) -> Store:
-        store = self._loan.store
+        store = self._reference.store
         if self._cleaner is None:
             self._start_cleaner()
         return store
@@ -256,7 +256,7 @@ class OfflineBufferManager:
 
         If DuckDB cannot be imported, the store has already logged a warning.
         """
-        store = self._loan.store
+        store = self._reference.store
         if not duckdb_is_installed():
             return False
         if store.status().engine == "duckdb":
@@ -274,10 +274,10 @@ class OfflineBufferManager:
 
     @property
     def _shared_by_both_kinds(self) -> bool:
-        return any(other._kind is not self._kind for other in list(self._loan.shared.buffers))
+        return any(other._kind is not self._kind for other in list(self._reference.shared.buffers))
 
     def _join_the_others(self) -> None:
-        self._loan.shared.buffers.add(self)
+        self._reference.shared.buffers.add(self)
         if self._shared_by_both_kinds:
             log.warning(
                 "buffers with and without use_duckdb on %s share one store: there is nothing to move between them",
@@ -290,7 +290,7 @@ class OfflineBufferManager:
         Programs that move records from an SQLite buffer to a DuckDB buffer on the same folder add each record there,
         then mark it as sent here. Both buffers hold the same record: it was not sent, so it stays.
         """
-        moved = self._loan.shared.moved
+        moved = self._reference.shared.moved
         if moved.get(record_id, self._kind) is self._kind:
             return False
         del moved[record_id]

@@ -13,7 +13,7 @@ from repo.files import StoreFiles
 from repo.settings import Settings
 from repo.store.store import Store
 
-__all__ = ["Loan", "SharedStore", "borrow"]
+__all__ = ["SharedStore", "StoreReference", "acquire"]
 
 
 class SharedStore:
@@ -46,31 +46,31 @@ class SharedStore:
         self._store.close()
 
 
-class Loan:
-    """One user's hold on a shared store. The store is closed when its last user gives it back."""
+class StoreReference:
+    """One use of a shared store. The store is closed when the last use ends."""
 
     def __init__(self, shared: SharedStore) -> None:
         self.shared = shared
-        self._give_back = weakref.finalize(self, _give_back, shared)
+        self._release = weakref.finalize(self, _release, shared)
 
     @property
     def store(self) -> Store:
-        """The store; raises `StoreClosed` after the loan was given back."""
-        if not self._give_back.alive:
+        """The store; raises `StoreClosed` after `release`."""
+        if not self._release.alive:
             path = self.shared.files.folder
             raise StoreClosed(f"this object on the store {path} was shut down; create a new one", path=path)
         return self.shared.store
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """End the use. Safe to call again."""
-        self._give_back()
+        self._release()
 
 
-def borrow(files: StoreFiles, **settings: Any) -> Loan:
+def acquire(files: StoreFiles, **settings: Any) -> StoreReference:
     """Open the store with these files, or share the one that is open in this process. Thread-safe.
 
     Bools are accepted as the numbers 0 and 1, as the documented methods always took them. The `settings` of the first
-    caller apply. Loans made before a fork also work in the child.
+    caller apply. References made before a fork also work in the child.
     """
     key = Path(os.path.realpath(files.metadata))
     with _lock:
@@ -80,10 +80,10 @@ def borrow(files: StoreFiles, **settings: Any) -> Loan:
                 key, files, Settings.load(files.folder, accept_bool=True, **settings)
             )
         shared.users += 1
-        return Loan(shared)
+        return StoreReference(shared)
 
 
-def _give_back(shared: SharedStore) -> None:
+def _release(shared: SharedStore) -> None:
     with _lock:
         shared.users -= 1
         if shared.users or _shared.get(shared.key) is not shared:
@@ -98,6 +98,6 @@ def _renew_in_child() -> None:
 
 
 _shared: dict[Path, SharedStore] = {}
-_lock = threading.RLock()  # reentrant: the garbage collector may give a loan back while another is made
+_lock = threading.RLock()  # reentrant: the garbage collector may release a reference while another is made
 
 os.register_at_fork(after_in_child=_renew_in_child)

@@ -154,7 +154,7 @@ def test_old_points_are_deleted_counted_and_in_the_ledger(storage: DuckDBTimeSer
     assert storage.cleanup_old_data() == 2
     assert storage.cleanup_old_data() == 0
     assert storage.get_storage_stats()["total_records"] == 4
-    assert storage._loan.store.status().ledger_dropped == 4
+    assert storage._reference.store.status().ledger_dropped == 4
 
 
 def test_a_full_storage_raises_and_takes_more_once_there_is_room(make_storage: Any) -> None:
@@ -171,8 +171,8 @@ def test_objects_on_one_real_path_share_one_store(make_storage: Any, tmp_path: P
     first = make_storage("edge/a.duckdb")
     (tmp_path / "other").symlink_to(tmp_path / "edge")
     second, third = make_storage("other/a.duckdb"), make_storage("edge/b.duckdb")
-    assert first._loan.store is second._loan.store
-    assert third._loan.store is not first._loan.store
+    assert first._reference.store is second._reference.store
+    assert third._reference.store is not first._reference.store
     first.close()
     first.close()
     with pytest.raises(StoreClosed):
@@ -185,7 +185,7 @@ def test_objects_on_one_real_path_share_one_store(make_storage: Any, tmp_path: P
 
 def test_neighbours_in_one_folder_do_not_wait_for_each_other(make_storage: Any) -> None:
     first, second = make_storage("edge/a.duckdb"), make_storage("edge/b.duckdb")
-    with first._loan.store._handle.columns.alone("a test"):
+    with first._reference.store._handle.columns.alone("a test"):
         second.insert_data_point("S", "m", 1.0, 5)  # if it waited, it would end in `StoreBusy`
         assert len(second.query_time_range("S", "m", 0, 10)) == 1
 
@@ -202,7 +202,7 @@ def test_in_the_folder_of_a_buffer_it_is_the_store_of_the_buffer(tmp_path: Path)
     buffer = OfflineBufferManager(tmp_path / "b")
     storage = DuckDBTimeSeriesStorage(str(tmp_path / "b/timeseries.duckdb"))
     try:
-        assert storage._loan.store is buffer._loan.store
+        assert storage._reference.store is buffer._reference.store
         buffer.add_record("r", "s", {"value": 1.0})
         assert storage.query_latest("s")[0]["metric_name"] == "unknown"
         assert not (tmp_path / "b/timeseries.duckdb.meta.db").exists()
@@ -227,7 +227,7 @@ def test_a_file_that_lost_its_metadata_is_damage_not_a_new_store(tmp_path: Path)
     path = tmp_path / "p.duckdb"
     storage = DuckDBTimeSeriesStorage(str(path))
     storage.insert_data_point("S", "m", 1.0)
-    storage._loan.store.checkpoint()
+    storage._reference.store.checkpoint()
     storage.close()
     for file in tmp_path.glob("p.duckdb.meta.db*"):
         file.unlink()
@@ -244,7 +244,7 @@ def test_a_storage_that_the_garbage_collector_finds_in_its_background_thread_is_
     gc.disable()
     try:
         storage = DuckDBTimeSeriesStorage(str(tmp_path / "edge" / "points.duckdb"))
-        handle, background = storage._loan.store._handle, storage._loan.store._background
+        handle, background = storage._reference.store._handle, storage._reference.store._background
         assert background is not None
         release_if_due = handle.columns.release_if_due
         found_by = []
@@ -293,7 +293,7 @@ def test_without_compression_the_file_is_larger(tmp_path: Path) -> None:
     for compress in (True, False):
         storage = DuckDBTimeSeriesStorage(str(tmp_path / f"{compress}.duckdb"), enable_compression=compress)
         storage.insert_batch(rows)
-        storage._loan.store.checkpoint()
-        sizes[compress] = storage._loan.store.size(inside=True).columns_used_bytes
+        storage._reference.store.checkpoint()
+        sizes[compress] = storage._reference.store.size(inside=True).columns_used_bytes
         storage.close()
     assert sizes[False] > 2 * sizes[True]

@@ -31,18 +31,18 @@ THREE = {"well_name": "W-1", "pressure": 10.5, "temperature": 80, "flow_rate": 3
 
 def test_a_pending_record_comes_back_whole_not_as_a_pointer(buffer: OfflineBufferManager) -> None:
     buffer.add_record("r", "gateway", THREE)
-    buffer._loan.store.checkpoint()
+    buffer._reference.store.checkpoint()
     assert [record["data"] for record in buffer.get_pending_records()] == [THREE]
 
 
 def test_the_points_of_sent_records_are_counted_and_can_be_deleted(buffer: OfflineBufferManager) -> None:
     buffer.add_record("r", "gateway", THREE, timestamp=time.time() - 3000)
     buffer.mark_sent("r")
-    store = buffer._loan.store
+    store = buffer._reference.store
     store.flush()
     assert store.status().points == 3
     storage = DuckDBTimeSeriesStorage(store.files.duckdb)
-    assert storage._loan.store is store
+    assert storage._reference.store is store
     assert storage.cleanup_old_data(max_age_seconds=2000) == 3
     assert store.status().ledger_dropped == 3
     storage.close()
@@ -62,7 +62,7 @@ def test_history_does_not_fill_a_buffer_and_is_trimmed_to_its_own_limit(
     monkeypatch.setenv("DUCKDB_MAX_SIZE_MB", "4")
     monkeypatch.setattr(trim, "CHECK_S", 0.0)
     buffer = make_buffer(max_buffer_size_mb=1)
-    store = buffer._loan.store
+    store = buffer._reference.store
     count = 40_000 if store.status().engine == "duckdb" else 20_000
     noise = random.Random(1)
     rows = [("S", "m", float(at), at / 7, 100, {"noise": noise.randbytes(100).hex()}) for at in range(count)]
@@ -93,7 +93,7 @@ def test_a_trim_deletes_no_more_because_its_points_did_not_arrive_in_order_of_ti
     monkeypatch.setenv("DUCKDB_MAX_SIZE_MB", "4")
     monkeypatch.setattr(trim, "CHECK_S", 0.0)
     buffer = make_buffer(max_buffer_size_mb=1)
-    store = buffer._loan.store
+    store = buffer._reference.store
     count = 400_000
     values = [(at * 7919 % 104_729) / 7 for at in range(count)]
     store.points.insert_table(
@@ -117,7 +117,7 @@ def test_a_trim_deletes_no_more_because_its_points_did_not_arrive_in_order_of_ti
 
 def test_a_record_with_three_metrics_keeps_three(buffer: OfflineBufferManager) -> None:
     buffer.add_record("r", "gateway", THREE, timestamp=100)
-    found = buffer._loan.store.points.range("W-1", None).all()
+    found = buffer._reference.store.points.range("W-1", None).all()
     assert {(row["metric_name"], row["value"]) for row in found} == {
         ("pressure", 10.5),
         ("temperature", 80.0),
@@ -142,8 +142,8 @@ def test_a_path_can_contain_any_character(
     buffer, storage = make_buffer(name), make_storage(f"{name}/{name}.duckdb")
     assert buffer.add_record("r", "s", {"value": 1.0})
     assert storage.insert_data_point("S", "m", 2.0, 5)
-    buffer._loan.store.checkpoint()
-    storage._loan.store.checkpoint()
+    buffer._reference.store.checkpoint()
+    storage._reference.store.checkpoint()
     assert storage.query_latest("S")[0]["value"] == 2.0
     assert buffer.get_buffer_stats()["total_records"] == 1
 
@@ -172,7 +172,7 @@ def test_errors_are_raised_not_turned_into_false_and_nothing(
     for error, call in calls:
         with pytest.raises(error):
             call()
-    broken = buffer._loan.store.path / "offline_buffer.db"
+    broken = buffer._reference.store.path / "offline_buffer.db"
     buffer.shutdown()
     for log in broken.parent.glob("offline_buffer.db-*"):
         log.unlink()
@@ -202,11 +202,11 @@ def test_a_second_process_has_all_features(
 ) -> None:
     for n in range(20):
         buffer.add_record(f"first-{n}", "first", {"value": n, "timestamp": 1000 + n})
-    buffer._loan.store.flush()  # this process holds the columns now
+    buffer._reference.store.flush()  # this process holds the columns now
     done = run_python(SECOND, buffer.buffer_path, engine)
     assert done.returncode == 0, done.stderr
     assert "falling back" not in done.stderr
-    assert len(buffer._loan.store.points.range("second", None).all()) == 20
+    assert len(buffer._reference.store.points.range("second", None).all()) == 20
     assert buffer.get_buffer_stats()["total_records"] == 40
 
 
@@ -215,7 +215,7 @@ def test_shutdown_is_prompt(make_buffer: Any) -> None:
     for n in range(3):
         buffer = make_buffer(f"b{n}")
         buffer.add_record("r", "s", THREE)
-        buffer._loan.store.flush()
+        buffer._reference.store.flush()
         started = time.perf_counter()
         buffer.shutdown()
         took_s.append(time.perf_counter() - started)

@@ -33,7 +33,7 @@ def move(
 
 
 def fill(buffer: OfflineBufferManager, count: int) -> None:
-    with buffer._loan.store.transaction() as transaction:
+    with buffer._reference.store.transaction() as transaction:
         for n in range(count):
             data: dict[str, Any] = {"event": "start"}
             if n % 10:
@@ -78,7 +78,7 @@ def test_on_one_folder_they_are_one_store_and_moving_loses_nothing(
     fill(old, 100)
     assert move(old, new) == 90
     assert len(new.get_pending_records()) == 100, "none was sent, so every one waits"
-    assert len(new._loan.store.points.range(None, None).all()) == 90, "and its points are there once"
+    assert len(new._reference.store.points.range(None, None).all()) == 90, "and its points are there once"
     assert sum(new.mark_sent(record["record_id"]) for record in new.get_pending_records()) == 100
     assert old.get_pending_records() == []
     old.shutdown()

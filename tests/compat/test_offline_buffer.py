@@ -22,12 +22,12 @@ READING = {"sensor_id": "S-1", "metric_name": "pressure", "value": 2500.5, "qual
 
 
 def ledger(buffer: OfflineBufferManager) -> list[Loss]:
-    with buffer._loan.store._handle.metadata.read() as connection:
+    with buffer._reference.store._handle.metadata.read() as connection:
         return LedgerRepository(connection).list()
 
 
 def points(buffer: OfflineBufferManager) -> list[tuple[Any, ...]]:
-    found = buffer._loan.store.points.range(None, None)
+    found = buffer._reference.store.points.range(None, None)
     return [(row["sensor_id"], row["metric_name"], row["value"], row["quality"]) for row in found]
 
 
@@ -183,17 +183,17 @@ def test_the_bytes_of_what_waits_are_limited(make_buffer: Any) -> None:
     buffer = make_buffer(max_buffer_size_mb=4)
     text = "x" * 20_000
     assert buffer.add_record("first", "s", {"text": text, "value": 1})
-    buffer._loan.store.checkpoint()  # so that DuckDB's file has the blocks of every column
+    buffer._reference.store.checkpoint()  # so that DuckDB's file has the blocks of every column
     added = 0
     while buffer.add_record(f"r{added}", "s", {"text": text, "value": added}):
         added += 1
         assert added < 1000
     assert added > 10
-    files = buffer._loan.store.files
-    size = buffer._loan.store.size(inside=True)
+    files = buffer._reference.store.files
+    size = buffer._reference.store.size(inside=True)
     used = size.metadata_bytes - size.metadata_free_bytes
     assert 3 * 2**20 < used < 4.5 * 2**20
-    assert buffer._loan.store.size().columns_bytes == sum(
+    assert buffer._reference.store.size().columns_bytes == sum(
         path.stat().st_size for path in files.column_files() if path.exists()
     )
     buffer.clear_buffer()
@@ -244,7 +244,7 @@ def test_the_thread_cleans_up_and_ends_at_shutdown(make_buffer: Any) -> None:
 
 def test_a_dropped_buffer_stops_its_thread_and_closes_its_store(tmp_path: Path, engine: str) -> None:
     buffer = OfflineBufferManager(tmp_path / "b", cleanup_interval=0.05, use_duckdb=engine == "duckdb")
-    thread, store = buffer._cleaner, buffer._loan.store
+    thread, store = buffer._cleaner, buffer._reference.store
     assert thread is not None
     del buffer
     thread.join(300)
@@ -275,13 +275,13 @@ def test_buffers_on_one_real_path_share_one_store(make_buffer: Any, tmp_path: Pa
     first = make_buffer()
     (tmp_path / "link").symlink_to(tmp_path / "buffer")
     second = make_buffer("link")
-    assert second._loan.store is first._loan.store
+    assert second._reference.store is first._reference.store
     first.add_record("r", "s", READING)
     first.shutdown()
     assert second.mark_sent("r") is True, "the last to leave closes"
     second.shutdown()
     with pytest.raises(StoreClosed):
-        second._loan.shared.store.records.count()
+        second._reference.shared.store.records.count()
 
 
 def test_a_store_reads_what_a_buffer_wrote(buffer: OfflineBufferManager, tmp_path: Path) -> None:

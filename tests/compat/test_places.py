@@ -46,12 +46,12 @@ def test_the_columns_are_at_that_path_and_the_records_in_the_folder(
 ) -> None:
     buffer = made(OfflineBufferManager(folder))
     buffer.add_record("r", "s", {"value": 1.0})
-    buffer._loan.store.checkpoint()
+    buffer._reference.store.checkpoint()
     assert outside.is_file()
     assert (folder / "offline_buffer.db").is_file()
     assert (folder / "timeseries.duckdb").resolve() == outside
-    assert buffer._loan.store.size().columns_bytes >= outside.stat().st_size
-    assert "points.duckdb" in buffer._loan.store.status().bytes_by_file
+    assert buffer._reference.store.size().columns_bytes >= outside.stat().st_size
+    assert "points.duckdb" in buffer._reference.store.status().bytes_by_file
 
 
 @pytest.mark.duckdb
@@ -73,7 +73,7 @@ def test_it_is_found_without_the_variable_by_everyone(
         folder / "offline_buffer.db",
     ]
     buffer, storage = made(OfflineBufferManager(folder)), made(DuckDBTimeSeriesStorage(outside))
-    assert buffer._loan.store is storage._loan.store
+    assert buffer._reference.store is storage._reference.store
     assert storage.query_latest("s")[0]["value"] == 1.0
 
 
@@ -83,7 +83,7 @@ def test_a_buffer_and_a_storage_on_one_file_are_one_store_whichever_comes_first(
     storage = made(DuckDBTimeSeriesStorage())
     storage.insert_data_point("S", "m", 1.0, 5)
     buffer = made(OfflineBufferManager(folder))
-    assert buffer._loan.store is storage._loan.store
+    assert buffer._reference.store is storage._reference.store
     buffer.add_record("r", "S", {"value": 2.0, "metric_name": "m"})
     assert [row["value"] for row in storage.query_latest("S")] == [2.0, 1.0]
     buffer.shutdown()
@@ -91,7 +91,7 @@ def test_a_buffer_and_a_storage_on_one_file_are_one_store_whichever_comes_first(
     again = made(OfflineBufferManager(folder))
     assert len(again.get_pending_records()) == 1
     assert again.db_path.exists()
-    with Store(folder, again._loan.store.settings) as store:
+    with Store(folder, again._reference.store.settings) as store:
         assert store.status().records_pending == 1
 
 

@@ -108,9 +108,9 @@ def test_the_environment_comes_before_defaults_and_after_arguments(
         assert given.use_duckdb
         assert (tmp_path / "elsewhere/p.duckdb").exists()
         assert storage.max_size_mb == 3
-        assert storage._loan.store is given._loan.store, "one file, one store"
+        assert storage._reference.store is given._reference.store, "one file, one store"
         assert other.max_size_mb == 1000
-        assert other._loan.store is not storage._loan.store
+        assert other._reference.store is not storage._reference.store
     finally:
         for facade in (named, given):
             facade.shutdown()

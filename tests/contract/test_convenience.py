@@ -92,7 +92,7 @@ def test_bools_are_accepted_with_accept_bool(store: Store, tmp_path: Any) -> Non
     storage.close()
     buffer = OfflineBufferManager(tmp_path / "buffer")
     buffer.add_record("r", "src", {"sensor_id": "s", "value": True})
-    assert buffer._loan.store.points.latest("s")[0]["value"] == 1.0
+    assert buffer._reference.store.points.latest("s")[0]["value"] == 1.0
     buffer.shutdown()
 
 

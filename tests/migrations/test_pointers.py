@@ -355,7 +355,7 @@ import sys
 from repo import OfflineBufferManager
 buffer = OfflineBufferManager(sys.argv[1])
 print(*[record["record_id"] for record in buffer.get_pending_records()], buffer.get_buffer_stats()["total_records"])
-print(*buffer._loan.store.status().warnings, file=sys.stderr)
+print(*buffer._reference.store.status().warnings, file=sys.stderr)
 buffer.add_record("new", "gw", {"note": 1})
 buffer.shutdown()
 """

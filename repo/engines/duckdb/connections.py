@@ -6,7 +6,7 @@ from typing import Any
 
 import duckdb
 
-from repo.engines.duckdb.borrowed import ConnectionWrapper, CursorWrapper
+from repo.engines.duckdb.duckdb_engine_import import ConnectionWrapper, CursorWrapper
 
 __all__ = ["InstanceConnection"]
 

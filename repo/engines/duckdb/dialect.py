@@ -23,10 +23,10 @@ from sqlalchemy.engine import reflection
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import NoSuchTableError
 
-from repo.engines.duckdb.borrowed import ConnectionWrapper
-from repo.engines.duckdb.borrowed import Dialect as _EngineDialect
-from repo.engines.duckdb.borrowed import DuckDBIdentifierPreparer as _EnginePreparer
 from repo.engines.duckdb.companions import LOG
+from repo.engines.duckdb.duckdb_engine_import import ConnectionWrapper
+from repo.engines.duckdb.duckdb_engine_import import Dialect as _EngineDialect
+from repo.engines.duckdb.duckdb_engine_import import DuckDBIdentifierPreparer as _EnginePreparer
 from repo.errors import StoreCorrupt
 from repo.processes.inuse import is_open_here
 
