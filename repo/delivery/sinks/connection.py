@@ -21,7 +21,7 @@ _NEVER = frozenset({501, 505})
 _REMEDIES = {
     401: "; check the token, or the user and the password, of the sink",
     403: "; check what the token or the user of the sink may do there",
-    404: "; check the URL of the sink",
+    404: "; check the URL and the options of the sink",
 }
 _ANSWER_BYTES = 1_048_576
 _REASON_CHARS = 200
