@@ -165,7 +165,11 @@ def test_these_answers_mean_that_an_item_is_refused(server: Scripted, status: in
 def test_any_other_answer_halts(server: Scripted, status: int) -> None:
     sink = ready(server.url)
     server.answer = always(status, b"no, thanks", Location="http://127.0.0.1:1/")
-    what_to_do = {401: "check the token", 403: "may do there", 404: "check the URL and the options of the sink"}.get(status, "")
+    what_to_do = {
+        401: "check the token",
+        403: "may do there",
+        404: "check the URL and the options of the sink",
+    }.get(status, "")
     with pytest.raises(SinkHalted, match=f"{status}.*no, thanks.*{what_to_do}"):
         sink.send(BATCH)
     sink.close()

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import configparser
+import json
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
-from repo import Settings, Store
+from repo import Forwarder, Settings, Store
 from tests.starter import Starter
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "cookbook.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
-FASTAPI, COLLECT, MODBUS, MQTT = (body for language, body in BLOCKS if language == "python")
+FASTAPI, COLLECT, MODBUS, MQTT, RECEIVER = (body for language, body in BLOCKS if language == "python")
 ((_, UNIT),) = (block for block in BLOCKS if block[0] == "ini")
 ((_, DOCKERFILE),) = (block for block in BLOCKS if block[0] == "dockerfile")
 
@@ -183,6 +187,45 @@ def test_a_message_of_mqtt_that_cannot_be_stored_stays_at_the_broker_and_ends_th
     assert done.stdout == "[]\n"
     assert "site/s/m stays at the broker: " in done.stderr
     assert stored(tmp_path / "data" / "mqtt") == []
+
+
+def test_the_http_receiver_stores_each_point_once_with_its_last_value(
+    starter: Starter, tmp_path: Path
+) -> None:
+    serve = 'HTTPServer(("127.0.0.1", 8080), Receiver).serve_forever()'
+    announced = (
+        'server = HTTPServer(("127.0.0.1", 0), Receiver); print(server.server_port, flush=True); '
+        "server.serve_forever()"
+    )
+    assert serve in RECEIVER
+    process = starter.open(["-c", RECEIVER.replace(serve, announced)], cwd=tmp_path)
+    port = int(process.stdout.readline())
+    with Store(tmp_path / "store", Settings(background=False)) as store:
+        store.sinks.add("collector", f"http://127.0.0.1:{port}/points", start="beginning")
+        store.points.insert_many([("s", "m", at, 1.5) for at in range(3)])
+        assert Forwarder(store).drain()["collector"].delivered == 3
+        store.sinks.replay("collector", start="beginning")
+        assert Forwarder(store).drain()["collector"].delivered == 3  # the same batch: a repeat
+        store.points.insert_many([("s", "m", 2, 2.5), ("s", "m", 3, None)])
+        assert Forwarder(store).drain()["collector"].delivered == 2
+        late = {
+            "seq": 3,
+            "sensor_id": "s",
+            "metric_name": "m",
+            "timestamp_us": 2_000_000,
+            "value": 1.5,
+            "quality": 0,
+        }
+        key = f"holdfast-2.{store.status().store_id}.1.3.3.1.0"
+    request = Request(f"http://127.0.0.1:{port}/points", json.dumps(late).encode(), {"Idempotency-Key": key})
+    with urlopen(request, timeout=60) as answer:
+        assert json.load(answer) == {"key": key, "repeat": False}
+    process.close()
+    received = sqlite3.connect(tmp_path / "received.db")
+    with closing(received):
+        found = received.execute("SELECT timestamp_us, value, epoch FROM points ORDER BY 1").fetchall()
+        assert received.execute("SELECT count(*) FROM batches").fetchone() == (3,)
+    assert found == [(0, 1.5, 1), (1_000_000, 1.5, 1), (2_000_000, 2.5, 1), (3_000_000, None, 1)]
 
 
 def test_the_unit_and_the_image_name_what_exists(tmp_path: Path) -> None:

@@ -86,4 +86,10 @@ def test_the_commands_of_the_page_add_sinks(starter: Starter, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert "s3cret" not in done.stdout + done.stderr
     assert "needs the option org" in done.stderr
-    assert {one["name"] for one in json.loads(done.stdout)} == {"broker", "collector", "hub", "influx", "stream"}
+    assert {one["name"] for one in json.loads(done.stdout)} == {
+        "broker",
+        "collector",
+        "hub",
+        "influx",
+        "stream",
+    }
