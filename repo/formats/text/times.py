@@ -118,7 +118,8 @@ class TimeReader:
 
     def _advice(self, text: str) -> str:
         """Return what a text in an unknown format may need."""
-        unit = _DIGITS.get(len(text)) if text.isascii() and text.isdecimal() else None
+        whole, _, fraction = text.partition(".")
+        unit = _DIGITS.get(len(whole)) if text.isascii() and (whole + fraction).isdecimal() else None
         if unit is not None:
             return f"; if it counts {unit[0]} since 1970, add the format {unit[1]} (--time-format {unit[1]})"
         if text and self._listed == "iso":
