@@ -65,7 +65,11 @@ def test_a_time_is_parsed_by_the_first_matching_format(
             ("iso",),
             "fits no time format (iso); if it counts seconds since 1970, add the format unix (--time-format unix)",
         ),
-        ("1704067200.5", ("iso",), "if it counts seconds since 1970, add the format unix (--time-format unix)"),
+        (
+            "1704067200.5",
+            ("iso",),
+            "if it counts seconds since 1970, add the format unix (--time-format unix)",
+        ),
         (
             "01.02.2024",
             ("iso",),
