@@ -37,6 +37,8 @@ __all__ = ["PipedProcess", "Process", "Starter", "spent_us_of", "without_pandas"
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 300.0
+MOST_OF_A_PLACE = 80
+"""The address of a socket has about 100 characters, and a folder and a name follow."""
 LEFT_OUT = ("repo.demo", "repo.migrations", "repo.formats.files.parquet_pyarrow")
 """PyArrow and NumPy start threads when they are imported."""
 
@@ -214,9 +216,10 @@ class Starter:
         if shared is not None:
             self.address = shared
             return
-        self._home = Path(
-            tempfile.mkdtemp(prefix="starter-")
-        )  # short: the address of a socket has 100 characters
+        place = tempfile.gettempdir()
+        if len(place) > MOST_OF_A_PLACE:
+            place = "/tmp"
+        self._home = Path(tempfile.mkdtemp(prefix="starter-", dir=place))
         self.address = str(self._home / "s")
         self._server = subprocess.Popen(
             [str(python), "-W", "error", str(Path(__file__).resolve()), self.address, str(root)],
