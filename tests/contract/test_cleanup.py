@@ -18,7 +18,7 @@ from repo import HoldfastError, InvalidQuery, Settings, Store, StoreBusy, StoreF
 from repo.disk import space
 from repo.repositories.ledger import LedgerRepository, Loss
 from tests.conftest import Templates
-from tests.contract.test_processes import HOLD, ask_and_end
+from tests.contract.test_processes import HOLD, ask_and_end, patiently
 
 
 def ledger(store: Store) -> list[Loss]:
@@ -196,7 +196,7 @@ def test_while_another_process_has_the_columns_points_are_dropped_later_and_reco
     done = store.cleanup(records=True, end=500)
     assert (done.points, done.records, done.bytes) == (None, 30, None)
     ask_and_end(holder)
-    store.flush()
+    patiently(store.flush)
     assert counts(store) == {"s0": 500, "s1": 500, "s2": 500}
 
 
