@@ -360,10 +360,10 @@ def test_a_disk_without_room_is_reported_before_the_move_with_the_bytes_needed(
 @pytest.mark.closes_columns
 @pytest.mark.slow_on("sqlite")
 def test_another_process_continues_on_the_other_engine(open_store: Any, spawn: Any, engine: str) -> None:
-    store = open_store()
+    store = open_store(lease_timeout_s=300)
     other = spawn(
         "import sys; from repo import Settings, Store\n"
-        "with Store(sys.argv[1], Settings()) as store:\n"
+        "with Store(sys.argv[1], Settings(lease_timeout_s=300)) as store:\n"
         "    for line in sys.stdin:\n"
         "        at = int(line)\n"
         "        store.points.insert('b', 'm', 1.0, timestamp=at)\n"

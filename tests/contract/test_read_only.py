@@ -126,19 +126,19 @@ def test_what_would_change_a_store_that_is_only_read_is_refused(
 def test_a_reader_and_a_writer_take_turns(
     open_store: OpenStore, tmp_path: Path, run_python: RunPython
 ) -> None:
-    store = open_store(background=True)
+    store = open_store(background=True, lease_timeout_s=300)
     store.points.insert("a", "m", 1.0, 1.0)
     store.flush()
     store.points.insert("a", "m", 2.0, 2.0)
     script = """
 import sys
-from repo import Store
-with Store(sys.argv[1], read_only=True) as store:
+from repo import Settings, Store
+with Store(sys.argv[1], Settings(lease_timeout_s=300), read_only=True) as store:
     print(len(store.points.range("a", "m").all()), len(store.points.latest("a")))
 """
     assert run_python(script, tmp_path / "store").stdout.split() == ["2", "1"]
     store.points.insert("a", "m", 3.0, 3.0)
-    with Store(tmp_path / "store", Settings(background=False), read_only=True) as reader:
+    with Store(tmp_path / "store", Settings(background=False, lease_timeout_s=300), read_only=True) as reader:
         assert len(reader.points.range("a", "m").all()) == 3
     assert len(store.points.range("a", "m").all()) == 3
 
