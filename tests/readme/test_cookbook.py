@@ -121,7 +121,7 @@ import resource
 def loop_forever(self):
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
     self.on_message(self, None, types.SimpleNamespace(topic="site/s/m", payload=PAYLOADS[0], mid=0, qos=1))
-    assert self.disconnected.wait(60)
+    assert self.disconnected.wait(300)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     print(self.acked)
 
