@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,3 +62,13 @@ def own_campaign(fork_server: ForkServer, seed: int, tmp_path: Path) -> Iterator
     campaign = Campaign(fork_server, tmp_path, seed, "duckdb")
     yield campaign
     campaign.close()
+
+
+@pytest.fixture(scope="session")
+def strace() -> None:
+    """Skip tests where strace is missing, or may not trace, as in some containers."""
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace")
+    tried = subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"strace may not trace here: {tried.stderr}")

@@ -82,7 +82,7 @@ with Store(sys.argv[1], Settings(engine=sys.argv[2], background=False)) as store
 """
 
 
-def strace(path: Path, engine: str, *options: str) -> subprocess.CompletedProcess[str]:
+def traced(path: Path, engine: str, *options: str) -> subprocess.CompletedProcess[str]:
     columns = path / ("timeseries.duckdb" if engine == "duckdb" else "timeseries.sqlite")
     watched = [f"--trace-path={columns}{suffix}" for suffix in ("", ".building", ".wal", "-wal", "-journal")]
     return subprocess.run(
@@ -94,13 +94,13 @@ def strace(path: Path, engine: str, *options: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.usefixtures("strace")
 @pytest.mark.parametrize("engine", ["duckdb", "sqlite"])
 def test_a_kill_at_any_write_of_a_new_column_file_loses_nothing(tmp_path: Path, engine: str) -> None:
     killed = 0
     for nth in range(1, 41):
         folder = tmp_path / str(nth)
-        done = strace(
+        done = traced(
             folder, engine, "--trace=pwrite64,write", f"--inject=pwrite64,write:signal=SIGKILL:when={nth}"
         )
         assert "acknowledged" in done.stdout, done.stderr

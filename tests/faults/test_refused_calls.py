@@ -15,7 +15,7 @@ from repo.engines.registry import companions_of
 from tests.faults import injected
 
 pytestmark = [
-    pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace"),
+    pytest.mark.usefixtures("strace"),
 ]
 
 CALLS = {

@@ -8,7 +8,6 @@ SQLite recovers it.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import struct
 import subprocess
@@ -23,7 +22,7 @@ from repo import Settings, Store
 
 pytestmark = [
     pytest.mark.duckdb,
-    pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace"),
+    pytest.mark.usefixtures("strace"),
 ]
 
 POINTS = 20
