@@ -163,6 +163,7 @@ def test_stop_waits_for_the_batch_in_hand_and_for_nothing_else(
     stopping = threading.Thread(target=forwarder.stop)
     stopping.start()
     eventually(delivering._stop.is_asked, "the delivery is asked to end")
+    stopping.join(0.1)  # a stop that does not wait ends sooner
     assert stopping.is_alive()
     may_answer.set()
     stopping.join(300)
