@@ -8,8 +8,9 @@ import sqlite3
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -329,7 +330,8 @@ def take_census(census: Census) -> Counted:
     with Store(census.folder, settings, create=census.create is not None) as store:
         count_through(counted, store, checkpoint=census.checkpoint)
     count_metadata(counted, census.folder)
-    count_columns(counted, _ask_columns(census.folder))
+    with _asking_columns(census.folder) as ask:
+        count_columns(counted, ask)
     return counted
 
 
@@ -402,12 +404,14 @@ def _facts(raw: sqlite3.Connection) -> dict[str, Any] | None:
     return dict(zip([column[0] for column in cursor.description], rows[0], strict=True))
 
 
-def _ask_columns(folder: Path) -> Callable[[str], list[Any]]:
+@contextmanager
+def _asking_columns(folder: Path) -> Iterator[Callable[[str], list[Any]]]:
     fallback = folder / "timeseries.sqlite"
     if fallback.exists():
-        raw = sqlite3.connect(fallback, timeout=30)
-        return lambda query: raw.execute(query).fetchall()
+        with _raw(fallback) as raw:
+            yield lambda query: raw.execute(query).fetchall()
+        return
     import duckdb
 
-    base = duckdb.connect(str(folder / "timeseries.duckdb"), read_only=True)
-    return lambda query: base.execute(query).fetchall()
+    with duckdb.connect(str(folder / "timeseries.duckdb"), read_only=True) as base:
+        yield lambda query: base.execute(query).fetchall()
