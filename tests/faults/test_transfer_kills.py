@@ -49,8 +49,8 @@ with Store(sys.argv[2], Settings(background=False, bulk_rows=2_000)) as store:
 """
 STEPS = {
     "export": (
-        "repo.transfer.exporter:_Slices:_taken",
-        "repo.transfer.exporter:_Slices:first_from",
+        "repo.transfer.exporter:_ExportPages:_taken",
+        "repo.transfer.exporter:_ExportPages:first_from",
         "repo.transfer.exporter:_Export:_write",
         "repo.formats.files.bundle:Drafting:add",
         "repo.formats.files.bundle:Drafting:finish",
