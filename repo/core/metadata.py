@@ -292,8 +292,8 @@ class MetadataDatabase:
             if writer is not None:
                 writer.connection.close()
             self._readers.close()
-            self.engine.dispose()
-            self._careful.dispose()
+            sqlite.close_idle(self.engine)
+            sqlite.close_idle(self._careful)
             self._turnstile.close()
 
     def _release_idle(self) -> None:

@@ -35,6 +35,10 @@ HANDED_OUT = text(
 because each message is read through it."""
 
 
+# A query that is built once is looked up faster: each opening runs it.
+_NOTED = select(BufferMetadata.key).where(BufferMetadata.key == MARKER)
+
+
 class PointerRepository:
     """Pointers in the metadata database, in the transaction of a connection that the caller opened."""
 
@@ -43,8 +47,7 @@ class PointerRepository:
 
     def noted(self) -> bool:
         """Return whether there may still be pointers to resolve."""
-        query = select(BufferMetadata.key).where(BufferMetadata.key == MARKER)
-        return self._connection.scalar(query) is not None
+        return self._connection.scalar(_NOTED) is not None
 
     def count(self) -> int:
         """Return how many records look like pointers."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Engine, inspect, make_url, select
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError
 
 from repo.clock import Clock, system_clock
-from repo.engines.base import READ, Backend
+from repo.engines.base import Backend
 from repo.engines.registry import ENGINES, METADATA, engine_named, first_usable
 from repo.engines.sqlite import driver as sqlite
 from repo.errors import HoldfastError, StoreMissing
@@ -165,16 +165,10 @@ def _active_engine(metadata: Path) -> str | None:
     """Return the engine of a store's columns as its metadata name it; None if they do not."""
     if not metadata.exists():
         return None
-    engine = sqlite.open_engine(metadata, read_only=True)
-    try:
-        with engine.execution_options(**READ).connect() as connection:
-            if not inspect(connection).has_table(StoreState.__tablename__):
-                return None
-            found = connection.scalar(select(StoreState.engine))
-    except SQLAlchemyError as error:
-        raise sqlite.typed_error(error, metadata) from error
-    finally:
-        engine.dispose()
+    with sqlite.reading(metadata) as connection:
+        if not inspect(connection).has_table(StoreState.__tablename__):
+            return None
+        found = connection.scalar(select(StoreState.engine))
     return found if found in ENGINES else None
 
 
@@ -226,7 +220,7 @@ def opened(
         try:
             yield engine
         finally:
-            engine.dispose()
+            sqlite.close_idle(engine)
     else:
         engine = backend.open()
         try:

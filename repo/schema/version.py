@@ -16,6 +16,8 @@ REVISIONS = ("0001", "0002", "0003", "0004")
 
 HEAD = REVISIONS[-1]
 
+_STORED = text("SELECT version_num FROM alembic_version")
+
 
 class VersionStatus(StrEnum):
     """How the version of a database compares with `HEAD`."""
@@ -39,7 +41,7 @@ def version_of(connection: Connection, path: Path | None = None, *, is_versioned
     # Checked first: in DuckDB an error would abort the caller's transaction.
     if not is_versioned and not inspect(connection).has_table("alembic_version"):
         return None
-    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all()
+    found = connection.execute(_STORED).scalars().all()
     if len(found) > 1:
         raise StoreCorrupt(
             f"alembic_version of {path or _name(connection)} has {len(found)} revisions ({', '.join(found)}), "

@@ -12,9 +12,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from uuid import uuid4
 
-from sqlalchemy import inspect
-from sqlalchemy.exc import SQLAlchemyError
-
 from repo.clock import Clock
 from repo.core.acknowledged import account_for_lost_end
 from repo.core.active import ActiveColumns, first_engine, refuse_unless_allowed
@@ -178,16 +175,10 @@ class Opening:
     def _found(self) -> tuple[str | None, bool, bool]:
         """Return the metadata's schema, whether it has no tables yet, and whether records still lack their data."""
         database = self._files.metadata
-        engine = sqlite.open_engine(database, busy_timeout_s=self._settings.busy_timeout_s, read_only=True)
-        try:
-            with engine.execution_options(**READ).connect() as connection:
-                found = version.version_of(connection, database)
-                is_new = found is None and not inspect(connection).get_table_names()
-                return found, is_new, found == version.HEAD and PointerRepository(connection).noted()
-        except (SQLAlchemyError, sqlite.DriverError) as error:
-            raise sqlite.typed_error(error, database) from error
-        finally:
-            engine.dispose()
+        with sqlite.reading(database, busy_timeout_s=self._settings.busy_timeout_s) as connection:
+            found = version.version_of(connection, database)
+            is_new = found is None and is_empty(connection)
+            return found, is_new, found == version.HEAD and PointerRepository(connection).noted()
 
     @contextmanager
     def _writers_kept_out(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from repo.engines.sqlite import driver as sqlite
+from repo.errors import HoldfastError, StoreCorrupt
 
 
 def test_a_connection_that_is_closed_in_a_transaction_with_an_open_statement_releases_its_lock(
@@ -53,3 +54,23 @@ def test_a_connection_is_replaced_after_an_error_that_passed_sqlalchemy_by(tmp_p
         sqlite.vacuum(engine)
     sqlite.vacuum(engine)
     engine.dispose()
+
+
+def test_a_look_at_a_file_names_the_file_in_its_errors_and_leaves_the_file_and_its_log_as_they_were(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "file.db"
+    engine = sqlite.open_engine(path)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (a INTEGER)")
+    files = [path, path.with_name("file.db-wal")]
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(HoldfastError, match=r"file\.db: no such table"), sqlite.reading(path) as connection:
+        connection.exec_driver_sql("SELECT * FROM gone")
+    with sqlite.reading(path) as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM t").scalar_one() == 0
+    assert [file.read_bytes() for file in files] == before
+    engine.dispose()
+    path.write_bytes(b"not a database, but long enough to be read as one" * 100)
+    with pytest.raises(StoreCorrupt, match=r"file\.db is damaged"), sqlite.reading(path) as connection:
+        connection.exec_driver_sql("SELECT 1 FROM t")

@@ -62,7 +62,7 @@ class SQLiteBackend:
 
     def close(self, engine: Engine) -> None:
         """Close the file."""
-        engine.dispose()
+        sqlite.close_idle(engine)
 
     def checkpoint(self, engine: Engine) -> None:
         """Checkpoint and truncate the WAL; under the lease no other process can be writing."""

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from repo.disk import ownership
 from repo.engines.bare import BareConnection
-from repo.engines.base import STORED, causes_of
+from repo.engines.base import READ, STORED, causes_of
 from repo.engines.sqlite.companions import COMPANIONS, LOG
 from repo.engines.sqlite.pool import IdlePool
 from repo.engines.statements import COMPILED
@@ -42,6 +42,7 @@ __all__ = [
     "WalCheckpoint",
     "bare_transaction",
     "checkpoint_wal",
+    "close_idle",
     "free_bytes",
     "has_wal_reset_bug",
     "is_begun",
@@ -50,6 +51,7 @@ __all__ = [
     "only_reading",
     "open_engine",
     "open_overlay",
+    "reading",
     "replaced_after_error",
     "require_version",
     "temp_folder",
@@ -144,7 +146,7 @@ def open_engine(
         },
         execution_options={"compiled_cache": COMPILED},
     )
-    forks.add_owner(engine, _close_idle)
+    forks.add_owner(engine, close_idle)
 
     durable = () if read_only else ("journal_mode = WAL", f"synchronous = {_SYNCHRONOUS[durability]}")
 
@@ -247,11 +249,28 @@ class RegisteredConnection(sqlite3.Connection):
             self.close()
 
 
-def _close_idle(engine: Engine) -> None:
-    """Close the idle connections in the pool, which opens others on demand."""
-    pool = engine.pool
-    if isinstance(pool, IdlePool) and pool.has_idle():
-        pool.dispose()
+def close_idle(engine: Engine) -> None:
+    """Close the connections that nobody uses; others are opened on demand.
+
+    This also closes an engine for good: `Engine.dispose` would make a new pool, which takes as long as closing.
+    """
+    engine.pool.dispose()
+
+
+@contextmanager
+def reading(path: Path, *, busy_timeout_s: float = 30.0) -> Iterator[Connection]:
+    """Open a file for the block, in which a transaction may only read. Both the file and its log stay unchanged.
+
+    Raises the errors of `typed_error`, also for what the block executes.
+    """
+    engine = open_engine(path, busy_timeout_s=busy_timeout_s, read_only=True)
+    try:
+        with engine.connect().execution_options(**READ) as connection:
+            yield connection
+    except (SQLAlchemyError, DriverError) as error:
+        raise typed_error(error, path) from error
+    finally:
+        close_idle(engine)
 
 
 @dataclass(slots=True)

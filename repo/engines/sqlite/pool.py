@@ -26,10 +26,6 @@ class IdlePool(Pool):
         super().__init__(*arguments, **options)
         self._idle: deque[ConnectionPoolEntry] = deque()  # appending and popping are atomic
 
-    def has_idle(self) -> bool:
-        """Return whether an open connection is idle."""
-        return bool(self._idle)
-
     def dispose(self) -> None:
         """Close the idle connections. Those in use are kept or closed when they are returned."""
         close_all(self._idle)

@@ -38,19 +38,10 @@ def _copy(path: Path, target: Path, progress: Callable[[int], object]) -> None:
 
 
 def _wait_until_unused(path: Path, timeout_s: float, is_needless: Callable[[Connection], bool]) -> None:
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from repo.engines.base import READ
     from repo.engines.sqlite import driver
 
-    engine = driver.open_engine(path, read_only=True)
-    try:
-        with engine.execution_options(**READ).connect() as connection:
-            needless = is_needless(connection)
-    except SQLAlchemyError as error:
-        raise driver.typed_error(error, path) from error
-    finally:
-        engine.dispose()
+    with driver.reading(path) as connection:
+        needless = is_needless(connection)
     if not needless:
         driver.wait_until_unused(path, timeout_s)
 
