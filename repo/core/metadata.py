@@ -126,12 +126,12 @@ class MetadataDatabase:
         )
 
     def journal(
-        self, work: Callable[[Connection], object], attempt: sqlite.CommitOutcome | None = None
+        self, work: Callable[[Connection], object], outcome: sqlite.CommitOutcome | None = None
     ) -> None:
         """Run `work` in a transaction that appends to the journal, and commit it with the configured durability.
 
         Only the writer may call it, because it takes all commits of this connection for its own. No exception,
-        including an interrupt, leaves a transaction open; `attempt` says whether it was committed. The caller must call
+        including an interrupt, leaves a transaction open; `outcome` says whether it was committed. The caller must call
         `refuse_after_fork` before it takes a lock of its own.
         """
         forks.give_way()
@@ -145,7 +145,7 @@ class MetadataDatabase:
                     self._replace_writer()
                 assert self._writer is not None
                 self._writer_known = False
-                sqlite.bare_transaction(self._writer, attempt or sqlite.CommitOutcome(), work)
+                sqlite.bare_transaction(self._writer, outcome or sqlite.CommitOutcome(), work)
                 self._writer_known = True
             except _ERRORS as error:
                 raise sqlite.typed_error(error, self.path) from error

@@ -67,7 +67,7 @@ class ReadOnlyMetadata(MetadataDatabase):
             self._copied.cleanup()
 
     def journal(
-        self, _work: Callable[[Connection], object], _attempt: sqlite.CommitOutcome | None = None
+        self, _work: Callable[[Connection], object], _outcome: sqlite.CommitOutcome | None = None
     ) -> None:
         """Raise `StoreReadOnly`."""
         refuse_change(self._files)

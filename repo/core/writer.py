@@ -57,10 +57,10 @@ class _Party:
 
 @dataclass(slots=True, eq=False)
 class _CommitGroup:
-    """The parties of one commit; `attempt` and `failed` hold its outcome."""
+    """The parties of one commit; `outcome` and `failed` say how it ended."""
 
     parties: Sequence[_Party]
-    attempt: CommitOutcome = field(default_factory=CommitOutcome)
+    outcome: CommitOutcome = field(default_factory=CommitOutcome)
     failed: bool = False
 
 
@@ -167,7 +167,7 @@ class Writer:
         started = time.perf_counter()
         try:
             submissions = [submission for party in group.parties for submission in party.submissions]
-            group.failed = not self._commit(submissions, group.attempt)
+            group.failed = not self._commit(submissions, group.outcome)
         finally:
             self._settle()
         self._last_commit_s = time.perf_counter() - started
@@ -177,7 +177,7 @@ class Writer:
         """Wake the threads of a group that was committed or failed, and appoint the next leader. Safe to repeat."""
         group = self._group
         if group is not None:
-            decided = group.attempt.committed or group.failed
+            decided = group.outcome.committed or group.failed
             done = set(map(id, group.parties)) if decided else set()
             with self._mutex:
                 self._queue = [p for p in self._queue if not (p.gone or id(p) in done)]
@@ -204,7 +204,7 @@ class Writer:
         while len(self._queue) < self._last_party and time.perf_counter() < until:
             time.sleep(_PAUSE_S)
 
-    def _commit(self, submissions: Sequence[Submission], attempt: CommitOutcome) -> bool:
+    def _commit(self, submissions: Sequence[Submission], outcome: CommitOutcome) -> bool:
         """Commit submissions in one transaction, and return whether it succeeded; if not, each has its error."""
         registered: dict[_Pair, str] = {}
         tail, self._tail = self._tail, None
@@ -232,9 +232,9 @@ class Writer:
             tail = _Tail(journal, version, self._append(journal, last_seq, accepted, now_us))
 
         try:
-            self._metadata.journal(write, attempt)
+            self._metadata.journal(write, outcome)
         except HoldfastError as error:
-            if attempt.committed:
+            if outcome.committed:
                 return True
             for submission in submissions:
                 submission.error = submission.error or error

@@ -168,7 +168,7 @@ class _Export:
         self._selection = selection
         self._form = form
         self._note = note
-        self._slices = _ExportPages(handle, selection, progress, columnar=form.writer.columnar)
+        self._pages = _ExportPages(handle, selection, progress, columnar=form.writer.columnar)
 
     def one_file(self, path: Path) -> Exported:
         """Write all points into one file, and its checksum into another."""
@@ -178,7 +178,7 @@ class _Export:
         with file_typed(path.parent, "created"):
             path.parent.mkdir(parents=True, exist_ok=True)
         with file_typed(path, "written"), atomic_write(path) as descriptor:
-            facts = self._write(descriptor, self._slices.start_us, self._slices.end_us)
+            facts = self._write(descriptor, self._pages.start_us, self._pages.end_us)
             # The old checksum must not remain next to the new file: that would look like damage.
             checksum.unlink(missing_ok=True)
         with file_typed(checksum, "written"):
@@ -190,8 +190,8 @@ class _Export:
         writer = self._form.writer
         assert isinstance(writer, TextWriter), "only texts are written to a stream"
         counting = _Counting(stream)
-        with closing(_ahead(self._slices.pages(self._slices.start_us, self._slices.end_us))) as pages:
-            found = WrittenPages(self._slices.series, 0, pages)
+        with closing(_ahead(self._pages.pages(self._pages.start_us, self._pages.end_us))) as pages:
+            found = WrittenPages(self._pages.series, 0, pages)
             points, bounds = writer.write_to(counting, found, self._form.compression)  # type: ignore[arg-type]
         stream.flush()
         return Exported(Path("-"), 1, points, counting.bytes, *bounds.times, *bounds.seqs)
@@ -205,13 +205,13 @@ class _Export:
         }
         with drafting(path, request) as bundle:
             resumed = 0
-            at = self._slices.start_us
-            while (first := self._slices.first_from(at)) is not None:
+            at = self._pages.start_us
+            while (first := self._pages.first_from(at)) is not None:
                 day = min(max(first // DAY_US, FIRST_DAY), LAST_DAY)
-                at = self._slices.end_us if day == LAST_DAY else min((day + 1) * DAY_US, self._slices.end_us)
+                at = self._pages.end_us if day == LAST_DAY else min((day + 1) * DAY_US, self._pages.end_us)
                 name = day_path(store_id, day, self._form.ending)
-                if name in bundle.done and self._slices.holds(bundle.done[name], first, at):
-                    self._slices.skip(bundle.done[name].points)
+                if name in bundle.done and self._pages.holds(bundle.done[name], first, at):
+                    self._pages.skip(bundle.done[name].points)
                     resumed += 1
                     continue
                 if name in bundle.done:
@@ -224,8 +224,8 @@ class _Export:
             return Exported(path, len(bundle.done), **combined(bundle.done.values()), resumed=resumed)
 
     def _write(self, descriptor: int, start_us: int, end_us: int) -> FileFacts:
-        with closing(_ahead(self._slices.pages(start_us, end_us))) as pages:
-            found = WrittenPages(self._slices.series, self._slices.count(start_us, end_us), pages)
+        with closing(_ahead(self._pages.pages(start_us, end_us))) as pages:
+            found = WrittenPages(self._pages.series, self._pages.count(start_us, end_us), pages)
             return self._form.writer.write(
                 descriptor, found, compression=self._form.compression, note=self._note
             )

@@ -11,12 +11,12 @@ PICTURE = TEXT.split("```")[1]
 SUBPACKAGES = {path.parent.name for path in (ROOT / "repo").glob("*/__init__.py")}
 
 
-def test_each_room_that_exists_has_one_paragraph_and_each_paragraph_is_about_one() -> None:
+def test_each_subpackage_that_exists_has_one_paragraph_and_each_paragraph_is_about_one() -> None:
     described = re.findall(r"^\*\*`(.+)/`\*\*", TEXT, re.MULTILINE)
     assert sorted(described) == sorted(["alembic", *(f"repo/{name}" for name in SUBPACKAGES)])
 
 
-def test_the_picture_has_each_room_and_each_base_module() -> None:
+def test_the_picture_has_each_subpackage_and_each_base_module() -> None:
     modules = {path.stem for path in (ROOT / "repo").glob("*.py")} - {"__init__"}
     drawn = set(re.findall(r"[a-z_]+", PICTURE))
     assert not (SUBPACKAGES | modules) - drawn
@@ -31,7 +31,7 @@ def test_each_file_and_folder_that_is_named_exists() -> None:
     assert not [path for path in named if not (ROOT / path).exists()]
 
 
-def test_each_room_that_is_named_exists() -> None:
+def test_each_subpackage_that_is_named_exists() -> None:
     bare = set(re.findall(r"`([a-z_]+)`", TEXT)) - {"repo", "holdfast", "flush_interval_s"}
     assert bare <= SUBPACKAGES
 

@@ -432,7 +432,7 @@ def combinations() -> Iterator[Any]:
     """Each route on each engine, as far as there is one.
 
     `netted` and `_lay_over` work on rows of the journal, whatever the engine: on DuckDB they are slow tests. So are,
-    on both, two roads whose steps other roads take, too: `apply` with a flush for each batch, and `merge` of tables.
+    on both, two routes whose steps other routes take, too: `apply` with a flush for each batch, and `merge` of tables.
     """
     for name, route in ROUTES.items():
         for engine in ("duckdb", "sqlite"):

@@ -93,9 +93,9 @@ def test_any_number_of_records_is_marked_sent_in_one_commit(
     metadata = store._handle.metadata
     inner = metadata.journal
 
-    def counted(work: Any, attempt: Any) -> None:
+    def counted(work: Any, outcome: Any) -> None:
         commits.append(work)
-        inner(work, attempt)
+        inner(work, outcome)
 
     monkeypatch.setattr(metadata, "journal", counted)
     assert store.records.mark_sent(f"r{n}" for n in range(2, 5000)) == 2998

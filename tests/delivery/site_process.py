@@ -34,9 +34,8 @@ def deliver(job: str, place: str, url: str, options: str, seed: str) -> None:
             print(last.progress.value if last.error is None else f"{last.progress.value}: {last.error}")
             return
         forwarder.start()
-        if (
-            is_new
-        ):  # enough for every test, however soon this process is killed and however slow the machine is
+        if is_new:
+            # Enough for every test, however soon this process is killed and however slow the machine is.
             rows = [(f"S-{at % 5}", "flow", START_S + at, chance.random()) for at in range(2_000)]
             store.points.insert_many(rows)
         print("ready", flush=True)

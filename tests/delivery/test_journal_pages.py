@@ -140,7 +140,7 @@ def test_many_pages_of_the_journal_are_the_pages_of_the_columns(
 
 
 def test_new_points_come_from_the_journal_and_everything_else_from_the_columns(open_store: OpenStore) -> None:
-    store = open_store()  # its clock stands still
+    store = open_store()  # with a clock that does not advance
     store.sinks.add("any", "https://127.0.0.1:9/", start="now")  # so that the journal keeps its newest rows
 
     def rows(*at: int, value: float = 1.0) -> list[Row]:

@@ -178,7 +178,7 @@ def test_the_scheme_of_a_target_gives_its_kind(url: str, kind: str) -> None:
 
 @ENGINE
 def test_an_attempt_is_recorded_and_confirmed_with_the_next_one(open_store: OpenStore) -> None:
-    store = open_store()  # its clock stands still, and with it `points_per_s`
+    store = open_store()  # with a clock that does not advance, on which `points_per_s` depends
     fill(store, 30)
     store.sinks.add("mine", "", start="beginning")
     delivery = store.sinks.delivery("mine")

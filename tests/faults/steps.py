@@ -348,14 +348,14 @@ def _watch_journal(stopper: Stopper) -> None:
     JournalRepository.append = watched_append  # type: ignore[method-assign]
 
     def bare_transaction(
-        bare: BareConnection, attempt: sqlite.CommitOutcome, work: Callable[[Connection], object]
+        bare: BareConnection, outcome: sqlite.CommitOutcome, work: Callable[[Connection], object]
     ) -> None:
         def watched(connection: Connection) -> None:
             work(connection)
             stopper.reach("journal filled")
             _here.journal = True
 
-        original(bare, attempt, watched)
+        original(bare, outcome, watched)
         _here.journal = False
         stopper.passed("journal COMMIT")
         stopper.reach("journal committed")

@@ -99,7 +99,7 @@ def killed(starter: Starter, what: str, store: Path, path: Path, after_s: float)
     """Start the work and kill it; returns the step that it was in, or `done`."""
     process = starter.open(["-c", WORK, what, store, path, " ".join(STEPS[what.split()[0]])])
     while process.stdout.readline() != "open\n":
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()
     time.sleep(after_s)
     process.kill()
     said, reported = process.communicate()

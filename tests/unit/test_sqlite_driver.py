@@ -56,7 +56,7 @@ def test_a_connection_is_replaced_after_an_error_that_passed_sqlalchemy_by(tmp_p
     engine.dispose()
 
 
-def test_a_look_at_a_file_names_the_file_in_its_errors_and_leaves_the_file_and_its_log_as_they_were(
+def test_reading_a_file_names_it_in_errors_and_leaves_it_and_its_log_unchanged(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "file.db"

@@ -282,27 +282,27 @@ class CommitOutcome:
 
 
 def bare_transaction(
-    bare: BareConnection, attempt: CommitOutcome, work: Callable[[Connection], object]
+    bare: BareConnection, outcome: CommitOutcome, work: Callable[[Connection], object]
 ) -> None:
     """Run `work` in an IMMEDIATE transaction through the driver.
 
     SQLAlchemy's begin and commit would add a quarter to the time of a durable commit. Any exception, including Ctrl-C
-    at any time, rolls back what was not committed; `attempt` says whether it was. The start and end use no generators
+    at any time, rolls back what was not committed; `outcome` says whether it was. The start and end use no generators
     or methods, because an interrupt between them would leave the transaction open.
     """
     connection, driver = bare.connection, bare.driver
     try:
         driver.execute("BEGIN IMMEDIATE")
         work(connection)
-        attempt.ending = True
+        outcome.ending = True
         driver.execute("COMMIT")  # unlike `driver.commit()`, the driver keeps this statement prepared
-        attempt.committed = True
+        outcome.committed = True
     except DriverError:
         driver.rollback()
         raise
     except BaseException:  # an interrupt, or an error of `work`, which is the caller's and may be any
         # The commit itself cannot be interrupted: unless it raised an error, it has ended the transaction.
-        attempt.committed = attempt.ending and not driver.in_transaction
+        outcome.committed = outcome.ending and not driver.in_transaction
         driver.rollback()
         raise
     finally:
