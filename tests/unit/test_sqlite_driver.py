@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -56,13 +57,15 @@ def test_a_connection_is_replaced_after_an_error_that_passed_sqlalchemy_by(tmp_p
     engine.dispose()
 
 
-def test_reading_a_file_names_it_in_errors_and_leaves_it_and_its_log_unchanged(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "file.db"
-    engine = sqlite.open_engine(path)
+def test_reading_a_file_names_it_in_errors_and_leaves_it_and_its_log_unchanged(tmp_path: Path) -> None:
+    engine = sqlite.open_engine(tmp_path / "open.db")
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE t (a INTEGER)")
+    # A copy with its log, as a killed process leaves it: whoever closes such a file for writing checkpoints it.
+    path = tmp_path / "file.db"
+    for suffix in ("", "-wal"):
+        shutil.copyfile(tmp_path / f"open.db{suffix}", f"{path}{suffix}")
+    engine.dispose()
     files = [path, path.with_name("file.db-wal")]
     before = [file.read_bytes() for file in files]
     with pytest.raises(HoldfastError, match=r"file\.db: no such table"), sqlite.reading(path) as connection:
@@ -70,7 +73,7 @@ def test_reading_a_file_names_it_in_errors_and_leaves_it_and_its_log_unchanged(
     with sqlite.reading(path) as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM t").scalar_one() == 0
     assert [file.read_bytes() for file in files] == before
-    engine.dispose()
+    files[1].unlink()
     path.write_bytes(b"not a database, but long enough to be read as one" * 100)
     with pytest.raises(StoreCorrupt, match=r"file\.db is damaged"), sqlite.reading(path) as connection:
         connection.exec_driver_sql("SELECT 1 FROM t")
